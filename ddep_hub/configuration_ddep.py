@@ -1,0 +1,214 @@
+# Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of the DDeP models."""
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+
+__version__ = "0.1.0"
+
+# Raised when a folder written today could not be read by an older ddep_hub.
+FORMAT_VERSION = 1
+
+# Fields that say together what the classes are.
+_LABEL_FIELDS = ("num_labels", "id2label", "label2id")
+
+# Arguments of `timm.create_model` that the model sets itself.
+RESERVED_ENCODER_KWARGS = ("pretrained", "num_classes", "in_chans", "features_only", "out_indices", "block_fn")
+
+# Names that transformers' own loading code reads or hands on: no fields, and no misspelt ones either.
+_TRANSFORMERS_ARGUMENTS = set(
+    """
+    adapter_kwargs adapter_name allow_all_kernels attn_implementation auto_map cache_dir code_revision config
+    custom_pipelines device_map device_mesh disable_mmap distributed_config experts_implementation force_download
+    from_flax from_tf fusion_config generation_config gguf_file gradient_checkpointing ignore_mismatched_sizes
+    kernel_config key_mapping local_files_only low_cpu_mem_usage max_memory mirror model_type name_or_path num_labels
+    offload_buffers offload_folder offload_state_dict output_attentions output_loading_info proxies
+    quantization_config resume_download return_unused_kwargs revision state_dict subfolder token torch_dtype tp_plan
+    tp_size tqdm_class trust_remote_code use_auth_token use_kernels use_return_dict use_safetensors variant
+    weights_only
+    """.split()
+) | {"encoder_weights"}  # an argument of the models' own `from_pretrained`
+
+logger = logging.get_logger(__name__)
+
+
+@strict
+class DDePConfig(PreTrainedConfig):
+    r"""Configuration of [`DDePModel`], [`DDePForPreTraining`] and [`DDePForSemanticSegmentation`].
+
+    Building a model from a configuration never touches the network and never loads weights.
+
+    Args:
+        encoder_name: timm name of the encoder, with or without the tag of its weights. The default is the encoder of
+            the DDeP paper, TransUNet's R50+ViT-B/16 with ImageNet-21k weights.
+        encoder_kwargs: further arguments of `timm.create_model`, for instance `{"img_size": 384}`.
+        encoder_revision: commit of the timm repository on the Hub that the encoder's weights came from.
+        encoder_weights_hash: SHA-256 of the encoder's weights the decoder was trained on.
+        num_channels: channels of the input images.
+        decoder_hidden_sizes: channels of the decoder's blocks, coarsest first; each block doubles the resolution.
+            `None` means `(256, 128, 64, 16)` over an encoder of stride 16 and `(256, 128, 64, 32, 16)` at stride 32.
+            With fewer blocks than the stride allows, predictions are upsampled bilinearly to the image's size.
+        decoder_bottleneck_size: channels of the 3x3 convolution in front of the first block.
+        decoder_width: factor on `decoder_hidden_sizes` (the paper's 1x, 2x, 3x); the bottleneck keeps its size.
+        decoder_norm: `"batch"` (TransUNet's) or `"group"` (for batches of one, and for exact data parallelism).
+        freeze_encoder: `True` is DDeP (the decoder alone is pretrained), `False` is DeP. Read by
+            [`DDePForPreTraining`] only.
+        corruption: `"scaled"` keeps the variance, `sqrt(gamma) x + sqrt(1 - gamma) noise` with
+            `gamma = 1 / (1 + sigma^2)`; `"simple"` is `x + sigma noise`.
+        prediction_type: `"epsilon"` predicts the noise, `"sample"` the clean image.
+        sigma: standard deviation of the noise in units of `pixel_values`, that is after normalisation; or a range
+            `(low, high)` from which each example draws its own.
+        semantic_loss_ignore_index: label that the segmentation loss leaves out.
+        initializer_range: standard deviation of a fresh classifier's or denoising head's weights.
+        decoder_only: marks a folder whose weights file holds no encoder. Written by
+            `save_pretrained(..., decoder_only=True)`; not set by hand.
+        ddep_hub_version: version of the package that wrote the folder.
+        format_version: version of the folder's format. A newer one than this package knows is refused.
+
+    Raises:
+        ValueError: an undeclared name that is close to a declared field; a folder of a newer format.
+        huggingface_hub.errors.StrictDataclassError: a field of the wrong type, or out of its range.
+
+    Example:
+
+    ```python
+    >>> from ddep_hub import DDePConfig, DDePForSemanticSegmentation
+
+    >>> config = DDePConfig(encoder_name="tf_efficientnet_lite0", decoder_norm="group", num_labels=19)
+    >>> model = DDePForSemanticSegmentation(config)
+    ```
+    """
+
+    model_type = "ddep"
+
+    encoder_name: str = "vit_base_r50_s16_224.orig_in21k"
+    encoder_kwargs: dict[str, Any] | None = None
+    encoder_revision: str | None = None
+    encoder_weights_hash: str | None = None
+    num_channels: int = 3
+    decoder_hidden_sizes: list[int] | tuple[int, ...] | None = None
+    decoder_bottleneck_size: int = 512
+    decoder_width: float | int = 1.0
+    decoder_norm: Literal["batch", "group"] = "batch"
+    freeze_encoder: bool = True
+    corruption: Literal["scaled", "simple"] = "scaled"
+    prediction_type: Literal["epsilon", "sample"] = "epsilon"
+    sigma: float | int | list[float | int] | tuple[float | int, ...] = 0.22
+    semantic_loss_ignore_index: int = 255
+    initializer_range: float | int = 0.02
+    decoder_only: bool = False
+    ddep_hub_version: str = __version__
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self._check_format(self.format_version, self.ddep_hub_version)
+        for name in self.undeclared(kwargs):
+            logger.warning(f"DDePConfig has no field `{name}`; it is kept as an attribute and does nothing.")
+        self._match_labels(kwargs.get("num_labels"))
+        super().__post_init__(**kwargs)
+
+    def _match_labels(self, num_labels: int | None) -> None:
+        config: Any = self  # the fields are transformers', which mypy does not read
+        if config.id2label is None:
+            config.id2label = {i: f"LABEL_{i}" for i in range(2 if num_labels is None else num_labels)}
+            if config.label2id is not None:
+                config.id2label = {int(label_id): name for name, label_id in config.label2id.items()}
+        # JSON has no integer keys.
+        names = config.id2label = {int(label_id): name for label_id, name in config.id2label.items()}
+        if num_labels is not None and num_labels != len(names):
+            raise ValueError(
+                f"num_labels is {num_labels}, but the label map has {len(names)} names. Pass id2label alone."
+            )
+        if sorted(names) != list(range(len(names))):
+            raise ValueError(f"id2label must name the ids 0 to {len(names) - 1}, each once; it names {sorted(names)}.")
+        if config.label2id is None:
+            config.label2id = {name: label_id for label_id, name in names.items()}
+        wrong = [name for name, label_id in config.label2id.items() if names.get(int(label_id)) != name]
+        if wrong or set(config.label2id) != set(names.values()):
+            raise ValueError(
+                f"label2id does not match id2label: {config.label2id} against {names}. Pass id2label alone; label2id "
+                "follows from it."
+            )
+
+    @staticmethod
+    def _check_format(found: Any, writer: Any) -> None:
+        if isinstance(found, int) and found > FORMAT_VERSION:
+            raise ValueError(
+                f"format_version is {found} (written by ddep_hub {writer}), but ddep_hub {__version__} reads formats "
+                f"up to {FORMAT_VERSION}. Upgrade with `pip install --upgrade ddep_hub`."
+            )
+
+    def validate_architecture(self) -> None:
+        """Checks each field's range; runs at construction and before saving."""
+        super().validate_architecture()
+        for name in ("num_channels", "decoder_bottleneck_size", "decoder_width", "initializer_range"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be positive, got {value}.")
+        sizes = self.decoder_hidden_sizes
+        if sizes is not None and (not sizes or min(sizes) < 1):
+            raise ValueError(f"decoder_hidden_sizes needs one positive number a block, got {sizes}.")
+        reserved = sorted(set(self.encoder_kwargs or {}).intersection(RESERVED_ENCODER_KWARGS))
+        if reserved:
+            raise ValueError(f"encoder_kwargs must not hold {reserved}: the model sets them itself. Leave them out.")
+        low, high = self.sigma_range
+        if not (0 < low <= high and math.isfinite(high)):
+            raise ValueError(f"sigma must be positive, or a range (low, high) of positive numbers, got {self.sigma}.")
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        """`sigma` as `(low, high)`, both equal where it is one number."""
+        if isinstance(self.sigma, (int, float)):
+            return float(self.sigma), float(self.sigma)
+        if len(self.sigma) != 2:
+            raise ValueError(f"sigma must be one number or a range (low, high), got {self.sigma}.")
+        return float(self.sigma[0]), float(self.sigma[1])
+
+    @classmethod
+    def undeclared(cls, names: Iterable[str]) -> list[str]:
+        """Those of `names` that are neither fields nor transformers' own.
+
+        Raises:
+            ValueError: a name that is close to a declared field.
+        """
+        declared = [*cls.__dataclass_fields__, "num_labels"]
+        unknown = [
+            name
+            for name in names
+            if name not in declared and name not in _TRANSFORMERS_ARGUMENTS and not name.startswith("_")
+        ]
+        for name in unknown:
+            close = difflib.get_close_matches(name, declared, n=1, cutoff=0.8)
+            if close:
+                raise ValueError(f"DDePConfig has no field `{name}`. Did you mean `{close[0]}`?")
+        return unknown
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; keyword arguments are checked as at construction, instead of being dropped."""
+        cls._check_format(config_dict.get("format_version"), config_dict.get("ddep_hub_version"))
+        config_dict = dict(config_dict)
+        unknown = cls.undeclared(kwargs)
+        if not kwargs.get("return_unused_kwargs"):
+            config_dict |= {name: kwargs.pop(name) for name in unknown}
+        labels = {name: kwargs.pop(name) for name in _LABEL_FIELDS if kwargs.get(name) is not None}
+        stored = config_dict.get("id2label")
+        # Another label map replaces the stored one as a whole; the same number of labels leaves the names alone.
+        if labels and (set(labels) != {"num_labels"} or stored is None or len(stored) != labels["num_labels"]):
+            config_dict = {name: value for name, value in config_dict.items() if name not in _LABEL_FIELDS} | labels
+        return super().from_dict(config_dict, **kwargs)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; the file names this version as its writer."""
+        self.ddep_hub_version, self.format_version = __version__, FORMAT_VERSION
+        return super().save_pretrained(*args, **kwargs)
+
+
+__all__ = ["DDePConfig"]

@@ -1,0 +1,217 @@
+"""The classes of a data set: names, display colours and the value that marks unlabelled pixels."""
+
+import colorsys
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+Color = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """Names and colours of the classes 0..n-1, and the mask value that belongs to none of them.
+
+    Args:
+        names: One name per class; position is the class id. No name occurs twice.
+        colors: One RGB colour in 0..255 per class.
+        ignore_index: Mask value of unlabelled pixels; not one of the class ids.
+
+    Raises:
+        ValueError: The lengths differ, a name repeats, a colour is out of range, or `ignore_index` is a class id.
+    """
+
+    names: tuple[str, ...]
+    colors: tuple[Color, ...]
+    ignore_index: int = 255
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise ValueError("names is empty; a class table needs at least one class")
+        if len(self.colors) != len(self.names):
+            raise ValueError(f"colors has {len(self.colors)} entries for {len(self.names)} names; give one per class")
+        repeated = sorted({name for name in self.names if self.names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"names holds {repeated} more than once; give every class its own name")
+        for name, color in zip(self.names, self.colors, strict=True):
+            if len(color) != 3 or not all(0 <= channel <= 255 for channel in color):
+                raise ValueError(f"color of {name!r} is {color}; give three numbers in 0..255")
+        if 0 <= self.ignore_index < len(self.names):
+            raise ValueError(
+                f"ignore_index {self.ignore_index} is the id of class {self.names[self.ignore_index]!r}; "
+                f"choose a value outside 0..{len(self.names) - 1}"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.names)
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Class id to name, as a model's config wants it."""
+        return dict(enumerate(self.names))
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """Name to class id."""
+        return {name: index for index, name in enumerate(self.names)}
+
+
+def read_class_table(path: str | Path) -> ClassTable:
+    """Reads a `classes.json`.
+
+    Three shapes are accepted: `{"classes": [{"id": 0, "name": "sky", "color": [70, 130, 180]}, ...],
+    "ignore_index": 255}` with `color` and `ignore_index` optional, a list of names, or `{"0": "sky", ...}`.
+
+    Args:
+        path: The JSON file.
+
+    Returns:
+        The table; classes without a colour get one that no other class has.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The content is not one of these shapes; the message names the file and the key.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f'{path} is missing; write the class names there, for example {{"classes": [{{"id": 0, "name": "sky"}}]}}'
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); mend the file") from error
+    ignore_index = 255
+    if isinstance(content, dict) and "classes" in content:
+        ignore_index = _integer(content.get("ignore_index", 255), path, "ignore_index")
+        entries = content["classes"]
+        if not isinstance(entries, list):
+            raise ValueError(f"{path}: key 'classes' must be a list of {{id, name, color}}, not {_kind(entries)}")
+    elif isinstance(content, dict):
+        entries = [{"id": _integer_key(key, path), "name": name} for key, name in content.items()]
+    elif isinstance(content, list):
+        entries = [{"id": index, "name": name} for index, name in enumerate(content)]
+    else:
+        raise ValueError(f"{path} holds {_kind(content)}; it must be an object with key 'classes' or a list of names")
+    names, colors = _in_order(entries, path)
+    try:
+        return ClassTable(names=names, colors=colors, ignore_index=ignore_index)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def write_class_table(table: ClassTable, path: str | Path) -> None:
+    """Writes a table in the shape that `read_class_table` reads.
+
+    Args:
+        table: The classes.
+        path: The JSON file to write; its folder must exist.
+    """
+    classes = [
+        {"id": index, "name": name, "color": list(color)}
+        for index, (name, color) in enumerate(zip(table.names, table.colors, strict=True))
+    ]
+    text = json.dumps({"ignore_index": table.ignore_index, "classes": classes}, indent=1, ensure_ascii=False)
+    Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def colorize(mask: np.ndarray, table: ClassTable) -> np.ndarray:
+    """Paints a mask of class ids in the classes' colours.
+
+    Args:
+        mask: Integer array (H, W) of class ids and `table.ignore_index`.
+        table: The classes.
+
+    Returns:
+        uint8 array (H, W, 3), 0..255; ignored pixels are black.
+
+    Raises:
+        ValueError: The mask is not two-dimensional, or holds a value that is neither a class id nor the ignore value.
+    """
+    if mask.ndim != 2 or not np.issubdtype(mask.dtype, np.integer):
+        raise ValueError(f"mask must be integers of shape (H, W), not {mask.dtype} of shape {mask.shape}")
+    ignored = mask == table.ignore_index
+    unknown = ~ignored & ((mask < 0) | (mask >= table.num_classes))
+    if unknown.any():
+        found = np.unique(mask[unknown]).tolist()
+        raise ValueError(f"mask holds {found[:10]}, outside the class ids 0..{table.num_classes - 1}")
+    palette = np.array([*table.colors, (0, 0, 0)], dtype=np.uint8)
+    return palette[np.where(ignored, table.num_classes, mask)]
+
+
+def _in_order(entries: list[Any], path: Path) -> tuple[tuple[str, ...], tuple[Color, ...]]:
+    names: dict[int, str] = {}
+    given: dict[int, Color] = {}
+    for position, entry in enumerate(entries):
+        key = f"classes[{position}]"
+        if not isinstance(entry, dict):
+            raise ValueError(f"{path}: {key} is {_kind(entry)}; it must be an object with keys id and name")
+        for field in ("id", "name"):
+            if field not in entry:
+                raise ValueError(f"{path}: {key} has no key {field!r}; add it")
+        index = _integer(entry["id"], path, f"{key}.id")
+        if index in names:
+            raise ValueError(f"{path}: {key}.id is {index}, which an earlier class has; ids must not repeat")
+        name = entry["name"]
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{path}: {key}.name must be a text that is not empty, not {name!r}")
+        names[index] = name
+        if entry.get("color") is not None:
+            given[index] = _color(entry["color"], path, f"{key}.color")
+    if not names:
+        raise ValueError(f"{path} lists no classes; add at least one under key 'classes'")
+    if sorted(names) != list(range(len(names))):
+        missing = sorted(set(range(len(names))) - set(names))
+        raise ValueError(f"{path}: ids must be 0..{len(names) - 1} without holes; key 'id' is missing {missing[:10]}")
+    spare = iter(_palette(2 * len(names) + 1, avoid=set(given.values())))
+    colors = tuple(given[index] if index in given else next(spare) for index in range(len(names)))
+    return tuple(names[index] for index in range(len(names))), colors
+
+
+def _palette(number: int, avoid: set[Color]) -> list[Color]:
+    """Colours that differ from each other and from `avoid`; none is black, which stands for ignored pixels."""
+    found: list[Color] = []
+    step = 0
+    while len(found) < number:
+        # Golden-ratio steps round the colour circle never come close to an earlier hue soon; brightness and
+        # saturation move at other periods, which keeps long palettes apart as well.
+        hue = step * 0.618033988749895 % 1.0
+        red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.55, 0.7)[step % 3], (0.95, 0.75, 0.55, 0.85)[step % 4])
+        color = (round(255 * red), round(255 * green), round(255 * blue))
+        if color not in avoid:
+            found.append(color)
+            avoid = avoid | {color}
+        step += 1
+    return found
+
+
+def _color(value: Any, path: Path, key: str) -> Color:
+    if not isinstance(value, list) or len(value) != 3:
+        raise ValueError(f"{path}: {key} is {value!r}; give three numbers in 0..255")
+    red, green, blue = (_integer(channel, path, key) for channel in value)
+    return red, green, blue
+
+
+def _integer(value: Any, path: Path, key: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{path}: {key} must be a whole number, not {value!r}")
+    return value
+
+
+def _integer_key(key: str, path: Path) -> int:
+    if not (key.isascii() and key.isdigit()):
+        raise ValueError(
+            f"{path}: key {key!r} is neither 'classes' nor a class id; see read_class_table for the shapes"
+        )
+    return int(key)
+
+
+def _kind(value: Any) -> str:
+    kinds = {dict: "an object", list: "a list", str: "a text", type(None): "null"}
+    return kinds.get(type(value), f"the value {value!r}")

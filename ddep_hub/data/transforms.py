@@ -1,0 +1,251 @@
+"""From a row to uint8 tensors: geometry and colour on the CPU; normalisation and noise are left to the device."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional
+
+from .sampling import example_seed
+
+
+Size = int | tuple[int, int]
+Row = dict[str, Any]
+
+
+class SegmentationTrainTransform:
+    """Random scale, crop and flip of image and mask together, and random colour of the image.
+
+    Where the scaled image is smaller than the crop, it is put at a random place of it. Around it the image is filled
+    with its own mean colour, which makes the weakest edge and lies near zero after any encoder's normalisation; the
+    labels are filled with `ignore_index`.
+
+    Args:
+        crop_size: Size of the result in pixels, (height, width) or one number for both.
+        image_size: Shorter side in pixels that a scale of 1 stands for; the image's own by default.
+        scale: Range of the random scale, drawn uniformly.
+        horizontal_flip: Probability of mirroring.
+        photometric: Whether to change brightness, contrast, saturation and hue at random.
+        ignore_index: Label of the filled border.
+
+    Raises:
+        ValueError: An option is out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        *,
+        crop_size: Size,
+        image_size: int | None = None,
+        scale: tuple[float, float] = (0.5, 2.0),
+        horizontal_flip: float = 0.5,
+        photometric: bool = False,
+        ignore_index: int = 255,
+    ) -> None:
+        self.crop_size = _pair(crop_size)
+        self.image_size = _checked_image_size(image_size)
+        self.scale = _checked_range(scale)
+        self.horizontal_flip = _checked_probability(horizontal_flip)
+        self.color_jitter = v2.ColorJitter(0.3, 0.3, 0.3, 0.05) if photometric else None
+        self.ignore_index = ignore_index
+
+    def __call__(self, row: Row) -> dict[str, torch.Tensor]:
+        """Transforms one row.
+
+        Args:
+            row: With `image`, a PIL RGB image, and `annotation`, an integer array (H, W) of the same size.
+
+        Returns:
+            `pixel_values`, uint8 (3, h, w) in 0..255, and `labels`, int64 (h, w), both of `crop_size`.
+        """
+        image, annotation = row["image"], row["annotation"]
+        low, high = self.scale
+        scale = low + (high - low) * torch.rand(()).item()
+        if self.image_size is not None:
+            scale *= self.image_size / min(image.size)
+        # Only the part of the image that the crop will show is scaled.
+        top, height, crop_height, place_top = _window(image.height, self.crop_size[0], scale)
+        left, width, crop_width, place_left = _window(image.width, self.crop_size[1], scale)
+        pixels = functional.pil_to_tensor(image.crop((left, top, left + width, top + height)))
+        labels = torch.from_numpy(np.ascontiguousarray(annotation[top : top + height, left : left + width]))
+        pixels = _resize(pixels, (crop_height, crop_width))
+        labels = functional.resize(
+            labels[None], [crop_height, crop_width], interpolation=InterpolationMode.NEAREST_EXACT
+        )[0]
+        if torch.rand(()).item() < self.horizontal_flip:
+            pixels, labels = pixels.flip(-1), labels.flip(-1)
+        if self.color_jitter is not None:
+            pixels = self.color_jitter(pixels)
+        if (crop_height, crop_width) == self.crop_size:
+            return {"pixel_values": pixels.contiguous(), "labels": labels.to(torch.int64)}
+        inside = (slice(place_top, place_top + crop_height), slice(place_left, place_left + crop_width))
+        mean = pixels.float().mean((1, 2)).round().to(torch.uint8)
+        pixel_values = mean[:, None, None].repeat(1, *self.crop_size)
+        pixel_values[:, *inside] = pixels
+        padded = torch.full(self.crop_size, self.ignore_index, dtype=torch.int64)
+        padded[inside] = labels.to(torch.int64)
+        return {"pixel_values": pixel_values, "labels": padded}
+
+
+class PretrainTransform:
+    """A random part of the image, of random area and aspect ratio, scaled to one size and mirrored at random.
+
+    Args:
+        crop_size: Size of the result in pixels, (height, width) or one number for both.
+        scale: Range of the part's area, as a share of the image's.
+        ratio: Range of the part's width divided by its height, drawn uniformly in the logarithm.
+        horizontal_flip: Probability of mirroring.
+
+    Raises:
+        ValueError: An option is out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        *,
+        crop_size: Size,
+        scale: tuple[float, float] = (0.2, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        horizontal_flip: float = 0.5,
+    ) -> None:
+        self.crop_size = _pair(crop_size)
+        self.crop = v2.RandomResizedCrop(self.crop_size, scale=_checked_range(scale), ratio=_checked_range(ratio))
+        self.horizontal_flip = _checked_probability(horizontal_flip)
+
+    def __call__(self, row: Row) -> dict[str, torch.Tensor]:
+        """Transforms one row.
+
+        Args:
+            row: With `image`, a PIL RGB image.
+
+        Returns:
+            `pixel_values`, uint8 (3, h, w) in 0..255, of `crop_size`.
+        """
+        image: Image.Image = row["image"]
+        part = self.crop.make_params([image])
+        top, left = part["top"], part["left"]
+        pixels = functional.pil_to_tensor(image.crop((left, top, left + part["width"], top + part["height"])))
+        pixels = _resize(pixels, self.crop_size)
+        if torch.rand(()).item() < self.horizontal_flip:
+            pixels = pixels.flip(-1)
+        return {"pixel_values": pixels.contiguous()}
+
+
+class EvalTransform:
+    """The whole image, and the labels at their own size, so that scores are those of the data set's masks.
+
+    Args:
+        image_size: Shorter side of the image in pixels; the image's own by default.
+
+    Raises:
+        ValueError: `image_size` is below 1.
+    """
+
+    def __init__(self, *, image_size: int | None = None) -> None:
+        self.image_size = _checked_image_size(image_size)
+
+    def __call__(self, row: Row) -> dict[str, torch.Tensor]:
+        """Transforms one row.
+
+        Args:
+            row: With `image`, a PIL RGB image, and `annotation`, an integer array (H, W).
+
+        Returns:
+            `pixel_values`, uint8 (3, h, w) in 0..255, and `labels`, int64 (H, W).
+        """
+        image: Image.Image = row["image"]
+        pixels = functional.pil_to_tensor(image)
+        if self.image_size is not None:
+            scale = self.image_size / min(image.size)
+            pixels = _resize(pixels, (max(1, round(image.height * scale)), max(1, round(image.width * scale))))
+        return {"pixel_values": pixels, "labels": torch.from_numpy(row["annotation"].astype(np.int64))}
+
+
+class Rows(Protocol):
+    """What holds rows: a data set of this package, or any with a length and whole-number indices."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Row: ...
+
+
+class AugmentedDataset(Dataset[dict[str, torch.Tensor]]):
+    """Rows under a random transform whose result depends on (seed, epoch, index) alone.
+
+    Indices are the (epoch, index) pairs of `StepBatchSampler`. The number of workers makes no difference, and the
+    process's own random numbers are neither used nor moved on.
+
+    Args:
+        rows: The rows to transform.
+        transform: Takes a row, gives tensors; draws from torch's default CPU generator only.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, rows: Rows, transform: Callable[[Row], dict[str, torch.Tensor]], seed: int) -> None:
+        self.rows = rows
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+        epoch, index = key
+        row = self.rows[index]
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would reseed the accelerators' generators as well.
+            torch.default_generator.manual_seed(example_seed(self.seed, epoch, index))
+            return self.transform(row)
+
+
+def _window(length: int, crop: int, scale: float) -> tuple[int, int, int, int]:
+    """One axis of a random crop: start and length of the cut, its length once scaled, its place in the crop."""
+    scaled = max(1, round(length * scale))
+    if scaled > crop:
+        part, size = min(length, max(1, round(crop / scale))), crop
+    else:
+        part, size = length, scaled
+    start = int(torch.randint(length - part + 1, ()))
+    place = int(torch.randint(crop - size + 1, ()))
+    return start, part, size, place
+
+
+def _resize(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    if pixels.shape[-2:] == size:
+        return pixels
+    resized: torch.Tensor = functional.resize(
+        pixels, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True
+    )
+    return resized
+
+
+def _pair(size: Size) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1:
+        raise ValueError(f"crop_size is {size}; give pixels, one number or (height, width)")
+    return height, width
+
+
+def _checked_image_size(image_size: int | None) -> int | None:
+    if image_size is not None and image_size < 1:
+        raise ValueError(
+            f"image_size is {image_size}; give the shorter side in pixels, or None to keep the image's own"
+        )
+    return image_size
+
+
+def _checked_range(limits: tuple[float, float]) -> tuple[float, float]:
+    low, high = limits
+    if not 0 < low <= high:
+        raise ValueError(f"range ({low}, {high}) of scale or ratio must be positive and in order")
+    return low, high
+
+
+def _checked_probability(probability: float) -> float:
+    if not 0 <= probability <= 1:
+        raise ValueError(f"horizontal_flip is {probability}; give a probability in 0..1")
+    return probability

@@ -1,0 +1,114 @@
+# Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
+"""The denoising objective (DDeP paper, section 3): corruption, target, and the way back. Pure functions.
+
+Both corruptions belong to one family. With `gamma = 1 / (1 + sigma^2)`,
+
+    simple:  x~ = x + sigma * noise
+    scaled:  x~ = sqrt(gamma) * x + sqrt(1 - gamma) * noise  =  sqrt(gamma) * simple
+
+so at equal sigma they carry the same signal-to-noise ratio and differ by a factor alone.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+
+def _check(kind: str, *known: str) -> None:
+    if kind not in known:
+        raise ValueError(f"{kind!r} is neither {known[0]!r} nor {known[1]!r}.")
+
+
+def gamma_from_sigma(sigma: torch.Tensor | float) -> torch.Tensor | float:
+    """Share of the signal's variance in the scaled corruption, in (0, 1]: `1 / (1 + sigma^2)`."""
+    return 1.0 / (1.0 + sigma**2)
+
+
+def sigma_from_gamma(gamma: torch.Tensor | float) -> torch.Tensor | float:
+    """Inverse of [`gamma_from_sigma`]: `sqrt(1 / gamma - 1)`."""
+    return (1.0 / gamma - 1.0) ** 0.5
+
+
+def sample_sigma(
+    sigma: float | Sequence[float],
+    batch_size: int,
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> torch.Tensor:
+    """Noise levels of a batch.
+
+    Args:
+        sigma: one level, or a range `(low, high)` from which each example draws its own, uniformly.
+        batch_size: number of examples.
+        generator: source of the draw, on its own device; torch's default generator if `None`.
+        device: where the result lies.
+
+    Returns:
+        float32 tensor of shape `(batch_size,)`.
+    """
+    if isinstance(sigma, (int, float)):
+        return torch.full((batch_size,), float(sigma), device=device)
+    low, high = sigma
+    draw_on = generator.device if generator is not None else device
+    uniform = torch.rand(batch_size, generator=generator, device=draw_on).to(device)
+    return low + (high - low) * uniform
+
+
+def per_example(values: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
+    """Levels of shape `(batch,)` or a number, shaped and typed to multiply `like` of shape `(batch, C, H, W)`."""
+    values = torch.as_tensor(values, dtype=like.dtype, device=like.device)
+    return values.reshape(-1, *[1] * (like.ndim - 1)) if values.ndim else values
+
+
+def corrupt(clean: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor | float, corruption: str) -> torch.Tensor:
+    """Adds noise to images.
+
+    Args:
+        clean: images `x`, shape `(batch, C, H, W)`.
+        noise: standard normal noise of the same shape.
+        sigma: level, a number or one an example, shape `(batch,)`.
+        corruption: `"scaled"` or `"simple"`.
+
+    Returns:
+        The corrupted images `x~`, same shape.
+    """
+    _check(corruption, "scaled", "simple")
+    sigma = per_example(sigma, clean)
+    noisy = clean + sigma * noise
+    return noisy * gamma_from_sigma(sigma) ** 0.5 if corruption == "scaled" else noisy
+
+
+def denoising_target(clean: torch.Tensor, noise: torch.Tensor, prediction_type: str) -> torch.Tensor:
+    """What the network is trained to predict: the noise (`"epsilon"`) or the clean image (`"sample"`)."""
+    _check(prediction_type, "epsilon", "sample")
+    return noise if prediction_type == "epsilon" else clean
+
+
+def denoise(
+    noisy: torch.Tensor,
+    prediction: torch.Tensor,
+    sigma: torch.Tensor | float,
+    *,
+    corruption: str,
+    prediction_type: str,
+) -> torch.Tensor:
+    """The clean image that a prediction implies; exact where the prediction is.
+
+    Args:
+        noisy: corrupted images `x~`, shape `(batch, C, H, W)`.
+        prediction: the network's output, same shape.
+        sigma: level of each image, a number or shape `(batch,)`.
+        corruption: the corruption `noisy` was made with.
+        prediction_type: what `prediction` stands for.
+
+    Returns:
+        Estimate of the clean images, same shape.
+    """
+    _check(corruption, "scaled", "simple")
+    _check(prediction_type, "epsilon", "sample")
+    if prediction_type == "sample":
+        return prediction
+    sigma = per_example(sigma, noisy)
+    simple = noisy / gamma_from_sigma(sigma) ** 0.5 if corruption == "scaled" else noisy
+    return simple - sigma * prediction

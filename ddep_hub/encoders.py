@@ -1,0 +1,176 @@
+# Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
+"""timm models as encoders: one plain timm module in, a pyramid of features out.
+
+The encoder is the timm model itself, so its state dict has timm's own keys. Two kinds serve: models whose
+`feature_info` is a pyramid (ConvNeXt, ResNet, ResNetV2-BiT, EfficientNet, Swin, ...), and the ResNet-ViT hybrids,
+whose CNN part gives the skips and whose transformer gives the deepest feature.
+"""
+
+import difflib
+import itertools
+import math
+from typing import Any
+
+import timm
+import torch
+from timm.layers import HybridEmbed
+from timm.models.resnetv2 import ResNetV2
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .configuration_ddep import DDePConfig
+
+
+# Arguments that let a family take images of any size; by the timm module its models are defined in.
+_ANY_SIZE = {
+    "swin_transformer": {"strict_img_size": False},
+    "swin_transformer_v2": {"strict_img_size": False},
+}
+
+
+class DDePEncoderBlock(GradientCheckpointingLayer, Block):
+    """timm's transformer block under transformers' activation checkpointing; its parameters keep their names."""
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Maps tokens `(batch, length, dim)` to the same shape."""
+        return Block.forward(self, x, *args, **kwargs)
+
+
+def encoder_arguments(config: DDePConfig) -> dict[str, Any]:
+    """Arguments with which `timm.create_model(config.encoder_name, ...)` builds the encoder.
+
+    Raises:
+        ValueError: timm knows no such model.
+    """
+    name = config.encoder_name
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
+        close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        raise ValueError(
+            f"encoder_name: timm {timm.__version__} has no model `{name}`. Close to it: {close or 'none'}."
+        )
+    family = timm.models.model_entrypoint(architecture).__module__.rsplit(".", 1)[-1]
+    defaults: dict[str, Any] = dict(_ANY_SIZE.get(family, {}))
+    if family == "vision_transformer_hybrid":
+        defaults = {"dynamic_img_size": True, "block_fn": DDePEncoderBlock}
+    return {"num_classes": 0, "in_chans": config.num_channels, **defaults, **(config.encoder_kwargs or {})}
+
+
+def build_encoder(config: DDePConfig) -> nn.Module:
+    """Builds the encoder as timm initialises it, without what lies behind its last used feature.
+
+    Raises:
+        ValueError: an unknown timm name, arguments timm refuses, or a model that yields no pyramid.
+    """
+    arguments = encoder_arguments(config)
+    try:
+        encoder = timm.create_model(config.encoder_name, pretrained=False, **arguments)
+    except (TypeError, RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"encoder_kwargs: timm cannot build `{config.encoder_name}` with {arguments}: {error}"
+        ) from error
+    prune_encoder(encoder)
+    feature_info(encoder)  # refuses models without a pyramid
+    return encoder
+
+
+def prune_encoder(encoder: nn.Module) -> None:
+    """Drops the layers behind the last used feature: unused, they would get no gradient in fine-tuning."""
+    if not is_hybrid(encoder) and hasattr(encoder, "prune_intermediate_layers"):
+        last = len(_timm_feature_info(encoder)) - 1
+        encoder.prune_intermediate_layers([last], prune_norm=True, prune_head=True)
+
+
+def is_hybrid(encoder: nn.Module) -> bool:
+    """Whether the encoder is a vision transformer over a CNN's features."""
+    return isinstance(encoder, VisionTransformer) and isinstance(encoder.patch_embed, HybridEmbed)
+
+
+def feature_info(encoder: nn.Module) -> list[tuple[int, int]]:
+    """`(channels, stride)` of each feature that [`extract_features`] returns, finest first.
+
+    Raises:
+        ValueError: the model has no features whose strides are growing powers of two.
+    """
+    name = type(encoder).__name__
+    info = _hybrid_feature_info(encoder) if is_hybrid(encoder) else _timm_feature_info(encoder)
+    strides = [stride for _, stride in info]
+    growing = all(fine < coarse for fine, coarse in itertools.pairwise(strides))
+    if len(info) < 2 or not growing or any(stride & (stride - 1) for stride in strides):
+        raise ValueError(
+            f"encoder_name: the timm model ({name}) has features of strides {strides}, no pyramid for a U-Net. Use a "
+            "ResNet-ViT hybrid (vit_base_r50_s16_224, ...) or a hierarchical model (ConvNeXt, ResNet, Swin, ...)."
+        )
+    return info
+
+
+def _timm_feature_info(encoder: nn.Module) -> list[tuple[int, int]]:
+    info = getattr(encoder, "feature_info", None)
+    if not info or not hasattr(encoder, "forward_intermediates"):
+        return []
+    return [(feature["num_chs"], feature["reduction"]) for feature in info]
+
+
+def _hybrid_feature_info(encoder: nn.Module) -> list[tuple[int, int]]:
+    backbone = encoder.patch_embed.backbone
+    stride = encoder.patch_embed.feat_ratio()
+    if isinstance(backbone, ResNetV2):
+        skips = [(feature["num_chs"], feature["reduction"]) for feature in backbone.feature_info]
+    elif hasattr(backbone, "conv") and hasattr(backbone, "pool"):  # the ResNetV2 stem alone: vit_tiny_r
+        skips = [(backbone.conv.out_channels, 2), (backbone.conv.out_channels, 4)]
+    else:
+        skips = []
+    return [*(skip for skip in skips if skip[1] < stride), (encoder.embed_dim, stride)]
+
+
+def extract_features(encoder: nn.Module, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+    """Runs the encoder.
+
+    Args:
+        encoder: a model of [`build_encoder`].
+        pixel_values: images of shape `(batch, C, H, W)`, H and W multiples of the deepest stride.
+
+    Returns:
+        One tensor `(batch, channels, H / stride, W / stride)` for each entry of [`feature_info`].
+    """
+    if is_hybrid(encoder):
+        return _extract_hybrid(encoder, pixel_values)
+    return list(encoder.forward_intermediates(pixel_values, output_fmt="NCHW", intermediates_only=True))
+
+
+def _extract_hybrid(vit: nn.Module, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+    embed = vit.patch_embed
+    if isinstance(embed.backbone, ResNetV2):
+        hidden_state, skips = embed.backbone.forward_intermediates(pixel_values)
+    else:
+        half = embed.backbone.norm(embed.backbone.conv(pixel_values))
+        hidden_state = embed.backbone.pool(half)
+        skips = [half, hidden_state]
+    grid = embed.proj(hidden_state)
+    height, width = grid.shape[-2:]
+    # timm's own order of steps, class token included: the weights were trained with it.
+    tokens = vit.norm_pre(vit._pos_embed(grid.permute(0, 2, 3, 1)))
+    for block in vit.blocks:
+        tokens = block(tokens)
+    tokens = vit.norm(tokens)[:, vit.num_prefix_tokens :]
+    grid = tokens.transpose(1, 2).unflatten(2, (height, width))
+    return [*skips[: len(feature_info(vit)) - 1], grid]
+
+
+def encoder_mean_std(encoder_name: str) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation, of pixels in [0, 1], that the encoder's weights were trained with (timm's)."""
+    cfg = timm.get_pretrained_cfg(encoder_name)
+    if cfg is None:
+        raise ValueError(f"encoder_name: timm {timm.__version__} has no weights' description for `{encoder_name}`.")
+    return list(cfg.mean), list(cfg.std)
+
+
+def has_batch_norm_in_training(module: nn.Module) -> bool:
+    """Whether a BatchNorm below `module` would use the statistics of the batch at hand."""
+    return any(isinstance(child, nn.modules.batchnorm._BatchNorm) and child.training for child in module.modules())
+
+
+def padding_to_multiple(height: int, width: int, multiple: int) -> tuple[int, int]:
+    """Rows and columns to append so that both sides are multiples of `multiple`."""
+    return math.ceil(height / multiple) * multiple - height, math.ceil(width / multiple) * multiple - width

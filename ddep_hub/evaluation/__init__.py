@@ -1,0 +1,1 @@
+"""Evaluation: metrics, denoising error, pictures."""

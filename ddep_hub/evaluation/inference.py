@@ -1,0 +1,88 @@
+"""Whole-image inference and its evaluation."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.nn import functional as F
+
+from ddep_hub.data.loading import SegmentationFolder
+from ddep_hub.data.transforms import EvalTransform
+
+from .metrics import ConfusionMatrix
+
+
+@torch.no_grad()
+def predict(model: nn.Module, pixel_values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Class ids of images, at another size than the model sees.
+
+    Args:
+        model: a segmentation model in eval mode.
+        pixel_values: normalised images `(batch, 3, h, w)`.
+        size: height and width of the result; logits are upsampled to it before the argmax.
+
+    Returns:
+        int64 tensor `(batch, *size)`.
+    """
+    logits = model(pixel_values=pixel_values).logits
+    if logits.shape[-2:] != size:
+        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    return logits.argmax(1)
+
+
+@torch.no_grad()
+def evaluate_segmentation(
+    model: nn.Module,
+    rows: SegmentationFolder,
+    transform: EvalTransform,
+    normalize: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    batch_size: int = 1,
+    accelerator: Accelerator | None = None,
+) -> dict[str, Any]:
+    """Scores a model on labelled images, each whole, at the size of its mask.
+
+    Args:
+        model: a segmentation model; it is put into eval mode.
+        rows: the labelled images.
+        transform: prepares a row.
+        normalize: makes `pixel_values` of uint8 images.
+        batch_size: images a forward pass, where they follow each other with the same size.
+        accelerator: shares the images out over its processes; the counts are summed, so the figures do not depend on
+            how many there are.
+
+    Returns:
+        The figures of [`ConfusionMatrix`].
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    rank, world_size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    matrix = ConfusionMatrix(rows.classes.num_classes, rows.classes.ignore_index, device)
+    for pixels, labels in _batches(rows, range(rank, len(rows), world_size), transform, batch_size):
+        predicted = predict(model, normalize(pixels.to(device)), tuple(labels.shape[-2:]))
+        matrix.update(predicted, labels.to(device))
+    if accelerator is not None:
+        matrix.counts = accelerator.reduce(matrix.counts, "sum")
+    return matrix.figures(list(rows.classes.names))
+
+
+def _batches(
+    rows: SegmentationFolder, indices: range, transform: EvalTransform, batch_size: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Stacks rows that follow each other with the same sizes."""
+    waiting: list[dict[str, torch.Tensor]] = []
+
+    def stacked() -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.stack([row["pixel_values"] for row in waiting]), torch.stack([row["labels"] for row in waiting])
+
+    for index in indices:
+        row = transform(rows[index])
+        fits = not waiting or all(row[name].shape == waiting[0][name].shape for name in row)
+        if waiting and (len(waiting) == batch_size or not fits):
+            yield stacked()
+            waiting = []
+        waiting.append(row)
+    if waiting:
+        yield stacked()

@@ -1,0 +1,291 @@
+# Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
+"""DDeP models: an encoder of timm, a U-Net decoder, and a head for denoising or for segmentation."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.modeling_outputs import BaseModelOutput, SemanticSegmenterOutput
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_ddep import DDePConfig
+from .decoder import DDePDecoder
+from .denoising import corrupt, denoising_target, sample_sigma
+from .encoders import (
+    build_encoder,
+    extract_features,
+    feature_info,
+    has_batch_norm_in_training,
+    padding_to_multiple,
+)
+from .pretrained_ddep import DDePPreTrainedModel
+
+
+@dataclass
+class DDePForPreTrainingOutput(ModelOutput):
+    """Output of [`DDePForPreTraining`].
+
+    Attributes:
+        loss: mean squared error of the prediction, a scalar.
+        prediction: the predicted noise or image, shape `(batch, C, H, W)`.
+        target: what it should be, same shape.
+        noisy_pixel_values: the corrupted images, same shape.
+        sigma: the noise level of each example, shape `(batch,)`.
+        hidden_states: features of the encoder, finest first, then of the decoder, coarsest first.
+    """
+
+    loss: torch.Tensor | None = None
+    prediction: torch.Tensor | None = None
+    target: torch.Tensor | None = None
+    noisy_pixel_values: torch.Tensor | None = None
+    sigma: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+class DDePModel(DDePPreTrainedModel):
+    """Encoder and decoder without a head.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from ddep_hub import DDePConfig, DDePModel
+
+    >>> model = DDePModel(DDePConfig(encoder_name="tf_efficientnet_lite0")).eval()
+    >>> model(torch.zeros(1, 3, 96, 64)).last_hidden_state.shape
+    torch.Size([1, 16, 96, 64])
+    ```
+    """
+
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^classifier\.", r"^noise_head\."]
+
+    def __init__(self, config: DDePConfig) -> None:
+        super().__init__(config)
+        self.encoder = build_encoder(config)
+        for module in self.encoder.modules():
+            module._is_ddep_encoder = True
+        info = feature_info(self.encoder)
+        self.stride = info[-1][1]
+        self.decoder = DDePDecoder(config, [channels for channels, _ in info], [stride for _, stride in info])
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        output_hidden_states: bool | None = None,
+        frozen_encoder: bool = False,
+        **kwargs: Any,
+    ) -> BaseModelOutput:
+        """Runs encoder and decoder.
+
+        Args:
+            pixel_values: normalised images of shape `(batch, num_channels, H, W)`. Inside, they are padded to
+                multiples of the encoder's stride by repeating their last row and column.
+            output_hidden_states: also return the features of the encoder, finest first, and of the decoder.
+            frozen_encoder: run the encoder without gradient, so that it stores no activations.
+            **kwargs: ignored, as in other vision models.
+
+        Returns:
+            `last_hidden_state` of shape `(batch, C, H' / s, W' / s)`: H' and W' are the padded sides, and s is what
+            the decoder leaves to upsample (1 with the default sizes). `hidden_states` where asked for.
+
+        Raises:
+            ValueError: another number of channels than `num_channels`, or a training batch so small that a BatchNorm
+                would see a single value a channel.
+        """
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"pixel_values: expected (batch, {self.config.num_channels}, height, width), "
+                f"got {tuple(pixel_values.shape)}. DDePImageProcessor makes them from images."
+            )
+        batch, _, height, width = pixel_values.shape
+        down, right = padding_to_multiple(height, width, self.stride)
+        if self.training and batch * (height + down) * (width + right) == self.stride**2:
+            if has_batch_norm_in_training(self):
+                raise ValueError(
+                    f"A batch of one {height}x{width} image leaves BatchNorm a single value a channel at stride "
+                    f'{self.stride}. Use a larger crop or batch, or decoder_norm="group" (and an encoder without '
+                    "BatchNorm, or frozen)."
+                )
+        pixel_values = pixel_values.to(self.dtype)
+        if down or right:
+            pixel_values = F.pad(pixel_values, (0, right, 0, down), mode="replicate")
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_encoder):
+            features = extract_features(self.encoder, pixel_values)
+        decoded = self.decoder(features)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        return BaseModelOutput(
+            last_hidden_state=decoded[-1], hidden_states=(*features, *decoded) if output_hidden_states else None
+        )
+
+    def to_image_size(self, prediction: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Upsamples a prediction over the padded image to full resolution, and crops the padding off.
+
+        Args:
+            prediction: made from `last_hidden_state`, shape `(batch, K, H' / s, W' / s)`.
+            height: H of the images.
+            width: W of the images.
+
+        Returns:
+            Tensor of shape `(batch, K, H, W)`.
+        """
+        down, right = padding_to_multiple(height, width, self.stride)
+        if prediction.shape[-2:] != (height + down, width + right):
+            prediction = F.interpolate(
+                prediction, size=(height + down, width + right), mode="bilinear", align_corners=False
+            )
+        return prediction[..., :height, :width]
+
+
+class DDePForPreTraining(DDePPreTrainedModel):
+    """Predicts the noise that was added to its input; with `freeze_encoder`, only the decoder is trained (DDeP).
+
+    A frozen encoder stays in eval mode through `.train()`, runs without gradient, and is left bit-identical, running
+    statistics included.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from ddep_hub import DDePConfig, DDePForPreTraining
+
+    >>> model = DDePForPreTraining(DDePConfig(encoder_name="tf_efficientnet_lite0"))
+    >>> model(torch.randn(2, 3, 64, 64)).loss.backward()
+    ```
+    """
+
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^classifier\."]
+
+    def __init__(self, config: DDePConfig) -> None:
+        super().__init__(config)
+        self.ddep = DDePModel(config)
+        self.noise_head = nn.Conv2d(self.ddep.decoder.out_channels, config.num_channels, kernel_size=3, padding=1)
+        self.post_init()
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode; a frozen encoder stays in eval mode, and out of the optimizer's sight."""
+        super().train(mode)
+        if self.config.freeze_encoder:
+            # Here and not in __init__ alone: loading replaces the parameters, and ends with .eval().
+            self.ddep.encoder.eval().requires_grad_(False)
+        return self
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        sigma: torch.Tensor | float | None = None,
+        generator: torch.Generator | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> DDePForPreTrainingOutput:
+        """Corrupts images and predicts what was done to them.
+
+        Args:
+            pixel_values: clean, normalised images of shape `(batch, C, H, W)`.
+            noise: standard normal noise of the same shape; drawn if `None`.
+            sigma: level in units of `pixel_values`, a number or one an example, shape `(batch,)`; by default the
+                configuration's, drawn for each example where that is a range.
+            generator: source of what is drawn.
+            output_hidden_states: also return the features.
+            **kwargs: ignored, as in other vision models.
+
+        Returns:
+            See [`DDePForPreTrainingOutput`].
+        """
+        if self.config.freeze_encoder and self.ddep.encoder.training:
+            self.ddep.encoder.eval()  # `.train()` was called on a part of the model
+        batch, _, height, width = pixel_values.shape
+        if noise is None:
+            draw_on = generator.device if generator is not None else pixel_values.device
+            noise = torch.randn(pixel_values.shape, generator=generator, device=draw_on).to(pixel_values)
+        if sigma is None:
+            low, high = self.config.sigma_range
+            level: float | tuple[float, float] = low if low == high else (low, high)
+            sigma = sample_sigma(level, batch, generator=generator, device=pixel_values.device)
+        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=pixel_values.device).expand(batch)
+        noisy = corrupt(pixel_values, noise, sigma, self.config.corruption)
+        outputs = self.ddep(
+            noisy,
+            output_hidden_states=output_hidden_states,
+            frozen_encoder=self.config.freeze_encoder,
+            return_dict=True,
+        )
+        prediction = self.ddep.to_image_size(self.noise_head(outputs.last_hidden_state), height, width)
+        target = denoising_target(pixel_values, noise, self.config.prediction_type)
+        return DDePForPreTrainingOutput(
+            loss=F.mse_loss(prediction.float(), target.float()),
+            prediction=prediction,
+            target=target,
+            noisy_pixel_values=noisy,
+            sigma=sigma,
+            hidden_states=outputs.hidden_states,
+        )
+
+
+class DDePForSemanticSegmentation(DDePPreTrainedModel):
+    """Labels each pixel: encoder, decoder, and a 3x3 convolution to `num_labels` classes at full resolution.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from ddep_hub import DDePConfig, DDePForSemanticSegmentation
+
+    >>> model = DDePForSemanticSegmentation(DDePConfig(encoder_name="tf_efficientnet_lite0", num_labels=19)).eval()
+    >>> model(torch.zeros(1, 3, 65, 100)).logits.shape
+    torch.Size([1, 19, 65, 100])
+    ```
+    """
+
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^noise_head\."]
+
+    def __init__(self, config: DDePConfig) -> None:
+        super().__init__(config)
+        self.ddep = DDePModel(config)
+        self.classifier = nn.Conv2d(self.ddep.decoder.out_channels, config.num_labels, kernel_size=3, padding=1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> SemanticSegmenterOutput:
+        """Segments images.
+
+        Args:
+            pixel_values: normalised images of shape `(batch, num_channels, H, W)`.
+            labels: class ids of shape `(batch, H, W)`, int64; `config.semantic_loss_ignore_index` is left out.
+            output_hidden_states: also return the features.
+            **kwargs: ignored, as in other vision models.
+
+        Returns:
+            `logits` of shape `(batch, num_labels, H, W)`; with `labels`, `loss`, the mean cross-entropy over the
+            pixels that are not ignored.
+        """
+        outputs = self.ddep(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
+        logits = self.ddep.to_image_size(self.classifier(outputs.last_hidden_state), *pixel_values.shape[-2:])
+        loss = None
+        if labels is not None:
+            ignore_index = self.config.semantic_loss_ignore_index
+            loss = self.loss_function(logits=logits.float(), labels=labels, ignore_index=ignore_index)
+        return SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
+__all__ = [
+    "DDePForPreTraining",
+    "DDePForPreTrainingOutput",
+    "DDePForSemanticSegmentation",
+    "DDePModel",
+    "DDePPreTrainedModel",
+]

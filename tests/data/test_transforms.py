@@ -1,0 +1,186 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from ddep_hub.data.sampling import StepBatchSampler
+from ddep_hub.data.transforms import AugmentedDataset, EvalTransform, PretrainTransform, SegmentationTrainTransform
+
+
+def row(height=40, width=60, dtype=np.uint8):
+    """An image whose left half is red and right half blue, and a mask that says the same."""
+    mask = np.zeros((height, width), dtype=dtype)
+    mask[:, width // 2 :] = 1
+    pixels = np.array([(250, 10, 20), (10, 20, 250)], dtype=np.uint8)[mask]
+    return {"image": Image.fromarray(pixels), "annotation": mask}
+
+
+def noisy_row(height=24, width=36):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return {"image": Image.fromarray(pixels), "annotation": (pixels[..., 0] % 7).astype(np.uint8)}
+
+
+@pytest.mark.parametrize("crop_size", [32, (24, 48), (90, 20), 200])
+@pytest.mark.parametrize("image_size", [None, 30])
+def test_train_transform_moves_image_and_labels_together(crop_size, image_size):
+    transform = SegmentationTrainTransform(crop_size=crop_size, image_size=image_size)
+    torch.manual_seed(0)
+    for _ in range(20):
+        result = transform(row())
+        height, width = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
+        assert result["pixel_values"].shape == (3, height, width)
+        assert result["pixel_values"].dtype == torch.uint8
+        assert result["labels"].shape == (height, width)
+        assert result["labels"].dtype == torch.int64
+        assert result["pixel_values"].is_contiguous()
+        red = result["pixel_values"][0].int() > result["pixel_values"][2].int()
+        inside = result["labels"] != 255
+        # Interpolated columns beside the edge may fall to either side.
+        wrong = (red != (result["labels"] == 0)) & inside
+        assert wrong.sum() <= 2 * height
+
+
+def test_without_randomness_the_row_comes_back():
+    example = noisy_row()
+    result = SegmentationTrainTransform(crop_size=(24, 36), scale=(1.0, 1.0), horizontal_flip=0.0)(example)
+    assert np.array_equal(result["pixel_values"].permute(1, 2, 0).numpy(), np.asarray(example["image"]))
+    assert np.array_equal(result["labels"].numpy(), example["annotation"])
+
+
+def test_flip_mirrors_both():
+    example = noisy_row()
+    result = SegmentationTrainTransform(crop_size=(24, 36), scale=(1.0, 1.0), horizontal_flip=1.0)(example)
+    assert np.array_equal(result["pixel_values"].permute(1, 2, 0).numpy(), np.asarray(example["image"])[:, ::-1])
+    assert np.array_equal(result["labels"].numpy(), example["annotation"][:, ::-1])
+
+
+def test_border_has_the_mean_colour_and_is_ignored():
+    example = noisy_row()
+    mean = np.asarray(example["image"]).mean((0, 1))
+    places = set()
+    torch.manual_seed(0)
+    for _ in range(10):
+        transform = SegmentationTrainTransform(crop_size=64, scale=(1.0, 1.0), horizontal_flip=0.0, ignore_index=9)
+        result = transform(example)
+        outside = result["labels"] == 9
+        assert (~outside).sum() == 24 * 36
+        assert np.abs(result["pixel_values"][:, outside].numpy().T - mean).max() <= 1
+        places.add(tuple(torch.nonzero(~outside)[0].tolist()))
+    assert len(places) > 5
+
+
+def test_image_size_sets_what_scale_one_means():
+    transform = SegmentationTrainTransform(crop_size=100, image_size=20, scale=(1.0, 1.0))
+    assert (transform(row(40, 60))["labels"] != 255).sum() == 20 * 30
+
+
+def test_random_scale_covers_its_range():
+    transform = SegmentationTrainTransform(crop_size=100, scale=(0.5, 2.0))
+    torch.manual_seed(0)
+    shares = [float((transform(row(40, 40))["labels"] != 255).sum()) ** 0.5 / 40 for _ in range(200)]
+    assert 0.5 <= min(shares) < 0.6
+    assert 1.9 < max(shares) <= 2.0
+    assert abs(np.mean(shares) - 1.25) < 0.1
+
+
+def test_photometric_changes_the_image_only():
+    example = row()
+    options = {"crop_size": (40, 60), "scale": (1.0, 1.0), "horizontal_flip": 0.0}
+    torch.manual_seed(0)
+    result = SegmentationTrainTransform(**options, photometric=True)(example)
+    assert not np.array_equal(result["pixel_values"].permute(1, 2, 0).numpy(), np.asarray(example["image"]))
+    assert result["pixel_values"].dtype == torch.uint8
+    assert np.array_equal(result["labels"].numpy(), example["annotation"])
+
+
+def test_wide_ids_survive_scaling():
+    example = row(dtype=np.int32)
+    example["annotation"][example["annotation"] == 1] = 70000
+    result = SegmentationTrainTransform(crop_size=32, scale=(0.7, 0.7), ignore_index=255)(example)
+    assert set(result["labels"].unique().tolist()) <= {0, 70000, 255}
+
+
+def test_pretrain_transform():
+    transform = PretrainTransform(crop_size=(24, 40))
+    torch.manual_seed(0)
+    results = [transform(noisy_row()) for _ in range(8)]
+    for result in results:
+        assert set(result) == {"pixel_values"}
+        assert result["pixel_values"].shape == (3, 24, 40)
+        assert result["pixel_values"].dtype == torch.uint8
+    assert len({result["pixel_values"].numpy().tobytes() for result in results}) == 8
+
+
+def test_pretrain_transform_without_randomness():
+    example = noisy_row(32, 32)
+    transform = PretrainTransform(crop_size=32, scale=(1.0, 1.0), ratio=(1.0, 1.0), horizontal_flip=0.0)
+    pixels = transform(example)["pixel_values"]
+    assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(example["image"]))
+
+
+def test_eval_transform_keeps_the_masks_size():
+    example = noisy_row(24, 36)
+    plain = EvalTransform()(example)
+    assert plain["pixel_values"].shape == (3, 24, 36)
+    scaled = EvalTransform(image_size=16)(example)
+    assert scaled["pixel_values"].shape == (3, 16, 24)
+    assert scaled["pixel_values"].dtype == torch.uint8
+    assert scaled["labels"].shape == (24, 36)
+    assert scaled["labels"].dtype == torch.int64
+    assert np.array_equal(scaled["labels"].numpy(), example["annotation"])
+
+
+def test_bad_options_are_named():
+    for options, name in [
+        ({"crop_size": 0}, "crop_size"),
+        ({"crop_size": 8, "image_size": 0}, "image_size"),
+        ({"crop_size": 8, "scale": (2.0, 1.0)}, "scale"),
+        ({"crop_size": 8, "horizontal_flip": 1.5}, "horizontal_flip"),
+    ]:
+        with pytest.raises(ValueError, match=name):
+            SegmentationTrainTransform(**options)
+
+
+class Rows:
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        pixels = np.random.default_rng(index).integers(0, 256, (30, 30, 3), dtype=np.uint8)
+        return {"image": Image.fromarray(pixels), "annotation": pixels[..., 0] % 3}
+
+
+def augmented(seed=0):
+    transform = SegmentationTrainTransform(crop_size=16, photometric=True)
+    return AugmentedDataset(Rows(), transform, seed)
+
+
+def load(num_workers):
+    sampler = StepBatchSampler(5, global_batch_size=4, seed=0, start_step=0, end_step=4)
+    return list(DataLoader(augmented(), batch_sampler=sampler, num_workers=num_workers))
+
+
+def test_result_does_not_depend_on_the_number_of_workers():
+    for alone, shared in zip(load(0), load(2), strict=True):
+        for key in ("pixel_values", "labels"):
+            assert torch.equal(alone[key], shared[key])
+
+
+def test_examples_depend_on_seed_epoch_and_index_alone():
+    data = augmented()
+    first = data[0, 3]["pixel_values"]
+    data[0, 1]
+    torch.manual_seed(123)
+    assert torch.equal(data[0, 3]["pixel_values"], first)
+    assert not torch.equal(data[1, 3]["pixel_values"], first)
+    assert not torch.equal(augmented(seed=1)[0, 3]["pixel_values"], first)
+    assert len(data) == 5
+
+
+def test_global_random_numbers_are_left_alone():
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    augmented()[0, 0]
+    assert torch.equal(torch.rand(3), expected)

@@ -1,0 +1,88 @@
+"""The decoder: sizes, parameter counts, skips, norms."""
+
+import pytest
+import torch
+from torch import nn
+
+from ddep_hub import DDePConfig, DDePForSemanticSegmentation, DDePModel
+from ddep_hub.decoder import DDePDecoder, DDePDecoderBlock, conv_norm_act, decoder_channels
+
+
+# TransUNet's pyramid: the features of R50+ViT-B/16.
+CHANNELS, STRIDES = (64, 256, 512, 768), (2, 4, 8, 16)
+
+
+@pytest.mark.parametrize("width, count", [(1, 7_387_200), (2.0, 13_543_040), (3.0, 22_007_488)])
+def test_parameter_count_of_the_papers_decoder(width, count):
+    config = DDePConfig(decoder_width=width)
+    with torch.device("meta"):
+        decoder = DDePModel(config).decoder
+    assert sum(parameter.numel() for parameter in decoder.parameters()) == count
+
+
+def test_default_sizes():
+    assert decoder_channels(DDePConfig(), 16) == (256, 128, 64, 16)
+    assert decoder_channels(DDePConfig(), 32) == (256, 128, 64, 32, 16)
+    assert decoder_channels(DDePConfig(decoder_width=1.5), 16) == (384, 192, 96, 24)
+    assert decoder_channels(DDePConfig(decoder_hidden_sizes=[8, 4]), 16) == (8, 4)
+
+
+def test_too_many_sizes_are_refused():
+    with pytest.raises(ValueError, match=r"decoder_hidden_sizes has 5 entries.*stride 16.*at most 4"):
+        decoder_channels(DDePConfig(decoder_hidden_sizes=[8, 8, 8, 8, 8]), 16)
+
+
+def test_each_skip_joins_at_its_own_resolution():
+    with torch.device("meta"):
+        decoder = DDePDecoder(DDePConfig(), CHANNELS, STRIDES)
+        features = [torch.zeros(1, c, 64 // s, 96 // s) for c, s in zip(CHANNELS, STRIDES, strict=True)]
+        shapes = [tuple(state.shape[1:]) for state in decoder(features)]
+    assert decoder.skip_strides == [8, 4, 2, None]
+    assert shapes == [(512, 4, 6), (256, 8, 12), (128, 16, 24), (64, 32, 48), (16, 64, 96)]
+    assert [block.conv1[0].in_channels for block in decoder.blocks] == [512 + 512, 256 + 256, 128 + 64, 64]
+
+
+def test_every_feature_reaches_the_result():
+    decoder = DDePDecoder(DDePConfig(decoder_bottleneck_size=8, decoder_hidden_sizes=[8, 8, 8]), (4, 4, 6), (2, 4, 8))
+    features = [torch.randn(2, c, 16 // s, 16 // s, requires_grad=True) for c, s in ((4, 2), (4, 4), (6, 8))]
+    decoder(features)[-1].sum().backward()
+    assert all(feature.grad.abs().sum() > 0 for feature in features)
+
+
+def test_upsampling_uses_half_pixel_centres():
+    block = DDePDecoderBlock(1, 0, 1, "group")
+    block.conv1 = block.conv2 = nn.Identity()
+    ramp = torch.arange(4.0).reshape(1, 1, 1, 4).expand(1, 1, 4, 4)
+    assert block(ramp)[0, 0, 0].tolist() == [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]
+
+
+@pytest.mark.parametrize("sizes, scale", [([32, 16], 8), ([32], 16)])
+def test_too_few_sizes_end_in_bilinear_upsampling(hybrid_config, sizes, scale):
+    model = DDePForSemanticSegmentation(hybrid_config(decoder_hidden_sizes=sizes, num_labels=3)).eval()
+    pixel_values = torch.randn(1, 3, 64, 96)
+    hidden = model.ddep(pixel_values).last_hidden_state
+    assert hidden.shape[-2:] == (64 // scale, 96 // scale)
+    expected = nn.functional.interpolate(model.classifier(hidden), size=(64, 96), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(model(pixel_values).logits, expected)
+    assert model(torch.randn(1, 3, 33, 47)).logits.shape == (1, 3, 33, 47)
+
+
+@pytest.mark.parametrize("channels", [1, 4, 12, 16, 48, 64, 96, 512])
+def test_group_norm_groups_divide_the_channels(channels):
+    norm = conv_norm_act(4, channels, "group")[1]
+    assert isinstance(norm, nn.GroupNorm)
+    assert channels % norm.num_groups == 0
+    assert channels < 16 or channels // norm.num_groups >= 8
+
+
+def test_group_norm_trains_on_one_32x32_crop(hybrid_config):
+    model = DDePForSemanticSegmentation(hybrid_config(decoder_norm="group")).train()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    model(torch.randn(1, 3, 32, 32), labels=torch.ones(1, 32, 32, dtype=torch.long)).loss.backward()
+    dead = [n for n, p in model.ddep.decoder.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not dead
+
+
+def test_convolutions_start_with_he_initialisation(hybrid_config):
+    weight = DDePModel(hybrid_config()).decoder.blocks[0].conv1[0].weight
+    assert weight.std().item() == pytest.approx((2 / (weight.shape[1] * 9)) ** 0.5, rel=0.05)

@@ -1,0 +1,83 @@
+"""The denoising objective against its closed forms."""
+
+import math
+
+import pytest
+import torch
+
+from ddep_hub.denoising import (
+    corrupt,
+    denoise,
+    denoising_target,
+    gamma_from_sigma,
+    sample_sigma,
+    sigma_from_gamma,
+)
+
+
+# sigma -> gamma = 1 / (1 + sigma^2), worked out by hand.
+GAMMA = {0.10: 0.9901, 0.15: 0.9780, 0.20: 0.9615, 0.22: 0.9538, 0.25: 0.9412, 0.30: 0.9174, 0.40: 0.8621}
+
+
+@pytest.mark.parametrize("sigma, gamma", GAMMA.items())
+def test_gamma(sigma, gamma):
+    assert gamma_from_sigma(sigma) == pytest.approx(gamma, abs=5e-5)
+    assert sigma_from_gamma(gamma_from_sigma(sigma)) == pytest.approx(sigma)
+
+
+def test_closed_forms():
+    clean, noise = torch.randn(3, 3, 5, 7), torch.randn(3, 3, 5, 7)
+    torch.testing.assert_close(corrupt(clean, noise, 0.22, "simple"), clean + 0.22 * noise)
+    scaled = corrupt(clean, noise, 0.22, "scaled")
+    torch.testing.assert_close(scaled, 0.9766 * clean + 0.2149 * noise, atol=5e-4, rtol=0)
+    gamma = 1 / (1 + 0.22**2)
+    torch.testing.assert_close(scaled, math.sqrt(gamma) * clean + math.sqrt(1 - gamma) * noise)
+
+
+def test_scaled_is_the_root_of_gamma_times_simple_for_each_example():
+    clean, noise, sigma = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8), torch.tensor([0.05, 0.22, 1.0, 3.0])
+    root = (1 / (1 + sigma**2)).sqrt().reshape(4, 1, 1, 1)
+    torch.testing.assert_close(
+        corrupt(clean, noise, sigma, "scaled"), root * corrupt(clean, noise, sigma, "simple")
+    )
+    alone = corrupt(clean[2:3], noise[2:3], 1.0, "simple")
+    torch.testing.assert_close(corrupt(clean, noise, sigma, "simple")[2:3], alone)
+
+
+@pytest.mark.parametrize("sigma", [0.22, 1.0, 2.0])
+def test_scaled_keeps_the_variance(sigma):
+    clean, noise = torch.randn(2, 3, 200, 200), torch.randn(2, 3, 200, 200)
+    assert corrupt(clean, noise, sigma, "scaled").var().item() == pytest.approx(1, abs=0.02)
+    assert corrupt(clean, noise, sigma, "simple").var().item() == pytest.approx(1 + sigma**2, rel=0.02)
+
+
+def test_target():
+    clean, noise = torch.randn(2, 1, 2, 2), torch.randn(2, 1, 2, 2)
+    assert denoising_target(clean, noise, "epsilon") is noise
+    assert denoising_target(clean, noise, "sample") is clean
+
+
+@pytest.mark.parametrize("corruption", ["scaled", "simple"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample"])
+def test_denoise_inverts_where_the_prediction_is_exact(corruption, prediction_type):
+    clean, noise, sigma = torch.randn(2, 3, 6, 6), torch.randn(2, 3, 6, 6), torch.tensor([0.22, 0.7])
+    noisy = corrupt(clean, noise, sigma, corruption)
+    exact = denoising_target(clean, noise, prediction_type)
+    denoised = denoise(noisy, exact, sigma, corruption=corruption, prediction_type=prediction_type)
+    torch.testing.assert_close(denoised, clean, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("call", [lambda x: corrupt(x, x, 0.2, "Simple"), lambda x: denoising_target(x, x, "noise")])
+def test_an_unknown_kind_is_refused(call):
+    with pytest.raises(ValueError, match="Simple|noise"):
+        call(torch.zeros(1, 1, 2, 2))
+
+
+def test_sample_sigma():
+    assert sample_sigma(0.22, 3).tolist() == pytest.approx([0.22] * 3)
+    levels = sample_sigma((0.2, 0.3), 2000, generator=torch.Generator().manual_seed(1))
+    assert levels.shape == (2000,) and levels.dtype == torch.float32
+    assert 0.2 <= levels.min() < 0.201 and 0.299 < levels.max() <= 0.3
+    assert levels.mean().item() == pytest.approx(0.25, abs=0.002)
+    assert torch.equal(levels, sample_sigma((0.2, 0.3), 2000, generator=torch.Generator().manual_seed(1)))
+    assert not torch.equal(levels, sample_sigma((0.2, 0.3), 2000, generator=torch.Generator().manual_seed(2)))

@@ -1,0 +1,232 @@
+"""What the image processors promise beyond transformers' common tests: maps, sizes, messages, both backends alike."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
+from ddep_hub.image_processing_ddep import DDePImageProcessor
+from ddep_hub.image_processing_pil_ddep import DDePImageProcessorPil
+
+
+BACKENDS = [DDePImageProcessor, DDePImageProcessorPil]
+
+
+@pytest.fixture(params=BACKENDS, ids=["torchvision", "pil"])
+def processor_class(request):
+    return request.param
+
+
+def random_image(height=48, width=64, channels=3):
+    return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def random_map(height=48, width=64, classes=19, dtype=np.uint8):
+    return np.random.default_rng(1).integers(0, classes, (height, width)).astype(dtype)
+
+
+def test_defaults_give_a_batch_of_one_size(processor_class):
+    batch = processor_class()([random_image(48, 64), random_image(90, 30)], return_tensors="pt")
+    assert batch["pixel_values"].shape == (2, 3, 512, 512)
+    assert batch["pixel_values"].dtype == torch.float32
+
+
+def test_default_normalisation_maps_0_to_255_onto_minus_1_to_1(processor_class):
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[0] = 255
+    pixels = processor_class(do_resize=False)(image, return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(pixels[:, 0], torch.ones(3, 8))
+    torch.testing.assert_close(pixels[:, 1:], -torch.ones(3, 7, 8))
+
+
+def test_native_resolution_keeps_image_and_map(processor_class):
+    segmentation_map = random_map()
+    batch = processor_class(do_resize=False)(random_image(), segmentation_map, return_tensors="pt")
+    assert batch["pixel_values"].shape == (1, 3, 48, 64)
+    assert batch["labels"].dtype == torch.int64
+    np.testing.assert_array_equal(batch["labels"][0], segmentation_map)
+
+
+@pytest.mark.parametrize(
+    "size, expected", [({"shortest_edge": 24}, (24, 32)), ({"height": 20, "width": 50}, (20, 50)), (40, (40, 40))]
+)
+def test_map_takes_the_size_of_its_image(processor_class, size, expected):
+    batch = processor_class(size=size)(random_image(), random_map(), return_tensors="pt")
+    assert batch["pixel_values"].shape[-2:] == batch["labels"].shape[-2:] == expected
+
+
+@pytest.mark.parametrize("height, width", [(20, 50), (96, 128), (31, 64), (3, 2), (97, 13)])
+def test_maps_are_resized_by_nearest_neighbour(processor_class, height, width):
+    ids = np.arange(48 * 64).reshape(48, 64)
+    processor = processor_class(size={"height": height, "width": width})
+    labels = processor(random_image(), ids, return_tensors="np")["labels"][0]
+    assert labels.shape == (height, width)
+    rows, columns = labels // 64, labels % 64
+    # The chosen pixel's centre is at most half a pixel of the map away from the centre of the new pixel.
+    assert (abs((np.arange(height)[:, None] + 0.5) * 48 / height - rows - 0.5) < 0.5 + 1e-6).all()
+    assert (abs((np.arange(width) + 0.5) * 64 / width - columns - 0.5) < 0.5 + 1e-6).all()
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.int32, np.int64, np.float32])
+def test_ids_beyond_a_byte_survive_resizing(processor_class, dtype):
+    segmentation_map = random_map(classes=1000, dtype=dtype)
+    processor = processor_class(size={"height": 96, "width": 128})
+    labels = processor(random_image(), segmentation_map, return_tensors="np")["labels"][0]
+    np.testing.assert_array_equal(labels, segmentation_map.astype(np.int64).repeat(2, 0).repeat(2, 1))
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        Image.fromarray,
+        torch.from_numpy,
+        lambda ids: ids[None],
+        lambda ids: [ids[..., None]],
+        lambda ids: torch.from_numpy(ids)[None],
+        lambda ids: [Image.fromarray(ids).convert("I")],
+    ],
+)
+def test_forms_of_a_map(processor_class, convert):
+    ids = random_map()
+    labels = processor_class(do_resize=False)(random_image(), convert(ids), return_tensors="np")["labels"]
+    np.testing.assert_array_equal(labels, ids[None])
+
+
+def test_palette_map_counts_as_its_indices(processor_class):
+    ids = random_map()
+    image = Image.fromarray(ids)
+    image.putpalette(list(range(255, -1, -1)) * 3)
+    labels = processor_class(do_resize=False)(random_image(), image, return_tensors="np")["labels"][0]
+    np.testing.assert_array_equal(labels, ids)
+
+
+def test_reduce_labels_touches_maps_only_and_not_the_callers(processor_class):
+    image, ids = random_image(), np.array([[0, 1, 2, 150, 255]], np.uint8).repeat(8, 0)
+    before = ids.copy()
+    processor = processor_class(do_resize=False, do_reduce_labels=True)
+    batch = processor(image[:8, :5], ids, return_tensors="np")
+    np.testing.assert_array_equal(batch["labels"][0, 0], [255, 0, 1, 149, 255])
+    np.testing.assert_array_equal(ids, before)
+    plain = processor(image[:8, :5], ids, do_reduce_labels=False, return_tensors="np")
+    np.testing.assert_array_equal(plain["labels"][0], before)
+    np.testing.assert_array_equal(plain["pixel_values"], batch["pixel_values"])
+
+
+@pytest.mark.parametrize(
+    "maps, message",
+    [
+        ([random_map(), random_map()], r"1 image\(s\) came with 2"),
+        (random_map(24, 64), "map 0 is 24x64 .* image 48x64"),
+        ([random_image()], "one class id a pixel"),
+        (random_map() / 19, "fractions"),
+        (["mask.png"], "map 0 is a str"),
+    ],
+)
+def test_maps_that_do_not_fit_are_named(processor_class, maps, message):
+    with pytest.raises(ValueError, match=message):
+        processor_class(do_resize=False)(random_image(), maps)
+
+
+def test_images_of_different_sizes(processor_class):
+    images = [random_image(48, 64), random_image(30, 64)]
+    processor = processor_class(do_resize=False)
+    assert [tuple(pixels.shape) for pixels in processor(images)["pixel_values"]] == [(3, 48, 64), (3, 30, 64)]
+    with pytest.raises(ValueError, match=r"2 sizes cannot be stacked.*do_resize=True"):
+        processor(images, return_tensors="pt")
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK"])
+def test_every_pil_mode_becomes_three_channels(processor_class, mode):
+    image = Image.fromarray(random_image()).convert(mode)
+    assert processor_class(do_resize=False)(image, return_tensors="pt")["pixel_values"].shape == (1, 3, 48, 64)
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (48, 64, 1), (1, 48, 64)])
+@pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy])
+def test_grey_arrays_become_three_equal_channels(processor_class, shape, convert):
+    grey = random_image()[..., 0].reshape(shape)
+    pixels = processor_class(do_resize=False)(convert(grey), return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, 48, 64)
+    assert torch.equal(pixels[:, 0], pixels[:, 2])
+
+
+def test_other_numbers_of_channels_need_their_own_statistics(processor_class):
+    processor = processor_class(do_resize=False, do_convert_rgb=False, image_mean=[0.5] * 4, image_std=[0.5] * 4)
+    batch = processor(random_image(channels=4), input_data_format="channels_last", return_tensors="pt")
+    assert batch["pixel_values"].shape == (1, 4, 48, 64)
+
+
+def test_backends_agree():
+    image, segmentation_map = Image.fromarray(random_image(300, 400)), random_map(300, 400)
+    first, second = (
+        backend(size={"shortest_edge": 128})(image, segmentation_map, return_tensors="pt") for backend in BACKENDS
+    )
+    torch.testing.assert_close(first["pixel_values"], second["pixel_values"], atol=2 / 127.5 + 1e-6, rtol=0)
+    assert torch.equal(first["labels"], second["labels"])
+
+
+@pytest.mark.parametrize("backend", ["torchvision", "pil"])
+def test_saved_folder_loads_by_either_backend(processor_class, backend, tmp_path):
+    import ddep_hub
+
+    processor_class(size={"shortest_edge": 96}, do_reduce_labels=True).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert saved["image_processor_type"] == "DDePImageProcessor"
+    loaded = AutoImageProcessor.from_pretrained(tmp_path, backend=backend)
+    assert type(loaded) is (ddep_hub.DDePImageProcessor if backend == "torchvision" else DDePImageProcessorPil)
+    assert dict(loaded.size) == {"shortest_edge": 96}
+    assert loaded.do_reduce_labels
+    assert loaded.image_mean == (0.5, 0.5, 0.5) or loaded.image_mean == [0.5, 0.5, 0.5]
+
+
+def test_travels_as_remote_code(processor_class, tmp_path):
+    processor_class.register_for_auto_class()
+    try:
+        processor_class(size={"shortest_edge": 96}).save_pretrained(tmp_path)
+    finally:
+        processor_class._auto_class = None
+    module = Path(sys.modules[processor_class.__module__].__file__).stem
+    assert (tmp_path / f"{module}.py").exists()
+    # In a process that knows nothing of the package, from another folder; Pillow's without torchvision.
+    without = "sys.modules['torchvision'] = None; " if processor_class is DDePImageProcessorPil else ""
+    script = (
+        f"import sys; {without}from transformers import AutoImageProcessor\n"
+        "p = AutoImageProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "assert 'ddep_hub' not in sys.modules\n"
+        "import numpy as np; p(np.zeros((40, 50), np.uint8), return_tensors='pt')\n"
+        "print(type(p).__name__, dict(p.size))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", script, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"},
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == [processor_class.__name__, "{'shortest_edge':", "96}"]
+
+
+def test_post_processing_resizes_logits_to_the_original_size(processor_class):
+    logits = torch.zeros(2, 3, 8, 8)
+    logits[0, 1, :, :4] = 5.0
+    logits[0, 2, :, 4:] = 5.0
+    processor = processor_class()
+    maps = processor.post_process_semantic_segmentation(SemanticSegmenterOutput(logits=logits))
+    assert [tuple(item.shape) for item in maps] == [(8, 8), (8, 8)]
+    maps = processor.post_process_semantic_segmentation(SemanticSegmenterOutput(logits=logits), [(16, 32), (5, 7)])
+    assert [tuple(item.shape) for item in maps] == [(16, 32), (5, 7)]
+    assert (maps[0][:, :16] == 1).all() and (maps[0][:, 16:] == 2).all()
+    scored = processor.post_process_semantic_segmentation(
+        SemanticSegmenterOutput(logits=logits), [(16, 32), (5, 7)], return_segmentation_scores=True
+    )
+    assert scored[0].segmentation_scores.shape == (3, 16, 32)
+    with pytest.raises(ValueError):
+        processor.post_process_semantic_segmentation(SemanticSegmenterOutput(logits=logits), [(16, 32)])
