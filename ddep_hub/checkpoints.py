@@ -103,23 +103,30 @@ def read_encoder_weights(config: DDePConfig, path: str | os.PathLike[str]) -> St
     path, name = Path(path), config.encoder_name
     if not path.is_file():
         raise OSError(f"encoder_weights: there is no file {path}. {HOW_TO_GIVE_ENCODER}")
+    arguments = encoder_arguments(config)
+    with torch.device("meta"):
+        used = build_encoder(config).state_dict()
     # `custom_load` has timm read Google's naming.
     overlay: dict[str, Any] = {"file": str(path), "custom_load": True}
     if path.suffix != ".npz":
+        weights = _read_state_dict(config, path)
+        if used.keys() <= weights.keys():
+            # May have been written from one of our encoders, which lack the layers behind their last feature.
+            with torch.device("meta"):
+                whole = timm.create_model(name, **arguments).state_dict()
+            unused = {key: torch.zeros(whole[key].shape, dtype=whole[key].dtype) for key in whole.keys() - used.keys()}
+            weights = unused | weights
         # With as many classes as the model has, none, timm loads strictly.
-        overlay = {"state_dict": _read_state_dict(config, path), "num_classes": 0, "label_offset": 0}
+        overlay = {"state_dict": weights, "num_classes": 0, "label_offset": 0}
     elif not zipfile.is_zipfile(path):
         raise OSError(damaged(path, "not an .npz archive"))
-    arguments = encoder_arguments(config)
     try:
         model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
     except (RuntimeError, KeyError, ValueError, AttributeError) as error:
         # AttributeError: a family for which timm cannot read .npz.
         raise RuntimeError(f"encoder_weights: {path} does not hold the weights of `{name}`: {error}") from error
-    weights = model.state_dict()
-    with torch.device("meta"):
-        used = build_encoder(config).state_dict()
-    return {key: weights[key].float() if weights[key].is_floating_point() else weights[key] for key in used}
+    loaded = model.state_dict()
+    return {key: loaded[key].float() if loaded[key].is_floating_point() else loaded[key] for key in used}
 
 
 def _read_state_dict(config: DDePConfig, path: Path) -> StateDict:
@@ -133,10 +140,10 @@ def _read_state_dict(config: DDePConfig, path: Path) -> StateDict:
             f"encoder_weights: {path} is no plain file of tensors, and nothing else is read from a pickle ({error}). "
             f"{HOW_TO_GIVE_ENCODER}"
         ) from error
-    if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise OSError(f"encoder_weights: {path} holds something else than named tensors. {HOW_TO_GIVE_ENCODER}")
-    if not weights:
-        raise OSError(f"encoder_weights: {path} holds no tensors. {HOW_TO_GIVE_ENCODER}")
+    except AttributeError:  # timm takes a dictionary for granted
+        weights = None
+    if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise OSError(f"encoder_weights: {path} holds no named tensors. {HOW_TO_GIVE_ENCODER}")
     classifiers = getattr(timm.get_pretrained_cfg(config.encoder_name), "classifier", None) or ()
     classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
     return {name: tensor for name, tensor in weights.items() if name.rpartition(".")[0] not in classifiers}

@@ -37,6 +37,33 @@ class DDePEncoderBlock(GradientCheckpointingLayer, Block):
         return Block.forward(self, x, *args, **kwargs)
 
 
+class DDePHybridEncoder(VisionTransformer):
+    """timm's ResNet-ViT hybrid, whose forward returns a pyramid.
+
+    A forward of its own, and not a function beside it: what places weights on devices hooks in there, and this module
+    owns some itself (class token, position embeddings).
+    """
+
+    def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        """Runs CNN and transformer; see [`extract_features`]."""
+        embed = self.patch_embed
+        if isinstance(embed.backbone, ResNetV2):
+            hidden_state, skips = embed.backbone.forward_intermediates(pixel_values)
+        else:
+            half = embed.backbone.norm(embed.backbone.conv(pixel_values))
+            hidden_state = embed.backbone.pool(half)
+            skips = [half, hidden_state]
+        grid = embed.proj(hidden_state)
+        height, width = grid.shape[-2:]
+        # timm's own order of steps, class token included: the weights were trained with it.
+        tokens = self.norm_pre(self._pos_embed(grid.permute(0, 2, 3, 1)))
+        for block in self.blocks:
+            tokens = block(tokens)
+        tokens = self.norm(tokens)[:, self.num_prefix_tokens :]
+        grid = tokens.transpose(1, 2).unflatten(2, (height, width))
+        return [*skips[: len(feature_info(self)) - 1], grid]
+
+
 def encoder_arguments(config: DDePConfig) -> dict[str, Any]:
     """Arguments with which `timm.create_model(config.encoder_name, ...)` builds the encoder.
 
@@ -72,6 +99,8 @@ def build_encoder(config: DDePConfig) -> nn.Module:
         ) from error
     prune_encoder(encoder)
     feature_info(encoder)  # refuses models without a pyramid
+    if is_hybrid(encoder):
+        encoder.__class__ = DDePHybridEncoder  # the same module, with another forward
     return encoder
 
 
@@ -135,27 +164,8 @@ def extract_features(encoder: nn.Module, pixel_values: torch.Tensor) -> list[tor
         One tensor `(batch, channels, H / stride, W / stride)` for each entry of [`feature_info`].
     """
     if is_hybrid(encoder):
-        return _extract_hybrid(encoder, pixel_values)
+        return encoder(pixel_values)
     return list(encoder.forward_intermediates(pixel_values, output_fmt="NCHW", intermediates_only=True))
-
-
-def _extract_hybrid(vit: nn.Module, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-    embed = vit.patch_embed
-    if isinstance(embed.backbone, ResNetV2):
-        hidden_state, skips = embed.backbone.forward_intermediates(pixel_values)
-    else:
-        half = embed.backbone.norm(embed.backbone.conv(pixel_values))
-        hidden_state = embed.backbone.pool(half)
-        skips = [half, hidden_state]
-    grid = embed.proj(hidden_state)
-    height, width = grid.shape[-2:]
-    # timm's own order of steps, class token included: the weights were trained with it.
-    tokens = vit.norm_pre(vit._pos_embed(grid.permute(0, 2, 3, 1)))
-    for block in vit.blocks:
-        tokens = block(tokens)
-    tokens = vit.norm(tokens)[:, vit.num_prefix_tokens :]
-    grid = tokens.transpose(1, 2).unflatten(2, (height, width))
-    return [*skips[: len(feature_info(vit)) - 1], grid]
 
 
 def encoder_mean_std(encoder_name: str) -> tuple[list[float], list[float]]:

@@ -19,6 +19,7 @@ from .encoders import (
     extract_features,
     feature_info,
     has_batch_norm_in_training,
+    is_hybrid,
     padding_to_multiple,
 )
 from .pretrained_ddep import DDePPreTrainedModel
@@ -70,6 +71,8 @@ class DDePModel(DDePPreTrainedModel):
         info = feature_info(self.encoder)
         self.stride = info[-1][1]
         self.decoder = DDePDecoder(config, [channels for channels, _ in info], [stride for _, stride in info])
+        if not is_hybrid(self.encoder):  # any layer inside may add what two others made
+            self._no_split_modules = [type(self.encoder).__name__, *self._no_split_modules]  # type: ignore[misc]
         self.post_init()
 
     @can_return_tuple

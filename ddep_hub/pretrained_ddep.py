@@ -43,9 +43,7 @@ class DDePPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the loss is a mean over valid pixels; Trainer would count ignored ones too
     _supports_sdpa = True
-    # The encoder runs by a function and not by its own forward, so what moves weights about must take it as part of
-    # the model around it.
-    _no_split_modules: ClassVar[list[str]] = ["DDePModel", "DDePEncoderBlock", "DDePDecoderBlock"]
+    _no_split_modules: ClassVar[list[str]] = ["HybridEmbed", "DDePEncoderBlock", "DDePDecoderBlock"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -37,9 +37,7 @@ def test_closed_forms():
 def test_scaled_is_the_root_of_gamma_times_simple_for_each_example():
     clean, noise, sigma = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8), torch.tensor([0.05, 0.22, 1.0, 3.0])
     root = (1 / (1 + sigma**2)).sqrt().reshape(4, 1, 1, 1)
-    torch.testing.assert_close(
-        corrupt(clean, noise, sigma, "scaled"), root * corrupt(clean, noise, sigma, "simple")
-    )
+    torch.testing.assert_close(corrupt(clean, noise, sigma, "scaled"), root * corrupt(clean, noise, sigma, "simple"))
     alone = corrupt(clean[2:3], noise[2:3], 1.0, "simple")
     torch.testing.assert_close(corrupt(clean, noise, sigma, "simple")[2:3], alone)
 

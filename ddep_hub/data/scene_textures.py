@@ -69,21 +69,24 @@ def lookup(texture: Array, y: Array, x: Array) -> Array:
     """Reads a periodic texture bilinearly at any places.
 
     Args:
-        texture: Array (n, m).
+        texture: Array (n, m), both powers of two.
         y: Rows, in texels.
-        x: Columns, in texels; of a shape that broadcasts with `y`.
+        x: Columns, in texels; of a shape to which `y` broadcasts.
 
     Returns:
         The values, of the broadcast shape.
     """
     rows, columns = texture.shape
-    top, left = np.floor(y).astype(np.int32), np.floor(x).astype(np.int32)
+    top, left = np.floor(y), np.floor(x)
     down, right = (y - top).astype(np.float32), (x - left).astype(np.float32)
-    top, left = top % rows, left % columns
-    below, beside = (top + 1) % rows, (left + 1) % columns
-    upper = texture[top, left] * (1 - right) + texture[top, beside] * right
-    lower = texture[below, left] * (1 - right) + texture[below, beside] * right
-    return np.asarray(upper * (1 - down) + lower * down)
+    upper_row, column = top.astype(np.intp) & (rows - 1), left.astype(np.intp) & (columns - 1)
+    lower_row, next_column = (upper_row + 1) & (rows - 1), (column + 1) & (columns - 1)
+    flat = texture.ravel()
+    upper, lower = flat.take(upper_row * columns + column), flat.take(lower_row * columns + column)
+    upper += right * (flat.take(upper_row * columns + next_column) - upper)
+    lower += right * (flat.take(lower_row * columns + next_column) - lower)
+    upper += down * (lower - upper)
+    return upper
 
 
 def lookup_grid(texture: Array, y: Array, x: Array) -> Array:

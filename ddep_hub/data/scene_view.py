@@ -224,7 +224,7 @@ def draw_ground(
     coarse = lookup(view.noise, z * 2.1, x * 2.1)
     fine = lookup(view.noise.T, z * 11.0, x * 11.0)
     # Blades and grit, seen only close by, where a texel is about a pixel.
-    grit = view.noise[(z * 47.0).astype(np.int32) % 128, np.floor(x * 61.0).astype(np.int32) % 128]
+    grit = view.noise[(z * 47.0).astype(np.intp) & 127, (x * 61.0).astype(np.intp) & 127]
     grit = grit * np.clip(scale / 20.0 - 0.5, 0.0, 1.0)
     patches = smoothstep(coarse + 0.35 * fine, -0.25, 0.25)[..., None]
     detail = 1.0 + (0.45 * fine * np.clip(scale / 12.0, 0.0, 1.0) + 0.15 * coarse + 0.55 * grit)[..., None]

@@ -39,9 +39,9 @@ def test_accepted_shapes(tmp_path, content, names):
 
 
 def test_given_colours_and_ignore_index_are_kept_and_others_differ(tmp_path):
-    classes = [{"id": 0, "name": "a", "color": [217, 36, 36]}, *({"id": i, "name": f"c{i}"} for i in range(1, 200))]
+    classes = [{"id": 0, "name": "a", "color": [242, 36, 36]}, *({"id": i, "name": f"c{i}"} for i in range(1, 200))]
     table = read_class_table(write(tmp_path, {"classes": classes, "ignore_index": 250}))
-    assert table.colors[0] == (217, 36, 36)
+    assert table.colors[0] == (242, 36, 36)
     assert table.ignore_index == 250
     assert len(set(table.colors)) == 200
 

@@ -22,7 +22,7 @@ def test_parse_fraction(value, expected):
 
 @pytest.mark.parametrize("value", ["0", "2", "-1/4", 1.5, "1/0", "ten", "", "nan", float("inf")])
 def test_bad_fractions_are_named(value):
-    with pytest.raises(ValueError, match="label fraction .* write it like 1/30"):
+    with pytest.raises(ValueError, match=r"label fraction .* write it like 1/30"):
         parse_fraction(value)
 
 

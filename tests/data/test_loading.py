@@ -46,10 +46,13 @@ def test_image_folder_is_recursive_sorted_and_skips_hidden(tmp_path):
     assert rows[0]["image"].mode == "RGB"
 
 
-def test_links_that_turn_in_circles_end(tmp_path):
-    put_image(tmp_path / "a" / "x.png")
-    (tmp_path / "a" / "again").symlink_to(tmp_path, target_is_directory=True)
-    assert len(ImageFolder(tmp_path)) == 1
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    root = tmp_path / "root"
+    put_image(root / "a" / "x.png")
+    put_image(tmp_path / "elsewhere" / "y.png")
+    (root / "a" / "again").symlink_to(root, target_is_directory=True)
+    (root / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert [Path(row["path"]).relative_to(root).as_posix() for row in ImageFolder(root)] == ["a/x.png", "linked/y.png"]
 
 
 def test_empty_and_missing_folders_are_named(tmp_path):

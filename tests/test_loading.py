@@ -1,0 +1,243 @@
+"""from_pretrained on whole folders: fine-tuned, DDeP-pretrained, damaged, in other precisions; Auto and pipeline."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForSemanticSegmentation,
+    pipeline,
+)
+
+from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor, DDePModel
+
+
+NAMES = {0: "road", 1: "sky", 2: "car"}
+LOADERS = [DDePForSemanticSegmentation.from_pretrained, AutoModelForSemanticSegmentation.from_pretrained]
+
+
+@pytest.fixture
+def finetuned(tmp_path, hybrid_config):
+    """A folder with a fine-tuned model of three classes, and the model."""
+    model = DDePForSemanticSegmentation(hybrid_config(id2label=NAMES)).eval()
+    model.save_pretrained(tmp_path / "finetuned")
+    return tmp_path / "finetuned", model
+
+
+@pytest.fixture
+def denoiser(tmp_path, hybrid_config):
+    """A folder with a DDeP-pretrained model, and the model."""
+    model = DDePForPreTraining(hybrid_config()).eval()
+    model.save_pretrained(tmp_path / "denoiser")
+    return tmp_path / "denoiser", model
+
+
+def same_weights(model, other) -> bool:
+    mine, theirs = model.state_dict(), other.state_dict()
+    return set(mine) == set(theirs) and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def rewrite_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("load", LOADERS)
+def test_a_finetuned_folder(finetuned, caplog, load):
+    folder, model = finetuned
+    loaded, info = load(folder, output_loading_info=True)
+    assert type(loaded) is DDePForSemanticSegmentation and not loaded.training
+    assert same_weights(loaded, model) and loaded.config.id2label == NAMES
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert same_weights(load(folder, num_labels=3), model)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("head", [DDePForPreTraining, DDePModel])
+def test_other_heads_round_trip(tmp_path, hybrid_config, head):
+    model = head(hybrid_config())
+    model.save_pretrained(tmp_path)
+    auto = AutoModelForPreTraining if head is DDePForPreTraining else AutoModel
+    assert same_weights(head.from_pretrained(tmp_path), model)
+    assert same_weights(auto.from_pretrained(tmp_path), model)
+
+
+@pytest.mark.parametrize("load", LOADERS)
+@pytest.mark.parametrize("labels", [{"num_labels": 5}, {"id2label": dict(enumerate("abcde"))}])
+def test_another_number_of_labels_is_refused_with_both_numbers(finetuned, load, labels):
+    folder, model = finetuned
+    with pytest.raises(RuntimeError, match=r"for 3 labels, and 5 .*`ignore_mismatched_sizes=True`"):
+        load(folder, **labels)
+    renewed = load(folder, ignore_mismatched_sizes=True, **labels)
+    assert renewed.config.num_labels == renewed.classifier.out_channels == len(renewed.config.label2id) == 5
+    assert same_weights(renewed.ddep, model.ddep)
+    assert renewed.classifier.weight.std().item() == pytest.approx(0.02, rel=0.3)
+
+
+@pytest.mark.parametrize("load", LOADERS)
+@pytest.mark.parametrize("labels", [{"num_labels": 19}, {"id2label": dict(enumerate("abcd"))}])
+def test_a_pretrained_folder_gets_a_fresh_classifier_and_says_so(denoiser, caplog, load, labels):
+    folder, model = denoiser
+    loaded = load(folder, **labels)
+    number = labels.get("num_labels", 4)
+    assert loaded.classifier.out_channels == loaded.config.num_labels == number
+    assert loaded.classifier.weight.std() > 0 and torch.isfinite(loaded.classifier.weight).all()
+    assert same_weights(loaded.ddep, model.ddep)
+    assert f"{folder} has no classifier: it starts afresh with {number} labels" in caplog.text
+    assert f"denoising projection of {folder} was dropped" in caplog.text
+    assert "Pass `num_labels=`" not in caplog.text
+
+
+@pytest.mark.parametrize("load", LOADERS)
+def test_a_pretrained_folder_without_labels_warns(denoiser, caplog, load):
+    assert load(denoiser[0]).config.num_labels == 2
+    assert "new classifier has 2. Pass `num_labels=` or `id2label=`" in caplog.text
+
+
+def test_a_finetuned_folder_can_be_pretrained_further(finetuned, caplog):
+    folder, model = finetuned
+    loaded = DDePForPreTraining.from_pretrained(folder)
+    assert same_weights(loaded.ddep, model.ddep)
+    assert "has no noise_head: it starts afresh" in caplog.text
+
+
+def test_a_base_model_takes_the_weights_of_a_head_and_gives_them_back(finetuned, tmp_path):
+    folder, model = finetuned
+    base = DDePModel.from_pretrained(folder)
+    assert same_weights(base, model.ddep)
+    base.save_pretrained(tmp_path / "base")
+    head = DDePForSemanticSegmentation.from_pretrained(tmp_path / "base", num_labels=3)
+    assert same_weights(head.ddep, base)
+
+
+@pytest.mark.parametrize("key", ["ddep.encoder.pos_embed", "ddep.decoder.blocks.0.conv1.1.running_mean"])
+@pytest.mark.parametrize("info", [False, True])
+@pytest.mark.parametrize(
+    "load", [*LOADERS, DDePModel.from_pretrained, AutoModel.from_pretrained, DDePForPreTraining.from_pretrained]
+)
+def test_a_missing_weight_raises(finetuned, load, key, info):
+    folder, _ = finetuned
+    rewrite_weights(folder, lambda weights: weights.pop(key))
+    with pytest.raises(RuntimeError, match=f"lacks 1 weights.*{key.removeprefix('ddep.')}"):
+        load(folder, output_loading_info=info)
+
+
+def test_a_missing_weight_raises_in_a_pipeline(finetuned):
+    folder, _ = finetuned
+    DDePImageProcessor().save_pretrained(folder)
+    rewrite_weights(folder, lambda weights: weights.pop("ddep.encoder.pos_embed"))
+    with pytest.raises((RuntimeError, ValueError), match="lacks 1 weights"):  # which of them is transformers' choice
+        pipeline("image-segmentation", model=str(folder))
+
+
+def test_a_pretrained_folder_without_its_denoising_head_raises(denoiser):
+    folder, _ = denoiser
+    rewrite_weights(folder, lambda weights: weights.pop("noise_head.weight"))
+    with pytest.raises(RuntimeError, match="noise_head.weight"):
+        DDePForPreTraining.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 0.3, 0.95])
+def test_a_truncated_file_is_named(finetuned, keep):
+    folder, _ = finetuned
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: keep if keep >= 1 else int(len(whole) * keep)])
+    with pytest.raises(OSError, match="finetuned.* damaged or truncated"):
+        DDePForSemanticSegmentation.from_pretrained(folder)
+
+
+def test_a_corrupt_header_is_named(finetuned):
+    folder, _ = finetuned
+    whole = bytearray((folder / "model.safetensors").read_bytes())
+    whole[9:30] = b"?" * 21
+    (folder / "model.safetensors").write_bytes(whole)
+    with pytest.raises(OSError, match="finetuned.* damaged or truncated"):
+        DDePForSemanticSegmentation.from_pretrained(folder)
+
+
+def test_an_absent_folder_is_named(tmp_path):
+    with pytest.raises(OSError, match="absent"):
+        DDePForSemanticSegmentation.from_pretrained(tmp_path / "absent")
+
+
+def test_encoder_weights_are_for_decoder_only_folders(finetuned):
+    with pytest.raises(ValueError, match="encoder_weights: .*holds its encoder itself"):
+        DDePForSemanticSegmentation.from_pretrained(finetuned[0], encoder_weights="x.safetensors")
+
+
+def test_fields_can_be_replaced_at_loading(finetuned, caplog):
+    folder, _ = finetuned
+    for load in LOADERS:
+        loaded = load(folder, semantic_loss_ignore_index=0, sigma=0.4, my_note="x")
+        assert (loaded.config.semantic_loss_ignore_index, loaded.config.sigma, loaded.config.my_note) == (0, 0.4, "x")
+        assert "no field `my_note`" in caplog.text
+        caplog.clear()
+    config = AutoConfig.from_pretrained(folder)
+    loaded = DDePForSemanticSegmentation.from_pretrained(folder, config=config, sigma=0.3)
+    assert loaded.config.sigma == 0.3 and config.sigma == 0.22
+    assert loaded.config.name_or_path == loaded.name_or_path == str(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, "bfloat16"])
+@pytest.mark.parametrize("head", [DDePForSemanticSegmentation, DDePForPreTraining])
+def test_half_precision(denoiser, head, dtype):
+    folder, model = denoiser
+    loaded = head.from_pretrained(folder, dtype=dtype)
+    wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    assert loaded.dtype == wanted == loaded.ddep.encoder.pos_embed.dtype
+    with torch.no_grad():
+        outputs = loaded(torch.randn(2, 3, 40, 64))
+    first = outputs.logits if head is DDePForSemanticSegmentation else outputs.prediction
+    assert first.shape[-2:] == (40, 64) and torch.isfinite(first).all()
+    pixel_values = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        close, exact = loaded.ddep(pixel_values).last_hidden_state, model.ddep(pixel_values).last_hidden_state
+    assert (close.float() - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_devices_and_subfolders(finetuned, tmp_path):
+    folder, model = finetuned
+    loaded = DDePForSemanticSegmentation.from_pretrained(tmp_path, subfolder="finetuned", device_map="cpu")
+    assert same_weights(loaded, model)
+
+
+@pytest.mark.parametrize("encoder", [{}, {"encoder_name": "tf_efficientnet_lite0", "encoder_kwargs": None}])
+def test_weights_may_be_kept_on_disk(tmp_path, hybrid_config, encoder):
+    model = DDePForSemanticSegmentation(hybrid_config(**encoder)).eval()
+    model.save_pretrained(tmp_path)
+    where = {"ddep.encoder": "disk", "ddep.decoder": "cpu", "classifier": "disk"}
+    loaded = DDePForSemanticSegmentation.from_pretrained(tmp_path, device_map=where, offload_folder=tmp_path / "off")
+    assert next(loaded.ddep.encoder.parameters()).device.type == "meta"
+    pixel_values = torch.randn(1, 3, 40, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(pixel_values).logits, model(pixel_values).logits)
+
+
+def test_auto_classes_and_pipeline(finetuned):
+    folder, model = finetuned
+    DDePImageProcessor(size={"height": 64, "width": 96}).save_pretrained(folder)
+    assert isinstance(AutoImageProcessor.from_pretrained(folder), DDePImageProcessor)
+    image = Image.effect_noise((70, 50), 90).convert("RGB")
+    segments = pipeline("image-segmentation", model=str(folder))(image)
+    inputs = AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    full = torch.nn.functional.interpolate(logits, size=(50, 70), mode="bilinear", align_corners=False)
+    assert {segment["label"] for segment in segments} == {NAMES[i] for i in full.argmax(1).unique().tolist()}
+    assert all(segment["mask"].size == (70, 50) for segment in segments)
+
+
+def test_a_config_of_a_newer_format_is_refused_by_every_loader(finetuned):
+    folder, _ = finetuned
+    fields = json.loads((folder / "config.json").read_text()) | {"format_version": 99, "ddep_hub_version": "8.1"}
+    (folder / "config.json").write_text(json.dumps(fields))
+    for load in (*LOADERS, AutoConfig.from_pretrained):
+        with pytest.raises(ValueError, match=r"99.*8\.1"):
+            load(folder)

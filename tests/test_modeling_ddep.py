@@ -1,0 +1,162 @@
+"""The models: any image size, losses, initialisation, what they import."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePModel
+from ddep_hub.denoising import corrupt
+from ddep_hub.encoders import build_encoder
+
+
+SWIN = {
+    "encoder_name": "swin_tiny_patch4_window7_224",
+    "encoder_kwargs": {"embed_dim": 16, "depths": (1, 2, 1, 1), "num_heads": (1, 1, 2, 2)},
+}
+CONVNEXT = {"encoder_name": "convnext_tiny", "encoder_kwargs": {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}}
+SIZES = [(32, 32), (33, 47), (100, 65), (64, 128), (31, 1)]
+
+
+@pytest.mark.parametrize("height, width", SIZES)
+@pytest.mark.parametrize(
+    "encoder", [{}, {"encoder_name": "tf_efficientnet_lite0", "encoder_kwargs": None}, CONVNEXT, SWIN]
+)
+def test_logits_have_the_size_of_the_image(hybrid_config, encoder, height, width):
+    model = DDePForSemanticSegmentation(hybrid_config(num_labels=5, **encoder)).eval()
+    pixel_values = torch.randn(2, 3, height, width)
+    with torch.no_grad():
+        logits = model(pixel_values).logits
+        assert logits.shape == (2, 5, height, width)
+        assert torch.isfinite(logits).all()
+        torch.testing.assert_close(model(pixel_values[1:]).logits, logits[1:], atol=1e-5, rtol=1e-4)
+
+
+def test_padding_repeats_the_edge_and_is_cropped_off(hybrid_config):
+    model = DDePForSemanticSegmentation(hybrid_config()).eval()
+    pixel_values = torch.randn(1, 3, 40, 63)
+    padded = F.pad(pixel_values, (0, 1, 0, 24), mode="replicate")
+    with torch.no_grad():
+        assert torch.equal(model(pixel_values).logits, model(padded).logits[..., :40, :63])
+
+
+def test_multiples_of_the_stride_are_not_touched(hybrid_config):
+    model = DDePModel(hybrid_config()).eval()
+    seen = []
+    model.encoder.patch_embed.backbone.conv.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    pixel_values = torch.randn(1, 3, 64, 96)
+    model(pixel_values)
+    assert torch.equal(seen[0], pixel_values)
+
+
+def test_a_wrong_number_of_channels_is_named(hybrid_config):
+    model = DDePForSemanticSegmentation(hybrid_config())
+    with pytest.raises(ValueError, match=r"pixel_values: expected \(batch, 3, .*\(1, 1, 32, 32\)"):
+        model(torch.zeros(1, 1, 32, 32))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (17, 30)])
+def test_a_single_value_a_channel_in_batch_norm_is_an_error_with_a_mend(hybrid_config, size):
+    model = DDePForSemanticSegmentation(hybrid_config()).train()
+    with pytest.raises(ValueError, match=r'larger crop or batch, or decoder_norm="group"'):
+        model(torch.randn(1, 3, *size))
+    model(torch.randn(2, 3, *size))
+    model(torch.randn(1, 3, 32, 64))
+    model.eval()(torch.randn(1, 3, *size))
+
+
+def test_segmentation_loss_is_the_cross_entropy_of_the_pixels_that_count(hybrid_config):
+    model = DDePForSemanticSegmentation(hybrid_config(num_labels=4, semantic_loss_ignore_index=9)).eval()
+    pixel_values, labels = torch.randn(2, 3, 33, 40), torch.randint(0, 4, (2, 33, 40))
+    labels[:, :10] = 9
+    outputs = model(pixel_values, labels=labels)
+    per_pixel = -outputs.logits.log_softmax(1).gather(1, labels.clamp(max=3)[:, None])[:, 0]
+    torch.testing.assert_close(outputs.loss, per_pixel[:, 10:].mean())
+    assert model(pixel_values).loss is None
+
+
+@pytest.mark.parametrize("corruption", ["scaled", "simple"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample"])
+def test_denoising_outputs(hybrid_config, corruption, prediction_type):
+    model = DDePForPreTraining(hybrid_config(corruption=corruption, prediction_type=prediction_type)).eval()
+    clean, noise, sigma = torch.randn(2, 3, 40, 64), torch.randn(2, 3, 40, 64), torch.tensor([0.1, 0.4])
+    outputs = model(clean, noise=noise, sigma=sigma)
+    assert torch.equal(outputs.noisy_pixel_values, corrupt(clean, noise, sigma, corruption))
+    assert torch.equal(outputs.target, noise if prediction_type == "epsilon" else clean)
+    assert torch.equal(outputs.sigma, sigma)
+    assert outputs.prediction.shape == clean.shape
+    torch.testing.assert_close(outputs.loss, (outputs.prediction - outputs.target).square().mean())
+    # The prediction sees the corrupted image and nothing else.
+    seen = model.ddep(outputs.noisy_pixel_values).last_hidden_state
+    torch.testing.assert_close(outputs.prediction, model.noise_head(seen)[..., :40, :])
+
+
+def test_noise_and_levels_follow_the_generator(hybrid_config):
+    model = DDePForPreTraining(hybrid_config(sigma=[0.2, 0.3])).eval()
+    clean = torch.randn(4, 3, 32, 32)
+    first, again, other = (model(clean, generator=torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
+    assert torch.equal(first.noisy_pixel_values, again.noisy_pixel_values) and torch.equal(first.sigma, again.sigma)
+    assert not torch.equal(first.target, other.target) and not torch.equal(first.sigma, other.sigma)
+    assert first.sigma.unique().numel() == 4 and 0.2 <= first.sigma.min() and first.sigma.max() <= 0.3
+    fixed = DDePForPreTraining(hybrid_config()).eval()(clean)
+    assert fixed.sigma.tolist() == pytest.approx([0.22] * 4)
+    assert model(clean, sigma=0.5).sigma.tolist() == [0.5] * 4
+
+
+def test_hidden_states(hybrid_config):
+    model = DDePForSemanticSegmentation(hybrid_config()).eval()
+    states = model(torch.randn(1, 3, 64, 64), output_hidden_states=True).hidden_states
+    assert [tuple(state.shape[1:]) for state in states[:3]] == [(64, 32, 32), (64, 16, 16), (32, 2, 2)]
+    assert [state.shape[-1] for state in states[3:]] == [2, 4, 8, 16, 32, 64]
+    assert model(torch.randn(1, 3, 64, 64)).hidden_states is None
+    as_tuple = model(torch.randn(1, 3, 64, 64), labels=torch.zeros(1, 64, 64, dtype=torch.long), return_dict=False)
+    assert as_tuple[0].ndim == 0 and as_tuple[1].shape == (1, 2, 64, 64)
+
+
+@pytest.mark.parametrize("encoder", [{}, SWIN, CONVNEXT])
+def test_the_encoder_starts_as_timm_initialises_it(hybrid_config, encoder):
+    config = hybrid_config(**encoder)
+    ours, reference = DDePModel(config).encoder.state_dict(), build_encoder(config).state_dict()
+    assert set(ours) == set(reference)
+    for name, tensor in reference.items():
+        if tensor.std() == 0 or tensor.numel() == 1:
+            assert torch.equal(ours[name], tensor), name
+        else:
+            assert ours[name].std().item() == pytest.approx(tensor.std().item(), rel=0.5), name
+
+
+def test_nothing_is_fetched_at_construction(monkeypatch, hybrid_config):
+    def refuse(*_, **__):
+        raise AssertionError("the network was asked for")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("huggingface_hub.file_download.hf_hub_download", refuse)
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", refuse)
+    DDePForSemanticSegmentation(hybrid_config(encoder_name="vit_tiny_r_s16_p8_224.augreg_in21k"))
+    with torch.device("meta"):
+        DDePForSemanticSegmentation(DDePConfig())
+
+
+def test_the_model_needs_neither_datasets_nor_accelerate():
+    code = """
+import sys
+sys.modules["datasets"] = sys.modules["accelerate"] = None  # an import of them fails
+import torch
+from ddep_hub import DDePConfig, DDePForPreTraining
+config = DDePConfig(encoder_name="tf_efficientnet_lite0", decoder_bottleneck_size=8, decoder_hidden_sizes=[8])
+assert DDePForPreTraining(config)(torch.zeros(2, 3, 32, 32)).loss is not None
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_importing_the_package_leaves_datasets_and_accelerate_alone():
+    # transformers may import accelerate by itself, so the package is compared with what it builds on.
+    code = "import sys, transformers.modeling_utils, timm; before = set(sys.modules); {}; print(*sys.modules.keys() - before)"
+    run = subprocess.run(
+        [sys.executable, "-c", code.format("import ddep_hub")], check=True, capture_output=True, text=True
+    )
+    imported = {name.split(".")[0] for name in run.stdout.split()}
+    assert "ddep_hub" in imported
+    assert imported.isdisjoint({"datasets", "accelerate"})
