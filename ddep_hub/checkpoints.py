@@ -109,15 +109,16 @@ def read_encoder_weights(config: DDePConfig, path: str | os.PathLike[str]) -> St
     # `custom_load` has timm read Google's naming.
     overlay: dict[str, Any] = {"file": str(path), "custom_load": True}
     if path.suffix != ".npz":
-        weights = _read_state_dict(config, path)
+        weights = _read_state_dict(path)
+        # A model with the file's classes, if any: timm then loads strictly, after reading the file as it stands.
+        arguments["num_classes"] = _number_of_classes(config, weights)
         if used.keys() <= weights.keys():
             # May have been written from one of our encoders, which lack the layers behind their last feature.
             with torch.device("meta"):
                 whole = timm.create_model(name, **arguments).state_dict()
             unused = {key: torch.zeros(whole[key].shape, dtype=whole[key].dtype) for key in whole.keys() - used.keys()}
             weights = unused | weights
-        # With as many classes as the model has, none, timm loads strictly.
-        overlay = {"state_dict": weights, "num_classes": 0, "label_offset": 0}
+        overlay = {"state_dict": weights, "num_classes": arguments["num_classes"], "label_offset": 0}
     elif not zipfile.is_zipfile(path):
         raise OSError(damaged(path, "not an .npz archive"))
     try:
@@ -129,8 +130,8 @@ def read_encoder_weights(config: DDePConfig, path: str | os.PathLike[str]) -> St
     return {key: loaded[key].float() if loaded[key].is_floating_point() else loaded[key] for key in used}
 
 
-def _read_state_dict(config: DDePConfig, path: Path) -> StateDict:
-    """Tensors of a `.safetensors` or `.pth` file without those of timm's classifier."""
+def _read_state_dict(path: Path) -> StateDict:
+    """Tensors of a `.safetensors` or `.pth` file."""
     try:
         weights = load_state_dict(str(path), use_ema=False, weights_only=True)
     except (SafetensorError, EOFError, RuntimeError, KeyError, ValueError) as error:
@@ -144,9 +145,16 @@ def _read_state_dict(config: DDePConfig, path: Path) -> StateDict:
         weights = None
     if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise OSError(f"encoder_weights: {path} holds no named tensors. {HOW_TO_GIVE_ENCODER}")
+    return dict(weights)
+
+
+def _number_of_classes(config: DDePConfig, weights: StateDict) -> int:
+    """Classes of the classifier among an encoder's weights; 0 where there is none."""
     classifiers = getattr(timm.get_pretrained_cfg(config.encoder_name), "classifier", None) or ()
-    classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
-    return {name: tensor for name, tensor in weights.items() if name.rpartition(".")[0] not in classifiers}
+    for classifier in (classifiers,) if isinstance(classifiers, str) else classifiers:
+        if f"{classifier}.weight" in weights:
+            return weights[f"{classifier}.weight"].shape[0]
+    return 0
 
 
 def load_encoder_weights(

@@ -3,7 +3,9 @@
 
 import difflib
 import math
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -65,6 +67,9 @@ class DDePConfig(PreTrainedConfig):
         prediction_type: `"epsilon"` predicts the noise, `"sample"` the clean image.
         sigma: standard deviation of the noise in units of `pixel_values`, that is after normalisation; or a range
             `(low, high)` from which each example draws its own.
+        image_skip: whether the denoising head also sees the noisy image, in units of the noise. The paper's does not.
+            It serves encoders whose finest features do not carry the noise (EfficientNet-Lite0's 16 channels at
+            stride 2), and is dropped with the head.
         semantic_loss_ignore_index: label that the segmentation loss leaves out.
         initializer_range: standard deviation of a fresh classifier's or denoising head's weights.
         decoder_only: marks a folder whose weights file holds no encoder. Written by
@@ -101,6 +106,7 @@ class DDePConfig(PreTrainedConfig):
     corruption: Literal["scaled", "simple"] = "scaled"
     prediction_type: Literal["epsilon", "sample"] = "epsilon"
     sigma: float | int | list[float | int] | tuple[float | int, ...] = 0.22
+    image_skip: bool = False
     semantic_loss_ignore_index: int = 255
     initializer_range: float | int = 0.02
     decoder_only: bool = False
@@ -205,10 +211,19 @@ class DDePConfig(PreTrainedConfig):
             config_dict = {name: value for name, value in config_dict.items() if name not in _LABEL_FIELDS} | labels
         return super().from_dict(config_dict, **kwargs)
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; the file names this version as its writer."""
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """As in transformers; the file names this version as its writer, and no code that the folder does not hold."""
         self.ddep_hub_version, self.format_version = __version__, FORMAT_VERSION
-        return super().save_pretrained(*args, **kwargs)
+        # A map left by a folder that carried code; entries with "--" point to a repository, which still does.
+        auto_map = self.__dict__.pop("auto_map", {})
+        kept = {
+            auto_class: code
+            for auto_class, code in auto_map.items()
+            if "--" in code or Path(save_directory, code.split(".")[0] + ".py").is_file()
+        }
+        if kept:
+            self.__dict__["auto_map"] = kept
+        super().save_pretrained(save_directory, **kwargs)
 
 
 __all__ = ["DDePConfig"]

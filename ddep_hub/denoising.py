@@ -79,6 +79,11 @@ def corrupt(clean: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor | floa
     return noisy * gamma_from_sigma(sigma) ** 0.5 if corruption == "scaled" else noisy
 
 
+def noise_scale(sigma: torch.Tensor | float, corruption: str) -> torch.Tensor | float:
+    """Factor in front of the noise in a corrupted image: `sigma`, or `sqrt(1 - gamma)` for the scaled corruption."""
+    return sigma * gamma_from_sigma(sigma) ** 0.5 if corruption == "scaled" else sigma
+
+
 def denoising_target(clean: torch.Tensor, noise: torch.Tensor, prediction_type: str) -> torch.Tensor:
     """What the network is trained to predict: the noise (`"epsilon"`) or the clean image (`"sample"`)."""
     _check(prediction_type, "epsilon", "sample")

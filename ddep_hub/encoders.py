@@ -109,6 +109,8 @@ def prune_encoder(encoder: nn.Module) -> None:
     if not is_hybrid(encoder) and hasattr(encoder, "prune_intermediate_layers"):
         last = len(_timm_feature_info(encoder)) - 1
         encoder.prune_intermediate_layers([last], prune_norm=True, prune_head=True)
+        if hasattr(getattr(encoder, "head", None), "norm"):
+            encoder.head.norm = nn.Identity()  # older releases of timm leave it there
 
 
 def is_hybrid(encoder: nn.Module) -> bool:
@@ -162,10 +164,21 @@ def extract_features(encoder: nn.Module, pixel_values: torch.Tensor) -> list[tor
 
     Returns:
         One tensor `(batch, channels, H / stride, W / stride)` for each entry of [`feature_info`].
+
+    Raises:
+        ValueError: a convolution without padding makes a feature smaller than its stride says.
     """
     if is_hybrid(encoder):
         return encoder(pixel_values)
-    return list(encoder.forward_intermediates(pixel_values, output_fmt="NCHW", intermediates_only=True))
+    features = encoder.forward_intermediates(pixel_values, output_fmt="NCHW", intermediates_only=True)
+    height, width = pixel_values.shape[-2:]
+    for feature, (_, stride) in zip(features, feature_info(encoder), strict=True):
+        if feature.shape[-2:] != (height // stride, width // stride):
+            raise ValueError(
+                f"encoder_name: the timm model ({type(encoder).__name__}) turns a {height}x{width} image into a "
+                f"feature of {tuple(feature.shape[-2:])}, not to stride {stride}. Use an encoder that pads."
+            )
+    return list(features)
 
 
 def encoder_mean_std(encoder_name: str) -> tuple[list[float], list[float]]:

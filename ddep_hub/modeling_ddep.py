@@ -13,7 +13,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_ddep import DDePConfig
 from .decoder import DDePDecoder
-from .denoising import corrupt, denoising_target, sample_sigma
+from .denoising import corrupt, denoising_target, noise_scale, per_example, sample_sigma
 from .encoders import (
     build_encoder,
     extract_features,
@@ -167,7 +167,8 @@ class DDePForPreTraining(DDePPreTrainedModel):
     def __init__(self, config: DDePConfig) -> None:
         super().__init__(config)
         self.ddep = DDePModel(config)
-        self.noise_head = nn.Conv2d(self.ddep.decoder.out_channels, config.num_channels, kernel_size=3, padding=1)
+        channels = self.ddep.decoder.out_channels + config.num_channels * config.image_skip
+        self.noise_head = nn.Conv2d(channels, config.num_channels, kernel_size=3, padding=1)
         self.post_init()
         self.train(self.training)
 
@@ -221,7 +222,14 @@ class DDePForPreTraining(DDePPreTrainedModel):
             frozen_encoder=self.config.freeze_encoder,
             return_dict=True,
         )
-        prediction = self.ddep.to_image_size(self.noise_head(outputs.last_hidden_state), height, width)
+        hidden_state = outputs.last_hidden_state
+        if self.config.image_skip:
+            # In units of the noise: a head of small weights would otherwise take long to reach its gain.
+            seen = noisy / per_example(noise_scale(sigma, self.config.corruption), noisy)
+            hidden_state = self.ddep.to_image_size(hidden_state, height, width)
+            prediction = self.noise_head(torch.cat([hidden_state, seen.to(hidden_state.dtype)], dim=1))
+        else:
+            prediction = self.ddep.to_image_size(self.noise_head(hidden_state), height, width)
         target = denoising_target(pixel_values, noise, self.config.prediction_type)
         return DDePForPreTrainingOutput(
             loss=F.mse_loss(prediction.float(), target.float()),

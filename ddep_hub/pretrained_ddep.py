@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging
 
@@ -157,7 +157,8 @@ class DDePPreTrainedModel(PreTrainedModel):
         """The configuration, given or stored, with the fields in `kwargs` replaced; takes those out of `kwargs`."""
         fields = {*DDePConfig.__dataclass_fields__, "num_labels", *DDePConfig.undeclared(kwargs)} - {"dtype"}
         overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in fields}
-        if not isinstance(config, DDePConfig):
+        # As remote code, the file of the configuration may be loaded twice, and its class exist twice.
+        if not isinstance(config, PreTrainedConfig):
             return DDePConfig.from_pretrained(config, **hub, **overrides)
         return DDePConfig.from_dict(config.to_dict(), **overrides) if overrides else config
 

@@ -70,7 +70,7 @@ def test_a_misspelt_name_in_a_folder_raises(tmp_path):
     fields = json.loads((tmp_path / "config.json").read_text())
     fields["sigmas"] = 0.3
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(ValueError, match="no field `sigmas`. Did you mean `sigma`"):
+    with pytest.raises(ValueError, match=r"no field `sigmas`. Did you mean `sigma`"):
         DDePConfig.from_pretrained(tmp_path)
 
 

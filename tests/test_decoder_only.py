@@ -159,7 +159,7 @@ def test_other_encoder_weights_warn_with_both_hashes(saved, caplog):
 
 
 def test_an_encoder_of_other_shape_is_refused_with_both_shapes(saved, tmp_path):
-    folder, _, model = saved()
+    folder, _, _ = saved()
     other = {"embed_dim": 48, "depth": 2, "num_heads": 2, "img_size": 64}
     save_file(
         DDePModel(DDePConfig(encoder_name=TAGGED, encoder_kwargs=other)).encoder.state_dict(),

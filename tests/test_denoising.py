@@ -67,7 +67,7 @@ def test_denoise_inverts_where_the_prediction_is_exact(corruption, prediction_ty
 
 @pytest.mark.parametrize("call", [lambda x: corrupt(x, x, 0.2, "Simple"), lambda x: denoising_target(x, x, "noise")])
 def test_an_unknown_kind_is_refused(call):
-    with pytest.raises(ValueError, match="Simple|noise"):
+    with pytest.raises(ValueError, match=r"Simple|noise"):
         call(torch.zeros(1, 1, 2, 2))
 
 

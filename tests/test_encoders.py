@@ -161,6 +161,15 @@ def test_what_cannot_serve_is_refused(config, named):
         build_encoder(DDePConfig(**config))
 
 
+def test_an_encoder_without_padding_is_refused():
+    with torch.device("meta"):
+        # Older releases of timm give it no features at all.
+        with pytest.raises(
+            ValueError, match=r"InceptionV3.*(256x256 image.*\(125, 125\), not to stride 2|no pyramid)"
+        ):
+            extract_features(build_encoder(DDePConfig(encoder_name="inception_v3")), torch.zeros(1, 3, 256, 256))
+
+
 def test_hybrids_are_told_from_pyramids(hybrid_config, conv_config):
     assert is_hybrid(build_encoder(hybrid_config()))
     assert not is_hybrid(build_encoder(conv_config()))

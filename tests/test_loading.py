@@ -60,6 +60,19 @@ def test_a_finetuned_folder(finetuned, caplog, load):
     assert caplog.text == ""
 
 
+def test_buffers_that_no_file_holds_are_made_again(tmp_path, hybrid_config):
+    swin = {"embed_dim": 16, "depths": (1, 2, 1, 1), "num_heads": (1, 1, 2, 2)}
+    config = hybrid_config(encoder_name="swin_tiny_patch4_window7_224", encoder_kwargs=swin)
+    model = DDePForSemanticSegmentation(config).eval()
+    buffers = dict(model.named_buffers())
+    assert buffers.keys() - model.state_dict().keys()
+    model.save_pretrained(tmp_path)
+    loaded = DDePForSemanticSegmentation.from_pretrained(tmp_path)
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in loaded.named_buffers())
+    pixel_values = torch.randn(1, 3, 96, 64)
+    assert torch.equal(loaded(pixel_values).logits, model(pixel_values).logits)
+
+
 @pytest.mark.parametrize("head", [DDePForPreTraining, DDePModel])
 def test_other_heads_round_trip(tmp_path, hybrid_config, head):
     model = head(hybrid_config())
@@ -140,7 +153,7 @@ def test_a_missing_weight_raises_in_a_pipeline(finetuned):
 def test_a_pretrained_folder_without_its_denoising_head_raises(denoiser):
     folder, _ = denoiser
     rewrite_weights(folder, lambda weights: weights.pop("noise_head.weight"))
-    with pytest.raises(RuntimeError, match="noise_head.weight"):
+    with pytest.raises(RuntimeError, match=r"noise_head.weight"):
         DDePForPreTraining.from_pretrained(folder)
 
 
@@ -149,7 +162,7 @@ def test_a_truncated_file_is_named(finetuned, keep):
     folder, _ = finetuned
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: keep if keep >= 1 else int(len(whole) * keep)])
-    with pytest.raises(OSError, match="finetuned.* damaged or truncated"):
+    with pytest.raises(OSError, match=r"finetuned.* damaged or truncated"):
         DDePForSemanticSegmentation.from_pretrained(folder)
 
 
@@ -158,7 +171,7 @@ def test_a_corrupt_header_is_named(finetuned):
     whole = bytearray((folder / "model.safetensors").read_bytes())
     whole[9:30] = b"?" * 21
     (folder / "model.safetensors").write_bytes(whole)
-    with pytest.raises(OSError, match="finetuned.* damaged or truncated"):
+    with pytest.raises(OSError, match=r"finetuned.* damaged or truncated"):
         DDePForSemanticSegmentation.from_pretrained(folder)
 
 
@@ -168,7 +181,7 @@ def test_an_absent_folder_is_named(tmp_path):
 
 
 def test_encoder_weights_are_for_decoder_only_folders(finetuned):
-    with pytest.raises(ValueError, match="encoder_weights: .*holds its encoder itself"):
+    with pytest.raises(ValueError, match=r"encoder_weights: .*holds its encoder itself"):
         DDePForSemanticSegmentation.from_pretrained(finetuned[0], encoder_weights="x.safetensors")
 
 
@@ -203,7 +216,7 @@ def test_half_precision(denoiser, head, dtype):
 
 
 def test_devices_and_subfolders(finetuned, tmp_path):
-    folder, model = finetuned
+    _, model = finetuned
     loaded = DDePForSemanticSegmentation.from_pretrained(tmp_path, subfolder="finetuned", device_map="cpu")
     assert same_weights(loaded, model)
 

@@ -115,10 +115,13 @@ def test_hidden_states(hybrid_config):
     assert as_tuple[0].ndim == 0 and as_tuple[1].shape == (1, 2, 64, 64)
 
 
+@pytest.mark.parametrize("loaded", [False, True])
 @pytest.mark.parametrize("encoder", [{}, SWIN, CONVNEXT])
-def test_the_encoder_starts_as_timm_initialises_it(hybrid_config, encoder):
+def test_the_encoder_starts_as_timm_initialises_it(hybrid_config, encoder, loaded):
     config = hybrid_config(**encoder)
-    ours, reference = DDePModel(config).encoder.state_dict(), build_encoder(config).state_dict()
+    # transformers builds what it loads without memory, and fills in what the weights lack: here, all.
+    model = DDePModel.from_pretrained(None, config=config, state_dict={}) if loaded else DDePModel(config)
+    ours, reference = model.encoder.state_dict(), build_encoder(config).state_dict()
     assert set(ours) == set(reference)
     for name, tensor in reference.items():
         if tensor.std() == 0 or tensor.numel() == 1:
@@ -153,10 +156,13 @@ assert DDePForPreTraining(config)(torch.zeros(2, 3, 32, 32)).loss is not None
 
 def test_importing_the_package_leaves_datasets_and_accelerate_alone():
     # transformers may import accelerate by itself, so the package is compared with what it builds on.
-    code = "import sys, transformers.modeling_utils, timm; before = set(sys.modules); {}; print(*sys.modules.keys() - before)"
-    run = subprocess.run(
-        [sys.executable, "-c", code.format("import ddep_hub")], check=True, capture_output=True, text=True
-    )
+    code = """
+import sys, transformers.modeling_utils, timm
+before = set(sys.modules)
+import ddep_hub
+print(*sys.modules.keys() - before)
+"""
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     imported = {name.split(".")[0] for name in run.stdout.split()}
     assert "ddep_hub" in imported
     assert imported.isdisjoint({"datasets", "accelerate"})

@@ -11,7 +11,7 @@ import transformers
 from huggingface_hub import EvalResult, ModelCardData
 
 from ddep_hub import DDePConfig, __version__
-from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
+from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments, RunArguments
 
 
 CITATION = """```bibtex
@@ -51,6 +51,14 @@ def encoder_row(config: DDePConfig, source: str) -> str:
     return f"`{config.encoder_name}`, weights from {origin.get(source, 'a local file')}{digest}"
 
 
+def schedule(args: RunArguments, crop_size: int) -> str:
+    """Steps, batch, crops and optimizer in words."""
+    return (
+        f"{args.max_steps} steps of {args.batch_size}, {crop_size} px crops, AdamW, learning rate "
+        f"{args.learning_rate:g}, {args.lr_scheduler}"
+    )
+
+
 def pretraining_card(args: PretrainArguments, config: DDePConfig, results: Mapping[str, Any], images: int) -> str:
     """Card of a denoising-pretrained model.
 
@@ -70,8 +78,7 @@ def pretraining_card(args: PretrainArguments, config: DDePConfig, results: Mappi
             "Decoder": f"U-Net, width {config.decoder_width:g}, {config.decoder_norm} norm",
             "Objective": f"{config.corruption} corruption, predicts {config.prediction_type}, sigma {config.sigma}",
             "Images": f"{sources} ({images})",
-            "Schedule": f"{args.max_steps} steps of {args.batch_size}, {args.crop_size} px crops, AdamW, learning rate "
-            f"{args.learning_rate:g}, {args.lr_scheduler}",
+            "Schedule": schedule(args, args.crop_size),
             "Seed": args.seed,
             "Software": versions(),
         }
@@ -146,8 +153,7 @@ def finetuning_card(args: FinetuneArguments, config: DDePConfig, results: Mappin
             "Start": start,
             "Encoder": encoder_row(config, args.encoder_weights),
             "Labels": f"{results['labelled']} images of `{dataset}`, split `{args.train_split}`",
-            "Schedule": f"{args.max_steps} steps of {args.batch_size}, {args.crop_size} px crops, AdamW, learning rate "
-            f"{args.learning_rate:g}, {args.lr_scheduler}",
+            "Schedule": schedule(args, args.crop_size),
             "Seed": args.seed,
             "Software": versions(),
         }

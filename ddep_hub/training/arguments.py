@@ -75,6 +75,7 @@ class PretrainArguments(RunArguments):
     corruption: Literal["scaled", "simple"] = arg("scaled", "How noise is added.")
     prediction_type: Literal["epsilon", "sample"] = arg("epsilon", "Predict the noise or the clean image.")
     sigma: list[float] = arg([0.22], "Noise level in units of normalised pixels; two numbers are a range.")
+    image_skip: bool = arg(False, "Let the denoising head see the noisy image too, for encoders that lose the noise.")
     decoder_only: bool = arg(False, "Leave the encoder out of final/.")
 
     def __post_init__(self) -> None:
@@ -131,7 +132,9 @@ def parse_arguments(cls: type[Arguments], argv: list[str] | None = None) -> Argu
         SystemExit: an unknown argument, on the command line or in the file (the nearest one is named), or a value
             of the wrong type or out of range.
     """
-    parser = HfArgumentParser(cls, description=f"{cls.__doc__} They can also be given in a file, see --config.")
+    parser = HfArgumentParser(
+        cls, allow_abbrev=False, description=f"{cls.__doc__} They can also be given in a file, see --config."
+    )
     parser.add_argument("--config", help="YAML file with any of the arguments; the command line overrides it.")
     names = [field.name for field in dataclasses.fields(cls)]
     known, _ = parser.parse_known_args(argv)
@@ -149,7 +152,7 @@ def parse_arguments(cls: type[Arguments], argv: list[str] | None = None) -> Argu
     try:
         return cls(**{name: getattr(namespace, name) for name in names})
     except ValueError as error:
-        parser.error(str(error))
+        raise parser.error(str(error)) from error
 
 
 def unknown_name(name: str, names: list[str]) -> str:

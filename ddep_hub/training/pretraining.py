@@ -73,7 +73,6 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
         The held-out figures of [`denoising_error`], `seconds`, and `final`, the folder with the model.
     """
     accelerator = Accelerator()
-    set_seed(args.seed)
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     with accelerator.main_process_first():
@@ -90,6 +89,7 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
     transform = PretrainTransform(crop_size=args.crop_size, scale=(args.crop_scale_min, 1.0))
     dataset = AugmentedDataset(Subset(rows, sorted(training)), transform, args.seed)
 
+    set_seed(args.seed)  # the decoder's initialisation depends on the seed alone
     model = DDePForPreTraining.from_pretrained_encoder(
         args.encoder_name,
         encoder_weights=weights,
@@ -101,6 +101,7 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
         corruption=args.corruption,
         prediction_type=args.prediction_type,
         sigma=args.sigma[0] if len(args.sigma) == 1 else args.sigma,
+        image_skip=args.image_skip,
     )
     objective = DenoisingObjective(model.config, args.seed)
     if accelerator.is_main_process:
@@ -138,7 +139,7 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
         with whole_folder(final) as folder:
             model.save_pretrained(folder, decoder_only=args.decoder_only)
             mean, std = encoder_mean_std(args.encoder_name)
-            DDePImageProcessor(image_mean=mean, image_std=std).save_pretrained(folder)
+            DDePImageProcessor(image_mean=mean, image_std=std, do_resize=False).save_pretrained(folder)
             (folder / "README.md").write_text(pretraining_card(args, model.config, results, len(training)))
         if args.push_to_hub:
             publish_folder(final, str(args.hub_model_id), private=args.hub_private)

@@ -1,0 +1,56 @@
+"""Evaluation of a whole split."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddep_hub import DDePForSemanticSegmentation
+from ddep_hub.data.classes import write_class_table
+from ddep_hub.data.loading import SegmentationFolder
+from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
+from ddep_hub.data.transforms import EvalTransform
+from ddep_hub.evaluation.inference import evaluate_segmentation
+from ddep_hub.evaluation.metrics import ConfusionMatrix
+from ddep_hub.evaluation.plots import segmentation_picture
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Five scenes of three sizes."""
+    for folder in ("images", "annotations"):
+        (tmp_path / folder / "val").mkdir(parents=True)
+    write_class_table(SCENE_CLASSES, tmp_path / "classes.json")
+    for index, size in enumerate([(40, 56), (40, 56), (64, 48), (33, 35), (33, 35)]):
+        image, mask = render_scene(0, index, size)
+        Image.fromarray(image).save(tmp_path / "images" / "val" / f"{index}.png")
+        Image.fromarray(mask).save(tmp_path / "annotations" / "val" / f"{index}.png")
+    return SegmentationFolder(tmp_path, "val")
+
+
+def normalize(images):
+    return images.float() / 127.5 - 1
+
+
+@pytest.mark.parametrize("image_size", [None, 32])
+def test_batches_do_not_change_the_figures_and_pixels_are_those_of_the_masks(rows, image_size, hybrid_config):
+    model = DDePForSemanticSegmentation(hybrid_config(num_labels=8))
+    transform = EvalTransform(image_size=image_size)
+    one, many = (evaluate_segmentation(model, rows, transform, normalize, batch_size=size) for size in (1, 4))
+    assert one == many
+    matrix = ConfusionMatrix(8)
+    model.eval()
+    for row in rows:
+        example = transform(row)
+        with torch.no_grad():
+            logits = model(normalize(example["pixel_values"][None])).logits
+        logits = torch.nn.functional.interpolate(logits, size=row["annotation"].shape, mode="bilinear")
+        matrix.update(logits.argmax(1)[0], torch.from_numpy(row["annotation"]).long())
+    assert matrix.counts.sum() == sum(row["annotation"].size for row in rows)
+    assert one["mean_iou"] == pytest.approx(matrix.figures()["mean_iou"])
+
+
+def test_picture(rows, hybrid_config):
+    model = DDePForSemanticSegmentation(hybrid_config(num_labels=8))
+    picture = segmentation_picture({"a": model, "b": model}, rows, EvalTransform(), normalize, number=2)
+    assert picture.width > 4 * 190 and len(np.unique(np.asarray(picture))) > 20

