@@ -103,7 +103,8 @@ class DDePPreTrainedModel(PreTrainedModel):
             config: configuration to use instead of the stored one.
             encoder_weights: for a decoder-only folder: file of the encoder's weights in timm's naming
                 (`.safetensors`, `.pth`; `.npz` for the hybrids), instead of the Hub.
-            output_loading_info: also return the sets of missing, unexpected and mismatched keys.
+            output_loading_info: also return the sets of missing, unexpected and mismatched keys. They are then the
+                caller's to judge: what is missing is random, and does not raise.
             **kwargs: fields of the configuration to override (`num_labels`, `id2label`, `sigma`, ...), and arguments
                 of transformers: `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder`, `dtype`,
                 `device_map`, `ignore_mismatched_sizes`, ...
@@ -149,8 +150,10 @@ class DDePPreTrainedModel(PreTrainedModel):
         except SafetensorError as error:
             raise OSError(damaged(f"The weights file of {source}", error)) from error
         model.config.name_or_path = model.name_or_path = source
+        if output_loading_info:
+            return model, info
         model._check_loaded(source, stored, info)
-        return (model, info) if output_loading_info else model
+        return model
 
     @classmethod
     def _config_with_overrides(cls, config: Any, hub: dict[str, Any], kwargs: dict[str, Any]) -> DDePConfig:

@@ -45,8 +45,8 @@ def main() -> None:
     )
     parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--num_labelled_images", type=int, default=12)
-    parser.add_argument("--pretrain_steps", type=int, default=1200)
-    parser.add_argument("--finetune_steps", type=int, default=100)
+    parser.add_argument("--pretrain_steps", type=int, default=800)
+    parser.add_argument("--finetune_steps", type=int, default=80)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     options = parser.parse_args()
 
@@ -63,7 +63,7 @@ def main() -> None:
             images=[str(options.images or unlabelled_images(data))],
             max_steps=options.pretrain_steps,
             crop_size=64,
-            learning_rate=3e-3,
+            learning_rate=3e-3,  # batches of small crops, a short run
             # EfficientNet-Lite0's finest features, 16 channels at stride 2, do not carry the noise.
             image_skip=True,
             eval_every=max(1, options.pretrain_steps // 4),

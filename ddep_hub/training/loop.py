@@ -73,7 +73,8 @@ def train(
     Raises:
         FloatingPointError: the loss is not finite; names the step.
     """
-    model.to(accelerator.device).train()
+    # Channels last is how convolutions run fastest, on GPUs and CPUs alike; what is saved is in the usual order again.
+    model.to(accelerator.device, memory_format=torch.channels_last).train()
     optimizer, scheduler = build_optimizer(model, args, encoder_lr_factor)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     rank, world_size = accelerator.process_index, accelerator.num_processes
@@ -136,6 +137,7 @@ def train(
         if row:
             log.write(row)
     progress.close()
+    model.to(memory_format=torch.contiguous_format)
     return {**results, "seconds": time.perf_counter() - started - evaluating}
 
 

@@ -46,6 +46,6 @@ def build_optimizer(
 ) -> tuple[torch.optim.Optimizer, LambdaLR]:
     """AdamW over the trainable parameters, and its schedule."""
     groups = parameter_groups(model, args, encoder_lr_factor)
-    fused = next(model.parameters()).device.type == "cuda"
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, fused=fused)
     return optimizer, LambdaLR(optimizer, lambda step: learning_rate_factor(step, args))

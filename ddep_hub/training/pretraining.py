@@ -34,10 +34,11 @@ class Normalize:
         self.mean, self.std = encoder_mean_std(encoder_name)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Maps uint8 `(batch, 3, H, W)` in 0..255 to float32 of the same shape."""
+        """Maps uint8 `(batch, 3, H, W)` in 0..255 to float32 of the same shape, channels last in memory."""
         mean = torch.tensor(self.mean, device=images.device).reshape(-1, 1, 1)
         std = torch.tensor(self.std, device=images.device).reshape(-1, 1, 1)
-        return (images.float() / 255 - mean) / std
+        images = images.float().contiguous(memory_format=torch.channels_last)
+        return (images / 255 - mean) / std
 
 
 class DenoisingObjective:
@@ -55,7 +56,8 @@ class DenoisingObjective:
     def loss_sum(self, model: nn.Module, batch: Batch, step: int, positions: Sequence[int]) -> torch.Tensor:
         """Squared error summed over all elements."""
         images = self.normalize(batch["pixel_values"])
-        noise, sigma = torch.empty_like(images), torch.empty(len(images), device=images.device)
+        noise = torch.empty(images.shape, device=images.device)
+        sigma = torch.empty(len(images), device=images.device)
         for row, position in enumerate(positions):
             generator = torch.Generator(images.device).manual_seed(example_seed(self.seed, step, position) >> 1)
             noise[row].normal_(generator=generator)
