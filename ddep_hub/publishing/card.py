@@ -11,7 +11,6 @@ import transformers
 from huggingface_hub import EvalResult, ModelCardData
 
 from ddep_hub import DDePConfig, __version__
-from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments, RunArguments
 
 
 CITATION = """```bibtex
@@ -51,35 +50,35 @@ def encoder_row(config: DDePConfig, source: str) -> str:
     return f"`{config.encoder_name}`, weights from {origin.get(source, 'a local file')}{digest}"
 
 
-def schedule(args: RunArguments, crop_size: int) -> str:
+def schedule(run: Mapping[str, Any]) -> str:
     """Steps, batch, crops and optimizer in words."""
     return (
-        f"{args.max_steps} steps of {args.batch_size}, {crop_size} px crops, AdamW, learning rate "
-        f"{args.learning_rate:g}, {args.lr_scheduler}"
+        f"{run['max_steps']} steps of {run['batch_size']}, {run['crop_size']} px crops, AdamW, learning rate "
+        f"{run['learning_rate']:g}, {run['lr_scheduler']}"
     )
 
 
-def pretraining_card(args: PretrainArguments, config: DDePConfig, results: Mapping[str, Any], images: int) -> str:
+def pretraining_card(run: Mapping[str, Any], config: DDePConfig, results: Mapping[str, Any], images: int) -> str:
     """Card of a denoising-pretrained model.
 
     Args:
-        args: the run's arguments.
+        run: the run's arguments by name.
         config: the model's configuration.
         results: what [`pretrain`] measured.
         images: number of training images.
     """
     data = ModelCardData(library_name="transformers", tags=["ddep", "decoder-pretraining", "semantic-segmentation"])
-    sources = ", ".join(f"`{Path(folder).name}`" for folder in args.images) or "embedded rendered scenes"
+    sources = ", ".join(f"`{Path(folder).name}`" for folder in run["images"]) or "embedded rendered scenes"
     method = "DDeP: encoder frozen, decoder trained" if config.freeze_encoder else "DeP: encoder and decoder trained"
     made = table(
         {
             "Method": method,
-            "Encoder": encoder_row(config, args.encoder_weights),
+            "Encoder": encoder_row(config, run["encoder_weights"]),
             "Decoder": f"U-Net, width {config.decoder_width:g}, {config.decoder_norm} norm",
             "Objective": f"{config.corruption} corruption, predicts {config.prediction_type}, sigma {config.sigma}",
             "Images": f"{sources} ({images})",
-            "Schedule": schedule(args, args.crop_size),
-            "Seed": args.seed,
+            "Schedule": schedule(run),
+            "Seed": run["seed"],
             "Software": versions(),
         }
     )
@@ -101,7 +100,7 @@ trained to find the Gaussian noise in unlabelled images. It has no segmentation 
 ```python
 import ddep_hub
 
-model = ddep_hub.DDePForSemanticSegmentation.from_pretrained("{repository(args.hub_model_id)}", num_labels=19)
+model = ddep_hub.DDePForSemanticSegmentation.from_pretrained("{repository(run["hub_model_id"])}", num_labels=19)
 ```
 
 ## How it was made
@@ -110,7 +109,7 @@ model = ddep_hub.DDePForSemanticSegmentation.from_pretrained("{repository(args.h
 
 ## Measured
 
-Mean squared error of the found noise on {args.num_held_out} images kept out of training:
+Mean squared error of the found noise on {run["num_held_out"]} images kept out of training:
 
 {measured}
 
@@ -120,17 +119,17 @@ Mean squared error of the found noise on {args.num_held_out} images kept out of 
 """
 
 
-def finetuning_card(args: FinetuneArguments, config: DDePConfig, results: Mapping[str, Any], images: int) -> str:
+def finetuning_card(run: Mapping[str, Any], config: DDePConfig, results: Mapping[str, Any], images: int) -> str:
     """Card of a fine-tuned model.
 
     Args:
-        args: the run's arguments.
+        run: the run's arguments by name.
         config: the model's configuration.
         results: what [`finetune`] measured.
         images: number of images it was measured on.
     """
-    name = Path(args.output_dir).name
-    dataset = Path(args.data).name if args.data else "embedded rendered scenes"
+    name = Path(run["output_dir"]).name
+    dataset = Path(run["data"]).name if run["data"] else "embedded rendered scenes"
     data = ModelCardData(
         model_name=name,
         library_name="transformers",
@@ -141,20 +140,20 @@ def finetuning_card(args: FinetuneArguments, config: DDePConfig, results: Mappin
                 task_type="image-segmentation",
                 dataset_type=dataset.lower().replace(" ", "-"),
                 dataset_name=dataset,
-                dataset_split=args.eval_split,
+                dataset_split=run["eval_split"],
                 metric_type="mean_iou",
                 metric_value=round(results["mean_iou"], 4),
             )
         ],
     )
-    start = f"`{args.model_name_or_path}`" if args.model_name_or_path else "a random decoder"
+    start = f"`{run['model_name_or_path']}`" if run["model_name_or_path"] else "a random decoder"
     made = table(
         {
             "Start": start,
-            "Encoder": encoder_row(config, args.encoder_weights),
-            "Labels": f"{results['labelled']} images of `{dataset}`, split `{args.train_split}`",
-            "Schedule": schedule(args, args.crop_size),
-            "Seed": args.seed,
+            "Encoder": encoder_row(config, run["encoder_weights"]),
+            "Labels": f"{results['labelled']} images of `{dataset}`, split `{run['train_split']}`",
+            "Schedule": schedule(run),
+            "Seed": run["seed"],
             "Software": versions(),
         }
     )
@@ -170,7 +169,7 @@ def finetuning_card(args: FinetuneArguments, config: DDePConfig, results: Mappin
 import ddep_hub
 from transformers import pipeline
 
-segment = pipeline("image-segmentation", model="{repository(args.hub_model_id)}")
+segment = pipeline("image-segmentation", model="{repository(run["hub_model_id"])}")
 masks = segment("image.jpg")
 ```
 
@@ -180,7 +179,7 @@ masks = segment("image.jpg")
 
 ## Measured
 
-Split `{args.eval_split}` of `{dataset}`, {images} images, each whole, no flips, one scale: mIoU
+Split `{run["eval_split"]}` of `{dataset}`, {images} images, each whole, no flips, one scale: mIoU
 {100 * results["mean_iou"]:.2f}, mean accuracy {100 * results["mean_accuracy"]:.2f}, overall accuracy
 {100 * results["overall_accuracy"]:.2f}.
 

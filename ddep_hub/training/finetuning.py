@@ -1,5 +1,6 @@
 """Fine-tuning on few labels: the objective, the choice of labelled images, and the run."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -160,7 +161,9 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
             # The geometry the model was measured with: the shorter side that was asked for, or the image as it is.
             size = {"size": {"shortest_edge": args.image_size}} if args.image_size else {"do_resize": False}
             DDePImageProcessor(image_mean=mean, image_std=std, **size).save_pretrained(folder)
-            (folder / "README.md").write_text(finetuning_card(args, model.config, results, len(held_out)))
+            (folder / "README.md").write_text(
+                finetuning_card(dataclasses.asdict(args), model.config, results, len(held_out))
+            )
             (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
         if args.push_to_hub:
             publish_folder(final, str(args.hub_model_id), private=args.hub_private)

@@ -1,5 +1,6 @@
 """Decoder denoising pretraining: the objective, the held-out measurement, and the run."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,9 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
             model.save_pretrained(folder, decoder_only=args.decoder_only)
             mean, std = encoder_mean_std(args.encoder_name)
             DDePImageProcessor(image_mean=mean, image_std=std, do_resize=False).save_pretrained(folder)
-            (folder / "README.md").write_text(pretraining_card(args, model.config, results, len(training)))
+            (folder / "README.md").write_text(
+                pretraining_card(dataclasses.asdict(args), model.config, results, len(training))
+            )
         if args.push_to_hub:
             publish_folder(final, str(args.hub_model_id), private=args.hub_private)
     accelerator.wait_for_everyone()
