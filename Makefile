@@ -16,7 +16,7 @@ IMAGES ?=
 .PHONY: quickstart test test-oldest clean
 
 quickstart: $(VENV)/.installed
-	$(BIN)/python examples/quickstart.py $(if $(DATA),--data $(DATA)) $(if $(IMAGES),--images $(IMAGES)) --output_dir runs/quickstart
+	$(BIN)/python examples/quickstart.py --output_dir runs/quickstart $(if $(DATA),--data "$(DATA)") $(if $(IMAGES),--images "$(IMAGES)")
 
 test: $(VENV)/.installed
 	$(BIN)/ruff check .

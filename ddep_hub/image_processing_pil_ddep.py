@@ -117,8 +117,13 @@ class DDePImageProcessorMixin:
             **kwargs: The backend's own arguments.
 
         Returns:
-            The image, channels first, its values unchanged.
+            The image, channels first, its values unchanged but for a 16-bit PIL image, which is scaled to 8 bits:
+            Pillow's own conversion to RGB would clip it to white.
         """
+        if getattr(image, "mode", "").startswith("I"):
+            values = np.asarray(image)
+            if values.max() > 255:
+                image = Image.fromarray(np.rint(values / 257.0).clip(0, 255).astype(np.uint8))
         image = super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)  # type: ignore[misc]
         # Before transformers 5.20 or so only PIL images were converted, not grey arrays.
         return image[[0, 0, 0]] if do_convert_rgb and image.shape[0] == 1 else image

@@ -8,6 +8,7 @@ import tempfile
 
 # Read when the libraries are imported, so they are set before anything else is.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="ddep-tests-")
+os.environ["DDEP_CACHE"] = os.path.join(os.environ["HF_HOME"], "ddep_hub")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"

@@ -230,3 +230,11 @@ def test_post_processing_resizes_logits_to_the_original_size(processor_class):
     assert scored[0].segmentation_scores.shape == (3, 16, 32)
     with pytest.raises(ValueError):
         processor.post_process_semantic_segmentation(SemanticSegmenterOutput(logits=logits), [(16, 32)])
+
+
+@pytest.mark.parametrize("processor_class", [DDePImageProcessor, DDePImageProcessorPil])
+def test_16_bit_images_are_scaled_and_not_clipped(processor_class):
+    ramp = np.array([[0, 85, 170, 255]], dtype=np.uint16)
+    processor = processor_class(do_resize=False, do_normalize=False, do_rescale=False)
+    found = processor(Image.fromarray(ramp * 257), return_tensors="np")["pixel_values"]
+    np.testing.assert_array_equal(found[0], np.repeat(ramp[None], 3, axis=0))

@@ -1,6 +1,6 @@
 """From a row to uint8 tensors: geometry and colour on the CPU; normalisation and noise are left to the device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -163,6 +163,24 @@ class EvalTransform:
             scale = self.image_size / min(image.size)
             pixels = _resize(pixels, (max(1, round(image.height * scale)), max(1, round(image.width * scale))))
         return {"pixel_values": pixels, "labels": torch.from_numpy(row["annotation"].astype(np.int64))}
+
+
+class Normalize:
+    """uint8 images to normalised `pixel_values`, on the device they lie on.
+
+    Args:
+        mean: Mean of each channel, of pixels in [0, 1].
+        std: Standard deviation of each channel.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean = torch.tensor(mean).reshape(-1, 1, 1)
+        self.std = torch.tensor(std).reshape(-1, 1, 1)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Maps uint8 (batch, 3, H, W) in 0..255 to float32 of the same shape, channels last in memory."""
+        images = images.float().contiguous(memory_format=torch.channels_last)
+        return (images / 255 - self.mean.to(images.device)) / self.std.to(images.device)
 
 
 class Rows(Protocol):

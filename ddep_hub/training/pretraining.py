@@ -1,9 +1,9 @@
 """Decoder denoising pretraining: the objective, the held-out measurement, and the run."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -11,42 +11,31 @@ from accelerate.utils import set_seed
 from torch import nn
 from torch.utils.data import ConcatDataset, Subset
 
-from ddep_hub import DDePConfig, DDePForPreTraining, DDePImageProcessor
+from ddep_hub import DDePConfig, DDePForPreTraining, DDePPreTrainedModel
 from ddep_hub.data.loading import ImageFolder
 from ddep_hub.data.sampling import epoch_order, example_seed
-from ddep_hub.data.transforms import AugmentedDataset, PretrainTransform
+from ddep_hub.data.transforms import AugmentedDataset, Normalize, PretrainTransform
 from ddep_hub.denoising import sample_sigma
 from ddep_hub.encoders import encoder_mean_std
-from ddep_hub.evaluation.denoising_error import denoising_error
+from ddep_hub.evaluation.denoising_error import denoising_error, denoising_references
 from ddep_hub.evaluation.plots import denoising_picture
 from ddep_hub.publishing.card import pretraining_card
-from ddep_hub.publishing.publish import publish_folder
 
 from .arguments import PretrainArguments, write_yaml
-from .embedded import embedded_scenes, encoder_source
+from .finish import check_publishing, finish_run
 from .loop import Batch, train
-from .run_folder import MetricsLog, whole_folder
+from .run_folder import MetricsLog, start_run
+from .sources import data_folder, embedded_scenes, encoder_file, encoder_source, needs_image_skip
 
 
-class Normalize:
-    """uint8 images to normalised `pixel_values`, on the device they lie on."""
-
-    def __init__(self, encoder_name: str) -> None:
-        self.mean, self.std = encoder_mean_std(encoder_name)
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Maps uint8 `(batch, 3, H, W)` in 0..255 to float32 of the same shape, channels last in memory."""
-        mean = torch.tensor(self.mean, device=images.device).reshape(-1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).reshape(-1, 1, 1)
-        images = images.float().contiguous(memory_format=torch.channels_last)
-        return (images / 255 - mean) / std
+Model = TypeVar("Model", bound=DDePPreTrainedModel)
 
 
 class DenoisingObjective:
     """Squared error of the prediction; the noise of an example depends on (seed, step, position) alone."""
 
     def __init__(self, config: DDePConfig, seed: int) -> None:
-        self.normalize = Normalize(config.encoder_name)
+        self.normalize = Normalize(*encoder_mean_std(config.encoder_name))
         self.sigma_range = config.sigma_range
         self.seed = seed
 
@@ -60,7 +49,7 @@ class DenoisingObjective:
         noise = torch.empty(images.shape, device=images.device)
         sigma = torch.empty(len(images), device=images.device)
         for row, position in enumerate(positions):
-            generator = torch.Generator(images.device).manual_seed(example_seed(self.seed, step, position) >> 1)
+            generator = torch.Generator(images.device).manual_seed(example_seed(self.seed, step, position))
             noise[row].normal_(generator=generator)
             sigma[row] = sample_sigma(self.sigma_range, 1, generator=generator, device=images.device)[0]
         return model(pixel_values=images, noise=noise, sigma=sigma).loss * images.numel()
@@ -73,14 +62,16 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
         args: the run's arguments.
 
     Returns:
-        The held-out figures of [`denoising_error`], `seconds`, and `final`, the folder with the model.
+        `denoising_error` on held-out images and its references, see [`denoising_references`]; `seconds`, and `final`,
+        the folder with the model.
     """
     accelerator = Accelerator()
     output = Path(args.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
+    start_run(output, overwrite=args.overwrite or not accelerator.is_main_process)
+    source = encoder_source(args.encoder_name, args.encoder_weights)
     with accelerator.main_process_first():
-        folders = args.images or [str(embedded_scenes(output.parent) / "unlabelled")]
-        weights = encoder_source(args.encoder_name, args.encoder_weights, output.parent)
+        folders = [str(data_folder(name)) for name in args.images] or [str(embedded_scenes() / "unlabelled")]
+        weights = encoder_file(source)
     rows: Any = ConcatDataset([ImageFolder(folder) for folder in folders])
     if len(rows) <= args.num_held_out:
         raise ValueError(
@@ -88,38 +79,39 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
         )
     # One choice for all seeds of a run, so that their errors can be compared.
     order = epoch_order(len(rows), 0, 0).tolist()
-    held_out, training = order[: args.num_held_out], order[args.num_held_out :]
+    held_out, training = order[: args.num_held_out], sorted(order[args.num_held_out :])
     transform = PretrainTransform(crop_size=args.crop_size, scale=(args.crop_scale_min, 1.0))
-    dataset = AugmentedDataset(Subset(rows, sorted(training)), transform, args.seed)
+    dataset = AugmentedDataset(Subset(rows, training), transform, args.seed)
+    skip = needs_image_skip(args.encoder_name) if args.image_skip is None else args.image_skip
 
     set_seed(args.seed)  # the decoder's initialisation depends on the seed alone
-    model = DDePForPreTraining.from_pretrained_encoder(
+    fields = {name: value for name, value in dataclasses.asdict(args).items() if name.startswith("decoder_")}
+    del fields["decoder_only"]
+    model = new_model(
+        DDePForPreTraining,
         args.encoder_name,
-        encoder_weights=weights,
-        decoder_hidden_sizes=args.decoder_hidden_sizes,
-        decoder_bottleneck_size=args.decoder_bottleneck_size,
-        decoder_width=args.decoder_width,
-        decoder_norm=args.decoder_norm,
+        source,
+        weights,
+        **fields,
         freeze_encoder=args.freeze_encoder,
         corruption=args.corruption,
         prediction_type=args.prediction_type,
         sigma=args.sigma[0] if len(args.sigma) == 1 else args.sigma,
-        image_skip=args.image_skip,
+        image_skip=skip,
     )
     objective = DenoisingObjective(model.config, args.seed)
+    level = sum(model.config.sigma_range) / 2
+    clean = crops(rows, held_out, transform, objective.normalize)
+    references = denoising_references(clean, crops(rows, training[:32], transform, objective.normalize), level)
     if accelerator.is_main_process:
+        check_publishing(args)
         write_yaml(args, output / "config.yaml")
     log = MetricsLog(output / "metrics.jsonl" if accelerator.is_main_process else None)
 
-    # The held-out crops are drawn once, with a seed of their own.
-    held_out_set = AugmentedDataset(Subset(rows, held_out), transform, 0)
-    clean = torch.stack([held_out_set[(0, index)]["pixel_values"] for index in range(len(held_out))])
-    clean = objective.normalize(clean)
+    def evaluate(model: nn.Module) -> dict[str, Any]:
+        return {"denoising_error": denoising_error(model, clean, batch_size=args.batch_size), **references}
 
-    def evaluate(model: nn.Module) -> dict[str, float]:
-        return denoising_error(model, clean, batch_size=args.batch_size)
-
-    results = train(
+    row, seconds = train(
         accelerator=accelerator,
         model=model,
         dataset=dataset,
@@ -127,26 +119,43 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
         args=args,
         log=log,
         evaluate=evaluate,
-        eval_every=args.eval_every,
+    )
+    results = finish_run(
+        accelerator=accelerator,
+        model=model,
+        args=args,
+        log=log,
+        row=row,
+        seconds=seconds,
+        evaluate=evaluate,
+        card=lambda results: pretraining_card(dataclasses.asdict(args), source, model.config, results, len(training)),
+        picture=lambda: denoising_picture(model, clean[:4]),
+        decoder_only=args.decoder_only,
     )
     accelerator.print(
-        f"Held-out error of the predicted noise: {results['denoising_error']:.4f} "
-        f"(predicting zero: {results['predicting_zero']:.4f}, best Gaussian blur: {results['gaussian_blur']:.4f})"
+        f"Held-out error of the found noise: {results['denoising_error']:.4f} (finding none "
+        f"{references['predicting_zero']:.4f}, best Gaussian blur {references['gaussian_blur']:.4f}, "
+        f"best linear filter {references['linear_filter']:.4f})"
     )
-    final = output / "final"
-    if accelerator.is_main_process:
-        model = accelerator.unwrap_model(model).eval()
-        model.name_or_path = str(final)
-        with whole_folder(output / "pictures") as pictures:
-            denoising_picture(model, clean[:4]).save(pictures / "denoising.png")
-        with whole_folder(final) as folder:
-            model.save_pretrained(folder, decoder_only=args.decoder_only)
-            mean, std = encoder_mean_std(args.encoder_name)
-            DDePImageProcessor(image_mean=mean, image_std=std, do_resize=False).save_pretrained(folder)
-            (folder / "README.md").write_text(
-                pretraining_card(dataclasses.asdict(args), model.config, results, len(training))
-            )
-        if args.push_to_hub:
-            publish_folder(final, str(args.hub_model_id), private=args.hub_private)
-    accelerator.wait_for_everyone()
-    return {**results, "final": str(final)}
+    if not has_learned(results):
+        accelerator.print("The decoder has not learned to denoise better than that yet: train for longer.")
+    return results
+
+
+def has_learned(results: Mapping[str, float]) -> bool:
+    """Whether the model beats every reference that learns no features."""
+    references = ("predicting_zero", "gaussian_blur", "linear_filter")
+    return results["denoising_error"] < min(results[name] for name in references)
+
+
+def crops(rows: Any, indices: Sequence[int], transform: PretrainTransform, normalize: Normalize) -> torch.Tensor:
+    """One crop of each image, normalised; the same in every run."""
+    fixed = AugmentedDataset(rows, transform, 0)
+    return normalize(torch.stack([fixed[(0, index)]["pixel_values"] for index in indices]))
+
+
+def new_model(cls: type[Model], encoder_name: str, source: str, weights: Path | None, **fields: Any) -> Model:
+    """A model with a random decoder, on an encoder from `source` (see [`encoder_source`])."""
+    if source == "none":
+        return cls(DDePConfig(encoder_name=encoder_name, **fields))
+    return cls.from_pretrained_encoder(encoder_name, encoder_weights=weights, **fields)

@@ -38,6 +38,24 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file that appears under its name only when it is whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def start_run(output: Path, *, overwrite: bool) -> None:
+    """Makes the folder of a run.
+
+    Raises:
+        FileExistsError: it holds a run already.
+    """
+    if not overwrite and (output / "metrics.jsonl").exists():
+        raise FileExistsError(f"output_dir: {output} holds a run. Choose another folder, or pass `--overwrite`.")
+    output.mkdir(parents=True, exist_ok=True)
+
+
 class MetricsLog:
     """Appends one JSON object a step to `metrics.jsonl`.
 

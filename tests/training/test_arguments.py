@@ -17,6 +17,13 @@ def test_the_command_line_overrides_the_file(tmp_path):
     assert (args.max_steps, args.learning_rate, args.freeze_encoder, args.sigma) == (9, 1e-4, False, [0.2, 0.3])
 
 
+def test_a_file_may_give_one_value_for_a_list_and_nothing_for_a_default(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("images: photos\nsigma: 0.3\nmax_steps: null\n")
+    args = parse_arguments(PretrainArguments, ["--config", str(file)])
+    assert (args.images, args.sigma, args.max_steps) == (["photos"], [0.3], 300)
+
+
 def test_the_written_file_repeats_the_run(tmp_path):
     args = parse_arguments(
         FinetuneArguments, ["--label_fraction", "1/30", "--scale", "0.8", "1.2", "--max_steps", "3"]
@@ -36,6 +43,9 @@ def test_the_written_file_repeats_the_run(tmp_path):
         (["--push_to_hub"], "hub_model_id"),
         (["stray"], "stray"),
         (["--label_fraction", "1/4", "--num_labelled_images", "3"], "label_fraction"),
+        (["--warmup_steps", "-1"], "warmup_steps"),
+        (["--eval_split", "train"], "eval_split"),
+        (["--model_name_or_path", "x", "--decoder_width", "2"], "decoder_width belongs to the model"),
     ],
 )
 def test_mistakes_are_named(argv, said, capsys):
@@ -46,7 +56,17 @@ def test_mistakes_are_named(argv, said, capsys):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("max_step: 3", "max_steps"), ("- 3", "must hold"), ("a: [", "no YAML"), ("sigma: [1, 2, 3]", "sigma")],
+    [
+        ("max_step: 3", "max_steps"),
+        ("- 3", "must hold"),
+        ("a: [", "no YAML"),
+        ("sigma: [1, 2, 3]", "sigma"),
+        ("lr_scheduler: cosin", "lr_scheduler"),
+        ("max_steps: 7.5", "max_steps"),
+        ("freeze_encoder: 3", "freeze_encoder"),
+        ("num_held_out: 0", "num_held_out"),
+        ("decoder_only: true\nfreeze_encoder: false", "decoder_only"),
+    ],
 )
 def test_mistakes_in_the_file_are_named(text, said, tmp_path, capsys):
     file = tmp_path / "run.yaml"

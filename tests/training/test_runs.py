@@ -1,14 +1,18 @@
 """Both trainings end to end, tiny: what they write, and what their results do not depend on."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
+from ddep_hub.data.decoding import BadFileError
+from ddep_hub.training import finish, pretraining
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments, parse_arguments
 from ddep_hub.training.finetuning import finetune
+from ddep_hub.training.lite0 import lite0_weights_file
 from ddep_hub.training.pretraining import pretrain
 from ddep_hub.training.run_folder import read_metrics
 
@@ -28,6 +32,11 @@ def pretrained(tmp_path_factory, scenes, tiny):
     """A pretraining run of three steps, and its results."""
     output = tmp_path_factory.mktemp("runs") / "pretrain"
     return output, pretrain(pretrain_arguments(output, scenes, tiny, eval_every=2))
+
+
+def finetuned(tiny):
+    """The arguments without those that belong to the model to start from."""
+    return {name: value for name, value in tiny.items() if not name.startswith("decoder_")}
 
 
 def weights(run):
@@ -59,9 +68,10 @@ def test_only_the_decoder_was_trained(pretrained, tmp_path):
     args = parse_arguments(PretrainArguments, ["--config", str(output / "config.yaml")])
     start = DDePForPreTraining.from_pretrained_encoder(
         args.encoder_name,
-        encoder_weights=output.parent / "encoders" / f"{args.encoder_name}.safetensors",
+        encoder_weights=lite0_weights_file(tmp_path),
         decoder_hidden_sizes=args.decoder_hidden_sizes,
         decoder_bottleneck_size=args.decoder_bottleneck_size,
+        image_skip=True,
     ).state_dict()
     trained = weights(output)
     for name, tensor in start.items():
@@ -93,12 +103,12 @@ def test_accumulation_gives_the_same_gradient(scenes, tiny, tmp_path):
 def test_decoder_only(scenes, tiny, tmp_path):
     results = pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, max_steps=1, decoder_only=True))
     assert not any(".encoder." in name for name in weights(tmp_path / "run"))
-    fields = {**tiny, "data": str(scenes), "model_name_or_path": results["final"], "max_steps": 1}
+    fields = {**finetuned(tiny), "data": str(scenes), "model_name_or_path": results["final"], "max_steps": 1}
     finetune(FinetuneArguments(output_dir=str(tmp_path / "segmentation"), **fields))
 
 
 def test_a_finetuning_run_writes_what_it_says(pretrained, scenes, tiny, tmp_path):
-    fields = {**tiny, "data": str(scenes), "model_name_or_path": pretrained[1]["final"], "max_steps": 2}
+    fields = {**finetuned(tiny), "data": str(scenes), "model_name_or_path": pretrained[1]["final"], "max_steps": 2}
     output = tmp_path / "segmentation"
     results = finetune(
         FinetuneArguments(output_dir=str(output), num_labelled_images=3, image_size=48, eval_every=1, **fields)
@@ -115,7 +125,7 @@ def test_a_finetuning_run_writes_what_it_says(pretrained, scenes, tiny, tmp_path
 
 
 def test_finetuning_starts_from_the_pretrained_decoder(pretrained, scenes, tiny, tmp_path):
-    fields = {**tiny, "data": str(scenes), "max_steps": 1, "learning_rate": 1e-12}
+    fields = {**finetuned(tiny), "data": str(scenes), "max_steps": 1, "learning_rate": 1e-12}
     finetune(FinetuneArguments(output_dir=str(tmp_path / "a"), model_name_or_path=pretrained[1]["final"], **fields))
     started, expected = weights(tmp_path / "a"), weights(pretrained[0])
     for name, tensor in started.items():
@@ -123,17 +133,115 @@ def test_finetuning_starts_from_the_pretrained_decoder(pretrained, scenes, tiny,
             torch.testing.assert_close(tensor, expected[name], msg=name)
 
 
-def test_published_with_its_card(scenes, tiny, tmp_path, monkeypatch):
-    from ddep_hub.training import pretraining
+class Hub:
+    """Stands in for the Hub's client."""
 
+    def create_repo(self, repo_id, private, exist_ok):
+        if repo_id == "org/forbidden":
+            raise OSError("403 Forbidden")
+
+
+def test_published_with_its_card(scenes, tiny, tmp_path, monkeypatch):
     published = []
-    monkeypatch.setattr(pretraining, "publish_folder", lambda *args, **kwargs: published.append((*args, kwargs)))
+    monkeypatch.setattr(finish, "HfApi", Hub)
+    monkeypatch.setattr(finish, "publish_folder", lambda *args, **kwargs: published.append((*args, kwargs)))
     fields = {"max_steps": 1, "push_to_hub": True, "hub_model_id": "org/ddep", "hub_private": True}
     results = pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, **fields))
+    data = {"data": str(scenes), "model_name_or_path": results["final"]}
+    second = finetune(FinetuneArguments(output_dir=str(tmp_path / "second"), **finetuned(tiny), **data, **fields))
     assert [(str(folder), repo, rest) for folder, repo, rest in published] == [
-        (results["final"], "org/ddep", {"private": True})
+        (final, "org/ddep", {"private": True}) for final in (results["final"], second["final"])
     ]
     assert 'from_pretrained("org/ddep"' in (tmp_path / "run" / "final" / "README.md").read_text()
+
+
+def test_a_refusal_of_the_hub_comes_before_the_run(scenes, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(finish, "HfApi", Hub)
+    with pytest.raises(OSError, match=r"org/forbidden.*hf auth login"):
+        pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, push_to_hub=True, hub_model_id="org/forbidden"))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_failed_upload_leaves_the_run_whole(scenes, tiny, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("connection lost")
+
+    monkeypatch.setattr(finish, "HfApi", Hub)
+    monkeypatch.setattr(finish, "publish_folder", fail)
+    with pytest.raises(OSError, match=r"connection lost.*run is whole in"):
+        pretrain(
+            pretrain_arguments(tmp_path / "run", scenes, tiny, max_steps=1, push_to_hub=True, hub_model_id="org/x")
+        )
+    DDePForPreTraining.from_pretrained(tmp_path / "run" / "final")
+    assert (tmp_path / "run" / "final" / "README.md").is_file()
+
+
+def test_an_error_after_training_does_not_cost_the_weights(scenes, tiny, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise MemoryError("out of memory")
+
+    monkeypatch.setattr(pretraining, "denoising_error", fail)
+    with pytest.raises(MemoryError):
+        pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, max_steps=1))
+    DDePForPreTraining.from_pretrained(tmp_path / "run" / "final")
+
+
+def test_a_broken_mask_is_found_before_training(scenes, tiny, tmp_path):
+    data = shutil.copytree(scenes, tmp_path / "scenes")
+    broken = sorted((data / "annotations" / "val").iterdir())[-1]
+    broken.write_bytes(broken.read_bytes()[:50])
+    with pytest.raises(BadFileError, match=broken.name):
+        finetune(FinetuneArguments(output_dir=str(tmp_path / "run"), data=str(data), **tiny))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(pretrained, scenes, tiny):
+    output, _ = pretrained
+    before = weights(output)
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        pretrain(pretrain_arguments(output, scenes, tiny))
+    assert same(weights(output), before)
+
+
+def test_a_classifier_is_kept_for_its_own_classes_alone(scenes, tiny, tmp_path):
+    """Started from a fine-tuned folder: kept with the same classes, and fresh with others of the same number."""
+    fields = {"max_steps": 1, "learning_rate": 1e-12, **finetuned(tiny)}
+    first = finetune(FinetuneArguments(output_dir=str(tmp_path / "a"), data=str(scenes), **{**tiny, "max_steps": 1}))
+    fields["model_name_or_path"] = first["final"]
+    finetune(FinetuneArguments(output_dir=str(tmp_path / "b"), data=str(scenes), seed=5, **fields))
+    other = shutil.copytree(scenes, tmp_path / "scenes")
+    table = json.loads((other / "classes.json").read_text())
+    table["classes"][0]["name"] = "heaven"
+    (other / "classes.json").write_text(json.dumps(table))
+    finetune(FinetuneArguments(output_dir=str(tmp_path / "c"), data=str(other), seed=5, **fields))
+    trained, kept, fresh = (weights(tmp_path / run)["classifier.weight"] for run in "abc")
+    torch.testing.assert_close(kept, trained)
+    assert (fresh - trained).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"freeze_encoder": False, "encoder_weights": "none", "max_grad_norm": 0.1},
+        {"corruption": "simple", "prediction_type": "sample", "image_skip": False},
+        {"sigma": [0.1, 0.3], "weight_decay": 0.1, "lr_scheduler": "polynomial"},
+    ],
+)
+def test_other_ways_to_pretrain(fields, scenes, tiny, tmp_path):
+    results = pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, **fields))
+    config = DDePForPreTraining.from_pretrained(results["final"]).config
+    for name in ("freeze_encoder", "corruption", "prediction_type", "image_skip"):
+        if name in fields:
+            assert getattr(config, name) == fields[name]
+    assert ("grad_norm" in read_metrics(tmp_path / "run" / "metrics.jsonl")[0]) == ("max_grad_norm" in fields)
+
+
+def test_other_ways_to_finetune(scenes, tiny, tmp_path):
+    stems = [path.stem for path in sorted((scenes / "images" / "train").iterdir())][:2]
+    (tmp_path / "list.txt").write_text("\n".join(stems))
+    fields = {**tiny, "data": str(scenes), "split_file": str(tmp_path / "list.txt"), "max_steps": 1}
+    finetune(FinetuneArguments(output_dir=str(tmp_path / "run"), photometric=True, encoder_lr_factor=0.1, **fields))
+    assert (tmp_path / "run" / "labelled.txt").read_text().split() == stems
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(scenes, tiny, tmp_path):
