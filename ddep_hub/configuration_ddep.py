@@ -58,18 +58,19 @@ class DDePConfig(PreTrainedConfig):
             `None` means `(256, 128, 64, 16)` over an encoder of stride 16 and `(256, 128, 64, 32, 16)` at stride 32.
             With fewer blocks than the stride allows, predictions are upsampled bilinearly to the image's size.
         decoder_bottleneck_size: channels of the 3x3 convolution in front of the first block.
-        decoder_width: factor on `decoder_hidden_sizes` (the paper's 1x, 2x, 3x); the bottleneck keeps its size.
+        decoder_width: factor on `decoder_hidden_sizes` (in the paper, we believe, 1x, 2x, 3x); the bottleneck keeps
+            its size.
         decoder_norm: `"batch"` (TransUNet's) or `"group"` (for batches of one, and for exact data parallelism).
-        freeze_encoder: `True` is DDeP (the decoder alone is pretrained), `False` is DeP. Read by
-            [`DDePForPreTraining`] only.
+        freeze_encoder: `True` is DDeP (the decoder alone is pretrained), `False` is DeP (all of it; the paper's DeP
+            starts from random weights). Read by [`DDePForPreTraining`] only.
         corruption: `"scaled"` keeps the variance, `sqrt(gamma) x + sqrt(1 - gamma) noise` with
             `gamma = 1 / (1 + sigma^2)`; `"simple"` is `x + sigma noise`.
         prediction_type: `"epsilon"` predicts the noise, `"sample"` the clean image.
         sigma: standard deviation of the noise in units of `pixel_values`, that is after normalisation; or a range
             `(low, high)` from which each example draws its own.
         image_skip: whether the denoising head also sees the noisy image, in units of the noise. The paper's does not.
-            It serves encoders whose finest features do not carry the noise (EfficientNet-Lite0's 16 channels at
-            stride 2), and is dropped with the head.
+            It serves encoders whose finest features carry too little of the noise, such as EfficientNet-Lite0's 16
+            channels at stride 2, and is dropped with the head.
         semantic_loss_ignore_index: label that the segmentation loss leaves out.
         initializer_range: standard deviation of a fresh classifier's or denoising head's weights.
         decoder_only: marks a folder whose weights file holds no encoder. Written by

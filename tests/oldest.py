@@ -19,6 +19,7 @@ TESTS = [
     "tests/test_loading.py",
     "tests/test_decoder_only.py",
     "tests/test_modeling_ddep.py",
+    "tests/test_image_skip.py",
     "tests/test_training.py",
     "tests/test_image_processing_ddep.py",
     "tests/data",
