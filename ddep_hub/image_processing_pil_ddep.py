@@ -120,7 +120,7 @@ class DDePImageProcessorMixin:
             The image, channels first, its values unchanged but for a 16-bit PIL image, which is scaled to 8 bits:
             Pillow's own conversion to RGB would clip it to white.
         """
-        if getattr(image, "mode", "").startswith("I"):
+        if isinstance(image, Image.Image) and image.mode.startswith("I"):
             values = np.asarray(image)
             if values.max() > 255:
                 image = Image.fromarray(np.rint(values / 257.0).clip(0, 255).astype(np.uint8))
