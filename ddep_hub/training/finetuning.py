@@ -21,11 +21,11 @@ from ddep_hub.evaluation.inference import evaluate_segmentation
 from ddep_hub.evaluation.plots import segmentation_picture
 from ddep_hub.publishing.card import finetuning_card
 
-from .arguments import FinetuneArguments, write_yaml
-from .finish import check_publishing, finish_run
-from .loop import Batch, train
+from .arguments import FinetuneArguments
+from .loop import Batch
 from .pretraining import new_model
-from .run_folder import MetricsLog, start_run
+from .run import run
+from .run_folder import start_run
 from .sources import data_folder, embedded_scenes, encoder_file, encoder_source
 
 
@@ -127,10 +127,7 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
     objective = SegmentationObjective(model.config.encoder_name, rows.classes.ignore_index)
     transform = EvalTransform(image_size=args.image_size)
     if accelerator.is_main_process:
-        check_publishing(args)
-        write_yaml(args, output / "config.yaml")
         write_split_file(output / "labelled.txt", stems)
-    log = MetricsLog(output / "metrics.jsonl" if accelerator.is_main_process else None)
 
     def evaluate(model: nn.Module) -> dict[str, Any]:
         figures = evaluate_segmentation(
@@ -138,26 +135,16 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
         )
         return {**figures, "labelled": len(stems)}
 
-    row, seconds = train(
+    results = run(
         accelerator=accelerator,
         model=model,
         dataset=dataset,
         objective=objective,
         args=args,
-        log=log,
-        evaluate=evaluate,
-        encoder_lr_factor=args.encoder_lr_factor,
-    )
-    results = finish_run(
-        accelerator=accelerator,
-        model=model,
-        args=args,
-        log=log,
-        row=row,
-        seconds=seconds,
         evaluate=evaluate,
         card=lambda results: finetuning_card(dataclasses.asdict(args), source, model.config, results, len(held_out)),
         picture=lambda: segmentation_picture({"prediction": model}, held_out, transform, objective.normalize),
+        encoder_lr_factor=args.encoder_lr_factor,
         image_size=args.image_size,
     )
     accelerator.print(f"mIoU on {args.eval_split}: {100 * results['mean_iou']:.2f} ({len(stems)} labelled images)")

@@ -21,10 +21,10 @@ from ddep_hub.evaluation.denoising_error import denoising_error, denoising_refer
 from ddep_hub.evaluation.plots import denoising_picture
 from ddep_hub.publishing.card import pretraining_card
 
-from .arguments import PretrainArguments, write_yaml
-from .finish import check_publishing, finish_run
-from .loop import Batch, train
-from .run_folder import MetricsLog, start_run
+from .arguments import PretrainArguments
+from .loop import Batch
+from .run import run
+from .run_folder import start_run
 from .sources import data_folder, embedded_scenes, encoder_file, encoder_source, needs_image_skip
 
 
@@ -103,30 +103,16 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
     level = sum(model.config.sigma_range) / 2
     clean = crops(rows, held_out, transform, objective.normalize)
     references = denoising_references(clean, crops(rows, training[:32], transform, objective.normalize), level)
-    if accelerator.is_main_process:
-        check_publishing(args)
-        write_yaml(args, output / "config.yaml")
-    log = MetricsLog(output / "metrics.jsonl" if accelerator.is_main_process else None)
 
     def evaluate(model: nn.Module) -> dict[str, Any]:
         return {"denoising_error": denoising_error(model, clean, batch_size=args.batch_size), **references}
 
-    row, seconds = train(
+    results = run(
         accelerator=accelerator,
         model=model,
         dataset=dataset,
         objective=objective,
         args=args,
-        log=log,
-        evaluate=evaluate,
-    )
-    results = finish_run(
-        accelerator=accelerator,
-        model=model,
-        args=args,
-        log=log,
-        row=row,
-        seconds=seconds,
         evaluate=evaluate,
         card=lambda results: pretraining_card(dataclasses.asdict(args), source, model.config, results, len(training)),
         picture=lambda: denoising_picture(model, clean[:4]),

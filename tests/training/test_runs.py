@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.data.decoding import BadFileError
-from ddep_hub.training import finish, pretraining
+from ddep_hub.training import pretraining, run
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments, parse_arguments
 from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.lite0 import lite0_weights_file
@@ -143,8 +143,8 @@ class Hub:
 
 def test_published_with_its_card(scenes, tiny, tmp_path, monkeypatch):
     published = []
-    monkeypatch.setattr(finish, "HfApi", Hub)
-    monkeypatch.setattr(finish, "publish_folder", lambda *args, **kwargs: published.append((*args, kwargs)))
+    monkeypatch.setattr(run, "HfApi", Hub)
+    monkeypatch.setattr(run, "publish_folder", lambda *args, **kwargs: published.append((*args, kwargs)))
     fields = {"max_steps": 1, "push_to_hub": True, "hub_model_id": "org/ddep", "hub_private": True}
     results = pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, **fields))
     data = {"data": str(scenes), "model_name_or_path": results["final"]}
@@ -156,7 +156,7 @@ def test_published_with_its_card(scenes, tiny, tmp_path, monkeypatch):
 
 
 def test_a_refusal_of_the_hub_comes_before_the_run(scenes, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(finish, "HfApi", Hub)
+    monkeypatch.setattr(run, "HfApi", Hub)
     with pytest.raises(OSError, match=r"org/forbidden.*hf auth login"):
         pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, push_to_hub=True, hub_model_id="org/forbidden"))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
@@ -166,8 +166,8 @@ def test_a_failed_upload_leaves_the_run_whole(scenes, tiny, tmp_path, monkeypatc
     def fail(*args, **kwargs):
         raise OSError("connection lost")
 
-    monkeypatch.setattr(finish, "HfApi", Hub)
-    monkeypatch.setattr(finish, "publish_folder", fail)
+    monkeypatch.setattr(run, "HfApi", Hub)
+    monkeypatch.setattr(run, "publish_folder", fail)
     with pytest.raises(OSError, match=r"connection lost.*run is whole in"):
         pretrain(
             pretrain_arguments(tmp_path / "run", scenes, tiny, max_steps=1, push_to_hub=True, hub_model_id="org/x")

@@ -1,4 +1,4 @@
-"""Publishing is checked before a run; at its end: save first, then measure, describe, draw and publish."""
+"""A run: train, save, measure, describe, draw and publish, in this order."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -11,11 +11,12 @@ from PIL import Image
 from torch import nn
 
 from ddep_hub import DDePImageProcessor, DDePPreTrainedModel
+from ddep_hub.data.transforms import AugmentedDataset
 from ddep_hub.encoders import encoder_mean_std
 from ddep_hub.publishing.publish import publish_folder
 
-from .arguments import RunArguments
-from .loop import synchronized
+from .arguments import RunArguments, write_yaml
+from .loop import Objective, synchronized, train
 from .run_folder import MetricsLog, whole_folder, write_whole
 
 
@@ -35,43 +36,58 @@ def check_publishing(args: RunArguments) -> None:
             ) from error
 
 
-def finish_run(
+def run(
     *,
     accelerator: Accelerator,
     model: DDePPreTrainedModel,
+    dataset: AugmentedDataset,
+    objective: Objective,
     args: RunArguments,
-    log: MetricsLog,
-    row: Mapping[str, Any],
-    seconds: float,
     evaluate: Callable[[nn.Module], dict[str, Any]],
     card: Callable[[Mapping[str, Any]], str],
     picture: Callable[[], Image.Image],
+    encoder_lr_factor: float = 1.0,
     decoder_only: bool = False,
     image_size: int | None = None,
 ) -> dict[str, Any]:
-    """Writes `final/` and what belongs to it; the weights are there before anything else can fail.
+    """Trains a model and writes the run's folder; the weights are in `final/` before anything else can fail.
 
     Args:
         accelerator: the process's accelerator.
-        model: the trained model.
+        model: the model to train.
+        dataset: the training examples.
+        objective: what is minimised.
         args: the run's arguments.
-        log: where the last row goes.
-        row: the last step's figures.
-        seconds: time that training took.
         evaluate: measures the model; called in every process.
         card: makes the model card from the results.
         picture: draws what the model does.
+        encoder_lr_factor: factor on the encoder's learning rate.
         decoder_only: leave the encoder out of `final/`.
-        image_size: shorter side that the model was measured at; `None` for images as they are.
+        image_size: shorter side that the model is measured at; `None` for images as they are.
 
     Returns:
-        What `evaluate` measured, `seconds`, and `final`, the folder.
+        What `evaluate` measured, `seconds` of training, and `final`, the folder.
 
     Raises:
-        OSError: publishing failed; says that the folder is whole.
+        FloatingPointError: the loss is not finite.
+        OSError: the Hub refused, before the run; or publishing failed, after it: the folder is whole then.
     """
     output = Path(args.output_dir)
     final = output / "final"
+    if accelerator.is_main_process:
+        check_publishing(args)
+        write_yaml(args, output / "config.yaml")
+    log = MetricsLog(output / "metrics.jsonl" if accelerator.is_main_process else None)
+    row, seconds = train(
+        accelerator=accelerator,
+        model=model,
+        dataset=dataset,
+        objective=objective,
+        args=args,
+        log=log,
+        evaluate=evaluate,
+        encoder_lr_factor=encoder_lr_factor,
+    )
     model = synchronized(accelerator, model).eval()
     if accelerator.is_main_process:
         model.name_or_path = str(final)
