@@ -79,7 +79,7 @@ def main() -> None:
             num_held_out=max(1, min(32, pool // 5)),
             max_steps=options.pretrain_steps,
             crop_size=64,
-            learning_rate=3e-3,  # small crops and a short run
+            learning_rate=3e-3,
             **DECODER,
         )
     )

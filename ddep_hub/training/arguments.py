@@ -72,8 +72,10 @@ class PretrainArguments(RunArguments):
     """Arguments of `examples/pretrain.py`."""
 
     output_dir: str = arg("runs/pretrain", "Folder of the run: config.yaml, metrics.jsonl, pictures/ and final/.")
+    max_steps: int = arg(600, "Optimizer steps.")
+    learning_rate: float = arg(3e-3, "Peak learning rate of AdamW; the default suits small crops and a short run.")
     images: list[str] = arg([], "Folders of unlabelled images, searched recursively; none: the embedded scenes.")
-    crop_size: int = arg(96, "Side of the random crops in pixels.")
+    crop_size: int = arg(64, "Side of the random crops in pixels.")
     crop_scale_min: float = arg(0.2, "Smallest share of the image's area that a crop covers.")
     num_held_out: int = arg(32, "Images kept out of training, to measure the denoising error on.")
     freeze_encoder: bool = arg(True, "True is DDeP. False trains the encoder too; DeP does so from random weights.")
@@ -100,6 +102,7 @@ class FinetuneArguments(RunArguments):
     """Arguments of `examples/finetune.py`."""
 
     output_dir: str = arg("runs/finetune", "Folder of the run: config.yaml, metrics.jsonl, pictures/ and final/.")
+    batch_size: int = arg(8, "Images a step, over all processes and accumulated micro-batches.")
     data: str | None = arg(
         None, "Folder with images/<split>, annotations/<split> and classes.json; none: the embedded scenes."
     )

@@ -21,7 +21,7 @@ def test_a_file_may_give_one_value_for_a_list_and_nothing_for_a_default(tmp_path
     file = tmp_path / "run.yaml"
     file.write_text("images: photos\nsigma: 0.3\nmax_steps: null\n")
     args = parse_arguments(PretrainArguments, ["--config", str(file)])
-    assert (args.images, args.sigma, args.max_steps) == (["photos"], [0.3], 300)
+    assert (args.images, args.sigma, args.max_steps) == (["photos"], [0.3], PretrainArguments().max_steps)
 
 
 def test_the_written_file_repeats_the_run(tmp_path):
