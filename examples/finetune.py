@@ -8,8 +8,9 @@ Without arguments it trains a random decoder on rendered scenes, in a few minute
 arguments; `--config file.yaml` reads them from a file. The run is `ddep_hub.training.finetuning.finetune`.
 """
 
-from ddep_hub.training.arguments import FinetuneArguments, parse_arguments
+from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.finetuning import finetune
+from ddep_hub.training.parsing import parse_arguments
 
 
 if __name__ == "__main__":

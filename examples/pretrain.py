@@ -8,7 +8,8 @@ Without arguments it runs on rendered scenes with EfficientNet-Lite0, in a few m
 arguments; `--config file.yaml` reads them from a file. The run is `ddep_hub.training.pretraining.pretrain`.
 """
 
-from ddep_hub.training.arguments import PretrainArguments, parse_arguments
+from ddep_hub.training.arguments import PretrainArguments
+from ddep_hub.training.parsing import parse_arguments
 from ddep_hub.training.pretraining import pretrain
 
 

@@ -174,6 +174,18 @@ def _in_order(entries: list[Any], path: Path) -> tuple[tuple[str, ...], tuple[Co
     return tuple(names[index] for index in range(len(names))), colors
 
 
+def class_colors(number: int) -> tuple[Color, ...]:
+    """Colours for classes that have none of their own.
+
+    Args:
+        number: How many.
+
+    Returns:
+        Colours that differ from each other and from black.
+    """
+    return tuple(_palette(number, avoid=set()))
+
+
 def _palette(number: int, avoid: set[Color]) -> list[Color]:
     """Colours that differ from each other and from `avoid`; none is black, which stands for ignored pixels."""
     found: list[Color] = []

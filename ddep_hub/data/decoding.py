@@ -1,13 +1,20 @@
 """Image and mask files to arrays, whole or not at all."""
 
+import io
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+
+# A file that is not read yet: `{"path": str, "bytes": bytes or None}`, as `datasets.Image(decode=False)` gives it.
+# With bytes the path is just a name, and may be None.
+Undecoded = Mapping[str, Any]
 
 
 class BadFileError(ValueError):
@@ -24,7 +31,7 @@ class BadFileError(ValueError):
         self.path = str(path)
 
 
-def decode_image(path: str | Path) -> Image.Image:
+def decode_image(file: str | Path | Undecoded) -> Image.Image:
     """Reads an image of any common kind as RGB.
 
     The EXIF orientation is applied. Transparent pixels are laid over white. 16-bit images are scaled to 8 bits.
@@ -32,7 +39,7 @@ def decode_image(path: str | Path) -> Image.Image:
     0..1 where none is above 1 and as 0..255 otherwise.
 
     Args:
-        path: The file.
+        file: Its path, or an undecoded file.
 
     Returns:
         A PIL image of mode RGB.
@@ -41,10 +48,9 @@ def decode_image(path: str | Path) -> Image.Image:
         FileNotFoundError: There is no such file.
         BadFileError: It is empty, cut off, damaged, no image, or its values fit none of the ranges above.
     """
-    path = Path(path)
-    image, _, _ = _load(path, "image")
+    image, _, _ = _load(file, "image")
     if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(_to_eight_bits(image, path))
+        image = Image.fromarray(_to_eight_bits(image, file_name(file)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -52,23 +58,69 @@ def decode_image(path: str | Path) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode_mask(path: str | Path, *, num_classes: int, ignore_index: int) -> np.ndarray:
+def file_name(file: str | Path | Undecoded) -> str:
+    """What messages call a file."""
+    if isinstance(file, str | Path):
+        return str(file)
+    return str(file["path"] or f"an image of {len(file['bytes'] or b'')} bytes without a name")
+
+
+@contextmanager
+def opened_image(file: str | Path | Undecoded, what: str = "image") -> Iterator[ImageFile.ImageFile]:
+    """Opens an image of which only the header is read yet; what goes wrong inside becomes a `BadFileError`.
+
+    Args:
+        file: Its path, or an undecoded file.
+        what: What to call it in messages.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        BadFileError: It is empty, cut off, damaged or no image.
+    """
+    name = file_name(file)
+    mend = f"replace the file or remove this {what} from the data set"
+    content = None if isinstance(file, str | Path) else file["bytes"]
+    with Path(name).open("rb") if content is None else io.BytesIO(content) as stream:
+        if not stream.read(1):
+            raise BadFileError(f"{name} is empty (0 bytes); {mend}", name)
+        stream.seek(0)
+        try:
+            with _no_truncated_images(), Image.open(stream) as image:
+                yield image
+        except UnidentifiedImageError as error:
+            raise BadFileError(f"{name} is not an image that Pillow can read; {mend}", name) from error
+        except Image.DecompressionBombError as error:
+            raise BadFileError(f"{name} is too large ({error}); scale it down", name) from error
+        except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error) as error:
+            raise BadFileError(f"{name} is damaged or cut off ({error}); {mend}", name) from error
+
+
+def decode_mask(
+    path: str | Path | Undecoded,
+    *,
+    num_classes: int,
+    ignore_index: int,
+    mapping: Mapping[int, int] | np.ndarray | None = None,
+) -> np.ndarray:
     """Reads a mask whose pixel values are class ids: greyscale of any depth, bilevel, or the indices of a palette.
 
     Args:
-        path: The file.
+        path: Its path, or an undecoded file.
         num_classes: Class ids are 0..num_classes-1.
         ignore_index: The one other value allowed.
+        mapping: Class id, or `ignore_index`, of every value that the file may hold; an array has the id of value i
+            at position i. Without it the file's values are the ids.
 
     Returns:
         Array (H, W): uint8, or int32 where the class ids or `ignore_index` do not fit 0..255.
 
     Raises:
         FileNotFoundError: There is no such file.
-        BadFileError: It is damaged, holds colours instead of ids, is a lossy JPEG, or holds another id.
+        BadFileError: It is damaged, holds colours instead of ids, is a lossy JPEG, holds another id, or a value that
+            is not in `mapping`.
     """
-    path = Path(path)
     image, file_format, packing = _load(path, "mask")
+    path = file_name(path)
     if file_format == "JPEG":
         raise BadFileError(f"{path} is a JPEG, whose compression changes class ids; save the mask as PNG", path)
     if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
@@ -82,39 +134,51 @@ def decode_mask(path: str | Path, *, num_classes: int, ignore_index: int) -> np.
         values = values.astype(np.uint8)
     # Pillow stretches 2- and 4-bit greyscale to 0..255, which turns id 1 into 85 or 17.
     values = values // {"L;2": 85, "L;4": 17}.get(packing or "", 1)
-    present = np.flatnonzero(np.bincount(values.ravel())) if values.dtype == np.uint8 else np.unique(values)
-    unknown = [int(value) for value in present if not 0 <= value < num_classes and value != ignore_index]
+    # Counting is some ten times faster than sorting.
+    found = np.flatnonzero(np.bincount(values.ravel())) if values.dtype == np.uint8 else np.unique(values)
+    present = [int(value) for value in found]
+    if mapping is not None:
+        values = _mapped(values, present, mapping, path)
+        present = sorted({int(mapping[value]) for value in present})
+    unknown = [value for value in present if not 0 <= value < num_classes and value != ignore_index]
     if unknown:
-        listed = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
         raise BadFileError(
-            f"{path} holds the ids {listed}, but classes.json has the ids 0..{num_classes - 1} and ignore_index "
-            f"{ignore_index}; add the classes to classes.json or change these pixels to ids it has",
+            f"{path} holds the ids {_first_ten(unknown)}, but classes.json has the ids 0..{num_classes - 1} and "
+            f"ignore_index {ignore_index}; add the classes to classes.json or change these pixels to ids it has",
             path,
         )
     fits = num_classes <= 256 and 0 <= ignore_index <= 255
     return values.astype(np.uint8 if fits else np.int32)
 
 
-def _load(path: Path, what: str) -> tuple[Image.Image, str | None, str | None]:
+def _mapped(values: np.ndarray, present: list[int], mapping: Mapping[int, int] | np.ndarray, path: str) -> np.ndarray:
+    table = dict(enumerate(mapping.tolist())) if isinstance(mapping, np.ndarray) else mapping
+    unknown = [value for value in present if value not in table]
+    if unknown:
+        raise BadFileError(
+            f"{path} holds the values {_first_ten(unknown)}, which are not among the {len(table)} of the mapping to "
+            "class ids; if the file is a mask of this data set, take it from the original archive again",
+            path,
+        )
+    # Shifted, so that a negative value is no position from the end.
+    lookup = np.zeros(present[-1] - present[0] + 1, dtype=np.int32)
+    for value in present:
+        lookup[value - present[0]] = table[value]
+    return lookup[values - present[0]]
+
+
+def _first_ten(values: list[int]) -> str:
+    return ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")
+
+
+def _load(file: str | Path | Undecoded, what: str) -> tuple[Image.Image, str | None, str | None]:
     """The fully decoded and upright image, its file format, and how its pixels were packed in the file."""
-    mend = f"replace the file or remove this {what} from the data set"
-    with path.open("rb") as file:
-        if not file.read(1):
-            raise BadFileError(f"{path} is empty (0 bytes); {mend}", path)
-        file.seek(0)
-        try:
-            with _no_truncated_images(), Image.open(file) as image:
-                packing = image.tile[0].args if image.tile else None
-                if isinstance(packing, tuple):
-                    packing = packing[0]
-                image.load()
-                return ImageOps.exif_transpose(image), image.format, packing
-        except UnidentifiedImageError as error:
-            raise BadFileError(f"{path} is not an image that Pillow can read; {mend}", path) from error
-        except Image.DecompressionBombError as error:
-            raise BadFileError(f"{path} is too large ({error}); scale it down", path) from error
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error) as error:
-            raise BadFileError(f"{path} is damaged or cut off ({error}); {mend}", path) from error
+    with opened_image(file, what) as image:
+        packing = image.tile[0].args if image.tile else None
+        if isinstance(packing, tuple):
+            packing = packing[0]
+        image.load()
+        return ImageOps.exif_transpose(image), image.format, packing
 
 
 @contextmanager
@@ -128,7 +192,7 @@ def _no_truncated_images() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def _to_eight_bits(image: Image.Image, path: Path) -> np.ndarray:
+def _to_eight_bits(image: Image.Image, path: str) -> np.ndarray:
     values = np.asarray(image).astype(np.float64)
     low, high = float(values.min()), float(values.max())
     if image.mode == "F":

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 
-from .loading import IMAGE_EXTENSIONS
+from .image_files import IMAGE_EXTENSIONS
 
 
 _EXTENSION = "(?:" + "|".join(re.escape(extension) for extension in IMAGE_EXTENSIONS) + ")"

@@ -1,6 +1,7 @@
 """Which examples make up a training step: a pure function of seed, step and rank."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -68,6 +69,69 @@ def slice_of_batch(global_batch_size: int, rank: int, world_size: int) -> range:
     return range(rank * global_batch_size // world_size, (rank + 1) * global_batch_size // world_size)
 
 
+def source_seed(seed: int, source: int, num_sources: int) -> int:
+    """The seed of one of several sources; a single one has the run's own."""
+    return seed if num_sources == 1 else example_seed(seed, source)
+
+
+class SourceMixture:
+    """Which of several sources each position of an endless stream takes: a pure function of (seed, position).
+
+    The stream is cut into blocks of `BLOCK` positions. In each, a source has the same whole number of places, its
+    share rounded by largest remainder, and the places are shuffled by (seed, block).
+
+    Args:
+        weights: Share of each source, in any unit.
+        seed: Seed of the run.
+
+    Attributes:
+        counts: Places of each source in a block; they sum to `BLOCK`.
+
+    Raises:
+        ValueError: A weight is not positive or finite, or too small for a single place in a block.
+    """
+
+    BLOCK = 1000
+
+    def __init__(self, weights: Sequence[float], seed: int) -> None:
+        if not all(0 < weight < math.inf for weight in weights) or not weights:
+            raise ValueError(f"weights are {list(weights)}; give a positive number for each source")
+        exact = [self.BLOCK * weight / sum(weights) for weight in weights]
+        self.counts = [int(share) for share in exact]
+        by_remainder = sorted(range(len(exact)), key=lambda source: (self.counts[source] - exact[source], source))
+        for source in by_remainder[: self.BLOCK - sum(self.counts)]:
+            self.counts[source] += 1
+        if min(self.counts) == 0:
+            raise ValueError(
+                f"weights {list(weights)} leave source {self.counts.index(0)} without one example in {self.BLOCK}; "
+                "raise its weight or leave the source out"
+            )
+        self.seed = seed
+        self._block = -1
+        self._sources, self._places = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+
+    def place(self, position: int) -> tuple[int, int]:
+        """The source of a position, and how many examples that source has given before it.
+
+        Args:
+            position: Place in the stream, from 0.
+
+        Returns:
+            (source, n): the position takes the n-th example of the source, counted from 0.
+        """
+        if len(self.counts) == 1:
+            return 0, position
+        block, within = divmod(position, self.BLOCK)
+        if block != self._block:
+            shuffled = epoch_order(self.BLOCK, self.seed, block)
+            self._sources = np.repeat(np.arange(len(self.counts)), self.counts)[shuffled]
+            self._places = np.empty(self.BLOCK, dtype=np.int64)
+            for source, count in enumerate(self.counts):
+                self._places[self._sources == source] = block * count + np.arange(count)
+            self._block = block
+        return int(self._sources[within]), int(self._places[within])
+
+
 class StepBatchSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) for the steps `start_step`..`end_step - 1` of a run.
 
@@ -76,14 +140,20 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
     batch may span epochs, and N may be smaller than the batch. What a step holds does not depend on where the run
     was resumed, nor, taken over all ranks, on the number of processes.
 
+    With `weights`, position p takes the n-th example of source k, of size N, where (k, n) is
+    `SourceMixture.place(p)`: `epoch_order(N, source_seed, n // N)[n % N]`. A source that runs through an epoch sooner
+    than the others goes on with its next one.
+
     Args:
-        num_examples: Size N of the data set.
+        num_examples: Size N of the data set, or the sizes of sources that are laid end to end; `index` counts over
+            all of them, as in torch's `ConcatDataset`.
         global_batch_size: Examples a step, over all processes.
         seed: Seed of the run.
         start_step: First step to yield, counted from 0.
         end_step: One past the last step.
         rank: This process.
         world_size: Number of processes; each gets its `slice_of_batch`.
+        weights: Share of each source in the examples. By default the sources are shuffled as one data set.
 
     Raises:
         ValueError: A number is out of range; the message names it.
@@ -91,7 +161,7 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
 
     def __init__(
         self,
-        num_examples: int,
+        num_examples: int | Sequence[int],
         *,
         global_batch_size: int,
         seed: int,
@@ -99,12 +169,19 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
         end_step: int,
         rank: int = 0,
         world_size: int = 1,
+        weights: Sequence[float] | None = None,
     ) -> None:
-        if num_examples < 1:
+        sizes = [num_examples] if isinstance(num_examples, int) else list(num_examples)
+        if not sizes or min(sizes) < 1:
             raise ValueError(f"num_examples is {num_examples}; the data set must hold at least one example")
+        if weights is None:
+            sizes, weights = [sum(sizes)], [1.0]
+        if len(weights) != len(sizes):
+            raise ValueError(f"weights has {len(weights)} numbers for {len(sizes)} sources; give one each")
         if not 0 <= start_step <= end_step:
             raise ValueError(f"start_step {start_step} and end_step {end_step} must be in order and not negative")
-        self.num_examples = num_examples
+        self.sizes = sizes
+        self.mixture = SourceMixture(weights, seed)
         self.global_batch_size = global_batch_size
         self.seed = seed
         self.start_step = start_step
@@ -115,12 +192,15 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
         return self.end_step - self.start_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order_epoch, order = -1, np.empty(0, dtype=np.int64)
+        first = [sum(self.sizes[:source]) for source in range(len(self.sizes))]
+        orders = [(-1, np.empty(0, dtype=np.int64))] * len(self.sizes)
         for step in range(self.start_step, self.end_step):
             batch = []
             for position in self.positions:
-                epoch, place = divmod(step * self.global_batch_size + position, self.num_examples)
-                if epoch != order_epoch:
-                    order_epoch, order = epoch, epoch_order(self.num_examples, self.seed, epoch)
-                batch.append((epoch, int(order[place])))
+                source, count = self.mixture.place(step * self.global_batch_size + position)
+                epoch, place = divmod(count, self.sizes[source])
+                if epoch != orders[source][0]:
+                    seed = source_seed(self.seed, source, len(self.sizes))
+                    orders[source] = (epoch, epoch_order(self.sizes[source], seed, epoch))
+                batch.append((epoch, first[source] + int(orders[source][1][place])))
             yield batch

@@ -1,16 +1,16 @@
 """From a row to uint8 tensors: geometry and colour on the CPU; normalisation and noise are left to the device."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
-from .sampling import example_seed
+from .decoding import decode_image
+from .reduced_decoding import decode_reduced, jpeg_size
 
 
 Size = int | tuple[int, int]
@@ -94,6 +94,9 @@ class SegmentationTrainTransform:
 class PretrainTransform:
     """A random part of the image, of random area and aspect ratio, scaled to one size and mirrored at random.
 
+    From an undecoded row the part is chosen first, and a JPEG is decoded at the coarsest of 1/2, 1/4 and 1/8 of its
+    scale at which the part still has the crop's size: the part is the same, its pixels differ by the way of scaling.
+
     Args:
         crop_size: Size of the result in pixels, (height, width) or one number for both.
         scale: Range of the part's area, as a share of the image's.
@@ -120,16 +123,27 @@ class PretrainTransform:
         """Transforms one row.
 
         Args:
-            row: With `image`, a PIL RGB image.
+            row: With `image`, a PIL RGB image or an undecoded file, `{"path": str, "bytes": bytes or None}`.
 
         Returns:
             `pixel_values`, uint8 (3, h, w) in 0..255, of `crop_size`.
+
+        Raises:
+            BadFileError: An undecoded file cannot be used.
         """
-        image: Image.Image = row["image"]
-        part = self.crop.make_params([image])
-        top, left = part["top"], part["left"]
-        pixels = functional.pil_to_tensor(image.crop((left, top, left + part["width"], top + part["height"])))
-        pixels = _resize(pixels, self.crop_size)
+        file = image = row["image"]
+        undecoded = not isinstance(image, Image.Image)
+        size = jpeg_size(file) if undecoded else None
+        if undecoded and size is None:
+            image = decode_image(file)
+        part = self.crop.make_params([image if size is None else torch.empty(3, *size, device="meta")])
+        top, left, height, width = part["top"], part["left"], part["height"], part["width"]
+        pixels = None if size is None else decode_reduced(file, (top, left, height, width), self.crop_size)
+        if pixels is None:
+            if size is not None:
+                image = decode_image(file)
+            pixels = functional.pil_to_tensor(image.crop((left, top, left + width, top + height)))
+            pixels = _resize(pixels, self.crop_size)
         if torch.rand(()).item() < self.horizontal_flip:
             pixels = pixels.flip(-1)
         return {"pixel_values": pixels.contiguous()}
@@ -181,43 +195,6 @@ class Normalize:
         """Maps uint8 (batch, 3, H, W) in 0..255 to float32 of the same shape, channels last in memory."""
         images = images.float().contiguous(memory_format=torch.channels_last)
         return (images / 255 - self.mean.to(images.device)) / self.std.to(images.device)
-
-
-class Rows(Protocol):
-    """What holds rows: a data set of this package, or any with a length and whole-number indices."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Row: ...
-
-
-class AugmentedDataset(Dataset[dict[str, torch.Tensor]]):
-    """Rows under a random transform whose result depends on (seed, epoch, index) alone.
-
-    Indices are the (epoch, index) pairs of `StepBatchSampler`. The number of workers makes no difference, and the
-    process's own random numbers are neither used nor moved on.
-
-    Args:
-        rows: The rows to transform.
-        transform: Takes a row, gives tensors; draws from torch's default CPU generator only.
-        seed: Seed of the run.
-    """
-
-    def __init__(self, rows: Rows, transform: Callable[[Row], dict[str, torch.Tensor]], seed: int) -> None:
-        self.rows = rows
-        self.transform = transform
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
-        epoch, index = key
-        row = self.rows[index]
-        with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would reseed the accelerators' generators as well.
-            torch.default_generator.manual_seed(example_seed(self.seed, epoch, index))
-            return self.transform(row)
 
 
 def _window(length: int, crop: int, scale: float) -> tuple[int, int, int, int]:

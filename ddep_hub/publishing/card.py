@@ -57,13 +57,13 @@ def encoder_row(config: DDePConfig, source: str) -> str:
 def schedule(run: Mapping[str, Any]) -> str:
     """Steps, batch, crops and optimizer in words."""
     return (
-        f"{run['max_steps']} steps of {run['batch_size']}, {run['crop_size']} px crops, AdamW, learning rate "
-        f"{run['learning_rate']:g}, {run['lr_scheduler']}"
+        f"{run['max_steps']} steps of {run['batch_size']}, {run['crop_size']} px crops, {run['optimizer']}, "
+        f"learning rate {run['learning_rate']:g}, {run['lr_scheduler']}"
     )
 
 
 def pretraining_card(
-    run: Mapping[str, Any], source: str, config: DDePConfig, results: Mapping[str, Any], images: int
+    run: Mapping[str, Any], source: str, config: DDePConfig, results: Mapping[str, Any], images: str
 ) -> str:
     """Card of a denoising-pretrained model.
 
@@ -72,10 +72,11 @@ def pretraining_card(
         source: where the encoder's weights came from.
         config: the model's configuration.
         results: what [`pretrain`] measured.
-        images: number of training images.
+        images: how many training images there were, in words.
     """
     data = ModelCardData(library_name="transformers", tags=["ddep", "decoder-pretraining", "semantic-segmentation"])
-    sources = ", ".join(f"`{Path(folder).name}`" for folder in run["images"]) or "embedded rendered scenes"
+    names = [name if "://" in name else Path(name).name for name in run["images"]]
+    sources = ", ".join(f"`{name}`" for name in names) or "embedded rendered scenes"
     frozen = config.freeze_encoder
     method = "DDeP: encoder frozen, decoder trained" if frozen else "encoder and decoder trained"
     seeks = "Gaussian noise in" if config.prediction_type == "epsilon" else "clean image behind"

@@ -1,14 +1,10 @@
-"""Arguments of the training scripts: dataclasses, read from a YAML file and overridden on the command line."""
+"""Arguments of the training scripts, as dataclasses."""
 
 import dataclasses
-import difflib
-import sys
+import math
+import re
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-import yaml
-from transformers import HfArgumentParser
+from typing import Any, Literal
 
 
 def arg(default: Any, description: str) -> Any:
@@ -19,23 +15,64 @@ def arg(default: Any, description: str) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
+# What a resumed run may have another value of: the weights that it ends with do not depend on it, but for the last
+# digits and for BatchNorm's view of a micro-batch. Of the data it is compared what they hold, not where they lie.
+FREE_ON_RESUMING = frozenset(
+    "output_dir gradient_accumulation_steps activation_checkpointing torch_compile num_workers skip_bad_files "
+    "log_every eval_every report_to save_every checkpoints_total_limit resume_from_checkpoint max_time overwrite "
+    "push_to_hub hub_model_id hub_private images decoder_only data classes split_file eval_split eval_batch_size".split()
+)
+
+
 @dataclass(kw_only=True)
 class RunArguments:
     """What pretraining and fine-tuning share."""
 
-    output_dir: str = arg("runs/run", "Folder of the run: config.yaml, metrics.jsonl, pictures/ and final/.")
+    output_dir: str = arg(
+        "runs/run", "Folder of the run: config.yaml, metrics.jsonl, checkpoints/, pictures/ and final/."
+    )
     seed: int = arg(0, "Seed of every random choice of the run.")
     max_steps: int = arg(300, "Optimizer steps.")
     batch_size: int = arg(16, "Images a step, over all processes and accumulated micro-batches.")
     gradient_accumulation_steps: int = arg(1, "Micro-batches that a step is split into.")
-    learning_rate: float = arg(1e-3, "Peak learning rate of AdamW.")
+
+    optimizer: Literal["adamw", "adam"] = arg("adamw", "Adam adds weight decay to the gradient, AdamW does not.")
+    learning_rate: float = arg(1e-3, "Peak learning rate.")
     weight_decay: float = arg(0.0, "Weight decay; norms and biases are spared.")
     warmup_steps: int = arg(20, "Steps of linear warm-up.")
     lr_scheduler: Literal["cosine", "polynomial", "constant"] = arg("cosine", "Course of the learning rate after it.")
     max_grad_norm: float = arg(0.0, "Norm that gradients are clipped to; 0 leaves them.")
+    ema_decay: float = arg(
+        0.0, "Decay of a moving average of the weights, which is then what is measured and saved; 0 keeps none."
+    )
+    sync_batch_norm: bool = arg(False, "On several GPUs, BatchNorm over the whole batch and not each GPU's part.")
+    activation_checkpointing: bool = arg(False, "Save memory by computing activations twice.")
+    torch_compile: bool = arg(False, "Compile the model's training step with torch.compile.")
+
     num_workers: int = arg(0, "Processes that read and augment images; 0 does it in the main one.")
+    skip_bad_files: bool = arg(
+        False, "Go on with the next image where one is broken; they are listed in bad_files.txt."
+    )
+
     log_every: int = arg(10, "Steps between two lines of metrics.jsonl.")
-    eval_every: int = arg(0, "Steps between two measurements on held-out images; 0 measures at the end only.")
+    eval_every: int = arg(
+        0, "Steps between two measurements on held-out images, the best of which is kept in best/; 0: at the end only."
+    )
+    report_to: list[str] = arg([], "Accelerate's trackers to log to as well, such as tensorboard or wandb.")
+    save_every: int = arg(
+        500, "Steps between two checkpoints, the last step included; 0 writes them on signals alone."
+    )
+    checkpoints_total_limit: int = arg(2, "Newest checkpoints to keep.")
+    resume_from_checkpoint: str | None = arg(
+        None, "`latest`, which starts anew where there is none, or a folder checkpoints/step-N of this run."
+    )
+    max_time: str | None = arg(
+        None,
+        "Time, seconds or [days-]hours:minutes:seconds, after which a checkpoint is written and the script ends with "
+        "exit code 75, as after SIGTERM and SIGINT.",
+    )
+    overwrite: bool = arg(False, "Start anew in a folder that holds a run.")
+
     encoder_name: str = arg("tf_efficientnet_lite0", "timm name of the encoder.")
     encoder_weights: str | None = arg(
         None,
@@ -46,7 +83,7 @@ class RunArguments:
     decoder_bottleneck_size: int = arg(512, "Channels of the decoder's bottleneck.")
     decoder_width: float = arg(1.0, "Factor on the decoder's channels.")
     decoder_norm: Literal["batch", "group"] = arg("batch", "Norm in the decoder.")
-    overwrite: bool = arg(False, "Start anew in a folder that holds a run.")
+
     push_to_hub: bool = arg(False, "Publish final/ on the Hub when the run ends.")
     hub_model_id: str | None = arg(None, "Repository to publish to, `org/name`; needed with push_to_hub.")
     hub_private: bool = arg(False, "Make a new repository private.")
@@ -55,26 +92,42 @@ class RunArguments:
         for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "log_every", "learning_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        for name in ("warmup_steps", "num_workers", "max_grad_norm", "weight_decay", "eval_every"):
+        for name in ("warmup_steps", "num_workers", "max_grad_norm", "weight_decay", "eval_every", "save_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if self.checkpoints_total_limit < 1:
+            raise ValueError(f"checkpoints_total_limit must be positive, got {self.checkpoints_total_limit}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}.")
         if self.batch_size < self.gradient_accumulation_steps:
             raise ValueError(
                 f"gradient_accumulation_steps ({self.gradient_accumulation_steps}) must not exceed batch_size "
                 f"({self.batch_size}): a micro-batch needs an image."
             )
+        if self.overwrite and self.resume_from_checkpoint is not None:
+            raise ValueError("overwrite starts anew and resume_from_checkpoint goes on. Give one of them.")
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("push_to_hub needs hub_model_id, such as `--hub_model_id org/name`.")
+        parse_time(self.max_time)
 
 
 @dataclass(kw_only=True)
 class PretrainArguments(RunArguments):
     """Arguments of `examples/pretrain.py`."""
 
-    output_dir: str = arg("runs/pretrain", "Folder of the run: config.yaml, metrics.jsonl, pictures/ and final/.")
+    output_dir: str = arg("runs/pretrain", RunArguments.__dataclass_fields__["output_dir"].metadata["help"])
     max_steps: int = arg(600, "Optimizer steps.")
-    learning_rate: float = arg(3e-3, "Peak learning rate of AdamW; the default suits small crops and a short run.")
-    images: list[str] = arg([], "Folders of unlabelled images, searched recursively; none: the embedded scenes.")
+    learning_rate: float = arg(3e-3, "Peak learning rate; the default suits small crops and a short run.")
+    images: list[str] = arg(
+        [],
+        "Sources of unlabelled images: folders (searched recursively), hf://datasets/org/name[@revision][/split], "
+        "folders of parquet or save_to_disk data sets, patterns of WebDataset shards such as shards/*.tar. None: the "
+        "embedded scenes.",
+    )
+    image_weights: list[float] = arg([], "Shares of the sources in the training images; default: by their sizes.")
+    image_column: str = arg("image", "Column of the images in Hub data sets.")
+    streaming: bool = arg(False, "Stream Hub data sets; WebDataset shards always are.")
+    shuffle_window: int = arg(1000, "Images of a stream that are shuffled among each other.")
     crop_size: int = arg(64, "Side of the random crops in pixels.")
     crop_scale_min: float = arg(0.2, "Smallest share of the image's area that a crop covers.")
     num_held_out: int = arg(32, "Images kept out of training, to measure the denoising error on.")
@@ -93,6 +146,12 @@ class PretrainArguments(RunArguments):
             raise ValueError(f"sigma takes one number or two, got {self.sigma}.")
         if self.num_held_out < 1:
             raise ValueError(f"num_held_out must be positive, got {self.num_held_out}.")
+        if self.shuffle_window < 1:
+            raise ValueError(f"shuffle_window must be positive, got {self.shuffle_window}.")
+        if self.image_weights and len(self.image_weights) != len(self.images):
+            raise ValueError(f"image_weights has {len(self.image_weights)} numbers for {len(self.images)} images.")
+        if any(weight <= 0 for weight in self.image_weights):
+            raise ValueError(f"image_weights must be positive, got {self.image_weights}.")
         if self.decoder_only and not self.freeze_encoder:
             raise ValueError("decoder_only would lose the encoder that freeze_encoder=false trains. Give one of them.")
 
@@ -101,11 +160,17 @@ class PretrainArguments(RunArguments):
 class FinetuneArguments(RunArguments):
     """Arguments of `examples/finetune.py`."""
 
-    output_dir: str = arg("runs/finetune", "Folder of the run: config.yaml, metrics.jsonl, pictures/ and final/.")
+    output_dir: str = arg("runs/finetune", RunArguments.__dataclass_fields__["output_dir"].metadata["help"])
     batch_size: int = arg(8, "Images a step, over all processes and accumulated micro-batches.")
     data: str | None = arg(
-        None, "Folder with images/<split>, annotations/<split> and classes.json; none: the embedded scenes."
+        None,
+        "Labelled data: a folder with images/<split>, annotations/<split> and classes.json; the official folder of "
+        "Cityscapes, ADE20K, Pascal VOC, Pascal Context or CamVid; or hf://datasets/org/name. None: the embedded "
+        "scenes.",
     )
+    classes: str | None = arg(None, "classes.json of a Hub data set that does not name its classes.")
+    image_column: str = arg("image", "Column of the images in a Hub data set.")
+    mask_column: str = arg("annotation", "Column of the masks in a Hub data set.")
     train_split: str = arg("train", "Split to train on.")
     eval_split: str = arg("val", "Split to measure mIoU on.")
     model_name_or_path: str | None = arg(
@@ -119,7 +184,15 @@ class FinetuneArguments(RunArguments):
     crop_size: int = arg(128, "Side of the random crops in pixels.")
     scale: list[float] = arg([0.5, 2.0], "Range of the random scale.")
     photometric: bool = arg(False, "Change colours at random.")
+    class_weights: list[str] = arg(
+        [], "Weights of the classes in the cross-entropy: a number each, or `median_frequency` of the labelled images."
+    )
+    dice_weight: float = arg(0.0, "Weight of a Dice loss that is added to the cross-entropy.")
     encoder_lr_factor: float = arg(1.0, "Factor on the learning rate for the encoder.")
+    encoder_layer_decay: float = arg(1.0, "Further factor for each layer of the encoder towards its input.")
+    freeze_encoder: bool = arg(False, "Train the decoder and the classifier alone.")
+    freeze_encoder_steps: int = arg(0, "Steps at the start in which the encoder is frozen.")
+    freeze_encoder_norms: bool = arg(False, "Leave the encoder's norms, statistics included, as they are.")
     eval_batch_size: int = arg(8, "Images a forward pass in evaluation, where they are of one size.")
 
     def __post_init__(self) -> None:
@@ -131,87 +204,40 @@ class FinetuneArguments(RunArguments):
             raise ValueError(f"scale takes two numbers, got {self.scale}.")
         if self.eval_split == self.train_split:
             raise ValueError(f"eval_split and train_split are both `{self.train_split}`. Measure on other images.")
+        for name in ("dice_weight", "encoder_lr_factor", "freeze_encoder_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if not 0 < self.encoder_layer_decay <= 1:
+            raise ValueError(f"encoder_layer_decay must be in (0, 1], got {self.encoder_layer_decay}.")
+        if self.class_weights and self.class_weights != ["median_frequency"]:
+            try:
+                usable = all(0 <= float(weight) < math.inf for weight in self.class_weights)
+            except ValueError:
+                usable = False
+            if not usable:
+                raise ValueError(
+                    f"class_weights takes `median_frequency` or a number of at least 0 a class, got "
+                    f"{self.class_weights}."
+                )
         if self.model_name_or_path is not None:
             for field in dataclasses.fields(self):
                 if field.name.startswith(("decoder_", "encoder_name")) and getattr(self, field.name) != field.default:
                     raise ValueError(f"{field.name} belongs to the model in model_name_or_path. Leave it out.")
 
 
-Arguments = TypeVar("Arguments", bound=RunArguments)
-
-
-def parse_arguments(cls: type[Arguments], argv: list[str] | None = None) -> Arguments:
-    """Arguments from `--config file.yaml` and the command line, which has the last word.
-
-    Args:
-        cls: [`PretrainArguments`] or [`FinetuneArguments`].
-        argv: command line; `sys.argv[1:]` by default.
+def parse_time(text: str | None) -> float | None:
+    """Seconds of `"5400"`, `"1:30:00"` or `"2-12:00:00"` (days-hours:minutes:seconds); `None` for `None`.
 
     Raises:
-        SystemExit: an unknown argument, on the command line or in the file (the nearest one is named), or a value
-            of the wrong type or out of range.
+        ValueError: it is none of these, or no time at all.
     """
-    parser = HfArgumentParser(
-        cls, allow_abbrev=False, description=f"{cls.__doc__} They can also be given in a file, see --config."
-    )
-    parser.add_argument("--config", help="YAML file with any of the arguments; the command line overrides it.")
-    names = [field.name for field in dataclasses.fields(cls)]
-    argv = sys.argv[1:] if argv is None else argv
-    known, _ = parser.parse_known_args(argv)
-    if known.config:
-        try:
-            # In front of the command line, so that one parser checks the types of both.
-            argv = [*as_flags(read_yaml(known.config, names)), *argv]
-        except (OSError, ValueError) as error:
-            parser.error(str(error))
-    namespace, unknown = parser.parse_known_args(argv)
-    for flag in unknown:
-        if flag.startswith("--"):
-            parser.error(f"unknown argument {unknown_name(flag.lstrip('-').split('=')[0], names)}")
-    if unknown:
-        parser.error(f"values without an argument: {' '.join(unknown)}")
-    try:
-        return cls(**{name: getattr(namespace, name) for name in names})
-    except ValueError as error:
-        raise parser.error(str(error)) from error
-
-
-def unknown_name(name: str, names: list[str]) -> str:
-    """Says that there is no argument of that name, and which one comes near."""
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"`{name}`. Did you mean `{close[0]}`?" if close else f"`{name}`. See --help."
-
-
-def as_flags(values: dict[str, Any]) -> list[str]:
-    """Arguments of a file as a command line; what is null keeps its default."""
-    flags: list[str] = []
-    for name, value in values.items():
-        if value is not None and value != []:
-            flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return flags
-
-
-def read_yaml(path: str | Path, names: list[str]) -> dict[str, Any]:
-    """Reads a file of arguments.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is no mapping, or holds an unknown argument.
-    """
-    with open(path, encoding="utf-8") as file:
-        try:
-            values = yaml.safe_load(file) or {}
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is no YAML file: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold `argument: value` lines, got a {type(values).__name__}.")
-    for name in values:
-        if name not in names:
-            raise ValueError(f"{path} has an unknown argument {unknown_name(str(name), names)}")
-    return values
-
-
-def write_yaml(arguments: RunArguments, path: str | Path) -> None:
-    """Writes all resolved arguments, so that `--config` repeats the run."""
-    with open(path, "w", encoding="utf-8") as file:
-        yaml.safe_dump(dataclasses.asdict(arguments), file, sort_keys=False)
+    if text is None:
+        return None
+    match = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):(\d\d):)?(\d+(?:\.\d+)?)", text.strip())
+    seconds = 0.0
+    if match:
+        days, hours, minutes, rest = (float(part or 0) for part in match.groups())
+        seconds = ((days * 24 + hours) * 60 + minutes) * 60 + rest
+    if seconds <= 0:
+        raise ValueError(f"max_time is {text!r}. Write seconds, or [days-]hours:minutes:seconds such as 11:30:00.")
+    return seconds

@@ -1,59 +1,34 @@
-"""Fine-tuning on few labels: the objective, the choice of labelled images, and the run."""
+"""Fine-tuning on few labels: the model and the run."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
-from torch.nn import functional as F
 
 from ddep_hub import DDePForSemanticSegmentation
+from ddep_hub.data.augmented import AugmentedDataset
 from ddep_hub.data.classes import ClassTable
-from ddep_hub.data.label_splits import choose_labelled, read_split_file, write_split_file
-from ddep_hub.data.loading import SegmentationFolder
-from ddep_hub.data.transforms import AugmentedDataset, EvalTransform, Normalize, SegmentationTrainTransform
+from ddep_hub.data.label_splits import write_split_file
+from ddep_hub.data.transforms import EvalTransform, Normalize, SegmentationTrainTransform
 from ddep_hub.encoders import encoder_mean_std
 from ddep_hub.evaluation.inference import evaluate_segmentation
 from ddep_hub.evaluation.plots import segmentation_picture
 from ddep_hub.publishing.card import finetuning_card
 
 from .arguments import FinetuneArguments
-from .loop import Batch
+from .feeds import DatasetFeed, identity_of
+from .labelled_images import LabelledRows, open_labelled_images, without_bad_files
+from .loop import Task
+from .optimization import encoder_rates
 from .pretraining import new_model
-from .run import run
-from .run_folder import start_run
-from .sources import data_folder, embedded_scenes, encoder_file, encoder_source
-
-
-class SegmentationObjective:
-    """Cross-entropy over the pixels that are not ignored."""
-
-    def __init__(self, encoder_name: str, ignore_index: int) -> None:
-        self.normalize = Normalize(*encoder_mean_std(encoder_name))
-        self.ignore_index = ignore_index
-
-    def count(self, batch: Batch) -> int:
-        """Pixels that are not ignored."""
-        return int((batch["labels"] != self.ignore_index).sum())
-
-    def loss_sum(self, model: nn.Module, batch: Batch, step: int, positions: Sequence[int]) -> torch.Tensor:
-        """Cross-entropy summed over those pixels."""
-        logits = model(pixel_values=self.normalize(batch["pixel_values"])).logits
-        return F.cross_entropy(logits.float(), batch["labels"], ignore_index=self.ignore_index, reduction="sum")
-
-
-def labelled_images(args: FinetuneArguments, data: Path) -> list[str]:
-    """Stems of the labelled images that a run may use, as its arguments say; all of the split by default."""
-    every = SegmentationFolder(data, args.train_split).stems
-    if args.split_file is not None:
-        return read_split_file(args.split_file)
-    if args.label_fraction is None and args.num_labelled_images is None:
-        return every
-    return choose_labelled(every, fraction=args.label_fraction, number=args.num_labelled_images, seed=args.split_seed)
+from .run import begin, run, save_model
+from .segmentation_loss import SegmentationObjective, median_frequency_weights
+from .sources import encoder_file, encoder_source
+from .weights import set_encoder_mode
 
 
 def build_model(args: FinetuneArguments, classes: ClassTable) -> tuple[DDePForSemanticSegmentation, str]:
@@ -91,6 +66,24 @@ def build_model(args: FinetuneArguments, classes: ClassTable) -> tuple[DDePForSe
     return model, source
 
 
+def class_weights(args: FinetuneArguments, rows: LabelledRows) -> torch.Tensor | None:
+    """Weights of the classes in the loss, as the arguments say.
+
+    Raises:
+        ValueError: there are more or fewer numbers than classes.
+    """
+    if not args.class_weights:
+        return None
+    if args.class_weights == ["median_frequency"]:
+        return median_frequency_weights(rows, rows.classes)
+    if len(args.class_weights) != rows.classes.num_classes:
+        raise ValueError(
+            f"class_weights has {len(args.class_weights)} numbers, but the data has {rows.classes.num_classes} "
+            f"classes: {', '.join(rows.classes.names)}."
+        )
+    return torch.tensor([float(weight) for weight in args.class_weights])
+
+
 def finetune(args: FinetuneArguments) -> dict[str, Any]:
     """Fine-tunes a model on few labelled images and writes the run's folder.
 
@@ -101,18 +94,14 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
         The figures of [`evaluate_segmentation`] on `eval_split`, `seconds`, `labelled`, the number of labelled
         images, and `final`, the folder with the model.
     """
-    accelerator = Accelerator()
-    output = Path(args.output_dir)
-    start_run(output, overwrite=args.overwrite or not accelerator.is_main_process)
+    accelerator = begin(args, unused_parameters=args.freeze_encoder_steps > 0)
     with accelerator.main_process_first():
-        data = data_folder(args.data) if args.data else embedded_scenes()
+        images = open_labelled_images(args)
         set_seed(args.seed)  # the decoder's initialisation depends on the seed alone
-        stems = labelled_images(args, data)
-        rows = SegmentationFolder(data, args.train_split, stems=stems)
-        held_out = SegmentationFolder(data, args.eval_split)
-        model, source = build_model(args, rows.classes)
-    for index in range(accelerator.process_index, len(held_out), accelerator.num_processes):
-        held_out[index]  # a broken image or mask is found now, and not after training
+        model, source = build_model(args, images.training.classes)
+    set_encoder_mode(model, frozen=args.freeze_encoder, frozen_norms=args.freeze_encoder_norms)
+    rows, classes = images.training, images.training.classes
+    held_out, broken = without_bad_files(args, images.held_out, accelerator)
     dataset = AugmentedDataset(
         rows,
         SegmentationTrainTransform(
@@ -120,32 +109,44 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
             image_size=args.image_size,
             scale=(args.scale[0], args.scale[1]),
             photometric=args.photometric,
-            ignore_index=rows.classes.ignore_index,
+            ignore_index=classes.ignore_index,
         ),
         args.seed,
+        skip_bad_files=args.skip_bad_files,
     )
-    objective = SegmentationObjective(model.config.encoder_name, rows.classes.ignore_index)
+    normalize = Normalize(*encoder_mean_std(model.config.encoder_name))
     transform = EvalTransform(image_size=args.image_size)
-    if accelerator.is_main_process:
-        write_split_file(output / "labelled.txt", stems)
 
     def evaluate(model: nn.Module) -> dict[str, Any]:
         figures = evaluate_segmentation(
-            model, held_out, transform, objective.normalize, batch_size=args.eval_batch_size, accelerator=accelerator
+            model, held_out, transform, normalize, batch_size=args.eval_batch_size, accelerator=accelerator
         )
-        return {**figures, "labelled": len(stems)}
+        return {**figures, "labelled": len(rows)}
 
-    results = run(
-        accelerator=accelerator,
+    task = Task(
         model=model,
-        dataset=dataset,
-        objective=objective,
-        args=args,
+        feed=DatasetFeed(dataset, identity_of(rows.stems, classes.names, classes.ignore_index)),
+        objective=SegmentationObjective(
+            normalize, classes.ignore_index, class_weights=class_weights(args, rows), dice_weight=args.dice_weight
+        ),
         evaluate=evaluate,
-        card=lambda results: finetuning_card(dataclasses.asdict(args), source, model.config, results, len(held_out)),
-        picture=lambda: segmentation_picture({"prediction": model}, held_out, transform, objective.normalize),
-        encoder_lr_factor=args.encoder_lr_factor,
-        image_size=args.image_size,
+        score=lambda results: results["mean_iou"],
+        picture=lambda model: segmentation_picture({"prediction": model}, held_out, transform, normalize),
+        save=functools.partial(save_model, image_size=args.image_size),
+        set_mode=lambda step: set_encoder_mode(
+            model,
+            frozen=args.freeze_encoder or step < args.freeze_encoder_steps,
+            frozen_norms=args.freeze_encoder_norms,
+        ),
+        encoder_factors=encoder_rates(model.ddep.encoder, args.encoder_lr_factor, args.encoder_layer_decay),
+        record=lambda: write_split_file(Path(args.output_dir) / "labelled.txt", rows.stems),
+        skipped=broken,
     )
-    accelerator.print(f"mIoU on {args.eval_split}: {100 * results['mean_iou']:.2f} ({len(stems)} labelled images)")
+    results = run(
+        accelerator,
+        task,
+        args,
+        card=lambda results: finetuning_card(dataclasses.asdict(args), source, model.config, results, len(held_out)),
+    )
+    accelerator.print(f"mIoU on {args.eval_split}: {100 * results['mean_iou']:.2f} ({len(rows)} labelled images)")
     return results

@@ -1,177 +1,295 @@
 """The one training loop of both scripts.
 
 A step is a global batch of a fixed size, however many processes and micro-batches share it. Which examples it holds,
-how they are augmented and what noise they get are functions of (seed, epoch, index) and (seed, step, position), so
-the loop keeps no random state.
+how they are augmented and what noise they get are functions of (seed, epoch, index) and (seed, step, position), and
+the learning rate is one of the step, so the loop keeps no random state: a run that goes on from a checkpoint is the
+run that never stopped.
 """
 
 import contextlib
 import itertools
+import json
 import math
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import gather_object
+from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ddep_hub.data.sampling import StepBatchSampler, slice_of_batch
-from ddep_hub.data.transforms import AugmentedDataset
+from ddep_hub import DDePPreTrainedModel
+from ddep_hub.data.sampling import slice_of_batch
 
-from .arguments import RunArguments
-from .optimization import build_optimizer
-from .run_folder import MetricsLog
+from .arguments import RunArguments, parse_time
+from .feeds import Feed
+from .interruption import Interruption, RunInterrupted
+from .optimization import build_optimizer, set_learning_rate
+from .resuming import Resumer
+from .run_folder import whole_folder, write_whole
+from .tracking import Tracking
+from .weights import Weights
 
 
-Batch = dict[str, torch.Tensor]
+Batch = dict[str, Any]
 
 
 class Objective(Protocol):
-    """What is minimised: a sum over elements (pixels), and how many there are."""
+    """What is minimised: the sum of some terms, each a sum over elements (pixels, images) divided by their number."""
 
-    def count(self, batch: Batch) -> int:
-        """Elements of a batch that the loss counts, as it comes from the workers."""
+    def counts(self, batch: Batch) -> list[float]:
+        """What the sum of each term is divided by, once added up over the global batch; as it comes from workers."""
         ...
 
-    def loss_sum(self, model: nn.Module, batch: Batch, step: int, positions: Sequence[int]) -> torch.Tensor:
-        """Loss summed over those elements; `positions` are the examples' places in the global batch."""
+    def loss_sums(self, model: nn.Module, batch: Batch, step: int, positions: Sequence[int]) -> Sequence[torch.Tensor]:
+        """The sum of each term; `positions` are the examples' places in the global batch."""
         ...
 
 
-def train(
-    *,
-    accelerator: Accelerator,
-    model: nn.Module,
-    dataset: AugmentedDataset,
-    objective: Objective,
-    args: RunArguments,
-    log: MetricsLog,
-    evaluate: Callable[[nn.Module], dict[str, Any]],
-    encoder_lr_factor: float = 1.0,
-) -> tuple[dict[str, Any], float]:
-    """Trains a model in place.
+@dataclass(kw_only=True)
+class Task:
+    """What a run trains, and how it is measured and shown.
+
+    Args:
+        model: the model to train, in place.
+        feed: the training examples.
+        objective: what is minimised.
+        evaluate: measures a model; called in every process.
+        score: the figure by which the best model is chosen, more is better.
+        picture: draws what a model does.
+        save: writes a model into a folder, so that `from_pretrained` loads it.
+        set_mode: puts the model into training mode for a step counted from 0.
+        encoder_factors: factors on the learning rate of the encoder's parameters.
+        record: writes what else belongs to the run, beside its arguments.
+        skipped: broken files that were passed over already.
+    """
+
+    model: DDePPreTrainedModel
+    feed: Feed
+    objective: Objective
+    evaluate: Callable[[nn.Module], dict[str, Any]]
+    score: Callable[[Mapping[str, Any]], float]
+    picture: Callable[[nn.Module], Image.Image]
+    save: Callable[[DDePPreTrainedModel, Path], None]
+    set_mode: Callable[[int], Any]
+    encoder_factors: Mapping[str, float] | None = None
+    record: Callable[[], None] = lambda: None
+    skipped: Sequence[str] = ()
+
+
+class Training:
+    """A run between its first and its last step.
 
     Args:
         accelerator: the process's accelerator.
-        model: the model, in place of which nothing is returned: its weights are trained.
-        dataset: the training examples.
-        objective: what is minimised.
+        task: what is trained.
         args: the run's arguments.
-        log: where metrics go.
-        evaluate: measures the unwrapped model, in every process; called every `eval_every` steps, but not after the
-            last one: by then the caller wants the model saved first.
-        encoder_lr_factor: factor on the encoder's learning rate.
 
-    Returns:
-        The last row for `log`, which the caller writes with what it measures, and the seconds that the steps took.
+    Attributes:
+        weights: the weights, trained in place.
+        tracking: where metrics go.
 
     Raises:
-        FloatingPointError: the loss is not finite; names the step.
+        CheckpointError: the checkpoint to resume from is damaged or belongs to another run.
     """
-    # Channels last is how convolutions run fastest, on GPUs and CPUs alike; what is saved is in the usual order again.
-    model.to(accelerator.device, memory_format=torch.channels_last).train()
-    optimizer, scheduler = build_optimizer(model, args, encoder_lr_factor)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-    sampler = StepBatchSampler(
-        len(dataset),
-        global_batch_size=args.batch_size,
-        seed=args.seed,
-        start_step=0,
-        end_step=args.max_steps,
-        rank=rank,
-        world_size=world_size,
-    )
-    loader = DataLoader(
-        dataset, batch_sampler=sampler, num_workers=args.num_workers, pin_memory=accelerator.device.type == "cuda"
-    )
-    positions = slice_of_batch(args.batch_size, rank, world_size)
-    accelerator.print(
-        f"{len(dataset)} examples, {args.max_steps} steps of {args.batch_size} on {world_size} process(es), "
-        f"{torch.get_num_threads()} thread(s) each, device {accelerator.device}"
-    )
-    progress = tqdm(total=args.max_steps, disable=not accelerator.is_main_process, file=sys.stderr, mininterval=2)
-    loss_total = torch.zeros((), device=accelerator.device)
-    logged_at, started, evaluating = 0, time.perf_counter(), 0.0
-    window = started
-    row: dict[str, Any] = {}
-    for step, batch in enumerate(loader):
-        loss_total += _step(accelerator, wrapped, batch, objective, args, step, positions)
-        grad_norm = None
-        if args.max_grad_norm > 0:
-            grad_norm = accelerator.clip_grad_norm_(wrapped.parameters(), args.max_grad_norm)
-        learning_rate = scheduler.get_last_lr()[-1]
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-        done = step + 1
-        progress.update()
 
-        row = {}
-        if done % args.log_every == 0 or done == args.max_steps:
-            loss = float(accelerator.reduce(loss_total, "sum")) / (done - logged_at)
-            if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"The loss is {loss} between steps {logged_at + 1} and {done}. Lower learning_rate, raise "
-                    "warmup_steps, or clip gradients with max_grad_norm."
-                )
-            now = time.perf_counter()
-            row = {"step": done, "loss": loss, "learning_rate": learning_rate}
-            if grad_norm is not None:
-                row["grad_norm"] = float(grad_norm)
-            row["images_per_second"] = round((done - logged_at) * args.batch_size / (now - window), 1)
-            progress.set_postfix(loss=f"{loss:.4f}", images_per_s=row["images_per_second"])
-            logged_at, window = done, now
-            loss_total.zero_()
-        if args.eval_every and done % args.eval_every == 0 and done < args.max_steps:
-            before = time.perf_counter()
-            results = evaluate(synchronized(accelerator, model))
-            model.train()
-            row = {"step": done, **row, **results}
-            evaluating += time.perf_counter() - before
-            window += time.perf_counter() - before
-        if row and done < args.max_steps:
-            log.write(row)
-    progress.close()
-    model.to(memory_format=torch.contiguous_format)
-    return row, time.perf_counter() - started - evaluating
+    def __init__(self, accelerator: Accelerator, task: Task, args: RunArguments) -> None:
+        self.accelerator, self.task, self.args = accelerator, task, args
+        self.output = Path(args.output_dir)
+        self.weights = Weights(accelerator, task.model, args)
+        optimizer = build_optimizer(task.model, args, task.encoder_factors)
+        wrapped, self.optimizer = accelerator.prepare(task.model, optimizer)
+        self.wrapped = torch.compile(wrapped) if args.torch_compile else wrapped
+        self.trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.positions = slice_of_batch(args.batch_size, accelerator.process_index, accelerator.num_processes)
+        self.resumer = Resumer(accelerator, self.weights, self.optimizer, task.feed, args)
+        # What a checkpoint holds of the loop itself.
+        progress = self.resumer.load()
+        self.step: int = progress.get("step", 0)
+        self.logged_at: int = progress.get("logged_at", 0)
+        self.seconds: float = progress.get("seconds", 0.0)
+        self.seconds_at_log: float = progress.get("seconds_at_log", 0.0)
+        self.row: dict[str, Any] = progress.get("row", {})
+        best = progress.get("best")
+        self.best: float = -math.inf if best is None else best
+        self.states: dict[str, Any] = progress.get("states", {})
+        total = progress.get("loss_sum", 0.0) if accelerator.is_main_process else 0.0
+        self.loss_sum = torch.tensor(total, device=accelerator.device)
+        self.first_bad = torch.full((1,), 2**62, device=accelerator.device)  # step, counted from 1
+        self.unchecked: list[tuple[int, list[str]]] = []  # steps not known to be finite, and their files
+        self.votes: torch.Tensor | None = None
+        self.tracking = Tracking(accelerator, args, self.step)
+        self.tracking.note_skipped(task.skipped)
 
+    def run(self) -> dict[str, Any]:
+        """Trains to the last step.
 
-def synchronized(accelerator: Accelerator, model: nn.Module) -> nn.Module:
-    """The model with the first process's buffers in every process: BatchNorm's statistics differ between them."""
-    if accelerator.num_processes > 1:
-        for buffer in model.buffers():
-            buffer.copy_(broadcast(buffer.clone()))
-    return model
+        Returns:
+            The row of the last step for `tracking`, which the caller writes with what it measures.
 
+        Raises:
+            FloatingPointError: a loss or gradient is not finite; names the step and its files.
+            RunInterrupted: a signal came or the time was up, and a checkpoint was written.
+            CheckpointError: a checkpoint could not be written.
+        """
+        args = self.args
+        loader = self.task.feed.loader(self.accelerator, args, self.step, self.states or None)
+        self.accelerator.print(
+            f"{self.task.feed.description}, {args.max_steps} steps of {args.batch_size} on "
+            f"{self.accelerator.num_processes} process(es), {torch.get_num_threads()} thread(s) each, device "
+            f"{self.accelerator.device}" + (f", going on after step {self.step}" if self.step else "")
+        )
+        progress = tqdm(
+            total=args.max_steps, initial=self.step, disable=not self.accelerator.is_main_process, mininterval=2
+        )
+        started = time.perf_counter()
+        with progress, Interruption(parse_time(args.max_time)) as interruption:
+            for batch in loader:
+                self._train(batch, wants_to_stop=interruption.reason is not None)
+                progress.update()
+                at_the_end = self.step == args.max_steps
+                due = self.step % args.log_every == 0 or at_the_end
+                if due:
+                    self._check_finite()  # waits for the device
+                self.seconds += time.perf_counter() - started
+                self.row = self._measured_row() if due else {}
+                if due:
+                    progress.set_postfix(loss=f"{self.row['loss']:.4f}", images_per_s=self.row["images_per_second"])
+                if args.eval_every and self.step % args.eval_every == 0 and not at_the_end:
+                    self.row = {"step": self.step, **self.row, **self._evaluate()}
+                if self.row and not at_the_end:
+                    self.tracking.write(self.row)
+                stop = self._agreed_to_stop(interruption) and not at_the_end
+                if stop or (args.save_every and (self.step % args.save_every == 0 or at_the_end)):
+                    path = self._save()
+                if stop:
+                    self._interrupt(interruption.reason or "another process", path)
+                started = time.perf_counter()
+        return self.row
 
-def _step(
-    accelerator: Accelerator,
-    model: nn.Module,
-    batch: Batch,
-    objective: Objective,
-    args: RunArguments,
-    step: int,
-    positions: range,
-) -> torch.Tensor:
-    """Forward and backward of one step; gives this process's share of the mean loss over the global batch."""
-    # Sums divided by the global count, not means of means: processes and micro-batches may hold different numbers of
-    # valid pixels.
-    count = accelerator.reduce(torch.tensor(objective.count(batch), device=accelerator.device), "sum").clamp(min=1)
-    parts = min(args.gradient_accumulation_steps, len(positions))
-    bounds = [len(positions) * part // parts for part in range(parts + 1)]
-    total = torch.zeros((), device=accelerator.device)
-    for part, (start, end) in enumerate(itertools.pairwise(bounds)):
-        piece = {name: value[start:end].to(accelerator.device, non_blocking=True) for name, value in batch.items()}
-        last = part == parts - 1
-        with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            loss = objective.loss_sum(model, piece, step, positions[start:end]) / count
-            # Gradients are averaged over processes; the sum is wanted.
-            accelerator.backward(loss * accelerator.num_processes)
-        total += loss.detach()
-    return total
+    def _interrupt(self, reason: str, path: Path) -> None:
+        message = (
+            f"Stopped by {reason} after step {self.step} of {self.args.max_steps}; checkpoint: {path}. Go on with "
+            "`--resume_from_checkpoint latest`."
+        )
+        self.accelerator.print(message, flush=True)
+        self.tracking.close()
+        raise RunInterrupted(message)
+
+    def keep_if_best(self, results: Mapping[str, Any], model: DDePPreTrainedModel) -> None:
+        """Keeps a model in best/ where it is the best one measured so far; called in every process."""
+        score = self.task.score(results)
+        if score <= self.best:
+            return
+        self.best = score
+        if self.accelerator.is_main_process:
+            with whole_folder(self.output / "best") as folder:
+                self.task.save(model, folder)
+                write_whole(folder / "results.json", json.dumps({"step": self.step, **results}, indent=1) + "\n")
+
+    def _train(self, batch: Batch, *, wants_to_stop: bool) -> None:
+        """One optimizer step."""
+        accelerator, step = self.accelerator, self.step
+        self.tracking.note_skipped(batch.pop("skipped", []))
+        if "state" in batch:
+            self.states[str(batch.pop("lane"))] = batch.pop("state")
+        paths = list(batch.pop("path", []))
+        self.task.set_mode(step)
+        # Sums divided by the global count, not means of means: processes and micro-batches may hold different numbers
+        # of valid pixels. The wish to stop travels along.
+        counts = torch.tensor([*self.task.objective.counts(batch), float(wants_to_stop)], dtype=torch.float64)
+        counts = accelerator.reduce(counts.to(accelerator.device), "sum")
+        self.votes, counts = counts[-1], counts[:-1].float()
+        counts = torch.where(counts > 0, counts, 1.0)
+        parts = min(self.args.gradient_accumulation_steps, len(self.positions))
+        bounds = [len(self.positions) * part // parts for part in range(parts + 1)]
+        total = torch.zeros((), device=accelerator.device)
+        for part, (start, end) in enumerate(itertools.pairwise(bounds)):
+            piece = {name: value[start:end].to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+            last = part == parts - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(self.wrapped):
+                sums = self.task.objective.loss_sums(self.wrapped, piece, step, self.positions[start:end])
+                loss = sum(term / count for term, count in zip(sums, counts.unbind(), strict=True))
+                # Gradients are averaged over processes; the sum is wanted.
+                accelerator.backward(loss * accelerator.num_processes)
+            total += loss.detach()
+        norm = accelerator.clip_grad_norm_(self.trainable, self.args.max_grad_norm or math.inf)
+        self.grad_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        set_learning_rate(self.optimizer, step, self.args)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step = step + 1
+        if self.weights.average is not None:
+            self.weights.average.update(self.task.model, step=self.step)
+        self.loss_sum += total
+        finite = total.isfinite()
+        if accelerator.scaler is None:  # float16's scaler looks for such gradients itself, and skips the step
+            finite = finite & self.grad_norm.isfinite()
+        # On the device, so that it need not be waited for: it is looked at before anything is logged or saved.
+        self.first_bad = torch.where(finite, self.first_bad, self.first_bad.clamp(max=self.step))
+        self.unchecked.append((self.step, paths))
+
+    def _check_finite(self) -> None:
+        """Called before anything is logged, measured or saved.
+
+        Raises:
+            FloatingPointError: a step since the last call was not finite.
+        """
+        first = int(self.accelerator.gather(self.first_bad).min())
+        if first < 2**62:
+            files = gather_object([path for step, paths in self.unchecked if step == first for path in paths])
+            raise FloatingPointError(
+                f"The loss or its gradient is not finite in step {first}, with the files {', '.join(files)}. No "
+                "checkpoint holds it. Look at these files; or lower learning_rate, raise warmup_steps, or clip "
+                "gradients with max_grad_norm."
+            )
+        self.unchecked.clear()
+
+    def _measured_row(self) -> dict[str, Any]:
+        steps = self.step - self.logged_at
+        row = {
+            "step": self.step,
+            "loss": float(self.accelerator.reduce(self.loss_sum, "sum")) / steps,
+            "learning_rate": set_learning_rate(self.optimizer, self.step - 1, self.args),
+            "grad_norm": float(self.grad_norm),
+            "images_per_second": round(steps * self.args.batch_size / (self.seconds - self.seconds_at_log), 1),
+        }
+        self.logged_at, self.seconds_at_log = self.step, self.seconds
+        self.loss_sum.zero_()
+        return row | self.tracking.skipped_so_far()
+
+    def _evaluate(self) -> dict[str, Any]:
+        self._check_finite()
+        model = self.weights.plain()
+        results = self.task.evaluate(model)
+        self.keep_if_best(results, model)
+        if self.accelerator.is_main_process:
+            (self.output / "pictures").mkdir(exist_ok=True)
+            self.task.picture(model).save(self.output / "pictures" / f"step-{self.step}.png")
+        return results
+
+    def _agreed_to_stop(self, interruption: Interruption) -> bool:
+        """Whether the run stops now. With several processes it is what they said in this step, the same for all."""
+        if self.accelerator.num_processes == 1:
+            return interruption.reason is not None
+        return self.votes is not None and bool(self.votes > 0)
+
+    def _save(self) -> Path:
+        self._check_finite()
+        return self.resumer.save(
+            {
+                "step": self.step,
+                "logged_at": self.logged_at,
+                "loss_sum": float(self.accelerator.reduce(self.loss_sum, "sum")),
+                "seconds": self.seconds,
+                "seconds_at_log": self.seconds_at_log,
+                "row": self.row,
+                "best": self.best if math.isfinite(self.best) else None,
+            },
+            self.states,
+        )

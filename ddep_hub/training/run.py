@@ -1,23 +1,49 @@
 """A run: train, save, measure, describe, draw and publish, in this order."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs
 from huggingface_hub import HfApi
-from PIL import Image
-from torch import nn
 
 from ddep_hub import DDePImageProcessor, DDePPreTrainedModel
-from ddep_hub.data.transforms import AugmentedDataset
 from ddep_hub.encoders import encoder_mean_std
 from ddep_hub.publishing.publish import publish_folder
 
-from .arguments import RunArguments, write_yaml
-from .loop import Objective, synchronized, train
-from .run_folder import MetricsLog, whole_folder, write_whole
+from .arguments import RunArguments
+from .loop import Task, Training
+from .parsing import write_yaml
+from .run_folder import start_run, whole_folder, write_whole
+
+
+def begin(args: RunArguments, *, unused_parameters: bool = False) -> Accelerator:
+    """The accelerator of a run, whose folder is made.
+
+    Args:
+        args: the run's arguments.
+        unused_parameters: whether there are steps in which some parameters get no gradient.
+
+    Raises:
+        FileExistsError: the folder holds another run.
+        ValueError: a tracker is not known, or not installed.
+    """
+    known = [str(name) for name in get_available_trackers()]
+    for name in args.report_to:
+        if name not in known:
+            raise ValueError(f"report_to: {name} is not there (there are: {', '.join(known)}). Install it.")
+    accelerator = Accelerator(
+        log_with=args.report_to or None,
+        project_dir=args.output_dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)],
+    )
+    if accelerator.is_main_process:
+        start_run(Path(args.output_dir), overwrite=args.overwrite, resume=args.resume_from_checkpoint is not None)
+    return accelerator
 
 
 def check_publishing(args: RunArguments) -> None:
@@ -36,74 +62,73 @@ def check_publishing(args: RunArguments) -> None:
             ) from error
 
 
+def save_model(
+    model: DDePPreTrainedModel, folder: Path, *, decoder_only: bool = False, image_size: int | None = None
+) -> None:
+    """Writes a model and its image processor.
+
+    Args:
+        model: the model.
+        folder: where to.
+        decoder_only: leave the encoder out.
+        image_size: shorter side that the model is measured at; `None` for images as they are.
+    """
+    # Training may have them in another order of memory.
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    model.save_pretrained(folder, decoder_only=decoder_only, state_dict=state)
+    mean, std = encoder_mean_std(model.config.encoder_name)
+    # The geometry the model was measured with.
+    size: dict[str, Any] = {"size": {"shortest_edge": image_size}} if image_size else {"do_resize": False}
+    DDePImageProcessor(image_mean=mean, image_std=std, **size).save_pretrained(folder)
+
+
 def run(
-    *,
-    accelerator: Accelerator,
-    model: DDePPreTrainedModel,
-    dataset: AugmentedDataset,
-    objective: Objective,
-    args: RunArguments,
-    evaluate: Callable[[nn.Module], dict[str, Any]],
-    card: Callable[[Mapping[str, Any]], str],
-    picture: Callable[[], Image.Image],
-    encoder_lr_factor: float = 1.0,
-    decoder_only: bool = False,
-    image_size: int | None = None,
+    accelerator: Accelerator, task: Task, args: RunArguments, card: Callable[[Mapping[str, Any]], str]
 ) -> dict[str, Any]:
     """Trains a model and writes the run's folder; the weights are in `final/` before anything else can fail.
 
     Args:
-        accelerator: the process's accelerator.
-        model: the model to train.
-        dataset: the training examples.
-        objective: what is minimised.
+        accelerator: from [`begin`].
+        task: what is trained.
         args: the run's arguments.
-        evaluate: measures the model; called in every process.
         card: makes the model card from the results.
-        picture: draws what the model does.
-        encoder_lr_factor: factor on the encoder's learning rate.
-        decoder_only: leave the encoder out of `final/`.
-        image_size: shorter side that the model is measured at; `None` for images as they are.
 
     Returns:
-        What `evaluate` measured, `seconds` of training, and `final`, the folder.
+        What was measured, `seconds` of training, and `final`, the folder.
 
     Raises:
         FloatingPointError: the loss is not finite.
+        RunInterrupted: a signal came or the time was up; a checkpoint was written.
+        CheckpointError: a checkpoint cannot be written or read.
         OSError: the Hub refused, before the run; or publishing failed, after it: the folder is whole then.
     """
     output = Path(args.output_dir)
     final = output / "final"
     if accelerator.is_main_process:
         check_publishing(args)
+    training = Training(accelerator, task, args)
+    if accelerator.is_main_process:
+        if args.overwrite:
+            for old in ("checkpoints", "best"):
+                shutil.rmtree(output / old, ignore_errors=True)
         write_yaml(args, output / "config.yaml")
-    log = MetricsLog(output / "metrics.jsonl" if accelerator.is_main_process else None)
-    row, seconds = train(
-        accelerator=accelerator,
-        model=model,
-        dataset=dataset,
-        objective=objective,
-        args=args,
-        log=log,
-        evaluate=evaluate,
-        encoder_lr_factor=encoder_lr_factor,
-    )
-    model = synchronized(accelerator, model).eval()
+        task.record()
+    row = training.run()
+    model = training.weights.plain().eval()
     if accelerator.is_main_process:
         model.name_or_path = str(final)
-        mean, std = encoder_mean_std(model.config.encoder_name)
-        # The geometry the model was measured with.
-        size: dict[str, Any] = {"size": {"shortest_edge": image_size}} if image_size else {"do_resize": False}
         with whole_folder(final) as folder:
-            model.save_pretrained(folder, decoder_only=decoder_only)
-            DDePImageProcessor(image_mean=mean, image_std=std, **size).save_pretrained(folder)
-    results = {**evaluate(model), "seconds": round(seconds, 1)}
-    log.write({**row, **results})
+            task.save(model, folder)
+    results = {**task.evaluate(model), "seconds": round(training.seconds, 1)}
+    training.tracking.write({**row, **results})
+    if args.eval_every:
+        training.keep_if_best(results, model)
+    training.tracking.close()
     if accelerator.is_main_process:
         write_whole(final / "results.json", json.dumps(results, indent=1) + "\n")
         write_whole(final / "README.md", card(results))
-        with whole_folder(output / "pictures") as folder:
-            picture().save(folder / "predictions.png")
+        (output / "pictures").mkdir(exist_ok=True)
+        task.picture(model).save(output / "pictures" / "predictions.png")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process and args.push_to_hub:
         try:

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from ddep_hub.data.sampling import StepBatchSampler, epoch_order, example_seed, slice_of_batch
+from ddep_hub.data.sampling import (
+    SourceMixture,
+    StepBatchSampler,
+    epoch_order,
+    example_seed,
+    slice_of_batch,
+    source_seed,
+)
 
 
 def batches(num_examples=10, batch=4, seed=0, start=0, end=20, **options):
@@ -78,6 +85,10 @@ def test_length_and_types():
         ({"batch": 0}, "global_batch_size 0"),
         ({"start": 21}, "start_step 21"),
         ({"num_examples": 0}, "num_examples is 0"),
+        ({"num_examples": [3, 0]}, r"num_examples is \[3, 0\]"),
+        ({"num_examples": [3, 2], "weights": [1]}, "weights has 1 numbers for 2 sources"),
+        ({"num_examples": [3, 2], "weights": [1, 0]}, r"weights are \[1, 0\]"),
+        ({"num_examples": [3, 2], "weights": [1, 1e-9]}, "leave source 1 without one example in 1000"),
     ],
 )
 def test_bad_arguments_are_named(options, message):
@@ -88,3 +99,48 @@ def test_bad_arguments_are_named(options, message):
 def test_large_epochs_stay_uniform():
     first = np.array([epoch_order(4, 0, epoch)[0] for epoch in range(400)])
     assert np.bincount(first, minlength=4).min() > 60
+
+
+def test_sources_without_weights_are_one_data_set():
+    assert batches(num_examples=[4, 6]) == batches(num_examples=10)
+    assert batches(num_examples=[10], weights=[3.0]) == batches(num_examples=10)
+
+
+def test_weights_are_rounded_by_largest_remainder():
+    assert SourceMixture([1, 1, 1], 0).counts == [334, 333, 333]
+    assert SourceMixture([0.7, 0.3], 0).counts == [700, 300]
+    assert SourceMixture([2, 1], 0).counts == [667, 333]
+
+
+def test_a_mixture_is_a_pure_function_of_the_position():
+    mixture = SourceMixture([0.5, 0.3, 0.2], 7)
+    stream = [mixture.place(position) for position in range(3000)]
+    for source, count in enumerate(mixture.counts):
+        assert [place for number, place in stream if number == source] == list(range(3 * count))
+        assert sum(number == source for number, _ in stream[:1000]) == count
+    sources = [source for source, _ in stream]
+    assert sources[:1000] != sources[1000:2000]
+    for position in (2999, 5, 1000, 999):
+        assert mixture.place(position) == SourceMixture([0.5, 0.3, 0.2], 7).place(position) == stream[position]
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_mixed_sources_run_through_their_own_epochs(world_size):
+    options = {"num_examples": [7, 5], "weights": [0.8, 0.2], "end": 300}
+    shares = [batches(rank=rank, world_size=world_size, **options) for rank in range(world_size)]
+    stream = [pair for parts in zip(*shares, strict=True) for part in parts for pair in part]
+    first = [pair for pair in stream if pair[1] < 7]
+    second = [(epoch, index - 7) for epoch, index in stream if index >= 7]
+    assert abs(len(first) - 960) <= 40
+    for source, (pairs, size) in enumerate([(first, 7), (second, 5)]):
+        expected = [
+            (epoch, int(index))
+            for epoch in range(len(pairs) // size + 1)
+            for index in epoch_order(size, source_seed(0, source, 2), epoch)
+        ]
+        assert pairs == expected[: len(pairs)]
+
+
+def test_resuming_a_mixture_gives_the_rest():
+    options = {"num_examples": [7, 5], "weights": [0.6, 0.4], "end": 300}
+    assert batches(start=251, **options) == batches(**options)[251:]

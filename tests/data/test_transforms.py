@@ -1,11 +1,17 @@
+import io
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from torch.utils.data import DataLoader
 
+from ddep_hub.data.augmented import AugmentedDataset
+from ddep_hub.data.decoding import BadFileError, decode_image
+from ddep_hub.data.loading import ImageFolder
 from ddep_hub.data.sampling import StepBatchSampler
-from ddep_hub.data.transforms import AugmentedDataset, EvalTransform, PretrainTransform, SegmentationTrainTransform
+from ddep_hub.data.transforms import EvalTransform, PretrainTransform, SegmentationTrainTransform
 
 
 def row(height=40, width=60, dtype=np.uint8):
@@ -184,3 +190,93 @@ def test_global_random_numbers_are_left_alone():
     torch.manual_seed(7)
     augmented()[0, 0]
     assert torch.equal(torch.rand(3), expected)
+
+
+def smooth_jpeg(width, height, orientation=1, mode="RGB", **options):
+    """A JPEG of a few waves, which looks the same at any scale, and with every turn different."""
+    rows, columns = np.mgrid[:height, :width] / max(height, width)
+    waves = [np.sin(9 * columns + 2 * rows), np.sin(7 * rows), np.cos(5 * columns * rows + 3 * rows)]
+    pixels = (127 + 120 * np.stack(waves, axis=-1)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stream = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(stream, "JPEG", quality=95, exif=exif, **options)
+    return {"path": "photo.jpg", "bytes": stream.getvalue()}
+
+
+def both(file, transform, seed):
+    """The pixels of the undecoded and of the decoded row, with the same random numbers."""
+    results = []
+    for image in (file, decode_image(file)):
+        torch.manual_seed(seed)
+        results.append(transform({"image": image})["pixel_values"])
+        results.append(torch.rand(()))
+    assert results[1] == results[3]
+    return results[0], results[2]
+
+
+@pytest.mark.parametrize("orientation", [*range(9), 77])
+@pytest.mark.parametrize("size", [(403, 297), (1001, 613)])
+def test_reduced_decoding_shows_the_same_part(orientation, size):
+    transform = PretrainTransform(crop_size=(24, 32))
+    for seed in range(6):
+        reduced, full = both(smooth_jpeg(*size, orientation), transform, seed)
+        assert reduced.shape == (3, 24, 32)
+        assert reduced.is_contiguous()
+        assert not torch.equal(reduced, full)
+        # A shift by one reduced pixel would be seen.
+        assert (reduced.int() - full.int()).abs().float().mean() < 1.0
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
+def test_reduced_decoding_of_other_jpegs(mode):
+    reduced, full = both(smooth_jpeg(400, 300, mode=mode, progressive=True), PretrainTransform(crop_size=16), 0)
+    assert (reduced.int() - full.int()).abs().float().mean() < 1.5
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_without_reduction_undecoded_rows_give_the_same_pixels(tmp_path, kind):
+    image = decode_image(smooth_jpeg(60, 50))
+    image.putalpha(128) if kind == "PNG" else None
+    image.save(tmp_path / "a", kind)
+    file = {"path": str(tmp_path / "a"), "bytes": None}
+    for seed in range(5):
+        assert torch.equal(*both(file, PretrainTransform(crop_size=(48, 40)), seed))
+
+
+def test_the_scale_is_the_coarsest_that_is_large_enough(monkeypatch):
+    drafts = []
+    draft = JpegImageFile.draft
+    monkeypatch.setattr(
+        JpegImageFile, "draft", lambda self, mode, size: drafts.append(size) or draft(self, mode, size)
+    )
+    whole = {"scale": (1.0, 1.0), "ratio": (4 / 3, 4 / 3)}
+    for crop_size in [(38, 50), (37, 50), (75, 100), (76, 100), (150, 200), (151, 200)]:
+        PretrainTransform(crop_size=crop_size, **whole)({"image": smooth_jpeg(400, 300)})
+    assert [400 // width for width, _ in drafts] == [4, 8, 4, 2, 2]
+
+
+@pytest.mark.parametrize("crop_size", [16, 200])
+def test_broken_undecoded_files_are_named(crop_size):
+    transform = PretrainTransform(crop_size=crop_size)
+    file = smooth_jpeg(400, 300)
+    for content, message in [
+        (file["bytes"][:-3000], r"photo\.jpg is damaged or cut off"),
+        (b"", r"photo\.jpg is empty"),
+        (b"text", r"photo\.jpg is not an image"),
+    ]:
+        with pytest.raises(BadFileError, match=message) as caught:
+            transform({"image": {"path": "photo.jpg", "bytes": content}})
+        assert caught.value.path == "photo.jpg"
+    with pytest.raises(BadFileError, match="an image of 4 bytes without a name"):
+        transform({"image": {"path": None, "bytes": b"text"}})
+
+
+def test_undecoded_image_folder(tmp_path):
+    decode_image(smooth_jpeg(40, 30)).save(tmp_path / "a.png")
+    row = ImageFolder(tmp_path, decode=False)[0]
+    assert row == {"image": {"path": str(tmp_path / "a.png"), "bytes": None}, "path": str(tmp_path / "a.png")}
+    torch.manual_seed(0)
+    undecoded = PretrainTransform(crop_size=16)(row)["pixel_values"]
+    torch.manual_seed(0)
+    assert torch.equal(undecoded, PretrainTransform(crop_size=16)(ImageFolder(tmp_path)[0])["pixel_values"])

@@ -2,7 +2,8 @@
 
 import pytest
 
-from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments, parse_arguments, write_yaml
+from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
+from ddep_hub.training.parsing import parse_arguments, write_yaml
 
 
 def test_no_arguments_at_all_is_a_run():

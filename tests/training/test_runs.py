@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.data.decoding import BadFileError
 from ddep_hub.training import pretraining, run
-from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments, parse_arguments
+from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.lite0 import lite0_weights_file
+from ddep_hub.training.parsing import parse_arguments
 from ddep_hub.training.pretraining import pretrain
 from ddep_hub.training.run_folder import read_metrics
 

@@ -1,0 +1,88 @@
+"""Rows under random transforms, as examples that depend on (seed, epoch, index) alone."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import Dataset
+
+from .decoding import BadFileError
+from .sampling import example_seed
+
+
+Row = dict[str, Any]
+
+
+class Rows(Protocol):
+    """What holds rows: a data set of this package, or any with a length and whole-number indices."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Row: ...
+
+
+class AugmentedDataset(Dataset[dict[str, Any]]):
+    """Rows under a random transform whose result depends on (seed, epoch, index) alone.
+
+    Indices are the (epoch, index) pairs of `StepBatchSampler`. The number of workers makes no difference, and the
+    process's own random numbers are neither used nor moved on.
+
+    An example is what the transform gives, with `path`, the row's, and `skipped`, the broken files that were passed
+    over for it. [`collate`] puts examples together.
+
+    Args:
+        rows: The rows to transform.
+        transform: Takes a row, gives tensors; draws from torch's default CPU generator only.
+        seed: Seed of the run.
+        skip_bad_files: Whether the next row that can be used takes the place of a broken one.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        transform: Callable[[Row], dict[str, torch.Tensor]],
+        seed: int,
+        *,
+        skip_bad_files: bool = False,
+    ) -> None:
+        self.rows = rows
+        self.transform = transform
+        self.seed = seed
+        self.skip_bad_files = skip_bad_files
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key
+        skipped: list[str] = []
+        while True:
+            try:
+                example = self._example(epoch, (index + len(skipped)) % len(self.rows))
+            except BadFileError as error:
+                if not self.skip_bad_files:
+                    raise
+                skipped.append(error.path or str(error))
+                if len(skipped) == len(self.rows):
+                    raise BadFileError(f"All {len(skipped)} files are broken, the last one: {error}") from error
+            else:
+                return {**example, "skipped": skipped}
+
+    def _example(self, epoch: int, index: int) -> dict[str, Any]:
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would reseed the accelerators' generators as well.
+            torch.default_generator.manual_seed(example_seed(self.seed, epoch, index))
+            row = self.rows[index]
+            return {**self.transform(row), "path": str(row.get("path", index))}
+
+
+def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A batch of examples: tensors stacked, `path` as a list, `skipped` as one list of all."""
+    batch: dict[str, Any] = {
+        name: torch.stack([example[name] for example in examples])
+        for name, value in examples[0].items()
+        if isinstance(value, torch.Tensor)
+    }
+    batch["path"] = [example["path"] for example in examples]
+    batch["skipped"] = [path for example in examples for path in example["skipped"]]
+    return batch

@@ -1,0 +1,92 @@
+"""Opening data sets with `datasets`: of the Hub, saved ones, parquet files, WebDataset shards.
+
+`datasets` is imported where it is used: it is slow to import, and folders of images do without it.
+"""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+
+# A data set saved by `save_to_disk` is mapped into memory and can be cut anywhere: into this many shards.
+SHARDS_OF_SAVED = 256
+
+
+def load_split(name: str, split: str, *, config: str | None = None, revision: str | None = None) -> Any:
+    """A split as `datasets.Dataset`.
+
+    Args:
+        name: A data set of the Hub, or a local folder or file; folders of `save_to_disk` as well.
+        split: The split; of no meaning for a single `Dataset` that was saved.
+        config: Configuration, where there are several.
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        ValueError: There is no such split; names those there are.
+    """
+    import datasets
+
+    if is_saved(name):
+        saved = datasets.load_from_disk(name)
+        if isinstance(saved, datasets.Dataset):
+            return saved
+        if split not in saved:
+            raise ValueError(f"{name} has no split {split!r}; it has {sorted(saved)}")
+        return saved[split]
+    return datasets.load_dataset(*_loader(name), split=split, **_options(name, config, revision))
+
+
+def stream_split(name: str, split: str, *, config: str | None = None, revision: str | None = None) -> Any:
+    """The same split as `datasets.IterableDataset`, of which nothing is kept on the disk."""
+    import datasets
+
+    if is_saved(name):
+        data = load_split(name, split)
+        return data.to_iterable_dataset(num_shards=max(1, min(len(data), SHARDS_OF_SAVED)))
+    return datasets.load_dataset(*_loader(name), split=split, streaming=True, **_options(name, config, revision))
+
+
+def stream_shards(shards: Sequence[str]) -> Any:
+    """WebDataset shards, local files or URLs, as `datasets.IterableDataset`.
+
+    Raises:
+        ImportError: Shards are behind http(s), and a package for that is missing; not all releases of `datasets` bring
+            it along.
+    """
+    import datasets
+
+    if any(shard.startswith(("http://", "https://")) for shard in shards) and find_spec("aiohttp") is None:
+        raise ImportError(f"{shards[0]} is read with aiohttp; install it with `pip install aiohttp`")
+    return datasets.load_dataset("webdataset", data_files=list(shards), split="train", streaming=True)
+
+
+def is_saved(name: str) -> bool:
+    """Whether it is a folder that `save_to_disk` wrote."""
+    return any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json"))
+
+
+def local_contents(name: str) -> list[str]:
+    """Relative names and sizes of all files of a local data set; empty for one of the Hub."""
+    root = Path(name)
+    if root.is_file():
+        return [f"{root.name} {root.stat().st_size}"]
+    files = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else []
+    return [f"{path.relative_to(root).as_posix()} {path.stat().st_size}" for path in files]
+
+
+def _loader(name: str) -> tuple[str, ...]:
+    path = Path(name)
+    if not path.is_file():
+        return (name,)
+    kind = {".parquet": "parquet", ".arrow": "arrow"}.get(path.suffix)
+    if kind is None:
+        raise ValueError(f"{name} is a file that cannot be read as a data set; give a .parquet or .arrow file")
+    return (kind,)
+
+
+def _options(name: str, config: str | None, revision: str | None) -> dict[str, Any]:
+    options: dict[str, Any] = {"name": config, "revision": revision}
+    if Path(name).is_file():
+        options["data_files"] = name
+    return options

@@ -1,0 +1,119 @@
+"""Pascal Context's official annotations to masks: `python -m ddep_hub.data.pascal_context VOC2010 trainval`.
+
+`VOC2010` is the folder of the PASCAL VOC 2010 images, `trainval` the unpacked annotations, a `.mat` file an image.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from .catalog import known_dataset
+from .decoding import BadFileError
+
+
+# The annotations name 459 things; 0 is what has no name.
+_LARGEST_ID = 459
+
+
+def convert_label_map(label_map: np.ndarray) -> np.ndarray:
+    """Keeps the 59 classes of the catalog.
+
+    Args:
+        label_map: Integer array (H, W) of the official ids 0..459.
+
+    Returns:
+        uint8 array (H, W): class id + 1, and 0 for everything else.
+
+    Raises:
+        ValueError: It is not an integer array (H, W), or holds another id.
+    """
+    if label_map.ndim != 2 or not label_map.size or not np.issubdtype(label_map.dtype, np.integer):
+        raise ValueError(f"label map must be integers of shape (H, W), not {label_map.dtype} of {label_map.shape}")
+    if label_map.min() < 0 or label_map.max() > _LARGEST_ID:
+        raise ValueError(
+            f"label map holds {label_map.min()}..{label_map.max()}; the official ids are 0..{_LARGEST_ID}"
+        )
+    table = np.zeros(_LARGEST_ID + 1, dtype=np.uint8)
+    ids = known_dataset("pascal_context").id459
+    table[list(ids)] = np.arange(1, len(ids) + 1)
+    return table[label_map]
+
+
+def convert_annotations(voc: str | Path, annotations: str | Path) -> int:
+    """Writes `SegmentationClassContext/<stem>.png` for every annotation that has none yet.
+
+    Each mask is there whole or not at all, so an interrupted conversion can be started again.
+
+    Args:
+        voc: The folder `VOC2010`, which holds `JPEGImages`.
+        annotations: The folder of the official `<stem>.mat` files.
+
+    Returns:
+        The number of masks written.
+
+    Raises:
+        FileNotFoundError: `voc` has no images, or `annotations` no `.mat` file.
+        ImportError: SciPy is not installed.
+        BadFileError: A `.mat` file is damaged or holds no label map; the message names it.
+    """
+    voc, annotations = Path(voc), Path(annotations)
+    if not (voc / "JPEGImages").is_dir():
+        raise FileNotFoundError(f"{voc / 'JPEGImages'} is not a folder; give the folder VOC2010 of PASCAL VOC 2010")
+    sources = sorted(path for path in annotations.glob("*.mat") if not path.name.startswith("."))
+    if not sources:
+        raise FileNotFoundError(f"{annotations} holds no .mat file; give the folder of the unpacked annotations")
+    masks = voc / "SegmentationClassContext"
+    masks.mkdir(exist_ok=True)
+    unfinished = [path for path in sources if not (masks / f"{path.stem}.png").is_file()]
+    for path in tqdm(unfinished, desc="masks", disable=None):
+        try:
+            mask = convert_label_map(_read_label_map(path))
+        except ValueError as error:
+            raise BadFileError(f"{path} cannot be used: {error}; unpack it again", path) from error
+        temporary = masks / f".{path.stem}.{os.getpid()}.tmp"
+        try:
+            Image.fromarray(mask).save(temporary, format="PNG")
+            os.replace(temporary, masks / f"{path.stem}.png")
+        finally:
+            temporary.unlink(missing_ok=True)
+    return len(unfinished)
+
+
+def _read_label_map(path: Path) -> np.ndarray:
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise ImportError(
+            '.mat files are read with SciPy; install it with `pip install "ddep-hub[pascal-context]"`'
+        ) from error
+    try:
+        content = loadmat(path, variable_names=["LabelMap"])
+    # What SciPy raises on damaged files is of many unrelated kinds.
+    except Exception as error:
+        raise ValueError(f"it is no MATLAB file that SciPy can read ({error})") from error
+    if "LabelMap" not in content:
+        raise ValueError("it has no variable LabelMap")
+    return np.asarray(content["LabelMap"])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command; see the module's text.
+
+    Args:
+        argv: Arguments in place of the command line's.
+    """
+    parser = argparse.ArgumentParser(prog="python -m ddep_hub.data.pascal_context", description=__doc__)
+    parser.add_argument("voc", help="the folder VOC2010, which holds JPEGImages")
+    parser.add_argument("annotations", help="the folder of the official .mat files")
+    options = parser.parse_args(argv)
+    number = convert_annotations(options.voc, options.annotations)
+    print(f"{number} masks written to {Path(options.voc) / 'SegmentationClassContext'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""Images that are read as they come, from shards that need not fit on a disk, and resumed to the byte."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from .decoding import BadFileError
+from .sampling import SourceMixture, example_seed, slice_of_batch, source_seed
+from .shard_cursor import Cursor, Row, ShardedRows, State
+
+
+MAX_LANES = 8
+# A source of which this much is broken or missing without a break is not worth going on with.
+MAX_BAD_IN_A_ROW = 100
+# Tells the random numbers of the augmentation from those of the noise, which has the seed (seed, step, position).
+AUGMENTATION = 1
+
+
+class ImageStream(IterableDataset[dict[str, Any]]):
+    """Batches of one process for the steps `start_step`..`end_step - 1`, read from shards.
+
+    Use it as `DataLoader(stream, batch_size=None, num_workers=stream.usable_workers(n))`; the batches come in the
+    order of the steps. A batch is
+
+    ```
+    {"pixel_values": uint8 (n, 3, h, w), "path": list of n str, "skipped": list of str, "lane": int, "state": dict}
+    ```
+
+    A process reads in `lanes` lanes, and step s is served by lane s mod `lanes`, so that what a step holds does not
+    depend on the number of workers. In each epoch the shards are permuted by (seed, epoch) and dealt to the lanes of
+    all processes; a lane reads its shards one after another and shuffles them in windows. An epoch of a lane ends
+    where its shards do, and shards differ in length: lanes drift apart, but each shows every example of its shards
+    once before it goes on.
+
+    To resume, keep `states[batch["lane"]] = batch["state"]` for each batch *used*, store `states` (JSON), and pass it
+    with the next step as `start_step` to a stream with the same other arguments: the batches are those of the
+    uninterrupted run. A resumed lane reads its current window again.
+
+    Args:
+        sources: The sources, see [`ShardedRows`]; `open_images` makes them.
+        transform: Takes an undecoded row and gives `pixel_values`, as `PretrainTransform` does; draws from torch's
+            default CPU generator only, which is seeded by (seed, step, position in the global batch) for each example.
+        seed: Seed of the run.
+        global_batch_size: Examples a step, over all processes.
+        start_step: First step to yield, counted from 0.
+        end_step: One past the last step.
+        rank: This process.
+        world_size: Number of processes; each gets its `slice_of_batch`.
+        states: States of the lanes, lane to state, after the step before `start_step`; None at the run's start.
+        weights: Share of each source in the examples, see [`SourceMixture`]; equal shares by default, as the
+            sources' sizes are not known.
+        window: Examples of one source that a process holds and shuffles at a time, over all its lanes. They are held
+            undecoded: 1000 photographs of 100 kB are 100 MB for each source and process.
+        skip_bad_files: Whether the next example of the lane takes the place of one that cannot be decoded; its name
+            is then in the batch's `skipped`.
+        held_out: Number of examples at the head of the first source that are never yielded; see [`head`].
+
+    Attributes:
+        lanes: Lanes of this process: a power of two, at most 8 and at most the shards per process of each source.
+
+    Raises:
+        ValueError: An argument is out of range, a source has fewer shards than there are processes, or `states`
+            belong to another step, number of processes or set of shards; the message says what to do.
+        BadFileError: While iterating: an example cannot be decoded and `skip_bad_files` is off, or 100 in a row.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[ShardedRows],
+        transform: Callable[[Row], Mapping[str, torch.Tensor]],
+        *,
+        seed: int,
+        global_batch_size: int,
+        start_step: int,
+        end_step: int,
+        rank: int = 0,
+        world_size: int = 1,
+        states: Mapping[Any, State] | None = None,
+        weights: Sequence[float] | None = None,
+        window: int = 1000,
+        skip_bad_files: bool = False,
+        held_out: int = 0,
+    ) -> None:
+        if not sources:
+            raise ValueError("sources is empty; give at least one source of images")
+        if not 0 <= start_step <= end_step:
+            raise ValueError(f"start_step {start_step} and end_step {end_step} must be in order and not negative")
+        if window < 1:
+            raise ValueError(f"window is {window}; give the number of examples to shuffle, at least 1")
+        if held_out < 0:
+            raise ValueError(f"held_out is {held_out}; give a number of examples, 0 for none")
+        self.sources = list(sources)
+        self.transform = transform
+        self.seed = seed
+        self.global_batch_size = global_batch_size
+        self.start_step = start_step
+        self.end_step = end_step
+        self.rank = rank
+        self.world_size = world_size
+        self.positions = slice_of_batch(global_batch_size, rank, world_size)
+        self.mixture = SourceMixture([1.0] * len(self.sources) if weights is None else weights, seed)
+        if len(self.mixture.counts) != len(self.sources):
+            raise ValueError(
+                f"weights has {len(self.mixture.counts)} numbers for {len(self.sources)} sources; give one each"
+            )
+        self.lanes = _number_of_lanes(self.sources, world_size)
+        self.window = max(1, window // self.lanes)
+        self.skip_bad_files = skip_bad_files
+        self.held_out = self._held_out_by_shard(held_out)
+        self.states = {int(lane): state for lane, state in (states or {}).items()}
+        self._check_states()
+
+    def usable_workers(self, num_workers: int) -> int:
+        """The largest number of a `DataLoader`'s workers, at most `num_workers`, that the lanes can be dealt to."""
+        return 1 << (min(num_workers, self.lanes).bit_length() - 1) if num_workers > 0 else 0
+
+    def head(self, count: int) -> list[Row]:
+        """The first rows of the first source, undecoded, in the order of its shards.
+
+        Args:
+            count: How many.
+
+        Returns:
+            `count` rows; fewer where the source holds fewer.
+        """
+        return [row for _, row in self._head(count)]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        info = get_worker_info()
+        workers, worker = (1, 0) if info is None else (info.num_workers, info.id)
+        if self.lanes % workers:
+            raise ValueError(
+                f"num_workers is {workers}, but {self.lanes} lanes cannot be dealt evenly to that many; use "
+                f"num_workers={self.usable_workers(workers)}, or more shards"
+            )
+        cursors: dict[int, list[Cursor]] = {}
+        # The loader asks its workers in turn, beginning with worker 0 at whatever step the run is resumed. As the
+        # number of workers divides that of the lanes, each lane stays with one worker.
+        for step in range(self.start_step + worker, self.end_step, workers):
+            lane = step % self.lanes
+            if lane not in cursors:
+                cursors[lane] = self._cursors(lane)
+            yield self._batch(step, lane, cursors[lane])
+
+    def _batch(self, step: int, lane: int, cursors: list["Cursor"]) -> dict[str, Any]:
+        pixels: list[torch.Tensor] = []
+        paths: list[str] = []
+        skipped: list[str] = []
+        bad_in_a_row = 0
+        while len(pixels) < len(self.positions):
+            position = self.positions[len(pixels)]
+            source, _ = self.mixture.place(step * self.global_batch_size + position)
+            row = cursors[source].next_row()
+            try:
+                with torch.random.fork_rng(devices=[]):
+                    # torch.manual_seed would reseed the accelerators' generators as well.
+                    torch.default_generator.manual_seed(example_seed(self.seed, step, position, AUGMENTATION))
+                    pixels.append(self.transform(row)["pixel_values"])
+            except BadFileError as error:
+                bad_in_a_row += 1
+                if not self.skip_bad_files or bad_in_a_row == MAX_BAD_IN_A_ROW:
+                    raise
+                skipped.append(error.path or row["path"])
+            else:
+                bad_in_a_row = 0
+                paths.append(row["path"])
+        state = {**self._layout(), "step": step, "sources": [cursor.state() for cursor in cursors]}
+        return {"pixel_values": torch.stack(pixels), "path": paths, "skipped": skipped, "lane": lane, "state": state}
+
+    def _cursors(self, lane: int) -> list["Cursor"]:
+        states = self.states[lane]["sources"] if lane in self.states else [None] * len(self.sources)
+        return [
+            Cursor(
+                source,
+                seed=source_seed(self.seed, number, len(self.sources)),
+                lane=self.rank * self.lanes + lane,
+                lanes=self.world_size * self.lanes,
+                window=self.window,
+                held_out=self.held_out if number == 0 else {},
+                state=state,
+            )
+            for number, (source, state) in enumerate(zip(self.sources, states, strict=True))
+        ]
+
+    def _layout(self) -> State:
+        """What a state means something for: other shards or lanes would deal the examples otherwise."""
+        return {
+            "shards": [source.num_shards for source in self.sources],
+            "processes": self.world_size,
+            "window": self.window,
+            "held_out": sum(self.held_out.values()),
+        }
+
+    def _check_states(self) -> None:
+        for lane in range(min(self.start_step, self.lanes)):
+            if lane not in self.states:
+                raise ValueError(
+                    f"states lacks lane {lane}, which has served steps before start_step {self.start_step}; pass the "
+                    "states stored with that step, or start at step 0"
+                )
+        for lane, state in self.states.items():
+            for name, value in self._layout().items():
+                if state[name] != value:
+                    raise ValueError(
+                        f"the state to resume from was stored with {name} {state[name]}, but now it is {value}; "
+                        "resume with the same shards, processes, window and held_out, or start a new run"
+                    )
+            after = state["step"] + self.lanes
+            if state["step"] >= self.start_step or after < self.start_step or after % self.lanes != lane:
+                raise ValueError(
+                    f"the state of lane {lane} was stored after step {state['step']}, which is not its last before "
+                    f"start_step {self.start_step}; pass the states and the step of one checkpoint"
+                )
+
+    def _head(self, count: int) -> list[tuple[int, Row]]:
+        found: list[tuple[int, Row]] = []
+        for shard in range(self.sources[0].num_shards):
+            if len(found) == count:
+                break
+            rows = self.sources[0].rows(shard)
+            found += [(shard, row) for _, row in zip(range(count - len(found)), rows, strict=False)]
+        return found
+
+    def _held_out_by_shard(self, held_out: int) -> dict[int, int]:
+        """Shard of the first source to the number of its first rows that are held out."""
+        head = self._head(held_out + 1) if held_out else []
+        if held_out and len(head) <= held_out:
+            raise ValueError(
+                f"held_out is {held_out}, but {self.sources[0].name} holds {len(head)} images in all; keep fewer out"
+            )
+        counts: dict[int, int] = {}
+        for shard, _ in head[:held_out]:
+            counts[shard] = counts.get(shard, 0) + 1
+        return counts
+
+
+def _number_of_lanes(sources: Sequence[ShardedRows], world_size: int) -> int:
+    for source in sources:
+        if source.num_shards < world_size:
+            raise ValueError(
+                f"{source.name} has {source.num_shards} shard(s), but each of {world_size} processes reads shards of "
+                f"its own; make it at least {world_size} shards, or start {source.num_shards} process(es) at most"
+            )
+    fewest = min(source.num_shards for source in sources) // world_size
+    return 1 << (min(fewest, MAX_LANES).bit_length() - 1)

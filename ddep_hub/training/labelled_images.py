@@ -1,0 +1,111 @@
+"""The labelled images of a fine-tuning run: which of them it may use, and what it is measured on."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from ddep_hub.data.classes import read_class_table
+from ddep_hub.data.decoding import BadFileError
+from ddep_hub.data.hub_datasets import HubSegmentation
+from ddep_hub.data.image_sources import HUB_PREFIX, holds_dataset, parse_hub_name
+from ddep_hub.data.label_splits import choose_labelled, read_split_file
+from ddep_hub.data.loading import SegmentationFolder
+
+from .arguments import FinetuneArguments
+from .sources import data_folder, embedded_scenes
+
+
+LabelledRows = SegmentationFolder | HubSegmentation
+
+
+@dataclass
+class LabelledImages:
+    """The images of a run.
+
+    Args:
+        training: those that may be used, in order.
+        held_out: those that are measured on.
+    """
+
+    training: LabelledRows
+    held_out: LabelledRows
+
+
+def open_labelled_images(args: FinetuneArguments) -> LabelledImages:
+    """Opens the data of a run and chooses the labelled images, as its arguments say; all of the split by default.
+
+    Raises:
+        FileNotFoundError: something of the data set is missing.
+        ValueError: the choice cannot be made.
+    """
+    every = open_split(args, args.train_split)
+    stems = every.stems
+    if args.split_file is not None:
+        stems = read_split_file(args.split_file)
+    elif args.label_fraction is not None or args.num_labelled_images is not None:
+        stems = choose_labelled(
+            stems, fraction=args.label_fraction, number=args.num_labelled_images, seed=args.split_seed
+        )
+    return LabelledImages(open_split(args, args.train_split, stems), open_split(args, args.eval_split))
+
+
+def open_split(args: FinetuneArguments, split: str, stems: Iterable[str] | None = None) -> LabelledRows:
+    """A split of the run's data: a folder, a data set of the Hub or one that `datasets` wrote.
+
+    Args:
+        args: the run's arguments.
+        split: its name.
+        stems: the examples to use; all by default.
+    """
+    name = args.data or str(embedded_scenes())
+    on_hub = name.startswith(HUB_PREFIX)
+    folder = name if on_hub else str(data_folder(name))
+    if not on_hub and not holds_dataset(folder):
+        return SegmentationFolder(folder, split, stems=stems)
+    repository, revision = parse_hub_name(name)[:2] if on_hub else (folder, None)
+    return HubSegmentation(
+        repository,
+        split,
+        read_class_table(args.classes) if args.classes else None,
+        image_column=args.image_column,
+        mask_column=args.mask_column,
+        revision=revision,
+        stems=stems,
+    )
+
+
+def without_bad_files(
+    args: FinetuneArguments, rows: LabelledRows, accelerator: Accelerator
+) -> tuple[LabelledRows, list[str]]:
+    """Reads every image and mask once, shared out over the processes, so that a broken one is found before training.
+
+    Args:
+        args: the run's arguments.
+        rows: of `eval_split`.
+        accelerator: the process's accelerator.
+
+    Returns:
+        The rows, with `skip_bad_files` without the broken ones, and the broken files.
+
+    Raises:
+        BadFileError: a file is broken, and `skip_bad_files` is off.
+        ValueError: all of them are.
+    """
+    bad: list[tuple[str, str]] = []
+    for index in range(accelerator.process_index, len(rows), accelerator.num_processes):
+        try:
+            rows[index]
+        except BadFileError as error:
+            if not args.skip_bad_files:
+                raise
+            bad.append((rows.stems[index], error.path))
+    bad = gather_object(bad)
+    if not bad:
+        return rows, []
+    broken = {stem for stem, _ in bad}
+    stems = [stem for stem in rows.stems if stem not in broken]
+    if not stems:
+        raise ValueError(f"eval_split: every file of `{args.eval_split}` is broken, such as {bad[0][1]}.")
+    return open_split(args, args.eval_split, stems), [path for _, path in bad]

@@ -1,0 +1,128 @@
+"""Between the loop and its checkpoints: what a run is, and how it goes on."""
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from .arguments import FREE_ON_RESUMING, RunArguments
+from .feeds import Feed
+from .run_checkpoints import Checkpoint, CheckpointError, find_checkpoint, read_checkpoint, write_checkpoint
+from .weights import Weights
+
+
+class Resumer:
+    """Writes and reads the checkpoints of one run.
+
+    Args:
+        accelerator: the process's accelerator.
+        weights: the weights of the run.
+        optimizer: its optimizer, prepared.
+        feed: its examples.
+        args: its arguments.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, weights: Weights, optimizer: Any, feed: Feed, args: RunArguments
+    ) -> None:
+        self.accelerator, self.weights, self.args = accelerator, weights, args
+        self.optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+        self.elastic = feed.elastic
+        self.identity = run_identity(args, feed)
+        self.circumstances = {
+            "processes": accelerator.num_processes,
+            "micro-batches": args.gradient_accumulation_steps,
+            "threads": torch.get_num_threads(),
+            "mixed precision": accelerator.mixed_precision,
+            "device": accelerator.device.type,
+            "torch": str(torch.__version__),
+        }
+
+    def load(self) -> dict[str, Any]:
+        """Puts the weights and the optimizer back to a checkpoint, in every process.
+
+        Returns:
+            What [`save`] was given, with this process's `states`; empty where the run starts.
+
+        Raises:
+            CheckpointError: it is damaged, or belongs to another run.
+        """
+        if self.args.resume_from_checkpoint is None:
+            return {}
+        output = Path(self.args.output_dir)
+        path = find_checkpoint(output, self.args.resume_from_checkpoint)
+        if path is None:
+            self.accelerator.print(f"resume_from_checkpoint: {output} has no checkpoint yet; starting at step 0.")
+            return {}
+        checkpoint = read_checkpoint(path, self.identity)
+        changed = [
+            f"{name} ({checkpoint.circumstances.get(name)} then, {now} now)"
+            for name, now in self.circumstances.items()
+            if checkpoint.circumstances.get(name) != now
+        ]
+        processes = checkpoint.circumstances["processes"]
+        if not self.elastic and processes != self.accelerator.num_processes:
+            raise CheckpointError(
+                f"{path}: a stream goes on exactly on the number of processes it was read with, {processes}, and not "
+                f"on {self.accelerator.num_processes}. Launch as many."
+            )
+        if changed and self.accelerator.is_main_process:
+            warnings.warn(
+                f"{path} was written with other {', '.join(changed)}: the examples of each step are the same, the "
+                "last digits of the weights may not be.",
+                stacklevel=2,
+            )
+        states = dict(checkpoint.optimizer)
+        scaler = states.pop("scaler", None)
+        self.weights.put_back(self.optimizer, checkpoint.model, checkpoint.average, states)
+        if self.accelerator.scaler is not None and scaler is not None:
+            self.accelerator.scaler.load_state_dict(scaler)
+        progress = checkpoint.progress
+        streams = progress.pop("streams")
+        return {**progress, "states": streams[self.accelerator.process_index] if not self.elastic else {}}
+
+    def save(self, progress: Mapping[str, Any], states: Mapping[str, Any]) -> Path:
+        """Writes a checkpoint; called in every process.
+
+        Args:
+            progress: counters of the loop, JSON, with `step`.
+            states: the state of this process's stream, if it has one.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        streams = gather_object([dict(states)])
+        model, average, optimizer = self.weights.gather(self.optimizer)
+        path = Path(self.args.output_dir) / "checkpoints" / f"step-{progress['step']}"
+        if self.accelerator.is_main_process:
+            if self.accelerator.scaler is not None:
+                optimizer = {**optimizer, "scaler": self.accelerator.scaler.state_dict()}
+            checkpoint = Checkpoint(
+                step=progress["step"],
+                identity=self.identity,
+                circumstances=self.circumstances,
+                progress={**progress, "streams": streams},
+                model=model,
+                average=average,
+                optimizer=optimizer,
+            )
+            path = write_checkpoint(
+                Path(self.args.output_dir),
+                checkpoint,
+                self.weights.model.config,
+                limit=self.args.checkpoints_total_limit,
+            )
+        self.accelerator.wait_for_everyone()
+        return path
+
+
+def run_identity(args: RunArguments, feed: Feed) -> dict[str, Any]:
+    """What must be the same for a run to go on: its script, the arguments that its weights depend on, and its data."""
+    fields = {name: value for name, value in dataclasses.asdict(args).items() if name not in FREE_ON_RESUMING}
+    return json.loads(json.dumps({"script": type(args).__name__, **fields, "data": feed.identity}))

@@ -1,0 +1,198 @@
+"""Checkpoints of a run: whole or not there at all, checked when they are read, the newest few kept.
+
+`checkpoints/step-N/` holds what the model was after N steps (`model.safetensors` and `config.json`, so that
+`from_pretrained` loads it), the moving average of its weights where there is one, the optimizer's state, and
+`checkpoint.json`, which says whose checkpoint it is and lists its files with their hashes.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ddep_hub import DDePConfig
+
+from .run_folder import whole_folder
+
+
+Tensors = dict[str, torch.Tensor]
+FORMAT = 1
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written, read, or does not belong to the run; the message says what to do."""
+
+
+@dataclass
+class Checkpoint:
+    """What a run needs to go on.
+
+    Args:
+        step: optimizer steps done.
+        identity: whose checkpoint it is: arguments and data that must be the same on resuming.
+        circumstances: processes, threads, precision, torch: what may change, and is then said.
+        progress: counters of the loop, JSON.
+        model: all parameters and buffers of the model.
+        average: those of the moving average, or `None`.
+        optimizer: the optimizer's state, and the gradient scaler's.
+    """
+
+    step: int
+    identity: dict[str, Any]
+    circumstances: dict[str, Any]
+    progress: dict[str, Any]
+    model: Tensors
+    average: Tensors | None
+    optimizer: dict[str, Any]
+
+
+def checkpoint_folders(output: Path) -> list[Path]:
+    """Checkpoints of a run, the one of the last step at the end."""
+    found = (output / "checkpoints").glob("step-*")
+    return sorted((path for path in found if path.name[5:].isdigit()), key=lambda path: int(path.name[5:]))
+
+
+def write_checkpoint(output: Path, checkpoint: Checkpoint, config: DDePConfig, *, limit: int) -> Path:
+    """Writes a checkpoint and removes the oldest ones.
+
+    Args:
+        output: the run's folder.
+        checkpoint: what to write.
+        config: the model's.
+        limit: how many checkpoints to keep.
+
+    Raises:
+        CheckpointError: it could not be written; the older ones are still there.
+    """
+    path = output / "checkpoints" / f"step-{checkpoint.step}"
+    try:
+        with whole_folder(path) as folder:
+            save_file(_contiguous(checkpoint.model), folder / "model.safetensors", metadata={"format": "pt"})
+            if checkpoint.average is not None:
+                save_file(_contiguous(checkpoint.average), folder / "average.safetensors")
+            torch.save(checkpoint.optimizer, folder / "optimizer.pt")
+            config.save_pretrained(folder)
+            record = {
+                "format": FORMAT,
+                "step": checkpoint.step,
+                "written": time.time(),
+                "identity": checkpoint.identity,
+                "circumstances": checkpoint.circumstances,
+                "progress": checkpoint.progress,
+                "files": {file.name: _fingerprint(file) for file in sorted(folder.iterdir())},
+            }
+            (folder / "checkpoint.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap the system's errors
+        free = shutil.disk_usage(output).free
+        raise CheckpointError(
+            f"{path} could not be written: {error} ({free / 1e6:.0f} MB are free there). {_what_is_left(output)} Make "
+            "room, then go on with `--resume_from_checkpoint latest`."
+        ) from error
+    # By time and not by step: after resuming from an older one, checkpoints of later steps are the old ones.
+    for old in sorted(checkpoint_folders(output), key=_written)[:-limit]:
+        shutil.rmtree(old)
+    return path
+
+
+def find_checkpoint(output: Path, name: str) -> Path | None:
+    """The checkpoint to resume from.
+
+    Args:
+        output: the run's folder.
+        name: `"latest"`, or the checkpoint's folder.
+
+    Returns:
+        Its folder; `None` for `"latest"` where the run has none yet.
+
+    Raises:
+        CheckpointError: there is no such checkpoint in this run's folder.
+    """
+    folders = checkpoint_folders(output)
+    if name == "latest":
+        return folders[-1] if folders else None
+    path = Path(name)
+    if path.resolve() not in [folder.resolve() for folder in folders]:
+        listed = ", ".join(folder.name for folder in folders) or "none"
+        if path.is_dir():
+            raise CheckpointError(
+                f"resume_from_checkpoint: {path} is not a checkpoint of the run in {output} (it has: {listed}). Set "
+                "output_dir to the folder of the run it belongs to."
+            )
+        raise CheckpointError(f"resume_from_checkpoint: there is no {path}. {output} has: {listed}.")
+    return path
+
+
+def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
+    """Reads a checkpoint after checking that it is whole and belongs to the run.
+
+    Args:
+        path: its folder.
+        identity: the run's, as in [`Checkpoint`].
+
+    Raises:
+        CheckpointError: a file is missing, cut off or changed, or the checkpoint belongs to another run; names what
+            differs.
+    """
+    output = path.parent.parent
+    try:
+        record = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+        if record["format"] > FORMAT:
+            raise CheckpointError(f"{path} was written by a newer ddep_hub. Update it: `pip install -U ddep-hub`.")
+        for name, fingerprint in record["files"].items():
+            if _fingerprint(path / name) != fingerprint:
+                raise ValueError(f"{name} is cut off or was changed")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged: {error}. {_what_is_left(output, but=path)} Remove the damaged folder, then go on with "
+            "`--resume_from_checkpoint latest`."
+        ) from error
+    differences = [
+        f"{name} was {record['identity'].get(name)!r} and is {identity.get(name)!r}"
+        for name in {**record["identity"], **identity}
+        if record["identity"].get(name) != identity.get(name)
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{path} belongs to another run: {'; '.join(differences)}. Give the same arguments and data to go on with "
+            "that run, or start a new one in another output_dir."
+        )
+    average = path / "average.safetensors"
+    return Checkpoint(
+        step=record["step"],
+        identity=record["identity"],
+        circumstances=record["circumstances"],
+        progress=record["progress"],
+        model=load_file(path / "model.safetensors"),
+        average=load_file(average) if average.exists() else None,
+        optimizer=torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True),
+    )
+
+
+def _contiguous(tensors: Tensors) -> Tensors:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _written(path: Path) -> float:
+    """When a checkpoint was written; a damaged one counts as the oldest."""
+    try:
+        return float(json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))["written"])
+    except (OSError, ValueError, KeyError):
+        return 0.0
+
+
+def _what_is_left(output: Path, but: Path | None = None) -> str:
+    others = [folder for folder in checkpoint_folders(output) if folder != but]
+    return f"{others[-1]} is still there." if others else "There is no other checkpoint."

@@ -1,0 +1,109 @@
+"""The weights of a run: how they are prepared, frozen, averaged, gathered and put back."""
+
+import copy
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from timm.layers import convert_sync_batchnorm
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+
+from ddep_hub import DDePPreTrainedModel
+
+from .arguments import RunArguments
+from .run_checkpoints import Tensors
+
+
+class Weights:
+    """The model that is trained, wrapped for its processes, and the plain one that is measured and saved.
+
+    Args:
+        accelerator: the process's accelerator.
+        model: the model; it is moved to the device, and its BatchNorm synchronised where that was asked for.
+        args: the run's arguments.
+
+    Attributes:
+        model: the model, trained in place.
+        average: the moving average of its weights, or `None`.
+
+    Raises:
+        ValueError: options that do not go together.
+    """
+
+    def __init__(self, accelerator: Accelerator, model: DDePPreTrainedModel, args: RunArguments) -> None:
+        self.accelerator = accelerator
+        self.sharded = getattr(accelerator, "is_fsdp2", False)
+        if self.sharded and (args.ema_decay or getattr(args, "freeze_encoder_steps", 0)):
+            raise ValueError("ema_decay and freeze_encoder_steps do not work with FSDP. Leave them out, or use DDP.")
+        if args.sync_batch_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+            convert_sync_batchnorm(model)  # timm's: torch's would lose the activation inside timm's own BatchNorm
+        # Channels last is how convolutions run fastest, on GPUs and CPUs alike; files are in the usual order again.
+        self.model = model.to(accelerator.device, memory_format=torch.channels_last)
+        if args.activation_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        self.average = ModelEmaV3(model, decay=args.ema_decay, use_warmup=True) if args.ema_decay else None
+        self._unsharded = copy.deepcopy(model) if self.sharded else model
+
+    def plain(self) -> DDePPreTrainedModel:
+        """The model to measure and save, the same in every process: the average where there is one.
+
+        BatchNorm's statistics are the first process's, as DDP has it.
+        """
+        if self.sharded:
+            options = StateDictOptions(full_state_dict=True)
+            state, _ = get_state_dict(self.model, [], options=options)
+            self._unsharded.load_state_dict(state)
+        model = self._unsharded if self.average is None else self.average.module
+        if self.accelerator.num_processes > 1:
+            for buffer in model.buffers():
+                buffer.copy_(broadcast(buffer.clone()))
+        return model
+
+    def gather(self, optimizer: torch.optim.Optimizer) -> tuple[Tensors, Tensors | None, dict[str, Any]]:
+        """All of the model, of its average, and of the optimizer; called by every process, for the first one."""
+        if self.sharded:
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+            model, states = get_state_dict(self.model, optimizer, options=options)
+        else:
+            model, states = self.model.state_dict(), optimizer.state_dict()
+        average = None if self.average is None else self.average.module.state_dict()
+        return model, average, states
+
+    def put_back(
+        self, optimizer: torch.optim.Optimizer, model: Tensors, average: Tensors | None, states: dict[str, Any]
+    ) -> None:
+        """Loads what [`gather`] gave, in every process."""
+        if self.sharded:
+            options = StateDictOptions(full_state_dict=True)
+            set_state_dict(self.model, optimizer, model_state_dict=model, optim_state_dict=states, options=options)
+            return
+        self.model.load_state_dict(model)
+        optimizer.load_state_dict(states)
+        if self.average is not None and average is not None:
+            self.average.module.load_state_dict(average)
+
+
+def set_encoder_mode(model: DDePPreTrainedModel, *, frozen: bool, frozen_norms: bool) -> None:
+    """Puts a model into training mode, but for what is frozen of its encoder.
+
+    Args:
+        model: a model with `ddep.encoder`.
+        frozen: freeze all of the encoder: no gradients, and the norms' statistics stay.
+        frozen_norms: freeze its norms alone.
+    """
+    model.train()
+    encoder = model.ddep.encoder
+    encoder.train(not frozen).requires_grad_(not frozen)
+    if frozen_norms:
+        for module in encoder.modules():
+            if is_norm(module):
+                module.eval().requires_grad_(False)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalises activations; timm has its own kinds, whose names say it."""
+    known = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+    return isinstance(module, known) or "Norm" in type(module).__name__
