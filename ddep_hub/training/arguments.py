@@ -20,7 +20,8 @@ def arg(default: Any, description: str) -> Any:
 FREE_ON_RESUMING = frozenset(
     "output_dir gradient_accumulation_steps activation_checkpointing torch_compile num_workers skip_bad_files "
     "log_every eval_every report_to save_every checkpoints_total_limit resume_from_checkpoint max_time overwrite "
-    "push_to_hub hub_model_id hub_private images decoder_only data classes split_file eval_split eval_batch_size".split()
+    "push_to_hub hub_model_id hub_private images decoder_only data classes split_file eval_split "
+    "eval_batch_size".split()
 )
 
 

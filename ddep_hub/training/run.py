@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs
 from huggingface_hub import HfApi
+from transformers.utils import logging
 
 from ddep_hub import DDePImageProcessor, DDePPreTrainedModel
 from ddep_hub.encoders import encoder_mean_std
@@ -75,7 +76,11 @@ def save_model(
     """
     # Training may have them in another order of memory.
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # it would break the bar of the run
     model.save_pretrained(folder, decoder_only=decoder_only, state_dict=state)
+    if shown:
+        logging.enable_progress_bar()
     mean, std = encoder_mean_std(model.config.encoder_name)
     # The geometry the model was measured with.
     size: dict[str, Any] = {"size": {"shortest_edge": image_size}} if image_size else {"do_resize": False}

