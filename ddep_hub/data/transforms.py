@@ -1,7 +1,6 @@
 """From a row to uint8 tensors: geometry and colour on the CPU; normalisation and noise are left to the device."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +10,10 @@ from torchvision.transforms.v2 import functional
 
 from .decoding import decode_image
 from .reduced_decoding import decode_reduced, jpeg_size
+from .rows import Row
 
 
 Size = int | tuple[int, int]
-Row = dict[str, Any]
 
 
 class SegmentationTrainTransform:

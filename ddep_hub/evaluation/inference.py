@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.nn import functional as F
 
-from ddep_hub.data.loading import SegmentationFolder
+from ddep_hub.data.rows import LabelledRows
 from ddep_hub.data.transforms import EvalTransform
 
 from .metrics import ConfusionMatrix
@@ -33,16 +33,16 @@ def predict(model: nn.Module, pixel_values: torch.Tensor, size: tuple[int, int])
 
 
 @torch.no_grad()
-def evaluate_segmentation(
+def count_pixels(
     model: nn.Module,
-    rows: SegmentationFolder,
+    rows: LabelledRows,
     transform: EvalTransform,
     normalize: Callable[[torch.Tensor], torch.Tensor],
     *,
     batch_size: int = 1,
     accelerator: Accelerator | None = None,
-) -> dict[str, Any]:
-    """Scores a model on labelled images, each whole, at the size of its mask.
+) -> ConfusionMatrix:
+    """Counts true and predicted classes over labelled images, each whole, at the size of its mask.
 
     Args:
         model: a segmentation model; it is put into eval mode.
@@ -50,11 +50,8 @@ def evaluate_segmentation(
         transform: prepares a row.
         normalize: makes `pixel_values` of uint8 images.
         batch_size: images a forward pass, where they follow each other with the same size.
-        accelerator: shares the images out over its processes; the counts are summed, so the figures do not depend on
-            how many there are.
-
-    Returns:
-        The figures of [`ConfusionMatrix`].
+        accelerator: shares the images out over its processes; the counts are summed, so they do not depend on how
+            many there are.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -65,11 +62,25 @@ def evaluate_segmentation(
         matrix.update(predicted, labels.to(device))
     if accelerator is not None:
         matrix.counts = accelerator.reduce(matrix.counts, "sum")
+    return matrix
+
+
+def evaluate_segmentation(
+    model: nn.Module,
+    rows: LabelledRows,
+    transform: EvalTransform,
+    normalize: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    batch_size: int = 1,
+    accelerator: Accelerator | None = None,
+) -> dict[str, Any]:
+    """The figures of [`ConfusionMatrix`] for the counts of [`count_pixels`]; takes the same arguments."""
+    matrix = count_pixels(model, rows, transform, normalize, batch_size=batch_size, accelerator=accelerator)
     return matrix.figures(list(rows.classes.names))
 
 
 def _batches(
-    rows: SegmentationFolder, indices: range, transform: EvalTransform, batch_size: int
+    rows: LabelledRows, indices: range, transform: EvalTransform, batch_size: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Stacks rows that follow each other with the same sizes."""
     waiting: list[dict[str, torch.Tensor]] = []

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from ddep_hub.data.classes import colorize
-from ddep_hub.data.loading import SegmentationFolder
+from ddep_hub.data.rows import LabelledRows
 from ddep_hub.data.transforms import EvalTransform
 from ddep_hub.denoising import denoise
 
@@ -97,7 +97,7 @@ def denoising_picture(model: nn.Module, clean: torch.Tensor, *, seed: int = 0) -
 
 def segmentation_picture(
     models: Mapping[str, nn.Module],
-    rows: SegmentationFolder,
+    rows: LabelledRows,
     transform: EvalTransform,
     normalize: Callable[[torch.Tensor], torch.Tensor],
     *,

@@ -13,6 +13,7 @@ from ddep_hub import DDePForSemanticSegmentation
 from ddep_hub.data.augmented import AugmentedDataset
 from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.label_splits import write_split_file
+from ddep_hub.data.rows import LabelledRows
 from ddep_hub.data.transforms import EvalTransform, Normalize, SegmentationTrainTransform
 from ddep_hub.encoders import encoder_mean_std
 from ddep_hub.evaluation.inference import evaluate_segmentation
@@ -21,7 +22,7 @@ from ddep_hub.publishing.card import finetuning_card
 
 from .arguments import FinetuneArguments
 from .feeds import DatasetFeed, identity_of
-from .labelled_images import LabelledRows, open_labelled_images, without_bad_files
+from .labelled_images import open_labelled_images, without_bad_files
 from .loop import Task
 from .optimization import encoder_rates
 from .pretraining import new_model

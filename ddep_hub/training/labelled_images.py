@@ -12,12 +12,10 @@ from ddep_hub.data.hub_datasets import HubSegmentation
 from ddep_hub.data.image_sources import HUB_PREFIX, holds_dataset, parse_hub_name
 from ddep_hub.data.label_splits import choose_labelled, read_split_file
 from ddep_hub.data.loading import SegmentationFolder
+from ddep_hub.data.rows import LabelledRows
 
 from .arguments import FinetuneArguments
 from .sources import data_folder, embedded_scenes
-
-
-LabelledRows = SegmentationFolder | HubSegmentation
 
 
 @dataclass

@@ -159,7 +159,9 @@ class Training:
                 self.seconds += time.perf_counter() - started
                 self.row = self._measured_row() if due else {}
                 if due:
-                    progress.set_postfix(loss=f"{self.row['loss']:.4f}", images_per_s=self.row["images_per_second"])
+                    progress.set_postfix(
+                        loss=f"{self.row['loss']:.4f}", images_per_s=self.row["images_per_second"], refresh=False
+                    )
                 if args.eval_every and self.step % args.eval_every == 0 and not at_the_end:
                     self.row = {"step": self.step, **self.row, **self._evaluate()}
                 if self.row and not at_the_end:

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ddep_hub.data.augmented import Rows
 from ddep_hub.data.classes import ClassTable
+from ddep_hub.data.rows import Rows
 from ddep_hub.data.transforms import Normalize
 
 from .loop import Batch

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, Subset
 
-from ddep_hub.data.augmented import AugmentedDataset, Rows
+from ddep_hub.data.augmented import AugmentedDataset
 from ddep_hub.data.hub_datasets import ShardedImages
 from ddep_hub.data.image_sources import identity, open_images
+from ddep_hub.data.rows import Rows
 from ddep_hub.data.sampling import epoch_order
 from ddep_hub.data.streaming import ImageStream
 from ddep_hub.data.transforms import PretrainTransform

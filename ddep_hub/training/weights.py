@@ -41,7 +41,9 @@ class Weights:
         if args.sync_batch_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             convert_sync_batchnorm(model)  # timm's: torch's would lose the activation inside timm's own BatchNorm
         # Channels last is how convolutions run fastest, on GPUs and CPUs alike; files are in the usual order again.
-        self.model = model.to(accelerator.device, memory_format=torch.channels_last)
+        # FSDP shards parameters in the usual order alone.
+        order = torch.contiguous_format if self.sharded else torch.channels_last
+        self.model = model.to(accelerator.device, memory_format=order)
         if args.activation_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.average = ModelEmaV3(model, decay=args.ema_decay, use_warmup=True) if args.ema_decay else None

@@ -1,0 +1,211 @@
+"""The files of examples/: configurations that load, and a page that names what there is."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
+
+from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation
+from ddep_hub.data.catalog import known_dataset
+from ddep_hub.data.layouts import LAYOUTS
+from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
+from ddep_hub.training.parsing import parse_arguments
+
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+CONFIGS = EXAMPLES / "configs"
+PAGE = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+ACCELERATE = sorted((CONFIGS / "accelerate").glob("*.yaml"))
+PRETRAIN = sorted(CONFIGS.glob("pretrain-*.yaml"))
+FINETUNE = sorted(CONFIGS.glob("finetune-*.yaml"))
+# The paper's level, in units of inputs with this deviation.
+SIGMA, STD = 0.22, 0.5
+
+
+def named(paths):
+    return pytest.mark.parametrize("path", paths, ids=lambda path: path.stem)
+
+
+def load_pretrain(path: Path) -> PretrainArguments:
+    return parse_arguments(PretrainArguments, ["--config", str(path)])
+
+
+def load_finetune(path: Path, *more: str) -> FinetuneArguments:
+    return parse_arguments(FinetuneArguments, ["--config", str(path), *more])
+
+
+def test_all_files_are_known():
+    assert [path.stem for path in ACCELERATE] == ["8-gpus", "cpu", "fsdp2", "gpu", "two-nodes"]
+    assert sorted(CONFIGS.glob("*.yaml")) == sorted([*PRETRAIN, *FINETUNE])
+    assert len(PRETRAIN) == 7 and len(FINETUNE) == 5
+
+
+@named(ACCELERATE)
+def test_accelerate_loads_its_configuration(path):
+    config = load_config_from_file(str(path))
+    assert isinstance(config, ClusterConfig)
+    on_cpu = path.stem == "cpu"
+    assert config.use_cpu is on_cpu
+    assert config.mixed_precision == ("no" if on_cpu else "bf16")
+    assert config.num_processes % config.num_machines == 0
+    text = path.read_text(encoding="utf-8")
+    assert f"accelerate launch --config_file examples/configs/accelerate/{path.name}" in text
+    assert ("not been run" in text) is not on_cpu
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "seen"),
+    [
+        ("cpu", [], {"num_processes": 1, "use_cpu": True, "multi_gpu": False}),
+        ("gpu", [], {"num_processes": 1, "use_cpu": False, "multi_gpu": False}),
+        ("8-gpus", [], {"num_processes": 8, "multi_gpu": True, "use_fsdp": False}),
+        ("8-gpus", ["--num_processes", "4"], {"num_processes": 4, "multi_gpu": True}),
+        (
+            "two-nodes",
+            ["--machine_rank", "1", "--main_process_ip", "10.0.0.1"],
+            {"num_processes": 16, "num_machines": 2, "machine_rank": 1, "main_process_port": 29500},
+        ),
+        ("fsdp2", [], {"use_fsdp": True, "fsdp_version": 2, "fsdp_cpu_ram_efficient_loading": False}),
+        (
+            "fsdp2",
+            ["--fsdp_transformer_layer_cls_to_wrap", "DDePDecoderBlock"],
+            {"use_fsdp": True, "fsdp_version": 2, "fsdp_transformer_layer_cls_to_wrap": "DDePDecoderBlock"},
+        ),
+    ],
+)
+def test_accelerate_launch_takes_over_the_values(name, flags, seen):
+    """What `accelerate launch` makes of a file and of the flags that the comments name."""
+    parser = launch_command_parser()
+    command = ["--config_file", str(CONFIGS / "accelerate" / f"{name}.yaml"), *flags, "pretrain.py"]
+    args, _, _ = _validate_launch_command(parser.parse_args(command))
+    assert {key: getattr(args, key) for key in seen} == seen
+
+
+def test_accelerate_has_no_key_for_threads(tmp_path):
+    """As cpu.yaml says: the number of threads is an option of the command alone."""
+    text = (CONFIGS / "accelerate" / "cpu.yaml").read_text(encoding="utf-8")
+    (tmp_path / "cpu.yaml").write_text(f"{text}num_cpu_threads_per_process: 2\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="num_cpu_threads_per_process"):
+        load_config_from_file(str(tmp_path / "cpu.yaml"))
+    assert "--num_cpu_threads_per_process" in launch_command_parser().format_help()
+
+
+@pytest.mark.parametrize(
+    ("encoder_name", "names"),
+    [("vit_tiny_r_s16_p8_224", None), ("convnext_atto", "DDePDecoderBlock,ConvNeXtStage")],
+)
+@pytest.mark.parametrize("cls", [DDePForPreTraining, DDePForSemanticSegmentation])
+def test_fsdp2_finds_the_blocks_to_wrap(cls, encoder_name, names):
+    """The hybrids' blocks with the file as it is, another encoder's with the flag that its comments show."""
+    text = (CONFIGS / "accelerate" / "fsdp2.yaml").read_text(encoding="utf-8")
+    config = yaml.safe_load(text)["fsdp_config"]
+    assert names is None or f"--fsdp_transformer_layer_cls_to_wrap {names}" in text
+    wanted = (names or config["fsdp_transformer_layer_cls_to_wrap"]).split(",")
+    with torch.device("meta"):
+        model = cls(DDePConfig(encoder_name=encoder_name))
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=config["fsdp_version"],
+        reshard_after_forward=config["fsdp_reshard_after_forward"],
+        auto_wrap_policy=config["fsdp_auto_wrap_policy"],
+        state_dict_type=config["fsdp_state_dict_type"],
+        transformer_cls_names_to_wrap=wanted,
+    )
+    policy = fsdp2_prepare_auto_wrap_policy(plugin, model)
+    assert {type(module).__name__ for module in model.modules() if policy(module)} == set(wanted)
+
+
+@named(PRETRAIN)
+def test_pretraining_presets(path):
+    args = load_pretrain(path)
+    assert not args.images  # given on the command line
+    assert args.output_dir == f"runs/{path.stem}"
+    cfg = timm.get_pretrained_cfg(args.encoder_name)
+    assert cfg is not None and cfg.tag, args.encoder_name
+    if "." in args.encoder_name:
+        assert cfg.tag == args.encoder_name.split(".")[1] and cfg.hf_hub_id
+    assert args.sigma == pytest.approx([SIGMA * STD / (sum(cfg.std) / len(cfg.std))], rel=0.05)
+    assert (args.batch_size, args.crop_size, args.optimizer, args.lr_scheduler) == (512, 224, "adam", "cosine")
+    with torch.device("meta"):
+        DDePForPreTraining(DDePConfig(encoder_name=args.encoder_name, decoder_width=args.decoder_width))
+
+
+def test_transunet_presets_differ_in_width_and_learning_rate():
+    runs = [load_pretrain(CONFIGS / f"pretrain-transunet-{width}x.yaml") for width in (1, 2, 3)]
+    assert [run.decoder_width for run in runs] == [1, 2, 3]
+    assert [run.learning_rate for run in runs] == [6e-5, 1e-4, 6e-5]
+    same = [
+        dataclasses.asdict(run) | {"decoder_width": 0, "learning_rate": 0, "output_dir": "", "encoder_weights": ""}
+        for run in runs
+    ]
+    assert same[0] == same[1] == same[2]
+
+
+@named(FINETUNE)
+def test_finetuning_presets(path):
+    args = load_finetune(path, "--data", "somewhere", "--label_fraction", "1/30", "--model_name_or_path", "run/final")
+    known = known_dataset(path.stem.removeprefix("finetune-").replace("-", "_"))
+    assert args.crop_size == known.crop_size
+    assert {args.train_split, args.eval_split} <= set(known.splits)
+    assert 1e-5 <= args.learning_rate <= 3e-4 and 1e-5 <= args.weight_decay <= 3e-4
+    assert args.sync_batch_norm and args.save_every and args.eval_every
+    # The arm without a pretrained decoder, as the comments say.
+    assert load_finetune(path, "--encoder_name", "vit_base_r50_s16_224.orig_in21k", "--encoder_weights", "hub")
+    assert load_finetune(path).data is None
+
+
+@named([*PRETRAIN, *FINETUNE])
+def test_every_value_of_a_preset_has_its_mark(path):
+    """Recalled values are never given as the paper's."""
+    text = path.read_text(encoding="utf-8")
+    for line in text.splitlines():
+        if re.match(r"(batch_size|max_steps|optimizer|learning_rate|weight_decay|lr_scheduler|crop_size):", line):
+            assert re.search(r"\((believed|read|computed|choice)\)", line), line
+    assert f"--config examples/configs/{path.name}" in text
+
+
+@pytest.mark.parametrize("cls", [PretrainArguments, FinetuneArguments])
+def test_the_page_names_every_argument(cls):
+    part = PAGE[PAGE.index("## Arguments") : PAGE.index("## Stopping and resuming")]
+    missing = [field.name for field in dataclasses.fields(cls) if f"`{field.name}`" not in part]
+    assert not missing
+
+
+def test_the_page_names_no_other_argument():
+    own = {field.name for cls in (PretrainArguments, FinetuneArguments) for field in dataclasses.fields(cls)}
+    launch = {"config_file", "machine_rank", "main_process_ip", "config", "help"}
+    slurm = {"nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "time", "signal", "requeue", "open-mode"}
+    assert set(re.findall(r"--([a-z][\w-]*)", PAGE)) - own - launch - slurm == set()
+
+
+def test_the_page_names_every_layout():
+    assert [layout for layout in LAYOUTS if f"(`{layout}`" not in PAGE] == []
+
+
+def test_the_page_lists_every_file():
+    for path in [*PRETRAIN, *FINETUNE]:
+        assert f"[{path.stem}](configs/{path.name})" in PAGE
+    for path in ACCELERATE:
+        assert f"examples/configs/accelerate/{path.name}" in PAGE
+
+
+def test_links_lead_somewhere():
+    headings = {re.sub(r"[^a-z -]", "", line.lower()).strip().replace(" ", "-") for line in PAGE.splitlines()}
+    for target in re.findall(r"\]\(([^)]+)\)", PAGE):
+        if target.startswith("#"):
+            assert target[1:] in headings, target
+        elif "://" not in target:
+            assert (EXAMPLES / target).exists(), target
+
+
+@named([EXAMPLES / "README.md", *PRETRAIN, *FINETUNE, *ACCELERATE])
+def test_lines_are_short(path):
+    assert max(map(len, path.read_text(encoding="utf-8").splitlines())) <= 119

