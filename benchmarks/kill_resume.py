@@ -18,6 +18,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,12 +118,13 @@ def kill_at(moment: str, process: subprocess.Popen[bytes], output: Path, choice:
         wait_until(process, lambda: len(checkpoints(output)) >= min(written, 2))
         folder = output / "checkpoints"
         wait_until(process, lambda: folder.exists() and any(folder.glob(".step-*.partial")))
-        time.sleep(choice.uniform(0, 0.03))
+        time.sleep(choice.uniform(0, 0.01))
     else:
         wait_until(process, lambda: STEPS in checkpoints(output))
         time.sleep(choice.uniform(0, 1.0))
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    if process.wait() != -signal.SIGKILL:
+        raise RuntimeError(f"The run ended before it was killed, with code {process.returncode}.")
 
 
 def outcome(output: Path) -> dict[str, str]:
@@ -149,7 +151,7 @@ def kills(number: int, data: Path, seed: int) -> Iterator[dict[str, object]]:
             continue
         # Two of five kills fall into the writing of a checkpoint, one of five comes after the last step.
         moment = ["training", "writing", "training", "ending", "writing"][counts[script] % 5]
-        workers = 2 * (counts[script] // 2 % 2)
+        workers = 2 * (counts[script] % 2)
         counts[script] += 1
         if (script, kind) not in expected:
             output = data / f"whole-{script}-{kind}"
@@ -159,10 +161,15 @@ def kills(number: int, data: Path, seed: int) -> Iterator[dict[str, object]]:
         output = data / f"killed-{turn}"
         log = output.with_suffix(".log")
         command = arguments(script, kind, workers, data, output)
-        process = launch(script, command, log)
-        kill_at(moment, process, output, choice)
-        whole = checkpoints(output)
-        done, half_written = steps_done(output), len(list(output.rglob(".*.partial")))
+        half_written = 0
+        while not half_written:
+            shutil.rmtree(output, ignore_errors=True)
+            process = launch(script, command, log)
+            kill_at(moment, process, output, choice)
+            whole, done = checkpoints(output), steps_done(output)
+            half_written = len(list(output.rglob(".*.partial")))
+            if moment != "writing":
+                break  # of the others it need not have hit a half-written folder
         finish(launch(script, [*command, "--resume_from_checkpoint", "latest"], log), log)
         found = outcome(output)
         resumed_from = whole[-1] if whole else 0

@@ -100,6 +100,8 @@ def test_killed_runs_go_on_bit_for_bit(tmp_path):
     assert [row["identical"] for row in rows] == ["True"] * 4
     found = {(row["script"], row["killed_while"]) for row in rows}
     assert found == {(script, moment) for script in ("pretrain", "finetune") for moment in ("training", "writing")}
+    assert all(int(row["half_written_folders"]) > 0 for row in rows if row["killed_while"] == "writing")
+    assert {row["workers"] for row in rows} == {"0", "2"} and {row["data"] for row in rows} == {"folder", "stream"}
 
 
 def quickstart(*arguments: str) -> subprocess.CompletedProcess[str]:

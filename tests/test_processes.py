@@ -68,6 +68,15 @@ def test_two_processes_are_the_same_run_as_one(script, scenes, tmp_path):
     assert two == pytest.approx(one, rel=1e-5)
 
 
+def test_uneven_micro_batches(scenes, tmp_path):
+    """Nine images in five micro-batches: every process must make as many, as they wait for each other in each."""
+    fields = ["--max_steps", "3", "--batch_size", "9", "--gradient_accumulation_steps", "5"]
+    here("pretrain.py", *arguments("pretrain.py", scenes, tmp_path / "1", *fields))
+    result = on_processes(2, "pretrain.py", *arguments("pretrain.py", scenes, tmp_path / "2", *fields))
+    assert result.returncode == 0, result.stderr
+    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
+
+
 def test_a_run_goes_on_with_another_number_of_processes(scenes, tmp_path):
     """Stopped by the time limit on one process, and gone on with on two: the same losses, row by row."""
     steps = ["--max_steps", "12"]

@@ -49,10 +49,10 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
         while True:
             try:
                 example = self._example(epoch, (index + len(skipped)) % len(self.rows))
-            except BadFileError as error:
+            except (BadFileError, OSError) as error:  # also what the system does not let us read
                 if not self.skip_bad_files:
                     raise
-                skipped.append(error.path or str(error))
+                skipped.append(bad_file(error))
                 if len(skipped) == len(self.rows):
                     raise BadFileError(f"All {len(skipped)} files are broken, the last one: {error}") from error
             else:
@@ -64,6 +64,11 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
             torch.default_generator.manual_seed(example_seed(self.seed, epoch, index))
             row = self.rows[index]
             return {**self.transform(row), "path": str(row.get("path", index))}
+
+
+def bad_file(error: BadFileError | OSError) -> str:
+    """The file that an error is about."""
+    return str(error.path if isinstance(error, BadFileError) else error.filename) or str(error)
 
 
 def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:

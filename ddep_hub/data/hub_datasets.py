@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from .classes import ClassTable, class_colors
@@ -108,20 +109,24 @@ class HubSegmentation(Dataset[dict[str, Any]]):
                 f"a row number of eight digits, up to {len(rows) - 1:08d}"
             )
         self._indices = [rows[stem] for stem in self.stems]
+        self.contents = [*(local_contents(name) or [data._fingerprint]), *self.stems]
 
     def __len__(self) -> int:
         return len(self.stems)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def mask(self, index: int) -> np.ndarray:
+        """The `annotation` of a row alone."""
+        file = self._file(index, self.mask_column)["image"]
+        return decode_mask(file, num_classes=self.classes.num_classes, ignore_index=self.classes.ignore_index)
+
+    def _file(self, index: int, column: str) -> dict[str, Any]:
         number = self._indices[index]
-        row = self.data[number]
-        image_row = undecoded_row(row[self.image_column], f"{self.name}, row {number}, {self.image_column}")
-        mask_row = undecoded_row(row[self.mask_column], f"{self.name}, row {number}, {self.mask_column}")
+        return undecoded_row(self.data[number][column], f"{self.name}, row {number}, {column}")
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image_row, mask_row = (self._file(index, column) for column in (self.image_column, self.mask_column))
         path, mask_path = image_row["path"], mask_row["path"]
-        image = decode_image(image_row["image"])
-        mask = decode_mask(
-            mask_row["image"], num_classes=self.classes.num_classes, ignore_index=self.classes.ignore_index
-        )
+        image, mask = decode_image(image_row["image"]), self.mask(index)
         height, width = mask.shape
         if image.size != (width, height):
             raise BadFileError(
@@ -176,7 +181,11 @@ class ShardedImages:
                 if self._is_webdataset:
                     place = f"{row['__url__']}/{row['__key__']}.{column}"
                     row[column] = row[column] and {**row[column], "path": None}
-                yield undecoded_row(row[column], place)
+                try:
+                    yield undecoded_row(row[column], place)
+                except BadFileError:
+                    # A row like any other, which cannot be decoded: an error here would end the iteration for good.
+                    yield {"image": {"path": place, "bytes": b""}, "path": place}
         except Exception as error:
             error.add_note(f"while reading shard {shard} of {self.name}")
             raise

@@ -1,6 +1,8 @@
 """From what a user types to sources of training images."""
 
 import hashlib
+import itertools
+import os
 import re
 from collections.abc import Sequence
 from glob import glob
@@ -70,9 +72,9 @@ def identity(sources: Sequence[MapSource | ShardedImages]) -> str:
     """
     digest = hashlib.sha256()
     for source in sources:
-        contents = _relative(source) if isinstance(source, ImageFolder) else source.contents
-        for part in [type(source).__name__, str(len(contents)), *contents]:
-            digest.update(part.encode() + b"\0")
+        contents = source.names if isinstance(source, ImageFolder) else source.contents
+        for part in itertools.chain([type(source).__name__, str(len(contents))], contents):
+            digest.update(os.fsencode(part) + b"\0")
     return digest.hexdigest()[:16]
 
 
@@ -161,10 +163,6 @@ def holds_dataset(name: str) -> bool:
     # The Hub's layouts have their files at the top or one folder below.
     patterns = [f"{depth}*{suffix}" for depth in ("", "*/") for suffix in (".parquet", ".arrow")]
     return is_saved(name) or any(next(root.glob(pattern), None) is not None for pattern in patterns)
-
-
-def _relative(folder: ImageFolder) -> list[str]:
-    return [path.relative_to(folder.root).as_posix() for path in folder.paths]
 
 
 def _is_url(name: str) -> bool:

@@ -4,11 +4,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from .classes import ClassTable
 from .decoding import BadFileError, decode_image, decode_mask
-from .image_files import first_few, images_below
+from .image_files import PackedNames, first_few, images_below
 from .layouts import find_layout, layout_splits, split_files
 
 
@@ -29,13 +30,13 @@ class ImageFolder(Dataset[dict[str, Any]]):
     def __init__(self, root: str | Path, *, decode: bool = True) -> None:
         self.root = Path(root)
         self.decode = decode
-        self.paths = [self.root / name for name in images_below(self.root)]
+        self.names = PackedNames(images_below(self.root))
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        path = self.paths[index]
+        path = self.root / self.names[index]
         image = decode_image(path) if self.decode else {"path": str(path), "bytes": None}
         return {"image": image, "path": str(path)}
 
@@ -67,6 +68,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         classes: The classes of `classes.json` or of the catalog.
         layout: The layout in use.
         stems: The examples in use, in order.
+        images: The paths of their images.
 
     Raises:
         FileNotFoundError: A folder, an official list or `classes.json` is missing, or an image has no mask.
@@ -90,7 +92,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
                 f"{len(unknown)} of {len(self.stems)} stems are not in {files.image_folder}: {first_few(unknown)}; "
                 f"a stem is a path relative to that folder without suffix, such as {next(iter(images))!r}"
             )
-        self._images = [images[stem] for stem in self.stems]
+        self.images = [images[stem] for stem in self.stems]
         self._masks = [files.masks[stem] for stem in self.stems]
         missing = [mask.relative_to(files.mask_folder).as_posix() for mask in self._masks if not mask.is_file()]
         if missing:
@@ -99,18 +101,27 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
                 f"{files.mask_folder}: {first_few(missing)}; add the masks, or leave these images out"
             )
 
+    @property
+    def contents(self) -> list[str]:
+        """What tells this data from other data, the same wherever it lies: names, and sizes of the files."""
+        files = zip(self.stems, self.images, self._masks, strict=True)
+        return [f"{stem} {image.stat().st_size} {mask.stat().st_size}" for stem, image, mask in files]
+
     def __len__(self) -> int:
         return len(self.stems)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        path, mask_path = self._images[index], self._masks[index]
-        image = decode_image(path)
-        mask = decode_mask(
-            mask_path,
+    def mask(self, index: int) -> np.ndarray:
+        """The `annotation` of a row alone."""
+        return decode_mask(
+            self._masks[index],
             num_classes=self.classes.num_classes,
             ignore_index=self.classes.ignore_index,
             mapping=self._mapping,
         )
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path, mask_path = self.images[index], self._masks[index]
+        image, mask = decode_image(path), self.mask(index)
         height, width = mask.shape
         if image.size != (width, height):
             raise BadFileError(

@@ -31,9 +31,10 @@ def load_split(name: str, split: str, *, config: str | None = None, revision: st
         saved = datasets.load_from_disk(name)
         if isinstance(saved, datasets.Dataset):
             return saved
-        if split not in saved:
-            raise ValueError(f"{name} has no split {split!r}; it has {sorted(saved)}")
-        return saved[split]
+        return saved[_split_name(name, split, list(saved))]
+    options = _options(name, config, revision)
+    splits = datasets.get_dataset_split_names(*_loader(name), config_name=options.pop("name"), **options)
+    split = _split_name(name, split, splits)
     return datasets.load_dataset(*_loader(name), split=split, **_options(name, config, revision))
 
 
@@ -73,6 +74,14 @@ def local_contents(name: str) -> list[str]:
         return [f"{root.name} {root.stat().st_size}"]
     files = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else []
     return [f"{path.relative_to(root).as_posix()} {path.stat().st_size}" for path in files]
+
+
+def _split_name(name: str, split: str, splits: Sequence[str]) -> str:
+    """A split by the name that the data set has for it: `datasets` calls files of `val` validation."""
+    for known in (split, {"val": "validation", "validation": "val"}.get(split)):
+        if known in splits:
+            return str(known)
+    raise ValueError(f"{name} has no split {split!r}; it has {sorted(splits)}")
 
 
 def _loader(name: str) -> tuple[str, ...]:

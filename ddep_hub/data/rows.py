@@ -2,6 +2,8 @@
 
 from typing import Any, Protocol
 
+import numpy as np
+
 from .classes import ClassTable
 
 
@@ -26,3 +28,12 @@ class LabelledRows(Rows, Protocol):
 
     classes: ClassTable
     stems: list[str]
+
+    @property
+    def contents(self) -> list[str]:
+        """What tells this data from other data, the same wherever it lies."""
+        ...
+
+    def mask(self, index: int, /) -> np.ndarray:
+        """The `annotation` of a row alone."""
+        ...

@@ -159,11 +159,11 @@ class ImageStream(IterableDataset[dict[str, Any]]):
                     # torch.manual_seed would reseed the accelerators' generators as well.
                     torch.default_generator.manual_seed(example_seed(self.seed, step, position, AUGMENTATION))
                     pixels.append(self.transform(row)["pixel_values"])
-            except BadFileError as error:
+            except (BadFileError, OSError) as error:
                 bad_in_a_row += 1
                 if not self.skip_bad_files or bad_in_a_row == MAX_BAD_IN_A_ROW:
                     raise
-                skipped.append(error.path or row["path"])
+                skipped.append(getattr(error, "path", "") or row["path"])
             else:
                 bad_in_a_row = 0
                 paths.append(row["path"])

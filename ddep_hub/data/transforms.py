@@ -59,7 +59,8 @@ class SegmentationTrainTransform:
             row: With `image`, a PIL RGB image, and `annotation`, an integer array (H, W) of the same size.
 
         Returns:
-            `pixel_values`, uint8 (3, h, w) in 0..255, and `labels`, int64 (h, w), both of `crop_size`.
+            `pixel_values`, uint8 (3, h, w) in 0..255, and `labels`, (h, w) of the annotation's type, both of
+            `crop_size`.
         """
         image, annotation = row["image"], row["annotation"]
         low, high = self.scale
@@ -80,13 +81,13 @@ class SegmentationTrainTransform:
         if self.color_jitter is not None:
             pixels = self.color_jitter(pixels)
         if (crop_height, crop_width) == self.crop_size:
-            return {"pixel_values": pixels.contiguous(), "labels": labels.to(torch.int64)}
+            return {"pixel_values": pixels.contiguous(), "labels": labels.contiguous()}
         inside = (slice(place_top, place_top + crop_height), slice(place_left, place_left + crop_width))
         mean = pixels.float().mean((1, 2)).round().to(torch.uint8)
         pixel_values = mean[:, None, None].repeat(1, *self.crop_size)
         pixel_values[:, *inside] = pixels
-        padded = torch.full(self.crop_size, self.ignore_index, dtype=torch.int64)
-        padded[inside] = labels.to(torch.int64)
+        padded = torch.full(self.crop_size, self.ignore_index, dtype=labels.dtype)
+        padded[inside] = labels
         return {"pixel_values": pixel_values, "labels": padded}
 
 
@@ -189,11 +190,15 @@ class Normalize:
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.mean = torch.tensor(mean).reshape(-1, 1, 1)
         self.std = torch.tensor(std).reshape(-1, 1, 1)
+        self._there: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Maps uint8 (batch, 3, H, W) in 0..255 to float32 of the same shape, channels last in memory."""
         images = images.float().contiguous(memory_format=torch.channels_last)
-        return (images / 255 - self.mean.to(images.device)) / self.std.to(images.device)
+        if images.device not in self._there:  # once: such a copy waits for the device
+            self._there[images.device] = (self.mean.to(images.device), self.std.to(images.device))
+        mean, std = self._there[images.device]
+        return (images / 255 - mean) / std
 
 
 def _window(length: int, crop: int, scale: float) -> tuple[int, int, int, int]:

@@ -18,7 +18,7 @@ def arg(default: Any, description: str) -> Any:
 # What a resumed run may have another value of: the weights that it ends with do not depend on it, but for the last
 # digits and for BatchNorm's view of a micro-batch. Of the data it is compared what they hold, not where they lie.
 FREE_ON_RESUMING = frozenset(
-    "output_dir gradient_accumulation_steps activation_checkpointing torch_compile num_workers skip_bad_files "
+    "output_dir gradient_accumulation_steps torch_compile num_workers skip_bad_files "
     "log_every eval_every report_to save_every checkpoints_total_limit resume_from_checkpoint max_time overwrite "
     "push_to_hub hub_model_id hub_private images decoder_only data classes split_file eval_split "
     "eval_batch_size".split()
@@ -47,7 +47,9 @@ class RunArguments:
         0.0, "Decay of a moving average of the weights, which is then what is measured and saved; 0 keeps none."
     )
     sync_batch_norm: bool = arg(False, "On several GPUs, BatchNorm over the whole batch and not each GPU's part.")
-    activation_checkpointing: bool = arg(False, "Save memory by computing activations twice.")
+    activation_checkpointing: bool = arg(
+        False, "Save memory by computing activations twice; BatchNorm's statistics then move twice a step."
+    )
     torch_compile: bool = arg(False, "Compile the model's training step with torch.compile.")
 
     num_workers: int = arg(0, "Processes that read and augment images; 0 does it in the main one.")
@@ -90,14 +92,10 @@ class RunArguments:
     hub_private: bool = arg(False, "Make a new repository private.")
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "log_every", "learning_rate"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        for name in ("warmup_steps", "num_workers", "max_grad_norm", "weight_decay", "eval_every", "save_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
-        if self.checkpoints_total_limit < 1:
-            raise ValueError(f"checkpoints_total_limit must be positive, got {self.checkpoints_total_limit}.")
+        self.check_positive("max_steps", "batch_size", "gradient_accumulation_steps", "log_every", "learning_rate")
+        self.check_positive("checkpoints_total_limit")
+        self.check_not_negative("warmup_steps", "num_workers", "max_grad_norm", "weight_decay", "eval_every")
+        self.check_not_negative("save_every")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}.")
         if self.batch_size < self.gradient_accumulation_steps:
@@ -110,6 +108,18 @@ class RunArguments:
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("push_to_hub needs hub_model_id, such as `--hub_model_id org/name`.")
         parse_time(self.max_time)
+
+    def check_positive(self, *names: str) -> None:
+        """Raises a ValueError that names the first of these that is not a positive number."""
+        for name in names:
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+
+    def check_not_negative(self, *names: str) -> None:
+        """Raises a ValueError that names the first of these that is not a number of at least 0."""
+        for name in names:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
 
 
 @dataclass(kw_only=True)
@@ -145,10 +155,7 @@ class PretrainArguments(RunArguments):
         super().__post_init__()
         if len(self.sigma) not in (1, 2):
             raise ValueError(f"sigma takes one number or two, got {self.sigma}.")
-        if self.num_held_out < 1:
-            raise ValueError(f"num_held_out must be positive, got {self.num_held_out}.")
-        if self.shuffle_window < 1:
-            raise ValueError(f"shuffle_window must be positive, got {self.shuffle_window}.")
+        self.check_positive("num_held_out", "shuffle_window", "crop_size", "crop_scale_min")
         if self.image_weights and len(self.image_weights) != len(self.images):
             raise ValueError(f"image_weights has {len(self.image_weights)} numbers for {len(self.images)} images.")
         if any(weight <= 0 for weight in self.image_weights):
@@ -205,25 +212,30 @@ class FinetuneArguments(RunArguments):
             raise ValueError(f"scale takes two numbers, got {self.scale}.")
         if self.eval_split == self.train_split:
             raise ValueError(f"eval_split and train_split are both `{self.train_split}`. Measure on other images.")
-        for name in ("dice_weight", "encoder_lr_factor", "freeze_encoder_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        self.check_positive("crop_size", "eval_batch_size")
+        self.check_not_negative("dice_weight", "encoder_lr_factor", "freeze_encoder_steps")
         if not 0 < self.encoder_layer_decay <= 1:
             raise ValueError(f"encoder_layer_decay must be in (0, 1], got {self.encoder_layer_decay}.")
         if self.class_weights and self.class_weights != ["median_frequency"]:
             try:
-                usable = all(0 <= float(weight) < math.inf for weight in self.class_weights)
+                weights = [float(weight) for weight in self.class_weights]
+                usable = all(0 <= weight < math.inf for weight in weights) and max(weights) > 0
             except ValueError:
                 usable = False
             if not usable:
                 raise ValueError(
-                    f"class_weights takes `median_frequency` or a number of at least 0 a class, got "
+                    f"class_weights takes `median_frequency` or a number of at least 0 a class, not all 0, got "
                     f"{self.class_weights}."
                 )
         if self.model_name_or_path is not None:
             for field in dataclasses.fields(self):
                 if field.name.startswith(("decoder_", "encoder_name")) and getattr(self, field.name) != field.default:
                     raise ValueError(f"{field.name} belongs to the model in model_name_or_path. Leave it out.")
+
+
+def micro_batches(args: RunArguments, processes: int) -> int:
+    """Micro-batches of a step in each process: the same number in all, as they wait for each other in each one."""
+    return max(1, min(args.gradient_accumulation_steps, args.batch_size // processes))
 
 
 def parse_time(text: str | None) -> float | None:

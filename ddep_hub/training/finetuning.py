@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
@@ -23,12 +24,12 @@ from ddep_hub.publishing.card import finetuning_card
 from .arguments import FinetuneArguments
 from .feeds import DatasetFeed, identity_of
 from .labelled_images import open_labelled_images, without_bad_files
-from .loop import Task
 from .optimization import encoder_rates
 from .pretraining import new_model
 from .run import begin, run, save_model
 from .segmentation_loss import SegmentationObjective, median_frequency_weights
 from .sources import encoder_file, encoder_source
+from .task import Task
 from .weights import set_encoder_mode
 
 
@@ -67,7 +68,7 @@ def build_model(args: FinetuneArguments, classes: ClassTable) -> tuple[DDePForSe
     return model, source
 
 
-def class_weights(args: FinetuneArguments, rows: LabelledRows) -> torch.Tensor | None:
+def class_weights(args: FinetuneArguments, rows: LabelledRows, accelerator: Accelerator) -> torch.Tensor | None:
     """Weights of the classes in the loss, as the arguments say.
 
     Raises:
@@ -76,7 +77,7 @@ def class_weights(args: FinetuneArguments, rows: LabelledRows) -> torch.Tensor |
     if not args.class_weights:
         return None
     if args.class_weights == ["median_frequency"]:
-        return median_frequency_weights(rows, rows.classes)
+        return median_frequency_weights(rows, accelerator, skip_bad_files=args.skip_bad_files)
     if len(args.class_weights) != rows.classes.num_classes:
         raise ValueError(
             f"class_weights has {len(args.class_weights)} numbers, but the data has {rows.classes.num_classes} "
@@ -126,9 +127,12 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
 
     task = Task(
         model=model,
-        feed=DatasetFeed(dataset, identity_of(rows.stems, classes.names, classes.ignore_index)),
+        feed=DatasetFeed(dataset, identity_of(rows.contents, classes.names, classes.ignore_index)),
         objective=SegmentationObjective(
-            normalize, classes.ignore_index, class_weights=class_weights(args, rows), dice_weight=args.dice_weight
+            normalize,
+            classes.ignore_index,
+            class_weights=class_weights(args, rows, accelerator),
+            dice_weight=args.dice_weight,
         ),
         evaluate=evaluate,
         score=lambda results: results["mean_iou"],

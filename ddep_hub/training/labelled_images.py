@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from ddep_hub.data.augmented import bad_file
 from ddep_hub.data.classes import read_class_table
 from ddep_hub.data.decoding import BadFileError
 from ddep_hub.data.hub_datasets import HubSegmentation
@@ -46,7 +47,15 @@ def open_labelled_images(args: FinetuneArguments) -> LabelledImages:
         stems = choose_labelled(
             stems, fraction=args.label_fraction, number=args.num_labelled_images, seed=args.split_seed
         )
-    return LabelledImages(open_split(args, args.train_split, stems), open_split(args, args.eval_split))
+    images = LabelledImages(open_split(args, args.train_split, stems), open_split(args, args.eval_split))
+    if isinstance(images.training, SegmentationFolder) and isinstance(images.held_out, SegmentationFolder):
+        shared = set(images.training.images) & set(images.held_out.images)
+        if shared:
+            raise ValueError(
+                f"eval_split: {len(shared)} images of `{args.eval_split}` are in `{args.train_split}` too, such as "
+                f"{min(shared)}. Measure on other images."
+            )
+    return images
 
 
 def open_split(args: FinetuneArguments, split: str, stems: Iterable[str] | None = None) -> LabelledRows:
@@ -95,10 +104,10 @@ def without_bad_files(
     for index in range(accelerator.process_index, len(rows), accelerator.num_processes):
         try:
             rows[index]
-        except BadFileError as error:
+        except (BadFileError, OSError) as error:
             if not args.skip_bad_files:
                 raise
-            bad.append((rows.stems[index], error.path))
+            bad.append((rows.stems[index], bad_file(error)))
     bad = gather_object(bad)
     if not bad:
         return rows, []

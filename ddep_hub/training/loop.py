@@ -11,75 +11,30 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
 from ddep_hub import DDePPreTrainedModel
 from ddep_hub.data.sampling import slice_of_batch
 
-from .arguments import RunArguments, parse_time
-from .feeds import Feed
+from .arguments import RunArguments, micro_batches, parse_time
 from .interruption import Interruption, RunInterrupted
 from .optimization import build_optimizer, set_learning_rate
 from .resuming import Resumer
-from .run_folder import whole_folder, write_whole
+from .run_folder import not_worth_the_run, whole_folder, write_whole
+from .task import Batch, Task
 from .tracking import Tracking
 from .weights import Weights
 
 
-Batch = dict[str, Any]
-
-
-class Objective(Protocol):
-    """What is minimised: the sum of some terms, each a sum over elements (pixels, images) divided by their number."""
-
-    def counts(self, batch: Batch) -> list[float]:
-        """What the sum of each term is divided by, once added up over the global batch; as it comes from workers."""
-        ...
-
-    def loss_sums(self, model: nn.Module, batch: Batch, step: int, positions: Sequence[int]) -> Sequence[torch.Tensor]:
-        """The sum of each term; `positions` are the examples' places in the global batch."""
-        ...
-
-
-@dataclass(kw_only=True)
-class Task:
-    """What a run trains, and how it is measured and shown.
-
-    Args:
-        model: the model to train, in place.
-        feed: the training examples.
-        objective: what is minimised.
-        evaluate: measures a model; called in every process.
-        score: the figure by which the best model is chosen, more is better.
-        picture: draws what a model does.
-        save: writes a model into a folder, so that `from_pretrained` loads it.
-        set_mode: puts the model into training mode for a step counted from 0.
-        encoder_factors: factors on the learning rate of the encoder's parameters.
-        record: writes what else belongs to the run, beside its arguments.
-        skipped: broken files that were passed over already.
-    """
-
-    model: DDePPreTrainedModel
-    feed: Feed
-    objective: Objective
-    evaluate: Callable[[nn.Module], dict[str, Any]]
-    score: Callable[[Mapping[str, Any]], float]
-    picture: Callable[[nn.Module], Image.Image]
-    save: Callable[[DDePPreTrainedModel, Path], None]
-    set_mode: Callable[[int], Any]
-    encoder_factors: Mapping[str, float] | None = None
-    record: Callable[[], None] = lambda: None
-    skipped: Sequence[str] = ()
+MAX_SKIPPED_STEPS = 100
 
 
 class Training:
@@ -122,7 +77,8 @@ class Training:
         self.loss_sum = torch.tensor(total, device=accelerator.device)
         self.first_bad = torch.full((1,), 2**62, device=accelerator.device)  # step, counted from 1
         self.unchecked: list[tuple[int, list[str]]] = []  # steps not known to be finite, and their files
-        self.votes: torch.Tensor | None = None
+        self.votes: list[torch.Tensor] = []  # how many processes wanted to stop, in the last two steps
+        self.skipped_steps = 0
         self.tracking = Tracking(accelerator, args, self.step)
         self.tracking.note_skipped(task.skipped)
 
@@ -180,7 +136,6 @@ class Training:
             "`--resume_from_checkpoint latest`."
         )
         self.accelerator.print(message, flush=True)
-        self.tracking.close()
         raise RunInterrupted(message)
 
     def keep_if_best(self, results: Mapping[str, Any], model: DDePPreTrainedModel) -> None:
@@ -190,7 +145,8 @@ class Training:
             return
         self.best = score
         if self.accelerator.is_main_process:
-            with whole_folder(self.output / "best") as folder:
+            best = self.output / "best"
+            with not_worth_the_run(best), whole_folder(best) as folder:
                 self.task.save(model, folder)
                 write_whole(folder / "results.json", json.dumps({"step": self.step, **results}, indent=1) + "\n")
 
@@ -202,17 +158,20 @@ class Training:
             self.states[str(batch.pop("lane"))] = batch.pop("state")
         paths = list(batch.pop("path", []))
         self.task.set_mode(step)
+        device = accelerator.device
+        batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         # Sums divided by the global count, not means of means: processes and micro-batches may hold different numbers
-        # of valid pixels. The wish to stop travels along.
-        counts = torch.tensor([*self.task.objective.counts(batch), float(wants_to_stop)], dtype=torch.float64)
-        counts = accelerator.reduce(counts.to(accelerator.device), "sum")
-        self.votes, counts = counts[-1], counts[:-1].float()
+        # of valid pixels. The wish to stop travels along. Nothing here waits for the device.
+        vote = torch.full((), float(wants_to_stop), device=device)
+        counts = torch.stack([count.float() for count in self.task.objective.counts(batch)] + [vote])
+        counts = accelerator.reduce(counts, "sum")
+        self.votes, counts = [*self.votes[-1:], counts[-1]], counts[:-1]
         counts = torch.where(counts > 0, counts, 1.0)
-        parts = min(self.args.gradient_accumulation_steps, len(self.positions))
+        parts = micro_batches(self.args, accelerator.num_processes)
         bounds = [len(self.positions) * part // parts for part in range(parts + 1)]
-        total = torch.zeros((), device=accelerator.device)
+        total = torch.zeros((), device=device)
         for part, (start, end) in enumerate(itertools.pairwise(bounds)):
-            piece = {name: value[start:end].to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+            piece = {name: value[start:end] for name, value in batch.items()}
             last = part == parts - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.wrapped):
                 sums = self.task.objective.loss_sums(self.wrapped, piece, step, self.positions[start:end])
@@ -220,11 +179,14 @@ class Training:
                 # Gradients are averaged over processes; the sum is wanted.
                 accelerator.backward(loss * accelerator.num_processes)
             total += loss.detach()
-        norm = accelerator.clip_grad_norm_(self.trainable, self.args.max_grad_norm or math.inf)
+        accelerator.unscale_gradients()
+        # Not Accelerate's own: under FSDP that wants the parameters in the model's order.
+        norm = nn.utils.clip_grad_norm_(self.trainable, self.args.max_grad_norm or math.inf)
         self.grad_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         set_learning_rate(self.optimizer, step, self.args)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self._check_skipped_steps()
         self.step = step + 1
         if self.weights.average is not None:
             self.weights.average.update(self.task.model, step=self.step)
@@ -235,6 +197,19 @@ class Training:
         # On the device, so that it need not be waited for: it is looked at before anything is logged or saved.
         self.first_bad = torch.where(finite, self.first_bad, self.first_bad.clamp(max=self.step))
         self.unchecked.append((self.step, paths))
+
+    def _check_skipped_steps(self) -> None:
+        """Float16's scaler skips a step whose gradients overflow, and halves its scale: rare, unless they always do.
+
+        Raises:
+            FloatingPointError: it skipped too many in a row.
+        """
+        self.skipped_steps = self.skipped_steps + 1 if self.optimizer.step_was_skipped else 0
+        if self.skipped_steps == MAX_SKIPPED_STEPS:
+            raise FloatingPointError(
+                f"The gradients were not finite in {MAX_SKIPPED_STEPS} steps, up to step {self.step + 1}, one after "
+                "another: none of them changed the weights. Train in bf16 or float32, or lower learning_rate."
+            )
 
     def _check_finite(self) -> None:
         """Called before anything is logged, measured or saved.
@@ -258,7 +233,7 @@ class Training:
             "step": self.step,
             "loss": float(self.accelerator.reduce(self.loss_sum, "sum")) / steps,
             "learning_rate": set_learning_rate(self.optimizer, self.step - 1, self.args),
-            "grad_norm": float(self.grad_norm),
+            "grad_norm": float(self.grad_norm) if self.grad_norm.isfinite() else None,
             "images_per_second": round(steps * self.args.batch_size / (self.seconds - self.seconds_at_log), 1),
         }
         self.logged_at, self.seconds_at_log = self.step, self.seconds
@@ -271,15 +246,18 @@ class Training:
         results = self.task.evaluate(model)
         self.keep_if_best(results, model)
         if self.accelerator.is_main_process:
-            (self.output / "pictures").mkdir(exist_ok=True)
-            self.task.picture(model).save(self.output / "pictures" / f"step-{self.step}.png")
+            picture = self.output / "pictures" / f"step-{self.step}.png"
+            with not_worth_the_run(picture):
+                picture.parent.mkdir(exist_ok=True)
+                self.task.picture(model).save(picture)
         return results
 
     def _agreed_to_stop(self, interruption: Interruption) -> bool:
-        """Whether the run stops now. With several processes it is what they said in this step, the same for all."""
+        """Whether the run stops now; the same in all processes."""
         if self.accelerator.num_processes == 1:
             return interruption.reason is not None
-        return self.votes is not None and bool(self.votes > 0)
+        # The votes of the step before: those of this one the device has yet to count.
+        return len(self.votes) == 2 and bool(self.votes[0] > 0)
 
     def _save(self) -> Path:
         self._check_finite()

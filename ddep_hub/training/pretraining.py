@@ -19,10 +19,10 @@ from ddep_hub.evaluation.denoising_error import denoising_error, denoising_refer
 from ddep_hub.evaluation.plots import denoising_picture
 from ddep_hub.publishing.card import pretraining_card
 
-from .arguments import PretrainArguments
-from .loop import Batch, Task
+from .arguments import PretrainArguments, micro_batches
 from .run import begin, run, save_model
 from .sources import encoder_file, encoder_source, needs_image_skip
+from .task import Batch, Task
 from .training_images import open_training_images
 
 
@@ -37,9 +37,10 @@ class DenoisingObjective:
         self.sigma_range = config.sigma_range
         self.seed = seed
 
-    def counts(self, batch: Batch) -> list[float]:
+    def counts(self, batch: Batch) -> list[torch.Tensor]:
         """Elements of the images."""
-        return [batch["pixel_values"].numel()]
+        images = batch["pixel_values"]
+        return [torch.full((), float(images.numel()), device=images.device)]
 
     def loss_sums(self, model: nn.Module, batch: Batch, step: int, positions: Sequence[int]) -> list[torch.Tensor]:
         """Squared error summed over all elements."""
@@ -88,11 +89,12 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
     )
     objective = DenoisingObjective(model.config, args.seed)
     clean = objective.normalize(images.held_out)
+    at_a_time = -(-args.batch_size // (accelerator.num_processes * micro_batches(args, accelerator.num_processes)))
     level = sum(model.config.sigma_range) / 2
     references = denoising_references(clean, objective.normalize(images.examples), level)
 
     def evaluate(model: nn.Module) -> dict[str, Any]:
-        return {"denoising_error": denoising_error(model, clean, batch_size=args.batch_size), **references}
+        return {"denoising_error": denoising_error(model, clean, batch_size=at_a_time), **references}
 
     task = Task(
         model=model,
@@ -103,6 +105,7 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
         picture=lambda model: denoising_picture(model, clean[:4]),
         save=functools.partial(save_model, decoder_only=args.decoder_only),
         set_mode=lambda step: model.train(),
+        skipped=images.skipped,
     )
     results = run(
         accelerator,

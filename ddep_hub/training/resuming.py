@@ -9,11 +9,20 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from .arguments import FREE_ON_RESUMING, RunArguments
 from .feeds import Feed
-from .run_checkpoints import Checkpoint, CheckpointError, find_checkpoint, read_checkpoint, write_checkpoint
+from .processes import in_first_process
+from .run_checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    checkpoint_folder,
+    find_checkpoint,
+    read_checkpoint,
+    set_aside_later,
+    write_checkpoint,
+)
 from .weights import Weights
 
 
@@ -55,12 +64,16 @@ class Resumer:
         """
         if self.args.resume_from_checkpoint is None:
             return {}
-        output = Path(self.args.output_dir)
-        path = find_checkpoint(output, self.args.resume_from_checkpoint)
+        output, name = Path(self.args.output_dir), self.args.resume_from_checkpoint
+        # One process looks, and all read what it found: another node may see another folder.
+        found = in_first_process(self.accelerator, lambda: find_checkpoint(output, name))
+        (path,) = broadcast_object_list([found])
         if path is None:
             self.accelerator.print(f"resume_from_checkpoint: {output} has no checkpoint yet; starting at step 0.")
             return {}
-        checkpoint = read_checkpoint(path, self.identity)
+        checkpoint = self._read(path)
+        for later in in_first_process(self.accelerator, lambda: set_aside_later(path)) or []:
+            self.accelerator.print(f"A checkpoint of a later step is now called {later}.")
         changed = [
             f"{name} ({checkpoint.circumstances.get(name)} then, {now} now)"
             for name, now in self.circumstances.items()
@@ -87,6 +100,28 @@ class Resumer:
         streams = progress.pop("streams")
         return {**progress, "states": streams[self.accelerator.process_index] if not self.elastic else {}}
 
+    def _read(self, path: Path) -> Checkpoint:
+        """Reads a checkpoint in every process.
+
+        Raises:
+            CheckpointError: it cannot be read in this process, or in another one.
+        """
+        checkpoint, error = None, None
+        try:
+            checkpoint = read_checkpoint(path, self.identity)
+        except CheckpointError as caught:
+            error = caught
+        failures = gather_object([None if error is None else str(error)])
+        if error is not None:
+            raise error
+        if any(failures):
+            raise CheckpointError(f"Another process cannot go on: {next(filter(None, failures))}")
+        assert checkpoint is not None
+        records = gather_object([checkpoint.record])
+        if len(set(records)) > 1:
+            raise CheckpointError(f"{path} is not the same for all processes. Put output_dir where all nodes see it.")
+        return checkpoint
+
     def save(self, progress: Mapping[str, Any], states: Mapping[str, Any]) -> Path:
         """Writes a checkpoint; called in every process.
 
@@ -99,27 +134,21 @@ class Resumer:
         """
         streams = gather_object([dict(states)])
         model, average, optimizer = self.weights.gather(self.optimizer)
-        path = Path(self.args.output_dir) / "checkpoints" / f"step-{progress['step']}"
-        if self.accelerator.is_main_process:
-            if self.accelerator.scaler is not None:
-                optimizer = {**optimizer, "scaler": self.accelerator.scaler.state_dict()}
-            checkpoint = Checkpoint(
-                step=progress["step"],
-                identity=self.identity,
-                circumstances=self.circumstances,
-                progress={**progress, "streams": streams},
-                model=model,
-                average=average,
-                optimizer=optimizer,
-            )
-            path = write_checkpoint(
-                Path(self.args.output_dir),
-                checkpoint,
-                self.weights.model.config,
-                limit=self.args.checkpoints_total_limit,
-            )
-        self.accelerator.wait_for_everyone()
-        return path
+        if self.accelerator.scaler is not None:
+            optimizer = {**optimizer, "scaler": self.accelerator.scaler.state_dict()}
+        checkpoint = Checkpoint(
+            step=progress["step"],
+            identity=self.identity,
+            circumstances=self.circumstances,
+            progress={**progress, "streams": streams},
+            model=model,
+            average=average,
+            optimizer=optimizer,
+        )
+        output, limit = Path(self.args.output_dir), self.args.checkpoints_total_limit
+        config = self.weights.model.config
+        in_first_process(self.accelerator, lambda: write_checkpoint(output, checkpoint, config, limit=limit))
+        return checkpoint_folder(output, checkpoint.step)
 
 
 def run_identity(args: RunArguments, feed: Feed) -> dict[str, Any]:

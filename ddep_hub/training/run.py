@@ -1,14 +1,15 @@
 """A run: train, save, measure, describe, draw and publish, in this order."""
 
+import contextlib
 import json
-import shutil
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from huggingface_hub import HfApi
 from transformers.utils import logging
 
@@ -17,9 +18,15 @@ from ddep_hub.encoders import encoder_mean_std
 from ddep_hub.publishing.publish import publish_folder
 
 from .arguments import RunArguments
-from .loop import Task, Training
+from .loop import Training
 from .parsing import write_yaml
-from .run_folder import start_run, whole_folder, write_whole
+from .processes import in_first_process
+from .run_folder import check_run_folder, remove_folder, running_in, whole_folder, write_whole
+from .task import Task
+
+
+# Processes wait for each other this long: the first one may have a data set of millions of files to list, or to fetch.
+TIMEOUT = timedelta(hours=2)
 
 
 def begin(args: RunArguments, *, unused_parameters: bool = False) -> Accelerator:
@@ -40,10 +47,14 @@ def begin(args: RunArguments, *, unused_parameters: bool = False) -> Accelerator
     accelerator = Accelerator(
         log_with=args.report_to or None,
         project_dir=args.output_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=unused_parameters),
+            InitProcessGroupKwargs(timeout=TIMEOUT),
+        ],
     )
-    if accelerator.is_main_process:
-        start_run(Path(args.output_dir), overwrite=args.overwrite, resume=args.resume_from_checkpoint is not None)
+    resume = args.resume_from_checkpoint is not None
+    output = Path(args.output_dir)
+    in_first_process(accelerator, lambda: check_run_folder(output, overwrite=args.overwrite, resume=resume))
     return accelerator
 
 
@@ -105,42 +116,64 @@ def run(
         FloatingPointError: the loss is not finite.
         RunInterrupted: a signal came or the time was up; a checkpoint was written.
         CheckpointError: a checkpoint cannot be written or read.
+        BlockingIOError: another process runs in the same folder.
         OSError: the Hub refused, before the run; or publishing failed, after it: the folder is whole then.
     """
+    final = Path(args.output_dir) / "final"
+    with contextlib.ExitStack() as stack:
+        in_first_process(accelerator, lambda: stack.enter_context(running_in(Path(args.output_dir))))
+        in_first_process(accelerator, lambda: check_publishing(args))
+        results = _train_and_describe(accelerator, task, args, card)
+        in_first_process(accelerator, lambda: _publish(args, final))
+    return {**results, "final": str(final)}
+
+
+def _train_and_describe(
+    accelerator: Accelerator, task: Task, args: RunArguments, card: Callable[[Mapping[str, Any]], str]
+) -> dict[str, Any]:
     output = Path(args.output_dir)
     final = output / "final"
-    if accelerator.is_main_process:
-        check_publishing(args)
     training = Training(accelerator, task, args)
-    if accelerator.is_main_process:
-        if args.overwrite:
-            for old in ("checkpoints", "best"):
-                shutil.rmtree(output / old, ignore_errors=True)
+
+    def record() -> None:
+        for old in ("checkpoints", "best"):
+            if args.overwrite and (output / old).exists():
+                remove_folder(output / old)
         write_yaml(args, output / "config.yaml")
         task.record()
-    row = training.run()
-    model = training.weights.plain().eval()
-    if accelerator.is_main_process:
+
+    def save() -> None:
         model.name_or_path = str(final)
         with whole_folder(final) as folder:
             task.save(model, folder)
-    results = {**task.evaluate(model), "seconds": round(training.seconds, 1)}
-    training.tracking.write({**row, **results})
-    if args.eval_every:
-        training.keep_if_best(results, model)
-    training.tracking.close()
-    if accelerator.is_main_process:
+
+    def describe() -> None:
         write_whole(final / "results.json", json.dumps(results, indent=1) + "\n")
         write_whole(final / "README.md", card(results))
         (output / "pictures").mkdir(exist_ok=True)
         task.picture(model).save(output / "pictures" / "predictions.png")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process and args.push_to_hub:
+
+    try:
+        in_first_process(accelerator, record)
+        row = training.run()
+        model = training.weights.plain().eval()
+        in_first_process(accelerator, save)
+        results = {**task.evaluate(model), "seconds": round(training.seconds, 1)}
+        training.tracking.write({**row, **results})
+        if args.eval_every:
+            training.keep_if_best(results, model)
+    finally:
+        training.tracking.close()
+    in_first_process(accelerator, describe)
+    return results
+
+
+def _publish(args: RunArguments, final: Path) -> None:
+    if args.push_to_hub:
         try:
-            accelerator.print(f"Published: {publish_folder(final, str(args.hub_model_id), private=args.hub_private)}")
+            print(f"Published: {publish_folder(final, str(args.hub_model_id), private=args.hub_private)}")
         except OSError as error:
             raise OSError(
                 f"Publishing to {args.hub_model_id} failed: {error} The run is whole in {final}; publish it with "
                 f"`hf upload {args.hub_model_id} {final}`."
             ) from error
-    return {**results, "final": str(final)}

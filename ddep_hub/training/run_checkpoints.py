@@ -8,7 +8,6 @@
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from ddep_hub import DDePConfig
 
-from .run_folder import whole_folder
+from .run_folder import remove_folder, whole_folder
 
 
 Tensors = dict[str, torch.Tensor]
@@ -43,6 +42,7 @@ class Checkpoint:
         model: all parameters and buffers of the model.
         average: those of the moving average, or `None`.
         optimizer: the optimizer's state, and the gradient scaler's.
+        record: SHA-256 of the `checkpoint.json` that it was read from.
     """
 
     step: int
@@ -52,6 +52,12 @@ class Checkpoint:
     model: Tensors
     average: Tensors | None
     optimizer: dict[str, Any]
+    record: str = ""
+
+
+def checkpoint_folder(output: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return output / "checkpoints" / f"step-{step}"
 
 
 def checkpoint_folders(output: Path) -> list[Path]:
@@ -72,7 +78,7 @@ def write_checkpoint(output: Path, checkpoint: Checkpoint, config: DDePConfig, *
     Raises:
         CheckpointError: it could not be written; the older ones are still there.
     """
-    path = output / "checkpoints" / f"step-{checkpoint.step}"
+    path = checkpoint_folder(output, checkpoint.step)
     try:
         with whole_folder(path) as folder:
             save_file(_contiguous(checkpoint.model), folder / "model.safetensors", metadata={"format": "pt"})
@@ -83,7 +89,6 @@ def write_checkpoint(output: Path, checkpoint: Checkpoint, config: DDePConfig, *
             record = {
                 "format": FORMAT,
                 "step": checkpoint.step,
-                "written": time.time(),
                 "identity": checkpoint.identity,
                 "circumstances": checkpoint.circumstances,
                 "progress": checkpoint.progress,
@@ -96,10 +101,30 @@ def write_checkpoint(output: Path, checkpoint: Checkpoint, config: DDePConfig, *
             f"{path} could not be written: {error} ({free / 1e6:.0f} MB are free there). {_what_is_left(output)} Make "
             "room, then go on with `--resume_from_checkpoint latest`."
         ) from error
-    # By time and not by step: after resuming from an older one, checkpoints of later steps are the old ones.
-    for old in sorted(checkpoint_folders(output), key=_written)[:-limit]:
-        shutil.rmtree(old)
+    for old in checkpoint_folders(output)[:-limit]:
+        if old != path:
+            remove_folder(old)
     return path
+
+
+def set_aside_later(path: Path) -> list[Path]:
+    """Renames the checkpoints of later steps than one that is gone on from, so that `latest` is never one of them.
+
+    Args:
+        path: the checkpoint's folder.
+
+    Returns:
+        Their new names, `set-aside-step-N`.
+    """
+    step = int(path.name[5:])
+    later = [folder for folder in checkpoint_folders(path.parent.parent) if int(folder.name[5:]) > step]
+    renamed = []
+    for folder in later:
+        new = folder.with_name(f"set-aside-{folder.name}")
+        if new.exists():
+            remove_folder(new)
+        renamed.append(folder.rename(new))
+    return renamed
 
 
 def find_checkpoint(output: Path, name: str) -> Path | None:
@@ -173,6 +198,7 @@ def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
         model=load_file(path / "model.safetensors"),
         average=load_file(average) if average.exists() else None,
         optimizer=torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True),
+        record=_fingerprint(path / "checkpoint.json")["sha256"],
     )
 
 
@@ -183,14 +209,6 @@ def _contiguous(tensors: Tensors) -> Tensors:
 def _fingerprint(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _written(path: Path) -> float:
-    """When a checkpoint was written; a damaged one counts as the oldest."""
-    try:
-        return float(json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))["written"])
-    except (OSError, ValueError, KeyError):
-        return 0.0
 
 
 def _what_is_left(output: Path, but: Path | None = None) -> str:

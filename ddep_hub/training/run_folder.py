@@ -5,9 +5,12 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 
 @contextlib.contextmanager
@@ -15,7 +18,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     """A folder to write into that takes its final name when the block ends without an error.
 
     What was there under that name stays until then. After an error nothing new is left behind; after a kill there may
-    be a hidden folder, which [`start_run`] removes. Everything is on the disk, and not in the system's buffers alone,
+    be a hidden folder, which [`running_in`] removes. Everything is on the disk, and not in the system's buffers alone,
     before the name is given.
 
     Args:
@@ -44,10 +47,27 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Removes a folder, which a kill never leaves half-removed under its name."""
+    going = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent))
+    path.rename(going / "going")
+    shutil.rmtree(going)
+
+
+@contextlib.contextmanager
+def not_worth_the_run(what: Path) -> Iterator[None]:
+    """Says in a warning that a picture or a line could not be written, as on a full disk, and lets the run go on."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        warnings.warn(f"{what} could not be written: {error}. The run goes on without it.", stacklevel=3)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes a text file that appears under its name only when it is whole."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
+    # File names need not be UTF-8; they are written as they are.
+    partial.write_text(text, encoding="utf-8", errors="surrogateescape")
     _flush(partial)
     partial.replace(path)
 
@@ -61,8 +81,8 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def start_run(output: Path, *, overwrite: bool, resume: bool) -> None:
-    """Makes the folder of a run, or clears away what a killed run left half-written there.
+def check_run_folder(output: Path, *, overwrite: bool, resume: bool) -> None:
+    """Makes the folder of a run.
 
     Args:
         output: the folder.
@@ -78,12 +98,49 @@ def start_run(output: Path, *, overwrite: bool, resume: bool) -> None:
             "latest`, or start anew with `--overwrite`."
         )
     output.mkdir(parents=True, exist_ok=True)
-    for folder in (output, output / "checkpoints"):
-        for left in folder.glob(".*.partial"):
-            if left.is_dir():
-                shutil.rmtree(left)
-            else:
-                left.unlink()
+
+
+@contextlib.contextmanager
+def running_in(output: Path) -> Iterator[None]:
+    """Locks the folder of a run against other processes, and clears away what a killed one left half-written there.
+
+    Args:
+        output: the folder.
+
+    Raises:
+        BlockingIOError: another process runs in it.
+    """
+    with _locked(output / ".lock"):
+        for folder in (output, output / "checkpoints"):
+            for left in folder.glob(".*.partial"):
+                replaced = folder / left.name[1:].rsplit("-", 1)[0]
+                if (left / "old").is_dir() and not replaced.exists():
+                    (left / "old").rename(replaced)  # killed between the two renames of `whole_folder`
+                if left.is_dir():
+                    shutil.rmtree(left)
+                else:
+                    left.unlink()
+        yield
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """A lock that the system takes away when the process ends, however that comes about."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with path.open("a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise BlockingIOError(
+                f"output_dir: another process runs in {path.parent}. Wait until it has ended, or choose another one."
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 class MetricsLog:
@@ -103,7 +160,7 @@ class MetricsLog:
     def write(self, row: dict[str, Any]) -> None:
         """Appends a row."""
         if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
+            with not_worth_the_run(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
 

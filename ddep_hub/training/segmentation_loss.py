@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.nn import functional as F
 
-from ddep_hub.data.classes import ClassTable
-from ddep_hub.data.rows import Rows
+from ddep_hub.data.decoding import BadFileError
+from ddep_hub.data.rows import LabelledRows
 from ddep_hub.data.transforms import Normalize
 
-from .loop import Batch
+from .task import Batch
 
 
 class SegmentationObjective:
@@ -38,19 +39,27 @@ class SegmentationObjective:
         self.class_weights = class_weights
         self.dice_weight = dice_weight
 
-    def counts(self, batch: Batch) -> list[float]:
+    def counts(self, batch: Batch) -> list[torch.Tensor]:
         """Pixels that are not ignored, or their weights; with Dice, images that have such pixels."""
         labels = batch["labels"]
         valid = labels != self.ignore_index
-        pixels = valid.sum() if self.class_weights is None else self.class_weights[labels[valid]].sum()
-        images = [float(valid.flatten(1).any(1).sum())] if self.dice_weight else []
-        return [float(pixels), *images]
+        pixels = valid.sum()
+        weights = self._weights(labels.device)
+        if weights is not None:
+            # Looked up where they are valid, without asking the device how many that are.
+            pixels = (weights[labels.long().where(valid, 0)] * valid).sum()
+        return [pixels, valid.flatten(1).any(1).sum()] if self.dice_weight else [pixels]
+
+    def _weights(self, device: torch.device) -> torch.Tensor | None:
+        if self.class_weights is not None and self.class_weights.device != device:
+            self.class_weights = self.class_weights.to(device)  # once: such a copy waits for the device
+        return self.class_weights
 
     def loss_sums(self, model: nn.Module, batch: Batch, step: int, positions: Sequence[int]) -> list[torch.Tensor]:
         """Cross-entropy summed over those pixels, and Dice over those images."""
         logits = model(pixel_values=self.normalize(batch["pixel_values"])).logits.float()
-        labels = batch["labels"]
-        weights = None if self.class_weights is None else self.class_weights.to(logits.device)
+        labels = batch["labels"].long()
+        weights = self._weights(logits.device)
         entropy = F.cross_entropy(logits, labels, weights, ignore_index=self.ignore_index, reduction="sum")
         if not self.dice_weight:
             return [entropy]
@@ -78,27 +87,39 @@ def dice_losses(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -
     return ((1 - score) * present).sum(1) / present.sum(1).clamp(min=1)
 
 
-def median_frequency_weights(rows: Rows, classes: ClassTable) -> torch.Tensor:
+def median_frequency_weights(rows: LabelledRows, accelerator: Accelerator, *, skip_bad_files: bool) -> torch.Tensor:
     """Weights that make rare classes count: the median of the classes' frequencies over each one's own.
 
     As SegNet does (Badrinarayanan et al. 2017): a class's frequency is its pixels over those of the images it is in.
     A class that is in no image has the weight 0.
 
     Args:
-        rows: labelled images; the mask of each is read.
-        classes: their classes.
+        rows: labelled images; the mask of each is read, shared out over the processes.
+        accelerator: the process's accelerator.
+        skip_bad_files: leave broken masks out.
 
     Returns:
         `(num_classes,)`, float32.
+
+    Raises:
+        BadFileError: a mask is broken, and `skip_bad_files` is off.
+        ValueError: no pixel is labelled.
     """
-    pixels = torch.zeros(classes.num_classes)
-    around = torch.zeros(classes.num_classes)
-    for index in range(len(rows)):
-        labels = torch.from_numpy(rows[index]["annotation"]).long()
+    classes = rows.classes
+    pixels = torch.zeros(classes.num_classes, dtype=torch.int64)
+    around = torch.zeros(classes.num_classes, dtype=torch.int64)
+    for index in range(accelerator.process_index, len(rows), accelerator.num_processes):
+        try:
+            labels = torch.from_numpy(rows.mask(index)).long()
+        except (BadFileError, OSError):
+            if not skip_bad_files:
+                raise
+            continue
         counts = labels[labels != classes.ignore_index].bincount(minlength=classes.num_classes)
         pixels += counts
         around += counts.sum() * (counts > 0)
-    frequency = pixels / around.clamp(min=1)
+    both = accelerator.reduce(torch.stack([pixels, around]).to(accelerator.device), "sum").cpu()
+    frequency = both[0] / both[1].clamp(min=1)
     present = frequency > 0
     if not present.any():
         raise ValueError("class_weights: the labelled images have no labelled pixel. Check the masks.")

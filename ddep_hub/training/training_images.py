@@ -1,7 +1,6 @@
 """The images of a pretraining run: what it trains on, and what is kept out to measure it."""
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +8,8 @@ import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, Subset
 
-from ddep_hub.data.augmented import AugmentedDataset
+from ddep_hub.data.augmented import AugmentedDataset, bad_file
+from ddep_hub.data.decoding import BadFileError
 from ddep_hub.data.hub_datasets import ShardedImages
 from ddep_hub.data.image_sources import identity, open_images
 from ddep_hub.data.rows import Rows
@@ -32,13 +32,15 @@ class TrainingImages:
 
     Args:
         feed: the training examples.
-        held_out: crops of the held-out images, uint8 `(n, 3, H, W)`, the same in every run.
+        held_out: crops of the held-out images that are not broken, uint8 `(n, 3, H, W)`, the same in every run.
         examples: crops of a few training images, uint8 `(m, 3, H, W)`.
+        skipped: broken files among them, with `skip_bad_files`.
     """
 
     feed: Feed
     held_out: torch.Tensor
     examples: torch.Tensor
+    skipped: list[str]
 
 
 def open_training_images(args: PretrainArguments, transform: PretrainTransform) -> TrainingImages:
@@ -69,23 +71,37 @@ def open_training_images(args: PretrainArguments, transform: PretrainTransform) 
             held_out=number,
         )
         rows: Rows = make(global_batch_size=1, start_step=0, end_step=0).head(number + REFERENCE_IMAGES)
-        held_out, training = list(range(number)), list(range(number, len(rows)))
+        held_out, training = np.split(np.arange(len(rows)), [number])
         feed: Feed = StreamFeed(make, data, f"a stream of {sum(source.num_shards for source in streams)} shards")
     else:
         joined = ConcatDataset(sources)
         rows = joined
         # One choice for all seeds of a run, so that their errors can be compared.
-        order = epoch_order(len(joined), 0, 0)
-        held_out, training = order[:number].tolist(), sorted(order[number:].tolist())
+        held_out, training = np.split(epoch_order(len(joined), 0, 0), [number])
+        training.sort()
         sizes = np.diff(np.searchsorted(training, [0, *joined.cumulative_sizes])).tolist()
+        if args.image_weights and min(sizes) == 0:
+            raise ValueError(f"num_held_out: all images of {names[sizes.index(0)]} would be kept out. Keep fewer out.")
         subset: Any = Subset(joined, training)
         dataset = AugmentedDataset(subset, transform, args.seed, skip_bad_files=args.skip_bad_files)
         feed = DatasetFeed(dataset, data, sizes, args.image_weights)
-    if not training:
+    if not len(training):
         raise ValueError(f"num_held_out is {number}, but {names} hold {len(rows)} images in all. Keep fewer out.")
-    fixed = AugmentedDataset(rows, transform, 0, skip_bad_files=args.skip_bad_files)
+    fixed, skipped = AugmentedDataset(rows, transform, 0), list[str]()
 
-    def crops(indices: Sequence[int]) -> torch.Tensor:
-        return torch.stack([fixed[(0, index)]["pixel_values"] for index in indices])
+    def crops(indices: np.ndarray, what: str) -> torch.Tensor:
+        found = []
+        for index in indices:
+            try:
+                found.append(fixed[(0, int(index))]["pixel_values"])
+            except (BadFileError, OSError) as error:
+                if not args.skip_bad_files:
+                    raise
+                skipped.append(bad_file(error))
+        if not found:
+            raise BadFileError(f"All {len(indices)} {what} images are broken, such as {skipped[0]}; look at the files")
+        return torch.stack(found)
 
-    return TrainingImages(feed, crops(held_out), crops(training[:REFERENCE_IMAGES]))
+    return TrainingImages(
+        feed, crops(held_out, "held-out"), crops(training[:REFERENCE_IMAGES], "of the first training"), skipped
+    )

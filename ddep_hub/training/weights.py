@@ -45,7 +45,10 @@ class Weights:
         order = torch.contiguous_format if self.sharded else torch.channels_last
         self.model = model.to(accelerator.device, memory_format=order)
         if args.activation_checkpointing:
-            self.model.gradient_checkpointing_enable()
+            if hasattr(model, "activation_checkpointing_enable"):
+                model.activation_checkpointing_enable()
+            else:  # older releases of transformers
+                model.gradient_checkpointing_enable()
         self.average = ModelEmaV3(model, decay=args.ema_decay, use_warmup=True) if args.ema_decay else None
         self._unsharded = copy.deepcopy(model) if self.sharded else model
 

@@ -38,7 +38,7 @@ def test_train_transform_moves_image_and_labels_together(crop_size, image_size):
         assert result["pixel_values"].shape == (3, height, width)
         assert result["pixel_values"].dtype == torch.uint8
         assert result["labels"].shape == (height, width)
-        assert result["labels"].dtype == torch.int64
+        assert result["labels"].dtype == torch.uint8
         assert result["pixel_values"].is_contiguous()
         red = result["pixel_values"][0].int() > result["pixel_values"][2].int()
         inside = result["labels"] != 255

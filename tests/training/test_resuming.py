@@ -9,6 +9,7 @@ import tarfile
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from ddep_hub.training import loop
@@ -203,7 +204,11 @@ def test_what_a_kill_left_is_cleared_away(arguments, monkeypatch):
 
 @pytest.mark.parametrize(
     ("fields", "said"),
-    [({"learning_rate": 0.5}, "learning_rate was 0.003 and is 0.5"), ({"images": ["other"]}, "data was")],
+    [
+        ({"learning_rate": 0.5}, "learning_rate was 0.003 and is 0.5"),
+        ({"activation_checkpointing": True}, "activation_checkpointing was False and is True"),
+        ({"images": ["other"]}, "data was"),
+    ],
 )
 def test_another_run_is_refused_and_nothing_is_lost(fields, said, arguments, scenes, monkeypatch):
     args = arguments("pretrain", "run")
@@ -233,6 +238,16 @@ def test_data_that_moved_is_the_same_data(arguments, scenes, tmp_path, monkeypat
     goes_on(args)
 
 
+def test_other_labels_are_other_data(arguments, scenes, tmp_path, monkeypatch):
+    args = arguments("finetune", "run")
+    stopped(args, monkeypatch, 2)
+    args.data = str(shutil.copytree(scenes, tmp_path / "changed"))
+    mask = min((tmp_path / "changed" / "annotations" / "train").iterdir())
+    Image.new("L", Image.open(mask).size).save(mask)
+    with pytest.raises(CheckpointError, match="data was"):
+        goes_on(args)
+
+
 def test_an_older_checkpoint_can_be_gone_on_with(arguments):
     whole = arguments("pretrain", "whole", save_every=2, checkpoints_total_limit=9)
     start(whole)
@@ -241,6 +256,8 @@ def test_an_older_checkpoint_can_be_gone_on_with(arguments):
     start(whole)
     tensors, rows = outcome(whole)
     assert rows == expected[1] and all(torch.equal(tensors[name], expected[0][name]) for name in tensors)
+    names = {"step-2", "step-4", "step-6", "step-7", "set-aside-step-4", "set-aside-step-6", "set-aside-step-7"}
+    assert set(os.listdir(f"{whole.output_dir}/checkpoints")) == names
 
 
 def test_overwriting_takes_the_old_checkpoints_away(arguments, monkeypatch):

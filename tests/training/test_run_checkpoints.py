@@ -1,7 +1,7 @@
 """Checkpoints as files: whole or not there, checked, rotated, and told from those of other runs."""
 
+import contextlib
 import json
-import os
 import resource
 import shutil
 import signal
@@ -16,6 +16,7 @@ from ddep_hub.training.run_checkpoints import (
     checkpoint_folders,
     find_checkpoint,
     read_checkpoint,
+    set_aside_later,
     write_checkpoint,
 )
 
@@ -52,12 +53,26 @@ def test_the_newest_are_kept(tmp_path):
     assert find_checkpoint(tmp_path, "latest").name == "step-100"
 
 
-def test_newest_is_by_time_after_going_back(tmp_path):
-    """Resumed from an older one, the checkpoints of later steps are the older files: the new one must stay."""
+def test_the_one_just_written_is_kept_whatever_its_step(tmp_path):
     for step in (20, 60, 80):
         write(tmp_path, step)
-    write(tmp_path, 40, limit=2)
+    write(tmp_path, 40, limit=1)
     assert [path.name for path in checkpoint_folders(tmp_path)] == ["step-40", "step-80"]
+
+
+def test_later_ones_are_set_aside_when_an_older_one_is_gone_on_from(tmp_path):
+    for step in (20, 60, 80):
+        write(tmp_path, step)
+    for _ in range(2):
+        set_aside_later(tmp_path / "checkpoints" / "step-20")
+        assert find_checkpoint(tmp_path, "latest").name == "step-20"
+        write(tmp_path, 60)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {
+        "step-20",
+        "step-60",
+        "set-aside-step-60",
+        "set-aside-step-80",
+    }
 
 
 def test_latest_of_none_is_none(tmp_path):
@@ -112,20 +127,23 @@ def test_another_run_is_told_by_what_differs(tmp_path):
         read_checkpoint(path, {**IDENTITY, "learning_rate": 1e-2, "data": "d"})
 
 
+@contextlib.contextmanager
+def small_files_alone():
+    """The system refuses to write more than 64 KiB into a file, as on a full disk."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
 def test_a_full_disk_leaves_the_older_checkpoint_and_nothing_half_written(tmp_path):
-    """The system refuses to write more, as on a full disk: in a process of its own, whose files may hold 64 KiB."""
     write(tmp_path, 5)
-    child = os.fork()
-    if child == 0:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
-        try:
-            write(tmp_path, 10, size=100_000)
-        except CheckpointError as error:
-            said = "step-10 could not be written" in str(error) and "step-5 is still there" in str(error)
-            os._exit(0 if said else 2)
-        os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    said = r"step-10 could not be written: .*step-5 is still there.*`--resume_from_checkpoint latest`"
+    with pytest.raises(CheckpointError, match=said), small_files_alone():
+        write(tmp_path, 10, size=100_000)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-5"]
     assert read_checkpoint(tmp_path / "checkpoints" / "step-5", IDENTITY).step == 5
 

@@ -1,8 +1,11 @@
 """Folders that appear only when they are whole."""
 
+import subprocess
+import sys
+
 import pytest
 
-from ddep_hub.training.run_folder import MetricsLog, read_metrics, whole_folder
+from ddep_hub.training.run_folder import MetricsLog, not_worth_the_run, read_metrics, running_in, whole_folder
 
 
 def test_the_new_folder_replaces_the_old_one(tmp_path):
@@ -22,6 +25,43 @@ def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path):
         raise OSError("disk full")
     assert (tmp_path / "final" / "file").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+def test_a_kill_between_the_two_renames_costs_nothing(tmp_path):
+    """`whole_folder` moves the old folder away before the new one takes its name."""
+    (tmp_path / ".final-abc.partial" / "old").mkdir(parents=True)
+    (tmp_path / ".final-abc.partial" / "old" / "file").write_text("old")
+    (tmp_path / ".final-def.partial").mkdir()
+    (tmp_path / ".config.yaml.partial").write_text("half")
+    with running_in(tmp_path):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "final"]
+    assert (tmp_path / "final" / "file").read_text() == "old"
+
+
+def test_one_process_at_a_time(tmp_path):
+    code = (
+        "import pathlib, sys; from ddep_hub.training.run_folder import running_in; "
+        "running_in(pathlib.Path(sys.argv[1])).__enter__()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with running_in(tmp_path):
+        other = subprocess.run(command, capture_output=True, text=True)
+        assert other.returncode != 0 and "another process runs in" in other.stderr
+    assert subprocess.run(command).returncode == 0
+
+
+def test_what_is_not_worth_the_run_is_a_warning(tmp_path):
+    with pytest.warns(UserWarning, match=r"picture could not be written: No space.*goes on"):
+        with not_worth_the_run(tmp_path / "picture"):
+            raise OSError("No space left on device")
+
+
+def test_metrics_of_a_resumed_run(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo')
+    MetricsLog(path, keep=2).write({"step": 3, "again": True})
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}, {"step": 3, "again": True}]
 
 
 def test_metrics(tmp_path):

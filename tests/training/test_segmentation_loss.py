@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from ddep_hub.data.classes import ClassTable
+from ddep_hub.data.decoding import BadFileError
 from ddep_hub.data.transforms import Normalize
 from ddep_hub.training.segmentation_loss import SegmentationObjective, dice_losses, median_frequency_weights
 
@@ -82,8 +84,20 @@ def test_an_image_without_labels_adds_nothing(batch):
 
 
 def test_median_frequency():
-    classes = ClassTable(("a", "b", "c", "d"), ((0, 0, 0),) * 4)
-    rows = [{"annotation": np.array([[0, 0, 0, 1]])}, {"annotation": np.array([[0, 0, 255, 2]])}]
+    class Masks:
+        classes = ClassTable(("a", "b", "c", "d"), ((0, 0, 0),) * 4)
+
+        def __len__(self):
+            return 3
+
+        def mask(self, index):
+            if index == 2:
+                raise BadFileError("broken")
+            return np.array([[[0, 0, 0, 1]], [[0, 0, 255, 2]]][index], dtype=np.uint8)
+
+    with pytest.raises(BadFileError):
+        median_frequency_weights(Masks(), Accelerator(cpu=True), skip_bad_files=False)
     # Frequencies in the images that hold them: a 5/7, b 1/4, c 1/3; their median is 1/3.
     expected = torch.tensor([(1 / 3) / (5 / 7), (1 / 3) / (1 / 4), 1.0, 0.0])
-    torch.testing.assert_close(median_frequency_weights(rows, classes), expected)
+    found = median_frequency_weights(Masks(), Accelerator(cpu=True), skip_bad_files=True)
+    torch.testing.assert_close(found, expected)

