@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from .classes import ClassTable, class_colors
 from .decoding import BadFileError, decode_image, decode_mask
 from .opening import load_split, local_contents
+from .rows import labelled_row
 
 
 if TYPE_CHECKING:
@@ -127,14 +128,7 @@ class HubSegmentation(Dataset[dict[str, Any]]):
         image_row, mask_row = (self._file(index, column) for column in (self.image_column, self.mask_column))
         path, mask_path = image_row["path"], mask_row["path"]
         image, mask = decode_image(image_row["image"]), self.mask(index)
-        height, width = mask.shape
-        if image.size != (width, height):
-            raise BadFileError(
-                f"{mask_path} is {width}x{height} pixels, but its image {path} is {image.width}x{image.height} (EXIF "
-                "orientation applied); leave this example out by stems, or mend the data set",
-                mask_path,
-            )
-        return {"image": image, "annotation": mask, "path": path, "annotation_path": mask_path}
+        return labelled_row(image, mask, path, mask_path)
 
 
 class ShardedImages:

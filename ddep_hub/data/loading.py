@@ -8,9 +8,10 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from .classes import ClassTable
-from .decoding import BadFileError, decode_image, decode_mask
+from .decoding import decode_image, decode_mask
 from .image_files import PackedNames, first_few, images_below
 from .layouts import find_layout, layout_splits, split_files
+from .rows import labelled_row
 
 
 class ImageFolder(Dataset[dict[str, Any]]):
@@ -122,14 +123,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         path, mask_path = self.images[index], self._masks[index]
         image, mask = decode_image(path), self.mask(index)
-        height, width = mask.shape
-        if image.size != (width, height):
-            raise BadFileError(
-                f"{mask_path} is {width}x{height} pixels, but its image {path} is {image.width}x{image.height} (EXIF "
-                "orientation applied); make the mask from that image, or resize the mask with nearest neighbour",
-                mask_path,
-            )
-        return {"image": image, "annotation": mask, "path": str(path), "annotation_path": str(mask_path)}
+        return labelled_row(image, mask, str(path), str(mask_path))
 
 
 def available_splits(root: str | Path, layout: str | None = None) -> list[str]:

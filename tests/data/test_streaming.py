@@ -1,5 +1,7 @@
 import functools
+import io
 import json
+import tarfile
 import threading
 from collections import Counter
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -240,6 +242,28 @@ def test_tar_shards_and_parquet_end_to_end(tmp_path, write_shards, image_dataset
             assert_same(rest, whole[step:])
     with pytest.raises(BadFileError, match=r"train-001\.tar/0006\.jpg is damaged"):
         load(make(skip_bad_files=False))
+
+
+def test_a_row_without_an_image_is_a_bad_file(tmp_path, write_shards, jpeg):
+    """A key of a shard that has no image is passed over like a broken one, and is not the end of the shard."""
+    write_shards(tmp_path, [6])  # `datasets` takes the columns from the first five
+    with tarfile.open(tmp_path / "train-000.tar", "a") as tar:
+        for name, content in {"0006.json": b"{}", "0007.jpg": jpeg(7), "0007.json": b"{}"}.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+
+    def make(**options):
+        sizes = {"global_batch_size": 7, "start_step": 0, "end_step": 2}
+        sources = open_images([str(tmp_path / "*.tar")])
+        return ImageStream(sources, PretrainTransform(crop_size=8), seed=0, **sizes, **options)
+
+    found = load(make(skip_bad_files=True))
+    expected = {f"{number:04d}.jpg" for number in (0, 1, 2, 3, 4, 5, 7)}
+    assert {path.rsplit("/")[-1] for path in paths(found)} == expected
+    assert {path.rsplit("/")[-1] for batch in found for path in batch["skipped"]} == {"0006.jpg"}
+    with pytest.raises(BadFileError, match=r"0006\.jpg"):
+        load(make())
 
 
 def test_shards_behind_urls(tmp_path, write_shards):
