@@ -1,15 +1,17 @@
 """Whole-image inference and its evaluation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
 
 from ddep_hub.data.rows import LabelledRows
 from ddep_hub.data.transforms import EvalTransform
+from ddep_hub.data.workers import ignore_signals
 
 from .metrics import ConfusionMatrix
 
@@ -40,6 +42,7 @@ def count_pixels(
     normalize: Callable[[torch.Tensor], torch.Tensor],
     *,
     batch_size: int = 1,
+    num_workers: int = 0,
     accelerator: Accelerator | None = None,
 ) -> ConfusionMatrix:
     """Counts true and predicted classes over labelled images, each whole, at the size of its mask.
@@ -50,6 +53,7 @@ def count_pixels(
         transform: prepares a row.
         normalize: makes `pixel_values` of uint8 images.
         batch_size: images a forward pass, where they follow each other with the same size.
+        num_workers: processes that read images; 0 does it in this one.
         accelerator: shares the images out over its processes; the counts are summed, so they do not depend on how
             many there are.
     """
@@ -57,7 +61,14 @@ def count_pixels(
     device = next(model.parameters()).device
     rank, world_size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     matrix = ConfusionMatrix(rows.classes.num_classes, rows.classes.ignore_index, device)
-    for pixels, labels in _batches(rows, range(rank, len(rows), world_size), transform, batch_size):
+    examples = DataLoader(
+        _Examples(rows, transform),
+        sampler=range(rank, len(rows), world_size),
+        batch_size=None,
+        num_workers=num_workers,
+        worker_init_fn=ignore_signals,
+    )
+    for pixels, labels in _batches(examples, batch_size):
         predicted = predict(model, normalize(pixels.to(device)), tuple(labels.shape[-2:]))
         matrix.update(predicted, labels.to(device))
     if accelerator is not None:
@@ -72,24 +83,42 @@ def evaluate_segmentation(
     normalize: Callable[[torch.Tensor], torch.Tensor],
     *,
     batch_size: int = 1,
+    num_workers: int = 0,
     accelerator: Accelerator | None = None,
 ) -> dict[str, Any]:
     """The figures of [`ConfusionMatrix`] for the counts of [`count_pixels`]; takes the same arguments."""
-    matrix = count_pixels(model, rows, transform, normalize, batch_size=batch_size, accelerator=accelerator)
+    matrix = count_pixels(
+        model,
+        rows,
+        transform,
+        normalize,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        accelerator=accelerator,
+    )
     return matrix.figures(list(rows.classes.names))
 
 
+class _Examples(Dataset[dict[str, torch.Tensor]]):
+    """Rows under a transform."""
+
+    def __init__(self, rows: LabelledRows, transform: EvalTransform) -> None:
+        self.rows, self.transform = rows, transform
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.transform(self.rows[index])
+
+
 def _batches(
-    rows: LabelledRows, indices: range, transform: EvalTransform, batch_size: int
+    examples: Iterable[dict[str, torch.Tensor]], batch_size: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Stacks rows that follow each other with the same sizes."""
+    """Stacks examples that follow each other with the same sizes."""
     waiting: list[dict[str, torch.Tensor]] = []
 
     def stacked() -> tuple[torch.Tensor, torch.Tensor]:
         return torch.stack([row["pixel_values"] for row in waiting]), torch.stack([row["labels"] for row in waiting])
 
-    for index in indices:
-        row = transform(rows[index])
+    for row in examples:
         fits = not waiting or all(row[name].shape == waiting[0][name].shape for name in row)
         if waiting and (len(waiting) == batch_size or not fits):
             yield stacked()

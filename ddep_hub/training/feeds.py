@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader
 from ddep_hub.data.augmented import AugmentedDataset, collate
 from ddep_hub.data.sampling import StepBatchSampler
 from ddep_hub.data.streaming import ImageStream
+from ddep_hub.data.workers import ignore_signals
 
 from .arguments import RunArguments
-from .interruption import ignore_signals
 
 
 class Feed(Protocol):

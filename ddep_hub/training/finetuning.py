@@ -121,7 +121,13 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
 
     def evaluate(model: nn.Module) -> dict[str, Any]:
         figures = evaluate_segmentation(
-            model, held_out, transform, normalize, batch_size=args.eval_batch_size, accelerator=accelerator
+            model,
+            held_out,
+            transform,
+            normalize,
+            batch_size=args.eval_batch_size,
+            num_workers=args.num_workers,
+            accelerator=accelerator,
         )
         return {**figures, "labelled": len(rows)}
 

@@ -14,8 +14,6 @@ from typing import Any
 STARTED = time.monotonic()
 # sysexits.h: a temporary failure, try again. Unlike 128 + signal it also says that the checkpoint was written.
 EXIT_CODE = 75
-# For the step and its checkpoint.
-SECONDS_AFTER_SIGTERM = 120
 
 
 class RunInterrupted(SystemExit):
@@ -69,13 +67,6 @@ class Interruption:
         if self.received is None and self.max_seconds is not None and time.monotonic() - STARTED > self.max_seconds:
             return f"max_time ({self.max_seconds:g} s)"
         return self.received
-
-
-def ignore_signals(worker: int) -> None:
-    """For the processes that load data: a signal to all of a job's processes must not kill them under the loop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Later it must: SIGTERM is also how a worker that hangs is ended.
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(SECONDS_AFTER_SIGTERM) and None)
 
 
 def _end_with_launcher() -> None:

@@ -38,6 +38,7 @@ def test_batches_do_not_change_the_figures_and_pixels_are_those_of_the_masks(row
     transform = EvalTransform(image_size=image_size)
     one, many = (evaluate_segmentation(model, rows, transform, normalize, batch_size=size) for size in (1, 4))
     assert one == many
+    assert one == evaluate_segmentation(model, rows, transform, normalize, batch_size=4, num_workers=2)
     matrix = ConfusionMatrix(8)
     model.eval()
     for row in rows:
