@@ -56,10 +56,19 @@ def encoder_row(config: DDePConfig, source: str) -> str:
 
 def schedule(run: Mapping[str, Any]) -> str:
     """Steps, batch, crops and optimizer in words."""
+    options = (
+        *("weight_decay", "ema_decay", "max_grad_norm", "class_weights", "dice_weight", "freeze_encoder_steps"),
+        "freeze_encoder_norms",
+    )
+    chosen = "".join(f", {name} {_words(run[name])}" for name in options if run.get(name))
     return (
         f"{run['max_steps']} steps of {run['batch_size']}, {run['crop_size']} px crops, {run['optimizer']}, "
-        f"learning rate {run['learning_rate']:g}, {run['lr_scheduler']}"
+        f"learning rate {run['learning_rate']:g}, {run['lr_scheduler']}{chosen}"
     )
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def pretraining_card(

@@ -228,7 +228,9 @@ def test_class_weights_and_dice_change_the_loss(finetuning):
     one = losses(finetuning("one", max_steps=1, class_weights=["1"] * 8))
     assert one == pytest.approx(plain)
     assert losses(finetuning("weighted", max_steps=1, class_weights=["5", *["1"] * 7])) != pytest.approx(plain)
-    assert losses(finetuning("dice", max_steps=1, dice_weight=0.5))[0] > plain[0]
+    dice = finetuning("dice", max_steps=1, dice_weight=0.5, class_weights=["median_frequency"])
+    assert losses(dice)[0] > plain[0]
+    assert "class_weights median_frequency, dice_weight 0.5" in (dice / "final" / "README.md").read_text()
 
 
 def test_pictures_and_bars(pretraining, capsys):
