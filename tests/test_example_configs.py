@@ -14,6 +14,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation
+from ddep_hub.commands.arguments import EvaluateArguments, PredictArguments
 from ddep_hub.data.catalog import known_dataset
 from ddep_hub.data.layouts import LAYOUTS
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
@@ -27,6 +28,7 @@ PAGE = (EXAMPLES / "README.md").read_text(encoding="utf-8")
 ACCELERATE = sorted((CONFIGS / "accelerate").glob("*.yaml"))
 PRETRAIN = sorted(CONFIGS.glob("pretrain-*.yaml"))
 FINETUNE = sorted(CONFIGS.glob("finetune-*.yaml"))
+ARGUMENTS = [PretrainArguments, FinetuneArguments, EvaluateArguments, PredictArguments]
 # The paper's level, in units of inputs with this deviation.
 SIGMA, STD = 0.22, 0.5
 
@@ -172,7 +174,7 @@ def test_every_value_of_a_preset_has_its_mark(path):
     assert f"--config examples/configs/{path.name}" in text
 
 
-@pytest.mark.parametrize("cls", [PretrainArguments, FinetuneArguments])
+@pytest.mark.parametrize("cls", ARGUMENTS)
 def test_the_page_names_every_argument(cls):
     part = PAGE[PAGE.index("## Arguments") : PAGE.index("## Stopping and resuming")]
     missing = [field.name for field in dataclasses.fields(cls) if f"`{field.name}`" not in part]
@@ -180,7 +182,7 @@ def test_the_page_names_every_argument(cls):
 
 
 def test_the_page_names_no_other_argument():
-    own = {field.name for cls in (PretrainArguments, FinetuneArguments) for field in dataclasses.fields(cls)}
+    own = {field.name for cls in ARGUMENTS for field in dataclasses.fields(cls)}
     launch = {"config_file", "machine_rank", "main_process_ip", "config", "help"}
     slurm = {"nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "time", "signal", "requeue", "open-mode"}
     assert set(re.findall(r"--([a-z][\w-]*)", PAGE)) - own - launch - slurm == set()

@@ -1,4 +1,4 @@
-"""Whole-image inference and its evaluation."""
+"""Inference on images of any size, and its evaluation."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -13,21 +13,28 @@ from ddep_hub.data.rows import LabelledRows
 from ddep_hub.data.transforms import EvalTransform
 from ddep_hub.data.workers import ignore_signals
 
+from .boundary import BoundaryCounts
 from .metrics import ConfusionMatrix
+from .windows import InferenceOptions, predict_probabilities
 
 
 @torch.no_grad()
-def predict(model: nn.Module, pixel_values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def predict(
+    model: nn.Module, pixel_values: torch.Tensor, size: tuple[int, int], options: InferenceOptions | None = None
+) -> torch.Tensor:
     """Class ids of images, at another size than the model sees.
 
     Args:
         model: a segmentation model in eval mode.
         pixel_values: normalised images `(batch, 3, h, w)`.
         size: height and width of the result; logits are upsampled to it before the argmax.
+        options: how to predict; the whole image in one pass by default.
 
     Returns:
         int64 tensor `(batch, *size)`.
     """
+    if options is not None and not options.is_single_pass:
+        return predict_probabilities(model, pixel_values, size, options).argmax(1)
     logits = model(pixel_values=pixel_values).logits
     if logits.shape[-2:] != size:
         logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
@@ -44,8 +51,11 @@ def count_pixels(
     batch_size: int = 1,
     num_workers: int = 0,
     accelerator: Accelerator | None = None,
+    options: InferenceOptions | None = None,
+    boundary: BoundaryCounts | None = None,
+    on_prediction: Callable[[int, torch.Tensor], None] | None = None,
 ) -> ConfusionMatrix:
-    """Counts true and predicted classes over labelled images, each whole, at the size of its mask.
+    """Counts true and predicted classes over labelled images, at the size of their masks.
 
     Args:
         model: a segmentation model; it is put into eval mode.
@@ -56,6 +66,10 @@ def count_pixels(
         num_workers: processes that read images; 0 does it in this one.
         accelerator: shares the images out over its processes; the counts are summed, so they do not depend on how
             many there are.
+        options: how to predict; whole images in one pass by default.
+        boundary: fresh counts on the model's device, which are filled with those of all processes.
+        on_prediction: called with the number of a row and its predicted class ids `(H, W)`, in the process that
+            predicted it.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -68,11 +82,20 @@ def count_pixels(
         num_workers=num_workers,
         worker_init_fn=ignore_signals,
     )
+    numbers = iter(range(rank, len(rows), world_size))
     for pixels, labels in _batches(examples, batch_size):
-        predicted = predict(model, normalize(pixels.to(device)), tuple(labels.shape[-2:]))
-        matrix.update(predicted, labels.to(device))
+        predicted = predict(model, normalize(pixels.to(device)), tuple(labels.shape[-2:]), options)
+        labels = labels.to(device)
+        matrix.update(predicted, labels)
+        if boundary is not None:
+            boundary.update(predicted, labels)
+        if on_prediction is not None:
+            for image in predicted:
+                on_prediction(next(numbers), image)
     if accelerator is not None:
         matrix.counts = accelerator.reduce(matrix.counts, "sum")
+        if boundary is not None:
+            boundary.counts = accelerator.reduce(boundary.counts, "sum")
     return matrix
 
 
@@ -85,8 +108,13 @@ def evaluate_segmentation(
     batch_size: int = 1,
     num_workers: int = 0,
     accelerator: Accelerator | None = None,
+    options: InferenceOptions | None = None,
+    boundary: BoundaryCounts | None = None,
 ) -> dict[str, Any]:
-    """The figures of [`ConfusionMatrix`] for the counts of [`count_pixels`]; takes the same arguments."""
+    """The figures of [`ConfusionMatrix`], and of `boundary` where it is given, for the counts of [`count_pixels`].
+
+    Takes the same arguments.
+    """
     matrix = count_pixels(
         model,
         rows,
@@ -95,8 +123,11 @@ def evaluate_segmentation(
         batch_size=batch_size,
         num_workers=num_workers,
         accelerator=accelerator,
+        options=options,
+        boundary=boundary,
     )
-    return matrix.figures(list(rows.classes.names))
+    names = list(rows.classes.names)
+    return matrix.figures(names) | ({} if boundary is None else boundary.figures(names))
 
 
 class _Examples(Dataset[dict[str, torch.Tensor]]):

@@ -14,6 +14,7 @@ from ddep_hub.denoising import denoise
 
 from .denoising_error import held_out_noise
 from .inference import predict
+from .windows import InferenceOptions
 
 
 PANEL = 192
@@ -102,6 +103,7 @@ def segmentation_picture(
     normalize: Callable[[torch.Tensor], torch.Tensor],
     *,
     number: int = 4,
+    options: InferenceOptions | None = None,
 ) -> Image.Image:
     """Image, truth, and the prediction of each model, one row an image.
 
@@ -111,6 +113,7 @@ def segmentation_picture(
         transform: prepares a row.
         normalize: makes `pixel_values` of uint8 images.
         number: images to show.
+        options: how to predict; whole images in one pass by default.
     """
     table = []
     for index in np.linspace(0, len(rows) - 1, min(number, len(rows))).round().astype(int):
@@ -121,6 +124,6 @@ def segmentation_picture(
         for model in models.values():
             device = next(model.parameters()).device
             pixels = normalize(example["pixel_values"][None].to(device))
-            shown.append(colorize(predict(model.eval(), pixels, size)[0].cpu().numpy(), rows.classes))
+            shown.append(colorize(predict(model.eval(), pixels, size, options)[0].cpu().numpy(), rows.classes))
         table.append(shown)
     return panels(table, ["image", "truth", *models])

@@ -7,12 +7,10 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ddep_hub.data.augmented import bad_file
-from ddep_hub.data.classes import read_class_table
 from ddep_hub.data.decoding import BadFileError
-from ddep_hub.data.hub_datasets import HubSegmentation
-from ddep_hub.data.image_sources import HUB_PREFIX, holds_dataset, parse_hub_name
 from ddep_hub.data.label_splits import choose_labelled, read_split_file
 from ddep_hub.data.loading import SegmentationFolder
+from ddep_hub.data.opening_labelled import open_labelled
 from ddep_hub.data.rows import LabelledRows
 
 from .arguments import FinetuneArguments
@@ -67,18 +65,12 @@ def open_split(args: FinetuneArguments, split: str, stems: Iterable[str] | None 
         stems: the examples to use; all by default.
     """
     name = args.data or str(embedded_scenes())
-    on_hub = name.startswith(HUB_PREFIX)
-    folder = name if on_hub else str(data_folder(name))
-    if not on_hub and not holds_dataset(folder):
-        return SegmentationFolder(folder, split, stems=stems)
-    repository, revision = parse_hub_name(name)[:2] if on_hub else (folder, None)
-    return HubSegmentation(
-        repository,
+    return open_labelled(
+        name if "://" in name else data_folder(name),
         split,
-        read_class_table(args.classes) if args.classes else None,
+        classes=args.classes,
         image_column=args.image_column,
         mask_column=args.mask_column,
-        revision=revision,
         stems=stems,
     )
 

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import sys
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import yaml
 from transformers import HfArgumentParser
@@ -13,14 +13,20 @@ from .arguments import RunArguments
 from .run_folder import write_whole
 
 
-Arguments = TypeVar("Arguments", bound=RunArguments)
+class Dataclass(Protocol):
+    """Any dataclass; those of arguments check themselves."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+Arguments = TypeVar("Arguments", bound=Dataclass)
 
 
 def parse_arguments(cls: type[Arguments], argv: list[str] | None = None) -> Arguments:
     """Arguments from `--config file.yaml` and the command line, which has the last word.
 
     Args:
-        cls: [`PretrainArguments`] or [`FinetuneArguments`].
+        cls: a dataclass of arguments, such as [`PretrainArguments`].
         argv: command line; `sys.argv[1:]` by default.
 
     Raises:

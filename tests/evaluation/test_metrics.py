@@ -49,3 +49,33 @@ def test_comparison():
     assert "| DDeP decoder | 41.00 | 44.00 | 42.50 | 2.12 |" in comparison_table(scores)
     assert verdict(*scores.values()).endswith("+1.50 mIoU (by seed: +1.00, +2.00): a gain with every seed")
     assert verdict({0: 1.0, 1: 1.0}, {0: 0.5, 1: 9.0}).endswith("no gain at this budget")
+
+
+def test_against_torchmetrics():
+    classification = pytest.importorskip("torchmetrics.classification")
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 7, (3, 16, 16), generator=generator)
+    prediction = torch.where(torch.rand(labels.shape, generator=generator) < 0.5, labels, labels.roll(5, -1))
+    labels[0][torch.rand(16, 16, generator=generator) < 0.2] = 255
+    labels[labels == 5] = 2
+    prediction[prediction == 5] = 1  # class 5 is in neither
+    labels[labels == 6] = 255  # class 6 is predicted, never true
+    matrix = ConfusionMatrix(7)
+    for part in range(3):
+        matrix.update(prediction[part], labels[part])
+    figures = matrix.figures()
+
+    def reference(name, **options):
+        metric = getattr(classification, name)(num_classes=7, ignore_index=255, **options)
+        return metric(prediction, labels)
+
+    assert torch.equal(matrix.counts, reference("MulticlassConfusionMatrix"))
+    assert figures["mean_iou"] == pytest.approx(reference("MulticlassJaccardIndex", average="macro").item())
+    weighted = reference("MulticlassJaccardIndex", average="weighted").item()
+    assert figures["frequency_weighted_iou"] == pytest.approx(weighted)
+    assert figures["overall_accuracy"] == pytest.approx(reference("MulticlassAccuracy", average="micro").item())
+    accuracies = reference("MulticlassAccuracy", average="none").tolist()
+    assert list(figures["accuracy"].values())[:5] == pytest.approx(accuracies[:5])
+    # Class 6 has no pixel to find: left out here, 0 there.
+    assert figures["accuracy"]["5"] is figures["accuracy"]["6"] is None and accuracies[6] == 0
+    assert figures["mean_accuracy"] == pytest.approx(sum(accuracies[:5]) / 5)

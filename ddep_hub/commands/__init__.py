@@ -1,0 +1,1 @@
+"""What a user starts: evaluation and prediction, from their arguments to their files."""

@@ -1,0 +1,124 @@
+"""Evaluation of a fine-tuned model on labelled images: figures, confusion, pictures, masks."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from ddep_hub.data.opening_labelled import open_labelled
+from ddep_hub.data.rows import LabelledRows
+from ddep_hub.data.transforms import EvalTransform, Normalize
+from ddep_hub.encoders import encoder_mean_std
+from ddep_hub.evaluation.boundary import BoundaryCounts
+from ddep_hub.evaluation.confusion import confusion_csv, confusion_picture
+from ddep_hub.evaluation.inference import count_pixels
+from ddep_hub.evaluation.plots import segmentation_picture
+from ddep_hub.evaluation.writing import MaskWriter
+from ddep_hub.training.processes import in_first_process
+from ddep_hub.training.run_folder import write_whole
+from ddep_hub.training.sources import data_folder, embedded_scenes
+
+from .arguments import EvaluateArguments
+from .models import image_size, load_model
+
+
+def evaluate(args: EvaluateArguments) -> dict[str, Any]:
+    """Measures a model and writes `results.json`, `confusion.csv`, `confusion.png` and `predictions.png`.
+
+    With `predictions`, the masks are written to `masks/<kind>/<stem>.png`.
+
+    Args:
+        args: the arguments.
+
+    Returns:
+        What `results.json` holds: the figures of [`ConfusionMatrix`] and [`BoundaryCounts`], the number of `images`,
+        and how they were predicted.
+
+    Raises:
+        FileNotFoundError: something of the data set is missing.
+        ValueError: the model has other classes than the data, or no pixel is labelled.
+    """
+    accelerator = Accelerator()
+    with accelerator.main_process_first():
+        rows = _rows(args)
+        model = load_model(args)
+    classes, names = rows.classes, list(rows.classes.names)
+    found = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    if found != names:
+        raise ValueError(
+            f"model_name_or_path: {args.model_name_or_path} was trained for {len(found)} classes "
+            f"({', '.join(found[:3])}, ...), but the data has {len(names)} ({', '.join(names[:3])}, ...). "
+            "Choose the data that it was trained for."
+        )
+    output = Path(args.output_dir)
+    writer = MaskWriter(output / "masks", classes, args.predictions)
+    model.to(accelerator.device)
+    transform = EvalTransform(image_size=image_size(args))
+    normalize = Normalize(*encoder_mean_std(model.config.encoder_name))
+    options = args.options()
+    boundary = BoundaryCounts(classes.num_classes, classes.ignore_index, accelerator.device)
+
+    def write_mask(index: int, predicted: torch.Tensor) -> None:
+        # The image is read once more, so only where it is shown.
+        image = rows[index]["image"] if "overlays" in args.predictions else None
+        writer.write(rows.stems[index], predicted.cpu().numpy(), image)
+
+    matrix = count_pixels(
+        model,
+        rows,
+        transform,
+        normalize,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        accelerator=accelerator,
+        options=options,
+        boundary=boundary,
+        on_prediction=write_mask if args.predictions else None,
+    )
+    results = {
+        **matrix.figures(names),
+        **boundary.figures(names),
+        "images": len(rows),
+        "image_size": transform.image_size,
+        "inference": dataclasses.asdict(options),
+        "arguments": dataclasses.asdict(args),
+    }
+
+    def describe() -> None:
+        output.mkdir(parents=True, exist_ok=True)
+        write_whole(output / "results.json", json.dumps(results, indent=1) + "\n")
+        write_whole(output / "confusion.csv", confusion_csv(matrix.counts, names))
+        confusion_picture(matrix.counts, names).save(output / "confusion.png")
+        picture = segmentation_picture({"prediction": model}, rows, transform, normalize, options=options)
+        picture.save(output / "predictions.png")
+
+    in_first_process(accelerator, describe)
+    accelerator.print(summary(results))
+    return results
+
+
+def summary(results: dict[str, Any]) -> str:
+    """The figures in a few lines, in per cent."""
+    titles = {
+        "mean_iou": "mIoU",
+        "frequency_weighted_iou": "frequency-weighted IoU",
+        "mean_boundary_iou": "boundary IoU",
+        "mean_accuracy": "mean accuracy",
+        "overall_accuracy": "overall accuracy",
+    }
+    lines = [f"{title}: {100 * results[name]:.2f}" for name, title in titles.items()]
+    return "\n".join([*lines, f"images: {results['images']}"])
+
+
+def _rows(args: EvaluateArguments) -> LabelledRows:
+    name = args.data or str(embedded_scenes())
+    return open_labelled(
+        name if "://" in name else data_folder(name),
+        args.eval_split,
+        classes=args.classes,
+        image_column=args.image_column,
+        mask_column=args.mask_column,
+    )

@@ -1,0 +1,62 @@
+"""Predictions of a fine-tuned model as pictures and masks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PretrainedConfig
+
+from ddep_hub.data.catalog import known_dataset, known_names
+from ddep_hub.data.classes import ClassTable, class_colors
+from ddep_hub.data.transforms import EvalTransform, Normalize
+from ddep_hub.encoders import encoder_mean_std
+from ddep_hub.evaluation.inference import predict
+from ddep_hub.evaluation.writing import MaskWriter, legend
+
+from .arguments import PredictArguments
+from .inputs import find_images, read_image
+from .models import image_size, load_model
+
+
+def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
+    """Predicts images at their own size and writes `<kind>/<name>.png` for each, and `legend.png`.
+
+    Args:
+        names: files, folders, patterns and URLs, see [`find_images`].
+        args: the arguments.
+
+    Returns:
+        The names of the results.
+
+    Raises:
+        OSError: an image or the model cannot be read.
+        ValueError: an image is damaged, or an argument does not fit the model.
+    """
+    images = find_images(names)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(args).to(device)
+    classes = classes_of(model.config)
+    output = Path(args.output_dir)
+    writer = MaskWriter(output, classes, args.predictions)
+    output.mkdir(parents=True, exist_ok=True)
+    legend(classes).save(output / "legend.png")
+    transform, options = EvalTransform(image_size=image_size(args)), args.options()
+    normalize = Normalize(*encoder_mean_std(model.config.encoder_name))
+    for name, place in images.items():
+        image = read_image(place)
+        size = image.height, image.width
+        example = transform({"image": image, "annotation": np.zeros(size, dtype=np.uint8)})
+        found = predict(model, normalize(example["pixel_values"][None].to(device)), size, options)
+        writer.write(name, found[0].cpu().numpy(), image)
+    return list(images)
+
+
+def classes_of(config: PretrainedConfig) -> ClassTable:
+    """A model's classes, in the colours of the known data set that has these very names, or in some that differ."""
+    names = tuple(config.id2label[index] for index in range(config.num_labels))
+    for known in map(known_dataset, known_names()):
+        if known.classes.names == names:
+            return known.classes
+    # A prediction ignores no pixel, so the value can be one that no mask holds.
+    return ClassTable(names=names, colors=class_colors(len(names)), ignore_index=-1)

@@ -1,0 +1,173 @@
+"""`ddep-hub evaluate` and `ddep-hub predict`, from the command line to the files."""
+
+import functools
+import json
+import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
+from ddep_hub.cli import main
+from ddep_hub.commands.arguments import PredictArguments
+from ddep_hub.commands.inputs import find_images
+from ddep_hub.data.classes import write_class_table
+from ddep_hub.data.loading import SegmentationFolder
+from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
+from ddep_hub.data.transforms import EvalTransform, Normalize
+from ddep_hub.evaluation.inference import evaluate_segmentation
+from ddep_hub.evaluation.windows import InferenceOptions
+
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from launching import on_processes
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Three scenes of two sizes, one in a subfolder."""
+    root = tmp_path / "data"
+    for index, (size, stem) in enumerate([((40, 56), "a"), ((40, 56), "b"), ((48, 40), "more/c")]):
+        image, mask = render_scene(0, index, size)
+        for folder, pixels in (("images", image), ("annotations", mask)):
+            path = root / folder / "val" / f"{stem}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    write_class_table(SCENE_CLASSES, root / "classes.json")
+    return root
+
+
+@pytest.fixture
+def model(tmp_path, hybrid_config):
+    names = SCENE_CLASSES.names
+    config = hybrid_config(id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)})
+    DDePForSemanticSegmentation(config).save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def figures(folder):
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+def test_evaluate_writes_figures_and_pictures(data, model, tmp_path, capsys):
+    output = tmp_path / "out"
+    command = ["evaluate", "--model_name_or_path", model, "--data", str(data), "--output_dir", str(output)]
+    assert main([*command, "--predictions", "ids", "overlays", "--batch_size", "2"]) == 0
+    results = figures(output)
+    rows = SegmentationFolder(data, "val")
+    loaded = DDePForSemanticSegmentation.from_pretrained(model)
+    expected = evaluate_segmentation(loaded, rows, EvalTransform(), Normalize([0.5] * 3, [0.5] * 3))
+    assert {name: results[name] for name in expected} == expected
+    assert results["images"] == 3 and list(results["boundary_iou"]) == list(SCENE_CLASSES.names)
+    assert f"mIoU: {100 * expected['mean_iou']:.2f}" in capsys.readouterr().out
+    lines = (output / "confusion.csv").read_text(encoding="utf-8").splitlines()
+    assert sum(int(cell) for line in lines[1:] for cell in line.split(",")[1:]) == 2 * 40 * 56 + 48 * 40
+    for name in ("confusion.png", "predictions.png"):
+        Image.open(output / name).load()
+    assert Image.open(output / "masks" / "ids" / "more" / "c.png").size == (40, 48)
+    assert (output / "masks" / "overlays" / "a.png").is_file() and not (output / "masks" / "colors").exists()
+
+
+def test_a_protocol_stands_for_its_options():
+    args = PredictArguments(model_name_or_path="x", protocol="cityscapes", window_batch=2)
+    expected = InferenceOptions(window=(1024, 1024), stride=(1024, 1024), flip=True, window_batch=2)
+    assert args.options() == expected
+    given = PredictArguments(model_name_or_path="x", window=[8, 6], stride=[4], blending="hann", scales=[0.5, 1.0])
+    assert given.options() == InferenceOptions((8, 6), (4, 4), "hann", (0.5, 1.0))
+
+
+def test_evaluate_as_a_script_on_two_processes(data, model, tmp_path):
+    command = ["--model_name_or_path", model, "--data", str(data), "--window", "32", "--blending", "hann", "--flip"]
+    result = on_processes(2, "evaluate.py", *command, "--output_dir", str(tmp_path / "two"))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("mIoU") == 1
+    assert main(["evaluate", *command, "--output_dir", str(tmp_path / "one")]) == 0
+    one, two = figures(tmp_path / "one"), figures(tmp_path / "two")
+    assert one.pop("arguments") != two.pop("arguments") and one == two
+    assert one["inference"]["window"] == [32, 32] and one["inference"]["flip"]
+
+
+def test_predict_takes_files_folders_patterns_and_urls(data, model, tmp_path, capsys):
+    images = data / "images" / "val"
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(images))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        names = {
+            "file": [str(images / "a.png")],
+            "folder": [str(images)],
+            "pattern": [str(images / "**" / "*.png")],
+            "url": [f"{url}/a.png?size=1"],
+        }
+        for kind, given in names.items():
+            command = ["predict", *given, "--model_name_or_path", model, "--output_dir", str(tmp_path / kind)]
+            assert main(command) == 0
+        missing = ["predict", f"{url}/none.png", "--output_dir", str(tmp_path / "missing")]
+        assert main([*missing, "--model_name_or_path", model]) == 1
+        server.shutdown()
+    said = capsys.readouterr()
+    assert said.out.split() == ["a", "a", "b", "more/c", "a", "b", "more/c", "a"]
+    assert f"{url}/none.png could not be fetched" in said.err
+    masks = [np.asarray(Image.open(tmp_path / kind / "ids" / "a.png")) for kind in names]
+    assert masks[0].shape == (40, 56) and all(np.array_equal(masks[0], mask) for mask in masks)
+    assert Image.open(tmp_path / "pattern" / "overlays" / "more" / "c.png").mode == "RGB"
+    assert (tmp_path / "file" / "legend.png").is_file()
+
+
+def test_the_size_of_the_image_processor_is_used(data, model, tmp_path):
+    DDePImageProcessor(size={"shortest_edge": 32}).save_pretrained(model)
+    command = ["evaluate", "--model_name_or_path", model, "--data", str(data), "--output_dir"]
+    assert main([*command, str(tmp_path / "a")]) == 0
+    assert main([*command, str(tmp_path / "b"), "--image_size", "40"]) == 0
+    assert [figures(tmp_path / name)["image_size"] for name in "ab"] == [32, 40]
+
+
+def test_images_with_one_name_are_refused(tmp_path):
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.png").touch()
+    with pytest.raises(ValueError, match=r"would both be written as x\.png"):
+        find_images([str(tmp_path / "a"), str(tmp_path / "b" / "x.png")])
+    assert list(find_images([str(tmp_path / "?" / "x.png")])) == ["a/x", "b/x"]
+    with pytest.raises(FileNotFoundError, match="matches none"):
+        find_images([str(tmp_path / "*.jpg")])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate"], "model_name_or_path is missing"),
+        (["evaluate", "--model_name_or_path", "x", "--window", "8", "8", "8"], "window takes one number or two"),
+        (["evaluate", "--model_name_or_path", "x", "--stride", "8"], "give window as well"),
+        (["evaluate", "--model_name_or_path", "x", "--protocol", "camvid", "--flip"], "flip is part of protocol"),
+        (["evaluate", "--model_name_or_path", "x", "--protocol", "camvid", "--blending", "hann"], "blending is part"),
+        (["evaluate", "--model_name_or_path", "x", "--protocol", "kamvid"], "choose one of cityscapes"),
+        (["evaluate", "--model_name_or_path", "x", "--batch_size", "0"], "batch_size must be positive"),
+        (["evaluate", "--model_name_or_path", "x", "--windows", "8"], "Did you mean `window`"),
+        (["predict", "a.png"], "model_name_or_path is missing"),
+        (["predict", "--model_name_or_path", "x"], "images"),
+    ],
+)
+def test_arguments_that_cannot_be_used(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_models_that_do_not_fit(data, model, tmp_path, hybrid_config, capsys):
+    DDePForPreTraining(hybrid_config()).save_pretrained(tmp_path / "pretrained")
+    assert main(["evaluate", "--model_name_or_path", str(tmp_path / "pretrained"), "--data", str(data)]) == 1
+    assert "not a fine-tuned segmentation model" in capsys.readouterr().err
+    DDePForSemanticSegmentation(hybrid_config(num_labels=3)).save_pretrained(tmp_path / "other")
+    assert main(["evaluate", "--model_name_or_path", str(tmp_path / "other"), "--data", str(data)]) == 1
+    assert "was trained for 3 classes" in capsys.readouterr().err
+
+
+def test_usage(capsys):
+    assert main(["--help"]) == 0 and main([]) == 2 and main(["train"]) == 2
+    said = capsys.readouterr()
+    assert "usage: ddep-hub evaluate" in said.out and "unknown command 'train'" in said.err

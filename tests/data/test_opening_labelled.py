@@ -1,0 +1,36 @@
+"""From a name to labelled images."""
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddep_hub.data.classes import write_class_table
+from ddep_hub.data.opening_labelled import open_labelled
+from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
+
+
+def test_a_folder(tmp_path):
+    image, mask = render_scene(0, 0, (40, 48))
+    for folder, pixels in (("images", image), ("annotations", mask)):
+        (tmp_path / folder / "val").mkdir(parents=True)
+        for stem in "ab":
+            Image.fromarray(pixels).save(tmp_path / folder / "val" / f"{stem}.png")
+    write_class_table(SCENE_CLASSES, tmp_path / "classes.json")
+    rows = open_labelled(tmp_path, "val", stems=["b"])
+    assert rows.stems == ["b"] and np.array_equal(rows[0]["annotation"], mask)
+    assert open_labelled(str(tmp_path), "val").stems == ["a", "b"]
+    with pytest.raises((FileNotFoundError, ValueError), match="test"):
+        open_labelled(tmp_path, "test")
+
+
+def test_a_data_set_that_does_not_name_its_classes(tmp_path):
+    image, mask = render_scene(0, 0, (40, 48))
+    data = {"photo": [Image.fromarray(image)], "map": [Image.fromarray(mask)]}
+    features = datasets.Features({"photo": datasets.Image(), "map": datasets.Image()})
+    saved = datasets.DatasetDict({"val": datasets.Dataset.from_dict(data, features=features)})
+    saved.save_to_disk(str(tmp_path / "saved"))
+    write_class_table(SCENE_CLASSES, tmp_path / "classes.json")
+    columns = {"image_column": "photo", "mask_column": "map"}
+    rows = open_labelled(tmp_path / "saved", "val", classes=tmp_path / "classes.json", **columns)
+    assert rows.classes == SCENE_CLASSES and np.array_equal(rows[0]["annotation"], mask)

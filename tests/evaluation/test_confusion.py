@@ -1,0 +1,31 @@
+"""The confusion matrix as a table and as a picture."""
+
+import csv
+
+import numpy as np
+import torch
+
+from ddep_hub.evaluation.confusion import confusion_csv, confusion_picture
+
+
+COUNTS = torch.tensor([[90, 10, 0], [0, 50, 50], [0, 0, 0]])
+NAMES = ["sky", "a rather long name", "road, dirt"]
+
+
+def test_csv():
+    table = list(csv.reader(confusion_csv(COUNTS, NAMES).splitlines()))
+    assert table == [
+        ["true / predicted", *NAMES],
+        ["sky", "90", "10", "0"],
+        ["a rather long name", "0", "50", "50"],
+        ["road, dirt", "0", "0", "0"],
+    ]
+
+
+def test_picture_has_a_dark_cell_where_pixels_are():
+    picture = np.asarray(confusion_picture(COUNTS, NAMES)).astype(int)
+    margin = picture.shape[1] - 8 - 3 * 22
+    cells = [[picture[margin + 22 * r + 2, margin + 22 * c + 2, 0] for c in range(3)] for r in range(3)]
+    assert cells[0][0] < cells[0][1] < cells[0][2] == 255
+    assert cells[1][1] == cells[1][2] < 255 and cells[2] == [255] * 3
+    assert (picture[:margin, margin:] < 128).any()  # the names of the columns
