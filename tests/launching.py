@@ -24,11 +24,11 @@ def start(*command: str, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*command: str, seconds: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs a command; what it started is killed with it when it takes too long."""
     process = start(*command, **environment)
     try:
-        stdout, stderr = process.communicate(timeout=180)
+        stdout, stderr = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise
