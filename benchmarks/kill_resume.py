@@ -151,7 +151,8 @@ def kills(number: int, data: Path, seed: int) -> Iterator[dict[str, object]]:
             continue
         # Two of five kills fall into the writing of a checkpoint, one of five comes after the last step.
         moment = ["training", "writing", "training", "ending", "writing"][counts[script] % 5]
-        workers = 2 * (counts[script] % 2)
+        # No worker and two in turn, for each kind of data.
+        workers = 2 * (counts[script] // sum(name == script for name, _ in VARIANTS) % 2)
         counts[script] += 1
         if (script, kind) not in expected:
             output = data / f"whole-{script}-{kind}"
