@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ddep_hub.data.opening_labelled import open_labelled
-from ddep_hub.data.rows import LabelledRows
 from ddep_hub.data.transforms import EvalTransform, Normalize
 from ddep_hub.encoders import encoder_mean_std
 from ddep_hub.evaluation.boundary import BoundaryCounts
@@ -17,9 +15,9 @@ from ddep_hub.evaluation.confusion import confusion_csv, confusion_picture
 from ddep_hub.evaluation.inference import count_pixels
 from ddep_hub.evaluation.plots import segmentation_picture
 from ddep_hub.evaluation.writing import MaskWriter
+from ddep_hub.training.labelled_images import open_split
 from ddep_hub.training.processes import in_first_process
 from ddep_hub.training.run_folder import write_whole
-from ddep_hub.training.sources import data_folder, embedded_scenes
 
 from .arguments import EvaluateArguments
 from .models import image_size, load_model
@@ -43,7 +41,7 @@ def evaluate(args: EvaluateArguments) -> dict[str, Any]:
     """
     accelerator = Accelerator()
     with accelerator.main_process_first():
-        rows = _rows(args)
+        rows = open_split(args, args.eval_split)
         model = load_model(args)
     classes, names = rows.classes, list(rows.classes.names)
     found = [model.config.id2label[index] for index in range(model.config.num_labels)]
@@ -111,14 +109,3 @@ def summary(results: dict[str, Any]) -> str:
     }
     lines = [f"{title}: {100 * results[name]:.2f}" for name, title in titles.items()]
     return "\n".join([*lines, f"images: {results['images']}"])
-
-
-def _rows(args: EvaluateArguments) -> LabelledRows:
-    name = args.data or str(embedded_scenes())
-    return open_labelled(
-        name if "://" in name else data_folder(name),
-        args.eval_split,
-        classes=args.classes,
-        image_column=args.image_column,
-        mask_column=args.mask_column,
-    )

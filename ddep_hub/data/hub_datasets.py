@@ -117,18 +117,20 @@ class HubSegmentation(Dataset[dict[str, Any]]):
 
     def mask(self, index: int) -> np.ndarray:
         """The `annotation` of a row alone."""
-        file = self._file(index, self.mask_column)["image"]
-        return decode_mask(file, num_classes=self.classes.num_classes, ignore_index=self.classes.ignore_index)
+        (file,) = self._files(index, self.mask_column)
+        return self._decoded(file)
 
-    def _file(self, index: int, column: str) -> dict[str, Any]:
+    def _files(self, index: int, *columns: str) -> list[dict[str, Any]]:
         number = self._indices[index]
-        return undecoded_row(self.data[number][column], f"{self.name}, row {number}, {column}")
+        row = self.data[number]  # once: it fetches all columns
+        return [undecoded_row(row[column], f"{self.name}, row {number}, {column}") for column in columns]
+
+    def _decoded(self, mask: dict[str, Any]) -> np.ndarray:
+        return decode_mask(mask["image"], num_classes=self.classes.num_classes, ignore_index=self.classes.ignore_index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image_row, mask_row = (self._file(index, column) for column in (self.image_column, self.mask_column))
-        path, mask_path = image_row["path"], mask_row["path"]
-        image, mask = decode_image(image_row["image"]), self.mask(index)
-        return labelled_row(image, mask, path, mask_path)
+        image, mask = self._files(index, self.image_column, self.mask_column)
+        return labelled_row(decode_image(image["image"]), self._decoded(mask), image["path"], mask["path"])
 
 
 class ShardedImages:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -56,11 +57,20 @@ def open_labelled_images(args: FinetuneArguments) -> LabelledImages:
     return images
 
 
-def open_split(args: FinetuneArguments, split: str, stems: Iterable[str] | None = None) -> LabelledRows:
-    """A split of the run's data: a folder, a data set of the Hub or one that `datasets` wrote.
+class LabelledData(Protocol):
+    """Arguments that name labelled data, such as [`FinetuneArguments`]."""
+
+    data: str | None
+    classes: str | None
+    image_column: str
+    mask_column: str
+
+
+def open_split(args: LabelledData, split: str, stems: Iterable[str] | None = None) -> LabelledRows:
+    """A split of labelled data: a folder, a data set of the Hub or one that `datasets` wrote.
 
     Args:
-        args: the run's arguments.
+        args: where it is; the embedded scenes where they name none.
         split: its name.
         stems: the examples to use; all by default.
     """

@@ -72,8 +72,6 @@ class Resumer:
             self.accelerator.print(f"resume_from_checkpoint: {output} has no checkpoint yet; starting at step 0.")
             return {}
         checkpoint = self._read(path)
-        for later in in_first_process(self.accelerator, lambda: set_aside_later(path)) or []:
-            self.accelerator.print(f"A checkpoint of a later step is now called {later}.")
         changed = [
             f"{name} ({checkpoint.circumstances.get(name)} then, {now} now)"
             for name, now in self.circumstances.items()
@@ -85,6 +83,8 @@ class Resumer:
                 f"{path}: a stream goes on exactly on the number of processes it was read with, {processes}, and not "
                 f"on {self.accelerator.num_processes}. Launch as many."
             )
+        for later in in_first_process(self.accelerator, lambda: set_aside_later(path)) or []:
+            self.accelerator.print(f"A checkpoint of a later step is now called {later}.")
         if changed and self.accelerator.is_main_process:
             warnings.warn(
                 f"{path} was written with other {', '.join(changed)}: the examples of each step are the same, the "

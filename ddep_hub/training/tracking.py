@@ -31,7 +31,7 @@ class Tracking:
         self.skipped: set[str] = set()
         self.listed = 0
         if args.skip_bad_files and step and self.bad_files.exists():
-            self.skipped.update(self.bad_files.read_text(encoding="utf-8").splitlines())
+            self.skipped.update(self.bad_files.read_text("utf-8", "surrogateescape").splitlines())
         if args.report_to:
             purge = {"tensorboard": {"purge_step": step + 1}} if step and "tensorboard" in args.report_to else {}
             accelerator.init_trackers("ddep_hub", config=tracked(args), init_kwargs=purge)

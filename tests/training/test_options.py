@@ -124,6 +124,8 @@ def test_file_names_that_are_not_utf8(pretraining, scenes, tmp_path):
     (images / name).write_bytes(b"broken")
     output = pretraining(images=[str(images)], max_steps=6, skip_bad_files=True)
     assert (output / "bad_files.txt").read_bytes() == os.fsencode(images / name) + b"\n"
+    pretraining(images=[str(images)], max_steps=6, skip_bad_files=True, resume_from_checkpoint="latest")
+    assert (output / "bad_files.txt").read_bytes() == os.fsencode(images / name) + b"\n"
 
 
 def test_a_split_that_holds_images_of_the_other_is_refused(finetuning, scenes, tmp_path):
