@@ -55,6 +55,28 @@ def conv_norm_act(in_channels: int, out_channels: int, norm: str) -> nn.Sequenti
     return nn.Sequential(DDePDecoderConv(in_channels, out_channels), layer, nn.ReLU(inplace=True))
 
 
+@torch.no_grad()
+def restore_weight_norms(module: nn.Module) -> None:
+    """Scales each convolution in front of a norm to the norm that He initialisation gives its weights.
+
+    The function stays the same, as the norm divides the scale out again, but not the training that follows: a step of
+    Adam has a fixed size, so weights that have grown in pretraining turn the more slowly, with the square of their
+    norm. BatchNorm's running statistics are scaled along.
+
+    Args:
+        module: a decoder or a part of one.
+    """
+    for layers in module.modules():
+        if isinstance(layers, nn.Sequential) and len(layers) == 3 and isinstance(layers[0], DDePDecoderConv):
+            weight, norm = layers[0].weight, layers[1]
+            fan_in = weight[0].numel()
+            factor = (2 / fan_in * weight.numel()) ** 0.5 / weight.norm().clamp(min=1e-12)
+            weight.mul_(factor)
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.running_mean.mul_(factor)
+                norm.running_var.mul_(factor**2)
+
+
 class DDePDecoderBlock(GradientCheckpointingLayer):
     """Doubles the resolution, joins the encoder's feature of that resolution, and mixes by two 3x3 convolutions."""
 

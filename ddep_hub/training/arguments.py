@@ -184,6 +184,12 @@ class FinetuneArguments(RunArguments):
     model_name_or_path: str | None = arg(
         None, "DDeP-pretrained folder or repository to start from; none: a random decoder on encoder_name."
     )
+    keep_decoder_blocks: int | None = arg(
+        None, "Blocks of that model's decoder to keep, from the coarsest on; the others start afresh. None keeps all."
+    )
+    restore_decoder_norms: bool = arg(
+        True, "Scale a denoising decoder's weights back to the norms of fresh ones; the paper does not."
+    )
     label_fraction: str | None = arg(None, "Share of the labelled images to use, such as 1/30.")
     num_labelled_images: int | None = arg(None, "Number of labelled images to use, instead of a share.")
     split_file: str | None = arg(None, "File that lists the labelled images to use, instead of a share.")
@@ -227,6 +233,10 @@ class FinetuneArguments(RunArguments):
                     f"class_weights takes `median_frequency` or a number of at least 0 a class, not all 0, got "
                     f"{self.class_weights}."
                 )
+        if self.keep_decoder_blocks is not None:
+            self.check_not_negative("keep_decoder_blocks")
+            if self.model_name_or_path is None:
+                raise ValueError("keep_decoder_blocks belongs to model_name_or_path. Give both, or neither.")
         if self.model_name_or_path is not None:
             for field in dataclasses.fields(self):
                 if field.name.startswith(("decoder_", "encoder_name")) and getattr(self, field.name) != field.default:

@@ -58,14 +58,38 @@ def build_model(args: FinetuneArguments, classes: ClassTable) -> tuple[DDePForSe
             source = encoder_source(stored["encoder_name"], args.encoder_weights)
             weights = encoder_file(source)
         model = DDePForSemanticSegmentation.from_pretrained(
-            args.model_name_or_path, encoder_weights=weights, ignore_mismatched_sizes=True, **labels
+            args.model_name_or_path,
+            encoder_weights=weights,
+            restore_norms=args.restore_decoder_norms,
+            ignore_mismatched_sizes=True,
+            **labels,
         )
+    if args.keep_decoder_blocks is not None:
+        renew_blocks(model, args.keep_decoder_blocks)
     names = {int(label): name for label, name in (stored.get("id2label") or {}).items()}
     if "DDePForSemanticSegmentation" not in (stored.get("architectures") or ()) or names != classes.id2label:
         set_seed(args.seed)
         nn.init.normal_(model.classifier.weight, std=model.config.initializer_range)
         nn.init.zeros_(model.classifier.bias)
     return model, source
+
+
+def renew_blocks(model: DDePForSemanticSegmentation, keep: int) -> None:
+    """Starts the finest blocks of a decoder afresh.
+
+    Args:
+        model: a model with a pretrained decoder.
+        keep: blocks to keep, from the coarsest on; the bottleneck is kept in any case.
+
+    Raises:
+        ValueError: the decoder has fewer blocks.
+    """
+    blocks = model.ddep.decoder.blocks
+    if keep > len(blocks):
+        raise ValueError(f"keep_decoder_blocks is {keep}, but the decoder has {len(blocks)} blocks.")
+    fresh = type(model)(model.config).ddep.decoder.blocks
+    for old, new in list(zip(blocks, fresh, strict=True))[keep:]:
+        old.load_state_dict(new.state_dict())
 
 
 def class_weights(args: FinetuneArguments, rows: LabelledRows, accelerator: Accelerator) -> torch.Tensor | None:

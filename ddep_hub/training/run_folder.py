@@ -110,7 +110,7 @@ def running_in(output: Path) -> Iterator[None]:
     Raises:
         BlockingIOError: another process runs in it.
     """
-    with _locked(output / ".lock"):
+    with locked(output / ".lock"):
         for folder in (output, output / "checkpoints"):
             for left in folder.glob(".*.partial"):
                 replaced = folder / left.name[1:].rsplit("-", 1)[0]
@@ -124,8 +124,16 @@ def running_in(output: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """A lock that the system takes away when the process ends, however that comes about."""
+def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """A lock that the system takes away when the process ends, however that comes about.
+
+    Args:
+        path: the file to lock.
+        wait: wait for it; else another process that has it is an error.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
@@ -133,7 +141,7 @@ def _locked(path: Path) -> Iterator[None]:
         return
     with path.open("a") as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except (BlockingIOError, PermissionError) as error:
             raise BlockingIOError(
                 f"output_dir: another process runs in {path.parent}. Wait until it has ended, or choose another one."

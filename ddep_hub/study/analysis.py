@@ -1,0 +1,124 @@
+"""What the rows of a study say: means, paired differences, and how many labels a difference is worth."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+import numpy as np
+
+from .results import Row
+from .settings import fraction_value
+
+
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Point:
+    """An arm at a label fraction.
+
+    Attributes:
+        labelled: number of labelled images.
+        scores: mIoU in % by seed.
+    """
+
+    labelled: int
+    scores: dict[int, float]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return mean(self.scores.values())
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over the seeds; `None` for one seed."""
+        return stdev(self.scores.values()) if len(self.scores) > 1 else None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Paired difference of two arms: the same labelled images, order and classifier for both.
+
+    Attributes:
+        by_seed: difference in points of mIoU.
+        interval: 95 % interval of the mean difference; `None` for one seed.
+    """
+
+    by_seed: dict[int, float]
+    interval: tuple[float, float] | None
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return mean(self.by_seed.values())
+
+
+Curves = dict[str, dict[str, Point]]
+
+
+def curves(rows: Iterable[Row]) -> Curves:
+    """Points by arm and fraction, the smallest fraction first."""
+    grouped: dict[str, dict[str, list[Row]]] = {}
+    for row in sorted(rows, key=lambda row: (fraction_value(row.fraction), row.seed)):
+        grouped.setdefault(row.arm, {}).setdefault(row.fraction, []).append(row)
+    return {
+        arm: {
+            fraction: Point(found[0].labelled, {row.seed: row.mean_iou for row in found})
+            for fraction, found in by_fraction.items()
+        }
+        for arm, by_fraction in grouped.items()
+    }
+
+
+def paired_difference(treated: Point, baseline: Point) -> Difference | None:
+    """Difference over the seeds that both have; `None` where they share none.
+
+    The interval is the percentile bootstrap over the seeds. With 3 or 5 of them it is too narrow: it says how much
+    the seeds at hand differ, not how much all would.
+    """
+    seeds = sorted(treated.scores.keys() & baseline.scores.keys())
+    if not seeds:
+        return None
+    values = np.array([treated.scores[seed] - baseline.scores[seed] for seed in seeds])
+    interval = None
+    if len(seeds) > 1:
+        draws = np.random.default_rng(0).integers(len(seeds), size=(RESAMPLES, len(seeds)))
+        low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
+        interval = float(low), float(high)
+    return Difference(dict(zip(seeds, values.tolist(), strict=True)), interval)
+
+
+def best_baseline(points: Curves, baselines: Sequence[str], fraction: str) -> str | None:
+    """The baseline with the highest mean at a fraction; `None` where none has a row.
+
+    It is chosen by the very scores it is compared on, which favours the baseline.
+    """
+    there = [arm for arm in baselines if fraction in points.get(arm, {})]
+    return max(there, key=lambda arm: points[arm][fraction].mean, default=None)
+
+
+def labels_needed(curve: dict[str, Point], score: float) -> float | None:
+    """Number of labelled images at which a curve first reaches a score.
+
+    Between the measured fractions the curve is taken as linear in the logarithm of the number of images.
+
+    Args:
+        curve: points of an arm, the smallest fraction first.
+        score: mIoU in %.
+
+    Returns:
+        The number; that of the first point where already this one reaches the score, so that it is an upper bound;
+        `None` where no point does.
+    """
+    before: Point | None = None
+    for point in curve.values():
+        if point.mean >= score:
+            if before is None:
+                return float(point.labelled)
+            share = (score - before.mean) / (point.mean - before.mean)
+            low, high = math.log(before.labelled), math.log(point.labelled)
+            return math.exp(low + share * (high - low))
+        before = point
+    return None

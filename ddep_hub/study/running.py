@@ -1,0 +1,166 @@
+"""The runs of a study, one after the other; several processes may share the work of one folder."""
+
+import gc
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddep_hub.training.arguments import PretrainArguments
+from ddep_hub.training.finetuning import finetune
+from ddep_hub.training.pretraining import pretrain
+from ddep_hub.training.run_folder import locked
+
+from .results import Row, add_row, read_rows
+from .settings import Arm, Study
+
+
+WAIT = 5.0  # seconds between two looks at what other processes do
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is wanted."""
+
+    arm: Arm
+    fraction: str
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Key of its row."""
+        return self.arm.name, self.fraction, self.seed
+
+
+def wanted_runs(study: Study) -> list[Run]:
+    """All runs: the first seed of every arm and fraction, then the second, so that an early look sees all arms."""
+    most = max(study.seeds.values())
+    return [
+        Run(arm, fraction, seed)
+        for seed in range(most)
+        for fraction, seeds in study.seeds.items()
+        for arm in study.arms
+        if seed < seeds
+    ]
+
+
+def check_study(study: Study, table: Path) -> None:
+    """Checks the arguments of every run, and the rows that are there, before the first run.
+
+    Raises:
+        ValueError: an argument of an arm, or a row that was made with other settings.
+    """
+    settings = {arm.name: study.settings(arm) for arm in study.arms}
+    for row in read_rows(table):
+        if settings.get(row.arm, row.settings) != row.settings:
+            raise ValueError(
+                f"{table}: the row of `{row.arm}`, fraction {row.fraction}, seed {row.seed} was made with other "
+                "settings than the study file has now. Choose another output_dir, or take those rows out."
+            )
+
+
+def run_study(study: Study, output: Path) -> None:
+    """Runs what has no row yet in `output/results.csv`, and adds a row for each run that ends.
+
+    Decoders are kept in `output/pretrained/`. Of a fine-tuning run `output/runs/<run>/` keeps the arguments, metrics,
+    chosen images and pictures, but no weights. Runs that were interrupted go on from their checkpoints. Started
+    several times on one folder, the processes share the runs.
+
+    Args:
+        study: what to run.
+        output: the study's folder.
+
+    Raises:
+        ValueError: see [`check_study`].
+        RunInterrupted: a signal came; a checkpoint was written.
+    """
+    table = output / "results.csv"
+    output.mkdir(parents=True, exist_ok=True)
+    check_study(study, table)
+    while True:
+        done = {row.key for row in read_rows(table)}
+        pending = [run for run in wanted_runs(study) if run.key not in done]
+        if not pending:
+            return
+        for run in pending:
+            try:
+                ran = _run(study, run, output)
+            except BlockingIOError:
+                continue  # another process is at it
+            if ran:
+                break
+        else:
+            time.sleep(WAIT)
+
+
+def _run(study: Study, run: Run, output: Path) -> bool:
+    """Pretrains the decoder of a run if there is none yet, fine-tunes and adds the row.
+
+    Returns:
+        Whether there was something to do.
+
+    Raises:
+        BlockingIOError: another process pretrains this decoder or has this run.
+    """
+    decoder, error, steps = None, None, 0
+    if run.arm.pretraining is not None:
+        pretraining = study.pretrain_arguments(run.arm, output / "pretrained")
+        decoder, error = _decoder(pretraining)
+        steps = pretraining.max_steps
+    args = study.finetune_arguments(run.arm, run.fraction, run.seed, output / "runs", decoder)
+    folder = Path(args.output_dir)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f".{folder.name}.claim")):
+        if any(row.key == run.key for row in read_rows(output / "results.csv")):
+            return False  # another process has just ended it
+        print(f"\n=== {run.arm.name}, {run.fraction} of the labels, seed {run.seed}", flush=True)
+        results = finetune(args)
+        row = Row(
+            arm=run.arm.name,
+            fraction=run.fraction,
+            seed=run.seed,
+            labelled=results["labelled"],
+            mean_iou=round(100 * results["mean_iou"], 3),
+            mean_accuracy=round(100 * results["mean_accuracy"], 3),
+            overall_accuracy=round(100 * results["overall_accuracy"], 3),
+            denoising_error=error,
+            pretraining_steps=steps,
+            finetuning_steps=args.max_steps,
+            seconds=results["seconds"],
+            settings=study.settings(run.arm),
+        )
+        add_row(output / "results.csv", row)
+        for name in ("final", "best", "checkpoints"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    gc.collect()  # models and optimizers hold cycles
+    return True
+
+
+def _decoder(args: PretrainArguments) -> tuple[str, float]:
+    """Folder of a pretrained decoder, which is trained if it is not there, and its denoising error."""
+    folder = Path(args.output_dir)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    results = folder / "final" / "results.json"  # written when the decoder is whole and measured
+    if not results.exists():
+        with locked(folder.with_name(f".{folder.name}.claim")):
+            if not results.exists():
+                print(f"\n=== pretraining {folder}", flush=True)
+                pretrain(args)
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    error = json.loads(results.read_text(encoding="utf-8"))["denoising_error"]
+    return str(folder / "final"), round(error, 5)
+
+
+def arms_of(study: Study, names: list[str]) -> Iterator[Arm]:
+    """Arms of these names, in the study's order.
+
+    Raises:
+        ValueError: there is no such arm.
+    """
+    known = [arm.name for arm in study.arms]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"arms: there is no arm `{name}`; the study has {', '.join(known)}.")
+    yield from (arm for arm in study.arms if arm.name in names)

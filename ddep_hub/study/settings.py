@@ -1,0 +1,211 @@
+"""What a study compares: a YAML file of shared arguments and of arms, and the arguments of every run that follow."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ddep_hub.data.label_splits import parse_fraction
+from ddep_hub.training.arguments import FREE_ON_RESUMING, FinetuneArguments, PretrainArguments, RunArguments
+from ddep_hub.training.parsing import as_flags, parse_arguments, unknown_name
+
+
+SECTIONS = ("model", "pretraining", "finetuning")
+# What a row says in columns of its own, or what follows from the arm.
+_SET_BY_RUN = ("output_dir", "seed", "split_seed", "label_fraction", "model_name_or_path", "overwrite")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train, compared with the others.
+
+    Attributes:
+        name: its name in the table; of an axis `"ddep sigma=0.3"`.
+        pretraining: arguments of `examples/pretrain.py`, or `None` where no decoder is pretrained.
+        finetuning: arguments of `examples/finetune.py`.
+        baseline: whether the others are compared with it.
+        variant: value of the axis that it stands for, `""` where the axis does not concern it.
+    """
+
+    name: str
+    pretraining: dict[str, Any] | None
+    finetuning: dict[str, Any]
+    baseline: bool
+    variant: str = ""
+
+
+@dataclass
+class Study:
+    """A study as its file says it.
+
+    Attributes:
+        arms: the arms, in the file's order.
+        seeds: number of seeds of each label fraction; seeds count from 0 and are the same in every arm.
+        data: labelled data, as `--data` of `examples/finetune.py`; `None` for the embedded scenes.
+        images: unlabelled images, as `--images` of `examples/pretrain.py`.
+    """
+
+    arms: list[Arm]
+    seeds: dict[str, int]
+    data: str | None = None
+    images: list[str] = field(default_factory=list)
+
+    def pretrain_arguments(self, arm: Arm, folder: Path) -> PretrainArguments:
+        """Arguments of an arm's pretraining, which takes place below `folder`; equal ones share it."""
+        values: dict[str, Any] = {"images": self.images, **(arm.pretraining or {})}
+        values.setdefault("decoder_only", values.get("freeze_encoder", True))
+        args = _parse(PretrainArguments, values, f"arm `{arm.name}`, pretraining")
+        args.output_dir = str(folder / _digest(args))
+        args.resume_from_checkpoint = "latest"
+        return args
+
+    def finetune_arguments(
+        self, arm: Arm, fraction: str, seed: int, folder: Path, decoder: str | None
+    ) -> FinetuneArguments:
+        """Arguments of one fine-tuning run.
+
+        Args:
+            arm: the arm.
+            fraction: share of the labelled images.
+            seed: seed of the choice of images and of the run.
+            folder: the run's folder is below it.
+            decoder: folder of the arm's pretrained decoder, if it has one.
+        """
+        values = {"data": self.data, **arm.finetuning, "label_fraction": fraction, "seed": seed, "split_seed": seed}
+        values |= {"model_name_or_path": decoder} if decoder else {}
+        args = _parse(FinetuneArguments, values, f"arm `{arm.name}`, finetuning")
+        name = f"{arm.name}-{fraction}-{seed}".replace("/", "_").replace(" ", "-")
+        args.output_dir = str(folder / name)
+        args.resume_from_checkpoint = "latest"
+        return args
+
+    def settings(self, arm: Arm) -> str:
+        """Digest of all that an arm's results depend on, but for data, fraction and seed."""
+        parts = [_digest(self.finetune_arguments(arm, "1", 0, Path(), None))]
+        if arm.pretraining is not None:
+            parts.append(_digest(self.pretrain_arguments(arm, Path())))
+        return "-".join(parts)
+
+
+def read_study(path: str | Path) -> Study:
+    """Reads a study file.
+
+    `model`, `pretraining` and `finetuning` hold arguments that all arms share, by the names of the scripts; `model`
+    goes to the pretraining of an arm that has one, and else to its fine-tuning. Each entry of `arms` may override
+    them. `baselines` names the arms that the others are compared with, `fractions` gives the number of seeds of each
+    label fraction.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it lacks a part, or has one or an argument that is not known; names it.
+    """
+    with open(path, encoding="utf-8") as file:
+        try:
+            content = yaml.safe_load(file)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is no YAML file: {error}") from error
+    known = [*SECTIONS, "arms", "baselines", "fractions", "data", "images"]
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold `name: value` lines with {', '.join(known)}.")
+    for name in content:
+        if name not in known:
+            raise ValueError(f"{path} has an unknown entry {unknown_name(str(name), known)}")
+    for name in ("arms", "baselines", "fractions"):
+        if not content.get(name):
+            raise ValueError(f"{path} lacks `{name}`.")
+    shared = {section: content.get(section) or {} for section in SECTIONS}
+    arms = []
+    for name, entry in content["arms"].items():
+        own = entry or {}
+        unknown = set(own) - set(SECTIONS)
+        if unknown:
+            raise ValueError(f"{path}, arm `{name}`: unknown {sorted(unknown)}; there are {', '.join(SECTIONS)}.")
+        merged = {section: {**shared[section], **(own.get(section) or {})} for section in SECTIONS}
+        pretrained = "pretraining" in own
+        model = merged["model"]
+        arms.append(
+            Arm(
+                name=str(name),
+                pretraining={**model, **merged["pretraining"]} if pretrained else None,
+                finetuning=merged["finetuning"] if pretrained else {**model, **merged["finetuning"]},
+                baseline=name in content["baselines"],
+            )
+        )
+    missing = set(content["baselines"]) - {arm.name for arm in arms}
+    if missing:
+        raise ValueError(f"{path}: baselines names {sorted(missing)}, which are no arms.")
+    seeds = {str(parse_fraction(fraction)): int(number) for fraction, number in content["fractions"].items()}
+    return Study(arms, seeds, content.get("data"), list(content.get("images") or []))
+
+
+def vary(study: Study, axis: str, values: list[str]) -> Study:
+    """A study along another axis: each arm that the axis concerns, once for each value.
+
+    Args:
+        study: the study.
+        axis: `section.argument`, such as `pretraining.sigma`, `model.decoder_width` or `finetuning.max_steps`.
+        values: values of the argument; commas part the numbers of one that takes several: `0.2,0.3`.
+
+    Raises:
+        ValueError: no such section or argument.
+    """
+    section, _, argument = axis.partition(".")
+    if section not in SECTIONS or not argument:
+        raise ValueError(f"vary: `{axis}` must be `section.argument`, with a section of {', '.join(SECTIONS)}.")
+    kind = PretrainArguments if section == "pretraining" else FinetuneArguments
+    names = [known.name for known in dataclasses.fields(kind)]
+    if argument not in names:
+        raise ValueError(f"vary: unknown argument {unknown_name(argument, names)}")
+    arms = []
+    for arm in study.arms:
+        to_pretraining = section != "finetuning" and arm.pretraining is not None
+        if section == "pretraining" and arm.pretraining is None:
+            arms.append(arm)
+            continue
+        for text in values:
+            change = {argument: text.split(",") if "," in text else text}
+            variant = f"{argument}={text}"
+            arms.append(
+                dataclasses.replace(
+                    arm,
+                    name=f"{arm.name} {variant}",
+                    variant=variant,
+                    pretraining={**(arm.pretraining or {}), **change} if to_pretraining else arm.pretraining,
+                    finetuning=arm.finetuning if to_pretraining else {**arm.finetuning, **change},
+                )
+            )
+    return dataclasses.replace(study, arms=arms)
+
+
+def fraction_value(fraction: str) -> float:
+    """A fraction such as `"1/30"` as a number."""
+    return float(Fraction(fraction))
+
+
+def _parse(cls: type[Any], values: Mapping[str, Any], where: str) -> Any:
+    """Arguments through the scripts' own parser, which checks types, ranges and names."""
+    names = [known.name for known in dataclasses.fields(cls)]
+    for name in values:
+        if name not in names:
+            raise ValueError(f"{where}: unknown argument {unknown_name(name, names)}")
+    try:
+        return parse_arguments(cls, as_flags(dict(values)))
+    except SystemExit as error:
+        raise ValueError(f"{where}: these arguments do not go together; the message above says why.") from error
+
+
+def _digest(args: RunArguments) -> str:
+    """Short hash of the arguments that a result depends on and that differ from their defaults."""
+    chosen = {}
+    for known in dataclasses.fields(args):
+        default = known.default_factory() if callable(known.default_factory) else known.default
+        value = getattr(args, known.name)
+        if known.name not in FREE_ON_RESUMING and known.name not in _SET_BY_RUN and value != default:
+            chosen[known.name] = value
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]

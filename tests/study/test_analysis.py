@@ -1,0 +1,101 @@
+"""Means, paired differences and numbers of labels, on rows made by hand."""
+
+import math
+
+import pytest
+
+from ddep_hub.study.analysis import Point, best_baseline, curves, labels_needed, paired_difference
+from ddep_hub.study.report import write_report
+from ddep_hub.study.results import Row, add_row, read_rows
+from ddep_hub.study.settings import Arm, Study
+
+
+def row(arm, fraction, seed, score, labelled=10):
+    return Row(arm, fraction, seed, labelled, score, 50.0, 80.0, None, 0, 5, 1.5, "abc")
+
+
+def test_curves_are_in_the_order_of_the_fractions():
+    rows = [row("a", "1", 0, 50, 300), row("a", "1/30", 1, 20), row("a", "1/30", 0, 10), row("a", "1/4", 0, 40, 75)]
+    points = curves(rows)["a"]
+    assert list(points) == ["1/30", "1/4", "1"]
+    assert points["1/30"].scores == {0: 10, 1: 20} and points["1/30"].mean == 15
+    assert points["1/30"].std == pytest.approx(math.sqrt(50)) and points["1"].std is None
+
+
+def test_differences_are_paired_by_seed():
+    treated, baseline = Point(10, {0: 12.0, 1: 23.0, 3: 90.0}), Point(10, {1: 20.0, 0: 10.0, 2: 0.0})
+    difference = paired_difference(treated, baseline)
+    assert difference.by_seed == {0: 2.0, 1: 3.0} and difference.mean == 2.5
+    # Two seeds have three means: both at 2, one of each, both at 3.
+    assert difference.interval == (2.0, 3.0)
+    assert paired_difference(treated, Point(10, {7: 1.0})) is None
+    assert paired_difference(Point(10, {0: 2.0}), Point(10, {0: 1.0})).interval is None
+
+
+def test_the_interval_holds_the_mean_and_narrows_with_seeds():
+    few = paired_difference(Point(1, {s: float(s % 3) for s in range(3)}), Point(1, dict.fromkeys(range(3), 0.0)))
+    many = paired_difference(Point(1, {s: float(s % 3) for s in range(60)}), Point(1, dict.fromkeys(range(60), 0.0)))
+    for difference in (few, many):
+        assert difference.interval[0] < difference.mean == 1.0 < difference.interval[1]
+    # Standard error of 60 values of variance 2/3, times 1.96 on both sides.
+    assert many.interval[1] - many.interval[0] == pytest.approx(2 * 1.96 * math.sqrt(2 / 3 / 60), rel=0.05)
+
+
+def test_labels_needed_is_linear_in_the_logarithm():
+    curve = {"1/16": Point(10, {0: 20.0}), "1/4": Point(40, {0: 30.0}), "1": Point(160, {0: 50.0})}
+    assert labels_needed(curve, 25.0) == pytest.approx(20)
+    assert labels_needed(curve, 40.0) == pytest.approx(80)
+    assert labels_needed(curve, 30.0) == pytest.approx(40)
+    assert labels_needed(curve, 5.0) == 10  # an upper bound
+    assert labels_needed(curve, 51.0) is None
+
+
+def test_the_best_baseline_is_chosen_at_each_fraction():
+    points = curves([row("a", "1/30", 0, 10), row("b", "1/30", 0, 20), row("a", "1", 0, 60), row("c", "1", 0, 90)])
+    assert best_baseline(points, ["a", "b"], "1/30") == "b"
+    assert best_baseline(points, ["a", "b"], "1") == "a"
+    assert best_baseline(points, ["a", "b"], "1/2") is None
+
+
+def test_rows_come_back_as_they_were(tmp_path):
+    table = tmp_path / "results.csv"
+    first = row("a, with a comma", "1/30", 0, 10.25)
+    second = Row("b", "1", 1, 300, 50.5, 60.0, 90.0, 0.125, 700, 5, 1.5, "abc-def")
+    assert read_rows(table) == []
+    add_row(table, first)
+    add_row(table, second)
+    assert read_rows(table) == [first, second]
+    again = row("a, with a comma", "1/30", 0, 11.0)
+    add_row(table, again)
+    assert read_rows(table) == [again, second]
+
+
+def test_a_broken_table_is_named_and_left_alone(tmp_path):
+    table = tmp_path / "results.csv"
+    add_row(table, row("a", "1", 0, 10.0))
+    broken = table.read_text() + "a,1,zero,1,1,1,1,,0,5,1.5,abc\n"
+    table.write_text(broken)
+    with pytest.raises(ValueError, match=r"results\.csv, line 3"):
+        add_row(table, row("a", "1", 1, 10.0))
+    assert table.read_text() == broken
+    table.write_text("x,y\n1,2\n")
+    with pytest.raises(ValueError, match="columns"):
+        read_rows(table)
+
+
+def test_report_and_figure(tmp_path):
+    pytest.importorskip("matplotlib", reason="extra `study` is not installed")
+    arms = [Arm("encoder", None, {}, True), Arm("long", None, {}, True), Arm("ddep", {}, {}, False)]
+    rows = [
+        *(row("encoder", "1/4", seed, 20.0 + seed) for seed in (0, 1)),
+        *(row("encoder", "1", seed, 40.0 + seed, 40) for seed in (0, 1)),
+        *(row("long", "1/4", seed, 22.0 + seed) for seed in (0, 1)),
+        *(row("ddep", "1/4", seed, 30.0 + seed) for seed in (0, 1)),
+        *(row("ddep", "1", seed, 45.0 + seed, 40) for seed in (0, 1)),
+    ]
+    report = write_report(Study(arms, {"1/4": 2, "1/2": 2, "1": 2}), rows, tmp_path, title="Title")
+    assert "| encoder | 20.50 ± 0.71 (2) | 40.50 ± 0.71 (2) |" in report
+    assert "| ddep | 1/4 = 10 | long | +8.00 [+8.00, +8.00] | +8.00, +8.00 | 20 (2.0x) |" in report
+    assert "| ddep | 1 = 40 | encoder | +5.00 [+5.00, +5.00] | +5.00, +5.00 | more than 40 |" in report
+    assert (tmp_path / "report.md").read_text() == report
+    assert (tmp_path / "figure.png").stat().st_size > 5000
