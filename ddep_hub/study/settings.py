@@ -87,7 +87,8 @@ class Study:
 
     def settings(self, arm: Arm) -> str:
         """Digest of all that an arm's results depend on, but for data, fraction and seed."""
-        parts = [_digest(self.finetune_arguments(arm, "1", 0, Path(), None))]
+        decoder = None if arm.pretraining is None else "its own"
+        parts = [_digest(self.finetune_arguments(arm, "1", 0, Path(), decoder))]
         if arm.pretraining is not None:
             parts.append(_digest(self.pretrain_arguments(arm, Path())))
         return "-".join(parts)
