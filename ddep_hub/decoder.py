@@ -69,6 +69,8 @@ def restore_weight_norms(module: nn.Module) -> None:
     for layers in module.modules():
         if isinstance(layers, nn.Sequential) and len(layers) == 3 and isinstance(layers[0], DDePDecoderConv):
             weight, norm = layers[0].weight, layers[1]
+            if weight.is_meta:  # kept on disk, for a model too large to be trained here
+                continue
             fan_in = weight[0].numel()
             factor = (2 / fan_in * weight.numel()) ** 0.5 / weight.norm().clamp(min=1e-12)
             weight.mul_(factor)

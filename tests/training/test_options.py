@@ -166,6 +166,21 @@ def test_frozen_norms_stay_and_the_rest_of_the_encoder_does_not(finetuning, pret
         assert torch.equal(tensor, start[name]) == is_norm, name
 
 
+def test_the_finest_decoder_blocks_start_afresh(finetuning, pretraining):
+    start = str(pretraining("pretrain") / "final")
+    still = {"model_name_or_path": start, "learning_rate": 1e-12, "decoder_hidden_sizes": None, "max_steps": 1}
+    still["decoder_bottleneck_size"] = 512  # the default: the model says it
+    whole = weights(finetuning("whole", **still))
+    runs = {keep: weights(finetuning(f"keep-{keep}", keep_decoder_blocks=keep, **still)) for keep in (0, 2, 5)}
+    for keep, found in runs.items():
+        for name in whole:
+            if name.startswith("ddep.decoder") and name.endswith("0.weight"):
+                kept = name.startswith("ddep.decoder.bottleneck") or int(name.split(".")[3]) < keep
+                assert torch.allclose(found[name], whole[name], atol=1e-6) is kept, (keep, name)
+    with pytest.raises(ValueError, match="has 5 blocks"):
+        finetuning("more", keep_decoder_blocks=6, **still)
+
+
 def test_the_moving_average_is_what_is_saved(pretraining):
     output = pretraining(ema_decay=0.5, save_every=1, checkpoints_total_limit=9, max_steps=4)
     steps = [weights(output, f"checkpoints/step-{step}")["noise_head.weight"] for step in (1, 2, 3, 4)]
