@@ -17,6 +17,7 @@ from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.commands.arguments import EvaluateArguments, PredictArguments
 from ddep_hub.data.catalog import known_dataset
 from ddep_hub.data.layouts import LAYOUTS
+from ddep_hub.study.command import StudyArguments, chosen_study
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.parsing import parse_arguments
 
@@ -28,7 +29,8 @@ PAGE = (EXAMPLES / "README.md").read_text(encoding="utf-8")
 ACCELERATE = sorted((CONFIGS / "accelerate").glob("*.yaml"))
 PRETRAIN = sorted(CONFIGS.glob("pretrain-*.yaml"))
 FINETUNE = sorted(CONFIGS.glob("finetune-*.yaml"))
-ARGUMENTS = [PretrainArguments, FinetuneArguments, EvaluateArguments, PredictArguments]
+STUDIES = sorted(CONFIGS.glob("label-efficiency-*.yaml"))
+ARGUMENTS = [PretrainArguments, FinetuneArguments, EvaluateArguments, PredictArguments, StudyArguments]
 # The paper's level, in units of inputs with this deviation.
 SIGMA, STD = 0.22, 0.5
 
@@ -47,7 +49,7 @@ def load_finetune(path: Path, *more: str) -> FinetuneArguments:
 
 def test_all_files_are_known():
     assert [path.stem for path in ACCELERATE] == ["8-gpus", "cpu", "fsdp2", "gpu", "two-nodes"]
-    assert sorted(CONFIGS.glob("*.yaml")) == sorted([*PRETRAIN, *FINETUNE])
+    assert sorted(CONFIGS.glob("*.yaml")) == sorted([*PRETRAIN, *FINETUNE, *STUDIES])
     assert len(PRETRAIN) == 7 and len(FINETUNE) == 5
 
 
@@ -193,7 +195,7 @@ def test_the_page_names_every_layout():
 
 
 def test_the_page_lists_every_file():
-    for path in [*PRETRAIN, *FINETUNE]:
+    for path in [*PRETRAIN, *FINETUNE, *STUDIES]:
         assert f"[{path.stem}](configs/{path.name})" in PAGE
     for path in ACCELERATE:
         assert f"examples/configs/accelerate/{path.name}" in PAGE
@@ -208,6 +210,31 @@ def test_links_lead_somewhere():
             assert (EXAMPLES / target).exists(), target
 
 
-@named([EXAMPLES / "README.md", *PRETRAIN, *FINETUNE, *ACCELERATE])
+@named([EXAMPLES / "README.md", *PRETRAIN, *FINETUNE, *STUDIES, *ACCELERATE])
 def test_lines_are_short(path):
     assert max(map(len, path.read_text(encoding="utf-8").splitlines())) <= 119
+
+
+@named(STUDIES)
+def test_studies_resolve_every_run(path, tmp_path):
+    study = chosen_study(StudyArguments(study=str(path)))
+    arms = {arm.name: arm for arm in study.arms}
+    assert {"encoder", "ddep", "dep", "random"} <= set(arms)
+    assert arms["encoder"].baseline and arms["random"].baseline
+    assert not arms["ddep"].baseline and not arms["dep"].baseline
+    assert len({study.settings(arm) for arm in study.arms}) == len(arms)
+    encoders = set()
+    for name, arm in arms.items():
+        fraction = next(iter(study.seeds))
+        decoder = "decoder" if arm.pretraining is not None else None
+        args = study.finetune_arguments(arm, fraction, 0, tmp_path, decoder)
+        assert args.label_fraction == fraction
+        assert (args.encoder_weights == "none") is (name == "random")
+        study.evaluate_arguments(args)
+        if arm.pretraining is None:
+            encoders.add((args.encoder_name, tuple(args.decoder_hidden_sizes or ()), args.decoder_bottleneck_size))
+        else:
+            pre = study.pretrain_arguments(arm, tmp_path)
+            assert pre.freeze_encoder is pre.decoder_only is (name != "dep")
+            encoders.add((pre.encoder_name, tuple(pre.decoder_hidden_sizes or ()), pre.decoder_bottleneck_size))
+    assert len(encoders) == 1  # every arm is the same network

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ddep_hub.commands.evaluate import evaluate
 from ddep_hub.training.arguments import PretrainArguments
 from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.pretraining import pretrain
@@ -117,6 +118,8 @@ def _run(study: Study, run: Run, output: Path) -> bool:
             return False  # another process has just ended it
         print(f"\n=== {run.arm.name}, {run.fraction} of the labels, seed {run.seed}", flush=True)
         results = finetune(args)
+        if (evaluation := study.evaluate_arguments(args)) is not None:
+            results |= evaluate(evaluation)
         row = Row(
             arm=run.arm.name,
             fraction=run.fraction,

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from ddep_hub.commands.arguments import EvaluateArguments
 from ddep_hub.data.label_splits import parse_fraction
 from ddep_hub.training.arguments import FREE_ON_RESUMING, FinetuneArguments, PretrainArguments, RunArguments
 from ddep_hub.training.parsing import as_flags, parse_arguments, unknown_name
@@ -49,12 +50,14 @@ class Study:
         seeds: number of seeds of each label fraction; seeds count from 0 and are the same in every arm.
         data: labelled data, as `--data` of `examples/finetune.py`; `None` for the embedded scenes.
         images: unlabelled images, as `--images` of `examples/pretrain.py`.
+        evaluation: arguments of `examples/evaluate.py` for the scores; `None` takes those of fine-tuning.
     """
 
     arms: list[Arm]
     seeds: dict[str, int]
     data: str | None = None
     images: list[str] = field(default_factory=list)
+    evaluation: dict[str, Any] | None = None
 
     def pretrain_arguments(self, arm: Arm, folder: Path) -> PretrainArguments:
         """Arguments of an arm's pretraining, which takes place below `folder`; equal ones share it."""
@@ -85,12 +88,23 @@ class Study:
         args.resume_from_checkpoint = "latest"
         return args
 
+    def evaluate_arguments(self, finetuning: FinetuneArguments) -> EvaluateArguments | None:
+        """Arguments of the evaluation of a fine-tuned model, if it is measured otherwise than fine-tuning does."""
+        if self.evaluation is None:
+            return None
+        values = {"data": self.data, "eval_split": finetuning.eval_split, **self.evaluation}
+        values |= {"model_name_or_path": f"{finetuning.output_dir}/final"}
+        return _parse(EvaluateArguments, {**values, "output_dir": f"{finetuning.output_dir}/evaluation"}, "evaluation")
+
     def settings(self, arm: Arm) -> str:
         """Digest of all that an arm's results depend on, but for data, fraction and seed."""
         decoder = None if arm.pretraining is None else "its own"
-        parts = [_digest(self.finetune_arguments(arm, "1", 0, Path(), decoder))]
+        finetuning = self.finetune_arguments(arm, "1", 0, Path(), decoder)
+        parts = [_digest(finetuning)]
         if arm.pretraining is not None:
             parts.append(_digest(self.pretrain_arguments(arm, Path())))
+        if (evaluation := self.evaluate_arguments(finetuning)) is not None:
+            parts.append(_digest(evaluation))
         return "-".join(parts)
 
 
@@ -98,9 +112,10 @@ def read_study(path: str | Path) -> Study:
     """Reads a study file.
 
     `model`, `pretraining` and `finetuning` hold arguments that all arms share, by the names of the scripts; `model`
-    goes to the pretraining of an arm that has one, and else to its fine-tuning. Each entry of `arms` may override
-    them. `baselines` names the arms that the others are compared with, `fractions` gives the number of seeds of each
-    label fraction.
+    goes to the pretraining of an arm that has one, and else to its fine-tuning. `config` in one of the latter two is
+    a file of the script's arguments beside the study file. Each entry of `arms` may override them. `evaluation` holds
+    arguments of `examples/evaluate.py`; without it, images are predicted whole, as in fine-tuning. `baselines` names
+    the arms that the others are compared with, `fractions` gives the number of seeds of each label fraction.
 
     Raises:
         OSError: it cannot be read.
@@ -111,7 +126,7 @@ def read_study(path: str | Path) -> Study:
             content = yaml.safe_load(file)
         except yaml.YAMLError as error:
             raise ValueError(f"{path} is no YAML file: {error}") from error
-    known = [*SECTIONS, "arms", "baselines", "fractions", "data", "images"]
+    known = [*SECTIONS, "arms", "baselines", "fractions", "data", "images", "evaluation"]
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold `name: value` lines with {', '.join(known)}.")
     for name in content:
@@ -120,7 +135,10 @@ def read_study(path: str | Path) -> Study:
     for name in ("arms", "baselines", "fractions"):
         if not content.get(name):
             raise ValueError(f"{path} lacks `{name}`.")
-    shared = {section: content.get(section) or {} for section in SECTIONS}
+    shared = {section: dict(content.get(section) or {}) for section in SECTIONS}
+    for section in shared.values():
+        if "config" in section:
+            section["config"] = str(Path(path).parent / section["config"])
     arms = []
     for name, entry in content["arms"].items():
         own = entry or {}
@@ -130,11 +148,13 @@ def read_study(path: str | Path) -> Study:
         merged = {section: {**shared[section], **(own.get(section) or {})} for section in SECTIONS}
         pretrained = "pretraining" in own
         model = merged["model"]
+        # A decoder-only checkpoint meets its encoder again in fine-tuning.
+        encoder = {name: value for name, value in model.items() if name == "encoder_weights"}
         arms.append(
             Arm(
                 name=str(name),
                 pretraining={**model, **merged["pretraining"]} if pretrained else None,
-                finetuning=merged["finetuning"] if pretrained else {**model, **merged["finetuning"]},
+                finetuning={**(encoder if pretrained else model), **merged["finetuning"]},
                 baseline=name in content["baselines"],
             )
         )
@@ -142,7 +162,7 @@ def read_study(path: str | Path) -> Study:
     if missing:
         raise ValueError(f"{path}: baselines names {sorted(missing)}, which are no arms.")
     seeds = {str(parse_fraction(fraction)): int(number) for fraction, number in content["fractions"].items()}
-    return Study(arms, seeds, content.get("data"), list(content.get("images") or []))
+    return Study(arms, seeds, content.get("data"), list(content.get("images") or []), content.get("evaluation"))
 
 
 def vary(study: Study, axis: str, values: list[str]) -> Study:
@@ -193,7 +213,7 @@ def _parse(cls: type[Any], values: Mapping[str, Any], where: str) -> Any:
     """Arguments through the scripts' own parser, which checks types, ranges and names."""
     names = [known.name for known in dataclasses.fields(cls)]
     for name in values:
-        if name not in names:
+        if name not in names and name != "config":
             raise ValueError(f"{where}: unknown argument {unknown_name(name, names)}")
     try:
         return parse_arguments(cls, as_flags(dict(values)))
@@ -201,7 +221,7 @@ def _parse(cls: type[Any], values: Mapping[str, Any], where: str) -> Any:
         raise ValueError(f"{where}: these arguments do not go together; the message above says why.") from error
 
 
-def _digest(args: RunArguments) -> str:
+def _digest(args: RunArguments | EvaluateArguments) -> str:
     """Short hash of the arguments that a result depends on and that differ from their defaults."""
     chosen = {}
     for known in dataclasses.fields(args):

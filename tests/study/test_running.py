@@ -1,5 +1,6 @@
 """The study as a user starts it: rows, shared work, interruption, another axis."""
 
+import json
 import signal
 import sys
 import time
@@ -35,6 +36,7 @@ def study(tmp_path_factory):
         "finetuning": {"max_steps": 2, "batch_size": 4, "crop_size": 32},
         "arms": {"encoder": {}, "ddep": {"pretraining": {}}},
         "baselines": ["encoder"],
+        "evaluation": {"flip": True},
     }
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
@@ -59,6 +61,16 @@ def test_two_processes_share_a_study_and_a_lost_row_is_made_again(study, tmp_pat
     for row in rows.values():
         assert (row.pretraining_steps == 2 and row.denoising_error > 0) is (row.arm == "ddep")
         assert 0 < row.mean_iou < 100 and row.finetuning_steps == 2
+        results = json.loads(
+            (
+                output
+                / "runs"
+                / f"{row.arm}-{row.fraction.replace('/', '_')}-{row.seed}"
+                / "evaluation"
+                / "results.json"
+            ).read_text()
+        )
+        assert results["inference"]["flip"] and row.mean_iou == round(100 * results["mean_iou"], 3)
     # The same images in every arm.
     lists = [(output / "runs" / f"{arm}-1_2-1" / "labelled.txt").read_text() for arm in ("encoder", "ddep")]
     assert lists[0] == lists[1] and len(lists[0].split()) == 3

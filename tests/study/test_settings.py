@@ -60,6 +60,15 @@ def test_arms_share_and_override(write, tmp_path):
     assert not dep.freeze_encoder and not dep.decoder_only and dep.encoder_weights == "none"
 
 
+def test_a_file_of_arguments_beside_the_study_is_read(write, tmp_path):
+    (tmp_path / "finetune.yaml").write_text("max_steps: 44\ncrop_size: 96\n")
+    study = read_study(write(finetuning={"config": "finetune.yaml"}))
+    encoder, long = (
+        study.finetune_arguments(arm(study, name), "1", 0, tmp_path, None) for name in ("encoder", "long")
+    )
+    assert (encoder.max_steps, encoder.crop_size) == (44, 96) and (long.max_steps, long.crop_size) == (10, 96)
+
+
 def test_runs_have_folders_of_their_own_and_equal_decoders_share_one(write, tmp_path):
     study = read_study(write(arms={**CONTENT["arms"], "again": {"pretraining": {}, "finetuning": {"max_steps": 5}}}))
     folders = {
