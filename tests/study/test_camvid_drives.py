@@ -6,15 +6,14 @@ from pathlib import Path
 
 import pytest
 
-
-ROOT = Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from camvid_drives import write_tuning_folder
-
 from ddep_hub.data.loading import SegmentationFolder
 
 
-CAMVID = Path(os.environ.get("DDEP_DATA", ROOT.parent / "shared" / "data")) / "camvid"
+sys.path.insert(0, str(Path(__file__).parent.parent.parent / "benchmarks"))
+from camvid_drives import write_tuning_folder
+
+
+CAMVID = Path(os.environ.get("DDEP_DATA", Path(__file__).parents[3] / "shared" / "data")) / "camvid"
 
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="no CamVid in DDEP_DATA")
