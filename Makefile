@@ -1,4 +1,4 @@
-# make quickstart   set up, pretrain a decoder, fine-tune on a few labels, compare, draw      (DATA=folder, IMAGES=folder for yours)
+# make quickstart   set up, pretrain a decoder, fine-tune on a few labels, compare, draw      (DATA=folder, IMAGES=folder for yours; PRETRAINED=1: the shipped decoder)
 # make test         set up, check the style and the types, run the tests
 # make test-oldest  run the model tests on the oldest supported releases
 # make clean        remove what the others made
@@ -12,11 +12,13 @@ export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 export OMP_WAIT_POLICY ?= PASSIVE
 DATA ?=
 IMAGES ?=
+PRETRAINED ?=
+SHIPPED := model_cards/ddep-efficientnet-lite0
 
 .PHONY: quickstart test test-oldest clean
 
 quickstart: $(VENV)/.installed
-	$(BIN)/python examples/quickstart.py --output_dir runs/quickstart $(if $(DATA),--data "$(DATA)") $(if $(IMAGES),--images "$(IMAGES)")
+	$(BIN)/python examples/quickstart.py --output_dir runs/quickstart $(if $(DATA),--data "$(DATA)") $(if $(IMAGES),--images "$(IMAGES)") $(if $(PRETRAINED),--pretrained $(SHIPPED))
 
 test: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
     make quickstart                    on rendered scenes
     make quickstart DATA=my/dataset    on your images/<split>, annotations/<split>, classes.json
+    make quickstart PRETRAINED=1       with the decoder that is shipped, instead of pretraining one
 
 The encoder is EfficientNet-Lite0 with its ImageNet weights. Both arms get the same labelled images, steps, learning
 rate, seeds and fresh classifier; they differ in where the decoder starts. Which arm wins is measured, not arranged.
@@ -11,10 +12,11 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-from ddep_hub import DDePForSemanticSegmentation
+from ddep_hub import DDePConfig, DDePForSemanticSegmentation
 from ddep_hub.data.loading import ImageFolder, SegmentationFolder, available_splits
 from ddep_hub.data.transforms import EvalTransform, Normalize
 from ddep_hub.encoders import encoder_mean_std
@@ -49,11 +51,18 @@ def evaluation_split(data: Path) -> str:
     return "test" if "test" in splits else "val"
 
 
+def decoder_of(folder: Path) -> dict[str, Any]:
+    """Sizes of a pretrained decoder, for the random one beside it."""
+    config = DDePConfig.from_pretrained(folder)
+    return {name: getattr(config, name) for name in ("decoder_hidden_sizes", "decoder_bottleneck_size")}
+
+
 def main() -> None:
     """Runs both trainings of both arms, and writes table, picture and folders."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=data_folder, help="data set to use instead of the rendered scenes")
     parser.add_argument("--images", type=data_folder, help="unlabelled images; default: `unlabelled` in or beside it")
+    parser.add_argument("--pretrained", type=Path, help="decoder-only folder to start from; default: pretrain one")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--num_labelled_images", type=int, default=12)
     parser.add_argument("--pretrain_steps", type=int, default=800)
@@ -67,28 +76,34 @@ def main() -> None:
     eval_split = evaluation_split(data)
     held_out = SegmentationFolder(data, eval_split)
     labelled = min(options.num_labelled_images, len(SegmentationFolder(data, "train")))
-    images: Path = options.images or unlabelled_images(data)
-    pool = len(ImageFolder(images))
 
-    print(f"\n=== 1. Pretraining the decoder by denoising, on the images of {images}, without labels")
-    denoising = pretrain(
-        PretrainArguments(
-            output_dir=str(output / "pretrain"),
-            overwrite=True,
-            images=[str(images)],
-            num_held_out=max(1, min(32, pool // 5)),
-            max_steps=options.pretrain_steps,
-            crop_size=64,
-            learning_rate=3e-3,
-            **DECODER,
+    denoising: dict[str, Any] | None = None
+    if options.pretrained:
+        print(f"\n=== 1. The decoder of {options.pretrained}, pretrained by denoising")
+        start, decoder = str(options.pretrained), decoder_of(options.pretrained)
+    else:
+        images: Path = options.images or unlabelled_images(data)
+        pool = len(ImageFolder(images))
+        print(f"\n=== 1. Pretraining the decoder by denoising, on the images of {images}, without labels")
+        denoising = pretrain(
+            PretrainArguments(
+                output_dir=str(output / "pretrain"),
+                overwrite=True,
+                images=[str(images)],
+                num_held_out=max(1, min(32, pool // 5)),
+                max_steps=options.pretrain_steps,
+                crop_size=64,
+                learning_rate=3e-3,
+                **DECODER,
+            )
         )
-    )
+        start, decoder = denoising["final"], DECODER
 
     print(f"\n=== 2. Fine-tuning on {labelled} labelled images")
     scores: dict[str, dict[int, float]] = {"random decoder": {}, "DDeP decoder": {}}
     finals: dict[str, str] = {}
     for seed in options.seeds:
-        for arm, start in (("random decoder", DECODER), ("DDeP decoder", {"model_name_or_path": denoising["final"]})):
+        for arm, fields in (("random decoder", decoder), ("DDeP decoder", {"model_name_or_path": start})):
             result = finetune(
                 FinetuneArguments(
                     output_dir=str(output / f"{arm.split()[0].lower()}-{seed}"),
@@ -102,7 +117,7 @@ def main() -> None:
                     crop_size=128,
                     seed=seed,
                     split_seed=seed,
-                    **start,
+                    **fields,
                 )
             )
             scores[arm][seed] = 100 * result["mean_iou"]
@@ -111,22 +126,25 @@ def main() -> None:
     models = {arm: DDePForSemanticSegmentation.from_pretrained(folder) for arm, folder in finals.items()}
     normalize = Normalize(*encoder_mean_std(models["DDeP decoder"].config.encoder_name))
     segmentation = segmentation_picture(models, held_out, EvalTransform(image_size=IMAGE_SIZE), normalize, number=3)
-    with Image.open(output / "pretrain" / "pictures" / "predictions.png") as picture:
-        stack([picture, segmentation]).save(output / "quickstart.png")
+    pictures = [segmentation]
+    if denoising:
+        pictures.insert(0, Image.open(output / "pretrain" / "pictures" / "predictions.png"))
+    stack(pictures).save(output / "quickstart.png")
     summary = {"denoising": denoising, "mean_iou": scores, "eval_split": eval_split, "images": len(held_out)}
     (output / "quickstart.json").write_text(json.dumps(summary, indent=1) + "\n")
 
     print("\n=== 3. Result")
     print(f"mIoU in % on `{eval_split}` ({len(held_out)} images), {labelled} labelled images:\n")
     print(comparison_table(scores))
-    print("\nMean squared error of the noise found in held-out images:\n")
-    print("| decoder | finding none | best Gaussian blur | best linear filter |\n|---|---|---|---|")
-    errors = ("denoising_error", "predicting_zero", "gaussian_blur", "linear_filter")
-    print("| " + " | ".join(f"{denoising[name]:.3f}" for name in errors) + " |\n")
+    if denoising:
+        print("\nMean squared error of the noise found in held-out images:\n")
+        print("| decoder | finding none | best Gaussian blur | best linear filter |\n|---|---|---|---|")
+        errors = ("denoising_error", "predicting_zero", "gaussian_blur", "linear_filter")
+        print("| " + " | ".join(f"{denoising[name]:.3f}" for name in errors) + " |\n")
     print(f"picture          {output / 'quickstart.png'}")
-    print(f"ready to publish {denoising['final']} (decoder), {finals['DDeP decoder']} (fine-tuned)")
+    print(f"ready to publish {start} (decoder), {finals['DDeP decoder']} (fine-tuned)")
     print(f"{(time.perf_counter() - started) / 60:.1f} minutes")
-    if not has_learned(denoising):
+    if denoising and not has_learned(denoising):
         raise SystemExit(
             "The decoder has not learned to denoise better than these references. Pretrain it for longer."
         )

@@ -135,6 +135,18 @@ def test_quickstart_says_what_a_data_set_lacks(splits, said, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_quickstart_starts_from_the_shipped_decoder(scenes, tmp_path):
+    shipped = ROOT / "model_cards" / "ddep-efficientnet-lite0"
+    result = quickstart("--data", str(scenes), "--output_dir", str(tmp_path / "out"), "--pretrained", str(shipped))
+    assert result.returncode == 0, result.stderr
+    assert "DDeP minus random decoder" in result.stdout and "Pretraining" not in result.stdout
+    sizes = [
+        DDePForSemanticSegmentation.from_pretrained(tmp_path / "out" / arm / "final").config.decoder_hidden_sizes
+        for arm in ("random-0", "ddep-0")
+    ]
+    assert sizes[0] == sizes[1]
+
+
 def test_quickstart_takes_a_handful_of_images(tmp_path):
     data = write_scenes(tmp_path / "mine", splits={"train": 3, "val": 1}, size=(64, 64))
     result = quickstart("--data", str(data), "--output_dir", str(tmp_path / "out"), "--num_labelled_images", "9")
