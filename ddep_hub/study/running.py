@@ -75,25 +75,33 @@ def run_study(study: Study, output: Path) -> None:
 
     Raises:
         ValueError: see [`check_study`].
+        FloatingPointError: the loss of some runs was not finite; all others have been run.
         RunInterrupted: a signal came; a checkpoint was written.
     """
     table = output / "results.csv"
+    failed: dict[tuple[str, str, int], str] = {}
     output.mkdir(parents=True, exist_ok=True)
     check_study(study, table)
     while True:
         done = {row.key for row in read_rows(table)}
-        pending = [run for run in wanted_runs(study) if run.key not in done]
+        pending = [run for run in wanted_runs(study) if run.key not in done and run.key not in failed]
         if not pending:
-            return
+            break
         for run in pending:
             try:
                 ran = _run(study, run, output)
             except BlockingIOError:
                 continue  # another process is at it
+            except FloatingPointError as error:
+                failed[run.key] = str(error)
+                break
             if ran:
                 break
         else:
             time.sleep(WAIT)
+    if failed:
+        listed = "\n".join(f"{arm}, {fraction}, seed {seed}: {why}" for (arm, fraction, seed), why in failed.items())
+        raise FloatingPointError(f"{len(failed)} runs have no row:\n{listed}")
 
 
 def _run(study: Study, run: Run, output: Path) -> bool:

@@ -124,3 +124,14 @@ def test_another_axis(study, tmp_path):
     assert set(rows) == {"ddep keep_decoder_blocks=0", "ddep keep_decoder_blocks=3"}
     assert rows["ddep keep_decoder_blocks=0"].settings != rows["ddep keep_decoder_blocks=3"].settings
     assert "=== pretraining" in done.stdout and len(list((output / "pretrained").glob("[!.]*"))) == 1
+
+
+def test_a_run_that_diverges_costs_no_other_one(study, tmp_path):
+    wild = tmp_path / "study.yaml"
+    content = yaml.safe_load(study.read_text())
+    content["arms"] = {"wild": {"finetuning": {"learning_rate": 1e30}}, "encoder": {}}
+    content |= {"fractions": {"1/2": 1}}
+    wild.write_text(yaml.safe_dump(content, sort_keys=False))
+    result = run(*command(wild, tmp_path / "out"))
+    assert result.returncode != 0 and "wild, 1/2, seed 0: The loss" in result.stderr, result.stderr
+    assert [row.arm for row in read_rows(tmp_path / "out" / "results.csv")] == ["encoder"]
