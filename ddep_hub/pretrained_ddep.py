@@ -26,7 +26,7 @@ from .checkpoints import (
     read_decoder_weights,
 )
 from .configuration_ddep import DDePConfig
-from .decoder import DDePDecoderConv, restore_weight_norms
+from .decoder import DDePDecoderConv
 from .encoders import build_encoder
 
 
@@ -88,7 +88,6 @@ class DDePPreTrainedModel(PreTrainedModel):
         *model_args: Any,
         config: DDePConfig | str | os.PathLike[str] | None = None,
         encoder_weights: str | os.PathLike[str] | None = None,
-        restore_norms: bool = True,
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Any:
@@ -104,8 +103,6 @@ class DDePPreTrainedModel(PreTrainedModel):
             config: configuration to use instead of the stored one.
             encoder_weights: for a decoder-only folder: file of the encoder's weights in timm's naming
                 (`.safetensors`, `.pth`; `.npz` for the hybrids), instead of the Hub.
-            restore_norms: where a denoising model becomes a segmentation model, scale the decoder's weights back to
-                the norms of fresh ones, see [`restore_weight_norms`]; not in the paper.
             output_loading_info: also return the sets of missing, unexpected and mismatched keys. They are then the
                 caller's to judge: what is missing is random, and does not raise.
             **kwargs: fields of the configuration to override (`num_labels`, `id2label`, `sigma`, ...), and arguments
@@ -153,11 +150,6 @@ class DDePPreTrainedModel(PreTrainedModel):
         except SafetensorError as error:
             raise OSError(damaged(f"The weights file of {source}", error)) from error
         model.config.name_or_path = model.name_or_path = source
-        swapped = cls.__name__ == "DDePForSemanticSegmentation" and "DDePForPreTraining" in (
-            stored.get("architectures") or ()
-        )
-        if swapped and restore_norms:
-            restore_weight_norms(model.base_model.decoder)
         if output_loading_info:
             return model, info
         model._check_loaded(source, stored, info)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ddep_hub import DDePConfig, DDePForSemanticSegmentation, DDePModel
-from ddep_hub.decoder import DDePDecoder, DDePDecoderBlock, conv_norm_act, decoder_channels
+from ddep_hub.decoder import DDePDecoder, DDePDecoderBlock, conv_norm_act, decoder_channels, restore_weight_norms
 
 
 # TransUNet's pyramid: the features of R50+ViT-B/16.
@@ -86,3 +86,23 @@ def test_group_norm_trains_on_one_32x32_crop(hybrid_config):
 def test_convolutions_start_with_he_initialisation(hybrid_config):
     weight = DDePModel(hybrid_config()).decoder.blocks[0].conv1[0].weight
     assert weight.std().item() == pytest.approx((2 / (weight.shape[1] * 9)) ** 0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_restored_weight_norms_are_those_of_a_fresh_decoder_and_change_no_function(hybrid_config, norm):
+    model = DDePModel(hybrid_config(decoder_norm=norm)).train()
+    images = torch.randn(4, 3, 64, 64)
+    convs = [module for module in model.decoder.modules() if isinstance(module, torch.nn.Conv2d)]
+    with torch.no_grad():
+        for factor, conv in enumerate(convs, start=2):
+            conv.weight.mul_(factor)  # as Adam lets them grow
+        for _ in range(30):
+            model(images)  # running statistics that fit
+        before = model.eval()(images).last_hidden_state
+        restore_weight_norms(model.decoder)
+        after = model(images).last_hidden_state
+    for conv in convs:
+        found = conv.weight.detach().std(correction=0).item()
+        assert found == pytest.approx((2 / (conv.in_channels * 9)) ** 0.5, rel=0.05)
+    # But for the small constant in the norms.
+    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)

@@ -114,37 +114,6 @@ def test_a_pretrained_folder_without_labels_warns(denoiser, caplog, load):
     assert "new classifier has 2. Pass `num_labels=` or `id2label=`" in caplog.text
 
 
-@pytest.mark.parametrize("norm", ["batch", "group"])
-def test_a_denoising_decoder_gets_the_weight_norms_of_a_fresh_one(tmp_path, hybrid_config, norm):
-    config = hybrid_config(decoder_norm=norm, num_labels=3)
-    model = DDePForPreTraining(config).train()
-    images = torch.randn(4, 3, 64, 64)
-    convs = [module for module in model.ddep.decoder.modules() if isinstance(module, torch.nn.Conv2d)]
-    with torch.no_grad():
-        for factor, conv in enumerate(convs, start=2):
-            conv.weight.mul_(factor)  # as Adam lets them grow
-        for _ in range(30):
-            model(images)  # running statistics that fit
-    model.eval().save_pretrained(tmp_path / "grown")
-    load = DDePForSemanticSegmentation.from_pretrained
-    restored = load(tmp_path / "grown", num_labels=3)
-    kept = load(tmp_path / "grown", num_labels=3, restore_norms=False)
-    for mine, grown in zip(restored.ddep.decoder.modules(), kept.ddep.decoder.modules(), strict=True):
-        if isinstance(mine, torch.nn.Conv2d):
-            fan_in = mine.in_channels * 9
-            assert mine.weight.std(correction=0).item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.05)
-            assert not torch.equal(mine.weight, grown.weight)
-    # The same function, but for the small constant in the norms.
-    outputs = [network.ddep(images).last_hidden_state.detach() for network in (restored, kept)]
-    torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-3)
-    # A fine-tuned model is left as it is, and so is one that goes on denoising.
-    again = DDePForPreTraining.from_pretrained(tmp_path / "grown")
-    assert torch.equal(again.ddep.decoder.bottleneck[0].weight, kept.ddep.decoder.bottleneck[0].weight)
-    kept.save_pretrained(tmp_path / "finetuned")
-    loaded = load(tmp_path / "finetuned")
-    assert torch.equal(loaded.ddep.decoder.bottleneck[0].weight, kept.ddep.decoder.bottleneck[0].weight)
-
-
 def test_a_finetuned_folder_can_be_pretrained_further(finetuned, caplog):
     folder, model = finetuned
     loaded = DDePForPreTraining.from_pretrained(folder)

@@ -16,6 +16,7 @@ from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.label_splits import write_split_file
 from ddep_hub.data.rows import LabelledRows
 from ddep_hub.data.transforms import EvalTransform, Normalize, SegmentationTrainTransform
+from ddep_hub.decoder import restore_weight_norms
 from ddep_hub.encoders import encoder_mean_std
 from ddep_hub.evaluation.inference import evaluate_segmentation
 from ddep_hub.evaluation.plots import segmentation_picture
@@ -60,10 +61,11 @@ def build_model(args: FinetuneArguments, classes: ClassTable) -> tuple[DDePForSe
         model = DDePForSemanticSegmentation.from_pretrained(
             args.model_name_or_path,
             encoder_weights=weights,
-            restore_norms=args.restore_decoder_norms,
             ignore_mismatched_sizes=True,
             **labels,
         )
+    if args.restore_decoder_norms and "DDePForPreTraining" in (stored.get("architectures") or ()):
+        restore_weight_norms(model.ddep.decoder)
     if args.keep_decoder_blocks is not None:
         renew_blocks(model, args.keep_decoder_blocks)
     names = {int(label): name for label, name in (stored.get("id2label") or {}).items()}

@@ -130,11 +130,16 @@ def test_a_finetuning_run_writes_what_it_says(pretrained, scenes, tiny, tmp_path
 
 def test_finetuning_starts_from_the_pretrained_decoder(pretrained, scenes, tiny, tmp_path):
     fields = {**finetuned(tiny), "data": str(scenes), "max_steps": 1, "learning_rate": 1e-12}
-    finetune(FinetuneArguments(output_dir=str(tmp_path / "a"), model_name_or_path=pretrained[1]["final"], **fields))
-    started, expected = weights(tmp_path / "a"), weights(pretrained[0])
+    fields["model_name_or_path"] = pretrained[1]["final"]
+    finetune(FinetuneArguments(output_dir=str(tmp_path / "a"), restore_decoder_norms=False, **fields))
+    finetune(FinetuneArguments(output_dir=str(tmp_path / "b"), **fields))
+    started, expected, restored = weights(tmp_path / "a"), weights(pretrained[0]), weights(tmp_path / "b")
     for name, tensor in started.items():
         if name.startswith("ddep.decoder.") and name.endswith("weight"):
             torch.testing.assert_close(tensor, expected[name], msg=name)
+            if tensor.ndim > 1:  # the same but for a factor, which makes the norm that of a fresh convolution
+                norm = (2 / tensor[0].numel() * tensor.numel()) ** 0.5
+                torch.testing.assert_close(restored[name], tensor * (norm / tensor.norm()), msg=name)
 
 
 class Hub:
