@@ -7,6 +7,8 @@
 by one. `--help` lists the arguments; `--config file.yaml` reads them from a file. `ddep-hub evaluate` is the same.
 """
 
+from accelerate import PartialState
+
 from ddep_hub.commands.arguments import EvaluateArguments
 from ddep_hub.commands.evaluate import evaluate
 from ddep_hub.training.parsing import parse_arguments
@@ -14,3 +16,4 @@ from ddep_hub.training.parsing import parse_arguments
 
 if __name__ == "__main__":
     evaluate(parse_arguments(EvaluateArguments))
+    PartialState().destroy_process_group()  # else its threads may outlive the interpreter, which aborts

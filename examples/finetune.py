@@ -8,6 +8,8 @@ Without arguments it trains a random decoder on rendered scenes, in a few minute
 arguments; `--config file.yaml` reads them from a file. The run is `ddep_hub.training.finetuning.finetune`.
 """
 
+from accelerate import PartialState
+
 from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.parsing import parse_arguments
@@ -15,3 +17,4 @@ from ddep_hub.training.parsing import parse_arguments
 
 if __name__ == "__main__":
     finetune(parse_arguments(FinetuneArguments))
+    PartialState().destroy_process_group()  # else its threads may outlive the interpreter, which aborts

@@ -8,6 +8,8 @@ Without arguments it runs on rendered scenes with EfficientNet-Lite0, in a few m
 arguments; `--config file.yaml` reads them from a file. The run is `ddep_hub.training.pretraining.pretrain`.
 """
 
+from accelerate import PartialState
+
 from ddep_hub.training.arguments import PretrainArguments
 from ddep_hub.training.parsing import parse_arguments
 from ddep_hub.training.pretraining import pretrain
@@ -15,3 +17,4 @@ from ddep_hub.training.pretraining import pretrain
 
 if __name__ == "__main__":
     pretrain(parse_arguments(PretrainArguments))
+    PartialState().destroy_process_group()  # else its threads may outlive the interpreter, which aborts
