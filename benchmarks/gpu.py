@@ -7,11 +7,12 @@
 
 `pack` gathers what `train` needs on a machine without the Hub: small copies of the images in one file of at most
 60 MiB, and EfficientNet-Lite0's weights. The other parts import neither `datasets` nor anything from the network; each
-is done within ten minutes, and `train` gives the decoder that it has when its minutes are up. All but `bench` also run
-on a CPU, where `check` compares the CPU with itself.
+is done within ten minutes: `train` plans its steps by the speed of the first ones. All but `bench` also run on a CPU,
+where `check` compares the CPU with itself.
 """
 
 import argparse
+import copy
 import csv
 import functools
 import io
@@ -25,11 +26,13 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageOps
+from torch.utils.flop_counter import FlopCounterMode
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.data.image_files import images_below
 from ddep_hub.training.arguments import PretrainArguments
 from ddep_hub.training.pretraining import pretrain
+from ddep_hub.training.run_folder import read_metrics
 from ddep_hub.training.sources import encoder_file
 
 
@@ -94,13 +97,12 @@ def check(args: argparse.Namespace) -> None:
     device, rows = torch.device(args.device), []
     for name in args.models:
         torch.manual_seed(0)
-        fields = {key: value for key, value in MODELS[name].items() if key != "image_skip"}
-        model = DDePForSemanticSegmentation(DDePConfig(num_labels=19, **fields)).train()
+        fresh = DDePForSemanticSegmentation(DDePConfig(num_labels=19, **MODELS[name])).train()
         images = torch.randn(4, 3, 96, 128)
         labels = torch.randint(0, 19, (4, 96, 128))
-        found = {}
+        found = []
         for where in (torch.device("cpu"), device):
-            model.to(where).zero_grad()
+            model = copy.deepcopy(fresh).to(where)  # a step in training moves BatchNorm's statistics
             loss = model(pixel_values=images.to(where), labels=labels.to(where)).loss
             loss.backward()
             gradient = torch.cat([p.grad.flatten().cpu() for p in model.parameters() if p.grad is not None])
@@ -109,9 +111,8 @@ def check(args: argparse.Namespace) -> None:
                 logits = model(pixel_values=images.to(where)).logits.cpu()
                 with torch.autocast(where.type, torch.bfloat16):
                     half = model(pixel_values=images.to(where)).logits.float().cpu()
-            model.train()
-            found[where] = (loss.item(), gradient, logits, half)
-        (loss_a, grad_a, logits_a, _), (loss_b, grad_b, logits_b, half_b) = found[torch.device("cpu")], found[device]
+            found.append((loss.item(), gradient, logits, half))
+        (loss_a, grad_a, logits_a, _), (loss_b, grad_b, logits_b, half_b) = found
         row = {
             "model": name,
             "device": device_name(device),
@@ -166,23 +167,21 @@ def bench(args: argparse.Namespace) -> None:
         for kind, batch_size, side in (("pretrain", 64, 224), ("finetune", 8, 512)):
             for variant in ("float32", "bf16", "bf16 channels_last", "bf16 channels_last compiled"):
                 torch.manual_seed(0)
-                fields = dict(MODELS[name])
-                images = torch.randn(batch_size, 3, side, side, device=device)
-                batch = {"pixel_values": images}
-                if kind == "pretrain":
-                    model: torch.nn.Module = DDePForPreTraining(DDePConfig(**fields))
-                else:
-                    fields.pop("image_skip", None)
-                    model = DDePForSemanticSegmentation(DDePConfig(num_labels=19, **fields))
-                    batch["labels"] = torch.randint(0, 19, (batch_size, side, side), device=device)
+                config = DDePConfig(num_labels=19, **MODELS[name])
                 order = torch.channels_last if "channels_last" in variant else torch.contiguous_format
+                images = torch.randn(batch_size, 3, side, side, device=device)
+                batch = {"pixel_values": images.contiguous(memory_format=order)}
+                if kind == "pretrain":
+                    model: torch.nn.Module = DDePForPreTraining(config)
+                else:
+                    model = DDePForSemanticSegmentation(config)
+                    batch["labels"] = torch.randint(0, 19, (batch_size, side, side), device=device)
                 model = model.train().to(device, memory_format=order)
-                batch["pixel_values"] = images.contiguous(memory_format=order)
                 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-4, fused=True)
                 run = torch.compile(model) if "compiled" in variant else model
                 torch.cuda.reset_peak_memory_stats()
                 step = functools.partial(training_step, run, optimizer, batch, "bf16" in variant)
-                with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+                with FlopCounterMode(display=False) as counter:
                     training_step(model, optimizer, batch, "bf16" in variant)
                 seconds = seconds_a_step(step, args.seconds)
                 rows.append(
@@ -228,8 +227,7 @@ def train(args: argparse.Namespace) -> None:
     }
     trial = 20
     timed = pretrain(PretrainArguments(output_dir=str(output / ".trial"), max_steps=trial, log_every=5, **shared))
-    rows = [json.loads(line) for line in (output / ".trial" / "metrics.jsonl").read_text().splitlines()]
-    speed = max(row["images_per_second"] for row in rows if "images_per_second" in row)
+    speed = max(row["images_per_second"] for row in read_metrics(output / ".trial" / "metrics.jsonl"))
     shutil.rmtree(output / ".trial")
     # A fifth is kept back for the start of the workers, measurements and pictures.
     left = 60 * args.minutes - (time.monotonic() - started)
