@@ -7,8 +7,9 @@ from statistics import mean, stdev
 
 import numpy as np
 
+from ddep_hub.data.label_splits import parse_fraction
+
 from .results import Row
-from .settings import fraction_value
 
 
 RESAMPLES = 10_000
@@ -61,7 +62,7 @@ Curves = dict[str, dict[str, Point]]
 def curves(rows: Iterable[Row]) -> Curves:
     """Points by arm and fraction, the smallest fraction first."""
     grouped: dict[str, dict[str, list[Row]]] = {}
-    for row in sorted(rows, key=lambda row: (fraction_value(row.fraction), row.seed)):
+    for row in sorted(rows, key=lambda row: (parse_fraction(row.fraction), row.seed)):
         grouped.setdefault(row.arm, {}).setdefault(row.fraction, []).append(row)
     return {
         arm: {

@@ -11,8 +11,8 @@ from ddep_hub.training.arguments import arg
 
 from .report import write_report
 from .results import read_rows
-from .running import arms_of, check_study, run_study
-from .settings import Study, fraction_value, read_study, vary
+from .running import check_study, run_study
+from .settings import Study, arms_of, read_study, vary
 
 
 @dataclass(kw_only=True)
@@ -48,15 +48,17 @@ def chosen_study(args: StudyArguments) -> Study:
     """
     study = read_study(args.study)
     if args.arms:
-        study = dataclasses.replace(study, arms=list(arms_of(study, args.arms)))
+        study = dataclasses.replace(study, arms=arms_of(study, args.arms))
     if args.vary:
         study = vary(study, args.vary[0], args.vary[1:])
     wanted = [str(parse_fraction(fraction)) for fraction in args.fractions] or list(study.seeds)
     seeds = {fraction: args.seeds or study.seeds.get(fraction, max(study.seeds.values())) for fraction in wanted}
-    study.seeds = dict(sorted(seeds.items(), key=lambda item: fraction_value(item[0])))
-    study.data = args.data or study.data
-    study.images = args.images or study.images
-    return study
+    return dataclasses.replace(
+        study,
+        seeds=dict(sorted(seeds.items(), key=lambda item: parse_fraction(item[0]))),
+        data=args.data or study.data,
+        images=args.images or study.images,
+    )
 
 
 def study(args: StudyArguments) -> None:

@@ -1,5 +1,6 @@
 """The runs of a study, one after the other; several processes may share the work of one folder."""
 
+import contextlib
 import gc
 import json
 import shutil
@@ -120,8 +121,7 @@ def _run(study: Study, run: Run, output: Path) -> bool:
         steps = pretraining.max_steps
     args = study.finetune_arguments(run.arm, run.fraction, run.seed, output / "runs", decoder)
     folder = Path(args.output_dir)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.with_name(f".{folder.name}.claim")):
+    with _claimed(folder):
         if any(row.key == run.key for row in read_rows(output / "results.csv")):
             return False  # another process has just ended it
         print(f"\n=== {run.arm.name}, {run.fraction} of the labels, seed {run.seed}", flush=True)
@@ -149,29 +149,27 @@ def _run(study: Study, run: Run, output: Path) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Keeps other processes of the study off a run; its own lock covers the training alone, and not the row.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f".{folder.name}.claim")):
+        yield
+
+
 def _decoder(args: PretrainArguments) -> tuple[str, float]:
     """Folder of a pretrained decoder, which is trained if it is not there, and its denoising error."""
     folder = Path(args.output_dir)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     results = folder / "final" / "results.json"  # written when the decoder is whole and measured
     if not results.exists():
-        with locked(folder.with_name(f".{folder.name}.claim")):
+        with _claimed(folder):
             if not results.exists():
                 print(f"\n=== pretraining {folder}", flush=True)
                 pretrain(args)
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     error = json.loads(results.read_text(encoding="utf-8"))["denoising_error"]
     return str(folder / "final"), round(error, 5)
-
-
-def arms_of(study: Study, names: list[str]) -> Iterator[Arm]:
-    """Arms of these names, in the study's order.
-
-    Raises:
-        ValueError: there is no such arm.
-    """
-    known = [arm.name for arm in study.arms]
-    for name in names:
-        if name not in known:
-            raise ValueError(f"arms: there is no arm `{name}`; the study has {', '.join(known)}.")
-    yield from (arm for arm in study.arms if arm.name in names)

@@ -5,7 +5,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,10 @@ from ddep_hub.training.parsing import as_flags, parse_arguments, unknown_name
 
 
 SECTIONS = ("model", "pretraining", "finetuning")
-# What a row says in columns of its own, or what follows from the arm.
-_SET_BY_RUN = ("output_dir", "seed", "split_seed", "label_fraction", "model_name_or_path", "overwrite")
+# What no result depends on; what a row says in columns of its own; and what follows from the arm.
+_NO_SETTING = (FREE_ON_RESUMING - {"eval_split"}) | set(
+    "output_dir seed split_seed label_fraction model_name_or_path overwrite".split()
+)
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,14 @@ class Study:
         values: dict[str, Any] = {"images": self.images, **(arm.pretraining or {})}
         values.setdefault("decoder_only", values.get("freeze_encoder", True))
         args = _parse(PretrainArguments, values, f"arm `{arm.name}`, pretraining")
-        args.output_dir = str(folder / _digest(args))
+        args.output_dir = str(folder / self._pretraining_digest(arm, args))
         args.resume_from_checkpoint = "latest"
         return args
+
+    def _pretraining_digest(self, arm: Arm, args: PretrainArguments) -> str:
+        """Digest of an arm's pretraining; where the study's images lie says nothing, an arm's own images do."""
+        own = arm.pretraining is not None and "images" in arm.pretraining
+        return _digest(args, images=args.images) if own else _digest(args)
 
     def finetune_arguments(
         self, arm: Arm, fraction: str, seed: int, folder: Path, decoder: str | None
@@ -102,7 +108,7 @@ class Study:
         finetuning = self.finetune_arguments(arm, "1", 0, Path(), decoder)
         parts = [_digest(finetuning)]
         if arm.pretraining is not None:
-            parts.append(_digest(self.pretrain_arguments(arm, Path())))
+            parts.append(self._pretraining_digest(arm, self.pretrain_arguments(arm, Path())))
         if (evaluation := self.evaluate_arguments(finetuning)) is not None:
             parts.append(_digest(evaluation))
         return "-".join(parts)
@@ -165,6 +171,19 @@ def read_study(path: str | Path) -> Study:
     return Study(arms, seeds, content.get("data"), list(content.get("images") or []), content.get("evaluation"))
 
 
+def arms_of(study: Study, names: list[str]) -> list[Arm]:
+    """Arms of these names, in the study's order.
+
+    Raises:
+        ValueError: there is no such arm.
+    """
+    known = [arm.name for arm in study.arms]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"arms: there is no arm `{name}`; the study has {', '.join(known)}.")
+    return [arm for arm in study.arms if arm.name in names]
+
+
 def vary(study: Study, axis: str, values: list[str]) -> Study:
     """A study along another axis: each arm that the axis concerns, once for each value.
 
@@ -204,11 +223,6 @@ def vary(study: Study, axis: str, values: list[str]) -> Study:
     return dataclasses.replace(study, arms=arms)
 
 
-def fraction_value(fraction: str) -> float:
-    """A fraction such as `"1/30"` as a number."""
-    return float(Fraction(fraction))
-
-
 def _parse(cls: type[Any], values: Mapping[str, Any], where: str) -> Any:
     """Arguments through the scripts' own parser, which checks types, ranges and names."""
     names = [known.name for known in dataclasses.fields(cls)]
@@ -221,12 +235,12 @@ def _parse(cls: type[Any], values: Mapping[str, Any], where: str) -> Any:
         raise ValueError(f"{where}: these arguments do not go together; the message above says why.") from error
 
 
-def _digest(args: RunArguments | EvaluateArguments) -> str:
-    """Short hash of the arguments that a result depends on and that differ from their defaults."""
-    chosen = {}
+def _digest(args: RunArguments | EvaluateArguments, **more: Any) -> str:
+    """Short hash of the arguments that a result depends on and that differ from their defaults, and of `more`."""
+    chosen = dict(more)
     for known in dataclasses.fields(args):
         default = known.default_factory() if callable(known.default_factory) else known.default
         value = getattr(args, known.name)
-        if known.name not in FREE_ON_RESUMING and known.name not in _SET_BY_RUN and value != default:
+        if known.name not in _NO_SETTING and value != default:
             chosen[known.name] = value
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]

@@ -100,6 +100,20 @@ def test_an_axis_of_pretraining_leaves_the_baselines_alone(write, tmp_path):
     assert study.pretrain_arguments(arm(study, "ddep sigma=0.1"), tmp_path).sigma == [0.1]
 
 
+def test_an_axis_of_images_pretrains_a_decoder_on_each(write, tmp_path):
+    study = vary(read_study(write()), "pretraining.images", ["photographs", "streets"])
+    arms = [arm(study, f"ddep images={name}") for name in ("photographs", "streets")]
+    found = [study.pretrain_arguments(a, tmp_path) for a in arms]
+    assert [args.images for args in found] == [["photographs"], ["streets"]]
+    assert found[0].output_dir != found[1].output_dir and study.settings(arms[0]) != study.settings(arms[1])
+
+
+def test_scores_on_another_split_are_other_results(write):
+    found = [read_study(write(finetuning={"max_steps": 3, "eval_split": split})) for split in ("val", "test")]
+    for name in ("encoder", "ddep"):
+        assert found[0].settings(arm(found[0], name)) != found[1].settings(arm(found[1], name))
+
+
 def test_an_axis_of_the_model_concerns_every_arm(write, tmp_path):
     study = vary(read_study(write()), "model.decoder_width", ["1", "2"])
     assert len(study.arms) == 8
