@@ -26,6 +26,7 @@ from ddep_hub import DDePConfig, DDePForPreTraining
 from ddep_hub.data.augmented import AugmentedDataset
 from ddep_hub.data.loading import ImageFolder
 from ddep_hub.data.transforms import Normalize, PretrainTransform
+from ddep_hub.decoder import fresh_weight_norm
 from ddep_hub.encoders import encoder_mean_std
 from ddep_hub.evaluation.denoising_error import denoising_error
 from ddep_hub.training.sources import encoder_file, encoder_source
@@ -74,7 +75,7 @@ def effective_rank(output: torch.Tensor) -> float:
 def weight_norm(block: nn.Module) -> float:
     """Geometric mean over the convolutions of a block."""
     convs = [module.weight.detach() for module in block.modules() if isinstance(module, nn.Conv2d)]
-    ratios = [weight.norm() / (2 / weight[0].numel() * weight.numel()) ** 0.5 for weight in convs]
+    ratios = [weight.norm() / fresh_weight_norm(weight) for weight in convs]
     return torch.stack(ratios).log().mean().exp().item()
 
 

@@ -2,6 +2,7 @@
 
 import sys
 
+from accelerate import PartialState
 from transformers import HfArgumentParser
 
 from ddep_hub.commands.arguments import EvaluateArguments, PredictArguments
@@ -42,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if command == "evaluate":
             evaluate(parse_arguments(EvaluateArguments, rest))
+            PartialState().destroy_process_group()  # as examples/evaluate.py does
         else:
             images, args = _prediction_arguments(rest)
             for name in predict_images(images, args):

@@ -55,6 +55,12 @@ def conv_norm_act(in_channels: int, out_channels: int, norm: str) -> nn.Sequenti
     return nn.Sequential(DDePDecoderConv(in_channels, out_channels), layer, nn.ReLU(inplace=True))
 
 
+def fresh_weight_norm(weight: torch.Tensor) -> float:
+    """Expected norm of a convolution's weights `(out, in, height, width)` under He initialisation."""
+    fan_in = weight[0].numel()
+    return (2 / fan_in * weight.numel()) ** 0.5
+
+
 @torch.no_grad()
 def restore_weight_norms(module: nn.Module) -> None:
     """Scales each convolution in front of a norm to the norm that He initialisation gives its weights.
@@ -70,10 +76,7 @@ def restore_weight_norms(module: nn.Module) -> None:
     for layers in module.modules():
         if isinstance(layers, nn.Sequential) and len(layers) == 3 and isinstance(layers[0], DDePDecoderConv):
             weight, norm = layers[0].weight, layers[1]
-            if weight.is_meta:  # kept on disk, for a model too large to be trained here
-                continue
-            fan_in = weight[0].numel()
-            factor = (2 / fan_in * weight.numel()) ** 0.5 / weight.norm().clamp(min=1e-12)
+            factor = fresh_weight_norm(weight) / weight.norm().clamp(min=1e-12)
             weight.mul_(factor)
             if isinstance(norm, nn.BatchNorm2d):
                 norm.running_mean.mul_(factor)

@@ -59,10 +59,7 @@ def build_model(args: FinetuneArguments, classes: ClassTable) -> tuple[DDePForSe
             source = encoder_source(stored["encoder_name"], args.encoder_weights)
             weights = encoder_file(source)
         model = DDePForSemanticSegmentation.from_pretrained(
-            args.model_name_or_path,
-            encoder_weights=weights,
-            ignore_mismatched_sizes=True,
-            **labels,
+            args.model_name_or_path, encoder_weights=weights, ignore_mismatched_sizes=True, **labels
         )
     if args.restore_decoder_norms and "DDePForPreTraining" in (stored.get("architectures") or ()):
         restore_weight_norms(model.ddep.decoder)
