@@ -1,23 +1,19 @@
 """The command `ddep-hub`."""
 
 import sys
-
-from accelerate import PartialState
-from transformers import HfArgumentParser
-
-from ddep_hub.commands.arguments import EvaluateArguments, PredictArguments
-from ddep_hub.commands.evaluate import evaluate
-from ddep_hub.commands.predict import predict_images
-from ddep_hub.training.parsing import parse_arguments
+from collections.abc import Callable
+from importlib import import_module
 
 
-USAGE = """usage: ddep-hub evaluate --model_name_or_path MODEL --data DATA [options]
-       ddep-hub predict IMAGE|FOLDER|PATTERN|URL ... --model_name_or_path MODEL [options]
+# Each is a function `main(argv)` of the module of its name: a command imports what it needs, and nothing else.
+COMMANDS = {
+    "evaluate": "measure a fine-tuned model on labelled images",
+    "predict": "write the masks and overlays of images",
+}
 
-evaluate  measure a fine-tuned model on labelled images
-predict   write the masks and overlays of images
-
-`ddep-hub evaluate --help` and `ddep-hub predict --help` list the options."""
+USAGE = "usage: ddep-hub COMMAND ...\n\n{}\n\n`ddep-hub COMMAND --help` lists its options.".format(
+    "\n".join(f"{name:<9} {summary}" for name, summary in COMMANDS.items())
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: what follows `ddep-hub`; `sys.argv[1:]` by default.
 
     Returns:
-        Exit code: 0, or 1 where images, model or data cannot be used.
+        Exit code: 0, or 1 where images, model, data or the Hub cannot be used.
 
     Raises:
         SystemExit: after help, and for arguments that cannot be read (code 2).
@@ -37,31 +33,13 @@ def main(argv: list[str] | None = None) -> int:
     if command in ("-h", "--help"):
         print(USAGE)
         return 0
-    if command not in ("evaluate", "predict"):
+    if command not in COMMANDS:
         print(f"{USAGE}\n\nddep-hub: unknown command {command!r}" if command else USAGE, file=sys.stderr)
         return 2
+    run: Callable[[list[str]], None] = import_module(f"ddep_hub.commands.{command}").main
     try:
-        if command == "evaluate":
-            evaluate(parse_arguments(EvaluateArguments, rest))
-            PartialState().destroy_process_group()  # as examples/evaluate.py does
-        else:
-            images, args = _prediction_arguments(rest)
-            for name in predict_images(images, args):
-                print(name)
+        run(rest)
     except (OSError, ValueError) as error:
         print(f"ddep-hub: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _prediction_arguments(argv: list[str]) -> tuple[list[str], PredictArguments]:
-    parser = HfArgumentParser(
-        PredictArguments, prog="ddep-hub predict", allow_abbrev=False, description="Predict images."
-    )
-    parser.add_argument("images", nargs="+", help="Image files, folders, patterns such as 'photos/*.jpg', or URLs.")
-    values = vars(parser.parse_args(argv))
-    images = values.pop("images")
-    try:
-        return images, PredictArguments(**values)
-    except ValueError as error:
-        raise parser.error(str(error)) from error

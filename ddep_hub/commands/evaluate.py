@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
 from ddep_hub.data.transforms import EvalTransform, Normalize
 from ddep_hub.encoders import encoder_mean_std
@@ -16,11 +16,18 @@ from ddep_hub.evaluation.inference import count_pixels
 from ddep_hub.evaluation.plots import segmentation_picture
 from ddep_hub.evaluation.writing import MaskWriter
 from ddep_hub.training.labelled_images import open_split
+from ddep_hub.training.parsing import parse_command
 from ddep_hub.training.processes import in_first_process
 from ddep_hub.training.run_folder import write_whole
 
 from .arguments import EvaluateArguments
 from .models import image_size, load_model
+
+
+def main(argv: list[str]) -> None:
+    """`ddep-hub evaluate`."""
+    evaluate(parse_command(EvaluateArguments, argv, command="ddep-hub evaluate")[0])
+    PartialState().destroy_process_group()  # as examples/evaluate.py does
 
 
 def evaluate(args: EvaluateArguments) -> dict[str, Any]:

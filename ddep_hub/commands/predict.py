@@ -13,10 +13,21 @@ from ddep_hub.data.transforms import EvalTransform, Normalize
 from ddep_hub.encoders import encoder_mean_std
 from ddep_hub.evaluation.inference import predict
 from ddep_hub.evaluation.writing import MaskWriter, legend
+from ddep_hub.training.parsing import parse_command
 
 from .arguments import PredictArguments
 from .inputs import find_images, read_image
 from .models import image_size, load_model
+
+
+IMAGES = {"nargs": "+", "help": "Image files, folders, patterns such as 'photos/*.jpg', or URLs."}
+
+
+def main(argv: list[str]) -> None:
+    """`ddep-hub predict`."""
+    args, given = parse_command(PredictArguments, argv, command="ddep-hub predict", positionals={"images": IMAGES})
+    for name in predict_images(given["images"], args):
+        print(name)
 
 
 def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:

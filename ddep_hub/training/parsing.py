@@ -3,7 +3,9 @@
 import dataclasses
 import difflib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import yaml
@@ -33,17 +35,47 @@ def parse_arguments(cls: type[Arguments], argv: list[str] | None = None) -> Argu
         SystemExit: an unknown argument, on the command line or in the file (the nearest one is named), or a value
             of the wrong type or out of range.
     """
+    return parse_command(cls, argv)[0]
+
+
+def parse_command(
+    cls: type[Arguments],
+    argv: list[str] | None = None,
+    *,
+    command: str | None = None,
+    positionals: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> tuple[Arguments, dict[str, Any]]:
+    """As [`parse_arguments`], for a command that also takes arguments without a name.
+
+    Args:
+        cls: a dataclass of arguments.
+        argv: command line; `sys.argv[1:]` by default.
+        command: what the help calls the program, such as `ddep-hub predict`.
+        positionals: the arguments without a name, and what `argparse.ArgumentParser.add_argument` takes for each.
+
+    Returns:
+        The arguments, and the values of `positionals`.
+
+    Raises:
+        SystemExit: as in [`parse_arguments`].
+    """
     parser = HfArgumentParser(
-        cls, allow_abbrev=False, description=f"{cls.__doc__} They can also be given in a file, see --config."
+        cls,
+        prog=command,
+        allow_abbrev=False,
+        description=f"{cls.__doc__} They can also be given in a file, see --config.",
     )
+    for name, options in positionals.items():
+        parser.add_argument(name, **options)
     parser.add_argument("--config", help="YAML file with any of the arguments; the command line overrides it.")
     names = [field.name for field in dataclasses.fields(cls)]
     argv = sys.argv[1:] if argv is None else argv
     known, _ = parser.parse_known_args(argv)
     if known.config:
         try:
-            # In front of the command line, so that one parser checks the types of both.
-            argv = [*as_flags(read_yaml(known.config, names)), *argv]
+            # In front of the command line, so that one parser checks the types of both. --config once more, so that
+            # a list at the end of the file does not take in the command's arguments without a name.
+            argv = [*as_flags(read_yaml(known.config, names)), "--config", known.config, *argv]
         except (OSError, ValueError) as error:
             parser.error(str(error))
     namespace, unknown = parser.parse_known_args(argv)
@@ -53,9 +85,10 @@ def parse_arguments(cls: type[Arguments], argv: list[str] | None = None) -> Argu
     if unknown:
         parser.error(f"values without an argument: {' '.join(unknown)}")
     try:
-        return cls(**{name: getattr(namespace, name) for name in names})
+        arguments = cls(**{name: getattr(namespace, name) for name in names})
     except ValueError as error:
         raise parser.error(str(error)) from error
+    return arguments, {name: getattr(namespace, name) for name in positionals}
 
 
 def unknown_name(name: str, names: list[str]) -> str:

@@ -170,4 +170,12 @@ def test_models_that_do_not_fit(data, model, tmp_path, hybrid_config, capsys):
 def test_usage(capsys):
     assert main(["--help"]) == 0 and main([]) == 2 and main(["train"]) == 2
     said = capsys.readouterr()
-    assert "usage: ddep-hub evaluate" in said.out and "unknown command 'train'" in said.err
+    assert "usage: ddep-hub COMMAND" in said.out and "unknown command 'train'" in said.err
+
+
+def test_predict_takes_its_options_from_a_file(data, model, tmp_path):
+    options = {"model_name_or_path": model, "output_dir": str(tmp_path / "out"), "predictions": ["ids", "overlays"]}
+    (tmp_path / "options.yaml").write_text(json.dumps(options))
+    image = data / "images" / "val" / "a.png"
+    assert main(["predict", "--config", str(tmp_path / "options.yaml"), str(image), "--predictions", "colors"]) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.is_dir()] == ["colors"]
