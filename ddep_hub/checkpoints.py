@@ -51,6 +51,15 @@ def hash_weights(state_dict: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
+def encoder_repository(encoder_name: str) -> str | None:
+    """The repository on the Hub where timm has an encoder's weights, such as `timm/resnet50.a1_in1k`."""
+    cfg = timm.get_pretrained_cfg(encoder_name)
+    if cfg is None or not cfg.hf_hub_id:
+        return None
+    # A registry entry may name the organisation alone.
+    return str(cfg.hf_hub_id if not cfg.hf_hub_id.endswith("/") else f"{cfg.hf_hub_id}{cfg.architecture}.{cfg.tag}")
+
+
 def encoder_weights_file(config: DDePConfig, **hub: Any) -> tuple[Path, str | None]:
     """Fetches the encoder's weights from timm's repository on the Hub, or from the cache.
 
@@ -65,15 +74,13 @@ def encoder_weights_file(config: DDePConfig, **hub: Any) -> tuple[Path, str | No
         OSError: timm has no weights of that name, or they could not be fetched; says what to pass instead.
     """
     name = config.encoder_name
-    cfg = timm.get_pretrained_cfg(name)
-    if cfg is None or not cfg.hf_hub_id:
+    repo_id = encoder_repository(name)
+    if repo_id is None:
         raise OSError(f"timm publishes no weights for encoder `{name}`. {HOW_TO_GIVE_ENCODER}")
-    # A registry entry may name the organisation alone.
-    repo_id = cfg.hf_hub_id if not cfg.hf_hub_id.endswith("/") else f"{cfg.hf_hub_id}{cfg.architecture}.{cfg.tag}"
     hub = {key: value for key, value in hub.items() if key != "subfolder" and value is not None}
     hub.setdefault("revision", config.encoder_revision)
     try:
-        path = Path(hf_hub_download(repo_id, cfg.hf_hub_filename or WEIGHTS_NAME, **hub))
+        path = Path(hf_hub_download(repo_id, timm.get_pretrained_cfg(name).hf_hub_filename or WEIGHTS_NAME, **hub))
     except OSError as error:
         raise OSError(
             f"The weights of encoder `{name}` could not be had from `{repo_id}` "

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig
 
-from ddep_hub.data.catalog import known_dataset, known_names
+from ddep_hub.data.catalog import known_by_classes
 from ddep_hub.data.classes import ClassTable, class_colors
 from ddep_hub.data.transforms import EvalTransform, Normalize
 from ddep_hub.encoders import encoder_mean_std
@@ -66,8 +66,8 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
 def classes_of(config: PretrainedConfig) -> ClassTable:
     """A model's classes, in the colours of the known data set that has these very names, or in some that differ."""
     names = tuple(config.id2label[index] for index in range(config.num_labels))
-    for known in map(known_dataset, known_names()):
-        if known.classes.names == names:
-            return known.classes
+    known = known_by_classes(names)
+    if known is not None:
+        return known.classes
     # A prediction ignores no pixel, so the value can be one that no mask holds.
     return ClassTable(names=names, colors=class_colors(len(names)), ignore_index=-1)

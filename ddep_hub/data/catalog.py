@@ -1,7 +1,7 @@
 """Known data sets: their classes, the values of their official masks, and how they are trained and scored on."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -102,6 +102,11 @@ def known_dataset(name: str) -> KnownDataset:
 def known_names() -> list[str]:
     """The names that `known_dataset` takes."""
     return list(_entries())
+
+
+def known_by_classes(names: Sequence[str]) -> KnownDataset | None:
+    """The known data set that has these very classes, in this order."""
+    return next((known for known in map(known_dataset, known_names()) if known.classes.names == tuple(names)), None)
 
 
 @cache

@@ -1,5 +1,7 @@
 """Model cards, filled from the run itself. A field without a value is left out."""
 
+import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,9 +10,13 @@ import accelerate
 import timm
 import torch
 import transformers
+from accelerate import PartialState
 from huggingface_hub import EvalResult, ModelCardData
 
 from ddep_hub import DDePConfig, __version__
+from ddep_hub.checkpoints import encoder_repository
+from ddep_hub.data.catalog import known_by_classes
+from ddep_hub.data.image_sources import HUB_PREFIX, parse_hub_name
 
 
 CITATION = """```bibtex
@@ -41,6 +47,39 @@ def versions() -> str:
     parts = {"ddep_hub": __version__, "torch": torch.__version__, "timm": timm.__version__}
     parts |= {"transformers": transformers.__version__, "accelerate": accelerate.__version__}
     return ", ".join(f"{name} {version}" for name, version in parts.items())
+
+
+def hardware(seconds: float) -> str:
+    """What this process and its like run on, and for how long they trained."""
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        device = f"{torch.get_num_threads()} thread(s) of {_processor()}"
+    return f"{PartialState().num_processes} process(es), each on {device}; {seconds:.0f} seconds of training"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    name = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
+    return name.group(1).strip() if name else platform.processor() or platform.machine()
+
+
+def hub_datasets(sources: list[str]) -> list[str] | None:
+    """The data sets of the Hub among sources of images, for the card's metadata; `None` where there are none."""
+    return [parse_hub_name(name)[0] for name in sources if name.startswith(HUB_PREFIX)] or None
+
+
+def base_model(start: str | None, encoder_name: str, source: str) -> str | None:
+    """The repository on the Hub that a model was made from; `None` where it was a local folder or file.
+
+    Args:
+        start: folder or repository of the model it started from, if any.
+        encoder_name: timm name of its encoder.
+        source: where the encoder's weights came from, see `encoder_source`.
+    """
+    if start is not None:
+        return start if re.fullmatch(r"[\w.-]+/[\w.-]+", start) and not Path(start).exists() else None
+    return encoder_repository(encoder_name) if source == "hub" else None
 
 
 def encoder_row(config: DDePConfig, source: str) -> str:
@@ -83,7 +122,13 @@ def pretraining_card(
         results: what [`pretrain`] measured.
         images: how many training images there were, in words.
     """
-    data = ModelCardData(library_name="transformers", tags=["ddep", "decoder-pretraining", "semantic-segmentation"])
+    data = ModelCardData(
+        library_name="transformers",
+        license=run["license"],
+        base_model=base_model(None, config.encoder_name, source),
+        datasets=hub_datasets(run["images"]),
+        tags=["ddep", "decoder-pretraining", "semantic-segmentation"],
+    )
     names = [name if "://" in name else Path(name).name for name in run["images"]]
     sources = ", ".join(f"`{name}`" for name in names) or "embedded rendered scenes"
     frozen = config.freeze_encoder
@@ -102,6 +147,7 @@ def pretraining_card(
             "Objective": f"{config.corruption} corruption, predicts {config.prediction_type}, sigma {config.sigma}",
             "Images": f"{sources} ({images})",
             "Schedule": schedule(run),
+            "Hardware": hardware(results["seconds"]),
             "Seed": run["seed"],
             "Software": versions(),
         }
@@ -139,6 +185,12 @@ Mean squared error of the found noise on {run["num_held_out"]} images kept out o
 
 {measured}
 
+## Intended use and limits
+
+For fine-tuning on few labels: as it is, it segments nothing. It has seen the images named above, in crops of
+{run["crop_size"]} pixels. Whether it helps on images of another kind is to be measured: compare it with a random
+decoder on the same labels before you rely on it.
+
 ## Citation
 
 {CITATION}
@@ -159,10 +211,20 @@ def finetuning_card(
     """
     name = Path(run["output_dir"]).name
     dataset = Path(run["data"]).name if run["data"] else "embedded rendered scenes"
+    known = known_by_classes([config.id2label[index] for index in range(config.num_labels)])
+    terms = (
+        f"\n\nIt has the classes of {known.title} ({known.home_page}), whose terms are: {known.terms}."
+        if known
+        else ""
+    )
     data = ModelCardData(
         model_name=name,
         library_name="transformers",
+        license=run["license"],
         pipeline_tag="image-segmentation",
+        base_model=base_model(run["model_name_or_path"], config.encoder_name, source),
+        datasets=hub_datasets([run["data"] or ""]),
+        metrics=["mean_iou"],
         tags=["ddep", "semantic-segmentation"],
         eval_results=[
             EvalResult(
@@ -175,13 +237,15 @@ def finetuning_card(
             )
         ],
     )
+    share = f" ({run['label_fraction']} of them, choice {run['split_seed']})" if run["label_fraction"] else ""
     start = f"`{run['model_name_or_path']}`" if run["model_name_or_path"] else "a random decoder"
     made = table(
         {
             "Start": start,
             "Encoder": encoder_row(config, source),
-            "Labels": f"{results['labelled']} images of `{dataset}`, split `{run['train_split']}`",
+            "Labels": f"{results['labelled']} images of `{dataset}`, split `{run['train_split']}`{share}",
             "Schedule": schedule(run),
+            "Hardware": hardware(results["seconds"]),
             "Seed": run["seed"],
             "Software": versions(),
         }
@@ -215,6 +279,14 @@ Split `{run["eval_split"]}` of `{dataset}`, {images} images, each whole, no flip
 | class | IoU |
 |---|---|
 {classes}
+
+One run, seed {run["seed"]}: other seeds and other labels give other figures.
+
+## Intended use and limits
+
+It gives every pixel one of the classes above, also where none fits. It has learned them from {results["labelled"]}
+labelled images and was measured on the images named above alone: on images of another kind measure it anew. It has not
+been examined for uses in which a wrong mask does harm.{terms}
 
 ## Citation
 

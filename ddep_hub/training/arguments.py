@@ -20,7 +20,7 @@ def arg(default: Any, description: str) -> Any:
 FREE_ON_RESUMING = frozenset(
     "output_dir gradient_accumulation_steps torch_compile num_workers skip_bad_files "
     "log_every eval_every report_to save_every checkpoints_total_limit resume_from_checkpoint max_time overwrite "
-    "push_to_hub hub_model_id hub_private images decoder_only data classes split_file eval_split "
+    "push_to_hub hub_model_id hub_private license images decoder_only data classes split_file eval_split "
     "eval_batch_size".split()
 )
 
@@ -90,6 +90,9 @@ class RunArguments:
     push_to_hub: bool = arg(False, "Publish final/ on the Hub when the run ends.")
     hub_model_id: str | None = arg(None, "Repository to publish to, `org/name`; needed with push_to_hub.")
     hub_private: bool = arg(False, "Make a new repository private.")
+    license: str | None = arg(
+        None, "Licence of the weights for the model card, as the Hub abbreviates it, such as apache-2.0."
+    )
 
     def __post_init__(self) -> None:
         self.check_positive("max_steps", "batch_size", "gradient_accumulation_steps", "log_every", "learning_rate")
