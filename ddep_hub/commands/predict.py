@@ -8,7 +8,7 @@ import torch
 from transformers import PretrainedConfig
 
 from ddep_hub.data.catalog import known_by_classes
-from ddep_hub.data.classes import ClassTable, class_colors
+from ddep_hub.data.classes import ClassTable, class_colors, names_in_order
 from ddep_hub.data.transforms import EvalTransform, Normalize
 from ddep_hub.encoders import encoder_mean_std
 from ddep_hub.evaluation.inference import predict
@@ -65,7 +65,7 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
 
 def classes_of(config: PretrainedConfig) -> ClassTable:
     """A model's classes, in the colours of the known data set that has these very names, or in some that differ."""
-    names = tuple(config.id2label[index] for index in range(config.num_labels))
+    names = names_in_order(config.id2label)
     known = known_by_classes(names)
     if known is not None:
         return known.classes

@@ -2,6 +2,7 @@
 
 import colorsys
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,11 @@ class ClassTable:
     def label2id(self) -> dict[str, int]:
         """Name to class id."""
         return {name: index for index, name in enumerate(self.names)}
+
+
+def names_in_order(id2label: Mapping[int, str]) -> tuple[str, ...]:
+    """Names of the classes 0..n-1 of a model, from its configuration's `id2label`."""
+    return tuple(id2label[index] for index in range(len(id2label)))
 
 
 def read_class_table(path: str | Path) -> ClassTable:

@@ -4,13 +4,14 @@ import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from ddep_hub import DDePForSemanticSegmentation, __version__
+from ddep_hub.data.classes import names_in_order
 from ddep_hub.data.synthetic import render_scene
 from ddep_hub.data.transforms import Normalize
 from ddep_hub.training.run_folder import whole_folder, write_whole
@@ -41,7 +42,7 @@ def export(
     mean: Sequence[float],
     std: Sequence[float],
     formats: Sequence[Format] = ("onnx", "torch"),
-) -> dict[str, dict[str, float]]:
+) -> dict[Format, dict[str, float]]:
     """Writes `model.onnx`, `model.pt2` and `export.json`: images of one size, any number of them at a time.
 
     Each file takes `pixel_values`, float32 `(batch, channels, height, width)`, RGB in [0, 1] minus `mean` over `std`,
@@ -77,7 +78,7 @@ def export(
     images = _scenes(size, max(BATCHES), model.config.num_channels, mean, std)
     program = torch.export.export(traced, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     with whole_folder(folder) as new:
-        found: dict[str, dict[str, float]] = {}
+        found: dict[Format, dict[str, float]] = {}
         for name in formats:
             file = new / FILES[name]
             run = _write_onnx(program, file) if name == "onnx" else _write_torch(program, file)
@@ -90,7 +91,7 @@ def export(
             "rescale_factor": 1 / 255,
             "image_mean": list(mean),
             "image_std": list(std),
-            "classes": [config.id2label[index] for index in range(config.num_labels)],
+            "classes": names_in_order(config.id2label),
             "checked": found,
             "versions": {"ddep_hub": __version__, "torch": torch.__version__},
         }
@@ -134,8 +135,7 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path) -> Callable[[
 
 def _write_torch(program: torch.export.ExportedProgram, file: Path) -> Callable[[torch.Tensor], torch.Tensor]:
     torch.export.save(program, file)
-    loaded: Any = torch.export.load(file).module()
-    return lambda images: loaded(images)
+    return torch.export.load(file).module()
 
 
 def _scenes(

@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from ddep_hub import DDePConfig, __version__
 from ddep_hub.checkpoints import encoder_repository
 from ddep_hub.data.catalog import known_by_classes
+from ddep_hub.data.classes import names_in_order
 from ddep_hub.data.image_sources import HUB_PREFIX, parse_hub_name
 
 
@@ -211,7 +212,7 @@ def finetuning_card(
     """
     name = Path(run["output_dir"]).name
     dataset = Path(run["data"]).name if run["data"] else "embedded rendered scenes"
-    known = known_by_classes([config.id2label[index] for index in range(config.num_labels)])
+    known = known_by_classes(names_in_order(config.id2label))
     terms = (
         f"\n\nIt has the classes of {known.title} ({known.home_page}), whose terms are: {known.terms}."
         if known
