@@ -9,6 +9,7 @@ from importlib import import_module
 COMMANDS = {
     "evaluate": "measure a fine-tuned model on labelled images",
     "predict": "write the masks and overlays of images",
+    "publish": "upload a model to the Hub, and check that it loads from there",
 }
 
 USAGE = "usage: ddep-hub COMMAND ...\n\n{}\n\n`ddep-hub COMMAND --help` lists its options.".format(

@@ -15,6 +15,7 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.commands.arguments import EvaluateArguments, PredictArguments
+from ddep_hub.commands.publish import PublishArguments
 from ddep_hub.data.catalog import known_dataset
 from ddep_hub.data.layouts import LAYOUTS
 from ddep_hub.study.command import StudyArguments, chosen_study
@@ -30,7 +31,14 @@ ACCELERATE = sorted((CONFIGS / "accelerate").glob("*.yaml"))
 PRETRAIN = sorted(CONFIGS.glob("pretrain-*.yaml"))
 FINETUNE = sorted(CONFIGS.glob("finetune-*.yaml"))
 STUDIES = sorted(CONFIGS.glob("label-efficiency-*.yaml"))
-ARGUMENTS = [PretrainArguments, FinetuneArguments, EvaluateArguments, PredictArguments, StudyArguments]
+ARGUMENTS = [
+    PretrainArguments,
+    FinetuneArguments,
+    EvaluateArguments,
+    PredictArguments,
+    PublishArguments,
+    StudyArguments,
+]
 # The paper's level, in units of inputs with this deviation.
 SIGMA, STD = 0.22, 0.5
 

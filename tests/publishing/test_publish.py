@@ -1,40 +1,33 @@
-"""Publishing a folder: one commit of all its files."""
+"""Publishing a folder over HTTP: one commit of all its files, read back and compared."""
+
+import hashlib
 
 import pytest
+from huggingface_hub import constants
 
-from ddep_hub.publishing import publish
-
-
-class Hub:
-    """Records the calls to the Hub's client."""
-
-    def __init__(self, token=None):
-        self.token = token
-
-    def create_repo(self, repo_id, private, exist_ok):
-        calls.append(("create_repo", repo_id, private, exist_ok))
-        return type("Url", (), {"repo_id": repo_id})
-
-    def create_commit(self, repo_id, operations, commit_message):
-        calls.append(("create_commit", repo_id, [operation.path_in_repo for operation in operations]))
-        return type("Commit", (), {"commit_url": "https://hub/commit"})
+from ddep_hub.publishing.publish import publish_folder
 
 
-calls: list[tuple] = []
+def state(folder):
+    """Names, contents and times of a folder's files."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [(str(path), hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns) for path in files]
 
 
-def test_one_commit_of_all_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(publish, "HfApi", Hub)
-    calls.clear()
-    for name in ("config.json", "model.safetensors", "README.md", ".hidden"):
-        (tmp_path / name).write_text("x")
-    assert publish.publish_folder(tmp_path, "org/name", private=True) == "https://hub/commit"
-    assert calls == [
-        ("create_repo", "org/name", True, True),
-        ("create_commit", "org/name", ["README.md", "config.json", "model.safetensors"]),
-    ]
-
-
-def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"config\.json"):
-        publish.publish_folder(tmp_path, "org/name")
+@pytest.mark.parametrize("xet", [False, True])
+def test_one_commit_of_all_files(hub, folder, monkeypatch, xet):
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
+    (folder / ".hidden").write_text("x")
+    (folder / "outside").symlink_to("/etc/hostname")
+    before = state(folder)
+    address = publish_folder(folder, "org/name", private=True)
+    repository = hub.repositories["org/name"]
+    assert list(repository.messages.values()) == ["initial commit", "Upload DDeP model"]
+    assert repository.private and address.endswith(repository.branches["main"])
+    published = {name: content for name, content in repository.head().items() if name != ".gitattributes"}
+    local = {name: (folder / name).read_bytes() for name in published}
+    assert set(published) == {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
+    assert published.pop("README.md") == local["README.md"].replace(b"path/to/this/folder", b"org/name")
+    assert all(published[name] == local[name] for name in published)
+    assert hub.counted("POST", "/v1/xorbs") == xet and hub.counted("PUT", "/lfs") == (not xet)
+    assert state(folder) == before
