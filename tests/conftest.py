@@ -73,6 +73,7 @@ def hub(monkeypatch, tmp_path):
     """A Hub of the test's own, empty, which the client of this process talks to: online, with a token, without xet."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     monkeypatch.setenv("HF_TOKEN", WRITER)
     monkeypatch.delenv("HF_HUB_OFFLINE")  # for processes that the test starts
     SERVER.hub = HubStandIn(SERVER.address)
