@@ -33,7 +33,7 @@ class StaleError(PublishError):
     """The branch is no longer what it was when the commit was made."""
 
 
-def asked(action: Callable[[], Result], what: str, *, once: bool = False) -> Result:
+def asked(action: Callable[[], Result], what: str, *, once: bool = False, mend: str = "") -> Result:
     """What a call to the Hub returns.
 
     A busy or failing server and a lost connection are tried again, `len(WAITS)` times. The client itself tries some
@@ -43,6 +43,7 @@ def asked(action: Callable[[], Result], what: str, *, once: bool = False) -> Res
         action: the call. It may be made several times.
         what: what it does, in words, such as `"the commit to org/name"`.
         once: not again after a lost connection or an error of the server: it may have been obeyed.
+        mend: what to do about an error that is none of the Hub's answers.
 
     Raises:
         StaleError: the repository was changed at the same time.
@@ -55,7 +56,7 @@ def asked(action: Callable[[], Result], what: str, *, once: bool = False) -> Res
             status, asked_wait = _status_of(error)
             passes = status in TRANSIENT or (status is None and _http_error(error) is not None)
             if wait is None or not passes or (once and status not in (429, 503)):
-                raise _in_words(error, status, what) from error
+                raise _in_words(error, status, what, mend) from error
             time.sleep(max(wait, min(asked_wait, LONGEST_WAIT)))
     raise AssertionError("the last try returns or raises")
 
@@ -76,13 +77,13 @@ def _status_of(error: BaseException) -> tuple[int | None, float]:
     return response.status_code, float(text) if text.isdigit() else 0.0
 
 
-def _in_words(error: BaseException, status: int | None, what: str) -> PublishError:
+def _in_words(error: BaseException, status: int | None, what: str, mend: str) -> PublishError:
     if isinstance(error, PublishError):
         return error
     if isinstance(error, OfflineModeIsEnabled):
         return PublishError(f"{what} failed: HF_HUB_OFFLINE is set. Unset it to publish.")
     if status is None:
-        mend = NO_ANSWER if _http_error(error) is not None else ""
+        mend = NO_ANSWER if _http_error(error) is not None else mend
     else:
         mend = MEND.get(status, "The Hub does not work as it should: wait, then publish again.")
     cause = _http_error(error) or error

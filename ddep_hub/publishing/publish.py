@@ -8,7 +8,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 
 from .card_text import merged, with_repository
 from .hub_calls import PublishError, StaleError, asked
-from .staging import stage
+from .staging import model_class, read_config, stage
 from .verifying import expected_of, read_back
 
 
@@ -28,7 +28,7 @@ def publish_folder(
     decoder_only: bool = False,
     remote_code: bool = False,
     encoder_weights: str | Path | None = None,
-    message: str = "Upload DDeP model",
+    message: str | None = None,
     verify: bool = True,
 ) -> str:
     """Uploads all files of a folder in one commit, reads them back, and compares the model with the local one.
@@ -48,7 +48,7 @@ def publish_folder(
         remote_code: publish the model's code too, so that `trust_remote_code=True` loads it without this package.
         encoder_weights: file of the encoder, to compare a decoder-only model; by default it comes from timm's
             repository. Where that cannot be reached, a warning says what is compared instead.
-        message: the commit's message.
+        message: the commit's message; by default it says what is uploaded.
         verify: read back and compare.
 
     Returns:
@@ -68,6 +68,7 @@ def publish_folder(
         staged = Path(temporary) / "model"
         staged.mkdir()
         stage(folder, staged, decoder_only=decoder_only, remote_code=remote_code)
+        message = message or _what(staged, remote_code=remote_code)
         expected = expected_of(staged, str(folder), encoder_weights) if verify else None
         repo_id = prepare_repository(api, repo_id, private=private, revision=revision, tag=tag)
         commit, sent = _commit(api, repo_id, staged, revision, message, create_pr=create_pr)
@@ -121,6 +122,14 @@ def prepare_repository(
     return repo_id
 
 
+def _what(staged: Path, *, remote_code: bool) -> str:
+    """What is uploaded, for the log of the repository."""
+    parts = [f"Upload {model_class(staged).__name__}"]
+    parts += ["decoder only"] if read_config(staged).get("decoder_only") else []
+    parts += ["with its code"] if remote_code else []
+    return ", ".join(parts)
+
+
 def _commit(
     api: HfApi, repo_id: str, staged: Path, revision: str | None, message: str, *, create_pr: bool
 ) -> tuple[CommitInfo, Files]:
@@ -159,6 +168,7 @@ def _commit_onto_head(
         ),
         f"the commit to {repo_id}",
         once=create_pr,  # nothing would tell a second pull request from the first
+        mend="Check the network and the token, or upload without xet: set HF_HUB_DISABLE_XET=1.",
     )
     return commit, sent
 

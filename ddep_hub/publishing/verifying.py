@@ -1,5 +1,6 @@
 """After publishing: what the Hub holds is read back, loaded by the repository's name, and compared."""
 
+import functools
 import hashlib
 import tempfile
 from collections.abc import Mapping
@@ -23,7 +24,6 @@ from .staging import model_class, read_config
 logger = logging.get_logger(__name__)
 
 SIZE = (64, 96)
-TRIES = 2
 TOLERANCE = 1e-4  # of the largest output; the same weights on the same machine agree to the last digits
 
 
@@ -121,9 +121,9 @@ def read_back(
 def _compare_file(repo_id: str, name: str, content: bytes | Path, hub: dict[str, Any]) -> None:
     """Raises a PublishError where a file is not what was sent; a download that went wrong is done again."""
     wanted = _sha256(content)
-    for force in (False, True)[:TRIES]:
+    for again in (False, True):
         path = asked(
-            lambda force=force: hf_hub_download(repo_id, name, force_download=force, **hub),  # type: ignore[misc]
+            functools.partial(hf_hub_download, repo_id, name, force_download=again, **hub),
             f"reading {name} of {repo_id} back",
         )
         found = _sha256(Path(path))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hub_stand_in import Fault, Repository
+from huggingface_hub import constants
 
 from ddep_hub.publishing.hub_calls import LONGEST_WAIT, WAITS, PublishError
 from ddep_hub.publishing.publish import publish_folder
@@ -40,6 +41,7 @@ class Case:
         commits: commits that `publish_folder` made.
         waited: seconds that some call waited.
         options: of `publish_folder`.
+        xet: upload by xet, as is the default; else by Git LFS.
     """
 
     injected: str
@@ -49,6 +51,7 @@ class Case:
     commits: int = 1
     waited: tuple[float, ...] = ()
     options: dict[str, bool] = field(default_factory=dict)
+    xet: bool = False
 
     @property
     def row(self) -> str:
@@ -162,6 +165,20 @@ CASES = [
         commits=0,
     ),
     Case(
+        "connection cut in the middle of an upload by xet",
+        "sent again, and published",
+        [fault("POST", "/v1/shards", "cut")],
+        xet=True,
+    ),
+    Case(
+        "xet's own server refuses",
+        "error: check network and token, or set HF_HUB_DISABLE_XET",
+        [fault("POST", "/v1/shards", 403, ALWAYS)],
+        error="the commit to org/name failed.*HF_HUB_DISABLE_XET=1",
+        commits=0,
+        xet=True,
+    ),
+    Case(
         "connection cut after the commit, before the answer",
         "published, in one commit and not in two",
         [fault("POST", COMMIT, "no answer")],
@@ -205,6 +222,7 @@ def test_success_or_a_clear_error(case, hub, folder, monkeypatch):
     repository = hub.add("org/name", {"notes.txt": b"notes"})
     first, before, waited = repository.branches["main"], state(folder), []
     monkeypatch.setattr(time, "sleep", waited.append)  # the client's waits as well
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not case.xet)
     for method, path, what, times, headers in case.faults:
         act = (lambda what=what: what(repository)) if callable(what) else what
         hub.faults.append(Fault(method, path, act, times, headers))
@@ -216,7 +234,7 @@ def test_success_or_a_clear_error(case, hub, folder, monkeypatch):
         assert re.search(case.error, str(raised.value)), raised.value
         assert raised.value.__cause__ is not None
     assert all(found.times < wanted[3] for found, wanted in zip(hub.faults, case.faults, strict=True)), "not met"
-    assert list(repository.messages.values()).count("Upload DDeP model") == case.commits
+    assert list(repository.messages.values()).count("Upload DDePForSemanticSegmentation") == case.commits
     assert [seconds for seconds in waited if seconds in case.waited] == list(case.waited)
     assert state(folder) == before
     # Whole or not at all, and beside what was there.

@@ -43,14 +43,14 @@ def test_one_commit_of_all_files(hub, folder, monkeypatch, xet):
     before = state(folder)
     address = publish_folder(folder, "org/name", private=True)
     repository = hub.repositories["org/name"]
-    assert list(repository.messages.values()) == ["initial commit", "Upload DDeP model"]
+    assert list(repository.messages.values()) == ["initial commit", "Upload DDePForSemanticSegmentation"]
     assert repository.private and address.endswith(repository.branches["main"])
     published = own_files(repository)
     local = {name: (folder / name).read_bytes() for name in published}
     assert set(published) == {*FILES, "pictures/one.png"}
     assert b"org/name" in published.pop("README.md")
     assert all(published[name] == local[name] for name in published)
-    assert hub.counted("POST", "/v1/xorbs") == xet and hub.counted("PUT", "/lfs") == (not xet)
+    assert hub.counted("POST", "/v1/shards") == xet and hub.counted("PUT", "/lfs") == (not xet)
     assert hub.counted("POST", "/commit/") == 1
     assert state(folder) == before
     # The same once more changes nothing.
@@ -163,8 +163,11 @@ def test_decoder_only_with_a_file_of_its_encoder(hub, decoder_only, caplog):
     folder, encoder = decoder_only
     with caplog.at_level(logging.WARNING):
         publish_folder(folder, "org/name", encoder_weights=encoder)
-        publish_folder(folder.parent / "whole", "org/other", encoder_weights=encoder, decoder_only=True)
+        publish_folder(
+            folder.parent / "whole", "org/other", encoder_weights=encoder, decoder_only=True, remote_code=True
+        )
     assert "the model is not run" not in caplog.text
+    # Loaded with the code that was published, put on the encoder, and compared.
     one, other = (own_files(hub.repositories[name]) for name in ("org/name", "org/other"))
     assert one["model.safetensors"] == other["model.safetensors"]
     assert json.loads(other["config.json"])["decoder_only"]
