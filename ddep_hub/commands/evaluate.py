@@ -49,7 +49,7 @@ def evaluate(args: EvaluateArguments) -> dict[str, Any]:
     accelerator = Accelerator()
     with accelerator.main_process_first():
         rows = open_split(args, args.eval_split)
-        model = load_model(args)
+        model = load_model(str(args.model_name_or_path), args.encoder_weights)
     classes, names = rows.classes, list(rows.classes.names)
     found = [model.config.id2label[index] for index in range(model.config.num_labels)]
     if found != names:

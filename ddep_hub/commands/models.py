@@ -6,20 +6,23 @@ from ddep_hub.training.sources import encoder_file, encoder_source
 from .arguments import InferenceArguments
 
 
-def load_model(args: InferenceArguments) -> DDePForSemanticSegmentation:
+def load_model(name: str, encoder_weights: str | None) -> DDePForSemanticSegmentation:
     """The fine-tuned model, in eval mode.
+
+    Args:
+        name: folder or repository.
+        encoder_weights: source of the encoder of a decoder-only folder, see [`encoder_source`].
 
     Raises:
         OSError: there is none at that place.
         ValueError: it is not fine-tuned, so that its classifier would be random.
     """
-    name = str(args.model_name_or_path)
     stored, _ = DDePForSemanticSegmentation.config_class.get_config_dict(name)
     if "DDePForSemanticSegmentation" not in (stored.get("architectures") or ()):
         raise ValueError(f"model_name_or_path: {name} is not a fine-tuned segmentation model. Fine-tune it first.")
     weights = None
     if stored.get("decoder_only"):  # a whole folder holds its encoder
-        weights = encoder_file(encoder_source(stored["encoder_name"], args.encoder_weights))
+        weights = encoder_file(encoder_source(stored["encoder_name"], encoder_weights))
     return DDePForSemanticSegmentation.from_pretrained(name, encoder_weights=weights).eval()
 
 

@@ -46,7 +46,7 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
     """
     images = find_images(names)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(args).to(device)
+    model = load_model(str(args.model_name_or_path), args.encoder_weights).to(device)
     classes = classes_of(model.config)
     output = Path(args.output_dir)
     writer = MaskWriter(output, classes, args.predictions)
