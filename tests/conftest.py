@@ -3,7 +3,13 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+from hub_stand_in import WRITER, HubServer, HubStandIn
 
 
 # Read when the libraries are imported, so they are set before anything else is.
@@ -12,10 +18,16 @@ os.environ["DDEP_CACHE"] = os.path.join(os.environ["HF_HOME"], "ddep_hub")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+# Where the tests' own Hub listens, see the fixture `hub`. The real one cannot be reached by mistake.
+SERVER = HubServer()
+os.environ["HF_ENDPOINT"] = SERVER.address
+os.environ["HF_XET_XORB_COMPRESSION_POLICY"] = "none"
+os.environ["HF_XET_CLIENT_RETRY_BASE_DELAY"] = "20ms"
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from huggingface_hub import constants  # noqa: E402
 
 from ddep_hub import DDePConfig  # noqa: E402
 
@@ -54,3 +66,15 @@ def conv_config():
         return DDePConfig(**{**CONV, **SMALL_DECODER, **fields})
 
     return make
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub of the test's own, empty, which the client of this process talks to: online, with a token, without xet."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setenv("HF_TOKEN", WRITER)
+    monkeypatch.delenv("HF_HUB_OFFLINE")  # for processes that the test starts
+    SERVER.hub = HubStandIn(SERVER.address)
+    return SERVER.hub

@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSemanticSegmentation, pipeline
 
@@ -224,30 +223,3 @@ def test_a_whole_model_saved_later_is_whole(saved, tmp_path):
     model = DDePForPreTraining(DDePConfig.from_pretrained(folder))
     model.save_pretrained(tmp_path / "whole")
     assert same_weights(DDePForPreTraining.from_pretrained(tmp_path / "whole"), model)
-
-
-def test_push_to_hub(monkeypatch, hybrid_config):
-    pushed = []
-
-    def create_commit(self, repo_id, operations, **_):
-        for operation in operations:
-            if operation.path_in_repo == "model.safetensors":
-                with safe_open(operation.path_or_fileobj, "pt") as file:
-                    pushed.append((repo_id, set(file.keys())))
-
-    monkeypatch.setattr("huggingface_hub.HfApi.create_commit", create_commit)
-    monkeypatch.setattr(
-        "transformers.utils.hub.create_commit", lambda *a, **k: create_commit(None, *a, **k), raising=False
-    )
-    for place in ("huggingface_hub.HfApi.create_repo", "transformers.utils.hub.create_repo"):
-        monkeypatch.setattr(place, lambda *a, **k: type("Url", (), {"repo_id": "org/name"})(), raising=False)
-    monkeypatch.setattr(
-        "transformers.utils.hub.create_and_tag_model_card",
-        lambda *a, **k: type("Card", (), {"save": lambda *_: None})(),
-    )
-    model = DDePForPreTraining(hybrid_config())
-    model.push_to_hub("org/name", decoder_only=True)
-    model.push_to_hub("org/name")
-    (_, decoder), (_, whole) = pushed
-    assert whole == set(model.state_dict())
-    assert decoder == {name for name in whole if not name.startswith("ddep.encoder.")}

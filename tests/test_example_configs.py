@@ -16,6 +16,7 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.commands.arguments import EvaluateArguments, PredictArguments
 from ddep_hub.commands.export import ExportArguments
+from ddep_hub.commands.publish import PublishArguments
 from ddep_hub.data.catalog import known_dataset
 from ddep_hub.data.layouts import LAYOUTS
 from ddep_hub.study.command import StudyArguments, chosen_study
@@ -37,6 +38,7 @@ ARGUMENTS = [
     EvaluateArguments,
     PredictArguments,
     ExportArguments,
+    PublishArguments,
     StudyArguments,
 ]
 # The paper's level, in units of inputs with this deviation.

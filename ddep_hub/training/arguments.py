@@ -20,7 +20,8 @@ def arg(default: Any, description: str) -> Any:
 FREE_ON_RESUMING = frozenset(
     "output_dir gradient_accumulation_steps torch_compile num_workers skip_bad_files "
     "log_every eval_every report_to save_every checkpoints_total_limit resume_from_checkpoint max_time overwrite "
-    "push_to_hub hub_model_id hub_private license images decoder_only data classes split_file eval_split "
+    "push_to_hub hub_model_id hub_private hub_revision hub_tag hub_create_pr hub_decoder_only hub_remote_code "
+    "push_checkpoints license images decoder_only data classes split_file eval_split "
     "eval_batch_size".split()
 )
 
@@ -90,6 +91,12 @@ class RunArguments:
     push_to_hub: bool = arg(False, "Publish final/ on the Hub when the run ends.")
     hub_model_id: str | None = arg(None, "Repository to publish to, `org/name`; needed with push_to_hub.")
     hub_private: bool = arg(False, "Make a new repository private.")
+    hub_revision: str | None = arg(None, "Branch to publish final/ to; default: main.")
+    hub_tag: str | None = arg(None, "Name for the commit that publishes final/, such as v1.")
+    hub_create_pr: bool = arg(False, "Open a pull request with final/ in place of a commit.")
+    hub_decoder_only: bool = arg(False, "Publish final/ without its encoder, which must not have been trained.")
+    hub_remote_code: bool = arg(False, "Publish the model's code too, so that it loads without ddep_hub.")
+    push_checkpoints: bool = arg(False, "Publish the model after each checkpoint, on the branch `checkpoints`.")
     license: str | None = arg(
         None, "Licence of the weights for the model card, as the Hub abbreviates it, such as apache-2.0."
     )
@@ -108,8 +115,10 @@ class RunArguments:
             )
         if self.overwrite and self.resume_from_checkpoint is not None:
             raise ValueError("overwrite starts anew and resume_from_checkpoint goes on. Give one of them.")
-        if self.push_to_hub and not self.hub_model_id:
-            raise ValueError("push_to_hub needs hub_model_id, such as `--hub_model_id org/name`.")
+        if (self.push_to_hub or self.push_checkpoints) and not self.hub_model_id:
+            raise ValueError("push_to_hub and push_checkpoints need hub_model_id, such as `--hub_model_id org/name`.")
+        if self.hub_tag and self.hub_create_pr:
+            raise ValueError("hub_tag names a commit, and hub_create_pr only proposes one. Leave one of them out.")
         parse_time(self.max_time)
 
     def check_positive(self, *names: str) -> None:
@@ -165,6 +174,8 @@ class PretrainArguments(RunArguments):
             raise ValueError(f"image_weights must be positive, got {self.image_weights}.")
         if self.decoder_only and not self.freeze_encoder:
             raise ValueError("decoder_only would lose the encoder that freeze_encoder=false trains. Give one of them.")
+        if self.hub_decoder_only and not self.freeze_encoder:
+            raise ValueError("hub_decoder_only would lose the encoder that freeze_encoder=false trains. Leave it out.")
 
 
 @dataclass(kw_only=True)
@@ -221,6 +232,8 @@ class FinetuneArguments(RunArguments):
             raise ValueError(f"scale takes two numbers, got {self.scale}.")
         if self.eval_split == self.train_split:
             raise ValueError(f"eval_split and train_split are both `{self.train_split}`. Measure on other images.")
+        if self.hub_decoder_only and not self.freeze_encoder:
+            raise ValueError("hub_decoder_only would lose the encoder that is fine-tuned. Leave it out, or freeze it.")
         self.check_positive("crop_size", "eval_batch_size")
         self.check_not_negative("dice_weight", "encoder_lr_factor", "freeze_encoder_steps")
         if not 0 < self.encoder_layer_decay <= 1:

@@ -25,6 +25,7 @@ from ddep_hub import DDePPreTrainedModel
 from ddep_hub.data.sampling import slice_of_batch
 
 from .arguments import RunArguments, micro_batches, parse_time
+from .hub import push_checkpoint
 from .interruption import Interruption, RunInterrupted
 from .optimization import build_optimizer, set_learning_rate
 from .resuming import Resumer
@@ -261,7 +262,7 @@ class Training:
 
     def _save(self) -> Path:
         self._check_finite()
-        return self.resumer.save(
+        path = self.resumer.save(
             {
                 "step": self.step,
                 "logged_at": self.logged_at,
@@ -273,3 +274,8 @@ class Training:
             },
             self.states,
         )
+        if self.args.push_checkpoints:
+            model = self.weights.plain()
+            if self.accelerator.is_main_process:
+                push_checkpoint(self.args, self.task, model, self.step)
+        return path

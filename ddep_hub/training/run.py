@@ -10,14 +10,13 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-from huggingface_hub import HfApi
 from transformers.utils import logging
 
 from ddep_hub import DDePImageProcessor, DDePPreTrainedModel
 from ddep_hub.encoders import encoder_mean_std
-from ddep_hub.publishing.publish import publish_folder
 
 from .arguments import RunArguments
+from .hub import check_publishing, publish_final
 from .loop import Training
 from .parsing import write_yaml
 from .processes import in_first_process
@@ -56,22 +55,6 @@ def begin(args: RunArguments, *, unused_parameters: bool = False) -> Accelerator
     output = Path(args.output_dir)
     in_first_process(accelerator, lambda: check_run_folder(output, overwrite=args.overwrite, resume=resume))
     return accelerator
-
-
-def check_publishing(args: RunArguments) -> None:
-    """Makes the repository before the run, so that a missing token or right does not show up after it.
-
-    Raises:
-        OSError: the Hub refused.
-    """
-    if args.push_to_hub:
-        try:
-            HfApi().create_repo(str(args.hub_model_id), private=args.hub_private, exist_ok=True)
-        except OSError as error:
-            raise OSError(
-                f"push_to_hub: {args.hub_model_id} cannot be written to: {error} Log in with `hf auth login`, or "
-                "leave push_to_hub out and publish later."
-            ) from error
 
 
 def save_model(
@@ -124,7 +107,7 @@ def run(
         in_first_process(accelerator, lambda: stack.enter_context(running_in(Path(args.output_dir))))
         in_first_process(accelerator, lambda: check_publishing(args))
         results = _train_and_describe(accelerator, task, args, card)
-        in_first_process(accelerator, lambda: _publish(args, final))
+        in_first_process(accelerator, lambda: publish_final(args, final))
     return {**results, "final": str(final)}
 
 
@@ -166,14 +149,3 @@ def _train_and_describe(
         training.tracking.close()
     in_first_process(accelerator, describe)
     return results
-
-
-def _publish(args: RunArguments, final: Path) -> None:
-    if args.push_to_hub:
-        try:
-            print(f"Published: {publish_folder(final, str(args.hub_model_id), private=args.hub_private)}")
-        except OSError as error:
-            raise OSError(
-                f"Publishing to {args.hub_model_id} failed: {error} The run is whole in {final}; publish it with "
-                f"`hf upload {args.hub_model_id} {final}`."
-            ) from error

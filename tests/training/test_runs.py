@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.data.decoding import BadFileError
-from ddep_hub.training import loop, pretraining, run
+from ddep_hub.training import loop, pretraining
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.lite0 import lite0_weights_file
@@ -140,49 +140,6 @@ def test_finetuning_starts_from_the_pretrained_decoder(pretrained, scenes, tiny,
             if tensor.ndim > 1:  # the same but for a factor, which makes the norm that of a fresh convolution
                 norm = (2 / tensor[0].numel() * tensor.numel()) ** 0.5
                 torch.testing.assert_close(restored[name], tensor * (norm / tensor.norm()), msg=name)
-
-
-class Hub:
-    """Stands in for the Hub's client."""
-
-    def create_repo(self, repo_id, private, exist_ok):
-        if repo_id == "org/forbidden":
-            raise OSError("403 Forbidden")
-
-
-def test_published_with_its_card(scenes, tiny, tmp_path, monkeypatch):
-    published = []
-    monkeypatch.setattr(run, "HfApi", Hub)
-    monkeypatch.setattr(run, "publish_folder", lambda *args, **kwargs: published.append((*args, kwargs)))
-    fields = {"max_steps": 1, "push_to_hub": True, "hub_model_id": "org/ddep", "hub_private": True}
-    results = pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, **fields))
-    data = {"data": str(scenes), "model_name_or_path": results["final"]}
-    second = finetune(FinetuneArguments(output_dir=str(tmp_path / "second"), **finetuned(tiny), **data, **fields))
-    assert [(str(folder), repo, rest) for folder, repo, rest in published] == [
-        (final, "org/ddep", {"private": True}) for final in (results["final"], second["final"])
-    ]
-    assert 'from_pretrained("org/ddep"' in (tmp_path / "run" / "final" / "README.md").read_text()
-
-
-def test_a_refusal_of_the_hub_comes_before_the_run(scenes, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "HfApi", Hub)
-    with pytest.raises(OSError, match=r"org/forbidden.*hf auth login"):
-        pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, push_to_hub=True, hub_model_id="org/forbidden"))
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
-
-
-def test_a_failed_upload_leaves_the_run_whole(scenes, tiny, tmp_path, monkeypatch):
-    def fail(*args, **kwargs):
-        raise OSError("connection lost")
-
-    monkeypatch.setattr(run, "HfApi", Hub)
-    monkeypatch.setattr(run, "publish_folder", fail)
-    with pytest.raises(OSError, match=r"connection lost.*run is whole in"):
-        pretrain(
-            pretrain_arguments(tmp_path / "run", scenes, tiny, max_steps=1, push_to_hub=True, hub_model_id="org/x")
-        )
-    DDePForPreTraining.from_pretrained(tmp_path / "run" / "final")
-    assert (tmp_path / "run" / "final" / "README.md").is_file()
 
 
 def test_an_error_after_training_does_not_cost_the_weights(scenes, tiny, tmp_path, monkeypatch):
