@@ -37,14 +37,18 @@ On a Space, set the variable `DDEP_MODELS` to the ids of models on the Hub, with
 NO_DENOISER = """**There is no denoising model to choose.** Name the `final` folder of a pretraining run, or its id on
 the Hub, by `--denoisers`; on a Space by the variable `DDEP_DENOISERS`, with commas between several."""
 SHIPPED = Path(__file__).resolve().parent / "../../model_cards/ddep-efficientnet-lite0"
-# Of any rendered scenes, some that show most classes.
-EXAMPLES = (3, 8, 11, 21)
+# Numbers of rendered scenes that show most classes. No split of the embedded data set has their seed.
+EXAMPLES = (21, 2, 35)
 # Low to high, dark to light, so that it also reads in grey.
 SCALE = ((45, 20, 90), (30, 105, 140), (85, 185, 110), (250, 230, 70))
 Components = Sequence[gr.components.Component]
+# Files that come with Gradio, so that nothing is fetched; its semi-bold ones lack most letters.
+FONTS = (gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)), "system-ui", "sans-serif")
 CSS = """
 .ddep table { border-collapse: collapse; width: 100%; }
-.ddep td { border: none; padding: 3px 8px 3px 0; color: var(--body-text-color); }
+.ddep table, .ddep tr, .ddep td { border: none !important; }
+.ddep td { padding: 2px 0; color: var(--body-text-color); }
+.ddep td:first-child { width: 30px; }
 .ddep td.share { text-align: right; font-variant-numeric: tabular-nums; }
 .ddep .swatch { display: inline-block; width: 20px; height: 14px; border: 1px solid var(--border-color-primary); }
 .ddep .bar { height: 12px; border: 1px solid var(--border-color-primary); margin-top: 4px; }
@@ -68,7 +72,7 @@ def legend(found: Segmentation) -> str:
             f'<tr><td><span class="swatch" style="background: {color}"></span></td>'
             f'<td class="name">{escape(found.classes.names[index])}</td><td class="share">{percent} %</td></tr>'
         )
-    return f'<div class="ddep"><table>{"".join(rows)}</table></div>'
+    return f'<div class="ddep"><p>Classes and their shares of the pixels</p><table>{"".join(rows)}</table></div>'
 
 
 def confidence_map(found: Segmentation) -> Image.Image:
@@ -140,9 +144,15 @@ def build(models: Sequence[str], denoisers: Sequence[str]) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False) as app:
         gr.Markdown(ABOUT)
         with gr.Tab("Segment"):
-            _segment_tab(models) if models else gr.Markdown(NO_MODEL)
+            if models:
+                _segment_tab(models)
+            else:
+                gr.Markdown(NO_MODEL)
         with gr.Tab("Denoise"):
-            _denoise_tab(denoisers) if denoisers else gr.Markdown(NO_DENOISER)
+            if denoisers:
+                _denoise_tab(denoisers)
+            else:
+                gr.Markdown(NO_DENOISER)
     return app
 
 
@@ -156,7 +166,7 @@ def _segment_tab(models: Sequence[str]) -> None:
             result = _result("Overlay", "overlay")
             line = gr.Markdown(elem_id="segment-line")
         with gr.Column(scale=2, min_width=240):
-            table = gr.HTML(label="Classes and their shares of the pixels", show_label=True, elem_id="legend")
+            table = gr.HTML(elem_id="legend")
             confidence = _result("Confidence", "confidence")
             scale = gr.HTML(elem_id="confidence-scale")
     _on_click(button, on_segment, [upload, model], [result, table, confidence, scale, line])
@@ -182,8 +192,9 @@ def _denoise_tab(denoisers: Sequence[str]) -> None:
             with gr.Row():
                 noisy = _result("Noisy image", "noisy")
                 denoised = _result("Denoised image", "denoised")
+            with gr.Row():
                 found = _result("Found noise (grey: none)", "found")
-            line = gr.Markdown(elem_id="denoise-line")
+                line = gr.Markdown(elem_id="denoise-line")
     _on_click(button, on_denoise, [upload, model, sigma, seed], [noisy, found, denoised, line])
 
 
@@ -251,7 +262,7 @@ def main() -> None:
     build(options.models, options.denoisers).queue(max_size=20).launch(
         server_name=options.host,
         server_port=options.port,
-        theme=gr.themes.Default(),
+        theme=gr.themes.Default(font=FONTS),
         css=CSS,
         ssr_mode=False,
         show_error=True,
