@@ -248,7 +248,6 @@ def test_in_a_browser(address, scene, tmp_path):
             page.goto(address)
 
             def picture(name: str) -> Image.Image:
-                # A new picture has a new address: the one that is shown is the one of this click.
                 shown = page.locator(f"#{name} img")
                 shown.wait_for()
                 return Image.open(io.BytesIO(page.request.get(shown.get_attribute("src")).body())).convert("RGB")
