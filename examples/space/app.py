@@ -72,7 +72,7 @@ def legend(found: Segmentation) -> str:
             f'<tr><td><span class="swatch" style="background: {color}"></span></td>'
             f'<td class="name">{escape(found.classes.names[index])}</td><td class="share">{percent} %</td></tr>'
         )
-    return f'<div class="ddep"><p>Classes and their shares of the pixels</p><table>{"".join(rows)}</table></div>'
+    return f'<div class="ddep"><p>Share of the pixels by class</p><table>{"".join(rows)}</table></div>'
 
 
 def confidence_map(found: Segmentation) -> Image.Image:
