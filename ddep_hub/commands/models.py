@@ -1,6 +1,8 @@
-"""Fine-tuned models and the geometry that they were measured with."""
+"""Trained models by folder or repository, and the geometry that they were measured with."""
 
-from ddep_hub import DDePForSemanticSegmentation, DDePImageProcessor
+from pathlib import Path
+
+from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.training.sources import encoder_file, encoder_source
 
 from .arguments import InferenceArguments
@@ -17,13 +19,40 @@ def load_model(name: str, encoder_weights: str | None) -> DDePForSemanticSegment
         OSError: there is none at that place.
         ValueError: it is not fine-tuned, so that its classifier would be random.
     """
-    stored, _ = DDePForSemanticSegmentation.config_class.get_config_dict(name)
-    if "DDePForSemanticSegmentation" not in (stored.get("architectures") or ()):
+    if DDePForSemanticSegmentation.__name__ not in _trained_as(name):
         raise ValueError(f"model_name_or_path: {name} is not a fine-tuned segmentation model. Fine-tune it first.")
-    weights = None
-    if stored.get("decoder_only"):  # a whole folder holds its encoder
-        weights = encoder_file(encoder_source(stored["encoder_name"], encoder_weights))
+    weights = _encoder_of(name, encoder_weights)
     return DDePForSemanticSegmentation.from_pretrained(name, encoder_weights=weights).eval()
+
+
+def load_denoiser(name: str, encoder_weights: str | None) -> DDePForPreTraining:
+    """The pretrained model with its denoising head, in eval mode.
+
+    Args:
+        name: folder or repository.
+        encoder_weights: source of the encoder of a decoder-only folder, see [`encoder_source`].
+
+    Raises:
+        OSError: there is none at that place.
+        ValueError: it has no denoising head, so that its noise would be random.
+    """
+    if DDePForPreTraining.__name__ not in _trained_as(name):
+        raise ValueError(f"{name} is not a model pretrained by denoising. Name the `final` of a pretraining run.")
+    return DDePForPreTraining.from_pretrained(name, encoder_weights=_encoder_of(name, encoder_weights)).eval()
+
+
+def _trained_as(name: str) -> list[str]:
+    """The classes that a folder says it holds."""
+    stored, _ = DDePConfig.get_config_dict(name)
+    return stored.get("architectures") or []
+
+
+def _encoder_of(name: str, encoder_weights: str | None) -> Path | None:
+    """The file of a decoder-only folder's encoder; `None` for the Hub, and for a whole folder, which holds it."""
+    stored, _ = DDePConfig.get_config_dict(name)
+    if not stored.get("decoder_only"):
+        return None
+    return encoder_file(encoder_source(stored["encoder_name"], encoder_weights))
 
 
 def image_size(args: InferenceArguments) -> int | None:

@@ -9,6 +9,7 @@ from transformers import PretrainedConfig
 
 from ddep_hub.data.catalog import known_by_classes
 from ddep_hub.data.classes import ClassTable, class_colors, names_in_order
+from ddep_hub.data.synthetic import SCENE_CLASSES
 from ddep_hub.data.transforms import EvalTransform, Normalize
 from ddep_hub.encoders import encoder_mean_std
 from ddep_hub.evaluation.inference import predict
@@ -64,8 +65,13 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
 
 
 def classes_of(config: PretrainedConfig) -> ClassTable:
-    """A model's classes, in the colours of the known data set that has these very names, or in some that differ."""
+    """A model's classes, in the colours of the known data set that has these very names, or in some that differ.
+
+    The embedded scenes count as known.
+    """
     names = names_in_order(config.id2label)
+    if names == SCENE_CLASSES.names:
+        return SCENE_CLASSES
     known = known_by_classes(names)
     if known is not None:
         return known.classes

@@ -17,6 +17,31 @@ def held_out_noise(images: torch.Tensor, seed: int = 0) -> torch.Tensor:
 
 
 @torch.no_grad()
+def restore(model: nn.Module, clean: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Corrupts images as a model was trained on, and takes out the noise that it finds.
+
+    The noise that it finds is `(clean + sigma * noise - restored) / sigma`, whatever corruption and prediction it has.
+
+    Args:
+        model: a [`DDePForPreTraining`] in eval mode.
+        clean: normalised images `(n, C, H, W)`.
+        noise: standard normal noise of the same shape.
+        sigma: its level in units of `clean`, above 0.
+
+    Returns:
+        The restored images, float32 `(n, C, H, W)`.
+    """
+    output = model(pixel_values=clean, noise=noise, sigma=sigma)
+    return denoise(
+        output.noisy_pixel_values,
+        output.prediction.float(),
+        sigma,
+        corruption=model.config.corruption,
+        prediction_type=model.config.prediction_type,
+    )
+
+
+@torch.no_grad()
 def denoising_error(model: nn.Module, clean: torch.Tensor, *, batch_size: int = 16, seed: int = 0) -> float:
     """Mean squared error of the standard normal noise that a model finds in images.
 
@@ -30,19 +55,11 @@ def denoising_error(model: nn.Module, clean: torch.Tensor, *, batch_size: int = 
         seed: seed of the noise.
     """
     model.eval()
-    config = model.config
     clean = clean.to(next(model.parameters()).device)
-    noise, sigma = held_out_noise(clean, seed), sum(config.sigma_range) / 2
+    noise, sigma = held_out_noise(clean, seed), sum(model.config.sigma_range) / 2
     total = 0.0
     for images, part in zip(clean.split(batch_size), noise.split(batch_size), strict=True):
-        output = model(pixel_values=images, noise=part, sigma=sigma)
-        restored = denoise(
-            output.noisy_pixel_values,
-            output.prediction.float(),
-            sigma,
-            corruption=config.corruption,
-            prediction_type=config.prediction_type,
-        )
+        restored = restore(model, images, part, sigma)
         total += ((images - restored) / sigma).square().sum().item()
     return total / clean.numel()
 

@@ -10,9 +10,8 @@ from torch import nn
 from ddep_hub.data.classes import colorize
 from ddep_hub.data.rows import LabelledRows
 from ddep_hub.data.transforms import EvalTransform
-from ddep_hub.denoising import denoise
 
-from .denoising_error import held_out_noise
+from .denoising_error import held_out_noise, restore
 from .inference import predict
 from .windows import InferenceOptions
 
@@ -76,17 +75,10 @@ def denoising_picture(model: nn.Module, clean: torch.Tensor, *, seed: int = 0) -
         seed: seed of the noise.
     """
     model.eval()
-    config, sigma = model.config, sum(model.config.sigma_range) / 2
+    sigma = sum(model.config.sigma_range) / 2
     clean = clean.to(next(model.parameters()).device)
     noise = held_out_noise(clean, seed)
-    output = model(pixel_values=clean, noise=noise, sigma=sigma)
-    denoised = denoise(
-        output.noisy_pixel_values,
-        output.prediction,
-        sigma,
-        corruption=config.corruption,
-        prediction_type=config.prediction_type,
-    )
+    denoised = restore(model, clean, noise, sigma)
     noisy = clean + sigma * noise
     rows = []
     for image, corrupted, restored in zip(clean, noisy, denoised, strict=True):

@@ -61,11 +61,21 @@ class MaskWriter:
             return Image.fromarray(mask.astype(np.uint8 if self.classes.num_classes <= 256 else np.uint16))
         if kind == "cityscapes":
             return Image.fromarray(cityscapes_label_ids()[mask])
-        colors = Image.fromarray(colorize(mask, self.classes))
         if kind == "colors":
-            return colors
+            return Image.fromarray(colorize(mask, self.classes))
         assert image is not None, "an overlay lies over an image"
-        return Image.blend(image, colors, 0.5)
+        return overlay(image, mask, self.classes)
+
+
+def overlay(image: Image.Image, mask: np.ndarray, classes: ClassTable) -> Image.Image:
+    """The colours of the classes, half of each laid over an RGB image.
+
+    Args:
+        image: the image.
+        mask: integer class ids `(H, W)`, of the image's size.
+        classes: the classes.
+    """
+    return Image.blend(image, Image.fromarray(colorize(mask, classes)), 0.5)
 
 
 def cityscapes_label_ids() -> np.ndarray:

@@ -15,6 +15,8 @@ from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageP
 from ddep_hub.cli import main
 from ddep_hub.commands.arguments import PredictArguments
 from ddep_hub.commands.inputs import find_images
+from ddep_hub.commands.models import load_denoiser, load_model
+from ddep_hub.commands.predict import classes_of
 from ddep_hub.data.classes import write_class_table
 from ddep_hub.data.loading import SegmentationFolder
 from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
@@ -179,3 +181,16 @@ def test_predict_takes_its_options_from_a_file(data, model, tmp_path):
     image = data / "images" / "val" / "a.png"
     assert main(["predict", "--config", str(tmp_path / "options.yaml"), str(image), "--predictions", "colors"]) == 0
     assert [path.name for path in (tmp_path / "out").iterdir() if path.is_dir()] == ["colors"]
+
+
+def test_models_are_loaded_as_what_they_were_trained_for(model, tmp_path, hybrid_config):
+    DDePForPreTraining(hybrid_config()).save_pretrained(tmp_path / "denoiser")
+    assert load_denoiser(str(tmp_path / "denoiser"), None).training is False
+    with pytest.raises(ValueError, match="model is not a model pretrained by denoising"):
+        load_denoiser(model, None)
+    with pytest.raises(ValueError, match="denoiser is not a fine-tuned segmentation model"):
+        load_model(str(tmp_path / "denoiser"), None)
+
+
+def test_classes_of_the_scenes_have_their_colours(model):
+    assert classes_of(load_model(model, None).config) == SCENE_CLASSES
