@@ -1,7 +1,10 @@
 """The decoders that are shipped: they load offline, denoise, and are what their cards say."""
 
+import csv
 import json
 import logging
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -75,3 +78,19 @@ def test_its_card_is_what_the_files_say(folder):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == wanted.max_steps and rows[-1]["loss"] < rows[0]["loss"] / 2
     assert (folder / "loss.png").stat().st_size > 5000 and (folder / "denoising.png").stat().st_size > 5000
+
+
+def test_the_transunets_card_has_commands_that_parse_and_the_counted_cost():
+    text = (CARDS / "ddep-transunet" / "README.md").read_text()
+    commands = re.findall(r"^accelerate launch (?:.*\\\n)*.*$", text, re.MULTILINE)
+    given = [shlex.split(command.replace("\\\n", " ")) for command in commands]
+    parsed = [parse_arguments(PretrainArguments, words[words.index("examples/pretrain.py") + 1 :]) for words in given]
+    assert [args.decoder_width for args in parsed] == [1, 2, 3] and {args.max_steps for args in parsed} == {250000}
+    with (CARDS.parent / "benchmarks" / "pretraining_cost.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3
+    for row in rows:
+        line = f"| {row['decoder_width']} | {row['gflop_per_image']} GFLOP"
+        for steps in (250000, 2800000):
+            line += f" | {row[f'exaflop_{steps}_steps']} EFLOP | {row[f'hours_{steps}_steps_at_100_tflops']} hours"
+        assert f"{line} |" in text
