@@ -30,6 +30,7 @@ import torch  # noqa: E402
 from huggingface_hub import constants  # noqa: E402
 
 from ddep_hub import DDePConfig  # noqa: E402
+from ddep_hub.data.synthetic import write_scenes  # noqa: E402
 
 
 # The smallest ResNet-ViT hybrid: features at strides 2 and 4 from its CNN part, tokens at stride 32.
@@ -78,3 +79,23 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.delenv("HF_HUB_OFFLINE")  # for processes that the test starts
     SERVER.hub = HubStandIn(SERVER.address)
     return SERVER.hub
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """Rendered scenes of 64x64 pixels: splits `train` (6) and `val` (3), and 12 unlabelled images."""
+    root = tmp_path_factory.mktemp("data") / "scenes"
+    return write_scenes(root, splits={"train": 6, "val": 3}, unlabelled=12, size=(64, 64))
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Arguments that make both trainings small, without weights from elsewhere but the quickstart's."""
+    return {
+        "decoder_hidden_sizes": [16, 8, 8, 8, 8],
+        "decoder_bottleneck_size": 16,
+        "batch_size": 4,
+        "crop_size": 32,
+        "warmup_steps": 1,
+        "log_every": 1,
+    }

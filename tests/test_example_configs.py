@@ -15,6 +15,7 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.commands.arguments import EvaluateArguments, PredictArguments
+from ddep_hub.commands.card import CardArguments
 from ddep_hub.commands.export import ExportArguments
 from ddep_hub.commands.publish import PublishArguments
 from ddep_hub.data.catalog import known_dataset
@@ -39,6 +40,7 @@ ARGUMENTS = [
     PredictArguments,
     ExportArguments,
     PublishArguments,
+    CardArguments,
     StudyArguments,
 ]
 # The paper's level, in units of inputs with this deviation.

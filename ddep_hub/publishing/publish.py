@@ -6,13 +6,14 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 
-from .card_text import merged, with_repository
+from .card import CARD, card_of, published_card
+from .card_text import Card
 from .hub_calls import PublishError, StaleError, asked
 from .staging import model_class, read_config, stage
 from .verifying import expected_of, read_back
 
 
-CARD, WEIGHTS = "README.md", "model*.safetensors*"
+WEIGHTS = "model*.safetensors*"
 Files = dict[str, bytes | Path]
 
 
@@ -33,8 +34,9 @@ def publish_folder(
 ) -> str:
     """Uploads all files of a folder in one commit, reads them back, and compares the model with the local one.
 
-    The repository is made where there is none. Of its card, what a person wrote by hand is kept. Weights of an earlier
-    model that the folder has not got are removed in the same commit. The folder is not written to.
+    The repository is made where there is none. Its card is made from the folder's files, see [`card_of`]; what a
+    person wrote into the one in the folder or on the Hub is kept. Weights of an earlier model that the folder has not
+    got are removed in the same commit. The folder is not written to.
 
     Args:
         folder: a folder that `from_pretrained` loads, with its card.
@@ -59,7 +61,7 @@ def publish_folder(
         PublishError: the Hub refused or cannot be reached, and nothing was published; or what was published is not
             what was sent, and the message names the commit. The folder is untouched.
         OSError, RuntimeError: the folder cannot be loaded; nothing was published.
-        ValueError: arguments that do not go together.
+        ValueError: arguments that do not go together, or the card in the folder cannot be read.
     """
     if tag and create_pr:
         raise ValueError("tag names a commit, and create_pr only proposes one. Leave one of them out.")
@@ -68,10 +70,10 @@ def publish_folder(
         staged = Path(temporary) / "model"
         staged.mkdir()
         stage(folder, staged, decoder_only=decoder_only, remote_code=remote_code)
-        message = message or _what(staged, remote_code=remote_code)
+        message, card = message or _what(staged, remote_code=remote_code), card_of(staged)
         expected = expected_of(staged, str(folder), encoder_weights) if verify else None
         repo_id = prepare_repository(api, repo_id, private=private, revision=revision, tag=tag)
-        commit, sent = _commit(api, repo_id, staged, revision, message, create_pr=create_pr)
+        commit, sent = _commit(api, repo_id, staged, card, revision, message, create_pr=create_pr)
         if expected is not None:
             try:
                 read_back(repo_id, commit.oid, sent, expected, token=token, remote_code=remote_code)
@@ -131,27 +133,27 @@ def _what(staged: Path, *, remote_code: bool) -> str:
 
 
 def _commit(
-    api: HfApi, repo_id: str, staged: Path, revision: str | None, message: str, *, create_pr: bool
+    api: HfApi, repo_id: str, staged: Path, card: Card | None, revision: str | None, message: str, *, create_pr: bool
 ) -> tuple[CommitInfo, Files]:
     """The one commit; made once more from the branch as it is then, where someone else committed meanwhile.
 
     So it is where the answer to a commit was lost: then all files are there already, and no second commit is made.
     """
     try:
-        return _commit_onto_head(api, repo_id, staged, revision, message, create_pr=create_pr)
+        return _commit_onto_head(api, repo_id, staged, card, revision, message, create_pr=create_pr)
     except StaleError:
-        return _commit_onto_head(api, repo_id, staged, revision, message, create_pr=create_pr)
+        return _commit_onto_head(api, repo_id, staged, card, revision, message, create_pr=create_pr)
 
 
 def _commit_onto_head(
-    api: HfApi, repo_id: str, staged: Path, revision: str | None, message: str, *, create_pr: bool
+    api: HfApi, repo_id: str, staged: Path, card: Card | None, revision: str | None, message: str, *, create_pr: bool
 ) -> tuple[CommitInfo, Files]:
     head = asked(lambda: api.repo_info(repo_id, revision=revision), f"looking at {repo_id}")
     there = [sibling.rfilename for sibling in head.siblings or []]
     sent: Files = {file.relative_to(staged).as_posix(): file for file in sorted(staged.rglob("*")) if file.is_file()}
-    if CARD in sent:
-        text = with_repository((staged / CARD).read_text(encoding="utf-8"), repo_id)
-        sent[CARD] = (merged(text, _card_of(api, repo_id, head.sha)) if CARD in there else text).encode()
+    if card is not None:
+        on_hub = _card_on_hub(api, repo_id, head.sha) if CARD in there else None
+        sent[CARD] = published_card(card.named(repo_id), on_hub).text().encode()
     old = [name for name in there if name not in sent and fnmatch(name, WEIGHTS) and "/" not in name]
     operations = [
         *(CommitOperationAdd(name, content) for name, content in sent.items()),
@@ -173,7 +175,7 @@ def _commit_onto_head(
     return commit, sent
 
 
-def _card_of(api: HfApi, repo_id: str, commit: str) -> str:
+def _card_on_hub(api: HfApi, repo_id: str, commit: str) -> str:
     """The card that a commit holds."""
     with tempfile.TemporaryDirectory(prefix="ddep-card-") as cache:
         path = asked(

@@ -21,7 +21,7 @@ FREE_ON_RESUMING = frozenset(
     "output_dir gradient_accumulation_steps torch_compile num_workers skip_bad_files "
     "log_every eval_every report_to save_every checkpoints_total_limit resume_from_checkpoint max_time overwrite "
     "push_to_hub hub_model_id hub_private hub_revision hub_tag hub_create_pr hub_decoder_only hub_remote_code "
-    "push_checkpoints license images decoder_only data classes split_file eval_split "
+    "push_checkpoints license attribution card_pictures images decoder_only data classes split_file eval_split "
     "eval_batch_size".split()
 )
 
@@ -99,6 +99,10 @@ class RunArguments:
     push_checkpoints: bool = arg(False, "Publish the model after each checkpoint, on the branch `checkpoints`.")
     license: str | None = arg(
         None, "Licence of the weights for the model card, as the Hub abbreviates it, such as apache-2.0."
+    )
+    attribution: str | None = arg(None, "Sentences for the card on the data: their licence, and whom to name.")
+    card_pictures: bool | None = arg(
+        None, "Put predictions.png into final/ and the card. Default: of the embedded scenes, whose licence allows it."
     )
 
     def __post_init__(self) -> None:

@@ -20,7 +20,6 @@ from ddep_hub.decoder import restore_weight_norms
 from ddep_hub.encoders import encoder_mean_std
 from ddep_hub.evaluation.inference import evaluate_segmentation
 from ddep_hub.evaluation.plots import segmentation_picture
-from ddep_hub.publishing.card import finetuning_card
 
 from .arguments import FinetuneArguments
 from .feeds import DatasetFeed, identity_of
@@ -54,7 +53,7 @@ def build_model(args: FinetuneArguments, classes: ClassTable) -> tuple[DDePForSe
         )
     else:
         stored, _ = DDePForSemanticSegmentation.config_class.get_config_dict(args.model_name_or_path)
-        source, weights = f"`{args.model_name_or_path}`", None
+        source, weights = args.model_name_or_path, None
         if stored.get("decoder_only"):  # a whole folder holds its encoder
             source = encoder_source(stored["encoder_name"], args.encoder_weights)
             weights = encoder_file(source)
@@ -180,7 +179,8 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
         accelerator,
         task,
         args,
-        card=lambda results: finetuning_card(dataclasses.asdict(args), source, model.config, results, len(held_out)),
+        "finetuning",
+        {"encoder_source": source, "evaluated": len(held_out)},
     )
     accelerator.print(f"mIoU on {args.eval_split}: {100 * results['mean_iou']:.2f} ({len(rows)} labelled images)")
     return results

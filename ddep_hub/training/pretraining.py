@@ -17,7 +17,6 @@ from ddep_hub.denoising import sample_sigma
 from ddep_hub.encoders import encoder_mean_std
 from ddep_hub.evaluation.denoising_error import denoising_error, denoising_references
 from ddep_hub.evaluation.plots import denoising_picture
-from ddep_hub.publishing.card import pretraining_card
 
 from .arguments import PretrainArguments, micro_batches
 from .run import begin, run, save_model
@@ -111,9 +110,8 @@ def pretrain(args: PretrainArguments) -> dict[str, Any]:
         accelerator,
         task,
         args,
-        card=lambda results: pretraining_card(
-            dataclasses.asdict(args), source, model.config, results, images.feed.description
-        ),
+        "pretraining",
+        {"encoder_source": source, "images": images.feed.description},
     )
     accelerator.print(
         f"Held-out error of the found noise: {results['denoising_error']:.4f} (finding none "

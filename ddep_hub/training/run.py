@@ -1,8 +1,10 @@
 """A run: train, save, measure, describe, draw and publish, in this order."""
 
 import contextlib
+import dataclasses
 import json
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from transformers.utils import logging
 
 from ddep_hub import DDePImageProcessor, DDePPreTrainedModel
 from ddep_hub.encoders import encoder_mean_std
+from ddep_hub.publishing.card import CARD, new_card
+from ddep_hub.publishing.card_facts import RESULTS, RUN, Kind, read_facts, run_facts
 
 from .arguments import RunArguments
 from .hub import check_publishing, publish_final
@@ -82,7 +86,7 @@ def save_model(
 
 
 def run(
-    accelerator: Accelerator, task: Task, args: RunArguments, card: Callable[[Mapping[str, Any]], str]
+    accelerator: Accelerator, task: Task, args: RunArguments, kind: Kind, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Trains a model and writes the run's folder; the weights are in `final/` before anything else can fail.
 
@@ -90,7 +94,8 @@ def run(
         accelerator: from [`begin`].
         task: what is trained.
         args: the run's arguments.
-        card: makes the model card from the results.
+        kind: what it is, for the card.
+        facts: what the card says beside the arguments and the results, see [`run_facts`].
 
     Returns:
         What was measured, `seconds` of training, and `final`, the folder.
@@ -106,13 +111,26 @@ def run(
     with contextlib.ExitStack() as stack:
         in_first_process(accelerator, lambda: stack.enter_context(running_in(Path(args.output_dir))))
         in_first_process(accelerator, lambda: check_publishing(args))
-        results = _train_and_describe(accelerator, task, args, card)
+        results = _train_and_describe(accelerator, task, args, kind, facts)
         in_first_process(accelerator, lambda: publish_final(args, final))
     return {**results, "final": str(final)}
 
 
+def write_card(final: Path) -> None:
+    """Writes the card of a run that has just ended."""
+    found = read_facts(final)
+    assert found is not None  # both files were written before
+    write_whole(final / CARD, new_card(found).text())
+
+
+def _may_be_shown(args: RunArguments) -> bool:
+    """Whether pictures of the run's images may go into its card: images of others have their own licence."""
+    others = getattr(args, "images", None) or getattr(args, "data", None)
+    return not others if args.card_pictures is None else args.card_pictures
+
+
 def _train_and_describe(
-    accelerator: Accelerator, task: Task, args: RunArguments, card: Callable[[Mapping[str, Any]], str]
+    accelerator: Accelerator, task: Task, args: RunArguments, kind: Kind, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     output = Path(args.output_dir)
     final = output / "final"
@@ -131,10 +149,16 @@ def _train_and_describe(
             task.save(model, folder)
 
     def describe() -> None:
-        write_whole(final / "results.json", json.dumps(results, indent=1) + "\n")
-        write_whole(final / "README.md", card(results))
+        write_whole(final / RESULTS, json.dumps(results, indent=1) + "\n")
+        how = run_facts(kind, dataclasses.asdict(args), **facts)
+        write_whole(final / RUN, json.dumps(how, indent=1) + "\n")
+        write_card(final)
         (output / "pictures").mkdir(exist_ok=True)
-        task.picture(model).save(output / "pictures" / "predictions.png")
+        picture = output / "pictures" / "predictions.png"
+        task.picture(model).save(picture)
+        if _may_be_shown(args):
+            shutil.copyfile(picture, final / picture.name)
+            write_card(final)
 
     try:
         in_first_process(accelerator, record)

@@ -1,5 +1,6 @@
 """Publishing a folder over HTTP: one commit of all its files, read back and compared."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -14,9 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from ddep_hub import DDePForPreTraining, DDePModel
 from ddep_hub.checkpoints import hash_weights
-from ddep_hub.publishing import publish, verifying
+from ddep_hub.publishing import verifying
+from ddep_hub.publishing.card import card_of
 from ddep_hub.publishing.hub_calls import PublishError
 from ddep_hub.publishing.publish import publish_folder
+from ddep_hub.training.arguments import FinetuneArguments
 
 
 SHIPPED = Path(__file__).parents[2] / "model_cards" / "ddep-efficientnet-lite0"
@@ -90,16 +93,54 @@ def test_the_usual_tokens(hub, folder, monkeypatch, token):
     assert not own_files(repository)
 
 
-def test_the_card_on_the_hub_is_handed_on(hub, folder, monkeypatch):
-    seen = []
-    monkeypatch.setattr(publish, "merged", lambda new, old: seen.append((new, old)) or f"{new}\n{old}")
-    repository = hub.add("org/name", {"README.md": b"by hand"})
+def card_on_hub(hub):
+    return own_files(hub.repositories["org/name"])["README.md"].decode()
+
+
+def test_a_card_by_hand_stays(hub, folder):
+    repository = hub.add("org/name", {"README.md": b"by hand\n"})
     # Someone changes it during the upload: it is read again.
-    change = Fault("POST", "/commit/main", lambda: repository.add("README.md", b"by hand, later"))
-    hub.faults.append(change)
+    hub.faults.append(Fault("POST", "/commit/main", lambda: repository.add("README.md", b"by hand, later\n")))
     publish_folder(folder, "org/name")
-    assert [old for _, old in seen] == ["by hand", "by hand, later"]
-    assert own_files(repository)["README.md"].endswith(b"by hand, later")
+    assert "license: mit" in card_on_hub(hub) and "by hand, later" in card_on_hub(hub)
+
+
+def test_republishing_keeps_what_was_changed_on_the_hub(hub, folder, caplog):
+    facts = {"kind": "finetuning", "arguments": dataclasses.asdict(FinetuneArguments(data="roads", license="mit"))}
+    facts |= {"encoder_source": "none", "evaluated": 3, "hardware": "a machine", "versions": {}}
+    results = {**dict.fromkeys(("mean_iou", "mean_accuracy", "overall_accuracy"), 0.25), "iou": {"road": 0.25}}
+    results |= {"labelled": 2, "seconds": 1.0}
+    (folder / "run.json").write_text(json.dumps(facts))
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "README.md").unlink()
+    publish_folder(folder, "org/name", remote_code=True)
+    first = card_on_hub(hub)
+    assert "| mIoU | 25.00 |" in first and "trust_remote_code=True" in first and 'model="org/name"' in first
+    assert not (folder / "README.md").exists()
+
+    by_hand = first.replace("## Citation", "## Ours\n\nFrom our roads.\n\n## Citation")
+    by_hand = by_hand.replace("license: mit", "license: cc-by-4.0")
+    start, end = by_hand.index("## Intended use"), by_hand.index("## Licence")
+    hub.repositories["org/name"].add("README.md", (by_hand[:start] + by_hand[end:]).encode())
+    (folder / "results.json").write_text(json.dumps({**results, "mean_iou": 0.5}))
+    for _ in range(2):  # what was kept once is kept again
+        publish_folder(folder, "org/name")
+        now = card_on_hub(hub)
+        assert "| mIoU | 50.00 |" in now and "| mIoU | 25.00 |" not in now and "value: 0.5" in now
+        assert "From our roads." in now and "license: cc-by-4.0" in now and "## Intended use" not in now
+        assert "trust_remote_code" not in now and now.index("## Ours") < now.index("## Citation")
+
+    # What was changed in the folder is published; where both were changed, the Hub's stays, and that is said.
+    local = card_of(folder).text().replace("- ddep\n", "- ddep\n- roads\n").replace("license: mit", "license: wtfpl")
+    (folder / "README.md").write_text(local)
+    with caplog.at_level(logging.WARNING):
+        publish_folder(folder, "org/name")
+    assert "- roads" in card_on_hub(hub) and "license: cc-by-4.0" in card_on_hub(hub)
+    assert "changed by hand in metadata.license;" in caplog.text
+    (folder / "README.md").write_text(local.replace("- roads\n", "- streets\n"))
+    publish_folder(folder, "org/name")
+    assert "- streets" in card_on_hub(hub) and "- roads" not in card_on_hub(hub)
+    assert (folder / "README.md").read_text() == local.replace("- roads\n", "- streets\n")
 
 
 def test_weights_of_an_earlier_model_go(hub, folder):
