@@ -91,13 +91,16 @@ def paired_difference(treated: Point, baseline: Point) -> Difference | None:
     return Difference(dict(zip(seeds, values.tolist(), strict=True)), interval)
 
 
-def best_baseline(points: Curves, baselines: Sequence[str], fraction: str) -> str | None:
-    """The baseline with the highest mean at a fraction; `None` where none has a row.
+def best_baseline(points: Curves, baselines: Sequence[str], treated: Point, fraction: str) -> str | None:
+    """The baseline that is the best beside an arm, on the seeds that both have; `None` where none shares a seed.
 
-    It is chosen by the very scores it is compared on, which favours the baseline.
+    Means over seeds that only one of them has would say more about those seeds. It is chosen by the very scores it is
+    compared on, which favours the baseline.
     """
-    there = [arm for arm in baselines if fraction in points.get(arm, {})]
-    return max(there, key=lambda arm: points[arm][fraction].mean, default=None)
+    there = {arm: points[arm][fraction] for arm in baselines if fraction in points.get(arm, {})}
+    found = {arm: paired_difference(treated, point) for arm, point in there.items()}
+    means = {arm: difference.mean for arm, difference in found.items() if difference is not None}
+    return min(means, key=means.__getitem__, default=None)
 
 
 def labels_needed(curve: dict[str, Point], score: float) -> float | None:

@@ -65,7 +65,7 @@ def _differences(study: Study, points: Curves) -> list[str]:
             continue
         rivals = _rivals(study, arm)
         for fraction, point in points[arm.name].items():
-            rival = best_baseline(points, rivals, fraction)
+            rival = best_baseline(points, rivals, point, fraction)
             difference = paired_difference(point, points[rival][fraction]) if rival else None
             if rival is None or difference is None:
                 continue

@@ -52,9 +52,17 @@ def test_labels_needed_is_linear_in_the_logarithm():
 
 def test_the_best_baseline_is_chosen_at_each_fraction():
     points = curves([row("a", "1/30", 0, 10), row("b", "1/30", 0, 20), row("a", "1", 0, 60), row("c", "1", 0, 90)])
-    assert best_baseline(points, ["a", "b"], "1/30") == "b"
-    assert best_baseline(points, ["a", "b"], "1") == "a"
-    assert best_baseline(points, ["a", "b"], "1/2") is None
+    treated = Point(10, {0: 30.0})
+    assert best_baseline(points, ["a", "b"], treated, "1/30") == "b"
+    assert best_baseline(points, ["a", "b"], treated, "1") == "a"
+    assert best_baseline(points, ["a", "b"], treated, "1/2") is None
+    assert best_baseline(points, ["a", "b"], Point(10, {7: 30.0}), "1/30") is None
+
+
+def test_the_best_baseline_is_chosen_on_shared_seeds():
+    # `long` was run on the hard seed alone, and is ahead there, though its mean is lower.
+    points = curves([row("encoder", "1", 0, 20), row("encoder", "1", 1, 60), row("long", "1", 0, 25)])
+    assert best_baseline(points, ["encoder", "long"], Point(10, {0: 22.0, 1: 61.0}), "1") == "long"
 
 
 def test_rows_come_back_as_they_were(tmp_path):
