@@ -8,7 +8,6 @@ whose CNN part gives the skips and whose transformer gives the deepest feature.
 
 import difflib
 import itertools
-import math
 from typing import Any
 
 import timm
@@ -196,4 +195,4 @@ def has_batch_norm_in_training(module: nn.Module) -> bool:
 
 def padding_to_multiple(height: int, width: int, multiple: int) -> tuple[int, int]:
     """Rows and columns to append so that both sides are multiples of `multiple`."""
-    return math.ceil(height / multiple) * multiple - height, math.ceil(width / multiple) * multiple - width
+    return -height % multiple, -width % multiple

@@ -16,7 +16,7 @@ from .models import load_model
 class ExportArguments(ModelArguments):
     """Arguments of `ddep-hub export`."""
 
-    size: list[int] = arg([224], "Side of the images in pixels, or height and width.")
+    size: list[int] = arg([], "Side of the images in pixels, or height and width. None: images of any size.")
     formats: list[str] = arg(list(FILES), f"Files to write, of {', '.join(FILES)}.")
     output_dir: str = arg("runs/export", "Folder of the files; those of an earlier export are replaced.")
 
@@ -27,14 +27,14 @@ class ExportArguments(ModelArguments):
         if unknown or not self.formats:
             raise ValueError(f"formats takes {' and '.join(FILES)}, got {self.formats}.")
 
-    def height_and_width(self) -> tuple[int, int]:
-        """The images' height and width.
+    def height_and_width(self) -> tuple[int, int] | None:
+        """The images' height and width; `None` for any.
 
         Raises:
             ValueError: `size` is no such thing.
         """
         size = pair("size", self.size)
-        if size is None or min(size) < 1:
+        if size is not None and min(size) < 1:
             raise ValueError(f"size takes one positive number or two, got {self.size}.")
         return size
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddep_hub import DDePForSemanticSegmentation, DDePImageProcessor
+from ddep_hub import DDePConfig, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.cli import main
 from ddep_hub.data.synthetic import render_scene
 from ddep_hub.exchange import exporting
@@ -51,6 +51,37 @@ def test_the_command_writes_files_that_others_can_run(model, tmp_path, capsys):
     program = torch.export.load(output / "model.pt2").module()
     close = {"rtol": 0, "atol": 1e-4 * float(np.abs(expected).max())}  # as the command checks
     torch.testing.assert_close(program(torch.from_numpy(pixels)[None]), torch.from_numpy(expected), **close)
+
+
+@pytest.mark.parametrize("name", ["the hybrid", "tf_efficientnet_lite0"])
+def test_without_a_size_the_files_take_any(model, name, tmp_path):
+    if name != "the hybrid":  # one that pads by the size of its input; its ONNX file takes long
+        config = DDePConfig(encoder_name=name, decoder_hidden_sizes=[8, 8, 8, 8], decoder_bottleneck_size=8)
+        model = DDePForSemanticSegmentation(config).eval()
+        torch.nn.init.normal_(model.classifier.weight)
+    formats = ["onnx", "torch"] if name == "the hybrid" else ["torch"]
+    exporting.export(model, tmp_path, size=None, mean=HALF[0], std=HALF[1], formats=formats)
+    described = json.loads((tmp_path / "export.json").read_text())
+    assert described["inputs"] == {"pixel_values": ["batch", 3, "height", "width"]}
+    assert described["sides"] == {"min": 33, "max": 8192}
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    for size in ((4, 3, 33, 130), (1, 3, 64, 75)):  # none of them was compared before
+        images = torch.randn(size)
+        with torch.no_grad():
+            expected = model(pixel_values=images).logits
+        close = {"rtol": 0, "atol": 1e-4 * float(expected.abs().max())}
+        torch.testing.assert_close(program(images), expected, **close)
+        if "onnx" in formats:
+            session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+            found = session.run(["logits"], {"pixel_values": images.numpy()})[0]
+            torch.testing.assert_close(torch.from_numpy(found), expected, **close)
+
+
+def test_an_encoder_of_windows_needs_a_size(tmp_path):
+    model = DDePForSemanticSegmentation(DDePConfig(encoder_name="swin_tiny_patch4_window7_224"))
+    with pytest.raises(ValueError, match=r"SwinTransformer cannot be exported for images of any size.*--size"):
+        exporting.export(model, tmp_path / "out", size=None, mean=HALF[0], std=HALF[1], formats=["torch"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_is_not_the_model_is_refused(model, tmp_path, monkeypatch):
