@@ -10,6 +10,7 @@ COMMANDS = {
     "evaluate": "measure a fine-tuned model on labelled images",
     "predict": "write the masks and overlays of images",
     "export": "write a fine-tuned model as ONNX and as a torch.export program",
+    "convert": "convert a U-Net of segmentation_models.pytorch or a denoising checkpoint, or to them",
     "card": "write the card of a model anew, or check it",
     "publish": "upload a model to the Hub, and check that it loads from there",
 }

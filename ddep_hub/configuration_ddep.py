@@ -57,10 +57,11 @@ class DDePConfig(PreTrainedConfig):
         decoder_hidden_sizes: channels of the decoder's blocks, coarsest first; each block doubles the resolution.
             `None` means `(256, 128, 64, 16)` over an encoder of stride 16 and `(256, 128, 64, 32, 16)` at stride 32.
             With fewer blocks than the stride allows, predictions are upsampled bilinearly to the image's size.
-        decoder_bottleneck_size: channels of the 3x3 convolution in front of the first block.
+        decoder_bottleneck_size: channels of the 3x3 convolution in front of the first block; 0 leaves it out.
         decoder_width: factor on `decoder_hidden_sizes` (in the paper, we believe, 1x, 2x, 3x); the bottleneck keeps
             its size.
         decoder_norm: `"batch"` (TransUNet's) or `"group"` (for batches of one, and for exact data parallelism).
+        decoder_interpolation: `"bilinear"` or `"nearest"`, by which each block doubles the resolution.
         freeze_encoder: `True` is DDeP (the decoder alone is pretrained), `False` is DeP (all of it; the paper's DeP
             starts from random weights). Read by [`DDePForPreTraining`] only.
         corruption: `"scaled"` keeps the variance, `sqrt(gamma) x + sqrt(1 - gamma) noise` with
@@ -103,6 +104,7 @@ class DDePConfig(PreTrainedConfig):
     decoder_bottleneck_size: int = 512
     decoder_width: float | int = 1.0
     decoder_norm: Literal["batch", "group"] = "batch"
+    decoder_interpolation: Literal["bilinear", "nearest"] = "bilinear"
     freeze_encoder: bool = True
     corruption: Literal["scaled", "simple"] = "scaled"
     prediction_type: Literal["epsilon", "sample"] = "epsilon"
@@ -155,7 +157,9 @@ class DDePConfig(PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Checks each field's range; runs at construction and before saving."""
         super().validate_architecture()
-        for name in ("num_channels", "decoder_bottleneck_size", "decoder_width", "initializer_range"):
+        if self.decoder_bottleneck_size < 0:
+            raise ValueError(f"decoder_bottleneck_size must not be negative, got {self.decoder_bottleneck_size}.")
+        for name in ("num_channels", "decoder_width", "initializer_range"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be positive, got {value}.")

@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -86,22 +87,25 @@ def restore_weight_norms(module: nn.Module) -> None:
 class DDePDecoderBlock(GradientCheckpointingLayer):
     """Doubles the resolution, joins the encoder's feature of that resolution, and mixes by two 3x3 convolutions."""
 
-    def __init__(self, in_channels: int, skip_channels: int, out_channels: int, norm: str) -> None:
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int, norm: str, interpolation: str) -> None:
         super().__init__()
         self.conv1 = conv_norm_act(in_channels + skip_channels, out_channels, norm)
         self.conv2 = conv_norm_act(out_channels, out_channels, norm)
+        # Half-pixel centres, as timm and tiled inference assume: the result does not depend on where a tile ends.
+        self.upsampling: dict[str, Any] = {"mode": interpolation}
+        if interpolation == "bilinear":
+            self.upsampling["align_corners"] = False
 
     def forward(self, hidden_state: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
         """Maps `(batch, C, H, W)` and an optional skip `(batch, C', 2H, 2W)` to `(batch, out, 2H, 2W)`."""
-        # Half-pixel centres, as timm and tiled inference assume: the result does not depend on where a tile ends.
-        hidden_state = F.interpolate(hidden_state, scale_factor=2, mode="bilinear", align_corners=False)
+        hidden_state = F.interpolate(hidden_state, scale_factor=2, **self.upsampling)
         if skip is not None:
             hidden_state = torch.cat([hidden_state, skip], dim=1)
         return self.conv2(self.conv1(hidden_state))
 
 
 class DDePDecoder(nn.Module):
-    """Bottleneck convolution, then one [`DDePDecoderBlock`] per entry of `decoder_hidden_sizes`.
+    """Bottleneck convolution, if there is one, then one [`DDePDecoderBlock`] per entry of `decoder_hidden_sizes`.
 
     Args:
         config: the model's configuration.
@@ -113,13 +117,19 @@ class DDePDecoder(nn.Module):
         super().__init__()
         skips = dict(zip(strides[:-1], channels[:-1], strict=True))
         stride, width = strides[-1], config.decoder_bottleneck_size
-        self.bottleneck = conv_norm_act(channels[-1], width, config.decoder_norm)
+        if width:
+            self.bottleneck: nn.Module = conv_norm_act(channels[-1], width, config.decoder_norm)
+        else:
+            self.bottleneck, width = nn.Identity(), channels[-1]
         self.skip_strides: list[int | None] = []
         blocks = []
         for out_channels in decoder_channels(config, stride):
             stride //= 2
             self.skip_strides.append(stride if stride in skips else None)
-            blocks.append(DDePDecoderBlock(width, skips.get(stride, 0), out_channels, config.decoder_norm))
+            skip_channels = skips.get(stride, 0)
+            blocks.append(
+                DDePDecoderBlock(width, skip_channels, out_channels, config.decoder_norm, config.decoder_interpolation)
+            )
             width = out_channels
         self.blocks = nn.ModuleList(blocks)
         self.strides = tuple(strides)
@@ -132,7 +142,8 @@ class DDePDecoder(nn.Module):
             features: the encoder's features, finest first, each `(batch, C, H / stride, W / stride)`.
 
         Returns:
-            Outputs of the bottleneck and of each block, coarsest first; the last one is the decoder's result.
+            Outputs of the bottleneck (without one, the deepest feature) and of each block, coarsest first; the last
+            one is the decoder's result.
         """
         by_stride = dict(zip(self.strides, features, strict=True))
         hidden_states = [self.bottleneck(features[-1])]

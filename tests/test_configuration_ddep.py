@@ -21,6 +21,7 @@ from ddep_hub.configuration_ddep import FORMAT_VERSION
         ("decoder_width", 0.0),
         ("decoder_width", float("nan")),
         ("decoder_norm", "layer"),
+        ("decoder_interpolation", "cubic"),
         ("decoder_hidden_sizes", []),
         ("decoder_hidden_sizes", [64, 0]),
         ("decoder_hidden_sizes", 64),

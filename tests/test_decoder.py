@@ -50,10 +50,30 @@ def test_every_feature_reaches_the_result():
 
 
 def test_upsampling_uses_half_pixel_centres():
-    block = DDePDecoderBlock(1, 0, 1, "group")
+    block = DDePDecoderBlock(1, 0, 1, "group", "bilinear")
     block.conv1 = block.conv2 = nn.Identity()
     ramp = torch.arange(4.0).reshape(1, 1, 1, 4).expand(1, 1, 4, 4)
     assert block(ramp)[0, 0, 0].tolist() == [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]
+
+
+def test_upsampling_may_repeat_pixels():
+    block = DDePDecoderBlock(1, 0, 1, "group", "nearest")
+    block.conv1 = block.conv2 = nn.Identity()
+    ramp = torch.arange(3.0).reshape(1, 1, 1, 3).expand(1, 1, 3, 3)
+    assert block(ramp)[0, 0, 0].tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_the_bottleneck_may_be_left_out():
+    config = DDePConfig(decoder_bottleneck_size=0, decoder_hidden_sizes=[8, 8, 8], decoder_interpolation="nearest")
+    decoder = DDePDecoder(config, (4, 4, 6), (2, 4, 8))
+    assert [name for name, _ in decoder.named_parameters() if "blocks" not in name] == []
+    assert decoder.blocks[0].conv1[0].in_channels == 6 + 4
+    assert {block.upsampling["mode"] for block in decoder.blocks} == {"nearest"}
+    features = [torch.randn(2, c, 16 // s, 16 // s, requires_grad=True) for c, s in ((4, 2), (4, 4), (6, 8))]
+    states = decoder(features)
+    assert torch.equal(states[0], features[-1])
+    states[-1].sum().backward()
+    assert all(feature.grad.abs().sum() > 0 for feature in features)
 
 
 @pytest.mark.parametrize("sizes, scale", [([32, 16], 8), ([32], 16)])

@@ -16,6 +16,7 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.commands.arguments import EvaluateArguments, PredictArguments
 from ddep_hub.commands.card import CardArguments
+from ddep_hub.commands.convert import ConvertArguments
 from ddep_hub.commands.export import ExportArguments
 from ddep_hub.commands.publish import PublishArguments
 from ddep_hub.data.catalog import known_dataset
@@ -38,6 +39,7 @@ ARGUMENTS = [
     FinetuneArguments,
     EvaluateArguments,
     PredictArguments,
+    ConvertArguments,
     ExportArguments,
     PublishArguments,
     CardArguments,

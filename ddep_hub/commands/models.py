@@ -19,7 +19,7 @@ def load_model(name: str, encoder_weights: str | None) -> DDePForSemanticSegment
         OSError: there is none at that place.
         ValueError: it is not fine-tuned, so that its classifier would be random.
     """
-    if DDePForSemanticSegmentation.__name__ not in _trained_as(name):
+    if DDePForSemanticSegmentation.__name__ not in trained_as(name):
         raise ValueError(f"model_name_or_path: {name} is not a fine-tuned segmentation model. Fine-tune it first.")
     weights = _encoder_of(name, encoder_weights)
     return DDePForSemanticSegmentation.from_pretrained(name, encoder_weights=weights).eval()
@@ -36,12 +36,12 @@ def load_denoiser(name: str, encoder_weights: str | None) -> DDePForPreTraining:
         OSError: there is none at that place.
         ValueError: it has no denoising head, so that its noise would be random.
     """
-    if DDePForPreTraining.__name__ not in _trained_as(name):
+    if DDePForPreTraining.__name__ not in trained_as(name):
         raise ValueError(f"{name} is not a model pretrained by denoising. Name the `final` of a pretraining run.")
     return DDePForPreTraining.from_pretrained(name, encoder_weights=_encoder_of(name, encoder_weights)).eval()
 
 
-def _trained_as(name: str) -> list[str]:
+def trained_as(name: str) -> list[str]:
     """The classes that a folder says it holds."""
     stored, _ = DDePConfig.get_config_dict(name)
     return stored.get("architectures") or []

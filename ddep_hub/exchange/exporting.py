@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, cast
 
-import numpy as np
 import timm
 import torch
 from timm.models.swin_transformer import SwinTransformer
@@ -18,15 +17,13 @@ from torch.export import Dim
 
 from ddep_hub import DDePForSemanticSegmentation, __version__
 from ddep_hub.data.classes import names_in_order
-from ddep_hub.data.synthetic import render_scene
-from ddep_hub.data.transforms import Normalize
 from ddep_hub.training.run_folder import whole_folder, write_whole
+
+from .comparing import compare, scenes
 
 
 Format = Literal["onnx", "torch"]
 FILES: dict[Format, str] = {"onnx": "model.onnx", "torch": "model.pt2"}
-# Largest difference of a logit as a share of the largest logit, and the share of pixels whose class must be the same.
-TOLERANCE, SAME_CLASS = 1e-4, 0.9999
 BATCHES = (1, 3)
 LARGEST_SIDE = 8192  # of images of any size, in pixels
 
@@ -104,14 +101,20 @@ def export(
     model = model.cpu().float().eval()
     channels = model.config.num_channels
     traced = _Logits(model, any_size=size is None)
-    batches = [_scenes(side, max(BATCHES), channels, mean, std) for side in _sizes(model.ddep.stride, size)]
-    program = _program(traced, batches[0][:2])
+    images = [scenes(side, max(BATCHES), channels, mean, std) for side in _sizes(model.ddep.stride, size)]
+    program = _program(traced, images[0][:2])
     with whole_folder(folder) as new:
         found: dict[Format, dict[str, float]] = {}
         for name in formats:
             file = new / FILES[name]
             run = _write_onnx(program, file) if name == "onnx" else _write_torch(program, file)
-            found[name] = compare(model, run, batches, name)
+            try:
+                found[name] = compare(_logits_of(model), run, [some[:n] for some in images for n in BATCHES])
+            except ValueError as error:
+                raise ValueError(
+                    f"The exported {FILES[name]} is not the model: {error}. Nothing was written. Try another release "
+                    "of torch or onnxruntime."
+                ) from error
         config = model.config
         sides = list(size or ("height", "width"))
         described = {
@@ -128,6 +131,10 @@ def export(
         }
         write_whole(new / "export.json", json.dumps(described, indent=1) + "\n")
     return found
+
+
+def _logits_of(model: DDePForSemanticSegmentation) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda images: cast(torch.Tensor, model(pixel_values=images).logits)
 
 
 def _sizes(stride: int, size: tuple[int, int] | None) -> list[tuple[int, int]]:
@@ -188,32 +195,6 @@ def _integer_padding() -> Iterator[None]:
         timm.layers.padding.get_same_padding = original
 
 
-def compare(
-    model: DDePForSemanticSegmentation,
-    run: Callable[[torch.Tensor], torch.Tensor],
-    batches: Sequence[torch.Tensor],
-    name: Format,
-) -> dict[str, float]:
-    """Compares an exported model with PyTorch, see [`export`].
-
-    Raises:
-        ValueError: they differ by more than rounding.
-    """
-    difference, same = 0.0, 1.0
-    for images in (images[:batch] for images in batches for batch in BATCHES):
-        with torch.no_grad():
-            expected, found = model(pixel_values=images).logits, run(images)
-        difference = max(difference, float((found - expected).abs().max() / expected.abs().max()))
-        same = min(same, float((found.argmax(1) == expected.argmax(1)).float().mean()))
-    if not (difference <= TOLERANCE and same >= SAME_CLASS):
-        raise ValueError(
-            f"The exported {FILES[name]} is not the model: its logits differ by {difference:.1e} of the largest one "
-            f"(at most {TOLERANCE:g}), and {100 * same:.3f} % of the pixels have the same class (at least "
-            f"{100 * SAME_CLASS:g} %). Nothing was written. Try another release of torch or onnxruntime."
-        )
-    return {"difference": difference, "same_class": same}
-
-
 def _write_onnx(program: torch.export.ExportedProgram, file: Path) -> Callable[[torch.Tensor], torch.Tensor]:
     import onnxruntime
 
@@ -228,14 +209,3 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path) -> Callable[[
 def _write_torch(program: torch.export.ExportedProgram, file: Path) -> Callable[[torch.Tensor], torch.Tensor]:
     torch.export.save(program, file)
     return torch.export.load(file).module()
-
-
-def _scenes(
-    size: tuple[int, int], number: int, channels: int, mean: Sequence[float], std: Sequence[float]
-) -> torch.Tensor:
-    """Rendered scenes, normalised; of another number of channels than 3, the red one is repeated."""
-    pixels = np.stack([render_scene(0, index, size)[0] for index in range(number)])
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    if channels != images.shape[1]:
-        images = images[:, :1].expand(-1, channels, -1, -1)
-    return Normalize(mean, std)(images).contiguous()

@@ -83,7 +83,8 @@ def decoder_row(facts: Facts) -> str:
     config = facts.config
     sizes = config.decoder_hidden_sizes
     channels = f", channels {', '.join(map(str, sizes))}" if sizes else ""
-    return f"U-Net{channels}, width {config.decoder_width:g}, {config.decoder_norm} norm"
+    upsampling = f"{config.decoder_norm} norm, {config.decoder_interpolation} upsampling"
+    return f"U-Net{channels}, width {config.decoder_width:g}, {upsampling}"
 
 
 def schedule(run: Mapping[str, Any]) -> str:

@@ -84,9 +84,10 @@ class RunArguments:
         "(random), or a local .safetensors, .pth or .npz file in timm's naming. Default: pypi for Lite0, else hub.",
     )
     decoder_hidden_sizes: list[int] | None = arg(None, "Channels of the decoder's blocks, coarsest first.")
-    decoder_bottleneck_size: int = arg(512, "Channels of the decoder's bottleneck.")
+    decoder_bottleneck_size: int = arg(512, "Channels of the decoder's bottleneck; 0 leaves it out.")
     decoder_width: float = arg(1.0, "Factor on the decoder's channels.")
     decoder_norm: Literal["batch", "group"] = arg("batch", "Norm in the decoder.")
+    decoder_interpolation: Literal["bilinear", "nearest"] = arg("bilinear", "Upsampling in the decoder.")
 
     push_to_hub: bool = arg(False, "Publish final/ on the Hub when the run ends.")
     hub_model_id: str | None = arg(None, "Repository to publish to, `org/name`; needed with push_to_hub.")
