@@ -61,7 +61,8 @@ def evaluate(args: EvaluateArguments) -> dict[str, Any]:
         )
     output = Path(args.output_dir)
     writer = MaskWriter(output / "masks", classes, args.predictions)
-    model.to(accelerator.device)
+    # On its device, under the launcher's mixed precision; logits come out in float32.
+    model = accelerator.prepare_model(model, evaluation_mode=True)
     transform = EvalTransform(image_size=image_size(args))
     normalize = Normalize(*encoder_mean_std(model.config.encoder_name))
     options = args.options()
@@ -90,6 +91,7 @@ def evaluate(args: EvaluateArguments) -> dict[str, Any]:
         "images": len(rows),
         "image_size": transform.image_size,
         "inference": dataclasses.asdict(options),
+        "mixed_precision": accelerator.mixed_precision,
         "arguments": dataclasses.asdict(args),
     }
 

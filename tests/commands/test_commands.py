@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.cli import main
-from ddep_hub.commands.arguments import PredictArguments
+from ddep_hub.commands import evaluate as evaluation
+from ddep_hub.commands.arguments import EvaluateArguments, PredictArguments
 from ddep_hub.commands.inputs import find_images
 from ddep_hub.commands.models import load_denoiser, load_model
 from ddep_hub.commands.predict import classes_of
@@ -21,7 +24,7 @@ from ddep_hub.data.classes import write_class_table
 from ddep_hub.data.loading import SegmentationFolder
 from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
 from ddep_hub.data.transforms import EvalTransform, Normalize
-from ddep_hub.evaluation.inference import evaluate_segmentation
+from ddep_hub.evaluation.inference import count_pixels, evaluate_segmentation
 from ddep_hub.evaluation.windows import InferenceOptions
 
 
@@ -53,6 +56,38 @@ def model(tmp_path, hybrid_config):
 
 def figures(folder):
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+def test_evaluation_under_mixed_precision(data, model, tmp_path, monkeypatch):
+    """As `accelerate launch --mixed_precision bf16` sets it: convolutions in bfloat16, what is counted in float32."""
+    seen = set()
+
+    def watch(module, inputs, output):
+        seen.add((type(module).__name__, getattr(output, "logits", output).dtype))
+
+    def loaded(*args):
+        found = load_model(*args)
+        found.classifier.register_forward_hook(watch)
+        return found
+
+    monkeypatch.setattr(evaluation, "load_model", loaded)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    logits = []
+    monkeypatch.setattr(
+        evaluation,
+        "count_pixels",
+        lambda model, *args, **kwargs: (
+            logits.append(model(torch.zeros(1, 3, 40, 40)).logits) or count_pixels(model, *args, **kwargs)
+        ),
+    )
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        fields = {"model_name_or_path": model, "data": str(data), "output_dir": str(tmp_path / "out")}
+        results = evaluation.evaluate(EvaluateArguments(**fields))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert seen == {("Conv2d", torch.bfloat16)} and logits[0].dtype == torch.float32
+    assert results["mixed_precision"] == "bf16" and 0 <= results["mean_iou"] <= 1
 
 
 def test_evaluate_writes_figures_and_pictures(data, model, tmp_path, capsys):
