@@ -72,6 +72,8 @@ class DDePConfig(PreTrainedConfig):
         image_skip: whether the denoising head also sees the noisy image, in units of the noise. The paper's does not.
             It serves encoders whose finest features carry too little of the noise, such as EfficientNet-Lite0's 16
             channels at stride 2, and is dropped with the head.
+        label_colors: red, green and blue of each class, 0 to 255, in the order of their ids, for pictures; `None` lets
+            `ddep-hub predict` choose.
         semantic_loss_ignore_index: label that the segmentation loss leaves out.
         initializer_range: standard deviation of a fresh classifier's or denoising head's weights.
         decoder_only: marks a folder whose weights file holds no encoder. Written by
@@ -110,6 +112,7 @@ class DDePConfig(PreTrainedConfig):
     prediction_type: Literal["epsilon", "sample"] = "epsilon"
     sigma: float | int | list[float | int] | tuple[float | int, ...] = 0.22
     image_skip: bool = False
+    label_colors: list[list[int]] | None = None
     semantic_loss_ignore_index: int = 255
     initializer_range: float | int = 0.02
     decoder_only: bool = False
@@ -166,6 +169,10 @@ class DDePConfig(PreTrainedConfig):
         sizes = self.decoder_hidden_sizes
         if sizes is not None and (not sizes or min(sizes) < 1):
             raise ValueError(f"decoder_hidden_sizes needs one positive number a block, got {sizes}.")
+        if any(len(color) != 3 or not 0 <= min(color) <= max(color) <= 255 for color in self.label_colors or ()):
+            raise ValueError(
+                f"label_colors needs red, green and blue of each class, 0 to 255, got {self.label_colors}."
+            )
         reserved = sorted(set(self.encoder_kwargs or {}).intersection(RESERVED_ENCODER_KWARGS))
         if reserved:
             raise ValueError(f"encoder_kwargs must not hold {reserved}: the model sets them itself. Leave them out.")
@@ -213,7 +220,8 @@ class DDePConfig(PreTrainedConfig):
         stored = config_dict.get("id2label")
         # Another label map replaces the stored one as a whole; the same number of labels leaves the names alone.
         if labels and (set(labels) != {"num_labels"} or stored is None or len(stored) != labels["num_labels"]):
-            config_dict = {name: value for name, value in config_dict.items() if name not in _LABEL_FIELDS} | labels
+            dropped = (*_LABEL_FIELDS, "label_colors")  # other classes have other colours
+            config_dict = {name: value for name, value in config_dict.items() if name not in dropped} | labels
         return super().from_dict(config_dict, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:

@@ -22,6 +22,8 @@ from ddep_hub.configuration_ddep import FORMAT_VERSION
         ("decoder_width", float("nan")),
         ("decoder_norm", "layer"),
         ("decoder_interpolation", "cubic"),
+        ("label_colors", [[0, 0]]),
+        ("label_colors", [[0, 0, 256]]),
         ("decoder_hidden_sizes", []),
         ("decoder_hidden_sizes", [64, 0]),
         ("decoder_hidden_sizes", 64),
@@ -138,7 +140,13 @@ def test_a_label_map_that_does_not_match_is_refused(labels, named):
 
 
 def test_labels_given_at_loading_replace_the_stored_ones(tmp_path):
-    DDePConfig(id2label={0: "a", 1: "b", 2: "c"}).save_pretrained(tmp_path)
+    colors = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    DDePConfig(id2label={0: "a", 1: "b", 2: "c"}, label_colors=colors).save_pretrained(tmp_path)
+    assert DDePConfig.from_pretrained(tmp_path, num_labels=3).label_colors == colors
+    assert DDePConfig.from_pretrained(tmp_path, num_labels=4).label_colors is None
+    assert DDePConfig.from_pretrained(tmp_path, id2label={0: "x"}, label_colors=[[9, 9, 9]]).label_colors == [
+        [9, 9, 9]
+    ]
     assert DDePConfig.from_pretrained(tmp_path).label2id == {"a": 0, "b": 1, "c": 2}
     assert DDePConfig.from_pretrained(tmp_path, num_labels=3).id2label == {0: "a", 1: "b", 2: "c"}
     assert DDePConfig.from_pretrained(tmp_path, num_labels=2).label2id == {"LABEL_0": 0, "LABEL_1": 1}

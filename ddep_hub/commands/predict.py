@@ -65,15 +65,20 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
 
 
 def classes_of(config: PretrainedConfig) -> ClassTable:
-    """A model's classes, in the colours of the known data set that has these very names, or in some that differ.
+    """A model's classes, in the colours that it was fine-tuned with.
 
+    A model that says none has those of the known data set with these very names, or some that differ from each other.
     The embedded scenes count as known.
     """
     names = names_in_order(config.id2label)
-    if names == SCENE_CLASSES.names:
-        return SCENE_CLASSES
     known = known_by_classes(names)
-    if known is not None:
+    if config.label_colors and len(config.label_colors) == len(names):
+        colors = tuple((red, green, blue) for red, green, blue in config.label_colors)
+    elif names == SCENE_CLASSES.names:
+        return SCENE_CLASSES
+    elif known is not None:
         return known.classes
+    else:
+        colors = class_colors(len(names))
     # A prediction ignores no pixel, so the value can be one that no mask holds.
-    return ClassTable(names=names, colors=class_colors(len(names)), ignore_index=-1)
+    return ClassTable(names=names, colors=colors, ignore_index=-1)

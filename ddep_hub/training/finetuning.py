@@ -42,6 +42,7 @@ def build_model(args: FinetuneArguments, classes: ClassTable) -> tuple[DDePForSe
     labels: dict[str, Any] = {
         "id2label": classes.id2label,
         "label2id": classes.label2id,
+        "label_colors": [list(color) for color in classes.colors],
         "semantic_loss_ignore_index": classes.ignore_index,
     }
     stored: dict[str, Any] = {}

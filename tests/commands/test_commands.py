@@ -20,12 +20,14 @@ from ddep_hub.commands.arguments import EvaluateArguments, PredictArguments
 from ddep_hub.commands.inputs import find_images
 from ddep_hub.commands.models import load_denoiser, load_model
 from ddep_hub.commands.predict import classes_of
-from ddep_hub.data.classes import write_class_table
+from ddep_hub.data.classes import ClassTable, class_colors, write_class_table
 from ddep_hub.data.loading import SegmentationFolder
 from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
 from ddep_hub.data.transforms import EvalTransform, Normalize
 from ddep_hub.evaluation.inference import count_pixels, evaluate_segmentation
 from ddep_hub.evaluation.windows import InferenceOptions
+from ddep_hub.training.arguments import FinetuneArguments
+from ddep_hub.training.finetuning import finetune
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -229,3 +231,19 @@ def test_models_are_loaded_as_what_they_were_trained_for(model, tmp_path, hybrid
 
 def test_classes_of_the_scenes_have_their_colours(model):
     assert classes_of(load_model(model, None).config) == SCENE_CLASSES
+
+
+def test_predictions_have_the_colours_that_the_model_was_fine_tuned_with(data, tmp_path, capsys):
+    names = SCENE_CLASSES.names
+    own = ClassTable(names=names, colors=class_colors(len(names))[::-1], ignore_index=255)
+    write_class_table(own, data / "classes.json")
+    fields = {"decoder_hidden_sizes": [8] * 5, "decoder_bottleneck_size": 8, "crop_size": 32, "max_steps": 1}
+    splits = {"train_split": "val", "eval_split": "train"}
+    for folder in ("images", "annotations"):
+        (data / folder / "train").symlink_to("val")
+    final = finetune(FinetuneArguments(data=str(data), output_dir=str(tmp_path / "run"), **fields, **splits))["final"]
+    assert classes_of(load_model(final, None).config).colors == own.colors != SCENE_CLASSES.colors
+    command = ["predict", str(data / "images" / "val" / "a.png"), "--model_name_or_path", str(final)]
+    assert main([*command, "--output_dir", str(tmp_path / "out"), "--predictions", "colors"]) == 0
+    found = np.asarray(Image.open(tmp_path / "out" / "colors" / "a.png")).reshape(-1, 3)
+    assert {tuple(color) for color in found.tolist()} <= set(own.colors)

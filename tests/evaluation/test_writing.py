@@ -25,8 +25,10 @@ def test_every_kind(tmp_path):
     assert np.array_equal(colors[0], CITYSCAPES.classes.colors)
     assert np.abs(overlay - (colors / 2 + 127.5)).max() <= 1
     assert labels[0, [0, 1, 2, 13, 18]].tolist() == [7, 8, 11, 26, 33] and labels.ndim == 2
-    # Read as an official mask, they are the training classes again.
+    # The server looks below the folder for one file of each image, by city, sequence and frame.
     path = tmp_path / "cityscapes" / "aachen" / "aachen_000000_000019.png"
+    assert list((tmp_path / "cityscapes").rglob("aachen_000000_000019*.png")) == [path]
+    # Read as an official mask, they are the training classes again.
     again = decode_mask(path, num_classes=19, ignore_index=255, mapping=CITYSCAPES.mapping)
     assert np.array_equal(again, mask)
 
