@@ -134,7 +134,8 @@ def _read_unet(source: str | Path) -> tuple[nn.Module, dict[str, Any]]:
                 "`save_pretrained` of an `smp.Unet` wrote, or a checkpoint file of decoder-denoising."
             )
     try:
-        unet = smp.from_pretrained(str(source)).eval()
+        # The folder holds the weights: those it was built with need not be fetched.
+        unet = smp.from_pretrained(str(source), encoder_weights=None).eval()
     except (SafetensorError, pickle.UnpicklingError, KeyError, RuntimeError, TypeError) as error:
         raise OSError(f"{source} cannot be read as a U-Net of segmentation_models.pytorch: {error}") from error
     if type(unet) is not smp.Unet:

@@ -131,11 +131,11 @@ def timm_name(encoder_name: str) -> str:
     Raises:
         ValueError: timm has none of that name.
     """
-    name = encoder_name.removeprefix("tu-")
+    name = encoder_name.removeprefix("tu-").removeprefix("timm-")
     if not timm.is_model(name.split(".")[0]):
         raise ValueError(
             f"encoder_name: {encoder_name} of segmentation_models.pytorch is no model of timm, as the encoders here "
-            "are. Those that start with `tu-` are, and the ResNets and ResNeXts."
+            "are. Those that start with `tu-` are, and the ResNets, ResNeXts and some that start with `timm-`."
         )
     return name
 

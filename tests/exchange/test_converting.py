@@ -54,6 +54,7 @@ def lightning_file(path, net, **changes):
     [
         {"encoder_name": "resnet18", "decoder_interpolation": "bilinear"},
         {"encoder_name": "tu-tf_efficientnet_lite0"},
+        {"encoder_name": "timm-regnetx_002"},
         {"encoder_name": "tu-convnext_atto", "in_channels": 4},  # no skip of stride 2, and other names
     ],
 )
@@ -63,6 +64,8 @@ def test_a_unet_becomes_a_segmentation_model_and_comes_back(arguments, tmp_path,
     with torch.no_grad():
         expected = unet(images)
     close = {"rtol": 0, "atol": 1e-4 * float(expected.abs().max())}
+    written = json.loads((tmp_path / "smp" / "config.json").read_text())
+    (tmp_path / "smp" / "config.json").write_text(json.dumps(written | {"encoder_weights": "imagenet"}))
     assert main(["convert", str(tmp_path / "smp"), "--output_dir", str(tmp_path / "ddep")]) == 0
     model = DDePForSemanticSegmentation.from_pretrained(tmp_path / "ddep")
     with torch.no_grad():
