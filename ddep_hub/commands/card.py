@@ -1,12 +1,13 @@
 """The card of a folder: written anew from its files, or checked."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from ddep_hub.publishing.card import CARD, card_of
 from ddep_hub.publishing.card_check import problems
-from ddep_hub.publishing.card_facts import BASELINE, EVALUATION, baseline_of, evaluation_of
+from ddep_hub.publishing.card_facts import BASELINE, CONFUSION, EVALUATION, baseline_of, evaluation_of
 from ddep_hub.publishing.staging import model_class
 from ddep_hub.training.arguments import arg
 from ddep_hub.training.parsing import parse_command
@@ -25,7 +26,9 @@ class CardArguments:
         None, "final/ of a run from a random decoder on the same labels, whose figures stand beside this model's."
     )
     evaluation: str | None = arg(
-        None, "Folder of `ddep-hub evaluate` on this model, whose figures replace those of the run."
+        None,
+        "Folder of `ddep-hub evaluate` on this model: its figures replace those of the run, and its confusion "
+        "matrix is shown.",
     )
     check: bool = arg(False, "Write nothing: list what is wrong with the card. Exit code 1 where something is.")
 
@@ -54,6 +57,8 @@ def main(argv: list[str]) -> None:
     ):
         if source is not None:
             write_whole(folder / name, json.dumps(read(folder, Path(source)), indent=1) + "\n")
+    if args.evaluation is not None and (Path(args.evaluation) / CONFUSION).is_file():
+        shutil.copyfile(Path(args.evaluation) / CONFUSION, folder / CONFUSION)
     card = card_of(folder, args.repository)
     if card is None:
         raise FileNotFoundError(

@@ -19,6 +19,8 @@ from ddep_hub import DDePConfig, __version__
 
 # Written by a run, by `ddep-hub card --baseline` and by `--evaluation`, beside the model.
 RUN, RESULTS, BASELINE, EVALUATION = "run.json", "results.json", "baseline.json", "evaluation.json"
+# Pictures beside the model that its card shows. The last is of an evaluation.
+PREDICTIONS, LOSS, CONFUSION = "predictions.png", "loss.png", "confusion.png"
 # Arguments that may hold a path of this machine, which is nobody's business: its last part is published.
 _PATHS = "output_dir images data classes split_file model_name_or_path encoder_weights resume_from_checkpoint".split()
 Kind = Literal["pretraining", "finetuning"]
@@ -78,7 +80,7 @@ def read_facts(folder: Path) -> Facts | None:
     if not all((folder / name).is_file() for name in ("config.json", RUN, RESULTS)):
         return None
     stored = _read(folder / "config.json")
-    pictures = [name for name in ("predictions.png", "loss.png", "confusion.png") if (folder / name).is_file()]
+    pictures = [name for name in (PREDICTIONS, LOSS, CONFUSION) if (folder / name).is_file()]
     return Facts(
         config=DDePConfig.from_pretrained(folder),
         remote_code="auto_map" in stored,

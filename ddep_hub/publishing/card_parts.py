@@ -8,7 +8,7 @@ from typing import Any
 from ddep_hub.checkpoints import encoder_repository
 from ddep_hub.data.image_sources import HUB_PREFIX, parse_hub_name
 
-from .card_facts import Facts
+from .card_facts import CONFUSION, LOSS, PREDICTIONS, Facts
 
 
 CITATION = """```bibtex
@@ -21,10 +21,7 @@ CITATION = """```bibtex
   note    = {arXiv:2205.11423}
 }
 ```"""
-_CAPTIONS = {
-    "loss.png": "Loss in training",
-    "confusion.png": "Confusion matrix",
-}
+_CAPTIONS = {LOSS: "Loss in training", CONFUSION: "Confusion matrix"}
 
 
 def table(rows: Mapping[str, Any]) -> str:
@@ -127,7 +124,7 @@ def pictures(facts: Facts, predictions: str) -> str:
         facts: of the folder.
         predictions: what `predictions.png` shows.
     """
-    captions = {"predictions.png": predictions, **_CAPTIONS}
+    captions = {PREDICTIONS: predictions, **_CAPTIONS}
     return "\n\n".join(f"{captions[name]}:\n\n![{captions[name]}]({name})" for name in facts.pictures)
 
 

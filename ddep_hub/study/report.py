@@ -107,7 +107,7 @@ def draw_figure(study: Study, points: Curves, path: Path, *, title: str) -> None
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "The figure of a study is drawn by matplotlib. Install it with `pip install ddep-hub[study]`."
+            "The figure of a study is drawn by matplotlib. Install it with `pip install ddep-hub[plots]`."
         ) from error
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()

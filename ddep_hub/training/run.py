@@ -17,11 +17,12 @@ from transformers.utils import logging
 from ddep_hub import DDePImageProcessor, DDePPreTrainedModel
 from ddep_hub.encoders import encoder_mean_std
 from ddep_hub.publishing.card import CARD, new_card
-from ddep_hub.publishing.card_facts import RESULTS, RUN, Kind, read_facts, run_facts
+from ddep_hub.publishing.card_facts import LOSS, PREDICTIONS, RESULTS, RUN, Kind, read_facts, run_facts
 
 from .arguments import RunArguments
 from .hub import check_publishing, publish_final
 from .loop import Training
+from .loss_curve import draw_loss
 from .parsing import write_yaml
 from .processes import in_first_process
 from .run_folder import check_run_folder, remove_folder, running_in, whole_folder, write_whole
@@ -152,13 +153,15 @@ def _train_and_describe(
         write_whole(final / RESULTS, json.dumps(results, indent=1) + "\n")
         how = run_facts(kind, dataclasses.asdict(args), **facts)
         write_whole(final / RUN, json.dumps(how, indent=1) + "\n")
-        write_card(final)
-        (output / "pictures").mkdir(exist_ok=True)
-        picture = output / "pictures" / "predictions.png"
-        task.picture(model).save(picture)
+        write_card(final)  # before the pictures: a run without one still has its card
+        pictures = output / "pictures"
+        pictures.mkdir(exist_ok=True)
+        if draw_loss(output / "metrics.jsonl", pictures / LOSS):
+            shutil.copyfile(pictures / LOSS, final / LOSS)
+        task.picture(model).save(pictures / PREDICTIONS)
         if _may_be_shown(args):
-            shutil.copyfile(picture, final / picture.name)
-            write_card(final)
+            shutil.copyfile(pictures / PREDICTIONS, final / PREDICTIONS)
+        write_card(final)
 
     try:
         in_first_process(accelerator, record)

@@ -93,6 +93,8 @@ def test_an_evaluation(final, scenes, tmp_path):
     assert main(["evaluate", *where]) == 0
     assert main(["card", str(final), "--evaluation", str(evaluation)]) == 0
     assert "with the mirrored image" in read(final) and "boundary IoU" in read(final)
+    assert "![Confusion matrix](confusion.png)" in read(final)
+    assert (final / "confusion.png").read_bytes() == (evaluation / "confusion.png").read_bytes()
 
 
 def test_what_it_cannot_do(runs, final, tmp_path, capsys):

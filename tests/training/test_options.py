@@ -252,7 +252,7 @@ def test_class_weights_and_dice_change_the_loss(finetuning):
 
 def test_pictures_and_bars(pretraining, capsys):
     output = pretraining(eval_every=1, max_steps=2)
-    assert {path.name for path in (output / "pictures").iterdir()} == {"step-1.png", "predictions.png"}
+    assert {path.name for path in (output / "pictures").iterdir()} == {"step-1.png", "predictions.png", "loss.png"}
     shown = capsys.readouterr().err
     assert "2/2" in shown and "images_per_s" in shown and "shards" not in shown
 

@@ -54,7 +54,7 @@ def same(one, other):
 def test_a_pretraining_run_writes_what_it_says(pretrained):
     output, results = pretrained
     assert {path.name for path in output.iterdir()} == RUN_FOLDER | {"best"}
-    assert {path.name for path in (output / "pictures").iterdir()} == {"step-2.png", "predictions.png"}
+    assert {path.name for path in (output / "pictures").iterdir()} == {"step-2.png", "predictions.png", "loss.png"}
     rows = read_metrics(output / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert ["denoising_error" in row for row in rows] == [False, True, True]
@@ -64,6 +64,7 @@ def test_a_pretraining_run_writes_what_it_says(pretrained):
     assert DDePImageProcessor.from_pretrained(results["final"]).image_mean == (0.5, 0.5, 0.5)
     card = (output / "final" / "README.md").read_text()
     assert f"{results['denoising_error']:.4f}" in card and "More Information" not in card
+    assert "![Loss in training](loss.png)" in card and (output / "final" / "loss.png").stat().st_size > 5000
     again = parse_arguments(PretrainArguments, ["--config", str(output / "config.yaml")])
     assert again.output_dir == str(output) and again.max_steps == 3
 
