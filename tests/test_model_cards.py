@@ -16,6 +16,8 @@ from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.data.synthetic import render_scene
 from ddep_hub.data.transforms import Normalize
 from ddep_hub.evaluation.denoising_error import denoising_error, denoising_references
+from ddep_hub.publishing.card import card_of
+from ddep_hub.publishing.card_check import problems
 from ddep_hub.training.arguments import PretrainArguments
 from ddep_hub.training.parsing import parse_arguments
 from ddep_hub.training.sources import encoder_file
@@ -61,6 +63,12 @@ def test_it_denoises_images_it_has_not_seen(folder):
     references = denoising_references(normalize(images[:8]), normalize(images[8:]), model.config.sigma)
     found = denoising_error(model, normalize(images[:8]), batch_size=8)
     assert found < 0.8 * min(references.values()), (found, references)
+
+
+def test_its_card_can_be_published(folder):
+    assert problems(folder) == []
+    snippet = re.search(r"```python\n(.*?)```", card_of(folder, "org/name").text(), re.DOTALL)[1]
+    assert '"org/name"' in snippet and folder.name not in snippet
 
 
 def test_its_card_is_what_the_files_say(folder):

@@ -51,8 +51,12 @@ def problems(folder: str | Path) -> list[str]:
         found.append("the text has a placeholder, `More Information Needed`: fill it in, or delete it.")
     for match in _LINK.finditer(_CODE.sub("", text)):
         link = (match[1] or match[2]).split("#")[0].split("?")[0]
-        if link and not re.match(r"[a-z]+:|/", link) and not (folder / link).exists():
+        if not link or re.match(r"[a-z]+:|/", link):
+            continue
+        if not (folder / link).exists():
             found.append(f"{link} is not there: add the file, or take its link out.")
+        elif not (folder / link).resolve().is_relative_to(folder.resolve()):
+            found.append(f"{link} is outside of the folder, and leads nowhere on the Hub: name it without a link.")
     return found
 
 

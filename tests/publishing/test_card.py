@@ -150,15 +150,16 @@ def test_what_a_check_finds(finetuned):
     text = (folder / "README.md").read_text()
     # What a person wrote is not compared, but its links and the metadata are.
     by_hand = text.replace(
-        "## Citation", '## Mine\n\n![a](a.png) <img src="b.png"> [c](https://c.d) ```\n\n## Citation'
+        "## Citation", '## Mine\n\n![a](a.png) <img src="b.png"> [c](https://c.d) [e](../e.csv) ```\n\n## Citation'
     )
+    (folder.parent / "e.csv").touch()
     by_hand = by_hand.replace("license: mit\n", "").replace("pipeline_tag: image-segmentation", "pipeline_tag: other")
     by_hand = by_hand.replace("library_name: transformers", "library_name: x\ndatasets: [a b]")
     (folder / "README.md").write_text(by_hand)
     found = "\n".join(problems(folder))
-    for said in ("a.png is not there", "b.png is not", "license is missing", "pipeline_tag is other", "library_name"):
+    for said in ("a.png is not there", "b.png is not", "e.csv is outside", "license is missing", "pipeline_tag is other", "library_name"):
         assert said in found
-    assert "metadata.datasets: a b is no name" in found and "section" not in found and len(problems(folder)) == 6
+    assert "metadata.datasets: a b is no name" in found and "section" not in found and len(problems(folder)) == 7
     (folder / "README.md").write_text(text)
     (folder / "results.json").write_text(json.dumps({**SEGMENTATION, "mean_iou": 0.7}))
     found = problems(folder)
