@@ -157,7 +157,8 @@ def test_what_a_check_finds(finetuned):
     by_hand = by_hand.replace("library_name: transformers", "library_name: x\ndatasets: [a b]")
     (folder / "README.md").write_text(by_hand)
     found = "\n".join(problems(folder))
-    for said in ("a.png is not there", "b.png is not", "e.csv is outside", "license is missing", "pipeline_tag is other", "library_name"):
+    missing = ("a.png is not there", "b.png is not", "e.csv is outside", "license is missing")
+    for said in (*missing, "pipeline_tag is other", "library_name"):
         assert said in found
     assert "metadata.datasets: a b is no name" in found and "section" not in found and len(problems(folder)) == 7
     (folder / "README.md").write_text(text)
