@@ -112,13 +112,14 @@ def draw_figure(study: Study, points: Curves, path: Path, *, title: str) -> None
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     ticks: dict[int, str] = {}
-    for arm in study.arms:
-        by_fraction = points.get(arm.name)
-        if not by_fraction:
-            continue
+    drawn = [arm for arm in study.arms if points.get(arm.name)]
+    for place, arm in enumerate(drawn):
+        by_fraction = points[arm.name]
         found = list(by_fraction.values())
+        # Side by side: arms of about the same score would hide each other.
+        aside = 1.04 ** (place - (len(drawn) - 1) / 2)
         axes.errorbar(
-            [point.labelled for point in found],
+            [point.labelled * aside for point in found],
             [point.mean for point in found],
             yerr=[point.std or 0 for point in found],
             label=arm.name,
