@@ -36,7 +36,8 @@ def oldest(requirements: list[str]) -> list[str]:
 def main(environment: Path) -> None:
     """Makes the environment where there is none, and runs the tests in it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    pins = oldest(project["dependencies"]) + oldest(project["optional-dependencies"]["quickstart"])
+    extras = project["optional-dependencies"]
+    pins = oldest([*project["dependencies"], *extras["plots"], *extras["quickstart"]])
     python = environment / "bin" / "python"
     stamp = environment / ".installed"
     if not stamp.is_file() or stamp.read_text() != "\n".join(pins):
