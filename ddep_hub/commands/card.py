@@ -1,7 +1,6 @@
 """The card of a folder: written anew from its files, or checked."""
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +57,7 @@ def main(argv: list[str]) -> None:
         if source is not None:
             write_whole(folder / name, json.dumps(read(folder, Path(source)), indent=1) + "\n")
     if args.evaluation is not None and (Path(args.evaluation) / CONFUSION).is_file():
-        shutil.copyfile(Path(args.evaluation) / CONFUSION, folder / CONFUSION)
+        write_whole(folder / CONFUSION, (Path(args.evaluation) / CONFUSION).read_bytes())
     card = card_of(folder, args.repository)
     if card is None:
         raise FileNotFoundError(

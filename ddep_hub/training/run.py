@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -157,10 +156,10 @@ def _train_and_describe(
         pictures = output / "pictures"
         pictures.mkdir(exist_ok=True)
         if draw_loss(output / "metrics.jsonl", pictures / LOSS):
-            shutil.copyfile(pictures / LOSS, final / LOSS)
+            write_whole(final / LOSS, (pictures / LOSS).read_bytes())
         task.picture(model).save(pictures / PREDICTIONS)
         if _may_be_shown(args):
-            shutil.copyfile(pictures / PREDICTIONS, final / PREDICTIONS)
+            write_whole(final / PREDICTIONS, (pictures / PREDICTIONS).read_bytes())
         write_card(final)
 
     try:

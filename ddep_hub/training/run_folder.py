@@ -63,11 +63,11 @@ def not_worth_the_run(what: Path) -> Iterator[None]:
         warnings.warn(f"{what} could not be written: {error}. The run goes on without it.", stacklevel=3)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file that appears under its name only when it is whole."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file, text or bytes, that appears under its name only when it is whole."""
     partial = path.with_name(f".{path.name}.partial")
     # File names need not be UTF-8; they are written as they are.
-    partial.write_text(text, encoding="utf-8", errors="surrogateescape")
+    partial.write_bytes(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
     _flush(partial)
     partial.replace(path)
 
