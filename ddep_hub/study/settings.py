@@ -236,11 +236,14 @@ def _parse(cls: type[Any], values: Mapping[str, Any], where: str) -> Any:
 
 
 def _digest(args: RunArguments | EvaluateArguments, **more: Any) -> str:
-    """Short hash of the arguments that a result depends on and that differ from their defaults, and of `more`."""
+    """Short hash of the arguments that a result depends on, and of `more`.
+
+    Defaults count, as they may change from one release to the next. What is off does not, so that an option which a
+    later release adds leaves the rows of earlier ones valid.
+    """
     chosen = dict(more)
     for known in dataclasses.fields(args):
-        default = known.default_factory() if callable(known.default_factory) else known.default
         value = getattr(args, known.name)
-        if known.name not in _NO_SETTING and value != default:
+        if known.name not in _NO_SETTING and value is not None and value is not False:
             chosen[known.name] = value
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]

@@ -220,7 +220,7 @@ class FinetuneArguments(RunArguments):
     class_weights: list[str] = arg(
         [], "Weights of the classes in the cross-entropy: a number each, or `median_frequency` of the labelled images."
     )
-    dice_weight: float = arg(0.0, "Weight of a Dice loss that is added to the cross-entropy.")
+    dice_weight: float = arg(1.0, "Weight of a Dice loss that is added to the cross-entropy; the paper has none: 0.")
     encoder_lr_factor: float = arg(1.0, "Factor on the learning rate for the encoder.")
     encoder_layer_decay: float = arg(1.0, "Further factor for each layer of the encoder towards its input.")
     freeze_encoder: bool = arg(False, "Train the decoder and the classifier alone.")

@@ -1,11 +1,13 @@
 """Study files: arms, axes, and the arguments of the runs."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import yaml
 
 from ddep_hub.study.settings import read_study, vary
+from ddep_hub.training.arguments import FinetuneArguments
 
 
 CONTENT = {
@@ -90,6 +92,16 @@ def test_settings_follow_what_matters(write):
     other = read_study(write(pretraining={"max_steps": 8, "sigma": [0.3]}))
     changed = {a.name for a in other.arms if other.settings(a) != settings[a.name]}
     assert changed == {"dep", "ddep"}
+
+
+def test_settings_follow_a_default_that_changes(write, monkeypatch):
+    before = read_study(write())
+    old = {a.name: before.settings(a) for a in before.arms}
+    known = {field.name: field for field in dataclasses.fields(FinetuneArguments)}["dice_weight"]
+    written = read_study(write(finetuning={**CONTENT["finetuning"], "dice_weight": known.default}))
+    monkeypatch.setattr(known, "default", known.default + 1)
+    assert all(before.settings(a) != old[a.name] for a in before.arms)
+    assert {a.name: written.settings(a) for a in written.arms} == old
 
 
 def test_an_axis_of_pretraining_leaves_the_baselines_alone(write, tmp_path):
