@@ -241,10 +241,12 @@ def test_what_cannot_be_is_said(fields, said, finetuning, tmp_path):
 
 
 def test_class_weights_and_dice_change_the_loss(finetuning):
-    plain = losses(finetuning("plain", max_steps=1))
-    one = losses(finetuning("one", max_steps=1, class_weights=["1"] * 8))
+    plain = losses(finetuning("plain", max_steps=1, dice_weight=0))
+    one = losses(finetuning("one", max_steps=1, dice_weight=0, class_weights=["1"] * 8))
     assert one == pytest.approx(plain)
-    assert losses(finetuning("weighted", max_steps=1, class_weights=["5", *["1"] * 7])) != pytest.approx(plain)
+    weights = ["5", *["1"] * 7]
+    assert losses(finetuning("weighted", max_steps=1, dice_weight=0, class_weights=weights)) != pytest.approx(plain)
+    assert losses(finetuning("default", max_steps=1))[0] > plain[0]  # cross-entropy and Dice
     dice = finetuning("dice", max_steps=1, dice_weight=0.5, class_weights=["median_frequency"])
     assert losses(dice)[0] > plain[0]
     assert "class_weights median_frequency, dice_weight 0.5" in (dice / "final" / "README.md").read_text()
