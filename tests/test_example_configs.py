@@ -33,6 +33,7 @@ PAGE = (EXAMPLES / "README.md").read_text(encoding="utf-8")
 ACCELERATE = sorted((CONFIGS / "accelerate").glob("*.yaml"))
 PRETRAIN = sorted(CONFIGS.glob("pretrain-*.yaml"))
 FINETUNE = sorted(CONFIGS.glob("finetune-*.yaml"))
+FEW_LABELS = CONFIGS / "few-labels.yaml"
 STUDIES = sorted(CONFIGS.glob("label-efficiency-*.yaml"))
 ARGUMENTS = [
     PretrainArguments,
@@ -63,7 +64,7 @@ def load_finetune(path: Path, *more: str) -> FinetuneArguments:
 
 def test_all_files_are_known():
     assert [path.stem for path in ACCELERATE] == ["8-gpus", "cpu", "fsdp2", "gpu", "two-nodes"]
-    assert sorted(CONFIGS.glob("*.yaml")) == sorted([*PRETRAIN, *FINETUNE, *STUDIES])
+    assert sorted(CONFIGS.glob("*.yaml")) == sorted([*PRETRAIN, *FINETUNE, FEW_LABELS, *STUDIES])
     assert len(PRETRAIN) == 7 and len(FINETUNE) == 5
 
 
@@ -180,7 +181,23 @@ def test_finetuning_presets(path):
     assert load_finetune(path).data is None
 
 
-@named([*PRETRAIN, *FINETUNE])
+def test_few_labels_are_fine_tuned_as_was_measured():
+    """The values of the study, and both arms that the comments name; the random decoder is the shipped one's size."""
+    shipped = ROOT / "model_cards" / "ddep-efficientnet-lite0"
+    assert "--model_name_or_path model_cards/ddep-efficientnet-lite0" in FEW_LABELS.read_text(encoding="utf-8")
+    args = load_finetune(FEW_LABELS, "--model_name_or_path", str(shipped))
+    study = yaml.safe_load((CONFIGS / "label-efficiency-camvid-dice.yaml").read_text(encoding="utf-8"))["finetuning"]
+    own = yaml.safe_load(FEW_LABELS.read_text(encoding="utf-8"))
+    assert own.pop("output_dir") == args.output_dir
+    assert own == {name: value for name, value in study.items() if name not in ("eval_split", "save_every")}
+    flags = re.search(r"`(--decoder_hidden_sizes .*)` in place", FEW_LABELS.read_text(encoding="utf-8"))[1]
+    random = load_finetune(FEW_LABELS, *flags.split())
+    config = DDePConfig.from_pretrained(shipped)
+    assert random.decoder_hidden_sizes == config.decoder_hidden_sizes
+    assert random.decoder_bottleneck_size == config.decoder_bottleneck_size
+
+
+@named([*PRETRAIN, *FINETUNE, FEW_LABELS])
 def test_every_value_of_a_preset_has_its_mark(path):
     """Recalled values are never given as the paper's."""
     text = path.read_text(encoding="utf-8")
@@ -209,7 +226,7 @@ def test_the_page_names_every_layout():
 
 
 def test_the_page_lists_every_file():
-    for path in [*PRETRAIN, *FINETUNE, *STUDIES]:
+    for path in [*PRETRAIN, *FINETUNE, FEW_LABELS, *STUDIES]:
         assert f"[{path.stem}](configs/{path.name})" in PAGE
     for path in ACCELERATE:
         assert f"examples/configs/accelerate/{path.name}" in PAGE
@@ -224,7 +241,7 @@ def test_links_lead_somewhere():
             assert (EXAMPLES / target).exists(), target
 
 
-@named([EXAMPLES / "README.md", *PRETRAIN, *FINETUNE, *STUDIES, *ACCELERATE])
+@named([EXAMPLES / "README.md", *PRETRAIN, *FINETUNE, FEW_LABELS, *STUDIES, *ACCELERATE])
 def test_lines_are_short(path):
     assert max(map(len, path.read_text(encoding="utf-8").splitlines())) <= 119
 
