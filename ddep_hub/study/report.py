@@ -1,5 +1,6 @@
 """A study's tables and its figure: mIoU over the label fraction, one line an arm."""
 
+import io
 from pathlib import Path
 
 from ddep_hub.training.run_folder import write_whole
@@ -135,6 +136,6 @@ def draw_figure(study: Study, points: Curves, path: Path, *, title: str) -> None
     axes.grid(alpha=0.3)
     if ticks:
         axes.legend()
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, dpi=120, format="png")
-    partial.replace(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120, format="png")
+    write_whole(path, picture.getvalue())
