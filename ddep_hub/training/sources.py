@@ -27,9 +27,11 @@ def embedded_scenes() -> Path:
 
 
 def data_folder(name: str | Path) -> Path:
-    """A folder, looked up below `DDEP_DATA` where there is none of that name."""
-    below = Path(os.environ.get("DDEP_DATA", "../shared/data")) / name
-    return below if not Path(name).exists() and below.exists() else Path(name)
+    """A folder, looked up below the one in the variable `DDEP_DATA` where there is none of that name."""
+    root = os.environ.get("DDEP_DATA")
+    if root and not Path(name).exists() and (Path(root) / name).exists():
+        return Path(root) / name
+    return Path(name)
 
 
 def encoder_source(encoder_name: str, encoder_weights: str | None) -> str:

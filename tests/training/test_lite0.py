@@ -63,3 +63,5 @@ def test_folders_are_looked_up_below_the_data_root(tmp_path, monkeypatch):
     assert data_folder("camvid") == tmp_path / "camvid"
     assert data_folder(tmp_path) == tmp_path
     assert str(data_folder("nowhere")) == "nowhere"
+    monkeypatch.delenv("DDEP_DATA")
+    assert str(data_folder("camvid")) == "camvid"
