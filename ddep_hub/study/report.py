@@ -3,6 +3,7 @@
 import io
 from pathlib import Path
 
+from ddep_hub.data.label_splits import parse_fraction
 from ddep_hub.training.run_folder import write_whole
 
 from .analysis import Curves, best_baseline, curves, labels_needed, paired_difference
@@ -33,14 +34,10 @@ def write_report(study: Study, rows: list[Row], output: Path, *, title: str) -> 
     return report
 
 
-def _fractions(study: Study, points: Curves) -> list[str]:
-    """Fractions of the study that have a row."""
-    return [fraction for fraction in study.seeds if any(fraction in by for by in points.values())]
-
-
 def _means(study: Study, points: Curves) -> list[str]:
-    fractions = _fractions(study, points)
     labelled = {fraction: point.labelled for by in points.values() for fraction, point in by.items()}
+    # All that have a row: a part of the study may have been asked for, and the differences count all.
+    fractions = sorted(labelled, key=parse_fraction)
     head = ["mIoU in %, mean ± standard deviation (seeds)", *(f"{f} = {labelled[f]} images" for f in fractions)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for arm in study.arms:

@@ -107,3 +107,5 @@ def test_report_and_figure(tmp_path):
     assert "| ddep | 1 = 40 | encoder | +5.00 [+5.00, +5.00] | +5.00, +5.00 | more than 40 |" in report
     assert (tmp_path / "report.md").read_text() == report
     assert (tmp_path / "figure.png").stat().st_size > 5000
+    # A part of the study that was asked for still shows, and is compared with, all of its rows.
+    assert write_report(Study(arms, {"1/2": 2}), rows, tmp_path, title="Title") == report
