@@ -128,6 +128,7 @@ rows, normalize = SegmentationFolder(data, "val"), Normalize([0.5] * 3, [0.5] * 
 counts = count_pixels(model, rows, EvalTransform(), normalize, batch_size=2, accelerator=accelerator).counts
 if accelerator.is_main_process:
     torch.save(counts, output)
+accelerator.end_training()  # ends the process group: its threads may outlive the interpreter, which aborts
 """
 
 
@@ -191,7 +192,8 @@ one, two = weights.plain().state_dict(), other_weights.plain().state_dict()
 assert [name for name in one if not torch.equal(one[name], two[name])] == []
 if accelerator.is_main_process:
     assert any(not torch.equal(tensor, stored[0][name]) for name, tensor in one.items())
-print("the same")
+print("the same", flush=True)
+accelerator.end_training()  # as above
 """
 
 
