@@ -103,26 +103,44 @@ def best_baseline(points: Curves, baselines: Sequence[str], treated: Point, frac
     return min(means, key=means.__getitem__, default=None)
 
 
-def labels_needed(curve: dict[str, Point], score: float) -> float | None:
-    """Number of labelled images at which a curve first reaches a score.
+@dataclass(frozen=True)
+class Needed:
+    """Number of labelled images with which an arm reaches another's score.
 
-    Between the measured fractions the curve is taken as linear in the logarithm of the number of images.
+    Attributes:
+        number: of images.
+        at_most: whether it is an upper bound, as the arm reaches the score with the fewest it was measured with.
+    """
+
+    number: float
+    at_most: bool
+
+
+def labels_needed(curve: dict[str, Point], treated: Point) -> Needed | None:
+    """Number of labelled images at which an arm first reaches another's score.
+
+    At each fraction both are compared on the seeds that they share, as for [`paired_difference`]: the mean over other
+    seeds says more about those. Between the fractions the difference is taken as linear in the logarithm of the number
+    of images.
 
     Args:
-        curve: points of an arm, the smallest fraction first.
-        score: mIoU in %.
+        curve: points of the arm, the smallest fraction first; those without a shared seed are left out.
+        treated: the other's point.
 
     Returns:
-        The number; that of the first point where already this one reaches the score, so that it is an upper bound;
-        `None` where no point does.
+        The number; `None` where no point reaches the score.
     """
-    before: Point | None = None
+    before: tuple[int, float] | None = None
     for point in curve.values():
-        if point.mean >= score:
+        difference = paired_difference(treated, point)
+        if difference is None:
+            continue
+        lead = difference.mean
+        if lead <= 0:
             if before is None:
-                return float(point.labelled)
-            share = (score - before.mean) / (point.mean - before.mean)
-            low, high = math.log(before.labelled), math.log(point.labelled)
-            return math.exp(low + share * (high - low))
-        before = point
+                return Needed(point.labelled, at_most=True)
+            share = before[1] / (before[1] - lead)
+            low, high = math.log(before[0]), math.log(point.labelled)
+            return Needed(math.exp(low + share * (high - low)), at_most=False)
+        before = point.labelled, lead
     return None

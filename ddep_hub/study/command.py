@@ -80,6 +80,11 @@ def study(args: StudyArguments) -> None:
         output.mkdir(parents=True, exist_ok=True)
     else:
         run_study(chosen, output)
+    # Baselines that have rows are compared with, also where other arms alone were asked for.
+    rows = read_rows(output / "results.csv")
+    asked, there = {arm.name for arm in chosen.arms}, {row.arm for row in rows}
+    every = chosen_study(dataclasses.replace(args, arms=[])).arms
+    shown = [arm for arm in every if arm.name in asked or (arm.baseline and arm.name in there)]
     title = f"Label efficiency on {Path(chosen.data or 'the embedded scenes').name}"
-    print(write_report(chosen, read_rows(output / "results.csv"), output, title=title))
+    print(write_report(dataclasses.replace(chosen, arms=shown), rows, output, title=title))
     print(f"{output / 'report.md'}, {output / 'figure.png'}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from ddep_hub.data.label_splits import parse_fraction
 from ddep_hub.training.run_folder import write_whole
 
-from .analysis import Curves, best_baseline, curves, labels_needed, paired_difference
+from .analysis import Curves, Point, best_baseline, curves, labels_needed, paired_difference
 from .results import Row
 from .settings import Arm, Study
 
@@ -76,23 +76,25 @@ def _differences(study: Study, points: Curves) -> list[str]:
                 rival,
                 f"{difference.mean:+.2f}{shown}",
                 by_seed,
-                _needed(points, rivals, point.mean, point.labelled),
+                _needed(points, rivals, point),
             ]
             lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
-def _needed(points: Curves, rivals: list[str], score: float, labelled: int) -> str:
-    """Labels that the thriftiest baseline needs for a score, and their ratio to those that were used."""
+def _needed(points: Curves, rivals: list[str], treated: Point) -> str:
+    """Labels that the thriftiest baseline needs for an arm's score, and their ratio to those that were used."""
     measured = {arm: points[arm] for arm in rivals if arm in points}
-    needed = [number for curve in measured.values() if (number := labels_needed(curve, score)) is not None]
+    needed = {arm: found for arm, curve in measured.items() if (found := labels_needed(curve, treated)) is not None}
     if needed:
-        least = min(needed)
-        first = min(next(iter(curve.values())).labelled for curve in measured.values())
-        bound = "at most " if least <= first else ""
-        return f"{bound}{least:.0f} ({least / labelled:.1f}x)"
-    most = max(point.labelled for curve in measured.values() for point in curve.values())
-    return f"more than {most}"
+        arm = min(needed, key=lambda arm: needed[arm].number)
+        bound = "at most " if needed[arm].at_most else ""
+        return f"{arm}: {bound}{needed[arm].number:.0f} ({needed[arm].number / treated.labelled:.1f}x)"
+    shared = {
+        arm: [point.labelled for point in curve.values() if paired_difference(treated, point)]
+        for arm, curve in measured.items()
+    }
+    return ", ".join(f"{arm}: more than {max(numbers)}" for arm, numbers in shared.items() if numbers)
 
 
 def draw_figure(study: Study, points: Curves, path: Path, *, title: str) -> None:
@@ -125,6 +127,11 @@ def draw_figure(study: Study, points: Curves, path: Path, *, title: str) -> None
             linestyle="--" if arm.baseline else "-",
             capsize=3,
         )
+        for fraction, point in by_fraction.items():
+            number, most = len(point.scores), max(len(by[fraction].scores) for by in points.values() if fraction in by)
+            if number < most:  # its mean is not over the same images as the others'
+                there = (point.labelled * aside, point.mean)
+                axes.annotate(f" {number} of {most} seeds", there, fontsize="x-small")
         ticks |= {point.labelled: fraction for fraction, point in by_fraction.items()}
     axes.set_xscale("log")
     axes.set_xticks(list(ticks), [f"{number}\n({fraction})" for number, fraction in ticks.items()])

@@ -2,9 +2,11 @@
 
 import csv
 import io
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from ddep_hub.data.label_splits import parse_fraction
 from ddep_hub.training.run_folder import locked, write_whole
 
 
@@ -14,7 +16,7 @@ class Row:
 
     Attributes:
         arm: name of the arm.
-        fraction: share of the labelled images, such as `1/30`.
+        fraction: share of the labelled images, such as `1/30`; a table may say it as a decimal number.
         seed: seed of the choice of images and of the run.
         labelled: number of labelled images.
         mean_iou: in %, as are the accuracies.
@@ -60,30 +62,38 @@ def read_rows(path: str | Path) -> list[Row]:
         names = [known.name for known in fields(Row)]
         if reader.fieldnames != names:
             raise ValueError(f"{path} is no table of a study: its columns must be {','.join(names)}.")
-        rows = []
+        rows: dict[tuple[str, str, int], Row] = {}
         for entry in reader:
             try:
-                rows.append(
-                    Row(
-                        arm=entry["arm"],
-                        fraction=entry["fraction"],
-                        seed=int(entry["seed"]),
-                        labelled=int(entry["labelled"]),
-                        mean_iou=float(entry["mean_iou"]),
-                        mean_accuracy=float(entry["mean_accuracy"]),
-                        overall_accuracy=float(entry["overall_accuracy"]),
-                        denoising_error=float(entry["denoising_error"]) if entry["denoising_error"] else None,
-                        pretraining_steps=int(entry["pretraining_steps"]),
-                        finetuning_steps=int(entry["finetuning_steps"]),
-                        seconds=float(entry["seconds"]),
-                        settings=entry["settings"],
-                    )
+                row = Row(
+                    arm=entry["arm"],
+                    fraction=str(parse_fraction(entry["fraction"])),
+                    seed=int(entry["seed"]),
+                    labelled=int(entry["labelled"]),
+                    mean_iou=_percent(entry["mean_iou"]),
+                    mean_accuracy=_percent(entry["mean_accuracy"]),
+                    overall_accuracy=_percent(entry["overall_accuracy"]),
+                    denoising_error=float(entry["denoising_error"]) if entry["denoising_error"] else None,
+                    pretraining_steps=int(entry["pretraining_steps"]),
+                    finetuning_steps=int(entry["finetuning_steps"]),
+                    seconds=float(entry["seconds"]),
+                    settings=entry["settings"],
                 )
+                if row.key in rows:
+                    raise ValueError("there is one of this arm, fraction and seed above")
             except (TypeError, ValueError) as error:
                 raise ValueError(
                     f"{path}, line {reader.line_num} is no row of a study ({error}). Take it out."
                 ) from error
-    return rows
+            rows[row.key] = row
+    return list(rows.values())
+
+
+def _percent(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and 0 <= value <= 100):
+        raise ValueError(f"{text} is not from 0 to 100 %")
+    return value
 
 
 def add_row(path: str | Path, row: Row) -> None:

@@ -17,6 +17,10 @@ from ddep_hub.training.parsing import as_flags, parse_arguments, unknown_name
 
 
 SECTIONS = ("model", "pretraining", "finetuning")
+_PART = dict | None
+_LINES, _NAMES = (dict, "`name: value` lines"), ((str, list), "a list of names")
+_FORMS = [(name, *_LINES) for name in (*SECTIONS, "arms", "fractions", "evaluation")]
+_FORMS += [("baselines", *_NAMES), ("images", *_NAMES), ("data", str, "a path or a name")]
 # What no result depends on; what a row says in columns of its own; and what follows from the arm.
 _NO_SETTING = (FREE_ON_RESUMING - {"eval_split"}) | set(
     "output_dir seed split_seed label_fraction model_name_or_path overwrite".split()
@@ -33,6 +37,7 @@ class Arm:
         finetuning: arguments of `examples/finetune.py`.
         baseline: whether the others are compared with it.
         variant: value of the axis that it stands for, `""` where the axis does not concern it.
+        own: arguments that make it the arm it is, as `section.argument`; an axis leaves them alone.
     """
 
     name: str
@@ -40,6 +45,7 @@ class Arm:
     finetuning: dict[str, Any]
     baseline: bool
     variant: str = ""
+    own: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -138,9 +144,13 @@ def read_study(path: str | Path) -> Study:
     for name in content:
         if name not in known:
             raise ValueError(f"{path} has an unknown entry {unknown_name(str(name), known)}")
+    for name, kinds, form in _FORMS:
+        if content.get(name) is not None and not isinstance(content[name], kinds):
+            raise ValueError(f"{path}: `{name}` must be {form}, not {content[name]!r}.")
     for name in ("arms", "baselines", "fractions"):
         if not content.get(name):
             raise ValueError(f"{path} lacks `{name}`.")
+    images, baselines = (_listed(content.get(name)) for name in ("images", "baselines"))
     shared = {section: dict(content.get(section) or {}) for section in SECTIONS}
     for section in shared.values():
         if "config" in section:
@@ -148,6 +158,9 @@ def read_study(path: str | Path) -> Study:
     arms = []
     for name, entry in content["arms"].items():
         own = entry or {}
+        wrong = [own] if not isinstance(own, dict) else [part for part in own.values() if not isinstance(part, _PART)]
+        if wrong:
+            raise ValueError(f"{path}, arm `{name}`: {wrong[0]!r} must be `name: value` lines.")
         unknown = set(own) - set(SECTIONS)
         if unknown:
             raise ValueError(f"{path}, arm `{name}`: unknown {sorted(unknown)}; there are {', '.join(SECTIONS)}.")
@@ -161,14 +174,27 @@ def read_study(path: str | Path) -> Study:
                 name=str(name),
                 pretraining={**model, **merged["pretraining"]} if pretrained else None,
                 finetuning={**(encoder if pretrained else model), **merged["finetuning"]},
-                baseline=name in content["baselines"],
+                baseline=str(name) in baselines,
+                own=frozenset(f"{section}.{argument}" for section, part in own.items() for argument in part or {}),
             )
         )
-    missing = set(content["baselines"]) - {arm.name for arm in arms}
+    missing = set(baselines) - {arm.name for arm in arms}
     if missing:
         raise ValueError(f"{path}: baselines names {sorted(missing)}, which are no arms.")
-    seeds = {str(parse_fraction(fraction)): int(number) for fraction, number in content["fractions"].items()}
-    return Study(arms, seeds, content.get("data"), list(content.get("images") or []), content.get("evaluation"))
+    seeds = {}
+    for fraction, number in content["fractions"].items():
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(f"{path}, fractions: {fraction} needs a positive number of seeds, got {number!r}.")
+        try:
+            seeds[str(parse_fraction(fraction))] = number
+        except ValueError as error:
+            raise ValueError(f"{path}, fractions: {error}") from error
+    return Study(arms, seeds, content.get("data"), images, content.get("evaluation"))
+
+
+def _listed(value: str | list[str] | None) -> list[str]:
+    """The names of an entry that may be one name alone."""
+    return [value] if isinstance(value, str) else [str(name) for name in value or []]
 
 
 def arms_of(study: Study, names: list[str]) -> list[Arm]:
@@ -186,6 +212,9 @@ def arms_of(study: Study, names: list[str]) -> list[Arm]:
 
 def vary(study: Study, axis: str, values: list[str]) -> Study:
     """A study along another axis: each arm that the axis concerns, once for each value.
+
+    It does not concern an arm that sets the argument itself, nor, where it is one of pretraining or of what is kept of
+    a pretrained decoder, one that has none.
 
     Args:
         study: the study.
@@ -205,7 +234,8 @@ def vary(study: Study, axis: str, values: list[str]) -> Study:
     arms = []
     for arm in study.arms:
         to_pretraining = section != "finetuning" and arm.pretraining is not None
-        if section == "pretraining" and arm.pretraining is None:
+        of_decoder = section == "pretraining" or axis == "finetuning.keep_decoder_blocks"
+        if axis in arm.own or (of_decoder and arm.pretraining is None):
             arms.append(arm)
             continue
         for text in values:

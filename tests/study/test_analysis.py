@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from ddep_hub.study.analysis import Point, best_baseline, curves, labels_needed, paired_difference
+from ddep_hub.study.analysis import Needed, Point, best_baseline, curves, labels_needed, paired_difference
 from ddep_hub.study.report import write_report
 from ddep_hub.study.results import Row, add_row, read_rows
 from ddep_hub.study.settings import Arm, Study
@@ -43,11 +43,23 @@ def test_the_interval_holds_the_mean_and_narrows_with_seeds():
 
 def test_labels_needed_is_linear_in_the_logarithm():
     curve = {"1/16": Point(10, {0: 20.0}), "1/4": Point(40, {0: 30.0}), "1": Point(160, {0: 50.0})}
-    assert labels_needed(curve, 25.0) == pytest.approx(20)
-    assert labels_needed(curve, 40.0) == pytest.approx(80)
-    assert labels_needed(curve, 30.0) == pytest.approx(40)
-    assert labels_needed(curve, 5.0) == 10  # an upper bound
-    assert labels_needed(curve, 51.0) is None
+
+    def needed(score):
+        return labels_needed(curve, Point(10, {0: score}))
+
+    for score, number in ((25.0, 20), (40.0, 80), (30.0, 40)):
+        assert needed(score).number == pytest.approx(number) and not needed(score).at_most
+    assert needed(5.0) == Needed(10, at_most=True)
+    assert needed(51.0) is None
+
+
+def test_labels_needed_are_counted_on_shared_seeds():
+    # The baseline was run on the hard seed alone at first: its mean is lower, but not on that seed.
+    curve = {"1/4": Point(10, {0: 12.0}), "1": Point(40, {0: 14.0, 1: 60.0})}
+    treated = Point(10, {0: 11.0, 1: 55.0})
+    assert labels_needed(curve, treated) == Needed(10, at_most=True)
+    assert labels_needed({"1/4": Point(10, {2: 90.0}), **curve}, treated) == Needed(10, at_most=True)
+    assert labels_needed({"1/2": Point(20, {7: 90.0})}, treated) is None
 
 
 def test_the_best_baseline_is_chosen_at_each_fraction():
@@ -91,6 +103,30 @@ def test_a_broken_table_is_named_and_left_alone(tmp_path):
         read_rows(table)
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a,1,1,1,303,1,1,,0,5,1.5,abc", "303 is not from 0 to 100"),
+        ("a,1,1,1,nan,1,1,,0,5,1.5,abc", "nan is not from"),
+        ("a,foo,1,1,1,1,1,,0,5,1.5,abc", "label fraction 'foo'"),
+        ("a,1.0,0,1,1,1,1,,0,5,1.5,abc", "there is one of this arm"),
+    ],
+)
+def test_rows_that_say_nothing_are_refused(tmp_path, line, message):
+    table = tmp_path / "results.csv"
+    add_row(table, row("a", "1", 0, 10.0))
+    table.write_text(f"{table.read_text()}{line}\n")
+    with pytest.raises(ValueError, match=rf"results\.csv, line 3 .*{message}"):
+        read_rows(table)
+
+
+def test_a_decimal_fraction_is_the_same_fraction(tmp_path):
+    table = tmp_path / "results.csv"
+    add_row(table, row("a", "1/4", 0, 10.0))
+    table.write_text(table.read_text().replace("1/4", "0.25"))
+    assert read_rows(table) == [row("a", "1/4", 0, 10.0)]
+
+
 def test_report_and_figure(tmp_path):
     pytest.importorskip("matplotlib", reason="extra `plots` is not installed")
     arms = [Arm("encoder", None, {}, True), Arm("long", None, {}, True), Arm("ddep", {}, {}, False)]
@@ -103,9 +139,25 @@ def test_report_and_figure(tmp_path):
     ]
     report = write_report(Study(arms, {"1/4": 2, "1/2": 2, "1": 2}), rows, tmp_path, title="Title")
     assert "| encoder | 20.50 ± 0.71 (2) | 40.50 ± 0.71 (2) |" in report
-    assert "| ddep | 1/4 = 10 | long | +8.00 [+8.00, +8.00] | +8.00, +8.00 | 20 (2.0x) |" in report
-    assert "| ddep | 1 = 40 | encoder | +5.00 [+5.00, +5.00] | +5.00, +5.00 | more than 40 |" in report
+    assert "| ddep | 1/4 = 10 | long | +8.00 [+8.00, +8.00] | +8.00, +8.00 | encoder: 20 (2.0x) |" in report
+    assert "| ddep | 1 = 40 | encoder | +5.00 [+5.00, +5.00] | +5.00, +5.00 | encoder: more than 40, long: more than 10 |" in report
     assert (tmp_path / "report.md").read_text() == report
     assert (tmp_path / "figure.png").stat().st_size > 5000
     # A part of the study that was asked for still shows, and is compared with, all of its rows.
     assert write_report(Study(arms, {"1/2": 2}), rows, tmp_path, title="Title") == report
+
+
+def test_the_report_says_what_was_compared(tmp_path):
+    """The labels of a baseline that was measured from 40 images up are a bound; fewer seeds say so in the figure."""
+    pytest.importorskip("matplotlib", reason="extra `plots` is not installed")
+    arms = [Arm("encoder", None, {}, True), Arm("long", None, {}, True), Arm("ddep", {}, {}, False)]
+    arms += [Arm("encoder w=2", None, {}, True, "w=2"), Arm("ddep w=2", {}, {}, False, "w=2")]
+    rows = [row("encoder", "1/4", 0, 20), row("encoder", "1/4", 1, 20), row("long", "1", 0, 33, 40)]
+    rows += [row("ddep", "1/4", 0, 30), row("ddep", "1/4", 1, 31), row("ddep", "1", 0, 31, 40)]
+    rows += [row("encoder w=2", "1/4", 0, 40), row("ddep w=2", "1/4", 0, 41)]
+    study = Study(arms, {"1/4": 2, "1": 1})
+    report = write_report(study, rows, tmp_path, title="Title")
+    assert "| ddep | 1/4 = 10 | encoder | +10.50 [+10.00, +11.00] | +10.00, +11.00 | long: at most 40 (4.0x) |" in report
+    # Compared with its own value of the axis, and not with the better baseline of another.
+    assert "| ddep w=2 | 1/4 = 10 | encoder w=2 | +1.00 | +1.00 |" in report
+    assert "| ddep | 1 = 40 | long | -2.00 | -2.00 | long: at most 40 (1.0x) |" in report

@@ -135,6 +135,20 @@ def test_an_axis_of_the_model_concerns_every_arm(write, tmp_path):
     assert study.finetune_arguments(ddep, "1", 0, tmp_path, "decoder").decoder_width == 1  # the decoder says it
 
 
+def test_one_name_may_stand_for_a_list(write):
+    study = read_study(write(images="pool", baselines="encoder"))
+    assert study.images == ["pool"] and [a.name for a in study.arms if a.baseline] == ["encoder"]
+
+
+def test_an_axis_leaves_alone_what_an_arm_says_itself(write):
+    study = vary(read_study(write()), "finetuning.max_steps", ["5", "6"])
+    names = [f"{name} max_steps={steps}" for name in ("encoder", "dep", "ddep") for steps in (5, 6)]
+    assert [a.name for a in study.arms] == [*names[:2], "long", *names[2:]]
+    assert not arm(study, "long").variant
+    kept = vary(read_study(write()), "finetuning.keep_decoder_blocks", ["0"])
+    assert [a.name for a in kept.arms] == ["encoder", "long", "dep keep_decoder_blocks=0", "ddep keep_decoder_blocks=0"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -142,6 +156,14 @@ def test_an_axis_of_the_model_concerns_every_arm(write, tmp_path):
         ({"fraction": {1: 1}}, "Did you mean `fractions`"),
         ({"baselines": ["encodr"]}, "encodr"),
         ({"arms": {"encoder": {"finetune": {}}}}, "finetune"),
+        ({"arms": ["encoder"]}, "`arms` must be `name: value` lines"),
+        ({"arms": {"encoder": "ddep"}}, "arm `encoder`: 'ddep' must be"),
+        ({"arms": {"encoder": {"finetuning": [1]}}}, r"arm `encoder`: \[1\] must be"),
+        ({"fractions": ["1/30"]}, "`fractions` must be"),
+        ({"fractions": {"1/30": "two"}}, "positive number of seeds, got 'two'"),
+        ({"fractions": {"1/0": 2}}, r"study\.yaml, fractions: label fraction '1/0'"),
+        ({"model": "unet"}, "`model` must be"),
+        ({"images": 3}, "`images` must be a list of names"),
     ],
 )
 def test_a_wrong_file_is_named(write, changes, message):
