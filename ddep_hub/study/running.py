@@ -15,6 +15,7 @@ from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.pretraining import pretrain
 from ddep_hub.training.run_folder import locked
 
+from .data_identity import check_data
 from .results import Row, add_row, read_rows
 from .settings import Arm, Study
 
@@ -66,7 +67,7 @@ def check_study(study: Study, table: Path) -> None:
 def run_study(study: Study, output: Path) -> None:
     """Runs what has no row yet in `output/results.csv`, and adds a row for each run that ends.
 
-    Decoders are kept in `output/pretrained/`. Of a fine-tuning run `output/runs/<run>/` keeps the arguments, metrics,
+    Decoders are kept in `output/pretrained/`, and in `output/data.json` what tells other images ([`check_data`]). Of a fine-tuning run `output/runs/<run>/` keeps the arguments, metrics,
     chosen images and pictures, but no weights. Runs that were interrupted go on from their checkpoints. Started
     several times on one folder, the processes share the runs.
 
@@ -75,7 +76,7 @@ def run_study(study: Study, output: Path) -> None:
         output: the study's folder.
 
     Raises:
-        ValueError: see [`check_study`].
+        ValueError: see [`check_study`] and [`check_data`].
         FloatingPointError: the loss of some runs was not finite; all others have been run.
         RunInterrupted: a signal came; a checkpoint was written.
     """
@@ -83,6 +84,7 @@ def run_study(study: Study, output: Path) -> None:
     failed: dict[tuple[str, str, int], str] = {}
     output.mkdir(parents=True, exist_ok=True)
     check_study(study, table)
+    check_data(study, output)
     while True:
         done = {row.key for row in read_rows(table)}
         pending = [run for run in wanted_runs(study) if run.key not in done and run.key not in failed]

@@ -11,7 +11,7 @@ from torch.utils.data import ConcatDataset, Subset
 from ddep_hub.data.augmented import AugmentedDataset, bad_file
 from ddep_hub.data.decoding import BadFileError
 from ddep_hub.data.hub_datasets import ShardedImages
-from ddep_hub.data.image_sources import identity, open_images
+from ddep_hub.data.image_sources import MapSource, identity, open_images
 from ddep_hub.data.rows import Rows
 from ddep_hub.data.sampling import epoch_order
 from ddep_hub.data.streaming import ImageStream
@@ -43,6 +43,17 @@ class TrainingImages:
     skipped: list[str]
 
 
+def open_sources(args: PretrainArguments) -> list[MapSource] | list[ShardedImages]:
+    """Opens the sources of a run; the embedded scenes where its arguments name none.
+
+    Raises:
+        FileNotFoundError, ValueError: a source cannot be used.
+    """
+    names = [name if "://" in name else str(data_folder(name)) for name in args.images]
+    names = names or [str(embedded_scenes() / "unlabelled")]
+    return open_images(names, column=args.image_column, streaming=args.streaming)
+
+
 def open_training_images(args: PretrainArguments, transform: PretrainTransform) -> TrainingImages:
     """Opens the sources of a run, and keeps some images out.
 
@@ -53,9 +64,7 @@ def open_training_images(args: PretrainArguments, transform: PretrainTransform) 
     Raises:
         ValueError: there are no more images than `num_held_out`, or a source cannot be used.
     """
-    names = [name if "://" in name else str(data_folder(name)) for name in args.images]
-    names = names or [str(embedded_scenes() / "unlabelled")]
-    sources = open_images(names, column=args.image_column, streaming=args.streaming)
+    sources = open_sources(args)
     streams = [source for source in sources if isinstance(source, ShardedImages)]
     data = identity(sources)
     number = args.num_held_out

@@ -1,6 +1,7 @@
 """The study as a user starts it: rows, shared work, interruption, another axis."""
 
 import json
+import shutil
 import signal
 import sys
 import time
@@ -84,6 +85,15 @@ def test_two_processes_share_a_study_and_a_lost_row_is_made_again(study, tmp_pat
     assert again.stdout.count("of the labels, seed") == 1 and "=== pretraining" not in again.stdout
     remade = {row.key: row for row in read_rows(output / "results.csv")}
     assert set(remade) == wanted and remade[lost].mean_iou == rows[lost].mean_iou  # bit for bit
+
+    moved = tmp_path / "moved"
+    shutil.copytree(study.parent / "scenes", moved)
+    assert run(*command(study, output, "--data", str(moved))).returncode == 0
+    next((moved / "annotations" / "val").iterdir()).write_bytes(b"another size")
+    next((moved / "unlabelled").iterdir()).rename(moved / "unlabelled" / "another.jpg")
+    for flags, made in ((("--data", str(moved)), "results.csv"), (("--images", str(moved / "unlabelled")), "decoders")):
+        refused = run(*command(study, output, *flags, "--seeds", "3"))
+        assert refused.returncode != 0 and made in refused.stderr and "of other images" in refused.stderr
 
     other = tmp_path / "other.yaml"
     other.write_text(study.read_text().replace("pretraining:\n  max_steps: 2", "pretraining:\n  max_steps: 3"))
