@@ -205,7 +205,8 @@ def bench(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> None:
     """Pretrains the shipped decoder on packed images, as long as the minutes allow.
 
-    The first steps are timed, and the rest planned by them, so that the learning rate comes down to 0 in time.
+    The first steps are timed, and the rest planned by them, so that the learning rate comes down to 0 in time. What is
+    left is `final/` and `metrics.jsonl`, eight files: the decoder's own say how it was made and show what it does.
     """
     started = time.monotonic()
     images, output = args.output / ".images", args.output
@@ -234,7 +235,11 @@ def train(args: argparse.Namespace) -> None:
     steps = max(trial, int(0.8 * left * speed / args.batch_size))
     print(f"{speed:.0f} images/s (trial {timed['seconds']} s): {steps} steps in {left / 60:.1f} minutes", flush=True)
     pretrain(PretrainArguments(output_dir=str(output), max_steps=steps, learning_rate=args.learning_rate, **shared))
-    shutil.rmtree(images)
+    for entry in output.iterdir():
+        if entry.is_dir() and entry.name != "final":
+            shutil.rmtree(entry)
+        elif entry.is_file() and entry.name != "metrics.jsonl":
+            entry.unlink()
 
 
 def main() -> None:

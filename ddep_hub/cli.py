@@ -47,3 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"ddep-hub: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -37,7 +37,8 @@ def test_packed_images_train_a_decoder_without_datasets(tmp_path):
     )
     assert sum(p.numel() for p in model.ddep.decoder.parameters()) < 1.9e6
     assert (tmp_path / "out" / "final" / "model.safetensors").stat().st_size < 4e6
-    assert not (tmp_path / "out" / ".images").exists() and not (tmp_path / "out" / ".trial").exists()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["final", "metrics.jsonl"]
+    assert sum(path.is_file() for path in (tmp_path / "out").rglob("*")) <= 8
 
 
 def test_check_finds_that_a_device_agrees_with_itself(tmp_path):

@@ -85,6 +85,12 @@ def evaluate(args: EvaluateArguments) -> dict[str, Any]:
         boundary=boundary,
         on_prediction=write_mask if args.predictions else None,
     )
+    if not matrix.counts.any():
+        written = f" The masks are in {output / 'masks'}." if args.predictions else ""
+        raise ValueError(
+            f"eval_split: no pixel of `{args.eval_split}` is labelled, so there is nothing to measure.{written} For "
+            "images without labels there is `ddep-hub predict`; else check the masks."
+        )
     results = {
         **matrix.figures(names),
         **boundary.figures(names),
@@ -97,6 +103,7 @@ def evaluate(args: EvaluateArguments) -> dict[str, Any]:
 
     def describe() -> None:
         output.mkdir(parents=True, exist_ok=True)
+        writer.remove_others(rows.stems)
         write_whole(output / "results.json", json.dumps(results, indent=1) + "\n")
         write_whole(output / "confusion.csv", confusion_csv(matrix.counts, names))
         confusion_picture(matrix.counts, names).save(output / "confusion.png")
@@ -117,5 +124,6 @@ def summary(results: dict[str, Any]) -> str:
         "mean_accuracy": "mean accuracy",
         "overall_accuracy": "overall accuracy",
     }
-    lines = [f"{title}: {100 * results[name]:.2f}" for name, title in titles.items()]
+    shown = {name: "-" if results[name] is None else f"{100 * results[name]:.2f}" for name in titles}
+    lines = [f"{title}: {shown[name]}" for name, title in titles.items()]
     return "\n".join([*lines, f"images: {results['images']}"])

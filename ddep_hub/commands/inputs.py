@@ -1,5 +1,6 @@
 """The images that a user names: files, folders, patterns and URLs."""
 
+import http.client
 import os
 import urllib.parse
 import urllib.request
@@ -52,7 +53,7 @@ def read_image(place: str) -> Image.Image:
     try:
         with urllib.request.urlopen(place, timeout=SECONDS) as response:
             content = response.read()
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:  # the second: cut short, or no address
         raise OSError(f"{place} could not be fetched ({error}). Check the address.") from error
     return decode_image({"path": place, "bytes": content})
 

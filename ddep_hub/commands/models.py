@@ -1,5 +1,6 @@
 """Trained models by folder or repository, and the geometry that they were measured with."""
 
+import warnings
 from pathlib import Path
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
@@ -67,4 +68,11 @@ def image_size(args: InferenceArguments) -> int | None:
     except OSError:
         return None
     side = processor.size.get("shortest_edge") if processor.do_resize else None
+    window = args.options().window
+    if side is not None and window is not None and side <= min(window):
+        warnings.warn(
+            f"The model's image processor resizes images to a shorter side of {side} pixels, which the window of "
+            f"{window[0]}x{window[1]} covers: windows then are whole images, or nearly so. Give image_size.",
+            stacklevel=2,
+        )
     return None if side is None else int(side)

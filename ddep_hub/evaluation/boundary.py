@@ -63,18 +63,15 @@ class BoundaryCounts:
         """`mean_boundary_iou`, and `boundary_iou` by class, in [0, 1].
 
         A class without an outline in labels and predictions has none (`None`) and is left out of the mean; one that
-        is only predicted counts as 0. So the classes are those of the confusion matrix's mean IoU.
-
-        Raises:
-            ValueError: nothing was counted.
+        is only predicted counts as 0. The mean is `None` where no label has an outline, as where each is one class
+        inside ignored pixels.
         """
         both, true, found = self.counts.double().cpu()
-        if not true.any():
-            raise ValueError("No outline was counted: every label is the ignore index, or no label has an outline.")
         union = true + found - both
         iou = torch.where(union > 0, both / union, torch.nan)
         names = names or [str(index) for index in range(self.num_classes)]
-        return {"mean_boundary_iou": iou.nanmean().item(), "boundary_iou": by_class(names, iou)}
+        mean = iou.nanmean().item() if true.any() else None
+        return {"mean_boundary_iou": mean, "boundary_iou": by_class(names, iou)}
 
 
 def near_outline(ids: torch.Tensor, counted: torch.Tensor, distance: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ddep_hub.data.rows import LabelledRows
 from ddep_hub.data.transforms import EvalTransform
-from ddep_hub.data.workers import ignore_signals
+from ddep_hub.data.workers import ignore_signals, reading
 
 from .boundary import BoundaryCounts
 from .metrics import ConfusionMatrix
@@ -83,15 +83,16 @@ def count_pixels(
         worker_init_fn=ignore_signals,
     )
     numbers = iter(range(rank, len(rows), world_size))
-    for pixels, labels in _batches(examples, batch_size):
-        predicted = predict(model, normalize(pixels.to(device)), tuple(labels.shape[-2:]), options)
-        labels = labels.to(device)
-        matrix.update(predicted, labels)
-        if boundary is not None:
-            boundary.update(predicted, labels)
-        if on_prediction is not None:
-            for image in predicted:
-                on_prediction(next(numbers), image)
+    with reading(examples) as read:
+        for pixels, labels in _batches(read, batch_size):
+            predicted = predict(model, normalize(pixels.to(device)), tuple(labels.shape[-2:]), options)
+            labels = labels.to(device)
+            matrix.update(predicted, labels)
+            if boundary is not None:
+                boundary.update(predicted, labels)
+            if on_prediction is not None:
+                for image in predicted:
+                    on_prediction(next(numbers), image)
     if accelerator is not None:
         matrix.counts = accelerator.reduce(matrix.counts, "sum")
         if boundary is not None:

@@ -17,6 +17,7 @@ from .windows import InferenceOptions
 
 
 PANEL = 192
+LONGEST = 4 * PANEL  # of images that are much narrower than high, which are drawn squeezed
 GAP = 6
 TITLE = 22
 
@@ -29,9 +30,9 @@ def panels(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> Image
         titles: name of each column.
 
     Returns:
-        RGB picture; each panel is `PANEL` pixels wide.
+        RGB picture; each panel is `PANEL` pixels wide, and at most `LONGEST` high.
     """
-    heights = [round(PANEL * row[0].shape[0] / row[0].shape[1]) for row in rows]
+    heights = [min(max(1, round(PANEL * row[0].shape[0] / row[0].shape[1])), LONGEST) for row in rows]
     width = len(titles) * (PANEL + GAP) + GAP
     sheet = Image.new("RGB", (width, TITLE + sum(heights) + GAP * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)

@@ -56,6 +56,17 @@ class MaskWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._picture(kind, mask, image).save(path)
 
+    def remove_others(self, names: Collection[str]) -> None:
+        """Removes masks of earlier images and kinds, so that a folder which is handed in holds these alone.
+
+        Args:
+            names: those that have been written.
+        """
+        kept = {self.folder / kind / f"{name}.png" for kind in self.kinds for name in names}
+        for path in [path for kind in KINDS for path in (self.folder / kind).rglob("*.png")]:
+            if path not in kept:
+                path.unlink()
+
     def _picture(self, kind: str, mask: np.ndarray, image: Image.Image | None) -> Image.Image:
         if kind == "ids":
             return Image.fromarray(mask.astype(np.uint8 if self.classes.num_classes <= 256 else np.uint16))

@@ -65,8 +65,7 @@ def study(args: StudyArguments) -> None:
     """Runs what is missing of a study and writes its report.
 
     Raises:
-        SystemExit: it was launched on several processes at once.
-        OSError, ValueError: see [`chosen_study`].
+        SystemExit: it was launched on several processes at once; or see [`chosen_study`].
         RunInterrupted: a signal came; a checkpoint was written.
     """
     if PartialState().num_processes > 1:
@@ -74,7 +73,10 @@ def study(args: StudyArguments) -> None:
             "A study is many small runs: launch it on one process, and start it several times on one output_dir to "
             "share them."
         )
-    chosen, output = chosen_study(args), Path(args.output_dir)
+    try:
+        chosen, output = chosen_study(args), Path(args.output_dir)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"label_efficiency: {error}") from error
     if args.report_only:
         check_study(chosen, output / "results.csv")
         output.mkdir(parents=True, exist_ok=True)

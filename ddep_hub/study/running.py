@@ -67,9 +67,10 @@ def check_study(study: Study, table: Path) -> None:
 def run_study(study: Study, output: Path) -> None:
     """Runs what has no row yet in `output/results.csv`, and adds a row for each run that ends.
 
-    Decoders are kept in `output/pretrained/`, and in `output/data.json` what tells other images ([`check_data`]). Of a fine-tuning run `output/runs/<run>/` keeps the arguments, metrics,
-    chosen images and pictures, but no weights. Runs that were interrupted go on from their checkpoints. Started
-    several times on one folder, the processes share the runs.
+    Decoders are kept in `output/pretrained/`, and in `output/data.json` what tells other images ([`check_data`]). Of a
+    fine-tuning run `output/runs/<run>/` keeps the arguments, metrics, chosen images and pictures, but no weights. Runs
+    that were interrupted go on from their checkpoints. Started several times on one folder, the processes share the
+    runs.
 
     Args:
         study: what to run.

@@ -18,9 +18,11 @@ from ddep_hub.training.parsing import as_flags, parse_arguments, unknown_name
 
 SECTIONS = ("model", "pretraining", "finetuning")
 _PART = dict | None
-_LINES, _NAMES = (dict, "`name: value` lines"), ((str, list), "a list of names")
-_FORMS = [(name, *_LINES) for name in (*SECTIONS, "arms", "fractions", "evaluation")]
-_FORMS += [("baselines", *_NAMES), ("images", *_NAMES), ("data", str, "a path or a name")]
+_FORMS: list[tuple[str, Any, str]] = [
+    *((name, dict, "`name: value` lines") for name in (*SECTIONS, "arms", "fractions", "evaluation")),
+    *((name, str | list, "a list of names") for name in ("baselines", "images")),
+    ("data", str, "a path or a name"),
+]
 # What no result depends on; what a row says in columns of its own; and what follows from the arm.
 _NO_SETTING = (FREE_ON_RESUMING - {"eval_split"}) | set(
     "output_dir seed split_seed label_fraction model_name_or_path overwrite".split()

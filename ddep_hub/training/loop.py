@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from ddep_hub import DDePPreTrainedModel
 from ddep_hub.data.sampling import slice_of_batch
+from ddep_hub.data.workers import reading
 
 from .arguments import RunArguments, micro_batches, parse_time
 from .hub import push_checkpoint
@@ -105,8 +106,8 @@ class Training:
             total=args.max_steps, initial=self.step, disable=not self.accelerator.is_main_process, mininterval=2
         )
         started = time.perf_counter()
-        with progress, Interruption(parse_time(args.max_time)) as interruption:
-            for batch in loader:
+        with progress, Interruption(parse_time(args.max_time)) as interruption, reading(loader) as batches:
+            for batch in batches:
                 self._train(batch, wants_to_stop=interruption.reason is not None)
                 progress.update()
                 at_the_end = self.step == args.max_steps

@@ -49,9 +49,13 @@ def open_sources(args: PretrainArguments) -> list[MapSource] | list[ShardedImage
     Raises:
         FileNotFoundError, ValueError: a source cannot be used.
     """
+    return open_images(source_names(args), column=args.image_column, streaming=args.streaming)
+
+
+def source_names(args: PretrainArguments) -> list[str]:
+    """The sources of a run by folder or name, in the order of [`open_sources`]."""
     names = [name if "://" in name else str(data_folder(name)) for name in args.images]
-    names = names or [str(embedded_scenes() / "unlabelled")]
-    return open_images(names, column=args.image_column, streaming=args.streaming)
+    return names or [str(embedded_scenes() / "unlabelled")]
 
 
 def open_training_images(args: PretrainArguments, transform: PretrainTransform) -> TrainingImages:
@@ -64,7 +68,7 @@ def open_training_images(args: PretrainArguments, transform: PretrainTransform) 
     Raises:
         ValueError: there are no more images than `num_held_out`, or a source cannot be used.
     """
-    sources = open_sources(args)
+    names, sources = source_names(args), open_sources(args)
     streams = [source for source in sources if isinstance(source, ShardedImages)]
     data = identity(sources)
     number = args.num_held_out

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import multiprocessing
 import sys
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -109,6 +110,30 @@ def test_evaluate_writes_figures_and_pictures(data, model, tmp_path, capsys):
         Image.open(output / name).load()
     assert Image.open(output / "masks" / "ids" / "more" / "c.png").size == (40, 48)
     assert (output / "masks" / "overlays" / "a.png").is_file() and not (output / "masks" / "colors").exists()
+    # Of an evaluation of other images and kinds in this folder nothing is left.
+    (data / "images" / "val" / "b.png").unlink()
+    assert main([*command, "--predictions", "ids"]) == 0
+    kept = {path.relative_to(output / "masks").as_posix() for path in (output / "masks").rglob("*.png")}
+    assert kept == {"ids/a.png", "ids/more/c.png"}
+
+
+def test_a_broken_image_is_named_at_once_by_its_worker(data, model, tmp_path, capsys):
+    broken = data / "images" / "val" / "b.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    command = ["evaluate", "--model_name_or_path", model, "--data", str(data), "--output_dir", str(tmp_path / "out")]
+    assert main([*command, "--num_workers", "2"]) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said and str(broken) in said
+    assert multiprocessing.active_children() == []
+
+
+def test_a_split_without_labels_says_what_to_do(data, model, tmp_path, capsys):
+    for mask in (data / "annotations" / "val").rglob("*.png"):
+        Image.fromarray(np.full_like(np.asarray(Image.open(mask)), 255)).save(mask)
+    command = ["evaluate", "--model_name_or_path", model, "--data", str(data), "--output_dir", str(tmp_path / "out")]
+    assert main([*command, "--predictions", "ids"]) == 1
+    assert "no pixel of `val` is labelled" in (said := capsys.readouterr().err) and "ddep-hub predict" in said
+    assert len(list((tmp_path / "out" / "masks" / "ids").rglob("*.png"))) == 3
 
 
 def test_a_protocol_stands_for_its_options():
@@ -147,8 +172,11 @@ def test_predict_takes_files_folders_patterns_and_urls(data, model, tmp_path, ca
             assert main(command) == 0
         missing = ["predict", f"{url}/none.png", "--output_dir", str(tmp_path / "missing")]
         assert main([*missing, "--model_name_or_path", model]) == 1
+        spaced = ["predict", f"{url}/a b.png", "--output_dir", str(tmp_path / "missing")]
+        assert main([*spaced, "--model_name_or_path", model]) == 1
         server.shutdown()
     said = capsys.readouterr()
+    assert f"{url}/a b.png could not be fetched" in said.err
     assert said.out.split() == ["a", "a", "b", "more/c", "a", "b", "more/c", "a"]
     assert f"{url}/none.png could not be fetched" in said.err
     masks = [np.asarray(Image.open(tmp_path / kind / "ids" / "a.png")) for kind in names]
@@ -163,6 +191,8 @@ def test_the_size_of_the_image_processor_is_used(data, model, tmp_path):
     assert main([*command, str(tmp_path / "a")]) == 0
     assert main([*command, str(tmp_path / "b"), "--image_size", "40"]) == 0
     assert [figures(tmp_path / name)["image_size"] for name in "ab"] == [32, 40]
+    with pytest.warns(UserWarning, match="shorter side of 32 pixels, which the window of 1024x1024"):
+        assert main([*command, str(tmp_path / "c"), "--protocol", "cityscapes"]) == 0
 
 
 def test_images_with_one_name_are_refused(tmp_path):

@@ -88,10 +88,16 @@ def test_the_rim_of_an_unlabelled_area_is_no_outline():
     assert torch.equal(counts.counts, edge.counts)
 
 
+def test_labels_without_an_outline_have_no_score():
+    """One class inside unlabelled pixels; and nothing labelled at all."""
+    island = torch.full((1, 16, 16), 255)
+    island[:, 6:10, 6:10] = 1
+    for labels in (island, torch.full((1, 8, 8), 255)):
+        counts = BoundaryCounts(2)
+        counts.update(torch.zeros_like(labels), labels)
+        assert counts.figures()["mean_boundary_iou"] is None
+
+
 def test_messages():
     with pytest.raises(ValueError, match="ratio is 0"):
         BoundaryCounts(2, ratio=0)
-    counts = BoundaryCounts(2)
-    counts.update(torch.zeros(1, 8, 8, dtype=torch.long), torch.full((1, 8, 8), 255))
-    with pytest.raises(ValueError, match="ignore index"):
-        counts.figures()

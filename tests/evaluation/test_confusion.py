@@ -28,4 +28,7 @@ def test_picture_has_a_dark_cell_where_pixels_are():
     cells = [[picture[margin + 22 * r + 2, margin + 22 * c + 2, 0] for c in range(3)] for r in range(3)]
     assert cells[0][0] < cells[0][1] < cells[0][2] == 255
     assert cells[1][1] == cells[1][2] < 255 and cells[2] == [255] * 3
-    assert (picture[:margin, margin:] < 128).any()  # the names of the columns
+    # The names of the columns stand over them, and end at them: the longer, the higher it begins.
+    over = [picture[:margin, margin + 22 * c : margin + 22 * (c + 1)] < 128 for c in range(3)]
+    dark = [np.flatnonzero(names.any((1, 2))) for names in over]
+    assert dark[1][0] < dark[2][0] < dark[0][0] and all(margin - 8 < rows[-1] < margin for rows in dark)

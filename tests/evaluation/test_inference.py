@@ -12,7 +12,7 @@ from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
 from ddep_hub.data.transforms import EvalTransform
 from ddep_hub.evaluation.inference import evaluate_segmentation
 from ddep_hub.evaluation.metrics import ConfusionMatrix
-from ddep_hub.evaluation.plots import segmentation_picture
+from ddep_hub.evaluation.plots import GAP, LONGEST, PANEL, TITLE, panels, segmentation_picture
 
 
 @pytest.fixture
@@ -55,3 +55,9 @@ def test_picture(rows, hybrid_config):
     model = DDePForSemanticSegmentation(hybrid_config(num_labels=8))
     picture = segmentation_picture({"a": model, "b": model}, rows, EvalTransform(), normalize, number=2)
     assert picture.width > 4 * 190 and len(np.unique(np.asarray(picture))) > 20
+
+
+def test_panels_of_very_flat_and_very_narrow_images():
+    flat, narrow = np.zeros((1, 500, 3), np.uint8), np.zeros((500, 1, 3), np.uint8)
+    sheet = panels([[flat], [narrow]], ["image"])
+    assert sheet.width == PANEL + 2 * GAP and sheet.height == TITLE + 1 + LONGEST + 2 * GAP

@@ -67,6 +67,7 @@ def test_places_cover_the_image_and_end_with_it():
     assert list(window_places((11, 7), (4, 7), (3, 3))) == [(0, 0), (3, 0), (6, 0), (7, 0)]
     weights = blending_weights((5, 8), "hann")
     assert weights.shape == (5, 8) and weights.min() > 0 and weights[2, 4] > 10 * weights[0, 0]
+    assert torch.allclose(weights, weights.flip(0, 1), atol=1e-6)
 
 
 def test_overlapping_windows_are_blended_by_their_weights():

@@ -140,7 +140,8 @@ def test_report_and_figure(tmp_path):
     report = write_report(Study(arms, {"1/4": 2, "1/2": 2, "1": 2}), rows, tmp_path, title="Title")
     assert "| encoder | 20.50 ± 0.71 (2) | 40.50 ± 0.71 (2) |" in report
     assert "| ddep | 1/4 = 10 | long | +8.00 [+8.00, +8.00] | +8.00, +8.00 | encoder: 20 (2.0x) |" in report
-    assert "| ddep | 1 = 40 | encoder | +5.00 [+5.00, +5.00] | +5.00, +5.00 | encoder: more than 40, long: more than 10 |" in report
+    needed = "encoder: more than 40, long: more than 10"
+    assert f"| ddep | 1 = 40 | encoder | +5.00 [+5.00, +5.00] | +5.00, +5.00 | {needed} |" in report
     assert (tmp_path / "report.md").read_text() == report
     assert (tmp_path / "figure.png").stat().st_size > 5000
     # A part of the study that was asked for still shows, and is compared with, all of its rows.
@@ -157,7 +158,8 @@ def test_the_report_says_what_was_compared(tmp_path):
     rows += [row("encoder w=2", "1/4", 0, 40), row("ddep w=2", "1/4", 0, 41)]
     study = Study(arms, {"1/4": 2, "1": 1})
     report = write_report(study, rows, tmp_path, title="Title")
-    assert "| ddep | 1/4 = 10 | encoder | +10.50 [+10.00, +11.00] | +10.00, +11.00 | long: at most 40 (4.0x) |" in report
+    needed = "long: at most 40 (4.0x)"
+    assert f"| ddep | 1/4 = 10 | encoder | +10.50 [+10.00, +11.00] | +10.00, +11.00 | {needed} |" in report
     # Compared with its own value of the axis, and not with the better baseline of another.
     assert "| ddep w=2 | 1/4 = 10 | encoder w=2 | +1.00 | +1.00 |" in report
     assert "| ddep | 1 = 40 | long | -2.00 | -2.00 | long: at most 40 (1.0x) |" in report
