@@ -90,11 +90,12 @@ def _needed(points: Curves, rivals: list[str], treated: Point) -> str:
         arm = min(needed, key=lambda arm: needed[arm].number)
         bound = "at most " if needed[arm].at_most else ""
         return f"{arm}: {bound}{needed[arm].number:.0f} ({needed[arm].number / treated.labelled:.1f}x)"
-    shared = {
-        arm: [point.labelled for point in curve.values() if paired_difference(treated, point)]
+    most = {
+        arm: max((point.labelled for point in curve.values() if paired_difference(treated, point)), default=0)
         for arm, curve in measured.items()
     }
-    return ", ".join(f"{arm}: more than {max(numbers)}" for arm, numbers in shared.items() if numbers)
+    # One that was measured with fewer labels alone says nothing of its own.
+    return ", ".join(f"{arm}: more than {number}" for arm, number in most.items() if number >= treated.labelled)
 
 
 def draw_figure(study: Study, points: Curves, path: Path, *, title: str) -> None:
