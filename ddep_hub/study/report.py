@@ -91,7 +91,9 @@ def _needed(points: Curves, rivals: list[str], treated: Point) -> str:
         bound = "at most " if needed[arm].at_most else ""
         return f"{arm}: {bound}{needed[arm].number:.0f} ({needed[arm].number / treated.labelled:.1f}x)"
     most = {
-        arm: max((point.labelled for point in curve.values() if paired_difference(treated, point)), default=0)
+        arm: max(
+            (point.labelled for point in curve.values() if treated.scores.keys() & point.scores.keys()), default=0
+        )
         for arm, curve in measured.items()
     }
     # One that was measured with fewer labels alone says nothing of its own.
