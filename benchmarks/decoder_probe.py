@@ -23,13 +23,13 @@ import torch
 from torch import nn
 
 from ddep_hub import DDePConfig, DDePForPreTraining
-from ddep_hub.data.augmented import AugmentedDataset
-from ddep_hub.data.loading import ImageFolder
+from ddep_hub.data.dataloading import AugmentedDataset
+from ddep_hub.data.image_datasets import ImageFolder
 from ddep_hub.data.transforms import Normalize, PretrainTransform
 from ddep_hub.decoder import fresh_weight_norm
+from ddep_hub.encoder_weights import encoder_file, encoder_source
 from ddep_hub.encoders import encoder_mean_std
-from ddep_hub.evaluation.denoising_error import denoising_error
-from ddep_hub.training.sources import encoder_file, encoder_source
+from ddep_hub.evaluation.denoising import denoising_error
 
 
 def load(name: str, like: str) -> DDePForPreTraining:

@@ -15,7 +15,7 @@ import PIL
 import torch
 from PIL import Image, features
 
-from ddep_hub.data.loading import ImageFolder
+from ddep_hub.data.image_datasets import ImageFolder
 from ddep_hub.data.transforms import PretrainTransform
 
 

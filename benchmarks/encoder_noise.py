@@ -18,8 +18,8 @@ from ddep_hub import DDePForPreTraining
 from ddep_hub.data.synthetic import render_scene
 from ddep_hub.data.transforms import Normalize
 from ddep_hub.denoising import corrupt
+from ddep_hub.encoder_weights import encoder_file, encoder_source
 from ddep_hub.encoders import encoder_mean_std, extract_features, feature_info
-from ddep_hub.training.sources import encoder_file, encoder_source
 
 
 SIGMA = 0.22

@@ -29,11 +29,11 @@ from PIL import Image, ImageOps
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation
-from ddep_hub.data.image_files import images_below
+from ddep_hub.data.image_io import images_below
+from ddep_hub.encoder_weights import encoder_file
 from ddep_hub.training.arguments import PretrainArguments
+from ddep_hub.training.logging import read_metrics
 from ddep_hub.training.pretraining import pretrain
-from ddep_hub.training.run_folder import read_metrics
-from ddep_hub.training.sources import encoder_file
 
 
 LITE0 = "tf_efficientnet_lite0"
@@ -221,13 +221,13 @@ def train(args: argparse.Namespace) -> None:
         "batch_size": args.batch_size,
         "crop_size": args.crop_size,
         "num_workers": args.num_workers,
-        "num_held_out": 64,
-        "save_every": 0,
+        "num_val_images": 64,
+        "save_steps": 0,
         "overwrite": True,
         **DECODER,
     }
     trial = 20
-    timed = pretrain(PretrainArguments(output_dir=str(output / ".trial"), max_steps=trial, log_every=5, **shared))
+    timed = pretrain(PretrainArguments(output_dir=str(output / ".trial"), max_steps=trial, logging_steps=5, **shared))
     speed = max(row["images_per_second"] for row in read_metrics(output / ".trial" / "metrics.jsonl"))
     shutil.rmtree(output / ".trial")
     # A fifth is kept back for the start of the workers, measurements and pictures.

@@ -29,13 +29,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ddep_hub.data.synthetic import write_scenes
-from ddep_hub.training.run_folder import read_metrics
+from ddep_hub.training.logging import read_metrics
 
 
 ROOT = Path(__file__).parent.parent
 STEPS, SAVE_EVERY = 24, 5
 COMMON = (
-    f"--max_steps {STEPS} --save_every {SAVE_EVERY} --log_every 1 --eval_every 10 --ema_decay 0.99 --warmup_steps 4 "
+    f"--max_steps {STEPS} --save_steps {SAVE_EVERY} --logging_steps 1 --eval_steps 10 --model_ema_decay 0.99 "
+    "--warmup_steps 4 "
     "--batch_size 4 --gradient_accumulation_steps 2 --crop_size 32 --decoder_hidden_sizes 16 8 8 8 8 "
     "--decoder_bottleneck_size 16"
 ).split()
@@ -61,7 +62,7 @@ def arguments(script: str, kind: str, workers: int, data: Path, output: Path) ->
         source = ["--data", str(data / "scenes")]
     else:
         images = data / "scenes" / "unlabelled" if kind == "folder" else data / "shard-{0..3}.tar"
-        source = ["--images", str(images), "--num_held_out", "2", "--shuffle_window", "6"]
+        source = ["--images", str(images), "--num_val_images", "2", "--shuffle_window", "6"]
     return [*COMMON, *source, "--num_workers", str(workers), "--output_dir", str(output)]
 
 

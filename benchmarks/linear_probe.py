@@ -17,13 +17,12 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from ddep_hub import DDePModel
-from ddep_hub.data.label_splits import choose_labelled
-from ddep_hub.data.loading import SegmentationFolder
+from ddep_hub.data.segmentation_datasets import SegmentationFolder
+from ddep_hub.data.splits import choose_labelled
 from ddep_hub.data.transforms import EvalTransform, Normalize
+from ddep_hub.encoder_weights import ENCODER_NAME, encoder_file
 from ddep_hub.encoders import encoder_mean_std, extract_features, padding_to_multiple
 from ddep_hub.evaluation.inference import evaluate_segmentation
-from ddep_hub.training.lite0 import ENCODER_NAME
-from ddep_hub.training.sources import encoder_file
 
 
 STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 300, 4, 1e-3, 0.1
@@ -70,7 +69,7 @@ class LinearProbe(nn.Module):
 def probe(data: Path, number: int, image_size: int | None, seed: int) -> LinearProbe:
     """Trains a probe on `number` images that the seed chooses, as `examples/finetune.py` chooses them."""
     rows = SegmentationFolder(data, "train")
-    rows = SegmentationFolder(data, "train", stems=choose_labelled(rows.stems, number=number, seed=seed))
+    rows = SegmentationFolder(data, "train", sample_ids=choose_labelled(rows.sample_ids, number=number, seed=seed))
     examples = [EvalTransform(image_size=image_size)(rows[index]) for index in range(len(rows))]
     images = NORMALIZE(torch.stack([example["pixel_values"] for example in examples]))
     labels = torch.stack([example["labels"] for example in examples])

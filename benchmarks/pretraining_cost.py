@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ddep_hub import DDePConfig, DDePForPreTraining
 from ddep_hub.training.arguments import PretrainArguments
-from ddep_hub.training.parsing import parse_arguments
+from ddep_hub.utils.arguments import parse_arguments
 
 
 CONFIGS = Path(__file__).parent.parent / "examples" / "configs"

@@ -22,15 +22,15 @@ import torch
 from ddep_hub import DDePConfig, DDePForPreTraining
 from ddep_hub.data.synthetic import write_scenes
 from ddep_hub.training.arguments import PretrainArguments
+from ddep_hub.training.logging import read_metrics
 from ddep_hub.training.pretraining import pretrain
-from ddep_hub.training.run_folder import read_metrics
 
 
 BATCH, CROP, WARM_UP = 16, 64, 10
 DECODER = {"decoder_hidden_sizes": [192, 96, 64, 32, 16], "decoder_bottleneck_size": 256}
 LOOPS: dict[str, dict[str, object]] = {
     "loop": {},
-    "loop, average of the weights": {"ema_decay": 0.999},
+    "loop, average of the weights": {"model_ema_decay": 0.999},
     "loop, 1 worker": {"num_workers": 1},
 }
 
@@ -60,8 +60,8 @@ def looped(steps: int, images: Path, **fields: object) -> float:
             batch_size=BATCH,
             crop_size=CROP,
             max_steps=WARM_UP + steps,
-            log_every=WARM_UP,
-            save_every=0,
+            logging_steps=WARM_UP,
+            save_steps=0,
             encoder_weights="none",
             **DECODER,
             **fields,

@@ -12,13 +12,8 @@ from transformers.models.auto import modeling_auto
 from .configuration_ddep import DDePConfig, __version__
 from .image_processing_ddep import DDePImageProcessor
 from .image_processing_pil_ddep import DDePImageProcessorPil
-from .modeling_ddep import (
-    DDePForPreTraining,
-    DDePForPreTrainingOutput,
-    DDePForSemanticSegmentation,
-    DDePModel,
-    DDePPreTrainedModel,
-)
+from .modeling_base_ddep import DDePPreTrainedModel
+from .modeling_ddep import DDePForPreTraining, DDePForPreTrainingOutput, DDePForSemanticSegmentation, DDePModel
 
 
 AutoConfig.register("ddep", DDePConfig)

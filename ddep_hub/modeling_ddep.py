@@ -22,7 +22,7 @@ from .encoders import (
     is_hybrid,
     padding_to_multiple,
 )
-from .pretrained_ddep import DDePPreTrainedModel
+from .modeling_base_ddep import DDePPreTrainedModel
 
 
 @dataclass

@@ -9,9 +9,9 @@ by one. `--help` lists the arguments; `--config file.yaml` reads them from a fil
 
 from accelerate import PartialState
 
-from ddep_hub.commands.arguments import EvaluateArguments
-from ddep_hub.commands.evaluate import evaluate
-from ddep_hub.training.parsing import parse_arguments
+from ddep_hub.evaluation.arguments import EvaluateArguments
+from ddep_hub.evaluation.evaluate import evaluate
+from ddep_hub.utils.arguments import parse_arguments
 
 
 if __name__ == "__main__":

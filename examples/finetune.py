@@ -1,7 +1,7 @@
 """Fine-tune a segmentation model on few labels.
 
     accelerate launch --config_file examples/configs/accelerate/cpu.yaml examples/finetune.py
-    accelerate launch examples/finetune.py --data path/to/dataset --model_name_or_path runs/ddep/final \
+    accelerate launch examples/finetune.py --data path/to/dataset --pretrained runs/ddep/final \
         --label_fraction 1/30 --output_dir runs/segmentation
 
 Without arguments it trains a random decoder on rendered scenes, in a few minutes on a CPU. `--help` lists the
@@ -12,7 +12,7 @@ from accelerate import PartialState
 
 from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.finetuning import finetune
-from ddep_hub.training.parsing import parse_arguments
+from ddep_hub.utils.arguments import parse_arguments
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ folder: the processes share the runs. `report.md` and `figure.png` are written f
 `--report_only` at any time.
 """
 
-from ddep_hub.study.command import StudyArguments, study
-from ddep_hub.training.parsing import parse_arguments
+from ddep_hub.label_efficiency.command import StudyArguments, study
+from ddep_hub.utils.arguments import parse_arguments
 
 
 if __name__ == "__main__":

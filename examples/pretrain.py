@@ -11,8 +11,8 @@ arguments; `--config file.yaml` reads them from a file. The run is `ddep_hub.tra
 from accelerate import PartialState
 
 from ddep_hub.training.arguments import PretrainArguments
-from ddep_hub.training.parsing import parse_arguments
 from ddep_hub.training.pretraining import pretrain
+from ddep_hub.utils.arguments import parse_arguments
 
 
 if __name__ == "__main__":

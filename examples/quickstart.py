@@ -17,15 +17,17 @@ from typing import Any
 from PIL import Image
 
 from ddep_hub import DDePConfig, DDePForSemanticSegmentation
-from ddep_hub.data.loading import ImageFolder, SegmentationFolder, available_splits
+from ddep_hub.data.image_datasets import ImageFolder
+from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
+from ddep_hub.data.synthetic import embedded_scenes
 from ddep_hub.data.transforms import EvalTransform, Normalize
 from ddep_hub.encoders import encoder_mean_std
-from ddep_hub.evaluation.comparison import comparison_table, verdict
-from ddep_hub.evaluation.plots import segmentation_picture, stack
+from ddep_hub.evaluation.visualization import segmentation_picture, stack
+from ddep_hub.label_efficiency.report import comparison_table, verdict
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.pretraining import has_learned, pretrain
-from ddep_hub.training.sources import data_folder, embedded_scenes
+from ddep_hub.utils.paths import resolve_data
 
 
 # A decoder that two cores can train: TransUNet's has more than twice as many channels.
@@ -60,8 +62,8 @@ def decoder_of(folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Runs both trainings of both arms, and writes table, picture and folders."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=data_folder, help="data set to use instead of the rendered scenes")
-    parser.add_argument("--images", type=data_folder, help="unlabelled images; default: `unlabelled` in or beside it")
+    parser.add_argument("--data", type=resolve_data, help="data set to use instead of the rendered scenes")
+    parser.add_argument("--images", type=resolve_data, help="unlabelled images; default: `unlabelled` in or beside it")
     parser.add_argument("--pretrained", type=Path, help="decoder-only folder to start from; default: pretrain one")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--num_labelled_images", type=int, default=12)
@@ -90,7 +92,7 @@ def main() -> None:
                 output_dir=str(output / "pretrain"),
                 overwrite=True,
                 images=[str(images)],
-                num_held_out=max(1, min(32, pool // 5)),
+                num_val_images=max(1, min(32, pool // 5)),
                 max_steps=options.pretrain_steps,
                 crop_size=64,
                 learning_rate=3e-3,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 sys.path.insert(0, str(Path(__file__).parent))
-from hub_stand_in import WRITER, HubServer, HubStandIn
+from fake_hub import WRITER, FakeHub, HubServer
 
 
 # Read when the libraries are imported, so they are set before anything else is.
@@ -77,7 +77,7 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     monkeypatch.setenv("HF_TOKEN", WRITER)
     monkeypatch.delenv("HF_HUB_OFFLINE")  # for processes that the test starts
-    SERVER.hub = HubStandIn(SERVER.address)
+    SERVER.hub = FakeHub(SERVER.address)
     return SERVER.hub
 
 
@@ -97,5 +97,5 @@ def tiny():
         "batch_size": 4,
         "crop_size": 32,
         "warmup_steps": 1,
-        "log_every": 1,
+        "logging_steps": 1,
     }

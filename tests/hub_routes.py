@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 
 
 if TYPE_CHECKING:
-    from hub_stand_in import Handler
+    from fake_hub import Handler
 
 
 WRITER, READER = "hf_writer", "hf_reader"

@@ -5,14 +5,7 @@ import math
 import pytest
 import torch
 
-from ddep_hub.denoising import (
-    corrupt,
-    denoise,
-    denoising_target,
-    gamma_from_sigma,
-    sample_sigma,
-    sigma_from_gamma,
-)
+from ddep_hub.denoising import corrupt, denoise, denoising_target, gamma_from_sigma, sample_sigma, sigma_from_gamma
 
 
 # sigma -> gamma = 1 / (1 + sigma^2), worked out by hand.

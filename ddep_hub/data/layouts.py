@@ -19,13 +19,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from .catalog import known_dataset, known_names
 from .classes import ClassTable, read_class_table
-from .image_files import first_few, images_below
+from .dataset_registry import get_dataset_info, list_datasets
+from .image_io import first_few, images_below
 
 
-LAYOUTS = ("folder", *known_names())
-
+LAYOUTS = ("folder", *list_datasets())
 _OFFICIAL_NAMES = {"training": "train", "validation": "val"}
 _VOC_LISTS = ("train", "val", "trainval")
 # What a data set of each layout must have, for messages.
@@ -171,7 +170,7 @@ def split_files(root: str | Path, split: str, layout: str) -> SplitFiles:
     if layout == "folder":
         classes, mapping = read_class_table(root / "classes.json"), None
     else:
-        classes, mapping = known_dataset(layout).classes, known_dataset(layout).mapping
+        classes, mapping = get_dataset_info(layout).classes, get_dataset_info(layout).mapping
     image_ending, mask_ending = ("_leftImg8bit", "_gtFine_labelIds") if layout == "cityscapes" else ("", "")
     images = (
         _listed_images(place.images, place.list_file) if place.list_file else _all_images(place.images, image_ending)
@@ -264,14 +263,14 @@ def _all_images(folder: Path, ending: str) -> dict[str, Path]:
 def _listed_images(folder: Path, list_file: Path) -> dict[str, Path]:
     # A line is a stem, or in lists of the augmented masks the paths of image and mask.
     lines = list_file.read_text(encoding="utf-8").splitlines()
-    stems = [PurePosixPath(line.split()[0]).stem for line in lines if line.strip()]
-    if not stems:
+    sample_ids = [PurePosixPath(line.split()[0]).stem for line in lines if line.strip()]
+    if not sample_ids:
         raise ValueError(f"{list_file} lists no image; take it from the official archive again")
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    missing = [f"{stem}.jpg" for stem in stems if f"{stem}.jpg" not in there]
+    missing = [f"{stem}.jpg" for stem in sample_ids if f"{stem}.jpg" not in there]
     if missing:
         raise FileNotFoundError(
-            f"{len(missing)} of {len(stems)} images of {list_file} are not in {folder}: {first_few(missing)}; add the "
-            "images, or take them out of the list"
+            f"{len(missing)} of {len(sample_ids)} images of {list_file} are not in {folder}: {first_few(missing)}; "
+            "add the images, or take them out of the list"
         )
-    return {stem: folder / f"{stem}.jpg" for stem in stems}
+    return {stem: folder / f"{stem}.jpg" for stem in sample_ids}

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from .catalog import known_dataset
-from .decoding import BadFileError
+from .dataset_registry import get_dataset_info
+from .image_io import BadFileError
 
 
 # The annotations name 459 things; 0 is what has no name.
@@ -39,7 +39,7 @@ def convert_label_map(label_map: np.ndarray) -> np.ndarray:
             f"label map holds {label_map.min()}..{label_map.max()}; the official ids are 0..{_LARGEST_ID}"
         )
     table = np.zeros(_LARGEST_ID + 1, dtype=np.uint8)
-    ids = known_dataset("pascal_context").id459
+    ids = get_dataset_info("pascal_context").id459
     table[list(ids)] = np.arange(1, len(ids) + 1)
     return table[label_map]
 

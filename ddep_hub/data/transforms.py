@@ -8,9 +8,8 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
-from .decoding import decode_image
-from .reduced_decoding import decode_reduced, jpeg_size
-from .rows import Row
+from .image_io import decode_image, decode_reduced, jpeg_size
+from .segmentation_datasets import Sample
 
 
 Size = int | tuple[int, int]
@@ -52,7 +51,7 @@ class SegmentationTrainTransform:
         self.color_jitter = v2.ColorJitter(0.3, 0.3, 0.3, 0.05) if photometric else None
         self.ignore_index = ignore_index
 
-    def __call__(self, row: Row) -> dict[str, torch.Tensor]:
+    def __call__(self, row: Sample) -> dict[str, torch.Tensor]:
         """Transforms one row.
 
         Args:
@@ -119,7 +118,7 @@ class PretrainTransform:
         self.crop = v2.RandomResizedCrop(self.crop_size, scale=_checked_range(scale), ratio=_checked_range(ratio))
         self.horizontal_flip = _checked_probability(horizontal_flip)
 
-    def __call__(self, row: Row) -> dict[str, torch.Tensor]:
+    def __call__(self, row: Sample) -> dict[str, torch.Tensor]:
         """Transforms one row.
 
         Args:
@@ -162,7 +161,7 @@ class EvalTransform:
     def __init__(self, *, image_size: int | None = None) -> None:
         self.image_size = _checked_image_size(image_size)
 
-    def __call__(self, row: Row) -> dict[str, torch.Tensor]:
+    def __call__(self, row: Sample) -> dict[str, torch.Tensor]:
         """Transforms one row.
 
         Args:

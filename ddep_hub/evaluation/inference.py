@@ -1,7 +1,8 @@
-"""Inference on images of any size, and its evaluation."""
+"""Predictions of images of any size: whole, in windows, at several scales, mirrored."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -9,13 +10,165 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from ddep_hub.data.rows import LabelledRows
+from ddep_hub.data.dataloading import ignore_signals, reading
+from ddep_hub.data.dataset_registry import EvaluationProtocol
+from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.data.transforms import EvalTransform
-from ddep_hub.data.workers import ignore_signals, reading
 
-from .boundary import BoundaryCounts
-from .metrics import ConfusionMatrix
-from .windows import InferenceOptions, predict_probabilities
+from .metrics import BoundaryCounts, ConfusionMatrix
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """How an image is predicted; by default whole, at its own scale, as it is.
+
+    Args:
+        window: height and width of the windows that an image is cut into, in pixels of the image as it is given to
+            the model; `None` for whole images. Where an image is smaller, so is the window.
+        stride: steps from window to window, down and across; half the window by default. The last window of a row or
+            column ends with the image. With `stride=window` the windows are tiles, such as the halves of Cityscapes:
+            1024x1024 of 1024x2048.
+        blending: weights of the windows where they overlap: `uniform`, or `hann`, which falls off from the middle of
+            a window, so that no seam shows.
+        scales: factors of the image's size whose probabilities are averaged.
+        flip: whether the probabilities of the mirrored image are averaged in, at every scale.
+        window_batch: windows a forward pass.
+
+    Raises:
+        ValueError: an option is out of range; the message names it.
+    """
+
+    window: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
+    blending: Literal["uniform", "hann"] = "uniform"
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    window_batch: int = 4
+
+    def __post_init__(self) -> None:
+        if self.window is None and self.stride is not None:
+            raise ValueError(f"stride is {self.stride}, but there is no window; give window as well.")
+        if self.window is not None:
+            if min(self.window) < 1:
+                raise ValueError(f"window is {self.window}; give height and width in pixels.")
+            if any(not 1 <= step <= side for step, side in zip(self.steps, self.window, strict=True)):
+                raise ValueError(
+                    f"stride is {self.stride}; give 1 to {self.window}: larger steps would leave gaps between windows."
+                )
+        if self.blending not in ("uniform", "hann"):
+            raise ValueError(f"blending is {self.blending!r}; choose uniform or hann.")
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"scales is {self.scales}; give at least one positive factor.")
+        if self.window_batch < 1:
+            raise ValueError(f"window_batch is {self.window_batch}; give at least 1.")
+
+    @classmethod
+    def from_protocol(cls, protocol: EvaluationProtocol) -> "InferenceOptions":
+        """How a known data set is scored: its tiles, side by side, its scales and its flip."""
+        return cls(window=protocol.tile, stride=protocol.tile, scales=protocol.scales, flip=protocol.flip)
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """The stride, or half the window where none was given."""
+        assert self.window is not None, "whole images have no steps"
+        return self.stride or (max(1, self.window[0] // 2), max(1, self.window[1] // 2))
+
+    @property
+    def is_single_pass(self) -> bool:
+        """Whether one forward pass of the whole image is all."""
+        return self.window is None and self.scales == (1.0,) and not self.flip
+
+
+@torch.no_grad()
+def predict_probabilities(
+    model: nn.Module, pixel_values: torch.Tensor, size: tuple[int, int], options: InferenceOptions
+) -> torch.Tensor:
+    """Probabilities of the classes, the average over scales, flips and overlapping windows.
+
+    Beside the result, memory is needed for one more tensor of probabilities at the scaled size, and for the logits of
+    the whole image, or of `window_batch` windows.
+
+    Args:
+        model: a segmentation model in eval mode.
+        pixel_values: normalised images `(batch, 3, h, w)`.
+        size: height and width of the result.
+        options: how to predict.
+
+    Returns:
+        float32 tensor `(batch, classes, *size)`, of sum 1 over the classes.
+    """
+    total: torch.Tensor | None = None
+    height, width = pixel_values.shape[-2:]
+    for scale in options.scales:
+        scaled = _resized(pixel_values, (max(1, round(scale * height)), max(1, round(scale * width))), antialias=True)
+        for mirrored in (False, True) if options.flip else (False,):
+            images = scaled.flip(-1) if mirrored else scaled
+            if options.window is None:
+                found = _resized(model(pixel_values=images).logits.float(), size).softmax(1)
+            else:
+                found = _resized(_blended(model, images, options), size)
+            found = found.flip(-1) if mirrored else found
+            total = found if total is None else total.add_(found)
+    assert total is not None, "there is always a scale"
+    return total.div_(len(options.scales) * (2 if options.flip else 1))
+
+
+def window_places(
+    size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int]
+) -> Iterator[tuple[int, int]]:
+    """Top left corners of the windows that cover an image, row by row; none reaches over its edge.
+
+    Args:
+        size: height and width of the image.
+        window: height and width of a window, no larger than the image.
+        stride: steps down and across.
+    """
+    rows, columns = (
+        [*range(0, length - side, step), length - side]
+        for length, side, step in zip(size, window, stride, strict=True)
+    )
+    return ((top, left) for top in rows for left in columns)
+
+
+def blending_weights(window: tuple[int, int], blending: str, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Weights `(height, width)` of a window's pixels: ones, or a Hann window that is above 0 everywhere."""
+    if blending == "uniform":
+        return torch.ones(window, device=device)
+    # Without its two ends, which are 0: the pixels at the image's edge lie in one window alone.
+    down, across = (torch.hann_window(side + 2, periodic=False, device=device)[1:-1] for side in window)
+    return down[:, None] * across
+
+
+def _blended(model: nn.Module, images: torch.Tensor, options: InferenceOptions) -> torch.Tensor:
+    """Probabilities `(batch, classes, h, w)` of images from their windows."""
+    assert options.window is not None
+    height, width = images.shape[-2:]
+    window = min(options.window[0], height), min(options.window[1], width)
+    weights = blending_weights(window, options.blending, images.device)
+    places = [
+        (row, *place) for row in range(len(images)) for place in window_places((height, width), window, options.steps)
+    ]
+    total: torch.Tensor | None = None
+    weight = torch.zeros(len(images), 1, height, width, device=images.device)
+    for start in range(0, len(places), options.window_batch):
+        part = places[start : start + options.window_batch]
+        cut = [images[row, :, top : top + window[0], left : left + window[1]] for row, top, left in part]
+        logits = model(pixel_values=torch.stack(cut)).logits.float()
+        found = _resized(logits, window).softmax(1).mul_(weights)
+        if total is None:
+            total = found.new_zeros(len(images), found.shape[1], height, width)
+        for (row, top, left), probabilities in zip(part, found, strict=True):
+            inside = (row, slice(None), slice(top, top + window[0]), slice(left, left + window[1]))
+            total[inside] += probabilities
+            weight[inside] += weights
+    assert total is not None, "every image has a window"
+    return total.div_(weight)
+
+
+def _resized(images: torch.Tensor, size: tuple[int, int], *, antialias: bool = False) -> torch.Tensor:
+    if tuple(images.shape[-2:]) == tuple(size):
+        return images
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=antialias)
 
 
 @torch.no_grad()
@@ -44,7 +197,7 @@ def predict(
 @torch.no_grad()
 def count_pixels(
     model: nn.Module,
-    rows: LabelledRows,
+    rows: SegmentationDataset,
     transform: EvalTransform,
     normalize: Callable[[torch.Tensor], torch.Tensor],
     *,
@@ -102,7 +255,7 @@ def count_pixels(
 
 def evaluate_segmentation(
     model: nn.Module,
-    rows: LabelledRows,
+    rows: SegmentationDataset,
     transform: EvalTransform,
     normalize: Callable[[torch.Tensor], torch.Tensor],
     *,
@@ -128,13 +281,13 @@ def evaluate_segmentation(
         boundary=boundary,
     )
     names = list(rows.classes.names)
-    return matrix.figures(names) | ({} if boundary is None else boundary.figures(names))
+    return matrix.compute(names) | ({} if boundary is None else boundary.compute(names))
 
 
 class _Examples(Dataset[dict[str, torch.Tensor]]):
     """Rows under a transform."""
 
-    def __init__(self, rows: LabelledRows, transform: EvalTransform) -> None:
+    def __init__(self, rows: SegmentationDataset, transform: EvalTransform) -> None:
         self.rows, self.transform = rows, transform
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:

@@ -8,10 +8,9 @@ from typing import Any, Protocol
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from ddep_hub.data.augmented import AugmentedDataset, collate
-from ddep_hub.data.sampling import StepBatchSampler
+from ddep_hub.data.dataloading import AugmentedDataset, collate, ignore_signals
+from ddep_hub.data.samplers import StepBatchSampler
 from ddep_hub.data.streaming import ImageStream
-from ddep_hub.data.workers import ignore_signals
 
 from .arguments import RunArguments
 
@@ -86,7 +85,7 @@ class DatasetFeed:
             self.dataset,
             batch_sampler=sampler,
             collate_fn=collate,
-            num_workers=args.num_workers,
+            num_workers=args.dataloader_num_workers,
             worker_init_fn=ignore_signals,
             pin_memory=accelerator.device.type == "cuda",
         )
@@ -121,12 +120,12 @@ class StreamFeed:
         return DataLoader(
             stream,
             batch_size=None,
-            num_workers=stream.usable_workers(args.num_workers),
+            num_workers=stream.usable_workers(args.dataloader_num_workers),
             worker_init_fn=ignore_signals,
             pin_memory=accelerator.device.type == "cuda",
         )
 
 
-def identity_of(*parts: Any) -> str:
+def fingerprint_of(*parts: Any) -> str:
     """Short hash over what makes up the data of a run."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

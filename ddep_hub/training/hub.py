@@ -1,22 +1,14 @@
 """A run on the Hub: checked before it starts, its checkpoints if asked for, and its model when it has ended."""
 
-import tempfile
-import warnings
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from safetensors import SafetensorError
 
-from ddep_hub import DDePPreTrainedModel
-from ddep_hub.publishing.publish import prepare_repository, publish_folder
-from ddep_hub.publishing.staging import read_config
+from ddep_hub.encoder_weights import encoder_beside
+from ddep_hub.hub.publish import prepare_repository, publish_folder
+from ddep_hub.hub.staging import read_config
 
 from .arguments import RunArguments
-from .sources import encoder_beside
-from .task import Task
-
-
-CHECKPOINTS = "checkpoints"  # the branch
 
 
 def check_publishing(args: RunArguments) -> None:
@@ -25,9 +17,9 @@ def check_publishing(args: RunArguments) -> None:
     Raises:
         OSError: the Hub refused.
     """
-    if args.push_to_hub or args.push_checkpoints:
+    if args.push_to_hub:
         try:
-            prepare_repository(HfApi(), str(args.hub_model_id), private=args.hub_private, tag=args.hub_tag)
+            prepare_repository(HfApi(), str(args.hub_model_id), private=args.hub_private_repo)
         except OSError as error:
             raise OSError(
                 f"push_to_hub: {args.hub_model_id} cannot be written to: {error} Or leave push_to_hub out, and "
@@ -48,12 +40,9 @@ def publish_final(args: RunArguments, final: Path) -> None:
         address = publish_folder(
             final,
             str(args.hub_model_id),
-            private=args.hub_private,
+            private=args.hub_private_repo,
             revision=args.hub_revision,
-            tag=args.hub_tag,
-            create_pr=args.hub_create_pr,
             decoder_only=args.hub_decoder_only,
-            remote_code=args.hub_remote_code,
             encoder_weights=encoder_beside(read_config(final), weights, decoder_only=args.hub_decoder_only),
         )
     except (OSError, RuntimeError, ValueError) as error:
@@ -62,28 +51,3 @@ def publish_final(args: RunArguments, final: Path) -> None:
             f"`ddep-hub publish {final} {args.hub_model_id}`."
         ) from error
     print(f"Published: {address}")
-
-
-def push_checkpoint(args: RunArguments, task: Task, model: DDePPreTrainedModel, step: int) -> None:
-    """Publishes the model after a step to the branch `checkpoints`; where that fails, a warning says so.
-
-    Args:
-        args: the run's arguments.
-        task: what is trained.
-        model: the model, as it would be saved.
-        step: optimizer steps done.
-    """
-    try:
-        with tempfile.TemporaryDirectory(prefix="ddep-checkpoint-") as folder:
-            task.save(model, Path(folder))
-            publish_folder(
-                folder,
-                str(args.hub_model_id),
-                private=args.hub_private,
-                revision=CHECKPOINTS,
-                remote_code=args.hub_remote_code,
-                message=f"Step {step}",
-                verify=False,
-            )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        warnings.warn(f"The checkpoint of step {step} was not published: {error} The run goes on.", stacklevel=2)

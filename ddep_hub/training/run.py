@@ -15,17 +15,17 @@ from transformers.utils import logging
 
 from ddep_hub import DDePImageProcessor, DDePPreTrainedModel
 from ddep_hub.encoders import encoder_mean_std
-from ddep_hub.publishing.card import CARD, new_card
-from ddep_hub.publishing.card_facts import LOSS, PREDICTIONS, RESULTS, RUN, Kind, read_facts, run_facts
+from ddep_hub.hub.card_facts import LOSS, PREDICTIONS, RESULTS, RUN, Kind, read_facts, run_facts
+from ddep_hub.hub.model_card import CARD, new_card
+from ddep_hub.utils.arguments import write_yaml
+from ddep_hub.utils.distributed import on_main_process
+from ddep_hub.utils.files import atomic_dir, atomic_write, remove_dir
 
 from .arguments import RunArguments
 from .hub import check_publishing, publish_final
-from .loop import Training
-from .loss_curve import draw_loss
-from .parsing import write_yaml
-from .processes import in_first_process
-from .run_folder import check_run_folder, remove_folder, running_in, whole_folder, write_whole
-from .task import Task
+from .logging import draw_loss
+from .run_dir import check_run_dir, run_lock
+from .trainer import Task, Training
 
 
 # Processes wait for each other this long: the first one may have a data set of millions of files to list, or to fetch.
@@ -57,7 +57,7 @@ def begin(args: RunArguments, *, unused_parameters: bool = False) -> Accelerator
     )
     resume = args.resume_from_checkpoint is not None
     output = Path(args.output_dir)
-    in_first_process(accelerator, lambda: check_run_folder(output, overwrite=args.overwrite, resume=resume))
+    on_main_process(accelerator, lambda: check_run_dir(output, overwrite=args.overwrite, resume=resume))
     return accelerator
 
 
@@ -109,10 +109,10 @@ def run(
     """
     final = Path(args.output_dir) / "final"
     with contextlib.ExitStack() as stack:
-        in_first_process(accelerator, lambda: stack.enter_context(running_in(Path(args.output_dir))))
-        in_first_process(accelerator, lambda: check_publishing(args))
+        on_main_process(accelerator, lambda: stack.enter_context(run_lock(Path(args.output_dir))))
+        on_main_process(accelerator, lambda: check_publishing(args))
         results = _train_and_describe(accelerator, task, args, kind, facts)
-        in_first_process(accelerator, lambda: publish_final(args, final))
+        on_main_process(accelerator, lambda: publish_final(args, final))
     return {**results, "final": str(final)}
 
 
@@ -120,7 +120,7 @@ def write_card(final: Path) -> None:
     """Writes the card of a run that has just ended."""
     found = read_facts(final)
     assert found is not None  # both files were written before
-    write_whole(final / CARD, new_card(found).text())
+    atomic_write(final / CARD, new_card(found).text())
 
 
 def _may_be_shown(args: RunArguments) -> bool:
@@ -139,39 +139,39 @@ def _train_and_describe(
     def record() -> None:
         for old in ("checkpoints", "best"):
             if args.overwrite and (output / old).exists():
-                remove_folder(output / old)
+                remove_dir(output / old)
         write_yaml(args, output / "config.yaml")
         task.record()
 
     def save() -> None:
         model.name_or_path = str(final)
-        with whole_folder(final) as folder:
+        with atomic_dir(final) as folder:
             task.save(model, folder)
 
     def describe() -> None:
-        write_whole(final / RESULTS, json.dumps(results, indent=1) + "\n")
+        atomic_write(final / RESULTS, json.dumps(results, indent=1) + "\n")
         how = run_facts(kind, dataclasses.asdict(args), **facts)
-        write_whole(final / RUN, json.dumps(how, indent=1) + "\n")
+        atomic_write(final / RUN, json.dumps(how, indent=1) + "\n")
         write_card(final)  # before the pictures: a run without one still has its card
         pictures = output / "pictures"
         pictures.mkdir(exist_ok=True)
         if draw_loss(output / "metrics.jsonl", pictures / LOSS):
-            write_whole(final / LOSS, (pictures / LOSS).read_bytes())
+            atomic_write(final / LOSS, (pictures / LOSS).read_bytes())
         task.picture(model).save(pictures / PREDICTIONS)
         if _may_be_shown(args):
-            write_whole(final / PREDICTIONS, (pictures / PREDICTIONS).read_bytes())
+            atomic_write(final / PREDICTIONS, (pictures / PREDICTIONS).read_bytes())
         write_card(final)
 
     try:
-        in_first_process(accelerator, record)
+        on_main_process(accelerator, record)
         row = training.run()
         model = training.weights.plain().eval()
-        in_first_process(accelerator, save)
+        on_main_process(accelerator, save)
         results = {**task.evaluate(model), "seconds": round(training.seconds, 1)}
         training.tracking.write({**row, **results})
-        if args.eval_every:
+        if args.eval_steps:
             training.keep_if_best(results, model)
     finally:
         training.tracking.close()
-    in_first_process(accelerator, describe)
+    on_main_process(accelerator, describe)
     return results

@@ -9,16 +9,16 @@ import torch
 from PIL import Image
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation
-from ddep_hub.commands.arguments import InferenceArguments
-from ddep_hub.commands.models import image_size, load_denoiser, load_model
-from ddep_hub.commands.predict import classes_of
 from ddep_hub.data.classes import ClassTable
-from ddep_hub.data.decoding import decode_image
+from ddep_hub.data.image_io import decode_image
 from ddep_hub.data.transforms import EvalTransform, Normalize
 from ddep_hub.encoders import encoder_mean_std
-from ddep_hub.evaluation.denoising_error import held_out_noise, restore
-from ddep_hub.evaluation.windows import InferenceOptions, predict_probabilities
-from ddep_hub.evaluation.writing import overlay
+from ddep_hub.evaluation.arguments import InferenceArguments
+from ddep_hub.evaluation.denoising import restore, validation_noise
+from ddep_hub.evaluation.inference import InferenceOptions, predict_probabilities
+from ddep_hub.evaluation.loading import image_size, load_denoiser, load_model
+from ddep_hub.evaluation.predict import classes_of
+from ddep_hub.evaluation.visualization import overlay
 
 
 # Probabilities of an image, pixels times classes: 256 MB in float32, and a few copies on the way.
@@ -145,7 +145,7 @@ def denoise_image(image: Image.Image, name: str, sigma: float, seed: int) -> Den
     image = fitted(image, MOST_DENOISED)
     example = EvalTransform()({"image": image, "annotation": np.zeros((image.height, image.width), dtype=np.uint8)})
     clean = _normalize(model)(example["pixel_values"][None].to(DEVICE))
-    noise = held_out_noise(clean, seed)
+    noise = validation_noise(clean, seed)
     noisy, restored = clean + sigma * noise, restore(model, clean, noise, sigma)
     found = (noisy - restored) / sigma
     mean, std = (torch.tensor(values, device=DEVICE).reshape(-1, 1, 1) for values in _mean_std(model))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from ddep_hub.data.decoding import BadFileError, decode_image, decode_mask
+from ddep_hub.data.image_io import BadFileError, decode_image, decode_mask
 
 
 def picture(size=(20, 30)):

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from ddep_hub.data.classes import ClassTable
-from ddep_hub.data.decoding import BadFileError, decode_image
-from ddep_hub.data.hub_datasets import HubImages, HubSegmentation, ShardedImages
-from ddep_hub.data.opening import stream_split
+from ddep_hub.data.hub_loading import stream_split
+from ddep_hub.data.image_datasets import HubImages, ShardedImages
+from ddep_hub.data.image_io import BadFileError, decode_image
+from ddep_hub.data.segmentation_datasets import HubSegmentation
 
 
 CLASSES = ClassTable(names=("sky", "road", "car"), colors=((1, 2, 3), (4, 5, 6), (7, 8, 9)))
@@ -116,7 +117,7 @@ def segmentation(tmp_path, image_dataset, masks, classes=CLASSES, sizes=(4, 3), 
 def test_segmentation_rows(tmp_path, image_dataset):
     data = segmentation(tmp_path, image_dataset, [png(IDS), png(IDS[::-1, ::-1])])
     assert len(data) == 2
-    assert data.stems == ["00000000", "00000001"]
+    assert data.sample_ids == ["00000000", "00000001"]
     assert data.classes is CLASSES
     row = data[1]
     assert set(row) == {"image", "annotation", "path", "annotation_path"}
@@ -125,10 +126,12 @@ def test_segmentation_rows(tmp_path, image_dataset):
     assert np.array_equal(row["annotation"], IDS[::-1, ::-1])
     assert row["path"].endswith("train, row 1, image")
     assert row["annotation_path"].endswith("train, row 1, mask")
-    some = HubSegmentation(data.name.removesuffix("/train"), "train", CLASSES, mask_column="mask", stems=["00000001"])
+    some = HubSegmentation(
+        data.name.removesuffix("/train"), "train", CLASSES, mask_column="mask", sample_ids=["00000001"]
+    )
     assert np.array_equal(some[0]["annotation"], row["annotation"])
-    with pytest.raises(ValueError, match=r"1 of 1 stems are not in .*'7'.*up to 00000001"):
-        HubSegmentation(data.name.removesuffix("/train"), "train", CLASSES, mask_column="mask", stems=["7"])
+    with pytest.raises(ValueError, match=r"1 of 1 sample_ids are not in .*'7'.*up to 00000001"):
+        HubSegmentation(data.name.removesuffix("/train"), "train", CLASSES, mask_column="mask", sample_ids=["7"])
 
 
 def test_bad_masks_are_named(tmp_path, image_dataset):

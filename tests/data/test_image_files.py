@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ddep_hub.data.image_files import PackedNames
+from ddep_hub.data.image_io import PackedNames
 
 
 NAMES = ["a.jpg", "", "folder/ü.png", os.fsdecode(b"\xff.jpg"), "z" * 300]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddep_hub.data.decoding import BadFileError
-from ddep_hub.data.label_splits import read_split_file
+from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.layouts import LAYOUTS, find_layout
-from ddep_hub.data.loading import SegmentationFolder, available_splits
+from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
+from ddep_hub.data.splits import read_split_file
 
 
 DATA = Path(os.environ.get("DDEP_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))
@@ -115,14 +115,16 @@ def test_cityscapes(cityscapes):
     rows = SegmentationFolder(cityscapes, "train")
     assert rows.layout == "cityscapes"
     assert rows.classes.num_classes == 19
-    assert rows.stems == ["aachen/aachen_000000_000019", "ulm/ulm_000000_000019", "ulm/ulm_000001_000019"]
+    assert rows.sample_ids == ["aachen/aachen_000000_000019", "ulm/ulm_000000_000019", "ulm/ulm_000001_000019"]
     row = rows[1]
     assert ids(row) == [0, 18, 255, 11]
     assert row["annotation"].dtype == np.uint8
     assert row["path"].endswith("leftImg8bit/train/ulm/ulm_000000_000019_leftImg8bit.png")
     assert row["annotation_path"].endswith("gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png")
     assert ids(SegmentationFolder(cityscapes, "test")[0]) == [255] * 4
-    assert SegmentationFolder(cityscapes, "train", stems=["ulm/ulm_000001_000019"]).stems == ["ulm/ulm_000001_000019"]
+    assert SegmentationFolder(cityscapes, "train", sample_ids=["ulm/ulm_000001_000019"]).sample_ids == [
+        "ulm/ulm_000001_000019"
+    ]
 
 
 def test_ade20k(ade20k):
@@ -130,10 +132,10 @@ def test_ade20k(ade20k):
         assert available_splits(root) == ["train", "val"]
         rows = SegmentationFolder(root, "train")
         assert rows.layout == "ade20k"
-        assert rows.stems == ["ADE_train_00000001", "ADE_train_00000002"]
+        assert rows.sample_ids == ["ADE_train_00000001", "ADE_train_00000002"]
         assert ids(rows[0]) == [255, 0, 149, 12]
-    assert SegmentationFolder(ade20k, "training").stems == SegmentationFolder(ade20k, "train").stems
-    assert SegmentationFolder(ade20k, "validation").stems == ["ADE_val_00000001"]
+    assert SegmentationFolder(ade20k, "training").sample_ids == SegmentationFolder(ade20k, "train").sample_ids
+    assert SegmentationFolder(ade20k, "validation").sample_ids == ["ADE_val_00000001"]
 
 
 def test_pascal_voc(pascal_voc):
@@ -141,9 +143,9 @@ def test_pascal_voc(pascal_voc):
         assert find_layout(root) == "pascal_voc"
         assert available_splits(root) == ["train", "trainval", "val"]
     rows = SegmentationFolder(pascal_voc, "trainval")
-    assert rows.stems == ["2007_000033", "2007_000032"]
+    assert rows.sample_ids == ["2007_000033", "2007_000032"]
     assert ids(rows[0]) == [0, 255, 20, 15]
-    assert SegmentationFolder(pascal_voc, "validation").stems == ["2007_000033"]
+    assert SegmentationFolder(pascal_voc, "validation").sample_ids == ["2007_000033"]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,7 @@ def test_pascal_voc_with_augmented_masks(pascal_voc, name, line):
         put_mask(pascal_voc / "SegmentationClassAug" / f"{stem}.png", [0, 255, 1, 2])
     assert "train_aug" in available_splits(pascal_voc)
     rows = SegmentationFolder(pascal_voc, "train_aug")
-    assert rows.stems == ["2007_000032", "2008_000001"]
+    assert rows.sample_ids == ["2007_000032", "2008_000001"]
     assert ids(rows[0]) == [0, 255, 1, 2]
     assert ids(SegmentationFolder(pascal_voc, "train")[0]) == [0, 255, 20, 15]
 
@@ -171,11 +173,11 @@ def test_pascal_context(pascal_context):
         rows = SegmentationFolder(root, "train")
         assert rows.layout == "pascal_context"
         assert available_splits(root) == ["train", "val"]
-    assert rows.stems == ["2008_000002"]
+    assert rows.sample_ids == ["2008_000002"]
     assert ids(rows[0]) == [255, 0, 58, 36]
     assert rows.classes.names[36] == "person"
     put_list(pascal_context / "ImageSets" / "SegmentationContext" / "train.txt", ["2008_000003"])
-    assert SegmentationFolder(pascal_context, "train").stems == ["2008_000003"]
+    assert SegmentationFolder(pascal_context, "train").sample_ids == ["2008_000003"]
 
 
 def test_pascal_context_without_masks_names_the_conversion(pascal_context):
@@ -193,7 +195,7 @@ def test_camvid(camvid):
     assert available_splits(camvid) == ["test", "train", "val"]
     rows = SegmentationFolder(camvid, "val")
     assert rows.layout == "camvid"
-    assert rows.stems == ["val_006690"]
+    assert rows.sample_ids == ["val_006690"]
     assert ids(rows[0]) == [0, 10, 255, 3]
 
 
@@ -224,7 +226,7 @@ def test_several_layouts_are_named(pascal_voc):
     put_image(pascal_voc.parent / "VOC2010" / "JPEGImages" / "2008_000002.jpg")
     with pytest.raises(ValueError, match=r"VOCdevkit has the layouts of pascal_context and pascal_voc; .*layout="):
         find_layout(pascal_voc.parent)
-    assert SegmentationFolder(pascal_voc.parent, "train", layout="pascal_voc").stems == ["2007_000032"]
+    assert SegmentationFolder(pascal_voc.parent, "train", layout="pascal_voc").sample_ids == ["2007_000032"]
 
 
 def test_no_layout_lists_what_was_looked_for(tmp_path):
@@ -294,6 +296,9 @@ def test_published_lists_resolve(tmp_path, name):
     for path in paths:
         (tmp_path / path.replace("labelTrainIds", "labelIds")).touch()
     for path in lists:
-        stems = read_split_file(path)
-        assert SegmentationFolder(tmp_path, "val" if path.stem == "val" else "train", stems=stems).stems == stems
-    assert set(SegmentationFolder(tmp_path, "val").stems) == set(read_split_file(lists[-1]))
+        sample_ids = read_split_file(path)
+        assert (
+            SegmentationFolder(tmp_path, "val" if path.stem == "val" else "train", sample_ids=sample_ids).sample_ids
+            == sample_ids
+        )
+    assert set(SegmentationFolder(tmp_path, "val").sample_ids) == set(read_split_file(lists[-1]))

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from ddep_hub.data.classes import write_class_table
-from ddep_hub.data.opening_labelled import open_labelled
+from ddep_hub.data.segmentation_datasets import open_segmentation_dataset
 from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
 
 
@@ -17,11 +17,11 @@ def test_a_folder(tmp_path):
         for stem in "ab":
             Image.fromarray(pixels).save(tmp_path / folder / "val" / f"{stem}.png")
     write_class_table(SCENE_CLASSES, tmp_path / "classes.json")
-    rows = open_labelled(tmp_path, "val", stems=["b"])
-    assert rows.stems == ["b"] and np.array_equal(rows[0]["annotation"], mask)
-    assert open_labelled(str(tmp_path), "val").stems == ["a", "b"]
+    rows = open_segmentation_dataset(tmp_path, "val", sample_ids=["b"])
+    assert rows.sample_ids == ["b"] and np.array_equal(rows[0]["annotation"], mask)
+    assert open_segmentation_dataset(str(tmp_path), "val").sample_ids == ["a", "b"]
     with pytest.raises((FileNotFoundError, ValueError), match="test"):
-        open_labelled(tmp_path, "test")
+        open_segmentation_dataset(tmp_path, "test")
 
 
 def test_a_data_set_that_does_not_name_its_classes(tmp_path):
@@ -32,5 +32,5 @@ def test_a_data_set_that_does_not_name_its_classes(tmp_path):
     saved.save_to_disk(str(tmp_path / "saved"))
     write_class_table(SCENE_CLASSES, tmp_path / "classes.json")
     columns = {"image_column": "photo", "mask_column": "map"}
-    rows = open_labelled(tmp_path / "saved", "val", classes=tmp_path / "classes.json", **columns)
+    rows = open_segmentation_dataset(tmp_path / "saved", "val", classes=tmp_path / "classes.json", **columns)
     assert rows.classes == SCENE_CLASSES and np.array_equal(rows[0]["annotation"], mask)

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddep_hub.data.catalog import known_dataset
-from ddep_hub.data.decoding import BadFileError
-from ddep_hub.data.loading import SegmentationFolder
+from ddep_hub.data.dataset_registry import get_dataset_info
+from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.pascal_context import convert_annotations, convert_label_map, main
+from ddep_hub.data.segmentation_datasets import SegmentationFolder
 
 
 savemat = pytest.importorskip("scipy.io", reason="SciPy is not installed").savemat
@@ -33,7 +33,7 @@ def voc(tmp_path):
 
 def test_ids_become_values():
     assert convert_label_map(RAW).tolist() == VALUES
-    names = known_dataset("pascal_context").classes.names
+    names = get_dataset_info("pascal_context").classes.names
     assert [names[value - 1] for value in (1, 58, 59, 37, 47)] == ["aeroplane", "window", "wood", "person", "sky"]
 
 

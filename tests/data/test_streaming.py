@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from ddep_hub.data import streaming
-from ddep_hub.data.decoding import BadFileError
-from ddep_hub.data.image_sources import open_images
+from ddep_hub.data.image_datasets import open_images
+from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.streaming import MAX_BAD_IN_A_ROW, ImageStream
 from ddep_hub.data.transforms import PretrainTransform
 

@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from ddep_hub.data.loading import ImageFolder, SegmentationFolder
+from ddep_hub.data.image_datasets import ImageFolder
+from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene, write_scenes
 
 

@@ -7,10 +7,10 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from torch.utils.data import DataLoader
 
-from ddep_hub.data.augmented import AugmentedDataset
-from ddep_hub.data.decoding import BadFileError, decode_image
-from ddep_hub.data.loading import ImageFolder
-from ddep_hub.data.sampling import StepBatchSampler
+from ddep_hub.data.dataloading import AugmentedDataset
+from ddep_hub.data.image_datasets import ImageFolder
+from ddep_hub.data.image_io import BadFileError, decode_image
+from ddep_hub.data.samplers import StepBatchSampler
 from ddep_hub.data.transforms import EvalTransform, PretrainTransform, SegmentationTrainTransform
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddep_hub.evaluation.boundary import BoundaryCounts
+from ddep_hub.evaluation.metrics import BoundaryCounts
 
 
 def eroded(inside: np.ndarray, outside: np.ndarray, distance: int) -> np.ndarray:
@@ -59,7 +59,7 @@ def test_against_a_slow_reference(ratio):
         predictions += list(prediction.numpy())
         truths += list(truth.numpy())
     expected = slow_boundary_iou(predictions, truths, 6, ratio)
-    figures = counts.figures(list("abcdef"))
+    figures = counts.compute(list("abcdef"))
     assert expected[4] == 0 and expected[5] is None and min(expected[:4]) > 0
     assert list(figures["boundary_iou"].values()) == pytest.approx(expected)
     assert figures["mean_boundary_iou"] == pytest.approx(sum(expected[:5]) / 5)
@@ -70,12 +70,12 @@ def test_a_perfect_prediction_and_one_that_is_a_pixel_off():
     truth[:, 30:70, 30:70] = 1
     perfect, shifted = BoundaryCounts(2), BoundaryCounts(2)
     perfect.update(truth, truth)
-    assert set(perfect.figures()["boundary_iou"].values()) == {1.0}
+    assert set(perfect.compute()["boundary_iou"].values()) == {1.0}
     shifted.update(truth.roll(1, -1), truth)
     # A frame 3 pixels wide of a square of 40, moved by one pixel.
     frame = 40**2 - 34**2
     lost = 40 + 34  # the outer and the inner side that have moved off it
-    assert shifted.figures()["boundary_iou"]["1"] == pytest.approx((frame - lost) / (frame + lost))
+    assert shifted.compute()["boundary_iou"]["1"] == pytest.approx((frame - lost) / (frame + lost))
 
 
 def test_the_rim_of_an_unlabelled_area_is_no_outline():
@@ -95,7 +95,7 @@ def test_labels_without_an_outline_have_no_score():
     for labels in (island, torch.full((1, 8, 8), 255)):
         counts = BoundaryCounts(2)
         counts.update(torch.zeros_like(labels), labels)
-        assert counts.figures()["mean_boundary_iou"] is None
+        assert counts.compute()["mean_boundary_iou"] is None
 
 
 def test_messages():

@@ -5,7 +5,8 @@ import csv
 import numpy as np
 import torch
 
-from ddep_hub.evaluation.confusion import confusion_csv, confusion_picture
+from ddep_hub.evaluation.metrics import confusion_csv
+from ddep_hub.evaluation.visualization import confusion_picture
 
 
 COUNTS = torch.tensor([[90, 10, 0], [0, 50, 50], [0, 0, 0]])

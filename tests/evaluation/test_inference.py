@@ -7,12 +7,12 @@ from PIL import Image
 
 from ddep_hub import DDePForSemanticSegmentation
 from ddep_hub.data.classes import write_class_table
-from ddep_hub.data.loading import SegmentationFolder
+from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
 from ddep_hub.data.transforms import EvalTransform
 from ddep_hub.evaluation.inference import evaluate_segmentation
 from ddep_hub.evaluation.metrics import ConfusionMatrix
-from ddep_hub.evaluation.plots import GAP, LONGEST, PANEL, TITLE, panels, segmentation_picture
+from ddep_hub.evaluation.visualization import GAP, LONGEST, PANEL, TITLE, panels, segmentation_picture
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_batches_do_not_change_the_figures_and_pixels_are_those_of_the_masks(row
         logits = torch.nn.functional.interpolate(logits, size=row["annotation"].shape, mode="bilinear")
         matrix.update(logits.argmax(1)[0], torch.from_numpy(row["annotation"]).long())
     assert matrix.counts.sum() == sum(row["annotation"].size for row in rows)
-    assert one["mean_iou"] == pytest.approx(matrix.figures()["mean_iou"])
+    assert one["mean_iou"] == pytest.approx(matrix.compute()["mean_iou"])
 
 
 def test_picture(rows, hybrid_config):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ddep_hub.evaluation.comparison import comparison_table, verdict
 from ddep_hub.evaluation.metrics import ConfusionMatrix
+from ddep_hub.label_efficiency.report import comparison_table, verdict
 
 
 def slow_iou(prediction, labels, label, ignore_index):
@@ -26,7 +26,7 @@ def test_against_a_slow_reference():
     matrix = ConfusionMatrix(5)
     for part in range(4):
         matrix.update(prediction[part], labels[part])
-    figures = matrix.figures(list("abcde"))
+    figures = matrix.compute(list("abcde"))
     expected = [slow_iou(prediction, labels, label, 255) for label in range(5)]
     assert expected[4] is None and expected[3] == 0
     assert list(figures["iou"].values()) == pytest.approx(expected)
@@ -41,7 +41,7 @@ def test_nothing_but_ignored_pixels():
     matrix = ConfusionMatrix(2)
     matrix.update(torch.zeros(3, dtype=torch.long), torch.full((3,), 255))
     with pytest.raises(ValueError, match="ignore index"):
-        matrix.figures()
+        matrix.compute()
 
 
 def test_comparison():
@@ -63,7 +63,7 @@ def test_against_torchmetrics():
     matrix = ConfusionMatrix(7)
     for part in range(3):
         matrix.update(prediction[part], labels[part])
-    figures = matrix.figures()
+    figures = matrix.compute()
 
     def reference(name, **options):
         metric = getattr(classification, name)(num_classes=7, ignore_index=255, **options)

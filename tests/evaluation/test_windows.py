@@ -6,9 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from ddep_hub.data.catalog import known_dataset
-from ddep_hub.evaluation.inference import predict
-from ddep_hub.evaluation.windows import InferenceOptions, blending_weights, predict_probabilities, window_places
+from ddep_hub.data.dataset_registry import get_dataset_info
+from ddep_hub.evaluation.inference import (
+    InferenceOptions,
+    blending_weights,
+    predict,
+    predict_probabilities,
+    window_places,
+)
 
 
 class Pointwise(nn.Module):
@@ -54,7 +59,7 @@ def test_windows_of_a_pointwise_model_change_nothing(window, stride, blending, i
 
 
 def test_the_halves_of_cityscapes_are_tiles():
-    options = InferenceOptions.from_protocol(known_dataset("cityscapes").evaluation)
+    options = InferenceOptions.from_protocol(get_dataset_info("cityscapes").evaluation)
     assert list(window_places((1024, 2048), options.window, options.steps)) == [(0, 0), (0, 1024)]
     assert options.flip and options.scales == (1.0,)
     small = InferenceOptions(window=(8, 8), stride=(8, 8))

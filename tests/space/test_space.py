@@ -22,10 +22,10 @@ from packaging.version import Version
 from PIL import Image
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
-from ddep_hub.commands.arguments import PredictArguments
-from ddep_hub.commands.predict import predict_images
 from ddep_hub.data.classes import colorize
 from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
+from ddep_hub.evaluation.arguments import PredictArguments
+from ddep_hub.evaluation.predict import predict_images
 
 
 gr = pytest.importorskip("gradio", reason="extra `demo` is not installed")

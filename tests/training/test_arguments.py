@@ -3,7 +3,7 @@
 import pytest
 
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
-from ddep_hub.training.parsing import parse_arguments, write_yaml
+from ddep_hub.utils.arguments import parse_arguments, write_yaml
 
 
 def test_no_arguments_at_all_is_a_run():
@@ -65,7 +65,7 @@ def test_mistakes_are_named(argv, said, capsys):
         ("lr_scheduler: cosin", "lr_scheduler"),
         ("max_steps: 7.5", "max_steps"),
         ("freeze_encoder: 3", "freeze_encoder"),
-        ("num_held_out: 0", "num_held_out"),
+        ("num_val_images: 0", "num_val_images"),
         ("decoder_only: true\nfreeze_encoder: false", "decoder_only"),
     ],
 )

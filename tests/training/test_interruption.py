@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from ddep_hub.training import interruption
+from ddep_hub.training import run_dir as interruption
 from ddep_hub.training.arguments import parse_time
-from ddep_hub.training.interruption import EXIT_CODE, Interruption, RunInterrupted
+from ddep_hub.training.run_dir import EXIT_CODE, Interruption, RunInterrupted
 
 
 @pytest.mark.parametrize(

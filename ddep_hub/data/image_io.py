@@ -1,0 +1,357 @@
+"""Image and mask files: found, opened, decoded."""
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from torchvision.transforms.v2 import functional
+
+
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def images_below(root: Path) -> list[str]:
+    """Paths relative to `root`, with forward slashes, sorted. Links to folders are followed, each folder once.
+
+    Args:
+        root: The folder; hidden files and folders in it are left out.
+
+    Returns:
+        At least one path.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: It holds no image.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is not a folder; give the folder that holds the images")
+    found = []
+    seen = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        relative = Path(folder).relative_to(root)
+        for name in files:
+            if not name.startswith(".") and name.lower().endswith(IMAGE_EXTENSIONS):
+                found.append((relative / name).as_posix())
+    if not found:
+        raise ValueError(f"{root} holds no image ({', '.join(IMAGE_EXTENSIONS)}); check the path")
+    return sorted(found)
+
+
+class PackedNames(Sequence[str]):
+    """Names in one piece of memory, of about their own length: 14 million are no burden, also for forked processes.
+
+    Args:
+        names: The names; any that the system allows for files.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        encoded = [os.fsencode(name) for name in names]
+        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        self._bytes = b"".join(encoded)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        return os.fsdecode(self._bytes[self._ends[index - 1] if index else 0 : self._ends[index]])
+
+
+def first_few(names: Sequence[str], limit: int = 5) -> str:
+    """The first names of a list, for a message."""
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+
+
+# A file that is not read yet: `{"path": str, "bytes": bytes or None}`, as `datasets.Image(decode=False)` gives it.
+# With bytes the path is just a name, and may be None.
+Undecoded = Mapping[str, Any]
+
+
+class BadFileError(ValueError):
+    """A file that cannot be used; the message names it and says how to mend it.
+
+    Args:
+        message: What is wrong, where, and what to do. The only required argument, as a data loader rebuilds an
+            error of its worker from the message alone (`path` is then empty).
+        path: The file.
+    """
+
+    def __init__(self, message: str, path: str | Path = "") -> None:
+        super().__init__(message)
+        self.path = str(path)
+
+
+def decode_image(file: str | Path | Undecoded) -> Image.Image:
+    """Reads an image of any common kind as RGB.
+
+    The EXIF orientation is applied. Transparent pixels are laid over white. 16-bit images are scaled to 8 bits.
+    32-bit integers are taken as 8 bits where none is above 255 and as 16 bits where none is above 65535; floats as
+    0..1 where none is above 1 and as 0..255 otherwise.
+
+    Args:
+        file: Its path, or an undecoded file.
+
+    Returns:
+        A PIL image of mode RGB.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        BadFileError: It is empty, cut off, damaged, no image, or its values fit none of the ranges above.
+    """
+    image, _, _ = _load(file, "image")
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(_to_eight_bits(image, file_name(file)))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def file_name(file: str | Path | Undecoded) -> str:
+    """What messages call a file."""
+    if isinstance(file, str | Path):
+        return str(file)
+    return str(file["path"] or f"an image of {len(file['bytes'] or b'')} bytes without a name")
+
+
+@contextmanager
+def opened_image(file: str | Path | Undecoded, what: str = "image") -> Iterator[ImageFile.ImageFile]:
+    """Opens an image of which only the header is read yet; what goes wrong inside becomes a `BadFileError`.
+
+    Args:
+        file: Its path, or an undecoded file.
+        what: What to call it in messages.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        BadFileError: It is empty, cut off, damaged or no image.
+    """
+    name = file_name(file)
+    mend = f"replace the file or remove this {what} from the data set"
+    content = None if isinstance(file, str | Path) else file["bytes"]
+    with Path(name).open("rb") if content is None else io.BytesIO(content) as stream:
+        if not stream.read(1):
+            raise BadFileError(f"{name} is empty (0 bytes); {mend}", name)
+        stream.seek(0)
+        try:
+            with _no_truncated_images(), Image.open(stream) as image:
+                yield image
+        except UnidentifiedImageError as error:
+            raise BadFileError(f"{name} is not an image that Pillow can read; {mend}", name) from error
+        except Image.DecompressionBombError as error:
+            raise BadFileError(f"{name} is too large ({error}); scale it down", name) from error
+        except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error) as error:
+            raise BadFileError(f"{name} is damaged or cut off ({error}); {mend}", name) from error
+
+
+def decode_mask(
+    path: str | Path | Undecoded,
+    *,
+    num_classes: int,
+    ignore_index: int,
+    mapping: Mapping[int, int] | np.ndarray | None = None,
+) -> np.ndarray:
+    """Reads a mask whose pixel values are class ids: greyscale of any depth, bilevel, or the indices of a palette.
+
+    Args:
+        path: Its path, or an undecoded file.
+        num_classes: Class ids are 0..num_classes-1.
+        ignore_index: The one other value allowed.
+        mapping: Class id, or `ignore_index`, of every value that the file may hold; an array has the id of value i
+            at position i. Without it the file's values are the ids.
+
+    Returns:
+        Array (H, W): uint8, or int32 where the class ids or `ignore_index` do not fit 0..255.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        BadFileError: It is damaged, holds colours instead of ids, is a lossy JPEG, holds another id, or a value that
+            is not in `mapping`.
+    """
+    image, file_format, packing = _load(path, "mask")
+    path = file_name(path)
+    if file_format == "JPEG":
+        raise BadFileError(f"{path} is a JPEG, whose compression changes class ids; save the mask as PNG", path)
+    if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+        raise BadFileError(
+            f"{path} has colour mode {image.mode}, but masks hold class ids in a single channel; "
+            "convert the colours to the ids of classes.json and save them as 8-bit greyscale or palette PNG",
+            path,
+        )
+    values = np.array(image)
+    if values.dtype == np.bool_:
+        values = values.astype(np.uint8)
+    # Pillow stretches 2- and 4-bit greyscale to 0..255, which turns id 1 into 85 or 17.
+    values = values // {"L;2": 85, "L;4": 17}.get(packing or "", 1)
+    # Counting is some ten times faster than sorting.
+    found = np.flatnonzero(np.bincount(values.ravel())) if values.dtype == np.uint8 else np.unique(values)
+    present = [int(value) for value in found]
+    if mapping is not None:
+        values = _mapped(values, present, mapping, path)
+        present = sorted({int(mapping[value]) for value in present})
+    unknown = [value for value in present if not 0 <= value < num_classes and value != ignore_index]
+    if unknown:
+        raise BadFileError(
+            f"{path} holds the ids {_first_ten(unknown)}, but classes.json has the ids 0..{num_classes - 1} and "
+            f"ignore_index {ignore_index}; add the classes to classes.json or change these pixels to ids it has",
+            path,
+        )
+    fits = num_classes <= 256 and 0 <= ignore_index <= 255
+    return values.astype(np.uint8 if fits else np.int32)
+
+
+def _mapped(values: np.ndarray, present: list[int], mapping: Mapping[int, int] | np.ndarray, path: str) -> np.ndarray:
+    table = dict(enumerate(mapping.tolist())) if isinstance(mapping, np.ndarray) else mapping
+    unknown = [value for value in present if value not in table]
+    if unknown:
+        raise BadFileError(
+            f"{path} holds the values {_first_ten(unknown)}, which are not among the {len(table)} of the mapping to "
+            "class ids; if the file is a mask of this data set, take it from the original archive again",
+            path,
+        )
+    # Shifted, so that a negative value is no position from the end.
+    lookup = np.zeros(present[-1] - present[0] + 1, dtype=np.int32)
+    for value in present:
+        lookup[value - present[0]] = table[value]
+    return lookup[values - present[0]]
+
+
+def _first_ten(values: list[int]) -> str:
+    return ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")
+
+
+def _load(file: str | Path | Undecoded, what: str) -> tuple[Image.Image, str | None, str | None]:
+    """The fully decoded and upright image, its file format, and how its pixels were packed in the file."""
+    with opened_image(file, what) as image:
+        packing = image.tile[0].args if image.tile else None
+        if isinstance(packing, tuple):
+            packing = packing[0]
+        image.load()
+        return ImageOps.exif_transpose(image), image.format, packing
+
+
+@contextmanager
+def _no_truncated_images() -> Iterator[None]:
+    # Other libraries switch this on for the whole process; the missing part would come back as grey pixels.
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def _to_eight_bits(image: Image.Image, path: str) -> np.ndarray:
+    values = np.asarray(image).astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    if image.mode == "F":
+        limit = 1.0 if high <= 1.0 else 255.0
+    elif image.mode == "I":
+        limit = 255.0 if high <= 255.0 else 65535.0
+    else:
+        limit = 65535.0
+    if not (low >= 0.0 and high <= limit):
+        raise BadFileError(
+            f"{path} holds values from {low:g} to {high:g}, outside 0..{limit:g}; convert it to an 8-bit image", path
+        )
+    return np.asarray(np.rint(values * (255.0 / limit)), dtype=np.uint8)
+
+
+# EXIF orientation to (transposed, mirrored left-right, mirrored top-bottom): how the stored image differs from the
+# upright one, whose transposition comes last when it is made upright.
+ORIENTATIONS = {
+    1: (False, False, False),
+    2: (False, True, False),
+    3: (False, True, True),
+    4: (False, False, True),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+
+
+def jpeg_size(file: str | Path | Undecoded) -> tuple[int, int] | None:
+    """The size of an upright JPEG, from its header.
+
+    Args:
+        file: Its path, or an undecoded file.
+
+    Returns:
+        (height, width) in pixels, with the EXIF orientation applied; None for any other kind of image.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        BadFileError: It is empty, damaged or no image.
+    """
+    with opened_image(file) as image:
+        if image.format != "JPEG":
+            return None
+        transposed, _, _ = _orientation(image)
+        return image.size if transposed else (image.height, image.width)
+
+
+def decode_reduced(
+    file: str | Path | Undecoded, part: tuple[int, int, int, int], size: tuple[int, int]
+) -> torch.Tensor | None:
+    """Decodes a JPEG at the coarsest scale at which a part of it is no smaller than `size`, and scales the part to it.
+
+    Args:
+        file: Its path, or an undecoded file.
+        part: (top, left, height, width) of the part, in pixels of the upright image at full scale.
+        size: (height, width) of the result.
+
+    Returns:
+        uint8 (3, *size) in 0..255, upright; None where the part is less than twice as large as `size`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        BadFileError: It is empty, cut off, damaged or no image.
+    """
+    top, left, height, width = part
+    factor = next((factor for factor in (8, 4, 2) if height >= factor * size[0] and width >= factor * size[1]), None)
+    if factor is None:
+        return None
+    with opened_image(file) as image:
+        transposed, left_right, top_bottom = _orientation(image)
+        # The part is cut out of the stored image: where its side is no multiple of the factor, the last reduced pixel
+        # stands for less than the others, and turning the image would shift them all.
+        x, y, across, down = (top, left, height, width) if transposed else (left, top, width, height)
+        if left_right:
+            x = image.width - x - across
+        if top_bottom:
+            y = image.height - y - down
+        if image.draft(None, (image.width // factor, image.height // factor)) is None:
+            return None  # stored in a way that the decoder cannot reduce
+        image.load()
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        scaled = rgb.resize(
+            size if transposed else size[::-1],
+            Image.Resampling.BILINEAR,
+            box=(x / factor, y / factor, (x + across) / factor, (y + down) / factor),
+        )
+    pixels: torch.Tensor = functional.pil_to_tensor(scaled)
+    mirrored = [axis for axis, is_mirrored in ((-1, left_right), (-2, top_bottom)) if is_mirrored]
+    pixels = pixels.flip(mirrored) if mirrored else pixels
+    return pixels.transpose(-1, -2) if transposed else pixels
+
+
+def _orientation(image: Image.Image) -> tuple[bool, bool, bool]:
+    return ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1), ORIENTATIONS[1])

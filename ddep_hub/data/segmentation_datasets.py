@@ -1,0 +1,335 @@
+"""Labelled images: folders in known layouts, data sets of the Hub, and how a name becomes one of them."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+from ddep_hub.data.synthetic import embedded_scenes
+from ddep_hub.utils.paths import resolve_data
+
+from .classes import ClassTable, class_colors, read_class_table
+from .hub_loading import load_split, local_contents
+from .image_datasets import HUB_PREFIX, holds_dataset, parse_hub_name, undecoded_row, with_undecoded
+from .image_io import BadFileError, decode_image, decode_mask, first_few
+from .layouts import find_layout, layout_splits, split_files
+
+
+Sample = dict[str, Any]
+
+
+def make_sample(image: Image.Image, mask: np.ndarray, path: str, mask_path: str) -> Sample:
+    """A row of image and mask.
+
+    Args:
+        image: RGB image.
+        mask: Class ids (H, W).
+        path: What messages call the image.
+        mask_path: What messages call the mask.
+
+    Raises:
+        BadFileError: They are not of one size.
+    """
+    height, width = mask.shape
+    if image.size != (width, height):
+        raise BadFileError(
+            f"{mask_path} is {width}x{height} pixels, but its image {path} is {image.width}x{image.height} (EXIF "
+            "orientation applied); make the mask from that image, or resize the mask with nearest neighbour",
+            mask_path,
+        )
+    return {"image": image, "annotation": mask, "path": path, "annotation_path": mask_path}
+
+
+class SizedDataset(Protocol):
+    """What holds rows: a data set of this package, or any with a length and whole-number indices."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
+class SegmentationDataset(SizedDataset, Protocol):
+    """Samples with `image`, a PIL RGB image, and `annotation`, an array (H, W) of class ids.
+
+    Attributes:
+        classes: The classes.
+        sample_ids: Names of the rows, in order.
+    """
+
+    classes: ClassTable
+    sample_ids: list[str]
+
+    @property
+    def fingerprint(self) -> list[str]:
+        """What tells this data from other data, the same wherever it lies."""
+        ...
+
+    def mask(self, index: int, /) -> np.ndarray:
+        """The `annotation` of a row alone."""
+        ...
+
+
+class SegmentationFolder(Dataset[dict[str, Any]]):
+    """Images with masks of class ids, in the official layout of a known data set (`layouts.py` lists them) or in
+
+    ```
+    root/classes.json
+    root/images/<split>/<stem>.jpg          any of IMAGE_EXTENSIONS, subfolders allowed
+    root/annotations/<split>/<stem>.png     value = class id, or ignore_index
+    ```
+
+    The masks of a known data set are read as they were published; their values become class ids of the catalog.
+
+    A row is `{"image": PIL RGB, "annotation": array (H, W) of uint8 ids, "path": str, "annotation_path": str}`; the
+    ids are int32 where they do not fit. Reading a row raises `BadFileError` for a file that cannot be used.
+
+    Args:
+        root: The data set's folder.
+        split: A folder of `root/images`, such as `train`; `train`, `val`, `test` or another of `available_splits` in
+            an official layout.
+        layout: One of `layouts.LAYOUTS`; found from what lies in the folder by default.
+        sample_ids: The samples to use, in this order: paths relative to `root/images/<split>` without suffix, or as
+            `read_split_file` gives them for published lists. All of the split by default, sorted or in the order of
+            the official list.
+
+    Attributes:
+        classes: The classes of `classes.json` or of the catalog.
+        layout: The layout in use.
+        sample_ids: The examples in use, in order.
+        images: The paths of their images.
+
+    Raises:
+        FileNotFoundError: A folder, an official list or `classes.json` is missing, or an image has no mask.
+        ValueError: The layout is not known or not clear, the split is empty, two images share a sample id, or
+            `sample_ids` names an example that is not there.
+    """
+
+    def __init__(
+        self, root: str | Path, split: str, *, layout: str | None = None, sample_ids: Iterable[str] | None = None
+    ) -> None:
+        self.root = Path(root)
+        self.layout = find_layout(self.root) if layout is None else layout
+        files = split_files(self.root, split, self.layout)
+        images = files.images
+        self.classes: ClassTable = files.classes
+        self._mapping = files.mapping
+        self.sample_ids: list[str] = list(images) if sample_ids is None else list(sample_ids)
+        unknown = [stem for stem in self.sample_ids if stem not in images]
+        if unknown:
+            raise ValueError(
+                f"{len(unknown)} of {len(self.sample_ids)} sample_ids are not in {files.image_folder}: "
+                f"{first_few(unknown)}; a sample id is a path relative to that folder without suffix, such as "
+                f"{next(iter(images))!r}"
+            )
+        self.images = [images[stem] for stem in self.sample_ids]
+        self._masks = [files.masks[stem] for stem in self.sample_ids]
+        missing = [mask.relative_to(files.mask_folder).as_posix() for mask in self._masks if not mask.is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{len(missing)} of {len(self.sample_ids)} images of {files.image_folder} have no mask in "
+                f"{files.mask_folder}: {first_few(missing)}; add the masks, or leave these images out"
+            )
+
+    @property
+    def fingerprint(self) -> list[str]:
+        """What tells this data from other data, the same wherever it lies: names, and sizes of the files."""
+        files = zip(self.sample_ids, self.images, self._masks, strict=True)
+        return [f"{stem} {image.stat().st_size} {mask.stat().st_size}" for stem, image, mask in files]
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    def mask(self, index: int) -> np.ndarray:
+        """The `annotation` of a row alone."""
+        return decode_mask(
+            self._masks[index],
+            num_classes=self.classes.num_classes,
+            ignore_index=self.classes.ignore_index,
+            mapping=self._mapping,
+        )
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path, mask_path = self.images[index], self._masks[index]
+        image, mask = decode_image(path), self.mask(index)
+        return make_sample(image, mask, str(path), str(mask_path))
+
+
+def available_splits(root: str | Path, layout: str | None = None) -> list[str]:
+    """The splits of a data set in one of `SegmentationFolder`'s layouts.
+
+    Args:
+        root: The data set's folder.
+        layout: One of `layouts.LAYOUTS`; found from what lies in the folder by default.
+
+    Returns:
+        The names of the folders in `root/images`, or those of `train`, `val`, `test`, `trainval` and `train_aug` that
+        an official layout has; sorted.
+
+    Raises:
+        FileNotFoundError: `root/images` is not a folder, and nothing else there is a known layout.
+        ValueError: The layout is not known or not clear.
+    """
+    return layout_splits(root, find_layout(root) if layout is None else layout)
+
+
+class HubSegmentation(Dataset[dict[str, Any]]):
+    """Images with masks of class ids, from a data set that is downloaded and kept in the cache.
+
+    Its rows are those of `SegmentationFolder`. Reading a row raises `BadFileError` for a file that cannot be used.
+
+    Args:
+        name: A data set of the Hub, such as `org/name`, or a local folder or file that `datasets` reads.
+        split: The split.
+        classes: The classes, such as of `read_class_table`. By default the names of the data set's one list of
+            `ClassLabel`s; a single `ClassLabel` names the whole image, not its pixels.
+        image_column: Column of the images.
+        mask_column: Column of the masks: images of one channel, pixel value = class id.
+        config: Configuration of the data set, where it has several.
+        revision: Branch, tag or commit on the Hub.
+        sample_ids: The examples to use, in this order; all by default.
+
+    Attributes:
+        classes: The classes.
+        sample_ids: The examples in use: row numbers of eight digits.
+
+    Raises:
+        ValueError: There is no such split or column, a column holds no images, `sample_ids` names an example that is
+            not there, or the data set does not name its classes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        classes: ClassTable | None = None,
+        *,
+        image_column: str = "image",
+        mask_column: str = "annotation",
+        config: str | None = None,
+        revision: str | None = None,
+        sample_ids: Iterable[str] | None = None,
+    ) -> None:
+        self.name = f"{name}/{split}"
+        self.image_column, self.mask_column = image_column, mask_column
+        data = load_split(name, split, config=config, revision=revision)
+        self.classes: ClassTable = classes or _classes_of(data.features, self.name)
+        self.data = with_undecoded(data, [image_column, mask_column], self.name)
+        rows = {f"{index:08d}": index for index in range(len(self.data))}
+        self.sample_ids: list[str] = list(rows) if sample_ids is None else list(sample_ids)
+        unknown = [stem for stem in self.sample_ids if stem not in rows]
+        if unknown:
+            raise ValueError(
+                f"{len(unknown)} of {len(self.sample_ids)} sample_ids are not in {self.name}, such as {unknown[0]!r}; "
+                f"a sample id is a row number of eight digits, up to {len(rows) - 1:08d}"
+            )
+        self._indices = [rows[stem] for stem in self.sample_ids]
+        self.fingerprint = [*(local_contents(name) or [data._fingerprint]), *self.sample_ids]
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    def mask(self, index: int) -> np.ndarray:
+        """The `annotation` of a row alone."""
+        (file,) = self._files(index, self.mask_column)
+        return self._decoded(file)
+
+    def _files(self, index: int, *columns: str) -> list[dict[str, Any]]:
+        number = self._indices[index]
+        row = self.data[number]  # once: it fetches all columns
+        return [undecoded_row(row[column], f"{self.name}, row {number}, {column}") for column in columns]
+
+    def _decoded(self, mask: dict[str, Any]) -> np.ndarray:
+        return decode_mask(mask["image"], num_classes=self.classes.num_classes, ignore_index=self.classes.ignore_index)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image, mask = self._files(index, self.image_column, self.mask_column)
+        return make_sample(decode_image(image["image"]), self._decoded(mask), image["path"], mask["path"])
+
+
+def _classes_of(features: Any, name: str) -> ClassTable:
+    """The names of the one list of `ClassLabel`s among the columns."""
+    import datasets
+
+    lists = [feature.feature for feature in features.values() if isinstance(feature, datasets.List)]
+    labels = [feature for feature in lists if isinstance(feature, datasets.ClassLabel)]
+    if len(labels) != 1:
+        raise ValueError(
+            f"{name} does not name the classes of its masks; write them to a file classes.json and give "
+            'classes=read_class_table("classes.json")'
+        )
+    names = tuple(labels[0].names)
+    return ClassTable(names=names, colors=class_colors(len(names)))
+
+
+def open_segmentation_dataset(
+    name: str | Path,
+    split: str,
+    *,
+    classes: str | Path | None = None,
+    image_column: str = "image",
+    mask_column: str = "annotation",
+    sample_ids: Iterable[str] | None = None,
+) -> SegmentationDataset:
+    """Opens a split of a folder, of a data set of the Hub, or of one that `datasets` wrote.
+
+    Args:
+        name: A folder in one of `SegmentationFolder`'s layouts, `hf://datasets/org/name[@revision]`, or a local folder
+            of parquet or arrow files.
+        split: The split.
+        classes: `classes.json` of a data set that does not name its classes; folders bring their own.
+        image_column: Column of the images in a data set.
+        mask_column: Column of the masks in a data set.
+        sample_ids: The examples to use, in this order; all by default.
+
+    Returns:
+        The rows.
+
+    Raises:
+        FileNotFoundError: A folder or file is missing.
+        ValueError: There is no such split, column or example.
+    """
+    name = str(name)
+    on_hub = name.startswith(HUB_PREFIX)
+    if not on_hub and not holds_dataset(name):
+        return SegmentationFolder(name, split, sample_ids=sample_ids)
+    repository, revision = parse_hub_name(name)[:2] if on_hub else (name, None)
+    return HubSegmentation(
+        repository,
+        split,
+        read_class_table(classes) if classes else None,
+        image_column=image_column,
+        mask_column=mask_column,
+        revision=revision,
+        sample_ids=sample_ids,
+    )
+
+
+class DataArguments(Protocol):
+    """Arguments that name labelled data, such as [`FinetuneArguments`]."""
+
+    data: str | None
+    classes: str | None
+    image_column: str
+    mask_column: str
+
+
+def open_split(args: DataArguments, split: str, sample_ids: Iterable[str] | None = None) -> SegmentationDataset:
+    """A split of labelled data: a folder, a data set of the Hub or one that `datasets` wrote.
+
+    Args:
+        args: where it is; the embedded scenes where they name none.
+        split: its name.
+        sample_ids: the examples to use; all by default.
+    """
+    name = args.data or str(embedded_scenes())
+    return open_segmentation_dataset(
+        name if "://" in name else resolve_data(name),
+        split,
+        classes=args.classes,
+        image_column=args.image_column,
+        mask_column=args.mask_column,
+        sample_ids=sample_ids,
+    )

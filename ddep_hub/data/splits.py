@@ -1,0 +1,132 @@
+"""Which images count as labelled: nested random choices, and published lists."""
+
+import hashlib
+import itertools
+import re
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path, PurePosixPath
+
+from .image_io import IMAGE_EXTENSIONS
+
+
+_EXTENSION = "(?:" + "|".join(re.escape(extension) for extension in IMAGE_EXTENSIONS) + ")"
+_IMAGE_AND_MASK = re.compile(rf"(.+?{_EXTENSION})\s+.+{_EXTENSION}", re.IGNORECASE)
+# Folders that hold <split>/<stem> in the data sets whose lists are published (ADE20K, Cityscapes).
+_IMAGE_FOLDERS = ("images", "leftImg8bit")
+_CITYSCAPES_SUFFIX = "_leftImg8bit"
+
+
+def parse_fraction(value: str | float | Fraction) -> Fraction:
+    """Reads a share of the labels.
+
+    Args:
+        value: A quotient such as `"1/30"`, or a decimal number as text or number.
+
+    Returns:
+        The exact fraction; 0.1 is 1/10, not the nearest binary number.
+
+    Raises:
+        ValueError: It is no number, or not in (0, 1].
+    """
+    try:
+        fraction = Fraction(str(value).replace(" ", ""))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"label fraction {value!r} is not a number; write it like 1/30 or 0.1") from None
+    if not 0 < fraction <= 1:
+        raise ValueError(f"label fraction {value!r} is not in (0, 1]; write it like 1/30 or 0.1")
+    return fraction
+
+
+def choose_labelled(
+    sample_ids: Iterable[str],
+    *,
+    fraction: str | float | Fraction | None = None,
+    number: int | None = None,
+    seed: int,
+) -> list[str]:
+    """Chooses the labelled images of a split at random.
+
+    Stems are ordered by a hash of seed and stem and the first ones taken: the choice depends neither on the order of
+    the input nor on platform or library versions, and at one seed a smaller choice is the start of a larger one.
+
+    Args:
+        sample_ids: The images to choose from, none twice.
+        fraction: Share to choose, as `parse_fraction` takes it: `max(1, round(fraction * len(sample_ids)))` images.
+        number: How many to choose, in place of `fraction`.
+        seed: Another seed is another order.
+
+    Returns:
+        The chosen sample_ids, in the order of the hash.
+
+    Raises:
+        ValueError: Not exactly one of `fraction` and `number` is given, `number` is below 1 or more than there are,
+            or a stem repeats.
+    """
+    pool = sorted(sample_ids)
+    if len(set(pool)) != len(pool):
+        repeated = next(stem for stem, following in itertools.pairwise(pool) if stem == following)
+        raise ValueError(f"stem {repeated!r} occurs more than once; list every image once")
+    if (fraction is None) == (number is None):
+        raise ValueError(f"give either fraction or number, not fraction={fraction!r} and number={number!r}")
+    if fraction is not None:
+        number = max(1, round(parse_fraction(fraction) * len(pool)))
+    assert number is not None
+    if not 1 <= number <= len(pool):
+        raise ValueError(f"number of labelled images is {number}, but there are {len(pool)}; choose 1..{len(pool)}")
+    return sorted(pool, key=lambda stem: hashlib.sha256(f"{seed}:{stem}".encode()).digest())[:number]
+
+
+def read_split_file(path: str | Path) -> list[str]:
+    """Reads a list of images.
+
+    One image a line: its path, and after white space optionally its mask's path, which is not used. Empty lines and
+    lines that start with # are passed over. A stem is the image's path without suffix and without a leading
+    `images/<split>/`; of Cityscapes' names `leftImg8bit/<split>/` and the ending `_leftImg8bit` go too, so that the
+    stem names the frame.
+
+    Args:
+        path: The text file.
+
+    Returns:
+        Stems in the file's order.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file lists no image, or one twice; the message gives the line.
+    """
+    first_line: dict[str, int] = {}
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        stem = _stem(line)
+        if stem in first_line:
+            raise ValueError(
+                f"{path}, line {number}: {stem} is already in line {first_line[stem]}; remove one of them"
+            )
+        first_line[stem] = number
+    if not first_line:
+        raise ValueError(f"{path} lists no image; write one image path a line")
+    return list(first_line)
+
+
+def write_split_file(path: str | Path, sample_ids: Iterable[str]) -> None:
+    """Writes sample_ids so that `read_split_file` gives them back.
+
+    Args:
+        path: The text file to write; its folder must exist.
+        sample_ids: One line each.
+    """
+    Path(path).write_text("".join(f"{stem}\n" for stem in sample_ids), encoding="utf-8")
+
+
+def _stem(line: str) -> str:
+    pair = _IMAGE_AND_MASK.fullmatch(line)
+    image = PurePosixPath((pair.group(1) if pair else line).replace("\\", "/"))
+    if image.suffix.lower() in IMAGE_EXTENSIONS:
+        image = image.with_suffix("")
+    parts = image.parts
+    if len(parts) > 2 and parts[0] in _IMAGE_FOLDERS:
+        parts = parts[2:]
+    return "/".join(parts).removesuffix(_CITYSCAPES_SUFFIX)

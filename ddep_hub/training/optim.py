@@ -1,0 +1,199 @@
+"""Optimizer, learning rate, and the weights that are trained."""
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from timm.layers import convert_sync_batchnorm
+from timm.models import group_parameters
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+
+from ddep_hub import DDePPreTrainedModel
+
+from .arguments import RunArguments
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+def encoder_rates(encoder: nn.Module, factor: float, layer_decay: float) -> dict[str, float]:
+    """Factors on the learning rate of an encoder's parameters, by name.
+
+    Args:
+        encoder: a timm model.
+        factor: that of its last layer.
+        layer_decay: further factor for each layer before it, in the layers that timm groups parameters into.
+    """
+    names = [name for name, _ in encoder.named_parameters()]
+    if layer_decay == 1.0:
+        return dict.fromkeys(names, factor)
+    layers: Mapping[str, int] = group_parameters(encoder, encoder.group_matcher(coarse=False), reverse=True)
+    last = max(layers[name] for name in names)
+    return {name: factor * layer_decay ** (last - layers[name]) for name in names}
+
+
+def parameter_groups(
+    model: nn.Module, args: RunArguments, encoder_factors: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Trainable parameters, split by learning rate and weight decay (norms and biases are spared).
+
+    Args:
+        model: a model with `ddep.encoder`.
+        args: the run's arguments.
+        encoder_factors: see [`encoder_rates`]; 1 where `None`.
+    """
+    prefix = "ddep.encoder."
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            in_encoder = encoder_factors is not None and name.startswith(prefix)
+            factor = encoder_factors[name.removeprefix(prefix)] if encoder_factors and in_encoder else 1.0
+            groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": args.learning_rate * factor,
+            "peak_lr": args.learning_rate * factor,
+            "weight_decay": args.weight_decay if decay else 0.0,
+        }
+        for (factor, decay), parameters in groups.items()
+    ]
+
+
+def learning_rate_factor(step: int, args: RunArguments) -> float:
+    """Share of the peak learning rate at a step counted from 0: linear warm-up, then the chosen course to 0."""
+    if step < args.warmup_steps:
+        return (step + 1) / (args.warmup_steps + 1)
+    progress = min(1.0, (step - args.warmup_steps) / max(1, args.max_steps - args.warmup_steps))
+    match args.lr_scheduler_type:
+        case "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * progress))
+        case "polynomial":
+            return (1.0 - progress) ** 0.9
+        case "constant":
+            return 1.0
+        case other:
+            raise ValueError(f"lr_scheduler must be cosine, polynomial or constant, got {other}.")
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, args: RunArguments) -> float:
+    """Sets the learning rates of a step, a function of the step alone, and gives that of the decoder."""
+    factor = learning_rate_factor(step, args)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+    return args.learning_rate * factor
+
+
+def build_optimizer(
+    model: nn.Module, args: RunArguments, encoder_factors: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """Adam or AdamW over the trainable parameters, fused where the device has it."""
+    groups = parameter_groups(model, args, encoder_factors)
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    kind = torch.optim.AdamW if args.optim == "adamw" else torch.optim.Adam
+    return kind(groups, lr=args.learning_rate, fused=fused)
+
+
+class Weights:
+    """The model that is trained, wrapped for its processes, and the plain one that is measured and saved.
+
+    Args:
+        accelerator: the process's accelerator.
+        model: the model; it is moved to the device, and its BatchNorm synchronised where that was asked for.
+        args: the run's arguments.
+
+    Attributes:
+        model: the model, trained in place.
+        average: the moving average of its weights, or `None`.
+
+    Raises:
+        ValueError: options that do not go together.
+    """
+
+    def __init__(self, accelerator: Accelerator, model: DDePPreTrainedModel, args: RunArguments) -> None:
+        self.accelerator = accelerator
+        self.sharded = getattr(accelerator, "is_fsdp2", False)
+        if self.sharded and (args.model_ema_decay or getattr(args, "freeze_encoder_steps", 0)):
+            raise ValueError(
+                "model_ema_decay and freeze_encoder_steps do not work with FSDP. Leave them out, or use DDP."
+            )
+        if args.sync_bn and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+            convert_sync_batchnorm(model)  # timm's: torch's would lose the activation inside timm's own BatchNorm
+        # Channels last is how convolutions run fastest, on GPUs and CPUs alike; files are in the usual order again.
+        # FSDP shards parameters in the usual order alone.
+        order = torch.contiguous_format if self.sharded else torch.channels_last
+        self.model = model.to(accelerator.device, memory_format=order)
+        if args.activation_checkpointing:
+            if hasattr(model, "activation_checkpointing_enable"):
+                model.activation_checkpointing_enable()
+            else:  # older releases of transformers
+                model.gradient_checkpointing_enable()
+        self.average = ModelEmaV3(model, decay=args.model_ema_decay, use_warmup=True) if args.model_ema_decay else None
+        self._unsharded = copy.deepcopy(model) if self.sharded else model
+
+    def plain(self) -> DDePPreTrainedModel:
+        """The model to measure and save, the same in every process: the average where there is one.
+
+        BatchNorm's statistics are the first process's, as DDP has it.
+        """
+        if self.sharded:
+            options = StateDictOptions(full_state_dict=True)
+            state, _ = get_state_dict(self.model, [], options=options)
+            self._unsharded.load_state_dict(state)
+        model = self._unsharded if self.average is None else self.average.module
+        if self.accelerator.num_processes > 1:
+            for buffer in model.buffers():
+                buffer.copy_(broadcast(buffer.clone()))
+        return model
+
+    def gather(self, optimizer: torch.optim.Optimizer) -> tuple[Tensors, Tensors | None, dict[str, Any]]:
+        """All of the model, of its average, and of the optimizer; called by every process, for the first one."""
+        if self.sharded:
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+            model, states = get_state_dict(self.model, optimizer, options=options)
+        else:
+            model, states = self.model.state_dict(), optimizer.state_dict()
+        average = None if self.average is None else self.average.module.state_dict()
+        return model, average, states
+
+    def load_state_dict(
+        self, optimizer: torch.optim.Optimizer, model: Tensors, average: Tensors | None, states: dict[str, Any]
+    ) -> None:
+        """Loads what [`gather`] gave, in every process."""
+        if self.sharded:
+            options = StateDictOptions(full_state_dict=True)
+            set_state_dict(self.model, optimizer, model_state_dict=model, optim_state_dict=states, options=options)
+            return
+        self.model.load_state_dict(model)
+        optimizer.load_state_dict(states)
+        if self.average is not None and average is not None:
+            self.average.module.load_state_dict(average)
+
+
+def set_encoder_mode(model: DDePPreTrainedModel, *, frozen: bool, frozen_norms: bool) -> None:
+    """Puts a model into training mode, but for what is frozen of its encoder.
+
+    Args:
+        model: a model with `ddep.encoder`.
+        frozen: freeze all of the encoder: no gradients, and the norms' statistics stay.
+        frozen_norms: freeze its norms alone.
+    """
+    model.train()
+    encoder = model.ddep.encoder
+    encoder.train(not frozen).requires_grad_(not frozen)
+    if frozen_norms:
+        for module in encoder.modules():
+            if is_norm(module):
+                module.eval().requires_grad_(False)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalises activations; timm has its own kinds, whose names say it."""
+    known = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+    return isinstance(module, known) or "Norm" in type(module).__name__

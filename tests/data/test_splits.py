@@ -1,0 +1,130 @@
+import os
+import random
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from ddep_hub.data.splits import choose_labelled, parse_fraction, read_split_file, write_split_file
+
+
+DATA = Path(os.environ.get("DDEP_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))
+STEMS = [f"city/frame_{number:04d}" for number in range(367)]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("1/30", Fraction(1, 30)), ("0.1", Fraction(1, 10)), (0.1, Fraction(1, 10)), (1, 1), (" 1 / 4", Fraction(1, 4))],
+)
+def test_parse_fraction(value, expected):
+    assert parse_fraction(value) == expected
+
+
+@pytest.mark.parametrize("value", ["0", "2", "-1/4", 1.5, "1/0", "ten", "", "nan", float("inf")])
+def test_bad_fractions_are_named(value):
+    with pytest.raises(ValueError, match=r"label fraction .* write it like 1/30"):
+        parse_fraction(value)
+
+
+def test_smaller_choices_start_larger_ones():
+    whole = choose_labelled(STEMS, fraction=1, seed=3)
+    assert sorted(whole) == STEMS
+    for fraction, number in [("1/30", 12), ("1/16", 23), ("1/8", 46), ("1/4", 92), ("1/2", 184)]:
+        chosen = choose_labelled(STEMS, fraction=fraction, seed=3)
+        assert len(chosen) == number
+        assert chosen == whole[:number]
+
+
+def test_choice_depends_on_the_seed_and_not_on_the_order():
+    shuffled = random.Random(0).sample(STEMS, len(STEMS))
+    assert choose_labelled(shuffled, number=20, seed=0) == choose_labelled(STEMS, number=20, seed=0)
+    assert choose_labelled(STEMS, number=20, seed=0) != choose_labelled(STEMS, number=20, seed=1)
+
+
+def test_choice_is_the_same_everywhere():
+    assert choose_labelled([f"{letter}" for letter in "abcdefgh"], number=4, seed=0) == ["h", "f", "g", "d"]
+
+
+def test_at_least_one_is_chosen():
+    assert len(choose_labelled(STEMS, fraction="1/10000", seed=0)) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"number": 368}, "is 368, but there are 367"),
+        ({"number": 0}, "is 0"),
+        ({}, "either fraction or number"),
+        ({"number": 3, "fraction": 0.5}, "either fraction or number"),
+    ],
+)
+def test_bad_choices(options, message):
+    with pytest.raises(ValueError, match=message):
+        choose_labelled(STEMS, seed=0, **options)
+
+
+def test_repeated_stems_are_named():
+    with pytest.raises(ValueError, match="'b' occurs more than once"):
+        choose_labelled(["a", "b", "b"], number=1, seed=0)
+
+
+def test_split_file_lines(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text(
+        "# labelled\n\n"
+        "leftImg8bit/train/jena/jena_000078_000019_leftImg8bit.png gtFine/train/jena/jena_000078_000019_x.png\n"
+        "images/training/ADE_train_00001609.jpg annotations/training/ADE_train_00001609.png\n"
+        "images/train/sub/my photo.JPG\n"
+        "plain/frame.0001\n"
+    )
+    assert read_split_file(path) == [
+        "jena/jena_000078_000019",
+        "ADE_train_00001609",
+        "sub/my photo",
+        "plain/frame.0001",
+    ]
+
+
+def test_split_file_round_trip(tmp_path):
+    sample_ids = ["b/c d", "a", "frame.0001"]
+    write_split_file(tmp_path / "list.txt", sample_ids)
+    assert read_split_file(tmp_path / "list.txt") == sample_ids
+
+
+def test_split_file_errors(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("a.jpg\nb.jpg\nimages/train/a.png\n")
+    with pytest.raises(ValueError, match=r"list\.txt, line 3: a is already in line 1"):
+        read_split_file(path)
+    path.write_text("\n# nothing\n")
+    with pytest.raises(ValueError, match=r"list\.txt lists no image"):
+        read_split_file(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("cityscapes/1_30/labeled.txt", 100),
+        ("cityscapes/1_16/labeled.txt", 186),
+        ("cityscapes/1_8/labeled.txt", 372),
+        ("cityscapes/1_4/labeled.txt", 744),
+        ("cityscapes/1_2/labeled.txt", 1488),
+        ("cityscapes/val.txt", 500),
+        ("ade20k/1_64/labeled.txt", 316),
+        ("ade20k/1_32/labeled.txt", 631),
+        ("ade20k/1_16/labeled.txt", 1263),
+        ("ade20k/1_8/labeled.txt", 2526),
+        ("ade20k/1_4/labeled.txt", 5052),
+        ("ade20k/1_2/labeled.txt", 10105),
+        ("ade20k/val.txt", 2000),
+    ],
+)
+def test_published_lists(name, count):
+    path = DATA / "splits_published" / name
+    if not path.is_file():
+        pytest.skip(f"no published lists at {path}; set DDEP_DATA")
+    sample_ids = read_split_file(path)
+    assert len(sample_ids) == count
+    prefix = "ADE_" if name.startswith("ade20k") else sample_ids[0].split("/")[0] + "/"
+    assert sample_ids[0].startswith(prefix)
+    assert not any("leftImg8bit" in stem or "images" in stem or " " in stem for stem in sample_ids)

@@ -1,0 +1,67 @@
+"""The denoising error and its references, on cases with known answers."""
+
+import pytest
+import torch
+from torch import nn
+from torchvision.transforms.v2 import functional as tvf
+
+from ddep_hub import DDePForPreTraining
+from ddep_hub.denoising import corrupt
+from ddep_hub.evaluation.denoising import denoising_error, denoising_references
+
+
+class Oracle(nn.Module):
+    """Predicts a known multiple of the target."""
+
+    def __init__(self, config, share):
+        super().__init__()
+        self.config, self.share = config, share
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, pixel_values, noise, sigma):
+        from ddep_hub.modeling_ddep import DDePForPreTrainingOutput
+
+        target = noise if self.config.prediction_type == "epsilon" else pixel_values
+        noisy = corrupt(pixel_values, noise, sigma, self.config.corruption)
+        return DDePForPreTrainingOutput(prediction=self.share * target, noisy_pixel_values=noisy)
+
+
+@pytest.fixture
+def smooth():
+    return tvf.gaussian_blur(torch.randn(6, 3, 48, 48), 31, 8.0) * 5
+
+
+@pytest.mark.parametrize("corruption", ["scaled", "simple"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample"])
+def test_a_perfect_prediction_has_no_error(corruption, prediction_type, hybrid_config, smooth):
+    config = hybrid_config(corruption=corruption, prediction_type=prediction_type)
+    assert denoising_error(Oracle(config, 1.0), smooth) == pytest.approx(0, abs=1e-6)
+
+
+def test_predicting_a_part_of_the_noise(hybrid_config, smooth):
+    zero = denoising_references(smooth, smooth, 0.22)["predicting_zero"]
+    assert zero == pytest.approx(1, abs=0.02)
+    assert denoising_error(Oracle(hybrid_config(), 0.5), smooth) == pytest.approx(0.25 * zero, rel=1e-4)
+    assert denoising_error(Oracle(hybrid_config(), 0.0), smooth) == pytest.approx(zero, rel=1e-4)
+
+
+def test_references_denoise_smooth_images_well_and_noise_not_at_all(smooth):
+    easy = denoising_references(smooth, smooth.flip(0), 0.22)
+    assert easy["gaussian_blur"] < 0.05 and easy["linear_filter"] < 0.15
+    hard = denoising_references(torch.randn(4, 3, 48, 48), torch.randn(4, 3, 48, 48), 0.22)
+    assert hard["gaussian_blur"] > 0.9 and hard["linear_filter"] > 0.9
+
+
+def test_the_linear_filter_uses_what_channels_share(smooth):
+    grey = smooth[:, :1].expand(-1, 3, -1, -1) + 0.3 * torch.randn(6, 1, 48, 48)
+    figures = denoising_references(grey, grey.flip(0), 0.22)
+    assert figures["linear_filter"] < 0.7 * figures["gaussian_blur"]
+
+
+def test_the_error_is_that_of_the_model_and_does_not_depend_on_the_batch(hybrid_config, smooth):
+    model = DDePForPreTraining(hybrid_config())
+    one, other = (denoising_error(model, smooth, batch_size=size) for size in (1, 6))
+    assert one == pytest.approx(other, rel=1e-5)
+    noise = torch.randn(smooth.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert one == pytest.approx(model(smooth, noise=noise).loss.item(), rel=1e-4)

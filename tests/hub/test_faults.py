@@ -1,0 +1,253 @@
+"""What goes wrong between here and the Hub: each fault is injected over HTTP, and makes a row of the docs."""
+
+import hashlib
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from fake_hub import Fault, Repository
+from huggingface_hub import constants
+
+from ddep_hub.hub.publish import LONGEST_WAIT, WAITS, PublishError, publish_folder
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "publishing.md"
+ALWAYS = 99
+CREATE, COMMIT, PREUPLOAD = "/api/repos/create$", "/commit/main", "/preupload/main"
+WEIGHTS = "/resolve/.*/model.safetensors$"
+
+
+def someone_commits(repository: Repository) -> None:
+    repository.add("theirs.txt", b"theirs")
+
+
+def answer_as_ever(repository: Repository) -> None:
+    """The stand-in's own answer is the fault."""
+
+
+@dataclass
+class Case:
+    """A fault and what comes of it.
+
+    Args:
+        injected: what goes wrong, for the docs.
+        outcome: what comes of it, for the docs.
+        faults: what the Hub does; a function is called with the repository.
+        error: what the error's text matches; `None` for success.
+        commits: commits that `publish_folder` made.
+        waited: seconds that some call waited.
+        options: of `publish_folder`.
+        xet: upload by xet, as is the default; else by Git LFS.
+    """
+
+    injected: str
+    outcome: str
+    faults: list[tuple[str, str, object, int, dict[str, str]]]
+    error: str | None = None
+    commits: int = 1
+    waited: tuple[float, ...] = ()
+    options: dict[str, bool] = field(default_factory=dict)
+    xet: bool = False
+
+    @property
+    def row(self) -> str:
+        return f"| {self.injected} | {self.outcome} |"
+
+
+def fault(method: str, path: str, what: int | str | Callable, times: int = 1, **headers: str):
+    return method, path, what, times, {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+CASES = [
+    Case(
+        "401, the token is not known",
+        "error: log in, or set HF_TOKEN",
+        [fault("POST", "/api/", 401, ALWAYS), fault("GET", "/api/", 401, ALWAYS)],
+        error="making org/name on the Hub failed.*hf auth login",
+        commits=0,
+    ),
+    Case(
+        "403, no right to write to the repository",
+        "error: use a token that has it",
+        [fault("POST", PREUPLOAD, 403, ALWAYS)],
+        error="the commit to org/name failed.*no right to write",
+        commits=0,
+    ),
+    Case(
+        "404, no such repository or branch",
+        "error: check the name and the token",
+        [fault("POST", COMMIT, 404, ALWAYS)],
+        error="the commit to org/name failed.*check the name",
+        commits=0,
+    ),
+    Case("409, the repository is there already", "published to it", [fault("POST", CREATE, answer_as_ever)]),
+    Case(
+        "409 once, another commit is being made",
+        "published on top of it, in one commit",
+        [fault("POST", COMMIT, 409)],
+    ),
+    Case(
+        "409 again and again",
+        "error: look at what was changed",
+        [fault("POST", COMMIT, 409, ALWAYS)],
+        error="the commit to org/name failed.*at the same time",
+        commits=0,
+    ),
+    Case(
+        "stale revision: someone commits during the upload",
+        "published on top of it, their files kept",
+        [fault("POST", COMMIT, someone_commits)],
+    ),
+    Case(
+        "stale revision again and again",
+        "error: look at what was changed; their files kept",
+        [fault("POST", COMMIT, someone_commits, ALWAYS)],
+        error="the commit to org/name failed.*at the same time",
+        commits=0,
+    ),
+    Case(
+        "413, a file is too large",
+        "error: publish decoder-only, or smaller shards",
+        [fault("POST", COMMIT, 413, ALWAYS)],
+        error="the commit to org/name failed.*too large",
+        commits=0,
+    ),
+    Case(
+        "429 once, with a time to wait",
+        "published after that time",
+        [fault("POST", CREATE, 429, Retry_After="7")],
+        waited=(7,),
+    ),
+    Case(
+        "429 again and again, with an hour to wait",
+        f"error after {len(WAITS)} waits of {LONGEST_WAIT:.0f} s",
+        [fault("POST", CREATE, 429, ALWAYS, Retry_After="3600")],
+        error="making org/name on the Hub failed.*no more requests for now",
+        commits=0,
+        waited=(LONGEST_WAIT, LONGEST_WAIT),
+    ),
+    Case("500 once", "published after a second", [fault("POST", COMMIT, 500)], waited=WAITS[:1]),
+    Case(
+        "500 again and again",
+        f"error after {len(WAITS) + 1} tries",
+        [fault("POST", COMMIT, 500, ALWAYS)],
+        error="the commit to org/name failed.*does not work as it should",
+        commits=0,
+        waited=WAITS,
+    ),
+    Case(
+        "503 on two requests",
+        "published after some seconds",
+        [fault("POST", PREUPLOAD, 503, 2), fault("GET", "/api/models/org/name", 503, 1)],
+    ),
+    Case(
+        "503 again and again",
+        f"error after {len(WAITS) + 1} tries",
+        [fault("GET", "/api/models/org/name", 503, ALWAYS)],
+        error="looking at org/name failed.*does not work as it should",
+        commits=0,
+        waited=WAITS,
+    ),
+    Case(
+        "connection cut in the middle of an upload",
+        "the file is sent again, and published",
+        [fault("PUT", "/lfs/", "cut")],
+    ),
+    Case(
+        "connection cut in each upload",
+        "error: check the network",
+        [fault("PUT", "/lfs/", "cut", ALWAYS)],
+        error="the commit to org/name failed.*check the network",
+        commits=0,
+    ),
+    Case(
+        "connection cut in the middle of an upload by xet",
+        "sent again, and published",
+        [fault("POST", "/v1/shards", "cut")],
+        xet=True,
+    ),
+    Case(
+        "xet's own server refuses",
+        "error: check network and token, or set HF_HUB_DISABLE_XET",
+        [fault("POST", "/v1/shards", 403, ALWAYS)],
+        error="the commit to org/name failed.*HF_HUB_DISABLE_XET=1",
+        commits=0,
+        xet=True,
+    ),
+    Case(
+        "connection cut after the commit, before the answer",
+        "published, in one commit and not in two",
+        [fault("POST", COMMIT, "no answer")],
+    ),
+    Case(
+        "the same, for a pull request",
+        "error: look whether it was opened",
+        [fault("POST", COMMIT, "no answer")],
+        error="the commit to org/name failed.*look whether it was done",
+        options={"create_pr": True},
+    ),
+    Case(
+        "connection cut in the middle of reading back",
+        "the download goes on where it stopped; published",
+        [fault("GET", WEIGHTS, "cut in the middle")],
+    ),
+    Case(
+        "connection cut in each reading back",
+        "error that names the commit",
+        [fault("GET", WEIGHTS, "cut", ALWAYS)],
+        error=r"reading model.safetensors of org/name back failed.*The commit is [0-9a-f]{40}",
+    ),
+    Case("a corrupted download", "read back again; published", [fault("GET", WEIGHTS, "corrupt")]),
+    Case(
+        "corrupted in each download",
+        "error that names the file and the commit",
+        [fault("GET", WEIGHTS, "corrupt", ALWAYS)],
+        error=r"model.safetensors of org/name at .* is not what was sent.*The commit is [0-9a-f]{40}",
+    ),
+]
+
+
+def state(folder: Path) -> list[tuple[str, str, int]]:
+    """Names, contents and times of a folder's files."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [(str(path), hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns) for path in files]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.injected)
+def test_success_or_a_clear_error(case, hub, folder, monkeypatch):
+    repository = hub.add("org/name", {"notes.txt": b"notes"})
+    first, before, waited = repository.branches["main"], state(folder), []
+    monkeypatch.setattr(time, "sleep", waited.append)  # the client's waits as well
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not case.xet)
+    for method, path, what, times, headers in case.faults:
+        act = (lambda what=what: what(repository)) if callable(what) else what
+        hub.faults.append(Fault(method, path, act, times, headers))
+    if case.error is None:
+        assert publish_folder(folder, "org/name", **case.options).endswith(repository.branches["main"])
+    else:
+        with pytest.raises(PublishError) as raised:
+            publish_folder(folder, "org/name", **case.options)
+        assert re.search(case.error, str(raised.value)), raised.value
+        assert raised.value.__cause__ is not None
+    assert all(found.times < wanted[3] for found, wanted in zip(hub.faults, case.faults, strict=True)), "not met"
+    assert list(repository.messages.values()).count("Upload DDePForSemanticSegmentation") == case.commits
+    assert [seconds for seconds in waited if seconds in case.waited] == list(case.waited)
+    assert state(folder) == before
+    # Whole or not at all, and beside what was there.
+    published = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
+    whole = case.commits == 1 and not case.options
+    files = set(repository.head()) - {".gitattributes", "theirs.txt"}
+    assert files == {"notes.txt"} | (published if whole else set())
+    theirs = any(what is someone_commits for _, _, what, _, _ in case.faults)
+    assert ("theirs.txt" in repository.head()) == theirs
+    if not whole and not theirs:
+        assert repository.branches["main"] == first
+
+
+def test_the_docs_have_these_rows_and_no_others():
+    text = DOCS.read_text(encoding="utf-8")
+    table = text[text.index("| Injected | Outcome |") :].split("\n\n")[0].splitlines()
+    assert table == ["| Injected | Outcome |", "|---|---|", *(case.row for case in CASES)]

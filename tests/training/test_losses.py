@@ -1,0 +1,103 @@
+"""The segmentation objective against torch's own losses and against a slow reference."""
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.nn import functional as F
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
+from ddep_hub.data.classes import ClassTable
+from ddep_hub.data.image_io import BadFileError
+from ddep_hub.data.transforms import Normalize
+from ddep_hub.training.losses import SegmentationObjective, dice_losses, median_frequency_weights
+
+
+class Fixed(nn.Module):
+    """Gives logits that do not depend on the image."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, pixel_values):
+        return SemanticSegmenterOutput(logits=self.logits)
+
+
+@pytest.fixture
+def batch():
+    labels = torch.randint(0, 3, (2, 5, 7))
+    labels[0, :2] = 255
+    return {"pixel_values": torch.zeros(2, 3, 5, 7, dtype=torch.uint8), "labels": labels}
+
+
+def total(objective, logits, batch):
+    sums = objective.loss_sums(Fixed(logits), batch, 0, range(2))
+    return sum(term / count for term, count in zip(sums, objective.counts(batch), strict=True))
+
+
+def normalize():
+    return Normalize([0.5] * 3, [0.5] * 3)
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.1, 2.0, 0.5])])
+def test_cross_entropy_is_torchs(batch, weights):
+    logits = torch.randn(2, 3, 5, 7)
+    objective = SegmentationObjective(normalize(), 255, class_weights=weights)
+    expected = F.cross_entropy(logits, batch["labels"], weights, ignore_index=255)
+    torch.testing.assert_close(total(objective, logits, batch), expected)
+
+
+def slow_dice(logits, labels):
+    losses = []
+    for image, truth in zip(logits.softmax(1).numpy(), labels.numpy(), strict=True):
+        scores = []
+        for label in sorted(set(truth[truth != 255].tolist())):
+            overlap = size = 0.0
+            for row in range(truth.shape[0]):
+                for column in range(truth.shape[1]):
+                    if truth[row, column] != 255:
+                        hit = truth[row, column] == label
+                        overlap += 2 * image[label, row, column] * hit
+                        size += image[label, row, column] + hit
+            scores.append(overlap / size)
+        losses.append(1 - np.mean(scores) if scores else 0.0)
+    return torch.tensor(losses, dtype=torch.float32)
+
+
+def test_dice(batch):
+    logits = torch.randn(2, 3, 5, 7)
+    batch["labels"][1][batch["labels"][1] == 2] = 0  # a class that is not in the second image
+    torch.testing.assert_close(dice_losses(logits, batch["labels"], 255), slow_dice(logits, batch["labels"]))
+    perfect = F.one_hot(batch["labels"].where(batch["labels"] != 255, 0), 3).movedim(-1, 1) * 100.0
+    torch.testing.assert_close(dice_losses(perfect, batch["labels"], 255), torch.zeros(2))
+
+
+def test_an_image_without_labels_adds_nothing(batch):
+    logits = torch.randn(2, 3, 5, 7)
+    batch["labels"][0] = 255
+    objective = SegmentationObjective(normalize(), 255, dice_weight=0.5)
+    assert objective.counts(batch) == [35, 1]
+    expected = F.cross_entropy(logits[1:], batch["labels"][1:]) + 0.5 * slow_dice(logits, batch["labels"])[1]
+    torch.testing.assert_close(total(objective, logits, batch), expected)
+
+
+def test_median_frequency():
+    class Masks:
+        classes = ClassTable(("a", "b", "c", "d"), ((0, 0, 0),) * 4)
+
+        def __len__(self):
+            return 3
+
+        def mask(self, index):
+            if index == 2:
+                raise BadFileError("broken")
+            return np.array([[[0, 0, 0, 1]], [[0, 0, 255, 2]]][index], dtype=np.uint8)
+
+    with pytest.raises(BadFileError):
+        median_frequency_weights(Masks(), Accelerator(cpu=True), skip_bad_files=False)
+    # Frequencies in the images that hold them: a 5/7, b 1/4, c 1/3; their median is 1/3.
+    expected = torch.tensor([(1 / 3) / (5 / 7), (1 / 3) / (1 / 4), 1.0, 0.0])
+    found = median_frequency_weights(Masks(), Accelerator(cpu=True), skip_bad_files=True)
+    torch.testing.assert_close(found, expected)

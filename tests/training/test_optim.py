@@ -1,0 +1,61 @@
+"""Optimizer groups and the course of the learning rate."""
+
+import math
+
+import pytest
+import torch
+
+from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation
+from ddep_hub.training.arguments import PretrainArguments
+from ddep_hub.training.optim import (
+    build_optimizer,
+    encoder_rates,
+    learning_rate_factor,
+    parameter_groups,
+    set_learning_rate,
+)
+
+
+def test_norms_and_biases_are_spared_from_decay_and_the_encoder_has_its_rate(conv_config):
+    model = DDePForSemanticSegmentation(conv_config())
+    args = PretrainArguments(learning_rate=1.0, weight_decay=0.1)
+    groups = parameter_groups(model, args, encoder_rates(model.ddep.encoder, 0.5, 1.0))
+    settings = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        rate = 0.5 if ".encoder." in name else 1.0
+        assert settings[id(parameter)] == (rate, 0.1 if parameter.ndim > 1 else 0.0), name
+
+
+@pytest.mark.parametrize("family", ["conv_config", "hybrid_config"])
+def test_layer_decay_falls_towards_the_input(family, request):
+    encoder = DDePForSemanticSegmentation(request.getfixturevalue(family)()).ddep.encoder
+    rates = encoder_rates(encoder, 0.5, 0.8)
+    assert rates.keys() == {name for name, _ in encoder.named_parameters()}
+    values = list(rates.values())
+    assert max(values) == 0.5 and values[0] == min(values) < 0.5 * 0.8
+    assert {round(math.log(value / 0.5) / math.log(0.8), 6) % 1 for value in values} == {0.0}
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_the_optimizer_and_its_rate_at_a_step(name, kind, conv_config):
+    model = DDePForSemanticSegmentation(conv_config())
+    args = PretrainArguments(optimizer=name, learning_rate=0.1, warmup_steps=1, max_steps=3)
+    optimizer = build_optimizer(model, args, encoder_rates(model.ddep.encoder, 0.5, 1.0))
+    assert type(optimizer) is kind
+    assert [set_learning_rate(optimizer, step, args) for step in range(3)] == pytest.approx([0.05, 0.1, 0.05])
+    assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([0.025, 0.05])
+
+
+def test_a_frozen_encoder_is_left_out(conv_config):
+    model = DDePForPreTraining(conv_config())
+    chosen = {id(p) for group in parameter_groups(model, PretrainArguments()) for p in group["params"]}
+    assert chosen == {id(p) for name, p in model.named_parameters() if ".encoder." not in name}
+
+
+@pytest.mark.parametrize(("scheduler", "middle"), [("cosine", 0.5), ("polynomial", 0.5**0.9), ("constant", 1.0)])
+def test_learning_rate(scheduler, middle):
+    args = PretrainArguments(max_steps=110, warmup_steps=10, lr_scheduler=scheduler)
+    factors = [learning_rate_factor(step, args) for step in range(111)]
+    assert factors[0] == pytest.approx(1 / 11) and factors[10] == 1
+    assert factors[60] == pytest.approx(middle)
+    assert factors[110] == pytest.approx(1.0 if scheduler == "constant" else 0.0)

@@ -1,0 +1,74 @@
+"""Folders that appear only when they are whole."""
+
+import subprocess
+import sys
+
+import pytest
+
+from ddep_hub.training.logging import MetricsLog, read_metrics
+from ddep_hub.training.run_dir import run_lock
+from ddep_hub.utils.files import atomic_dir, warn_on_write_error
+
+
+def test_the_new_folder_replaces_the_old_one(tmp_path):
+    for text in ("old", "new"):
+        with atomic_dir(tmp_path / "final") as folder:
+            (folder / "file").write_text(text)
+            assert folder.parent == tmp_path
+    assert (tmp_path / "final" / "file").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path):
+    with atomic_dir(tmp_path / "final") as folder:
+        (folder / "file").write_text("old")
+    with pytest.raises(OSError, match="disk"), atomic_dir(tmp_path / "final") as folder:
+        (folder / "file").write_text("half")
+        raise OSError("disk full")
+    assert (tmp_path / "final" / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+def test_a_kill_between_the_two_renames_costs_nothing(tmp_path):
+    """`atomic_dir` moves the old folder away before the new one takes its name."""
+    (tmp_path / ".final-abc.partial" / "old").mkdir(parents=True)
+    (tmp_path / ".final-abc.partial" / "old" / "file").write_text("old")
+    (tmp_path / ".final-def.partial").mkdir()
+    (tmp_path / ".config.yaml.partial").write_text("half")
+    with run_lock(tmp_path):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "final"]
+    assert (tmp_path / "final" / "file").read_text() == "old"
+
+
+def test_one_process_at_a_time(tmp_path):
+    code = (
+        "import pathlib, sys; from ddep_hub.training.run_folder import run_lock; "
+        "run_lock(pathlib.Path(sys.argv[1])).__enter__()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with run_lock(tmp_path):
+        other = subprocess.run(command, capture_output=True, text=True)
+        assert other.returncode != 0 and "another process runs in" in other.stderr
+    assert subprocess.run(command).returncode == 0
+
+
+def test_what_is_not_worth_the_run_is_a_warning(tmp_path):
+    with pytest.warns(UserWarning, match=r"picture could not be written: No space.*goes on"):
+        with warn_on_write_error(tmp_path / "picture"):
+            raise OSError("No space left on device")
+
+
+def test_metrics_of_a_resumed_run(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo')
+    MetricsLog(path, keep=2).write({"step": 3, "again": True})
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}, {"step": 3, "again": True}]
+
+
+def test_metrics(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.write({"step": 1, "loss": 0.5})
+    log.write({"step": 2, "loss": 0.25})
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
+    MetricsLog(None).write({"step": 3})
