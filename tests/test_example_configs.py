@@ -170,7 +170,7 @@ def test_transunet_presets_differ_in_width_and_learning_rate():
 
 @named(FINETUNE)
 def test_finetuning_presets(path):
-    args = load_finetune(path, "--data", "somewhere", "--label_fraction", "1/30", "--model_name_or_path", "run/final")
+    args = load_finetune(path, "--data", "somewhere", "--label_fraction", "1/30", "--pretrained", "run/final")
     known = get_dataset_info(path.stem.removeprefix("finetune-").replace("-", "_"))
     assert args.crop_size == known.crop_size
     assert {args.train_split, args.eval_split} <= set(known.splits)
@@ -184,8 +184,8 @@ def test_finetuning_presets(path):
 def test_few_labels_are_fine_tuned_as_was_measured():
     """The values of the study, and both arms that the comments name; the random decoder is the shipped one's size."""
     shipped = ROOT / "model_cards" / "ddep-efficientnet-lite0"
-    assert "--model_name_or_path model_cards/ddep-efficientnet-lite0" in FEW_LABELS.read_text(encoding="utf-8")
-    args = load_finetune(FEW_LABELS, "--model_name_or_path", str(shipped))
+    assert "--pretrained model_cards/ddep-efficientnet-lite0" in FEW_LABELS.read_text(encoding="utf-8")
+    args = load_finetune(FEW_LABELS, "--pretrained", str(shipped))
     study = yaml.safe_load((CONFIGS / "label-efficiency-camvid-dice.yaml").read_text(encoding="utf-8"))["finetuning"]
     own = yaml.safe_load(FEW_LABELS.read_text(encoding="utf-8"))
     assert own.pop("output_dir") == args.output_dir
@@ -202,7 +202,7 @@ def test_every_value_of_a_preset_has_its_mark(path):
     """Recalled values are never given as the paper's."""
     text = path.read_text(encoding="utf-8")
     for line in text.splitlines():
-        if re.match(r"(batch_size|max_steps|optimizer|learning_rate|weight_decay|lr_scheduler|crop_size):", line):
+        if re.match(r"(batch_size|max_steps|optim|learning_rate|weight_decay|lr_scheduler_type|crop_size):", line):
             assert re.search(r"\((believed|read|computed|choice)\)", line), line
     assert f"--config examples/configs/{path.name}" in text
 

@@ -70,7 +70,7 @@ def step_done(output):
 def test_a_signal_writes_a_checkpoint(how, scenes, tmp_path):
     """SIGTERM to `accelerate launch` alone, which does not pass it on; and Ctrl-C, which reaches the workers too."""
     arguments = ["--images", str(scenes / "unlabelled"), "--num_val_images", "2", "--output_dir", str(tmp_path), *TINY]
-    arguments += ["--max_steps", "100000", "--logging_steps", "1", "--num_workers", "2"]
+    arguments += ["--max_steps", "100000", "--logging_steps", "1", "--dataloader_num_workers", "2"]
     command = [str(ROOT / "examples" / "pretrain.py"), *arguments]
     process = start(*(launcher("pretrain.py", *arguments) if how == "launcher dies" else command))
     try:

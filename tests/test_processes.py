@@ -98,7 +98,18 @@ def test_a_stream_goes_on_with_as_many_processes_alone(scenes, tmp_path):
             for path in images[shard::4]:
                 tar.add(path, path.name)
     shards = str(tmp_path / "*.tar")
-    common = ["--images", shards, "--num_val_images", "2", *TINY, *SAME, "--max_steps", "8", "--num_workers", "2"]
+    common = [
+        "--images",
+        shards,
+        "--num_val_images",
+        "2",
+        *TINY,
+        *SAME,
+        "--max_steps",
+        "8",
+        "--dataloader_num_workers",
+        "2",
+    ]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert on_processes(2, "pretrain.py", *common, "--output_dir", str(whole)).returncode == 0
     command = [*common, "--output_dir", str(stopped)]

@@ -22,7 +22,7 @@ RUN, RESULTS, BASELINE, EVALUATION = "run.json", "results.json", "baseline.json"
 # Pictures beside the model that its card shows. The last is of an evaluation.
 PREDICTIONS, LOSS, CONFUSION = "predictions.png", "loss.png", "confusion.png"
 # Arguments that may hold a path of this machine, which is nobody's business: its last part is published.
-_PATHS = "output_dir images data classes split_file model_name_or_path encoder_weights resume_from_checkpoint".split()
+_PATHS = "output_dir images data classes split_file model_name_or_path pretrained encoder_weights resume_from_checkpoint".split()
 Kind = Literal["pretraining", "finetuning"]
 
 
@@ -107,9 +107,9 @@ def baseline_of(folder: Path, other: Path) -> dict[str, Any]:
         raise ValueError(f"baseline: {folder if ours is None else other} lacks {RUN} or {RESULTS} of a run.")
     if not ours.run["kind"] == theirs.run["kind"] == "finetuning":
         raise ValueError("baseline: both models must be fine-tuned ones.")
-    if theirs.run["arguments"]["model_name_or_path"] is not None:
+    if theirs.run["arguments"]["pretrained"] is not None:
         raise ValueError(f"baseline: {other} did not start from a random decoder. Name a run without a start.")
-    if ours.run["arguments"]["model_name_or_path"] is None:
+    if ours.run["arguments"]["pretrained"] is None:
         raise ValueError(f"baseline: {folder} itself started from a random decoder, and needs no baseline.")
     for name in ("data", "train_split", "eval_split", "image_size", "labelled", "split_seed"):
         one, two = ({**facts.run["arguments"], **facts.results}[name] for facts in (ours, theirs))

@@ -46,7 +46,7 @@ def metadata(facts: Facts) -> ModelCardData:
         library_name="transformers",
         license=run["license"],
         pipeline_tag="image-segmentation",
-        base_model=base_model(run["model_name_or_path"], facts.config.encoder_name, facts.run["encoder_source"]),
+        base_model=base_model(run["pretrained"], facts.config.encoder_name, facts.run["encoder_source"]),
         datasets=hub,
         metrics=["mean_iou"],
         tags=["ddep", "semantic-segmentation"],
@@ -69,7 +69,7 @@ def sections(facts: Facts) -> dict[str, str]:
     """The card's text by heading; what nothing is known of is left out."""
     run, config = facts.run["arguments"], facts.config
     share = f" ({run['label_fraction']} of them, choice {run['split_seed']})" if run["label_fraction"] else ""
-    start = f"`{run['model_name_or_path']}`" if run["model_name_or_path"] else "a random decoder"
+    start = f"`{run['model_name_or_path']}`" if run["pretrained"] else "a random decoder"
     labelled = facts.results["labelled"]
     made = table(
         {

@@ -100,8 +100,8 @@ def schedule(run: Mapping[str, Any]) -> str:
         shown = [name for name in shown if name != "freeze_encoder"]  # pretraining says it in words
     chosen = "".join(f", {name} {_words(run[name])}" for name in shown)
     return (
-        f"{run['max_steps']} steps of {run['batch_size']}, {run['crop_size']} px crops, {run['optimizer']}, "
-        f"learning rate {run['learning_rate']:g}, {run['lr_scheduler']}{chosen}"
+        f"{run['max_steps']} steps of {run['batch_size']}, {run['crop_size']} px crops, {run['optim']}, "
+        f"learning rate {run['learning_rate']:g}, {run['lr_scheduler_type']}{chosen}"
     )
 
 

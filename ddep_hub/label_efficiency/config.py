@@ -26,7 +26,7 @@ _FORMS: list[tuple[str, Any, str]] = [
 # What no result depends on; what a row says in columns of its own; and what follows from the arm.
 _RESUMABLE = {*names_with(PretrainArguments, "resumable"), *names_with(FinetuneArguments, "resumable")}
 _NO_SETTING = (_RESUMABLE - {"eval_split"}) | set(
-    "output_dir seed split_seed label_fraction model_name_or_path overwrite".split()
+    "output_dir seed split_seed label_fraction pretrained overwrite".split()
 )
 
 
@@ -96,7 +96,7 @@ class Study:
             decoder: folder of the arm's pretrained decoder, if it has one.
         """
         values = {"data": self.data, **arm.finetuning, "label_fraction": fraction, "seed": seed, "split_seed": seed}
-        values |= {"model_name_or_path": decoder} if decoder else {}
+        values |= {"pretrained": decoder} if decoder else {}
         args = _parse(FinetuneArguments, values, f"arm `{arm.name}`, finetuning")
         name = f"{arm.name}-{fraction}-{seed}".replace("/", "_").replace(" ", "-")
         args.output_dir = str(folder / name)

@@ -193,8 +193,26 @@ def parse_command(
 class _Parser(HfArgumentParser):
     """transformers' parser of dataclasses, whose help shows the common arguments first and the others in groups."""
 
+    def __init__(self, cls: type[Dataclass], **kwargs: Any) -> None:
+        self.fields = {field.name: field.metadata for field in dataclasses.fields(cls)}
+        hints = typing.get_type_hints(cls)
+        # transformers hands all metadata to argparse, which knows `help` alone.
+        plain = [
+            (
+                field.name,
+                hints[field.name],
+                dataclasses.field(
+                    default=field.default,
+                    default_factory=field.default_factory,
+                    metadata={"help": field.metadata["help"]},
+                ),
+            )
+            for field in dataclasses.fields(cls)
+        ]
+        super().__init__(dataclasses.make_dataclass(cls.__name__, plain, kw_only=True), **kwargs)
+
     def format_help(self) -> str:
-        fields = {field.name: field.metadata for cls in self.dataclass_types for field in dataclasses.fields(cls)}
+        fields = self.fields
         sections: dict[str, list[argparse.Action]] = {"arguments": [], "most used": []}
         sections |= {name: [] for name in GROUPS}
         for action in self._actions:
@@ -231,7 +249,7 @@ def read_yaml(path: str | Path, cls: type[Dataclass]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold `argument: value` lines, got a {type(values).__name__}.")
     names, renamed = [field.name for field in dataclasses.fields(cls)], _renamed(cls)
-    result = {}
+    result: dict[str, Any] = {}
     for name, value in values.items():
         if name in renamed:
             _warn_renamed(name, renamed[name])

@@ -83,7 +83,7 @@ def test_evaluation_under_mixed_precision(data, model, tmp_path, monkeypatch):
     )
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
-        fields = {"model_name_or_path": model, "data": str(data), "output_dir": str(tmp_path / "out")}
+        fields = {"pretrained": model, "data": str(data), "output_dir": str(tmp_path / "out")}
         results = evaluation.evaluate(EvaluateArguments(**fields))
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)

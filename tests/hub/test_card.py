@@ -98,7 +98,7 @@ def test_code_that_was_published_and_an_encoder_that_was_not(finetuned):
 
 
 def test_the_baseline_beside_it(finetuned, tmp_path):
-    ours = finetuned("ours", data="roads", model_name_or_path="org/ddep")
+    ours = finetuned("ours", data="roads", pretrained="org/ddep")
     other = finetuned("other", {**SEGMENTATION, "mean_iou": 0.4}, data="roads", learning_rate=0.5, seed=7)
     assert parsed(ours).data.base_model == "org/ddep"
     (ours / "baseline.json").write_text(json.dumps(baseline_of(ours, other)))
@@ -106,7 +106,7 @@ def test_the_baseline_beside_it(finetuned, tmp_path):
     assert "| mIoU | 50.00 | 40.00 |" in text and f"| IoU {NAMES[0]} | 25.00 | 25.00 |" in text
     assert "seeds 0 and 7" in text and "learning rate 0.5" in text
     for name, said, fields in (
-        ("a", "did not start from a random decoder", {"data": "roads", "model_name_or_path": "org/ddep"}),
+        ("a", "did not start from a random decoder", {"data": "roads", "pretrained": "org/ddep"}),
         ("b", "data differs", {"data": "lanes"}),
         ("c", "split_seed differs", {"data": "roads", "split_seed": 1}),
         ("d", "image_size differs", {"data": "roads", "image_size": 64}),
@@ -186,7 +186,7 @@ def test_a_local_folder_is_no_repository(finetuned, tmp_path, monkeypatch):
     (tmp_path / "runs" / "ddep").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     for start, name in (("runs/ddep", "ddep"), ("runs/mine/final", "mine"), ("/elsewhere/runs/mine/final", "mine")):
-        card = parsed(finetuned(name=start.replace("/", "-"), model_name_or_path=start))
+        card = parsed(finetuned(name=start.replace("/", "-"), pretrained=start))
         assert card.data.base_model is None and f"| Start | `{name}` |" in card.text
 
 

@@ -48,7 +48,7 @@ def test_arms_share_and_override(write, tmp_path):
     assert [a.name for a in study.arms if a.baseline] == ["encoder", "long"]
 
     plain = study.finetune_arguments(arm(study, "encoder"), "1/30", 2, tmp_path, None)
-    assert (plain.max_steps, plain.decoder_width, plain.model_name_or_path) == (3, 0.5, None)
+    assert (plain.max_steps, plain.decoder_width, plain.pretrained) == (3, 0.5, None)
     assert (plain.seed, plain.split_seed, plain.label_fraction, plain.data) == (2, 2, "1/30", "labelled")
     assert study.finetune_arguments(arm(study, "long"), "1", 0, tmp_path, None).max_steps == 10
 
@@ -57,7 +57,7 @@ def test_arms_share_and_override(write, tmp_path):
     assert first.freeze_encoder and first.decoder_only
     # The pretrained model says how wide its decoder is.
     tuned = study.finetune_arguments(arm(study, "ddep"), "1/30", 0, tmp_path, "decoder")
-    assert (tuned.model_name_or_path, tuned.decoder_width) == ("decoder", 1.0)
+    assert (tuned.pretrained, tuned.decoder_width) == ("decoder", 1.0)
     dep = study.pretrain_arguments(arm(study, "dep"), tmp_path)
     assert not dep.freeze_encoder and not dep.decoder_only and dep.encoder_weights == "none"
 

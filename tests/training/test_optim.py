@@ -39,7 +39,7 @@ def test_layer_decay_falls_towards_the_input(family, request):
 @pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
 def test_the_optimizer_and_its_rate_at_a_step(name, kind, conv_config):
     model = DDePForSemanticSegmentation(conv_config())
-    args = PretrainArguments(optimizer=name, learning_rate=0.1, warmup_steps=1, max_steps=3)
+    args = PretrainArguments(optim=name, learning_rate=0.1, warmup_steps=1, max_steps=3)
     optimizer = build_optimizer(model, args, encoder_rates(model.ddep.encoder, 0.5, 1.0))
     assert type(optimizer) is kind
     assert [set_learning_rate(optimizer, step, args) for step in range(3)] == pytest.approx([0.05, 0.1, 0.05])
@@ -54,7 +54,7 @@ def test_a_frozen_encoder_is_left_out(conv_config):
 
 @pytest.mark.parametrize(("scheduler", "middle"), [("cosine", 0.5), ("polynomial", 0.5**0.9), ("constant", 1.0)])
 def test_learning_rate(scheduler, middle):
-    args = PretrainArguments(max_steps=110, warmup_steps=10, lr_scheduler=scheduler)
+    args = PretrainArguments(max_steps=110, warmup_steps=10, lr_scheduler_type=scheduler)
     factors = [learning_rate_factor(step, args) for step in range(111)]
     assert factors[0] == pytest.approx(1 / 11) and factors[10] == 1
     assert factors[60] == pytest.approx(middle)

@@ -92,7 +92,9 @@ def test_bad_images_stop_a_pretraining_or_are_listed(pretraining, scenes, tmp_pa
     with pytest.raises(BadFileError, match=r"0000\d"):
         pretraining(images=[str(images)], max_steps=6)
     for workers in (0, 2):
-        output = pretraining(str(workers), images=[str(images)], max_steps=6, skip_bad_files=True, num_workers=workers)
+        output = pretraining(
+            str(workers), images=[str(images)], max_steps=6, skip_bad_files=True, dataloader_num_workers=workers
+        )
         listed = set((output / "bad_files.txt").read_text().splitlines())
         assert listed and listed <= files
         assert read_metrics(output / "metrics.jsonl")[-1]["bad_files"] == len(listed)
@@ -168,7 +170,7 @@ def test_frozen_norms_stay_and_the_rest_of_the_encoder_does_not(finetuning, pret
 
 def test_the_finest_decoder_blocks_start_afresh(finetuning, pretraining):
     start = str(pretraining("pretrain") / "final")
-    still = {"model_name_or_path": start, "learning_rate": 1e-12, "decoder_hidden_sizes": None, "max_steps": 1}
+    still = {"pretrained": start, "learning_rate": 1e-12, "decoder_hidden_sizes": None, "max_steps": 1}
     still["decoder_bottleneck_size"] = 512  # the default: the model says it
     whole = weights(finetuning("whole", **still))
     runs = {keep: weights(finetuning(f"keep-{keep}", keep_decoder_blocks=keep, **still)) for keep in (0, 2, 5)}

@@ -126,7 +126,7 @@ def assert_same(args, expected):
 @pytest.mark.parametrize(("workers", "step"), [(0, 1), (0, 4), (2, 5)])
 @pytest.mark.parametrize("script", ["pretrain", "finetune"])
 def test_a_stopped_run_goes_on_bit_for_bit(script, workers, step, arguments, uninterrupted, monkeypatch):
-    args = arguments(script, "stopped", num_workers=workers)
+    args = arguments(script, "stopped", dataloader_num_workers=workers)
     stopped(args, monkeypatch, step)
     assert os.listdir(f"{args.output_dir}/checkpoints") == [f"step-{step}"]
     assert not os.path.exists(f"{args.output_dir}/final")
@@ -138,7 +138,10 @@ def test_a_stopped_run_goes_on_bit_for_bit(script, workers, step, arguments, uni
 @pytest.mark.parametrize(("workers", "step"), [(0, 4), (2, 5)])
 def test_a_stream_goes_on_bit_for_bit(workers, step, arguments, shards, monkeypatch):
     fields = {"images": [shards, shards], "image_weights": [0.7, 0.3], "shuffle_window": 3, "max_steps": 9}
-    whole, args = arguments("pretrain", "whole", **fields), arguments("pretrain", "a", num_workers=workers, **fields)
+    whole, args = (
+        arguments("pretrain", "whole", **fields),
+        arguments("pretrain", "a", dataloader_num_workers=workers, **fields),
+    )
     start(whole)
     stopped(args, monkeypatch, step)
     goes_on(args)
@@ -162,7 +165,7 @@ def test_folders_are_mixed_with_weights(arguments, scenes, monkeypatch):
     "fields",
     [
         {"freeze_encoder_steps": 3, "freeze_encoder_norms": True, "encoder_layer_decay": 0.8},
-        {"freeze_encoder": True, "optimizer": "adam", "dice_weight": 1.0, "class_weights": ["median_frequency"]},
+        {"freeze_encoder": True, "optim": "adam", "dice_weight": 1.0, "class_weights": ["median_frequency"]},
     ],
 )
 def test_other_settings_go_on_as_well(fields, arguments, monkeypatch):

@@ -87,7 +87,7 @@ def test_only_the_decoder_was_trained(pretrained, tmp_path):
     assert not torch.equal(trained["noise_head.weight"], start["noise_head.weight"])
 
 
-@pytest.mark.parametrize("fields", [{"num_workers": 2}, {"logging_steps": 2, "eval_steps": 1}])
+@pytest.mark.parametrize("fields", [{"dataloader_num_workers": 2}, {"logging_steps": 2, "eval_steps": 1}])
 def test_workers_and_measurements_do_not_change_the_run(fields, pretrained, scenes, tiny, tmp_path):
     pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, **fields))
     assert same(weights(tmp_path / "run"), weights(pretrained[0]))
@@ -110,12 +110,12 @@ def test_accumulation_gives_the_same_gradient(scenes, tiny, tmp_path):
 def test_decoder_only(scenes, tiny, tmp_path):
     results = pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, max_steps=1, decoder_only=True))
     assert not any(".encoder." in name for name in weights(tmp_path / "run"))
-    fields = {**finetuned(tiny), "data": str(scenes), "model_name_or_path": results["final"], "max_steps": 1}
+    fields = {**finetuned(tiny), "data": str(scenes), "pretrained": results["final"], "max_steps": 1}
     finetune(FinetuneArguments(output_dir=str(tmp_path / "segmentation"), **fields))
 
 
 def test_a_finetuning_run_writes_what_it_says(pretrained, scenes, tiny, tmp_path):
-    fields = {**finetuned(tiny), "data": str(scenes), "model_name_or_path": pretrained[1]["final"], "max_steps": 2}
+    fields = {**finetuned(tiny), "data": str(scenes), "pretrained": pretrained[1]["final"], "max_steps": 2}
     output = tmp_path / "segmentation"
     results = finetune(
         FinetuneArguments(output_dir=str(output), num_labelled_images=3, image_size=48, eval_steps=1, **fields)
@@ -132,7 +132,7 @@ def test_a_finetuning_run_writes_what_it_says(pretrained, scenes, tiny, tmp_path
 
 def test_finetuning_starts_from_the_pretrained_decoder(pretrained, scenes, tiny, tmp_path):
     fields = {**finetuned(tiny), "data": str(scenes), "max_steps": 1, "learning_rate": 1e-12}
-    fields["model_name_or_path"] = pretrained[1]["final"]
+    fields["pretrained"] = pretrained[1]["final"]
     finetune(FinetuneArguments(output_dir=str(tmp_path / "a"), restore_decoder_norms=False, **fields))
     finetune(FinetuneArguments(output_dir=str(tmp_path / "b"), **fields))
     started, expected, restored = weights(tmp_path / "a"), weights(pretrained[0]), weights(tmp_path / "b")
@@ -175,7 +175,7 @@ def test_a_classifier_is_kept_for_its_own_classes_alone(scenes, tiny, tmp_path):
     """Started from a fine-tuned folder: kept with the same classes, and fresh with others of the same number."""
     fields = {"max_steps": 1, "learning_rate": 1e-12, **finetuned(tiny)}
     first = finetune(FinetuneArguments(output_dir=str(tmp_path / "a"), data=str(scenes), **{**tiny, "max_steps": 1}))
-    fields["model_name_or_path"] = first["final"]
+    fields["pretrained"] = first["final"]
     finetune(FinetuneArguments(output_dir=str(tmp_path / "b"), data=str(scenes), seed=5, **fields))
     other = shutil.copytree(scenes, tmp_path / "scenes")
     table = json.loads((other / "classes.json").read_text())
@@ -192,7 +192,7 @@ def test_a_classifier_is_kept_for_its_own_classes_alone(scenes, tiny, tmp_path):
     [
         {"freeze_encoder": False, "encoder_weights": "none", "max_grad_norm": 0.1},
         {"corruption": "simple", "prediction_type": "sample", "image_skip": False},
-        {"sigma": [0.1, 0.3], "weight_decay": 0.1, "lr_scheduler": "polynomial"},
+        {"sigma": [0.1, 0.3], "weight_decay": 0.1, "lr_scheduler_type": "polynomial"},
     ],
 )
 def test_other_ways_to_pretrain(fields, scenes, tiny, tmp_path):
