@@ -22,7 +22,7 @@ RUN, RESULTS, BASELINE, EVALUATION = "run.json", "results.json", "baseline.json"
 # Pictures beside the model that its card shows. The last is of an evaluation.
 PREDICTIONS, LOSS, CONFUSION = "predictions.png", "loss.png", "confusion.png"
 # Arguments that may hold a path of this machine, which is nobody's business: its last part is published.
-_PATHS = "output_dir images data classes split_file model_name_or_path pretrained encoder_weights resume_from_checkpoint".split()
+_PATHS = "output_dir images data classes split_file model_name_or_path pretrained encoder_weights".split()
 Kind = Literal["pretraining", "finetuning"]
 
 

@@ -255,7 +255,7 @@ def read_yaml(path: str | Path, cls: type[Dataclass]) -> dict[str, Any]:
             _warn_renamed(name, renamed[name])
         elif name not in names:
             raise ValueError(f"{path} has an unknown argument {did_you_mean(str(name), names)}")
-        result[renamed.get(name, name)] = value
+        result[str(renamed.get(name, name))] = value
     return result
 
 
@@ -291,6 +291,7 @@ def did_you_mean(name: str, names: list[str]) -> str:
 
 
 def _renamed(cls: type[Dataclass]) -> dict[str, str]:
+    """Names by their earlier ones."""
     fields = [(field.metadata.get("renamed_from"), field.name) for field in dataclasses.fields(cls)]
     return {str(old): new for old, new in fields if old}
 
