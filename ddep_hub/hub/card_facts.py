@@ -1,5 +1,6 @@
 """What a card is filled from: the files of a model's folder."""
 
+import dataclasses
 import json
 import platform
 import re
@@ -15,14 +16,14 @@ import transformers
 from accelerate import PartialState
 
 from ddep_hub import DDePConfig, __version__
+from ddep_hub.utils.arguments import names_with
 
 
 # Written by a run, by `ddep-hub card --baseline` and by `--evaluation`, beside the model.
 RUN, RESULTS, BASELINE, EVALUATION = "run.json", "results.json", "baseline.json", "evaluation.json"
 # Pictures beside the model that its card shows. The last is of an evaluation.
 PREDICTIONS, LOSS, CONFUSION = "predictions.png", "loss.png", "confusion.png"
-# Arguments that may hold a path of this machine, which is nobody's business: its last part is published.
-_PATHS = "output_dir images data classes split_file model_name_or_path pretrained encoder_weights".split()
+_EVALUATED = "output_dir data classes split_file model_name_or_path encoder_weights".split()
 Kind = Literal["pretraining", "finetuning"]
 
 
@@ -49,18 +50,21 @@ class Facts:
     pictures: tuple[str, ...]
 
 
-def run_facts(kind: Kind, arguments: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
+def run_facts(kind: Kind, arguments: Any, **facts: Any) -> dict[str, Any]:
     """What `run.json` holds: how the model was made, without paths of this machine.
 
     Args:
         kind: what the run was.
-        arguments: its arguments by name.
+        arguments: its arguments, a dataclass.
         facts: `encoder_source`, where the encoder's weights came from; `images` in pretraining, how many there were,
             in words; `evaluated` in fine-tuning, the number of images it was measured on.
     """
     versions = {"ddep_hub": __version__, "torch": torch.__version__, "timm": timm.__version__}
     versions |= {"transformers": transformers.__version__, "accelerate": accelerate.__version__}
-    shared = {name: _shareable(value) if name in _PATHS else value for name, value in arguments.items()}
+    paths = names_with(type(arguments), "path")
+    shared = {
+        name: _shareable(value) if name in paths else value for name, value in dataclasses.asdict(arguments).items()
+    }
     return {
         "kind": kind,
         "arguments": shared,
@@ -145,7 +149,9 @@ def evaluation_of(folder: Path, other: Path) -> dict[str, Any]:
         raise ValueError(f"evaluation: {other / RESULTS} is none of `ddep-hub evaluate`.")
     if Path(measured).resolve() != folder.resolve():
         raise ValueError(f"evaluation: {other} measured {measured}, not {folder}. Evaluate this model.")
-    arguments = {name: _shareable(value) if name in _PATHS else value for name, value in found["arguments"].items()}
+    arguments = {
+        name: _shareable(value) if name in _EVALUATED else value for name, value in found["arguments"].items()
+    }
     return {**found, "arguments": arguments}
 
 

@@ -69,7 +69,7 @@ def sections(facts: Facts) -> dict[str, str]:
     """The card's text by heading; what nothing is known of is left out."""
     run, config = facts.run["arguments"], facts.config
     share = f" ({run['label_fraction']} of them, choice {run['split_seed']})" if run["label_fraction"] else ""
-    start = f"`{run['model_name_or_path']}`" if run["pretrained"] else "a random decoder"
+    start = f"`{run['pretrained']}`" if run["pretrained"] else "a random decoder"
     labelled = facts.results["labelled"]
     made = table(
         {

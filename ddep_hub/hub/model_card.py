@@ -1,18 +1,62 @@
 """The model card of a folder: made from its files, and made again without losing what a person wrote into it."""
 
 import dataclasses
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers.utils import logging
 
 from ddep_hub.hub import card_finetuning, card_pretraining
+from ddep_hub.utils.files import atomic_write
 
-from .card_facts import Facts, read_facts
+from .card_facts import CONFUSION, LOSS, PREDICTIONS, RESULTS, RUN, Facts, Kind, read_facts, run_facts
 from .card_text import Card, merged
+
+
+__all__ = ["CARD", "CONFUSION", "LOSS", "PREDICTIONS", "RESULTS", "RUN", "write_card", "write_run_record"]
 
 
 CARD = "README.md"
 logger = logging.get_logger(__name__)
+
+
+def write_run_record(folder: str | Path, kind: Kind, arguments: Any, results: Mapping[str, Any], **facts: Any) -> None:
+    """Writes `run.json` and `results.json`, from which [`write_card`] makes the card.
+
+    Args:
+        folder: folder of the trained model.
+        kind: `"pretraining"` or `"finetuning"`.
+        arguments: the run's arguments, a dataclass. Paths of this machine are not written, see `arg(path=True)`.
+        results: the metrics, and `seconds` of training.
+        **facts: `encoder_source`; `images` in pretraining, their number in words; `evaluated` in fine-tuning, the
+            number of validation images.
+    """
+    run = run_facts(kind, arguments, **facts)
+    for name, content in ((RESULTS, results), (RUN, run)):
+        atomic_write(Path(folder) / name, json.dumps(content, indent=1) + "\n")
+
+
+def write_card(folder: str | Path, repository: str | None = None) -> None:
+    """Writes the model card `README.md` from the files in a folder; the user's own text in it is kept.
+
+    Args:
+        folder: folder of a trained model, such as `runs/finetune/final`.
+        repository: `org/name` for the snippets; default: what the card says, or a placeholder.
+
+    Raises:
+        FileNotFoundError: the folder has neither a card nor the files to make one from.
+        ValueError: a file is damaged; names it.
+    """
+    folder = Path(folder)
+    card = card_of(folder, repository)
+    if card is None:
+        raise FileNotFoundError(
+            f"{folder} has neither {CARD} nor {RUN} and {RESULTS}, from which it is made. Name the folder final/ of "
+            "a run."
+        )
+    atomic_write(folder / CARD, card.text())
 
 
 def new_card(facts: Facts, repository: str | None = None) -> Card:

@@ -1,8 +1,6 @@
 """A run: train, save, measure, describe, draw and publish, in this order."""
 
 import contextlib
-import dataclasses
-import json
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -15,8 +13,8 @@ from transformers.utils import logging
 
 from ddep_hub import DDePImageProcessor, DDePPreTrainedModel
 from ddep_hub.encoders import encoder_mean_std
-from ddep_hub.hub.card_facts import LOSS, PREDICTIONS, RESULTS, RUN, Kind, read_facts, run_facts
-from ddep_hub.hub.model_card import CARD, new_card
+from ddep_hub.hub.card_facts import Kind
+from ddep_hub.hub.model_card import LOSS, PREDICTIONS, write_card, write_run_record
 from ddep_hub.utils.arguments import write_yaml
 from ddep_hub.utils.distributed import on_main_process
 from ddep_hub.utils.files import atomic_dir, atomic_write, remove_dir
@@ -95,7 +93,7 @@ def run(
         task: what is trained.
         args: the run's arguments.
         kind: what it is, for the card.
-        facts: what the card says beside the arguments and the results, see [`run_facts`].
+        facts: what the card says beside the arguments and the results, see [`write_run_record`].
 
     Returns:
         What was measured, `seconds` of training, and `final`, the folder.
@@ -114,13 +112,6 @@ def run(
         results = _train_and_describe(accelerator, task, args, kind, facts)
         on_main_process(accelerator, lambda: publish_final(args, final))
     return {**results, "final": str(final)}
-
-
-def write_card(final: Path) -> None:
-    """Writes the card of a run that has just ended."""
-    found = read_facts(final)
-    assert found is not None  # both files were written before
-    atomic_write(final / CARD, new_card(found).text())
 
 
 def _may_be_shown(args: RunArguments) -> bool:
@@ -149,9 +140,7 @@ def _train_and_describe(
             task.save(model, folder)
 
     def describe() -> None:
-        atomic_write(final / RESULTS, json.dumps(results, indent=1) + "\n")
-        how = run_facts(kind, dataclasses.asdict(args), **facts)
-        atomic_write(final / RUN, json.dumps(how, indent=1) + "\n")
+        write_run_record(final, kind, args, results, **facts)
         write_card(final)  # before the pictures: a run without one still has its card
         pictures = output / "pictures"
         pictures.mkdir(exist_ok=True)

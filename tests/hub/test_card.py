@@ -1,6 +1,5 @@
 """Model cards: filled from the files of a run, and nothing in them that nobody knows."""
 
-import dataclasses
 import json
 
 import pytest
@@ -36,7 +35,7 @@ def write(folder, config, kind, arguments, results, **facts):
     folder.mkdir(parents=True)
     config.architectures = ["DDePForPreTraining" if kind == "pretraining" else "DDePForSemanticSegmentation"]
     config.save_pretrained(folder)
-    run = run_facts(kind, dataclasses.asdict(arguments), **{"encoder_source": "hub", **facts})
+    run = run_facts(kind, arguments, **{"encoder_source": "hub", **facts})
     (folder / "run.json").write_text(json.dumps(run))
     (folder / "results.json").write_text(json.dumps(results))
     return folder
