@@ -128,7 +128,7 @@ import sys
 import torch
 from accelerate import Accelerator
 from ddep_hub import DDePForSemanticSegmentation
-from ddep_hub.data.loading import SegmentationFolder
+from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.transforms import EvalTransform, Normalize
 from ddep_hub.evaluation.inference import count_pixels
 
@@ -170,7 +170,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from ddep_hub import DDePConfig, DDePForPreTraining
 from ddep_hub.training.arguments import PretrainArguments
-from ddep_hub.training.weights import Weights
+from ddep_hub.training.optim import Weights
 
 accelerator = Accelerator()
 Accelerator.is_fsdp2 = True  # on GPUs it says so itself

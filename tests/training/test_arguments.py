@@ -60,7 +60,7 @@ def test_mistakes_are_named(argv, said, capsys):
     [
         ("max_step: 3", "max_steps"),
         ("- 3", "must hold"),
-        ("a: [", "no YAML"),
+        ("a: [", "not a YAML"),
         ("sigma: [1, 2, 3]", "sigma"),
         ("lr_scheduler_type: cosin", "lr_scheduler_type"),
         ("max_steps: 7.5", "max_steps"),

@@ -43,7 +43,7 @@ def test_a_kill_between_the_two_renames_costs_nothing(tmp_path):
 
 def test_one_process_at_a_time(tmp_path):
     code = (
-        "import pathlib, sys; from ddep_hub.training.run_folder import run_lock; "
+        "import pathlib, sys; from ddep_hub.training.run_dir import run_lock; "
         "run_lock(pathlib.Path(sys.argv[1])).__enter__()"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
