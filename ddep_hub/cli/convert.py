@@ -6,7 +6,7 @@ from typing import Literal
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.convert_smp import CHECKPOINT, convert_from_ddep, convert_to_ddep
-from ddep_hub.evaluation.loading import load_denoiser, load_model, trained_as
+from ddep_hub.pretrained import load_denoiser, load_model, trained_as
 from ddep_hub.utils.arguments import arg, parse_command
 
 

@@ -5,8 +5,8 @@ from typing import cast
 
 from ddep_hub.encoders import encoder_mean_std
 from ddep_hub.evaluation.arguments import ModelArguments, pair
-from ddep_hub.evaluation.loading import load_model
 from ddep_hub.export import FILES, Format, export
+from ddep_hub.pretrained import load_model
 from ddep_hub.utils.arguments import arg, parse_command
 
 

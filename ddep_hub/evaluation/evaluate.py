@@ -12,12 +12,12 @@ from ddep_hub.data.classes import names_in_order
 from ddep_hub.data.segmentation_datasets import open_split
 from ddep_hub.data.transforms import EvalTransform, Normalize
 from ddep_hub.encoders import encoder_mean_std
+from ddep_hub.pretrained import image_size, load_model
 from ddep_hub.utils.distributed import on_main_process
 from ddep_hub.utils.files import atomic_write
 
 from .arguments import EvaluateArguments
 from .inference import count_pixels
-from .loading import image_size, load_model
 from .metrics import BoundaryCounts, confusion_csv
 from .visualization import MaskWriter, confusion_picture, segmentation_picture
 

@@ -19,10 +19,10 @@ from ddep_hub.data.image_io import decode_image, images_below
 from ddep_hub.data.synthetic import SCENE_CLASSES
 from ddep_hub.data.transforms import EvalTransform, Normalize
 from ddep_hub.encoders import encoder_mean_std
+from ddep_hub.pretrained import image_size, load_model
 
 from .arguments import PredictArguments
 from .inference import predict
-from .loading import image_size, load_model
 from .visualization import MaskWriter, legend
 
 

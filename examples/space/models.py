@@ -16,9 +16,9 @@ from ddep_hub.encoders import encoder_mean_std
 from ddep_hub.evaluation.arguments import InferenceArguments
 from ddep_hub.evaluation.denoising import restore, validation_noise
 from ddep_hub.evaluation.inference import InferenceOptions, predict_probabilities
-from ddep_hub.evaluation.loading import image_size, load_denoiser, load_model
 from ddep_hub.evaluation.predict import classes_of
 from ddep_hub.evaluation.visualization import overlay
+from ddep_hub.pretrained import image_size, load_denoiser, load_model
 
 
 # Probabilities of an image, pixels times classes: 256 MB in float32, and a few copies on the way.

@@ -23,8 +23,8 @@ from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
 from ddep_hub.data.transforms import EvalTransform, Normalize
 from ddep_hub.evaluation.arguments import EvaluateArguments, PredictArguments
 from ddep_hub.evaluation.inference import InferenceOptions, count_pixels, evaluate_segmentation
-from ddep_hub.evaluation.loading import load_denoiser, load_model
 from ddep_hub.evaluation.predict import classes_of, find_images
+from ddep_hub.pretrained import load_denoiser, load_model
 from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.finetuning import finetune
 

