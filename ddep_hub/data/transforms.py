@@ -1,6 +1,7 @@
-"""From a row to uint8 tensors: geometry and colour on the CPU; normalisation and noise are left to the device."""
+"""From a sample to uint8 tensors: geometry and colour on the CPU; normalisation and noise are left to the device."""
 
 from collections.abc import Sequence
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -24,11 +25,13 @@ class SegmentationTrainTransform:
 
     Args:
         crop_size: Size of the result in pixels, (height, width) or one number for both.
-        image_size: Shorter side in pixels that a scale of 1 stands for; the image's own by default.
+        image_size: Size in pixels that a scale of 1 stands for: the shorter side, or (height, width), which need not
+            keep the aspect ratio. The image's own by default.
         scale: Range of the random scale, drawn uniformly.
         horizontal_flip: Probability of mirroring.
         photometric: Whether to change brightness, contrast, saturation and hue at random.
         ignore_index: Label of the filled border.
+        resample: How the image is scaled.
 
     Raises:
         ValueError: An option is out of range; the message names it.
@@ -38,11 +41,12 @@ class SegmentationTrainTransform:
         self,
         *,
         crop_size: Size,
-        image_size: int | None = None,
+        image_size: Size | None = None,
         scale: tuple[float, float] = (0.5, 2.0),
         horizontal_flip: float = 0.5,
         photometric: bool = False,
         ignore_index: int = 255,
+        resample: InterpolationMode = InterpolationMode.BILINEAR,
     ) -> None:
         self.crop_size = _pair(crop_size)
         self.image_size = _checked_image_size(image_size)
@@ -50,28 +54,42 @@ class SegmentationTrainTransform:
         self.horizontal_flip = _checked_probability(horizontal_flip)
         self.color_jitter = v2.ColorJitter(0.3, 0.3, 0.3, 0.05) if photometric else None
         self.ignore_index = ignore_index
+        self.resample = resample
 
-    def __call__(self, row: Sample) -> dict[str, torch.Tensor]:
-        """Transforms one row.
+    @classmethod
+    def from_processor(cls, processor: Any, **options: Any) -> Self:
+        """A transform whose scale of 1 is the size that an image processor gives an image.
 
         Args:
-            row: With `image`, a PIL RGB image, and `annotation`, an integer array (H, W) of the same size.
+            processor: As [`EvalTransform.from_processor`] takes it.
+            **options: The other arguments.
+        """
+        resample = InterpolationMode(Image.Resampling(processor.resample).name.lower())
+        return cls(image_size=_processor_size(processor), resample=resample, **options)
+
+    def __call__(self, sample: Sample) -> dict[str, torch.Tensor]:
+        """Transforms one sample.
+
+        Args:
+            sample: With `image`, a PIL RGB image, and `annotation`, an integer array (H, W) of the same size.
 
         Returns:
             `pixel_values`, uint8 (3, h, w) in 0..255, and `labels`, (h, w) of the annotation's type, both of
             `crop_size`.
         """
-        image, annotation = row["image"], row["annotation"]
+        image, annotation = sample["image"], sample["annotation"]
         low, high = self.scale
         scale = low + (high - low) * torch.rand(()).item()
-        if self.image_size is not None:
-            scale *= self.image_size / min(image.size)
+        if isinstance(self.image_size, tuple):
+            scales = (scale * self.image_size[0] / image.height, scale * self.image_size[1] / image.width)
+        else:
+            scales = (scale * (self.image_size or min(image.size)) / min(image.size),) * 2
         # Only the part of the image that the crop will show is scaled.
-        top, height, crop_height, place_top = _window(image.height, self.crop_size[0], scale)
-        left, width, crop_width, place_left = _window(image.width, self.crop_size[1], scale)
+        top, height, crop_height, place_top = _window(image.height, self.crop_size[0], scales[0])
+        left, width, crop_width, place_left = _window(image.width, self.crop_size[1], scales[1])
         pixels = functional.pil_to_tensor(image.crop((left, top, left + width, top + height)))
         labels = torch.from_numpy(np.ascontiguousarray(annotation[top : top + height, left : left + width]))
-        pixels = _resize(pixels, (crop_height, crop_width))
+        pixels = _resize(pixels, (crop_height, crop_width), self.resample)
         labels = functional.resize(
             labels[None], [crop_height, crop_width], interpolation=InterpolationMode.NEAREST_EXACT
         )[0]
@@ -93,7 +111,7 @@ class SegmentationTrainTransform:
 class PretrainTransform:
     """A random part of the image, of random area and aspect ratio, scaled to one size and mirrored at random.
 
-    From an undecoded row the part is chosen first, and a JPEG is decoded at the coarsest of 1/2, 1/4 and 1/8 of its
+    From an undecoded sample the part is chosen first, and a JPEG is decoded at the coarsest of 1/2, 1/4 and 1/8 of its
     scale at which the part still has the crop's size: the part is the same, its pixels differ by the way of scaling.
 
     Args:
@@ -118,11 +136,11 @@ class PretrainTransform:
         self.crop = v2.RandomResizedCrop(self.crop_size, scale=_checked_range(scale), ratio=_checked_range(ratio))
         self.horizontal_flip = _checked_probability(horizontal_flip)
 
-    def __call__(self, row: Sample) -> dict[str, torch.Tensor]:
-        """Transforms one row.
+    def __call__(self, sample: Sample) -> dict[str, torch.Tensor]:
+        """Transforms one sample.
 
         Args:
-            row: With `image`, a PIL RGB image or an undecoded file, `{"path": str, "bytes": bytes or None}`.
+            sample: With `image`, a PIL RGB image or an undecoded file, `{"path": str, "bytes": bytes or None}`.
 
         Returns:
             `pixel_values`, uint8 (3, h, w) in 0..255, of `crop_size`.
@@ -130,7 +148,7 @@ class PretrainTransform:
         Raises:
             BadFileError: An undecoded file cannot be used.
         """
-        file = image = row["image"]
+        file = image = sample["image"]
         undecoded = not isinstance(image, Image.Image)
         size = jpeg_size(file) if undecoded else None
         if undecoded and size is None:
@@ -154,50 +172,92 @@ class EvalTransform:
     Args:
         image_size: Shorter side of the image in pixels; the image's own by default.
 
+    Attributes:
+        image_size: Shorter side, (height, width), or `None` for images as they are.
+
     Raises:
         ValueError: `image_size` is below 1.
     """
 
     def __init__(self, *, image_size: int | None = None) -> None:
-        self.image_size = _checked_image_size(image_size)
+        self.image_size: Size | None = _checked_image_size(image_size)
+        self.processor: Any = None
 
-    def __call__(self, row: Sample) -> dict[str, torch.Tensor]:
-        """Transforms one row.
+    @classmethod
+    def from_processor(cls, processor: Any) -> Self:
+        """A transform that resizes as an image processor does; with [`Normalize.from_processor`] its exact result.
 
         Args:
-            row: With `image`, a PIL RGB image, and `annotation`, an integer array (H, W).
+            processor: An image processor of transformers for semantic segmentation, such as [`DDePImageProcessor`].
+        """
+        transform = cls()
+        transform.image_size = _processor_size(processor)
+        transform.processor = processor
+        return transform
+
+    def __call__(self, sample: Sample) -> dict[str, torch.Tensor]:
+        """Transforms one sample.
+
+        Args:
+            sample: With `image`, a PIL RGB image, and `annotation`, an integer array (H, W).
 
         Returns:
             `pixel_values`, uint8 (3, h, w) in 0..255, and `labels`, int64 (H, W).
         """
-        image: Image.Image = row["image"]
-        pixels = functional.pil_to_tensor(image)
-        if self.image_size is not None:
-            scale = self.image_size / min(image.size)
-            pixels = _resize(pixels, (max(1, round(image.height * scale)), max(1, round(image.width * scale))))
-        return {"pixel_values": pixels, "labels": torch.from_numpy(row["annotation"].astype(np.int64))}
+        image: Image.Image = sample["image"]
+        if self.processor is not None:
+            # The processor's own resizing, as its two backends round differently.
+            plain = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
+            pixels = self.processor(image, **plain)["pixel_values"][0]
+        else:
+            pixels = functional.pil_to_tensor(image)
+            if isinstance(self.image_size, int):
+                scale = self.image_size / min(image.size)
+                pixels = _resize(pixels, (max(1, round(image.height * scale)), max(1, round(image.width * scale))))
+        return {"pixel_values": pixels, "labels": torch.from_numpy(sample["annotation"].astype(np.int64))}
 
 
 class Normalize:
     """uint8 images to normalised `pixel_values`, on the device they lie on.
 
     Args:
-        mean: Mean of each channel, of pixels in [0, 1].
+        mean: Mean of each channel, of rescaled pixels.
         std: Standard deviation of each channel.
+        rescale_factor: What pixels are multiplied with first.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.mean = torch.tensor(mean).reshape(-1, 1, 1)
-        self.std = torch.tensor(std).reshape(-1, 1, 1)
-        self._there: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+    def __init__(self, mean: Sequence[float], std: Sequence[float], rescale_factor: float = 1 / 255) -> None:
+        self.mean = torch.tensor(mean, dtype=torch.float32).reshape(-1, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32).reshape(-1, 1, 1)
+        self.rescale_factor = rescale_factor
+        self._by_device: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @classmethod
+    def from_processor(cls, processor: Any) -> Self:
+        """Rescales and normalises as an image processor does, as far as it does."""
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        if processor.do_normalize:
+            mean, std = (np.broadcast_to(values, 3).tolist() for values in (processor.image_mean, processor.image_std))
+        return cls(mean, std, processor.rescale_factor if processor.do_rescale else 1.0)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Maps uint8 (batch, 3, H, W) in 0..255 to float32 of the same shape, channels last in memory."""
         images = images.float().contiguous(memory_format=torch.channels_last)
-        if images.device not in self._there:  # once: such a copy waits for the device
-            self._there[images.device] = (self.mean.to(images.device), self.std.to(images.device))
-        mean, std = self._there[images.device]
-        return (images / 255 - mean) / std
+        if images.device not in self._by_device:  # once: such a copy waits for the device
+            self._by_device[images.device] = (self.mean.to(images.device), self.std.to(images.device))
+        mean, std = self._by_device[images.device]
+        return (images * self.rescale_factor - mean) / std
+
+
+def _processor_size(processor: Any) -> Size | None:
+    if not processor.do_resize:
+        return None
+    size = {name: int(value) for name, value in dict(processor.size).items() if value is not None}
+    if set(size) == {"shortest_edge"}:
+        return size["shortest_edge"]
+    if set(size) == {"height", "width"}:
+        return size["height"], size["width"]
+    raise ValueError(f"size of the image processor is {size}. Set shortest_edge, or height and width.")
 
 
 def _window(length: int, crop: int, scale: float) -> tuple[int, int, int, int]:
@@ -212,12 +272,12 @@ def _window(length: int, crop: int, scale: float) -> tuple[int, int, int, int]:
     return start, part, size, place
 
 
-def _resize(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def _resize(
+    pixels: torch.Tensor, size: tuple[int, int], resample: InterpolationMode = InterpolationMode.BILINEAR
+) -> torch.Tensor:
     if pixels.shape[-2:] == size:
         return pixels
-    resized: torch.Tensor = functional.resize(
-        pixels, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True
-    )
+    resized: torch.Tensor = functional.resize(pixels, list(size), interpolation=resample, antialias=True)
     return resized
 
 
@@ -228,8 +288,8 @@ def _pair(size: Size) -> tuple[int, int]:
     return height, width
 
 
-def _checked_image_size(image_size: int | None) -> int | None:
-    if image_size is not None and image_size < 1:
+def _checked_image_size(image_size: Size | None) -> Size | None:
+    if image_size is not None and np.min(image_size) < 1:
         raise ValueError(
             f"image_size is {image_size}; give the shorter side in pixels, or None to keep the image's own"
         )

@@ -188,5 +188,5 @@ def test_reading_errors_name_the_shard(tmp_path, write_shards):
 
 
 def test_datasets_is_imported_late():
-    code = "import sys, ddep_hub.data.image_sources, ddep_hub.data.streaming; assert 'datasets' not in sys.modules"
+    code = "import sys, ddep_hub.data.image_datasets, ddep_hub.data.streaming; assert 'datasets' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

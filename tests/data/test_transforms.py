@@ -11,7 +11,9 @@ from ddep_hub.data.dataloading import AugmentedDataset
 from ddep_hub.data.image_datasets import ImageFolder
 from ddep_hub.data.image_io import BadFileError, decode_image
 from ddep_hub.data.samplers import StepBatchSampler
-from ddep_hub.data.transforms import EvalTransform, PretrainTransform, SegmentationTrainTransform
+from ddep_hub.data.transforms import EvalTransform, Normalize, PretrainTransform, SegmentationTrainTransform
+from ddep_hub.image_processing_ddep import DDePImageProcessor
+from ddep_hub.image_processing_pil_ddep import DDePImageProcessorPil
 
 
 def row(height=40, width=60, dtype=np.uint8):
@@ -135,6 +137,50 @@ def test_eval_transform_keeps_the_masks_size():
     assert scaled["labels"].shape == (24, 36)
     assert scaled["labels"].dtype == torch.int64
     assert np.array_equal(scaled["labels"].numpy(), example["annotation"])
+
+
+PROCESSOR_OPTIONS = [
+    {},
+    {"do_resize": False},
+    {"size": {"shortest_edge": 36}},
+    {"size": {"height": 30, "width": 70}, "resample": Image.Resampling.BICUBIC},
+    {"size": {"shortest_edge": 90}, "resample": Image.Resampling.NEAREST, "image_mean": [0.4, 0.5, 0.1]},
+    {"do_resize": False, "do_rescale": False},
+    {"do_resize": False, "do_normalize": False},
+    {"do_resize": False, "rescale_factor": 1 / 127.5, "image_mean": 1.0, "image_std": 1.0},
+]
+
+
+@pytest.mark.parametrize("options", PROCESSOR_OPTIONS)
+@pytest.mark.parametrize("backend", [DDePImageProcessor, DDePImageProcessorPil])
+def test_transforms_of_a_processor_give_its_pixel_values(tmp_path, backend, options):
+    backend(**options).save_pretrained(tmp_path)
+    for processor in (backend(**options), backend.from_pretrained(tmp_path)):
+        example = noisy_row(51, 83)
+        expected = processor(example["image"], return_tensors="pt")["pixel_values"]
+        result = EvalTransform.from_processor(processor)(example)
+        assert result["pixel_values"].dtype == torch.uint8
+        normalized = Normalize.from_processor(processor)(result["pixel_values"][None])
+        assert (normalized - expected).abs().max() <= 1e-5
+        assert np.array_equal(result["labels"].numpy(), example["annotation"])
+
+
+@pytest.mark.parametrize("options", PROCESSOR_OPTIONS)
+def test_training_at_scale_one_resizes_as_the_processor(options):
+    processor = DDePImageProcessor(**options)
+    example = noisy_row(48, 72)
+    expected = EvalTransform.from_processor(processor)(example)["pixel_values"]
+    height, width = expected.shape[-2:]
+    transform = SegmentationTrainTransform.from_processor(
+        processor, crop_size=(height, width), scale=(1.0, 1.0), horizontal_flip=0.0
+    )
+    assert torch.equal(transform(example)["pixel_values"], expected)
+
+
+def test_sizes_without_a_meaning_in_training_are_refused():
+    processor = DDePImageProcessor(size={"max_height": 30, "max_width": 30})
+    with pytest.raises(ValueError, match="shortest_edge"):
+        SegmentationTrainTransform.from_processor(processor, crop_size=32)
 
 
 def test_bad_options_are_named():
