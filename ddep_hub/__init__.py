@@ -1,40 +1,55 @@
 """Pretrained decoders for semantic segmentation with few labels (DDeP, arXiv 2205.11423)."""
 
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForPreTraining,
-    AutoModelForSemanticSegmentation,
-)
-from transformers.models.auto import modeling_auto
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from .configuration_ddep import DDePConfig, __version__
-from .image_processing_ddep import DDePImageProcessor
-from .image_processing_pil_ddep import DDePImageProcessorPil
-from .modeling_base_ddep import DDePPreTrainedModel
-from .modeling_ddep import DDePForPreTraining, DDePForPreTrainingOutput, DDePForSemanticSegmentation, DDePModel
+from .auto_classes import register_auto_classes
 
 
-AutoConfig.register("ddep", DDePConfig)
-AutoModel.register(DDePConfig, DDePModel)
-AutoModelForPreTraining.register(DDePConfig, DDePForPreTraining)
-AutoModelForSemanticSegmentation.register(DDePConfig, DDePForSemanticSegmentation)
-AutoImageProcessor.register(
-    DDePConfig, image_processor_classes={"torchvision": DDePImageProcessor, "pil": DDePImageProcessorPil}
-)
-# The segmentation pipeline checks a static table of transformers and prints an error for models outside of it. The
-# table is private: without it there is only that message.
-getattr(modeling_auto, "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES", {})["ddep"] = "DDePForSemanticSegmentation"
+if TYPE_CHECKING:
+    from .configuration_ddep import DDePConfig, __version__
+    from .evaluation.evaluate import evaluate
+    from .evaluation.predict import predict
+    from .image_processing_ddep import DDePImageProcessor
+    from .image_processing_pil_ddep import DDePImageProcessorPil
+    from .modeling_base_ddep import DDePPreTrainedModel
+    from .modeling_ddep import DDePForPreTraining, DDePForPreTrainingOutput, DDePForSemanticSegmentation, DDePModel
+    from .pretrained import list_pretrained
+    from .training.arguments import FinetuneArguments, PretrainArguments
+    from .training.finetuning import finetune
+    from .training.pretraining import pretrain
 
-__all__ = [
-    "DDePConfig",
-    "DDePForPreTraining",
-    "DDePForPreTrainingOutput",
-    "DDePForSemanticSegmentation",
-    "DDePImageProcessor",
-    "DDePImageProcessorPil",
-    "DDePModel",
-    "DDePPreTrainedModel",
-    "__version__",
-]
+# Public names by their modules, which are imported when a name is first used: `import ddep_hub` imports none of them.
+_MODULES = {
+    "DDePConfig": "configuration_ddep",
+    "DDePForPreTraining": "modeling_ddep",
+    "DDePForPreTrainingOutput": "modeling_ddep",
+    "DDePForSemanticSegmentation": "modeling_ddep",
+    "DDePImageProcessor": "image_processing_ddep",
+    "DDePImageProcessorPil": "image_processing_pil_ddep",
+    "DDePModel": "modeling_ddep",
+    "DDePPreTrainedModel": "modeling_base_ddep",
+    "FinetuneArguments": "training.arguments",
+    "PretrainArguments": "training.arguments",
+    "__version__": "configuration_ddep",
+    "evaluate": "evaluation.evaluate",
+    "finetune": "training.finetuning",
+    "list_pretrained": "pretrained",
+    "predict": "evaluation.predict",
+    "pretrain": "training.pretraining",
+}
+__all__ = list(_MODULES)
+
+register_auto_classes()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULES])

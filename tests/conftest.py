@@ -49,7 +49,7 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def hybrid_config():
     """Makes configurations of the tiny hybrid; keyword arguments replace fields."""
 

@@ -1,0 +1,71 @@
+"""Makes transformers' Auto classes and pipelines know `ddep` without importing a model.
+
+`AutoModel.register` and its siblings take classes, so calling them in `ddep_hub/__init__.py` would import torch, timm
+and most of transformers. Calling them as soon as transformers' Auto classes are imported is no better: transformers
+imports these from the middle of its own modules, such as `modeling_layers`, which a model cannot be imported from at
+that moment. So this adds names, as transformers does for its own models, and transformers imports a class when a
+checkpoint asks for it.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+
+AUTO = "transformers.models.auto"
+# The tables by the module that holds them.
+CLASSES: dict[str, dict[str, str | dict[str, str]]] = {
+    f"{AUTO}.configuration_auto": {"CONFIG_MAPPING": "DDePConfig"},
+    f"{AUTO}.modeling_auto": {
+        "MODEL_MAPPING": "DDePModel",
+        "MODEL_FOR_PRETRAINING_MAPPING": "DDePForPreTraining",
+        "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING": "DDePForSemanticSegmentation",
+    },
+    f"{AUTO}.image_processing_auto": {
+        "IMAGE_PROCESSOR_MAPPING": {"torchvision": "DDePImageProcessor", "pil": "DDePImageProcessorPil"}
+    },
+}
+
+
+def register_auto_classes() -> None:
+    """Adds this package's classes to transformers' tables: now where they are imported, else when they are."""
+    # Where transformers looks for the classes of the model type `ddep`; the package imports them lazily.
+    sys.modules["transformers.models.ddep"] = sys.modules["ddep_hub"]
+    for name in CLASSES:
+        if name in sys.modules:
+            _add_names(sys.modules[name])
+    sys.meta_path.insert(0, _AfterImport())
+
+
+def _add_names(module: ModuleType) -> None:
+    for name, classes in CLASSES[module.__name__].items():
+        getattr(module, f"{name}_NAMES")["ddep"] = classes
+        if name != "CONFIG_MAPPING":  # the others look a config's class up in an index of their own
+            getattr(module, name)._reverse_config_mapping["DDePConfig"] = "ddep"
+
+
+class _AfterImport(MetaPathFinder):
+    """Lets the usual finders find a module with a table, and adds the names after it was executed."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in CLASSES:
+            return None
+        sys.meta_path.remove(self)
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            sys.meta_path.insert(0, self)
+        if spec is not None and spec.loader is not None:
+            execute: Callable[[ModuleType], None] = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                _add_names(module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec

@@ -1,0 +1,100 @@
+"""`import ddep_hub` registers the Auto classes, in any order of imports and without importing a model."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ddep_hub import DDePForSemanticSegmentation, DDePImageProcessor
+
+
+ROOT = Path(__file__).parent.parent
+# Loads everything that has a table in transformers; `folder` is a fine-tuned model.
+USE = """
+import sys
+from transformers import (AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining,
+                          AutoModelForSemanticSegmentation, pipeline)
+folder = sys.argv[1]
+config = AutoConfig.from_pretrained(folder)
+print(type(config).__name__, type(AutoModel.from_config(config)).__name__)
+print(type(AutoModelForPreTraining.from_config(config)).__name__)
+print(type(AutoModelForSemanticSegmentation.from_pretrained(folder)).__name__)
+print(type(AutoImageProcessor.from_pretrained(folder)).__name__)
+print(type(AutoImageProcessor.from_pretrained(folder, backend="pil")).__name__)
+print(type(pipeline("image-segmentation", model=folder).model).__name__)
+"""
+FOUND = """
+DDePConfig DDePModel
+DDePForPreTraining
+DDePForSemanticSegmentation
+DDePImageProcessor
+DDePImageProcessorPil
+DDePForSemanticSegmentation
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, hybrid_config):
+    path = tmp_path_factory.mktemp("model")
+    DDePForSemanticSegmentation(hybrid_config()).save_pretrained(path)
+    DDePImageProcessor().save_pretrained(path)
+    return path
+
+
+def run(code, *arguments):
+    result = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert "is not supported for" not in result.stderr  # what a pipeline prints for models outside of its table
+    return result.stdout
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import ddep_hub",
+        "import ddep_hub, transformers",
+        "import transformers, ddep_hub",
+        "from transformers import AutoConfig; import ddep_hub",
+        "from transformers import AutoModel; import ddep_hub",
+        "from transformers import AutoImageProcessor, pipeline; import ddep_hub",
+        "import ddep_hub.decoder",  # imports transformers' tables in the middle of the model
+        "from ddep_hub import DDePImageProcessor",
+        "import ddep_hub; from transformers import BertModel, SegformerImageProcessor",
+    ],
+)
+def test_in_any_order(imports, folder):
+    assert run(f"{imports}\n{USE}", folder).split() == FOUND.split()
+
+
+def test_the_import_alone_is_light():
+    code = "import sys, ddep_hub; print([name for name in ('torch', 'timm', 'transformers') if name in sys.modules])"
+    assert run(code) == "[]\n"
+
+
+def test_all_public_names_are_there():
+    code = "from ddep_hub import *; import ddep_hub; assert set(ddep_hub.__all__) <= set(globals()) & set(dir(ddep_hub))"
+    run(code)
+
+
+def test_in_spawned_workers(folder, tmp_path):
+    """A process that starts from nothing unpickles a model, and finds the Auto classes once it has it."""
+    (tmp_path / "script.py").write_text(
+        "import multiprocessing, sys\n"
+        "def work(model):\n"
+        "    from transformers import AutoModelForSemanticSegmentation\n"
+        "    again = AutoModelForSemanticSegmentation.from_pretrained(sys.argv[1])\n"
+        "    return type(model).__name__, type(again).__name__\n"
+        "if __name__ == '__main__':\n"
+        "    from ddep_hub import DDePForSemanticSegmentation\n"
+        "    model = DDePForSemanticSegmentation.from_pretrained(sys.argv[1])\n"
+        "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
+        "        print(*pool.apply(work, (model,)))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), str(folder)], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["DDePForSemanticSegmentation"] * 2
