@@ -38,7 +38,24 @@ _MODULES = {
     "predict": "evaluation.predict",
     "pretrain": "training.pretraining",
 }
-__all__ = list(_MODULES)
+__all__ = [
+    "DDePConfig",
+    "DDePForPreTraining",
+    "DDePForPreTrainingOutput",
+    "DDePForSemanticSegmentation",
+    "DDePImageProcessor",
+    "DDePImageProcessorPil",
+    "DDePModel",
+    "DDePPreTrainedModel",
+    "FinetuneArguments",
+    "PretrainArguments",
+    "__version__",
+    "evaluate",
+    "finetune",
+    "list_pretrained",
+    "predict",
+    "pretrain",
+]
 
 register_auto_classes()
 
