@@ -220,7 +220,7 @@ def train(args: argparse.Namespace) -> None:
         "decoder_only": True,
         "batch_size": args.batch_size,
         "crop_size": args.crop_size,
-        "num_workers": args.num_workers,
+        "dataloader_num_workers": args.num_workers,
         "num_val_images": 64,
         "save_steps": 0,
         "overwrite": True,

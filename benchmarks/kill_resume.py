@@ -63,7 +63,7 @@ def arguments(script: str, kind: str, workers: int, data: Path, output: Path) ->
     else:
         images = data / "scenes" / "unlabelled" if kind == "folder" else data / "shard-{0..3}.tar"
         source = ["--images", str(images), "--num_val_images", "2", "--shuffle_window", "6"]
-    return [*COMMON, *source, "--num_workers", str(workers), "--output_dir", str(output)]
+    return [*COMMON, *source, "--dataloader_num_workers", str(workers), "--output_dir", str(output)]
 
 
 def launch(script: str, command: list[str], log: Path) -> subprocess.Popen[bytes]:

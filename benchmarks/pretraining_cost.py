@@ -18,7 +18,6 @@ from ddep_hub.training.arguments import PretrainArguments
 from ddep_hub.utils.arguments import parse_arguments
 
 
-CONFIGS = Path(__file__).parent.parent / "examples" / "configs"
 WIDTHS = (1, 2, 3)
 IMAGENET_21K_STEPS = 2_800_000  # 100 epochs, as the presets' heads say
 
@@ -44,7 +43,7 @@ def main() -> None:
     given = parser.parse_args()
     rows = []
     for width in WIDTHS:
-        args = parse_arguments(PretrainArguments, ["--config", str(CONFIGS / f"pretrain-transunet-{width}x.yaml")])
+        args = parse_arguments(PretrainArguments, ["--preset", f"transunet-{width}x"])
         config = DDePConfig(
             encoder_name=args.encoder_name,
             decoder_width=args.decoder_width,

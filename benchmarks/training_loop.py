@@ -31,7 +31,7 @@ DECODER = {"decoder_hidden_sizes": [192, 96, 64, 32, 16], "decoder_bottleneck_si
 LOOPS: dict[str, dict[str, object]] = {
     "loop": {},
     "loop, average of the weights": {"model_ema_decay": 0.999},
-    "loop, 1 worker": {"num_workers": 1},
+    "loop, 1 worker": {"dataloader_num_workers": 1},
 }
 
 
