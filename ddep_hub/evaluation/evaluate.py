@@ -18,7 +18,7 @@ from ddep_hub.utils.files import atomic_write
 
 from .arguments import EvaluateArguments
 from .inference import count_pixels
-from .metrics import BoundaryCounts, confusion_csv
+from .metrics import BoundaryIoU, confusion_csv
 from .visualization import MaskWriter, confusion_picture, segmentation_picture
 
 
@@ -31,7 +31,7 @@ def evaluate(args: EvaluateArguments) -> dict[str, Any]:
         args: the arguments.
 
     Returns:
-        What `results.json` holds: the figures of [`ConfusionMatrix`] and [`BoundaryCounts`], the number of `images`,
+        What `results.json` holds: the figures of [`ConfusionMatrix`] and [`BoundaryIoU`], the number of `images`,
         and how they were predicted.
 
     Raises:
@@ -57,7 +57,7 @@ def evaluate(args: EvaluateArguments) -> dict[str, Any]:
     transform = EvalTransform(image_size=image_size(args))
     normalize = Normalize(*encoder_mean_std(model.config.encoder_name))
     options = args.options()
-    boundary = BoundaryCounts(classes.num_classes, classes.ignore_index, accelerator.device)
+    boundary = BoundaryIoU(classes.num_classes, classes.ignore_index, accelerator.device)
 
     def write_mask(index: int, predicted: torch.Tensor) -> None:
         # The image is read once more, so only where it is shown.

@@ -15,7 +15,7 @@ from ddep_hub.data.dataset_registry import EvaluationProtocol
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.data.transforms import EvalTransform
 
-from .metrics import BoundaryCounts, ConfusionMatrix
+from .metrics import BoundaryIoU, ConfusionMatrix
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def count_pixels(
     num_workers: int = 0,
     accelerator: Accelerator | None = None,
     options: InferenceOptions | None = None,
-    boundary: BoundaryCounts | None = None,
+    boundary: BoundaryIoU | None = None,
     on_prediction: Callable[[int, torch.Tensor], None] | None = None,
 ) -> ConfusionMatrix:
     """Counts true and predicted classes over labelled images, at the size of their masks.
@@ -263,7 +263,7 @@ def evaluate_segmentation(
     num_workers: int = 0,
     accelerator: Accelerator | None = None,
     options: InferenceOptions | None = None,
-    boundary: BoundaryCounts | None = None,
+    boundary: BoundaryIoU | None = None,
 ) -> dict[str, Any]:
     """The figures of [`ConfusionMatrix`], and of `boundary` where it is given, for the counts of [`count_pixels`].
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddep_hub.evaluation.metrics import BoundaryCounts
+from ddep_hub.evaluation.metrics import BoundaryIoU
 
 
 def eroded(inside: np.ndarray, outside: np.ndarray, distance: int) -> np.ndarray:
@@ -47,7 +47,7 @@ def blobs(generator, number, size, classes):
 @pytest.mark.parametrize("ratio", [0.02, 0.1])
 def test_against_a_slow_reference(ratio):
     generator = torch.Generator().manual_seed(0)
-    counts = BoundaryCounts(6, ratio=ratio)
+    counts = BoundaryIoU(6, ratio=ratio)
     predictions, truths = [], []
     for size in [(40, 56), (33, 20)]:
         truth, prediction = blobs(generator, 3, size, 4), blobs(generator, 3, size, 4)
@@ -59,16 +59,16 @@ def test_against_a_slow_reference(ratio):
         predictions += list(prediction.numpy())
         truths += list(truth.numpy())
     expected = slow_boundary_iou(predictions, truths, 6, ratio)
-    figures = counts.compute(list("abcdef"))
+    metrics = counts.compute(list("abcdef"))
     assert expected[4] == 0 and expected[5] is None and min(expected[:4]) > 0
-    assert list(figures["boundary_iou"].values()) == pytest.approx(expected)
-    assert figures["mean_boundary_iou"] == pytest.approx(sum(expected[:5]) / 5)
+    assert list(metrics["boundary_iou"].values()) == pytest.approx(expected)
+    assert metrics["mean_boundary_iou"] == pytest.approx(sum(expected[:5]) / 5)
 
 
 def test_a_perfect_prediction_and_one_that_is_a_pixel_off():
     truth = torch.zeros(1, 100, 100, dtype=torch.long)
     truth[:, 30:70, 30:70] = 1
-    perfect, shifted = BoundaryCounts(2), BoundaryCounts(2)
+    perfect, shifted = BoundaryIoU(2), BoundaryIoU(2)
     perfect.update(truth, truth)
     assert set(perfect.compute()["boundary_iou"].values()) == {1.0}
     shifted.update(truth.roll(1, -1), truth)
@@ -80,10 +80,10 @@ def test_a_perfect_prediction_and_one_that_is_a_pixel_off():
 
 def test_the_rim_of_an_unlabelled_area_is_no_outline():
     truth = torch.zeros(1, 60, 60, dtype=torch.long)
-    edge = BoundaryCounts(1)
+    edge = BoundaryIoU(1)
     edge.update(truth, truth)
     truth[:, 20:40, 20:40] = 255
-    counts = BoundaryCounts(1)
+    counts = BoundaryIoU(1)
     counts.update(torch.zeros_like(truth), truth)
     assert torch.equal(counts.counts, edge.counts)
 
@@ -93,11 +93,11 @@ def test_labels_without_an_outline_have_no_score():
     island = torch.full((1, 16, 16), 255)
     island[:, 6:10, 6:10] = 1
     for labels in (island, torch.full((1, 8, 8), 255)):
-        counts = BoundaryCounts(2)
+        counts = BoundaryIoU(2)
         counts.update(torch.zeros_like(labels), labels)
         assert counts.compute()["mean_boundary_iou"] is None
 
 
 def test_messages():
     with pytest.raises(ValueError, match="ratio is 0"):
-        BoundaryCounts(2, ratio=0)
+        BoundaryIoU(2, ratio=0)

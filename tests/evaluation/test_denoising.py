@@ -54,8 +54,8 @@ def test_references_denoise_smooth_images_well_and_noise_not_at_all(smooth):
 
 def test_the_linear_filter_uses_what_channels_share(smooth):
     grey = smooth[:, :1].expand(-1, 3, -1, -1) + 0.3 * torch.randn(6, 1, 48, 48)
-    figures = denoising_references(grey, grey.flip(0), 0.22)
-    assert figures["linear_filter"] < 0.7 * figures["gaussian_blur"]
+    metrics = denoising_references(grey, grey.flip(0), 0.22)
+    assert metrics["linear_filter"] < 0.7 * metrics["gaussian_blur"]
 
 
 def test_the_error_is_that_of_the_model_and_does_not_depend_on_the_batch(hybrid_config, smooth):

@@ -33,7 +33,7 @@ def normalize(images):
 
 
 @pytest.mark.parametrize("image_size", [None, 32])
-def test_batches_do_not_change_the_figures_and_pixels_are_those_of_the_masks(rows, image_size, hybrid_config):
+def test_batches_do_not_change_the_metrics_and_pixels_are_those_of_the_masks(rows, image_size, hybrid_config):
     model = DDePForSemanticSegmentation(hybrid_config(num_labels=8))
     transform = EvalTransform(image_size=image_size)
     one, many = (evaluate_segmentation(model, rows, transform, normalize, batch_size=size) for size in (1, 4))

@@ -26,15 +26,15 @@ def test_against_a_slow_reference():
     matrix = ConfusionMatrix(5)
     for part in range(4):
         matrix.update(prediction[part], labels[part])
-    figures = matrix.compute(list("abcde"))
+    metrics = matrix.compute(list("abcde"))
     expected = [slow_iou(prediction, labels, label, 255) for label in range(5)]
     assert expected[4] is None and expected[3] == 0
-    assert list(figures["iou"].values()) == pytest.approx(expected)
-    assert figures["mean_iou"] == pytest.approx(sum(expected[:4]) / 4)
+    assert list(metrics["iou"].values()) == pytest.approx(expected)
+    assert metrics["mean_iou"] == pytest.approx(sum(expected[:4]) / 4)
     valid = labels != 255
-    assert figures["overall_accuracy"] == pytest.approx((prediction == labels)[valid].double().mean().item())
+    assert metrics["overall_accuracy"] == pytest.approx((prediction == labels)[valid].double().mean().item())
     accuracies = [(prediction == labels)[labels == label].double().mean().item() for label in range(3)]
-    assert figures["mean_accuracy"] == pytest.approx(sum(accuracies) / 3)
+    assert metrics["mean_accuracy"] == pytest.approx(sum(accuracies) / 3)
 
 
 def test_nothing_but_ignored_pixels():
@@ -63,19 +63,19 @@ def test_against_torchmetrics():
     matrix = ConfusionMatrix(7)
     for part in range(3):
         matrix.update(prediction[part], labels[part])
-    figures = matrix.compute()
+    metrics = matrix.compute()
 
     def reference(name, **options):
         metric = getattr(classification, name)(num_classes=7, ignore_index=255, **options)
         return metric(prediction, labels)
 
     assert torch.equal(matrix.counts, reference("MulticlassConfusionMatrix"))
-    assert figures["mean_iou"] == pytest.approx(reference("MulticlassJaccardIndex", average="macro").item())
+    assert metrics["mean_iou"] == pytest.approx(reference("MulticlassJaccardIndex", average="macro").item())
     weighted = reference("MulticlassJaccardIndex", average="weighted").item()
-    assert figures["frequency_weighted_iou"] == pytest.approx(weighted)
-    assert figures["overall_accuracy"] == pytest.approx(reference("MulticlassAccuracy", average="micro").item())
+    assert metrics["frequency_weighted_iou"] == pytest.approx(weighted)
+    assert metrics["overall_accuracy"] == pytest.approx(reference("MulticlassAccuracy", average="micro").item())
     accuracies = reference("MulticlassAccuracy", average="none").tolist()
-    assert list(figures["accuracy"].values())[:5] == pytest.approx(accuracies[:5])
+    assert list(metrics["accuracy"].values())[:5] == pytest.approx(accuracies[:5])
     # Class 6 has no pixel to find: left out here, 0 there.
-    assert figures["accuracy"]["5"] is figures["accuracy"]["6"] is None and accuracies[6] == 0
-    assert figures["mean_accuracy"] == pytest.approx(sum(accuracies[:5]) / 5)
+    assert metrics["accuracy"]["5"] is metrics["accuracy"]["6"] is None and accuracies[6] == 0
+    assert metrics["mean_accuracy"] == pytest.approx(sum(accuracies[:5]) / 5)
