@@ -14,6 +14,12 @@ from .segmentation_datasets import Sample
 
 
 Size = int | tuple[int, int]
+# Tensors are not scaled in Pillow's other ways by every release of torchvision.
+_INTERPOLATION = {
+    Image.Resampling.NEAREST: InterpolationMode.NEAREST_EXACT,
+    Image.Resampling.BICUBIC: InterpolationMode.BICUBIC,
+    Image.Resampling.LANCZOS: InterpolationMode.BICUBIC,
+}
 
 
 class SegmentationTrainTransform:
@@ -64,7 +70,7 @@ class SegmentationTrainTransform:
             processor: As [`EvalTransform.from_processor`] takes it.
             **options: The other arguments.
         """
-        resample = InterpolationMode(Image.Resampling(processor.resample).name.lower())
+        resample = _INTERPOLATION.get(processor.resample, InterpolationMode.BILINEAR)
         return cls(image_size=_processor_size(processor), resample=resample, **options)
 
     def __call__(self, sample: Sample) -> dict[str, torch.Tensor]:
