@@ -150,7 +150,7 @@ def image_size(args: Any) -> int | None:
     if args.image_size is not None:
         return args.image_size
     try:
-        processor = DDePImageProcessor.from_pretrained(resolve(args.model_name_or_path))
+        processor = DDePImageProcessor.from_pretrained(resolve(args.model))
     except OSError:
         return None
     side = processor.size.get("shortest_edge") if processor.do_resize else None

@@ -11,9 +11,10 @@ folder: the processes share the runs. `report.md` and `figure.png` are written f
 `--report_only` at any time.
 """
 
-from ddep_hub.label_efficiency.command import StudyArguments, study
-from ddep_hub.utils.arguments import parse_arguments
+import sys
+
+from ddep_hub.cli import main
 
 
 if __name__ == "__main__":
-    study(parse_arguments(StudyArguments))
+    sys.exit(main(["compare", *sys.argv[1:]]))

@@ -30,7 +30,7 @@ def test_the_command_writes_files_that_others_can_run(model, tmp_path, capsys):
     model.save_pretrained(tmp_path / "model")
     output = tmp_path / "out"
     # Neither side is a multiple of the stride, 32.
-    command = ["export", "--model_name_or_path", str(tmp_path / "model"), "--size", "40", "56"]
+    command = ["export", "--model", str(tmp_path / "model"), "--size", "40", "56"]
     assert main([*command, "--output_dir", str(output)]) == 0
     assert {path.name for path in output.iterdir()} == {"model.onnx", "model.pt2", "export.json"}
     assert capsys.readouterr().out.count("of the pixels in the same class") == 2
@@ -99,7 +99,7 @@ def test_what_cannot_be_exported(model, tmp_path, capsys, monkeypatch):
         exporting.export(model, tmp_path, size=(32, 32), mean=HALF[0], std=HALF[1])
     for arguments in (["--size", "0"], ["--formats", "tflite"], ["--size", "1", "2", "3"]):
         with pytest.raises(SystemExit):
-            main(["export", "--model_name_or_path", "x", *arguments])
+            main(["export", "--model", "x", *arguments])
         assert f"{arguments[0][2:]} takes" in capsys.readouterr().err
     monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install .ddep-hub\[export\]"):

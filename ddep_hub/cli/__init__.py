@@ -1,52 +1,59 @@
 """The command `ddep-hub`."""
 
+import os
 import sys
-from collections.abc import Callable
-from importlib import import_module
 
 
-# Each is a function `main(argv)` of the module of its name: a command imports what it needs, and nothing else.
 COMMANDS = {
+    "pretrain": "pretrain a decoder by denoising, on images without labels",
+    "finetune": "fine-tune a segmentation model on few labels",
     "evaluate": "measure a fine-tuned model on labelled images",
     "predict": "write the masks and overlays of images",
+    "compare": "run a label-efficiency study: many runs with and without pretraining, and a report",
     "export": "write a fine-tuned model as ONNX and as a torch.export program",
-    "convert": "convert a U-Net of segmentation_models.pytorch or a denoising checkpoint, or to them",
-    "card": "write the card of a model anew, or check it",
-    "publish": "upload a model to the Hub, and check that it loads from there",
+    "convert": "convert a U-Net from segmentation_models.pytorch, or to it",
+    "card": "write the model card of a folder",
+    "publish": "upload a model to the Hub and check that it loads from there",
+    "list": "list the decoders and the presets that ship with the package",
 }
-USAGE = "usage: ddep-hub COMMAND ...\n\n{}\n\n`ddep-hub COMMAND --help` lists its options.".format(
-    "\n".join(f"{name:<9} {summary}" for name, summary in COMMANDS.items())
+USAGE = """usage: ddep-hub COMMAND [arguments]
+
+{}
+
+`ddep-hub COMMAND --help` lists the arguments of a command. `--debug` or DDEP_DEBUG=1 shows the traceback of an error.
+On several devices: `accelerate launch -m ddep_hub COMMAND [arguments]`.""".format(
+    "\n".join(f"  {name:<9} {summary}" for name, summary in COMMANDS.items())
 )
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command.
+    """Runs a command.
 
     Args:
-        argv: what follows `ddep-hub`; `sys.argv[1:]` by default.
+        argv: What follows `ddep-hub`; `sys.argv[1:]` by default.
 
     Returns:
-        Exit code: 0, or 1 where images, model, data or the Hub cannot be used.
+        The exit code: 0; 1 if files, models, data or the Hub cannot be used; 2 if there is no such command.
 
     Raises:
-        SystemExit: after help, and for arguments that cannot be read (code 2).
+        SystemExit: After `--help`, for arguments that cannot be parsed (code 2), and from interrupted runs (code 75).
     """
     argv = sys.argv[1:] if argv is None else argv
-    command, rest = (argv[0], argv[1:]) if argv else ("", [])
-    if command in ("-h", "--help"):
+    debug = "--debug" in argv or os.environ.get("DDEP_DEBUG") == "1"
+    name, *rest = [word for word in argv if word != "--debug"] or [""]
+    if name in ("-h", "--help"):
         print(USAGE)
         return 0
-    if command not in COMMANDS:
-        print(f"{USAGE}\n\nddep-hub: unknown command {command!r}" if command else USAGE, file=sys.stderr)
+    if name not in COMMANDS:
+        print(f"{USAGE}\n\nddep-hub: unknown command {name!r}" if name else USAGE, file=sys.stderr)
         return 2
-    run: Callable[[list[str]], None] = import_module(f"ddep_hub.cli.{command}").main
+    from . import commands
+
     try:
-        run(rest)
-    except (OSError, ValueError) as error:
-        print(f"ddep-hub: {error}", file=sys.stderr)
+        getattr(commands, name if name != "list" else "list_shipped")(rest)
+    except (ImportError, OSError, ValueError) as error:
+        if debug:
+            raise
+        print(f"ddep-hub {name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import cast
 
 from ddep_hub.encoders import encoder_mean_std
-from ddep_hub.evaluation.arguments import ModelArguments, pair
+from ddep_hub.evaluation.arguments import ModelArguments
 from ddep_hub.export import FILES, Format, export
 from ddep_hub.pretrained import load_model
-from ddep_hub.utils.arguments import arg, parse_command
+from ddep_hub.utils.arguments import arg, pair, parse_command
 
 
 @dataclass(kw_only=True)
@@ -40,7 +40,7 @@ class ExportArguments(ModelArguments):
 def main(argv: list[str]) -> None:
     """`ddep-hub export`."""
     args = parse_command(ExportArguments, argv, command="ddep-hub export")[0]
-    model = load_model(str(args.model_name_or_path), args.encoder_weights)
+    model = load_model(str(args.model), args.encoder_weights)
     mean, std = encoder_mean_std(model.config.encoder_name)
     formats = cast(list[Format], args.formats)
     size = args.height_and_width()

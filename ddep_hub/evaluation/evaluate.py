@@ -9,64 +9,104 @@ import torch
 from accelerate import Accelerator
 
 from ddep_hub.data.classes import names_in_order
-from ddep_hub.data.segmentation_datasets import open_split
+from ddep_hub.data.segmentation_datasets import SegmentationDataset, open_split
 from ddep_hub.data.transforms import EvalTransform, Normalize
-from ddep_hub.encoders import encoder_mean_std
-from ddep_hub.pretrained import image_size, load_model
+from ddep_hub.image_processing_ddep import DDePImageProcessor
+from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
+from ddep_hub.pretrained import load_model
+from ddep_hub.utils.arguments import build_arguments
 from ddep_hub.utils.distributed import on_main_process
 from ddep_hub.utils.files import atomic_write
 
 from .arguments import EvaluateArguments
 from .inference import count_pixels
 from .metrics import BoundaryIoU, confusion_csv
+from .predict import name_of, processor_of, resized
 from .visualization import MaskWriter, confusion_picture, segmentation_picture
 
 
-def evaluate(args: EvaluateArguments) -> dict[str, Any]:
-    """Measures a model and writes `results.json`, `confusion.csv`, `confusion.png` and `predictions.png`.
-
-    With `predictions`, the masks are written to `masks/<kind>/<stem>.png`.
+def evaluate(
+    model: str | Path | DDePForSemanticSegmentation,
+    data: str | Path | SegmentationDataset | None = None,
+    split: str = "val",
+    *,
+    processor: DDePImageProcessor | None = None,
+    output_dir: str | Path | None = None,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """Measures a fine-tuned model on labelled images.
 
     Args:
-        args: the arguments.
+        model: A model, a folder or a Hub id.
+        data: Labelled data, as in fine-tuning: a folder, `hf://datasets/org/name` or a dataset object; the embedded
+            scenes by default.
+        split: The split to measure on.
+        processor: Gives mean, std and size; by default the image processor beside the model.
+        output_dir: Folder to write `results.json`, `confusion.csv`, `confusion.png`, `predictions.png` and `masks/`
+            to; by default nothing is written.
+        **kwargs: Further fields of [`EvaluateArguments`], such as `window=(512, 512)` or `flip=True`.
 
     Returns:
-        What `results.json` holds: the figures of [`ConfusionMatrix`] and [`BoundaryIoU`], the number of `images`,
-        and how they were predicted.
+        Metrics in 0..1 (`mean_iou`, `iou` by class, `mean_boundary_iou`, ...), the number of `images`, and how they
+        were predicted.
 
     Raises:
-        FileNotFoundError: something of the data set is missing.
-        ValueError: the model has other classes than the data, or no pixel is labelled.
+        FileNotFoundError: Model or data do not exist.
+        ValueError: The model has other classes than the data, or no pixel is labelled.
+    """
+    values = {"data": data if isinstance(data, str | Path) else None, "eval_split": split, "output_dir": output_dir}
+    arguments = build_arguments(EvaluateArguments, {"model": name_of(model), **values, **kwargs})
+    return run_evaluation(
+        arguments,
+        model=None if isinstance(model, str | Path) else model,
+        dataset=None if data is None or isinstance(data, str | Path) else data,
+        processor=processor,
+    )
+
+
+def run_evaluation(
+    args: EvaluateArguments,
+    *,
+    model: DDePForSemanticSegmentation | None = None,
+    dataset: SegmentationDataset | None = None,
+    processor: DDePImageProcessor | None = None,
+) -> dict[str, Any]:
+    """As [`evaluate`], from its arguments; on each process of a launcher.
+
+    Args:
+        args: The arguments.
+        model: The model, if it is not the one that `args` names.
+        dataset: The dataset, if it is not the one that `args` names.
+        processor: The image processor, if it is not the model's.
     """
     accelerator = Accelerator()
     with accelerator.main_process_first():
-        rows = open_split(args, args.eval_split)
-        model = load_model(str(args.model_name_or_path), args.encoder_weights)
-    classes, names = rows.classes, list(rows.classes.names)
-    found = list(names_in_order(model.config.id2label))
-    if found != names:
+        dataset = open_split(args, args.eval_split) if dataset is None else dataset
+        model = model or load_model(str(args.model), args.encoder_weights)
+        processor = resized(processor or processor_of(model), args)
+    classes, names = dataset.classes, list(dataset.classes.names)
+    known = list(names_in_order(model.config.id2label))
+    if known != names:
         raise ValueError(
-            f"model_name_or_path: {args.model_name_or_path} was trained for {len(found)} classes "
-            f"({', '.join(found[:3])}, ...), but the data has {len(names)} ({', '.join(names[:3])}, ...). "
-            "Choose the data that it was trained for."
+            f"model: {args.model} was trained for {len(known)} classes ({', '.join(known[:3])}, ...), but the data "
+            f"has {len(names)} ({', '.join(names[:3])}, ...). Use the data that it was trained for."
         )
-    output = Path(args.output_dir)
-    writer = MaskWriter(output / "masks", classes, args.predictions)
+    output = None if args.output_dir is None else Path(args.output_dir)
+    writer = MaskWriter((output or Path()) / "masks", classes, args.predictions)
     # On its device, under the launcher's mixed precision; logits come out in float32.
     model = accelerator.prepare_model(model, evaluation_mode=True)
-    transform = EvalTransform(image_size=image_size(args))
-    normalize = Normalize(*encoder_mean_std(model.config.encoder_name))
+    transform, normalize = EvalTransform.from_processor(processor), Normalize.from_processor(processor)
     options = args.options()
     boundary = BoundaryIoU(classes.num_classes, classes.ignore_index, accelerator.device)
 
     def write_mask(index: int, predicted: torch.Tensor) -> None:
         # The image is read once more, so only where it is shown.
-        image = rows[index]["image"] if "overlays" in args.predictions else None
-        writer.write(rows.sample_ids[index], predicted.cpu().numpy(), image)
+        image = dataset[index]["image"] if "overlays" in args.predictions else None
+        writer.write(dataset.sample_ids[index], predicted.cpu().numpy(), image)
 
     matrix = count_pixels(
         model,
-        rows,
+        dataset,
         transform,
         normalize,
         batch_size=args.batch_size,
@@ -77,37 +117,37 @@ def evaluate(args: EvaluateArguments) -> dict[str, Any]:
         on_prediction=write_mask if args.predictions else None,
     )
     if not matrix.counts.any():
-        written = f" The masks are in {output / 'masks'}." if args.predictions else ""
+        written = f" The masks are in {writer.folder}." if args.predictions else ""
         raise ValueError(
-            f"eval_split: no pixel of `{args.eval_split}` is labelled, so there is nothing to measure.{written} For "
-            "images without labels there is `ddep-hub predict`; else check the masks."
+            f"eval_split: no pixel of `{args.eval_split}` is labelled, so there is nothing to measure.{written} "
+            "Check the masks, or use `ddep-hub predict` for images without labels."
         )
     results = {
         **matrix.compute(names),
         **boundary.compute(names),
-        "images": len(rows),
+        "images": len(dataset),
         "image_size": transform.image_size,
         "inference": dataclasses.asdict(options),
         "mixed_precision": accelerator.mixed_precision,
         "arguments": dataclasses.asdict(args),
     }
 
-    def describe() -> None:
+    def write(output: Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
-        writer.remove_others(rows.sample_ids)
+        writer.remove_others(dataset.sample_ids)
         atomic_write(output / "results.json", json.dumps(results, indent=1) + "\n")
         atomic_write(output / "confusion.csv", confusion_csv(matrix.counts, names))
         confusion_picture(matrix.counts, names).save(output / "confusion.png")
-        picture = segmentation_picture({"prediction": model}, rows, transform, normalize, options=options)
+        picture = segmentation_picture({"prediction": model}, dataset, transform, normalize, options=options)
         picture.save(output / "predictions.png")
 
-    on_main_process(accelerator, describe)
-    accelerator.print(summary(results))
+    if output is not None:
+        on_main_process(accelerator, lambda: write(output))
     return results
 
 
 def summary(results: dict[str, Any]) -> str:
-    """The figures in a few lines, in per cent."""
+    """The metrics in a few lines, in percent."""
     titles = {
         "mean_iou": "mIoU",
         "frequency_weighted_iou": "frequency-weighted IoU",

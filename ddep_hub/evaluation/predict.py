@@ -1,12 +1,14 @@
-"""The images that a user names: files, folders, patterns and URLs."""
+"""Masks of images: given as files, folders, patterns, URLs, PIL images or arrays."""
 
 import http.client
 import os
 import urllib.parse
 import urllib.request
+import warnings
 from collections.abc import Sequence
 from glob import glob
 from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,15 +20,140 @@ from ddep_hub.data.dataset_registry import find_dataset_by_classes
 from ddep_hub.data.image_io import decode_image, images_below
 from ddep_hub.data.synthetic import SCENE_CLASSES
 from ddep_hub.data.transforms import EvalTransform, Normalize
-from ddep_hub.encoders import encoder_mean_std
-from ddep_hub.pretrained import image_size, load_model
+from ddep_hub.image_processing_ddep import DDePImageProcessor
+from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
+from ddep_hub.pretrained import load_model, load_processor, processor_for_encoder
+from ddep_hub.utils.arguments import build_arguments
 
-from .arguments import PredictArguments
-from .inference import predict
+from .arguments import InferenceArguments, PredictArguments
+from .inference import predict as predict_ids
 from .visualization import MaskWriter, legend
 
 
 SECONDS = 60
+
+
+Images = str | Path | Image.Image | np.ndarray
+
+
+def predict(
+    model: str | Path | DDePForSemanticSegmentation,
+    images: Images | Sequence[Images],
+    *,
+    return_type: Literal["array", "pil"] = "array",
+    processor: DDePImageProcessor | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Segments images at their own size.
+
+    Args:
+        model: A fine-tuned model, a folder or a Hub id. A model object stays on its device.
+        images: An image or a list of images: paths, http(s) URLs, PIL images or uint8 arrays (H, W, 3) or (H, W). A
+            folder or a pattern such as `photos/*.jpg` stands for a list.
+        return_type: `"array"` for class ids, or `"pil"` for images with the classes' colours as their palette.
+        processor: Gives mean, std and size; by default the image processor beside the model.
+        **kwargs: How to predict, fields of [`InferenceArguments`]: `window=(512, 512)`, `flip=True`, ...
+
+    Returns:
+        One mask (H, W) for one image, else a list of masks. Arrays are uint8, or uint16 for more than 256 classes.
+
+    Raises:
+        OSError: The model or an image cannot be read.
+        ValueError: An image is damaged, or an argument is out of range.
+    """
+    if return_type not in ("array", "pil"):
+        raise ValueError(f"return_type must be `array` or `pil`, got {return_type!r}.")
+    arguments = build_arguments(InferenceArguments, {"model": name_of(model), **kwargs})
+    if isinstance(model, str | Path):
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        loaded = load_model(model, arguments.encoder_weights).to(device)
+    else:
+        loaded = model
+    predictor = Predictor(loaded, arguments, processor)
+
+    def segment(image: Any) -> Any:
+        mask = predictor(_to_pil(image))
+        return mask if return_type == "array" else _with_palette(mask, predictor.classes)
+
+    if isinstance(images, str | Path):
+        places = list(find_images([str(images)]).values())
+        return segment(places[0]) if places == [str(images)] else [segment(place) for place in places]
+    if isinstance(images, Image.Image | np.ndarray):
+        return segment(images)
+    found: list[Any] = []
+    for image in images:
+        found += find_images([str(image)]).values() if isinstance(image, str | Path) else [image]
+    return [segment(image) for image in found]
+
+
+class Predictor:
+    """A fine-tuned model with its image processor: PIL images in, class ids out.
+
+    Args:
+        model: The model; it is put into eval mode.
+        args: How to predict.
+        processor: The image processor, if it is not the model's.
+    """
+
+    def __init__(
+        self, model: DDePForSemanticSegmentation, args: InferenceArguments, processor: DDePImageProcessor | None = None
+    ) -> None:
+        processor = resized(processor or processor_of(model), args)
+        self.model, self.classes, self.options = model.eval(), classes_of(model.config), args.options()
+        self.transform = EvalTransform.from_processor(processor)
+        self.normalize = Normalize.from_processor(processor)
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """Returns the class ids (H, W) of an RGB image."""
+        size = image.height, image.width
+        sample = self.transform({"image": image, "annotation": np.zeros(size, dtype=np.uint8)})
+        pixel_values = self.normalize(sample["pixel_values"][None].to(self.model.device))
+        ids = predict_ids(self.model, pixel_values, size, self.options)[0].cpu().numpy()
+        return ids.astype(np.uint8 if self.classes.num_classes <= 256 else np.uint16)
+
+
+def name_of(model: str | Path | DDePForSemanticSegmentation) -> str:
+    """A model's name: what was given, or where a model object was loaded from, or its class."""
+    return str(model) if isinstance(model, str | Path) else model.config.name_or_path or type(model).__name__
+
+
+def processor_of(model: DDePForSemanticSegmentation) -> DDePImageProcessor:
+    """The image processor beside a model; for a model that was not loaded from anywhere, its encoder's."""
+    if not model.config.name_or_path:
+        return processor_for_encoder(model.config.encoder_name)
+    return load_processor(model.config.name_or_path, model.config)
+
+
+def resized(processor: DDePImageProcessor, args: InferenceArguments) -> DDePImageProcessor:
+    """The processor with `args.image_size`; warns if its own size makes a window pointless."""
+    if args.image_size is not None:
+        size = {"do_resize": True, "size": {"shortest_edge": args.image_size}}
+        return type(processor).from_dict({**processor.to_dict(), **size})
+    side = processor.size.get("shortest_edge") if processor.do_resize else None
+    window = args.options().window
+    if side is not None and window is not None and side <= min(window):
+        warnings.warn(
+            f"The model's image processor resizes images to a shorter side of {side} pixels, which the window of "
+            f"{window[0]}x{window[1]} covers: windows are nearly whole images. Set image_size.",
+            stacklevel=2,
+        )
+    return processor
+
+
+def _to_pil(image: Any) -> Image.Image:
+    if isinstance(image, str):
+        return read_image(image)
+    if isinstance(image, np.ndarray) and image.dtype != np.uint8:
+        raise ValueError(f"images: arrays must be uint8 (height, width, 3) or (height, width), got {image.dtype}.")
+    return (Image.fromarray(image) if isinstance(image, np.ndarray) else image).convert("RGB")
+
+
+def _with_palette(mask: np.ndarray, classes: ClassTable) -> Image.Image:
+    if mask.dtype != np.uint8:
+        raise ValueError(f"return_type: a palette holds 256 classes, not {classes.num_classes}. Use `array`.")
+    picture = Image.fromarray(mask)
+    picture.putpalette([value for color in classes.colors for value in color])
+    return picture
 
 
 def find_images(names: Sequence[str]) -> dict[str, str]:
@@ -98,32 +225,25 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
     """Predicts images at their own size and writes `<kind>/<name>.png` for each, and `legend.png`.
 
     Args:
-        names: files, folders, patterns and URLs, see [`find_images`].
-        args: the arguments.
+        names: Files, folders, patterns and URLs, see [`find_images`].
+        args: The arguments.
 
     Returns:
         The names of the results.
 
     Raises:
-        OSError: an image or the model cannot be read.
-        ValueError: an image is damaged, or an argument does not fit the model.
+        OSError: An image or the model cannot be read.
+        ValueError: An image is damaged, or an argument does not fit the model.
     """
     images = find_images(names)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(str(args.model_name_or_path), args.encoder_weights).to(device)
-    classes = classes_of(model.config)
+    predictor = Predictor(load_model(str(args.model), args.encoder_weights), args)
     output = Path(args.output_dir)
-    writer = MaskWriter(output, classes, args.predictions)
+    writer = MaskWriter(output, predictor.classes, args.predictions)
     output.mkdir(parents=True, exist_ok=True)
-    legend(classes).save(output / "legend.png")
-    transform, options = EvalTransform(image_size=image_size(args)), args.options()
-    normalize = Normalize(*encoder_mean_std(model.config.encoder_name))
+    legend(predictor.classes).save(output / "legend.png")
     for name, place in images.items():
         image = read_image(place)
-        size = image.height, image.width
-        example = transform({"image": image, "annotation": np.zeros(size, dtype=np.uint8)})
-        found = predict(model, normalize(example["pixel_values"][None].to(device)), size, options)
-        writer.write(name, found[0].cpu().numpy(), image)
+        writer.write(name, predictor(image), image)
     return list(images)
 
 

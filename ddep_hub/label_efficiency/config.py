@@ -108,7 +108,7 @@ class Study:
         if self.evaluation is None:
             return None
         values = {"data": self.data, "eval_split": finetuning.eval_split, **self.evaluation}
-        values |= {"model_name_or_path": f"{finetuning.output_dir}/final"}
+        values |= {"model": f"{finetuning.output_dir}/final"}
         return _parse(EvaluateArguments, {**values, "output_dir": f"{finetuning.output_dir}/evaluation"}, "evaluation")
 
     def settings(self, arm: Arm) -> str:

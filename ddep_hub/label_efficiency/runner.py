@@ -15,7 +15,7 @@ from pathlib import Path
 from ddep_hub.data.image_datasets import identity
 from ddep_hub.data.segmentation_datasets import open_split
 from ddep_hub.data.splits import parse_fraction
-from ddep_hub.evaluation.evaluate import evaluate
+from ddep_hub.evaluation.evaluate import run_evaluation
 from ddep_hub.training.arguments import PretrainArguments
 from ddep_hub.training.feeds import fingerprint_of
 from ddep_hub.training.finetuning import finetune
@@ -274,7 +274,7 @@ def _run(study: Study, run: Run, output: Path) -> bool:
         print(f"\n=== {run.arm.name}, {run.fraction} of the labels, seed {run.seed}", flush=True)
         results = finetune(args)
         if (evaluation := study.evaluate_arguments(args)) is not None:
-            results |= evaluate(evaluation)
+            results |= run_evaluation(evaluation)
         row = Row(
             arm=run.arm.name,
             fraction=run.fraction,

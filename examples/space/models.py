@@ -162,7 +162,7 @@ def denoise_image(image: Image.Image, name: str, sigma: float, seed: int) -> Den
 
 @lru_cache(maxsize=2)
 def _segmenter(name: str) -> tuple[DDePForSemanticSegmentation, int | None]:
-    return load_model(name, None).to(DEVICE), image_size(InferenceArguments(model_name_or_path=name))
+    return load_model(name, None).to(DEVICE), image_size(InferenceArguments(model=name))
 
 
 @lru_cache(maxsize=2)

@@ -15,13 +15,13 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
-from ddep_hub.cli import evaluate as evaluation
 from ddep_hub.cli import main
 from ddep_hub.data.classes import ClassTable, class_colors, write_class_table
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
 from ddep_hub.data.transforms import EvalTransform, Normalize
-from ddep_hub.evaluation.arguments import EvaluateArguments, PredictArguments
+from ddep_hub.evaluation import evaluate as evaluation
+from ddep_hub.evaluation.arguments import PredictArguments
 from ddep_hub.evaluation.inference import InferenceOptions, count_pixels, evaluate_segmentation
 from ddep_hub.evaluation.predict import classes_of, find_images
 from ddep_hub.pretrained import load_denoiser, load_model
@@ -83,8 +83,7 @@ def test_evaluation_under_mixed_precision(data, model, tmp_path, monkeypatch):
     )
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
-        fields = {"pretrained": model, "data": str(data), "output_dir": str(tmp_path / "out")}
-        results = evaluation.evaluate(EvaluateArguments(**fields))
+        results = evaluation.evaluate(model, data)
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
     assert seen == {("Conv2d", torch.bfloat16)} and logits[0].dtype == torch.float32
@@ -93,7 +92,7 @@ def test_evaluation_under_mixed_precision(data, model, tmp_path, monkeypatch):
 
 def test_evaluate_writes_figures_and_pictures(data, model, tmp_path, capsys):
     output = tmp_path / "out"
-    command = ["evaluate", "--model_name_or_path", model, "--data", str(data), "--output_dir", str(output)]
+    command = ["evaluate", "--model", model, "--data", str(data), "--output_dir", str(output)]
     assert main([*command, "--predictions", "ids", "overlays", "--batch_size", "2"]) == 0
     results = figures(output)
     rows = SegmentationFolder(data, "val")
@@ -118,7 +117,7 @@ def test_evaluate_writes_figures_and_pictures(data, model, tmp_path, capsys):
 def test_a_broken_image_is_named_at_once_by_its_worker(data, model, tmp_path, capsys):
     broken = data / "images" / "val" / "b.png"
     broken.write_bytes(broken.read_bytes()[:200])
-    command = ["evaluate", "--model_name_or_path", model, "--data", str(data), "--output_dir", str(tmp_path / "out")]
+    command = ["evaluate", "--model", model, "--data", str(data), "--output_dir", str(tmp_path / "out")]
     assert main([*command, "--num_workers", "2"]) == 1
     said = capsys.readouterr().err
     assert "Traceback" not in said and str(broken) in said
@@ -128,22 +127,22 @@ def test_a_broken_image_is_named_at_once_by_its_worker(data, model, tmp_path, ca
 def test_a_split_without_labels_says_what_to_do(data, model, tmp_path, capsys):
     for mask in (data / "annotations" / "val").rglob("*.png"):
         Image.fromarray(np.full_like(np.asarray(Image.open(mask)), 255)).save(mask)
-    command = ["evaluate", "--model_name_or_path", model, "--data", str(data), "--output_dir", str(tmp_path / "out")]
+    command = ["evaluate", "--model", model, "--data", str(data), "--output_dir", str(tmp_path / "out")]
     assert main([*command, "--predictions", "ids"]) == 1
     assert "no pixel of `val` is labelled" in (said := capsys.readouterr().err) and "ddep-hub predict" in said
     assert len(list((tmp_path / "out" / "masks" / "ids").rglob("*.png"))) == 3
 
 
 def test_a_protocol_stands_for_its_options():
-    args = PredictArguments(model_name_or_path="x", protocol="cityscapes", window_batch=2)
+    args = PredictArguments(model="x", protocol="cityscapes", window_batch=2)
     expected = InferenceOptions(window=(1024, 1024), stride=(1024, 1024), flip=True, window_batch=2)
     assert args.options() == expected
-    given = PredictArguments(model_name_or_path="x", window=[8, 6], stride=[4], blending="hann", scales=[0.5, 1.0])
+    given = PredictArguments(model="x", window=[8, 6], stride=[4], blending="hann", scales=[0.5, 1.0])
     assert given.options() == InferenceOptions((8, 6), (4, 4), "hann", (0.5, 1.0))
 
 
 def test_evaluate_as_a_script_on_two_processes(data, model, tmp_path):
-    command = ["--model_name_or_path", model, "--data", str(data), "--window", "32", "--blending", "hann", "--flip"]
+    command = ["--model", model, "--data", str(data), "--window", "32", "--blending", "hann", "--flip"]
     result = on_processes(2, "evaluate.py", *command, "--output_dir", str(tmp_path / "two"))
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("mIoU") == 1
@@ -166,12 +165,12 @@ def test_predict_takes_files_folders_patterns_and_urls(data, model, tmp_path, ca
             "url": [f"{url}/a.png?size=1"],
         }
         for kind, given in names.items():
-            command = ["predict", *given, "--model_name_or_path", model, "--output_dir", str(tmp_path / kind)]
+            command = ["predict", *given, "--model", model, "--output_dir", str(tmp_path / kind)]
             assert main(command) == 0
         missing = ["predict", f"{url}/none.png", "--output_dir", str(tmp_path / "missing")]
-        assert main([*missing, "--model_name_or_path", model]) == 1
+        assert main([*missing, "--model", model]) == 1
         spaced = ["predict", f"{url}/a b.png", "--output_dir", str(tmp_path / "missing")]
-        assert main([*spaced, "--model_name_or_path", model]) == 1
+        assert main([*spaced, "--model", model]) == 1
         server.shutdown()
     said = capsys.readouterr()
     assert f"{url}/a b.png could not be fetched" in said.err
@@ -185,7 +184,7 @@ def test_predict_takes_files_folders_patterns_and_urls(data, model, tmp_path, ca
 
 def test_the_size_of_the_image_processor_is_used(data, model, tmp_path):
     DDePImageProcessor(size={"shortest_edge": 32}).save_pretrained(model)
-    command = ["evaluate", "--model_name_or_path", model, "--data", str(data), "--output_dir"]
+    command = ["evaluate", "--model", model, "--data", str(data), "--output_dir"]
     assert main([*command, str(tmp_path / "a")]) == 0
     assert main([*command, str(tmp_path / "b"), "--image_size", "40"]) == 0
     assert [figures(tmp_path / name)["image_size"] for name in "ab"] == [32, 40]
@@ -207,16 +206,16 @@ def test_images_with_one_name_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["evaluate"], "model_name_or_path is missing"),
-        (["evaluate", "--model_name_or_path", "x", "--window", "8", "8", "8"], "window takes one number or two"),
-        (["evaluate", "--model_name_or_path", "x", "--stride", "8"], "give window as well"),
-        (["evaluate", "--model_name_or_path", "x", "--protocol", "camvid", "--flip"], "flip is part of protocol"),
-        (["evaluate", "--model_name_or_path", "x", "--protocol", "camvid", "--blending", "hann"], "blending is part"),
-        (["evaluate", "--model_name_or_path", "x", "--protocol", "kamvid"], "choose one of cityscapes"),
-        (["evaluate", "--model_name_or_path", "x", "--batch_size", "0"], "batch_size must be positive"),
-        (["evaluate", "--model_name_or_path", "x", "--windows", "8"], "Did you mean `window`"),
-        (["predict", "a.png"], "model_name_or_path is missing"),
-        (["predict", "--model_name_or_path", "x"], "images"),
+        (["evaluate"], "model is missing"),
+        (["evaluate", "--model", "x", "--window", "8", "8", "8"], "window takes one number or two"),
+        (["evaluate", "--model", "x", "--stride", "8"], "give window as well"),
+        (["evaluate", "--model", "x", "--protocol", "camvid", "--flip"], "flip is part of protocol"),
+        (["evaluate", "--model", "x", "--protocol", "camvid", "--blending", "hann"], "blending is part"),
+        (["evaluate", "--model", "x", "--protocol", "kamvid"], "choose one of cityscapes"),
+        (["evaluate", "--model", "x", "--batch_size", "0"], "batch_size must be positive"),
+        (["evaluate", "--model", "x", "--windows", "8"], "Did you mean `window`"),
+        (["predict", "a.png"], "model is missing"),
+        (["predict", "--model", "x"], "images"),
     ],
 )
 def test_arguments_that_cannot_be_used(arguments, message, capsys):
@@ -227,10 +226,10 @@ def test_arguments_that_cannot_be_used(arguments, message, capsys):
 
 def test_models_that_do_not_fit(data, model, tmp_path, hybrid_config, capsys):
     DDePForPreTraining(hybrid_config()).save_pretrained(tmp_path / "pretrained")
-    assert main(["evaluate", "--model_name_or_path", str(tmp_path / "pretrained"), "--data", str(data)]) == 1
+    assert main(["evaluate", "--model", str(tmp_path / "pretrained"), "--data", str(data)]) == 1
     assert "not a fine-tuned segmentation model" in capsys.readouterr().err
     DDePForSemanticSegmentation(hybrid_config(num_labels=3)).save_pretrained(tmp_path / "other")
-    assert main(["evaluate", "--model_name_or_path", str(tmp_path / "other"), "--data", str(data)]) == 1
+    assert main(["evaluate", "--model", str(tmp_path / "other"), "--data", str(data)]) == 1
     assert "was trained for 3 classes" in capsys.readouterr().err
 
 
@@ -241,7 +240,7 @@ def test_usage(capsys):
 
 
 def test_predict_takes_its_options_from_a_file(data, model, tmp_path):
-    options = {"model_name_or_path": model, "output_dir": str(tmp_path / "out"), "predictions": ["ids", "overlays"]}
+    options = {"model": model, "output_dir": str(tmp_path / "out"), "predictions": ["ids", "overlays"]}
     (tmp_path / "options.yaml").write_text(json.dumps(options))
     image = data / "images" / "val" / "a.png"
     assert main(["predict", "--config", str(tmp_path / "options.yaml"), str(image), "--predictions", "colors"]) == 0
@@ -271,7 +270,7 @@ def test_predictions_have_the_colours_that_the_model_was_fine_tuned_with(data, t
         (data / folder / "train").symlink_to("val")
     final = finetune(FinetuneArguments(data=str(data), output_dir=str(tmp_path / "run"), **fields, **splits))["final"]
     assert classes_of(load_model(final, None).config).colors == own.colors != SCENE_CLASSES.colors
-    command = ["predict", str(data / "images" / "val" / "a.png"), "--model_name_or_path", str(final)]
+    command = ["predict", str(data / "images" / "val" / "a.png"), "--model", str(final)]
     assert main([*command, "--output_dir", str(tmp_path / "out"), "--predictions", "colors"]) == 0
     found = np.asarray(Image.open(tmp_path / "out" / "colors" / "a.png")).reshape(-1, 3)
     assert {tuple(color) for color in found.tolist()} <= set(own.colors)

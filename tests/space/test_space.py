@@ -79,7 +79,7 @@ def scene(tmp_path):
 
 def test_segmentation_is_that_of_the_command(models, segmenter, scene, tmp_path):
     found = models.segment(models.read_upload(scene), segmenter)
-    predict_images([scene], PredictArguments(model_name_or_path=segmenter, output_dir=str(tmp_path / "out")))
+    predict_images([scene], PredictArguments(model=segmenter, output_dir=str(tmp_path / "out")))
     ids = np.asarray(Image.open(tmp_path / "out" / "ids" / "scene.png"))
     assert np.array_equal(np.asarray(found.overlay), np.asarray(Image.open(tmp_path / "out/overlays/scene.png")))
     assert found.shares == {i: (ids == i).mean() for i in found.shares} and set(found.shares) == set(np.unique(ids))
