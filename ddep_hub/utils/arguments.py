@@ -3,13 +3,15 @@
 import argparse
 import dataclasses
 import difflib
+import functools
+import re
 import sys
 import typing
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
 
 import yaml
 from transformers import HfArgumentParser
@@ -20,6 +22,7 @@ from .files import atomic_write
 PRESETS = Path(__file__).parent.parent / "presets"
 # The order of the groups in `--help`; arguments without a group come under the last one.
 GROUPS = ("data", "model", "optimisation", "evaluation", "checkpoints", "logging", "Hub", "other")
+_METADATA = ("group", "common", "resumable", "path", "renamed_from")
 
 
 def arg(
@@ -35,23 +38,17 @@ def arg(
     """A field of a dataclass of arguments.
 
     Args:
-        default: its default; a list is copied for each instance.
-        description: what `--help` says.
-        group: group of `--help`, one of `GROUPS`.
-        common: whether most users need it, so that `--help` shows it first.
-        resumable: whether a resumed run may have another value: its final weights do not depend on it, except for
+        default: Its default; a list is copied for each instance.
+        description: What `--help` says.
+        group: Group of `--help`, one of `GROUPS`.
+        common: Whether `--help` shows it first, because most users need it.
+        resumable: Whether a resumed run may have another value: its final weights do not depend on it, except for
             rounding and BatchNorm's view of a micro-batch.
-        path: whether it may hold a path of this machine, of which a model card publishes the last part only.
-        renamed_from: its earlier name, which still works with a warning.
+        path: Whether it may hold a local path, of which a model card publishes the last part only.
+        renamed_from: Its earlier name, which still works with a warning.
     """
-    metadata = {
-        "help": description,
-        "group": group,
-        "common": common,
-        "resumable": resumable,
-        "path": path,
-        "renamed_from": renamed_from,
-    }
+    values = (group, common, resumable, path, renamed_from)
+    metadata = {"help": description, **dict(zip(_METADATA, values, strict=True))}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -72,11 +69,7 @@ def names_with(cls: type[Dataclass], key: str) -> list[str]:
 
 
 def list_presets(kind: str) -> list[str]:
-    """Names of the presets that are shipped with the package.
-
-    Args:
-        kind: `"pretrain"` or `"finetune"`.
-    """
+    """Names of the presets that ship with the package, of `kind` `"pretrain"` or `"finetune"`."""
     return sorted(path.stem for path in (PRESETS / kind).glob("*.yaml"))
 
 
@@ -84,54 +77,39 @@ def preset_file(kind: str, name: str) -> Path:
     """The file of a preset.
 
     Raises:
-        ValueError: there is none of that name; names the nearest one.
+        ValueError: It does not exist; names the closest one.
     """
-    path = PRESETS / kind / f"{name}.yaml"
     if name not in list_presets(kind):
         raise ValueError(f"preset: there is no {did_you_mean(name, list_presets(kind))} `ddep-hub list` lists them.")
-    return path
+    return PRESETS / kind / f"{name}.yaml"
 
 
 def build_arguments(cls: type[Arguments], values: Mapping[str, Any]) -> Arguments:
-    """Arguments from keywords, as the Python functions take them.
+    """Arguments from keywords, as the functions of Python take them.
 
-    A `preset` among them is read first; a single value stands for a list of one, and a path for its text.
-
-    Args:
-        cls: a dataclass of arguments, such as [`PretrainArguments`].
-        values: fields by name, and `preset`.
+    A `preset` among them is read first. A single value stands for a list of one, and a `Path` for its text.
 
     Raises:
-        TypeError: there is no such field; names the nearest one.
-        ValueError: a value is out of range, or there is no such preset.
+        TypeError: An argument does not exist; names the closest one.
+        ValueError: A value is out of range, or the preset does not exist.
     """
-    given = dict(values)
-    names = [field.name for field in dataclasses.fields(cls)]
-    preset = given.pop("preset", None)
-    if preset is not None:
-        given = {**read_yaml(preset_file(_kind(cls), preset), cls), **given}
-    renamed = _renamed(cls)
-    result: dict[str, Any] = {}
+    given = {_new_name(cls, name): value for name, value in values.items() if name != "preset"}
+    if values.get("preset") is not None:
+        given = {**read_yaml(preset_file(_kind(cls), values["preset"]), cls), **given}
     hints = typing.get_type_hints(cls)
     for name, value in given.items():
-        if name in renamed:
-            _warn_renamed(name, renamed[name])
-            name = renamed[name]
-        if name not in names:
-            raise TypeError(f"{cls.__name__} has no argument {did_you_mean(name, names)}")
-        if isinstance(value, Path):
-            value = str(value)
-        is_list = "list" in str(hints[name])
-        if is_list and value is not None and not isinstance(value, (list, tuple)):
-            value = [value]
-        if is_list and value is not None:
-            value = [str(item) if isinstance(item, Path) else item for item in value]
-        result[name] = value
-    return cls(**result)
+        if name not in hints:
+            raise TypeError(f"{cls.__name__} has no argument {did_you_mean(name, list(hints))}")
+        if "list" in str(hints[name]) and value is not None:
+            value = [value] if isinstance(value, (str, Path)) or not isinstance(value, Iterable) else value
+            given[name] = [str(item) if isinstance(item, Path) else item for item in value]
+        elif isinstance(value, Path):
+            given[name] = str(value)
+    return cls(**given)
 
 
 def parse_arguments(cls: type[Arguments], argv: list[str] | None = None) -> Arguments:
-    """As [`parse_command`], for a script without further arguments."""
+    """As [`parse_command`], without positional arguments."""
     return parse_command(cls, argv)[0]
 
 
@@ -145,38 +123,42 @@ def parse_command(
     """Arguments from `--preset name`, `--config file.yaml` and the command line, each overriding the one before.
 
     Args:
-        cls: a dataclass of arguments, such as [`PretrainArguments`].
-        argv: command line; `sys.argv[1:]` by default.
-        command: what the help calls the program, such as `ddep-hub predict`.
-        positionals: arguments without a flag, and what `argparse.ArgumentParser.add_argument` takes for each.
+        cls: A dataclass of arguments, such as [`PretrainArguments`]; its docstring is the description in the help.
+        argv: The command line; `sys.argv[1:]` by default.
+        command: What the help calls the program, such as `ddep-hub predict`.
+        positionals: Positional arguments, with what `argparse.ArgumentParser.add_argument` takes for each.
 
     Returns:
         The arguments, and the values of `positionals`.
 
     Raises:
-        SystemExit: an unknown argument, on the command line or in a file (the nearest one is named), or a value of
-            the wrong type or out of range.
+        SystemExit: An argument, on the command line or in a file, is unknown (names the closest one), has the wrong
+            type or is out of range.
     """
     parser = _Parser(cls, prog=command, allow_abbrev=False, description=cls.__doc__)
     for name, options in positionals.items():
         parser.add_argument(name, **options)
     presets = list_presets(_kind(cls))
     if presets:
-        parser.add_argument("--preset", help=f"Settings shipped with the package: {', '.join(presets)}.")
-    parser.add_argument("--config", help="YAML file with any of these arguments; the command line overrides it.")
+        parser.add_argument(
+            "--preset", metavar="NAME", help=f"Settings that ship with the package: {', '.join(presets)}."
+        )
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file with any of these arguments; the command line overrides it."
+    )
     names = [field.name for field in dataclasses.fields(cls)]
-    argv = _with_new_names(cls, sys.argv[1:] if argv is None else list(argv))
+    argv = [_with_new_name(cls, word) for word in (sys.argv[1:] if argv is None else argv)]
     known, _ = parser.parse_known_args(argv)
+    flags: list[str] = []
     try:
-        flags: list[str] = []
         if presets and known.preset:
             flags += [*as_flags(read_yaml(preset_file(_kind(cls), known.preset), cls)), "--preset", known.preset]
         if known.config:
             flags += [*as_flags(read_yaml(known.config, cls)), "--config", known.config]
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    # In front of the command line, so that one parser checks the types of all. `--preset` and `--config` once more,
-    # so that a list at the end of a file does not take in arguments without a flag.
+    # Before the command line, so that one parser checks the types of all. `--preset` and `--config` are repeated so
+    # that a list at the end of a file does not take in positional arguments.
     namespace, unknown = parser.parse_known_args([*flags, *argv])
     for flag in unknown:
         if flag.startswith("--"):
@@ -186,7 +168,7 @@ def parse_command(
     try:
         arguments = cls(**{name: getattr(namespace, name) for name in names})
     except ValueError as error:
-        raise parser.error(str(error)) from error
+        parser.error(str(error))
     return arguments, {name: getattr(namespace, name) for name in positionals}
 
 
@@ -195,35 +177,32 @@ class _Parser(HfArgumentParser):
 
     def __init__(self, cls: type[Dataclass], **kwargs: Any) -> None:
         self.fields = {field.name: field.metadata for field in dataclasses.fields(cls)}
-        hints = typing.get_type_hints(cls)
-        # transformers hands all metadata to argparse, which knows `help` alone.
-        plain = [
-            (
-                field.name,
-                hints[field.name],
-                dataclasses.field(
-                    default=field.default,
-                    default_factory=field.default_factory,
-                    metadata={"help": field.metadata["help"]},
-                ),
-            )
-            for field in dataclasses.fields(cls)
-        ]
-        super().__init__(dataclasses.make_dataclass(cls.__name__, plain, kw_only=True), **kwargs)
+        formatter = functools.partial(argparse.HelpFormatter, max_help_position=30, width=110)
+        super().__init__(cls, formatter_class=formatter, **kwargs)
+
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        """Adds an argument; transformers calls this with all metadata of a field."""
+        default = options.get("default")
+        if default is not None and default is not False and default != []:
+            text = " ".join(map(str, default)) if isinstance(default, list) else default
+            options["help"] = f"{options['help']} (default: {text})"
+        if options.get("nargs") == "?":
+            options["metavar"] = "true|false"
+        elif names[0].startswith("-") and "type" in options and "choices" not in options:
+            options.setdefault("metavar", "VALUE")
+        if names[0].startswith("--no_"):
+            options["help"] = argparse.SUPPRESS
+        action = super().add_argument(*names, **{k: v for k, v in options.items() if k not in _METADATA})
+        # transformers adds `--foo-bar` to `--foo_bar`; it works without being shown.
+        action.option_strings = [option for option in action.option_strings if "-" not in option[2:]]
+        return action
 
     def format_help(self) -> str:
-        fields = self.fields
-        sections: dict[str, list[argparse.Action]] = {"arguments": [], "most used": []}
-        sections |= {name: [] for name in GROUPS}
+        sections: dict[str, list[argparse.Action]] = {name: [] for name in ("arguments", "most used", *GROUPS)}
         for action in self._actions:
-            if not action.option_strings:
-                sections["arguments"].append(action)
-            elif action.dest not in fields or fields[action.dest].get("common"):
-                # `--no_x` is what transformers adds for a flag that is on by default.
-                is_help = action.dest == "help"
-                sections["other" if is_help else "most used"].append(action)
-            else:
-                sections[fields[action.dest].get("group", "other")].append(action)
+            metadata = self.fields.get(action.dest, {"common": action.dest != "help", "group": "other"})
+            common = "most used" if action.option_strings else "arguments"
+            sections[common if metadata.get("common") else metadata["group"]].append(action)
         formatter = self._get_formatter()
         formatter.add_usage("%(prog)s [arguments]", [], [])
         formatter.add_text(self.description)
@@ -233,30 +212,32 @@ class _Parser(HfArgumentParser):
             formatter.end_section()
         return formatter.format_help()
 
+    def error(self, message: str) -> NoReturn:  # type: ignore[misc]  # exit() does not return
+        end = "" if message[-1] in ".?!" else "."
+        self.exit(2, f"{self.prog}: {message}{end} `--help` lists the arguments.\n")
+
 
 def read_yaml(path: str | Path, cls: type[Dataclass]) -> dict[str, Any]:
     """Reads a file of arguments.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is not a mapping, or holds an unknown argument.
+        OSError: It cannot be read.
+        ValueError: It is not a mapping, or holds an unknown argument.
     """
-    with open(path, encoding="utf-8") as file:
-        try:
-            values = yaml.safe_load(file) or {}
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not a YAML file: {error}") from error
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not a YAML file: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold `argument: value` lines, got a {type(values).__name__}.")
-    names, renamed = [field.name for field in dataclasses.fields(cls)], _renamed(cls)
-    result: dict[str, Any] = {}
-    for name, value in values.items():
-        if name in renamed:
-            _warn_renamed(name, renamed[name])
-        elif name not in names:
-            raise ValueError(f"{path} has an unknown argument {did_you_mean(str(name), names)}")
-        result[str(renamed.get(name, name))] = value
-    return result
+    values, names = (
+        {_new_name(cls, str(name)): value for name, value in values.items()},
+        [field.name for field in dataclasses.fields(cls)],
+    )
+    for name in values:
+        if name not in names:
+            raise ValueError(f"{path} has an unknown argument {did_you_mean(name, names)}")
+    return values
 
 
 def write_yaml(arguments: Any, path: str | Path) -> None:
@@ -274,7 +255,7 @@ def pair(name: str, values: list[int]) -> tuple[int, int] | None:
     """One number twice, or two numbers; `None` for none.
 
     Raises:
-        ValueError: there are more; names the argument.
+        ValueError: There are more than two; names the argument.
     """
     if len(values) > 2:
         raise ValueError(f"{name} takes one number or two, got {values}.")
@@ -290,27 +271,19 @@ def did_you_mean(name: str, names: list[str]) -> str:
     return f"`{name}`. Did you mean `{close[0]}`?" if close else f"`{name}`."
 
 
-def _renamed(cls: type[Dataclass]) -> dict[str, str]:
-    """Names by their earlier ones."""
-    fields = [(field.metadata.get("renamed_from"), field.name) for field in dataclasses.fields(cls)]
-    return {str(old): new for old, new in fields if old}
+def _new_name(cls: type[Dataclass], name: str) -> str:
+    """The name of an argument that may be given by its earlier one, which warns."""
+    for field in dataclasses.fields(cls):
+        if field.metadata.get("renamed_from") == name:
+            warnings.warn(f"`{name}` is now called `{field.name}`.", FutureWarning, stacklevel=4)
+            return field.name
+    return name
 
 
-def _warn_renamed(old: str, new: str) -> None:
-    warnings.warn(f"`{old}` is now called `{new}`.", FutureWarning, stacklevel=3)
-
-
-def _with_new_names(cls: type[Dataclass], argv: list[str]) -> list[str]:
-    """The command line with the earlier names of arguments replaced."""
-    renamed, result = _renamed(cls), []
-    for word in argv:
-        name, equals, value = word.removeprefix("--").partition("=")
-        if word.startswith("--") and name.removeprefix("no_") in renamed:
-            old = name.removeprefix("no_")
-            _warn_renamed(old, renamed[old])
-            word = "--" + ("no_" if name != old else "") + renamed[old] + equals + value
-        result.append(word)
-    return result
+def _with_new_name(cls: type[Dataclass], word: str) -> str:
+    """As [`_new_name`], for a word of the command line: `--name`, `--name=value` or `--no_name`."""
+    start, name, rest = re.fullmatch(r"((?:--(?:no_)?)?)([^=]*)(.*)", word, re.DOTALL).groups()  # type: ignore[union-attr]
+    return start + _new_name(cls, name) + rest if start else word
 
 
 def as_flags(values: dict[str, Any]) -> list[str]:
