@@ -4,8 +4,8 @@
     make quickstart DATA=my/dataset    on your images/<split>, annotations/<split>, classes.json
     make quickstart PRETRAINED=1       with the decoder that is shipped, instead of pretraining one
 
-The encoder is EfficientNet-Lite0 with its ImageNet weights. Both arms get the same labelled images, steps, learning
-rate, seeds and fresh classifier; they differ in where the decoder starts. Which arm wins is measured, not arranged.
+The encoder is EfficientNet-Lite0 with its ImageNet weights. Both decoders get the same labelled images, steps,
+learning rate, seeds and newly initialised classifier; they differ in where they start. Which one wins is measured.
 """
 
 import argparse
@@ -16,17 +16,15 @@ from typing import Any
 
 from PIL import Image
 
-from ddep_hub import DDePConfig, DDePForSemanticSegmentation
+from ddep_hub import DDePConfig, DDePForSemanticSegmentation, FinetuneArguments, PretrainArguments, finetune, pretrain
 from ddep_hub.data.image_datasets import ImageFolder
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
 from ddep_hub.data.synthetic import embedded_scenes
 from ddep_hub.data.transforms import EvalTransform, Normalize
-from ddep_hub.encoders import encoder_mean_std
 from ddep_hub.evaluation.visualization import segmentation_picture, stack
 from ddep_hub.label_efficiency.report import comparison_table, verdict
-from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
-from ddep_hub.training.finetuning import finetune
-from ddep_hub.training.pretraining import has_learned, pretrain
+from ddep_hub.pretrained import load_processor
+from ddep_hub.training.pretraining import has_learned
 from ddep_hub.utils.paths import resolve_data
 
 
@@ -42,10 +40,10 @@ def unlabelled_images(data: Path) -> Path:
 
 
 def evaluation_split(data: Path) -> str:
-    """The split to compare on: `test`, or `val` where there is none.
+    """The split to compare on: `test`, or `val` if there is none.
 
     Raises:
-        SystemExit: the data set has neither, or nothing to train on.
+        SystemExit: The data set has neither, or nothing to train on.
     """
     splits = available_splits(data)
     if "train" not in splits or not {"test", "val"} & set(splits):
@@ -53,18 +51,20 @@ def evaluation_split(data: Path) -> str:
     return "test" if "test" in splits else "val"
 
 
-def decoder_of(folder: Path) -> dict[str, Any]:
-    """Sizes of a pretrained decoder, for the random one beside it."""
-    config = DDePConfig.from_pretrained(folder)
+def decoder_of(name: str) -> dict[str, Any]:
+    """Sizes of a pretrained decoder, for the random one to compare with."""
+    config = DDePConfig.from_pretrained(name)
     return {name: getattr(config, name) for name in ("decoder_hidden_sizes", "decoder_bottleneck_size")}
 
 
 def main() -> None:
-    """Runs both trainings of both arms, and writes table, picture and folders."""
+    """Pretrains, fine-tunes both decoders, and writes table, picture and folders."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=resolve_data, help="data set to use instead of the rendered scenes")
     parser.add_argument("--images", type=resolve_data, help="unlabelled images; default: `unlabelled` in or beside it")
-    parser.add_argument("--pretrained", type=Path, help="decoder-only folder to start from; default: pretrain one")
+    parser.add_argument(
+        "--pretrained", help="decoder to start from: shipped name, folder or Hub id; default: pretrain"
+    )
     parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--num_labelled_images", type=int, default=12)
     parser.add_argument("--pretrain_steps", type=int, default=800)
@@ -76,13 +76,13 @@ def main() -> None:
     output: Path = options.output_dir
     data: Path = options.data or embedded_scenes()
     eval_split = evaluation_split(data)
-    held_out = SegmentationFolder(data, eval_split)
+    validation = SegmentationFolder(data, eval_split)
     labelled = min(options.num_labelled_images, len(SegmentationFolder(data, "train")))
 
     denoising: dict[str, Any] | None = None
     if options.pretrained:
         print(f"\n=== 1. The decoder of {options.pretrained}, pretrained by denoising")
-        start, decoder = str(options.pretrained), decoder_of(options.pretrained)
+        start, decoder = options.pretrained, decoder_of(options.pretrained)
     else:
         images: Path = options.images or unlabelled_images(data)
         pool = len(ImageFolder(images))
@@ -105,10 +105,10 @@ def main() -> None:
     scores: dict[str, dict[int, float]] = {"random decoder": {}, "DDeP decoder": {}}
     finals: dict[str, str] = {}
     for seed in options.seeds:
-        for arm, fields in (("random decoder", decoder), ("DDeP decoder", {"model_name_or_path": start})):
+        for method, fields in (("random decoder", decoder), ("DDeP decoder", {"pretrained": start})):
             result = finetune(
                 FinetuneArguments(
-                    output_dir=str(output / f"{arm.split()[0].lower()}-{seed}"),
+                    output_dir=str(output / f"{method.split()[0].lower()}-{seed}"),
                     overwrite=True,
                     data=str(data),
                     eval_split=eval_split,
@@ -122,25 +122,26 @@ def main() -> None:
                     **fields,
                 )
             )
-            scores[arm][seed] = 100 * result["mean_iou"]
-            finals.setdefault(arm, result["final"])
+            scores[method][seed] = 100 * result["mean_iou"]
+            finals.setdefault(method, result["final"])
 
-    models = {arm: DDePForSemanticSegmentation.from_pretrained(folder) for arm, folder in finals.items()}
-    normalize = Normalize(*encoder_mean_std(models["DDeP decoder"].config.encoder_name))
-    segmentation = segmentation_picture(models, held_out, EvalTransform(image_size=IMAGE_SIZE), normalize, number=3)
+    models = {method: DDePForSemanticSegmentation.from_pretrained(folder) for method, folder in finals.items()}
+    processor = load_processor(finals["DDeP decoder"], models["DDeP decoder"].config)
+    transform, normalize = EvalTransform.from_processor(processor), Normalize.from_processor(processor)
+    segmentation = segmentation_picture(models, validation, transform, normalize, number=3)
     pictures = [segmentation]
     if denoising:
         pictures.insert(0, Image.open(output / "pretrain" / "pictures" / "predictions.png"))
     stack(pictures).save(output / "quickstart.png")
-    summary = {"denoising": denoising, "mean_iou": scores, "eval_split": eval_split, "images": len(held_out)}
+    summary = {"denoising": denoising, "mean_iou": scores, "eval_split": eval_split, "images": len(validation)}
     (output / "quickstart.json").write_text(json.dumps(summary, indent=1) + "\n")
 
     print("\n=== 3. Result")
-    print(f"mIoU in % on `{eval_split}` ({len(held_out)} images), {labelled} labelled images:\n")
+    print(f"mIoU in % on `{eval_split}` ({len(validation)} images), {labelled} labelled images:\n")
     print(comparison_table(scores))
     if denoising:
-        print("\nMean squared error of the noise found in held-out images:\n")
-        print("| decoder | finding none | best Gaussian blur | best linear filter |\n|---|---|---|---|")
+        print("\nMean squared error of the predicted noise, on images that were not trained on:\n")
+        print("| decoder | predicting zero | best Gaussian blur | best linear filter |\n|---|---|---|---|")
         errors = ("denoising_error", "predicting_zero", "gaussian_blur", "linear_filter")
         print("| " + " | ".join(f"{denoising[name]:.3f}" for name in errors) + " |\n")
     print(f"picture          {output / 'quickstart.png'}")

@@ -95,7 +95,8 @@ def build_arguments(cls: type[Arguments], values: Mapping[str, Any]) -> Argument
     """
     given = {_new_name(cls, name): value for name, value in values.items() if name != "preset"}
     if values.get("preset") is not None:
-        given = {**read_yaml(preset_file(_kind(cls), values["preset"]), cls), **given}
+        preset_file(_kind(cls), values["preset"])  # raises where the parser would exit
+        given = {**vars(parse_arguments(cls, ["--preset", values["preset"]])), **given}
     hints = typing.get_type_hints(cls)
     for name, value in given.items():
         if name not in hints:

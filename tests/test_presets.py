@@ -1,4 +1,4 @@
-"""The files of examples/: configurations that load, and a page that names what there is."""
+"""The presets, and the configurations in examples/: they load, and resolve to runs."""
 
 import dataclasses
 import re
@@ -14,16 +14,10 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation
-from ddep_hub.cli.card import CardArguments
-from ddep_hub.cli.convert import ConvertArguments
-from ddep_hub.cli.export import ExportArguments
-from ddep_hub.cli.publish import PublishArguments
 from ddep_hub.data.dataset_registry import get_dataset_info
-from ddep_hub.data.layouts import LAYOUTS
-from ddep_hub.evaluation.arguments import EvaluateArguments, PredictArguments
 from ddep_hub.label_efficiency.command import StudyArguments, chosen_study
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
-from ddep_hub.utils.arguments import parse_arguments
+from ddep_hub.utils.arguments import build_arguments, list_presets, parse_arguments, preset_file
 
 
 ROOT = Path(__file__).parent.parent
@@ -31,21 +25,9 @@ EXAMPLES = ROOT / "examples"
 CONFIGS = EXAMPLES / "configs"
 PAGE = (EXAMPLES / "README.md").read_text(encoding="utf-8")
 ACCELERATE = sorted((CONFIGS / "accelerate").glob("*.yaml"))
-PRETRAIN = sorted(CONFIGS.glob("pretrain-*.yaml"))
-FINETUNE = sorted(CONFIGS.glob("finetune-*.yaml"))
-FEW_LABELS = CONFIGS / "few-labels.yaml"
+PRETRAIN, FINETUNE = list_presets("pretrain"), list_presets("finetune")
+DATASETS = [name for name in FINETUNE if name != "few-labels"]
 STUDIES = sorted(CONFIGS.glob("label-efficiency-*.yaml"))
-ARGUMENTS = [
-    PretrainArguments,
-    FinetuneArguments,
-    EvaluateArguments,
-    PredictArguments,
-    ConvertArguments,
-    ExportArguments,
-    PublishArguments,
-    CardArguments,
-    StudyArguments,
-]
 # The paper's level, in units of inputs with this deviation.
 SIGMA, STD = 0.22, 0.5
 
@@ -54,18 +36,18 @@ def named(paths):
     return pytest.mark.parametrize("path", paths, ids=lambda path: path.stem)
 
 
-def load_pretrain(path: Path) -> PretrainArguments:
-    return parse_arguments(PretrainArguments, ["--config", str(path)])
+def load_pretrain(name: str) -> PretrainArguments:
+    return parse_arguments(PretrainArguments, ["--preset", name])
 
 
-def load_finetune(path: Path, *more: str) -> FinetuneArguments:
-    return parse_arguments(FinetuneArguments, ["--config", str(path), *more])
+def load_finetune(name: str, *more: str) -> FinetuneArguments:
+    return parse_arguments(FinetuneArguments, ["--preset", name, *more])
 
 
 def test_all_files_are_known():
     assert [path.stem for path in ACCELERATE] == ["8-gpus", "cpu", "fsdp2", "gpu", "two-nodes"]
-    assert sorted(CONFIGS.glob("*.yaml")) == sorted([*PRETRAIN, *FINETUNE, FEW_LABELS, *STUDIES])
-    assert len(PRETRAIN) == 7 and len(FINETUNE) == 5
+    assert sorted(CONFIGS.glob("*.yaml")) == STUDIES
+    assert len(PRETRAIN) == 7 and len(FINETUNE) == 6
 
 
 @named(ACCELERATE)
@@ -142,11 +124,11 @@ def test_fsdp2_finds_the_blocks_to_wrap(cls, encoder_name, names):
     assert {type(module).__name__ for module in model.modules() if policy(module)} == set(wanted)
 
 
-@named(PRETRAIN)
-def test_pretraining_presets(path):
-    args = load_pretrain(path)
+@pytest.mark.parametrize("name", PRETRAIN)
+def test_pretraining_presets(name):
+    args = load_pretrain(name)
     assert not args.images  # given on the command line
-    assert args.output_dir == f"runs/{path.stem}"
+    assert args.output_dir == f"runs/pretrain-{name}"
     cfg = timm.get_pretrained_cfg(args.encoder_name)
     assert cfg is not None and cfg.tag, args.encoder_name
     if "." in args.encoder_name:
@@ -158,7 +140,7 @@ def test_pretraining_presets(path):
 
 
 def test_transunet_presets_differ_in_width_and_learning_rate():
-    runs = [load_pretrain(CONFIGS / f"pretrain-transunet-{width}x.yaml") for width in (1, 2, 3)]
+    runs = [load_pretrain(f"transunet-{width}x") for width in (1, 2, 3)]
     assert [run.decoder_width for run in runs] == [1, 2, 3]
     assert [run.learning_rate for run in runs] == [6e-5, 1e-4, 6e-5]
     same = [
@@ -168,68 +150,50 @@ def test_transunet_presets_differ_in_width_and_learning_rate():
     assert same[0] == same[1] == same[2]
 
 
-@named(FINETUNE)
-def test_finetuning_presets(path):
-    args = load_finetune(path, "--data", "somewhere", "--label_fraction", "1/30", "--pretrained", "run/final")
-    known = get_dataset_info(path.stem.removeprefix("finetune-").replace("-", "_"))
+@pytest.mark.parametrize("name", DATASETS)
+def test_finetuning_presets(name):
+    args = load_finetune(name, "--data", "somewhere", "--label_fraction", "1/30", "--pretrained", "run/final")
+    known = get_dataset_info(name.replace("-", "_"))
     assert args.crop_size == known.crop_size
     assert {args.train_split, args.eval_split} <= set(known.splits)
     assert 1e-5 <= args.learning_rate <= 3e-4 and 1e-5 <= args.weight_decay <= 3e-4
     assert args.sync_bn and args.save_steps and args.eval_steps
-    # The arm without a pretrained decoder, as the comments say.
-    assert load_finetune(path, "--encoder_name", "vit_base_r50_s16_224.orig_in21k", "--encoder_weights", "hub")
-    assert load_finetune(path).data is None
+    # Without a pretrained decoder, as the comments say.
+    assert load_finetune(name, "--encoder_name", "vit_base_r50_s16_224.orig_in21k", "--encoder_weights", "hub")
+    assert load_finetune(name).data is None
+    assert build_arguments(FinetuneArguments, {"preset": name}) == load_finetune(name)
 
 
 def test_few_labels_are_fine_tuned_as_was_measured():
-    """The values of the study, and both arms that the comments name; the random decoder is the shipped one's size."""
+    """The values of the study, and both starts that the comments name; the random decoder has the shipped size."""
+    text = preset_file("finetune", "few-labels").read_text(encoding="utf-8")
     shipped = ROOT / "model_cards" / "ddep-efficientnet-lite0"
-    assert "--pretrained model_cards/ddep-efficientnet-lite0" in FEW_LABELS.read_text(encoding="utf-8")
-    args = load_finetune(FEW_LABELS, "--pretrained", str(shipped))
+    assert "--pretrained ddep-efficientnet-lite0" in text
+    args = load_finetune("few-labels", "--pretrained", "ddep-efficientnet-lite0")
     study = yaml.safe_load((CONFIGS / "label-efficiency-camvid-dice.yaml").read_text(encoding="utf-8"))["finetuning"]
-    own = yaml.safe_load(FEW_LABELS.read_text(encoding="utf-8"))
+    own = yaml.safe_load(text)
     assert own.pop("output_dir") == args.output_dir
     assert own == {name: value for name, value in study.items() if name not in ("eval_split", "save_steps")}
-    flags = re.search(r"`(--decoder_hidden_sizes .*)` in place", FEW_LABELS.read_text(encoding="utf-8"))[1]
-    random = load_finetune(FEW_LABELS, *flags.split())
+    flags = re.search(r"`(--decoder_hidden_sizes .*)` in place", text)[1]
+    random = load_finetune("few-labels", *flags.split())
     config = DDePConfig.from_pretrained(shipped)
     assert random.decoder_hidden_sizes == config.decoder_hidden_sizes
     assert random.decoder_bottleneck_size == config.decoder_bottleneck_size
 
 
-@named([*PRETRAIN, *FINETUNE, FEW_LABELS])
-def test_every_value_of_a_preset_has_its_mark(path):
+@pytest.mark.parametrize("kind, name", [("pretrain", n) for n in PRETRAIN] + [("finetune", n) for n in FINETUNE])
+def test_every_value_of_a_preset_has_its_mark(kind, name):
     """Recalled values are never given as the paper's."""
-    text = path.read_text(encoding="utf-8")
+    text = preset_file(kind, name).read_text(encoding="utf-8")
     for line in text.splitlines():
         if re.match(r"(batch_size|max_steps|optim|learning_rate|weight_decay|lr_scheduler_type|crop_size):", line):
             assert re.search(r"\((believed|read|computed|choice)\)", line), line
-    assert f"--config examples/configs/{path.name}" in text
-
-
-@pytest.mark.parametrize("cls", ARGUMENTS)
-def test_the_page_names_every_argument(cls):
-    part = PAGE[PAGE.index("## Arguments") : PAGE.index("## Stopping and resuming")]
-    missing = [field.name for field in dataclasses.fields(cls) if f"`{field.name}`" not in part]
-    assert not missing
-
-
-def test_the_page_names_no_other_argument():
-    own = {field.name for cls in ARGUMENTS for field in dataclasses.fields(cls)}
-    launch = {"config_file", "machine_rank", "main_process_ip", "config", "help"}
-    slurm = {"nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "time", "signal", "requeue", "open-mode"}
-    assert set(re.findall(r"--([a-z][\w-]*)", PAGE)) - own - launch - slurm == set()
-
-
-def test_the_page_names_every_layout():
-    assert [layout for layout in LAYOUTS if f"(`{layout}`" not in PAGE] == []
+    assert f"--preset {name}" in text and f"ddep_hub {kind} " in text.replace("ddep-hub", "ddep_hub")
+    assert max(map(len, text.splitlines())) <= 119
 
 
 def test_the_page_lists_every_file():
-    for path in [*PRETRAIN, *FINETUNE, FEW_LABELS, *STUDIES]:
-        assert f"[{path.stem}](configs/{path.name})" in PAGE
-    for path in ACCELERATE:
-        assert f"examples/configs/accelerate/{path.name}" in PAGE
+    assert [path.name for path in [*STUDIES, *ACCELERATE] if path.name not in PAGE] == []
 
 
 def test_links_lead_somewhere():
@@ -241,7 +205,7 @@ def test_links_lead_somewhere():
             assert (EXAMPLES / target).exists(), target
 
 
-@named([EXAMPLES / "README.md", *PRETRAIN, *FINETUNE, FEW_LABELS, *STUDIES, *ACCELERATE])
+@named([EXAMPLES / "README.md", *STUDIES, *ACCELERATE])
 def test_lines_are_short(path):
     assert max(map(len, path.read_text(encoding="utf-8").splitlines())) <= 119
 
