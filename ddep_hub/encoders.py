@@ -84,32 +84,39 @@ def encoder_arguments(config: DDePConfig) -> dict[str, Any]:
 
 
 def build_encoder(config: DDePConfig) -> nn.Module:
-    """Builds the encoder as timm initialises it, without what lies behind its last used feature.
+    """Builds the encoder as timm initialises it, without the layers behind its last used feature.
 
     Raises:
-        ValueError: an unknown timm name, arguments timm refuses, or a model that yields no pyramid.
+        ValueError: timm does not know the name, refuses the arguments, or the model yields no pyramid.
     """
+    return finish_encoder(create_timm_model(config))
+
+
+def create_timm_model(config: DDePConfig) -> nn.Module:
+    """Builds the whole timm model without a classifier; see [`build_encoder`]."""
     arguments = encoder_arguments(config)
     try:
-        encoder = timm.create_model(config.encoder_name, pretrained=False, **arguments)
+        return timm.create_model(config.encoder_name, pretrained=False, **arguments)
     except (TypeError, RuntimeError, AssertionError) as error:
         raise ValueError(
             f"encoder_kwargs: timm cannot build `{config.encoder_name}` with {arguments}: {error}"
         ) from error
-    prune_encoder(encoder)
-    feature_info(encoder)  # refuses models without a pyramid
+
+
+def finish_encoder(encoder: nn.Module) -> nn.Module:
+    """Turns a timm model into an encoder, in place.
+
+    Layers behind the last used feature go: unused, they would get no gradient in fine-tuning.
+    """
     if is_hybrid(encoder):
         encoder.__class__ = DDePHybridEncoder  # the same module, with another forward
-    return encoder
-
-
-def prune_encoder(encoder: nn.Module) -> None:
-    """Drops the layers behind the last used feature: unused, they would get no gradient in fine-tuning."""
-    if not is_hybrid(encoder) and hasattr(encoder, "prune_intermediate_layers"):
+    elif hasattr(encoder, "prune_intermediate_layers"):
         last = len(_timm_feature_info(encoder)) - 1
         encoder.prune_intermediate_layers([last], prune_norm=True, prune_head=True)
         if hasattr(getattr(encoder, "head", None), "norm"):
             encoder.head.norm = nn.Identity()  # older releases of timm leave it there
+    feature_info(encoder)  # refuses models without a pyramid
+    return encoder
 
 
 def is_hybrid(encoder: nn.Module) -> bool:

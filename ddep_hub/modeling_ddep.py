@@ -63,11 +63,13 @@ class DDePModel(DDePPreTrainedModel):
 
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^classifier\.", r"^noise_head\."]
 
-    def __init__(self, config: DDePConfig) -> None:
+    def __init__(self, config: DDePConfig, encoder: nn.Module | None = None) -> None:
         super().__init__(config)
-        self.encoder = build_encoder(config)
+        self.encoder = build_encoder(config) if encoder is None else encoder.to(torch.get_default_dtype())
         for module in self.encoder.modules():
             module._is_ddep_encoder = True
+        # timm has initialised it, unless it is on the meta device and waits for its weights.
+        self.encoder._ddep_initialized = next(self.encoder.parameters()).device.type != "meta"
         info = feature_info(self.encoder)
         self.stride = info[-1][1]
         self.decoder = DDePDecoder(config, [channels for channels, _ in info], [stride for _, stride in info])
@@ -164,9 +166,9 @@ class DDePForPreTraining(DDePPreTrainedModel):
 
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^classifier\."]
 
-    def __init__(self, config: DDePConfig) -> None:
+    def __init__(self, config: DDePConfig, encoder: nn.Module | None = None) -> None:
         super().__init__(config)
-        self.ddep = DDePModel(config)
+        self.ddep = DDePModel(config, encoder)
         channels = self.ddep.decoder.out_channels + config.num_channels * config.image_skip
         self.noise_head = nn.Conv2d(channels, config.num_channels, kernel_size=3, padding=1)
         self.post_init()
@@ -258,9 +260,9 @@ class DDePForSemanticSegmentation(DDePPreTrainedModel):
 
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^noise_head\."]
 
-    def __init__(self, config: DDePConfig) -> None:
+    def __init__(self, config: DDePConfig, encoder: nn.Module | None = None) -> None:
         super().__init__(config)
-        self.ddep = DDePModel(config)
+        self.ddep = DDePModel(config, encoder)
         self.classifier = nn.Conv2d(self.ddep.decoder.out_channels, config.num_labels, kernel_size=3, padding=1)
         self.post_init()
 

@@ -3,7 +3,9 @@
 import sys
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.configuration_ddep import resolve
@@ -76,3 +78,40 @@ def test_the_processor_beside_a_model_is_used(tmp_path, caplog):
     (tmp_path / "with" / "preprocessor_config.json").write_text("{")
     with pytest.raises(OSError, match="JSON"):
         load_processor(tmp_path / "with", config)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_r_s16_p8_224", "tf_efficientnet_lite0", "swin_tiny_patch4_window7_224"])
+def test_the_encoder_is_built_once(tmp_path, hybrid_config, monkeypatch, name):
+    small = {"swin": {"embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 1, 2, 2)}, "tf_ef": None}
+    fields = {"encoder_name": name, "encoder_kwargs": small.get(name[:4], small.get(name[:5]))}
+    config = hybrid_config(**fields) if not name.startswith("vit") else hybrid_config()
+    model = DDePForSemanticSegmentation(config).eval()
+    model.save_pretrained(tmp_path / "decoder", decoder_only=True, half_precision=False)
+    model.save_pretrained(tmp_path / "whole")
+    save_file(model.ddep.encoder.state_dict(), tmp_path / "encoder.safetensors")
+    created = []
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: created.append(args) or create(*args, **kwargs))
+
+    DDePForSemanticSegmentation(config)
+    assert len(created) == 1
+    created.clear()
+    decoder = DDePForSemanticSegmentation.from_pretrained(
+        tmp_path / "decoder", encoder_weights=tmp_path / "encoder.safetensors"
+    )
+    assert len(created) == 1
+    created.clear()
+    whole = DDePForSemanticSegmentation.from_pretrained(tmp_path / "whole")
+    # Swin has buffers that no file holds: their values come from a second model, as timm alone can make them.
+    assert len(created) == (2 if name.startswith("swin") else 1)
+    created.clear()
+    fields = {key: getattr(config, key) for key in ("encoder_kwargs", "decoder_hidden_sizes")}
+    DDePForSemanticSegmentation.from_pretrained_encoder(
+        name, encoder_weights=tmp_path / "encoder.safetensors", **fields
+    )
+    assert len(created) == 1
+
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(images).logits
+        assert torch.equal(decoder(images).logits, expected) and torch.equal(whole(images).logits, expected)
