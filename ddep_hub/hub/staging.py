@@ -1,4 +1,4 @@
-"""What is uploaded of a folder, put together beside it: the folder itself is never written to."""
+"""The files to publish, put together in a temporary folder: the user's folder is never written to."""
 
 import json
 import os
@@ -33,55 +33,44 @@ AUTO_MAP: dict[str, dict[str, Any]] = {
 }
 
 
-def files_of(folder: Path) -> list[str]:
-    """Files of a folder that are published: none that is hidden, and no link to a place outside of it."""
+def stage(folder: Path, target: Path, *, decoder_only: bool, remote_code: bool) -> None:
+    """Puts the files to publish into an empty folder: no hidden files, and no links that lead out of `folder`.
+
+    Args:
+        folder: A folder that `from_pretrained` loads.
+        target: The empty folder; files that stay as they are become links.
+        decoder_only: Leave the encoder out.
+        remote_code: Add the model's code, for `trust_remote_code=True`.
+
+    Raises:
+        FileNotFoundError: The folder has no `config.json`.
+        ValueError: It is not a model of this package, or its encoder was trained and cannot be left out.
+    """
+    model_class(folder)
     inside = folder.resolve()
-    found = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in name.parts)
-        if path.is_file() and not hidden and path.resolve().is_relative_to(inside):
-            found.append(name.as_posix())
-    return found
-
-
-def stage(folder: Path, place: Path, *, decoder_only: bool, remote_code: bool) -> None:
-    """Puts the files to publish into an empty folder.
-
-    Args:
-        folder: a folder that `from_pretrained` loads.
-        place: where to; files that stay as they are become links.
-        decoder_only: leave the encoder out.
-        remote_code: add the model's code, for `trust_remote_code=True`.
-
-    Raises:
-        FileNotFoundError: the folder holds no `config.json`.
-        ValueError: it is no model of this package, or its encoder was trained and cannot be left out.
-    """
-    names = files_of(folder)
-    if "config.json" not in names:
-        raise FileNotFoundError(
-            f"{folder} holds no config.json of its own. Publish a folder that save_pretrained wrote."
-        )
-    model_class(folder)
-    for name in names:
-        target = place / name
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file() or hidden or not path.resolve().is_relative_to(inside):
+            continue
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
         try:
-            target.symlink_to((folder / name).resolve())
+            (target / name).symlink_to(path.resolve())
         except OSError:  # Windows, without the right to make links
-            shutil.copy2(folder / name, target)
-    if decoder_only:
-        _leave_encoder_out(folder, place)
+            shutil.copy2(path, target / name)
+    read_config(target)  # there is none if it was a link that leads out
+    if decoder_only and not read_config(target).get("decoder_only"):
+        _remove_encoder(folder, target)
     if remote_code:
-        _add_code(place)
+        _add_code(target)
 
 
 def model_class(folder: Path) -> type[DDePPreTrainedModel]:
     """The class that a folder was saved from.
 
     Raises:
-        ValueError: none of this package.
+        FileNotFoundError: The folder has no `config.json`.
+        ValueError: It is not a model of this package.
     """
     architectures = read_config(folder).get("architectures") or ["none"]
     if architectures[0] not in MODELS:
@@ -90,55 +79,67 @@ def model_class(folder: Path) -> type[DDePPreTrainedModel]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What `config.json` holds.
+    """The content of `config.json`.
 
     Raises:
-        ValueError: it is no JSON object.
+        FileNotFoundError: The folder has none.
+        ValueError: It is not a JSON object.
     """
     path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} has no config.json. Name a folder that save_pretrained or a training script wrote."
+        )
+    return read_json(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is damaged; names it.
+    """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}). Save the model again.") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no configuration. Save the model again.")
-    return found
+        raise ValueError(f"{path} is damaged: {error}. Write it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object. Write it again.")
+    return content
 
 
-def _leave_encoder_out(folder: Path, place: Path) -> None:
-    if read_config(place).get("decoder_only"):
-        return
+def _remove_encoder(folder: Path, target: Path) -> None:
     model = model_class(folder).from_pretrained(folder)
     recorded = model.config.encoder_weights_hash
     if recorded is not None and hash_weights(model.base_model.encoder.state_dict()) != recorded:
         raise ValueError(
-            f"decoder_only: the encoder of {folder} was trained, and is no longer {model.config.encoder_name} as it "
-            "was loaded. Its decoder alone would be put on the original. Publish the whole model."
+            f"decoder_only: the encoder of {folder} was trained, and is no longer the pretrained "
+            f"{model.config.encoder_name} that its decoder would be loaded onto. Publish the whole model."
         )
-    for weights in place.glob("model*.safetensors*"):
+    for weights in target.glob("model*.safetensors*"):
         weights.unlink()
-    # Not into `place`: what is there are links, and writing through one would change the folder.
-    with tempfile.TemporaryDirectory(dir=place.parent) as new:
+    # Not straight into `target`: it holds links, and writing through one would change the user's folder.
+    with tempfile.TemporaryDirectory(dir=target.parent) as new:
         model.save_pretrained(new, decoder_only=True)
         for file in Path(new).iterdir():
-            os.replace(file, place / file.name)
+            os.replace(file, target / file.name)
 
 
-def _add_code(place: Path) -> None:
+def _add_code(target: Path) -> None:
     package = Path(ddep_hub.__file__).parent
     for name, auto_map in AUTO_MAP.items():
-        if not (place / name).is_file():
+        if not (target / name).is_file():
             continue
-        stored = json.loads((place / name).read_text(encoding="utf-8"))
-        _replace(place / name, json.dumps({**stored, "auto_map": auto_map}, indent=2, sort_keys=True) + "\n")
-        references = [part for value in auto_map.values() for part in (value if isinstance(value, list) else [value])]
+        config = {**read_json(target / name), "auto_map": auto_map}
+        _replace(target / name, json.dumps(config, indent=2, sort_keys=True) + "\n")
+        references = [item for value in auto_map.values() for item in (value if isinstance(value, list) else [value])]
         modules = [package / f"{reference.split('.')[0]}.py" for reference in references]
-        needed = {Path(file) for module in modules for file in (module, *get_relative_import_files(module))}
-        for file in needed:
-            _replace(place / file.name, file.read_text(encoding="utf-8"))
+        for file in {Path(file) for module in modules for file in (module, *get_relative_import_files(module))}:
+            _replace(target / file.name, file.read_text(encoding="utf-8"))
 
 
 def _replace(path: Path, text: str) -> None:
-    """Writes a file anew: it may be a link, whose end must stay as it is."""
+    """Writes a file that may be a link, whose target must stay as it is."""
     path.unlink(missing_ok=True)
     path.write_text(text, encoding="utf-8")

@@ -1,131 +1,119 @@
-"""After publishing: what the Hub holds is read back, loaded by the repository's name, and compared."""
+"""Checks after publishing: files are read back, and the model is loaded by name and compared with the local one."""
 
+import contextlib
 import functools
 import hashlib
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from safetensors.torch import load_file
+from safetensors.torch import save_file
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from transformers.utils import logging
 
 from ddep_hub import DDePConfig, DDePPreTrainedModel
-from ddep_hub.checkpoints import WEIGHTS_NAME, check_decoder_fits, encoder_weights_file
+from ddep_hub.encoders import build_encoder
 
-from .client import PublishError, asked
+from .client import PublishError, call_hub
 from .staging import model_class, read_config
 
 
-logger = logging.get_logger(__name__)
 SIZE = (64, 96)
-TOLERANCE = 1e-4  # of the largest output; the same weights on the same machine agree to the last digits
+TOLERANCE = 1e-4  # relative to the largest output; the same weights on the same machine agree to the last digits
 
 
-@dataclass
-class Expected:
-    """What the published model must do.
+class Verifier:
+    """Remembers what a folder computes before it is published, and compares the published model with it.
 
-    Args:
-        cls: its class.
-        outputs: what the local one computes for a fixed input; `None` where its encoder cannot be had.
-        encoder: file of the encoder, for a decoder-only model.
-    """
-
-    cls: type[DDePPreTrainedModel]
-    outputs: torch.Tensor | None
-    encoder: Path | None
-
-
-def expected_of(folder: Path, name: str, encoder_weights: str | Path | None) -> Expected:
-    """Loads a folder before it is published, and keeps what it computes.
+    A decoder-only model is compared on a randomly initialised encoder, the same on both sides: the comparison is as
+    strict, and needs no network.
 
     Args:
-        folder: the files that are about to be published.
-        name: what the folder is called in messages.
-        encoder_weights: file of the encoder of a decoder-only model; by default it comes from timm's repository.
+        folder: The files that are about to be published.
 
     Raises:
-        OSError: the folder cannot be loaded.
-        RuntimeError: weights are missing or do not fit.
+        OSError: The folder cannot be loaded.
+        RuntimeError: Weights are missing or do not fit.
     """
-    cls, encoder = model_class(folder), None
-    if read_config(folder).get("decoder_only"):
-        config = DDePConfig.from_pretrained(folder)
-        try:
-            encoder = Path(encoder_weights) if encoder_weights else encoder_weights_file(config)[0]
-        except OSError as error:
-            _check_decoder(cls, config, folder, name)
-            logger.warning(
-                f"{name} holds no encoder, and that could not be had ({error}) So the published files are compared "
-                "and its decoder's weights checked, but the model is not run."
+
+    def __init__(self, folder: Path) -> None:
+        self.cls = model_class(folder)
+        self.config = DDePConfig.from_pretrained(folder)
+        self.decoder_only = bool(read_config(folder).get("decoder_only"))
+        self.expected = self._outputs(self.cls, folder)
+
+    def check(
+        self, repo_id: str, commit: str, sent: Mapping[str, bytes | Path], *, token: str | None, remote_code: bool
+    ) -> None:
+        """Reads a commit back into an empty cache and compares files and model.
+
+        Args:
+            repo_id: The repository.
+            commit: The commit.
+            sent: What was uploaded, by path.
+            token: Token to use instead of the stored one.
+            remote_code: Load the model with the code that was published.
+
+        Raises:
+            PublishError: The files cannot be read back, differ, or do not make the same model.
+        """
+        with tempfile.TemporaryDirectory(prefix="ddep-read-back-", ignore_cleanup_errors=True) as cache:
+            hub: dict[str, Any] = {"revision": commit, "cache_dir": cache, "token": token}
+            for name, content in sent.items():
+                _compare_file(repo_id, name, content, hub)
+
+            def load() -> torch.Tensor:
+                cls: Any = self.cls
+                if remote_code:
+                    cls = get_class_from_dynamic_module(f"modeling_ddep.{cls.__name__}", repo_id, **hub)
+                return self._outputs(cls, repo_id, **hub)
+
+            try:
+                outputs = call_hub(load, f"loading {repo_id} at {commit}")
+            except (OSError, ValueError, ImportError, AttributeError) as error:
+                raise PublishError(f"{error} It was published, but cannot be loaded.") from error
+        difference = float((outputs - self.expected).abs().max())
+        if not difference <= TOLERANCE * max(1.0, float(self.expected.abs().max())):
+            raise PublishError(
+                f"{repo_id} at {commit} is not the model that was published: its outputs differ by up to "
+                f"{difference:.3g} from those of the local one. Publish again."
             )
-            return Expected(cls, None, None)
-    return Expected(cls, _outputs(cls, folder, encoder), encoder)
 
+    @torch.no_grad()
+    def _outputs(self, cls: type[DDePPreTrainedModel], source: str | Path, **hub: Any) -> torch.Tensor:
+        """What a model computes for a fixed input; a pretrained one with fixed noise."""
+        with self._encoder() as encoder:
+            model = cls.from_pretrained(source, dtype=torch.float32, **encoder, **hub).eval()
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(1, model.config.num_channels, *SIZE, generator=generator)
+        if cls.__name__ == "DDePForPreTraining":
+            noise = torch.randn(images.shape, generator=generator)
+            return model(images, noise=noise, sigma=sum(model.config.sigma_range) / 2).prediction
+        output = model(images)
+        return output.logits if cls.__name__ == "DDePForSemanticSegmentation" else output.last_hidden_state
 
-def read_back(
-    repo_id: str,
-    commit: str,
-    sent: Mapping[str, bytes | Path],
-    expected: Expected,
-    *,
-    token: str | None,
-    remote_code: bool,
-) -> None:
-    """Reads a commit back into an empty cache, loads the model by the repository's name and compares it.
-
-    Args:
-        repo_id: the repository.
-        commit: the commit.
-        sent: what was uploaded, by path.
-        expected: what the model must do.
-        token: token to use instead of the stored one.
-        remote_code: load the model with the code that was published.
-
-    Raises:
-        PublishError: the files cannot be read back, differ, or do not make the same model.
-    """
-    with tempfile.TemporaryDirectory(prefix="ddep-read-back-", ignore_cleanup_errors=True) as cache:
-        hub: dict[str, Any] = {"revision": commit, "cache_dir": cache, "token": token}
-        for name, content in sent.items():
-            _compare_file(repo_id, name, content, hub)
-
-        def load() -> torch.Tensor | None:
-            cls: Any = expected.cls
-            if remote_code:
-                cls = get_class_from_dynamic_module(f"modeling_ddep.{cls.__name__}", repo_id, **hub)
-            if expected.outputs is None:
-                cls.config_class.from_pretrained(repo_id, **hub)
-                return None
-            return _outputs(cls, repo_id, expected.encoder, **hub)
-
-        try:
-            found = asked(load, f"loading {repo_id} at {commit}")
-        except (OSError, ValueError, ImportError, AttributeError) as error:
-            raise PublishError(f"{error} It was published, but cannot be loaded.") from error
-        if expected.outputs is not None and found is not None:
-            difference = float((found - expected.outputs).abs().max())
-            if not difference <= TOLERANCE * max(1.0, float(expected.outputs.abs().max())):
-                raise PublishError(
-                    f"{repo_id} at {commit} is not the model that was published: its outputs differ by up to "
-                    f"{difference:.3g} from those of the local one."
-                )
+    @contextlib.contextmanager
+    def _encoder(self) -> Iterator[dict[str, Any]]:
+        """Arguments of `from_pretrained` that put a decoder-only model on a random encoder."""
+        if not self.decoder_only:
+            yield {}
+            return
+        with tempfile.TemporaryDirectory(prefix="ddep-encoder-") as folder, torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            weights = {name: tensor.contiguous() for name, tensor in build_encoder(self.config).state_dict().items()}
+            save_file(weights, f"{folder}/encoder.safetensors")
+            # Without the recorded hash: these are not the weights that the decoder was trained on.
+            yield {"encoder_weights": f"{folder}/encoder.safetensors", "encoder_weights_hash": None}
 
 
 def _compare_file(repo_id: str, name: str, content: bytes | Path, hub: dict[str, Any]) -> None:
-    """Raises a PublishError where a file is not what was sent; a download that went wrong is done again."""
+    """Raises a PublishError if a file is not what was sent; a corrupt download is repeated once."""
     wanted = _sha256(content)
-    for again in (False, True):
-        path = asked(
-            functools.partial(hf_hub_download, repo_id, name, force_download=again, **hub),
-            f"reading {name} of {repo_id} back",
-        )
-        found = _sha256(Path(path))
+    for force in (False, True):
+        download = functools.partial(hf_hub_download, repo_id, name, force_download=force, **hub)
+        found = _sha256(Path(call_hub(download, f"reading {name} of {repo_id} back")))
         if found == wanted:
             return
     raise PublishError(
@@ -139,32 +127,3 @@ def _sha256(content: bytes | Path) -> str:
         return hashlib.sha256(content).hexdigest()
     with content.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@torch.no_grad()
-def _outputs(cls: Any, source: str | Path, encoder: Path | None, **hub: Any) -> torch.Tensor:
-    """What a model computes for a fixed input; a denoising one with fixed noise."""
-    more = {} if encoder is None else {"encoder_weights": encoder}
-    model = cls.from_pretrained(source, dtype=torch.float32, **more, **hub).eval()
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(1, model.config.num_channels, *SIZE, generator=generator)
-    if cls.__name__ == "DDePForPreTraining":
-        noise = torch.randn(images.shape, generator=generator)
-        return model(images, noise=noise, sigma=sum(model.config.sigma_range) / 2).prediction
-    return model(images).logits if cls.__name__ == "DDePForSemanticSegmentation" else model(images).last_hidden_state
-
-
-def _check_decoder(cls: type[DDePPreTrainedModel], config: DDePConfig, folder: Path, name: str) -> None:
-    """Checks a decoder that cannot be put on its encoder: every weight is there, and of the model's shape.
-
-    Raises:
-        RuntimeError: one is missing or does not fit.
-    """
-    prefix = "" if cls.__name__ == "DDePModel" else f"{cls.base_model_prefix}."
-    with torch.device("meta"):
-        whole = cls(config).state_dict()
-    weights = load_file(folder / WEIGHTS_NAME)
-    check_decoder_fits(config, weights, whole, prefix, name)
-    missing = [key for key in whole if not key.startswith(f"{prefix}encoder.") and key not in weights]
-    if missing:
-        raise RuntimeError(f"{name} lacks {len(missing)} weights, such as {missing[0]}. Save the model again.")

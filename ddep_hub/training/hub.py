@@ -4,9 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from ddep_hub.encoder_weights import encoder_beside
 from ddep_hub.hub.publish import prepare_repository, publish_folder
-from ddep_hub.hub.staging import read_config
 
 from .arguments import RunArguments
 
@@ -35,7 +33,6 @@ def publish_final(args: RunArguments, final: Path) -> None:
     """
     if not args.push_to_hub:
         return
-    weights = None if args.encoder_weights == "none" else args.encoder_weights
     try:
         address = publish_folder(
             final,
@@ -43,7 +40,6 @@ def publish_final(args: RunArguments, final: Path) -> None:
             private=args.hub_private_repo,
             revision=args.hub_revision,
             decoder_only=args.hub_decoder_only,
-            encoder_weights=encoder_beside(read_config(final), weights, decoder_only=args.hub_decoder_only),
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise OSError(

@@ -13,8 +13,7 @@ from transformers.utils import logging
 
 from ddep_hub import DDePImageProcessor, DDePPreTrainedModel
 from ddep_hub.encoders import encoder_mean_std
-from ddep_hub.hub.card_facts import Kind
-from ddep_hub.hub.model_card import LOSS, PREDICTIONS, write_card, write_run_record
+from ddep_hub.hub.model_card import LOSS, PREDICTIONS, Kind, write_card, write_run_record
 from ddep_hub.utils.arguments import write_yaml
 from ddep_hub.utils.distributed import on_main_process
 from ddep_hub.utils.files import atomic_dir, atomic_write, remove_dir

@@ -7,10 +7,16 @@ from huggingface_hub import ModelCard
 
 from ddep_hub.checkpoints import encoder_repository
 from ddep_hub.data.dataset_registry import get_dataset_info
-from ddep_hub.hub.card_check import problems
-from ddep_hub.hub.card_facts import baseline_of, evaluation_of, run_facts
-from ddep_hub.hub.card_parts import base_model, hub_datasets
-from ddep_hub.hub.model_card import card_of
+from ddep_hub.hub.model_card import (
+    BEGIN,
+    END,
+    add_baseline,
+    add_evaluation,
+    card_text,
+    published_card,
+    write_card,
+    write_run_record,
+)
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 
 
@@ -35,9 +41,7 @@ def write(folder, config, kind, arguments, results, **facts):
     folder.mkdir(parents=True)
     config.architectures = ["DDePForPreTraining" if kind == "pretraining" else "DDePForSemanticSegmentation"]
     config.save_pretrained(folder)
-    run = run_facts(kind, arguments, **{"encoder_source": "hub", **facts})
-    (folder / "run.json").write_text(json.dumps(run))
-    (folder / "results.json").write_text(json.dumps(results))
+    write_run_record(folder, kind, arguments, results, **{"encoder_source": "hub", **facts})
     return folder
 
 
@@ -57,7 +61,7 @@ def finetuned(tmp_path, hybrid_config):
 
 
 def parsed(folder, repository=None):
-    return ModelCard(card_of(folder, repository).text(), ignore_metadata_errors=False)
+    return ModelCard(card_text(folder, repository), ignore_metadata_errors=False)
 
 
 def test_a_denoising_card(tmp_path, conv_config):
@@ -68,11 +72,14 @@ def test_a_denoising_card(tmp_path, conv_config):
     assert card.data.license == "apache-2.0" and card.data.datasets == ["org/photos"]
     assert card.data.base_model == encoder_repository("tf_efficientnet_lite0") == "timm/tf_efficientnet_lite0.in1k"
     assert card.data.pipeline_tag is None  # it has no classes
-    assert "`flowers` (77 images)" in card.text and "someone" not in (folder / "run.json").read_text() + card.text
-    assert "61 seconds of training" in card.text and "crops of 48 pixels" in card.text
+    assert (
+        "`flowers`, 77 images; 32 kept for validation" in card.text
+        and "someone" not in (folder / "run.json").read_text() + card.text
+    )
+    assert "61 seconds" in card.text and "crops of 48 pixels" in card.text
     assert "under `apache-2.0`" in card.text and "Thanks to Ann." in card.text and "0.1000" in card.text
     assert 'from_pretrained("org/name"' in parsed(folder, "org/name").text
-    assert "trust_remote_code" not in card.text and "## Pictures" not in card.text
+    assert "trust_remote_code" not in card.text and "![" not in card.text
 
 
 def test_a_segmentation_card(finetuned):
@@ -80,10 +87,10 @@ def test_a_segmentation_card(finetuned):
     card = parsed(folder)
     assert card.data.pipeline_tag == "image-segmentation" and card.data.metrics == ["mean_iou"]
     assert card.data.eval_results[0].metric_value == 0.5 and card.data.eval_results[0].dataset_name == "roads"
-    assert "12 images of `roads`, split `train` (1/30 of them, choice 3)" in card.text
+    assert "12 labelled images of `roads`, split `train` (1/30 of it, split seed 3)" in card.text
     assert f"| IoU {NAMES[0]} | 25.00 |" in card.text and f"| IoU {NAMES[1]} | - |" in card.text
-    assert "101 images, at their own size, each whole, one scale, no flips" in card.text
-    assert "classes of CamVid" in card.text
+    assert "101 images, at their own size, whole images, one scale, no flips" in card.text
+    assert "classes are those of CamVid" in card.text
     for absent in ("license", "base_model", "datasets"):  # nobody said, and nobody guesses
         assert getattr(card.data, absent) is None and f"{absent}:" not in card.content
     assert "None" not in card.content and "| random decoder |" not in card.text
@@ -100,7 +107,7 @@ def test_the_baseline_beside_it(finetuned, tmp_path):
     ours = finetuned("ours", data="roads", pretrained="org/ddep")
     other = finetuned("other", {**SEGMENTATION, "mean_iou": 0.4}, data="roads", learning_rate=0.5, seed=7)
     assert parsed(ours).data.base_model == "org/ddep"
-    (ours / "baseline.json").write_text(json.dumps(baseline_of(ours, other)))
+    add_baseline(ours, other)
     text = parsed(ours).text
     assert "| mIoU | 50.00 | 40.00 |" in text and f"| IoU {NAMES[0]} | 25.00 | 25.00 |" in text
     assert "seeds 0 and 7" in text and "learning rate 0.5" in text
@@ -111,13 +118,13 @@ def test_the_baseline_beside_it(finetuned, tmp_path):
         ("d", "image_size differs", {"data": "roads", "image_size": 64}),
     ):
         with pytest.raises(ValueError, match=said):
-            baseline_of(ours, finetuned(name, **fields))
+            add_baseline(ours, finetuned(name, **fields))
     with pytest.raises(ValueError, match="itself started from a random decoder"):
-        baseline_of(other, finetuned("e", data="roads"))
+        add_baseline(other, finetuned("e", data="roads"))
     with pytest.raises(ValueError, match="did not start from a random"):
-        baseline_of(ours, ours)
-    with pytest.raises(ValueError, match=r"lacks run\.json"):
-        baseline_of(ours, tmp_path)
+        add_baseline(ours, ours)
+    with pytest.raises(ValueError, match=r"has no run\.json"):
+        add_baseline(ours, tmp_path)
 
 
 def test_an_evaluation_in_place_of_the_runs_figures(finetuned, tmp_path):
@@ -128,44 +135,74 @@ def test_an_evaluation_in_place_of_the_runs_figures(finetuned, tmp_path):
     (tmp_path / "evaluation").mkdir()
     place = tmp_path / "evaluation" / "results.json"
     place.write_text(json.dumps({**found, "inference": inference, "arguments": arguments}))
-    (folder / "evaluation.json").write_text(json.dumps(evaluation_of(folder, place.parent)))
+    add_evaluation(folder, place.parent)
     card = parsed(folder)
     assert "| mIoU | 61.00 |" in card.text and "| boundary IoU | 30.00 |" in card.text
     assert "Split `test` of `roads`, 60 images, shorter side resized to 90 pixels" in card.text
-    assert "window 64x96, stride 32x48, hann blending, scales 0.5, 1, with the mirrored image" in card.text
+    assert "window 64x96, stride 32x48, hann blending, scales 0.5, 1, averaged with the mirrored image" in card.text
     assert card.data.eval_results[0].metric_value == 0.61 and card.data.eval_results[0].dataset_split == "test"
     assert "someone" not in (folder / "evaluation.json").read_text()
     with pytest.raises(ValueError, match="Evaluate this model"):
-        evaluation_of(finetuned("other"), place.parent)
-    with pytest.raises(ValueError, match="is none of `ddep-hub evaluate`"):
-        evaluation_of(folder, folder)
+        add_evaluation(finetuned("other"), place.parent)
+    with pytest.raises(ValueError, match="was not written by `ddep-hub evaluate`"):
+        add_evaluation(folder, folder)
 
 
-def test_what_a_check_finds(finetuned):
-    folder = finetuned(data="roads", license="mit")
-    assert problems(folder) == [f"README.md is missing: write it by `ddep-hub card {folder}`."]
-    (folder / "README.md").write_text(card_of(folder, "org/name").text())
-    assert problems(folder) == []
-    text = (folder / "README.md").read_text()
-    # What a person wrote is not compared, but its links and the metadata are.
-    by_hand = text.replace(
-        "## Citation", '## Mine\n\n![a](a.png) <img src="b.png"> [c](https://c.d) [e](../e.csv) ```\n\n## Citation'
+def test_the_users_part_is_kept(finetuned):
+    folder = finetuned(data="roads")
+    write_card(folder, "org/name")
+    first = (folder / "README.md").read_text()
+    mine = "## Mine\n\nFrom our {{ roads }} -- thanks to all.\n\n```\n---\n```"
+    (folder / "README.md").write_text(
+        first.replace(BEGIN, f"{BEGIN}\n{mine}").replace("library_name", "language: en\nlibrary_name")
     )
-    (folder.parent / "e.csv").touch()
-    by_hand = by_hand.replace("license: mit\n", "").replace("pipeline_tag: image-segmentation", "pipeline_tag: other")
-    by_hand = by_hand.replace("library_name: transformers", "library_name: x\ndatasets: [a b]")
-    (folder / "README.md").write_text(by_hand)
-    found = "\n".join(problems(folder))
-    missing = ("a.png is not there", "b.png is not", "e.csv is outside", "license is missing")
-    for said in (*missing, "pipeline_tag is other", "library_name"):
-        assert said in found
-    assert "metadata.datasets: a b is no name" in found and "section" not in found and len(problems(folder)) == 7
-    (folder / "README.md").write_text(text)
     (folder / "results.json").write_text(json.dumps({**SEGMENTATION, "mean_iou": 0.7}))
-    found = problems(folder)
-    assert [line.split(" is not")[0] for line in found] == ["metadata.model-index", "section.Measured"]
+    for _ in range(2):  # what is kept once is kept again
+        write_card(folder)
+        text = (folder / "README.md").read_text()
+        assert f"{BEGIN}\n{mine}\n{END}" in text and "| mIoU | 70.00 |" in text and "language: en" in text
+        assert text.count("Mine") == 1 and 'model="org/name"' in text
+    # A card without the marks is the user's, all of it.
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# By hand\n")
+    write_card(folder)
+    text = (folder / "README.md").read_text()
+    assert f"{BEGIN}\n# By hand\n{END}" in text and "license: mit" in text and "| mIoU | 70.00 |" in text
+
+
+def test_the_users_part_on_the_hub(finetuned, caplog):
+    folder = finetuned(data="roads")
+    write_card(folder)
+    generated = (folder / "README.md").read_text()
+
+    def with_text(text):
+        return generated.replace(BEGIN, f"{BEGIN}\n{text}")
+
+    on_hub = with_text("Written on the Hub.").replace("library_name", "license: mit\nlibrary_name")
+    card = published_card(folder, "org/name", on_hub)
+    assert "Written on the Hub." in card and "license: mit" in card and 'model="org/name"' in card
+    assert "differ" not in caplog.text
+    (folder / "README.md").write_text(with_text("Written on the Hub.\n\nAnd more here."))
+    assert "And more here." in published_card(folder, "org/name", on_hub)
+    (folder / "README.md").write_text(with_text("Written here."))
+    with caplog.at_level("WARNING"):
+        card = published_card(folder, "org/name", on_hub)
+    assert "Written on the Hub." in card and "Written here." not in card and "the Hub's is kept" in caplog.text
+    assert card.count(BEGIN) == card.count(END) == 1
+    assert "More Information" not in published_card(
+        folder, "org/name", "---\n---\n# Stub\n[More Information Needed]\n"
+    )
+
+
+def test_damaged_files_are_named(finetuned, tmp_path):
+    folder = finetuned()
     (folder / "README.md").write_text("---\n[\n---\n")
-    assert "are no YAML" in problems(folder)[0]
+    with pytest.raises(ValueError, match=r"README\.md: the metadata"):
+        write_card(folder)
+    (folder / "results.json").write_text("{")
+    with pytest.raises(ValueError, match=r"results\.json is damaged"):
+        write_card(folder)
+    with pytest.raises(FileNotFoundError, match=r"neither README\.md nor run\.json"):
+        write_card(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -173,12 +210,15 @@ def test_what_a_check_finds(finetuned):
     [
         ("org/ddep", "hub", "org/ddep"),
         ("pretrain", "hub", None),
-        (None, "hub", "timm/tf_efficientnet_lite0.in1k"),
+        (None, "hub", encoder_repository("vit_tiny_r_s16_p8_224")),
         (None, "pypi", None),  # other weights than timm's, as far as anybody checked
     ],
 )
-def test_what_a_model_is_made_from(start, source, expected):
-    assert base_model(start, "tf_efficientnet_lite0", source) == expected
+def test_what_a_model_is_made_from(finetuned, start, source, expected):
+    folder = finetuned(pretrained=start)
+    run = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**run, "encoder_source": source}))
+    assert parsed(folder).data.base_model == expected
 
 
 def test_a_local_folder_is_no_repository(finetuned, tmp_path, monkeypatch):
@@ -186,9 +226,4 @@ def test_a_local_folder_is_no_repository(finetuned, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for start, name in (("runs/ddep", "ddep"), ("runs/mine/final", "mine"), ("/elsewhere/runs/mine/final", "mine")):
         card = parsed(finetuned(name=start.replace("/", "-"), pretrained=start))
-        assert card.data.base_model is None and f"| Start | `{name}` |" in card.text
-
-
-def test_data_sets_of_the_hub():
-    assert hub_datasets(["photos", "hf://datasets/org/a", "hf://datasets/org/b@v1/train"]) == ["org/a", "org/b"]
-    assert hub_datasets(["photos"]) is None
+        assert card.data.base_model is None and f"| Starting point | `{name}` |" in card.text

@@ -11,7 +11,8 @@ import pytest
 from fake_hub import Fault, Repository
 from huggingface_hub import constants
 
-from ddep_hub.hub.publish import LONGEST_WAIT, WAITS, PublishError, publish_folder
+from ddep_hub.hub.client import LONGEST_WAIT, WAITS, PublishError
+from ddep_hub.hub.publish import publish_folder
 
 
 DOCS = Path(__file__).parents[2] / "docs" / "publishing.md"
@@ -66,7 +67,7 @@ CASES = [
         "401, the token is not known",
         "error: log in, or set HF_TOKEN",
         [fault("POST", "/api/", 401, ALWAYS), fault("GET", "/api/", 401, ALWAYS)],
-        error="making org/name on the Hub failed.*hf auth login",
+        error="creating org/name failed.*hf auth login",
         commits=0,
     ),
     Case(
@@ -80,7 +81,7 @@ CASES = [
         "404, no such repository or branch",
         "error: check the name and the token",
         [fault("POST", COMMIT, 404, ALWAYS)],
-        error="the commit to org/name failed.*check the name",
+        error="the commit to org/name failed.*Check the name",
         commits=0,
     ),
     Case("409, the repository is there already", "published to it", [fault("POST", CREATE, answer_as_ever)]),
@@ -125,7 +126,7 @@ CASES = [
         "429 again and again, with an hour to wait",
         f"error after {len(WAITS)} waits of {LONGEST_WAIT:.0f} s",
         [fault("POST", CREATE, 429, ALWAYS, Retry_After="3600")],
-        error="making org/name on the Hub failed.*no more requests for now",
+        error="creating org/name failed.*no more requests for now",
         commits=0,
         waited=(LONGEST_WAIT, LONGEST_WAIT),
     ),
@@ -160,7 +161,7 @@ CASES = [
         "connection cut in each upload",
         "error: check the network",
         [fault("PUT", "/lfs/", "cut", ALWAYS)],
-        error="the commit to org/name failed.*check the network",
+        error="the commit to org/name failed.*Check the network",
         commits=0,
     ),
     Case(
@@ -186,7 +187,7 @@ CASES = [
         "the same, for a pull request",
         "error: look whether it was opened",
         [fault("POST", COMMIT, "no answer")],
-        error="the commit to org/name failed.*look whether it was done",
+        error="the commit to org/name failed.*check whether it was done",
         options={"create_pr": True},
     ),
     Case(

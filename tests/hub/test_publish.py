@@ -1,6 +1,5 @@
 """Publishing a folder over HTTP: one commit of all its files, read back and compared."""
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -16,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from ddep_hub import DDePForPreTraining, DDePModel
 from ddep_hub.checkpoints import hash_weights
 from ddep_hub.hub import verify as verifying
-from ddep_hub.hub.model_card import card_of
+from ddep_hub.hub.model_card import BEGIN, END, write_card, write_run_record
 from ddep_hub.hub.publish import PublishError, publish_folder
 from ddep_hub.training.arguments import FinetuneArguments
 
@@ -96,50 +95,49 @@ def card_on_hub(hub):
     return own_files(hub.repositories["org/name"])["README.md"].decode()
 
 
-def test_a_card_by_hand_stays(hub, folder):
+def test_a_card_is_read_again_if_it_changes_during_the_upload(hub, folder):
     repository = hub.add("org/name", {"README.md": b"by hand\n"})
-    # Someone changes it during the upload: it is read again.
+    (folder / "README.md").write_text(f"---\nlicense: mit\n---\n# Ours\n\n{BEGIN}\n{END}\n")
     hub.faults.append(Fault("POST", "/commit/main", lambda: repository.add("README.md", b"by hand, later\n")))
     publish_folder(folder, "org/name")
-    assert "license: mit" in card_on_hub(hub) and "by hand, later" in card_on_hub(hub)
+    assert "license: mit" in card_on_hub(hub) and f"{BEGIN}\nby hand, later\n{END}" in card_on_hub(hub)
 
 
-def test_republishing_keeps_what_was_changed_on_the_hub(hub, folder, caplog):
-    facts = {"kind": "finetuning", "arguments": dataclasses.asdict(FinetuneArguments(data="roads", license="mit"))}
-    facts |= {"encoder_source": "none", "evaluated": 3, "hardware": "a machine", "versions": {}}
+def test_republishing_keeps_the_users_part_on_the_hub(hub, folder, caplog):
     results = {**dict.fromkeys(("mean_iou", "mean_accuracy", "overall_accuracy"), 0.25), "iou": {"road": 0.25}}
     results |= {"labelled": 2, "seconds": 1.0}
-    (folder / "run.json").write_text(json.dumps(facts))
-    (folder / "results.json").write_text(json.dumps(results))
+    arguments = FinetuneArguments(data="roads", license="mit")
+    write_run_record(folder, "finetuning", arguments, results, encoder_source="none", evaluated=3)
     (folder / "README.md").unlink()
     publish_folder(folder, "org/name", remote_code=True)
     first = card_on_hub(hub)
     assert "| mIoU | 25.00 |" in first and "trust_remote_code=True" in first and 'model="org/name"' in first
     assert not (folder / "README.md").exists()
 
-    by_hand = first.replace("## Citation", "## Ours\n\nFrom our roads.\n\n## Citation")
-    by_hand = by_hand.replace("license: mit", "license: cc-by-4.0")
-    start, end = by_hand.index("## Intended use"), by_hand.index("## Licence")
-    hub.repositories["org/name"].add("README.md", (by_hand[:start] + by_hand[end:]).encode())
+    by_hand = first.replace(BEGIN, f"{BEGIN}\n## Ours\n\nFrom our roads.").replace(
+        "license: mit", "license: cc-by-4.0"
+    )
+    hub.repositories["org/name"].add("README.md", by_hand.replace("- ddep", "- roads").encode())
     (folder / "results.json").write_text(json.dumps({**results, "mean_iou": 0.5}))
     for _ in range(2):  # what was kept once is kept again
         publish_folder(folder, "org/name")
         now = card_on_hub(hub)
         assert "| mIoU | 50.00 |" in now and "| mIoU | 25.00 |" not in now and "value: 0.5" in now
-        assert "From our roads." in now and "license: cc-by-4.0" in now and "## Intended use" not in now
+        assert f"{BEGIN}\n## Ours\n\nFrom our roads.\n{END}" in now and "license: mit" in now
         assert "trust_remote_code" not in now and now.index("## Ours") < now.index("## Citation")
 
-    # What was changed in the folder is published; where both were changed, the Hub's stays, and that is said.
-    local = card_of(folder).text().replace("- ddep\n", "- ddep\n- roads\n").replace("license: mit", "license: wtfpl")
+    # The folder's own text is published unless the Hub has other text.
+    write_card(folder)
+    local = (folder / "README.md").read_text().replace(BEGIN, f"{BEGIN}\n## Ours\n\nFrom our roads. And streets.")
     (folder / "README.md").write_text(local)
     with caplog.at_level(logging.WARNING):
         publish_folder(folder, "org/name")
-    assert "- roads" in card_on_hub(hub) and "license: cc-by-4.0" in card_on_hub(hub)
-    assert "changed by hand in metadata.license;" in caplog.text
-    (folder / "README.md").write_text(local.replace("- roads\n", "- streets\n"))
-    publish_folder(folder, "org/name")
-    assert "- streets" in card_on_hub(hub) and "- roads" not in card_on_hub(hub)
-    assert (folder / "README.md").read_text() == local.replace("- roads\n", "- streets\n")
+    assert "From our roads. And streets." in card_on_hub(hub) and "differ" not in caplog.text
+    (folder / "README.md").write_text(local.replace("From our roads", "From all roads"))
+    with caplog.at_level(logging.WARNING):
+        publish_folder(folder, "org/name")
+    assert "From our roads." in card_on_hub(hub) and "the Hub's is kept" in caplog.text
+    assert (folder / "README.md").read_text() == local.replace("From our roads", "From all roads")
 
 
 def test_weights_of_an_earlier_model_go(hub, folder):
@@ -168,7 +166,7 @@ def test_what_cannot_be_loaded_is_not_published(hub, folder, tmp_path):
     (folder / "config.json").write_text('{"architectures": ["ViTModel"]}')
     with pytest.raises(ValueError, match="names the architecture ViTModel"):
         publish_folder(folder, "org/name")
-    with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
         publish_folder(tmp_path, "org/name")
     assert hub.requests == []
 
@@ -199,31 +197,30 @@ def decoder_only(tmp_path, hybrid_config):
     return tmp_path / "decoder", tmp_path / "encoder.safetensors"
 
 
-def test_decoder_only_with_a_file_of_its_encoder(hub, decoder_only, caplog):
-    folder, encoder = decoder_only
+def test_decoder_only_is_compared_without_its_encoder(hub, decoder_only, caplog):
+    """Offline from timm: the decoder is put on a random encoder, with the code that was published."""
+    folder, _ = decoder_only
     with caplog.at_level(logging.WARNING):
-        publish_folder(folder, "org/name", encoder_weights=encoder)
-        publish_folder(
-            folder.parent / "whole", "org/other", encoder_weights=encoder, decoder_only=True, remote_code=True
-        )
-    assert "the model is not run" not in caplog.text
-    # Loaded with the code that was published, put on the encoder, and compared.
+        publish_folder(folder, "org/name")
+        publish_folder(folder.parent / "whole", "org/other", decoder_only=True, remote_code=True)
+    assert "was trained on" not in caplog.text
     one, other = (own_files(hub.repositories[name]) for name in ("org/name", "org/other"))
+    assert set(one) == {"config.json", "model.safetensors"}
     assert one["model.safetensors"] == other["model.safetensors"]
     assert json.loads(other["config.json"])["decoder_only"]
 
 
-def test_decoder_only_without_its_encoder_says_what_was_compared(hub, decoder_only, caplog):
+@pytest.mark.parametrize("change", ["remove", "reshape"])
+def test_a_decoder_that_does_not_fit_is_not_published(hub, decoder_only, change):
     folder, _ = decoder_only
-    with caplog.at_level(logging.WARNING):
-        publish_folder(folder, "org/name")
-    assert "could not be had" in caplog.text and "the model is not run" in caplog.text
-    assert set(own_files(hub.repositories["org/name"])) == {"config.json", "model.safetensors"}
     weights = load_file(folder / "model.safetensors")
-    save_file(
-        {name: tensor for name, tensor in weights.items() if "bottleneck" not in name}, folder / "model.safetensors"
-    )
-    with pytest.raises(RuntimeError, match=r"lacks \d+ weights"):
+    name = next(name for name in weights if "bottleneck" in name and weights[name].ndim == 4)
+    if change == "remove":
+        del weights[name]
+    else:
+        weights[name] = weights[name][:, :1].contiguous()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RuntimeError, match="lacks 1 weights" if change == "remove" else name):
         publish_folder(folder, "org/other")
     assert "org/other" not in hub.repositories
 
