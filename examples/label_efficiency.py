@@ -3,12 +3,12 @@
     python examples/label_efficiency.py --study examples/configs/label-efficiency-scenes.yaml
     python examples/label_efficiency.py --study examples/configs/label-efficiency-camvid.yaml \
         --data path/to/camvid --images path/to/images --output_dir runs/camvid
-    python examples/label_efficiency.py --study ... --arms encoder ddep --fractions 1/30 --vary pretraining.sigma 0.1 1
+    python examples/label_efficiency.py --study ... --methods encoder ddep --fractions 1/30
 
-The study file names arms, label fractions and seeds. Each run that ends adds a row to `results.csv`; what has a row is
-not run again, and an interrupted run goes on. To use several GPUs, or cores, start the command several times on one
-folder: the processes share the runs. `report.md` and `figure.png` are written from the rows at the end, and by
-`--report_only` at any time.
+The study file names methods, label fractions and seeds. Each finished run adds a row to `results.csv`. A run that has
+a row is not repeated, and an interrupted run resumes. To use several GPUs or cores, start the command several times on
+one folder: the processes share the runs. `report.md` and `figure.png` are written from the rows at the end, and at any
+time with `--report_only`.
 """
 
 import sys

@@ -15,7 +15,7 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.data.dataset_registry import get_dataset_info
-from ddep_hub.label_efficiency.command import StudyArguments, chosen_study
+from ddep_hub.label_efficiency.config import StudyArguments, chosen_study
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.utils.arguments import build_arguments, list_presets, parse_arguments, preset_file
 
@@ -213,23 +213,23 @@ def test_lines_are_short(path):
 @named(STUDIES)
 def test_studies_resolve_every_run(path, tmp_path):
     study = chosen_study(StudyArguments(study=str(path)))
-    arms = {arm.name: arm for arm in study.arms}
-    assert {"encoder", "ddep", "dep", "random"} <= set(arms)
-    assert arms["encoder"].baseline and arms["random"].baseline
-    assert not arms["ddep"].baseline and not arms["dep"].baseline
-    assert len({study.settings(arm) for arm in study.arms}) == len(arms)
+    methods = {method.name: method for method in study.methods}
+    assert {"encoder", "ddep", "dep", "random"} <= set(methods)
+    assert methods["encoder"].baseline and methods["random"].baseline
+    assert not methods["ddep"].baseline and not methods["dep"].baseline
+    assert len({study.settings(method) for method in study.methods}) == len(methods)
     encoders = set()
-    for name, arm in arms.items():
+    for name, method in methods.items():
         fraction = next(iter(study.seeds))
-        decoder = "decoder" if arm.pretraining is not None else None
-        args = study.finetune_arguments(arm, fraction, 0, tmp_path, decoder)
+        decoder = "decoder" if method.pretraining is not None else None
+        args = study.finetune_arguments(method, fraction, 0, tmp_path, decoder)
         assert args.label_fraction == fraction
         assert (args.encoder_weights == "none") is (name == "random")
         study.evaluate_arguments(args)
-        if arm.pretraining is None:
+        if method.pretraining is None:
             encoders.add((args.encoder_name, tuple(args.decoder_hidden_sizes or ()), args.decoder_bottleneck_size))
         else:
-            pre = study.pretrain_arguments(arm, tmp_path)
+            pre = study.pretrain_arguments(method, tmp_path)
             assert pre.freeze_encoder is pre.decoder_only is (name != "dep")
             encoders.add((pre.encoder_name, tuple(pre.decoder_hidden_sizes or ()), pre.decoder_bottleneck_size))
-    assert len(encoders) == 1  # every arm is the same network
+    assert len(encoders) == 1  # every method is the same network

@@ -58,9 +58,12 @@ def predict(argv: list[str]) -> None:
 
 def compare(argv: list[str]) -> None:
     """`ddep-hub compare`."""
-    from ddep_hub.label_efficiency.command import StudyArguments, study
+    from ddep_hub.label_efficiency.config import StudyArguments
 
-    study(parse_command(StudyArguments, argv, command="ddep-hub compare")[0])
+    arguments, _ = parse_command(StudyArguments, argv, command="ddep-hub compare")
+    from ddep_hub.label_efficiency.runner import study
+
+    study(arguments)
 
 
 def export(argv: list[str]) -> None:

@@ -1,1 +1,1 @@
-"""The label-efficiency study: many runs of both scripts, one row of a table each, and what the rows say."""
+"""The label-efficiency study: many runs of pretraining and fine-tuning, one row per run, and what the rows say."""

@@ -1,4 +1,4 @@
-"""What a study compares: a YAML file of shared arguments and of arms, and the arguments of every run that follow."""
+"""What a study compares: methods, label fractions and seeds from a YAML file, and the arguments of every run."""
 
 import dataclasses
 import hashlib
@@ -12,178 +12,181 @@ import yaml
 
 from ddep_hub.data.splits import parse_fraction
 from ddep_hub.evaluation.arguments import EvaluateArguments
-from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments, RunArguments
-from ddep_hub.utils.arguments import as_flags, did_you_mean, names_with, parse_arguments
+from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
+from ddep_hub.utils.arguments import arg, as_flags, did_you_mean, names_with, parse_arguments
 
 
 SECTIONS = ("model", "pretraining", "finetuning")
-_PART = dict | None
-_FORMS: list[tuple[str, Any, str]] = [
-    *((name, dict, "`name: value` lines") for name in (*SECTIONS, "arms", "fractions", "evaluation")),
-    *((name, str | list, "a list of names") for name in ("baselines", "images")),
-    ("data", str, "a path or a name"),
-]
-# What no result depends on; what a row says in columns of its own; and what follows from the arm.
-_RESUMABLE = {*names_with(PretrainArguments, "resumable"), *names_with(FinetuneArguments, "resumable")}
-_NO_SETTING = (_RESUMABLE - {"eval_split"}) | set(
-    "output_dir seed split_seed label_fraction pretrained overwrite".split()
-)
+# Entries of a study file: their type, and how an error describes it.
+ENTRIES: dict[str, tuple[Any, str]] = {
+    **dict.fromkeys((*SECTIONS, "methods", "fractions", "evaluation"), (dict, "`name: value` lines")),
+    **dict.fromkeys(("baselines", "images"), (str | list, "a list of names")),
+    "data": (str, "a path or a name"),
+}
+# Arguments that a row states in its own columns, or that follow from its method.
+_ROW = {"seed", "split_seed", "label_fraction", "pretrained"}
+
+
+@dataclass(kw_only=True)
+class StudyArguments:
+    """Arguments of `examples/label_efficiency.py`."""
+
+    study: str = arg("examples/configs/label-efficiency-scenes.yaml", "YAML file with methods, fractions and seeds.")
+    data: str | None = arg(None, "Labelled data instead of the file's, as for finetune.py.", path=True)
+    images: list[str] = arg([], "Unlabelled images instead of the file's, as for pretrain.py.", path=True)
+    output_dir: str = arg("runs/label-efficiency", "Folder of the rows, decoders, runs, report and figure.", path=True)
+    methods: list[str] = arg([], "Methods to run; default: all of the file's.")
+    fractions: list[str] = arg([], "Label fractions to run; default: all of the file's.")
+    seeds: int | None = arg(None, "Number of seeds instead of the file's.")
+    report_only: bool = arg(False, "Write report and figure from the existing rows, and run nothing.")
+
+    def __post_init__(self) -> None:
+        if self.seeds is not None and self.seeds < 1:
+            raise ValueError(f"seeds must be positive, got {self.seeds}.")
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One way to train, compared with the others.
+class Method:
+    """One way to train.
 
     Attributes:
-        name: its name in the table; of an axis `"ddep sigma=0.3"`.
-        pretraining: arguments of `examples/pretrain.py`, or `None` where no decoder is pretrained.
-        finetuning: arguments of `examples/finetune.py`.
-        baseline: whether the others are compared with it.
-        variant: value of the axis that it stands for, `""` where the axis does not concern it.
-        own: arguments that make it the arm it is, as `section.argument`; an axis leaves them alone.
+        name: Its name in the table.
+        pretraining: Arguments of `examples/pretrain.py`, or `None` if no decoder is pretrained.
+        finetuning: Arguments of `examples/finetune.py`.
+        baseline: Whether the other methods are compared with it.
     """
 
     name: str
     pretraining: dict[str, Any] | None
     finetuning: dict[str, Any]
     baseline: bool
-    variant: str = ""
-    own: frozenset[str] = frozenset()
 
 
 @dataclass
 class Study:
-    """A study as its file says it.
+    """The content of a study file.
 
     Attributes:
-        arms: the arms, in the file's order.
-        seeds: number of seeds of each label fraction; seeds count from 0 and are the same in every arm.
-        data: labelled data, as `--data` of `examples/finetune.py`; `None` for the embedded scenes.
-        images: unlabelled images, as `--images` of `examples/pretrain.py`.
-        evaluation: arguments of `examples/evaluate.py` for the scores; `None` takes those of fine-tuning.
+        methods: The methods, in the file's order.
+        seeds: Number of seeds of each label fraction; seeds count from 0 and are the same for every method.
+        data: Labelled data, as `--data` of `examples/finetune.py`; `None` for the embedded scenes.
+        images: Unlabelled images, as `--images` of `examples/pretrain.py`.
+        evaluation: Arguments of `examples/evaluate.py` for the scores; `None` takes those of fine-tuning.
     """
 
-    arms: list[Arm]
+    methods: list[Method]
     seeds: dict[str, int]
     data: str | None = None
     images: list[str] = field(default_factory=list)
     evaluation: dict[str, Any] | None = None
 
-    def pretrain_arguments(self, arm: Arm, folder: Path) -> PretrainArguments:
-        """Arguments of an arm's pretraining, which takes place below `folder`; equal ones share it."""
-        values: dict[str, Any] = {"images": self.images, **(arm.pretraining or {})}
+    def pretrain_arguments(self, method: Method, folder: Path) -> PretrainArguments:
+        """Arguments of a method's pretraining in a folder below `folder`; methods with equal ones share it."""
+        values: dict[str, Any] = {"images": self.images, **(method.pretraining or {})}
         values.setdefault("decoder_only", values.get("freeze_encoder", True))
-        args = _parse(PretrainArguments, values, f"arm `{arm.name}`, pretraining")
-        args.output_dir = str(folder / self._pretraining_digest(arm, args))
+        args: PretrainArguments = _parse(PretrainArguments, values, f"method `{method.name}`, pretraining")
+        args.output_dir = str(folder / self._pretraining_digest(method, args))
         args.resume_from_checkpoint = "latest"
         return args
 
-    def _pretraining_digest(self, arm: Arm, args: PretrainArguments) -> str:
-        """Digest of an arm's pretraining; where the study's images lie says nothing, an arm's own images do."""
-        own = arm.pretraining is not None and "images" in arm.pretraining
+    def _pretraining_digest(self, method: Method, args: PretrainArguments) -> str:
+        # The study's images may move, a method's own images are a setting of it.
+        own = method.pretraining is not None and "images" in method.pretraining
         return _digest(args, images=args.images) if own else _digest(args)
 
     def finetune_arguments(
-        self, arm: Arm, fraction: str, seed: int, folder: Path, decoder: str | None
+        self, method: Method, fraction: str, seed: int, folder: Path, decoder: str | None
     ) -> FinetuneArguments:
         """Arguments of one fine-tuning run.
 
         Args:
-            arm: the arm.
-            fraction: share of the labelled images.
-            seed: seed of the choice of images and of the run.
-            folder: the run's folder is below it.
-            decoder: folder of the arm's pretrained decoder, if it has one.
+            method: The method.
+            fraction: Share of the labelled images.
+            seed: Seed of the choice of images and of the run.
+            folder: Parent of the run's folder.
+            decoder: Folder of the method's pretrained decoder, if it has one.
         """
-        values = {"data": self.data, **arm.finetuning, "label_fraction": fraction, "seed": seed, "split_seed": seed}
+        values = {"data": self.data, **method.finetuning, "label_fraction": fraction, "seed": seed, "split_seed": seed}
         values |= {"pretrained": decoder} if decoder else {}
-        args = _parse(FinetuneArguments, values, f"arm `{arm.name}`, finetuning")
-        name = f"{arm.name}-{fraction}-{seed}".replace("/", "_").replace(" ", "-")
-        args.output_dir = str(folder / name)
+        args: FinetuneArguments = _parse(FinetuneArguments, values, f"method `{method.name}`, finetuning")
+        args.output_dir = str(folder / f"{method.name}-{fraction}-{seed}".replace("/", "_").replace(" ", "-"))
         args.resume_from_checkpoint = "latest"
         return args
 
     def evaluate_arguments(self, finetuning: FinetuneArguments) -> EvaluateArguments | None:
-        """Arguments of the evaluation of a fine-tuned model, if it is measured otherwise than fine-tuning does."""
+        """Arguments of the evaluation of a fine-tuned model; `None` if the scores of fine-tuning are taken."""
         if self.evaluation is None:
             return None
         values = {"data": self.data, "eval_split": finetuning.eval_split, **self.evaluation}
         values |= {"model": f"{finetuning.output_dir}/final"}
-        return _parse(EvaluateArguments, {**values, "output_dir": f"{finetuning.output_dir}/evaluation"}, "evaluation")
+        args: EvaluateArguments = _parse(EvaluateArguments, values, "evaluation")
+        args.output_dir = f"{finetuning.output_dir}/evaluation"
+        return args
 
-    def settings(self, arm: Arm) -> str:
-        """Digest of all that an arm's results depend on, but for data, fraction and seed."""
-        decoder = None if arm.pretraining is None else "its own"
-        finetuning = self.finetune_arguments(arm, "1", 0, Path(), decoder)
+    def settings(self, method: Method) -> str:
+        """Digest of everything that a method's results depend on, except data, fraction and seed."""
+        finetuning = self.finetune_arguments(method, "1", 0, Path(), None if method.pretraining is None else "its own")
         parts = [_digest(finetuning)]
-        if arm.pretraining is not None:
-            parts.append(self._pretraining_digest(arm, self.pretrain_arguments(arm, Path())))
+        if method.pretraining is not None:
+            parts.append(self._pretraining_digest(method, self.pretrain_arguments(method, Path())))
         if (evaluation := self.evaluate_arguments(finetuning)) is not None:
-            parts.append(_digest(evaluation))
+            inference = dataclasses.asdict(evaluation.options())
+            parts.append(_hash({**inference, "size": evaluation.image_size, "split": evaluation.eval_split}))
         return "-".join(parts)
 
 
 def read_study(path: str | Path) -> Study:
     """Reads a study file.
 
-    `model`, `pretraining` and `finetuning` hold arguments that all arms share, by the names of the scripts; `model`
-    goes to the pretraining of an arm that has one, and else to its fine-tuning. `config` in one of the latter two is
-    a file of the script's arguments beside the study file. Each entry of `arms` may override them. `evaluation` holds
-    arguments of `examples/evaluate.py`; without it, images are predicted whole, as in fine-tuning. `baselines` names
-    the arms that the others are compared with, `fractions` gives the number of seeds of each label fraction.
+    `model`, `pretraining` and `finetuning` hold arguments of the scripts that all methods share; `model` goes to the
+    pretraining of a method that has one, otherwise to its fine-tuning. `preset` in one of the latter two names a
+    shipped preset, `config` a file of the script's arguments beside the study file. Each entry of `methods` may
+    override them. `evaluation` holds arguments of `examples/evaluate.py`; without it, images are predicted whole, as
+    in fine-tuning. `baselines` names the methods that the others are compared with, and `fractions` gives the number
+    of seeds of each label fraction.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it lacks a part, or has one or an argument that is not known; names it.
+        OSError: The file cannot be read.
+        ValueError: An entry is missing, unknown or of the wrong type; names it.
     """
     with open(path, encoding="utf-8") as file:
         try:
             content = yaml.safe_load(file)
         except yaml.YAMLError as error:
-            raise ValueError(f"{path} is no YAML file: {error}") from error
-    known = [*SECTIONS, "arms", "baselines", "fractions", "data", "images", "evaluation"]
+            raise ValueError(f"{path} is not a YAML file: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold `name: value` lines with {', '.join(known)}.")
-    for name in content:
-        if name not in known:
-            raise ValueError(f"{path} has an unknown entry {did_you_mean(str(name), known)}")
-    for name, kinds, form in _FORMS:
-        if content.get(name) is not None and not isinstance(content[name], kinds):
-            raise ValueError(f"{path}: `{name}` must be {form}, not {content[name]!r}.")
-    for name in ("arms", "baselines", "fractions"):
+        raise ValueError(f"{path} must hold `name: value` lines with {', '.join(ENTRIES)}.")
+    for name, value in content.items():
+        if name not in ENTRIES:
+            raise ValueError(f"{path} has an unknown entry {did_you_mean(str(name), list(ENTRIES))}")
+        if value is not None and not isinstance(value, ENTRIES[name][0]):
+            raise ValueError(f"{path}: `{name}` must be {ENTRIES[name][1]}, not {value!r}.")
+    for name in ("methods", "baselines", "fractions"):
         if not content.get(name):
             raise ValueError(f"{path} lacks `{name}`.")
-    images, baselines = (_listed(content.get(name)) for name in ("images", "baselines"))
+    images, baselines = ([v] if isinstance(v := content.get(n) or [], str) else v for n in ("images", "baselines"))
     shared = {section: dict(content.get(section) or {}) for section in SECTIONS}
     for section in shared.values():
         if "config" in section:
             section["config"] = str(Path(path).parent / section["config"])
-    arms = []
-    for name, entry in content["arms"].items():
-        own = entry or {}
-        wrong = [own] if not isinstance(own, dict) else [part for part in own.values() if not isinstance(part, _PART)]
-        if wrong:
-            raise ValueError(f"{path}, arm `{name}`: {wrong[0]!r} must be `name: value` lines.")
-        unknown = set(own) - set(SECTIONS)
-        if unknown:
-            raise ValueError(f"{path}, arm `{name}`: unknown {sorted(unknown)}; there are {', '.join(SECTIONS)}.")
-        merged = {section: {**shared[section], **(own.get(section) or {})} for section in SECTIONS}
-        pretrained = "pretraining" in own
-        model = merged["model"]
-        # A decoder-only checkpoint meets its encoder again in fine-tuning.
-        encoder = {name: value for name, value in model.items() if name == "encoder_weights"}
-        arms.append(
-            Arm(
-                name=str(name),
-                pretraining={**model, **merged["pretraining"]} if pretrained else None,
-                finetuning={**(encoder if pretrained else model), **merged["finetuning"]},
-                baseline=str(name) in baselines,
-                own=frozenset(f"{section}.{argument}" for section, part in own.items() for argument in part or {}),
-            )
-        )
-    missing = set(baselines) - {arm.name for arm in arms}
-    if missing:
-        raise ValueError(f"{path}: baselines names {sorted(missing)}, which are no arms.")
+    methods = []
+    for name, entry in content["methods"].items():
+        own = {} if entry is None else entry
+        for part in (own, *(own.values() if isinstance(own, dict) else ())):
+            if not isinstance(part, dict | None):
+                raise ValueError(f"{path}, method `{name}`: {part!r} must be `name: value` lines.")
+        if unknown := set(own) - set(SECTIONS):
+            raise ValueError(f"{path}, method `{name}`: unknown {sorted(unknown)}. Use {', '.join(SECTIONS)}.")
+        model, pretraining, finetuning = ({**shared[section], **(own.get(section) or {})} for section in SECTIONS)
+        if "pretraining" in own:
+            # A decoder-only checkpoint gets its encoder again in fine-tuning.
+            encoder = {key: value for key, value in model.items() if key == "encoder_weights"}
+            parts: tuple[Any, Any] = {**model, **pretraining}, {**encoder, **finetuning}
+        else:
+            parts = None, {**model, **finetuning}
+        methods.append(Method(str(name), *parts, baseline=name in baselines))
+    if missing := set(baselines) - {method.name for method in methods}:
+        raise ValueError(f"{path}: baselines names {sorted(missing)}, which are not methods.")
     seeds = {}
     for fraction, number in content["fractions"].items():
         if not isinstance(number, int) or number < 1:
@@ -192,75 +195,36 @@ def read_study(path: str | Path) -> Study:
             seeds[str(parse_fraction(fraction))] = number
         except ValueError as error:
             raise ValueError(f"{path}, fractions: {error}") from error
-    return Study(arms, seeds, content.get("data"), images, content.get("evaluation"))
+    return Study(methods, seeds, content.get("data"), images, content.get("evaluation"))
 
 
-def _listed(value: str | list[str] | None) -> list[str]:
-    """The names of an entry that may be one name alone."""
-    return [value] if isinstance(value, str) else [str(name) for name in value or []]
-
-
-def arms_of(study: Study, names: list[str]) -> list[Arm]:
-    """Arms of these names, in the study's order.
+def chosen_study(args: StudyArguments) -> Study:
+    """Reads the study of a file and applies the other arguments.
 
     Raises:
-        ValueError: there is no such arm.
+        OSError, ValueError: See [`read_study`]; or a method does not exist.
     """
-    known = [arm.name for arm in study.arms]
-    for name in names:
-        if name not in known:
-            raise ValueError(f"arms: there is no arm `{name}`; the study has {', '.join(known)}.")
-    return [arm for arm in study.arms if arm.name in names]
-
-
-def vary(study: Study, axis: str, values: list[str]) -> Study:
-    """A study along another axis: each arm that the axis concerns, once for each value.
-
-    It does not concern an arm that sets the argument itself, nor, where it is one of pretraining or of what is kept of
-    a pretrained decoder, one that has none.
-
-    Args:
-        study: the study.
-        axis: `section.argument`, such as `pretraining.sigma`, `model.decoder_width` or `finetuning.max_steps`.
-        values: values of the argument; commas part the numbers of one that takes several: `0.2,0.3`.
-
-    Raises:
-        ValueError: no such section or argument.
-    """
-    section, _, argument = axis.partition(".")
-    if section not in SECTIONS or not argument:
-        raise ValueError(f"vary: `{axis}` must be `section.argument`, with a section of {', '.join(SECTIONS)}.")
-    kind = PretrainArguments if section == "pretraining" else FinetuneArguments
-    names = [known.name for known in dataclasses.fields(kind)]
-    if argument not in names:
-        raise ValueError(f"vary: unknown argument {did_you_mean(argument, names)}")
-    arms = []
-    for arm in study.arms:
-        to_pretraining = section != "finetuning" and arm.pretraining is not None
-        of_decoder = section == "pretraining" or axis == "finetuning.keep_decoder_blocks"
-        if axis in arm.own or (of_decoder and arm.pretraining is None):
-            arms.append(arm)
-            continue
-        for text in values:
-            change = {argument: text.split(",") if "," in text else text}
-            variant = f"{argument}={text}"
-            arms.append(
-                dataclasses.replace(
-                    arm,
-                    name=f"{arm.name} {variant}",
-                    variant=variant,
-                    pretraining={**(arm.pretraining or {}), **change} if to_pretraining else arm.pretraining,
-                    finetuning=arm.finetuning if to_pretraining else {**arm.finetuning, **change},
-                )
-            )
-    return dataclasses.replace(study, arms=arms)
+    study = read_study(args.study)
+    names = [method.name for method in study.methods]
+    for name in args.methods:
+        if name not in names:
+            raise ValueError(f"methods: unknown {did_you_mean(name, names)}")
+    fractions = [str(parse_fraction(fraction)) for fraction in args.fractions] or list(study.seeds)
+    seeds = {fraction: args.seeds or study.seeds.get(fraction, max(study.seeds.values())) for fraction in fractions}
+    return Study(
+        [method for method in study.methods if not args.methods or method.name in args.methods],
+        dict(sorted(seeds.items(), key=lambda item: parse_fraction(item[0]))),
+        args.data or study.data,
+        args.images or study.images,
+        study.evaluation,
+    )
 
 
 def _parse(cls: type[Any], values: Mapping[str, Any], where: str) -> Any:
     """Arguments through the scripts' own parser, which checks types, ranges and names."""
     names = [known.name for known in dataclasses.fields(cls)]
     for name in values:
-        if name not in names and name != "config":
+        if name not in (*names, "config", "preset"):
             raise ValueError(f"{where}: unknown argument {did_you_mean(name, names)}")
     try:
         return parse_arguments(cls, as_flags(dict(values)))
@@ -268,15 +232,20 @@ def _parse(cls: type[Any], values: Mapping[str, Any], where: str) -> Any:
         raise ValueError(f"{where}: these arguments do not go together; the message above says why.") from error
 
 
-def _digest(args: RunArguments | EvaluateArguments, **more: Any) -> str:
+def _digest(args: PretrainArguments | FinetuneArguments, **more: Any) -> str:
     """Short hash of the arguments that a result depends on, and of `more`.
 
-    Defaults count, as they may change from one release to the next. What is off does not, so that an option which a
-    later release adds leaves the rows of earlier ones valid.
+    Defaults count, as they may change from one release to the next. Arguments that are off do not, and earlier names
+    stand for renamed ones, so the rows of earlier releases stay valid.
     """
+    ignored = _ROW | set(names_with(PretrainArguments, "resumable")) | set(names_with(FinetuneArguments, "resumable"))
     chosen = dict(more)
     for known in dataclasses.fields(args):
         value = getattr(args, known.name)
-        if known.name not in _NO_SETTING and value is not None and value is not False:
-            chosen[known.name] = value
-    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
+        if known.name not in ignored - {"eval_split"} and value is not None and value is not False:
+            chosen[known.metadata.get("renamed_from") or known.name] = value
+    return _hash(chosen)
+
+
+def _hash(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,32 +1,103 @@
-"""What the rows of a study say: means, paired differences, and how many labels a difference is worth."""
+"""The rows of a study and what they say: means, paired differences, and how many labels a difference is worth."""
 
+import csv
 import io
-import math
+import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 
 from ddep_hub.data.splits import parse_fraction
-from ddep_hub.utils.files import atomic_write
+from ddep_hub.utils.files import atomic_write, locked
 
-from .config import Arm, Study
-from .runner import Row
+from .config import Study
 
 
 RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
-class Point:
-    """An arm at a label fraction.
+class Row:
+    """A finished run: scores in %, the decoder's denoising error if it has one, and the digest of its settings."""
 
-    Attributes:
-        labelled: number of labelled images.
-        scores: mIoU in % by seed.
+    method: str
+    fraction: str
+    seed: int
+    labelled: int
+    mean_iou: float
+    mean_accuracy: float
+    overall_accuracy: float
+    denoising_error: float | None
+    pretraining_steps: int
+    finetuning_steps: int
+    seconds: float
+    settings: str
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Method, fraction and seed, of which there is one row."""
+        return self.method, self.fraction, self.seed
+
+
+COLUMNS = typing.get_type_hints(Row)
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """Reads the rows of a table; none if the file does not exist.
+
+    Raises:
+        ValueError: It is not the table of a study; names the file and the line.
     """
+    path = Path(path)
+    if not path.exists():
+        return []
+    rows: dict[tuple[str, str, int], Row] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != list(COLUMNS):
+            raise ValueError(f"{path} is not the table of a study: its columns must be {','.join(COLUMNS)}.")
+        for entry in reader:
+            try:
+                row = Row(**{name: _value(name, entry[name]) for name in COLUMNS})
+                if row.key in rows:
+                    raise ValueError("there is one of this method, fraction and seed above")
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{path}, line {reader.line_num} is not a row of a study ({error}). Remove it."
+                ) from error
+            rows[row.key] = row
+    return list(rows.values())
+
+
+def _value(name: str, text: str) -> Any:
+    if name == "fraction":
+        return str(parse_fraction(text))
+    if name == "denoising_error":
+        return float(text) if text else None
+    if name in ("mean_iou", "mean_accuracy", "overall_accuracy") and not 0 <= float(text) <= 100:
+        raise ValueError(f"{text} is not from 0 to 100 %")
+    return COLUMNS[name](text)
+
+
+def add_row(path: str | Path, row: Row) -> None:
+    """Adds a row to a table that several processes may write to; a kill leaves the old table or the new one."""
+    path = Path(path)
+    with locked(path.with_name(f".{path.name}.lock"), wait=True):
+        rows = {known.key: known for known in read_rows(path)} | {row.key: row}
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(COLUMNS), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(known) for known in rows.values())
+        atomic_write(path, text.getvalue())
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method at a label fraction: the number of labelled images, and mIoU in % by seed."""
 
     labelled: int
     scores: dict[int, float]
@@ -44,12 +115,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Difference:
-    """Paired difference of two arms: the same labelled images, order and classifier for both.
-
-    Attributes:
-        by_seed: difference in points of mIoU.
-        interval: 95 % interval of the mean difference; `None` for one seed.
-    """
+    """Paired difference of two methods in points of mIoU, and the 95 % interval of its mean (`None` for one seed)."""
 
     by_seed: dict[int, float]
     interval: tuple[float, float] | None
@@ -60,28 +126,31 @@ class Difference:
         return mean(self.by_seed.values())
 
 
+@dataclass(frozen=True)
+class Needed:
+    """Number of labelled images with which a method reaches a score; `at_most` if it does so with its fewest."""
+
+    number: float
+    at_most: bool
+
+
 Curves = dict[str, dict[str, Point]]
 
 
 def curves(rows: Iterable[Row]) -> Curves:
-    """Points by arm and fraction, the smallest fraction first."""
-    grouped: dict[str, dict[str, list[Row]]] = {}
+    """Points by method and fraction, the smallest fraction first."""
+    points: Curves = {}
     for row in sorted(rows, key=lambda row: (parse_fraction(row.fraction), row.seed)):
-        grouped.setdefault(row.arm, {}).setdefault(row.fraction, []).append(row)
-    return {
-        arm: {
-            fraction: Point(found[0].labelled, {row.seed: row.mean_iou for row in found})
-            for fraction, found in by_fraction.items()
-        }
-        for arm, by_fraction in grouped.items()
-    }
+        point = points.setdefault(row.method, {}).setdefault(row.fraction, Point(row.labelled, {}))
+        point.scores[row.seed] = row.mean_iou
+    return points
 
 
 def paired_difference(treated: Point, baseline: Point) -> Difference | None:
-    """Difference over the seeds that both have; `None` where they share none.
+    """Difference over the seeds that both points have; `None` if they share none.
 
-    The interval is the percentile bootstrap over the seeds. With 3 or 5 of them it is too narrow: it says how much
-    the seeds at hand differ, not how much all would.
+    A seed fixes the labelled images, their order and the classifier of both. The interval is the percentile bootstrap
+    over the seeds. With 3 or 5 seeds it is too narrow: it shows how much these seeds differ, not how much all would.
     """
     seeds = sorted(treated.scores.keys() & baseline.scores.keys())
     if not seeds:
@@ -96,43 +165,21 @@ def paired_difference(treated: Point, baseline: Point) -> Difference | None:
 
 
 def best_baseline(points: Curves, baselines: Sequence[str], treated: Point, fraction: str) -> str | None:
-    """The baseline that is the best beside an arm, on the seeds that both have; `None` where none shares a seed.
+    """The baseline with the best scores on the seeds it shares with `treated`; `None` if none shares a seed.
 
-    Means over seeds that only one of them has would say more about those seeds. It is chosen by the very scores it is
-    compared on, which favours the baseline.
+    It is chosen by the scores that it is then compared on, which favours the baseline.
     """
-    there = {arm: points[arm][fraction] for arm in baselines if fraction in points.get(arm, {})}
-    found = {arm: paired_difference(treated, point) for arm, point in there.items()}
-    means = {arm: difference.mean for arm, difference in found.items() if difference is not None}
+    measured = {name: points[name][fraction] for name in baselines if fraction in points.get(name, {})}
+    found = {name: paired_difference(treated, point) for name, point in measured.items()}
+    means = {name: difference.mean for name, difference in found.items() if difference is not None}
     return min(means, key=means.__getitem__, default=None)
 
 
-@dataclass(frozen=True)
-class Needed:
-    """Number of labelled images with which an arm reaches another's score.
-
-    Attributes:
-        number: of images.
-        at_most: whether it is an upper bound, as the arm reaches the score with the fewest it was measured with.
-    """
-
-    number: float
-    at_most: bool
-
-
 def labels_needed(curve: dict[str, Point], treated: Point) -> Needed | None:
-    """Number of labelled images at which an arm first reaches another's score.
+    """Number of labelled images at which a curve first reaches a point's score; `None` if it never does.
 
-    At each fraction both are compared on the seeds that they share, as for [`paired_difference`]: the mean over other
-    seeds says more about those. Between the fractions the difference is taken as linear in the logarithm of the number
-    of images.
-
-    Args:
-        curve: points of the arm, the smallest fraction first; those without a shared seed are left out.
-        treated: the other's point.
-
-    Returns:
-        The number; `None` where no point reaches the score.
+    Each fraction is compared on shared seeds, as in [`paired_difference`]. Between fractions, the difference is taken
+    as linear in the logarithm of the number of images.
     """
     before: tuple[int, float] | None = None
     for point in curve.values():
@@ -144,34 +191,24 @@ def labels_needed(curve: dict[str, Point], treated: Point) -> Needed | None:
             if before is None:
                 return Needed(point.labelled, at_most=True)
             share = before[1] / (before[1] - lead)
-            low, high = math.log(before[0]), math.log(point.labelled)
-            return Needed(math.exp(low + share * (high - low)), at_most=False)
+            return Needed(before[0] * (point.labelled / before[0]) ** share, at_most=False)
         before = point.labelled, lead
     return None
 
 
 def comparison_table(scores: Mapping[str, Mapping[int, float]]) -> str:
-    """Markdown table: one row an arm, one column a seed, then mean and standard deviation.
-
-    Args:
-        scores: score of each arm and seed; every arm has the same seeds.
-    """
+    """Markdown table of scores by name and seed, with mean and standard deviation; all names have the same seeds."""
     seeds = list(next(iter(scores.values())))
-    head = ["decoder", *(f"seed {seed}" for seed in seeds), "mean", "std"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for arm, by_seed in scores.items():
+    rows = []
+    for name, by_seed in scores.items():
         values = [by_seed[seed] for seed in seeds]
         spread = f"{stdev(values):.2f}" if len(values) > 1 else "-"
-        cells = [arm, *(f"{value:.2f}" for value in values), f"{mean(values):.2f}", spread]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([name, *(f"{value:.2f}" for value in values), f"{mean(values):.2f}", spread])
+    return "\n".join(_table(["decoder", *(f"seed {seed}" for seed in seeds), "mean", "std"], rows))
 
 
 def verdict(baseline: Mapping[int, float], treated: Mapping[int, float]) -> str:
-    """One line: the paired differences over the seeds, and whether they speak for a gain.
-
-    A gain is claimed only where every seed shows one; anything else is "no gain at this budget".
-    """
+    """One line: the paired differences by seed, and "a gain" only if every seed shows one."""
     differences = [treated[seed] - baseline[seed] for seed in baseline]
     listed = ", ".join(f"{difference:+.2f}" for difference in differences)
     gain = "a gain with every seed" if min(differences) > 0 else "no gain at this budget"
@@ -179,96 +216,73 @@ def verdict(baseline: Mapping[int, float], treated: Mapping[int, float]) -> str:
 
 
 def write_report(study: Study, rows: list[Row], output: Path, *, title: str) -> str:
-    """Writes `report.md` and `figure.png` from the rows of a study's arms.
-
-    Args:
-        study: the study; rows of other arms are left out.
-        rows: its rows so far.
-        output: folder to write to.
-        title: what the scores were measured on.
-
-    Returns:
-        The report.
+    """Writes `report.md` and `figure.png` to `output` from the rows of a study's methods, and returns the report.
 
     Raises:
         ImportError: matplotlib is not installed; says how to install it.
     """
-    names = [arm.name for arm in study.arms]
-    points = curves(row for row in rows if row.arm in names)
+    points = curves(row for row in rows if row.method in [method.name for method in study.methods])
     report = "\n".join([f"# {title}", "", *_means(study, points), "", *_differences(study, points), ""])
     atomic_write(output / "report.md", report)
     draw_figure(study, points, output / "figure.png", title=title)
     return report
 
 
+def _table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
+    return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in rows)]
+
+
 def _means(study: Study, points: Curves) -> list[str]:
+    # All fractions that have a row, even if only some were asked for: the differences count all of them.
     labelled = {fraction: point.labelled for by in points.values() for fraction, point in by.items()}
-    # All that have a row: a part of the study may have been asked for, and the differences count all.
     fractions = sorted(labelled, key=parse_fraction)
+
+    def cell(point: Point | None) -> str:
+        if point is None:
+            return ""
+        spread = "" if point.std is None else f" ± {point.std:.2f}"
+        return f"{point.mean:.2f}{spread} ({len(point.scores)})"
+
+    names = [method.name for method in study.methods]
     head = ["mIoU in %, mean ± standard deviation (seeds)", *(f"{f} = {labelled[f]} images" for f in fractions)]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for arm in study.arms:
-        cells = [arm.name]
-        for fraction in fractions:
-            point = points.get(arm.name, {}).get(fraction)
-            spread = "" if point is None or point.std is None else f" ± {point.std:.2f}"
-            cells.append("" if point is None else f"{point.mean:.2f}{spread} ({len(point.scores)})")
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
-
-
-def _rivals(study: Study, arm: Arm) -> list[str]:
-    """Baselines that an arm is compared with: those of the same value of the axis, or that it does not concern."""
-    return [other.name for other in study.arms if other.baseline and other.variant in ("", arm.variant)]
+    return _table(head, ([name, *(cell(points.get(name, {}).get(f)) for f in fractions)] for name in names))
 
 
 def _differences(study: Study, points: Curves) -> list[str]:
-    head = ["arm", "labels", "best baseline", "difference, 95 % interval", "by seed", "labels the baseline needs"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for arm in study.arms:
-        if arm.baseline or arm.name not in points:
-            continue
-        rivals = _rivals(study, arm)
-        for fraction, point in points[arm.name].items():
-            rival = best_baseline(points, rivals, point, fraction)
-            difference = paired_difference(point, points[rival][fraction]) if rival else None
-            if rival is None or difference is None:
+    baselines = [method.name for method in study.methods if method.baseline]
+    rows = []
+    for name in (method.name for method in study.methods if not method.baseline):
+        for fraction, point in points.get(name, {}).items():
+            best = best_baseline(points, baselines, point, fraction)
+            difference = paired_difference(point, points[best][fraction]) if best else None
+            if best is None or difference is None:
                 continue
-            interval = difference.interval
-            shown = f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else ""
+            interval = "" if difference.interval is None else " [{:+.2f}, {:+.2f}]".format(*difference.interval)
             by_seed = ", ".join(f"{value:+.2f}" for value in difference.by_seed.values())
-            cells = [
-                arm.name,
-                f"{fraction} = {point.labelled}",
-                rival,
-                f"{difference.mean:+.2f}{shown}",
-                by_seed,
-                _needed(points, rivals, point),
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
-    return lines
+            needed, labels = _needed(points, baselines, point), f"{fraction} = {point.labelled}"
+            rows.append([name, labels, best, f"{difference.mean:+.2f}{interval}", by_seed, needed])
+    head = ["method", "labels", "best baseline", "difference, 95 % interval", "by seed", "labels the baseline needs"]
+    return _table(head, rows)
 
 
-def _needed(points: Curves, rivals: list[str], treated: Point) -> str:
-    """Labels that the thriftiest baseline needs for an arm's score, and their ratio to those that were used."""
-    measured = {arm: points[arm] for arm in rivals if arm in points}
-    needed = {arm: found for arm, curve in measured.items() if (found := labels_needed(curve, treated)) is not None}
+def _needed(points: Curves, baselines: list[str], treated: Point) -> str:
+    """Labels that the best baseline needs for a method's score, and their ratio to those that the method used."""
+    measured = {name: points[name] for name in baselines if name in points}
+    needed = {name: found for name, curve in measured.items() if (found := labels_needed(curve, treated)) is not None}
     if needed:
-        arm = min(needed, key=lambda arm: needed[arm].number)
-        bound = "at most " if needed[arm].at_most else ""
-        return f"{arm}: {bound}{needed[arm].number:.0f} ({needed[arm].number / treated.labelled:.1f}x)"
+        name = min(needed, key=lambda name: needed[name].number)
+        bound = "at most " if needed[name].at_most else ""
+        return f"{name}: {bound}{needed[name].number:.0f} ({needed[name].number / treated.labelled:.1f}x)"
     most = {
-        arm: max(
-            (point.labelled for point in curve.values() if treated.scores.keys() & point.scores.keys()), default=0
-        )
-        for arm, curve in measured.items()
+        name: max((p.labelled for p in curve.values() if treated.scores.keys() & p.scores.keys()), default=0)
+        for name, curve in measured.items()
     }
-    # One that was measured with fewer labels alone says nothing of its own.
-    return ", ".join(f"{arm}: more than {number}" for arm, number in most.items() if number >= treated.labelled)
+    # A baseline that was only measured with fewer labels says nothing.
+    return ", ".join(f"{name}: more than {number}" for name, number in most.items() if number >= treated.labelled)
 
 
 def draw_figure(study: Study, points: Curves, path: Path, *, title: str) -> None:
-    """Draws mean and standard deviation of each arm over the number of labelled images.
+    """Draws mean and standard deviation of each method over the number of labelled images.
 
     Raises:
         ImportError: matplotlib is not installed; says how to install it.
@@ -277,32 +291,25 @@ def draw_figure(study: Study, points: Curves, path: Path, *, title: str) -> None
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "The figure of a study is drawn by matplotlib. Install it with `pip install ddep-hub[plots]`."
+            "matplotlib draws the figure of a study. Install it with `pip install ddep-hub[plots]`."
         ) from error
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    ticks: dict[int, str] = {}
-    drawn = [arm for arm in study.arms if points.get(arm.name)]
-    for place, arm in enumerate(drawn):
-        by_fraction = points[arm.name]
-        found = list(by_fraction.values())
-        # Side by side: arms of about the same score would hide each other.
-        aside = 1.04 ** (place - (len(drawn) - 1) / 2)
-        axes.errorbar(
-            [point.labelled * aside for point in found],
-            [point.mean for point in found],
-            yerr=[point.std or 0 for point in found],
-            label=arm.name,
-            marker="o",
-            linestyle="--" if arm.baseline else "-",
-            capsize=3,
-        )
-        for fraction, point in by_fraction.items():
-            number, most = len(point.scores), max(len(by[fraction].scores) for by in points.values() if fraction in by)
-            if number < most:  # its mean is not over the same images as the others'
-                there = (point.labelled * aside, point.mean)
-                axes.annotate(f" {number} of {most} seeds", there, fontsize="x-small")
-        ticks |= {point.labelled: fraction for fraction, point in by_fraction.items()}
+    ticks = {point.labelled: fraction for by in points.values() for fraction, point in by.items()}
+    most = {f: max(len(by[f].scores) for by in points.values() if f in by) for f in ticks.values()}
+    drawn = [method for method in study.methods if points.get(method.name)]
+    for place, method in enumerate(drawn):
+        shift = 1.04 ** (place - (len(drawn) - 1) / 2)  # side by side, or methods of equal scores hide each other
+        by_fraction = points[method.name]
+        x = [point.labelled * shift for point in by_fraction.values()]
+        y = [point.mean for point in by_fraction.values()]
+        bars = [point.std or 0 for point in by_fraction.values()]
+        line = "--" if method.baseline else "-"
+        axes.errorbar(x, y, yerr=bars, label=method.name, marker="o", linestyle=line, capsize=3)
+        for left, height, (fraction, point) in zip(x, y, by_fraction.items(), strict=True):
+            if len(point.scores) < most[fraction]:  # its mean is not over the same images as the others'
+                note = f" {len(point.scores)} of {most[fraction]} seeds"
+                axes.annotate(note, (left, height), fontsize="x-small")
     axes.set_xscale("log")
     axes.set_xticks(list(ticks), [f"{number}\n({fraction})" for number, fraction in ticks.items()])
     axes.minorticks_off()

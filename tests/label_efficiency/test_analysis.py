@@ -4,21 +4,23 @@ import math
 
 import pytest
 
-from ddep_hub.label_efficiency.config import Arm, Study
+from ddep_hub.label_efficiency.config import Method, Study
 from ddep_hub.label_efficiency.report import (
     Needed,
     Point,
+    Row,
+    add_row,
     best_baseline,
     curves,
     labels_needed,
     paired_difference,
+    read_rows,
     write_report,
 )
-from ddep_hub.label_efficiency.runner import Row, add_row, read_rows
 
 
-def row(arm, fraction, seed, score, labelled=10):
-    return Row(arm, fraction, seed, labelled, score, 50.0, 80.0, None, 0, 5, 1.5, "abc")
+def row(method, fraction, seed, score, labelled=10):
+    return Row(method, fraction, seed, labelled, score, 50.0, 80.0, None, 0, 5, 1.5, "abc")
 
 
 def test_curves_are_in_the_order_of_the_fractions():
@@ -116,7 +118,7 @@ def test_a_broken_table_is_named_and_left_alone(tmp_path):
         ("a,1,1,1,303,1,1,,0,5,1.5,abc", "303 is not from 0 to 100"),
         ("a,1,1,1,nan,1,1,,0,5,1.5,abc", "nan is not from"),
         ("a,foo,1,1,1,1,1,,0,5,1.5,abc", "label fraction 'foo'"),
-        ("a,1.0,0,1,1,1,1,,0,5,1.5,abc", "there is one of this arm"),
+        ("a,1.0,0,1,1,1,1,,0,5,1.5,abc", "there is one of this method"),
     ],
 )
 def test_rows_that_say_nothing_are_refused(tmp_path, line, message):
@@ -136,7 +138,7 @@ def test_a_decimal_fraction_is_the_same_fraction(tmp_path):
 
 def test_report_and_figure(tmp_path):
     pytest.importorskip("matplotlib", reason="extra `plots` is not installed")
-    arms = [Arm("encoder", None, {}, True), Arm("long", None, {}, True), Arm("ddep", {}, {}, False)]
+    methods = [Method("encoder", None, {}, True), Method("long", None, {}, True), Method("ddep", {}, {}, False)]
     rows = [
         *(row("encoder", "1/4", seed, 20.0 + seed) for seed in (0, 1)),
         *(row("encoder", "1", seed, 40.0 + seed, 40) for seed in (0, 1)),
@@ -144,28 +146,24 @@ def test_report_and_figure(tmp_path):
         *(row("ddep", "1/4", seed, 30.0 + seed) for seed in (0, 1)),
         *(row("ddep", "1", seed, 45.0 + seed, 40) for seed in (0, 1)),
     ]
-    report = write_report(Study(arms, {"1/4": 2, "1/2": 2, "1": 2}), rows, tmp_path, title="Title")
+    report = write_report(Study(methods, {"1/4": 2, "1/2": 2, "1": 2}), rows, tmp_path, title="Title")
     assert "| encoder | 20.50 ± 0.71 (2) | 40.50 ± 0.71 (2) |" in report
     assert "| ddep | 1/4 = 10 | long | +8.00 [+8.00, +8.00] | +8.00, +8.00 | encoder: 20 (2.0x) |" in report
     assert "| ddep | 1 = 40 | encoder | +5.00 [+5.00, +5.00] | +5.00, +5.00 | encoder: more than 40 |" in report
     assert (tmp_path / "report.md").read_text() == report
     assert (tmp_path / "figure.png").stat().st_size > 5000
     # A part of the study that was asked for still shows, and is compared with, all of its rows.
-    assert write_report(Study(arms, {"1/2": 2}), rows, tmp_path, title="Title") == report
+    assert write_report(Study(methods, {"1/2": 2}), rows, tmp_path, title="Title") == report
 
 
 def test_the_report_says_what_was_compared(tmp_path):
     """The labels of a baseline that was measured from 40 images up are a bound; fewer seeds say so in the figure."""
     pytest.importorskip("matplotlib", reason="extra `plots` is not installed")
-    arms = [Arm("encoder", None, {}, True), Arm("long", None, {}, True), Arm("ddep", {}, {}, False)]
-    arms += [Arm("encoder w=2", None, {}, True, "w=2"), Arm("ddep w=2", {}, {}, False, "w=2")]
+    methods = [Method("encoder", None, {}, True), Method("long", None, {}, True), Method("ddep", {}, {}, False)]
     rows = [row("encoder", "1/4", 0, 20), row("encoder", "1/4", 1, 20), row("long", "1", 0, 33, 40)]
     rows += [row("ddep", "1/4", 0, 30), row("ddep", "1/4", 1, 31), row("ddep", "1", 0, 31, 40)]
-    rows += [row("encoder w=2", "1/4", 0, 40), row("ddep w=2", "1/4", 0, 41)]
-    study = Study(arms, {"1/4": 2, "1": 1})
+    study = Study(methods, {"1/4": 2, "1": 1})
     report = write_report(study, rows, tmp_path, title="Title")
     needed = "long: at most 40 (4.0x)"
     assert f"| ddep | 1/4 = 10 | encoder | +10.50 [+10.00, +11.00] | +10.00, +11.00 | {needed} |" in report
-    # Compared with its own value of the axis, and not with the better baseline of another.
-    assert "| ddep w=2 | 1/4 = 10 | encoder w=2 | +1.00 | +1.00 |" in report
     assert "| ddep | 1 = 40 | long | -2.00 | -2.00 | long: at most 40 (1.0x) |" in report

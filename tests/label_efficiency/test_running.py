@@ -1,4 +1,4 @@
-"""The study as a user starts it: rows, shared work, interruption, another axis."""
+"""The study as a user starts it: rows, shared work, interruption, a part of the methods."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from ddep_hub.data.synthetic import write_scenes
-from ddep_hub.label_efficiency.runner import read_rows
+from ddep_hub.label_efficiency.report import read_rows
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -35,7 +35,7 @@ def study(tmp_path_factory):
         "model": {"decoder_hidden_sizes": [8, 8, 8, 8, 8], "decoder_bottleneck_size": 8},
         "pretraining": {"max_steps": 2, "batch_size": 4, "crop_size": 32, "num_val_images": 2},
         "finetuning": {"max_steps": 2, "batch_size": 4, "crop_size": 32},
-        "arms": {"encoder": {}, "ddep": {"pretraining": {}}},
+        "methods": {"encoder": {}, "ddep": {"pretraining": {}}},
         "baselines": ["encoder"],
         "evaluation": {"flip": True},
     }
@@ -54,26 +54,26 @@ def test_two_processes_share_a_study_and_a_lost_row_is_made_again(study, tmp_pat
     outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     rows = {row.key: row for row in read_rows(output / "results.csv")}
-    wanted = {(arm, f, seed) for arm in ("encoder", "ddep") for f, seed in (("1/2", 0), ("1/2", 1), ("1", 0))}
+    wanted = {(method, f, seed) for method in ("encoder", "ddep") for f, seed in (("1/2", 0), ("1/2", 1), ("1", 0))}
     assert set(rows) == wanted
     text = "".join(stdout for stdout, _ in outputs)
     assert text.count("=== pretraining") == 1 and text.count("of the labels, seed") == 6  # each once
     assert {row.labelled for row in rows.values() if row.fraction == "1/2"} == {3}
     for row in rows.values():
-        assert (row.pretraining_steps == 2 and row.denoising_error > 0) is (row.arm == "ddep")
+        assert (row.pretraining_steps == 2 and row.denoising_error > 0) is (row.method == "ddep")
         assert 0 < row.mean_iou < 100 and row.finetuning_steps == 2
         results = json.loads(
             (
                 output
                 / "runs"
-                / f"{row.arm}-{row.fraction.replace('/', '_')}-{row.seed}"
+                / f"{row.method}-{row.fraction.replace('/', '_')}-{row.seed}"
                 / "evaluation"
                 / "results.json"
             ).read_text()
         )
         assert results["inference"]["flip"] and row.mean_iou == round(100 * results["mean_iou"], 3)
-    # The same images in every arm.
-    lists = [(output / "runs" / f"{arm}-1_2-1" / "labelled.txt").read_text() for arm in ("encoder", "ddep")]
+    # The same images for every method.
+    lists = [(output / "runs" / f"{method}-1_2-1" / "labelled.txt").read_text() for method in ("encoder", "ddep")]
     assert lists[0] == lists[1] and len(lists[0].split()) == 3
     assert not list(output.rglob("runs/*/final")) and (output / "figure.png").exists()
 
@@ -105,7 +105,7 @@ def test_an_interrupted_study_goes_on(study, tmp_path):
     output = tmp_path / "out"
     longer = tmp_path / "study.yaml"
     longer.write_text(study.read_text().replace("finetuning:\n  max_steps: 2", "finetuning:\n  max_steps: 60"))
-    chosen = ("--arms", "encoder", "--fractions", "1/2", "--seeds", "1")
+    chosen = ("--methods", "encoder", "--fractions", "1/2", "--seeds", "1")
     process = start(*command(longer, output, *chosen))
     metrics = output / "runs" / "encoder-1_2-0" / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text()):
@@ -122,28 +122,26 @@ def test_an_interrupted_study_goes_on(study, tmp_path):
     assert row.key == ("encoder", "1/2", 0)
 
 
-def test_another_axis(study, tmp_path):
+def test_a_part_of_the_methods(study, tmp_path):
     output = tmp_path / "out"
-    axis = ("--fractions", "1/2", "--seeds", "1", "--vary", "finetuning.keep_decoder_blocks", "0", "3")
-    done = run(*command(study, output, *axis))
+    part = ("--fractions", "1/2", "--seeds", "1")
+    done = run(*command(study, output, *part))
     assert done.returncode == 0, done.stderr
-    rows = {row.arm: row for row in read_rows(output / "results.csv")}
-    assert set(rows) == {"encoder", "ddep keep_decoder_blocks=0", "ddep keep_decoder_blocks=3"}
-    assert rows["ddep keep_decoder_blocks=0"].settings != rows["ddep keep_decoder_blocks=3"].settings
+    assert {row.method for row in read_rows(output / "results.csv")} == {"encoder", "ddep"}
     assert "=== pretraining" in done.stdout and len(list((output / "pretrained").glob("[!.]*"))) == 1
     report = (output / "report.md").read_text()
-    assert report.count("| 1/2 = 3 | encoder |") == 2
-    # Asked for one arm, it is still compared with the baselines that have rows.
-    part = run(*command(study, output, "--report_only", "--arms", "ddep", *axis))
+    assert report.count("| 1/2 = 3 | encoder |") == 1
+    # Asked for one method, it is still compared with the baselines that have rows.
+    part = run(*command(study, output, "--report_only", "--methods", "ddep", *part))
     assert part.returncode == 0 and (output / "report.md").read_text() == report, part.stderr
 
 
 def test_a_run_that_diverges_costs_no_other_one(study, tmp_path):
     wild = tmp_path / "study.yaml"
     content = yaml.safe_load(study.read_text())
-    content["arms"] = {"wild": {"finetuning": {"learning_rate": 1e30}}, "encoder": {}}
+    content["methods"] = {"wild": {"finetuning": {"learning_rate": 1e30}}, "encoder": {}}
     content |= {"fractions": {"1/2": 1}}
     wild.write_text(yaml.safe_dump(content, sort_keys=False))
     result = run(*command(wild, tmp_path / "out"))
     assert result.returncode != 0 and "wild, 1/2, seed 0: The loss" in result.stderr, result.stderr
-    assert [row.arm for row in read_rows(tmp_path / "out" / "results.csv")] == ["encoder"]
+    assert [row.method for row in read_rows(tmp_path / "out" / "results.csv")] == ["encoder"]
