@@ -68,8 +68,8 @@ class DDePModel(DDePPreTrainedModel):
         self.encoder = build_encoder(config) if encoder is None else encoder.to(torch.get_default_dtype())
         for module in self.encoder.modules():
             module._is_ddep_encoder = True
-        # timm has initialised it, unless it is on the meta device and waits for its weights.
-        self.encoder._ddep_initialized = next(self.encoder.parameters()).device.type != "meta"
+        # A new encoder is initialised in `initialize_weights`, where transformers expects the random draws.
+        self.encoder._ddep_initialized = encoder is not None and next(encoder.parameters()).device.type != "meta"
         info = feature_info(self.encoder)
         self.stride = info[-1][1]
         self.decoder = DDePDecoder(config, [channels for channels, _ in info], [stride for _, stride in info])

@@ -126,7 +126,7 @@ def test_the_encoder_starts_as_timm_initialises_it(hybrid_config, encoder, loade
     for name, tensor in reference.items():
         if tensor.std() == 0 or tensor.numel() == 1:
             assert torch.equal(ours[name], tensor), name
-        elif tensor.numel() > 64:  # fewer random values have another deviation by chance
+        else:
             assert ours[name].std().item() == pytest.approx(tensor.std().item(), rel=0.5), name
 
 
