@@ -50,36 +50,26 @@ def call_hub(action: Callable[[], Result], what: str, *, once: bool = False, hin
     for wait in (*WAITS, None):
         try:
             return action()
+        except PublishError:
+            raise
         except (HTTPError, OSError, RuntimeError) as error:
-            http_error = _http_error(error)
-            response = getattr(http_error, "response", None)
+            # Uploads wrap the client's own error in a RuntimeError, downloads in a FileNotFoundError.
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, HTTPError):
+                cause = cause.__cause__
+            response = getattr(cause, "response", None)
             status = None if response is None else response.status_code
-            transient = status in TRANSIENT or (status is None and http_error is not None)
+            transient = status in TRANSIENT or (status is None and cause is not None)
             if wait is None or not transient or (once and status not in (429, 503)):
-                raise _explained(error, http_error, status, what, hint) from error
-            retry_after = "" if response is None else response.headers.get("Retry-After", "")
-            time.sleep(max(wait, min(float(retry_after), LONGEST_WAIT)) if retry_after.isdigit() else wait)
+                if status is not None:
+                    hint = HINTS.get(status, SERVER_ERROR)
+                elif isinstance(error, OfflineModeIsEnabled):
+                    hint = "HF_HUB_OFFLINE is set. Unset it to publish."
+                elif cause is not None:
+                    hint = NO_ANSWER
+                reason = " ".join(str(cause or error).split()) or type(cause or error).__name__
+                kind = StaleError if status in (409, 412) else PublishError
+                raise kind(f"{what} failed ({reason}). {hint}".rstrip()) from error
+            asked = "" if response is None else response.headers.get("Retry-After", "")
+            time.sleep(max(wait, min(float(asked), LONGEST_WAIT)) if asked.isdigit() else wait)
     raise AssertionError("the last try returns or raises")
-
-
-def _http_error(error: BaseException | None) -> BaseException | None:
-    """The client's own error: uploads wrap it in a RuntimeError, downloads in a FileNotFoundError."""
-    while error is not None and not isinstance(error, HTTPError):
-        error = error.__cause__
-    return error
-
-
-def _explained(
-    error: BaseException, http_error: BaseException | None, status: int | None, what: str, hint: str
-) -> PublishError:
-    if isinstance(error, PublishError):
-        return error
-    if isinstance(error, OfflineModeIsEnabled):
-        return PublishError(f"{what} failed: HF_HUB_OFFLINE is set. Unset it to publish.")
-    if status is not None:
-        hint = HINTS.get(status, SERVER_ERROR)
-    elif http_error is not None:
-        hint = NO_ANSWER
-    cause = http_error or error
-    reason = " ".join(str(cause).split()) or type(cause).__name__
-    return (StaleError if status in (409, 412) else PublishError)(f"{what} failed ({reason}). {hint}".rstrip())

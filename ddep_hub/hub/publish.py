@@ -3,6 +3,7 @@
 import tempfile
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 
@@ -27,7 +28,6 @@ def publish_folder(
     token: str | None = None,
     decoder_only: bool = False,
     remote_code: bool = False,
-    message: str | None = None,
     verify: bool = True,
 ) -> str:
     """Uploads all files of a folder in one commit, reads them back, and compares the model with the local one.
@@ -46,7 +46,6 @@ def publish_folder(
         token: Token to use instead of `HF_TOKEN` or the stored one.
         decoder_only: Leave the encoder out.
         remote_code: Publish the model's code too, so that `trust_remote_code=True` loads it without this package.
-        message: Commit message; by default it says what is uploaded.
         verify: Read back and compare.
 
     Returns:
@@ -68,10 +67,9 @@ def publish_folder(
         stage(folder, staged, decoder_only=decoder_only, remote_code=remote_code)
         published_card(staged, repo_id)  # a damaged file shows up before anything is sent
         verifier = Verifier(staged) if verify else None
-        if message is None:
-            parts = [f"Upload {model_class(staged).__name__}"]
-            parts += ["decoder only"] if read_config(staged).get("decoder_only") else []
-            message = ", ".join([*parts, "with its code"] if remote_code else parts)
+        message = f"Upload {model_class(staged).__name__}"
+        message += ", decoder only" if read_config(staged).get("decoder_only") else ""
+        message += ", with its code" if remote_code else ""
         repo_id = prepare_repository(api, repo_id, private=private, revision=revision, tag=tag)
         try:
             commit, sent = _commit(api, repo_id, staged, revision, message, create_pr)
@@ -92,14 +90,7 @@ def publish_folder(
 def prepare_repository(
     api: HfApi, repo_id: str, *, private: bool = False, revision: str | None = None, tag: str | None = None
 ) -> str:
-    """Creates the repository and the branch if they do not exist.
-
-    Args:
-        api: The client.
-        repo_id: `org/name`.
-        private: Make a new repository private.
-        revision: The branch; default: main.
-        tag: A tag that must not exist yet.
+    """Creates the repository and the branch if they do not exist; arguments as in [`publish_folder`].
 
     Returns:
         The repository's full name.
@@ -142,15 +133,9 @@ def _commit(
         *(CommitOperationAdd(name, content) for name, content in sent.items()),
         *(CommitOperationDelete(name) for name in old),
     ]
+    options: dict[str, Any] = {"revision": revision, "parent_commit": head.sha, "create_pr": create_pr}
     commit = call_hub(
-        lambda: api.create_commit(
-            repo_id,
-            operations,
-            commit_message=message,
-            revision=revision,
-            parent_commit=head.sha,
-            create_pr=create_pr,
-        ),
+        lambda: api.create_commit(repo_id, operations, commit_message=message, **options),
         f"the commit to {repo_id}",
         once=create_pr,  # nothing would tell a second pull request from the first
         hint="Check the network and the token, or upload without xet: set HF_HUB_DISABLE_XET=1.",

@@ -66,12 +66,7 @@ def stage(folder: Path, target: Path, *, decoder_only: bool, remote_code: bool) 
 
 
 def model_class(folder: Path) -> type[DDePPreTrainedModel]:
-    """The class that a folder was saved from.
-
-    Raises:
-        FileNotFoundError: The folder has no `config.json`.
-        ValueError: It is not a model of this package.
-    """
+    """The class that a folder was saved from; raises a ValueError if it is not one of this package."""
     architectures = read_config(folder).get("architectures") or ["none"]
     if architectures[0] not in MODELS:
         raise ValueError(f"{folder}/config.json names the architecture {architectures[0]}, not one of {list(MODELS)}.")
@@ -79,12 +74,7 @@ def model_class(folder: Path) -> type[DDePPreTrainedModel]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The content of `config.json`.
-
-    Raises:
-        FileNotFoundError: The folder has none.
-        ValueError: It is not a JSON object.
-    """
+    """The content of a folder's `config.json`; raises a FileNotFoundError if there is none."""
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(
@@ -94,12 +84,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        OSError: The file cannot be read.
-        ValueError: It is damaged; names it.
-    """
+    """The JSON object in a file; raises a ValueError that names the file if it is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

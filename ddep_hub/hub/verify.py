@@ -1,10 +1,9 @@
 """Checks after publishing: files are read back, and the model is loaded by name and compared with the local one."""
 
-import contextlib
 import functools
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,10 @@ TOLERANCE = 1e-4  # relative to the largest output; the same weights on the same
 
 
 class Verifier:
-    """Remembers what a folder computes before it is published, and compares the published model with it.
+    """Compares a published model with what its folder computed before.
 
-    A decoder-only model is compared on a randomly initialised encoder, the same on both sides: the comparison is as
-    strict, and needs no network.
+    Both are run on a fixed input; a decoder-only model on a randomly initialised encoder, so that no encoder has to be
+    downloaded.
 
     Args:
         folder: The files that are about to be published.
@@ -51,10 +50,10 @@ class Verifier:
 
         Args:
             repo_id: The repository.
-            commit: The commit.
+            commit: Hash of the commit.
             sent: What was uploaded, by path.
             token: Token to use instead of the stored one.
-            remote_code: Load the model with the code that was published.
+            remote_code: Load the model with the published code.
 
         Raises:
             PublishError: The files cannot be read back, differ, or do not make the same model.
@@ -84,8 +83,11 @@ class Verifier:
     @torch.no_grad()
     def _outputs(self, cls: type[DDePPreTrainedModel], source: str | Path, **hub: Any) -> torch.Tensor:
         """What a model computes for a fixed input; a pretrained one with fixed noise."""
-        with self._encoder() as encoder:
-            model = cls.from_pretrained(source, dtype=torch.float32, **encoder, **hub).eval()
+        with tempfile.TemporaryDirectory(prefix="ddep-encoder-") as temporary:
+            if self.decoder_only:
+                # Without the recorded hash: these are not the weights that the decoder was trained on.
+                hub |= {"encoder_weights": self._random_encoder(Path(temporary)), "encoder_weights_hash": None}
+            model = cls.from_pretrained(source, dtype=torch.float32, **hub).eval()
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(1, model.config.num_channels, *SIZE, generator=generator)
         if cls.__name__ == "DDePForPreTraining":
@@ -94,18 +96,13 @@ class Verifier:
         output = model(images)
         return output.logits if cls.__name__ == "DDePForSemanticSegmentation" else output.last_hidden_state
 
-    @contextlib.contextmanager
-    def _encoder(self) -> Iterator[dict[str, Any]]:
-        """Arguments of `from_pretrained` that put a decoder-only model on a random encoder."""
-        if not self.decoder_only:
-            yield {}
-            return
-        with tempfile.TemporaryDirectory(prefix="ddep-encoder-") as folder, torch.random.fork_rng([]):
+    def _random_encoder(self, folder: Path) -> Path:
+        """Writes the weights of a random encoder, the same each time."""
+        with torch.random.fork_rng([]):
             torch.manual_seed(0)
-            weights = {name: tensor.contiguous() for name, tensor in build_encoder(self.config).state_dict().items()}
-            save_file(weights, f"{folder}/encoder.safetensors")
-            # Without the recorded hash: these are not the weights that the decoder was trained on.
-            yield {"encoder_weights": f"{folder}/encoder.safetensors", "encoder_weights_hash": None}
+            weights = build_encoder(self.config).state_dict()
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "encoder.safetensors")
+        return folder / "encoder.safetensors"
 
 
 def _compare_file(repo_id: str, name: str, content: bytes | Path, hub: dict[str, Any]) -> None:

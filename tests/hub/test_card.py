@@ -89,7 +89,7 @@ def test_a_segmentation_card(finetuned):
     assert card.data.eval_results[0].metric_value == 0.5 and card.data.eval_results[0].dataset_name == "roads"
     assert "12 labelled images of `roads`, split `train` (1/30 of it, split seed 3)" in card.text
     assert f"| IoU {NAMES[0]} | 25.00 |" in card.text and f"| IoU {NAMES[1]} | - |" in card.text
-    assert "101 images, at their own size, whole images, one scale, no flips" in card.text
+    assert "101 images of `roads`, split `val`,\nat their own size.\nAll values" in card.text
     assert "classes are those of CamVid" in card.text
     for absent in ("license", "base_model", "datasets"):  # nobody said, and nobody guesses
         assert getattr(card.data, absent) is None and f"{absent}:" not in card.content
@@ -138,8 +138,9 @@ def test_an_evaluation_in_place_of_the_runs_figures(finetuned, tmp_path):
     add_evaluation(folder, place.parent)
     card = parsed(folder)
     assert "| mIoU | 61.00 |" in card.text and "| boundary IoU | 30.00 |" in card.text
-    assert "Split `test` of `roads`, 60 images, shorter side resized to 90 pixels" in card.text
-    assert "window 64x96, stride 32x48, hann blending, scales 0.5, 1, averaged with the mirrored image" in card.text
+    assert "60 images of `roads`, split `test`,\nresized to a shorter side of 90 pixels" in card.text
+    assert "Sliding window 64x96, stride 32x48, hann blending." in card.text
+    assert "Averaged over scales 0.5, 1.0 and the mirrored images." in card.text
     assert card.data.eval_results[0].metric_value == 0.61 and card.data.eval_results[0].dataset_split == "test"
     assert "someone" not in (folder / "evaluation.json").read_text()
     with pytest.raises(ValueError, match="Evaluate this model"):
