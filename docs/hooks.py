@@ -1,39 +1,23 @@
 """Hooks of mkdocs: pages that are made from other files, and links to files outside of docs/."""
 
-import dataclasses
+import argparse
+import contextlib
 import posixpath
 import re
-import typing
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from ddep_hub.cli.card import CardArguments
-from ddep_hub.cli.convert import ConvertArguments
-from ddep_hub.cli.export import ExportArguments
-from ddep_hub.cli.publish import PublishArguments
-from ddep_hub.evaluation.arguments import EvaluateArguments, PredictArguments
-from ddep_hub.label_efficiency.command import StudyArguments
-from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
-from ddep_hub.utils.arguments import GROUPS, list_presets
+from ddep_hub.cli import COMMANDS, main
 
 
 ROOT = Path(__file__).resolve().parent.parent
 # Pages of the site by the file in the repository that holds their text.
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-COMMANDS: dict[str, tuple[type, str]] = {
-    "ddep-hub pretrain": (PretrainArguments, ""),
-    "ddep-hub finetune": (FinetuneArguments, ""),
-    "ddep-hub evaluate": (EvaluateArguments, ""),
-    "ddep-hub predict": (PredictArguments, "IMAGES..."),
-    "ddep-hub export": (ExportArguments, ""),
-    "ddep-hub convert": (ConvertArguments, "SOURCE"),
-    "ddep-hub card": (CardArguments, "FOLDER"),
-    "ddep-hub publish": (PublishArguments, "FOLDER REPOSITORY"),
-    "ddep-hub compare": (StudyArguments, ""),
-}
 LINK = re.compile(r"(\]\()([^)#\s]+)")
 
 
@@ -84,37 +68,51 @@ def repository_path(page: str, link: str) -> str | None:
 
 
 def command_reference() -> str:
-    """The page of commands: every argument with its default, from the dataclasses that the parsers are made of."""
+    """The page of commands: every argument with its default, from the parsers themselves."""
     parts = [
         "# Commands",
-        "`ddep-hub COMMAND --help` prints the same. `--config file.yaml` reads arguments from a file, and the command "
-        "line overrides it. A flag that is on or off takes `true` or `false`, or nothing for `true`; a list takes "
-        "several values, as in `--sigma 0.1 0.3`.",
+        "`ddep-hub COMMAND --help` prints the same. `--preset NAME` and `--config file.yaml` read arguments from a file, "
+        "and the command line overrides them. A flag that is on or off takes `true` or `false`, or nothing for `true`; "
+        "a list takes several values, as in `--sigma 0.1 0.3`.",
     ]
-    for command, (cls, positionals) in COMMANDS.items():
-        parts += [f"## {command}", f"```\n{command} {positionals} [--argument value ...]\n```".replace("  ", " ")]
-        presets = list_presets(command.split()[1])
-        if presets:
-            parts.append(f"Presets, for `--preset`: {', '.join(f'`{name}`' for name in presets)}.")
-        fields = dataclasses.fields(cls)
-        sections = {"Most used": [field for field in fields if field.metadata.get("common")]}
-        for group in GROUPS:
-            rest = [f for f in fields if not f.metadata.get("common") and f.metadata.get("group", "other") == group]
-            sections[group[0].upper() + group[1:]] = rest
-        filled = {title: rows for title, rows in sections.items() if rows}
-        for title, rows in filled.items():
-            if len(filled) > 1:
-                parts.append(f"### {title} {{ #{command.split()[1]}-{title.lower()} }}")
-            parts.append("\n".join(["| argument | default | |", "|---|---|---|", *map(_row, rows)]))
+    for command, summary in COMMANDS.items():
+        parser = parser_of(command)
+        actions = [action for action in parser._actions if not action.dest == "help"]
+        names = " ".join(a.dest.upper() + ("..." if a.nargs == "+" else "") for a in actions if not a.option_strings)
+        usage = " ".join(filter(None, ["ddep-hub", command, names, "[--argument value ...]"]))
+        parts += [f"## ddep-hub {command}", f"{summary[0].upper()}{summary[1:]}.", f"```\n{usage}\n```"]
+        sections: dict[str, list[argparse.Action]] = {}
+        for action in actions:
+            if any(flag.startswith("--no_") for flag in action.option_strings):
+                continue  # what transformers adds for a flag that is on by default
+            field: Any = getattr(parser, "fields", {}).get(action.dest, {"common": True})
+            group = "most used" if field.get("common") or not action.option_strings else field.get("group", "other")
+            sections.setdefault(group, []).append(action)
+        for title in sorted(sections, key=lambda name: (name != "most used", name == "other")):
+            if len(sections) > 1:
+                parts.append(f"### {title[0].upper()}{title[1:]} {{ #{command}-{title.lower().replace(' ', '-')} }}")
+            parts.append("\n".join(["| argument | default | |", "|---|---|---|", *map(_row, sections[title])]))
     return "\n\n".join(parts) + "\n"
 
 
-def _row(field: dataclasses.Field[typing.Any]) -> str:
-    default = field.default_factory() if callable(field.default_factory) else field.default
+def parser_of(command: str) -> argparse.ArgumentParser:
+    """The parser of a command of `ddep-hub`."""
+    seen: list[argparse.ArgumentParser] = []
+
+    def print_help(parser: argparse.ArgumentParser, file: object = None) -> None:
+        seen.append(parser)
+
+    with patch.object(argparse.ArgumentParser, "print_help", print_help), contextlib.suppress(SystemExit):
+        main([command, "--help"])
+    return seen[0]
+
+
+def _row(action: argparse.Action) -> str:
+    default = action.default
     if isinstance(default, list):
         default = " ".join(map(str, default)) or None
     shown = "" if default is None else f"`{str(default).lower() if isinstance(default, bool) else default}`"
-    text = field.metadata["help"].replace("|", "\\|").replace("<", "&lt;")
-    if typing.get_origin(field.type) is typing.Literal:
-        text += " One of " + ", ".join(f"`{value}`" for value in typing.get_args(field.type)) + "."
-    return f"| `{field.name}` | {shown} | {text} |"
+    text = (action.help or "").replace("%%", "%").replace("|", "\\|").replace("<", "&lt;")
+    if action.choices:
+        text += " One of " + ", ".join(f"`{choice}`" for choice in action.choices) + "."
+    return f"| `{action.dest}` | {shown} | {text} |"
