@@ -1,0 +1,155 @@
+# %% [markdown]
+# # From a folder of photos and masks to a published model
+#
+#     python examples/your_own_data.py --photos photos --masks masks --classes background leaf --repository org/name
+#
+# Or open this file in an editor that runs cells. Without arguments it uses rendered scenes. A photo and its mask have
+# the same name up to the suffix; a mask is a PNG whose pixel value is the class id, and 255 is ignored. Photos without
+# a mask are pretrained on if `--pretrain_steps` is given.
+
+# %%
+import argparse
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import ddep_hub
+from ddep_hub.data.classes import colorize, read_class_table
+from ddep_hub.data.synthetic import SCENE_CLASSES, write_scenes
+from ddep_hub.evaluation.visualization import panels
+from ddep_hub.hub.publish import publish_folder
+
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--photos", type=Path, help="folder of photos; default: rendered scenes")
+parser.add_argument("--masks", type=Path, help="folder of masks, for some or all of them")
+parser.add_argument("--classes", nargs="+", help="names of the classes, in the order of their ids")
+parser.add_argument("--output_dir", type=Path, default=Path("runs/your-own-data"))
+parser.add_argument("--val_fraction", type=float, default=0.25, help="share of the labelled photos to validate on")
+parser.add_argument("--max_steps", type=int, default=1800, help="steps of fine-tuning")
+parser.add_argument("--pretrain_steps", type=int, default=0, help="steps of pretraining on the photos without a mask")
+parser.add_argument("--repository", help="org/name to publish to; default: nothing is published")
+options, _ = parser.parse_known_args()
+output: Path = options.output_dir
+
+if options.photos is None:
+    scenes = write_scenes(output / "scenes", splits={"all": 48})
+    options.photos, options.masks = scenes / "images" / "all", scenes / "annotations" / "all"
+    options.classes = list(SCENE_CLASSES.names)
+if options.masks is None or options.classes is None:
+    parser.error("--photos needs --masks and --classes.")
+
+# %% [markdown]
+# ## 1. Split
+#
+# At random here. If neighbouring photos look alike, keep whole places or days apart instead: the score is only worth
+# something on photos that are unlike those that were trained on.
+
+# %%
+photos = {path.stem: path for path in sorted(options.photos.iterdir()) if path.is_file()}
+masks = {path.stem: path for path in sorted(options.masks.glob("*.png"))}
+labelled = sorted(set(photos) & set(masks))
+if len(labelled) < 2:
+    parser.error(f"{options.photos} and {options.masks} have {len(labelled)} names in common. Two or more are needed.")
+random.Random(0).shuffle(labelled)
+num_val = max(1, round(options.val_fraction * len(labelled)))
+
+data = output / "data"
+shutil.rmtree(data, ignore_errors=True)
+for split, names in (("val", labelled[:num_val]), ("train", labelled[num_val:])):
+    for kind, files in (("images", photos), ("annotations", masks)):
+        (data / kind / split).mkdir(parents=True)
+        for name in names:
+            shutil.copy(files[name], data / kind / split)
+unlabelled = [photos[name] for name in photos if name not in masks]
+classes = [{"id": index, "name": name} for index, name in enumerate(options.classes)]
+(data / "classes.json").write_text(json.dumps({"classes": classes, "ignore_index": 255}), encoding="utf-8")
+print(f"{len(labelled) - num_val} photos to train on, {num_val} to validate on, {len(unlabelled)} without a mask")
+
+# %% [markdown]
+# ## 2. Look at the labels
+#
+# A wrong class id or a shifted mask is seen here, before any time is spent on training.
+
+# %%
+table = read_class_table(data / "classes.json")
+shown = sorted((data / "images" / "val").iterdir())[:4]
+truth = [np.asarray(Image.open(data / "annotations" / "val" / f"{path.stem}.png")) for path in shown]
+
+
+def draw(name: str, **columns: list[np.ndarray]) -> None:
+    """Writes a picture: the photos, and beside them one column of masks for each title."""
+    rows = []
+    for index, path in enumerate(shown):
+        photo = np.asarray(Image.open(path).convert("RGB"))
+        rows.append([photo, *(colorize(column[index], table) for column in columns.values())])
+    panels(rows, ["photo", *(title.replace("_", " ") for title in columns)]).save(output / name)
+    print(f"Look at {output / name}")
+
+
+draw("1-labels.png", labels=truth)
+
+# %% [markdown]
+# ## 3. Choose a decoder
+#
+# The shipped one, or one that is pretrained on the photos that have no mask. The second takes about 6000 steps and a
+# thousand photos to be worth it.
+
+# %%
+pretrained = "ddep-efficientnet-lite0"
+size = {"decoder_hidden_sizes": [192, 96, 64, 32, 16], "decoder_bottleneck_size": 192}
+if options.pretrain_steps and unlabelled:
+    pool = output / "unlabelled"
+    shutil.rmtree(pool, ignore_errors=True)
+    pool.mkdir()
+    for path in unlabelled:
+        shutil.copy(path, pool)
+    result = ddep_hub.pretrain(
+        images=[str(pool)],
+        output_dir=str(output / "pretrain"),
+        overwrite=True,
+        max_steps=options.pretrain_steps,
+        num_val_images=max(1, len(unlabelled) // 5),
+        **size,
+    )
+    pretrained = result["final"]
+
+# %% [markdown]
+# ## 4. Fine-tune, and compare with a random decoder
+
+# %%
+settings = {"data": str(data), "preset": "few-labels", "max_steps": options.max_steps, "overwrite": True}
+ddep = ddep_hub.finetune(pretrained=pretrained, output_dir=str(output / "ddep"), **settings)
+baseline = ddep_hub.finetune(output_dir=str(output / "random"), **size, **settings)
+print(f"mIoU in %: pretrained decoder {100 * ddep['mean_iou']:.1f}, random decoder {100 * baseline['mean_iou']:.1f}")
+print("One seed is one sample: docs/studies.md has the way to compare properly.")
+
+# %% [markdown]
+# ## 5. Look at the result
+
+# %%
+files = [str(path) for path in shown]
+draw(
+    "2-predictions.png",
+    labels=truth,
+    pretrained_decoder=ddep_hub.predict(ddep["final"], files),
+    random_decoder=ddep_hub.predict(baseline["final"], files),
+)
+results = ddep_hub.evaluate(ddep["final"], data, split="val", output_dir=output / "evaluation")
+for name, iou in results["iou"].items():
+    print(f"  {name:<16}" + ("not in these photos" if iou is None else f"{100 * iou:5.1f}"))
+
+# %% [markdown]
+# ## 6. Publish
+#
+# `final/README.md` is the model card; add what your readers should know. Log in with `hf auth login` first.
+
+# %%
+if options.repository:
+    print("Published:", publish_folder(ddep["final"], options.repository))
+else:
+    print(f"Ready to publish: ddep-hub publish {ddep['final']} org/name")
