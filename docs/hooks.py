@@ -71,9 +71,9 @@ def command_reference() -> str:
     """The page of commands: every argument with its default, from the parsers themselves."""
     parts = [
         "# Commands",
-        "`ddep-hub COMMAND --help` prints the same. `--preset NAME` and `--config file.yaml` read arguments from a file, "
-        "and the command line overrides them. A flag that is on or off takes `true` or `false`, or nothing for `true`; "
-        "a list takes several values, as in `--sigma 0.1 0.3`.",
+        "`ddep-hub COMMAND --help` prints the same. `--preset NAME` and `--config file.yaml` read arguments from a "
+        "file, and the command line overrides them. A flag that is on or off takes `true` or `false`, or nothing for "
+        "`true`; a list takes several values, as in `--sigma 0.1 0.3`.",
     ]
     for command, summary in COMMANDS.items():
         parser = parser_of(command)

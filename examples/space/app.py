@@ -1,4 +1,4 @@
-"""DDeP in the browser: one tab segments an image, the other adds noise to it and takes it out again.
+"""DDeP in the browser: one tab segments an image, the other adds noise to it and removes it again.
 
     python examples/space/app.py --models runs/quickstart/ddep-0/final
 
@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
-from pathlib import Path
 
 import gradio as gr
 import numpy as np
@@ -24,25 +23,25 @@ from ddep_hub.data.synthetic import render_scene
 
 TITLE = "Segmentation from few labels"
 ABOUT = """# Segmentation from few labels
-Models whose decoder was pretrained by finding noise in images without labels
+Models whose decoder was pretrained by predicting the noise in unlabelled images
 (DDeP, [arXiv 2205.11423](https://arxiv.org/abs/2205.11423)), then fine-tuned on few labelled images."""
-NO_MODEL = """**There is no fine-tuned model to choose.** Make one, and start the app with it:
+NO_MODEL = """**No fine-tuned model yet.** Train one, and start the app with it:
 
 ```
 make quickstart PRETRAINED=1
 python examples/space/app.py --models runs/quickstart/ddep-0/final
 ```
 
-On a Space, set the variable `DDEP_MODELS` to the ids of models on the Hub, with commas between them."""
-NO_DENOISER = """**There is no denoising model to choose.** Name the `final` folder of a pretraining run, or its id on
-the Hub, by `--denoisers`; on a Space by the variable `DDEP_DENOISERS`, with commas between several."""
-SHIPPED = Path(__file__).resolve().parent / "../../model_cards/ddep-efficientnet-lite0"
-# Numbers of rendered scenes that show most classes. No split of the embedded data set has their seed.
+On a Space, set the variable `DDEP_MODELS` to ids of models on the Hub, separated by commas."""
+NO_DENOISER = """**No denoising model yet.** Pass the `final` folder of a pretraining run, or its Hub id, to
+`--denoisers`. On a Space, set the variable `DDEP_DENOISERS`; several ids are separated by commas."""
+SHIPPED = "ddep-efficientnet-lite0"
+# Indices of rendered scenes that show most classes. No split of the embedded data set has their seed.
 EXAMPLES = (21, 2, 35)
 # Low to high, dark to light, so that it also reads in grey.
 SCALE = ((45, 20, 90), (30, 105, 140), (85, 185, 110), (250, 230, 70))
 Components = Sequence[gr.components.Component]
-# Files that come with Gradio, so that nothing is fetched; its semi-bold ones lack most letters.
+# Fonts that come with Gradio, so that nothing is downloaded; its semi-bold ones lack most letters.
 FONTS = (gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)), "system-ui", "sans-serif")
 CSS = """
 .ddep table { border-collapse: collapse; width: 100%; }
@@ -62,43 +61,43 @@ def scenes() -> list[Image.Image]:
     return [Image.fromarray(render_scene(0, index, (320, 480))[0]) for index in EXAMPLES]
 
 
-def legend(found: Segmentation) -> str:
-    """Table of the classes that were found: colour, name, share of the pixels. HTML."""
+def legend(result: Segmentation) -> str:
+    """HTML table of the predicted classes: colour, name, share of the pixels."""
     rows = []
-    for index, share in found.shares.items():
-        color = "rgb({}, {}, {})".format(*found.classes.colors[index])
+    for index, share in result.shares.items():
+        color = "rgb({}, {}, {})".format(*result.classes.colors[index])
         percent = f"{100 * share:.1f}" if share >= 0.0005 else "&lt; 0.1"
         rows.append(
             f'<tr><td><span class="swatch" style="background: {color}"></span></td>'
-            f'<td class="name">{escape(found.classes.names[index])}</td><td class="share">{percent} %</td></tr>'
+            f'<td class="name">{escape(result.classes.names[index])}</td><td class="share">{percent} %</td></tr>'
         )
     return f'<div class="ddep"><p>Share of the pixels by class</p><table>{"".join(rows)}</table></div>'
 
 
-def confidence_map(found: Segmentation) -> Image.Image:
+def confidence_map(result: Segmentation) -> Image.Image:
     """The confidence in the colours of `SCALE`, from a guess to certainty, as an RGB image."""
-    lowest = 1 / found.classes.num_classes
-    # Of one class, everything is certain.
-    place = (found.confidence - lowest) / (1 - lowest) if lowest < 1 else np.ones_like(found.confidence)
+    lowest = 1 / result.classes.num_classes
+    # With one class, everything is certain.
+    position = (result.confidence - lowest) / (1 - lowest) if lowest < 1 else np.ones_like(result.confidence)
     stops = np.linspace(0, 1, len(SCALE))
-    channels = [np.interp(place, stops, [color[channel] for color in SCALE]) for channel in range(3)]
+    channels = [np.interp(position, stops, [color[channel] for color in SCALE]) for channel in range(3)]
     return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
 
 
-def confidence_scale(found: Segmentation) -> str:
-    """The scale of the map, and the mean over the image. HTML."""
-    number = found.classes.num_classes
+def confidence_scale(result: Segmentation) -> str:
+    """HTML colour scale of the map, and the mean over the image."""
+    number = result.classes.num_classes
     colors = ", ".join("rgb({}, {}, {})".format(*color) for color in SCALE)
     return (
         f'<div class="ddep"><div class="bar" style="background: linear-gradient(to right, {colors})"></div>'
         f'<div class="ends"><span>{100 / number:.1f} %, a guess among {number}</span><span>100 %</span></div>'
-        f"<p>Probability of the class that was chosen; {100 * found.confidence.mean():.0f} % on average.</p></div>"
+        f"<p>Probability of the predicted class; {100 * result.confidence.mean():.0f} % on average.</p></div>"
     )
 
 
 @contextmanager
 def shown_errors() -> Iterator[None]:
-    """Shows in the browser what a user can mend: images and checkpoints that cannot be used."""
+    """Shows errors of images and checkpoints in the browser."""
     try:
         yield
     except (ImportError, OSError, RuntimeError, ValueError) as error:
@@ -111,35 +110,36 @@ def on_segment(path: str | None, name: str) -> tuple[Image.Image, str, Image.Ima
     started = time.perf_counter()
     with shown_errors():
         upload = read_upload(image)
-        found = segment(upload, name)
-    line = _line(upload, found.overlay, f"the most for {found.classes.num_classes} classes", started)
-    return found.overlay, legend(found), confidence_map(found), confidence_scale(found), line
+        result = segment(upload, name)
+    line = _line(upload, result.overlay, f"the limit for {result.classes.num_classes} classes", started)
+    return result.overlay, legend(result), confidence_map(result), confidence_scale(result), line
 
 
 def on_denoise(
     path: str | None, name: str, sigma: float, seed: float | None
 ) -> tuple[Image.Image, Image.Image, Image.Image, str]:
-    """Noisy image, found noise, denoised image, and a line on the error."""
+    """Noisy image, predicted noise, denoised image, and a line on the error."""
     image = _given(path)
     started = time.perf_counter()
     with shown_errors():
         upload = read_upload(image)
-        found = denoise_image(upload, name, sigma, int(seed or 0))
-    low, high = found.trained_at
+        result = denoise_image(upload, name, sigma, int(seed or 0))
+    low, high = result.trained_sigma
     trained = f"{low:g}" if low == high else f"{low:g} to {high:g}"
     line = (
-        f"Mean squared error of the found noise: **{found.error:.3f}**; finding no noise: {found.finding_none:.3f}. "
-        f"Trained at sigma {trained}. {_line(upload, found.noisy, 'the most here', started)}"
+        f"Mean squared error of the predicted noise: **{result.error:.3f}**; predicting none: "
+        f"{result.predicting_zero:.3f}. Trained at sigma {trained}. "
+        f"{_line(upload, result.noisy, 'the limit', started)}"
     )
-    return found.noisy, found.found, found.denoised, line
+    return result.noisy, result.predicted_noise, result.denoised, line
 
 
 def build(models: Sequence[str], denoisers: Sequence[str]) -> gr.Blocks:
     """The app.
 
     Args:
-        models: fine-tuned folders or repositories to choose from; none is said on the page.
-        denoisers: those of models pretrained by denoising.
+        models: Fine-tuned models to choose from, folders or Hub ids; without any, the page says how to get one.
+        denoisers: Models pretrained by denoising.
     """
     with gr.Blocks(title=TITLE, analytics_enabled=False) as app:
         gr.Markdown(ABOUT)
@@ -178,7 +178,7 @@ def _denoise_tab(denoisers: Sequence[str]) -> None:
             upload = _upload("denoise")
             model = gr.Dropdown(list(denoisers), value=denoisers[0], label="Checkpoint")
             sigma = gr.Slider(
-                # Without any noise there is none to find, and a model divides by its level.
+                # Not 0, as the prediction is divided by it.
                 minimum=0.01,
                 maximum=1,
                 value=0.22,
@@ -193,13 +193,13 @@ def _denoise_tab(denoisers: Sequence[str]) -> None:
                 noisy = _result("Noisy image", "noisy")
                 denoised = _result("Denoised image", "denoised")
             with gr.Row():
-                found = _result("Found noise (grey: none)", "found")
+                predicted_noise = _result("Predicted noise (grey: none)", "predicted-noise")
                 line = gr.Markdown(elem_id="denoise-line")
-    _on_click(button, on_denoise, [upload, model, sigma, seed], [noisy, found, denoised, line])
+    _on_click(button, on_denoise, [upload, model, sigma, seed], [noisy, predicted_noise, denoised, line])
 
 
 def _upload(name: str) -> gr.Image:
-    # A path: the package reads files itself, upright, whole, and of any depth.
+    # A path, so that ddep_hub reads the file: upright, and of any depth.
     upload = gr.Image(
         type="filepath",
         image_mode=None,
@@ -213,18 +213,18 @@ def _upload(name: str) -> gr.Image:
 
 
 def _result(label: str, name: str) -> gr.Image:
-    # PNG: a lossy copy would have other colours than the legend.
+    # PNG, as JPEG would change the colours of the legend.
     return gr.Image(label=label, format="png", interactive=False, buttons=["download", "fullscreen"], elem_id=name)
 
 
 def _on_click(button: gr.Button, run: Callable[..., object], inputs: Components, outputs: Components) -> None:
-    # One at a time over both tabs: a small machine has memory for one image.
+    # One image at a time over both tabs, to bound the memory.
     button.click(run, inputs, outputs, concurrency_id="model", concurrency_limit=1)
 
 
 def _given(path: str | None) -> str:
     if not path:
-        raise gr.Error("There is no image yet. Upload one, or pick a rendered scene.", print_exception=False)
+        raise gr.Error("No image yet. Upload one, or choose a rendered scene.", print_exception=False)
     return path
 
 
@@ -232,18 +232,17 @@ def _line(upload: Image.Image, used: Image.Image, why: str, started: float) -> s
     seconds = f"{used.width} x {used.height} pixels, {time.perf_counter() - started:.1f} s."
     if upload.size == used.size:
         return seconds
-    return f"The image of {upload.width} x {upload.height} pixels was reduced to {why}: {seconds}"
+    return f"The image of {upload.width} x {upload.height} pixels was resized to {why}: {seconds}"
 
 
 def _named(variable: str, default: Sequence[str] = ()) -> list[str]:
-    """Checkpoints in an environment variable, with commas between them."""
+    """Checkpoints in an environment variable, separated by commas."""
     return [name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()] or list(default)
 
 
 def main() -> None:
     """Starts the app."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    shipped = [os.path.relpath(SHIPPED)] if SHIPPED.is_dir() else []
     parser.add_argument(
         "--models",
         nargs="*",
@@ -253,7 +252,7 @@ def main() -> None:
     parser.add_argument(
         "--denoisers",
         nargs="*",
-        default=_named("DDEP_DENOISERS", shipped),
+        default=_named("DDEP_DENOISERS", [SHIPPED]),
         help="folders or Hub ids of models pretrained by denoising; default: DDEP_DENOISERS, or the shipped decoder",
     )
     parser.add_argument("--host", help="address to listen on; default: GRADIO_SERVER_NAME, or this machine alone")

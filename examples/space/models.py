@@ -1,4 +1,4 @@
-"""What the app does with an image: segmentation and denoising, at sizes that a small machine bears."""
+"""What the app does with an image: segmentation and denoising, at sizes that a small machine can handle."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,26 +8,23 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation
+from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.image_io import decode_image
-from ddep_hub.data.transforms import EvalTransform, Normalize
-from ddep_hub.encoders import encoder_mean_std
-from ddep_hub.evaluation.arguments import InferenceArguments
 from ddep_hub.evaluation.denoising import restore, validation_noise
 from ddep_hub.evaluation.inference import InferenceOptions, predict_probabilities
 from ddep_hub.evaluation.predict import classes_of
 from ddep_hub.evaluation.visualization import overlay
-from ddep_hub.pretrained import image_size, load_denoiser, load_model
+from ddep_hub.pretrained import load_denoiser, load_model, load_processor
 
 
-# Probabilities of an image, pixels times classes: 256 MB in float32, and a few copies on the way.
-MOST_PROBABILITIES = 2**26
-# Pixels of an image to denoise.
-MOST_DENOISED = 2**20
-# An image is resized by its shorter side, so that a thin one would grow without a limit.
-SHORTEST_SIDE, LARGEST_RATIO = 32, 8
-# Side in pixels, as the model sees them, above which it slides over an image.
+# Largest number of probabilities, pixels times classes: 256 MB in float32, and a few copies on the way.
+MAX_PROBABILITIES = 2**26
+# Largest number of pixels to denoise.
+MAX_DENOISED = 2**20
+# Images are resized by their shorter side: a thin one would become very long.
+MIN_SIDE, MAX_RATIO = 32, 8
+# Side in pixels, after resizing, above which the model slides over an image in windows.
 WINDOW = 1024
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -37,10 +34,10 @@ class Segmentation:
     """A segmented image.
 
     Attributes:
-        overlay: the colours of the classes over the image, RGB.
-        confidence: probability of the class that was chosen, float32 `(H, W)` in [1 / number of classes, 1].
-        shares: shares of the pixels in (0, 1] by class id, the largest first; classes without a pixel are left out.
-        classes: the classes.
+        overlay: The colours of the classes over the image, RGB.
+        confidence: Probability of the predicted class, float32 (H, W) in [1 / number of classes, 1].
+        shares: Share of the pixels in (0, 1] by class id, largest first; classes without a pixel are left out.
+        classes: The classes.
     """
 
     overlay: Image.Image
@@ -54,41 +51,41 @@ class Denoising:
     """A denoised image.
 
     Attributes:
-        noisy: the image with noise, RGB.
-        found: the noise that was found, RGB; mid-grey is none, black and white are three standard deviations.
-        denoised: the noisy image without the noise that was found, RGB.
-        error: mean squared error of the noise that was found, in units of its variance.
-        finding_none: the same where no noise is found.
-        trained_at: lowest and highest level that the model was trained at.
+        noisy: The image with noise, RGB.
+        predicted_noise: The predicted noise, RGB; mid-grey is none, black and white are three standard deviations.
+        denoised: The noisy image without the predicted noise, RGB.
+        error: Mean squared error of the predicted noise, in units of its variance.
+        predicting_zero: The same for a prediction of no noise.
+        trained_sigma: Lowest and highest noise level that the model was trained at.
     """
 
     noisy: Image.Image
-    found: Image.Image
+    predicted_noise: Image.Image
     denoised: Image.Image
     error: float
-    finding_none: float
-    trained_at: tuple[float, float]
+    predicting_zero: float
+    trained_sigma: tuple[float, float]
 
 
 def read_upload(path: str | Path) -> Image.Image:
     """Reads an image as RGB, upright.
 
     Raises:
-        ValueError: it is no image, damaged, smaller than `SHORTEST_SIDE`, or thinner than 1 to `LARGEST_RATIO`.
+        ValueError: It is not an image, is damaged, smaller than `MIN_SIDE`, or thinner than 1 to `MAX_RATIO`.
     """
     image = decode_image(path)
     width, height = image.size
-    if min(image.size) < SHORTEST_SIDE:
-        raise ValueError(f"The image has {width} x {height} pixels. Give one of at least {SHORTEST_SIDE} each way.")
-    if max(image.size) > LARGEST_RATIO * min(image.size):
+    if min(image.size) < MIN_SIDE:
+        raise ValueError(f"The image has {width} x {height} pixels. Give one of at least {MIN_SIDE} each way.")
+    if max(image.size) > MAX_RATIO * min(image.size):
         raise ValueError(
-            f"The image has {width} x {height} pixels. Crop it: one side may be {LARGEST_RATIO} times the other."
+            f"The image has {width} x {height} pixels. Crop it: one side may be {MAX_RATIO} times the other."
         )
     return image
 
 
 def fitted(image: Image.Image, pixels: int) -> Image.Image:
-    """The image, reduced to at most so many pixels where it has more."""
+    """The image, resized to at most this number of pixels if it has more."""
     if image.width * image.height <= pixels:
         return image
     scale = (pixels / (image.width * image.height)) ** 0.5
@@ -96,24 +93,23 @@ def fitted(image: Image.Image, pixels: int) -> Image.Image:
 
 
 def segment(image: Image.Image, name: str) -> Segmentation:
-    """Segments an image as `ddep-hub predict` does, at its own size up to `MOST_PROBABILITIES`.
+    """Segments an image as `ddep-hub predict` does, at its own size up to `MAX_PROBABILITIES`.
 
     Args:
-        image: an RGB image.
-        name: fine-tuned folder or repository.
+        image: An RGB image.
+        name: Fine-tuned model, a folder or Hub id.
 
     Raises:
-        ImportError: the package with the encoder's weights is not installed.
-        OSError: there is no model at that place, or its weights cannot be had.
-        RuntimeError: its weights do not fit its configuration.
-        ValueError: it is not fine-tuned.
+        ImportError: The package with the encoder's weights is not installed.
+        OSError: The model or its encoder's weights do not exist.
+        RuntimeError: The weights do not fit the configuration.
+        ValueError: The model is not fine-tuned.
     """
-    model, side = _segmenter(name)
+    model, processor = _segmenter(name)
     classes = classes_of(model.config)
-    image = fitted(image, MOST_PROBABILITIES // classes.num_classes)
+    image = fitted(image, MAX_PROBABILITIES // classes.num_classes)
     size = image.height, image.width
-    example = EvalTransform(image_size=side)({"image": image, "annotation": np.zeros(size, dtype=np.uint8)})
-    pixel_values = _normalize(model)(example["pixel_values"][None].to(DEVICE))
+    pixel_values = processor(image, return_tensors="pt")["pixel_values"].to(DEVICE)
     options = InferenceOptions()
     if max(pixel_values.shape[-2:]) > WINDOW:
         options = InferenceOptions(window=(WINDOW, WINDOW), blending="hann", window_batch=1)
@@ -125,59 +121,60 @@ def segment(image: Image.Image, name: str) -> Segmentation:
 
 
 def denoise_image(image: Image.Image, name: str, sigma: float, seed: int) -> Denoising:
-    """Adds noise to an image, of at most `MOST_DENOISED` pixels, and takes out what a model finds.
+    """Adds noise to an image, resized to at most `MAX_DENOISED` pixels, and subtracts the noise a model predicts.
 
     Args:
-        image: an RGB image.
-        name: folder or repository of a model pretrained by denoising.
-        sigma: level of the noise in units of normalised pixels, above 0.
-        seed: seed of the noise.
+        image: An RGB image.
+        name: Model pretrained by denoising, a folder, shipped name or Hub id.
+        sigma: Noise level in units of normalised pixels, above 0.
+        seed: Seed of the noise.
 
     Raises:
-        ImportError: the package with the encoder's weights is not installed.
-        OSError: there is no model at that place, or its weights cannot be had.
-        RuntimeError: its weights do not fit its configuration.
-        ValueError: it has no denoising head, or `sigma` is not positive.
+        ImportError: The package with the encoder's weights is not installed.
+        OSError: The model or its encoder's weights do not exist.
+        RuntimeError: The weights do not fit the configuration.
+        ValueError: The model has no denoising head, or `sigma` is not positive.
     """
     if sigma <= 0:
-        raise ValueError(f"sigma is {sigma}; give a level above 0, as there is no noise to find without any.")
-    model = _denoiser(name)
-    image = fitted(image, MOST_DENOISED)
-    example = EvalTransform()({"image": image, "annotation": np.zeros((image.height, image.width), dtype=np.uint8)})
-    clean = _normalize(model)(example["pixel_values"][None].to(DEVICE))
+        raise ValueError(f"sigma is {sigma}. Set a noise level above 0.")
+    model, processor = _denoiser(name)
+    # At its own scale: the noise level belongs to pixels, not to objects.
+    pixels = processor(fitted(image, MAX_DENOISED), do_resize=False, return_tensors="pt")
+    clean = pixels["pixel_values"].to(DEVICE)
     noise = validation_noise(clean, seed)
     noisy, restored = clean + sigma * noise, restore(model, clean, noise, sigma)
-    found = (noisy - restored) / sigma
-    mean, std = (torch.tensor(values, device=DEVICE).reshape(-1, 1, 1) for values in _mean_std(model))
+    prediction = (noisy - restored) / sigma
     low, high = model.config.sigma_range
     return Denoising(
-        noisy=_picture(noisy[0] * std + mean),
-        found=_picture(found[0] / 6 + 0.5),
-        denoised=_picture(restored[0] * std + mean),
-        error=(found - noise).square().mean().item(),
-        finding_none=noise.square().mean().item(),
-        trained_at=(low, high),
+        noisy=_picture(_denormalized(noisy[0], processor)),
+        predicted_noise=_picture(prediction[0] / 6 + 0.5),
+        denoised=_picture(_denormalized(restored[0], processor)),
+        error=(prediction - noise).square().mean().item(),
+        predicting_zero=noise.square().mean().item(),
+        trained_sigma=(low, high),
     )
 
 
 @lru_cache(maxsize=2)
-def _segmenter(name: str) -> tuple[DDePForSemanticSegmentation, int | None]:
-    return load_model(name, None).to(DEVICE), image_size(InferenceArguments(model=name))
+def _segmenter(name: str) -> tuple[DDePForSemanticSegmentation, DDePImageProcessor]:
+    model = load_model(name).to(DEVICE)
+    return model, load_processor(name, model.config)
 
 
 @lru_cache(maxsize=2)
-def _denoiser(name: str) -> DDePForPreTraining:
-    return load_denoiser(name, None).to(DEVICE)
+def _denoiser(name: str) -> tuple[DDePForPreTraining, DDePImageProcessor]:
+    model = load_denoiser(name).to(DEVICE)
+    return model, load_processor(name, model.config)
 
 
-def _mean_std(model: DDePForPreTraining | DDePForSemanticSegmentation) -> tuple[list[float], list[float]]:
-    return encoder_mean_std(model.config.encoder_name)
-
-
-def _normalize(model: DDePForPreTraining | DDePForSemanticSegmentation) -> Normalize:
-    return Normalize(*_mean_std(model))
+def _denormalized(values: torch.Tensor, processor: DDePImageProcessor) -> torch.Tensor:
+    """Normalised pixels (3, H, W) as values that are 0..1 in an image."""
+    if processor.do_normalize:
+        mean, std = (torch.tensor(v, device=values.device) for v in (processor.image_mean, processor.image_std))
+        values = values * std.reshape(-1, 1, 1) + mean.reshape(-1, 1, 1)
+    return values / (255 * processor.rescale_factor) if processor.do_rescale else values / 255
 
 
 def _picture(values: torch.Tensor) -> Image.Image:
-    """Values `(3, H, W)`, of which 0..1 are shown, as an RGB image."""
+    """Values (3, H, W), of which 0..1 are shown, as an RGB image."""
     return Image.fromarray((values.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())

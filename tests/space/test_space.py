@@ -89,14 +89,14 @@ def test_segmentation_is_that_of_the_command(models, segmenter, scene, tmp_path)
     assert found.classes is SCENE_CLASSES
 
 
-def test_large_images_are_reduced_and_seen_in_windows(models, segmenter, monkeypatch, app, scene):
+def test_large_images_are_resized_and_seen_in_windows(models, segmenter, monkeypatch, app, scene):
     whole = models.segment(models.read_upload(scene), segmenter)
     monkeypatch.setattr(models, "WINDOW", 40)
     assert not np.allclose(models.segment(models.read_upload(scene), segmenter).confidence, whole.confidence)
-    monkeypatch.setattr(models, "MOST_PROBABILITIES", 8 * 2000)
+    monkeypatch.setattr(models, "MAX_PROBABILITIES", 8 * 2000)
     picture, _, confidence, _, line = app.on_segment(scene, segmenter)
     assert picture.size == confidence.size == (52, 37)
-    assert line.startswith("The image of 100 x 72 pixels was reduced to the most for 8 classes: 52 x 37 pixels")
+    assert line.startswith("The image of 100 x 72 pixels was resized to the limit for 8 classes: 52 x 37 pixels")
 
 
 def test_the_legend_escapes_names_and_leaves_out_what_is_not_there(app, models):
@@ -128,15 +128,16 @@ def test_perfect_noise_gives_the_image_back(corruption, prediction_type, models,
         return output
 
     monkeypatch.setattr(model, "forward", oracle)
-    monkeypatch.setattr(models, "_denoiser", lambda name: model)
+    processor = DDePImageProcessor(image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    monkeypatch.setattr(models, "_denoiser", lambda name: (model, processor))
     image = models.read_upload(scene)
     found = models.denoise_image(image, "it", 0.3, 1)
-    assert found.error < 1e-8 and found.finding_none == pytest.approx(1, abs=0.05)
+    assert found.error < 1e-8 and found.predicting_zero == pytest.approx(1, abs=0.05)
     assert np.abs(np.asarray(found.denoised, dtype=int) - np.asarray(image)).max() <= 1
     # The encoder's std is 0.5, and what leaves 0..255 is cut off.
     difference = (np.asarray(found.noisy, dtype=int) - np.asarray(image)) / 255
     assert 0.1 < difference.std() < 0.15
-    assert abs(np.asarray(found.found).mean() - 127.5) < 2
+    assert abs(np.asarray(found.predicted_noise).mean() - 127.5) < 2
 
 
 def test_denoising_depends_on_the_seed_and_says_what_is_compared(app, models, denoiser, scene):
@@ -145,19 +146,19 @@ def test_denoising_depends_on_the_seed_and_says_what_is_compared(app, models, de
     assert one == again and one.noisy != other.noisy
     noisy, _, denoised, line = app.on_denoise(scene, denoiser, 0.22, None)
     assert noisy.size == denoised.size == (100, 72) and noisy == one.noisy
-    assert re.search(r"found noise: \*\*\d\.\d{3}\*\*; finding no noise: 1\.0\d\d\. Trained at sigma 0\.22\.", line)
-    with pytest.raises(gr.Error, match="sigma is 0; give a level above 0"):
+    assert re.search(r"predicted noise: \*\*\d\.\d{3}\*\*; predicting none: 1\.0\d\d\. Trained at sigma 0\.22\.", line)
+    with pytest.raises(gr.Error, match=r"sigma is 0\. Set a noise level above 0"):
         app.on_denoise(scene, denoiser, 0, 0)
 
 
-def test_what_a_user_can_mend_is_said(app, segmenter, denoiser, scene, tmp_path):
+def test_errors_of_images_and_models_are_shown(app, segmenter, denoiser, scene, tmp_path):
     def refused(text, run, *arguments):
         with pytest.raises(gr.Error) as error:
             run(*arguments)
         assert text in error.value.message
 
-    refused("There is no image yet", app.on_segment, None, segmenter)
-    refused("There is no image yet", app.on_denoise, None, denoiser, 0.22, 0)
+    refused("No image yet", app.on_segment, None, segmenter)
+    refused("No image yet", app.on_denoise, None, denoiser, 0.22, 0)
     refused("is not a fine-tuned segmentation model", app.on_segment, scene, denoiser)
     refused("is not a model pretrained by denoising", app.on_denoise, scene, segmenter, 0.22, 0)
     refused("nowhere", app.on_segment, scene, str(tmp_path / "nowhere"))
@@ -235,8 +236,11 @@ def address(segmenter, denoiser):
         process.communicate()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: none of chromium, chromium-browser, google-chrome is found")
-def test_in_a_browser(address, scene, tmp_path):
+def test_in_a_browser(request, scene, tmp_path):
+    if CHROMIUM is None:
+        missing = "no Chromium: install chromium, chromium-browser or google-chrome"
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    address = request.getfixturevalue("address")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, headless=True, args=OPTIONS)
@@ -253,7 +257,7 @@ def test_in_a_browser(address, scene, tmp_path):
                 return Image.open(io.BytesIO(page.request.get(shown.get_attribute("src")).body())).convert("RGB")
 
             page.locator("#segment-run").click()  # no image yet
-            page.get_by_text("There is no image yet").first.wait_for()
+            page.get_by_text("No image yet").first.wait_for()
 
             upload = Image.open(scene)
             page.locator("#segment-upload input[type=file]").set_input_files(scene)
@@ -277,9 +281,9 @@ def test_in_a_browser(address, scene, tmp_path):
             page.locator("#denoise-examples button").first.click()
             page.locator("#denoise-upload img").wait_for()
             page.locator("#denoise-run").click()
-            noisy, denoised, found = (picture(name) for name in ("noisy", "denoised", "found"))
-            assert noisy.size == denoised.size == found.size == (480, 320) and noisy != denoised
-            page.get_by_text("finding no noise: 1.0").wait_for()
+            noisy, denoised, noise = (picture(name) for name in ("noisy", "denoised", "predicted-noise"))
+            assert noisy.size == denoised.size == noise.size == (480, 320) and noisy != denoised
+            page.get_by_text("predicting none: 1.0").wait_for()
 
             outside = {url for url in asked if not url.startswith((address, "data:", "blob:"))}
             assert not outside
