@@ -29,7 +29,7 @@ $(firstword $(QUICKSTART))/config.json: | $(VENV)/.installed
 	$(MAKE) quickstart PRETRAINED=1 DATA= IMAGES=
 
 docs: $(VENV)/.installed  ## build the documentation into build/site
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 style: $(VENV)/.installed  ## check style and types
 	$(BIN)/ruff check .
