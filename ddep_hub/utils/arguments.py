@@ -141,12 +141,8 @@ def parse_command(
         parser.add_argument(name, **options)
     presets = list_presets(_kind(cls))
     if presets:
-        parser.add_argument(
-            "--preset", metavar="NAME", help=f"Settings that ship with the package: {', '.join(presets)}."
-        )
-    parser.add_argument(
-        "--config", metavar="FILE", help="YAML file with any of these arguments; the command line overrides it."
-    )
+        parser.add_argument("--preset", metavar="NAME", help=f"Settings that ship with it: {', '.join(presets)}.")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of arguments; the command line overrides it.")
     names = [field.name for field in dataclasses.fields(cls)]
     argv = [_with_new_name(cls, word) for word in (sys.argv[1:] if argv is None else argv)]
     known, _ = parser.parse_known_args(argv)
@@ -231,10 +227,8 @@ def read_yaml(path: str | Path, cls: type[Dataclass]) -> dict[str, Any]:
         raise ValueError(f"{path} is not a YAML file: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold `argument: value` lines, got a {type(values).__name__}.")
-    values, names = (
-        {_new_name(cls, str(name)): value for name, value in values.items()},
-        [field.name for field in dataclasses.fields(cls)],
-    )
+    values = {_new_name(cls, str(name)): value for name, value in values.items()}
+    names = [field.name for field in dataclasses.fields(cls)]
     for name in values:
         if name not in names:
             raise ValueError(f"{path} has an unknown argument {did_you_mean(name, names)}")
