@@ -1,7 +1,6 @@
 """Models by name: those that ship with the package, folders, and repositories on the Hub."""
 
 import json
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +91,10 @@ def load_denoiser(name: str | Path, encoder_weights: str | Path | None = None) -
 
 
 def _load(cls: Any, name: str | Path, encoder_weights: str | Path | None, kind: str) -> Any:
-    stored, _ = DDePConfig.get_config_dict(name)
+    try:
+        stored, _ = DDePConfig.get_config_dict(name)
+    except OSError as error:
+        raise OSError(f"{name} is no folder or shipped model, and cannot be loaded from the Hub: {error}") from error
     if cls.__name__ not in (stored.get("architectures") or ()):
         raise ValueError(f"{name} is not {kind} first.")
     more = {"encoder_weights": encoder_weights} if stored.get("decoder_only") else {}
@@ -143,22 +145,3 @@ def trained_as(name: str | Path) -> list[str]:
     """The classes that a model was saved from."""
     stored, _ = DDePConfig.get_config_dict(name)
     return stored.get("architectures") or []
-
-
-def image_size(args: Any) -> int | None:
-    """The shorter side that images are resized to: `args.image_size`, or what the model's image processor says."""
-    if args.image_size is not None:
-        return args.image_size
-    try:
-        processor = DDePImageProcessor.from_pretrained(resolve(args.model))
-    except OSError:
-        return None
-    side = processor.size.get("shortest_edge") if processor.do_resize else None
-    window = args.options().window
-    if side is not None and window is not None and side <= min(window):
-        warnings.warn(
-            f"The model's image processor resizes images to a shorter side of {side} pixels, which the window of "
-            f"{window[0]}x{window[1]} covers: windows then are whole images, or nearly so. Give image_size.",
-            stacklevel=2,
-        )
-    return None if side is None else int(side)
