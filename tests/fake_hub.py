@@ -1,7 +1,7 @@
-"""A small Hugging Face Hub on loopback: what the client asks of the real one, kept in memory, with faults on demand.
+"""A fake Hugging Face Hub on localhost, in memory, for the requests of `huggingface_hub`; with faults on demand.
 
-Written from the requests that `huggingface_hub` makes. It keeps commits, branches, tags and pull requests, checks the
-hashes of what is uploaded, and refuses a commit onto a head that has moved.
+It has commits, branches, tags and pull requests, checks the hashes of uploads, and refuses a commit whose parent is
+not the head of the branch.
 """
 
 import hashlib
@@ -16,16 +16,16 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import fake_xet
 import hub_routes
-from hub_routes import READER, WRITER, Refused, digest
+from hub_routes import READER, WRITER, ErrorResponse, digest
 
 
 @dataclass
 class Fault:
-    """What goes wrong with the next `times` requests of a method to a path.
+    """A fault in the next `times` requests of a method to a path.
 
-    `what` is a status; `"cut"` (no answer, the body is not read to its end), `"cut in the middle"` (half of the
-    answer), `"corrupt"` (one byte of the answer is another one), `"no answer"` (the request is obeyed, nobody told),
-    or a function that does something to the repository before the request is obeyed.
+    `what` is an HTTP status; `"cut"` (the connection is closed before the request is read), `"cut in the middle"`
+    (half of the response), `"corrupt"` (the last byte of the response is flipped), `"no answer"` (the request is
+    carried out, but not answered), or a function that is called before the request is handled.
     """
 
     method: str
@@ -37,7 +37,7 @@ class Fault:
 
 @dataclass
 class Repository:
-    """Commits by their hash, each the files by path; and the names of some commits."""
+    """Commits by hash, each a dict of files by path; branches, tags and pull requests by name."""
 
     private: bool = False
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Repository:
         return named.get(revision, revision if revision in self.commits else None)
 
     def commit(self, branch: str, files: dict[str, bytes], message: str) -> str:
-        """Makes `files` the whole content of a branch, or of a pull request."""
+        """Commits `files` as the whole content of a branch or pull request."""
         contents = sorted((path, digest(content, path)) for path, content in files.items())
         oid = hashlib.sha1(f"{list(self.commits)} {message} {contents}".encode()).hexdigest()
         self.commits[oid], self.messages[oid] = files, message
@@ -74,16 +74,16 @@ class Repository:
 
 
 class FakeHub:
-    """What the Hub holds. `repositories` and `faults` are for tests to read and to change.
+    """State of the server; tests read and change `repositories` and `faults`.
 
     Args:
-        address: of the server.
+        address: URL of the server.
     """
 
     def __init__(self, address: str) -> None:
         self.address = address
         self.repositories: dict[str, Repository] = {}
-        self.large: dict[str, bytes] = {}  # what was uploaded, by SHA-256
+        self.lfs_objects: dict[str, bytes] = {}  # uploads by SHA-256
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str]] = []
         self.lock = threading.RLock()
@@ -100,11 +100,11 @@ class FakeHub:
         return repository
 
     def counted(self, method: str, path: str) -> int:
-        """Requests of a method to paths that match."""
+        """Number of requests of a method to paths that match a pattern."""
         return sum(made == method and bool(re.search(path, where)) for made, where in self.requests)
 
     def fault(self, method: str, path: str) -> Fault | None:
-        """The fault that this request meets, counted."""
+        """Records a request; returns the fault it meets, if any."""
         with self.lock:
             self.requests.append((method, path))
             for found in self.faults:
@@ -115,7 +115,7 @@ class FakeHub:
 
 
 class HubServer(ThreadingHTTPServer):
-    """Serves `hub` on a port of its own until the process ends; connections live on when `hub` is replaced."""
+    """Serves `hub` until the process ends; connections survive the replacement of `hub`."""
 
     daemon_threads = True
 
@@ -127,15 +127,15 @@ class HubServer(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection."""
+    """Handles one connection."""
 
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *args: object) -> None:
-        """Nothing: the tests look at `requests`."""
+        """Silent: tests look at `requests`."""
 
     def handle_any(self) -> None:
-        """Meets the fault, if there is one; finds what the path asks for and answers."""
+        """Injects a fault if there is one, finds the route and responds."""
         self.hub: FakeHub = self.server.hub  # type: ignore[attr-defined]
         url = urlsplit(self.path)
         self.query = parse_qs(url.query)
@@ -148,7 +148,7 @@ class Handler(BaseHTTPRequestHandler):
         if callable(what):
             what()
         if isinstance(what, int):
-            return self.answer(what, {"error": f"injected {what}"}, fault.headers)
+            return self.respond(what, {"error": f"injected {what}"}, fault.headers)
         try:
             for method, pattern, action in (*hub_routes.ROUTES, *fake_xet.ROUTES):
                 match = re.fullmatch(pattern, url.path)
@@ -157,18 +157,18 @@ class Handler(BaseHTTPRequestHandler):
                         status, content, headers = action(self, *map(unquote, match.groups()))
                     break
             else:
-                raise Refused(404, f"{self.command} {url.path} is not there")
-        except Refused as refused:
-            headers = {"X-Error-Message": str(refused)} | ({"X-Error-Code": refused.code} if refused.code else {})
-            status, content = refused.status, {"error": str(refused)}
+                raise ErrorResponse(404, f"{self.command} {url.path} does not exist")
+        except ErrorResponse as error:
+            headers = {"X-Error-Message": str(error)} | ({"X-Error-Code": error.code} if error.code else {})
+            status, content = error.status, {"error": str(error)}
         if what == "no answer":
             return self.hang_up()
-        return self.answer(status, content, headers, what)
+        return self.respond(status, content, headers, what)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_any
+    do_GET = do_HEAD = do_POST = do_PUT = handle_any
 
     def read_body(self) -> bytes:
-        """The request's body, whole or in chunks."""
+        """The body of the request, plain or chunked."""
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
         parts = []
@@ -179,12 +179,12 @@ class Handler(BaseHTTPRequestHandler):
         return b"".join(parts)
 
     def hang_up(self) -> None:
-        """Closes the connection without a word."""
+        """Closes the connection without a response."""
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)
 
-    def answer(self, status: int, content: object, headers: dict[str, str], what: object = None) -> None:
-        """Sends JSON, or bytes as they are."""
+    def respond(self, status: int, content: object, headers: dict[str, str], what: object = None) -> None:
+        """Sends bytes, or anything else as JSON."""
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         if what == "corrupt" and body:
             body = body[:-1] + bytes([body[-1] ^ 1])
@@ -199,26 +199,26 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             self.hang_up()
 
-    # What the routes need.
+    # Helpers of the routes.
 
     def token(self) -> str:
         return self.headers.get("Authorization", "").removeprefix("Bearer ")
 
     def may_write(self) -> None:
         if self.token() not in (WRITER, READER):
-            raise Refused(401, "Invalid username or password.")
+            raise ErrorResponse(401, "Invalid username or password.")
         if self.token() == READER:
-            raise Refused(403, "You must use a write token to upload to a repository.")
+            raise ErrorResponse(403, "You must use a write token to upload to a repository.")
 
     def repository(self, repo_id: str) -> Repository:
         found = self.hub.repositories.get(repo_id)
         if found is None or (found.private and self.token() not in (WRITER, READER)):
-            raise Refused(404 if self.token() else 401, "Repository not found", "RepoNotFound")
+            raise ErrorResponse(404 if self.token() else 401, "Repository not found", "RepoNotFound")
         return found
 
     def at(self, repo_id: str, revision: str) -> tuple[Repository, str]:
         repository = self.repository(repo_id)
         oid = repository.find(revision)
         if oid is None:
-            raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+            raise ErrorResponse(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return repository, oid

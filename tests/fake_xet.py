@@ -1,4 +1,4 @@
-"""Uploads by xet, for the stand-in of the Hub: chunks arrive in xorbs, and a shard says which of them make a file.
+"""Xet uploads for the fake Hub: chunks arrive in xorbs, and a shard says which chunks make a file.
 
 The formats are those of the public xet protocol. Chunks must not be compressed: `HF_XET_XORB_COMPRESSION_POLICY=none`.
 """
@@ -8,7 +8,7 @@ import struct
 from typing import Any
 
 
-# For all servers of a process: the client remembers what it has sent, and does not send it twice.
+# Shared by all servers of a process: the client remembers what it sent, and does not send it twice.
 XORBS: dict[str, list[bytes]] = {}
 ENTRY = 48
 HAS_VERIFICATION, HAS_METADATA = 1 << 31, 1 << 30
@@ -26,20 +26,20 @@ def chunks_of(xorb: bytes) -> list[bytes]:
     return chunks
 
 
-def name_of(digest: bytes) -> str:
-    """A xet hash as it is written: four numbers of 64 bits, each in hexadecimal."""
+def hex_name(digest: bytes) -> str:
+    """A xet hash in hexadecimal: four 64-bit numbers."""
     return "".join(f"{number:016x}" for number in struct.unpack("<4Q", digest))
 
 
 def files_of(shard: bytes) -> list[bytes]:
-    """The files that a shard describes, put together from the xorbs that are there."""
-    files, at = [], ENTRY  # behind the header
+    """The files that a shard describes, assembled from the uploaded xorbs."""
+    files, at = [], ENTRY  # after the header
     while shard[at : at + 32] != b"\xff" * 32:
         flags, number = struct.unpack_from("<II", shard, at + 32)
         at += ENTRY
         parts = []
         for _ in range(number):
-            xorb, (_, _, start, end) = name_of(shard[at : at + 32]), struct.unpack_from("<4I", shard, at + 32)
+            xorb, (_, _, start, end) = hex_name(shard[at : at + 32]), struct.unpack_from("<4I", shard, at + 32)
             parts += XORBS[xorb][start:end]
             at += ENTRY
         at += ENTRY * (number if flags & HAS_VERIFICATION else 0) + ENTRY * bool(flags & HAS_METADATA)
@@ -48,35 +48,29 @@ def files_of(shard: bytes) -> list[bytes]:
 
 
 def token(self: Any, repo_id: str, revision: str) -> tuple[int, object, dict[str, str]]:
-    """Where to upload to."""
+    """The server to upload to."""
     self.may_write()
     self.at(repo_id, revision)
-    answer = {"casUrl": self.hub.address, "accessToken": "xet", "exp": 2**31}
+    response = {"casUrl": self.hub.address, "accessToken": "xet", "exp": 2**31}
     headers = {"X-Xet-Cas-Url": self.hub.address, "X-Xet-Access-Token": "xet", "X-Xet-Token-Expiration": str(2**31)}
-    return 200, answer, headers
+    return 200, response, headers
 
 
-def take_xorb(self: Any, name: str) -> tuple[int, object, dict[str, str]]:
-    """Keeps the chunks of a xorb."""
+def upload_xorb(self: Any, name: str) -> tuple[int, object, dict[str, str]]:
+    """Stores the chunks of a xorb."""
     XORBS[name] = chunks_of(self.body)
     return 200, {"was_inserted": True}, {}
 
 
-def take_shard(self: Any) -> tuple[int, object, dict[str, str]]:
-    """Keeps the files of a shard by their SHA-256."""
+def upload_shard(self: Any) -> tuple[int, object, dict[str, str]]:
+    """Stores the files of a shard by their SHA-256."""
     for content in files_of(self.body):
-        self.hub.large[hashlib.sha256(content).hexdigest()] = content
+        self.hub.lfs_objects[hashlib.sha256(content).hexdigest()] = content
     return 200, {"result": 1}, {}
-
-
-def log(self: Any) -> tuple[int, object, dict[str, str]]:
-    """What the client tells about itself."""
-    return 200, {}, {}
 
 
 ROUTES = [
     ("GET", r"/api/models/([^/]+/[^/]+)/xet-write-token/([^/]+)", token),
-    ("POST", r"/v1/xorbs/default/([0-9a-f]+)", take_xorb),
-    ("POST", r"/v1/shards", take_shard),
-    ("POST", r"/v1/telemetry", log),
+    ("POST", r"/v1/xorbs/default/([0-9a-f]+)", upload_xorb),
+    ("POST", r"/v1/shards", upload_shard),
 ]

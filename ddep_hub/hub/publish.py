@@ -14,7 +14,6 @@ from .verify import Verifier
 
 
 WEIGHTS = "model*.safetensors*"
-Files = dict[str, bytes | Path]
 
 
 def publish_folder(
@@ -120,19 +119,24 @@ def prepare_repository(
 
 def _commit(
     api: HfApi, repo_id: str, staged: Path, revision: str | None, message: str, create_pr: bool
-) -> tuple[CommitInfo, Files]:
+) -> tuple[CommitInfo, dict[str, Path]]:
     """The one commit, onto the branch as it is now."""
     head = call_hub(lambda: api.repo_info(repo_id, revision=revision), f"looking at {repo_id}")
     existing = [sibling.rfilename for sibling in head.siblings or []]
-    sent: Files = {file.relative_to(staged).as_posix(): file for file in sorted(staged.rglob("*")) if file.is_file()}
-    card = published_card(staged, repo_id, _card_on_hub(api, repo_id, head.sha) if CARD in existing else None)
-    if card is not None:
-        sent[CARD] = card.encode()
+    sent = {file.relative_to(staged).as_posix(): file for file in sorted(staged.rglob("*")) if file.is_file()}
+    card = staged.parent / CARD  # not in `staged`, where the user's is a link
+    on_hub = None
+    if CARD in existing:
+        place = {"revision": head.sha, "cache_dir": staged.parent, "token": api.token}
+        path = call_hub(lambda: hf_hub_download(repo_id, CARD, **place), f"reading the card of {repo_id}")
+        on_hub = Path(path).read_text(encoding="utf-8")
+    text = published_card(staged, repo_id, on_hub)
+    if text is not None:
+        card.write_text(text, encoding="utf-8")
+        sent[CARD] = card
     old = [name for name in existing if name not in sent and fnmatch(name, WEIGHTS) and "/" not in name]
-    operations = [
-        *(CommitOperationAdd(name, content) for name, content in sent.items()),
-        *(CommitOperationDelete(name) for name in old),
-    ]
+    operations: list[Any] = [CommitOperationAdd(name, file) for name, file in sent.items()]
+    operations += [CommitOperationDelete(name) for name in old]
     options: dict[str, Any] = {"revision": revision, "parent_commit": head.sha, "create_pr": create_pr}
     commit = call_hub(
         lambda: api.create_commit(repo_id, operations, commit_message=message, **options),
@@ -141,12 +145,3 @@ def _commit(
         hint="Check the network and the token, or upload without xet: set HF_HUB_DISABLE_XET=1.",
     )
     return commit, sent
-
-
-def _card_on_hub(api: HfApi, repo_id: str, commit: str) -> str:
-    with tempfile.TemporaryDirectory(prefix="ddep-card-") as cache:
-        path = call_hub(
-            lambda: hf_hub_download(repo_id, CARD, revision=commit, cache_dir=cache, token=api.token),
-            f"reading the card of {repo_id}",
-        )
-        return Path(path).read_text(encoding="utf-8")

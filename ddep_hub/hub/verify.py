@@ -1,7 +1,7 @@
 """Checks after publishing: files are read back, and the model is loaded by name and compared with the local one."""
 
+import filecmp
 import functools
-import hashlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,14 +44,14 @@ class Verifier:
         self.expected = self._outputs(self.cls, folder)
 
     def check(
-        self, repo_id: str, commit: str, sent: Mapping[str, bytes | Path], *, token: str | None, remote_code: bool
+        self, repo_id: str, commit: str, sent: Mapping[str, Path], *, token: str | None, remote_code: bool
     ) -> None:
         """Reads a commit back into an empty cache and compares files and model.
 
         Args:
             repo_id: The repository.
             commit: Hash of the commit.
-            sent: What was uploaded, by path.
+            sent: The uploaded files by their path in the repository.
             token: Token to use instead of the stored one.
             remote_code: Load the model with the published code.
 
@@ -60,8 +60,8 @@ class Verifier:
         """
         with tempfile.TemporaryDirectory(prefix="ddep-read-back-", ignore_cleanup_errors=True) as cache:
             hub: dict[str, Any] = {"revision": commit, "cache_dir": cache, "token": token}
-            for name, content in sent.items():
-                _compare_file(repo_id, name, content, hub)
+            for name, file in sent.items():
+                _compare_file(repo_id, name, file, hub)
 
             def load() -> torch.Tensor:
                 cls: Any = self.cls
@@ -105,22 +105,11 @@ class Verifier:
         return folder / "encoder.safetensors"
 
 
-def _compare_file(repo_id: str, name: str, content: bytes | Path, hub: dict[str, Any]) -> None:
+def _compare_file(repo_id: str, name: str, sent: Path, hub: dict[str, Any]) -> None:
     """Raises a PublishError if a file is not what was sent; a corrupt download is repeated once."""
-    wanted = _sha256(content)
     for force in (False, True):
         download = functools.partial(hf_hub_download, repo_id, name, force_download=force, **hub)
-        found = _sha256(Path(call_hub(download, f"reading {name} of {repo_id} back")))
-        if found == wanted:
+        if filecmp.cmp(call_hub(download, f"reading {name} of {repo_id} back"), sent, shallow=False):
             return
-    raise PublishError(
-        f"{name} of {repo_id} at {hub['revision']} is not what was sent (SHA-256 {found[:12]}, sent {wanted[:12]}). "
-        "Publish again."
-    )
-
-
-def _sha256(content: bytes | Path) -> str:
-    if isinstance(content, bytes):
-        return hashlib.sha256(content).hexdigest()
-    with content.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        filecmp.clear_cache()
+    raise PublishError(f"{name} of {repo_id} at {hub['revision']} is not what was sent. Publish again.")

@@ -1,4 +1,4 @@
-"""What goes wrong between here and the Hub: each fault is injected over HTTP, and makes a row of the docs."""
+"""Faults between the client and the Hub: each is injected over HTTP, and is one row in the docs."""
 
 import hashlib
 import re
@@ -26,16 +26,16 @@ def someone_commits(repository: Repository) -> None:
 
 
 def answer_as_ever(repository: Repository) -> None:
-    """The stand-in's own answer is the fault."""
+    """The fake Hub's own response is the fault."""
 
 
 @dataclass
 class Case:
-    """A fault and what comes of it.
+    """A fault and its outcome.
 
     Args:
-        injected: what goes wrong, for the docs.
-        outcome: what comes of it, for the docs.
+        injected: What goes wrong, for the docs.
+        outcome: The outcome, for the docs.
         faults: what the Hub does; a function is called with the repository.
         error: what the error's text matches; `None` for success.
         commits: commits that `publish_folder` made.
