@@ -183,6 +183,7 @@ def add_baseline(folder: Path, other: Path) -> None:
                 f"baseline: {name} differs: {two} in {other}, {one} in {folder}. Compare runs on the same data and "
                 "labels, with evaluations (`ddep-hub card --evaluation`) of the same options."
             )
+    theirs["decoder_hidden_sizes"] = read_json(other / "config.json").get("decoder_hidden_sizes")
     atomic_write(folder / BASELINE, json.dumps(theirs, indent=1) + "\n")
 
 
