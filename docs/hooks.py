@@ -112,7 +112,13 @@ def _row(action: argparse.Action) -> str:
     if isinstance(default, list):
         default = " ".join(map(str, default)) or None
     shown = "" if default is None else f"`{str(default).lower() if isinstance(default, bool) else default}`"
-    text = (action.help or "").replace("%%", "%").replace("|", "\\|").replace("<", "&lt;").replace("[", "\\[")
+    text = (
+        re.sub(r" \(default: [^()]*\)$", "", action.help or "")
+        .replace("%%", "%")
+        .replace("|", "\\|")
+        .replace("<", "&lt;")
+        .replace("[", "\\[")
+    )
     if action.choices:
         text += " One of " + ", ".join(f"`{choice}`" for choice in action.choices) + "."
     return f"| `{action.dest}` | {shown} | {text} |"
