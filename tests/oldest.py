@@ -16,6 +16,7 @@ TESTS = [
     "tests/test_decoder.py",
     "tests/test_denoising.py",
     "tests/test_checkpoints.py",
+    "tests/test_auto_classes.py",
     "tests/test_loading.py",
     "tests/test_decoder_only.py",
     "tests/test_modeling_ddep.py",
