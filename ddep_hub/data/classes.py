@@ -1,16 +1,28 @@
 """The classes of a data set: names, display colours and the value that marks unlabelled pixels."""
 
 import colorsys
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 
 Color = tuple[int, int, int]
+
+
+class _OthersIgnored(dict[int, int]):
+    """A mapping that gives the ignore value for all other values."""
+
+    def __init__(self, known: Mapping[int, int], ignore_index: int) -> None:
+        super().__init__(known)
+        self.ignore_index = ignore_index
+
+    def __missing__(self, value: int) -> int:
+        return self.ignore_index
 
 
 @dataclass(frozen=True)
@@ -21,14 +33,21 @@ class ClassTable:
         names: One name per class; position is the class id. No name occurs twice.
         colors: One RGB colour in 0..255 per class.
         ignore_index: Mask value of unlabelled pixels; not one of the class ids.
+        mask_values: For masks whose values are not the ids: the values of each class. Empty where they are.
+        ignore_other_values: Whether values that no class has are ignored; otherwise they are an error.
+        read_colors: Whether RGB masks hold `colors`.
 
     Raises:
-        ValueError: The lengths differ, a name repeats, a colour is out of range, or `ignore_index` is a class id.
+        ValueError: The lengths differ, a name repeats, a mask value belongs to two classes, a colour is out of range,
+            or `ignore_index` is a class id.
     """
 
     names: tuple[str, ...]
     colors: tuple[Color, ...]
     ignore_index: int = 255
+    mask_values: tuple[tuple[int, ...], ...] = ()
+    ignore_other_values: bool = False
+    read_colors: bool = dataclasses.field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.names:
@@ -47,6 +66,29 @@ class ClassTable:
                 f"choose a value outside 0..{len(self.names) - 1}"
             )
 
+        if self.mask_values and len(self.mask_values) != len(self.names):
+            raise ValueError("mask_values is given for some classes only; give it for each of them")
+        values = [value for group in self.mask_values for value in group]
+        twice = sorted({value for value in values if values.count(value) > 1})
+        if twice:
+            raise ValueError(f"mask_values {twice} belong to more than one class; give each value to one")
+
+    @property
+    def mask_mapping(self) -> Mapping[int, int] | None:
+        """Class id of every mask value, `None` where the values are the ids."""
+        if not self.mask_values:
+            return None
+        known = {value: index for index, group in enumerate(self.mask_values) for value in group}
+        known.setdefault(self.ignore_index, self.ignore_index)
+        return _OthersIgnored(known, self.ignore_index) if self.ignore_other_values else known
+
+    @property
+    def mask_colors(self) -> Mapping[Color, int] | None:
+        """Class id of every colour of an RGB mask, `None` where masks hold no colours."""
+        if not self.read_colors or len(set(self.colors)) < len(self.colors):
+            return None
+        return {color: index for index, color in enumerate(self.colors)}
+
     @property
     def num_classes(self) -> int:
         """Number of classes."""
@@ -63,6 +105,18 @@ class ClassTable:
         return {name: index for index, name in enumerate(self.names)}
 
 
+class LabelledDataset(Protocol):
+    """What has classes and masks, such as `SegmentationFolder`."""
+
+    classes: ClassTable
+
+    def __len__(self) -> int: ...
+
+    def mask(self, index: int, /) -> np.ndarray:
+        """Class ids (H, W) of one sample."""
+        ...
+
+
 def names_in_order(id2label: Mapping[int, str]) -> tuple[str, ...]:
     """Names of the classes 0..n-1 of a model, from its configuration's `id2label`."""
     return tuple(id2label[index] for index in range(len(id2label)))
@@ -73,6 +127,10 @@ def read_class_table(path: str | Path) -> ClassTable:
 
     Three shapes are accepted: `{"classes": [{"id": 0, "name": "sky", "color": [70, 130, 180]}, ...],
     "ignore_index": 255}` with `color` and `ignore_index` optional, a list of names, or `{"0": "sky", ...}`.
+
+    Where masks do not hold the ids, each class has `"mask_values"`, a value or a list of them; with
+    `"other_values": "ignore"` beside `classes` all further values are ignored, otherwise they are an error. Where all
+    classes have a `color`, RGB masks are read by these.
 
     Args:
         path: The JSON file.
@@ -93,9 +151,12 @@ def read_class_table(path: str | Path) -> ClassTable:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); mend the file") from error
-    ignore_index = 255
+    ignore_index, other_values = 255, "error"
     if isinstance(content, dict) and "classes" in content:
         ignore_index = _integer(content.get("ignore_index", 255), path, "ignore_index")
+        other_values = content.get("other_values", "error")
+        if other_values not in ("error", "ignore"):
+            raise ValueError(f'{path}: other_values is {other_values!r}; set "error" or "ignore"')
         entries = content["classes"]
         if not isinstance(entries, list):
             raise ValueError(f"{path}: key 'classes' must be a list of {{id, name, color}}, not {_kind(entries)}")
@@ -106,8 +167,17 @@ def read_class_table(path: str | Path) -> ClassTable:
     else:
         raise ValueError(f"{path} holds {_kind(content)}; it must be an object with key 'classes' or a list of names")
     names, colors = _in_order(entries, path)
+    ordered = sorted(entries, key=lambda entry: entry["id"])
+    groups = tuple(_mask_values(entry["mask_values"], path) for entry in ordered if "mask_values" in entry)
     try:
-        return ClassTable(names=names, colors=colors, ignore_index=ignore_index)
+        return ClassTable(
+            names=names,
+            colors=colors,
+            ignore_index=ignore_index,
+            mask_values=groups,
+            ignore_other_values=other_values == "ignore",
+            read_colors=all(entry.get("color") is not None for entry in entries),
+        )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -119,12 +189,103 @@ def write_class_table(table: ClassTable, path: str | Path) -> None:
         table: The classes.
         path: The JSON file to write; its folder must exist.
     """
-    classes = [
+    classes: list[dict[str, Any]] = [
         {"id": index, "name": name, "color": list(color)}
         for index, (name, color) in enumerate(zip(table.names, table.colors, strict=True))
     ]
-    text = json.dumps({"ignore_index": table.ignore_index, "classes": classes}, indent=1, ensure_ascii=False)
+    for entry, values in zip(classes, table.mask_values, strict=False):
+        entry["mask_values"] = list(values)
+    content: dict[str, Any] = {"ignore_index": table.ignore_index}
+    if table.ignore_other_values:
+        content["other_values"] = "ignore"
+    text = json.dumps({**content, "classes": classes}, indent=1, ensure_ascii=False)
     Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def _mask_values(value: Any, path: Path) -> tuple[int, ...]:
+    values = value if isinstance(value, list) else [value]
+    return tuple(_integer(number, path, "mask_values") for number in values)
+
+
+@dataclass(frozen=True)
+class ClassStatistics:
+    """How often each class occurs in a split.
+
+    Args:
+        pixels: int64 (n,), pixels of each class.
+        images: int64 (n,), images in which each class occurs.
+        num_images: Images in all.
+        num_ignored: Pixels of the ignore value.
+    """
+
+    pixels: np.ndarray
+    images: np.ndarray
+    num_images: int
+    num_ignored: int
+
+    @property
+    def ignored_share(self) -> float:
+        """Share of pixels that are ignored, 0..1."""
+        total = int(self.pixels.sum()) + self.num_ignored
+        return self.num_ignored / total if total else 0.0
+
+    def table(self, names: Sequence[str]) -> str:
+        """One line per class, to print."""
+        total = max(1, int(self.pixels.sum()) + self.num_ignored)
+        width = max(map(len, [*names, "ignored"]))
+        lines = [
+            f"{name:{width}}  {pixels:>12,} pixels ({pixels / total:6.2%})  {images:>7,} images"
+            for name, pixels, images in zip(names, self.pixels.tolist(), self.images.tolist(), strict=True)
+        ]
+        ignored = f"{'ignored':{width}}  {self.num_ignored:>12,} pixels ({self.ignored_share:6.2%})"
+        return "\n".join([*lines, ignored])
+
+
+def class_statistics(dataset: LabelledDataset) -> ClassStatistics:
+    """Counts pixels and images of each class; reads every mask of the data set.
+
+    Raises:
+        BadFileError: A mask cannot be used.
+    """
+    number, ignore_index = dataset.classes.num_classes, dataset.classes.ignore_index
+    pixels, images, num_ignored = np.zeros(number, np.int64), np.zeros(number, np.int64), 0
+    for index in range(len(dataset)):
+        mask = dataset.mask(index)
+        ignored = mask == ignore_index
+        num_ignored += int(ignored.sum())
+        counts = np.bincount(mask[~ignored], minlength=number)
+        pixels += counts
+        images += counts > 0
+    return ClassStatistics(pixels, images, len(dataset), num_ignored)
+
+
+def check_classes(statistics: ClassStatistics, classes: ClassTable, values: Collection[int] | None = None) -> None:
+    """Refuses training labels in which a class has no pixel: it cannot be learnt, and its score means nothing.
+
+    Args:
+        statistics: Of the training labels.
+        classes: The classes.
+        values: Values that the mask files hold, if known; by default told from the statistics.
+
+    Raises:
+        ValueError: A class has no pixel; names it and what to do.
+    """
+    absent = [name for name, pixels in zip(classes.names, statistics.pixels.tolist(), strict=True) if pixels == 0]
+    if not absent:
+        return
+    if values is None and not classes.mask_values:
+        values = {index for index, pixels in enumerate(statistics.pixels.tolist()) if pixels}
+        values |= {classes.ignore_index} if statistics.num_ignored else set()
+    hint = ""
+    if classes.num_classes == 2 and classes.ignore_index == 255 and values is not None and set(values) == {0, 255}:
+        hint = (
+            " The masks hold the values 0 and 255, and 255 is the ignore index, so that no object is seen. Set "
+            '"mask_values": 0 for the first and "mask_values": 255 for the second class in classes.json.'
+        )
+    raise ValueError(
+        f"No pixel of the training labels belongs to {', '.join(map(repr, absent))}; {statistics.ignored_share:.1%} "
+        f"of the pixels are ignored.{hint} Remove the class, correct the masks, or pass --allow_empty_classes."
+    )
 
 
 def colorize(mask: np.ndarray, table: ClassTable) -> np.ndarray:

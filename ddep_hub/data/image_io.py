@@ -1,7 +1,9 @@
 """Image and mask files: found, opened, decoded."""
 
 import io
+import logging
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,15 +13,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from torchvision.transforms.v2 import functional
 
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+logger = logging.getLogger(__name__)
+
+# Upper case counts as well.
+IMAGE_EXTENSIONS = tuple(
+    ".jpg .jpeg .jfif .jpe .mpo .png .webp .bmp .dib .gif .tif .tiff .jp2 .ppm .pgm .pnm .avif".split()
+)
 
 
 def images_below(root: Path) -> list[str]:
     """Paths relative to `root`, with forward slashes, sorted. Links to folders are followed, each folder once.
+
+    A warning counts the files that are left out as they have none of `IMAGE_EXTENSIONS`.
 
     Args:
         root: The folder; hidden files and folders in it are left out.
@@ -33,7 +42,8 @@ def images_below(root: Path) -> list[str]:
     """
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder; give the folder that holds the images")
-    found = []
+    found: list[str] = []
+    others: list[str] = []
     seen = set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -44,10 +54,15 @@ def images_below(root: Path) -> list[str]:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         relative = Path(folder).relative_to(root)
         for name in files:
-            if not name.startswith(".") and name.lower().endswith(IMAGE_EXTENSIONS):
-                found.append((relative / name).as_posix())
+            if not name.startswith("."):
+                kept = found if name.lower().endswith(IMAGE_EXTENSIONS) else others
+                kept.append((relative / name).as_posix())
     if not found:
         raise ValueError(f"{root} holds no image ({', '.join(IMAGE_EXTENSIONS)}); check the path")
+    if others:
+        logger.warning(
+            "%s: %d files are left out, as they are no images: %s", root, len(others), first_few(sorted(others))
+        )
     return sorted(found)
 
 
@@ -83,6 +98,23 @@ def first_few(names: Sequence[str], limit: int = 5) -> str:
 Undecoded = Mapping[str, Any]
 
 
+# What Pillow's plugins raise on damaged files.
+_DECODING_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+
+
 class BadFileError(ValueError):
     """A file that cannot be used; the message names it and says how to mend it.
 
@@ -114,14 +146,20 @@ def decode_image(file: str | Path | Undecoded) -> Image.Image:
         FileNotFoundError: There is no such file.
         BadFileError: It is empty, cut off, damaged, no image, or its values fit none of the ranges above.
     """
-    image, _, _ = _load(file, "image")
+    image, file_format, _ = _load(file, "image")
+    if file_format == "PPM" and image.mode == "I":  # Pillow scales all values above 8 bits to 16
+        image = Image.fromarray(np.asarray(image).astype(np.uint16))
     if image.mode.startswith("I") or image.mode == "F":
         image = Image.fromarray(_to_eight_bits(image, file_name(file)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    try:
+        return image.convert("RGB")
+    except ValueError as error:
+        name = file_name(file)
+        raise BadFileError(f"{name} has colour mode {image.mode}; convert it to RGB ({error})", name) from None
 
 
 def file_name(file: str | Path | Undecoded) -> str:
@@ -157,7 +195,9 @@ def opened_image(file: str | Path | Undecoded, what: str = "image") -> Iterator[
             raise BadFileError(f"{name} is not an image that Pillow can read; {mend}", name) from error
         except Image.DecompressionBombError as error:
             raise BadFileError(f"{name} is too large ({error}); scale it down", name) from error
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error) as error:
+        except BadFileError:
+            raise
+        except _DECODING_ERRORS as error:
             raise BadFileError(f"{name} is damaged or cut off ({error}); {mend}", name) from error
 
 
@@ -167,8 +207,11 @@ def decode_mask(
     num_classes: int,
     ignore_index: int,
     mapping: Mapping[int, int] | np.ndarray | None = None,
+    colors: Mapping[tuple[int, int, int], int] | None = None,
 ) -> np.ndarray:
-    """Reads a mask whose pixel values are class ids: greyscale of any depth, bilevel, or the indices of a palette.
+    """Reads a mask of class ids: greyscale of any depth, bilevel, the indices of a palette, or colours of classes.
+
+    Bilevel masks, GIF and MinIsWhite included, have the values 0 (black) and 1 (white).
 
     Args:
         path: Its path, or an undecoded file.
@@ -176,6 +219,7 @@ def decode_mask(
         ignore_index: The one other value allowed.
         mapping: Class id, or `ignore_index`, of every value that the file may hold; an array has the id of value i
             at position i. Without it the file's values are the ids.
+        colors: Class id, or `ignore_index`, of every colour of an RGB mask. Without it such masks are refused.
 
     Returns:
         Array (H, W): uint8, or int32 where the class ids or `ignore_index` do not fit 0..255.
@@ -189,6 +233,8 @@ def decode_mask(
     path = file_name(path)
     if file_format == "JPEG":
         raise BadFileError(f"{path} is a JPEG, whose compression changes class ids; save the mask as PNG", path)
+    if image.mode in ("RGB", "RGBA") and colors:
+        return _ids_of_colors(np.asarray(image.convert("RGB")), colors, path, num_classes, ignore_index)
     if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
         raise BadFileError(
             f"{path} has colour mode {image.mode}, but masks hold class ids in a single channel; "
@@ -198,6 +244,8 @@ def decode_mask(
     values = np.array(image)
     if values.dtype == np.bool_:
         values = values.astype(np.uint8)
+    if file_format == "GIF" and image.mode == "L" and set(np.unique(values)) <= {0, 255}:
+        values = values // 255  # a palette of black and white, which Pillow reads as greyscale
     # Pillow stretches 2- and 4-bit greyscale to 0..255, which turns id 1 into 85 or 17.
     values = values // {"L;2": 85, "L;4": 17}.get(packing or "", 1)
     # Counting is some ten times faster than sorting.
@@ -213,13 +261,38 @@ def decode_mask(
             f"ignore_index {ignore_index}; add the classes to classes.json or change these pixels to ids it has",
             path,
         )
-    fits = num_classes <= 256 and 0 <= ignore_index <= 255
-    return values.astype(np.uint8 if fits else np.int32)
+    return values.astype(_id_type(num_classes, ignore_index))
+
+
+def _id_type(num_classes: int, ignore_index: int) -> type[np.generic]:
+    return np.uint8 if num_classes <= 256 and 0 <= ignore_index <= 255 else np.int32
+
+
+def _ids_of_colors(
+    pixels: np.ndarray, colors: Mapping[tuple[int, int, int], int], path: str, num_classes: int, ignore_index: int
+) -> np.ndarray:
+    """Class ids of an RGB mask, as `decode_mask` gives them."""
+    packed = pixels.astype(np.int32) @ np.array([65536, 256, 1], dtype=np.int32)
+    present, inverse, counts = np.unique(packed, return_inverse=True, return_counts=True)
+    ids = []
+    for value, count in zip(present.tolist(), counts.tolist(), strict=True):
+        color = (value >> 16, value >> 8 & 255, value & 255)
+        if color not in colors:
+            nearest = min(colors, key=lambda known: sum((a - b) ** 2 for a, b in zip(known, color, strict=True)))
+            raise BadFileError(
+                f"{path} holds the colour {color} in {100 * count / packed.size:.3g} % of its pixels, which no class "
+                f"of classes.json has; the nearest is {nearest} of class {colors[nearest]}. Save the mask without "
+                "smoothing, or add the colour to classes.json",
+                path,
+            )
+        ids.append(colors[color])
+    table = np.array(ids, dtype=_id_type(num_classes, ignore_index))
+    return table[inverse.reshape(packed.shape)]
 
 
 def _mapped(values: np.ndarray, present: list[int], mapping: Mapping[int, int] | np.ndarray, path: str) -> np.ndarray:
     table = dict(enumerate(mapping.tolist())) if isinstance(mapping, np.ndarray) else mapping
-    unknown = [value for value in present if value not in table]
+    unknown = [] if hasattr(table, "__missing__") else [value for value in present if value not in table]
     if unknown:
         raise BadFileError(
             f"{path} holds the values {_first_ten(unknown)}, which are not among the {len(table)} of the mapping to "
@@ -244,7 +317,15 @@ def _load(file: str | Path | Undecoded, what: str) -> tuple[Image.Image, str | N
         if isinstance(packing, tuple):
             packing = packing[0]
         image.load()
-        return ImageOps.exif_transpose(image), image.format, packing
+        transposed, left_right, top_bottom = ORIENTATIONS[_orientation(image)]
+        upright: Image.Image = image
+        if left_right:
+            upright = upright.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if top_bottom:
+            upright = upright.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+        if transposed:
+            upright = upright.transpose(Image.Transpose.TRANSPOSE)
+        return upright, image.format, packing
 
 
 @contextmanager
@@ -304,7 +385,7 @@ def jpeg_size(file: str | Path | Undecoded) -> tuple[int, int] | None:
     with opened_image(file) as image:
         if image.format != "JPEG":
             return None
-        transposed, _, _ = _orientation(image)
+        transposed, _, _ = ORIENTATIONS[_orientation(image)]
         return image.size if transposed else (image.height, image.width)
 
 
@@ -330,7 +411,7 @@ def decode_reduced(
     if factor is None:
         return None
     with opened_image(file) as image:
-        transposed, left_right, top_bottom = _orientation(image)
+        transposed, left_right, top_bottom = ORIENTATIONS[_orientation(image)]
         # The part is cut out of the stored image: where its side is no multiple of the factor, the last reduced pixel
         # stands for less than the others, and turning the image would shift them all.
         x, y, across, down = (top, left, height, width) if transposed else (left, top, width, height)
@@ -353,5 +434,28 @@ def decode_reduced(
     return pixels.transpose(-1, -2) if transposed else pixels
 
 
-def _orientation(image: Image.Image) -> tuple[bool, bool, bool]:
-    return ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1), ORIENTATIONS[1])
+def _orientation(image: Image.Image) -> int:
+    """The EXIF or XMP orientation, 1..8. No other tag is read, so that none that is damaged matters."""
+    if image.format == "TIFF":
+        return 1  # Pillow has turned it
+    block = image.info.get("exif", b"")
+    if "Raw profile type exif" in image.info:  # how ImageMagick writes it into a PNG: three lines, then hexadecimals
+        digits = "".join(str(image.info["Raw profile type exif"]).split("\n")[3:])
+        block = bytes.fromhex(digits) if re.fullmatch("([0-9a-fA-F]{2})+", digits) else block
+    block = block[6:] if block.startswith(b"Exif\0\0") else block
+    order = {b"II": "<", b"MM": ">"}.get(block[:2])
+    try:
+        first, count = 0, 0
+        if order is not None:
+            (first,) = struct.unpack_from(f"{order}I", block, 4)
+            (count,) = struct.unpack_from(f"{order}H", block, first)
+        for place in range(first + 2, first + 2 + 12 * count, 12):
+            tag, kind = struct.unpack_from(f"{order}HH", block, place)
+            if tag == 0x0112 and kind in (3, 4):
+                (value,) = struct.unpack_from(f"{order}{'H' if kind == 3 else 'I'}", block, place + 8)
+                return value if value in ORIENTATIONS else 1
+    except struct.error:
+        pass  # the block ends too early
+    xmp = image.info.get("xmp", b"")
+    found = re.search(rb'tiff:Orientation(?:="|>)([1-8])', xmp if isinstance(xmp, bytes) else str(xmp).encode())
+    return int(found[1]) if found else 1

@@ -15,6 +15,7 @@ The folders of ADE20K may lie in `ADEChallengeData2016`, those of VOC in `VOC201
 these two in `VOCdevkit`. Cityscapes' test masks are there, but without any class.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,6 +25,10 @@ from .dataset_registry import get_dataset_info, list_datasets
 from .image_io import first_few, images_below
 
 
+logger = logging.getLogger(__name__)
+
+# A PNG comes first where there are several.
+MASK_EXTENSIONS = (".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".jpg", ".jpeg")
 LAYOUTS = ("folder", *list_datasets())
 _OFFICIAL_NAMES = {"training": "train", "validation": "val"}
 _VOC_LISTS = ("train", "val", "trainval")
@@ -176,6 +181,8 @@ def split_files(root: str | Path, split: str, layout: str) -> SplitFiles:
         _listed_images(place.images, place.list_file) if place.list_file else _all_images(place.images, image_ending)
     )
     masks = {stem: place.masks / f"{stem}{mask_ending}.png" for stem in images}
+    if layout == "folder" and place.masks.is_dir():
+        masks |= _masks_of_folder(place, images)
     return SplitFiles(place.images, place.masks, images, masks, classes, mapping)
 
 
@@ -258,6 +265,20 @@ def _all_images(folder: Path, ending: str) -> dict[str, Path]:
     if not images:
         raise ValueError(f"{folder} holds no image whose name ends with {ending}.png; check the path")
     return images
+
+
+def _masks_of_folder(place: _Place, images: Mapping[str, Path]) -> dict[str, Path]:
+    """The masks of a plain data set, which may be of any lossless kind; warns of masks without an image."""
+    found: dict[str, Path] = {}
+    for path in sorted(place.masks.rglob("*")):
+        if path.suffix.lower() in MASK_EXTENSIONS and not path.name.startswith("."):
+            name = path.relative_to(place.masks).with_suffix("").as_posix()
+            if name not in found or path.suffix.lower() == ".png":
+                found[name] = path
+    alone = [name for name in found if name not in images]
+    if alone:
+        logger.warning("%s: %d masks without an image are left out: %s", place.masks, len(alone), first_few(alone))
+    return {name: path for name, path in found.items() if name in images}
 
 
 def _listed_images(folder: Path, list_file: Path) -> dict[str, Path]:

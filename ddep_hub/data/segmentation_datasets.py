@@ -115,7 +115,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         files = split_files(self.root, split, self.layout)
         images = files.images
         self.classes: ClassTable = files.classes
-        self._mapping = files.mapping
+        self._mapping = files.mapping or files.classes.mask_mapping
         self.sample_ids: list[str] = list(images) if sample_ids is None else list(sample_ids)
         unknown = [stem for stem in self.sample_ids if stem not in images]
         if unknown:
@@ -149,6 +149,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
             num_classes=self.classes.num_classes,
             ignore_index=self.classes.ignore_index,
             mapping=self._mapping,
+            colors=self.classes.mask_colors,
         )
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -242,7 +243,13 @@ class HubSegmentation(Dataset[dict[str, Any]]):
         return [undecoded_row(row[column], f"{self.name}, row {number}, {column}") for column in columns]
 
     def _decoded(self, mask: dict[str, Any]) -> np.ndarray:
-        return decode_mask(mask["image"], num_classes=self.classes.num_classes, ignore_index=self.classes.ignore_index)
+        return decode_mask(
+            mask["image"],
+            num_classes=self.classes.num_classes,
+            ignore_index=self.classes.ignore_index,
+            mapping=self.classes.mask_mapping,
+            colors=self.classes.mask_colors,
+        )
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image, mask = self._files(index, self.image_column, self.mask_column)

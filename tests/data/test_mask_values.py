@@ -1,0 +1,135 @@
+"""What a label is: values and colours of masks, and classes that never occur."""
+
+import json
+import logging
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddep_hub.data.classes import check_classes, class_statistics, read_class_table, write_class_table
+from ddep_hub.data.image_io import BadFileError
+from ddep_hub.data.segmentation_datasets import SegmentationFolder
+
+
+def folder(root, masks, classes, suffix=".png", **options):
+    """A data set of these masks, arrays or PIL images, with images of their size."""
+    for name in ("images", "annotations"):
+        (root / name / "train").mkdir(parents=True)
+    for number, mask in enumerate(masks):
+        image = mask if isinstance(mask, Image.Image) else Image.fromarray(mask)
+        image.save(root / "annotations" / "train" / f"{number}{suffix}", **options)
+        Image.new("RGB", image.size).save(root / "images" / "train" / f"{number}.JPG")
+    (root / "classes.json").write_text(json.dumps(classes))
+    return SegmentationFolder(root, "train")
+
+
+TWO = {"classes": [{"id": 0, "name": "background"}, {"id": 1, "name": "cell"}]}
+BINARY = np.array([[0, 255, 255], [0, 0, 255]], dtype=np.uint8)
+
+
+def test_statistics_count_pixels_and_images(tmp_path):
+    masks = np.random.default_rng(0).choice([0, 1, 2, 255], size=(5, 7, 9), p=[0.5, 0.3, 0.1, 0.1]).astype(np.uint8)
+    masks[:3][masks[:3] == 2] = 0
+    data = folder(tmp_path, masks, {"classes": [{"id": i, "name": f"class {i}"} for i in range(4)]})
+    found = class_statistics(data)
+    assert found.pixels.tolist() == [int((masks == index).sum()) for index in range(4)]
+    assert found.images.tolist() == [sum(bool((mask == index).any()) for mask in masks) for index in range(4)]
+    assert (found.num_images, found.num_ignored) == (5, int((masks == 255).sum()))
+    assert found.ignored_share == pytest.approx((masks == 255).mean())
+    assert len(found.table(data.classes.names).splitlines()) == 5
+    with pytest.raises(ValueError, match=r"belongs to 'class 3'.*--allow_empty_classes"):
+        check_classes(found, data.classes)
+
+
+def test_binary_masks_are_not_ignored_in_silence(tmp_path):
+    data = folder(tmp_path, [BINARY], TWO)
+    with pytest.raises(ValueError, match=r"'cell'; 50\.0% .*255 is the ignore index.*mask_values.*--allow_empty_cl"):
+        check_classes(class_statistics(data), data.classes)
+    with pytest.raises(ValueError, match=r"'cell'.*255 is the ignore index"):
+        check_classes(class_statistics(data), data.classes, {0, 255})
+
+
+def test_mask_values_give_the_classes(tmp_path):
+    classes = {"classes": [{**TWO["classes"][0], "mask_values": 0}, {**TWO["classes"][1], "mask_values": 255}]}
+    data = folder(tmp_path, [BINARY], classes)
+    assert data[0]["annotation"].tolist() == (BINARY // 255).tolist()
+    check_classes(class_statistics(data), data.classes)
+    write_class_table(data.classes, tmp_path / "again.json")
+    assert read_class_table(tmp_path / "again.json") == data.classes
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_sparse_mask_values(tmp_path, dtype):
+    groups = {"a": [7, 64], "b": 32}
+    classes = {"classes": [{"id": i, "name": n, "mask_values": v} for i, (n, v) in enumerate(groups.items())]}
+    mask = np.array([[7, 64, 32, 255]], dtype=dtype)
+    assert folder(tmp_path / "1", [mask], classes)[0]["annotation"].tolist() == [[0, 0, 1, 255]]
+    other = np.array([[7, 9]], dtype=dtype)
+    with pytest.raises(BadFileError, match=r"0\.png holds the values 9,"):
+        folder(tmp_path / "2", [other], classes)[0]
+    data = folder(tmp_path / "3", [other], {**classes, "other_values": "ignore"})
+    assert pickle.loads(pickle.dumps(data))[0]["annotation"].tolist() == [[0, 255]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ([{"mask_values": 0}, {"mask_values": [3, 0]}], r"mask_values \[0\] belong to more than one class"),
+        ([{"mask_values": 0}, {}], "mask_values is given for some classes only"),
+        ([{"mask_values": "x"}, {"mask_values": 1}], "mask_values must be a whole number"),
+    ],
+)
+def test_bad_mask_values_are_named(tmp_path, change, message):
+    entries = [{**entry, **extra} for entry, extra in zip(TWO["classes"], change, strict=True)]
+    (tmp_path / "classes.json").write_text(json.dumps({"classes": entries}))
+    with pytest.raises(ValueError, match=message):
+        read_class_table(tmp_path / "classes.json")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        (".gif", {}),
+        (".tif", {}),
+        (".tif", {"tiffinfo": {262: 0}}),
+        (".tiff", {"tiffinfo": {262: 0}, "compression": "group4"}),
+        (".PNG", {}),
+        (".bmp", {}),
+    ],
+)
+def test_bilevel_masks_give_0_and_1(tmp_path, suffix, options):
+    data = folder(tmp_path, [Image.fromarray(BINARY).convert("1")], TWO, suffix, **options)
+    assert data[0]["annotation"].tolist() == (BINARY // 255).tolist()
+
+
+COLORS = {
+    "classes": [{"id": 0, "name": "sky", "color": [70, 130, 180]}, {"id": 1, "name": "road", "color": [9, 9, 9]}]
+}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_colours_give_the_classes(tmp_path, mode):
+    ids = np.random.default_rng(0).integers(0, 2, (6, 5))
+    pixels = np.array([entry["color"] for entry in COLORS["classes"]], dtype=np.uint8)[ids]
+    data = folder(tmp_path, [Image.fromarray(pixels).convert(mode)], COLORS)
+    assert data[0]["annotation"].dtype == np.uint8
+    assert np.array_equal(data[0]["annotation"], ids)
+
+
+def test_unknown_colours_are_named(tmp_path):
+    pixels = np.full((10, 10, 3), 9, dtype=np.uint8)
+    pixels[:2, 0] = (71, 131, 179)
+    data = folder(tmp_path, [pixels], COLORS)
+    with pytest.raises(BadFileError, match=r"\(71, 131, 179\) in 2 % .* nearest is \(70, 130, 180\) of class 0"):
+        data[0]
+
+
+def test_masks_without_a_readable_image_are_counted(tmp_path, caplog):
+    folder(tmp_path, [BINARY // 255] * 2, TWO)
+    (tmp_path / "images" / "train" / "1.JPG").rename(tmp_path / "images" / "train" / "1.heic")
+    with caplog.at_level(logging.WARNING):
+        assert len(SegmentationFolder(tmp_path, "train")) == 1
+    assert "1 masks without an image are left out: 1" in caplog.text
+    assert "1 files are left out, as they are no images: 1.heic" in caplog.text
