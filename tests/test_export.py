@@ -16,7 +16,7 @@ from ddep_hub.data.synthetic import render_scene
 onnxruntime = pytest.importorskip("onnxruntime", reason="extra `export` is not installed")
 pytest.importorskip("onnxscript", reason="extra `export` is not installed")
 
-HALF = ((0.5,) * 3, (0.5,) * 3)
+HALF = DDePImageProcessor(image_mean=(0.5,) * 3, image_std=(0.5,) * 3, do_resize=False)
 
 
 @pytest.fixture
@@ -43,9 +43,8 @@ def test_the_command_writes_files_that_others_can_run(model, tmp_path, capsys):
     pixels = ((pixels - described["image_mean"]) / described["image_std"]).astype(np.float32).transpose(2, 0, 1)
     session = onnxruntime.InferenceSession(str(output / "model.onnx"))
     found = session.run(["logits"], {"pixel_values": np.stack([pixels] * 5)})[0]
-    processor = DDePImageProcessor(image_mean=HALF[0], image_std=HALF[1], do_resize=False)
     with torch.no_grad():
-        expected = model(**processor(image, return_tensors="pt")).logits.numpy()
+        expected = model(**HALF(image, return_tensors="pt")).logits.numpy()
     assert found.shape == (5, 3, 40, 56) and np.ptp(expected) > 0.1
     np.testing.assert_allclose(found[:1], expected, atol=1e-4 * np.abs(expected).max())
     program = torch.export.load(output / "model.pt2").module()
@@ -53,14 +52,12 @@ def test_the_command_writes_files_that_others_can_run(model, tmp_path, capsys):
     torch.testing.assert_close(program(torch.from_numpy(pixels)[None]), torch.from_numpy(expected), **close)
 
 
-@pytest.mark.parametrize("name", ["the hybrid", "tf_efficientnet_lite0"])
-def test_without_a_size_the_files_take_any(model, name, tmp_path):
-    if name != "the hybrid":  # one that pads by the size of its input; its ONNX file takes long
-        config = DDePConfig(encoder_name=name, decoder_hidden_sizes=[8, 8, 8, 8], decoder_bottleneck_size=8)
-        model = DDePForSemanticSegmentation(config).eval()
-        torch.nn.init.normal_(model.classifier.weight)
-    formats = ["onnx", "torch"] if name == "the hybrid" else ["torch"]
-    exporting.export(model, tmp_path, size=None, mean=HALF[0], std=HALF[1], formats=formats)
+def test_without_a_size_the_files_take_any(tmp_path):
+    config = DDePConfig(encoder_name="resnet18", decoder_hidden_sizes=[8, 8, 8, 8], decoder_bottleneck_size=8)
+    model = DDePForSemanticSegmentation(config).eval()
+    torch.nn.init.normal_(model.classifier.weight)
+    formats = ["onnx", "torch"]
+    exporting.export(model, tmp_path, size=None, processor=HALF, formats=formats)
     described = json.loads((tmp_path / "export.json").read_text())
     assert described["inputs"] == {"pixel_values": ["batch", 3, "height", "width"]}
     assert described["sides"] == {"min": 33, "max": 8192}
@@ -71,16 +68,28 @@ def test_without_a_size_the_files_take_any(model, name, tmp_path):
             expected = model(pixel_values=images).logits
         close = {"rtol": 0, "atol": 1e-4 * float(expected.abs().max())}
         torch.testing.assert_close(program(images), expected, **close)
-        if "onnx" in formats:
-            session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
-            found = session.run(["logits"], {"pixel_values": images.numpy()})[0]
-            torch.testing.assert_close(torch.from_numpy(found), expected, **close)
+        session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+        found = session.run(["logits"], {"pixel_values": images.numpy()})[0]
+        torch.testing.assert_close(torch.from_numpy(found), expected, **close)
 
 
-def test_an_encoder_of_windows_needs_a_size(tmp_path):
-    model = DDePForSemanticSegmentation(DDePConfig(encoder_name="swin_tiny_patch4_window7_224"))
-    with pytest.raises(ValueError, match=r"SwinTransformer cannot be exported for images of any size.*--size"):
-        exporting.export(model, tmp_path / "out", size=None, mean=HALF[0], std=HALF[1], formats=["torch"])
+def test_a_processor_that_fixes_the_size_fixes_that_of_the_file(model, tmp_path):
+    size = {"height": 40, "width": 56}
+    processor = DDePImageProcessor(image_mean=(0.4,) * 3, image_std=(0.2,) * 3, size=size)
+    exporting.export(model, tmp_path, processor=processor, formats=["torch"])
+    described = json.loads((tmp_path / "export.json").read_text())
+    assert described["inputs"] == {"pixel_values": ["batch", 3, 40, 56]} and described["resize"] == size
+    assert described["image_mean"] == [0.4] * 3 and described["image_std"] == [0.2] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("swin_tiny_patch4_window7_224", "SwinTransformer"), ("tf_efficientnet_lite0", "EfficientNet")],
+)
+def test_an_encoder_that_pads_by_the_size_needs_one(name, kind, tmp_path):
+    model = DDePForSemanticSegmentation(DDePConfig(encoder_name=name))
+    with pytest.raises(ValueError, match=rf"{kind} cannot be exported for images of any size.*--size"):
+        exporting.export(model, tmp_path / "out", size=None, processor=HALF, formats=["torch"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -89,18 +98,18 @@ def test_a_file_that_is_not_the_model_is_refused(model, tmp_path, monkeypatch):
         exporting, "_write_torch", lambda program, file: lambda images: program.module()(images) + 1e-2
     )
     with pytest.raises(ValueError, match=r"model\.pt2 is not the model"):
-        exporting.export(model, tmp_path / "out", size=(32, 32), mean=HALF[0], std=HALF[1], formats=["torch"])
+        exporting.export(model, tmp_path / "out", size=(32, 32), processor=HALF, formats=["torch"])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_exported(model, tmp_path, capsys, monkeypatch):
     (tmp_path / "photo.png").write_text("x")
     with pytest.raises(FileExistsError, match="something else than an export"):
-        exporting.export(model, tmp_path, size=(32, 32), mean=HALF[0], std=HALF[1])
+        exporting.export(model, tmp_path, size=(32, 32), processor=HALF)
     for arguments in (["--size", "0"], ["--formats", "tflite"], ["--size", "1", "2", "3"]):
         with pytest.raises(SystemExit):
             main(["export", "--model", "x", *arguments])
         assert f"{arguments[0][2:]} takes" in capsys.readouterr().err
     monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install .ddep-hub\[export\]"):
-        exporting.export(model, tmp_path / "out", size=(32, 32), mean=HALF[0], std=HALF[1])
+        exporting.export(model, tmp_path / "out", size=(32, 32), processor=HALF)

@@ -69,7 +69,7 @@ class ExportArguments(ModelArguments):
 
     size: list[int] = arg(
         [],
-        "Side of the images in pixels, or height and width. Default: images of any size.",
+        "Side of the images in pixels, or height and width. Default: any size, unless the image processor fixes one.",
         group="evaluation",
         common=True,
     )
@@ -103,8 +103,7 @@ def export(argv: list[str]) -> None:
         model,
         arguments.output_dir,
         size=pair("size", arguments.size),
-        mean=processor.image_mean,
-        std=processor.image_std,
+        processor=processor,
         formats=cast(Any, arguments.formats),
     )
     for name, checked in found.items():
@@ -118,9 +117,9 @@ def export(argv: list[str]) -> None:
 class ConvertArguments:
     """Convert a U-Net from segmentation_models.pytorch to DDeP, or to it."""
 
-    to: Literal["ddep", "smp", "decoder-denoising"] = arg(
+    to: Literal["ddep", "smp"] = arg(
         "ddep",
-        "`ddep` from the two others; `smp` (segmentation_models.pytorch) or `decoder-denoising` from a DDeP model.",
+        "`ddep` from a U-Net of segmentation_models.pytorch, `smp` to it.",
         group="model",
         common=True,
     )
@@ -137,20 +136,19 @@ class ConvertArguments:
 
 def convert(argv: list[str]) -> None:
     """`ddep-hub convert`."""
-    source = {"help": "Folder or Hub id of a DDeP model or an smp.Unet, or a checkpoint file of decoder-denoising."}
+    source = {"help": "Folder or Hub id of a DDeP model or an smp.Unet."}
     arguments, given = parse_command(
         ConvertArguments, argv, command="ddep-hub convert", positionals={"source": source}
     )
-    from ddep_hub.convert_smp import CHECKPOINT, convert_from_ddep, convert_to_ddep
+    from ddep_hub.convert_smp import convert_from_ddep, convert_to_ddep
     from ddep_hub.pretrained import load_denoiser, load_model, trained_as
 
     if arguments.to == "ddep":
         found = convert_to_ddep(given["source"], arguments.output_dir)
     else:
         load = load_denoiser if "DDePForPreTraining" in trained_as(given["source"]) else load_model
-        found = convert_from_ddep(load(given["source"], arguments.encoder_weights), arguments.output_dir, arguments.to)
-    written = f"{arguments.output_dir}/{CHECKPOINT}" if arguments.to == "decoder-denoising" else arguments.output_dir
-    print(f"{written}: outputs differ by at most {found['difference']:.1e} of the largest one")
+        found = convert_from_ddep(load(given["source"], arguments.encoder_weights), arguments.output_dir)
+    print(f"{arguments.output_dir}: outputs differ by at most {found['difference']:.1e} of the largest one")
 
 
 @dataclass(kw_only=True)
