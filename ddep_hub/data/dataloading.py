@@ -1,61 +1,67 @@
 """Samples under random transforms, and the worker processes that read them."""
 
 import contextlib
+import hashlib
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ddep_hub.utils.distributed import on_parent_death
+
 from .image_io import BadFileError
-from .samplers import example_seed
+from .samplers import StepBatchSampler, example_seed
 from .segmentation_datasets import Sample, SizedDataset
 
 
 class AugmentedDataset(Dataset[dict[str, Any]]):
-    """Rows under a random transform whose result depends on (seed, epoch, index) alone.
+    """Samples under a random transform whose result depends on (seed, epoch, index) alone.
 
     Indices are the (epoch, index) pairs of `StepBatchSampler`. The number of workers makes no difference, and the
-    process's own random numbers are neither used nor moved on.
+    process's own random state is left alone.
 
-    An example is what the transform gives, with `path`, the row's, and `skipped`, the broken files that were passed
-    over for it. [`collate`] puts examples together.
+    An example is what the transform gives, with `path`, the sample's, and `skipped`, the broken files that were
+    skipped for it.
 
     Args:
-        rows: The rows to transform.
-        transform: Takes a row, gives tensors; draws from torch's default CPU generator only.
+        samples: The samples to transform.
+        transform: Makes tensors of a sample; draws from torch's default CPU generator only.
         seed: Seed of the run.
-        skip_bad_files: Whether the next row that can be used takes the place of a broken one.
+        skip_bad_files: Whether the next usable sample takes the place of a broken one.
     """
 
     def __init__(
         self,
-        rows: SizedDataset,
+        samples: SizedDataset,
         transform: Callable[[Sample], dict[str, torch.Tensor]],
         seed: int,
         *,
         skip_bad_files: bool = False,
     ) -> None:
-        self.rows = rows
+        self.samples = samples
         self.transform = transform
         self.seed = seed
         self.skip_bad_files = skip_bad_files
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.samples)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
         skipped: list[str] = []
         while True:
             try:
-                example = self._example(epoch, (index + len(skipped)) % len(self.rows))
+                example = self._example(epoch, (index + len(skipped)) % len(self.samples))
             except (BadFileError, OSError) as error:  # also what the system does not let us read
                 if not self.skip_bad_files:
                     raise
                 skipped.append(bad_file(error))
-                if len(skipped) == len(self.rows):
+                if len(skipped) == len(self.samples):
                     raise BadFileError(f"All {len(skipped)} files are broken, the last one: {error}") from error
             else:
                 return {**example, "skipped": skipped}
@@ -64,8 +70,8 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would reseed the accelerators' generators as well.
             torch.default_generator.manual_seed(example_seed(self.seed, epoch, index))
-            row = self.rows[index]
-            return {**self.transform(row), "path": str(row.get("path", index))}
+            sample = self.samples[index]
+            return {**self.transform(sample), "path": str(sample.get("path", index))}
 
 
 def bad_file(error: BadFileError | OSError) -> str:
@@ -89,28 +95,61 @@ def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 SECONDS_AFTER_SIGTERM = 120
 
 
-def ignore_signals(worker: int) -> None:
-    """For a `DataLoader`: a signal to all of a job's processes must not kill its workers under the loop."""
+def init_worker(worker: int) -> None:
+    """For a `DataLoader`: a signal to all of a job's processes must not end its workers before the main process.
+
+    A worker ends a second after the main process; a worker that hangs, some time after SIGTERM.
+    """
+
+    def end_later(number: int, frame: FrameType | None) -> None:
+        timer = threading.Timer(SECONDS_AFTER_SIGTERM, os._exit, [1])
+        timer.daemon = True
+        timer.start()
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Later it must: SIGTERM is also how a worker that hangs is ended.
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(SECONDS_AFTER_SIGTERM) and None)
+    signal.signal(signal.SIGTERM, end_later)
+    on_parent_death(lambda: os._exit(1))
+
+
+def train_dataloader(
+    dataset: Dataset[Any], sampler: StepBatchSampler | None = None, *, num_workers: int, device: torch.device
+) -> DataLoader[Any]:
+    """Makes the dataloader of a run.
+
+    Args:
+        dataset: An [`AugmentedDataset`], or an [`ImageStream`], which makes whole batches itself.
+        sampler: Batches of indices; `None` for a stream.
+        num_workers: Processes that read; 0 reads in this one.
+        device: Where the batches go.
+    """
+    batches: dict[str, Any] = {"batch_size": None} if sampler is None else {"batch_sampler": sampler}
+    return DataLoader(
+        dataset,
+        **batches,
+        collate_fn=None if sampler is None else collate,
+        num_workers=num_workers,
+        worker_init_fn=init_worker,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def fingerprint_of(*parts: Any) -> str:
+    """Short hash of what makes up the data of a run."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager
 def reading(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
-    """The batches of a loader, whose workers end with the block.
-
-    After an error they would be ended as late as the interpreter does, by SIGTERM, and so stay for two minutes. A
-    broken file that a worker met is named in one line, without the worker's traceback.
+    """Iterates over a dataloader whose workers end with the block, and not at the end of the program.
 
     Args:
-        loader: with any number of workers.
+        loader: A dataloader with any number of workers.
 
     Yields:
         Its iterator.
 
     Raises:
-        BadFileError: a worker met one.
+        BadFileError: A worker found a broken file; says so in one line, without the worker's traceback.
     """
     batches = iter(loader)
     try:
@@ -121,6 +160,6 @@ def reading(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
             raise
         raise BadFileError(message.strip()) from None
     finally:
-        # As Lightning does: torch has no public way to end them before the iterator is collected.
+        # As Lightning does: torch has no public way to end them.
         if hasattr(batches, "_shutdown_workers"):
             batches._shutdown_workers()

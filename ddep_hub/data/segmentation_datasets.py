@@ -1,5 +1,6 @@
 """Labelled images: folders in known layouts, data sets of the Hub, and how a name becomes one of them."""
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,6 +68,10 @@ class SegmentationDataset(SizedDataset, Protocol):
         """What tells this data from other data, the same wherever it lies."""
         ...
 
+    def select(self, sample_ids: Iterable[str]) -> "SegmentationDataset":
+        """The same data with these samples only, in this order."""
+        ...
+
     def mask(self, index: int, /) -> np.ndarray:
         """The `annotation` of a row alone."""
         ...
@@ -124,6 +129,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
                 f"{first_few(unknown)}; a sample id is a path relative to that folder without suffix, such as "
                 f"{next(iter(images))!r}"
             )
+        self._image_folder = files.image_folder
         self.images = [images[stem] for stem in self.sample_ids]
         self._masks = [files.masks[stem] for stem in self.sample_ids]
         missing = [mask.relative_to(files.mask_folder).as_posix() for mask in self._masks if not mask.is_file()]
@@ -138,6 +144,22 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         """What tells this data from other data, the same wherever it lies: names, and sizes of the files."""
         files = zip(self.sample_ids, self.images, self._masks, strict=True)
         return [f"{stem} {image.stat().st_size} {mask.stat().st_size}" for stem, image, mask in files]
+
+    def select(self, sample_ids: Iterable[str]) -> "SegmentationFolder":
+        """The same data with these samples only, in this order."""
+        chosen = copy.copy(self)
+        chosen.sample_ids = list(sample_ids)
+        places = {sample_id: place for place, sample_id in enumerate(self.sample_ids)}
+        unknown = [sample_id for sample_id in chosen.sample_ids if sample_id not in places]
+        if unknown:
+            raise ValueError(
+                f"{len(unknown)} of {len(chosen.sample_ids)} sample ids are not in {self._image_folder}: "
+                f"{first_few(unknown)}; a sample id is a path relative to that folder without suffix, such as "
+                f"{self.sample_ids[0]!r}"
+            )
+        chosen.images = [self.images[places[sample_id]] for sample_id in chosen.sample_ids]
+        chosen._masks = [self._masks[places[sample_id]] for sample_id in chosen.sample_ids]
+        return chosen
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -227,7 +249,26 @@ class HubSegmentation(Dataset[dict[str, Any]]):
                 f"a sample id is a row number of eight digits, up to {len(rows) - 1:08d}"
             )
         self._indices = [rows[stem] for stem in self.sample_ids]
-        self.fingerprint = [*(local_contents(name) or [data._fingerprint]), *self.sample_ids]
+        self._contents: list[str] = local_contents(name) or [data._fingerprint]
+
+    @property
+    def fingerprint(self) -> list[str]:
+        """What tells this data from other data, the same wherever it lies."""
+        return [*self._contents, *self.sample_ids]
+
+    def select(self, sample_ids: Iterable[str]) -> "HubSegmentation":
+        """The same data with these samples only, in this order."""
+        chosen = copy.copy(self)
+        chosen.sample_ids = list(sample_ids)
+        places = dict(zip(self.sample_ids, self._indices, strict=True))
+        unknown = [sample_id for sample_id in chosen.sample_ids if sample_id not in places]
+        if unknown:
+            raise ValueError(
+                f"{len(unknown)} of {len(chosen.sample_ids)} sample ids are not in {self.name}, such as "
+                f"{unknown[0]!r}; a sample id is a row number of eight digits, up to {len(self.data) - 1:08d}"
+            )
+        chosen._indices = [places[sample_id] for sample_id in chosen.sample_ids]
+        return chosen
 
     def __len__(self) -> int:
         return len(self.sample_ids)

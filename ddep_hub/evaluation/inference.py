@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from ddep_hub.data.dataloading import ignore_signals, reading
+from ddep_hub.data.dataloading import init_worker, reading
 from ddep_hub.data.dataset_registry import EvaluationProtocol
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.data.transforms import EvalTransform
@@ -233,7 +233,7 @@ def count_pixels(
         sampler=range(rank, len(rows), world_size),
         batch_size=None,
         num_workers=num_workers,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=init_worker,
     )
     numbers = iter(range(rank, len(rows), world_size))
     with reading(examples) as read:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+from ddep_hub.data.dataloading import fingerprint_of
 from ddep_hub.data.image_datasets import identity
 from ddep_hub.data.segmentation_datasets import open_split
 from ddep_hub.evaluation.evaluate import run_evaluation
 from ddep_hub.training.arguments import PretrainArguments
-from ddep_hub.training.feeds import fingerprint_of
 from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.pretraining import open_sources, pretrain
 from ddep_hub.utils.files import atomic_write, locked

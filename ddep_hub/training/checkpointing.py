@@ -1,8 +1,8 @@
-"""Checkpoints of a run: whole or not there at all, checked when they are read, the newest few kept.
+"""Checkpoints of a run: written whole or not at all, checked when they are read, the newest few kept.
 
-`checkpoints/step-N/` holds what the model was after N steps (`model.safetensors` and `config.json`, so that
-`from_pretrained` loads it), the moving average of its weights where there is one, the optimizer's state, and
-`checkpoint.json`, which says whose checkpoint it is and lists its files with their hashes.
+`checkpoints/step-N/` holds the model after N steps (`model.safetensors` and `config.json`, so that `from_pretrained`
+loads it), the moving average of its weights if there is one, the optimizer's state, and `checkpoint.json`, which says
+which run it belongs to and lists its files with their hashes.
 """
 
 import dataclasses
@@ -27,11 +27,10 @@ from ddep_hub.utils.distributed import on_main_process
 from ddep_hub.utils.files import atomic_dir, remove_dir
 
 from .arguments import RunArguments
-from .feeds import Feed
 from .optim import Tensors, Weights
 
 
-FORMAT = 1
+FORMAT = 2
 
 
 class CheckpointError(RuntimeError):
@@ -40,21 +39,21 @@ class CheckpointError(RuntimeError):
 
 @dataclass
 class Checkpoint:
-    """What a run needs to go on.
+    """What a run needs to resume.
 
     Args:
-        step: optimizer steps done.
-        identity: whose checkpoint it is: arguments and data that must be the same on resuming.
-        environment: processes, threads, precision, torch: what may change, and is then said.
-        progress: counters of the loop, JSON.
-        model: all parameters and buffers of the model.
-        average: those of the moving average, or `None`.
-        optimizer: the optimizer's state, and the gradient scaler's.
+        step: Optimizer steps done.
+        fingerprint: Arguments and data that must be the same on resuming.
+        environment: Processes, threads, precision, torch: what may change, with a warning.
+        progress: Counters of the loop, JSON.
+        model: All parameters and buffers of the model.
+        average: Those of the moving average, or `None`.
+        optimizer: State of the optimizer and the gradient scaler.
         record: SHA-256 of the `checkpoint.json` that it was read from.
     """
 
     step: int
-    identity: dict[str, Any]
+    fingerprint: dict[str, Any]
     environment: dict[str, Any]
     progress: dict[str, Any]
     model: Tensors
@@ -97,17 +96,17 @@ def write_checkpoint(output: Path, checkpoint: Checkpoint, config: DDePConfig, *
             record = {
                 "format": FORMAT,
                 "step": checkpoint.step,
-                "identity": checkpoint.identity,
+                "fingerprint": checkpoint.fingerprint,
                 "environment": checkpoint.environment,
                 "progress": checkpoint.progress,
-                "files": {file.name: _fingerprint(file) for file in sorted(folder.iterdir())},
+                "files": {file.name: _digest(file) for file in sorted(folder.iterdir())},
             }
             (folder / "checkpoint.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap the system's errors
         free = shutil.disk_usage(output).free
         raise CheckpointError(
-            f"{path} could not be written: {error} ({free / 1e6:.0f} MB are free there). {_what_is_left(output)} Make "
-            "room, then go on with `--resume_from_checkpoint latest`."
+            f"{path} could not be written: {error} ({free / 1e6:.0f} MB are free there). {_what_is_left(output)} "
+            "Free some space, then use `--resume_from_checkpoint latest`."
         ) from error
     for old in checkpoint_folders(output)[:-limit]:
         if old != path:
@@ -116,7 +115,7 @@ def write_checkpoint(output: Path, checkpoint: Checkpoint, config: DDePConfig, *
 
 
 def set_aside_later(path: Path) -> list[Path]:
-    """Renames the checkpoints of later steps than one that is gone on from, so that `latest` is never one of them.
+    """Renames the checkpoints of later steps than the one to resume from, so that `latest` is never one of them.
 
     Args:
         path: the checkpoint's folder.
@@ -143,7 +142,7 @@ def find_checkpoint(output: Path, name: str) -> Path | None:
         name: `"latest"`, or the checkpoint's folder.
 
     Returns:
-        Its folder; `None` for `"latest"` where the run has none yet.
+        Its folder; `None` for `"latest"` if the run has none yet.
 
     Raises:
         CheckpointError: there is no such checkpoint in this run's folder.
@@ -159,19 +158,19 @@ def find_checkpoint(output: Path, name: str) -> Path | None:
                 f"resume_from_checkpoint: {path} is not a checkpoint of the run in {output} (it has: {listed}). Set "
                 "output_dir to the folder of the run it belongs to."
             )
-        raise CheckpointError(f"resume_from_checkpoint: there is no {path}. {output} has: {listed}.")
+        raise CheckpointError(f"resume_from_checkpoint: {path} does not exist. {output} has: {listed}.")
     return path
 
 
-def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
-    """Reads a checkpoint after checking that it is whole and belongs to the run.
+def read_checkpoint(path: Path, fingerprint: Mapping[str, Any]) -> Checkpoint:
+    """Reads a checkpoint; checks first that it is complete and belongs to the run.
 
     Args:
         path: its folder.
-        identity: the run's, as in [`Checkpoint`].
+        fingerprint: the run's, as in [`Checkpoint`].
 
     Raises:
-        CheckpointError: a file is missing, cut off or changed, or the checkpoint belongs to another run; names what
+        CheckpointError: A file is missing, cut off or changed, or the checkpoint belongs to another run; names what
             differs.
     """
     output = path.parent.parent
@@ -179,34 +178,37 @@ def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
         record = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
         if record["format"] > FORMAT:
             raise CheckpointError(f"{path} was written by a newer ddep_hub. Update it: `pip install -U ddep-hub`.")
-        for name, fingerprint in record["files"].items():
-            if _fingerprint(path / name) != fingerprint:
+        if record["format"] < FORMAT:
+            raise CheckpointError(f"{path} was written by an older ddep_hub. Resume with that version.")
+        for name, digest in record["files"].items():
+            if _digest(path / name) != digest:
                 raise ValueError(f"{name} is cut off or was changed")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path} is damaged: {error}. {_what_is_left(output, but=path)} Remove the damaged folder, then go on "
-            "with `--resume_from_checkpoint latest`."
+            f"{path} is damaged: {error}. {_what_is_left(output, but=path)} Remove the damaged folder, then "
+            "use `--resume_from_checkpoint latest`."
         ) from error
+    stored = record["fingerprint"]
     differences = [
-        f"{name} was {record['identity'].get(name)!r} and is {identity.get(name)!r}"
-        for name in {**record["identity"], **identity}
-        if record["identity"].get(name) != identity.get(name)
+        f"{name} was {stored.get(name)!r} and is {fingerprint.get(name)!r}"
+        for name in {**stored, **fingerprint}
+        if stored.get(name) != fingerprint.get(name)
     ]
     if differences:
         raise CheckpointError(
-            f"{path} belongs to another run: {'; '.join(differences)}. Give the same arguments and data to go on with "
-            "that run, or start a new one in another output_dir."
+            f"{path} belongs to another run: {'; '.join(differences)}. Pass the same arguments and data to resume it, "
+            "or start a new run in another output_dir."
         )
     average = path / "average.safetensors"
     return Checkpoint(
         step=record["step"],
-        identity=record["identity"],
+        fingerprint=stored,
         environment=record["environment"],
         progress=record["progress"],
         model=load_file(path / "model.safetensors"),
         average=load_file(average) if average.exists() else None,
         optimizer=torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True),
-        record=_fingerprint(path / "checkpoint.json")["sha256"],
+        record=_digest(path / "checkpoint.json")["sha256"],
     )
 
 
@@ -214,7 +216,7 @@ def _contiguous(tensors: Tensors) -> Tensors:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
+def _digest(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
@@ -224,24 +226,34 @@ def _what_is_left(output: Path, but: Path | None = None) -> str:
     return f"{others[-1]} is still there." if others else "There is no other checkpoint."
 
 
-class Resumer:
+class Checkpointer:
     """Writes and reads the checkpoints of one run.
 
     Args:
-        accelerator: the process's accelerator.
-        weights: the weights of the run.
-        optimizer: its optimizer, prepared.
-        feed: its examples.
-        args: its arguments.
+        accelerator: The process's accelerator.
+        weights: The weights of the run.
+        optimizer: Its optimizer, prepared.
+        args: Its arguments.
+        fingerprint: Hash of its data.
+        elastic: Whether it can resume on another number of processes.
     """
 
     def __init__(
-        self, accelerator: Accelerator, weights: Weights, optimizer: Any, feed: Feed, args: RunArguments
+        self,
+        accelerator: Accelerator,
+        weights: Weights,
+        optimizer: Any,
+        args: RunArguments,
+        *,
+        fingerprint: str,
+        elastic: bool,
     ) -> None:
-        self.accelerator, self.weights, self.args = accelerator, weights, args
+        self.accelerator, self.weights, self.args, self.elastic = accelerator, weights, args, elastic
         self.optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
-        self.elastic = feed.elastic
-        self.identity = run_identity(args, feed)
+        resumable = names_with(type(args), "resumable")
+        fields = {name: value for name, value in dataclasses.asdict(args).items() if name not in resumable}
+        # As JSON has it, such as lists for tuples.
+        self.fingerprint = json.loads(json.dumps({"script": type(args).__name__, **fields, "data": fingerprint}))
         self.environment = {
             "processes": accelerator.num_processes,
             "micro-batches": args.gradient_accumulation_steps,
@@ -252,68 +264,68 @@ class Resumer:
         }
 
     def load(self) -> dict[str, Any]:
-        """Puts the weights and the optimizer back to a checkpoint, in every process.
+        """Loads the weights and the optimizer of the checkpoint to resume from, in every process.
 
         Returns:
-            What [`save`] was given, with this process's `states`; empty where the run starts.
+            What [`save`] was given, with this process's `states`; empty if the run starts from the beginning.
 
         Raises:
-            CheckpointError: it is damaged, or belongs to another run.
+            CheckpointError: The checkpoint is damaged, or belongs to another run.
         """
         if self.args.resume_from_checkpoint is None:
             return {}
         output, name = Path(self.args.output_dir), self.args.resume_from_checkpoint
-        # One process looks, and all read what it found: another node may see another folder.
+        # The main process looks, and all read what it found: another node may see another folder.
         found = on_main_process(self.accelerator, lambda: find_checkpoint(output, name))
         (path,) = broadcast_object_list([found])
         if path is None:
-            self.accelerator.print(f"resume_from_checkpoint: {output} has no checkpoint yet; starting at step 0.")
+            self.accelerator.print(f"resume_from_checkpoint: {output} has no checkpoint yet. Starting at step 0.")
             return {}
         checkpoint = self._read(path)
+        processes = checkpoint.environment["processes"]
+        if not self.elastic and processes != self.accelerator.num_processes:
+            raise CheckpointError(
+                f"{path}: a stream resumes exactly on the number of processes it was read with: launch {processes}, "
+                f"not {self.accelerator.num_processes}."
+            )
+        for later in on_main_process(self.accelerator, lambda: set_aside_later(path)) or []:
+            self.accelerator.print(f"A checkpoint of a later step was renamed to {later}.")
         changed = [
             f"{name} ({checkpoint.environment.get(name)} then, {now} now)"
             for name, now in self.environment.items()
             if checkpoint.environment.get(name) != now
         ]
-        processes = checkpoint.environment["processes"]
-        if not self.elastic and processes != self.accelerator.num_processes:
-            raise CheckpointError(
-                f"{path}: a stream goes on exactly on the number of processes it was read with, {processes}, and not "
-                f"on {self.accelerator.num_processes}. Launch as many."
-            )
-        for later in on_main_process(self.accelerator, lambda: set_aside_later(path)) or []:
-            self.accelerator.print(f"A checkpoint of a later step is now called {later}.")
         if changed and self.accelerator.is_main_process:
             warnings.warn(
-                f"{path} was written with other {', '.join(changed)}: the examples of each step are the same, the "
-                "last digits of the weights may not be.",
+                f"{path} was written with other {', '.join(changed)}. The examples of each step are the same; the "
+                "last digits of the weights may differ.",
                 stacklevel=2,
             )
-        states = dict(checkpoint.optimizer)
-        scaler = states.pop("scaler", None)
-        self.weights.load_state_dict(self.optimizer, checkpoint.model, checkpoint.average, states)
+        optimizer = dict(checkpoint.optimizer)
+        scaler = optimizer.pop("scaler", None)
+        self.weights.load_state_dict(self.optimizer, checkpoint.model, checkpoint.average, optimizer)
         if self.accelerator.scaler is not None and scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler)
-        progress = checkpoint.progress
-        streams = progress.pop("streams")
-        return {**progress, "states": streams[self.accelerator.process_index] if not self.elastic else {}}
+        streams = checkpoint.progress.pop("streams")
+        states = {} if self.elastic else streams[self.accelerator.process_index]
+        return {**checkpoint.progress, "states": states}
 
     def _read(self, path: Path) -> Checkpoint:
         """Reads a checkpoint in every process.
 
         Raises:
-            CheckpointError: it cannot be read in this process, or in another one.
+            CheckpointError: It cannot be read in this process, or in another one.
         """
         checkpoint, error = None, None
         try:
-            checkpoint = read_checkpoint(path, self.identity)
+            checkpoint = read_checkpoint(path, self.fingerprint)
         except CheckpointError as caught:
             error = caught
         failures = gather_object([None if error is None else str(error)])
         if error is not None:
             raise error
         if any(failures):
-            raise CheckpointError(f"Another process cannot go on: {next(filter(None, failures))}")
+            raise CheckpointError(f"Another process cannot resume: {next(filter(None, failures))}")
         assert checkpoint is not None
         records = gather_object([checkpoint.record])
         if len(set(records)) > 1:
@@ -324,11 +336,11 @@ class Resumer:
         """Writes a checkpoint; called in every process.
 
         Args:
-            progress: counters of the loop, JSON, with `step`.
-            states: the state of this process's stream, if it has one.
+            progress: Counters of the loop, JSON, with `step`.
+            states: State of this process's stream, if it has one.
 
         Raises:
-            CheckpointError: it could not be written.
+            CheckpointError: It could not be written.
         """
         streams = gather_object([dict(states)])
         model, average, optimizer = self.weights.gather(self.optimizer)
@@ -336,7 +348,7 @@ class Resumer:
             optimizer = {**optimizer, "scaler": self.accelerator.scaler.state_dict()}
         checkpoint = Checkpoint(
             step=progress["step"],
-            identity=self.identity,
+            fingerprint=self.fingerprint,
             environment=self.environment,
             progress={**progress, "streams": streams},
             model=model,
@@ -347,10 +359,3 @@ class Resumer:
         config = self.weights.model.config
         on_main_process(self.accelerator, lambda: write_checkpoint(output, checkpoint, config, limit=limit))
         return checkpoint_folder(output, checkpoint.step)
-
-
-def run_identity(args: RunArguments, feed: Feed) -> dict[str, Any]:
-    """What must be the same for a run to go on: its script, the arguments that its weights depend on, and its data."""
-    free = names_with(type(args), "resumable")
-    fields = {name: value for name, value in dataclasses.asdict(args).items() if name not in free}
-    return json.loads(json.dumps({"script": type(args).__name__, **fields, "data": feed.identity}))

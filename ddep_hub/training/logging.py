@@ -1,6 +1,7 @@
 """Metrics of a run: metrics.jsonl, trackers, skipped files and the loss curve."""
 
 import contextlib
+import io
 import json
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -17,11 +18,11 @@ from .arguments import RunArguments
 
 
 class MetricsLog:
-    """Appends one JSON object a step to `metrics.jsonl`, each step once, also where a run was resumed.
+    """Appends one JSON object per step to `metrics.jsonl`, each step once, also in a resumed run.
 
     Args:
-        path: the file; `None` on processes that do not write.
-        keep: rows of an earlier part of the run up to this step are kept, later ones are written again.
+        path: The file; `None` on processes that do not write.
+        keep: Last step whose row is kept from an earlier part of the run; later steps are written again.
     """
 
     def __init__(self, path: Path | None, *, keep: int = 0) -> None:
@@ -38,7 +39,7 @@ class MetricsLog:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a `metrics.jsonl`; a last line that a kill cut off is left out."""
+    """Reads the rows of a `metrics.jsonl`; leaves out a last line that a kill cut off."""
     rows = []
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(json.JSONDecodeError):
@@ -46,43 +47,38 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-class Tracking:
-    """Writes a run's metrics, each step once, also where it was resumed.
+class MetricsLogger:
+    """Writes a run's metrics and its list of broken files.
 
     Args:
-        accelerator: the process's accelerator, with the trackers it was made with.
-        args: the run's arguments.
-        step: steps done before; what was written of later ones is written again.
+        accelerator: The process's accelerator, made with the run's trackers.
+        args: The run's arguments.
+        step: Steps done before; the rows of later steps are written again.
+        skipped: Broken files that were skipped before.
     """
 
-    def __init__(self, accelerator: Accelerator, args: RunArguments, step: int) -> None:
+    def __init__(self, accelerator: Accelerator, args: RunArguments, step: int, skipped: Iterable[str]) -> None:
         self.accelerator, self.args = accelerator, args
         output = Path(args.output_dir)
-        # The row of the last step is written at the very end, with what is measured then: it is written again too.
+        # The last step's row is written at the very end, with its evaluation: a resumed run writes it again.
         keep = min(step, args.max_steps - 1)
         self.log = MetricsLog(output / "metrics.jsonl" if accelerator.is_main_process else None, keep=keep)
         self.bad_files = output / "bad_files.txt"
-        self.skipped: set[str] = set()
+        self.skipped = set(skipped)
         self.listed = 0
-        if args.skip_bad_files and step and self.bad_files.exists():
-            self.skipped.update(self.bad_files.read_text("utf-8", "surrogateescape").splitlines())
         if args.report_to:
             purge = {"tensorboard": {"purge_step": step + 1}} if step and "tensorboard" in args.report_to else {}
             accelerator.init_trackers("ddep_hub", config=tracked(args), init_kwargs=purge)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Writes what is known of a step: `step` and figures, of which nested ones are named by their path."""
+        """Writes the metrics of a step. Trackers get nested ones by their path, such as `iou/sky`."""
         self.log.write(row)
         if self.args.report_to:
-            figures = {name: value for name, value in flat(row).items() if name != "step" and value is not None}
-            self.accelerator.log(figures, step=row["step"])
+            metrics = {name: value for name, value in flat(row).items() if name != "step" and value is not None}
+            self.accelerator.log(metrics, step=row["step"])
 
-    def note_skipped(self, paths: Iterable[str]) -> None:
-        """Notes broken files that were passed over."""
-        self.skipped.update(paths)
-
-    def skipped_so_far(self) -> dict[str, int]:
-        """How many files were passed over, in all processes, as a part of a row; also lists them in bad_files.txt."""
+    def bad_file_count(self) -> dict[str, int]:
+        """Counts the broken files of all processes, as a part of a row, and lists them in `bad_files.txt`."""
         if not self.args.skip_bad_files:
             return {}
         self.skipped = set(gather_object(sorted(self.skipped)))
@@ -98,7 +94,7 @@ class Tracking:
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dictionary as one of depth one, its keys joined by `/`."""
+    """Flattens a nested dictionary, its keys joined by `/`."""
     result: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
@@ -112,11 +108,11 @@ def draw_loss(metrics: Path, picture: Path) -> bool:
     """Draws the loss over the steps of a run, on a logarithmic axis.
 
     Args:
-        metrics: its `metrics.jsonl`.
+        metrics: The run's `metrics.jsonl`.
         picture: PNG file to write.
 
     Returns:
-        Whether there is a picture: none without matplotlib (extra `plots`), nor of fewer than two rows with a loss.
+        Whether it was written: not without matplotlib (extra `plots`), nor for fewer than two rows with a loss.
     """
     rows = [row for row in read_metrics(metrics) if row.get("loss")]
     if len(rows) < 2 or find_spec("matplotlib") is None:
@@ -133,5 +129,7 @@ def draw_loss(metrics: Path, picture: Path) -> bool:
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3, which="both")
-    figure.savefig(picture, dpi=110, format="png")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, format="png")
+    atomic_write(picture, buffer.getvalue())
     return True

@@ -1,69 +1,54 @@
-"""What fine-tuning minimises: cross-entropy, with class weights and Dice where asked for."""
-
-from collections.abc import Sequence
+"""The loss of fine-tuning: cross-entropy, with class weights and Dice if asked for."""
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 from torch.nn import functional as F
 
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
-from ddep_hub.data.transforms import Normalize
-
-from .trainer import Batch
 
 
-class SegmentationObjective:
-    """Cross-entropy over the pixels that are not ignored, and Dice over the images that have such.
+class SegmentationLoss:
+    """Cross-entropy over the pixels that are not ignored, and Dice over the images that have such pixels.
 
     Weighted, the cross-entropy is divided by the sum of its pixels' weights, as torch does.
 
     Args:
-        normalize: makes `pixel_values` of uint8 images.
-        ignore_index: label that does not count.
-        class_weights: weight of each class, `(num_labels,)`; 1 by default.
-        dice_weight: factor on the Dice loss, 0 for none.
+        ignore_index: Label that does not count.
+        class_weights: Weight of each class, `(num_labels,)`; 1 by default.
+        dice_weight: Factor on the Dice loss, 0 for none.
     """
 
     def __init__(
-        self,
-        normalize: Normalize,
-        ignore_index: int,
-        *,
-        class_weights: torch.Tensor | None = None,
-        dice_weight: float = 0.0,
+        self, ignore_index: int, *, class_weights: torch.Tensor | None = None, dice_weight: float = 0.0
     ) -> None:
-        self.normalize = normalize
         self.ignore_index = ignore_index
         self.class_weights = class_weights
         self.dice_weight = dice_weight
 
-    def counts(self, batch: Batch) -> list[torch.Tensor]:
-        """Pixels that are not ignored, or their weights; with Dice, images that have such pixels."""
-        labels = batch["labels"]
+    def counts(self, labels: torch.Tensor) -> list[torch.Tensor]:
+        """Counts the pixels that are not ignored, or adds up their weights; with Dice, also images that have any."""
         valid = labels != self.ignore_index
         pixels = valid.sum()
-        weights = self._weights(labels.device)
+        weights = self._weights_on(labels.device)
         if weights is not None:
-            # Looked up where they are valid, without asking the device how many that are.
+            # Without indexing by `valid`, which would wait for the device.
             pixels = (weights[labels.long().where(valid, 0)] * valid).sum()
         return [pixels, valid.flatten(1).any(1).sum()] if self.dice_weight else [pixels]
 
-    def _weights(self, device: torch.device) -> torch.Tensor | None:
-        if self.class_weights is not None and self.class_weights.device != device:
-            self.class_weights = self.class_weights.to(device)  # once: such a copy waits for the device
-        return self.class_weights
-
-    def loss_sums(self, model: nn.Module, batch: Batch, step: int, positions: Sequence[int]) -> list[torch.Tensor]:
-        """Cross-entropy summed over those pixels, and Dice over those images."""
-        logits = model(pixel_values=self.normalize(batch["pixel_values"])).logits.float()
-        labels = batch["labels"].long()
-        weights = self._weights(logits.device)
+    def sums(self, logits: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
+        """Sums the cross-entropy over those pixels, and Dice over those images."""
+        logits, labels = logits.float(), labels.long()
+        weights = self._weights_on(logits.device)
         entropy = F.cross_entropy(logits, labels, weights, ignore_index=self.ignore_index, reduction="sum")
         if not self.dice_weight:
             return [entropy]
         return [entropy, self.dice_weight * dice_losses(logits, labels, self.ignore_index).sum()]
+
+    def _weights_on(self, device: torch.device) -> torch.Tensor | None:
+        if self.class_weights is not None and self.class_weights.device != device:
+            self.class_weights = self.class_weights.to(device)  # once: such a copy waits for the device
+        return self.class_weights
 
 
 def dice_losses(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
@@ -71,8 +56,8 @@ def dice_losses(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -
 
     Args:
         logits: `(batch, num_labels, H, W)`.
-        labels: class ids `(batch, H, W)`, int64; pixels of `ignore_index` do not count.
-        ignore_index: see above.
+        labels: Class ids `(batch, H, W)`, int64; pixels of `ignore_index` do not count.
+        ignore_index: Label that does not count.
 
     Returns:
         `(batch,)`, in [0, 1]; 0 for an image whose pixels are all ignored.
@@ -88,39 +73,39 @@ def dice_losses(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -
 
 
 def median_frequency_weights(
-    rows: SegmentationDataset, accelerator: Accelerator, *, skip_bad_files: bool
+    dataset: SegmentationDataset, accelerator: Accelerator, *, skip_bad_files: bool
 ) -> torch.Tensor:
     """Weights that make rare classes count: the median of the classes' frequencies over each one's own.
 
-    As SegNet does (Badrinarayanan et al. 2017): a class's frequency is its pixels over those of the images it is in.
-    A class that is in no image has the weight 0.
+    As in SegNet (Badrinarayanan et al. 2017), a class's frequency is its pixels over those of the images it is in. A
+    class that is in no image has the weight 0.
 
     Args:
-        rows: labelled images; the mask of each is read, shared out over the processes.
-        accelerator: the process's accelerator.
-        skip_bad_files: leave broken masks out.
+        dataset: Labelled images. Each mask is read once, by one of the processes.
+        accelerator: The process's accelerator.
+        skip_bad_files: Leave broken masks out.
 
     Returns:
         `(num_classes,)`, float32.
 
     Raises:
-        BadFileError: a mask is broken, and `skip_bad_files` is off.
-        ValueError: no pixel is labelled.
+        BadFileError: A mask is broken, and `skip_bad_files` is off.
+        ValueError: No pixel is labelled.
     """
-    classes = rows.classes
+    classes = dataset.classes
     pixels = torch.zeros(classes.num_classes, dtype=torch.int64)
-    around = torch.zeros(classes.num_classes, dtype=torch.int64)
-    for index in range(accelerator.process_index, len(rows), accelerator.num_processes):
+    pixels_of_images = torch.zeros(classes.num_classes, dtype=torch.int64)
+    for index in range(accelerator.process_index, len(dataset), accelerator.num_processes):
         try:
-            labels = torch.from_numpy(rows.mask(index)).long()
+            labels = torch.from_numpy(dataset.mask(index)).long()
         except (BadFileError, OSError):
             if not skip_bad_files:
                 raise
             continue
         counts = labels[labels != classes.ignore_index].bincount(minlength=classes.num_classes)
         pixels += counts
-        around += counts.sum() * (counts > 0)
-    both = accelerator.reduce(torch.stack([pixels, around]).to(accelerator.device), "sum").cpu()
+        pixels_of_images += counts.sum() * (counts > 0)
+    both = accelerator.reduce(torch.stack([pixels, pixels_of_images]).to(accelerator.device), "sum").cpu()
     frequency = both[0] / both[1].clamp(min=1)
     present = frequency > 0
     if not present.any():

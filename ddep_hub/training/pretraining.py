@@ -1,177 +1,232 @@
-"""Decoder denoising pretraining: the objective, the held-out measurement, and the run."""
+"""Pretraining of a decoder by denoising."""
 
 import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from accelerate.utils import set_seed
+from PIL import Image
 from torch import nn
-from torch.utils.data import ConcatDataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePPreTrainedModel
-from ddep_hub.data.dataloading import AugmentedDataset, bad_file
+from ddep_hub.data.dataloading import AugmentedDataset, bad_file, train_dataloader
 from ddep_hub.data.image_datasets import MapSource, ShardedImages, identity, open_images
 from ddep_hub.data.image_io import BadFileError
-from ddep_hub.data.samplers import epoch_order, example_seed
+from ddep_hub.data.samplers import StepBatchSampler, epoch_order, example_seed
 from ddep_hub.data.segmentation_datasets import SizedDataset
 from ddep_hub.data.streaming import ImageStream
 from ddep_hub.data.synthetic import embedded_scenes
 from ddep_hub.data.transforms import Normalize, PretrainTransform
 from ddep_hub.denoising import sample_sigma
 from ddep_hub.encoder_weights import encoder_file, encoder_source, needs_image_skip
-from ddep_hub.encoders import encoder_mean_std
 from ddep_hub.evaluation.denoising import denoising_error, denoising_references
 from ddep_hub.evaluation.visualization import denoising_picture
+from ddep_hub.pretrained import processor_for_encoder
+from ddep_hub.utils.arguments import build_arguments
 from ddep_hub.utils.paths import resolve_data
 
 from .arguments import PretrainArguments, micro_batches
-from .feeds import DatasetFeed, Feed, StreamFeed
-from .run import begin, run, save_model
-from .trainer import Batch, Task
+from .trainer import Batch, Trainer
 
 
 Model = TypeVar("Model", bound=DDePPreTrainedModel)
+# Training images that the linear filter among the references is fitted on.
+REFERENCE_IMAGES = 32
+REFERENCES = ("predicting_zero", "gaussian_blur", "linear_filter")
 
 
-class DenoisingObjective:
-    """Squared error of the prediction; the noise of an example depends on (seed, step, position) alone."""
-
-    def __init__(self, config: DDePConfig, seed: int) -> None:
-        self.normalize = Normalize(*encoder_mean_std(config.encoder_name))
-        self.sigma_range = config.sigma_range
-        self.seed = seed
-
-    def counts(self, batch: Batch) -> list[torch.Tensor]:
-        """Elements of the images."""
-        images = batch["pixel_values"]
-        return [torch.full((), float(images.numel()), device=images.device)]
-
-    def loss_sums(self, model: nn.Module, batch: Batch, step: int, positions: Sequence[int]) -> list[torch.Tensor]:
-        """Squared error summed over all elements."""
-        images = self.normalize(batch["pixel_values"])
-        noise = torch.empty(images.shape, device=images.device)
-        sigma = torch.empty(len(images), device=images.device)
-        for row, position in enumerate(positions):
-            generator = torch.Generator(images.device).manual_seed(example_seed(self.seed, step, position))
-            noise[row].normal_(generator=generator)
-            sigma[row] = sample_sigma(self.sigma_range, 1, generator=generator, device=images.device)[0]
-        return [model(pixel_values=images, noise=noise, sigma=sigma).loss * images.numel()]
-
-
-def pretrain(args: PretrainArguments) -> dict[str, Any]:
+def pretrain(arguments: PretrainArguments | None = None, **kwargs: Any) -> dict[str, Any]:
     """Pretrains a decoder by denoising and writes the run's folder.
 
     Args:
-        args: the run's arguments.
+        arguments: The run's arguments.
+        **kwargs: The same as keywords, and `preset`.
 
     Returns:
-        `denoising_error` on held-out images and its references, see [`denoising_references`]; `seconds`, and `final`,
-        the folder with the model.
+        `denoising_error` on validation images and its references, see [`denoising_references`]; `seconds` of training,
+        and `final`, the folder of the model.
     """
-    accelerator = begin(args)
-    source = encoder_source(args.encoder_name, args.encoder_weights)
-    transform = PretrainTransform(crop_size=args.crop_size, scale=(args.crop_scale_min, 1.0))
-    with accelerator.main_process_first():
-        images = open_training_images(args, transform)
-        weights = encoder_file(source)
-    skip = needs_image_skip(args.encoder_name) if args.image_skip is None else args.image_skip
-
-    set_seed(args.seed)  # the decoder's initialisation depends on the seed alone
-    fields = {name: value for name, value in dataclasses.asdict(args).items() if name.startswith("decoder_")}
-    del fields["decoder_only"]
-    model = new_model(
-        DDePForPreTraining,
-        args.encoder_name,
-        source,
-        weights,
-        **fields,
-        freeze_encoder=args.freeze_encoder,
-        corruption=args.corruption,
-        prediction_type=args.prediction_type,
-        sigma=args.sigma[0] if len(args.sigma) == 1 else args.sigma,
-        image_skip=skip,
-    )
-    objective = DenoisingObjective(model.config, args.seed)
-    clean = objective.normalize(images.held_out)
-    at_a_time = -(-args.batch_size // (accelerator.num_processes * micro_batches(args, accelerator.num_processes)))
-    level = sum(model.config.sigma_range) / 2
-    references = denoising_references(clean, objective.normalize(images.examples), level)
-
-    def evaluate(model: nn.Module) -> dict[str, Any]:
-        return {"denoising_error": denoising_error(model, clean, batch_size=at_a_time), **references}
-
-    task = Task(
-        model=model,
-        feed=images.feed,
-        objective=objective,
-        evaluate=evaluate,
-        score=lambda results: -results["denoising_error"],
-        picture=lambda model: denoising_picture(model, clean[:4]),
-        save=functools.partial(save_model, decoder_only=args.decoder_only),
-        set_mode=lambda step: model.train(),
-        skipped=images.skipped,
-    )
-    results = run(
-        accelerator,
-        task,
-        args,
-        "pretraining",
-        {"encoder_source": source, "images": images.feed.description},
-    )
-    accelerator.print(
-        f"Held-out error of the found noise: {results['denoising_error']:.4f} (finding none "
-        f"{references['predicting_zero']:.4f}, best Gaussian blur {references['gaussian_blur']:.4f}, "
-        f"best linear filter {references['linear_filter']:.4f})"
+    trainer = PretrainTrainer(arguments or build_arguments(PretrainArguments, kwargs))
+    results = trainer.run()
+    trainer.accelerator.print(
+        f"Error of the predicted noise on validation images: {results['denoising_error']:.4f} (predicting zero "
+        f"{results['predicting_zero']:.4f}, best Gaussian blur {results['gaussian_blur']:.4f}, best linear filter "
+        f"{results['linear_filter']:.4f})"
     )
     if not has_learned(results):
-        accelerator.print("The decoder has not learned to denoise better than that yet: train for longer.")
+        trainer.accelerator.print("The decoder does not denoise better than these yet. Train for longer.")
     return results
 
 
 def has_learned(results: Mapping[str, float]) -> bool:
     """Whether the model beats every reference that learns no features."""
-    references = ("predicting_zero", "gaussian_blur", "linear_filter")
-    return results["denoising_error"] < min(results[name] for name in references)
+    return results["denoising_error"] < min(results[name] for name in REFERENCES)
 
 
-def new_model(cls: type[Model], encoder_name: str, source: str, weights: Path | None, **fields: Any) -> Model:
-    """A model with a random decoder, on an encoder from `source` (see [`encoder_source`])."""
-    if source == "none":
-        return cls(DDePConfig(encoder_name=encoder_name, **fields))
-    return cls.from_pretrained_encoder(encoder_name, encoder_weights=weights, **fields)
+class PretrainTrainer(Trainer):
+    """Minimises the squared error of the prediction; the noise depends on (seed, step, position) alone."""
+
+    kind = "pretraining"
+    args: PretrainArguments
+    model: DDePForPreTraining
+
+    def __init__(self, args: PretrainArguments) -> None:
+        super().__init__(args)
+        source = encoder_source(args.encoder_name, args.encoder_weights)
+        self.transform = PretrainTransform(crop_size=args.crop_size, scale=(args.crop_scale_min, 1.0))
+        with self.accelerator.main_process_first():
+            validation, examples = self._open_data()
+            encoder_file(source)
+        set_seed(args.seed)  # the decoder's initialisation depends on the seed alone
+        self.model = new_model(
+            DDePForPreTraining,
+            args,
+            source,
+            freeze_encoder=args.freeze_encoder,
+            corruption=args.corruption,
+            prediction_type=args.prediction_type,
+            sigma=args.sigma[0] if len(args.sigma) == 1 else args.sigma,
+            image_skip=needs_image_skip(args.encoder_name) if args.image_skip is None else args.image_skip,
+        )
+        self.facts = {"encoder_source": source, "images": self.data}
+        self.processor = processor_for_encoder(args.encoder_name)
+        self.normalize = Normalize.from_processor(self.processor)
+        self.sigma_range = self.model.config.sigma_range
+        self.validation = self.normalize(validation)
+        self.references = denoising_references(self.validation, self.normalize(examples), sum(self.sigma_range) / 2)
+        processes = self.accelerator.num_processes
+        self.eval_batch_size = -(-args.batch_size // (processes * micro_batches(args, processes)))
+
+    def _open_data(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Opens the sources and keeps validation images out of training.
+
+        Returns:
+            Crops of the validation images and of a few training images, uint8 `(n, 3, H, W)`, the same for all seeds.
+
+        Raises:
+            ValueError: There are no more images than `num_val_images`, or a source cannot be used.
+        """
+        args, number = self.args, self.args.num_val_images
+        names, sources = source_names(args), open_sources(args)
+        self.fingerprint = identity(sources)
+        self.streams = [source for source in sources if isinstance(source, ShardedImages)]
+        if self.streams:
+            self.elastic = False
+            self.data = f"a stream of {sum(source.num_shards for source in self.streams)} shards"
+            head = self._stream(global_batch_size=1, start_step=0, end_step=0).head(number + REFERENCE_IMAGES)
+            images: SizedDataset = head
+            validation, training = np.split(np.arange(len(head)), [number])
+        else:
+            images = joined = ConcatDataset(sources)
+            # One choice for all seeds, so that the errors of their runs can be compared.
+            validation, training = np.split(epoch_order(len(joined), 0, 0), [number])
+            training.sort()
+            self.sizes = np.diff(np.searchsorted(training, [0, *joined.cumulative_sizes])).tolist()
+            if args.image_weights and min(self.sizes) == 0:
+                raise ValueError(
+                    f"num_val_images: no image of {names[self.sizes.index(0)]} is left for training. Set it lower."
+                )
+            subset: Any = Subset(joined, training)
+            self.dataset = AugmentedDataset(subset, self.transform, args.seed, skip_bad_files=args.skip_bad_files)
+            self.data = f"{len(self.dataset)} images"
+        if not len(training):
+            raise ValueError(f"num_val_images is {number}, but {names} hold {len(images)} images. Set it lower.")
+        return self._crops(images, validation, "validation"), self._crops(
+            images, training[:REFERENCE_IMAGES], "of the first training"
+        )
+
+    def _stream(self, **options: Any) -> ImageStream:
+        args = self.args
+        return ImageStream(
+            self.streams,
+            self.transform,
+            seed=args.seed,
+            weights=args.image_weights or None,
+            window=args.shuffle_window,
+            skip_bad_files=args.skip_bad_files,
+            held_out=args.num_val_images,
+            **options,
+        )
+
+    def _crops(self, images: SizedDataset, indices: Iterable[int], what: str) -> torch.Tensor:
+        fixed, crops, broken = AugmentedDataset(images, self.transform, 0), [], list[str]()
+        for index in indices:
+            try:
+                crops.append(fixed[(0, int(index))]["pixel_values"])
+            except (BadFileError, OSError) as error:
+                if not self.args.skip_bad_files:
+                    raise
+                broken.append(bad_file(error))
+        if not crops:
+            raise BadFileError(f"All {len(broken)} {what} images are broken, such as {broken[0]}. Check the files.")
+        self.bad_files = [*self.bad_files, *broken]
+        return torch.stack(crops)
+
+    def dataloader(self, start_step: int, states: dict[str, Any] | None) -> DataLoader[Any]:
+        args, options = self.args, self.batch_options(start_step)
+        if self.streams:
+            stream = self._stream(states=states, **options)
+            workers = stream.usable_workers(args.dataloader_num_workers)
+            return train_dataloader(stream, num_workers=workers, device=self.accelerator.device)
+        sampler = StepBatchSampler(
+            self.sizes if args.image_weights else len(self.dataset),
+            weights=args.image_weights or None,
+            seed=args.seed,
+            **options,
+        )
+        return train_dataloader(
+            self.dataset, sampler, num_workers=args.dataloader_num_workers, device=self.accelerator.device
+        )
+
+    def loss_counts(self, batch: Batch) -> list[torch.Tensor]:
+        images = batch["pixel_values"]
+        return [torch.full((), float(images.numel()), device=images.device)]
+
+    def loss_sums(self, model: nn.Module, batch: Batch, step: int, positions: Sequence[int]) -> list[torch.Tensor]:
+        images = self.normalize(batch["pixel_values"])
+        noise = torch.empty(images.shape, device=images.device)
+        sigma = torch.empty(len(images), device=images.device)
+        for index, position in enumerate(positions):
+            generator = torch.Generator(images.device).manual_seed(example_seed(self.args.seed, step, position))
+            noise[index].normal_(generator=generator)
+            sigma[index] = sample_sigma(self.sigma_range, 1, generator=generator, device=images.device)[0]
+        return [model(pixel_values=images, noise=noise, sigma=sigma).loss * images.numel()]
+
+    def evaluate(self, model: nn.Module) -> dict[str, Any]:
+        error = denoising_error(model, self.validation, batch_size=self.eval_batch_size)
+        return {"denoising_error": error, **self.references}
+
+    def score(self, results: Mapping[str, Any]) -> float:
+        return -results["denoising_error"]
+
+    def draw(self, model: nn.Module) -> Image.Image:
+        return denoising_picture(model, self.validation[:4])
 
 
-# Training images that the linear filter among the references is fitted on.
-REFERENCE_IMAGES = 32
-
-
-@dataclass
-class TrainingImages:
-    """Images of a run.
+def new_model(cls: type[Model], args: Any, source: str, **fields: Any) -> Model:
+    """A model with a random decoder.
 
     Args:
-        feed: the training examples.
-        held_out: crops of the held-out images that are not broken, uint8 `(n, 3, H, W)`, the same in every run.
-        examples: crops of a few training images, uint8 `(m, 3, H, W)`.
-        skipped: broken files among them, with `skip_bad_files`.
+        cls: Class of the model.
+        args: Arguments with `encoder_name` and the fields `decoder_*` of [`DDePConfig`].
+        source: Where the encoder's weights come from, see [`encoder_source`].
+        **fields: Further fields of [`DDePConfig`].
     """
-
-    feed: Feed
-    held_out: torch.Tensor
-    examples: torch.Tensor
-    skipped: list[str]
+    names = {field.name for field in dataclasses.fields(args) if field.name.startswith("decoder_")}
+    fields |= {name: getattr(args, name) for name in names - {"decoder_only"}}
+    if source == "none":
+        return cls(DDePConfig(encoder_name=args.encoder_name, **fields))
+    return cls.from_pretrained_encoder(args.encoder_name, encoder_weights=source, **fields)
 
 
 def open_sources(args: PretrainArguments) -> list[MapSource] | list[ShardedImages]:
-    """Opens the sources of a run; the embedded scenes where its arguments name none.
+    """Opens the sources of a run; the embedded scenes by default.
 
     Raises:
-        FileNotFoundError, ValueError: a source cannot be used.
+        FileNotFoundError, ValueError: A source cannot be used.
     """
     return open_images(source_names(args), column=args.image_column, streaming=args.streaming)
 
@@ -180,67 +235,3 @@ def source_names(args: PretrainArguments) -> list[str]:
     """The sources of a run by folder or name, in the order of [`open_sources`]."""
     names = [name if "://" in name else str(resolve_data(name)) for name in args.images]
     return names or [str(embedded_scenes() / "unlabelled")]
-
-
-def open_training_images(args: PretrainArguments, transform: PretrainTransform) -> TrainingImages:
-    """Opens the sources of a run, and keeps some images out.
-
-    Args:
-        args: the run's arguments.
-        transform: makes crops.
-
-    Raises:
-        ValueError: there are no more images than `num_val_images`, or a source cannot be used.
-    """
-    names, sources = source_names(args), open_sources(args)
-    streams = [source for source in sources if isinstance(source, ShardedImages)]
-    data = identity(sources)
-    number = args.num_val_images
-    if streams:
-        make = functools.partial(
-            ImageStream,
-            streams,
-            transform,
-            seed=args.seed,
-            weights=args.image_weights or None,
-            window=args.shuffle_window,
-            skip_bad_files=args.skip_bad_files,
-            held_out=number,
-        )
-        rows: SizedDataset = make(global_batch_size=1, start_step=0, end_step=0).head(number + REFERENCE_IMAGES)
-        held_out, training = np.split(np.arange(len(rows)), [number])
-        feed: Feed = StreamFeed(make, data, f"a stream of {sum(source.num_shards for source in streams)} shards")
-    else:
-        joined = ConcatDataset(sources)
-        rows = joined
-        # One choice for all seeds of a run, so that their errors can be compared.
-        held_out, training = np.split(epoch_order(len(joined), 0, 0), [number])
-        training.sort()
-        sizes = np.diff(np.searchsorted(training, [0, *joined.cumulative_sizes])).tolist()
-        if args.image_weights and min(sizes) == 0:
-            raise ValueError(
-                f"num_val_images: all images of {names[sizes.index(0)]} would be kept out. Keep fewer out."
-            )
-        subset: Any = Subset(joined, training)
-        dataset = AugmentedDataset(subset, transform, args.seed, skip_bad_files=args.skip_bad_files)
-        feed = DatasetFeed(dataset, data, sizes, args.image_weights)
-    if not len(training):
-        raise ValueError(f"num_val_images is {number}, but {names} hold {len(rows)} images in all. Keep fewer out.")
-    fixed, skipped = AugmentedDataset(rows, transform, 0), list[str]()
-
-    def crops(indices: np.ndarray, what: str) -> torch.Tensor:
-        found = []
-        for index in indices:
-            try:
-                found.append(fixed[(0, int(index))]["pixel_values"])
-            except (BadFileError, OSError) as error:
-                if not args.skip_bad_files:
-                    raise
-                skipped.append(bad_file(error))
-        if not found:
-            raise BadFileError(f"All {len(indices)} {what} images are broken, such as {skipped[0]}; look at the files")
-        return torch.stack(found)
-
-    return TrainingImages(
-        feed, crops(held_out, "held-out"), crops(training[:REFERENCE_IMAGES], "of the first training"), skipped
-    )

@@ -1,11 +1,10 @@
-"""The folder of a run: checked, locked, and interrupted in order."""
+"""The folder of a run: checked, locked and published; and what stops a run in order."""
 
 import contextlib
-import ctypes
+import functools
 import os
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,49 +12,127 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+import yaml
+from huggingface_hub import HfApi
+
+from ddep_hub.hub.publish import prepare_repository, publish_folder
+from ddep_hub.utils.distributed import on_parent_death
 from ddep_hub.utils.files import locked
+
+from .arguments import RunArguments
+
+
+# What a run writes into its folder.
+FOLDERS = ("final", "best", "checkpoints", "pictures")
+FILES = ("config.yaml", "metrics.jsonl", "bad_files.txt", "labelled.txt")
+# Arguments that every config.yaml of a run has; a file of another program hardly has all.
+KNOWN_FIELDS = {"output_dir", "max_steps", "encoder_name", "decoder_norm"}
 
 
 def check_run_dir(output: Path, *, overwrite: bool, resume: bool) -> None:
     """Makes the folder of a run.
 
     Args:
-        output: the folder.
-        overwrite: the folder may hold a run; its checkpoints go when the new one begins.
-        resume: the folder may hold the run that is resumed.
+        output: The folder.
+        overwrite: The folder may hold a run, whose checkpoints are removed when the new one begins.
+        resume: The folder may hold the run to resume.
 
     Raises:
-        FileExistsError: it holds a run already.
+        FileExistsError: It holds a run already, or files of others that the run would replace.
     """
-    if not (overwrite or resume) and (output / "metrics.jsonl").exists():
+    present = [name for name in (*FOLDERS, *FILES) if os.path.lexists(output / name)]
+    links = [name for name in (*present, ".lock") if (output / name).is_symlink()]
+    for folder in FOLDERS:
+        if folder in present and (output / folder).is_dir():
+            links += [f"{folder}/{path.name}" for path in sorted((output / folder).iterdir()) if path.is_symlink()]
+    if links:
         raise FileExistsError(
-            f"output_dir: {output} holds a run. Choose another folder, go on with it by `--resume_from_checkpoint "
-            "latest`, or start anew with `--overwrite`."
+            f"output_dir: {output / links[0]} is a link, which a run would replace. Choose another folder, or remove "
+            "the link."
+        )
+    if present and not is_run(output):
+        raise FileExistsError(
+            f"output_dir: {output} holds {', '.join(present)}, but no config.yaml of a run: it is left as it is. "
+            "Choose another folder."
+        )
+    if present and not (overwrite or resume) and (output / "metrics.jsonl").exists():
+        raise FileExistsError(
+            f"output_dir: {output} holds a run. Choose another folder, resume it with `--resume_from_checkpoint "
+            "latest`, or replace it with `--overwrite`."
         )
     output.mkdir(parents=True, exist_ok=True)
 
 
+def is_run(output: Path) -> bool:
+    """Whether a folder holds the `config.yaml` of a run."""
+    try:
+        config = yaml.safe_load((output / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
+    return isinstance(config, dict) and KNOWN_FIELDS <= config.keys()
+
+
 @contextlib.contextmanager
 def run_lock(output: Path) -> Iterator[None]:
-    """Locks the folder of a run against other processes, and clears away what a killed one left half-written there.
+    """Locks the folder of a run against other processes, and removes what a killed one left half-written there.
 
     Args:
-        output: the folder.
+        output: The folder.
 
     Raises:
-        BlockingIOError: another process runs in it.
+        BlockingIOError: Another process runs in it.
     """
     with locked(output / ".lock"):
-        for folder in (output, output / "checkpoints"):
-            for left in folder.glob(".*.partial"):
-                replaced = folder / left.name[1:].rsplit("-", 1)[0]
-                if (left / "old").is_dir() and not replaced.exists():
-                    (left / "old").rename(replaced)  # killed between the two renames of `atomic_dir`
-                if left.is_dir():
-                    shutil.rmtree(left)
-                else:
-                    left.unlink()
+        left_over = [path for name in (*FOLDERS, *FILES) for path in output.glob(f".{name}*.partial")]
+        for path in (*left_over, *(output / "checkpoints").glob(".*.partial")):
+            replaced = path.parent / path.name[1:].rsplit("-", 1)[0]
+            if (path / "old").is_dir() and not replaced.exists():
+                (path / "old").rename(replaced)  # killed between the two renames of `atomic_dir`
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
         yield
+
+
+def check_publishing(args: RunArguments) -> None:
+    """Makes the repository before the run, so that a missing token or right does not show up after it.
+
+    Raises:
+        OSError: The Hub refused.
+    """
+    if args.push_to_hub:
+        try:
+            prepare_repository(HfApi(), str(args.hub_model_id), private=args.hub_private_repo)
+        except OSError as error:
+            raise OSError(
+                f"push_to_hub: {args.hub_model_id} cannot be written to: {error} Or leave push_to_hub out, and use "
+                "`ddep-hub publish` later."
+            ) from error
+
+
+def publish_final(args: RunArguments, final: Path) -> None:
+    """Publishes the model of a run.
+
+    Raises:
+        OSError: Publishing failed; the run's folder is complete.
+    """
+    if not args.push_to_hub:
+        return
+    try:
+        address = publish_folder(
+            final,
+            str(args.hub_model_id),
+            private=args.hub_private_repo,
+            revision=args.hub_revision,
+            decoder_only=args.hub_decoder_only,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise OSError(
+            f"Publishing to {args.hub_model_id} failed: {error} The run is complete in {final}. Publish it with "
+            f"`ddep-hub publish {final} {args.hub_model_id}`."
+        ) from error
+    print(f"Published: {address}")
 
 
 STARTED = time.monotonic()
@@ -67,7 +144,7 @@ class RunInterrupted(SystemExit):
     """The run was stopped and a checkpoint written; ends a script with exit code 75.
 
     Args:
-        message: why, and where the checkpoint is.
+        message: Why, and where the checkpoint is.
     """
 
     def __init__(self, message: str) -> None:
@@ -79,12 +156,12 @@ class RunInterrupted(SystemExit):
 
 
 class Interruption:
-    """Turns SIGTERM, SIGINT and a time limit into a question that the loop asks between its steps.
+    """Notes SIGTERM, SIGINT and the end of a time limit; the loop asks for them between its steps.
 
     As a context manager it takes over the two signals in the main thread, and gives them back.
 
     Args:
-        max_seconds: time limit, counted from the start of the program; `None` for none.
+        max_seconds: Time limit, counted from the start of the program; `None` for none.
     """
 
     def __init__(self, max_seconds: float | None) -> None:
@@ -96,7 +173,6 @@ class Interruption:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._receive)
-            _end_with_launcher()
         return self
 
     def __exit__(
@@ -116,14 +192,11 @@ class Interruption:
         return self.received
 
 
-def _end_with_launcher() -> None:
-    """Has the system send SIGTERM when `accelerate launch` dies, which does not pass signals on to its script."""
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        command = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
-    except OSError:
-        return
-    if b"accelerate" in command:
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+@functools.cache
+def end_with_launcher() -> None:
+    """Has this process get SIGTERM when `accelerate launch` or `torchrun` dies, which may not pass signals on.
+
+    Started by hand, it outlives the shell as other programs do.
+    """
+    if {"ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID"} & os.environ.keys():
+        on_parent_death(lambda: os.kill(os.getpid(), signal.SIGTERM))

@@ -1,112 +1,206 @@
-"""What a run trains: the model, its examples, what is minimised, and how it is measured and shown."""
+"""The trainer: its loop, and the folder that it writes. Subclasses say what is trained, and how it is measured."""
 
 import contextlib
+import io
 import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 from PIL import Image
 from torch import nn
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
-from ddep_hub import DDePPreTrainedModel
+from ddep_hub import DDePImageProcessor, DDePPreTrainedModel
 from ddep_hub.data.dataloading import reading
 from ddep_hub.data.samplers import slice_of_batch
-from ddep_hub.utils.files import atomic_dir, atomic_write, warn_on_write_error
+from ddep_hub.hub.model_card import LOSS, PREDICTIONS, Kind, write_card, write_run_record
+from ddep_hub.utils.arguments import write_yaml
+from ddep_hub.utils.distributed import on_main_process
+from ddep_hub.utils.files import atomic_dir, atomic_write, remove_dir, warn_on_write_error
 
 from .arguments import RunArguments, micro_batches, parse_time
-from .checkpointing import Resumer
-from .feeds import Feed
-from .logging import Tracking
+from .checkpointing import Checkpointer
+from .logging import MetricsLogger, draw_loss
 from .optim import Weights, build_optimizer, set_learning_rate
-from .run_dir import Interruption, RunInterrupted
+from .run_dir import (
+    Interruption,
+    RunInterrupted,
+    check_publishing,
+    check_run_dir,
+    end_with_launcher,
+    publish_final,
+    run_lock,
+)
 
 
 Batch = dict[str, Any]
-
-
-class Objective(Protocol):
-    """What is minimised: the sum of some terms, each a sum over elements (pixels, images) divided by their number."""
-
-    def counts(self, batch: Batch) -> Sequence[torch.Tensor]:
-        """What the sum of each term is divided by, once added up over the global batch; on the batch's device."""
-        ...
-
-    def loss_sums(self, model: nn.Module, batch: Batch, step: int, positions: Sequence[int]) -> Sequence[torch.Tensor]:
-        """The sum of each term; `positions` are the examples' places in the global batch."""
-        ...
-
-
-@dataclass(kw_only=True)
-class Task:
-    """What a run trains, and how it is measured and shown.
-
-    Args:
-        model: the model to train, in place.
-        feed: the training examples.
-        objective: what is minimised.
-        evaluate: measures a model; called in every process.
-        score: the figure by which the best model is chosen, more is better.
-        picture: draws what a model does.
-        save: writes a model into a folder, so that `from_pretrained` loads it.
-        set_mode: puts the model into training mode for a step counted from 0.
-        encoder_factors: factors on the learning rate of the encoder's parameters.
-        record: writes what else belongs to the run, beside its arguments.
-        skipped: broken files that were passed over already.
-    """
-
-    model: DDePPreTrainedModel
-    feed: Feed
-    objective: Objective
-    evaluate: Callable[[nn.Module], dict[str, Any]]
-    score: Callable[[Mapping[str, Any]], float]
-    picture: Callable[[nn.Module], Image.Image]
-    save: Callable[[DDePPreTrainedModel, Path], None]
-    set_mode: Callable[[int], Any]
-    encoder_factors: Mapping[str, float] | None = None
-    record: Callable[[], None] = lambda: None
-    skipped: Sequence[str] = ()
-
-
+# Processes wait for each other this long: the main one may have to list, or to download, millions of files.
+TIMEOUT = timedelta(hours=2)
 MAX_SKIPPED_STEPS = 100
 
 
-class Training:
-    """A run between its first and its last step.
+class Trainer:
+    """Trains a model and writes the run's folder.
+
+    A subclass sets the attributes below in its `__init__`, and defines the methods up to [`draw`]. It minimises a sum
+    of terms; each term is a sum over elements (pixels, images) divided by their number in the global batch.
 
     Args:
-        accelerator: the process's accelerator.
-        task: what is trained.
-        args: the run's arguments.
+        args: The run's arguments.
+        unused_parameters: Whether some parameters get no gradient in some steps.
 
     Attributes:
-        weights: the weights, trained in place.
-        tracking: where metrics go.
+        kind: What the card calls the run.
+        model: The model, trained in place.
+        processor: Its image processor, saved with it.
+        fingerprint: Hash of the training data; a run resumes on the same data only.
+        data: Number of training images, in words.
+        facts: What the card says beside the arguments and the results, see [`write_run_record`].
+        elastic: Whether the run can resume on another number of processes.
+        bad_files: Broken files that were skipped before training.
 
     Raises:
-        CheckpointError: the checkpoint to resume from is damaged or belongs to another run.
+        FileExistsError: The folder holds another run, or files that are not a run's.
+        ValueError: A tracker is unknown or not installed.
     """
 
-    def __init__(self, accelerator: Accelerator, task: Task, args: RunArguments) -> None:
-        self.accelerator, self.task, self.args = accelerator, task, args
-        self.output = Path(args.output_dir)
-        self.weights = Weights(accelerator, task.model, args)
-        optimizer = build_optimizer(task.model, args, task.encoder_factors)
-        wrapped, self.optimizer = accelerator.prepare(task.model, optimizer)
+    kind: ClassVar[Kind]
+    model: DDePPreTrainedModel
+    processor: DDePImageProcessor
+    fingerprint: str
+    data: str
+    facts: dict[str, Any]
+    elastic: bool = True
+    bad_files: Sequence[str] = ()
+
+    def __init__(self, args: RunArguments, *, unused_parameters: bool = False) -> None:
+        end_with_launcher()
+        known = [str(name) for name in get_available_trackers()]
+        for name in args.report_to:
+            if name not in known:
+                raise ValueError(f"report_to: {name} is not available ({', '.join(known)} are). Install it.")
+        self.args, self.output = args, Path(args.output_dir)
+        self.accelerator = Accelerator(
+            log_with=args.report_to or None,
+            project_dir=args.output_dir,
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=unused_parameters),
+                InitProcessGroupKwargs(timeout=TIMEOUT),
+            ],
+        )
+        resume = args.resume_from_checkpoint is not None
+        on_main_process(self.accelerator, lambda: check_run_dir(self.output, overwrite=args.overwrite, resume=resume))
+
+    def dataloader(self, start_step: int, states: dict[str, Any] | None) -> DataLoader[Any]:
+        """Makes the batches of this process.
+
+        Args:
+            start_step: First step, counted from 0.
+            states: States of a stream to resume from, see [`ImageStream`].
+        """
+        raise NotImplementedError
+
+    def loss_counts(self, batch: Batch) -> list[torch.Tensor]:
+        """Numbers of elements that the sums are divided by, once added up over the global batch."""
+        raise NotImplementedError
+
+    def loss_sums(self, model: nn.Module, batch: Batch, step: int, positions: Sequence[int]) -> list[torch.Tensor]:
+        """Sums each term over its elements; `positions` are the examples' places in the global batch."""
+        raise NotImplementedError
+
+    def evaluate(self, model: nn.Module) -> dict[str, Any]:
+        """Measures a model; called in every process."""
+        raise NotImplementedError
+
+    def score(self, results: Mapping[str, Any]) -> float:
+        """The metric that the best model is chosen by; more is better."""
+        raise NotImplementedError
+
+    def draw(self, model: nn.Module) -> Image.Image:
+        """Draws predictions of a model."""
+        raise NotImplementedError
+
+    def set_mode(self, step: int) -> None:
+        """Puts the model into training mode for a step counted from 0."""
+        self.model.train()
+
+    def encoder_factors(self) -> Mapping[str, float] | None:
+        """Factors on the learning rate of the encoder's parameters, by name."""
+        return None
+
+    def save_data_files(self) -> None:
+        """Writes further files into the run's folder before the first step."""
+
+    def batch_options(self, start_step: int) -> dict[str, Any]:
+        """What a sampler or stream must know of the steps and processes."""
+        return {
+            "global_batch_size": self.args.batch_size,
+            "start_step": start_step,
+            "end_step": self.args.max_steps,
+            "rank": self.accelerator.process_index,
+            "world_size": self.accelerator.num_processes,
+        }
+
+    def run(self) -> dict[str, Any]:
+        """Trains, saves, measures, describes, draws and publishes, in this order.
+
+        Returns:
+            What [`evaluate`] gives, `seconds` of training, and `final`, the folder of the model.
+
+        Raises:
+            FloatingPointError: A loss or gradient is not finite; names the step and its files.
+            RunInterrupted: A signal came or the time was up; a checkpoint was written.
+            CheckpointError: A checkpoint cannot be written or read, or belongs to another run.
+            BlockingIOError: Another process runs in the same folder.
+            OSError: The Hub refused before the run, or publishing failed after it; the folder is complete then.
+        """
+        final = self.output / "final"
+        with contextlib.ExitStack() as stack:
+            on_main_process(self.accelerator, lambda: stack.enter_context(run_lock(self.output)))
+            on_main_process(self.accelerator, lambda: check_publishing(self.args))
+            self._prepare()
+            on_main_process(self.accelerator, self._start_folder)
+            self.metrics = MetricsLogger(self.accelerator, self.args, self.step, {*self.bad_files, *self.skipped})
+            try:
+                row = self._train()
+                model = self.weights.plain().eval()
+                on_main_process(self.accelerator, lambda: self._save_final(model, final))
+                results = self.evaluate(model)
+                if self.args.eval_steps:
+                    self._keep_if_best(results, model)
+                results = {**results, "seconds": round(self.seconds, 1)}
+                self.metrics.write({**row, **results})
+            finally:
+                self.metrics.close()
+            on_main_process(self.accelerator, lambda: self._describe(model, final, results))
+            on_main_process(self.accelerator, lambda: publish_final(self.args, final))
+        return {**results, "final": str(final)}
+
+    def _prepare(self) -> None:
+        """Wraps the model for its processes and loads the checkpoint."""
+        args, accelerator = self.args, self.accelerator
+        self.weights = Weights(accelerator, self.model, args)
+        wrapped, self.optimizer = accelerator.prepare(
+            self.model, build_optimizer(self.model, args, self.encoder_factors())
+        )
         self.wrapped = torch.compile(wrapped) if args.torch_compile else wrapped
         self.trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.positions = slice_of_batch(args.batch_size, accelerator.process_index, accelerator.num_processes)
-        self.resumer = Resumer(accelerator, self.weights, self.optimizer, task.feed, args)
-        # What a checkpoint holds of the loop itself.
-        progress = self.resumer.load()
+        self.checkpointer = Checkpointer(
+            accelerator, self.weights, self.optimizer, args, fingerprint=self.fingerprint, elastic=self.elastic
+        )
+        progress = self.checkpointer.load()
         self.step: int = progress.get("step", 0)
         self.logged_at: int = progress.get("logged_at", 0)
         self.seconds: float = progress.get("seconds", 0.0)
@@ -114,6 +208,7 @@ class Training:
         self.row: dict[str, Any] = progress.get("row", {})
         best = progress.get("best")
         self.best: float = -math.inf if best is None else best
+        self.skipped: list[str] = progress.get("bad_files", [])
         self.states: dict[str, Any] = progress.get("states", {})
         total = progress.get("loss_sum", 0.0) if accelerator.is_main_process else 0.0
         self.loss_sum = torch.tensor(total, device=accelerator.device)
@@ -121,34 +216,30 @@ class Training:
         self.unchecked: list[tuple[int, list[str]]] = []  # steps not known to be finite, and their files
         self.votes: list[torch.Tensor] = []  # how many processes wanted to stop, in the last two steps
         self.skipped_steps = 0
-        self.tracking = Tracking(accelerator, args, self.step)
-        self.tracking.note_skipped(task.skipped)
 
-    def run(self) -> dict[str, Any]:
-        """Trains to the last step.
+    def _start_folder(self) -> None:
+        for old in ("checkpoints", "best"):
+            if self.args.overwrite and (self.output / old).exists():
+                remove_dir(self.output / old)
+        write_yaml(self.args, self.output / "config.yaml")
+        self.save_data_files()
 
-        Returns:
-            The row of the last step for `tracking`, which the caller writes with what it measures.
-
-        Raises:
-            FloatingPointError: a loss or gradient is not finite; names the step and its files.
-            RunInterrupted: a signal came or the time was up, and a checkpoint was written.
-            CheckpointError: a checkpoint could not be written.
-        """
-        args = self.args
-        loader = self.task.feed.loader(self.accelerator, args, self.step, self.states or None)
+    def _train(self) -> dict[str, Any]:
+        """Trains to the last step; returns the row of its metrics, which lacks the evaluation."""
+        args, device = self.args, self.accelerator.device
         self.accelerator.print(
-            f"{self.task.feed.description}, {args.max_steps} steps of {args.batch_size} on "
-            f"{self.accelerator.num_processes} process(es), {torch.get_num_threads()} thread(s) each, device "
-            f"{self.accelerator.device}" + (f", going on after step {self.step}" if self.step else "")
+            f"{self.data}, {args.max_steps} steps of {args.batch_size} on {self.accelerator.num_processes} "
+            f"process(es), {torch.get_num_threads()} thread(s) each, device {device}"
+            + (f", resuming after step {self.step}" if self.step else "")
         )
+        loader = self.dataloader(self.step, self.states or None)
         progress = tqdm(
             total=args.max_steps, initial=self.step, disable=not self.accelerator.is_main_process, mininterval=2
         )
         started = time.perf_counter()
         with progress, Interruption(parse_time(args.max_time)) as interruption, reading(loader) as batches:
             for batch in batches:
-                self._train(batch, wants_to_stop=interruption.reason is not None)
+                self._training_step(batch, wants_to_stop=interruption.reason is not None)
                 progress.update()
                 at_the_end = self.step == args.max_steps
                 due = self.step % args.logging_steps == 0 or at_the_end
@@ -163,49 +254,34 @@ class Training:
                 if args.eval_steps and self.step % args.eval_steps == 0 and not at_the_end:
                     self.row = {"step": self.step, **self.row, **self._evaluate()}
                 if self.row and not at_the_end:
-                    self.tracking.write(self.row)
+                    self.metrics.write(self.row)
                 stop = self._agreed_to_stop(interruption) and not at_the_end
                 if stop or (args.save_steps and (self.step % args.save_steps == 0 or at_the_end)):
-                    path = self._save()
+                    path = self._save_checkpoint()
                 if stop:
-                    self._interrupt(interruption.reason or "another process", path)
+                    reason = interruption.reason or "another process"
+                    message = (
+                        f"Stopped by {reason} after step {self.step} of {args.max_steps}; checkpoint: {path}. Resume "
+                        "with `--resume_from_checkpoint latest`."
+                    )
+                    self.accelerator.print(message, flush=True)
+                    raise RunInterrupted(message)
                 started = time.perf_counter()
         return self.row
 
-    def _interrupt(self, reason: str, path: Path) -> None:
-        message = (
-            f"Stopped by {reason} after step {self.step} of {self.args.max_steps}; checkpoint: {path}. Go on with "
-            "`--resume_from_checkpoint latest`."
-        )
-        self.accelerator.print(message, flush=True)
-        raise RunInterrupted(message)
-
-    def keep_if_best(self, results: Mapping[str, Any], model: DDePPreTrainedModel) -> None:
-        """Keeps a model in best/ where it is the best one measured so far; called in every process."""
-        score = self.task.score(results)
-        if score <= self.best:
-            return
-        self.best = score
-        if self.accelerator.is_main_process:
-            best = self.output / "best"
-            with warn_on_write_error(best), atomic_dir(best) as folder:
-                self.task.save(model, folder)
-                atomic_write(folder / "results.json", json.dumps({"step": self.step, **results}, indent=1) + "\n")
-
-    def _train(self, batch: Batch, *, wants_to_stop: bool) -> None:
-        """One optimizer step."""
+    def _training_step(self, batch: Batch, *, wants_to_stop: bool) -> None:
         accelerator, step = self.accelerator, self.step
-        self.tracking.note_skipped(batch.pop("skipped", []))
+        self.metrics.skipped.update(batch.pop("skipped", []))
         if "state" in batch:
             self.states[str(batch.pop("lane"))] = batch.pop("state")
         paths = list(batch.pop("path", []))
-        self.task.set_mode(step)
+        self.set_mode(step)
         device = accelerator.device
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         # Sums divided by the global count, not means of means: processes and micro-batches may hold different numbers
         # of valid pixels. The wish to stop travels along. Nothing here waits for the device.
         vote = torch.full((), float(wants_to_stop), device=device)
-        counts = torch.stack([count.float() for count in self.task.objective.counts(batch)] + [vote])
+        counts = torch.stack([count.float() for count in self.loss_counts(batch)] + [vote])
         counts = accelerator.reduce(counts, "sum")
         self.votes, counts = [*self.votes[-1:], counts[-1]], counts[:-1]
         counts = torch.where(counts > 0, counts, 1.0)
@@ -216,7 +292,7 @@ class Training:
             piece = {name: value[start:end] for name, value in batch.items()}
             last = part == parts - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.wrapped):
-                sums = self.task.objective.loss_sums(self.wrapped, piece, step, self.positions[start:end])
+                sums = self.loss_sums(self.wrapped, piece, step, self.positions[start:end])
                 loss = sum(term / count for term, count in zip(sums, counts.unbind(), strict=True))
                 # Gradients are averaged over processes; the sum is wanted.
                 accelerator.backward(loss * accelerator.num_processes)
@@ -228,44 +304,36 @@ class Training:
         set_learning_rate(self.optimizer, step, self.args)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self._check_skipped_steps()
-        self.step = step + 1
-        if self.weights.average is not None:
-            self.weights.average.update(self.task.model, step=self.step)
-        self.loss_sum += total
-        finite = total.isfinite()
-        if accelerator.scaler is None:  # float16's scaler looks for such gradients itself, and skips the step
-            finite = finite & self.grad_norm.isfinite()
-        # On the device, so that it need not be waited for: it is looked at before anything is logged or saved.
-        self.first_bad = torch.where(finite, self.first_bad, self.first_bad.clamp(max=self.step))
-        self.unchecked.append((self.step, paths))
-
-    def _check_skipped_steps(self) -> None:
-        """Float16's scaler skips a step whose gradients overflow, and halves its scale: rare, unless they always do.
-
-        Raises:
-            FloatingPointError: it skipped too many in a row.
-        """
+        # Float16's scaler skips a step whose gradients overflow, and halves its scale: rare, unless they always do.
         self.skipped_steps = self.skipped_steps + 1 if self.optimizer.step_was_skipped else 0
         if self.skipped_steps == MAX_SKIPPED_STEPS:
             raise FloatingPointError(
-                f"The gradients were not finite in {MAX_SKIPPED_STEPS} steps, up to step {self.step + 1}, one after "
-                "another: none of them changed the weights. Train in bf16 or float32, or lower learning_rate."
+                f"The gradients were not finite in the {MAX_SKIPPED_STEPS} steps up to step {step + 1}, none of which "
+                "changed the weights. Train in bf16 or float32, or lower learning_rate."
             )
+        self.step = step + 1
+        if self.weights.average is not None:
+            self.weights.average.update(self.model, step=self.step)
+        self.loss_sum += total
+        finite = total.isfinite()
+        if accelerator.scaler is None:
+            finite = finite & self.grad_norm.isfinite()
+        # On the device, so that it need not be waited for: it is read before anything is logged or saved.
+        self.first_bad = torch.where(finite, self.first_bad, self.first_bad.clamp(max=self.step))
+        self.unchecked.append((self.step, paths))
 
     def _check_finite(self) -> None:
         """Called before anything is logged, measured or saved.
 
         Raises:
-            FloatingPointError: a step since the last call was not finite.
+            FloatingPointError: A step since the last call was not finite.
         """
         first = int(self.accelerator.gather(self.first_bad).min())
         if first < 2**62:
             files = gather_object([path for step, paths in self.unchecked if step == first for path in paths])
             raise FloatingPointError(
                 f"The loss or its gradient is not finite in step {first}, with the files {', '.join(files)}. No "
-                "checkpoint holds it. Look at these files; or lower learning_rate, raise warmup_steps, or clip "
-                "gradients with max_grad_norm."
+                "checkpoint holds it. Check these files, lower learning_rate, or set warmup_steps or max_grad_norm."
             )
         self.unchecked.clear()
 
@@ -280,19 +348,27 @@ class Training:
         }
         self.logged_at, self.seconds_at_log = self.step, self.seconds
         self.loss_sum.zero_()
-        return row | self.tracking.skipped_so_far()
+        return row | self.metrics.bad_file_count()
 
     def _evaluate(self) -> dict[str, Any]:
         self._check_finite()
         model = self.weights.plain()
-        results = self.task.evaluate(model)
-        self.keep_if_best(results, model)
+        results = self.evaluate(model)
+        self._keep_if_best(results, model)
         if self.accelerator.is_main_process:
-            picture = self.output / "pictures" / f"step-{self.step}.png"
-            with warn_on_write_error(picture):
-                picture.parent.mkdir(exist_ok=True)
-                self.task.picture(model).save(picture)
+            self._save_picture(model, f"step-{self.step}.png")
         return results
+
+    def _keep_if_best(self, results: Mapping[str, Any], model: DDePPreTrainedModel) -> None:
+        score = self.score(results)
+        if score <= self.best:
+            return
+        self.best = score
+        best = self.output / "best"
+        if self.accelerator.is_main_process:
+            with warn_on_write_error(best), atomic_dir(best) as folder:
+                self._save_model(model, folder)
+                atomic_write(folder / "results.json", json.dumps({"step": self.step, **results}, indent=1) + "\n")
 
     def _agreed_to_stop(self, interruption: Interruption) -> bool:
         """Whether the run stops now; the same in all processes."""
@@ -301,18 +377,54 @@ class Training:
         # The votes of the step before: those of this one the device has yet to count.
         return len(self.votes) == 2 and bool(self.votes[0] > 0)
 
-    def _save(self) -> Path:
+    def _save_checkpoint(self) -> Path:
         self._check_finite()
-        path = self.resumer.save(
-            {
-                "step": self.step,
-                "logged_at": self.logged_at,
-                "loss_sum": float(self.accelerator.reduce(self.loss_sum, "sum")),
-                "seconds": self.seconds,
-                "seconds_at_log": self.seconds_at_log,
-                "row": self.row,
-                "best": self.best if math.isfinite(self.best) else None,
-            },
-            self.states,
-        )
-        return path
+        progress = {
+            "step": self.step,
+            "logged_at": self.logged_at,
+            "loss_sum": float(self.accelerator.reduce(self.loss_sum, "sum")),
+            "seconds": self.seconds,
+            "seconds_at_log": self.seconds_at_log,
+            "row": self.row,
+            "best": self.best if math.isfinite(self.best) else None,
+            # Those that the file does not list yet would be lost otherwise.
+            "bad_files": sorted(set(gather_object(sorted(self.metrics.skipped)))),
+        }
+        return self.checkpointer.save(progress, self.states)
+
+    def _save_model(self, model: DDePPreTrainedModel, folder: Path) -> None:
+        # Training may have the tensors in another memory format.
+        state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()  # it would break the run's own bar
+        model.save_pretrained(folder, decoder_only=getattr(self.args, "decoder_only", False), state_dict=state)
+        if shown:
+            logging.enable_progress_bar()
+        self.processor.save_pretrained(folder)
+
+    def _save_final(self, model: DDePPreTrainedModel, final: Path) -> None:
+        model.name_or_path = str(final)
+        with atomic_dir(final) as folder:
+            self._save_model(model, folder)
+
+    def _save_picture(self, model: nn.Module, name: str) -> bytes:
+        path, buffer = self.output / "pictures" / name, io.BytesIO()
+        self.draw(model).save(buffer, format="png")
+        with warn_on_write_error(path):
+            path.parent.mkdir(exist_ok=True)
+            atomic_write(path, buffer.getvalue())
+        return buffer.getvalue()
+
+    def _describe(self, model: nn.Module, final: Path, results: dict[str, Any]) -> None:
+        args = self.args
+        write_run_record(final, self.kind, args, results, **self.facts)
+        write_card(final)  # before the pictures: a run that fails on them still has its card
+        predictions = self._save_picture(model, PREDICTIONS)
+        loss = self.output / "pictures" / LOSS
+        if draw_loss(self.output / "metrics.jsonl", loss):
+            atomic_write(final / LOSS, loss.read_bytes())
+        # Images of others have their own license.
+        others = getattr(args, "images", None) or getattr(args, "data", None)
+        if args.card_pictures or (args.card_pictures is None and not others):
+            atomic_write(final / PREDICTIONS, predictions)
+        write_card(final)

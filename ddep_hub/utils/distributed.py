@@ -1,5 +1,8 @@
-"""Work that the main process does for all."""
+"""Work that the main process does for all, and processes that end with their parent."""
 
+import os
+import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -11,20 +14,19 @@ Result = TypeVar("Result")
 
 
 def on_main_process(accelerator: Accelerator, action: Callable[[], Result]) -> Result | None:
-    """Runs an action in the first process while the others wait.
+    """Runs an action in the main process while the others wait.
 
-    An error there is raised in every process: one that went on would wait for the first one, which is gone, until its
-    time-out.
+    An error is raised in every process; otherwise the others would wait for the main one until their time-out.
 
     Args:
-        accelerator: the process's accelerator.
-        action: what to do.
+        accelerator: The process's accelerator.
+        action: What to do.
 
     Returns:
-        What `action` returned in the first process, `None` in the others.
+        What `action` returned in the main process, `None` in the others.
 
     Raises:
-        RuntimeError: in the other processes, where the first one failed; the first one raises its own error.
+        RuntimeError: In the other processes, if the main one failed, which raises its own error.
     """
     result, error = None, None
     if accelerator.is_main_process:
@@ -35,7 +37,19 @@ def on_main_process(accelerator: Accelerator, action: Callable[[], Result]) -> R
     if accelerator.num_processes > 1:
         (message,) = broadcast_object_list([None if error is None else f"{type(error).__name__}: {error}"])
         if message is not None and error is None:
-            raise RuntimeError(f"The first process failed: {message}")
+            raise RuntimeError(f"The main process failed: {message}")
     if error is not None:
         raise error
     return result
+
+
+def on_parent_death(action: Callable[[], None]) -> None:
+    """Calls an action in a thread within a second after the process that started this one has ended."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        action()
+
+    threading.Thread(target=watch, daemon=True).start()

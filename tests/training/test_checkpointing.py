@@ -21,13 +21,13 @@ from ddep_hub.training.checkpointing import (
 )
 
 
-IDENTITY = {"script": "PretrainArguments", "learning_rate": 1e-3, "data": "abc"}
+FINGERPRINT = {"script": "PretrainArguments", "learning_rate": 1e-3, "data": "abc"}
 
 
 def write(output, step, limit=5, size=4):
     checkpoint = Checkpoint(
         step=step,
-        identity=IDENTITY,
+        fingerprint=FINGERPRINT,
         environment={"processes": 1},
         progress={"step": step},
         model={"weight": torch.full((size, 2), float(step))},
@@ -40,7 +40,7 @@ def write(output, step, limit=5, size=4):
 def test_what_is_written_is_read(tmp_path):
     path = write(tmp_path, 7)
     assert path == tmp_path / "checkpoints" / "step-7"
-    found = read_checkpoint(path, IDENTITY)
+    found = read_checkpoint(path, FINGERPRINT)
     assert (found.step, found.progress, found.environment) == (7, {"step": 7}, {"processes": 1})
     assert found.model["weight"].eq(7).all() and found.average["weight"].eq(-7).all()
     assert found.optimizer["state"][0]["exp_avg"].eq(1).all()
@@ -81,7 +81,7 @@ def test_latest_of_none_is_none(tmp_path):
 
 def test_a_checkpoint_that_is_not_there_is_named_with_those_that_are(tmp_path):
     write(tmp_path / "run", 5)
-    with pytest.raises(CheckpointError, match=r"no .*step-6.*has: step-5"):
+    with pytest.raises(CheckpointError, match=r"step-6 does not exist.*has: step-5"):
         find_checkpoint(tmp_path / "run", str(tmp_path / "run" / "checkpoints" / "step-6"))
     write(tmp_path / "other", 6)
     with pytest.raises(CheckpointError, match=r"not a checkpoint of the run in .*output_dir"):
@@ -102,15 +102,15 @@ def test_a_damaged_file_is_named_with_the_checkpoint_that_is_left(tmp_path, name
     else:
         (path / name).unlink()
     with pytest.raises(CheckpointError, match=rf"step-10 is damaged: .*{name}.*step-5 is still there"):
-        read_checkpoint(path, IDENTITY)
-    assert read_checkpoint(find_checkpoint(tmp_path, str(tmp_path / "checkpoints" / "step-5")), IDENTITY).step == 5
+        read_checkpoint(path, FINGERPRINT)
+    assert read_checkpoint(find_checkpoint(tmp_path, str(tmp_path / "checkpoints" / "step-5")), FINGERPRINT).step == 5
 
 
 def test_a_damaged_record_is_named(tmp_path):
     path = write(tmp_path, 10)
     (path / "checkpoint.json").write_text("{")
     with pytest.raises(CheckpointError, match="step-10 is damaged"):
-        read_checkpoint(path, IDENTITY)
+        read_checkpoint(path, FINGERPRINT)
 
 
 def test_a_newer_format_is_named(tmp_path):
@@ -118,13 +118,13 @@ def test_a_newer_format_is_named(tmp_path):
     record = json.loads((path / "checkpoint.json").read_text()) | {"format": 99}
     (path / "checkpoint.json").write_text(json.dumps(record))
     with pytest.raises(CheckpointError, match="newer ddep_hub"):
-        read_checkpoint(path, IDENTITY)
+        read_checkpoint(path, FINGERPRINT)
 
 
 def test_another_run_is_told_by_what_differs(tmp_path):
     path = write(tmp_path, 10)
     with pytest.raises(CheckpointError, match=r"learning_rate was 0\.001 and is 0\.01; data was 'abc' and is 'd'"):
-        read_checkpoint(path, {**IDENTITY, "learning_rate": 1e-2, "data": "d"})
+        read_checkpoint(path, {**FINGERPRINT, "learning_rate": 1e-2, "data": "d"})
 
 
 @contextlib.contextmanager
@@ -145,10 +145,10 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_nothing_half_written(tmp_pa
     with pytest.raises(CheckpointError, match=said), small_files_alone():
         write(tmp_path, 10, size=100_000)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-5"]
-    assert read_checkpoint(tmp_path / "checkpoints" / "step-5", IDENTITY).step == 5
+    assert read_checkpoint(tmp_path / "checkpoints" / "step-5", FINGERPRINT).step == 5
 
 
 def test_a_folder_that_moved_is_the_same_run(tmp_path):
     write(tmp_path / "old", 5)
     shutil.move(tmp_path / "old", tmp_path / "new")
-    assert read_checkpoint(find_checkpoint(tmp_path / "new", "latest"), IDENTITY).step == 5
+    assert read_checkpoint(find_checkpoint(tmp_path / "new", "latest"), FINGERPRINT).step == 5

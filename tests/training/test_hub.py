@@ -77,7 +77,7 @@ def test_a_refusal_comes_before_the_run(hub, scenes, tiny, tmp_path, monkeypatch
 def test_a_failed_upload_leaves_the_run_whole(hub, scenes, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     hub.faults = [Fault("PUT", "/lfs/", "cut", 99)]
-    with pytest.raises(OSError, match=r"Check the network.*run is whole in .*ddep-hub publish"):
+    with pytest.raises(OSError, match=r"Check the network.*run is complete in .*ddep-hub publish"):
         pretrain(arguments(tmp_path / "run", scenes, tiny, max_steps=1, push_to_hub=True))
     DDePForPreTraining.from_pretrained(tmp_path / "run" / "final")
     assert (tmp_path / "run" / "final" / "README.md").is_file()

@@ -73,7 +73,7 @@ def test_tensorboard_has_each_step_once_after_resuming(pretraining):
 
 
 def test_a_tracker_that_is_not_there_is_named_before_the_run(pretraining, tmp_path):
-    with pytest.raises(ValueError, match=r"report_to: tensorbord is not there .*tensorboard"):
+    with pytest.raises(ValueError, match=r"report_to: tensorbord is not available .*tensorboard"):
         pretraining(report_to=["tensorbord"])
     assert not (tmp_path / "run").exists()
 
@@ -148,7 +148,7 @@ def test_a_split_that_holds_images_of_the_other_is_refused(finetuning, scenes, t
 def test_nothing_but_bad_files(pretraining, scenes, tmp_path):
     images = shutil.copytree(scenes / "unlabelled", tmp_path / "images")
     broken(images, 100)
-    with pytest.raises(BadFileError, match="All 2 held-out images are broken"):
+    with pytest.raises(BadFileError, match="All 2 validation images are broken"):
         pretraining(images=[str(images)], skip_bad_files=True)
 
 

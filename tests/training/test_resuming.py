@@ -82,14 +82,14 @@ def start(args):
 
 def stop_in_step(monkeypatch, step, number=signal.SIGTERM):
     """Sends the process a signal while a step, counted from 1, is under way."""
-    original = loop.Training._train
+    original = loop.Trainer._training_step
 
-    def _train(self, batch, **options):
+    def _training_step(self, batch, **options):
         if self.step == step - 1:
             os.kill(os.getpid(), number)
         return original(self, batch, **options)
 
-    monkeypatch.setattr(loop.Training, "_train", _train)
+    monkeypatch.setattr(loop.Trainer, "_training_step", _training_step)
 
 
 def stopped(args, monkeypatch, step):
@@ -181,7 +181,7 @@ def test_a_finished_run_is_finished(arguments, monkeypatch):
     args = arguments("pretrain", "run")
     results = start(args)
     before = outcome(args)
-    monkeypatch.setattr(loop.Training, "_train", lambda *args, **options: pytest.fail("trained again"))
+    monkeypatch.setattr(loop.Trainer, "_training_step", lambda *args, **options: pytest.fail("trained again"))
     again = goes_on(args)
     assert again == results
     assert outcome(args)[1] == before[1]

@@ -225,22 +225,22 @@ def test_a_loss_that_is_not_finite_stops_the_run(scenes, tiny, tmp_path):
 
 
 def test_the_files_of_a_bad_batch_are_named(scenes, tiny, tmp_path, monkeypatch):
-    """An objective that is not finite at one step: those files are named, and no others."""
+    """A loss that is not finite at one step: those files are named, and no others."""
     seen = {}
-    original = pretraining.DenoisingObjective.loss_sums
+    original = pretraining.PretrainTrainer.loss_sums
 
     def loss_sums(self, model, batch, step, positions):
         return [
             total * (float("nan") if step == 2 else 1.0) for total in original(self, model, batch, step, positions)
         ]
 
-    def _train(self, batch, **options):
+    def _training_step(self, batch, **options):
         seen[self.step + 1] = list(batch["path"])
         return train(self, batch, **options)
 
-    train = loop.Training._train
-    monkeypatch.setattr(loop.Training, "_train", _train)
-    monkeypatch.setattr(pretraining.DenoisingObjective, "loss_sums", loss_sums)
+    train = loop.Trainer._training_step
+    monkeypatch.setattr(loop.Trainer, "_training_step", _training_step)
+    monkeypatch.setattr(pretraining.PretrainTrainer, "loss_sums", loss_sums)
     with pytest.raises(FloatingPointError) as error:
         pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, max_steps=8, logging_steps=5))
     assert "step 3," in str(error.value) and f"files {', '.join(seen[3])}." in str(error.value)
