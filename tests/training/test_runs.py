@@ -65,7 +65,7 @@ def test_a_pretraining_run_writes_what_it_says(pretrained):
     assert DDePImageProcessor.from_pretrained(results["final"]).image_mean == (0.5, 0.5, 0.5)
     card = (output / "final" / "README.md").read_text()
     assert f"{results['denoising_error']:.4f}" in card and "More Information" not in card
-    assert "![Loss in training](loss.png)" in card and (output / "final" / "loss.png").stat().st_size > 5000
+    assert "![Training loss](loss.png)" in card and (output / "final" / "loss.png").stat().st_size > 5000
     again = parse_arguments(PretrainArguments, ["--config", str(output / "config.yaml")])
     assert again.output_dir == str(output) and again.max_steps == 3
 
