@@ -3,10 +3,10 @@
 import colorsys
 import dataclasses
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -105,18 +105,6 @@ class ClassTable:
         return {name: index for index, name in enumerate(self.names)}
 
 
-class LabelledDataset(Protocol):
-    """What has classes and masks, such as `SegmentationFolder`."""
-
-    classes: ClassTable
-
-    def __len__(self) -> int: ...
-
-    def mask(self, index: int, /) -> np.ndarray:
-        """Class ids (H, W) of one sample."""
-        ...
-
-
 def names_in_order(id2label: Mapping[int, str]) -> tuple[str, ...]:
     """Names of the classes 0..n-1 of a model, from its configuration's `id2label`."""
     return tuple(id2label[index] for index in range(len(id2label)))
@@ -150,7 +138,7 @@ def read_class_table(path: str | Path) -> ClassTable:
             f'{path} is missing; write the class names there, for example {{"classes": [{{"id": 0, "name": "sky"}}]}}'
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); mend the file") from error
+        raise ValueError(f"{path} is not valid JSON ({error}); correct the file") from error
     ignore_index, other_values = 255, "error"
     if isinstance(content, dict) and "classes" in content:
         ignore_index = _integer(content.get("ignore_index", 255), path, "ignore_index")
@@ -205,87 +193,6 @@ def write_class_table(table: ClassTable, path: str | Path) -> None:
 def _mask_values(value: Any, path: Path) -> tuple[int, ...]:
     values = value if isinstance(value, list) else [value]
     return tuple(_integer(number, path, "mask_values") for number in values)
-
-
-@dataclass(frozen=True)
-class ClassStatistics:
-    """How often each class occurs in a split.
-
-    Args:
-        pixels: int64 (n,), pixels of each class.
-        images: int64 (n,), images in which each class occurs.
-        num_images: Images in all.
-        num_ignored: Pixels of the ignore value.
-    """
-
-    pixels: np.ndarray
-    images: np.ndarray
-    num_images: int
-    num_ignored: int
-
-    @property
-    def ignored_share(self) -> float:
-        """Share of pixels that are ignored, 0..1."""
-        total = int(self.pixels.sum()) + self.num_ignored
-        return self.num_ignored / total if total else 0.0
-
-    def table(self, names: Sequence[str]) -> str:
-        """One line per class, to print."""
-        total = max(1, int(self.pixels.sum()) + self.num_ignored)
-        width = max(map(len, [*names, "ignored"]))
-        lines = [
-            f"{name:{width}}  {pixels:>12,} pixels ({pixels / total:6.2%})  {images:>7,} images"
-            for name, pixels, images in zip(names, self.pixels.tolist(), self.images.tolist(), strict=True)
-        ]
-        ignored = f"{'ignored':{width}}  {self.num_ignored:>12,} pixels ({self.ignored_share:6.2%})"
-        return "\n".join([*lines, ignored])
-
-
-def class_statistics(dataset: LabelledDataset) -> ClassStatistics:
-    """Counts pixels and images of each class; reads every mask of the data set.
-
-    Raises:
-        BadFileError: A mask cannot be used.
-    """
-    number, ignore_index = dataset.classes.num_classes, dataset.classes.ignore_index
-    pixels, images, num_ignored = np.zeros(number, np.int64), np.zeros(number, np.int64), 0
-    for index in range(len(dataset)):
-        mask = dataset.mask(index)
-        ignored = mask == ignore_index
-        num_ignored += int(ignored.sum())
-        counts = np.bincount(mask[~ignored], minlength=number)
-        pixels += counts
-        images += counts > 0
-    return ClassStatistics(pixels, images, len(dataset), num_ignored)
-
-
-def check_classes(statistics: ClassStatistics, classes: ClassTable, values: Collection[int] | None = None) -> None:
-    """Refuses training labels in which a class has no pixel: it cannot be learnt, and its score means nothing.
-
-    Args:
-        statistics: Of the training labels.
-        classes: The classes.
-        values: Values that the mask files hold, if known; by default told from the statistics.
-
-    Raises:
-        ValueError: A class has no pixel; names it and what to do.
-    """
-    absent = [name for name, pixels in zip(classes.names, statistics.pixels.tolist(), strict=True) if pixels == 0]
-    if not absent:
-        return
-    if values is None and not classes.mask_values:
-        values = {index for index, pixels in enumerate(statistics.pixels.tolist()) if pixels}
-        values |= {classes.ignore_index} if statistics.num_ignored else set()
-    hint = ""
-    if classes.num_classes == 2 and classes.ignore_index == 255 and values is not None and set(values) == {0, 255}:
-        hint = (
-            " The masks hold the values 0 and 255, and 255 is the ignore index, so that no object is seen. Set "
-            '"mask_values": 0 for the first and "mask_values": 255 for the second class in classes.json.'
-        )
-    raise ValueError(
-        f"No pixel of the training labels belongs to {', '.join(map(repr, absent))}; {statistics.ignored_share:.1%} "
-        f"of the pixels are ignored.{hint} Remove the class, correct the masks, or pass --allow_empty_classes."
-    )
 
 
 def colorize(mask: np.ndarray, table: ClassTable) -> np.ndarray:

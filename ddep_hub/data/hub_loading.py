@@ -3,14 +3,19 @@
 `datasets` is imported where it is used: it is slow to import, and folders of images do without it.
 """
 
+import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
+
+from .image_io import BadFileError
 
 
 # A data set saved by `save_to_disk` is mapped into memory and can be cut anywhere: into this many shards.
 SHARDS_OF_SAVED = 256
+HUB_PREFIX = "hf://datasets/"
 
 
 def load_split(name: str, split: str, *, config: str | None = None, revision: str | None = None) -> Any:
@@ -74,6 +79,57 @@ def local_contents(name: str) -> list[str]:
         return [f"{root.name} {root.stat().st_size}"]
     files = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else []
     return [f"{path.relative_to(root).as_posix()} {path.stat().st_size}" for path in files]
+
+
+def parse_hub_name(name: str) -> tuple[str, str | None, str | None]:
+    """Repository, revision and split of `hf://datasets/org/name[@revision][/split]`; `None` for what is not given.
+
+    Raises:
+        ValueError: It is not of this form.
+    """
+    found = re.fullmatch(r"([^/@]+/[^/@]+)(?:@([^/]+))?(?:/([^/@]+))?", name.removeprefix(HUB_PREFIX))
+    if found is None:
+        raise ValueError(
+            f"{name} names no data set of the Hub; write {HUB_PREFIX}org/name or {HUB_PREFIX}org/name@revision, "
+            "either with /split behind it (a slash in a revision is written %2F)"
+        )
+    return found[1], found[2] and unquote(found[2]), found[3]
+
+
+def holds_dataset(name: str) -> bool:
+    """Whether a local folder or file holds a data set that `datasets` wrote: parquet or arrow files."""
+    root = Path(name)
+    if root.is_file():
+        return root.suffix in (".parquet", ".arrow")
+    # The Hub's layouts have their files at the top or one folder below.
+    patterns = [f"{depth}*{suffix}" for depth in ("", "*/") for suffix in (".parquet", ".arrow")]
+    return is_saved(name) or any(next(root.glob(pattern), None) is not None for pattern in patterns)
+
+
+def with_undecoded(data: Any, columns: Sequence[str], name: str, keep: Sequence[str] = ()) -> Any:
+    """Only these columns of a data set, those of images undecoded."""
+    import datasets
+
+    images = [column for column, feature in (data.features or {}).items() if isinstance(feature, datasets.Image)]
+    for column in columns:
+        if column not in images:
+            raise ValueError(f"{name} has no column {column!r} of images; its columns of images are {images}")
+        data = data.cast_column(column, datasets.Image(decode=False))
+    return data.select_columns([*columns, *keep])
+
+
+def undecoded_sample(value: Any, place: str) -> dict[str, Any]:
+    """A sample of what `datasets.Image(decode=False)` gives, named after its file, or else its place."""
+    if value is None or (value["bytes"] is None and not value["path"]):
+        raise BadFileError(f"{place} holds no image; remove the sample from the data set", place)
+    content, path = value["bytes"], value["path"]
+    if content is None and "://" in path:
+        import fsspec
+
+        with fsspec.open(path, "rb") as file:
+            content = file.read()
+    name = path if value["bytes"] is None else f"{place} ({path})" if path else place
+    return {"image": {"path": name, "bytes": content}, "path": name}
 
 
 def _split_name(name: str, split: str, splits: Sequence[str]) -> str:

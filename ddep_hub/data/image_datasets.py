@@ -8,18 +8,31 @@ from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from torch.utils.data import Dataset
 
-from .hub_loading import is_saved, load_split, local_contents, stream_shards, stream_split
+from .hub_loading import (
+    HUB_PREFIX,
+    holds_dataset,
+    load_split,
+    local_contents,
+    parse_hub_name,
+    stream_shards,
+    stream_split,
+    undecoded_sample,
+    with_undecoded,
+)
 from .image_io import BadFileError, PackedNames, decode_image, images_below
+
+
+if TYPE_CHECKING:
+    import datasets
 
 
 class ImageFolder(Dataset[dict[str, Any]]):
     """All images below a folder, sorted by relative path; hidden files and folders are left out.
 
-    A row is `{"image": PIL RGB, "path": str}`, or `{"image": {"path": str, "bytes": None}, "path": str}` undecoded.
+    A sample is `{"image": PIL RGB, "path": str}`, or `{"image": {"path": str, "bytes": None}, "path": str}` undecoded.
 
     Args:
         root: The folder; it is searched with its subfolders.
@@ -44,15 +57,13 @@ class ImageFolder(Dataset[dict[str, Any]]):
         return {"image": image, "path": str(path)}
 
 
-if TYPE_CHECKING:
-    import datasets
 WEBDATASET_COLUMNS = ("jpg", "jpeg", "png", "webp")
 
 
 class HubImages(Dataset[dict[str, Any]]):
     """The images of a data set that is downloaded and kept in the cache.
 
-    A row is `{"image": {"path": str, "bytes": bytes or None}, "path": str}`, undecoded; `PretrainTransform` takes it.
+    A sample is `{"image": {"path": str, "bytes": bytes or None}, "path": str}`, undecoded for `PretrainTransform`.
 
     Args:
         name: A data set of the Hub, such as `org/name`, or a local folder or file that `datasets` reads.
@@ -87,19 +98,19 @@ class HubImages(Dataset[dict[str, Any]]):
         return len(self.data)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return undecoded_row(self.data[index][self.column], f"{self.name}, row {index}")
+        return undecoded_sample(self.data[index][self.column], f"{self.name}, sample {index}")
 
 
 class ShardedImages:
     """The images of a streaming data set, shard by shard; a source of `ImageStream`.
 
-    A row is as that of `HubImages`; of WebDataset shards, its path is that of the shard and the image's in it.
+    A sample is as that of `HubImages`; of WebDataset shards, its path is that of the shard and the image's in it.
 
     Args:
         data: A data set opened with `streaming=True`.
         name: What messages call it.
         contents: What tells this data from other data, the same wherever it lies.
-        column: Column of the images; of WebDataset shards, the first of jpg, jpeg, png and webp that a row has.
+        column: Column of the images; of WebDataset shards, the first of jpg, jpeg, png and webp that a sample has.
 
     Raises:
         ValueError: There is no such column, or it holds no images.
@@ -120,64 +131,37 @@ class ShardedImages:
         )
         self.num_shards: int = data.num_shards
 
-    def rows(self, shard: int, start: int = 0) -> Iterator[dict[str, Any]]:
-        """The rows of one shard from row `start` on."""
+    def samples(self, shard: int, start: int = 0) -> Iterator[dict[str, Any]]:
+        """The samples of one shard from sample `start` on."""
         part = self.data.shard(num_shards=self.num_shards, index=shard)
         if start:
             part = part.skip(start)
         try:
             # A plain loop over `part` would share it out among the workers of a DataLoader once more.
             for number, batch in enumerate(part.iter(batch_size=1), start):
-                row = {name: values[0] for name, values in batch.items()}
-                column = next((name for name in self.columns if row[name] is not None), self.columns[0])
-                place = f"{self.name}, shard {shard}, row {number}"
+                sample = {name: values[0] for name, values in batch.items()}
+                column = next((name for name in self.columns if sample[name] is not None), self.columns[0])
+                place = f"{self.name}, shard {shard}, sample {number}"
                 if self._is_webdataset:
-                    place = f"{row['__url__']}/{row['__key__']}.{column}"
-                    row[column] = row[column] and {**row[column], "path": None}
+                    place = f"{sample['__url__']}/{sample['__key__']}.{column}"
+                    sample[column] = sample[column] and {**sample[column], "path": None}
                 try:
-                    yield undecoded_row(row[column], place)
+                    yield undecoded_sample(sample[column], place)
                 except BadFileError:
-                    # A row like any other, which cannot be decoded: an error here would end the iteration for good.
+                    # A sample like any other, which cannot be decoded: an error here would end the iteration for good.
                     yield {"image": {"path": place, "bytes": b""}, "path": place}
         except Exception as error:
             error.add_note(f"while reading shard {shard} of {self.name}")
             raise
 
 
-def with_undecoded(data: Any, columns: Sequence[str], name: str, keep: Sequence[str] = ()) -> Any:
-    """Only these columns of a data set, those of images undecoded."""
-    import datasets
-
-    images = [column for column, feature in (data.features or {}).items() if isinstance(feature, datasets.Image)]
-    for column in columns:
-        if column not in images:
-            raise ValueError(f"{name} has no column {column!r} of images; its columns of images are {images}")
-        data = data.cast_column(column, datasets.Image(decode=False))
-    return data.select_columns([*columns, *keep])
-
-
-def undecoded_row(value: Any, place: str) -> dict[str, Any]:
-    """A row of what `datasets.Image(decode=False)` gives, named after its file, or else its place."""
-    if value is None or (value["bytes"] is None and not value["path"]):
-        raise BadFileError(f"{place} holds no image; remove the row from the data set", place)
-    content, path = value["bytes"], value["path"]
-    if content is None and "://" in path:
-        import fsspec
-
-        with fsspec.open(path, "rb") as file:
-            content = file.read()
-    name = path if value["bytes"] is None else f"{place} ({path})" if path else place
-    return {"image": {"path": name, "bytes": content}, "path": name}
-
-
 MapSource = ImageFolder | HubImages
-HUB_PREFIX = "hf://datasets/"
 
 
 def open_images(
     names: Sequence[str], *, column: str = "image", streaming: bool = False
 ) -> list[MapSource] | list[ShardedImages]:
-    """Opens sources of images; their rows are undecoded.
+    """Opens sources of images; their samples are undecoded.
 
     A name is one of
 
@@ -286,21 +270,6 @@ def _open(name: str, column: str, streaming: bool) -> MapSource | ShardedImages:
     return folder
 
 
-def parse_hub_name(name: str) -> tuple[str, str | None, str | None]:
-    """Repository, revision and split of `hf://datasets/org/name[@revision][/split]`; `None` for what is not given.
-
-    Raises:
-        ValueError: It is not of this form.
-    """
-    found = re.fullmatch(r"([^/@]+/[^/@]+)(?:@([^/]+))?(?:/([^/@]+))?", name.removeprefix(HUB_PREFIX))
-    if found is None:
-        raise ValueError(
-            f"{name} names no data set of the Hub; write {HUB_PREFIX}org/name or {HUB_PREFIX}org/name@revision, "
-            "either with /split behind it (a slash in a revision is written %2F)"
-        )
-    return found[1], found[2] and unquote(found[2]), found[3]
-
-
 def _open_hub(name: str, column: str, streaming: bool) -> MapSource | ShardedImages:
     repository, revision, split = parse_hub_name(name)
     split = split or "train"
@@ -309,16 +278,6 @@ def _open_hub(name: str, column: str, streaming: bool) -> MapSource | ShardedIma
     data = stream_split(repository, split, revision=revision)
     contents = [repository, revision or "", split, str(data.num_shards)]
     return ShardedImages(data, name, contents, column=column)
-
-
-def holds_dataset(name: str) -> bool:
-    """Whether a local folder or file holds a data set that `datasets` wrote: parquet or arrow files."""
-    root = Path(name)
-    if root.is_file():
-        return root.suffix in (".parquet", ".arrow")
-    # The Hub's layouts have their files at the top or one folder below.
-    patterns = [f"{depth}*{suffix}" for depth in ("", "*/") for suffix in (".parquet", ".arrow")]
-    return is_saved(name) or any(next(root.glob(pattern), None) is not None for pattern in patterns)
 
 
 def _is_url(name: str) -> bool:

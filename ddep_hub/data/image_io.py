@@ -116,7 +116,7 @@ _DECODING_ERRORS = (
 
 
 class BadFileError(ValueError):
-    """A file that cannot be used; the message names it and says how to mend it.
+    """A file that cannot be used; the message names it and what to do.
 
     Args:
         message: What is wrong, where, and what to do. The only required argument, as a data loader rebuilds an
@@ -146,7 +146,7 @@ def decode_image(file: str | Path | Undecoded) -> Image.Image:
         FileNotFoundError: There is no such file.
         BadFileError: It is empty, cut off, damaged, no image, or its values fit none of the ranges above.
     """
-    image, file_format, _ = _load(file, "image")
+    image, file_format, _ = load_upright(file, "image")
     if file_format == "PPM" and image.mode == "I":  # Pillow scales all values above 8 bits to 16
         image = Image.fromarray(np.asarray(image).astype(np.uint16))
     if image.mode.startswith("I") or image.mode == "F":
@@ -201,116 +201,7 @@ def opened_image(file: str | Path | Undecoded, what: str = "image") -> Iterator[
             raise BadFileError(f"{name} is damaged or cut off ({error}); {mend}", name) from error
 
 
-def decode_mask(
-    path: str | Path | Undecoded,
-    *,
-    num_classes: int,
-    ignore_index: int,
-    mapping: Mapping[int, int] | np.ndarray | None = None,
-    colors: Mapping[tuple[int, int, int], int] | None = None,
-) -> np.ndarray:
-    """Reads a mask of class ids: greyscale of any depth, bilevel, the indices of a palette, or colours of classes.
-
-    Bilevel masks, GIF and MinIsWhite included, have the values 0 (black) and 1 (white).
-
-    Args:
-        path: Its path, or an undecoded file.
-        num_classes: Class ids are 0..num_classes-1.
-        ignore_index: The one other value allowed.
-        mapping: Class id, or `ignore_index`, of every value that the file may hold; an array has the id of value i
-            at position i. Without it the file's values are the ids.
-        colors: Class id, or `ignore_index`, of every colour of an RGB mask. Without it such masks are refused.
-
-    Returns:
-        Array (H, W): uint8, or int32 where the class ids or `ignore_index` do not fit 0..255.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        BadFileError: It is damaged, holds colours instead of ids, is a lossy JPEG, holds another id, or a value that
-            is not in `mapping`.
-    """
-    image, file_format, packing = _load(path, "mask")
-    path = file_name(path)
-    if file_format == "JPEG":
-        raise BadFileError(f"{path} is a JPEG, whose compression changes class ids; save the mask as PNG", path)
-    if image.mode in ("RGB", "RGBA") and colors:
-        return _ids_of_colors(np.asarray(image.convert("RGB")), colors, path, num_classes, ignore_index)
-    if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
-        raise BadFileError(
-            f"{path} has colour mode {image.mode}, but masks hold class ids in a single channel; "
-            "convert the colours to the ids of classes.json and save them as 8-bit greyscale or palette PNG",
-            path,
-        )
-    values = np.array(image)
-    if values.dtype == np.bool_:
-        values = values.astype(np.uint8)
-    if file_format == "GIF" and image.mode == "L" and set(np.unique(values)) <= {0, 255}:
-        values = values // 255  # a palette of black and white, which Pillow reads as greyscale
-    # Pillow stretches 2- and 4-bit greyscale to 0..255, which turns id 1 into 85 or 17.
-    values = values // {"L;2": 85, "L;4": 17}.get(packing or "", 1)
-    # Counting is some ten times faster than sorting.
-    found = np.flatnonzero(np.bincount(values.ravel())) if values.dtype == np.uint8 else np.unique(values)
-    present = [int(value) for value in found]
-    if mapping is not None:
-        values = _mapped(values, present, mapping, path)
-        present = sorted({int(mapping[value]) for value in present})
-    unknown = [value for value in present if not 0 <= value < num_classes and value != ignore_index]
-    if unknown:
-        raise BadFileError(
-            f"{path} holds the ids {_first_ten(unknown)}, but classes.json has the ids 0..{num_classes - 1} and "
-            f"ignore_index {ignore_index}; add the classes to classes.json or change these pixels to ids it has",
-            path,
-        )
-    return values.astype(_id_type(num_classes, ignore_index))
-
-
-def _id_type(num_classes: int, ignore_index: int) -> type[np.generic]:
-    return np.uint8 if num_classes <= 256 and 0 <= ignore_index <= 255 else np.int32
-
-
-def _ids_of_colors(
-    pixels: np.ndarray, colors: Mapping[tuple[int, int, int], int], path: str, num_classes: int, ignore_index: int
-) -> np.ndarray:
-    """Class ids of an RGB mask, as `decode_mask` gives them."""
-    packed = pixels.astype(np.int32) @ np.array([65536, 256, 1], dtype=np.int32)
-    present, inverse, counts = np.unique(packed, return_inverse=True, return_counts=True)
-    ids = []
-    for value, count in zip(present.tolist(), counts.tolist(), strict=True):
-        color = (value >> 16, value >> 8 & 255, value & 255)
-        if color not in colors:
-            nearest = min(colors, key=lambda known: sum((a - b) ** 2 for a, b in zip(known, color, strict=True)))
-            raise BadFileError(
-                f"{path} holds the colour {color} in {100 * count / packed.size:.3g} % of its pixels, which no class "
-                f"of classes.json has; the nearest is {nearest} of class {colors[nearest]}. Save the mask without "
-                "smoothing, or add the colour to classes.json",
-                path,
-            )
-        ids.append(colors[color])
-    table = np.array(ids, dtype=_id_type(num_classes, ignore_index))
-    return table[inverse.reshape(packed.shape)]
-
-
-def _mapped(values: np.ndarray, present: list[int], mapping: Mapping[int, int] | np.ndarray, path: str) -> np.ndarray:
-    table = dict(enumerate(mapping.tolist())) if isinstance(mapping, np.ndarray) else mapping
-    unknown = [] if hasattr(table, "__missing__") else [value for value in present if value not in table]
-    if unknown:
-        raise BadFileError(
-            f"{path} holds the values {_first_ten(unknown)}, which are not among the {len(table)} of the mapping to "
-            "class ids; if the file is a mask of this data set, take it from the original archive again",
-            path,
-        )
-    # Shifted, so that a negative value is no position from the end.
-    lookup = np.zeros(present[-1] - present[0] + 1, dtype=np.int32)
-    for value in present:
-        lookup[value - present[0]] = table[value]
-    return lookup[values - present[0]]
-
-
-def _first_ten(values: list[int]) -> str:
-    return ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")
-
-
-def _load(file: str | Path | Undecoded, what: str) -> tuple[Image.Image, str | None, str | None]:
+def load_upright(file: str | Path | Undecoded, what: str) -> tuple[Image.Image, str | None, str | None]:
     """The fully decoded and upright image, its file format, and how its pixels were packed in the file."""
     with opened_image(file, what) as image:
         packing = image.tile[0].args if image.tile else None

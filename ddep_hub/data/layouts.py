@@ -1,7 +1,7 @@
 """Where the images and masks of a data set lie: in the plain layout, or in the official one of a known data set.
 
 ```
-folder          classes.json, images/<split>/**/<stem>.jpg, annotations/<split>/**/<stem>.png
+folder          classes.json, images/<split>/**/<sample_id>.jpg, annotations/<split>/**/<sample_id>.png
 cityscapes      leftImg8bit/<split>/<city>/*_leftImg8bit.png, gtFine/<split>/<city>/*_gtFine_labelIds.png
 pascal_context  JPEGImages, SegmentationClassContext (masks of 60 values, which pascal_context.py writes),
                 ImageSets/SegmentationContext/{train,val}.txt or else ImageSets/Main/{train,val}.txt
@@ -52,8 +52,8 @@ class SplitFiles:
     Args:
         image_folder: Holds the images.
         mask_folder: Holds the masks.
-        images: The image of every stem, in the order of the official list, or sorted.
-        masks: Where the mask of every stem belongs; it need not be there.
+        images: The image of every sample id, in the order of the official list, or sorted.
+        masks: Where the mask of every sample id belongs; it need not be there.
         classes: The data set's classes.
         mapping: Class id of every value that the masks may hold; None where the values are the ids.
     """
@@ -149,13 +149,13 @@ def split_files(root: str | Path, split: str, layout: str) -> SplitFiles:
         layout: One of `LAYOUTS`.
 
     Returns:
-        Their paths by stem. A stem is the image's path in its folder without suffix, and without `_leftImg8bit` in
+        Their paths by sample id: the image's path in its folder without suffix, and without `_leftImg8bit` in
         Cityscapes, as `read_split_file` gives it for published lists.
 
     Raises:
         FileNotFoundError: There is no such split, a folder or `classes.json` is missing, or an image that the
             official list names is.
-        ValueError: There is no such layout, the split is empty, or two images share a stem.
+        ValueError: There is no such layout, the split is empty, or two images share a sample id.
     """
     root = Path(root)
     splits = layout_splits(root, layout)
@@ -180,7 +180,7 @@ def split_files(root: str | Path, split: str, layout: str) -> SplitFiles:
     images = (
         _listed_images(place.images, place.list_file) if place.list_file else _all_images(place.images, image_ending)
     )
-    masks = {stem: place.masks / f"{stem}{mask_ending}.png" for stem in images}
+    masks = {sample_id: place.masks / f"{sample_id}{mask_ending}.png" for sample_id in images}
     if layout == "folder" and place.masks.is_dir():
         masks |= _masks_of_folder(place, images)
     return SplitFiles(place.images, place.masks, images, masks, classes, mapping)
@@ -255,13 +255,13 @@ def _is_pascal_context(home: Path) -> bool:
 def _all_images(folder: Path, ending: str) -> dict[str, Path]:
     images: dict[str, Path] = {}
     for name in images_below(folder):
-        stem = Path(name).with_suffix("").as_posix()
-        if not stem.endswith(ending):
+        sample_id = Path(name).with_suffix("").as_posix()
+        if not sample_id.endswith(ending):
             continue
-        stem = stem.removesuffix(ending)
-        if stem in images:
-            raise ValueError(f"{folder} holds both {images[stem].name} and {name}; keep one image per stem")
-        images[stem] = folder / name
+        sample_id = sample_id.removesuffix(ending)
+        if sample_id in images:
+            raise ValueError(f"{folder} holds both {images[sample_id].name} and {name}; keep one image per sample id")
+        images[sample_id] = folder / name
     if not images:
         raise ValueError(f"{folder} holds no image whose name ends with {ending}.png; check the path")
     return images
@@ -282,16 +282,16 @@ def _masks_of_folder(place: _Place, images: Mapping[str, Path]) -> dict[str, Pat
 
 
 def _listed_images(folder: Path, list_file: Path) -> dict[str, Path]:
-    # A line is a stem, or in lists of the augmented masks the paths of image and mask.
+    # A line is a sample id, or in lists of the augmented masks the paths of image and mask.
     lines = list_file.read_text(encoding="utf-8").splitlines()
     sample_ids = [PurePosixPath(line.split()[0]).stem for line in lines if line.strip()]
     if not sample_ids:
         raise ValueError(f"{list_file} lists no image; take it from the official archive again")
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    missing = [f"{stem}.jpg" for stem in sample_ids if f"{stem}.jpg" not in there]
+    missing = [f"{sample_id}.jpg" for sample_id in sample_ids if f"{sample_id}.jpg" not in there]
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of {len(sample_ids)} images of {list_file} are not in {folder}: {first_few(missing)}; "
             "add the images, or take them out of the list"
         )
-    return {stem: folder / f"{stem}.jpg" for stem in sample_ids}
+    return {sample_id: folder / f"{sample_id}.jpg" for sample_id in sample_ids}

@@ -21,7 +21,7 @@ _LARGEST_ID = 459
 
 
 def convert_label_map(label_map: np.ndarray) -> np.ndarray:
-    """Keeps the 59 classes of the catalog.
+    """Keeps the 59 classes of the dataset registry.
 
     Args:
         label_map: Integer array (H, W) of the official ids 0..459.
@@ -45,13 +45,13 @@ def convert_label_map(label_map: np.ndarray) -> np.ndarray:
 
 
 def convert_annotations(voc: str | Path, annotations: str | Path) -> int:
-    """Writes `SegmentationClassContext/<stem>.png` for every annotation that has none yet.
+    """Writes `SegmentationClassContext/<sample_id>.png` for every annotation that has none yet.
 
     Each mask is there whole or not at all, so an interrupted conversion can be started again.
 
     Args:
         voc: The folder `VOC2010`, which holds `JPEGImages`.
-        annotations: The folder of the official `<stem>.mat` files.
+        annotations: The folder of the official `<sample_id>.mat` files.
 
     Returns:
         The number of masks written.

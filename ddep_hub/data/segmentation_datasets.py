@@ -13,17 +13,25 @@ from ddep_hub.data.synthetic import embedded_scenes
 from ddep_hub.utils.paths import resolve_data
 
 from .classes import ClassTable, class_colors, read_class_table
-from .hub_loading import load_split, local_contents
-from .image_datasets import HUB_PREFIX, holds_dataset, parse_hub_name, undecoded_row, with_undecoded
-from .image_io import BadFileError, decode_image, decode_mask, first_few
+from .hub_loading import (
+    HUB_PREFIX,
+    holds_dataset,
+    load_split,
+    local_contents,
+    parse_hub_name,
+    undecoded_sample,
+    with_undecoded,
+)
+from .image_io import BadFileError, decode_image, first_few
 from .layouts import find_layout, layout_splits, split_files
+from .masks import decode_mask
 
 
 Sample = dict[str, Any]
 
 
 def make_sample(image: Image.Image, mask: np.ndarray, path: str, mask_path: str) -> Sample:
-    """A row of image and mask.
+    """A sample of image and mask.
 
     Args:
         image: RGB image.
@@ -45,7 +53,7 @@ def make_sample(image: Image.Image, mask: np.ndarray, path: str, mask_path: str)
 
 
 class SizedDataset(Protocol):
-    """What holds rows: a data set of this package, or any with a length and whole-number indices."""
+    """What holds samples: a data set of this package, or any with a length and whole-number indices."""
 
     def __len__(self) -> int: ...
 
@@ -57,7 +65,7 @@ class SegmentationDataset(SizedDataset, Protocol):
 
     Attributes:
         classes: The classes.
-        sample_ids: Names of the rows, in order.
+        sample_ids: Names of the samples, in order.
     """
 
     classes: ClassTable
@@ -73,7 +81,7 @@ class SegmentationDataset(SizedDataset, Protocol):
         ...
 
     def mask(self, index: int, /) -> np.ndarray:
-        """The `annotation` of a row alone."""
+        """The `annotation` of a sample alone."""
         ...
 
 
@@ -82,14 +90,14 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
 
     ```
     root/classes.json
-    root/images/<split>/<stem>.jpg          any of IMAGE_EXTENSIONS, subfolders allowed
-    root/annotations/<split>/<stem>.png     value = class id, or ignore_index
+    root/images/<split>/<sample_id>.jpg          any of IMAGE_EXTENSIONS, subfolders allowed
+    root/annotations/<split>/<sample_id>.png     value = class id, or ignore_index
     ```
 
-    The masks of a known data set are read as they were published; their values become class ids of the catalog.
+    The masks of a known data set are read as they were published; their values become class ids.
 
-    A row is `{"image": PIL RGB, "annotation": array (H, W) of uint8 ids, "path": str, "annotation_path": str}`; the
-    ids are int32 where they do not fit. Reading a row raises `BadFileError` for a file that cannot be used.
+    A sample is `{"image": PIL RGB, "annotation": array (H, W) of uint8 ids, "path": str, "annotation_path": str}`; the
+    ids are int32 where they do not fit. Reading a sample raises `BadFileError` for a file that cannot be used.
 
     Args:
         root: The data set's folder.
@@ -101,7 +109,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
             the official list.
 
     Attributes:
-        classes: The classes of `classes.json` or of the catalog.
+        classes: The classes of `classes.json` or of the dataset registry.
         layout: The layout in use.
         sample_ids: The examples in use, in order.
         images: The paths of their images.
@@ -122,7 +130,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         self.classes: ClassTable = files.classes
         self._mapping = files.mapping or files.classes.mask_mapping
         self.sample_ids: list[str] = list(images) if sample_ids is None else list(sample_ids)
-        unknown = [stem for stem in self.sample_ids if stem not in images]
+        unknown = [sample_id for sample_id in self.sample_ids if sample_id not in images]
         if unknown:
             raise ValueError(
                 f"{len(unknown)} of {len(self.sample_ids)} sample_ids are not in {files.image_folder}: "
@@ -130,8 +138,8 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
                 f"{next(iter(images))!r}"
             )
         self._image_folder = files.image_folder
-        self.images = [images[stem] for stem in self.sample_ids]
-        self._masks = [files.masks[stem] for stem in self.sample_ids]
+        self.images = [images[sample_id] for sample_id in self.sample_ids]
+        self._masks = [files.masks[sample_id] for sample_id in self.sample_ids]
         missing = [mask.relative_to(files.mask_folder).as_posix() for mask in self._masks if not mask.is_file()]
         if missing:
             raise FileNotFoundError(
@@ -143,7 +151,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
     def fingerprint(self) -> list[str]:
         """What tells this data from other data, the same wherever it lies: names, and sizes of the files."""
         files = zip(self.sample_ids, self.images, self._masks, strict=True)
-        return [f"{stem} {image.stat().st_size} {mask.stat().st_size}" for stem, image, mask in files]
+        return [f"{sample_id} {image.stat().st_size} {mask.stat().st_size}" for sample_id, image, mask in files]
 
     def select(self, sample_ids: Iterable[str]) -> "SegmentationFolder":
         """The same data with these samples only, in this order."""
@@ -165,7 +173,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         return len(self.sample_ids)
 
     def mask(self, index: int) -> np.ndarray:
-        """The `annotation` of a row alone."""
+        """The `annotation` of a sample alone."""
         return decode_mask(
             self._masks[index],
             num_classes=self.classes.num_classes,
@@ -201,7 +209,7 @@ def available_splits(root: str | Path, layout: str | None = None) -> list[str]:
 class HubSegmentation(Dataset[dict[str, Any]]):
     """Images with masks of class ids, from a data set that is downloaded and kept in the cache.
 
-    Its rows are those of `SegmentationFolder`. Reading a row raises `BadFileError` for a file that cannot be used.
+    Its samples are those of `SegmentationFolder`. Reading one raises `BadFileError` for a file that cannot be used.
 
     Args:
         name: A data set of the Hub, such as `org/name`, or a local folder or file that `datasets` reads.
@@ -216,7 +224,7 @@ class HubSegmentation(Dataset[dict[str, Any]]):
 
     Attributes:
         classes: The classes.
-        sample_ids: The examples in use: row numbers of eight digits.
+        sample_ids: The examples in use: sample numbers of eight digits.
 
     Raises:
         ValueError: There is no such split or column, a column holds no images, `sample_ids` names an example that is
@@ -240,21 +248,21 @@ class HubSegmentation(Dataset[dict[str, Any]]):
         data = load_split(name, split, config=config, revision=revision)
         self.classes: ClassTable = classes or _classes_of(data.features, self.name)
         self.data = with_undecoded(data, [image_column, mask_column], self.name)
-        rows = {f"{index:08d}": index for index in range(len(self.data))}
-        self.sample_ids: list[str] = list(rows) if sample_ids is None else list(sample_ids)
-        unknown = [stem for stem in self.sample_ids if stem not in rows]
+        samples = {f"{index:08d}": index for index in range(len(self.data))}
+        self.sample_ids: list[str] = list(samples) if sample_ids is None else list(sample_ids)
+        unknown = [sample_id for sample_id in self.sample_ids if sample_id not in samples]
         if unknown:
             raise ValueError(
                 f"{len(unknown)} of {len(self.sample_ids)} sample_ids are not in {self.name}, such as {unknown[0]!r}; "
-                f"a sample id is a row number of eight digits, up to {len(rows) - 1:08d}"
+                f"a sample id is a sample number of eight digits, up to {len(samples) - 1:08d}"
             )
-        self._indices = [rows[stem] for stem in self.sample_ids]
-        self._contents: list[str] = local_contents(name) or [data._fingerprint]
+        self._indices = [samples[sample_id] for sample_id in self.sample_ids]
+        self._source_fingerprint: list[str] = local_contents(name) or [data._fingerprint]
 
     @property
     def fingerprint(self) -> list[str]:
         """What tells this data from other data, the same wherever it lies."""
-        return [*self._contents, *self.sample_ids]
+        return [*self._source_fingerprint, *self.sample_ids]
 
     def select(self, sample_ids: Iterable[str]) -> "HubSegmentation":
         """The same data with these samples only, in this order."""
@@ -265,7 +273,7 @@ class HubSegmentation(Dataset[dict[str, Any]]):
         if unknown:
             raise ValueError(
                 f"{len(unknown)} of {len(chosen.sample_ids)} sample ids are not in {self.name}, such as "
-                f"{unknown[0]!r}; a sample id is a row number of eight digits, up to {len(self.data) - 1:08d}"
+                f"{unknown[0]!r}; a sample id is a sample number of eight digits, up to {len(self.data) - 1:08d}"
             )
         chosen._indices = [places[sample_id] for sample_id in chosen.sample_ids]
         return chosen
@@ -274,14 +282,14 @@ class HubSegmentation(Dataset[dict[str, Any]]):
         return len(self.sample_ids)
 
     def mask(self, index: int) -> np.ndarray:
-        """The `annotation` of a row alone."""
+        """The `annotation` of a sample alone."""
         (file,) = self._files(index, self.mask_column)
         return self._decoded(file)
 
     def _files(self, index: int, *columns: str) -> list[dict[str, Any]]:
         number = self._indices[index]
-        row = self.data[number]  # once: it fetches all columns
-        return [undecoded_row(row[column], f"{self.name}, row {number}, {column}") for column in columns]
+        sample = self.data[number]  # once: it fetches all columns
+        return [undecoded_sample(sample[column], f"{self.name}, sample {number}, {column}") for column in columns]
 
     def _decoded(self, mask: dict[str, Any]) -> np.ndarray:
         return decode_mask(
@@ -333,7 +341,7 @@ def open_segmentation_dataset(
         sample_ids: The examples to use, in this order; all by default.
 
     Returns:
-        The rows.
+        The samples.
 
     Raises:
         FileNotFoundError: A folder or file is missing.

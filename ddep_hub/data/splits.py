@@ -12,7 +12,7 @@ from .image_io import IMAGE_EXTENSIONS
 
 _EXTENSION = "(?:" + "|".join(re.escape(extension) for extension in IMAGE_EXTENSIONS) + ")"
 _IMAGE_AND_MASK = re.compile(rf"(.+?{_EXTENSION})\s+.+{_EXTENSION}", re.IGNORECASE)
-# Folders that hold <split>/<stem> in the data sets whose lists are published (ADE20K, Cityscapes).
+# Folders that hold <split>/<sample_id> in the data sets whose lists are published (ADE20K, Cityscapes).
 _IMAGE_FOLDERS = ("images", "leftImg8bit")
 _CITYSCAPES_SUFFIX = "_leftImg8bit"
 
@@ -47,8 +47,8 @@ def choose_labelled(
 ) -> list[str]:
     """Chooses the labelled images of a split at random.
 
-    Stems are ordered by a hash of seed and stem and the first ones taken: the choice depends neither on the order of
-    the input nor on platform or library versions, and at one seed a smaller choice is the start of a larger one.
+    Sample ids are ordered by a hash of seed and id, and the first ones taken: the choice depends neither on the order
+    of the input nor on platform or library versions, and at one seed a smaller choice is the start of a larger one.
 
     Args:
         sample_ids: The images to choose from, none twice.
@@ -61,12 +61,12 @@ def choose_labelled(
 
     Raises:
         ValueError: Not exactly one of `fraction` and `number` is given, `number` is below 1 or more than there are,
-            or a stem repeats.
+            or a sample id repeats.
     """
     pool = sorted(sample_ids)
     if len(set(pool)) != len(pool):
-        repeated = next(stem for stem, following in itertools.pairwise(pool) if stem == following)
-        raise ValueError(f"stem {repeated!r} occurs more than once; list every image once")
+        repeated = next(sample_id for sample_id, following in itertools.pairwise(pool) if sample_id == following)
+        raise ValueError(f"sample id {repeated!r} occurs more than once; list every image once")
     if (fraction is None) == (number is None):
         raise ValueError(f"give either fraction or number, not fraction={fraction!r} and number={number!r}")
     if fraction is not None:
@@ -74,22 +74,22 @@ def choose_labelled(
     assert number is not None
     if not 1 <= number <= len(pool):
         raise ValueError(f"number of labelled images is {number}, but there are {len(pool)}; choose 1..{len(pool)}")
-    return sorted(pool, key=lambda stem: hashlib.sha256(f"{seed}:{stem}".encode()).digest())[:number]
+    return sorted(pool, key=lambda sample_id: hashlib.sha256(f"{seed}:{sample_id}".encode()).digest())[:number]
 
 
 def read_split_file(path: str | Path) -> list[str]:
     """Reads a list of images.
 
     One image a line: its path, and after white space optionally its mask's path, which is not used. Empty lines and
-    lines that start with # are passed over. A stem is the image's path without suffix and without a leading
+    lines that start with # are passed over. A sample id is the image's path without suffix and without a leading
     `images/<split>/`; of Cityscapes' names `leftImg8bit/<split>/` and the ending `_leftImg8bit` go too, so that the
-    stem names the frame.
+    sample id names the frame.
 
     Args:
         path: The text file.
 
     Returns:
-        Stems in the file's order.
+        Sample ids in the file's order.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -100,12 +100,12 @@ def read_split_file(path: str | Path) -> list[str]:
         line = line.strip()
         if not line or line.startswith("#"):
             continue
-        stem = _stem(line)
-        if stem in first_line:
+        sample_id = _sample_id(line)
+        if sample_id in first_line:
             raise ValueError(
-                f"{path}, line {number}: {stem} is already in line {first_line[stem]}; remove one of them"
+                f"{path}, line {number}: {sample_id} is already in line {first_line[sample_id]}; remove one of them"
             )
-        first_line[stem] = number
+        first_line[sample_id] = number
     if not first_line:
         raise ValueError(f"{path} lists no image; write one image path a line")
     return list(first_line)
@@ -118,10 +118,10 @@ def write_split_file(path: str | Path, sample_ids: Iterable[str]) -> None:
         path: The text file to write; its folder must exist.
         sample_ids: One line each.
     """
-    Path(path).write_text("".join(f"{stem}\n" for stem in sample_ids), encoding="utf-8")
+    Path(path).write_text("".join(f"{sample_id}\n" for sample_id in sample_ids), encoding="utf-8")
 
 
-def _stem(line: str) -> str:
+def _sample_id(line: str) -> str:
     pair = _IMAGE_AND_MASK.fullmatch(line)
     image = PurePosixPath((pair.group(1) if pair else line).replace("\\", "/"))
     if image.suffix.lower() in IMAGE_EXTENSIONS:

@@ -1,4 +1,4 @@
-"""The place of one lane of a stream in one source: shards of an epoch, and shuffled windows of their rows."""
+"""The place of one lane of a stream in one source: shards of an epoch, and shuffled windows of their samples."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -16,30 +16,30 @@ MAX_EMPTY_EPOCHS = 100
 
 
 class ShardedDataset(Protocol):
-    """A source: rows in numbered shards, each readable from any place, such as `ShardedImages`."""
+    """A source: samples in numbered shards, each readable from any place, such as `ShardedImages`."""
 
     name: str
     num_shards: int
 
-    def rows(self, shard: int, start: int = 0) -> Iterator[Sample]:
-        """The undecoded rows of one shard from row `start` on, always in the same order."""
+    def samples(self, shard: int, start: int = 0) -> Iterator[Sample]:
+        """The undecoded samples of one shard from sample `start` on, always in the same order."""
         ...
 
 
 class Cursor:
-    """Gives the rows of one source that fall to one lane, one after another without end.
+    """Gives the samples of one source that fall to one lane, one after another without end.
 
     Args:
         source: The source.
         seed: Seed of the run and the source.
         lane: This lane, counted over all processes.
         lanes: Number of lanes of all processes, at most the source's shards.
-        window: Number of rows that are shuffled, and held, together.
-        held_out: Shard to the number of its first rows that are left out.
+        window: Number of samples that are shuffled, and held, together.
+        held_out: Shard to the number of its first samples that are left out.
         state: From [`state`], to go on from there; None at the start.
 
     Raises:
-        ValueError: By [`next_row`]: the lane finds no row at all.
+        ValueError: By [`next_sample`]: the lane finds no sample at all.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Cursor:
         self.length, self.held_out = window, held_out
         self.begin: State = {"epoch": 0, "shard": 0, "offset": 0, "window": 0}
         self.next = dict(self.begin)  # where the window after the present one begins
-        self.rows: list[Sample | None] = []
+        self.samples: list[Sample | None] = []
         self.order: list[int] = []
         self.place = 0
         self.reader: Iterator[Sample] | None = None
@@ -67,42 +67,42 @@ class Cursor:
             self.place = state["place"]
 
     def state(self) -> State:
-        """Where it is: the window begins at row `offset` of the `shard`-th of the lane's shards; `place` is in it."""
+        """Where it is: the window begins at sample `offset` of the lane's `shard`-th shard; `place` is in it."""
         return {**self.begin, "place": self.place}
 
-    def next_row(self) -> Sample:
-        """The next row, undecoded."""
-        if self.place == len(self.rows):
+    def next_sample(self) -> Sample:
+        """The next sample, undecoded."""
+        if self.place == len(self.samples):
             self._next_window()
         index = self.order[self.place]
-        row, self.rows[index] = self.rows[index], None  # its bytes are not needed again
+        sample, self.samples[index] = self.samples[index], None  # its bytes are not needed again
         self.place += 1
-        assert row is not None
-        return row
+        assert sample is not None
+        return sample
 
     def _next_window(self) -> None:
         for _ in range(MAX_EMPTY_EPOCHS):
             self.begin = dict(self.next)
-            self.rows = []
+            self.samples = []
             shards = epoch_order(self.source.num_shards, self.seed, self.begin["epoch"])[self.lane :: self.lanes]
-            while len(self.rows) < self.length and self.next["shard"] < len(shards):
+            while len(self.samples) < self.length and self.next["shard"] < len(shards):
                 shard = int(shards[self.next["shard"]])
                 if self.reader is None:
                     self.next["offset"] = max(self.next["offset"], self.held_out.get(shard, 0))
-                    self.reader = self.source.rows(shard, self.next["offset"])
-                row = next(self.reader, None)
-                if row is None:
+                    self.reader = self.source.samples(shard, self.next["offset"])
+                sample = next(self.reader, None)
+                if sample is None:
                     self.reader = None
                     self.next = {**self.next, "shard": self.next["shard"] + 1, "offset": 0}
                 else:
-                    self.rows.append(row)
+                    self.samples.append(sample)
                     self.next["offset"] += 1
             self.next["window"] += 1
             if self.next["shard"] == len(shards):
                 self.next = {"epoch": self.begin["epoch"] + 1, "shard": 0, "offset": 0, "window": 0}
-            if self.rows:
+            if self.samples:
                 seed = example_seed(self.seed, self.begin["epoch"], self.lane)
-                self.order = epoch_order(len(self.rows), seed, self.begin["window"]).tolist()
+                self.order = epoch_order(len(self.samples), seed, self.begin["window"]).tolist()
                 self.place = 0
                 return
         raise ValueError(
@@ -140,7 +140,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
 
     Args:
         sources: The sources, see [`ShardedDataset`]; `open_images` makes them.
-        transform: Takes an undecoded row and gives `pixel_values`, as `PretrainTransform` does; draws from torch's
+        transform: Takes an undecoded sample and gives `pixel_values`, as `PretrainTransform` does; draws from torch's
             default CPU generator only, which is seeded by (seed, step, position in the global batch) for each example.
         seed: Seed of the run.
         global_batch_size: Examples a step, over all processes.
@@ -217,15 +217,15 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         return 1 << (min(num_workers, self.lanes).bit_length() - 1) if num_workers > 0 else 0
 
     def head(self, count: int) -> list[Sample]:
-        """The first rows of the first source, undecoded, in the order of its shards.
+        """The first samples of the first source, undecoded, in the order of its shards.
 
         Args:
             count: How many.
 
         Returns:
-            `count` rows; fewer where the source holds fewer.
+            `count` samples; fewer where the source holds fewer.
         """
-        return [row for _, row in self._head(count)]
+        return [sample for _, sample in self._head(count)]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         info = get_worker_info()
@@ -252,20 +252,20 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         while len(pixels) < len(self.positions):
             position = self.positions[len(pixels)]
             source, _ = self.mixture.place(step * self.global_batch_size + position)
-            row = cursors[source].next_row()
+            sample = cursors[source].next_sample()
             try:
                 with torch.random.fork_rng(devices=[]):
                     # torch.manual_seed would reseed the accelerators' generators as well.
                     torch.default_generator.manual_seed(example_seed(self.seed, step, position, AUGMENTATION))
-                    pixels.append(self.transform(row)["pixel_values"])
+                    pixels.append(self.transform(sample)["pixel_values"])
             except (BadFileError, OSError) as error:
                 bad_in_a_row += 1
                 if not self.skip_bad_files or bad_in_a_row == MAX_BAD_IN_A_ROW:
                     raise
-                skipped.append(getattr(error, "path", "") or row["path"])
+                skipped.append(getattr(error, "path", "") or sample["path"])
             else:
                 bad_in_a_row = 0
-                paths.append(row["path"])
+                paths.append(sample["path"])
         state = {**self._layout(), "step": step, "sources": [cursor.state() for cursor in cursors]}
         return {"pixel_values": torch.stack(pixels), "path": paths, "skipped": skipped, "lane": lane, "state": state}
 
@@ -319,12 +319,12 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         for shard in range(self.sources[0].num_shards):
             if len(found) == count:
                 break
-            rows = self.sources[0].rows(shard)
-            found += [(shard, row) for _, row in zip(range(count - len(found)), rows, strict=False)]
+            samples = self.sources[0].samples(shard)
+            found += [(shard, sample) for _, sample in zip(range(count - len(found)), samples, strict=False)]
         return found
 
     def _held_out_by_shard(self, held_out: int) -> dict[int, int]:
-        """Shard of the first source to the number of its first rows that are held out."""
+        """Shard of the first source to the number of its first samples that are held out."""
         head = self._head(held_out + 1) if held_out else []
         if held_out and len(head) <= held_out:
             raise ValueError(

@@ -24,7 +24,7 @@ from transformers.utils import logging
 from ddep_hub import DDePConfig, __version__
 from ddep_hub.checkpoints import encoder_repository
 from ddep_hub.data.dataset_registry import find_dataset_by_classes
-from ddep_hub.data.image_datasets import HUB_PREFIX, parse_hub_name
+from ddep_hub.data.hub_loading import HUB_PREFIX, parse_hub_name
 from ddep_hub.utils.arguments import names_with
 from ddep_hub.utils.files import atomic_write
 

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from ddep_hub.data.dataset_registry import get_dataset_info, list_datasets
-from ddep_hub.data.image_io import BadFileError, decode_mask
+from ddep_hub.data.image_io import BadFileError
+from ddep_hub.data.masks import decode_mask
 
 
 DATA = Path(os.environ.get("DDEP_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))

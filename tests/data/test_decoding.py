@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from ddep_hub.data.image_io import BadFileError, decode_image, decode_mask
+from ddep_hub.data.image_io import BadFileError, decode_image
+from ddep_hub.data.masks import decode_mask
 
 
 def picture(size=(20, 30)):

@@ -48,11 +48,11 @@ def test_images_come_undecoded(tmp_path, image_dataset, jpeg, how):
     rows = HubImages(name, "train")
     assert len(rows) == 3
     assert rows[1]["image"]["bytes"] == jpeg(1)
-    assert rows[1]["path"] == rows[1]["image"]["path"] == f"{name}/train, row 1"
+    assert rows[1]["path"] == rows[1]["image"]["path"] == f"{name}/train, sample 1"
     streamed = ShardedImages(stream_split(name, "train"), name, [])
-    shards = [list(streamed.rows(shard)) for shard in range(streamed.num_shards)]
+    shards = [list(streamed.samples(shard)) for shard in range(streamed.num_shards)]
     assert [row["image"]["bytes"] for shard in shards for row in shard] == [jpeg(number) for number in range(3)]
-    assert shards[0][0]["path"] == f"{name}, shard 0, row 0"
+    assert shards[0][0]["path"] == f"{name}, shard 0, sample 0"
 
 
 def test_a_folder_of_images_gives_their_paths(tmp_path, jpeg):
@@ -83,9 +83,9 @@ def test_empty_and_broken_images_are_named(tmp_path, image_dataset):
     data = datasets.Dataset.from_dict({"image": [None, {"bytes": b"text", "path": "b.jpg"}]})
     name = save(data.cast_column("image", datasets.Image()), tmp_path, "save_to_disk")
     rows = HubImages(name, "train")
-    with pytest.raises(BadFileError, match="row 0 holds no image"):
+    with pytest.raises(BadFileError, match="sample 0 holds no image"):
         rows[0]
-    with pytest.raises(BadFileError, match=r"row 1 \(b\.jpg\) is not an image"):
+    with pytest.raises(BadFileError, match=r"sample 1 \(b\.jpg\) is not an image"):
         decode_image(rows[1]["image"])
 
 
@@ -95,7 +95,7 @@ def test_images_behind_urls_are_fetched(tmp_path, jpeg):
     (tmp_path / "a.jpg").write_bytes(jpeg(0))
     data = datasets.Dataset.from_dict({"image": [{"bytes": None, "path": f"file://{tmp_path / 'a.jpg'}"}]})
     data = data.cast_column("image", datasets.Image(decode=False)).to_iterable_dataset()
-    row = next(ShardedImages(data, "set", []).rows(0))
+    row = next(ShardedImages(data, "set", []).samples(0))
     assert row["image"] == {"path": f"file://{tmp_path / 'a.jpg'}", "bytes": jpeg(0)}
 
 
@@ -124,8 +124,8 @@ def test_segmentation_rows(tmp_path, image_dataset):
     assert row["image"].mode == "RGB" and row["image"].size == (4, 3)
     assert row["annotation"].dtype == np.uint8
     assert np.array_equal(row["annotation"], IDS[::-1, ::-1])
-    assert row["path"].endswith("train, row 1, image")
-    assert row["annotation_path"].endswith("train, row 1, mask")
+    assert row["path"].endswith("train, sample 1, image")
+    assert row["annotation_path"].endswith("train, sample 1, mask")
     some = HubSegmentation(
         data.name.removesuffix("/train"), "train", CLASSES, mask_column="mask", sample_ids=["00000001"]
     )
@@ -138,7 +138,7 @@ def test_bad_masks_are_named(tmp_path, image_dataset):
     masks = [png(np.full((3, 4), 9, np.uint8)), png(np.zeros((3, 4, 3), np.uint8)), png(np.zeros((4, 4), np.uint8))]
     data = segmentation(tmp_path, image_dataset, masks)
     for index, message in enumerate(
-        ["row 0, mask holds the ids 9", "row 1, mask has colour mode RGB", "is 4x4 pixels"]
+        ["sample 0, mask holds the ids 9", "sample 1, mask has colour mode RGB", "is 4x4 pixels"]
     ):
         with pytest.raises(BadFileError, match=message):
             data[index]
@@ -165,11 +165,11 @@ def test_shards_are_disjoint_and_can_be_entered_anywhere(tmp_path, image_dataset
     shards = datasets.load_dataset("webdataset", data_files=tars, split="train", streaming=True)
     for source in (parquet, ShardedImages(shards, "tars", [])):
         assert source.num_shards == 3
-        rows = [list(source.rows(shard)) for shard in range(3)]
+        rows = [list(source.samples(shard)) for shard in range(3)]
         assert [len(part) for part in rows] == [3, 1, 4]
         assert len({row["image"]["bytes"] for part in rows for row in part}) == 8
         for start in range(5):
-            assert list(source.rows(2, start)) == rows[2][start:]
+            assert list(source.samples(2, start)) == rows[2][start:]
 
 
 def test_reading_errors_name_the_shard(tmp_path, write_shards):
@@ -183,7 +183,7 @@ def test_reading_errors_name_the_shard(tmp_path, write_shards):
     with open(paths[1], "r+b") as file:
         file.truncate(700)
     with pytest.raises(Exception) as caught:
-        list(source.rows(1))
+        list(source.samples(1))
     assert "while reading shard 1 of tars" in caught.value.__notes__
 
 

@@ -38,14 +38,14 @@ def test_streams(places):
     sources = open_images(names, streaming=True)
     assert all(isinstance(source, ShardedImages) for source in sources)
     assert [source.num_shards for source in sources] == [2, 2, 1, 3, 1]
-    assert next(sources[1].rows(1))["path"] == f"{tars}/train-001.tar/0002.jpg"
+    assert next(sources[1].samples(1))["path"] == f"{tars}/train-001.tar/0002.jpg"
     assert isinstance(open_images(names[:1])[0], ShardedImages)
 
 
 def test_the_column_of_shards_is_found(tmp_path, write_shards):
     (source,) = open_images([write_shards(tmp_path / "a", [2], suffix="jpeg")])
     assert source.columns == ["jpeg"]
-    assert next(source.rows(0))["path"].endswith("0000.jpeg")
+    assert next(source.samples(0))["path"].endswith("0000.jpeg")
     name = write_shards(tmp_path / "b", [2], suffix="tiff")
     with pytest.raises(ValueError, match=r"no column 'image' of images; its columns of images are \['tiff'\]"):
         open_images([name])

@@ -127,4 +127,4 @@ def test_published_lists(name, count):
     assert len(sample_ids) == count
     prefix = "ADE_" if name.startswith("ade20k") else sample_ids[0].split("/")[0] + "/"
     assert sample_ids[0].startswith(prefix)
-    assert not any("leftImg8bit" in stem or "images" in stem or " " in stem for stem in sample_ids)
+    assert not any(part in sample_id for part in ("leftImg8bit", "images", " ") for sample_id in sample_ids)

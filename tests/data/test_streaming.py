@@ -24,7 +24,7 @@ class Rows:
     def __init__(self, counts, name="a", broken=()):
         self.name, self.num_shards, self.counts, self.broken = name, len(counts), counts, broken
 
-    def rows(self, shard, start=0):
+    def samples(self, shard, start=0):
         for row in range(start, self.counts[shard]):
             path = f"{self.name}{shard}/{row}"
             yield {"image": path, "path": path, "broken": path in self.broken}
@@ -231,7 +231,8 @@ def test_tar_shards_and_parquet_end_to_end(tmp_path, write_shards, image_dataset
     assert whole[0]["pixel_values"].shape == (3, 3, 16, 16)
     bad = f"{tmp_path / 'tars' / 'train-001.tar'}/0006.jpg"
     assert {name for batch in whole for name in batch["skipped"]} == {bad}
-    rows = {f"{names[1]}/train, shard {shard}, row {row}" for shard, row in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1))}
+    places = ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1))
+    rows = {f"{names[1]}/train, shard {shard}, sample {number}" for shard, number in places}
     assert {path for path in paths(whole) if ", shard" in path} == rows
     assert {path.rsplit("/")[-1] for path in paths(whole) if ".tar" in path} == {
         f"{number:04d}.jpg" for number in range(14) if number not in (0, 1, 6)

@@ -281,7 +281,7 @@ def test_reduced_decoding_of_other_jpegs(mode):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_without_reduction_undecoded_rows_give_the_same_pixels(tmp_path, kind):
+def test_without_reduction_undecoded_samples_give_the_same_pixels(tmp_path, kind):
     image = decode_image(smooth_jpeg(60, 50))
     image.putalpha(128) if kind == "PNG" else None
     image.save(tmp_path / "a", kind)

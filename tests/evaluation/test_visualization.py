@@ -6,7 +6,7 @@ from PIL import Image
 
 from ddep_hub.data.classes import ClassTable, class_colors
 from ddep_hub.data.dataset_registry import get_dataset_info
-from ddep_hub.data.image_io import decode_mask
+from ddep_hub.data.masks import decode_mask
 from ddep_hub.evaluation.visualization import MaskWriter, legend
 
 

@@ -6,9 +6,6 @@ texture and place decide what a pixel is.
 """
 
 import json
-import os
-import shutil
-import tempfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +16,7 @@ from PIL import Image
 
 from ddep_hub.data.classes import ClassTable, write_class_table
 from ddep_hub.data.samplers import example_seed
+from ddep_hub.utils.files import atomic_dir
 from ddep_hub.utils.paths import cache_dir
 
 from .layout import draw_scene
@@ -99,25 +97,13 @@ def write_scenes(
     record = {"format": _FORMAT, "splits": dict(splits), "unlabelled": unlabelled, "size": list(size), "seed": seed}
     if _already_there(root, record):
         return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    try:
-        # mkdtemp makes a folder that only its owner may read.
-        unfinished.chmod(0o755)
+    with atomic_dir(root) as folder:
         for name, number in splits.items():
-            _write_split(unfinished / "images" / name, unfinished / "annotations" / name, name, number, size, seed)
+            _write_split(folder / "images" / name, folder / "annotations" / name, name, number, size, seed)
         if unlabelled:
-            _write_split(unfinished / "unlabelled", None, "unlabelled", unlabelled, size, seed)
-        write_class_table(SCENE_CLASSES, unfinished / "classes.json")
-        (unfinished / _RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        try:
-            os.replace(unfinished, root)
-        except OSError:
-            # Another process may have finished the same folder in the meantime.
-            if not _already_there(root, record):
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+            _write_split(folder / "unlabelled", None, "unlabelled", unlabelled, size, seed)
+        write_class_table(SCENE_CLASSES, folder / "classes.json")
+        (folder / _RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return root
 
 
@@ -143,7 +129,7 @@ def _already_there(root: Path, record: dict[str, Any]) -> bool:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise FileExistsError(f"{file} is damaged ({error}); remove {root} to have its scenes made anew") from error
+        raise FileExistsError(f"{file} is damaged ({error}); remove {root} to write the scenes again") from error
     if found == record:
         return True
     other = [key for key in record if not isinstance(found, dict) or found.get(key) != record[key]]

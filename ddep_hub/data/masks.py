@@ -1,0 +1,213 @@
+"""Mask files as class ids, and how often each class occurs in them."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from .classes import ClassTable
+from .image_io import BadFileError, Undecoded, file_name, load_upright
+
+
+def decode_mask(
+    path: str | Path | Undecoded,
+    *,
+    num_classes: int,
+    ignore_index: int,
+    mapping: Mapping[int, int] | np.ndarray | None = None,
+    colors: Mapping[tuple[int, int, int], int] | None = None,
+) -> np.ndarray:
+    """Reads a mask of class ids: greyscale of any depth, bilevel, the indices of a palette, or colours of classes.
+
+    Bilevel masks, GIF and MinIsWhite included, have the values 0 (black) and 1 (white).
+
+    Args:
+        path: Its path, or an undecoded file.
+        num_classes: Class ids are 0..num_classes-1.
+        ignore_index: The one other value allowed.
+        mapping: Class id, or `ignore_index`, of every value that the file may hold; an array has the id of value i
+            at position i. Without it the file's values are the ids.
+        colors: Class id, or `ignore_index`, of every colour of an RGB mask. Without it such masks are refused.
+
+    Returns:
+        Array (H, W): uint8, or int32 where the class ids or `ignore_index` do not fit 0..255.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        BadFileError: It is damaged, holds colours instead of ids, is a lossy JPEG, holds another id, or a value that
+            is not in `mapping`.
+    """
+    image, file_format, packing = load_upright(path, "mask")
+    path = file_name(path)
+    if file_format == "JPEG":
+        raise BadFileError(f"{path} is a JPEG, whose compression changes class ids; save the mask as PNG", path)
+    if image.mode in ("RGB", "RGBA") and colors:
+        return _ids_of_colors(np.asarray(image.convert("RGB")), colors, path, num_classes, ignore_index)
+    if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+        raise BadFileError(
+            f"{path} has colour mode {image.mode}, but masks hold class ids in a single channel; "
+            "convert the colours to the ids of classes.json and save them as 8-bit greyscale or palette PNG",
+            path,
+        )
+    values = np.array(image)
+    if values.dtype == np.bool_:
+        values = values.astype(np.uint8)
+    if file_format == "GIF" and image.mode == "L" and set(np.unique(values)) <= {0, 255}:
+        values = values // 255  # a palette of black and white, which Pillow reads as greyscale
+    # Pillow stretches 2- and 4-bit greyscale to 0..255, which turns id 1 into 85 or 17.
+    values = values // {"L;2": 85, "L;4": 17}.get(packing or "", 1)
+    # Counting is some ten times faster than sorting.
+    found = np.flatnonzero(np.bincount(values.ravel())) if values.dtype == np.uint8 else np.unique(values)
+    present = [int(value) for value in found]
+    if mapping is not None:
+        values = _mapped(values, present, mapping, path)
+        present = sorted({int(mapping[value]) for value in present})
+    unknown = [value for value in present if not 0 <= value < num_classes and value != ignore_index]
+    if unknown:
+        raise BadFileError(
+            f"{path} holds the ids {_first_ten(unknown)}, but classes.json has the ids 0..{num_classes - 1} and "
+            f"ignore_index {ignore_index}; add the classes to classes.json or change these pixels to ids it has",
+            path,
+        )
+    return values.astype(_id_type(num_classes, ignore_index))
+
+
+def _id_type(num_classes: int, ignore_index: int) -> type[np.generic]:
+    return np.uint8 if num_classes <= 256 and 0 <= ignore_index <= 255 else np.int32
+
+
+def _ids_of_colors(
+    pixels: np.ndarray, colors: Mapping[tuple[int, int, int], int], path: str, num_classes: int, ignore_index: int
+) -> np.ndarray:
+    """Class ids of an RGB mask, as `decode_mask` gives them."""
+    packed = pixels.astype(np.int32) @ np.array([65536, 256, 1], dtype=np.int32)
+    present, inverse, counts = np.unique(packed, return_inverse=True, return_counts=True)
+    ids = []
+    for value, count in zip(present.tolist(), counts.tolist(), strict=True):
+        color = (value >> 16, value >> 8 & 255, value & 255)
+        if color not in colors:
+            nearest = min(colors, key=lambda known: sum((a - b) ** 2 for a, b in zip(known, color, strict=True)))
+            raise BadFileError(
+                f"{path} holds the colour {color} in {100 * count / packed.size:.3g} % of its pixels, which no class "
+                f"of classes.json has; the nearest is {nearest} of class {colors[nearest]}. Save the mask without "
+                "smoothing, or add the colour to classes.json",
+                path,
+            )
+        ids.append(colors[color])
+    table = np.array(ids, dtype=_id_type(num_classes, ignore_index))
+    return table[inverse.reshape(packed.shape)]
+
+
+def _mapped(values: np.ndarray, present: list[int], mapping: Mapping[int, int] | np.ndarray, path: str) -> np.ndarray:
+    table = dict(enumerate(mapping.tolist())) if isinstance(mapping, np.ndarray) else mapping
+    unknown = [] if hasattr(table, "__missing__") else [value for value in present if value not in table]
+    if unknown:
+        raise BadFileError(
+            f"{path} holds the values {_first_ten(unknown)}, which are not among the {len(table)} of the mapping to "
+            "class ids; if the file is a mask of this data set, take it from the original archive again",
+            path,
+        )
+    # Shifted, so that a negative value is no position from the end.
+    lookup = np.zeros(present[-1] - present[0] + 1, dtype=np.int32)
+    for value in present:
+        lookup[value - present[0]] = table[value]
+    return lookup[values - present[0]]
+
+
+def _first_ten(values: list[int]) -> str:
+    return ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")
+
+
+class LabelledDataset(Protocol):
+    """What has classes and masks, such as `SegmentationFolder`."""
+
+    classes: ClassTable
+
+    def __len__(self) -> int: ...
+
+    def mask(self, index: int, /) -> np.ndarray:
+        """Class ids (H, W) of one sample."""
+        ...
+
+
+@dataclass(frozen=True)
+class ClassStatistics:
+    """How often each class occurs in a split.
+
+    Args:
+        pixels: int64 (n,), pixels of each class.
+        images: int64 (n,), images in which each class occurs.
+        num_images: Images in all.
+        num_ignored: Pixels of the ignore value.
+    """
+
+    pixels: np.ndarray
+    images: np.ndarray
+    num_images: int
+    num_ignored: int
+
+    @property
+    def ignored_share(self) -> float:
+        """Share of pixels that are ignored, 0..1."""
+        total = int(self.pixels.sum()) + self.num_ignored
+        return self.num_ignored / total if total else 0.0
+
+    def table(self, names: Sequence[str]) -> str:
+        """One line per class, to print."""
+        total = max(1, int(self.pixels.sum()) + self.num_ignored)
+        width = max(map(len, [*names, "ignored"]))
+        lines = [
+            f"{name:{width}}  {pixels:>12,} pixels ({pixels / total:6.2%})  {images:>7,} images"
+            for name, pixels, images in zip(names, self.pixels.tolist(), self.images.tolist(), strict=True)
+        ]
+        ignored = f"{'ignored':{width}}  {self.num_ignored:>12,} pixels ({self.ignored_share:6.2%})"
+        return "\n".join([*lines, ignored])
+
+
+def class_statistics(dataset: LabelledDataset) -> ClassStatistics:
+    """Counts pixels and images of each class; reads every mask of the data set.
+
+    Raises:
+        BadFileError: A mask cannot be used.
+    """
+    number, ignore_index = dataset.classes.num_classes, dataset.classes.ignore_index
+    pixels, images, num_ignored = np.zeros(number, np.int64), np.zeros(number, np.int64), 0
+    for index in range(len(dataset)):
+        mask = dataset.mask(index)
+        ignored = mask == ignore_index
+        num_ignored += int(ignored.sum())
+        counts = np.bincount(mask[~ignored], minlength=number)
+        pixels += counts
+        images += counts > 0
+    return ClassStatistics(pixels, images, len(dataset), num_ignored)
+
+
+def check_classes(statistics: ClassStatistics, classes: ClassTable, values: Collection[int] | None = None) -> None:
+    """Refuses training labels in which a class has no pixel: it cannot be learnt, and its score means nothing.
+
+    Args:
+        statistics: Of the training labels.
+        classes: The classes.
+        values: Values that the mask files hold, if known; by default told from the statistics.
+
+    Raises:
+        ValueError: A class has no pixel; names it and what to do.
+    """
+    absent = [name for name, pixels in zip(classes.names, statistics.pixels.tolist(), strict=True) if pixels == 0]
+    if not absent:
+        return
+    if values is None and not classes.mask_values:
+        values = {index for index, pixels in enumerate(statistics.pixels.tolist()) if pixels}
+        values |= {classes.ignore_index} if statistics.num_ignored else set()
+    hint = ""
+    if classes.num_classes == 2 and classes.ignore_index == 255 and values is not None and set(values) == {0, 255}:
+        hint = (
+            " The masks hold the values 0 and 255, and 255 is the ignore index, so that no object is seen. Set "
+            '"mask_values": 0 for the first and "mask_values": 255 for the second class in classes.json.'
+        )
+    raise ValueError(
+        f"No pixel of the training labels belongs to {', '.join(map(repr, absent))}; {statistics.ignored_share:.1%} "
+        f"of the pixels are ignored.{hint} Remove the class, correct the masks, or pass --allow_empty_classes."
+    )
