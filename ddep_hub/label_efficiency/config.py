@@ -29,12 +29,20 @@ _ROW = {"seed", "split_seed", "label_fraction", "pretrained"}
 
 @dataclass(kw_only=True)
 class StudyArguments:
-    """Arguments of `examples/label_efficiency.py`."""
+    """Run a label-efficiency study: many runs with and without pretraining, and a report."""
 
-    study: str = arg("examples/configs/label-efficiency-scenes.yaml", "YAML file with methods, fractions and seeds.")
-    data: str | None = arg(None, "Labelled data instead of the file's, as for finetune.py.", path=True)
-    images: list[str] = arg([], "Unlabelled images instead of the file's, as for pretrain.py.", path=True)
-    output_dir: str = arg("runs/label-efficiency", "Folder of the rows, decoders, runs, report and figure.", path=True)
+    study: str = arg(
+        "examples/configs/label-efficiency-scenes.yaml", "YAML file with methods, fractions and seeds.", common=True
+    )
+    data: str | None = arg(
+        None, "Labelled data instead of the file's, as for `ddep-hub finetune`.", path=True, common=True
+    )
+    images: list[str] = arg(
+        [], "Unlabelled images instead of the file's, as for `ddep-hub pretrain`.", path=True, common=True
+    )
+    output_dir: str = arg(
+        "runs/label-efficiency", "Folder of the rows, decoders, runs, report and figure.", path=True, common=True
+    )
     methods: list[str] = arg([], "Methods to run; default: all of the file's.")
     fractions: list[str] = arg([], "Label fractions to run; default: all of the file's.")
     seeds: int | None = arg(None, "Number of seeds instead of the file's.")

@@ -24,7 +24,7 @@ class RunArguments:
     seed: int = arg(0, "Seed of every random choice of the run.", group="optimisation")
     max_steps: int = arg(300, "Optimizer steps.", group="optimisation", common=True)
     batch_size: int = arg(
-        16, "Images a step, over all processes and accumulated micro-batches.", group="optimisation", common=True
+        16, "Images per step, over all processes and accumulated micro-batches.", group="optimisation", common=True
     )
     gradient_accumulation_steps: int = arg(
         1, "Micro-batches that a step is split into.", group="optimisation", resumable=True
@@ -37,7 +37,7 @@ class RunArguments:
         renamed_from="optimizer",
     )
     learning_rate: float = arg(1e-3, "Peak learning rate.", group="optimisation", common=True)
-    weight_decay: float = arg(0.0, "Weight decay; norms and biases are spared.", group="optimisation")
+    weight_decay: float = arg(0.0, "Weight decay; norms and biases have none.", group="optimisation")
     warmup_steps: int = arg(20, "Steps of linear warm-up.", group="optimisation")
     lr_scheduler_type: Literal["cosine", "polynomial", "constant"] = arg(
         "cosine", "Course of the learning rate after it.", group="optimisation", renamed_from="lr_scheduler"
@@ -73,7 +73,7 @@ class RunArguments:
     )
     skip_bad_files: bool = arg(
         False,
-        "Go on with the next image where one is broken; they are listed in bad_files.txt.",
+        "Skip broken images and list them in bad_files.txt.",
         group="data",
         resumable=True,
     )
@@ -83,7 +83,7 @@ class RunArguments:
     )
     eval_steps: int = arg(
         0,
-        "Steps between two measurements on held-out images, the best of which is kept in best/; 0: at the end only.",
+        "Steps between two evaluations on validation images; the best model is kept in best/. 0: at the end only.",
         group="evaluation",
         resumable=True,
         renamed_from="eval_every",
@@ -103,7 +103,7 @@ class RunArguments:
     )
     resume_from_checkpoint: str | None = arg(
         None,
-        "`latest`, which starts anew where there is none, or a folder checkpoints/step-N of this run.",
+        "Checkpoint to resume from: `latest`, if there is one, or a folder checkpoints/step-N of this run.",
         group="checkpoints",
         common=True,
         resumable=True,
@@ -116,7 +116,7 @@ class RunArguments:
         group="checkpoints",
         resumable=True,
     )
-    overwrite: bool = arg(False, "Start anew in a folder that holds a run.", group="checkpoints", resumable=True)
+    overwrite: bool = arg(False, "Replace the run that the folder holds.", group="checkpoints", resumable=True)
 
     encoder_name: str = arg("tf_efficientnet_lite0", "timm name of the encoder.", group="model", common=True)
     encoder_weights: str | None = arg(
@@ -178,7 +178,7 @@ class RunArguments:
                 f"({self.batch_size}): a micro-batch needs an image."
             )
         if self.overwrite and self.resume_from_checkpoint is not None:
-            raise ValueError("overwrite starts anew and resume_from_checkpoint goes on. Give one of them.")
+            raise ValueError("overwrite replaces a run and resume_from_checkpoint resumes it. Set one of them.")
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("push_to_hub needs hub_model_id, such as `--hub_model_id org/name`.")
         parse_time(self.max_time)
@@ -198,7 +198,7 @@ class RunArguments:
 
 @dataclass(kw_only=True)
 class PretrainArguments(RunArguments):
-    """Arguments of `examples/pretrain.py`."""
+    """Pretrain a decoder by denoising, on images without labels."""
 
     output_dir: str = arg(
         "runs/pretrain",
@@ -273,7 +273,7 @@ class PretrainArguments(RunArguments):
 
 @dataclass(kw_only=True)
 class FinetuneArguments(RunArguments):
-    """Arguments of `examples/finetune.py`."""
+    """Fine-tune a segmentation model on few labels."""
 
     output_dir: str = arg(
         "runs/finetune",
@@ -284,7 +284,7 @@ class FinetuneArguments(RunArguments):
         path=True,
     )
     batch_size: int = arg(
-        8, "Images a step, over all processes and accumulated micro-batches.", group="optimisation", common=True
+        8, "Images per step, over all processes and accumulated micro-batches.", group="optimisation", common=True
     )
     data: str | None = arg(
         None,
@@ -305,7 +305,7 @@ class FinetuneArguments(RunArguments):
     eval_split: str = arg("val", "Split to measure mIoU on.", group="evaluation", resumable=True)
     pretrained: str | None = arg(
         None,
-        "DDeP-pretrained folder or repository to start from; none: a random decoder on encoder_name.",
+        "Pretrained model to start from: shipped name, folder or Hub id. Default: a random decoder on encoder_name.",
         group="model",
         common=True,
         path=True,
@@ -313,11 +313,11 @@ class FinetuneArguments(RunArguments):
     )
     keep_decoder_blocks: int | None = arg(
         None,
-        "Blocks of that model's decoder to keep, from the coarsest on; the others start afresh. None keeps all.",
+        "Blocks of its decoder to keep, from the coarsest on; the others are newly initialised. Default: all.",
         group="model",
     )
     restore_decoder_norms: bool = arg(
-        True, "Scale a denoising decoder's weights back to the norms of fresh ones; the paper does not.", group="model"
+        True, "Scale the decoder's weights to the norms of newly initialised ones; the paper does not.", group="model"
     )
     label_fraction: str | None = arg(None, "Share of the labelled images to use, such as 1/30.", group="data")
     num_labelled_images: int | None = arg(
@@ -356,7 +356,7 @@ class FinetuneArguments(RunArguments):
     )
     per_device_eval_batch_size: int = arg(
         8,
-        "Images a forward pass in evaluation, where they are of one size.",
+        "Images per forward pass in evaluation, where they have the same size.",
         group="evaluation",
         resumable=True,
         renamed_from="eval_batch_size",
@@ -385,7 +385,7 @@ class FinetuneArguments(RunArguments):
                 usable = False
             if not usable:
                 raise ValueError(
-                    f"class_weights takes `median_frequency` or a number of at least 0 a class, not all 0, got "
+                    f"class_weights takes `median_frequency` or a number of at least 0 per class, not all 0, got "
                     f"{self.class_weights}."
                 )
         if self.keep_decoder_blocks is not None:

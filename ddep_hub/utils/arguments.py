@@ -180,7 +180,7 @@ class _Parser(HfArgumentParser):
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:
         """Adds an argument; transformers calls this with all metadata of a field."""
         default = options.get("default")
-        if default is not None and default is not False and default != []:
+        if default not in (None, argparse.SUPPRESS, []) and default is not False:
             text = " ".join(map(str, default)) if isinstance(default, list) else default
             options["help"] = f"{options['help']} (default: {text})"
         if options.get("nargs") == "?":

@@ -258,6 +258,7 @@ def test_every_command_has_help_without_importing_torch():
     assert all(f"usage: ddep-hub {command}" in said for command in COMMANDS)
     # That of `compare`, the last one, reads label fractions as the data sets do.
     assert said.count("0 False\n") >= len(COMMANDS) - 1
+    assert "SUPPRESS" not in said and "(default: None)" not in said and "(default: 0.0)" in said
     assert "--no_" not in said and not re.search(r"--\w+-\w", said)
 
 
