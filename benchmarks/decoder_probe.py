@@ -6,7 +6,7 @@ Each model is a folder of a DDeP-pretrained model, or `random` for a fresh decod
 see the same noisy crops. One row a block of the decoder, the bottleneck first:
 
 - `skip_stride`: stride of the encoder's feature that joins there.
-- `error_without_skip`: error of the found noise where that feature is replaced by its mean over all pixels and images,
+- `error_without_skip`: error of the predicted noise where that feature is replaced by its mean over all pixels and images,
   beside `error`, that of the whole model; the same for the noisy image that the head sees, in the row `head`.
 - `weight_norm`: norm of the block's convolutions over the norm that He initialisation gives them, geometric mean.
 - `activation_std`: standard deviation of the block's output.

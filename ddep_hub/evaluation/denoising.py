@@ -1,4 +1,4 @@
-"""How well a model denoises, beside what can be had without learning features."""
+"""Denoising error of a model, and of references that learn no features."""
 
 import torch
 from torch import nn
@@ -12,24 +12,24 @@ BLUR_SIGMAS = [0.1 * step for step in range(2, 31)]
 
 
 def validation_noise(images: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    """Standard normal noise for `images`, the same for the same seed."""
+    """Standard normal noise of the shape of `images`, the same for the same seed."""
     return torch.randn(images.shape, generator=torch.Generator().manual_seed(seed)).to(images.device)
 
 
 @torch.no_grad()
 def restore(model: nn.Module, clean: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Corrupts images as a model was trained on, and takes out the noise that it finds.
+    """Corrupts images as in pretraining and removes the predicted noise.
 
-    The noise that it finds is `(clean + sigma * noise - restored) / sigma`, whatever corruption and prediction it has.
+    For every corruption and prediction type, the predicted noise is `(clean + sigma * noise - restored) / sigma`.
 
     Args:
-        model: a [`DDePForPreTraining`] in eval mode.
-        clean: normalised images `(n, C, H, W)`.
-        noise: standard normal noise of the same shape.
-        sigma: its level in units of `clean`, above 0.
+        model: A [`DDePForPreTraining`] in eval mode.
+        clean: Normalised images (n, C, H, W).
+        noise: Standard normal noise of the same shape.
+        sigma: Its level in units of `clean`, above 0.
 
     Returns:
-        The restored images, float32 `(n, C, H, W)`.
+        The restored images, float32 (n, C, H, W).
     """
     output = model(pixel_values=clean, noise=noise, sigma=sigma)
     return denoise(
@@ -43,16 +43,16 @@ def restore(model: nn.Module, clean: torch.Tensor, noise: torch.Tensor, sigma: f
 
 @torch.no_grad()
 def denoising_error(model: nn.Module, clean: torch.Tensor, *, batch_size: int = 16, seed: int = 0) -> float:
-    """Mean squared error of the standard normal noise that a model finds in images.
+    """Computes the mean squared error of the predicted standard normal noise on validation images.
 
-    The error is that of the noise, whatever the model predicts: an estimate of the image implies one of the noise.
-    The noise is fixed by `seed`; its level is the middle of the model's range.
+    It is the error of the noise for every prediction type, as an estimate of the image implies one of the noise. The
+    noise is fixed by `seed`; its level is the middle of the model's range.
 
     Args:
-        model: a [`DDePForPreTraining`]; it is put into eval mode.
-        clean: normalised images `(n, C, H, W)` that the model was not trained on.
-        batch_size: images a forward pass.
-        seed: seed of the noise.
+        model: A [`DDePForPreTraining`]; it is put into eval mode.
+        clean: Normalised images (n, C, H, W) that the model was not trained on.
+        batch_size: Images per forward pass.
+        seed: Seed of the noise.
     """
     model.eval()
     clean = clean.to(next(model.parameters()).device)
@@ -68,23 +68,24 @@ def denoising_error(model: nn.Module, clean: torch.Tensor, *, batch_size: int = 
 def denoising_references(
     clean: torch.Tensor, training: torch.Tensor, sigma: float, *, seed: int = 0
 ) -> dict[str, float]:
-    """The same error of denoisers that learn no features, on the same noise as [`denoising_error`].
+    """Computes the same error, on the same noise as [`denoising_error`], for denoisers that learn no features.
 
     Args:
-        clean: the held-out images `(n, C, H, W)`.
-        training: other images `(m, C, h, w)`, to fit the linear filter on.
-        sigma: level of the noise.
-        seed: seed of the noise.
+        clean: The validation images (n, C, H, W).
+        training: Other images (m, C, h, w), to fit the linear filter on.
+        sigma: Level of the noise.
+        seed: Seed of the noise.
 
     Returns:
-        `predicting_zero`, which finds no noise (1 in expectation); `gaussian_blur`, the best blur of each channel, its
-        width chosen on the held-out images themselves; and `linear_filter`, the best 3x3 filter over all channels.
+        `predicting_zero`, the error of predicting no noise (1 in expectation); `gaussian_blur`, the best blur of each
+        channel, its width chosen on the validation images themselves; and `linear_filter`, the best 3x3 filter over
+        all channels.
     """
     noise = validation_noise(clean, seed)
     noisy = clean + sigma * noise
 
-    def error(found: torch.Tensor) -> float:
-        return (found - noise).square().mean().item()
+    def error(predicted: torch.Tensor) -> float:
+        return (predicted - noise).square().mean().item()
 
     blurs = [error((noisy - tvf.gaussian_blur(noisy, _kernel(width), width)) / sigma) for width in BLUR_SIGMAS]
     training_noise = validation_noise(training, seed + 1)
@@ -94,16 +95,16 @@ def denoising_references(
 
 
 def _kernel(sigma: float) -> int:
-    """Odd kernel size that holds a Gaussian out to three standard deviations."""
+    """Odd kernel size of a Gaussian out to three standard deviations."""
     return 2 * max(1, round(3 * sigma)) + 1
 
 
 def _patches(images: torch.Tensor) -> torch.Tensor:
-    """3x3 neighbourhoods of all pixels over all channels, and a constant: `(n * H * W, 9 * C + 1)`."""
+    """3x3 neighbourhoods of all pixels over all channels, and a constant: (n * H * W, 9 * C + 1)."""
     columns = F.unfold(images, 3, padding=1).transpose(1, 2).flatten(0, 1)
     return torch.cat([columns, columns.new_ones(len(columns), 1)], dim=1)
 
 
 def _pixels(images: torch.Tensor) -> torch.Tensor:
-    """All pixels with their channels last: `(n * H * W, C)`."""
+    """All pixels with their channels last: (n * H * W, C)."""
     return images.permute(0, 2, 3, 1).flatten(0, 2)

@@ -1,4 +1,4 @@
-"""Predictions of images of any size: whole, in windows, at several scales, mirrored."""
+"""Inference on images of any size: whole or in sliding windows, at several scales, with flips."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,22 +20,22 @@ from .metrics import BoundaryIoU, ConfusionMatrix
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """How an image is predicted; by default whole, at its own scale, as it is.
+    """How an image is predicted; by default whole, at its own scale, without flips.
 
     Args:
-        window: height and width of the windows that an image is cut into, in pixels of the image as it is given to
-            the model; `None` for whole images. Where an image is smaller, so is the window.
-        stride: steps from window to window, down and across; half the window by default. The last window of a row or
-            column ends with the image. With `stride=window` the windows are tiles, such as the halves of Cityscapes:
-            1024x1024 of 1024x2048.
-        blending: weights of the windows where they overlap: `uniform`, or `hann`, which falls off from the middle of
-            a window, so that no seam shows.
-        scales: factors of the image's size whose probabilities are averaged.
-        flip: whether the probabilities of the mirrored image are averaged in, at every scale.
-        window_batch: windows a forward pass.
+        window: Height and width of the sliding window, in pixels of the image that the model gets; `None` for whole
+            images. It is cut to smaller images.
+        stride: Steps of the window down and across; half the window by default. The last window of a row or column
+            ends with the image. With `stride=window` the windows are tiles, such as the two 1024x1024 halves of an
+            image of Cityscapes.
+        blending: Weights of overlapping windows: `uniform`, or `hann`, which falls off from the window's centre, so
+            that no seam shows.
+        scales: Factors of the image's size whose probabilities are averaged.
+        flip: Whether the probabilities of the mirrored image are averaged in, at every scale.
+        window_batch: Windows per forward pass.
 
     Raises:
-        ValueError: an option is out of range; the message names it.
+        ValueError: An option is out of range; names it.
     """
 
     window: tuple[int, int] | None = None
@@ -64,18 +64,18 @@ class InferenceOptions:
 
     @classmethod
     def from_protocol(cls, protocol: EvaluationProtocol) -> "InferenceOptions":
-        """How a known data set is scored: its tiles, side by side, its scales and its flip."""
+        """The options that a known data set is scored with."""
         return cls(window=protocol.tile, stride=protocol.tile, scales=protocol.scales, flip=protocol.flip)
 
     @property
     def steps(self) -> tuple[int, int]:
-        """The stride, or half the window where none was given."""
+        """The stride, or half the window by default."""
         assert self.window is not None, "whole images have no steps"
         return self.stride or (max(1, self.window[0] // 2), max(1, self.window[1] // 2))
 
     @property
     def is_single_pass(self) -> bool:
-        """Whether one forward pass of the whole image is all."""
+        """Whether one forward pass of the whole image is enough."""
         return self.window is None and self.scales == (1.0,) and not self.flip
 
 
@@ -83,19 +83,19 @@ class InferenceOptions:
 def predict_probabilities(
     model: nn.Module, pixel_values: torch.Tensor, size: tuple[int, int], options: InferenceOptions
 ) -> torch.Tensor:
-    """Probabilities of the classes, the average over scales, flips and overlapping windows.
+    """Predicts class probabilities, averaged over scales, flips and overlapping windows.
 
-    Beside the result, memory is needed for one more tensor of probabilities at the scaled size, and for the logits of
-    the whole image, or of `window_batch` windows.
+    Beside the result, this needs memory for one more tensor of probabilities at the scaled size, and for the logits of
+    the whole image or of `window_batch` windows.
 
     Args:
-        model: a segmentation model in eval mode.
-        pixel_values: normalised images `(batch, 3, h, w)`.
-        size: height and width of the result.
-        options: how to predict.
+        model: A segmentation model in eval mode.
+        pixel_values: Normalised images (batch, 3, h, w).
+        size: Height and width of the result.
+        options: How to predict.
 
     Returns:
-        float32 tensor `(batch, classes, *size)`, of sum 1 over the classes.
+        float32 tensor (batch, classes, *size), of sum 1 over the classes.
     """
     total: torch.Tensor | None = None
     height, width = pixel_values.shape[-2:]
@@ -104,24 +104,24 @@ def predict_probabilities(
         for mirrored in (False, True) if options.flip else (False,):
             images = scaled.flip(-1) if mirrored else scaled
             if options.window is None:
-                found = _resized(model(pixel_values=images).logits.float(), size).softmax(1)
+                probabilities = _resized(model(pixel_values=images).logits.float(), size).softmax(1)
             else:
-                found = _resized(_blended(model, images, options), size)
-            found = found.flip(-1) if mirrored else found
-            total = found if total is None else total.add_(found)
-    assert total is not None, "there is always a scale"
+                probabilities = _resized(_blended(model, images, options), size)
+            probabilities = probabilities.flip(-1) if mirrored else probabilities
+            total = probabilities if total is None else total.add_(probabilities)
+    assert total is not None, "there is at least one scale"
     return total.div_(len(options.scales) * (2 if options.flip else 1))
 
 
 def window_places(
     size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int]
 ) -> Iterator[tuple[int, int]]:
-    """Top left corners of the windows that cover an image, row by row; none reaches over its edge.
+    """Yields the top left corners of the windows that cover an image, row by row; none reaches over its edge.
 
     Args:
-        size: height and width of the image.
-        window: height and width of a window, no larger than the image.
-        stride: steps down and across.
+        size: Height and width of the image.
+        window: Height and width of a window, no larger than the image.
+        stride: Steps down and across.
     """
     rows, columns = (
         [*range(0, length - side, step), length - side]
@@ -131,16 +131,16 @@ def window_places(
 
 
 def blending_weights(window: tuple[int, int], blending: str, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Weights `(height, width)` of a window's pixels: ones, or a Hann window that is above 0 everywhere."""
+    """Weights (height, width) of a window's pixels: ones, or a Hann window that is above 0 everywhere."""
     if blending == "uniform":
         return torch.ones(window, device=device)
-    # Without its two ends, which are 0: the pixels at the image's edge lie in one window alone.
+    # Without its two ends, which are 0: pixels at the image's edge lie in one window only.
     down, across = (torch.hann_window(side + 2, periodic=False, device=device)[1:-1] for side in window)
     return down[:, None] * across
 
 
 def _blended(model: nn.Module, images: torch.Tensor, options: InferenceOptions) -> torch.Tensor:
-    """Probabilities `(batch, classes, h, w)` of images from their windows."""
+    """Probabilities (batch, classes, h, w) of images, blended from their windows."""
     assert options.window is not None
     height, width = images.shape[-2:]
     window = min(options.window[0], height), min(options.window[1], width)
@@ -154,10 +154,10 @@ def _blended(model: nn.Module, images: torch.Tensor, options: InferenceOptions) 
         part = places[start : start + options.window_batch]
         cut = [images[row, :, top : top + window[0], left : left + window[1]] for row, top, left in part]
         logits = model(pixel_values=torch.stack(cut)).logits.float()
-        found = _resized(logits, window).softmax(1).mul_(weights)
+        weighted = _resized(logits, window).softmax(1).mul_(weights)
         if total is None:
-            total = found.new_zeros(len(images), found.shape[1], height, width)
-        for (row, top, left), probabilities in zip(part, found, strict=True):
+            total = weighted.new_zeros(len(images), weighted.shape[1], height, width)
+        for (row, top, left), probabilities in zip(part, weighted, strict=True):
             inside = (row, slice(None), slice(top, top + window[0]), slice(left, left + window[1]))
             total[inside] += probabilities
             weight[inside] += weights
@@ -175,29 +175,26 @@ def _resized(images: torch.Tensor, size: tuple[int, int], *, antialias: bool = F
 def predict(
     model: nn.Module, pixel_values: torch.Tensor, size: tuple[int, int], options: InferenceOptions | None = None
 ) -> torch.Tensor:
-    """Class ids of images, at another size than the model sees.
+    """Predicts class ids.
 
     Args:
-        model: a segmentation model in eval mode.
-        pixel_values: normalised images `(batch, 3, h, w)`.
-        size: height and width of the result; logits are upsampled to it before the argmax.
-        options: how to predict; the whole image in one pass by default.
+        model: A segmentation model in eval mode.
+        pixel_values: Normalised images (batch, 3, h, w).
+        size: Height and width of the result; logits are upsampled to it before the argmax.
+        options: How to predict; the whole image in one pass by default.
 
     Returns:
-        int64 tensor `(batch, *size)`.
+        int64 tensor (batch, *size).
     """
     if options is not None and not options.is_single_pass:
         return predict_probabilities(model, pixel_values, size, options).argmax(1)
-    logits = model(pixel_values=pixel_values).logits
-    if logits.shape[-2:] != size:
-        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-    return logits.argmax(1)
+    return _resized(model(pixel_values=pixel_values).logits, size).argmax(1)
 
 
 @torch.no_grad()
 def count_pixels(
     model: nn.Module,
-    rows: SegmentationDataset,
+    dataset: SegmentationDataset,
     transform: EvalTransform,
     normalize: Callable[[torch.Tensor], torch.Tensor],
     *,
@@ -208,36 +205,37 @@ def count_pixels(
     boundary: BoundaryIoU | None = None,
     on_prediction: Callable[[int, torch.Tensor], None] | None = None,
 ) -> ConfusionMatrix:
-    """Counts true and predicted classes over labelled images, at the size of their masks.
+    """Counts true and predicted classes over a labelled dataset, at the size of its masks.
 
     Args:
-        model: a segmentation model; it is put into eval mode.
-        rows: the labelled images.
-        transform: prepares a row.
-        normalize: makes `pixel_values` of uint8 images.
-        batch_size: images a forward pass, where they follow each other with the same size.
-        num_workers: processes that read images; 0 does it in this one.
-        accelerator: shares the images out over its processes; the counts are summed, so they do not depend on how
-            many there are.
-        options: how to predict; whole images in one pass by default.
-        boundary: fresh counts on the model's device, which are filled with those of all processes.
-        on_prediction: called with the number of a row and its predicted class ids `(H, W)`, in the process that
+        model: A segmentation model; it is put into eval mode.
+        dataset: The labelled images.
+        transform: Prepares a sample; see [`EvalTransform.from_processor`].
+        normalize: Maps uint8 images to `pixel_values`; see [`Normalize.from_processor`].
+        batch_size: Images per forward pass, if consecutive ones have the same size.
+        num_workers: Processes that read images; 0 does it in this one.
+        accelerator: Splits the images over its processes; the counts are summed, so they do not depend on the number
+            of processes.
+        options: How to predict; whole images in one pass by default.
+        boundary: New counts on the model's device, to fill as well.
+        on_prediction: Called with the index of a sample and its predicted class ids (H, W), in the process that
             predicted it.
     """
     model.eval()
     device = next(model.parameters()).device
     rank, world_size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    matrix = ConfusionMatrix(rows.classes.num_classes, rows.classes.ignore_index, device)
-    examples = DataLoader(
-        _Examples(rows, transform),
-        sampler=range(rank, len(rows), world_size),
+    matrix = ConfusionMatrix(dataset.classes.num_classes, dataset.classes.ignore_index, device)
+    indices = range(rank, len(dataset), world_size)
+    loader = DataLoader(
+        _Transformed(dataset, transform),
+        sampler=indices,
         batch_size=None,
         num_workers=num_workers,
         worker_init_fn=init_worker,
     )
-    numbers = iter(range(rank, len(rows), world_size))
-    with reading(examples) as read:
-        for pixels, labels in _batches(read, batch_size):
+    remaining = iter(indices)
+    with reading(loader) as samples:
+        for pixels, labels in _batches(samples, batch_size):
             predicted = predict(model, normalize(pixels.to(device)), tuple(labels.shape[-2:]), options)
             labels = labels.to(device)
             matrix.update(predicted, labels)
@@ -245,7 +243,7 @@ def count_pixels(
                 boundary.update(predicted, labels)
             if on_prediction is not None:
                 for image in predicted:
-                    on_prediction(next(numbers), image)
+                    on_prediction(next(remaining), image)
     if accelerator is not None:
         matrix.counts = accelerator.reduce(matrix.counts, "sum")
         if boundary is not None:
@@ -255,59 +253,42 @@ def count_pixels(
 
 def evaluate_segmentation(
     model: nn.Module,
-    rows: SegmentationDataset,
+    dataset: SegmentationDataset,
     transform: EvalTransform,
     normalize: Callable[[torch.Tensor], torch.Tensor],
-    *,
-    batch_size: int = 1,
-    num_workers: int = 0,
-    accelerator: Accelerator | None = None,
-    options: InferenceOptions | None = None,
-    boundary: BoundaryIoU | None = None,
+    **kwargs: Any,
 ) -> dict[str, Any]:
-    """The figures of [`ConfusionMatrix`], and of `boundary` where it is given, for the counts of [`count_pixels`].
-
-    Takes the same arguments.
-    """
-    matrix = count_pixels(
-        model,
-        rows,
-        transform,
-        normalize,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        accelerator=accelerator,
-        options=options,
-        boundary=boundary,
-    )
-    names = list(rows.classes.names)
-    return matrix.compute(names) | ({} if boundary is None else boundary.compute(names))
+    """Computes the metrics of [`ConfusionMatrix`], and of `boundary` if it is given; arguments of [`count_pixels`]."""
+    matrix = count_pixels(model, dataset, transform, normalize, **kwargs)
+    boundary: BoundaryIoU | None = kwargs.get("boundary")
+    return matrix.compute(dataset.classes.names) | (boundary.compute(dataset.classes.names) if boundary else {})
 
 
-class _Examples(Dataset[dict[str, torch.Tensor]]):
-    """Rows under a transform."""
+class _Transformed(Dataset[dict[str, torch.Tensor]]):
+    """The samples of a dataset under a transform."""
 
-    def __init__(self, rows: SegmentationDataset, transform: EvalTransform) -> None:
-        self.rows, self.transform = rows, transform
+    def __init__(self, dataset: SegmentationDataset, transform: EvalTransform) -> None:
+        self.dataset, self.transform = dataset, transform
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return self.transform(self.rows[index])
+        return self.transform(self.dataset[index])
 
 
 def _batches(
-    examples: Iterable[dict[str, torch.Tensor]], batch_size: int
+    samples: Iterable[dict[str, torch.Tensor]], batch_size: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Stacks examples that follow each other with the same sizes."""
+    """Stacks consecutive samples of the same sizes."""
     waiting: list[dict[str, torch.Tensor]] = []
 
     def stacked() -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.stack([row["pixel_values"] for row in waiting]), torch.stack([row["labels"] for row in waiting])
+        pixels, labels = ([sample[name] for sample in waiting] for name in ("pixel_values", "labels"))
+        return torch.stack(pixels), torch.stack(labels)
 
-    for row in examples:
-        fits = not waiting or all(row[name].shape == waiting[0][name].shape for name in row)
+    for sample in samples:
+        fits = not waiting or all(sample[name].shape == waiting[0][name].shape for name in sample)
         if waiting and (len(waiting) == batch_size or not fits):
             yield stacked()
             waiting = []
-        waiting.append(row)
+        waiting.append(sample)
     if waiting:
         yield stacked()

@@ -1,4 +1,4 @@
-"""Pictures: predictions, overlays, confusion matrices and masks as files."""
+"""Pictures of predictions, denoising and confusion matrices; masks as files."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from .inference import InferenceOptions, predict
 
 
 PANEL = 192
-LONGEST = 4 * PANEL  # of images that are much narrower than high, which are drawn squeezed
+LONGEST = 4 * PANEL  # height of a panel; very narrow images are squeezed
 GAP = 6
 TITLE = 22
 
@@ -27,8 +27,8 @@ def panels(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> Image
     """Draws a table of pictures.
 
     Args:
-        rows: uint8 arrays `(H, W, 3)`, one list a row.
-        titles: name of each column.
+        rows: uint8 arrays (H, W, 3), one list per row.
+        titles: Name of each column.
 
     Returns:
         RGB picture; each panel is `PANEL` pixels wide, and at most `LONGEST` high.
@@ -50,7 +50,7 @@ def panels(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> Image
 
 
 def stack(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Puts pictures under each other, left-aligned, on white."""
+    """Stacks pictures vertically, left-aligned, on white."""
     sheet = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), "white")
     top = 0
     for picture in pictures:
@@ -60,7 +60,7 @@ def stack(pictures: Sequence[Image.Image]) -> Image.Image:
 
 
 def to_uint8(images: torch.Tensor) -> list[np.ndarray]:
-    """Images `(n, C, H, W)`, each stretched to 0..255 by the range of the first, as arrays `(H, W, 3)`."""
+    """Images (n, C, H, W) as uint8 arrays (H, W, 3), each stretched to 0..255 by the range of the first."""
     images = images.float().cpu()
     low, high = images[0].min(), images[0].max()
     scaled = ((images - low) / (high - low).clamp(min=1e-6)).clamp(0, 1) * 255
@@ -69,12 +69,12 @@ def to_uint8(images: torch.Tensor) -> list[np.ndarray]:
 
 @torch.no_grad()
 def denoising_picture(model: nn.Module, clean: torch.Tensor, *, seed: int = 0) -> Image.Image:
-    """Image, noisy image, found noise and denoised image, one row an image.
+    """Draws image, noisy image, predicted noise and denoised image, one row per image.
 
     Args:
-        model: a [`DDePForPreTraining`]; it is put into eval mode.
-        clean: normalised images `(n, C, H, W)`.
-        seed: seed of the noise.
+        model: A [`DDePForPreTraining`]; it is put into eval mode.
+        clean: Normalised images (n, C, H, W).
+        seed: Seed of the noise.
     """
     model.eval()
     sigma = sum(model.config.sigma_range) / 2
@@ -85,40 +85,40 @@ def denoising_picture(model: nn.Module, clean: torch.Tensor, *, seed: int = 0) -
     rows = []
     for image, corrupted, restored in zip(clean, noisy, denoised, strict=True):
         shown = to_uint8(torch.stack([image, corrupted, restored]))
-        found = to_uint8(torch.stack([(corrupted - restored) / sigma]).clamp(-3, 3))
-        rows.append([shown[0], shown[1], found[0], shown[2]])
-    return panels(rows, ["image", "noisy image", "found noise", "denoised image"])
+        predicted = to_uint8(torch.stack([(corrupted - restored) / sigma]).clamp(-3, 3))
+        rows.append([shown[0], shown[1], predicted[0], shown[2]])
+    return panels(rows, ["image", "noisy image", "predicted noise", "denoised image"])
 
 
 def segmentation_picture(
     models: Mapping[str, nn.Module],
-    rows: SegmentationDataset,
+    dataset: SegmentationDataset,
     transform: EvalTransform,
     normalize: Callable[[torch.Tensor], torch.Tensor],
     *,
     number: int = 4,
     options: InferenceOptions | None = None,
 ) -> Image.Image:
-    """Image, truth, and the prediction of each model, one row an image.
+    """Draws image, truth and the prediction of each model, one row per image.
 
     Args:
-        models: models by the title of their column; they are put into eval mode.
-        rows: labelled images, of which `number` are taken at even distances.
-        transform: prepares a row.
-        normalize: makes `pixel_values` of uint8 images.
-        number: images to show.
-        options: how to predict; whole images in one pass by default.
+        models: Models by the title of their column; they are put into eval mode.
+        dataset: Labelled images, of which `number` at even distances are shown.
+        transform: Prepares a sample.
+        normalize: Maps uint8 images to `pixel_values`.
+        number: Images to show.
+        options: How to predict; whole images in one pass by default.
     """
     table = []
-    for index in np.linspace(0, len(rows) - 1, min(number, len(rows))).round().astype(int):
-        row = rows[int(index)]
-        example = transform(row)
-        size = tuple(example["labels"].shape)
-        shown = [np.asarray(row["image"]), colorize(row["annotation"], rows.classes)]
+    for index in np.linspace(0, len(dataset) - 1, min(number, len(dataset))).round().astype(int):
+        sample = dataset[int(index)]
+        inputs = transform(sample)
+        size = tuple(inputs["labels"].shape)
+        shown = [np.asarray(sample["image"]), colorize(sample["annotation"], dataset.classes)]
         for model in models.values():
             device = next(model.parameters()).device
-            pixels = normalize(example["pixel_values"][None].to(device))
-            shown.append(colorize(predict(model.eval(), pixels, size, options)[0].cpu().numpy(), rows.classes))
+            pixels = normalize(inputs["pixel_values"][None].to(device))
+            shown.append(colorize(predict(model.eval(), pixels, size, options)[0].cpu().numpy(), dataset.classes))
         table.append(shown)
     return panels(table, ["image", "truth", *models])
 
@@ -127,14 +127,14 @@ CELL = 22
 
 
 def confusion_picture(counts: torch.Tensor, names: Sequence[str]) -> Image.Image:
-    """Draws where the pixels of each true class (row) went: the darker, the more; per cent where they are 1 or more.
+    """Draws a confusion matrix: the shares of each true class (row) by predicted class, in percent from 1 % up.
 
     Args:
-        counts: integer tensor `(classes, classes)`, of [`ConfusionMatrix`].
-        names: names of the classes.
+        counts: Integer tensor (classes, classes) of a [`ConfusionMatrix`].
+        names: Names of the classes.
 
     Returns:
-        RGB picture; the rows of classes without a pixel are empty.
+        RGB picture; rows of classes without a pixel are empty.
     """
     values = counts.double().cpu().numpy()
     shares = values / np.maximum(values.sum(1, keepdims=True), 1)
@@ -155,7 +155,7 @@ def confusion_picture(counts: torch.Tensor, names: Sequence[str]) -> Image.Image
                 color = "white" if shade < 128 else "black"
                 place = (left + CELL // 2 - 1, top + CELL // 2 - 1)
                 draw.text(place, f"{100 * share:.0f}", fill=color, font=small, anchor="mm")
-    # The names of the columns stand upright, as the rows' names turned.
+    # Column names are the row names, turned.
     turned = Image.new("RGB", (margin, side), "white")
     pen = ImageDraw.Draw(turned)
     for column, name in enumerate(names):
@@ -168,19 +168,19 @@ KINDS = ("ids", "colors", "overlays", "cityscapes")
 
 
 class MaskWriter:
-    """Writes predicted masks below a folder: `<kind>/<name>.png` for each kind.
+    """Writes predicted masks to `folder/<kind>/<name>.png`.
 
-    The kinds are `ids`, class ids in 8 bits (16 where there are more than 256 classes); `colors`, in the classes'
-    colours; `overlays`, the colours laid over the image; and `cityscapes`, 8-bit label ids as the server of Cityscapes
-    takes them (road is 7) where the model knows the 19 training classes.
+    The kinds are `ids`, class ids in 8 bits (16 for more than 256 classes); `colors`, the classes' colours;
+    `overlays`, the colours over the image; and `cityscapes`, the 8-bit label ids that the server of Cityscapes takes
+    (road is 7), for its 19 training classes.
 
     Args:
-        folder: the folder.
-        classes: the classes of the masks.
-        kinds: what to write, of `KINDS`.
+        folder: The folder.
+        classes: Classes of the masks.
+        kinds: What to write, of `KINDS`.
 
     Raises:
-        ValueError: a kind is not known, or `cityscapes` for other classes.
+        ValueError: A kind is unknown, or `cityscapes` is asked for other classes.
     """
 
     def __init__(self, folder: str | Path, classes: ClassTable, kinds: Collection[str]) -> None:
@@ -201,9 +201,9 @@ class MaskWriter:
         """Writes one mask.
 
         Args:
-            name: path below the kinds' folders, without suffix.
-            mask: integer class ids `(H, W)`.
-            image: the RGB image of the same size; needed for overlays alone.
+            name: Path below the kind's folder, without suffix.
+            mask: Integer class ids (H, W).
+            image: RGB image of the same size; only needed for overlays.
         """
         for kind in self.kinds:
             path = self.folder / kind / f"{name}.png"
@@ -211,11 +211,7 @@ class MaskWriter:
             self._picture(kind, mask, image).save(path)
 
     def remove_others(self, names: Collection[str]) -> None:
-        """Removes masks of earlier images and kinds, so that a folder which is handed in holds these alone.
-
-        Args:
-            names: those that have been written.
-        """
+        """Removes all masks but those of `names`, so that a folder that is handed in holds no earlier ones."""
         kept = {self.folder / kind / f"{name}.png" for kind in self.kinds for name in names}
         for path in [path for kind in KINDS for path in (self.folder / kind).rglob("*.png")]:
             if path not in kept:
@@ -228,30 +224,24 @@ class MaskWriter:
             return Image.fromarray(cityscapes_label_ids()[mask])
         if kind == "colors":
             return Image.fromarray(colorize(mask, self.classes))
-        assert image is not None, "an overlay lies over an image"
+        assert image is not None, "an overlay needs an image"
         return overlay(image, mask, self.classes)
 
 
 def overlay(image: Image.Image, mask: np.ndarray, classes: ClassTable) -> Image.Image:
-    """The colours of the classes, half of each laid over an RGB image.
-
-    Args:
-        image: the image.
-        mask: integer class ids `(H, W)`, of the image's size.
-        classes: the classes.
-    """
+    """Blends an RGB image and the colours of a mask of its size, integer class ids (H, W), in equal parts."""
     return Image.blend(image, Image.fromarray(colorize(mask, classes)), 0.5)
 
 
 def cityscapes_label_ids() -> np.ndarray:
-    """The label id of each training id of Cityscapes, uint8 `(19,)`."""
+    """The label id of each training id of Cityscapes, uint8 (19,)."""
     known = get_dataset_info("cityscapes")
     ids = {train: label for label, train in known.mapping.items() if train != known.classes.ignore_index}
     return np.array([ids[train] for train in range(known.classes.num_classes)], dtype=np.uint8)
 
 
 def legend(classes: ClassTable) -> Image.Image:
-    """The colours of the classes with their names, one a line."""
+    """Draws the colours of the classes with their names, one per line."""
     font, line = ImageFont.load_default(size=14), 22
     width = 44 + round(max(font.getlength(name) for name in classes.names))
     sheet = Image.new("RGB", (width, line * classes.num_classes + 8), "white")
