@@ -1,4 +1,4 @@
-"""Settings are tuned on a drive that is neither trained on nor tested on: a CamVid folder with other splits.
+"""A CamVid folder with other splits, to tune settings on a drive that is neither trained on nor tested on.
 
     python benchmarks/camvid_drives.py path/to/camvid runs/camvid-tuning
 
@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 
-HELD_OUT = "0006R0"
+VALIDATION_DRIVE = "0006R0"
 
 
 def write_tuning_folder(source: Path, target: Path) -> dict[str, int]:
@@ -29,14 +29,14 @@ def write_tuning_folder(source: Path, target: Path) -> dict[str, int]:
         SystemExit: `source` has no image of the drive.
     """
     numbers = {"train": 0, "val": 0}
-    if not any(source.glob(f"images/train/{HELD_OUT}*")):
-        raise SystemExit(f"{source / 'images' / 'train'} has no image of drive {HELD_OUT}.")
+    if not any(source.glob(f"images/train/{VALIDATION_DRIVE}*")):
+        raise SystemExit(f"{source / 'images' / 'train'} has no image of drive {VALIDATION_DRIVE}.")
     target.mkdir(parents=True)
     for kind in ("images", "annotations"):
         for split in numbers:
             (target / kind / split).mkdir(parents=True)
         for file in sorted((source / kind / "train").iterdir()):
-            split = "val" if file.name.startswith(HELD_OUT) else "train"
+            split = "val" if file.name.startswith(VALIDATION_DRIVE) else "train"
             (target / kind / split / file.name).symlink_to(file.resolve())
             numbers[split] += kind == "images"
     shutil.copyfile(source / "classes.json", target / "classes.json")

@@ -2,12 +2,12 @@
 
     python benchmarks/decoder_probe.py --images path/to/images --output probe.csv random runs/a/final runs/b/final
 
-Each model is a folder of a DDeP-pretrained model, or `random` for a fresh decoder with the sizes of the next one. All
-see the same noisy crops. One row a block of the decoder, the bottleneck first:
+Each model is a folder of a DDeP-pretrained model, or `random` for a newly initialised decoder with the sizes of the first folder. All
+see the same noisy crops. One row per block of the decoder, the bottleneck first:
 
 - `skip_stride`: stride of the encoder's feature that joins there.
-- `error_without_skip`: error of the predicted noise where that feature is replaced by its mean over all pixels and images,
-  beside `error`, that of the whole model; the same for the noisy image that the head sees, in the row `head`.
+- `error_without_skip`: error of the predicted noise when that feature is replaced by its mean over all pixels and
+  images, beside `error`, that of the whole model; the same for the noisy image that the head sees, in the row `head`.
 - `weight_norm`: norm of the block's convolutions over the norm that He initialisation gives them, geometric mean.
 - `activation_std`: standard deviation of the block's output.
 - `gradient_norm`: norm of the gradient of the denoising error with respect to the block's convolutions.
@@ -28,12 +28,12 @@ from ddep_hub.data.image_datasets import ImageFolder
 from ddep_hub.data.transforms import Normalize, PretrainTransform
 from ddep_hub.decoder import fresh_weight_norm
 from ddep_hub.encoder_weights import encoder_file, encoder_source
-from ddep_hub.encoders import encoder_mean_std
 from ddep_hub.evaluation.denoising import denoising_error
+from ddep_hub.pretrained import processor_for_encoder
 
 
 def load(name: str, like: str) -> DDePForPreTraining:
-    """A pretrained model, or one with a fresh decoder of the sizes of another."""
+    """A pretrained model, or one with a newly initialised decoder of the sizes of another."""
     config = DDePConfig.from_pretrained(like if name == "random" else name)
     weights = encoder_file(encoder_source(config.encoder_name, None))
     if name == "random":
@@ -137,7 +137,8 @@ def main() -> None:
     rows = []
     for name in args.models:
         model = load(name, folders[0])
-        found = probe(name, model, Normalize(*encoder_mean_std(model.config.encoder_name))(crops))
+        normalize = Normalize.from_processor(processor_for_encoder(model.config.encoder_name))
+        found = probe(name, model, normalize(crops))
         print(*found, sep="\n")
         rows += found
     with args.output.open("w", newline="") as file:

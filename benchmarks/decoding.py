@@ -1,10 +1,10 @@
 """Time to crop a JPEG, decoded in full and at a reduced scale: `python benchmarks/decoding.py`.
 
-The JPEGs are generated: sums of waves with some noise, saved at quality 90. Both ways get the same random crops, and
-are timed in turns on one thread, so that what else the machine does falls on both. Writes decoding.csv beside this
-file.
+The JPEGs are generated: sums of waves with some noise, saved at quality 90. Both ways get the same random crops and
+are timed in turns on one thread, so that other load on the machine affects both. Writes decoding.csv beside this file.
 """
 
+import argparse
 import csv
 import tempfile
 import time
@@ -22,7 +22,6 @@ from ddep_hub.data.transforms import PretrainTransform
 SIZES = ((500, 375), (1024, 768), (1920, 1080), (4000, 3000))
 CROP = 224
 IMAGES = 8
-ROUNDS = 10
 
 
 def photograph(width: int, height: int, seed: int) -> Image.Image:
@@ -37,17 +36,21 @@ def photograph(width: int, height: int, seed: int) -> Image.Image:
     return Image.fromarray(np.clip(127 + pixels, 0, 255).astype(np.uint8))
 
 
-def seconds(rows: ImageFolder, transform: PretrainTransform, seed: int) -> float:
+def seconds(dataset: ImageFolder, transform: PretrainTransform, seed: int) -> float:
     """Time to read, decode and crop all images once."""
     torch.manual_seed(seed)
     before = time.perf_counter()
-    for index in range(len(rows)):
-        transform(rows[index])
+    for index in range(len(dataset)):
+        transform(dataset[index])
     return time.perf_counter() - before
 
 
 def main() -> None:
     """Measures each size and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".csv"), help="CSV file to write")
+    args = parser.parse_args()
     torch.set_num_threads(1)
     transform = PretrainTransform(crop_size=CROP)
     results = []
@@ -56,7 +59,9 @@ def main() -> None:
             for number in range(IMAGES):
                 photograph(width, height, number).save(Path(folder) / f"{number}.jpg", quality=90)
             full, reduced = ImageFolder(folder), ImageFolder(folder, decode=False)
-            times = [(seconds(full, transform, turn), seconds(reduced, transform, turn)) for turn in range(ROUNDS + 1)]
+            times = [
+                (seconds(full, transform, turn), seconds(reduced, transform, turn)) for turn in range(args.rounds + 1)
+            ]
         medians = np.median(times[1:], axis=0) / IMAGES * 1000
         results.append(
             {
@@ -70,7 +75,7 @@ def main() -> None:
             }
         )
         print(results[-1])
-    with Path(__file__).with_suffix(".csv").open("w", newline="") as file:
+    with args.output.open("w", newline="") as file:
         writer = csv.DictWriter(file, results[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(results)

@@ -1,4 +1,4 @@
-"""What a GPU is needed for: do its numbers agree with the CPU's, how fast are the steps, and a decoder worth keeping.
+"""What needs a GPU: agreement of its numbers with the CPU's, the speed of training steps, and a decoder worth keeping.
 
     python benchmarks/gpu.py pack --images path/to/images --output runs/gpu-pack
     python benchmarks/gpu.py check --output out/check.csv
@@ -131,7 +131,7 @@ def check(args: argparse.Namespace) -> None:
         raise SystemExit(f"{', '.join(map(str, wrong))}: the device does not agree with the CPU.")
 
 
-def seconds_a_step(step: Callable[[], None], seconds: float) -> float:
+def seconds_per_step(step: Callable[[], None], seconds: float) -> float:
     """Median time of a step, after a warm-up, over about `seconds`."""
     for _ in range(5):
         step()
@@ -162,7 +162,7 @@ def bench(args: argparse.Namespace) -> None:
         raise SystemExit("bench needs a GPU, and torch finds none.")
     device, rows = torch.device("cuda"), []
     a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
-    peak = 2 * 8192**3 / seconds_a_step(lambda: torch.mm(a, a), 1.0)
+    peak = 2 * 8192**3 / seconds_per_step(lambda: torch.mm(a, a), 1.0)
     for name in args.models:
         for kind, batch_size, side in (("pretrain", 64, 224), ("finetune", 8, 512)):
             for variant in ("float32", "bf16", "bf16 channels_last", "bf16 channels_last compiled"):
@@ -183,7 +183,7 @@ def bench(args: argparse.Namespace) -> None:
                 step = functools.partial(training_step, run, optimizer, batch, "bf16" in variant)
                 with FlopCounterMode(display=False) as counter:
                     training_step(model, optimizer, batch, "bf16" in variant)
-                seconds = seconds_a_step(step, args.seconds)
+                seconds = seconds_per_step(step, args.seconds)
                 rows.append(
                     {
                         "model": name,

@@ -4,9 +4,9 @@
 
 Both scripts are started by `accelerate launch` with the shipped configuration for a CPU, with all that makes resuming
 hard: random crops, BatchNorm, a moving average of the weights, warm-up, accumulation over two micro-batches, epochs
-that are no whole number of steps, data from a folder (with 0 and 2 workers) and from a stream of shards. The whole
+that are not a whole number of steps, data from a folder (with 0 and 2 workers) and from a stream of shards. The whole
 process group gets SIGKILL, in the middle of training, while a checkpoint is being written, or after the last step, and
-the run is started again with `--resume_from_checkpoint latest`. A row of the CSV is a kill; `identical` says whether
+the run is started again with `--resume_from_checkpoint latest`. The CSV has one row per kill; `identical` says whether
 the weights in final/ and best/, the last checkpoint (weights, average, optimizer) and the metrics are bit for bit
 those of the run that was not killed, and no half-written folder is left. Exits with 1 if one is not.
 """

