@@ -1,8 +1,8 @@
 """How much of the noise an encoder's finest features carry: `python benchmarks/encoder_noise.py ENCODER ...`.
 
 The noise of each pixel is read out of the features by least squares, over 5x5 neighbourhoods, on rendered scenes at
-sigma 0.22, and the error is measured on other scenes. No decoder can predict what is not in the features; it may predict
-what the linear read-out misses. The same read-out of the noisy image itself is given beside it.
+sigma 0.22, and the error is measured on other scenes. No decoder can predict what is not in the features;
+it may predict what the linear read-out misses. The same read-out of the noisy image itself is given beside it.
 Writes encoder_noise.csv beside this file.
 """
 
@@ -28,7 +28,7 @@ SCENES = 120
 
 
 def read_out_error(features: torch.Tensor, noise: torch.Tensor, kernel: int = 5) -> float:
-    """Error of the noise that the best linear filter predicts, fitted on one half of the images, measured on the other.
+    """Error of the noise from the best linear filter, fitted on one half of the images and measured on the other.
 
     Args:
         features: `(n, C, H / s, W / s)`.

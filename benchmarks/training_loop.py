@@ -4,8 +4,8 @@
 
 Pretrains on rendered scenes as the quickstart does (EfficientNet-Lite0, crops of 64 pixels, batches of 16) by
 `ddep_hub.training.pretraining.pretrain`, and takes the same number of bare steps (forward, backward, AdamW) with the
-same model on one batch in memory. The rounds take turns, so that a change of the machine's speed affects all of them. The
-CSV has the median images per second of each, and its ratio to the bare steps.
+same model on one batch in memory. The rounds take turns, so that other load affects all. The CSV has
+the median images per second of each, and its ratio to the bare steps.
 """
 
 import argparse
