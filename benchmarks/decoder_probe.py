@@ -2,8 +2,8 @@
 
     python benchmarks/decoder_probe.py --images path/to/images --output probe.csv random runs/a/final runs/b/final
 
-Each model is a folder of a DDeP-pretrained model, or `random` for a newly initialised decoder with the sizes of the first
-folder. All see the same noisy crops. One row per block of the decoder, the bottleneck first:
+Each model is a folder of a DDeP-pretrained model, or `random` for a newly initialised decoder with the sizes of the
+first folder. All see the same noisy crops. One row per block of the decoder, the bottleneck first:
 
 - `skip_stride`: stride of the encoder's feature that joins there.
 - `error_without_skip`: error of the predicted noise when that feature is replaced by its mean over all pixels and
