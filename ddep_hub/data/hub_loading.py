@@ -72,7 +72,7 @@ def is_saved(name: str) -> bool:
     return any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json"))
 
 
-def local_contents(name: str) -> list[str]:
+def local_fingerprint(name: str) -> list[str]:
     """Relative names and sizes of all files of a local data set; empty for one of the Hub."""
     root = Path(name)
     if root.is_file():

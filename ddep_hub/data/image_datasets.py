@@ -15,7 +15,7 @@ from .hub_loading import (
     HUB_PREFIX,
     holds_dataset,
     load_split,
-    local_contents,
+    local_fingerprint,
     parse_hub_name,
     stream_shards,
     stream_split,
@@ -73,7 +73,7 @@ class HubImages(Dataset[dict[str, Any]]):
         revision: Branch, tag or commit on the Hub.
 
     Attributes:
-        contents: What tells this data from other data, the same wherever it lies.
+        fingerprint: What tells this data from other data, the same wherever it lies.
 
     Raises:
         ValueError: There is no such split or column, or the column holds no images.
@@ -91,7 +91,7 @@ class HubImages(Dataset[dict[str, Any]]):
         self.name = f"{name}/{split}"
         self.column = column
         data = load_split(name, split, config=config, revision=revision)
-        self.fingerprint = local_contents(name) or [data._fingerprint]
+        self.fingerprint = local_fingerprint(name) or [data._fingerprint]
         self.data = with_undecoded(data, [column], self.name)
 
     def __len__(self) -> int:
@@ -109,7 +109,7 @@ class ShardedImages:
     Args:
         data: A data set opened with `streaming=True`.
         name: What messages call it.
-        contents: What tells this data from other data, the same wherever it lies.
+        fingerprint: What tells this data from other data, the same wherever it lies.
         column: Column of the images; of WebDataset shards, the first of jpg, jpeg, png and webp that a sample has.
 
     Raises:
@@ -117,10 +117,10 @@ class ShardedImages:
     """
 
     def __init__(
-        self, data: "datasets.IterableDataset", name: str, contents: Sequence[str], *, column: str = "image"
+        self, data: "datasets.IterableDataset", name: str, fingerprint: Sequence[str], *, column: str = "image"
     ) -> None:
         self.name = name
-        self.fingerprint = list(contents)
+        self.fingerprint = list(fingerprint)
         names = list(data.features or {})
         self._is_webdataset = "__key__" in names and "__url__" in names
         self.columns = [column]
@@ -199,7 +199,7 @@ def open_images(
     return streams or whole
 
 
-def identity(sources: Sequence[MapSource | ShardedImages]) -> str:
+def images_fingerprint(sources: Sequence[MapSource | ShardedImages]) -> str:
     """A short hash over what sources hold, which tells at resuming that the data has changed.
 
     Args:
@@ -212,8 +212,8 @@ def identity(sources: Sequence[MapSource | ShardedImages]) -> str:
     """
     digest = hashlib.sha256()
     for source in sources:
-        contents = source.names if isinstance(source, ImageFolder) else source.fingerprint
-        for part in itertools.chain([type(source).__name__, str(len(contents))], contents):
+        fingerprint = source.names if isinstance(source, ImageFolder) else source.fingerprint
+        for part in itertools.chain([type(source).__name__, str(len(fingerprint))], fingerprint):
             digest.update(os.fsencode(part) + b"\0")
     return digest.hexdigest()[:16]
 
@@ -254,14 +254,14 @@ def _open(name: str, column: str, streaming: bool) -> MapSource | ShardedImages:
         return _open_hub(name, column, streaming)
     if re.search(r"\.tar([?#].*)?$", name):
         shards = expand_shards(name)
-        contents = [shard if _is_url(shard) else local_contents(shard)[0] for shard in shards]
-        return ShardedImages(stream_shards(shards), name, contents, column=column)
+        fingerprint = [shard if _is_url(shard) else local_fingerprint(shard)[0] for shard in shards]
+        return ShardedImages(stream_shards(shards), name, fingerprint, column=column)
     if _is_url(name):
         raise ValueError(f"{name} is neither {HUB_PREFIX}org/name nor the URL of a .tar shard; give one of these")
     if holds_dataset(name):
         if not streaming:
             return HubImages(name, "train", column=column)
-        return ShardedImages(stream_split(name, "train"), f"{name}/train", local_contents(name), column=column)
+        return ShardedImages(stream_split(name, "train"), f"{name}/train", local_fingerprint(name), column=column)
     folder = ImageFolder(name, decode=False)
     if streaming:
         raise ValueError(
@@ -276,8 +276,8 @@ def _open_hub(name: str, column: str, streaming: bool) -> MapSource | ShardedIma
     if not streaming:
         return HubImages(repository, split, column=column, revision=revision)
     data = stream_split(repository, split, revision=revision)
-    contents = [repository, revision or "", split, str(data.num_shards)]
-    return ShardedImages(data, name, contents, column=column)
+    fingerprint = [repository, revision or "", split, str(data.num_shards)]
+    return ShardedImages(data, name, fingerprint, column=column)
 
 
 def _is_url(name: str) -> bool:

@@ -182,23 +182,23 @@ def opened_image(file: str | Path | Undecoded, what: str = "image") -> Iterator[
         BadFileError: It is empty, cut off, damaged or no image.
     """
     name = file_name(file)
-    mend = f"replace the file or remove this {what} from the data set"
+    hint = f"replace the file or remove this {what} from the data set"
     content = None if isinstance(file, str | Path) else file["bytes"]
     with Path(name).open("rb") if content is None else io.BytesIO(content) as stream:
         if not stream.read(1):
-            raise BadFileError(f"{name} is empty (0 bytes); {mend}", name)
+            raise BadFileError(f"{name} is empty (0 bytes); {hint}", name)
         stream.seek(0)
         try:
             with _no_truncated_images(), Image.open(stream) as image:
                 yield image
         except UnidentifiedImageError as error:
-            raise BadFileError(f"{name} is not an image that Pillow can read; {mend}", name) from error
+            raise BadFileError(f"{name} is not an image that Pillow can read; {hint}", name) from error
         except Image.DecompressionBombError as error:
             raise BadFileError(f"{name} is too large ({error}); scale it down", name) from error
         except BadFileError:
             raise
         except _DECODING_ERRORS as error:
-            raise BadFileError(f"{name} is damaged or cut off ({error}); {mend}", name) from error
+            raise BadFileError(f"{name} is damaged or cut off ({error}); {hint}", name) from error
 
 
 def load_upright(file: str | Path | Undecoded, what: str) -> tuple[Image.Image, str | None, str | None]:

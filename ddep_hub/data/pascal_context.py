@@ -1,6 +1,6 @@
 """Pascal Context's official annotations to masks: `python -m ddep_hub.data.pascal_context VOC2010 trainval`.
 
-`VOC2010` is the folder of the PASCAL VOC 2010 images, `trainval` the unpacked annotations, a `.mat` file an image.
+`VOC2010` is the folder of the PASCAL VOC 2010 images, `trainval` the unpacked annotations, one `.mat` file per image.
 """
 
 import argparse

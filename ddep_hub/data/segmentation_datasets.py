@@ -1,7 +1,7 @@
 """Labelled images: folders in known layouts, data sets of the Hub, and how a name becomes one of them."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from .hub_loading import (
     HUB_PREFIX,
     holds_dataset,
     load_split,
-    local_contents,
+    local_fingerprint,
     parse_hub_name,
     undecoded_sample,
     with_undecoded,
@@ -85,6 +85,15 @@ class SegmentationDataset(SizedDataset, Protocol):
         ...
 
 
+def _check_sample_ids(sample_ids: Sequence[str], known: Mapping[str, object], where: str) -> None:
+    unknown = [sample_id for sample_id in sample_ids if sample_id not in known]
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} of {len(sample_ids)} sample_ids are not in {where}: {first_few(unknown)}; "
+            f"sample ids there look like {next(iter(known), '')!r}"
+        )
+
+
 class SegmentationFolder(Dataset[dict[str, Any]]):
     """Images with masks of class ids, in the official layout of a known data set (`layouts.py` lists them) or in
 
@@ -130,13 +139,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         self.classes: ClassTable = files.classes
         self._mapping = files.mapping or files.classes.mask_mapping
         self.sample_ids: list[str] = list(images) if sample_ids is None else list(sample_ids)
-        unknown = [sample_id for sample_id in self.sample_ids if sample_id not in images]
-        if unknown:
-            raise ValueError(
-                f"{len(unknown)} of {len(self.sample_ids)} sample_ids are not in {files.image_folder}: "
-                f"{first_few(unknown)}; a sample id is a path relative to that folder without suffix, such as "
-                f"{next(iter(images))!r}"
-            )
+        _check_sample_ids(self.sample_ids, images, str(files.image_folder))
         self._image_folder = files.image_folder
         self.images = [images[sample_id] for sample_id in self.sample_ids]
         self._masks = [files.masks[sample_id] for sample_id in self.sample_ids]
@@ -158,13 +161,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         chosen = copy.copy(self)
         chosen.sample_ids = list(sample_ids)
         places = {sample_id: place for place, sample_id in enumerate(self.sample_ids)}
-        unknown = [sample_id for sample_id in chosen.sample_ids if sample_id not in places]
-        if unknown:
-            raise ValueError(
-                f"{len(unknown)} of {len(chosen.sample_ids)} sample ids are not in {self._image_folder}: "
-                f"{first_few(unknown)}; a sample id is a path relative to that folder without suffix, such as "
-                f"{self.sample_ids[0]!r}"
-            )
+        _check_sample_ids(chosen.sample_ids, places, str(self._image_folder))
         chosen.images = [self.images[places[sample_id]] for sample_id in chosen.sample_ids]
         chosen._masks = [self._masks[places[sample_id]] for sample_id in chosen.sample_ids]
         return chosen
@@ -250,14 +247,9 @@ class HubSegmentation(Dataset[dict[str, Any]]):
         self.data = with_undecoded(data, [image_column, mask_column], self.name)
         samples = {f"{index:08d}": index for index in range(len(self.data))}
         self.sample_ids: list[str] = list(samples) if sample_ids is None else list(sample_ids)
-        unknown = [sample_id for sample_id in self.sample_ids if sample_id not in samples]
-        if unknown:
-            raise ValueError(
-                f"{len(unknown)} of {len(self.sample_ids)} sample_ids are not in {self.name}, such as {unknown[0]!r}; "
-                f"a sample id is a sample number of eight digits, up to {len(samples) - 1:08d}"
-            )
+        _check_sample_ids(self.sample_ids, samples, self.name)
         self._indices = [samples[sample_id] for sample_id in self.sample_ids]
-        self._source_fingerprint: list[str] = local_contents(name) or [data._fingerprint]
+        self._source_fingerprint: list[str] = local_fingerprint(name) or [data._fingerprint]
 
     @property
     def fingerprint(self) -> list[str]:
@@ -269,12 +261,7 @@ class HubSegmentation(Dataset[dict[str, Any]]):
         chosen = copy.copy(self)
         chosen.sample_ids = list(sample_ids)
         places = dict(zip(self.sample_ids, self._indices, strict=True))
-        unknown = [sample_id for sample_id in chosen.sample_ids if sample_id not in places]
-        if unknown:
-            raise ValueError(
-                f"{len(unknown)} of {len(chosen.sample_ids)} sample ids are not in {self.name}, such as "
-                f"{unknown[0]!r}; a sample id is a sample number of eight digits, up to {len(self.data) - 1:08d}"
-            )
+        _check_sample_ids(chosen.sample_ids, places, self.name)
         chosen._indices = [places[sample_id] for sample_id in chosen.sample_ids]
         return chosen
 

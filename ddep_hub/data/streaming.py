@@ -35,7 +35,7 @@ class Cursor:
         lane: This lane, counted over all processes.
         lanes: Number of lanes of all processes, at most the source's shards.
         window: Number of samples that are shuffled, and held, together.
-        held_out: Shard to the number of its first samples that are left out.
+        num_validation: Shard to the number of its first samples that are left out.
         state: From [`state`], to go on from there; None at the start.
 
     Raises:
@@ -50,11 +50,11 @@ class Cursor:
         lane: int,
         lanes: int,
         window: int,
-        held_out: Mapping[int, int],
+        num_validation: Mapping[int, int],
         state: State | None,
     ) -> None:
         self.source, self.seed, self.lane, self.lanes = source, seed, lane, lanes
-        self.length, self.held_out = window, held_out
+        self.length, self.num_validation = window, num_validation
         self.begin: State = {"epoch": 0, "shard": 0, "offset": 0, "window": 0}
         self.next = dict(self.begin)  # where the window after the present one begins
         self.samples: list[Sample | None] = []
@@ -88,7 +88,7 @@ class Cursor:
             while len(self.samples) < self.length and self.next["shard"] < len(shards):
                 shard = int(shards[self.next["shard"]])
                 if self.reader is None:
-                    self.next["offset"] = max(self.next["offset"], self.held_out.get(shard, 0))
+                    self.next["offset"] = max(self.next["offset"], self.num_validation.get(shard, 0))
                     self.reader = self.source.samples(shard, self.next["offset"])
                 sample = next(self.reader, None)
                 if sample is None:
@@ -106,8 +106,8 @@ class Cursor:
                 self.place = 0
                 return
         raise ValueError(
-            f"{self.source.name} gave no image in {MAX_EMPTY_EPOCHS} epochs of a lane: its shards are empty or held "
-            "out; give more shards, or hold fewer images out"
+            f"{self.source.name} gave no image in {MAX_EMPTY_EPOCHS} epochs of a lane: its shards are empty or all "
+            "for validation; give more shards, or set a smaller num_validation"
         )
 
 
@@ -155,7 +155,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
             undecoded: 1000 photographs of 100 kB are 100 MB for each source and process.
         skip_bad_files: Whether the next example of the lane takes the place of one that cannot be decoded; its name
             is then in the batch's `skipped`.
-        held_out: Number of examples at the head of the first source that are never yielded; see [`head`].
+        num_validation: Number of examples at the head of the first source that are never yielded; see [`head`].
 
     Attributes:
         lanes: Lanes of this process: a power of two, at most 8 and at most the shards per process of each source.
@@ -181,7 +181,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         weights: Sequence[float] | None = None,
         window: int = 1000,
         skip_bad_files: bool = False,
-        held_out: int = 0,
+        num_validation: int = 0,
     ) -> None:
         if not sources:
             raise ValueError("sources is empty; give at least one source of images")
@@ -189,8 +189,8 @@ class ImageStream(IterableDataset[dict[str, Any]]):
             raise ValueError(f"start_step {start_step} and end_step {end_step} must be in order and not negative")
         if window < 1:
             raise ValueError(f"window is {window}; give the number of examples to shuffle, at least 1")
-        if held_out < 0:
-            raise ValueError(f"held_out is {held_out}; give a number of examples, 0 for none")
+        if num_validation < 0:
+            raise ValueError(f"num_validation is {num_validation}; give a number of examples, 0 for none")
         self.sources = list(sources)
         self.transform = transform
         self.seed = seed
@@ -208,7 +208,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         self.lanes = _number_of_lanes(self.sources, world_size)
         self.window = max(1, window // self.lanes)
         self.skip_bad_files = skip_bad_files
-        self.held_out = self._held_out_by_shard(held_out)
+        self.num_validation = self._validation_by_shard(num_validation)
         self.states = {int(lane): state for lane, state in (states or {}).items()}
         self._check_states()
 
@@ -278,7 +278,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
                 lane=self.rank * self.lanes + lane,
                 lanes=self.world_size * self.lanes,
                 window=self.window,
-                held_out=self.held_out if number == 0 else {},
+                num_validation=self.num_validation if number == 0 else {},
                 state=state,
             )
             for number, (source, state) in enumerate(zip(self.sources, states, strict=True))
@@ -290,7 +290,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
             "shards": [source.num_shards for source in self.sources],
             "processes": self.world_size,
             "window": self.window,
-            "held_out": sum(self.held_out.values()),
+            "num_validation": sum(self.num_validation.values()),
         }
 
     def _check_states(self) -> None:
@@ -305,7 +305,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
                 if state[name] != value:
                     raise ValueError(
                         f"the state to resume from was stored with {name} {state[name]}, but now it is {value}; "
-                        "resume with the same shards, processes, window and held_out, or start a new run"
+                        "resume with the same shards, processes, window and num_validation, or start a new run"
                     )
             after = state["step"] + self.lanes
             if state["step"] >= self.start_step or after < self.start_step or after % self.lanes != lane:
@@ -323,15 +323,16 @@ class ImageStream(IterableDataset[dict[str, Any]]):
             found += [(shard, sample) for _, sample in zip(range(count - len(found)), samples, strict=False)]
         return found
 
-    def _held_out_by_shard(self, held_out: int) -> dict[int, int]:
-        """Shard of the first source to the number of its first samples that are held out."""
-        head = self._head(held_out + 1) if held_out else []
-        if held_out and len(head) <= held_out:
+    def _validation_by_shard(self, num_validation: int) -> dict[int, int]:
+        """Shard of the first source to the number of its first samples that are for validation."""
+        head = self._head(num_validation + 1) if num_validation else []
+        if num_validation and len(head) <= num_validation:
             raise ValueError(
-                f"held_out is {held_out}, but {self.sources[0].name} holds {len(head)} images in all; keep fewer out"
+                f"num_validation is {num_validation}, but {self.sources[0].name} holds {len(head)} images in all; "
+                "set a smaller number"
             )
         counts: dict[int, int] = {}
-        for shard, _ in head[:held_out]:
+        for shard, _ in head[:num_validation]:
             counts[shard] = counts.get(shard, 0) + 1
         return counts
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from ddep_hub.data.dataloading import fingerprint_of
-from ddep_hub.data.image_datasets import identity
+from ddep_hub.data.image_datasets import images_fingerprint
 from ddep_hub.data.segmentation_datasets import open_split
 from ddep_hub.evaluation.evaluate import run_evaluation
 from ddep_hub.training.arguments import PretrainArguments
@@ -103,7 +103,7 @@ def _fingerprints(study: Study) -> dict[str, str]:
     found = {"data": fingerprint_of(*parts)}
     for method in study.methods:
         if method.pretraining is not None and "images" not in method.pretraining:
-            return found | {"images": identity(open_sources(study.pretrain_arguments(method, Path())))}
+            return found | {"images": images_fingerprint(open_sources(study.pretrain_arguments(method, Path())))}
     return found
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePPreTrainedModel
 from ddep_hub.data.dataloading import AugmentedDataset, bad_file, train_dataloader
-from ddep_hub.data.image_datasets import MapSource, ShardedImages, identity, open_images
+from ddep_hub.data.image_datasets import MapSource, ShardedImages, images_fingerprint, open_images
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.samplers import StepBatchSampler, epoch_order, example_seed
 from ddep_hub.data.segmentation_datasets import SizedDataset
@@ -111,7 +111,7 @@ class PretrainTrainer(Trainer):
         """
         args, number = self.args, self.args.num_val_images
         names, sources = source_names(args), open_sources(args)
-        self.fingerprint = identity(sources)
+        self.fingerprint = images_fingerprint(sources)
         self.streams = [source for source in sources if isinstance(source, ShardedImages)]
         if self.streams:
             self.elastic = False
@@ -147,7 +147,7 @@ class PretrainTrainer(Trainer):
             weights=args.image_weights or None,
             window=args.shuffle_window,
             skip_bad_files=args.skip_bad_files,
-            held_out=args.num_val_images,
+            num_validation=args.num_val_images,
             **options,
         )
 

@@ -4,7 +4,14 @@ import pytest
 
 from ddep_hub.data import hub_loading as opening
 from ddep_hub.data import image_datasets as image_sources
-from ddep_hub.data.image_datasets import HubImages, ImageFolder, ShardedImages, expand_shards, identity, open_images
+from ddep_hub.data.image_datasets import (
+    HubImages,
+    ImageFolder,
+    ShardedImages,
+    expand_shards,
+    images_fingerprint,
+    open_images,
+)
 
 
 @pytest.fixture
@@ -123,12 +130,12 @@ def test_identity_tells_contents_but_not_places_apart(places, tmp_path_factory, 
     other = tmp_path_factory.mktemp("other") / "moved"
     shutil.copytree(places, other)
     kinds = ["photos", "saved", "parquet", "tars/*.tar"]
-    before = [identity(open_images([str(places / kind)])) for kind in kinds]
+    before = [images_fingerprint(open_images([str(places / kind)])) for kind in kinds]
     assert len(set(before)) == 4
-    assert [identity(open_images([str(other / kind)])) for kind in kinds] == before
+    assert [images_fingerprint(open_images([str(other / kind)])) for kind in kinds] == before
     photos = open_images([str(other / "photos")])
-    assert identity(photos + photos) != identity(photos)
+    assert images_fingerprint(photos + photos) != images_fingerprint(photos)
     (other / "photos" / "c.jpg").write_bytes(jpeg(3))
     (other / "tars" / "train-001.tar").unlink()
-    assert identity(open_images([str(other / "photos")])) != before[0]
-    assert identity(open_images([str(other / "tars/*.tar")])) != before[3]
+    assert images_fingerprint(open_images([str(other / "photos")])) != before[0]
+    assert images_fingerprint(open_images([str(other / "tars/*.tar")])) != before[3]

@@ -68,7 +68,7 @@ SETUPS = {
     "two sources": {"counts": [[9, 4, 7, 5], [3, 6, 2, 5, 4]], "weights": [0.7, 0.3]},
     "held out and broken": {
         "counts": [[9, 4, 7, 5], [3, 6]],
-        "held_out": 11,
+        "num_validation": 11,
         "broken": ("a0/8", "a2/3", "b1/1"),
         "skip_bad_files": True,
     },
@@ -125,8 +125,8 @@ def test_weights_set_the_shares():
     assert names == {"a": 1500, "b": 500}
 
 
-def test_held_out_examples_are_never_yielded():
-    data = stream([3, 4, 5], [2, 2], held_out=5, end=60)
+def test_num_validation_examples_are_never_yielded():
+    data = stream([3, 4, 5], [2, 2], num_validation=5, end=60)
     head = [row["path"] for row in data.head(5)]
     assert head == ["a0/0", "a0/1", "a0/2", "a1/0", "a1/1"]
     shown = set(paths(load(data)))
@@ -165,8 +165,8 @@ def test_bad_files_are_named_or_skipped():
 def test_too_few_shards_or_images_are_told(monkeypatch):
     with pytest.raises(ValueError, match=r"a has 3 shard.*4 processes.*at least 4 shards, or start 3 process"):
         stream([1, 1, 1], rank=0, world_size=4)
-    with pytest.raises(ValueError, match="held_out is 3, but a holds 3 images in all"):
-        stream([1, 2], held_out=3)
+    with pytest.raises(ValueError, match="num_validation is 3, but a holds 3 images in all"):
+        stream([1, 2], num_validation=3)
     with pytest.raises(ValueError, match="a gave no image in 100 epochs"):
         load(stream([0]))
     monkeypatch.setattr(streaming, "get_worker_info", lambda: SimpleNamespace(num_workers=3, id=0))
@@ -183,7 +183,7 @@ def test_too_few_shards_or_images_are_told(monkeypatch):
         ({"counts": []}, "sources is empty"),
         ({"start": 31}, "start_step 31"),
         ({"window": 0}, "window is 0"),
-        ({"held_out": -1}, "held_out is -1"),
+        ({"num_validation": -1}, "num_validation is -1"),
         ({"weights": [1, 2]}, "weights has 2 numbers for 1 sources"),
         ({"start": 3}, "states lacks lane 0"),
     ],
@@ -201,8 +201,8 @@ def test_states_of_another_run_are_refused():
         stream([5, 5, 5], start=5, states=states)
     with pytest.raises(ValueError, match="stored with processes 1, but now it is 2"):
         stream([5, 5], start=5, states=states, rank=1, world_size=2)
-    with pytest.raises(ValueError, match="stored with held_out 0, but now it is 1"):
-        stream([5, 5], start=5, states=states, held_out=1)
+    with pytest.raises(ValueError, match="stored with num_validation 0, but now it is 1"):
+        stream([5, 5], start=5, states=states, num_validation=1)
 
 
 def test_tar_shards_and_parquet_end_to_end(tmp_path, write_shards, image_dataset):
@@ -223,7 +223,7 @@ def test_tar_shards_and_parquet_end_to_end(tmp_path, write_shards, image_dataset
             end_step=20,
             weights=[0.6, 0.4],
             window=6,
-            held_out=2,
+            num_validation=2,
             **{"skip_bad_files": True, **options},
         )
 
