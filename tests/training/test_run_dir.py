@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
+from ddep_hub.training.arguments import PretrainArguments
 from ddep_hub.training.logging import MetricsLog, read_metrics
-from ddep_hub.training.run_dir import run_lock
+from ddep_hub.training.run_dir import check_run_dir, run_lock
+from ddep_hub.utils.arguments import write_yaml
 from ddep_hub.utils.files import atomic_dir, warn_on_write_error
 
 
@@ -72,3 +74,55 @@ def test_metrics(tmp_path):
     log.write({"step": 2, "loss": 0.25})
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
     MetricsLog(None).write({"step": 3})
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("config", [None, "max_steps: 3\n", "- 1\n", "a: [", b"\xff"])
+@pytest.mark.parametrize("name", ["final/notes.txt", "best/notes.txt", "checkpoints/step-5/notes.txt", "final"])
+@pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}])
+def test_a_folder_that_is_no_run_is_refused(tmp_path, config, name, options):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("the user's")
+    if config is not None:
+        (tmp_path / "config.yaml").write_bytes(config if isinstance(config, bytes) else config.encode())
+    before = contents(tmp_path)
+    with pytest.raises(FileExistsError, match=f"holds .*{name.split('/')[0]}.* but no config.yaml of a run"):
+        check_run_dir(tmp_path, **{"overwrite": False, "resume": False, **options})
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["final", "best", "checkpoints", "pictures", "config.yaml", "metrics.jsonl", "checkpoints/step-5", ".lock"]
+)
+@pytest.mark.parametrize("dangling", [False, True])
+def test_a_run_with_links_is_refused(tmp_path, name, dangling):
+    run, target = tmp_path / "run", tmp_path / "target"
+    (run / name).parent.mkdir(parents=True)
+    if name != "config.yaml":
+        write_yaml(PretrainArguments(), run / "config.yaml")
+    if not dangling:
+        write_yaml(PretrainArguments(), target)
+    (run / name).symlink_to(target)
+    with pytest.raises(FileExistsError, match=f"{name} is a link"):
+        check_run_dir(run, overwrite=True, resume=False)
+    assert (run / name).is_symlink() and target.exists() is not dangling
+
+
+def test_a_run_is_overwritten_and_resumed(tmp_path):
+    write_yaml(PretrainArguments(), tmp_path / "config.yaml")
+    (tmp_path / "final").mkdir()
+    (tmp_path / "metrics.jsonl").touch()
+    check_run_dir(tmp_path, overwrite=True, resume=False)
+    check_run_dir(tmp_path, overwrite=False, resume=True)
+    with pytest.raises(FileExistsError, match="holds a run"):
+        check_run_dir(tmp_path, overwrite=False, resume=False)
+
+
+def test_hidden_files_of_others_stay(tmp_path):
+    (tmp_path / ".notes.partial").touch()
+    with run_lock(tmp_path):
+        pass
+    assert (tmp_path / ".notes.partial").exists()
