@@ -38,7 +38,7 @@ def test_pretrain_then_finetune(scenes, tmp_path):
         *("--max_steps", "2", "--num_val_images", "2", *TINY),
     )
     assert first.returncode == 0, first.stderr
-    assert "thread(s)" in first.stdout and "Held-out error" in first.stdout
+    assert "thread(s)" in first.stdout and "Error of the predicted noise" in first.stdout
     DDePForPreTraining.from_pretrained(tmp_path / "ddep" / "final")
 
     second = launch(
