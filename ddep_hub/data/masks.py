@@ -166,16 +166,25 @@ class ClassStatistics:
         return "\n".join([*lines, ignored])
 
 
-def class_statistics(dataset: LabelledDataset) -> ClassStatistics:
+def class_statistics(dataset: LabelledDataset, *, skip_bad_files: bool = False) -> ClassStatistics:
     """Counts pixels and images of each class; reads every mask of the data set.
 
+    Args:
+        dataset: Labelled images.
+        skip_bad_files: Leave masks out that cannot be used.
+
     Raises:
-        BadFileError: A mask cannot be used.
+        BadFileError: A mask cannot be used, and `skip_bad_files` is off.
     """
     number, ignore_index = dataset.classes.num_classes, dataset.classes.ignore_index
     pixels, images, num_ignored = np.zeros(number, np.int64), np.zeros(number, np.int64), 0
     for index in range(len(dataset)):
-        mask = dataset.mask(index)
+        try:
+            mask = dataset.mask(index)
+        except (BadFileError, OSError):
+            if not skip_bad_files:
+                raise
+            continue
         ignored = mask == ignore_index
         num_ignored += int(ignored.sum())
         counts = np.bincount(mask[~ignored], minlength=number)
@@ -209,5 +218,5 @@ def check_classes(statistics: ClassStatistics, classes: ClassTable, values: Coll
         )
     raise ValueError(
         f"No pixel of the training labels belongs to {', '.join(map(repr, absent))}; {statistics.ignored_share:.1%} "
-        f"of the pixels are ignored.{hint} Remove the class, correct the masks, or pass --allow_empty_classes."
+        f"of the pixels are ignored.{hint} Remove the class or correct the masks."
     )

@@ -1,5 +1,6 @@
 """Fine-tuning on few labelled images."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from ddep_hub import DDePForSemanticSegmentation
 from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.dataloading import AugmentedDataset, bad_file, fingerprint_of, train_dataloader
 from ddep_hub.data.image_io import BadFileError
+from ddep_hub.data.masks import check_classes, class_statistics
 from ddep_hub.data.samplers import StepBatchSampler
 from ddep_hub.data.segmentation_datasets import SegmentationDataset, SegmentationFolder, open_split
 from ddep_hub.data.splits import choose_labelled, read_split_file, write_split_file
@@ -23,6 +25,7 @@ from ddep_hub.evaluation.inference import evaluate_segmentation
 from ddep_hub.evaluation.visualization import segmentation_picture
 from ddep_hub.pretrained import load_processor, processor_for_encoder
 from ddep_hub.utils.arguments import build_arguments
+from ddep_hub.utils.distributed import on_main_process
 
 from .arguments import FinetuneArguments
 from .losses import SegmentationLoss, median_frequency_weights
@@ -72,6 +75,7 @@ class FinetuneTrainer(Trainer):
                 options = {**self.processor.to_dict(), "do_resize": True, "size": {"shortest_edge": args.image_size}}
                 self.processor = type(self.processor).from_dict(options)
         self.validation = self._without_bad_files(validation)
+        on_main_process(self.accelerator, self._check_labels)
         classes = self.labelled.classes
         self.fingerprint = fingerprint_of(self.labelled.fingerprint, classes.names, classes.ignore_index)
         self.data = f"{len(self.labelled)} images"
@@ -89,6 +93,25 @@ class FinetuneTrainer(Trainer):
         self.loss = SegmentationLoss(
             classes.ignore_index, class_weights=self._class_weights(), dice_weight=args.dice_weight
         )
+
+    def _check_labels(self) -> None:
+        """Prints how often each class occurs in the training labels.
+
+        Raises:
+            ValueError: The masks hold 0 and 255 alone, so that the second of two classes is ignored: everything would
+                be the first class, and the score perfect.
+        """
+        classes = self.labelled.classes
+        statistics = class_statistics(self.labelled, skip_bad_files=self.args.skip_bad_files)
+        print(f"Classes in the {len(self.labelled)} labelled images:\n{statistics.table(classes.names)}")
+        absent = [name for name, pixels in zip(classes.names, statistics.pixels.tolist(), strict=True) if not pixels]
+        if absent and classes.num_classes == 2 and statistics.num_ignored:
+            check_classes(statistics, classes)
+        elif absent:
+            warnings.warn(
+                f"No pixel of the training labels belongs to {', '.join(absent)}: the model cannot learn it.",
+                stacklevel=2,
+            )
 
     def _class_weights(self) -> torch.Tensor | None:
         weights, classes = self.args.class_weights, self.labelled.classes

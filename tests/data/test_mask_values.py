@@ -40,13 +40,13 @@ def test_statistics_count_pixels_and_images(tmp_path):
     assert (found.num_images, found.num_ignored) == (5, int((masks == 255).sum()))
     assert found.ignored_share == pytest.approx((masks == 255).mean())
     assert len(found.table(data.classes.names).splitlines()) == 5
-    with pytest.raises(ValueError, match=r"belongs to 'class 3'.*--allow_empty_classes"):
+    with pytest.raises(ValueError, match=r"belongs to 'class 3'.*Remove the class"):
         check_classes(found, data.classes)
 
 
 def test_binary_masks_are_not_ignored_in_silence(tmp_path):
     data = folder(tmp_path, [BINARY], TWO)
-    with pytest.raises(ValueError, match=r"'cell'; 50\.0% .*255 is the ignore index.*mask_values.*--allow_empty_cl"):
+    with pytest.raises(ValueError, match=r"'cell'; 50\.0% .*255 is the ignore index.*mask_values.*correct"):
         check_classes(class_statistics(data), data.classes)
     with pytest.raises(ValueError, match=r"'cell'.*255 is the ignore index"):
         check_classes(class_statistics(data), data.classes, {0, 255})

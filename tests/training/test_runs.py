@@ -1,10 +1,13 @@
 """Both trainings end to end, tiny: what they write, and what their results do not depend on."""
 
 import json
+import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
@@ -249,3 +252,29 @@ def test_the_files_of_a_bad_batch_are_named(scenes, tiny, tmp_path, monkeypatch)
 def test_too_many_held_out_images(scenes, tiny, tmp_path):
     with pytest.raises(ValueError, match="num_val_images"):
         pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, num_val_images=12))
+
+
+def test_binary_masks_of_0_and_255_do_not_give_a_perfect_score(tmp_path, tiny, capsys):
+    generator = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for kind in ("images", "annotations"):
+            (tmp_path / "data" / kind / split).mkdir(parents=True)
+        for index in range(4):
+            mask = np.zeros((64, 64), np.uint8)
+            mask[8:40, 16:48] = 255
+            image = generator.integers(0, 100, (64, 64, 3), dtype=np.uint8) + (mask[..., None] // 2)
+            Image.fromarray(image).save(tmp_path / "data" / "images" / split / f"{index}.png")
+            Image.fromarray(mask).save(tmp_path / "data" / "annotations" / split / f"{index}.png")
+    classes = [{"id": 0, "name": "background"}, {"id": 1, "name": "cell"}]
+    file = tmp_path / "data" / "classes.json"
+    file.write_text(json.dumps({"classes": classes}))
+    fields = {**tiny, "data": str(tmp_path / "data"), "output_dir": str(tmp_path / "run"), "max_steps": 1}
+    with pytest.raises(ValueError, match=r"'cell'.*255 is the ignore index.*mask_values"):
+        finetune(**fields)
+    assert not (tmp_path / "run" / "final").exists()
+    for entry, value in zip(classes, (0, 255), strict=True):
+        entry["mask_values"] = value
+    file.write_text(json.dumps({"classes": classes}))
+    results = finetune(**{**fields, "overwrite": True})
+    assert set(results["iou"]) == {"background", "cell"} and results["mean_iou"] < 1
+    assert re.search(r"cell +4,096 pixels \(25\.00%\) +4 images", capsys.readouterr().out)
