@@ -119,7 +119,9 @@ class EvaluateArguments(InferenceArguments):
     mask_column: str = arg("annotation", "Column of the masks in a Hub data set.", group="data")
     eval_split: str = arg("val", "Split to measure on.", group="data", common=True)
     batch_size: int = arg(1, "Images per forward pass, where they have the same size.", group="evaluation")
-    num_workers: int = arg(0, "Processes that read images; 0: the main one.", group="data")
+    dataloader_num_workers: int = arg(
+        0, "Processes that read images; 0: the main one.", group="data", renamed_from="num_workers"
+    )
     predictions: list[str] = arg([], f"Predicted masks to write as well: {_KINDS}.", group="evaluation")
     output_dir: str | None = arg(
         "runs/evaluation",
@@ -133,8 +135,8 @@ class EvaluateArguments(InferenceArguments):
         super().__post_init__()
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be positive, got {self.batch_size}.")
-        if self.num_workers < 0:
-            raise ValueError(f"num_workers must not be negative, got {self.num_workers}.")
+        if self.dataloader_num_workers < 0:
+            raise ValueError(f"dataloader_num_workers must not be negative, got {self.dataloader_num_workers}.")
         if self.predictions and self.output_dir is None:
             raise ValueError("predictions are written to a folder. Set output_dir.")
 

@@ -110,7 +110,7 @@ def run_evaluation(
         transform,
         normalize,
         batch_size=args.batch_size,
-        num_workers=args.num_workers,
+        num_workers=args.dataloader_num_workers,
         accelerator=accelerator,
         options=options,
         boundary=boundary,

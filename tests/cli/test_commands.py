@@ -120,7 +120,7 @@ def test_a_broken_image_is_named_at_once_by_its_worker(data, model, tmp_path, ca
     broken = data / "images" / "val" / "b.png"
     broken.write_bytes(broken.read_bytes()[:200])
     command = ["evaluate", "--model", model, "--data", str(data), "--output_dir", str(tmp_path / "out")]
-    assert main([*command, "--num_workers", "2"]) == 1
+    assert main([*command, "--dataloader_num_workers", "2"]) == 1
     said = capsys.readouterr().err
     assert "Traceback" not in said and str(broken) in said
     assert multiprocessing.active_children() == []

@@ -168,7 +168,7 @@ def test_frozen_norms_stay_and_the_rest_of_the_encoder_does_not(finetuning, pret
         assert torch.equal(tensor, start[name]) == is_norm, name
 
 
-def test_the_finest_decoder_blocks_start_afresh(finetuning, pretraining):
+def test_the_finest_decoder_blocks_are_initialised_again(finetuning, pretraining):
     start = str(pretraining("pretrain") / "final")
     still = {"pretrained": start, "learning_rate": 1e-12, "decoder_hidden_sizes": None, "max_steps": 1}
     still["decoder_bottleneck_size"] = 512  # the default: the model says it
