@@ -69,7 +69,7 @@ def test_the_installed_functions(installed, scenes):
 import ddep_hub
 from ddep_hub import DDePForSemanticSegmentation
 
-(model,) = ddep_hub.list_pretrained()
+(model,) = [one for one in ddep_hub.list_pretrained() if one.name == "ddep-efficientnet-lite0"]
 loaded = DDePForSemanticSegmentation.from_pretrained(model.name, num_labels=4)
 assert loaded.config.num_labels == 4 and loaded.config.encoder_name == model.encoder_name
 data = {str(scenes)!r}
