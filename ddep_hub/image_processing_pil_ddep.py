@@ -5,14 +5,25 @@ What both backends share is here rather than beside the torchvision class, so th
 torchvision is missing.
 """
 
+import os
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers import BatchFeature, SegformerImageProcessorPil
-from transformers.image_utils import ImageInput, PILImageResampling
+from transformers.image_utils import (
+    ChannelDimension,
+    ImageInput,
+    PILImageResampling,
+    get_image_size,
+    infer_channel_dimension_format,
+    load_image,
+)
 from transformers.processing_utils import ImagesKwargs
+
+from .image_conversion import eight_bits, to_rgb, upright
 
 
 IGNORE_INDEX = 255
@@ -53,53 +64,37 @@ class DDePImageProcessorMixin:
     ) -> BatchFeature:
         """Turns images, and the maps that belong to them, into the inputs of a model.
 
+        Images of 16 or 32 bits, floats, palettes and transparency give the values that they give in training, see
+        [`to_rgb`]. transformers clips 16-bit images that it reads from a URL, or from a file in a pipeline: pass the
+        opened PIL image instead.
+
         Args:
             images: One image or several: PIL of any mode, array or tensor `(height, width)`, `(height, width,
-                channels)` or `(channels, height, width)`, path or URL. Values are 0 to 255 unless `do_rescale=False`.
-            segmentation_maps: One map or as many as there are images: PIL of one channel (a palette counts as its
-                indices), array or tensor `(height, width)` of class ids. A three-dimensional one is a batch of maps.
+                channels)` or `(channels, height, width)`, path or URL. PIL images and files are turned upright.
+            segmentation_maps: One map or as many as there are images, each of its image's size: PIL of one channel
+                (a palette counts as its indices), array or tensor `(height, width)` of class ids. A three-dimensional
+                one is a batch of maps.
             return_tensors: `"pt"` or `"np"` to stack the results; None for lists, whose items may differ in size.
             **kwargs: Options of this call instead of the processor's own, such as `do_resize=False` (native
-                resolution) or `size={"shortest_edge": 512}` (pixels; keeps the aspect ratio).
+                resolution) or `size={"shortest_edge": 512}` (pixels; keeps the aspect ratio). With
+                `do_rescale=False`, float arrays are left as they are.
 
         Returns:
             `pixel_values`, float32 `(batch, channels, height, width)`, and with maps `labels`, int64
             `(batch, height, width)`.
 
         Raises:
-            ValueError: Maps that do not fit the images in number, channels or size; maps with fractional values;
-                images of different sizes that should be stacked.
+            ValueError: Values out of range; maps that do not fit the images in number, channels or size; maps with
+                fractional values; images of different sizes that should be stacked.
         """
-        reduce_labels = kwargs.get("do_reduce_labels", self.do_reduce_labels)
-        do_resize = kwargs.get("do_resize", self.do_resize)
-        pixel_values = super().preprocess(_add_channel(images), None, return_tensors=None, **kwargs)[  # type: ignore[misc]
-            "pixel_values"
-        ]
+        options = {name: kwargs.get(name, getattr(self, name)) for name in ("do_rescale", "do_convert_rgb")}
+        mean, layout = kwargs.get("image_mean", self.image_mean), kwargs.get("input_data_format")
+        channels = len(mean) if isinstance(mean, (list, tuple)) else 3
+        images = _decode(images, channels, layout, **options)
+        pixel_values = super().preprocess(images, None, return_tensors=None, **kwargs)["pixel_values"]  # type: ignore[misc]
         data = {"pixel_values": pixel_values}
         if segmentation_maps is not None:
-            maps = _list_of_maps(segmentation_maps)
-            if len(maps) != len(pixel_values):
-                raise ValueError(
-                    f"{len(pixel_values)} image(s) came with {len(maps)} segmentation map(s): pass one map an image, "
-                    "each (height, width)."
-                )
-            labels = []
-            for index, (item, pixels) in enumerate(zip(maps, pixel_values, strict=True)):
-                class_ids = _to_class_ids(item, index)
-                size = tuple(pixels.shape[-2:])
-                if do_resize:
-                    class_ids = _resize_nearest(class_ids, *size)
-                elif class_ids.shape != size:
-                    raise ValueError(
-                        f"Segmentation map {index} is {class_ids.shape[0]}x{class_ids.shape[1]} (height x width), its "
-                        f"image {size[0]}x{size[1]}. Without do_resize they have to agree."
-                    )
-                if reduce_labels:
-                    class_ids = _reduce_labels(class_ids)
-                # On the image's device, for a processor that runs on a GPU (`device="cuda"`).
-                is_tensor = isinstance(pixels, torch.Tensor)
-                labels.append(torch.from_numpy(class_ids).to(pixels.device) if is_tensor else class_ids)
-            data["labels"] = labels
+            data["labels"] = self._labels(segmentation_maps, images, pixel_values, layout, **kwargs)
         sizes = {tuple(pixels.shape[-2:]) for pixels in pixel_values}
         if return_tensors is not None and len(sizes) > 1:
             raise ValueError(
@@ -108,22 +103,33 @@ class DDePImageProcessorMixin:
             )
         return BatchFeature(data, tensor_type=return_tensors)
 
+    def _labels(self, maps: Any, images: Any, pixel_values: Any, layout: Any, **kwargs: Any) -> list[Any]:
+        """Checks maps against their images, and gives them the sizes of the processed ones."""
+        maps, images = _list_of_maps(maps), images if isinstance(images, list) else [images]
+        if len(maps) != len(pixel_values):
+            raise ValueError(
+                f"{len(pixel_values)} image(s) came with {len(maps)} segmentation map(s): pass one map per image, "
+                "each (height, width)."
+            )
+        labels = []
+        for index, (item, image, pixels) in enumerate(zip(maps, images, pixel_values, strict=True)):
+            class_ids, size = _to_class_ids(item, index), _size(image, layout)
+            if class_ids.shape != size:
+                raise ValueError(
+                    f"Segmentation map {index} is {class_ids.shape[0]}x{class_ids.shape[1]} (height x width), but its "
+                    f"image is {size[0]}x{size[1]}. They must agree."
+                )
+            if kwargs.get("do_resize", self.do_resize):
+                class_ids = _resize_nearest(class_ids, *pixels.shape[-2:])
+            if kwargs.get("do_reduce_labels", self.do_reduce_labels):
+                class_ids = _reduce_labels(class_ids)
+            # On the image's device, for a processor that runs on a GPU (`device="cuda"`).
+            is_tensor = isinstance(pixels, torch.Tensor)
+            labels.append(torch.from_numpy(class_ids).to(pixels.device) if is_tensor else class_ids)
+        return labels
+
     def process_image(self, image: Any, do_convert_rgb: bool | None = None, **kwargs: Any) -> Any:
-        """Turns one input into a `(channels, height, width)` tensor or array.
-
-        Args:
-            image: A PIL image, array or tensor.
-            do_convert_rgb: Whether to make three channels of it.
-            **kwargs: The backend's own arguments.
-
-        Returns:
-            The image, channels first, its values unchanged but for a 16-bit PIL image, which is scaled to 8 bits:
-            Pillow's own conversion to RGB would clip it to white.
-        """
-        if isinstance(image, Image.Image) and image.mode.startswith("I"):
-            values = np.asarray(image)
-            if values.max() > 255:
-                image = Image.fromarray(np.rint(values / 257.0).clip(0, 255).astype(np.uint8))
+        """Turns one input into a `(channels, height, width)` tensor or array; grey ones get three channels."""
         image = super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)  # type: ignore[misc]
         # Before transformers 5.20 or so only PIL images were converted, not grey arrays.
         return image[[0, 0, 0]] if do_convert_rgb and image.shape[0] == 1 else image
@@ -144,11 +150,57 @@ class DDePImageProcessorPil(DDePImageProcessorMixin, SegformerImageProcessorPil)
     """
 
 
-def _add_channel(images: Any) -> Any:
-    """Gives grey arrays `(height, width)` the channel axis without which transformers does not take them."""
-    if isinstance(images, (list, tuple)):
-        return [_add_channel(image) for image in images]
-    return images[None] if getattr(images, "ndim", None) == 2 else images
+def _decode(images: Any, channels: int, layout: Any, *, do_rescale: bool | None, do_convert_rgb: bool | None) -> Any:
+    """Turns images of all kinds into 8-bit RGB images or arrays; lists stay lists.
+
+    Args:
+        images: What `preprocess` takes.
+        channels: Number of channels that are normalised.
+        layout: Order of an array's axes, if it is given.
+        do_rescale: Whether the values are divided by 255 later. If not, float arrays are left as they are.
+        do_convert_rgb: Whether images become RGB. If not, arrays are left as they are.
+    """
+    options = {"do_rescale": do_rescale, "do_convert_rgb": do_convert_rgb}
+    if isinstance(images, (list, tuple)) or getattr(images, "ndim", None) == 4:
+        return [_decode(image, channels, layout, **options) for image in images]
+    image = images
+    if isinstance(image, (str, Path)):
+        if not os.path.isfile(image):
+            return load_image(str(image))  # a URL or base64
+        with Image.open(image) as file:
+            file.load()
+            return _decode(file, channels, layout, **options)
+    if isinstance(image, Image.Image):
+        image = upright(image)
+        if do_convert_rgb:
+            return to_rgb(image)
+        wide = image.mode.startswith("I") or image.mode == "F"
+        return Image.fromarray(eight_bits(np.asarray(image), "The image")) if wide else image
+    if isinstance(image, torch.Tensor):
+        if image.dtype == torch.uint8 and image.ndim == 3 and 3 in (image.shape[0], image.shape[-1]):
+            return image  # stays on its device
+        return torch.from_numpy(_decode(image.cpu().numpy(), channels, layout, **options)).to(image.device)
+    if image.ndim == 2:
+        image, layout = image[None], ChannelDimension.FIRST
+    if do_convert_rgb and (do_rescale or image.dtype.kind != "f"):
+        image = eight_bits(image, "The image")
+        axis = 0 if _layout(image, layout) == ChannelDimension.FIRST else -1
+        if image.shape[axis] in (2, 4) and image.shape[axis] != channels:
+            # Pillow guesses the mode, LA or RGBA, from the number of channels.
+            rgb = np.array(to_rgb(Image.fromarray(np.ascontiguousarray(np.moveaxis(image, axis, -1)))))
+            image = np.ascontiguousarray(np.moveaxis(rgb, -1, axis))
+    return image
+
+
+def _layout(image: Any, layout: Any) -> Any:
+    return layout or infer_channel_dimension_format(image, num_channels=(1, 2, 3, 4))
+
+
+def _size(image: Any, layout: Any) -> tuple[int, int]:
+    """Height and width of an image from [`_decode`]."""
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    return get_image_size(image, channel_dim=_layout(image, layout))
 
 
 def _list_of_maps(maps: Any) -> list[Any]:
@@ -166,7 +218,7 @@ def _to_class_ids(segmentation_map: Any, index: int) -> np.ndarray:
     elif not isinstance(segmentation_map, (np.ndarray, Image.Image)):
         kind = type(segmentation_map).__name__
         raise ValueError(f"Segmentation map {index} is a {kind}: pass a PIL image, an array or a tensor.")
-    array = np.asarray(segmentation_map)
+    array = np.asarray(upright(segmentation_map) if isinstance(segmentation_map, Image.Image) else segmentation_map)
     if array.ndim == 3 and 1 in (array.shape[0], array.shape[-1]):
         array = array[0] if array.shape[0] == 1 else array[..., 0]
     if array.ndim != 2:

@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
+from ddep_hub.data.image_io import decode_image
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.image_processing_pil_ddep import DDePImageProcessorPil
 
@@ -125,7 +126,7 @@ def test_reduce_labels_touches_maps_only_and_not_the_callers(processor_class):
     "maps, message",
     [
         ([random_map(), random_map()], r"1 image\(s\) came with 2"),
-        (random_map(24, 64), "map 0 is 24x64 .* image 48x64"),
+        (random_map(24, 64), "map 0 is 24x64 .* image is 48x64"),
         ([random_image()], "one class id a pixel"),
         (random_map() / 19, "fractions"),
         (["mask.png"], "map 0 is a str"),
@@ -243,3 +244,89 @@ def test_16_bit_images_are_scaled_and_not_clipped(processor_class):
     processor = processor_class(do_resize=False, do_normalize=False, do_rescale=False)
     found = processor(Image.fromarray(ramp * 257), return_tensors="np")["pixel_values"]
     np.testing.assert_array_equal(found[0], np.repeat(ramp[None], 3, axis=0))
+
+
+def kinds_of_images():
+    """Images of every kind, whose right values are computed by hand: name, image, RGB array (height, width, 3)."""
+    rng = np.random.default_rng(3)
+    grey, colour = rng.integers(0, 256, (6, 9), dtype=np.uint8), rng.integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    alpha = np.where(np.arange(9) < 4, 0, 255).astype(np.uint8).repeat(6).reshape(9, 6).T.copy()
+    three = grey[..., None].repeat(3, 2)
+    on_white = np.where(alpha[..., None] == 0, np.uint8(255), colour)
+    wide = rng.integers(0, 65536, (6, 9))
+    scaled = np.rint(wide / 257).astype(np.uint8)[..., None].repeat(3, 2)
+    dark = np.full((6, 9), 256, np.uint16)  # one of 65,535: black, though it is the image's own maximum
+    palette = Image.fromarray(colour).quantize(8)
+    bilevel = Image.fromarray(grey > 100)
+    return {
+        "L": (Image.fromarray(grey), three),
+        "RGB": (Image.fromarray(colour), colour),
+        "bilevel": (bilevel, np.where(grey > 100, 255, 0).astype(np.uint8)[..., None].repeat(3, 2)),
+        "palette": (palette, np.asarray(palette.getpalette(), np.uint8).reshape(-1, 3)[np.asarray(palette)]),
+        "LA": (
+            Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)]),
+            np.where(alpha[..., None] == 0, np.uint8(255), three),
+        ),
+        "RGBA": (Image.fromarray(np.dstack([colour, alpha])), on_white),
+        "16 bits": (Image.fromarray(wide.astype(np.uint16)), scaled),
+        "dark 16 bits": (Image.fromarray(dark), np.ones((6, 9, 3), np.uint8)),
+        "32 bits": (Image.fromarray(wide.astype(np.int32)), scaled),
+        "32 bits of 8": (Image.fromarray(grey.astype(np.int32)), three),
+        "float": (Image.fromarray((grey / 255).astype(np.float32)), three),
+        "float of 255": (Image.fromarray(grey.astype(np.float32)), three),
+        "CMYK": (Image.fromarray(colour).convert("CMYK"), colour),
+    }
+
+
+@pytest.mark.parametrize("kind", kinds_of_images())
+def test_every_kind_of_image_has_the_values_of_training(processor_class, tmp_path, kind):
+    image, expected = kinds_of_images()[kind]
+    path = tmp_path / f"a.{'tif' if 'float' in kind or '32' in kind or kind == 'CMYK' else 'png'}"
+    image.save(path)
+    forms = [image, path, str(path), [image]]
+    if kind not in ("palette", "CMYK"):  # an array says nothing of a palette, and four channels are RGBA
+        values = np.array(image)
+        forms += [values, torch.from_numpy(values)]
+        if values.ndim == 3:
+            forms += [np.moveaxis(values, -1, 0), torch.from_numpy(values).permute(2, 0, 1)]
+    assert np.array_equal(np.asarray(decode_image(path)), expected)
+    processor = processor_class(do_resize=False)
+    wanted = (expected / 255 - 0.5) / 0.5
+    for form in forms:
+        pixels = processor(form, return_tensors="np")["pixel_values"]
+        assert pixels.shape == (1, 3, 6, 9)
+        np.testing.assert_allclose(pixels[0], wanted.transpose(2, 0, 1), atol=1e-5)
+
+
+def test_colour_arrays_of_16_bits_and_floats(processor_class):
+    colour = random_image()
+    for values in (colour.astype(np.uint16) * 257, colour.astype(np.float32), colour / 255, colour.astype(np.int64)):
+        pixels = processor_class(do_resize=False)(values, return_tensors="np")["pixel_values"]
+        np.testing.assert_allclose(pixels[0], (colour / 127.5 - 1).transpose(2, 0, 1), atol=1e-5)
+    kept = processor_class(do_resize=False, do_rescale=False, do_normalize=False)(colour / 300, return_tensors="np")
+    np.testing.assert_allclose(kept["pixel_values"][0], (colour / 300).transpose(2, 0, 1), atol=1e-6)
+    with pytest.raises(ValueError, match=r"values from -1 to .* outside 0\.\.255"):
+        processor_class()(np.array(colour, np.float32) - 1)
+
+
+@pytest.mark.parametrize("options", [{"do_resize": False}, {"size": {"height": 32, "width": 32}}])
+def test_a_map_must_have_the_size_of_its_upright_image(processor_class, tmp_path, options):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = random_image(48, 64)
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    processor = processor_class(**options)
+    with pytest.raises(ValueError, match=r"map 0 is 48x64 .* image is 64x48"):
+        processor(tmp_path / "a.png", random_map(48, 64))
+    with Image.open(tmp_path / "a.png") as image:
+        for form in (image, tmp_path / "a.png"):
+            batch = processor(form, random_map(64, 48), return_tensors="np")
+            assert batch["labels"].shape[-2:] == batch["pixel_values"].shape[-2:]
+    if "size" not in options:
+        np.testing.assert_allclose(batch["pixel_values"][0, 0], np.rot90(pixels, -1)[..., 0] / 127.5 - 1, atol=1e-5)
+
+
+def test_tags_that_cannot_be_read_do_not_stop_an_image(processor_class, tmp_path):
+    Image.fromarray(random_image()).save(tmp_path / "a.png", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
+    pixels = processor_class(do_resize=False)(tmp_path / "a.png", return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(pixels[0], random_image().transpose(2, 0, 1) / 127.5 - 1, atol=1e-5)

@@ -204,6 +204,7 @@ assert [name for name in one if not torch.equal(one[name], two[name])] == []
 if accelerator.is_main_process:
     assert any(not torch.equal(tensor, stored[0][name]) for name, tensor in one.items())
 print("the same", flush=True)
+accelerator.wait_for_everyone()
 accelerator.end_training()  # as above
 """
 

@@ -16,6 +16,8 @@ import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 from torchvision.transforms.v2 import functional
 
+from ddep_hub.image_conversion import to_rgb
+
 
 logger = logging.getLogger(__name__)
 
@@ -149,17 +151,10 @@ def decode_image(file: str | Path | Undecoded) -> Image.Image:
     image, file_format, _ = load_upright(file, "image")
     if file_format == "PPM" and image.mode == "I":  # Pillow scales all values above 8 bits to 16
         image = Image.fromarray(np.asarray(image).astype(np.uint16))
-    if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(_to_eight_bits(image, file_name(file)))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
     try:
-        return image.convert("RGB")
+        return to_rgb(image, file_name(file))
     except ValueError as error:
-        name = file_name(file)
-        raise BadFileError(f"{name} has colour mode {image.mode}; convert it to RGB ({error})", name) from None
+        raise BadFileError(str(error), file_name(file)) from error
 
 
 def file_name(file: str | Path | Undecoded) -> str:
@@ -228,22 +223,6 @@ def _no_truncated_images() -> Iterator[None]:
         yield
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
-
-
-def _to_eight_bits(image: Image.Image, path: str) -> np.ndarray:
-    values = np.asarray(image).astype(np.float64)
-    low, high = float(values.min()), float(values.max())
-    if image.mode == "F":
-        limit = 1.0 if high <= 1.0 else 255.0
-    elif image.mode == "I":
-        limit = 255.0 if high <= 255.0 else 65535.0
-    else:
-        limit = 65535.0
-    if not (low >= 0.0 and high <= limit):
-        raise BadFileError(
-            f"{path} holds values from {low:g} to {high:g}, outside 0..{limit:g}; convert it to an 8-bit image", path
-        )
-    return np.asarray(np.rint(values * (255.0 / limit)), dtype=np.uint8)
 
 
 # EXIF orientation to (transposed, mirrored left-right, mirrored top-bottom): how the stored image differs from the
