@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -50,7 +51,7 @@ TIMEOUT = timedelta(hours=2)
 MAX_SKIPPED_STEPS = 100
 
 
-class Trainer:
+class Trainer(ABC):
     """Trains a model and writes the run's folder.
 
     A subclass sets the attributes below in its `__init__`, and defines the methods up to [`draw`]. It minimises a sum
@@ -102,6 +103,7 @@ class Trainer:
         resume = args.resume_from_checkpoint is not None
         on_main_process(self.accelerator, lambda: check_run_dir(self.output, overwrite=args.overwrite, resume=resume))
 
+    @abstractmethod
     def dataloader(self, start_step: int, states: dict[str, Any] | None) -> DataLoader[Any]:
         """Makes the batches of this process.
 
@@ -109,27 +111,26 @@ class Trainer:
             start_step: First step, counted from 0.
             states: States of a stream to resume from, see [`ImageStream`].
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def loss_counts(self, batch: Batch) -> list[torch.Tensor]:
         """Numbers of elements that the sums are divided by, once added up over the global batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss_sums(self, model: nn.Module, batch: Batch, step: int, positions: Sequence[int]) -> list[torch.Tensor]:
         """Sums each term over its elements; `positions` are the examples' places in the global batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
         """Measures a model; called in every process."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self, results: Mapping[str, Any]) -> float:
         """The metric that the best model is chosen by; more is better."""
-        raise NotImplementedError
 
+    @abstractmethod
     def draw(self, model: nn.Module) -> Image.Image:
         """Draws predictions of a model."""
-        raise NotImplementedError
 
     def set_mode(self, step: int) -> None:
         """Puts the model into training mode for a step counted from 0."""
@@ -140,7 +141,8 @@ class Trainer:
         return None
 
     def save_data_files(self) -> None:
-        """Writes further files into the run's folder before the first step."""
+        """Writes further files into the run's folder before the first step; none by default."""
+        return None
 
     def batch_options(self, start_step: int) -> dict[str, Any]:
         """What a sampler or stream must know of the steps and processes."""
