@@ -287,11 +287,3 @@ def mismatch_message(source: str, mismatched: Iterable[tuple[str, Any, Any]], ba
         f"{source} does not fit the model: {name} is {tuple(stored)} in the file and {tuple(own)} in the model. "
         f"Set {SHAPED_BY[parts[position]]} as in the configuration that it was trained with."
     )
-
-
-def check_decoder_fits(config: Any, decoder: Any, expected: Any, prefix: str, folder: str | Path) -> None:
-    """Raises a RuntimeError if a decoder's weights do not have the shapes of a model's."""
-    pairs = [(name, tensor.shape, expected[name].shape) for name, tensor in decoder.items() if name in expected]
-    wrong = [pair for pair in pairs if pair[1] != pair[2]]
-    if wrong:
-        raise RuntimeError(mismatch_message(str(folder), wrong, prefix))

@@ -24,11 +24,6 @@ def gamma_from_sigma(sigma: torch.Tensor | float) -> torch.Tensor | float:
     return 1.0 / (1.0 + sigma**2)
 
 
-def sigma_from_gamma(gamma: torch.Tensor | float) -> torch.Tensor | float:
-    """Inverse of [`gamma_from_sigma`]: `sqrt(1 / gamma - 1)`."""
-    return (1.0 / gamma - 1.0) ** 0.5
-
-
 def sample_sigma(
     sigma: float | Sequence[float],
     batch_size: int,

@@ -1,35 +1,69 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
 """Images of any mode and depth as upright 8-bit RGB: the same values in training, prediction and image processors."""
 
+import re
 import struct
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 
-TURN_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+# EXIF orientation to (transposed, mirrored left-right, mirrored top-bottom): how the stored image differs from the
+# upright one, whose transposition comes last when it is made upright.
+ORIENTATIONS = {
+    1: (False, False, False),
+    2: (False, True, False),
+    3: (False, True, True),
+    4: (False, False, True),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
 }
-# Where Pillow looks for an orientation.
+# Where an orientation may stand.
 EXIF_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """Applies the EXIF orientation of an image; tags that cannot be read are ignored."""
+def orientation(image: Image.Image) -> int:
+    """The EXIF or XMP orientation, 1..8. No other tag is read, so that none that is damaged matters."""
+    if image.format == "TIFF":
+        return 1  # Pillow has turned it
+    block = image.info.get("exif", b"")
+    if "Raw profile type exif" in image.info:  # how ImageMagick writes it into a PNG: three lines, then hexadecimals
+        digits = "".join(str(image.info["Raw profile type exif"]).split("\n")[3:])
+        block = bytes.fromhex(digits) if re.fullmatch("([0-9a-fA-F]{2})+", digits) else block
+    block = block[6:] if block.startswith(b"Exif\0\0") else block
+    order = {b"II": "<", b"MM": ">"}.get(block[:2])
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except (OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, OverflowError, struct.error):
-        return image
-    if orientation not in TURN_UPRIGHT:
-        return image
-    turned = image.transpose(TURN_UPRIGHT[orientation])
-    turned.info = {key: value for key, value in turned.info.items() if key not in EXIF_KEYS}
+        first, count = 0, 0
+        if order is not None:
+            (first,) = struct.unpack_from(f"{order}I", block, 4)
+            (count,) = struct.unpack_from(f"{order}H", block, first)
+        for place in range(first + 2, first + 2 + 12 * count, 12):
+            tag, kind = struct.unpack_from(f"{order}HH", block, place)
+            if tag == 0x0112 and kind in (3, 4):
+                (value,) = struct.unpack_from(f"{order}{'H' if kind == 3 else 'I'}", block, place + 8)
+                return value if value in ORIENTATIONS else 1
+    except struct.error:
+        pass  # the block ends too early
+    xmp = image.info.get("xmp", b"")
+    found = re.search(rb'tiff:Orientation(?:="|>)([1-8])', xmp if isinstance(xmp, bytes) else str(xmp).encode())
+    return int(found[1]) if found else 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turns an image as its orientation says, see [`orientation`]; the result says none."""
+    image.load()
+    transposed, left_right, top_bottom = ORIENTATIONS[orientation(image)]
+    turned = image
+    if left_right:
+        turned = turned.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if top_bottom:
+        turned = turned.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    if transposed:
+        turned = turned.transpose(Image.Transpose.TRANSPOSE)
+    if turned is not image:
+        turned.info = {key: value for key, value in turned.info.items() if key not in EXIF_KEYS}
     return turned
 
 
@@ -82,4 +116,4 @@ def to_rgb(image: Image.Image, name: str = "The image") -> Image.Image:
     return image.convert("RGB")
 
 
-__all__ = ["eight_bits", "to_rgb", "upright"]
+__all__ = ["ORIENTATIONS", "eight_bits", "orientation", "to_rgb", "upright"]

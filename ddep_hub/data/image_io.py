@@ -3,7 +3,6 @@
 import io
 import logging
 import os
-import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 from torchvision.transforms.v2 import functional
 
-from ddep_hub.image_conversion import to_rgb
+from ddep_hub.image_conversion import ORIENTATIONS, orientation, to_rgb, upright
 
 
 logger = logging.getLogger(__name__)
@@ -203,15 +202,7 @@ def load_upright(file: str | Path | Undecoded, what: str) -> tuple[Image.Image, 
         if isinstance(packing, tuple):
             packing = packing[0]
         image.load()
-        transposed, left_right, top_bottom = ORIENTATIONS[_orientation(image)]
-        upright: Image.Image = image
-        if left_right:
-            upright = upright.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        if top_bottom:
-            upright = upright.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-        if transposed:
-            upright = upright.transpose(Image.Transpose.TRANSPOSE)
-        return upright, image.format, packing
+        return upright(image), image.format, packing
 
 
 @contextmanager
@@ -223,20 +214,6 @@ def _no_truncated_images() -> Iterator[None]:
         yield
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
-
-
-# EXIF orientation to (transposed, mirrored left-right, mirrored top-bottom): how the stored image differs from the
-# upright one, whose transposition comes last when it is made upright.
-ORIENTATIONS = {
-    1: (False, False, False),
-    2: (False, True, False),
-    3: (False, True, True),
-    4: (False, False, True),
-    5: (True, False, False),
-    6: (True, False, True),
-    7: (True, True, True),
-    8: (True, True, False),
-}
 
 
 def jpeg_size(file: str | Path | Undecoded) -> tuple[int, int] | None:
@@ -255,7 +232,7 @@ def jpeg_size(file: str | Path | Undecoded) -> tuple[int, int] | None:
     with opened_image(file) as image:
         if image.format != "JPEG":
             return None
-        transposed, _, _ = ORIENTATIONS[_orientation(image)]
+        transposed, _, _ = ORIENTATIONS[orientation(image)]
         return image.size if transposed else (image.height, image.width)
 
 
@@ -281,7 +258,7 @@ def decode_reduced(
     if factor is None:
         return None
     with opened_image(file) as image:
-        transposed, left_right, top_bottom = ORIENTATIONS[_orientation(image)]
+        transposed, left_right, top_bottom = ORIENTATIONS[orientation(image)]
         # The part is cut out of the stored image: where its side is no multiple of the factor, the last reduced pixel
         # stands for less than the others, and turning the image would shift them all.
         x, y, across, down = (top, left, height, width) if transposed else (left, top, width, height)
@@ -302,30 +279,3 @@ def decode_reduced(
     mirrored = [axis for axis, is_mirrored in ((-1, left_right), (-2, top_bottom)) if is_mirrored]
     pixels = pixels.flip(mirrored) if mirrored else pixels
     return pixels.transpose(-1, -2) if transposed else pixels
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF or XMP orientation, 1..8. No other tag is read, so that none that is damaged matters."""
-    if image.format == "TIFF":
-        return 1  # Pillow has turned it
-    block = image.info.get("exif", b"")
-    if "Raw profile type exif" in image.info:  # how ImageMagick writes it into a PNG: three lines, then hexadecimals
-        digits = "".join(str(image.info["Raw profile type exif"]).split("\n")[3:])
-        block = bytes.fromhex(digits) if re.fullmatch("([0-9a-fA-F]{2})+", digits) else block
-    block = block[6:] if block.startswith(b"Exif\0\0") else block
-    order = {b"II": "<", b"MM": ">"}.get(block[:2])
-    try:
-        first, count = 0, 0
-        if order is not None:
-            (first,) = struct.unpack_from(f"{order}I", block, 4)
-            (count,) = struct.unpack_from(f"{order}H", block, first)
-        for place in range(first + 2, first + 2 + 12 * count, 12):
-            tag, kind = struct.unpack_from(f"{order}HH", block, place)
-            if tag == 0x0112 and kind in (3, 4):
-                (value,) = struct.unpack_from(f"{order}{'H' if kind == 3 else 'I'}", block, place + 8)
-                return value if value in ORIENTATIONS else 1
-    except struct.error:
-        pass  # the block ends too early
-    xmp = image.info.get("xmp", b"")
-    found = re.search(rb'tiff:Orientation(?:="|>)([1-8])', xmp if isinstance(xmp, bytes) else str(xmp).encode())
-    return int(found[1]) if found else 1

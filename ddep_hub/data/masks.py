@@ -1,6 +1,6 @@
 """Mask files as class ids, and how often each class occurs in them."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -139,12 +139,14 @@ class ClassStatistics:
     Args:
         pixels: int64 (n,), pixels of each class.
         images: int64 (n,), images in which each class occurs.
+        pixels_around: int64 (n,), labelled pixels of the images in which each class occurs.
         num_images: Images in all.
         num_ignored: Pixels of the ignore value.
     """
 
     pixels: np.ndarray
     images: np.ndarray
+    pixels_around: np.ndarray
     num_images: int
     num_ignored: int
 
@@ -166,19 +168,24 @@ class ClassStatistics:
         return "\n".join([*lines, ignored])
 
 
-def class_statistics(dataset: LabelledDataset, *, skip_bad_files: bool = False) -> ClassStatistics:
-    """Counts pixels and images of each class; reads every mask of the data set.
+def class_statistics(
+    dataset: LabelledDataset, *, indices: Iterable[int] | None = None, skip_bad_files: bool = False
+) -> ClassStatistics:
+    """Counts pixels and images of each class; reads every mask once.
 
     Args:
         dataset: Labelled images.
+        indices: The images to count, such as one process's share; all by default.
         skip_bad_files: Leave masks out that cannot be used.
 
     Raises:
         BadFileError: A mask cannot be used, and `skip_bad_files` is off.
     """
     number, ignore_index = dataset.classes.num_classes, dataset.classes.ignore_index
-    pixels, images, num_ignored = np.zeros(number, np.int64), np.zeros(number, np.int64), 0
-    for index in range(len(dataset)):
+    pixels, images, around = (np.zeros(number, np.int64) for _ in range(3))
+    num_images = num_ignored = 0
+    for index in range(len(dataset)) if indices is None else indices:
+        num_images += 1
         try:
             mask = dataset.mask(index)
         except (BadFileError, OSError):
@@ -190,7 +197,8 @@ def class_statistics(dataset: LabelledDataset, *, skip_bad_files: bool = False) 
         counts = np.bincount(mask[~ignored], minlength=number)
         pixels += counts
         images += counts > 0
-    return ClassStatistics(pixels, images, len(dataset), num_ignored)
+        around += counts.sum() * (counts > 0)
+    return ClassStatistics(pixels, images, around, num_images, num_ignored)
 
 
 def check_classes(statistics: ClassStatistics, classes: ClassTable, values: Collection[int] | None = None) -> None:

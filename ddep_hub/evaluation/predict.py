@@ -20,6 +20,7 @@ from ddep_hub.data.dataset_registry import find_dataset_by_classes
 from ddep_hub.data.image_io import decode_image, images_below
 from ddep_hub.data.synthetic import SCENE_CLASSES
 from ddep_hub.data.transforms import EvalTransform, Normalize
+from ddep_hub.image_conversion import to_rgb, upright
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.pretrained import load_model, load_processor, processor_for_encoder
@@ -64,11 +65,7 @@ def predict(
     if return_type not in ("array", "pil"):
         raise ValueError(f"return_type must be `array` or `pil`, got {return_type!r}.")
     arguments = build_arguments(InferenceArguments, {"model": name_of(model), **kwargs})
-    if isinstance(model, str | Path):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        loaded = load_model(model, arguments.encoder_weights).to(device)
-    else:
-        loaded = model
+    loaded = _on_device(model, arguments) if isinstance(model, str | Path) else model
     predictor = Predictor(loaded, arguments, processor)
 
     def segment(image: Any) -> Any:
@@ -112,6 +109,11 @@ class Predictor:
         return ids.astype(np.uint8 if self.classes.num_classes <= 256 else np.uint16)
 
 
+def _on_device(name: str | Path, args: InferenceArguments) -> DDePForSemanticSegmentation:
+    model = load_model(name, args.encoder_weights)
+    return model.to("cuda") if torch.cuda.is_available() else model
+
+
 def name_of(model: str | Path | DDePForSemanticSegmentation) -> str:
     """A model's name: what was given, or where a model object was loaded from, or its class."""
     return str(model) if isinstance(model, str | Path) else model.config.name_or_path or type(model).__name__
@@ -145,7 +147,7 @@ def _to_pil(image: Any) -> Image.Image:
         return read_image(image)
     if isinstance(image, np.ndarray) and image.dtype != np.uint8:
         raise ValueError(f"images: arrays must be uint8 (height, width, 3) or (height, width), got {image.dtype}.")
-    return (Image.fromarray(image) if isinstance(image, np.ndarray) else image).convert("RGB")
+    return to_rgb(Image.fromarray(image) if isinstance(image, np.ndarray) else upright(image))
 
 
 def _with_palette(mask: np.ndarray, classes: ClassTable) -> Image.Image:
@@ -236,7 +238,7 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
         ValueError: An image is damaged, or an argument does not fit the model.
     """
     images = find_images(names)
-    predictor = Predictor(load_model(str(args.model), args.encoder_weights), args)
+    predictor = Predictor(_on_device(str(args.model), args), args)
     output = Path(args.output_dir)
     writer = MaskWriter(output, predictor.classes, args.predictions)
     output.mkdir(parents=True, exist_ok=True)

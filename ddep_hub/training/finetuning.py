@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object, set_seed
 from PIL import Image
@@ -14,7 +15,7 @@ from ddep_hub import DDePForSemanticSegmentation
 from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.dataloading import AugmentedDataset, bad_file, fingerprint_of, train_dataloader
 from ddep_hub.data.image_io import BadFileError
-from ddep_hub.data.masks import check_classes, class_statistics
+from ddep_hub.data.masks import ClassStatistics, check_classes, class_statistics
 from ddep_hub.data.samplers import StepBatchSampler
 from ddep_hub.data.segmentation_datasets import SegmentationDataset, SegmentationFolder, open_split
 from ddep_hub.data.splits import choose_labelled, read_split_file, write_split_file
@@ -75,6 +76,7 @@ class FinetuneTrainer(Trainer):
                 options = {**self.processor.to_dict(), "do_resize": True, "size": {"shortest_edge": args.image_size}}
                 self.processor = type(self.processor).from_dict(options)
         self.validation = self._without_bad_files(validation)
+        self.statistics = self._class_statistics()
         on_main_process(self.accelerator, self._check_labels)
         classes = self.labelled.classes
         self.fingerprint = fingerprint_of(self.labelled.fingerprint, classes.names, classes.ignore_index)
@@ -94,6 +96,16 @@ class FinetuneTrainer(Trainer):
             classes.ignore_index, class_weights=self._class_weights(), dice_weight=args.dice_weight
         )
 
+    def _class_statistics(self) -> ClassStatistics:
+        """Counts the training labels; each mask is read once, by one of the processes."""
+        share = range(self.accelerator.process_index, len(self.labelled), self.accelerator.num_processes)
+        own = class_statistics(self.labelled, indices=share, skip_bad_files=self.args.skip_bad_files)
+        rows = np.stack([own.pixels, own.images, own.pixels_around])
+        totals = np.array([own.num_images, own.num_ignored])
+        both = torch.from_numpy(np.concatenate([rows.ravel(), totals])).to(self.accelerator.device)
+        both = self.accelerator.reduce(both, "sum").cpu().numpy()
+        return ClassStatistics(*both[:-2].reshape(3, -1), *map(int, both[-2:]))
+
     def _check_labels(self) -> None:
         """Prints how often each class occurs in the training labels.
 
@@ -101,8 +113,7 @@ class FinetuneTrainer(Trainer):
             ValueError: The masks hold 0 and 255 alone, so that the second of two classes is ignored: everything would
                 be the first class, and the score perfect.
         """
-        classes = self.labelled.classes
-        statistics = class_statistics(self.labelled, skip_bad_files=self.args.skip_bad_files)
+        classes, statistics = self.labelled.classes, self.statistics
         print(f"Classes in the {len(self.labelled)} labelled images:\n{statistics.table(classes.names)}")
         absent = [name for name, pixels in zip(classes.names, statistics.pixels.tolist(), strict=True) if not pixels]
         if absent and classes.num_classes == 2 and statistics.num_ignored:
@@ -118,7 +129,7 @@ class FinetuneTrainer(Trainer):
         if not weights:
             return None
         if weights == ["median_frequency"]:
-            return median_frequency_weights(self.labelled, self.accelerator, skip_bad_files=self.args.skip_bad_files)
+            return median_frequency_weights(self.statistics)
         if len(weights) != classes.num_classes:
             raise ValueError(
                 f"class_weights has {len(weights)} numbers, but the data has {classes.num_classes} classes: "

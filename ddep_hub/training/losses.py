@@ -1,11 +1,9 @@
 """The loss of fine-tuning: cross-entropy, with class weights and Dice if asked for."""
 
 import torch
-from accelerate import Accelerator
 from torch.nn import functional as F
 
-from ddep_hub.data.image_io import BadFileError
-from ddep_hub.data.segmentation_datasets import SegmentationDataset
+from ddep_hub.data.masks import ClassStatistics
 
 
 class SegmentationLoss:
@@ -72,41 +70,22 @@ def dice_losses(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -
     return ((1 - score) * present).sum(1) / present.sum(1).clamp(min=1)
 
 
-def median_frequency_weights(
-    dataset: SegmentationDataset, accelerator: Accelerator, *, skip_bad_files: bool
-) -> torch.Tensor:
+def median_frequency_weights(statistics: ClassStatistics) -> torch.Tensor:
     """Weights that make rare classes count: the median of the classes' frequencies over each one's own.
 
     As in SegNet (Badrinarayanan et al. 2017), a class's frequency is its pixels over those of the images it is in. A
     class that is in no image has the weight 0.
 
     Args:
-        dataset: Labelled images. Each mask is read once, by one of the processes.
-        accelerator: The process's accelerator.
-        skip_bad_files: Leave broken masks out.
+        statistics: Of the training labels.
 
     Returns:
         `(num_classes,)`, float32.
 
     Raises:
-        BadFileError: A mask is broken, and `skip_bad_files` is off.
         ValueError: No pixel is labelled.
     """
-    classes = dataset.classes
-    pixels = torch.zeros(classes.num_classes, dtype=torch.int64)
-    pixels_of_images = torch.zeros(classes.num_classes, dtype=torch.int64)
-    for index in range(accelerator.process_index, len(dataset), accelerator.num_processes):
-        try:
-            labels = torch.from_numpy(dataset.mask(index)).long()
-        except (BadFileError, OSError):
-            if not skip_bad_files:
-                raise
-            continue
-        counts = labels[labels != classes.ignore_index].bincount(minlength=classes.num_classes)
-        pixels += counts
-        pixels_of_images += counts.sum() * (counts > 0)
-    both = accelerator.reduce(torch.stack([pixels, pixels_of_images]).to(accelerator.device), "sum").cpu()
-    frequency = both[0] / both[1].clamp(min=1)
+    frequency = torch.from_numpy(statistics.pixels) / torch.from_numpy(statistics.pixels_around).clamp(min=1)
     present = frequency > 0
     if not present.any():
         raise ValueError("class_weights: the labelled images have no labelled pixel. Check the masks.")

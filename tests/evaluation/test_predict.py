@@ -40,6 +40,24 @@ def test_one_image_gives_one_mask_and_a_list_a_list(folder, scenes):
     assert isinstance(ddep_hub.predict(folder, [path]), list) and ddep_hub.predict(folder, []) == []
 
 
+@pytest.mark.parametrize("kind", ["16-bit", "transparent", "turned"])
+def test_an_opened_image_gives_the_mask_of_its_file(folder, scenes, tmp_path, kind):
+    rgb = Image.open(sorted((scenes / "images" / "val").iterdir())[0]).convert("RGB").crop((0, 0, 64, 48))
+    path = tmp_path / "image.png"
+    if kind == "16-bit":
+        Image.fromarray(np.asarray(rgb.convert("L")).astype(np.uint16) * 200 + 77).save(path)
+    elif kind == "transparent":
+        rgb.putalpha(Image.linear_gradient("L").resize(rgb.size))
+        rgb.save(path)
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        rgb.save(path, exif=exif)
+    mask = ddep_hub.predict(folder, path)
+    assert mask.shape == ((64, 48) if kind == "turned" else (48, 64))
+    assert np.array_equal(ddep_hub.predict(folder, Image.open(path)), mask)
+
+
 def test_the_processor_of_the_model_is_used(folder, scenes):
     """The same as transformers' own way: processor, model, post-processing."""
     image = Image.open(sorted((scenes / "images" / "val").iterdir())[0])
