@@ -113,6 +113,7 @@ def main() -> None:
                     data=str(data),
                     eval_split=eval_split,
                     num_labelled_images=labelled,
+                    allow_empty_classes=True,
                     max_steps=options.finetune_steps,
                     batch_size=8,
                     image_size=IMAGE_SIZE,

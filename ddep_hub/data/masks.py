@@ -1,7 +1,6 @@
 """Mask files as class ids, and how often each class occurs in them."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -132,99 +131,95 @@ class LabelledDataset(Protocol):
         ...
 
 
-@dataclass(frozen=True)
 class ClassStatistics:
-    """How often each class occurs in a split.
+    """Counts in how many pixels and images each class occurs.
 
     Args:
+        names: Names of the classes 0..n-1.
+        ignore_index: Label of the pixels that belong to none.
+
+    Attributes:
         pixels: int64 (n,), pixels of each class.
         images: int64 (n,), images in which each class occurs.
         pixels_around: int64 (n,), labelled pixels of the images in which each class occurs.
-        num_images: Images in all.
-        num_ignored: Pixels of the ignore value.
+        num_ignored: Ignored pixels.
     """
 
-    pixels: np.ndarray
-    images: np.ndarray
-    pixels_around: np.ndarray
-    num_images: int
-    num_ignored: int
+    def __init__(self, names: Sequence[str], ignore_index: int) -> None:
+        self.names = tuple(names)
+        self.ignore_index = ignore_index
+        self.pixels, self.images, self.pixels_around = (np.zeros(len(names), np.int64) for _ in range(3))
+        self.num_ignored = 0
+
+    def update(self, mask: np.ndarray) -> None:
+        """Adds a mask (H, W) of class ids and `ignore_index`."""
+        labelled = mask[mask != self.ignore_index]
+        counts = np.bincount(labelled, minlength=len(self.names))
+        self.pixels += counts
+        self.images += counts > 0
+        self.pixels_around += labelled.size * (counts > 0)
+        self.num_ignored += mask.size - labelled.size
+
+    @property
+    def absent(self) -> list[str]:
+        """Names of the classes without a pixel."""
+        return [name for name, pixels in zip(self.names, self.pixels.tolist(), strict=True) if not pixels]
 
     @property
     def ignored_share(self) -> float:
         """Share of pixels that are ignored, 0..1."""
-        total = int(self.pixels.sum()) + self.num_ignored
-        return self.num_ignored / total if total else 0.0
+        return self.num_ignored / max(1, int(self.pixels.sum()) + self.num_ignored)
 
-    def table(self, names: Sequence[str]) -> str:
+    def table(self) -> str:
         """One line per class, to print."""
         total = max(1, int(self.pixels.sum()) + self.num_ignored)
-        width = max(map(len, [*names, "ignored"]))
+        width = max(map(len, [*self.names, "ignored"]))
         lines = [
             f"{name:{width}}  {pixels:>12,} pixels ({pixels / total:6.2%})  {images:>7,} images"
-            for name, pixels, images in zip(names, self.pixels.tolist(), self.images.tolist(), strict=True)
+            for name, pixels, images in zip(self.names, self.pixels.tolist(), self.images.tolist(), strict=True)
         ]
-        ignored = f"{'ignored':{width}}  {self.num_ignored:>12,} pixels ({self.ignored_share:6.2%})"
-        return "\n".join([*lines, ignored])
+        return "\n".join([*lines, f"{'ignored':{width}}  {self.num_ignored:>12,} pixels ({self.ignored_share:6.2%})"])
 
 
-def class_statistics(
-    dataset: LabelledDataset, *, indices: Iterable[int] | None = None, skip_bad_files: bool = False
-) -> ClassStatistics:
-    """Counts pixels and images of each class; reads every mask once.
-
-    Args:
-        dataset: Labelled images.
-        indices: The images to count, such as one process's share; all by default.
-        skip_bad_files: Leave masks out that cannot be used.
+def class_statistics(dataset: LabelledDataset) -> ClassStatistics:
+    """The statistics of a split; reads every mask once.
 
     Raises:
-        BadFileError: A mask cannot be used, and `skip_bad_files` is off.
+        BadFileError: A mask cannot be used.
     """
-    number, ignore_index = dataset.classes.num_classes, dataset.classes.ignore_index
-    pixels, images, around = (np.zeros(number, np.int64) for _ in range(3))
-    num_images = num_ignored = 0
-    for index in range(len(dataset)) if indices is None else indices:
-        num_images += 1
-        try:
-            mask = dataset.mask(index)
-        except (BadFileError, OSError):
-            if not skip_bad_files:
-                raise
-            continue
-        ignored = mask == ignore_index
-        num_ignored += int(ignored.sum())
-        counts = np.bincount(mask[~ignored], minlength=number)
-        pixels += counts
-        images += counts > 0
-        around += counts.sum() * (counts > 0)
-    return ClassStatistics(pixels, images, around, num_images, num_ignored)
+    statistics = ClassStatistics(dataset.classes.names, dataset.classes.ignore_index)
+    for index in range(len(dataset)):
+        statistics.update(dataset.mask(index))
+    return statistics
 
 
-def check_classes(statistics: ClassStatistics, classes: ClassTable, values: Collection[int] | None = None) -> None:
+def check_classes(statistics: ClassStatistics, mask_values: Collection[int] | None = None) -> None:
     """Refuses training labels in which a class has no pixel: it cannot be learnt, and its score means nothing.
 
     Args:
         statistics: Of the training labels.
-        classes: The classes.
-        values: Values that the mask files hold, if known; by default told from the statistics.
+        mask_values: Values that the mask files hold, where they are known and are the class ids themselves.
 
     Raises:
         ValueError: A class has no pixel; names it and what to do.
     """
-    absent = [name for name, pixels in zip(classes.names, statistics.pixels.tolist(), strict=True) if pixels == 0]
-    if not absent:
+    if not statistics.absent:
         return
-    if values is None and not classes.mask_values:
-        values = {index for index, pixels in enumerate(statistics.pixels.tolist()) if pixels}
-        values |= {classes.ignore_index} if statistics.num_ignored else set()
-    hint = ""
-    if classes.num_classes == 2 and classes.ignore_index == 255 and values is not None and set(values) == {0, 255}:
-        hint = (
-            " The masks hold the values 0 and 255, and 255 is the ignore index, so that no object is seen. Set "
+    if mask_values is None:
+        mask_values = {index for index, pixels in enumerate(statistics.pixels.tolist()) if pixels}
+        mask_values |= {statistics.ignore_index} if statistics.num_ignored else set()
+    names = ", ".join(map(repr, statistics.absent[:10])) + (", ..." if len(statistics.absent) > 10 else "")
+    if len(statistics.names) <= 2 and statistics.ignore_index == 255 and set(mask_values) in ({0, 255}, {255}):
+        advice = (
+            "The masks hold the values 0 and 255, and 255 is the ignore index, so that no object is seen: set "
             '"mask_values": 0 for the first and "mask_values": 255 for the second class in classes.json.'
         )
+    else:
+        advice = (
+            "Correct the masks, label an image that shows it, take it out of classes.json, or train without it with "
+            "--allow_empty_classes."
+        )
     raise ValueError(
-        f"No pixel of the training labels belongs to {', '.join(map(repr, absent))}; {statistics.ignored_share:.1%} "
-        f"of the pixels are ignored.{hint} Remove the class or correct the masks."
+        f"No pixel of the training labels belongs to {names}; {statistics.ignored_share:.1%} of the pixels are "
+        f"ignored. {advice}"
     )

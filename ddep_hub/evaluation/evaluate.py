@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ from ddep_hub.utils.files import atomic_write
 
 from .arguments import EvaluateArguments
 from .inference import count_pixels
-from .metrics import BoundaryIoU, confusion_csv
+from .metrics import BoundaryIoU, absent_message, confusion_csv
 from .predict import name_of, processor_of, resized
 from .visualization import MaskWriter, confusion_picture, segmentation_picture
+
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -122,8 +126,11 @@ def run_evaluation(
             f"eval_split: no pixel of `{args.eval_split}` is labelled, so there is nothing to measure.{written} "
             "Check the masks, or use `ddep-hub predict` for images without labels."
         )
+    metrics = matrix.compute(names)
+    if metrics["absent_classes"] and accelerator.is_main_process:
+        logger.warning("%s", absent_message(metrics["absent_classes"], len(names), args.eval_split))
     results = {
-        **matrix.compute(names),
+        **metrics,
         **boundary.compute(names),
         "images": len(dataset),
         "image_size": transform.image_size,
@@ -156,5 +163,7 @@ def summary(results: dict[str, Any]) -> str:
         "overall_accuracy": "overall accuracy",
     }
     shown = {name: "-" if results[name] is None else f"{100 * results[name]:.2f}" for name in titles}
+    if results["absent_classes"]:
+        shown["mean_iou"] += f" (over {results['mean_iou_classes']} of {results['num_classes']} classes)"
     lines = [f"{title}: {shown[name]}" for name, title in titles.items()]
     return "\n".join([*lines, f"images: {results['images']}"])

@@ -50,8 +50,10 @@ class ConfusionMatrix:
 
         Returns:
             `mean_iou`; `mean_accuracy`, the mean recall of the classes; `overall_accuracy`, the share of pixels that
-            are right; `frequency_weighted_iou`, the IoU weighted by the classes' shares of the labelled pixels; and
-            by class name `iou` and `accuracy`.
+            are right; `frequency_weighted_iou`, the IoU weighted by the classes' shares of the labelled pixels;
+            by class name `iou` and `accuracy`; `num_classes` and `mean_iou_classes`, the number of classes and of
+            those that `mean_iou` is the mean of; and `absent_classes`, the names of those that no pixel is labelled
+            with.
 
         Raises:
             ValueError: No labelled pixel was counted.
@@ -70,7 +72,18 @@ class ConfusionMatrix:
             "frequency_weighted_iou": ((true / true.sum()) * iou.nan_to_num()).sum().item(),
             "iou": _by_class(names, iou),
             "accuracy": _by_class(names, accuracy),
+            "num_classes": self.num_classes,
+            "mean_iou_classes": int((union > 0).sum()),
+            "absent_classes": [name for name, pixels in _by_class(names, true).items() if not pixels],
         }
+
+
+def absent_message(absent: Sequence[str], num_classes: int, split: str) -> str:
+    """What a warning says of classes that the evaluated labels lack."""
+    names = ", ".join(map(repr, absent[:10])) + (", ..." if len(absent) > 10 else "")
+    return (
+        f"No pixel of `{split}` belongs to {names}: the scores say nothing of {len(absent)} of {num_classes} classes."
+    )
 
 
 def _by_class(names: Sequence[str] | None, values: torch.Tensor) -> dict[str, float | None]:

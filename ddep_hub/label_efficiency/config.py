@@ -114,7 +114,9 @@ class Study:
             folder: Parent of the run's folder.
             decoder: Folder of the method's pretrained decoder, if it has one.
         """
-        values = {"data": self.data, **method.finetuning, "label_fraction": fraction, "seed": seed, "split_seed": seed}
+        # Few labels may lack a class; that is part of what is measured.
+        values = {"data": self.data, "allow_empty_classes": True, **method.finetuning}
+        values |= {"label_fraction": fraction, "seed": seed, "split_seed": seed}
         values |= {"pretrained": decoder} if decoder else {}
         args: FinetuneArguments = _parse(FinetuneArguments, values, f"method `{method.name}`, finetuning")
         args.output_dir = str(folder / f"{method.name}-{fraction}-{seed}".replace("/", "_").replace(" ", "-"))

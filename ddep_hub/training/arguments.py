@@ -225,6 +225,9 @@ class FinetuneArguments(RunArguments):
     image_column: str = _data("image", "Column of the images in a Hub data set.")
     mask_column: str = _data("annotation", "Column of the masks in a Hub data set.")
     train_split: str = _data("train", "Split to train on.")
+    allow_empty_classes: bool = _data(
+        False, "Train even if a class has no pixel in the training labels.", resumable=True
+    )
     eval_split: str = _eval("val", "Split to measure mIoU on.", resumable=True)
     pretrained: str | None = _model(
         None,

@@ -1,6 +1,6 @@
 """Fine-tuning on few labelled images."""
 
-import warnings
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +15,7 @@ from ddep_hub import DDePForSemanticSegmentation
 from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.dataloading import AugmentedDataset, bad_file, fingerprint_of, train_dataloader
 from ddep_hub.data.image_io import BadFileError
-from ddep_hub.data.masks import ClassStatistics, check_classes, class_statistics
+from ddep_hub.data.masks import ClassStatistics, check_classes
 from ddep_hub.data.samplers import StepBatchSampler
 from ddep_hub.data.segmentation_datasets import SegmentationDataset, SegmentationFolder, open_split
 from ddep_hub.data.splits import choose_labelled, read_split_file, write_split_file
@@ -23,16 +23,19 @@ from ddep_hub.data.transforms import EvalTransform, Normalize, SegmentationTrain
 from ddep_hub.decoder import restore_weight_norms
 from ddep_hub.encoder_weights import encoder_source
 from ddep_hub.evaluation.inference import evaluate_segmentation
+from ddep_hub.evaluation.metrics import absent_message
 from ddep_hub.evaluation.visualization import segmentation_picture
 from ddep_hub.pretrained import load_processor, processor_for_encoder
 from ddep_hub.utils.arguments import build_arguments
-from ddep_hub.utils.distributed import on_main_process
 
 from .arguments import FinetuneArguments
 from .losses import SegmentationLoss, median_frequency_weights
 from .optim import encoder_rates, set_encoder_mode
 from .pretraining import new_model
 from .trainer import Batch, Trainer
+
+
+logger = logging.getLogger(__name__)
 
 
 def finetune(arguments: FinetuneArguments | None = None, **kwargs: Any) -> dict[str, Any]:
@@ -75,10 +78,11 @@ class FinetuneTrainer(Trainer):
             if args.image_size is not None:
                 options = {**self.processor.to_dict(), "do_resize": True, "size": {"shortest_edge": args.image_size}}
                 self.processor = type(self.processor).from_dict(options)
-        self.validation = self._without_bad_files(validation)
-        self.statistics = self._class_statistics()
-        on_main_process(self.accelerator, self._check_labels)
         classes = self.labelled.classes
+        self.statistics, _ = self._read_once(self.labelled, args.train_split, images=False)
+        if not args.allow_empty_classes:
+            check_classes(self.statistics)
+        self.validation = self._checked(validation)
         self.fingerprint = fingerprint_of(self.labelled.fingerprint, classes.names, classes.ignore_index)
         self.data = f"{len(self.labelled)} images"
         self.facts = {"encoder_source": source, "evaluated": len(self.validation)}
@@ -96,33 +100,60 @@ class FinetuneTrainer(Trainer):
             classes.ignore_index, class_weights=self._class_weights(), dice_weight=args.dice_weight
         )
 
-    def _class_statistics(self) -> ClassStatistics:
-        """Counts the training labels; each mask is read once, by one of the processes."""
-        share = range(self.accelerator.process_index, len(self.labelled), self.accelerator.num_processes)
-        own = class_statistics(self.labelled, indices=share, skip_bad_files=self.args.skip_bad_files)
-        rows = np.stack([own.pixels, own.images, own.pixels_around])
-        totals = np.array([own.num_images, own.num_ignored])
-        both = torch.from_numpy(np.concatenate([rows.ravel(), totals])).to(self.accelerator.device)
-        both = self.accelerator.reduce(both, "sum").cpu().numpy()
-        return ClassStatistics(*both[:-2].reshape(3, -1), *map(int, both[-2:]))
+    def _read_once(
+        self, dataset: SegmentationDataset, split: str, *, images: bool
+    ) -> tuple[ClassStatistics, dict[str, str]]:
+        """Reads each file once, in one of the processes, and prints how often each class occurs.
 
-    def _check_labels(self) -> None:
-        """Prints how often each class occurs in the training labels.
+        Args:
+            dataset: Labelled images.
+            split: Its name.
+            images: Read the images too, not only the masks.
+
+        Returns:
+            The statistics, and the broken file of each sample that has one.
 
         Raises:
-            ValueError: The masks hold 0 and 255 alone, so that the second of two classes is ignored: everything would
-                be the first class, and the score perfect.
+            BadFileError: A file is broken, and `skip_bad_files` is off.
         """
-        classes, statistics = self.labelled.classes, self.statistics
-        print(f"Classes in the {len(self.labelled)} labelled images:\n{statistics.table(classes.names)}")
-        absent = [name for name, pixels in zip(classes.names, statistics.pixels.tolist(), strict=True) if not pixels]
-        if absent and classes.num_classes == 2 and statistics.num_ignored:
-            check_classes(statistics, classes)
-        elif absent:
-            warnings.warn(
-                f"No pixel of the training labels belongs to {', '.join(absent)}: the model cannot learn it.",
-                stacklevel=2,
-            )
+        broken, classes = dict[str, str](), dataset.classes
+        found = ClassStatistics(classes.names, classes.ignore_index)
+        for index in range(self.accelerator.process_index, len(dataset), self.accelerator.num_processes):
+            try:
+                found.update(dataset[index]["annotation"] if images else dataset.mask(index))
+            except (BadFileError, OSError) as error:
+                if not self.args.skip_bad_files:
+                    raise
+                broken[dataset.sample_ids[index]] = bad_file(error)
+        counts = np.stack(
+            [found.pixels, found.images, found.pixels_around, np.full_like(found.pixels, found.num_ignored)]
+        )
+        total = self.accelerator.reduce(torch.from_numpy(counts).to(self.accelerator.device), "sum").cpu().numpy()
+        found.pixels, found.images, found.pixels_around = total[:3]
+        found.num_ignored = int(total[3, 0])
+        self.accelerator.print(f"Classes in the {len(dataset)} images of `{split}`:\n{found.table()}")
+        return found, dict(gather_object(list(broken.items())))
+
+    def _checked(self, validation: SegmentationDataset) -> SegmentationDataset:
+        """The validation images without broken ones, so that training does not end on one; warns of absent classes.
+
+        Raises:
+            BadFileError: A file is broken, and `skip_bad_files` is off.
+            ValueError: All of them are, or no pixel is labelled.
+        """
+        split = self.args.eval_split
+        statistics, broken = self._read_once(validation, split, images=True)
+        if broken:
+            self.bad_files = list(broken.values())
+            usable = [sample_id for sample_id in validation.sample_ids if sample_id not in broken]
+            if not usable:
+                raise ValueError(f"eval_split: every file of `{split}` is broken, such as {self.bad_files[0]}.")
+            validation = validation.select(usable)
+        if not statistics.pixels.any():
+            raise ValueError(f"eval_split: no pixel of `{split}` is labelled. Check the masks.")
+        if statistics.absent and self.accelerator.is_main_process:
+            logger.warning("%s", absent_message(statistics.absent, len(statistics.names), split))
+        return validation
 
     def _class_weights(self) -> torch.Tensor | None:
         weights, classes = self.args.class_weights, self.labelled.classes
@@ -136,30 +167,6 @@ class FinetuneTrainer(Trainer):
                 f"{', '.join(classes.names)}."
             )
         return torch.tensor([float(weight) for weight in weights])
-
-    def _without_bad_files(self, dataset: SegmentationDataset) -> SegmentationDataset:
-        """Reads each image and mask once, in one of the processes, so that training does not end on a broken file.
-
-        Raises:
-            BadFileError: A file is broken, and `skip_bad_files` is off.
-            ValueError: All of them are.
-        """
-        args, bad = self.args, list[tuple[str, str]]()
-        for index in range(self.accelerator.process_index, len(dataset), self.accelerator.num_processes):
-            try:
-                dataset[index]
-            except (BadFileError, OSError) as error:
-                if not args.skip_bad_files:
-                    raise
-                bad.append((dataset.sample_ids[index], bad_file(error)))
-        broken = dict(gather_object(bad))
-        if not broken:
-            return dataset
-        self.bad_files = list(broken.values())
-        usable = [sample_id for sample_id in dataset.sample_ids if sample_id not in broken]
-        if not usable:
-            raise ValueError(f"eval_split: every file of `{args.eval_split}` is broken, such as {self.bad_files[0]}.")
-        return dataset.select(usable)
 
     def dataloader(self, start_step: int, states: dict[str, Any] | None) -> DataLoader[Any]:
         args = self.args

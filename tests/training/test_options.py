@@ -1,8 +1,10 @@
 """What the arguments of a run do, one by one."""
 
+import json
 import os
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
@@ -10,7 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import ddep_hub
 from ddep_hub.data.image_io import BadFileError
+from ddep_hub.evaluation.evaluate import summary
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.logging import read_metrics
@@ -104,7 +108,8 @@ def test_bad_images_stop_a_pretraining_or_are_listed(pretraining, scenes, tmp_pa
 def test_bad_labelled_files_are_listed(finetuning, scenes, tmp_path):
     data = shutil.copytree(scenes, tmp_path / "scenes")
     files = broken(data / "annotations" / "val", 1) | broken(data / "images" / "train", 1)
-    output = finetuning(data=str(data), skip_bad_files=True, max_steps=4)
+    broken(data / "annotations" / "train", 1)  # and are not counted
+    output = finetuning(data=str(data), skip_bad_files=True, max_steps=4, class_weights=["median_frequency"])
     assert set((output / "bad_files.txt").read_text().splitlines()) == files
     broken(data / "annotations" / "val", 3)
     with pytest.raises(ValueError, match="every file of `val` is broken"):
@@ -130,6 +135,33 @@ def test_file_names_that_are_not_utf8(pretraining, scenes, tmp_path):
     assert (output / "bad_files.txt").read_bytes() == os.fsencode(images / name) + b"\n"
 
 
+def test_classes_that_no_validation_image_shows_are_named(finetuning, scenes, tmp_path, caplog):
+    data = shutil.copytree(scenes, tmp_path / "scenes")
+    names = [entry["name"] for entry in json.loads((data / "classes.json").read_text())["classes"]]
+    found = set()
+    for path in (data / "annotations" / "val").iterdir():
+        mask = np.array(Image.open(path))
+        mask[mask == 0] = 255
+        found |= set(np.unique(mask).tolist())
+        Image.fromarray(mask).save(path)
+    absent = [name for index, name in enumerate(names) if index not in found]
+    with caplog.at_level("WARNING"):
+        final = finetuning(data=str(data), max_steps=1) / "final"
+    assert f"No pixel of `val` belongs to {', '.join(map(repr, absent))}" in caplog.text
+    results = json.loads((final / "results.json").read_text())
+    assert results["absent_classes"] == absent and results["num_classes"] == len(names)
+    scored = [value for value in results["iou"].values() if value is not None]
+    assert results["mean_iou_classes"] == len(scored)
+    assert results["mean_iou"] == pytest.approx(sum(scored) / len(scored))
+    text = " ".join((final / "README.md").read_text().split())
+    assert f"No pixel of these images is labelled {', '.join(absent)}" in text
+    assert f"the mean over {len(scored)} of {len(names)} classes" in text
+    evaluated = ddep_hub.evaluate(final, data)
+    assert evaluated["absent_classes"] == absent and f"over {len(scored)} of {len(names)} classes" in summary(
+        evaluated
+    )
+
+
 def test_a_split_that_holds_images_of_the_other_is_refused(finetuning, scenes, tmp_path):
     voc = tmp_path / "VOC2012"
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
@@ -142,7 +174,7 @@ def test_a_split_that_holds_images_of_the_other_is_refused(finetuning, scenes, t
         (voc / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(names))
     with pytest.raises(ValueError, match="eval_split: 3 images of `val` are in `trainval` too"):
         finetuning(data=str(voc), train_split="trainval")
-    finetuning("second", data=str(voc), max_steps=1)
+    finetuning("second", data=str(voc), max_steps=1, allow_empty_classes=True)
 
 
 def test_nothing_but_bad_files(pretraining, scenes, tmp_path):
@@ -271,8 +303,11 @@ def test_known_data_sets_and_data_sets_of_parquet_are_fine_tuned_on(finetuning, 
         for path in (scenes / "images" / split).iterdir():
             (tmp_path / "camvid" / split).mkdir(exist_ok=True)
             Image.open(path).save(tmp_path / "camvid" / split / f"{path.stem}.png")
-    camvid = finetuning("a", data=str(tmp_path / "camvid"), max_steps=1)
-    assert len(read_metrics(camvid / "metrics.jsonl")[-1]["iou"]) == 11
+    camvid = str(tmp_path / "camvid")
+    with pytest.raises(ValueError, match=r"belongs to .*'bicyclist'.*--allow_empty_classes"):
+        finetuning("a", data=camvid, max_steps=1)
+    row = read_metrics(finetuning("a", data=camvid, max_steps=1, allow_empty_classes=True) / "metrics.jsonl")[-1]
+    assert len(row["iou"]) == row["num_classes"] == 11
 
     parts = {}
     for split in ("train", "val"):
