@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,14 +14,17 @@ import numpy as np
 Color = tuple[int, int, int]
 
 
-class _OthersIgnored(dict[int, int]):
-    """A mapping that gives the ignore value for all other values."""
+Value = TypeVar("Value")
 
-    def __init__(self, known: Mapping[int, int], ignore_index: int) -> None:
+
+class _OthersIgnored(dict[Value, int]):
+    """A mapping that gives the ignore value for all other values or colours."""
+
+    def __init__(self, known: Mapping[Value, int], ignore_index: int) -> None:
         super().__init__(known)
         self.ignore_index = ignore_index
 
-    def __missing__(self, value: int) -> int:
+    def __missing__(self, value: Value) -> int:
         return self.ignore_index
 
 
@@ -34,7 +37,7 @@ class ClassTable:
         colors: One RGB colour in 0..255 per class.
         ignore_index: Mask value of unlabelled pixels; not one of the class ids.
         mask_values: For masks whose values are not the ids: the values of each class. Empty where they are.
-        ignore_other_values: Whether values that no class has are ignored; otherwise they are an error.
+        ignore_other_values: Whether values and colours that no class has are ignored; otherwise they are an error.
         read_colors: Whether RGB masks hold `colors`.
 
     Raises:
@@ -87,7 +90,8 @@ class ClassTable:
         """Class id of every colour of an RGB mask, `None` where masks hold no colours."""
         if not self.read_colors or len(set(self.colors)) < len(self.colors):
             return None
-        return {color: index for index, color in enumerate(self.colors)}
+        known = {color: index for index, color in enumerate(self.colors)}
+        return _OthersIgnored(known, self.ignore_index) if self.ignore_other_values else known
 
     @property
     def num_classes(self) -> int:
@@ -118,7 +122,7 @@ def read_class_table(path: str | Path) -> ClassTable:
 
     Where masks do not hold the ids, each class has `"mask_values"`, a value or a list of them; with
     `"other_values": "ignore"` beside `classes` all further values are ignored, otherwise they are an error. Where all
-    classes have a `color`, RGB masks are read by these.
+    classes have a `color`, RGB masks are read by these, and `other_values` is about further colours.
 
     Args:
         path: The JSON file.

@@ -28,7 +28,7 @@ def decode_mask(
         ignore_index: The one other value allowed.
         mapping: Class id, or `ignore_index`, of every value that the file may hold; an array has the id of value i
             at position i. Without it the file's values are the ids.
-        colors: Class id, or `ignore_index`, of every colour of an RGB mask. Without it such masks are refused.
+        colors: Class id, or `ignore_index`, of every colour of an RGB mask. Without it masks in colour are refused.
 
     Returns:
         Array (H, W): uint8, or int32 where the class ids or `ignore_index` do not fit 0..255.
@@ -86,12 +86,12 @@ def _ids_of_colors(
     ids = []
     for value, count in zip(present.tolist(), counts.tolist(), strict=True):
         color = (value >> 16, value >> 8 & 255, value & 255)
-        if color not in colors:
+        if color not in colors and not hasattr(colors, "__missing__"):
             nearest = min(colors, key=lambda known: sum((a - b) ** 2 for a, b in zip(known, color, strict=True)))
             raise BadFileError(
                 f"{path} holds the colour {color} in {100 * count / packed.size:.3g} % of its pixels, which no class "
                 f"of classes.json has; the nearest is {nearest} of class {colors[nearest]}. Save the mask without "
-                "smoothing, or add the colour to classes.json",
+                'smoothing, add the colour to classes.json, or set "other_values": "ignore" there',
                 path,
             )
         ids.append(colors[color])

@@ -293,7 +293,13 @@ def test_predictions_have_the_colours_that_the_model_was_fine_tuned_with(data, t
     names = SCENE_CLASSES.names
     own = ClassTable(names=names, colors=class_colors(len(names))[::-1], ignore_index=255)
     write_class_table(own, data / "classes.json")
-    fields = {"decoder_hidden_sizes": [8] * 5, "decoder_bottleneck_size": 8, "crop_size": 32, "max_steps": 1, "allow_empty_classes": True}
+    fields = {
+        "decoder_hidden_sizes": [8] * 5,
+        "decoder_bottleneck_size": 8,
+        "crop_size": 32,
+        "max_steps": 1,
+        "allow_empty_classes": True,
+    }
     splits = {"train_split": "val", "eval_split": "train"}
     for folder in ("images", "annotations"):
         (data / folder / "train").symlink_to("val")

@@ -129,6 +129,12 @@ def test_unknown_colours_are_named(tmp_path):
         data[0]
 
 
+def test_other_colours_are_ignored_if_told(tmp_path):
+    pixels = np.array([[(9, 9, 9), (0, 0, 0), (70, 130, 180)]], dtype=np.uint8)
+    data = folder(tmp_path, [pixels], {**COLORS, "other_values": "ignore"})
+    assert pickle.loads(pickle.dumps(data))[0]["annotation"].tolist() == [[1, 255, 0]]
+
+
 def test_masks_without_a_readable_image_are_counted(tmp_path, caplog):
     folder(tmp_path, [BINARY // 255] * 2, TWO)
     (tmp_path / "images" / "train" / "1.JPG").rename(tmp_path / "images" / "train" / "1.heic")
