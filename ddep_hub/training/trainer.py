@@ -1,9 +1,7 @@
 """The trainer: its loop, and the folder that it writes. Subclasses say what is trained, and how it is measured."""
 
 import contextlib
-import io
 import itertools
-import json
 import math
 import time
 from abc import ABC, abstractmethod
@@ -20,20 +18,20 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers.utils import logging
 
 from ddep_hub import DDePImageProcessor, DDePPreTrainedModel
 from ddep_hub.data.dataloading import reading
 from ddep_hub.data.samplers import slice_of_batch
-from ddep_hub.hub.model_card import LOSS, PREDICTIONS, Kind, write_card, write_run_record
+from ddep_hub.hub.model_card import PREDICTIONS, Kind
 from ddep_hub.utils.arguments import write_yaml
 from ddep_hub.utils.distributed import on_main_process
-from ddep_hub.utils.files import atomic_dir, atomic_write, remove_dir, warn_on_write_error
+from ddep_hub.utils.files import remove_dir
 
 from .arguments import RunArguments, micro_batches, parse_time
 from .checkpointing import Checkpointer
-from .logging import MetricsLogger, draw_loss
+from .logging import MetricsLogger
 from .optim import Weights, build_optimizer, set_learning_rate
+from .outputs import add_pictures, describe, save_best, save_final, save_picture
 from .run_dir import (
     Interruption,
     RunInterrupted,
@@ -177,7 +175,7 @@ class Trainer(ABC):
             try:
                 row = self._train()
                 model = self.weights.plain().eval()
-                on_main_process(self.accelerator, lambda: self._save_final(model, final))
+                on_main_process(self.accelerator, lambda: save_final(model, self.processor, self.args, final))
                 results = self.evaluate(model)
                 if self.args.eval_steps:
                     self._keep_if_best(results, model)
@@ -366,11 +364,8 @@ class Trainer(ABC):
         if score <= self.best:
             return
         self.best = score
-        best = self.output / "best"
         if self.accelerator.is_main_process:
-            with warn_on_write_error(best), atomic_dir(best) as folder:
-                self._save_model(model, folder)
-                atomic_write(folder / "results.json", json.dumps({"step": self.step, **results}, indent=1) + "\n")
+            save_best(model, self.processor, self.args, {"step": self.step, **results})
 
     def _agreed_to_stop(self, interruption: Interruption) -> bool:
         """Whether the run stops now; the same in all processes."""
@@ -394,39 +389,9 @@ class Trainer(ABC):
         }
         return self.checkpointer.save(progress, self.states)
 
-    def _save_model(self, model: DDePPreTrainedModel, folder: Path) -> None:
-        # Training may have the tensors in another memory format.
-        state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        shown = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()  # it would break the run's own bar
-        model.save_pretrained(folder, decoder_only=getattr(self.args, "decoder_only", False), state_dict=state)
-        if shown:
-            logging.enable_progress_bar()
-        self.processor.save_pretrained(folder)
-
-    def _save_final(self, model: DDePPreTrainedModel, final: Path) -> None:
-        model.name_or_path = str(final)
-        with atomic_dir(final) as folder:
-            self._save_model(model, folder)
-
     def _save_picture(self, model: nn.Module, name: str) -> bytes:
-        path, buffer = self.output / "pictures" / name, io.BytesIO()
-        self.draw(model).save(buffer, format="png")
-        with warn_on_write_error(path):
-            path.parent.mkdir(exist_ok=True)
-            atomic_write(path, buffer.getvalue())
-        return buffer.getvalue()
+        return save_picture(self.draw(model), self.output / "pictures" / name)
 
     def _describe(self, model: nn.Module, final: Path, results: dict[str, Any]) -> None:
-        args = self.args
-        write_run_record(final, self.kind, args, results, **self.facts)
-        write_card(final)  # before the pictures: a run that fails on them still has its card
-        predictions = self._save_picture(model, PREDICTIONS)
-        loss = self.output / "pictures" / LOSS
-        if draw_loss(self.output / "metrics.jsonl", loss):
-            atomic_write(final / LOSS, loss.read_bytes())
-        # Images of others have their own license.
-        others = getattr(args, "images", None) or getattr(args, "data", None)
-        if args.card_pictures or (args.card_pictures is None and not others):
-            atomic_write(final / PREDICTIONS, predictions)
-        write_card(final)
+        describe(final, self.kind, self.args, results, self.facts)  # a run that fails to draw still has its card
+        add_pictures(final, self.args, self._save_picture(model, PREDICTIONS))
