@@ -7,8 +7,8 @@ hard: random crops, BatchNorm, a moving average of the weights, warm-up, accumul
 that are not a whole number of steps, data from a folder (with 0 and 2 workers) and from a stream of shards. The whole
 process group gets SIGKILL, in the middle of training, while a checkpoint is being written, or after the last step, and
 the run is started again with `--resume_from_checkpoint latest`. The CSV has one row per kill; `identical` says whether
-the weights in final/ and best/, the last checkpoint (weights, average, optimizer) and the metrics are bit for bit
-those of the run that was not killed, and no half-written folder is left. Exits with 1 if one is not.
+the weights and results in final/ and best/, the last checkpoint (weights, average, optimizer) and the metrics are bit
+for bit those of the run that was not killed, and no half-written folder is left. Exits with 1 if one is not.
 """
 
 import argparse
@@ -136,6 +136,10 @@ def outcome(output: Path) -> dict[str, str]:
     found = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
     timings = ("images_per_second", "seconds")
     rows = [{k: v for k, v in row.items() if k not in timings} for row in read_metrics(output / "metrics.jsonl")]
+    results = {
+        f"{name}/results.json": json.loads((output / name / "results.json").read_text()) for name in ("best", "final")
+    }
+    found |= {name: json.dumps({k: v for k, v in row.items() if k not in timings}) for name, row in results.items()}
     return found | {"metrics": json.dumps(rows)}
 
 

@@ -27,6 +27,8 @@ TESTS = [
     "tests/evaluation",
     "tests/training",
 ]
+# What the tests themselves need.
+TOOLS = ["pytest", "parameterized", "tensorboard"]
 
 
 def oldest(requirements: list[str]) -> list[str]:
@@ -41,11 +43,11 @@ def main(environment: Path) -> None:
     pins = oldest([*project["dependencies"], *extras["plots"], *extras["quickstart"]])
     python = environment / "bin" / "python"
     stamp = environment / ".installed"
-    if not stamp.is_file() or stamp.read_text() != "\n".join(pins):
+    if not stamp.is_file() or stamp.read_text() != "\n".join([*pins, *TOOLS]):
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *pins, "pytest", "parameterized"], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *pins, *TOOLS], check=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--editable", ROOT], check=True)
-        stamp.write_text("\n".join(pins))
+        stamp.write_text("\n".join([*pins, *TOOLS]))
     print("\n".join(pins))
     raise SystemExit(subprocess.run([python, "-m", "pytest", *TESTS], cwd=ROOT).returncode)
 
