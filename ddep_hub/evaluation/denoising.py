@@ -89,9 +89,19 @@ def denoising_references(
 
     blurs = [error((noisy - tvf.gaussian_blur(noisy, _kernel(width), width)) / sigma) for width in BLUR_SIGMAS]
     training_noise = validation_noise(training, seed + 1)
-    weights = torch.linalg.lstsq(_patches(training + sigma * training_noise), _pixels(training_noise)).solution
-    linear = (_patches(noisy) @ weights - _pixels(noise)).square().mean().item()
+    weights = _linear_filter(training + sigma * training_noise, training_noise)
+    wrong = sum((_patches(i) @ weights - _pixels(n)).square().sum() for i, n in zip(noisy, noise, strict=True))
+    linear = (wrong / noise.numel()).float().item()  # the same in every run, whatever order the CPU adds in
     return {"predicting_zero": error(torch.zeros_like(noise)), "gaussian_blur": min(blurs), "linear_filter": linear}
+
+
+def _linear_filter(noisy: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Least squares of the noise on the patches: (9 * C + 1, C); image by image, as all patches may not fit memory."""
+    gram, moment = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for image, target in zip(noisy, noise, strict=True):
+        patches = _patches(image)
+        gram, moment = gram + patches.T @ patches, moment + patches.T @ _pixels(target)
+    return torch.linalg.lstsq(gram, moment).solution
 
 
 def _kernel(sigma: float) -> int:
@@ -99,12 +109,12 @@ def _kernel(sigma: float) -> int:
     return 2 * max(1, round(3 * sigma)) + 1
 
 
-def _patches(images: torch.Tensor) -> torch.Tensor:
-    """3x3 neighbourhoods of all pixels over all channels, and a constant: (n * H * W, 9 * C + 1)."""
-    columns = F.unfold(images, 3, padding=1).transpose(1, 2).flatten(0, 1)
+def _patches(image: torch.Tensor) -> torch.Tensor:
+    """3x3 neighbourhoods of all pixels over all channels, and a constant: float64 (H * W, 9 * C + 1)."""
+    columns = F.unfold(image[None].double(), 3, padding=1)[0].T
     return torch.cat([columns, columns.new_ones(len(columns), 1)], dim=1)
 
 
-def _pixels(images: torch.Tensor) -> torch.Tensor:
-    """All pixels with their channels last: (n * H * W, C)."""
-    return images.permute(0, 2, 3, 1).flatten(0, 2)
+def _pixels(image: torch.Tensor) -> torch.Tensor:
+    """All pixels with their channels last: float64 (H * W, C)."""
+    return image.permute(1, 2, 0).flatten(0, 1).double()
