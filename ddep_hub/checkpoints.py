@@ -24,7 +24,7 @@ from transformers.utils.hub import cached_file
 
 from .configuration_ddep import DDePConfig
 from .encoder_weights import encoder_file, encoder_source
-from .encoders import create_timm_model, encoder_arguments, finish_encoder
+from .encoders import create_timm_model, encoder_arguments, finish_encoder, unwrapped
 
 
 # Arguments of `from_pretrained` that say where on the Hub, or in the cache, files are.
@@ -32,6 +32,9 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "re
 
 WEIGHTS_NAME = "model.safetensors"
 HOW_TO_GIVE_ENCODER = "Pass `encoder_weights=` a local .safetensors or .pth file in timm's naming (or Google's .npz)."
+
+# What torch.compile, FSDP and activation checkpointing add to names; the parallel wrappers add `module`, as timm may.
+ADDED_PARTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 StateDict = dict[str, torch.Tensor]
 
@@ -41,8 +44,13 @@ logger = logging.get_logger(__name__)
 def hash_weights(state_dict: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 of weights: of names, shapes and float32 values, in the order of the names.
 
-    BatchNorm's `num_batches_tracked` is left out: it counts, and says nothing about what the encoder computes.
+    BatchNorm's `num_batches_tracked` is left out: it counts, and says nothing about what the encoder computes. So are
+    the prefixes of a compiled or parallel encoder.
     """
+    while state_dict and all(name.startswith("module.") for name in state_dict):
+        state_dict = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
+    if any("_orig_mod." in name for name in state_dict):
+        return hash_weights({name.replace("_orig_mod.", ""): tensor for name, tensor in state_dict.items()})
     digest = hashlib.sha256()
     for name, tensor in sorted(state_dict.items()):
         if name.endswith("num_batches_tracked"):
@@ -201,6 +209,46 @@ def load_encoder(
     path, revision = encoder_weights_file(config, **hub)
     config.encoder_revision = revision
     return read_encoder(config, path), f"timm's {config.encoder_name} at revision {revision or 'main'}"
+
+
+def plain_names(model: nn.Module) -> dict[str, str]:
+    """Names of a model's weights, each without what compiled or parallel modules inside add to it."""
+    wrappers = [path for path, module in model.named_modules() if unwrapped(module) is not module]
+    names = {}
+    # Not from the state dict: under FSDP all processes would have to ask for it together.
+    for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
+        plain = name
+        for path in sorted(wrappers, key=len, reverse=True):  # innermost first: the paths in front stay as they are
+            before = f"{path}." if path else ""
+            if plain.startswith(before):
+                plain = before + plain[len(before) :].partition(".")[2]
+        names[name] = ".".join(part for part in plain.split(".") if part not in ADDED_PARTS)
+    return names
+
+
+def rename_weights(state_dict: Mapping[str, torch.Tensor], names: Iterable[str]) -> StateDict:
+    """Renames weights of a compiled or wrapped model (`_orig_mod.` or `module.` in any part of a name).
+
+    Args:
+        state_dict: The weights.
+        names: The names to give; they may have such parts themselves.
+
+    Raises:
+        ValueError: There are weights of another model, or two of one name; names one.
+    """
+    known = {_bare(name): name for name in names}
+    renamed: StateDict = {}
+    for name, tensor in state_dict.items():
+        new = known.get(_bare(name))
+        if new is None or new in renamed:
+            problem = "is no weight of this model" if new is None else f"and another weight are both {new}"
+            raise ValueError(f"state_dict: {name} {problem}. Pass the state dict of the model that you save.")
+        renamed[new] = tensor
+    return renamed
+
+
+def _bare(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in ADDED_PARTS and part != "module")
 
 
 def decoder_state_dict(state_dict: Mapping[str, torch.Tensor], encoder_prefix: str, *, half: bool) -> StateDict:

@@ -119,8 +119,20 @@ def finish_encoder(encoder: nn.Module) -> nn.Module:
     return encoder
 
 
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside what `torch.compile`, DataParallel and DistributedDataParallel put around it."""
+    while True:
+        if "_orig_mod" in module._modules:
+            module = module._modules["_orig_mod"]
+        elif isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            module = module.module
+        else:
+            return module
+
+
 def is_hybrid(encoder: nn.Module) -> bool:
     """Whether the encoder is a vision transformer over a CNN's features."""
+    encoder = unwrapped(encoder)
     return isinstance(encoder, VisionTransformer) and isinstance(encoder.patch_embed, HybridEmbed)
 
 
@@ -143,6 +155,7 @@ def feature_info(encoder: nn.Module) -> list[tuple[int, int]]:
 
 
 def _timm_feature_info(encoder: nn.Module) -> list[tuple[int, int]]:
+    encoder = unwrapped(encoder)
     info = getattr(encoder, "feature_info", None)
     if not info or not hasattr(encoder, "forward_intermediates"):
         return []
@@ -176,7 +189,7 @@ def extract_features(encoder: nn.Module, pixel_values: torch.Tensor) -> list[tor
     """
     if is_hybrid(encoder):
         return encoder(pixel_values)
-    features = encoder.forward_intermediates(pixel_values, output_fmt="NCHW", intermediates_only=True)
+    features = unwrapped(encoder).forward_intermediates(pixel_values, output_fmt="NCHW", intermediates_only=True)
     height, width = pixel_values.shape[-2:]
     for feature, (_, stride) in zip(features, feature_info(encoder), strict=True):
         if feature.shape[-2:] != (height // stride, width // stride):

@@ -4,6 +4,7 @@
 import copy
 import functools
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -22,7 +23,9 @@ from .checkpoints import (
     hash_weights,
     load_encoder,
     mismatch_message,
+    plain_names,
     read_decoder_weights,
+    rename_weights,
 )
 from .configuration_ddep import DDePConfig, resolve
 from .decoder import DDePDecoderConv
@@ -277,15 +280,21 @@ class DDePPreTrainedModel(PreTrainedModel):
             decoder_only: Leave the encoder out. Its name, revision and hash are recorded instead.
             half_precision: With `decoder_only`, write convolution weights in float16. Only the file is smaller: the
                 model that is loaded from it is float32.
-            state_dict: Weights to write instead of the model's own.
+            state_dict: Weights to write instead of the model's own. As with these, the parts that a compiled or
+                parallel module adds to their names are left out.
             **kwargs: Passed on to transformers, for instance `push_to_hub`.
+
+        Raises:
+            ValueError: `state_dict` has weights that the model does not have.
         """
         config = self.config
         recorded = config.encoder_weights_hash
+        state_dict = rename_weights(
+            self.state_dict() if state_dict is None else state_dict, plain_names(self).values()
+        )
         try:
             config.decoder_only = decoder_only
             if decoder_only:
-                state_dict = self.state_dict() if state_dict is None else state_dict
                 prefix = f"{self._base_prefix}encoder."
                 config.encoder_weights_hash = self._encoder_hash(state_dict, prefix, save_directory)
                 state_dict = decoder_state_dict(state_dict, prefix, half=half_precision)
@@ -294,6 +303,13 @@ class DDePPreTrainedModel(PreTrainedModel):
         finally:
             config.decoder_only = False
             config.encoder_weights_hash = recorded
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads weights as in torch; where modules are compiled or parallel, also those that were saved."""
+        own = {plain: name for name, plain in plain_names(self).items()}
+        if any(plain != name for plain, name in own.items()):
+            state_dict = {own.get(name, name): tensor for name, tensor in state_dict.items()}
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def _encoder_hash(self, state_dict: dict[str, torch.Tensor], prefix: str, folder: Any) -> str | None:
         """Returns the hash to record beside a decoder; warns if the encoder is not the one that was loaded."""

@@ -23,6 +23,7 @@ from .encoders import (
     padding_to_multiple,
 )
 from .modeling_base_ddep import DDePPreTrainedModel
+from .segmentation import segmentation_loss
 
 
 @dataclass
@@ -190,6 +191,7 @@ class DDePForPreTraining(DDePPreTrainedModel):
         sigma: torch.Tensor | float | None = None,
         generator: torch.Generator | None = None,
         output_hidden_states: bool | None = None,
+        return_loss: bool = True,
         **kwargs: Any,
     ) -> DDePForPreTrainingOutput:
         """Corrupts images and predicts what was done to them.
@@ -201,6 +203,7 @@ class DDePForPreTraining(DDePPreTrainedModel):
                 configuration's, drawn for each example where that is a range.
             generator: source of what is drawn.
             output_hidden_states: also return the features.
+            return_loss: whether to compute the loss; tells `transformers.Trainer` that there is one without labels.
             **kwargs: ignored, as in other vision models.
 
         Returns:
@@ -234,7 +237,7 @@ class DDePForPreTraining(DDePPreTrainedModel):
             prediction = self.ddep.to_image_size(self.noise_head(hidden_state), height, width)
         target = denoising_target(pixel_values, noise, self.config.prediction_type)
         return DDePForPreTrainingOutput(
-            loss=F.mse_loss(prediction.float(), target.float()),
+            loss=F.mse_loss(prediction.float(), target.float()) if return_loss else None,
             prediction=prediction,
             target=target,
             noisy_pixel_values=noisy,
@@ -284,14 +287,13 @@ class DDePForSemanticSegmentation(DDePPreTrainedModel):
 
         Returns:
             `logits` of shape `(batch, num_labels, H, W)`; with `labels`, `loss`, the mean cross-entropy over the
-            pixels that are not ignored.
+            pixels that are not ignored, 0 if all are.
         """
         outputs = self.ddep(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
         logits = self.ddep.to_image_size(self.classifier(outputs.last_hidden_state), *pixel_values.shape[-2:])
         loss = None
         if labels is not None:
-            ignore_index = self.config.semantic_loss_ignore_index
-            loss = self.loss_function(logits=logits.float(), labels=labels, ignore_index=ignore_index)
+            loss = segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index)
         return SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
 

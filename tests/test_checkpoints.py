@@ -1,5 +1,6 @@
 """Encoder weights from files in timm's and Google's naming, hashes, decoder-only weights."""
 
+import json
 import pickle
 import shutil
 
@@ -7,9 +8,9 @@ import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from ddep_hub import DDePConfig, checkpoints
+from ddep_hub import DDePConfig, DDePForSemanticSegmentation, checkpoints
 from ddep_hub.checkpoints import (
     decoder_state_dict,
     encoder_weights_file,
@@ -267,6 +268,84 @@ def test_decoder_state_dict():
     }
     whole = decoder_state_dict(state, "ddep.encoder.", half=False)
     assert {tensor.dtype for tensor in whole.values()} == {torch.float32}
+
+
+def compile_encoder(model):
+    model.ddep.encoder = torch.compile(model.ddep.encoder)
+    return model.state_dict()
+
+
+def compile_layers(model):
+    model.ddep.encoder.stages = torch.compile(model.ddep.encoder.stages)
+    model.ddep.decoder.blocks[0] = torch.compile(model.ddep.decoder.blocks[0])
+    return model.state_dict()
+
+
+def parallel_parts(model):
+    model.ddep = torch.nn.DataParallel(torch.compile(model.ddep))
+    return model.state_dict()
+
+
+WRAPPINGS = [
+    compile_encoder,
+    compile_layers,
+    parallel_parts,
+    lambda model: torch.compile(model).state_dict(),
+    lambda model: torch.nn.DataParallel(model).state_dict(),
+    lambda model: torch.compile(torch.nn.DataParallel(model)).state_dict(),
+]
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["own", "given"])
+@pytest.mark.parametrize("wrap", WRAPPINGS, ids=range(len(WRAPPINGS)))
+def test_wrapped_models_are_saved_under_plain_names(tmp_path, conv_config, wrap, given):
+    # The blocks of iFormer have a layer called `module` of their own.
+    config = conv_config(encoder_name="iformer_t", encoder_kwargs={"dims": (8, 8, 16, 16)})
+    model = DDePForSemanticSegmentation(config)
+    plain = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    encoder = {key.removeprefix("ddep.encoder."): plain[key] for key in plain if key.startswith("ddep.encoder.")}
+    state_dict = wrap(model)
+    for decoder_only in (False, True):
+        folder = tmp_path / str(decoder_only)
+        options = {"state_dict": state_dict} if given else {}
+        model.save_pretrained(folder, decoder_only=decoder_only, half_precision=False, **options)
+        saved = load_file(folder / "model.safetensors")
+        expected = {key for key in plain if not (decoder_only and key.startswith("ddep.encoder."))}
+        assert saved.keys() == expected and all(torch.equal(saved[key], plain[key]) for key in expected)
+    recorded = json.loads((folder / "config.json").read_text())["encoder_weights_hash"]
+    assert recorded == hash_weights(encoder)
+    # What was saved loads again, as Trainer does at the end.
+    changed = {key: tensor + 1 for key, tensor in plain.items()}
+    model.load_state_dict(changed)
+    assert all(
+        torch.equal(tensor, other) for tensor, other in zip(model.state_dict().values(), changed.values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel])
+@pytest.mark.parametrize("config", ["conv_config", "hybrid_config"])
+def test_a_wrapped_encoder_is_the_same_encoder(request, config, wrap):
+    model = DDePForSemanticSegmentation(request.getfixturevalue(config)()).eval()
+    before, pixel_values = hash_weights(model.ddep.encoder.state_dict()), torch.randn(1, 3, 64, 64)
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        expected = model(pixel_values).logits
+        model.ddep.encoder = wrap(model.ddep.encoder)
+        torch.testing.assert_close(model(pixel_values).logits, expected)
+    assert hash_weights(model.ddep.encoder.state_dict()) == before
+
+
+@pytest.mark.parametrize("decoder_only", [False, True])
+def test_weights_of_another_model_are_not_saved(tmp_path, conv_config, decoder_only):
+    model = DDePForSemanticSegmentation(conv_config())
+    for wrong in (
+        {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
+        model.ddep.state_dict(),
+        torch.optim.swa_utils.AveragedModel(model).state_dict(),
+        model.state_dict() | {f"module.{name}": tensor for name, tensor in model.state_dict().items()},
+    ):
+        with pytest.raises(ValueError, match="state_dict: "):
+            model.save_pretrained(tmp_path, decoder_only=decoder_only, state_dict=wrong)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_damaged_decoder_file_is_named(tmp_path):

@@ -22,17 +22,18 @@ def changed(module: nn.Module, before: dict[str, torch.Tensor]) -> set[str]:
 
 
 class Images(torch.utils.data.Dataset):
-    """A few random images with labels that can be told from them."""
+    """A few random images with labels that can be told from them, or with all labels ignored."""
 
-    def __init__(self, labelled: bool) -> None:
-        self.labelled = labelled
+    def __init__(self, labelled: bool, ignored: bool = False) -> None:
+        self.labelled, self.ignored = labelled, ignored
 
     def __len__(self) -> int:
         return 8
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         pixel_values = torch.randn(3, 32, 64, generator=torch.Generator().manual_seed(index))
-        return {"pixel_values": pixel_values} | ({"labels": (pixel_values[0] > 0).long()} if self.labelled else {})
+        labels = torch.full((32, 64), 255) if self.ignored else (pixel_values[0] > 0).long()
+        return {"pixel_values": pixel_values} | ({"labels": labels} if self.labelled else {})
 
 
 def make(config_maker, head=DDePForPreTraining, **fields):
@@ -73,19 +74,19 @@ def accelerate_steps(model):
         optimizer.step()
 
 
-def trainer_steps(model, folder, labelled=False, **arguments):
+def trainer_steps(model, folder, labelled=False, ignored=False, **arguments):
     args = TrainingArguments(
         output_dir=str(folder),
         max_steps=2,
         per_device_train_batch_size=2,
         learning_rate=1e-2,
-        weight_decay=0.5,
         report_to=[],
         use_cpu=True,
         disable_tqdm=True,
-        **arguments,
+        **{"weight_decay": 0.5, **arguments},
     )
-    trainer = Trainer(model=model, args=args, train_dataset=Images(labelled), eval_dataset=Images(labelled))
+    images = Images(labelled, ignored)
+    trainer = Trainer(model=model, args=args, train_dataset=images, eval_dataset=images)
     trainer.train()
     return trainer
 
@@ -152,13 +153,52 @@ def test_a_frozen_encoder_stores_no_activations(hybrid_config, freeze):
 
 @pytest.mark.parametrize("head, labelled", [(DDePForSemanticSegmentation, True), (DDePForPreTraining, False)])
 def test_trainer(tmp_path, hybrid_config, head, labelled):
-    trainer = trainer_steps(make(hybrid_config, head), tmp_path / "run", labelled, save_steps=1, logging_steps=1)
+    trainer = trainer_steps(
+        make(hybrid_config, head),
+        tmp_path / "run",
+        labelled,
+        save_steps=1,
+        logging_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+        lr_scheduler_type="constant",
+    )
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert len(losses) == 2 and all(0 < loss < 20 for loss in losses)
-    if labelled:
-        assert trainer.evaluate()["eval_loss"] > 0
-    reloaded = head.from_pretrained(tmp_path / "run" / "checkpoint-2")
+    scores = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    best = 1 + scores.index(min(scores))
+    assert len(scores) == 2 and trainer.state.best_model_checkpoint.endswith(f"checkpoint-{best}")
+    assert trainer.evaluate()["eval_loss"] > 0
+    reloaded = head.from_pretrained(tmp_path / "run" / f"checkpoint-{best}")
     assert changed(reloaded, state_of(trainer.model)) == set()
+
+
+def test_the_denoising_loss_is_the_mean_squared_error(conv_config):
+    model = make(conv_config).eval()
+    inputs = {"pixel_values": torch.randn(2, 3, 32, 64), "noise": torch.randn(2, 3, 32, 64), "sigma": 0.3}
+    outputs = model(**inputs)
+    torch.testing.assert_close(outputs.loss, ((outputs.prediction - outputs.target) ** 2).mean())
+    assert model(**inputs, return_loss=False).loss is None
+
+
+def test_trainer_on_batches_without_labels(tmp_path, conv_config):
+    model = make(conv_config, DDePForSemanticSegmentation)
+    before = state_of(model)
+    trainer = trainer_steps(model, tmp_path, True, True, save_strategy="no", logging_steps=1, weight_decay=0.0)
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [(entry["loss"], entry["grad_norm"]) for entry in logged] == [(0, 0), (0, 0)]
+    assert trainer.evaluate()["eval_loss"] == 0
+    assert not {name for name in changed(model, before) if "running_" not in name and "num_batches" not in name}
+
+
+def test_the_mean_is_over_the_labelled_pixels(conv_config):
+    model = make(conv_config, DDePForSemanticSegmentation, num_labels=3)
+    labels = torch.randint(0, 3, (2, 32, 64))
+    labels[0] = labels[1, :5] = 255
+    outputs = model(torch.randn(2, 3, 32, 64), labels=labels)
+    expected = nn.functional.cross_entropy(outputs.logits.movedim(1, -1)[labels < 255], labels[labels < 255])
+    torch.testing.assert_close(outputs.loss, expected)
 
 
 @pytest.mark.parametrize("head", [DDePForSemanticSegmentation, DDePForPreTraining])

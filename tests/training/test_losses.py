@@ -54,6 +54,17 @@ def test_dice(batch):
     torch.testing.assert_close(dice_losses(perfect, batch["labels"], 255), torch.zeros(2))
 
 
+@pytest.mark.parametrize("options", [{}, {"dice_weight": 0.5, "class_weights": torch.tensor([0.1, 2.0, 0.5])}])
+def test_a_batch_without_labels_gives_zero(batch, options):
+    logits = torch.randn(2, 3, 5, 7, requires_grad=True)
+    batch["labels"][:] = 255
+    loss = SegmentationLoss(255, **options)
+    assert [int(count) for count in loss.counts(batch["labels"])] == [0] * (2 if options else 1)
+    value = sum(loss.sums(logits, batch["labels"]))
+    value.backward()
+    assert value == 0 and not logits.grad.any()
+
+
 def test_an_image_without_labels_adds_nothing(batch):
     logits = torch.randn(2, 3, 5, 7)
     batch["labels"][0] = 255
