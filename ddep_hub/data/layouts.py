@@ -1,7 +1,8 @@
-"""Where the images and masks of a data set lie: in the plain layout, or in the official one of a known data set.
+"""Where the images and masks of a data set lie: in folders, or in the official layout of a known data set.
 
 ```
-folder          classes.json, images/<split>/**/<sample_id>.jpg, annotations/<split>/**/<sample_id>.png
+folder          classes.json, images/<split>/**/<sample_id>.jpg, annotations/<split>/**/<sample_id>.png; or what
+                `folders.py` recognises, or pairs.csv
 cityscapes      leftImg8bit/<split>/<city>/*_leftImg8bit.png, gtFine/<split>/<city>/*_gtFine_labelIds.png
 pascal_context  JPEGImages, SegmentationClassContext (masks of 60 values, which pascal_context.py writes),
                 ImageSets/SegmentationContext/{train,val}.txt or else ImageSets/Main/{train,val}.txt
@@ -17,24 +18,26 @@ these two in `VOCdevkit`. Cityscapes' test masks are there, but without any clas
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from .classes import ClassTable, read_class_table
 from .dataset_registry import get_dataset_info, list_datasets
+from .folders import Place, find_places, place_of, subfolders
 from .image_io import first_few, images_below
+from .masks import classes_to_save
+from .pairing import PAIRS, Pairs, pair_files, read_pairs
 
 
 logger = logging.getLogger(__name__)
 
-# A PNG comes first where there are several.
-MASK_EXTENSIONS = (".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".jpg", ".jpeg")
 LAYOUTS = ("folder", *list_datasets())
 _OFFICIAL_NAMES = {"training": "train", "validation": "val"}
 _VOC_LISTS = ("train", "val", "trainval")
 # What a data set of each layout must have, for messages.
 _NEEDED = {
-    "folder": "images/<split>/, annotations/<split>/ and classes.json",
+    "folder": "images/<split>/ and annotations/<split>/, <split>/images/ and <split>/masks/, images/ and masks/, or "
+    "pairs.csv",
     "cityscapes": "leftImg8bit/<split>/ and gtFine/<split>/",
     "pascal_context": "VOC2010/ with JPEGImages/ and ImageSets/SegmentationContext/<split>.txt or "
     "ImageSets/Main/<split>.txt",
@@ -43,6 +46,31 @@ _NEEDED = {
     "SegmentationClassAug/ and trainaug.txt",
     "camvid": "<split>/ and <split>annot/ for train, val or test",
 }
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """Where images and masks lie, if it is to be told rather than recognised; see [`find_places`], [`pair_files`].
+
+    Args:
+        image_dir: Folder of the images; `{split}` in it stands for the split.
+        mask_dir: Folder of the masks.
+        mask_suffix: What follows an image's name in that of its mask.
+        classes: `classes.json`, if it is not in the data set's folder.
+    """
+
+    image_dir: str | None = None
+    mask_dir: str | None = None
+    mask_suffix: str | None = None
+    classes: str | Path | None = None
+
+    @property
+    def has_folders(self) -> bool:
+        """Whether a folder or a suffix is given."""
+        return (self.image_dir, self.mask_dir, self.mask_suffix) != (None, None, None)
+
+
+RECOGNISED = FolderOptions()
 
 
 @dataclass(frozen=True)
@@ -56,6 +84,7 @@ class SplitFiles:
         masks: Where the mask of every sample id belongs; it need not be there.
         classes: The data set's classes.
         mapping: Class id of every value that the masks may hold; None where the values are the ids.
+        groups: What each sample belongs to, such as a slide, where `pairs.csv` says so.
     """
 
     image_folder: Path
@@ -64,31 +93,26 @@ class SplitFiles:
     masks: dict[str, Path]
     classes: ClassTable
     mapping: Mapping[int, int] | None
+    groups: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a split lies; without a list, all images of the folder are in it."""
-
-    images: Path
-    masks: Path
-    list_file: Path | None = None
-
-
-def find_layout(root: str | Path) -> str:
-    """Tells a data set's layout from what lies in its folder. One with `images` and `classes.json` is a plain one.
+def find_layout(root: str | Path, options: FolderOptions = RECOGNISED) -> str:
+    """Tells a data set's layout from what lies in its folder.
 
     Args:
         root: The data set's folder.
+        options: Where images and masks lie; with folders or a suffix there, or a `pairs.csv`, the layout is `folder`.
 
     Returns:
         One of `LAYOUTS`.
 
     Raises:
-        FileNotFoundError: It has none of them; the message lists what was looked for.
-        ValueError: It has several.
+        FileNotFoundError: It has none of them; the message lists what was looked for, and what is there.
+        ValueError: It has several, or there are several folders of images or masks.
     """
     root = Path(root)
+    if options.has_folders or (root / PAIRS).is_file():
+        return "folder"
     if (root / "images").is_dir() and (root / "classes.json").is_file():
         return "folder"
     is_ade20k = _is_ade20k(root)
@@ -100,53 +124,57 @@ def find_layout(root: str | Path) -> str:
         "ade20k": is_ade20k,
         # VOC2010 has such masks as well, of another task.
         "pascal_voc": (voc / "SegmentationClass").is_dir() and not _is_pascal_context(voc),
-        "camvid": bool(_places(root, "camvid")),
+        "camvid": bool(_official_places(root, "camvid")),
     }
     layouts = [layout for layout in LAYOUTS if found[layout]]
     if len(layouts) > 1:
         raise ValueError(f"{root} has the layouts of {' and '.join(layouts)}; choose one of them with layout=")
-    if not layouts:
-        known = "; ".join(f"{layout}: {needed}" for layout, needed in _NEEDED.items())
-        raise FileNotFoundError(
-            f"{root / 'images'} is not a folder, and {root} has the official layout of no known data set; give a "
-            f"folder that holds one of these ({known})"
-        )
-    return layouts[0]
+    if layouts:
+        return layouts[0]
+    if find_places(root):
+        return "folder"
+    raise FileNotFoundError(_nothing_found(root))
 
 
-def layout_splits(root: str | Path, layout: str) -> list[str]:
+def layout_splits(root: str | Path, layout: str, options: FolderOptions = RECOGNISED) -> list[str]:
     """The splits of a data set.
 
     Args:
         root: The data set's folder.
         layout: One of `LAYOUTS`.
+        options: Where images and masks lie, for the layout `folder`.
 
     Returns:
-        Their names, sorted. Official names such as `training` are given as `train` and `val`, those of the plain
-        layout as they are.
+        Their names, sorted. Official names such as `training` are given as `train` and `val`, those of the layout
+        `folder` as they are.
 
     Raises:
         FileNotFoundError: There is no data set of this layout.
         ValueError: There is no such layout.
     """
     root = Path(root)
-    places = _places(root, layout)
-    if layout == "folder" and not (root / "images").is_dir():
-        folder = root / "images"
-        raise FileNotFoundError(f"{folder} is not a folder; a data set has images/<split>/ and annotations/<split>/")
-    if layout != "folder" and not places:
+    if layout == "folder":
+        if _is_listed(root, options):
+            return sorted(read_pairs(root).pairs)
+        places = find_places(root, options.image_dir, options.mask_dir)
+        if not places:
+            raise FileNotFoundError(_nothing_found(root))
+        return sorted(places)
+    places = _official_places(root, layout)
+    if not places:
         raise FileNotFoundError(f"{root} has no split in the layout {layout!r}, which needs {_NEEDED[layout]}")
     return sorted(places)
 
 
-def split_files(root: str | Path, split: str, layout: str) -> SplitFiles:
+def split_files(root: str | Path, split: str, layout: str, options: FolderOptions = RECOGNISED) -> SplitFiles:
     """Finds the images and masks of a split.
 
     Args:
         root: The data set's folder.
-        split: One of `layout_splits`; `training` and `validation` stand for `train` and `val` in all layouts but the
-            plain one.
+        split: One of `layout_splits`, or another common name of it: `validation`, `valid` or `dev` for `val`,
+            `training` for `train`, `testing` for `test`.
         layout: One of `LAYOUTS`.
+        options: Where images and masks lie, for the layout `folder`; and the classes, for any.
 
     Returns:
         Their paths by sample id: the image's path in its folder without suffix, and without `_leftImg8bit` in
@@ -158,60 +186,104 @@ def split_files(root: str | Path, split: str, layout: str) -> SplitFiles:
         ValueError: There is no such layout, the split is empty, or two images share a sample id.
     """
     root = Path(root)
-    splits = layout_splits(root, layout)
-    name = split if layout == "folder" else _OFFICIAL_NAMES.get(split, split)
-    if name not in splits:
-        if layout == "folder":
-            raise FileNotFoundError(f"{root / 'images'} has no split {split!r}; it has {splits}")
+    if layout == "folder":
+        return _folder_files(root, split, options)
+    splits, places = layout_splits(root, layout), _official_places(root, layout)
+    name = place_of(places, split)
+    if name is None:
         raise FileNotFoundError(
             f"{root} has no split {split!r}; it has {splits}, and a split of {layout} needs {_NEEDED[layout]}"
         )
-    place = _places(root, layout)[name]
+    place = places[name]
     if layout == "pascal_context" and not place.masks.is_dir():
         raise FileNotFoundError(
             f"{place.masks} is missing; make the masks from the official annotations with "
             f"`python -m ddep_hub.data.pascal_context {place.masks.parent} path/to/trainval`"
         )
-    if layout == "folder":
-        classes, mapping = read_class_table(root / "classes.json"), None
-    else:
-        classes, mapping = get_dataset_info(layout).classes, get_dataset_info(layout).mapping
     image_ending, mask_ending = ("_leftImg8bit", "_gtFine_labelIds") if layout == "cityscapes" else ("", "")
     images = (
         _listed_images(place.images, place.list_file) if place.list_file else _all_images(place.images, image_ending)
     )
     masks = {sample_id: place.masks / f"{sample_id}{mask_ending}.png" for sample_id in images}
-    if layout == "folder" and place.masks.is_dir():
-        masks |= _masks_of_folder(place, images)
+    info = get_dataset_info(layout)
+    classes: ClassTable = info.classes
+    mapping: Mapping[int, int] | None = info.mapping
+    if options.classes:
+        # Data of one's own in a known layout, as annotation tools export it.
+        found = read_class_table(options.classes)
+        if found.names != classes.names or found.mask_values:
+            classes, mapping = found, None
     return SplitFiles(place.images, place.masks, images, masks, classes, mapping)
 
 
-def _places(root: Path, layout: str) -> dict[str, _Place]:
+def _folder_files(root: Path, split: str, options: FolderOptions) -> SplitFiles:
+    """A split of the layout `folder`; warns of masks without an image."""
+    splits = layout_splits(root, "folder", options)
+    groups: Mapping[str, str] = {}
+    if _is_listed(root, options):
+        listed = read_pairs(root)
+        name = place_of(listed.pairs, split)
+        place = Place(root, root)
+        pairs = listed.pairs.get(name or "", Pairs({}, {}, []))
+        groups = listed.groups.get(name or "", {})
+    else:
+        places = find_places(root, options.image_dir, options.mask_dir)
+        name = place_of(places, split)
+        if name is not None:
+            place = places[name]
+            pairs = pair_files(place.images, place.masks, options.mask_suffix)
+    if name is None:
+        where = root / "images" if (root / "images").is_dir() else root
+        hint = "; set val_fraction to keep a part of it for validation" if len(splits) == 1 else ""
+        raise FileNotFoundError(f"{where} has no split {split!r}; it has {splits}{hint}")
+    if pairs.alone:
+        logger.warning(
+            "%s: %d masks without an image are left out: %s", place.masks, len(pairs.alone), first_few(pairs.alone)
+        )
+    table = Path(options.classes or root / "classes.json")
+    if not table.exists() and not options.classes and pairs.masks:
+        raise FileNotFoundError(f"{table} is missing. {classes_to_save(list(pairs.masks.values()))}")
+    masks = {sample_id: place.masks / f"{sample_id}.png" for sample_id in pairs.images} | pairs.masks
+    return SplitFiles(place.images, place.masks, pairs.images, masks, read_class_table(table), None, groups)
+
+
+def _is_listed(root: Path, options: FolderOptions) -> bool:
+    return (root / PAIRS).is_file() and not options.has_folders
+
+
+def _nothing_found(root: Path) -> str:
+    entries = sorted(path.name + "/" * path.is_dir() for path in root.glob("*") if not path.name.startswith("."))
+    known = "; ".join(f"{layout}: {needed}" for layout, needed in _NEEDED.items())
+    return (
+        f"{root / 'images'} is not a folder, and nothing else is recognised in {root}, which holds "
+        f"{first_few(entries) if entries else 'nothing'}; give a folder that holds one of these ({known}), name the "
+        f"folders with image_dir and mask_dir, or list the files in {PAIRS}"
+    )
+
+
+def _official_places(root: Path, layout: str) -> dict[str, Place]:
     """The splits that are there, by the name that users give."""
-    if layout == "folder":
-        names = _subfolders(root / "images")
-        return {name: _Place(root / "images" / name, root / "annotations" / name) for name in names}
     if layout == "cityscapes":
-        names = _subfolders(root / "leftImg8bit")
-        return {name: _Place(root / "leftImg8bit" / name, root / "gtFine" / name) for name in names}
+        names = subfolders(root / "leftImg8bit")
+        return {name: Place(root / "leftImg8bit" / name, root / "gtFine" / name) for name in names}
     if layout == "ade20k":
         home = _ade20k_home(root)
         places = {
-            name: _Place(home / "images" / official, home / "annotations" / official)
+            name: Place(home / "images" / official, home / "annotations" / official)
             for official, name in _OFFICIAL_NAMES.items()
         }
         return {name: place for name, place in places.items() if place.images.is_dir()}
     if layout == "camvid":
-        places = {name: _Place(root / name, root / f"{name}annot") for name in ("train", "val", "test")}
+        places = {name: Place(root / name, root / f"{name}annot") for name in ("train", "val", "test")}
         return {name: place for name, place in places.items() if place.images.is_dir() and place.masks.is_dir()}
     if layout == "pascal_voc":
         home = _voc_home(root, "VOC2012")
         lists = home / "ImageSets" / "Segmentation"
         masks = home / "SegmentationClass"
-        places = {name: _Place(home / "JPEGImages", masks, lists / f"{name}.txt") for name in _VOC_LISTS}
+        places = {name: Place(home / "JPEGImages", masks, lists / f"{name}.txt") for name in _VOC_LISTS}
         augmented = [lists / name for name in ("train_aug.txt", "trainaug.txt") if (lists / name).is_file()]
         if augmented and (home / "SegmentationClassAug").is_dir():
-            places["train_aug"] = _Place(home / "JPEGImages", home / "SegmentationClassAug", augmented[0])
+            places["train_aug"] = Place(home / "JPEGImages", home / "SegmentationClassAug", augmented[0])
         return {name: place for name, place in places.items() if place.list_file and place.list_file.is_file()}
     if layout == "pascal_context":
         home = _voc_home(root, "VOC2010")
@@ -220,14 +292,9 @@ def _places(root: Path, layout: str) -> dict[str, _Place]:
             own, main = (home / "ImageSets" / folder / f"{name}.txt" for folder in ("SegmentationContext", "Main"))
             if own.is_file() or main.is_file():
                 path = own if own.is_file() else main
-                places[name] = _Place(home / "JPEGImages", home / "SegmentationClassContext", path)
+                places[name] = Place(home / "JPEGImages", home / "SegmentationClassContext", path)
         return places
     raise ValueError(f"layout {layout!r} is not known; choose one of {', '.join(LAYOUTS)}")
-
-
-def _subfolders(folder: Path) -> list[str]:
-    entries = folder.iterdir() if folder.is_dir() else ()
-    return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
 
 
 def _ade20k_home(root: Path) -> Path:
@@ -265,20 +332,6 @@ def _all_images(folder: Path, ending: str) -> dict[str, Path]:
     if not images:
         raise ValueError(f"{folder} holds no image whose name ends with {ending}.png; check the path")
     return images
-
-
-def _masks_of_folder(place: _Place, images: Mapping[str, Path]) -> dict[str, Path]:
-    """The masks of a plain data set, which may be of any lossless kind; warns of masks without an image."""
-    found: dict[str, Path] = {}
-    for path in sorted(place.masks.rglob("*")):
-        if path.suffix.lower() in MASK_EXTENSIONS and not path.name.startswith("."):
-            name = path.relative_to(place.masks).with_suffix("").as_posix()
-            if name not in found or path.suffix.lower() == ".png":
-                found[name] = path
-    alone = [name for name in found if name not in images]
-    if alone:
-        logger.warning("%s: %d masks without an image are left out: %s", place.masks, len(alone), first_few(alone))
-    return {name: path for name, path in found.items() if name in images}
 
 
 def _listed_images(folder: Path, list_file: Path) -> dict[str, Path]:

@@ -1,8 +1,10 @@
 """Mask files as class ids, and how often each class occurs in them."""
 
+import json
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -117,6 +119,46 @@ def _mapped(values: np.ndarray, present: list[int], mapping: Mapping[int, int] |
 
 def _first_ten(values: list[int]) -> str:
     return ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")
+
+
+def classes_to_save(paths: Sequence[Path], *, limit: int = 100) -> str:
+    """What to save as `classes.json`, from the values or colours that masks hold.
+
+    Args:
+        paths: The mask files.
+        limit: How many of them to read, spread evenly.
+
+    Returns:
+        A sentence, the text of the file, and the share of each value.
+    """
+    chosen = paths[:: -(-len(paths) // limit)]
+    counts = Counter[Any]()
+    for path in chosen:
+        image = load_upright(path, "mask")[0]
+        if image.mode in ("RGB", "RGBA"):
+            pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+            found, numbers = np.unique(pixels, axis=0, return_counts=True)
+            counts.update(dict(zip(map(tuple, found.tolist()), numbers.tolist(), strict=True)))
+        else:
+            found, numbers = np.unique(np.asarray(image).astype(np.int64), return_counts=True)
+            counts.update(dict(zip(found.tolist(), numbers.tolist(), strict=True)))
+    values = sorted(counts, key=lambda value: value if isinstance(value, tuple) else (value,))
+    kept = [value for value in values if value != 255 or set(values) == {0, 255}]
+    classes: list[dict[str, Any]] = []
+    for index, value in enumerate(kept[:256]):
+        classes.append({"id": index, "name": f"class {index}"})
+        if isinstance(value, tuple):
+            classes[-1]["color"] = list(value)
+        elif kept != list(range(len(kept))):
+            classes[-1]["mask_values"] = value
+    lines = ",\n".join(f"  {json.dumps(entry)}" for entry in classes)
+    total = sum(counts.values())
+    shares = ", ".join(f"{value}: {counts[value] / total:.1%}" for value in values[:20])
+    ignored = " 255 is ignored." if len(kept) < len(values) else ""
+    return (
+        f"Save this there, with names of your own; {len(chosen)} of {len(paths)} masks were read.{ignored}\n"
+        f'{{"ignore_index": 255, "classes": [\n{lines}\n]}}\nShares of the values: {shares}'
+    )
 
 
 class LabelledDataset(Protocol):

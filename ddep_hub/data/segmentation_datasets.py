@@ -1,6 +1,8 @@
 """Labelled images: folders in known layouts, data sets of the Hub, and how a name becomes one of them."""
 
 import copy
+import dataclasses
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,21 +11,15 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ddep_hub.data.synthetic import embedded_scenes
-from ddep_hub.utils.paths import resolve_data
-
-from .classes import ClassTable, class_colors, read_class_table
+from .classes import ClassTable, class_colors
 from .hub_loading import (
-    HUB_PREFIX,
-    holds_dataset,
     load_split,
     local_fingerprint,
-    parse_hub_name,
     undecoded_sample,
     with_undecoded,
 )
 from .image_io import BadFileError, decode_image, first_few
-from .layouts import find_layout, layout_splits, split_files
+from .layouts import RECOGNISED, FolderOptions, find_layout, layout_splits, split_files
 from .masks import decode_mask
 
 
@@ -103,6 +99,8 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
     root/annotations/<split>/<sample_id>.png     value = class id, or ignore_index
     ```
 
+    or in folders with other common names, which `folders.py` lists, or as `pairs.csv` lists them.
+
     The masks of a known data set are read as they were published; their values become class ids.
 
     A sample is `{"image": PIL RGB, "annotation": array (H, W) of uint8 ids, "path": str, "annotation_path": str}`; the
@@ -113,6 +111,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         split: A folder of `root/images`, such as `train`; `train`, `val`, `test` or another of `available_splits` in
             an official layout.
         layout: One of `layouts.LAYOUTS`; found from what lies in the folder by default.
+        options: Where images and masks lie; recognised by default.
         sample_ids: The samples to use, in this order: paths relative to `root/images/<split>` without suffix, or as
             `read_split_file` gives them for published lists. All of the split by default, sorted or in the order of
             the official list.
@@ -122,6 +121,9 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         layout: The layout in use.
         sample_ids: The examples in use, in order.
         images: The paths of their images.
+        splits: The splits that the data set has.
+        groups: What each sample belongs to, such as a slide, where `pairs.csv` says so.
+        summary: What was found, in a line.
 
     Raises:
         FileNotFoundError: A folder, an official list or `classes.json` is missing, or an image has no mask.
@@ -130,11 +132,20 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, root: str | Path, split: str, *, layout: str | None = None, sample_ids: Iterable[str] | None = None
+        self,
+        root: str | Path,
+        split: str,
+        *,
+        layout: str | None = None,
+        options: FolderOptions = RECOGNISED,
+        sample_ids: Iterable[str] | None = None,
     ) -> None:
         self.root = Path(root)
-        self.layout = find_layout(self.root) if layout is None else layout
-        files = split_files(self.root, split, self.layout)
+        self.layout = find_layout(self.root, options) if layout is None else layout
+        own = self.root / "classes.json"
+        if layout is None and options.classes is None and own.is_file():
+            options = dataclasses.replace(options, classes=own)
+        files = split_files(self.root, split, self.layout, options)
         images = files.images
         self.classes: ClassTable = files.classes
         self._mapping = files.mapping or files.classes.mask_mapping
@@ -147,8 +158,16 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         if missing:
             raise FileNotFoundError(
                 f"{len(missing)} of {len(self.sample_ids)} images of {files.image_folder} have no mask in "
-                f"{files.mask_folder}: {first_few(missing)}; add the masks, or leave these images out"
+                f"{files.mask_folder}: {first_few(missing)}; add the masks, leave these images out, or name them by "
+                "mask_dir, mask_suffix or pairs.csv"
             )
+        self.groups = files.groups
+        self.splits = layout_splits(self.root, self.layout, options)
+        folders = [os.path.relpath(folder, self.root) for folder in (files.image_folder, files.mask_folder)]
+        self.summary = (
+            f"{self.root}: {len(images):,} images in {folders[0]}, {len(files.masks):,} masks in {folders[1]}; "
+            f"splits: {', '.join(self.splits)}"
+        )
 
     @property
     def fingerprint(self) -> list[str]:
@@ -185,22 +204,23 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         return make_sample(image, mask, str(path), str(mask_path))
 
 
-def available_splits(root: str | Path, layout: str | None = None) -> list[str]:
+def available_splits(root: str | Path, layout: str | None = None, *, options: FolderOptions = RECOGNISED) -> list[str]:
     """The splits of a data set in one of `SegmentationFolder`'s layouts.
 
     Args:
         root: The data set's folder.
         layout: One of `layouts.LAYOUTS`; found from what lies in the folder by default.
+        options: Where images and masks lie; recognised by default.
 
     Returns:
-        The names of the folders in `root/images`, or those of `train`, `val`, `test`, `trainval` and `train_aug` that
-        an official layout has; sorted.
+        The names of the folders, such as those in `root/images`, or those of `train`, `val`, `test`, `trainval` and
+        `train_aug` that an official layout has; sorted.
 
     Raises:
         FileNotFoundError: `root/images` is not a folder, and nothing else there is a known layout.
         ValueError: The layout is not known or not clear.
     """
-    return layout_splits(root, find_layout(root) if layout is None else layout)
+    return layout_splits(root, find_layout(root, options) if layout is None else layout, options)
 
 
 class HubSegmentation(Dataset[dict[str, Any]]):
@@ -305,74 +325,3 @@ def _classes_of(features: Any, name: str) -> ClassTable:
         )
     names = tuple(labels[0].names)
     return ClassTable(names=names, colors=class_colors(len(names)))
-
-
-def open_segmentation_dataset(
-    name: str | Path,
-    split: str,
-    *,
-    classes: str | Path | None = None,
-    image_column: str = "image",
-    mask_column: str = "annotation",
-    sample_ids: Iterable[str] | None = None,
-) -> SegmentationDataset:
-    """Opens a split of a folder, of a data set of the Hub, or of one that `datasets` wrote.
-
-    Args:
-        name: A folder in one of `SegmentationFolder`'s layouts, `hf://datasets/org/name[@revision]`, or a local folder
-            of parquet or arrow files.
-        split: The split.
-        classes: `classes.json` of a data set that does not name its classes; folders bring their own.
-        image_column: Column of the images in a data set.
-        mask_column: Column of the masks in a data set.
-        sample_ids: The examples to use, in this order; all by default.
-
-    Returns:
-        The samples.
-
-    Raises:
-        FileNotFoundError: A folder or file is missing.
-        ValueError: There is no such split, column or example.
-    """
-    name = str(name)
-    on_hub = name.startswith(HUB_PREFIX)
-    if not on_hub and not holds_dataset(name):
-        return SegmentationFolder(name, split, sample_ids=sample_ids)
-    repository, revision = parse_hub_name(name)[:2] if on_hub else (name, None)
-    return HubSegmentation(
-        repository,
-        split,
-        read_class_table(classes) if classes else None,
-        image_column=image_column,
-        mask_column=mask_column,
-        revision=revision,
-        sample_ids=sample_ids,
-    )
-
-
-class DataArguments(Protocol):
-    """Arguments that name labelled data, such as [`FinetuneArguments`]."""
-
-    data: str | None
-    classes: str | None
-    image_column: str
-    mask_column: str
-
-
-def open_split(args: DataArguments, split: str, sample_ids: Iterable[str] | None = None) -> SegmentationDataset:
-    """A split of labelled data: a folder, a data set of the Hub or one that `datasets` wrote.
-
-    Args:
-        args: where it is; the embedded scenes where they name none.
-        split: its name.
-        sample_ids: the examples to use; all by default.
-    """
-    name = args.data or str(embedded_scenes())
-    return open_segmentation_dataset(
-        name if "://" in name else resolve_data(name),
-        split,
-        classes=args.classes,
-        image_column=args.image_column,
-        mask_column=args.mask_column,
-        sample_ids=sample_ids,
-    )

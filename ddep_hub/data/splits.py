@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 
@@ -75,6 +75,56 @@ def choose_labelled(
     if not 1 <= number <= len(pool):
         raise ValueError(f"number of labelled images is {number}, but there are {len(pool)}; choose 1..{len(pool)}")
     return sorted(pool, key=lambda sample_id: hashlib.sha256(f"{seed}:{sample_id}".encode()).digest())[:number]
+
+
+def choose_validation(
+    sample_ids: Iterable[str], fraction: str | float | Fraction, groups: Mapping[str, str] | None = None
+) -> list[str]:
+    """Chooses the images to keep for validation: the same for every seed, so that runs can be compared.
+
+    Args:
+        sample_ids: The images to choose from.
+        fraction: Share to keep, as `parse_fraction` takes it.
+        groups: The group of each image, such as its slide or video; whole groups are kept.
+
+    Returns:
+        The chosen sample_ids, sorted; at least one image, or group, and not all.
+
+    Raises:
+        ValueError: There are fewer than two images, or groups.
+    """
+    pool = sorted(sample_ids)
+    members: dict[str, list[str]] = {}
+    for sample_id in pool:
+        members.setdefault(groups[sample_id] if groups else sample_id, []).append(sample_id)
+    if len(members) < 2:
+        what = f"one group, {next(iter(members))!r}" if groups and members else f"{len(pool)} image"
+        raise ValueError(f"val_fraction: there is {what} only; training and validation need one each")
+    wanted, chosen = parse_fraction(fraction) * len(pool), list[str]()
+    for group in choose_labelled(members, number=len(members) - 1, seed=0):
+        if chosen and len(chosen) + len(members[group]) / 2 > wanted:
+            break
+        chosen += members[group]
+    return sorted(chosen)
+
+
+def groups_of(sample_ids: Iterable[str], pattern: str) -> dict[str, str]:
+    """The group of each sample: the first group of a regular expression, or its match, in the sample's name.
+
+    Raises:
+        ValueError: It is no regular expression, or does not match a name.
+    """
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"group_pattern {pattern!r} is no regular expression: {error}") from None
+    found = {}
+    for sample_id in sample_ids:
+        match = expression.search(sample_id)
+        if match is None:
+            raise ValueError(f"group_pattern {pattern!r} does not match {sample_id!r}; correct it")
+        found[sample_id] = match[1] if expression.groups and match[1] is not None else match[0]
+    return found
 
 
 def read_split_file(path: str | Path) -> list[str]:

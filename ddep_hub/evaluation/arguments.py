@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from ddep_hub.data.arguments import LabelledDataArguments
 from ddep_hub.utils.arguments import arg, pair
 
 
@@ -106,18 +107,16 @@ class InferenceArguments(ModelArguments):
 
 
 @dataclass(kw_only=True)
-class EvaluateArguments(InferenceArguments):
+class EvaluateArguments(LabelledDataArguments, InferenceArguments):
     """Measure a fine-tuned model on labelled images."""
 
-    data: str | None = arg(
-        None, "Labelled data, as in fine-tuning. Default: the embedded scenes.", group="data", common=True, path=True
-    )
-    classes: str | None = arg(
-        None, "classes.json of a Hub data set that does not name its classes.", group="data", path=True
-    )
-    image_column: str = arg("image", "Column of the images in a Hub data set.", group="data")
-    mask_column: str = arg("annotation", "Column of the masks in a Hub data set.", group="data")
     eval_split: str = arg("val", "Split to measure on.", group="data", common=True)
+    split_file: str | None = arg(
+        None,
+        "File that lists the images of eval_split to measure on, such as the validation.txt of a run.",
+        group="data",
+        path=True,
+    )
     batch_size: int = arg(1, "Images per forward pass, where they have the same size.", group="evaluation")
     dataloader_num_workers: int = arg(
         0, "Processes that read images; 0: the main one.", group="data", renamed_from="num_workers"

@@ -10,7 +10,9 @@ import torch
 from accelerate import Accelerator
 
 from ddep_hub.data.classes import names_in_order
-from ddep_hub.data.segmentation_datasets import SegmentationDataset, open_split
+from ddep_hub.data.opening import open_split, summary_of
+from ddep_hub.data.segmentation_datasets import SegmentationDataset
+from ddep_hub.data.splits import read_split_file
 from ddep_hub.data.transforms import EvalTransform, Normalize
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
@@ -85,7 +87,11 @@ def run_evaluation(
     """
     accelerator = Accelerator()
     with accelerator.main_process_first():
-        dataset = open_split(args, args.eval_split) if dataset is None else dataset
+        if dataset is None:
+            dataset = open_split(args, args.eval_split)
+            if args.split_file is not None:
+                dataset = dataset.select(read_split_file(args.split_file))
+            accelerator.print(summary_of(dataset))
         model = model or load_model(str(args.model), args.encoder_weights)
         processor = resized(processor or processor_of(model), args)
     classes, names = dataset.classes, list(dataset.classes.names)

@@ -175,7 +175,7 @@ def add_baseline(folder: Path, other: Path) -> None:
         raise ValueError(f"baseline: {other} did not start from a random decoder. Name a run without `pretrained`.")
     if ours["arguments"]["pretrained"] is None:
         raise ValueError(f"baseline: {folder} itself started from a random decoder, and needs no baseline.")
-    same = ("data", "train_split", "eval_split", "image_size", "split_seed", "labelled", "inference")
+    same = ("data", "train_split", "eval_split", "val_fraction", "image_size", "split_seed", "labelled", "inference")
     for name in (*same, "classes"):
         one, two = ({**run["arguments"], **run, "classes": list(run["iou"])}.get(name) for run in (ours, theirs))
         if one != two:
@@ -229,6 +229,9 @@ def _template_values(folder: Path) -> dict[str, Any]:
     inference = {"window": None, "scales": [1.0], "flip": False, **results.get("inference", {})}
     if inference["window"] and not inference["stride"]:
         inference["stride"] = [side // 2 for side in inference["window"]]
+    split = run.get("eval_split")
+    if run.get("val_fraction"):
+        split = f"{run['val_fraction']} of {run['train_split']}"
     baseline = read_json(folder / BASELINE) if (folder / BASELINE).is_file() else None
     classes = [config.id2label[label] for label in sorted(config.id2label)]
     return {
@@ -240,7 +243,7 @@ def _template_values(folder: Path) -> dict[str, Any]:
         "baseline": baseline,
         "metrics": _metric_rows(results, baseline) if finetuned else [],
         "inference": inference,
-        "split": results.get("split") or run.get("eval_split"),
+        "split": results.get("split") or split,
         "image_size": results.get("image_size", run.get("image_size")),
         "base_model": base_model,
         "encoder_repository": encoder,

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ddep_hub.data.arguments import LabelledDataArguments
 from ddep_hub.data.splits import parse_fraction
 from ddep_hub.evaluation.arguments import EvaluateArguments
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
@@ -127,7 +128,12 @@ class Study:
         """Arguments of the evaluation of a fine-tuned model; `None` if the scores of fine-tuning are taken."""
         if self.evaluation is None:
             return None
-        values = {"data": self.data, "eval_split": finetuning.eval_split, **self.evaluation}
+        where = {field.name: getattr(finetuning, field.name) for field in dataclasses.fields(LabelledDataArguments)}
+        where["eval_split"] = finetuning.eval_split
+        if finetuning.val_fraction is not None:
+            where["eval_split"] = finetuning.train_split
+            where["split_file"] = f"{finetuning.output_dir}/validation.txt"
+        values = {**where, **self.evaluation}
         values |= {"model": f"{finetuning.output_dir}/final"}
         args: EvaluateArguments = _parse(EvaluateArguments, values, "evaluation")
         args.output_dir = f"{finetuning.output_dir}/evaluation"

@@ -13,10 +13,9 @@ from accelerate import PartialState
 
 from ddep_hub.data.dataloading import fingerprint_of
 from ddep_hub.data.image_datasets import images_fingerprint
-from ddep_hub.data.segmentation_datasets import open_split
 from ddep_hub.evaluation.evaluate import run_evaluation
 from ddep_hub.training.arguments import PretrainArguments
-from ddep_hub.training.finetuning import finetune
+from ddep_hub.training.finetuning import finetune, open_train_and_val
 from ddep_hub.training.pretraining import open_sources, pretrain
 from ddep_hub.utils.files import atomic_write, locked
 
@@ -98,7 +97,7 @@ def check_data(study: Study, output: Path) -> None:
 
 def _fingerprints(study: Study) -> dict[str, str]:
     finetuning = study.finetune_arguments(study.methods[0], "1", 0, Path(), None)
-    splits = [open_split(finetuning, split) for split in (finetuning.train_split, finetuning.eval_split)]
+    splits = open_train_and_val(finetuning)
     parts = [(dataset.fingerprint, dataset.classes.names, dataset.classes.ignore_index) for dataset in splits]
     found = {"data": fingerprint_of(*parts)}
     for method in study.methods:

@@ -4,9 +4,11 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from typing import Literal
 
+from ddep_hub.data.arguments import LabelledDataArguments
 from ddep_hub.utils.arguments import arg
 
 
@@ -205,30 +207,24 @@ class PretrainArguments(RunArguments):
 
 
 @dataclass(kw_only=True)
-class FinetuneArguments(RunArguments):
+class FinetuneArguments(LabelledDataArguments, RunArguments):
     """Fine-tune a segmentation model on few labels."""
 
     output_dir: str = _save("runs/finetune", _OUTPUT, common=True, path=True)
     batch_size: int = _optim(8, "Images per step, over all processes and accumulated micro-batches.", common=True)
-    data: str | None = _data(
-        None,
-        "Labelled data: a folder with images/<split>, annotations/<split> and classes.json; the official "
-        "folder of Cityscapes, ADE20K, Pascal VOC, Pascal Context or CamVid; or hf://datasets/org/name. None: "
-        "the embedded scenes.",
-        common=True,
-        resumable=True,
-        path=True,
-    )
-    classes: str | None = _data(
-        None, "classes.json of a Hub data set that does not name its classes.", resumable=True, path=True
-    )
-    image_column: str = _data("image", "Column of the images in a Hub data set.")
-    mask_column: str = _data("annotation", "Column of the masks in a Hub data set.")
     train_split: str = _data("train", "Split to train on.")
     allow_empty_classes: bool = _data(
         False, "Train even if a class has no pixel in the training labels.", resumable=True
     )
     eval_split: str = _eval("val", "Split to measure mIoU on.", resumable=True)
+    val_fraction: str | None = _data(
+        None, "Share of train_split to keep for validation, such as 0.2, if the data has no eval_split.", common=True
+    )
+    group_pattern: str | None = _data(
+        None,
+        "Regular expression whose first group, or match, in a sample's name says what belongs together, such as a "
+        "slide or a video: val_fraction keeps whole groups. Default: column `group` of pairs.csv.",
+    )
     pretrained: str | None = _model(
         None,
         "Pretrained model to start from: shipped name, folder or Hub id. Default: a random decoder on encoder_name.",
@@ -277,6 +273,10 @@ class FinetuneArguments(RunArguments):
         chosen = [n for n in ("label_fraction", "num_labelled_images", "split_file") if getattr(self, n) is not None]
         if len(chosen) > 1:
             raise ValueError(f"Set one of label_fraction, num_labelled_images and split_file, not {chosen}.")
+        if self.val_fraction is not None and _parse_fraction(self.val_fraction) == 1:
+            raise ValueError("val_fraction is 1, which leaves nothing to train on. Keep less, such as 0.2.")
+        if self.group_pattern is not None and self.val_fraction is None:
+            raise ValueError("group_pattern belongs to val_fraction. Set both, or neither.")
         if len(self.scale) != 2:
             raise ValueError(f"scale takes two numbers, got {self.scale}.")
         if self.eval_split == self.train_split:
@@ -306,6 +306,12 @@ class FinetuneArguments(RunArguments):
             for field in dataclasses.fields(self):
                 if field.name.startswith(("decoder_", "encoder_name")) and getattr(self, field.name) != field.default:
                     raise ValueError(f"{field.name} belongs to the model in pretrained. Leave it out.")
+
+
+def _parse_fraction(value: str) -> Fraction:
+    from ddep_hub.data.splits import parse_fraction  # imports torch, which `--help` does without
+
+    return parse_fraction(value)
 
 
 def micro_batches(args: RunArguments, processes: int) -> int:

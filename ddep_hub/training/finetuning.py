@@ -14,11 +14,13 @@ from torch.utils.data import DataLoader
 from ddep_hub import DDePForSemanticSegmentation
 from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.dataloading import AugmentedDataset, bad_file, fingerprint_of, train_dataloader
+from ddep_hub.data.folders import place_of
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.masks import ClassStatistics, check_classes
+from ddep_hub.data.opening import open_split, summary_of
 from ddep_hub.data.samplers import StepBatchSampler
-from ddep_hub.data.segmentation_datasets import SegmentationDataset, SegmentationFolder, open_split
-from ddep_hub.data.splits import choose_labelled, read_split_file, write_split_file
+from ddep_hub.data.segmentation_datasets import SegmentationDataset, SegmentationFolder
+from ddep_hub.data.splits import choose_labelled, choose_validation, groups_of, read_split_file, write_split_file
 from ddep_hub.data.transforms import EvalTransform, Normalize, SegmentationTrainTransform
 from ddep_hub.decoder import restore_weight_norms
 from ddep_hub.encoder_weights import encoder_source
@@ -78,6 +80,7 @@ class FinetuneTrainer(Trainer):
             if args.image_size is not None:
                 options = {**self.processor.to_dict(), "do_resize": True, "size": {"shortest_edge": args.image_size}}
                 self.processor = type(self.processor).from_dict(options)
+        self.accelerator.print(summary_of(self.labelled))
         classes = self.labelled.classes
         self.statistics, _ = self._read_once(self.labelled, args.train_split, images=False)
         if not args.allow_empty_classes:
@@ -209,6 +212,33 @@ class FinetuneTrainer(Trainer):
 
     def save_data_files(self) -> None:
         write_split_file(self.output / "labelled.txt", self.labelled.sample_ids)
+        if self.args.val_fraction is not None:
+            write_split_file(self.output / "validation.txt", self.validation.sample_ids)
+
+
+def open_train_and_val(args: FinetuneArguments) -> tuple[SegmentationDataset, SegmentationDataset]:
+    """Opens `train_split` and `eval_split`, or divides the former by `val_fraction`.
+
+    Raises:
+        FileNotFoundError: Something of the data set is missing.
+        ValueError: There is an `eval_split` besides `val_fraction`, or the images cannot be divided.
+    """
+    training = open_split(args, args.train_split)
+    if args.val_fraction is None:
+        return training, open_split(args, args.eval_split)
+    groups: Mapping[str, str] = {}
+    if isinstance(training, SegmentationFolder):
+        groups = training.groups
+        if place_of(dict.fromkeys(training.splits), args.eval_split):
+            raise ValueError(
+                f"val_fraction: {training.root} has a split `{args.eval_split}`. Leave val_fraction out, or "
+                "set another eval_split."
+            )
+    if args.group_pattern is not None:
+        groups = groups_of(training.sample_ids, args.group_pattern)
+    chosen = choose_validation(training.sample_ids, args.val_fraction, groups)
+    others = set(training.sample_ids) - set(chosen)
+    return training.select(name for name in training.sample_ids if name in others), training.select(chosen)
 
 
 def open_data(args: FinetuneArguments) -> tuple[SegmentationDataset, SegmentationDataset]:
@@ -218,7 +248,7 @@ def open_data(args: FinetuneArguments) -> tuple[SegmentationDataset, Segmentatio
         FileNotFoundError: Something of the data set is missing.
         ValueError: The labelled images cannot be chosen, or are also validation images.
     """
-    training, validation = open_split(args, args.train_split), open_split(args, args.eval_split)
+    training, validation = open_train_and_val(args)
     if args.split_file is not None:
         training = training.select(read_split_file(args.split_file))
     elif args.label_fraction is not None or args.num_labelled_images is not None:

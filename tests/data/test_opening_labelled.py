@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from ddep_hub.data.classes import write_class_table
-from ddep_hub.data.segmentation_datasets import open_segmentation_dataset
+from ddep_hub.data.layouts import FolderOptions
+from ddep_hub.data.opening import open_segmentation_dataset
 from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
 
 
@@ -32,5 +33,6 @@ def test_a_data_set_that_does_not_name_its_classes(tmp_path):
     saved.save_to_disk(str(tmp_path / "saved"))
     write_class_table(SCENE_CLASSES, tmp_path / "classes.json")
     columns = {"image_column": "photo", "mask_column": "map"}
-    rows = open_segmentation_dataset(tmp_path / "saved", "val", classes=tmp_path / "classes.json", **columns)
+    options = FolderOptions(classes=tmp_path / "classes.json")
+    rows = open_segmentation_dataset(tmp_path / "saved", "val", options=options, **columns)
     assert rows.classes == SCENE_CLASSES and np.array_equal(rows[0]["annotation"], mask)

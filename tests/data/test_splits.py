@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from ddep_hub.data.splits import choose_labelled, parse_fraction, read_split_file, write_split_file
+from ddep_hub.data.splits import (
+    choose_labelled,
+    choose_validation,
+    groups_of,
+    parse_fraction,
+    read_split_file,
+    write_split_file,
+)
 
 
 DATA = Path(os.environ.get("DDEP_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))
@@ -128,3 +135,30 @@ def test_published_lists(name, count):
     prefix = "ADE_" if name.startswith("ade20k") else sample_ids[0].split("/")[0] + "/"
     assert sample_ids[0].startswith(prefix)
     assert not any(part in sample_id for part in ("leftImg8bit", "images", " ") for sample_id in sample_ids)
+
+
+def test_validation_is_the_same_for_every_order_and_has_its_share():
+    names = [f"image {number}" for number in range(50)]
+    chosen = choose_validation(names, "0.2")
+    assert len(chosen) == 10 and set(chosen) < set(names)
+    assert choose_validation(reversed(names), 0.2) == chosen
+    assert len(choose_validation(names, 0.001)) == 1 and len(choose_validation(names, 0.999)) == 49
+    with pytest.raises(ValueError, match="val_fraction: there is 1 image only"):
+        choose_validation(["a"], 0.5)
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.2, 0.5, 0.9])
+def test_groups_are_kept_whole(fraction):
+    names = [f"slide{slide}/tile{tile}" for slide in range(12) for tile in range(slide + 1)]
+    groups = groups_of(names, "(slide[0-9]+)/")
+    chosen = set(choose_validation(names, fraction, groups))
+    kept, left = {groups[name] for name in chosen}, {groups[name] for name in set(names) - chosen}
+    assert kept and left and not kept & left
+    assert abs(len(chosen) / len(names) - fraction) < 13 / len(names)
+    assert groups_of(["a_01", "b_02"], "[a-z]_") == {"a_01": "a_", "b_02": "b_"}
+    with pytest.raises(ValueError, match=r"does not match 'x'"):
+        groups_of(["x"], "slide")
+    with pytest.raises(ValueError, match="is no regular expression"):
+        groups_of(["x"], "(")
+    with pytest.raises(ValueError, match="one group, 'a'"):
+        choose_validation(["1", "2"], 0.5, {"1": "a", "2": "a"})

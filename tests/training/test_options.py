@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import ddep_hub
 from ddep_hub.data.image_io import BadFileError
+from ddep_hub.data.splits import read_split_file
 from ddep_hub.evaluation.evaluate import summary
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.finetuning import finetune
@@ -160,6 +161,28 @@ def test_classes_that_no_validation_image_shows_are_named(finetuning, scenes, tm
     assert evaluated["absent_classes"] == absent and f"over {len(scored)} of {len(names)} classes" in summary(
         evaluated
     )
+
+
+def test_a_part_of_the_only_split_is_kept_for_validation(finetuning, scenes, tmp_path):
+    data = tmp_path / "data"
+    for folder, name in (("images", "photos"), ("annotations", "masks")):
+        shutil.copytree(scenes / folder / "train", data / name)
+    shutil.copy(scenes / "classes.json", data)
+    names = sorted(path.stem for path in (data / "masks").iterdir())
+    with pytest.raises(FileNotFoundError, match=r"no split 'val'; it has \['train'\]; set val_fraction"):
+        finetuning(data=str(data), max_steps=1)
+    fields = {"data": str(data), "val_fraction": "1/3", "group_pattern": "..$", "allow_empty_classes": True}
+    output = finetuning(**fields, max_steps=2, save_steps=1)
+    training, validation = (read_split_file(output / f"{name}.txt") for name in ("labelled", "validation"))
+    assert sorted([*training, *validation]) == names and len(validation) == 2
+    results = json.loads((output / "final" / "results.json").read_text())
+    options = {"split": "train", "split_file": str(output / "validation.txt")}
+    assert ddep_hub.evaluate(output / "final", data, **options)["mean_iou"] == pytest.approx(results["mean_iou"])
+    assert "2 images of `data`, split `1/3 of train`" in (output / "final" / "README.md").read_text()
+    finetuning(**fields, max_steps=2, resume_from_checkpoint="latest")
+    assert read_split_file(output / "validation.txt") == validation
+    with pytest.raises(ValueError, match=r"val_fraction: .* has a split `val`"):
+        finetuning("second", max_steps=1, val_fraction="0.5")
 
 
 def test_a_split_that_holds_images_of_the_other_is_refused(finetuning, scenes, tmp_path):

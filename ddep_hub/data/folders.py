@@ -1,0 +1,189 @@
+"""Which folders hold the images and masks of a data set that is none of the known ones.
+
+Recognised are, with other common words for images, masks and splits, any letter case, and folders below:
+
+```
+images/<split>   annotations/<split>      also img_dir/<split>, ann_dir/<split> (mmsegmentation)
+<split>/images   <split>/masks            lightly-train
+<split>_images   <split>_masks            also <split>, <split>_masks
+images           masks                    one split, `train`
+<split>          the masks beside the images: a.jpg, a_mask.png; or in the folder of the data set itself
+```
+"""
+
+import glob
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .image_io import IMAGE_EXTENSIONS
+from .pairing import IMAGE_WORDS, MASK_EXTENSIONS, MASK_WORDS, divided
+
+
+_SPLITS = {"train": "train training tr", "val": "val valid validation dev", "test": "test testing ts"}
+_SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words.split()}
+_FORMAT_WORDS = set("dir png jpg jpeg tif tiff".split())
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a split lies; without a list, all images of the folder are in it."""
+
+    images: Path
+    masks: Path
+    list_file: Path | None = None
+
+
+def place_of(places: Mapping[str, object], split: str) -> str | None:
+    """The key of a split, which may have another common name: `valid` or `validation` for `val`; or `None`."""
+    if split in places:
+        return split
+    meant = _SPLIT_OF.get(split.lower())
+    return next((name for name in places if meant and _SPLIT_OF.get(name.lower()) == meant), None)
+
+
+def find_places(root: Path, image_dir: str | None = None, mask_dir: str | None = None) -> dict[str, Place]:
+    """Finds the folders of each split.
+
+    Args:
+        root: The data set's folder.
+        image_dir: Folder of the images, below `root` or absolute; `{split}` in it stands for the splits' names.
+            Default: recognised.
+        mask_dir: The same of the masks.
+
+    Returns:
+        Images and masks by the split's name; the folder of the masks need not be there.
+
+    Raises:
+        FileNotFoundError: `image_dir` is no folder.
+        ValueError: Several folders may be meant.
+    """
+
+    def masks_of(split: str | None, images: Path) -> Path:
+        if mask_dir is None:
+            return _mask_folder(root, split, images)
+        return root / mask_dir.replace("{split}", place_of(_expanded(root, mask_dir), split or "train") or str(split))
+
+    if image_dir is None:
+        return _recognised(root, masks_of)
+    folders = _expanded(root, image_dir)
+    if not folders:
+        raise FileNotFoundError(f"image_dir: {root / image_dir} is not a folder. Correct it, or leave it out.")
+    one = "{split}" not in image_dir
+    return {name: Place(folder, masks_of(None if one else name, folder)) for name, folder in folders.items()}
+
+
+def _expanded(root: Path, pattern: str) -> dict[str, Path]:
+    """Folders of a pattern by split; one split, `train`, without `{split}`."""
+    if "{split}" not in pattern:
+        return {"train": root / pattern} if (root / pattern).is_dir() else {}
+    full = os.path.normpath(root / pattern)
+    expression = re.escape(full).replace(re.escape("{split}"), "(?P<split>[^/]+)", 1)
+    expression = expression.replace(re.escape("{split}"), "(?P=split)")
+    folders = sorted(glob.glob(glob.escape(full).replace("{split}", "*")))
+    matches = [(re.fullmatch(expression, folder), Path(folder)) for folder in folders if os.path.isdir(folder)]
+    return {match["split"]: folder for match, folder in matches if match}
+
+
+def _recognised(root: Path, masks_of: Callable[[str | None, Path], Path]) -> dict[str, Place]:
+    folders = {name: _meaning(name) for name in subfolders(root)}
+    whole = _chosen(root, [name for name, meaning in folders.items() if meaning == ("image", None)], "images", "image")
+    places: dict[str, Place] = {}
+    if whole is not None:
+        home = root / whole
+        children, loose = subfolders(home), _holds(home, IMAGE_EXTENSIONS, below=False)
+        splits = [name for name in children if not loose or name.lower() in _SPLIT_OF]
+        places |= {name: Place(home / name, masks_of(name, home / name)) for name in splits}
+        named = any(name.lower() in _SPLIT_OF for name in splits)
+        if not splits or (not named and "train" not in places and not (root / "annotations").is_dir()):
+            places = {"train": Place(home, masks_of(None, home))}  # its folders are no splits
+    for name, meaning in folders.items():
+        if meaning is None or meaning[1] is None or meaning[0] == "mask" or place_of(places, name):
+            continue
+        inner = [child for child in subfolders(root / name) if _meaning(child) == ("image", None)]
+        images = root / name
+        if meaning[0] is None and inner:
+            images /= _chosen(images, inner, "images", "image") or inner[0]
+        elif not _holds(images, IMAGE_EXTENSIONS):
+            continue
+        masks = masks_of(meaning[1], images)
+        if masks.is_dir() or meaning[0] == "image" or inner:
+            places[name if meaning[0] is None else meaning[1]] = Place(images, masks)
+    if not places and divided(root) is not None:
+        places["train"] = Place(root, root)
+    return places
+
+
+def _mask_folder(root: Path, split: str | None, images: Path) -> Path:
+    """Where the masks of these images belong: a folder that is there, if any is recognised."""
+    candidates: list[Path] = []
+    meant = None if split is None else _SPLIT_OF.get(split.lower(), split)
+    for parent in (images.parent, root):
+        for name in subfolders(parent):
+            meaning = _meaning(name)
+            if meaning == ("mask", None):
+                inside = parent / name
+                same = [child for child in subfolders(inside) if _SPLIT_OF.get(child.lower(), child) == meant]
+                exact = [child for child in same if child == split]
+                if parent != root or split is None:
+                    candidates.append(inside)
+                elif same:
+                    candidates.append(inside / (exact or same)[0])
+                elif not any(child.lower() in _SPLIT_OF for child in subfolders(inside)):
+                    candidates.append(inside)
+            elif meaning is not None and meaning == ("mask", meant):
+                candidates.append(parent / name)
+    unique = list(dict.fromkeys(folder for folder in candidates if _holds(folder, MASK_EXTENSIONS)))
+    plain = [folder for folder in unique if "annotations" in folder.relative_to(root).parts[:1]]
+    if len(unique) > 1 and not plain:
+        names = " and ".join(folder.relative_to(root).as_posix() for folder in unique)
+        raise ValueError(f"{root}: both {names} hold masks. Choose with mask_dir.")
+    if unique:
+        return (plain or unique)[0]
+    if divided(images) is not None:
+        return images
+    return root / "annotations" / split if split is not None and (root / "images").is_dir() else root / "annotations"
+
+
+def _meaning(name: str) -> tuple[str | None, str | None] | None:
+    """Whether a folder's name means images or masks, and which split; `None` if it means something else."""
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)
+    words = [name] if name.lower() in IMAGE_WORDS | MASK_WORDS else words
+    roles, splits = set[str](), set[str]()
+    for word in (word.lower() for word in words):
+        joined = re.fullmatch("(train|val|test)([a-z]+)", word)
+        for part in joined.groups() if joined and joined[2] in IMAGE_WORDS | MASK_WORDS else [word]:
+            if part in _SPLIT_OF:
+                splits.add(_SPLIT_OF[part])
+            elif part in MASK_WORDS | IMAGE_WORDS:
+                roles.add("mask" if part in MASK_WORDS else "image")
+            elif part not in _FORMAT_WORDS:
+                return None
+    if len(splits) > 1 or not (roles or splits):
+        return None
+    return "mask" if "mask" in roles else "image" if roles else None, next(iter(splits), None)
+
+
+def _chosen(parent: Path, names: Sequence[str], usual: str, what: str) -> str | None:
+    if usual in names:
+        return usual
+    holding = [name for name in names if _holds(parent / name, IMAGE_EXTENSIONS)]
+    if len(holding) > 1:
+        raise ValueError(f"{parent}: both {' and '.join(holding)} hold images. Choose with {what}_dir.")
+    return holding[0] if holding else None
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, without hidden ones; none if it is not there."""
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__")))
+
+
+def _holds(folder: Path, extensions: tuple[str, ...], *, below: bool = True) -> bool:
+    for _, folders, files in os.walk(folder, followlinks=True):
+        if any(name.lower().endswith(extensions) and not name.startswith(".") for name in files):
+            return True
+        folders[:] = [name for name in folders if not name.startswith(".")] if below else []
+    return False

@@ -1,0 +1,82 @@
+"""From a name or the arguments of a run to labelled images."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from ddep_hub.data.synthetic import embedded_scenes
+from ddep_hub.utils.paths import resolve_data
+
+from .arguments import LabelledDataArguments
+from .classes import read_class_table
+from .hub_loading import HUB_PREFIX, holds_dataset, parse_hub_name
+from .layouts import RECOGNISED, FolderOptions
+from .segmentation_datasets import HubSegmentation, SegmentationDataset, SegmentationFolder
+
+
+def open_segmentation_dataset(
+    name: str | Path,
+    split: str,
+    *,
+    options: FolderOptions = RECOGNISED,
+    image_column: str = "image",
+    mask_column: str = "annotation",
+    sample_ids: Iterable[str] | None = None,
+) -> SegmentationDataset:
+    """Opens a split of a folder, of a data set of the Hub, or of one that `datasets` wrote.
+
+    Args:
+        name: A folder in one of `SegmentationFolder`'s layouts, `hf://datasets/org/name[@revision]`, or a local folder
+            of parquet or arrow files.
+        split: The split.
+        options: Where the images and masks of a folder lie; and the classes, which a data set may not name.
+        image_column: Column of the images in a data set.
+        mask_column: Column of the masks in a data set.
+        sample_ids: The examples to use, in this order; all by default.
+
+    Returns:
+        The samples.
+
+    Raises:
+        FileNotFoundError: A folder or file is missing.
+        ValueError: There is no such split, column or example.
+    """
+    name = str(name)
+    on_hub = name.startswith(HUB_PREFIX)
+    if not on_hub and not holds_dataset(name):
+        return SegmentationFolder(name, split, options=options, sample_ids=sample_ids)
+    repository, revision = parse_hub_name(name)[:2] if on_hub else (name, None)
+    return HubSegmentation(
+        repository,
+        split,
+        read_class_table(options.classes) if options.classes else None,
+        image_column=image_column,
+        mask_column=mask_column,
+        revision=revision,
+        sample_ids=sample_ids,
+    )
+
+
+def open_split(
+    args: LabelledDataArguments, split: str, sample_ids: Iterable[str] | None = None
+) -> SegmentationDataset:
+    """A split of labelled data: a folder, a data set of the Hub or one that `datasets` wrote.
+
+    Args:
+        args: Where it is; the embedded scenes where they name none.
+        split: Its name.
+        sample_ids: The examples to use; all by default.
+    """
+    name = args.data or str(embedded_scenes())
+    return open_segmentation_dataset(
+        name if "://" in name else resolve_data(name),
+        split,
+        options=FolderOptions(args.image_dir, args.mask_dir, args.mask_suffix, args.classes),
+        image_column=args.image_column,
+        mask_column=args.mask_column,
+        sample_ids=sample_ids,
+    )
+
+
+def summary_of(dataset: SegmentationDataset) -> str:
+    """What was found of a data set, in a line."""
+    return getattr(dataset, "summary", f"{len(dataset)} labelled images")

@@ -1,0 +1,271 @@
+"""Which mask belongs to which image: by their names, or as `pairs.csv` lists them."""
+
+import csv
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .image_io import IMAGE_EXTENSIONS, images_below
+
+
+# A PNG comes first where there are several.
+MASK_EXTENSIONS = (".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".jpg", ".jpeg")
+PAIRS = "pairs.csv"
+IMAGE_WORDS = set("image images img imgs im photo photos picture pictures rgb raw input inputs jpegimages".split())
+MASK_WORDS = set(
+    "mask masks label labels labelids labeltrainids annotation annotations annot annots ann anns gt gts groundtruth "
+    "ground truth seg segs segmentation segmentations target targets matte".split()
+)
+# What lies beside masks and is none.
+_OTHER_WORDS = set(
+    "color colors colour colours rgb vis overlay overlays instance instances instanceids panoptic depth edges".split()
+)
+_IMAGE_PREFIX = re.compile(r"(images?|imgs?|im|rgb|photos?|raw|sat)[-_. ]?", re.IGNORECASE)
+_IMAGE_SUFFIX = re.compile(r"[-_. ]?(images?|img|rgb|leftImg8bit|photo|raw|sat|0000)$", re.IGNORECASE)
+NO_AFFIX = ("", "")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Images and masks by sample id.
+
+    Args:
+        images: The images.
+        masks: Their masks; an image without one has none here.
+        alone: Masks without an image.
+    """
+
+    images: dict[str, Path]
+    masks: dict[str, Path]
+    alone: list[str]
+
+
+def pair_files(image_folder: Path, mask_folder: Path, mask_suffix: str | None = None) -> Pairs:
+    """Finds the mask of each image: of the same name, but for words such as `_mask` or `gt_`.
+
+    Args:
+        image_folder: Folder of the images.
+        mask_folder: Folder of the masks, which may be the same, or not be there.
+        mask_suffix: What follows the image's name in the mask's, such as `_mask`; default: found from the names.
+
+    Returns:
+        The pairs; a sample id is an image's path in its folder without suffix.
+
+    Raises:
+        FileNotFoundError: There is no folder of images.
+        ValueError: It holds no image, two images share a sample id, or several masks may be meant.
+    """
+    together = mask_folder.is_dir() and image_folder.is_dir() and os.path.samefile(mask_folder, image_folder)
+    names = [] if together else images_below(image_folder)
+    masks = [] if together else _mask_files(mask_folder)
+    if together:
+        names, masks = divided(image_folder, mask_suffix) or (images_below(image_folder), [])
+    images: dict[str, str] = {}
+    for name in names:
+        other = images.setdefault(os.path.splitext(name)[0], name)
+        if other != name:
+            raise ValueError(f"{image_folder} holds both {other} and {name}; keep one image per sample id")
+    files: dict[str, str] = {}
+    for name in masks:
+        sample = os.path.splitext(name)[0]
+        if sample not in files or name.lower().endswith(".png"):
+            files[sample] = name
+    found = match_names(list(images), list(files), mask_suffix, str(mask_folder))
+    used = set(found.values())
+    return Pairs(
+        {sample: image_folder / name for sample, name in images.items()},
+        {sample: mask_folder / files[mask] for sample, mask in found.items()},
+        [mask for mask in files if mask not in used],
+    )
+
+
+def _mask_files(folder: Path) -> list[str]:
+    found = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            (Path(parent) / name).relative_to(folder).as_posix()
+            for name in files
+            if name.lower().endswith(MASK_EXTENSIONS) and not name.startswith(".")
+        ]
+    return sorted(found)
+
+
+def divided(folder: Path, mask_suffix: str | None = None) -> tuple[list[str], list[str]] | None:
+    """Images and masks of one folder, told apart by their names, or JPEG from PNG; `None` if they cannot be."""
+    names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+    names = sorted(name for name in names if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith("."))
+    stems = {name: os.path.splitext(name)[0] for name in names}
+    if mask_suffix is not None:
+        ending = _without_extension(mask_suffix)
+        masks = [name for name in names if stems[name].endswith(ending)]
+    else:
+        plain = set(stems.values())
+        ends = {name: re.fullmatch(r"(.+?)[-_. ]([A-Za-z]+)", stem) for name, stem in stems.items()}
+        masks = [n for n, end in ends.items() if end and end[2].lower() in MASK_WORDS and end[1] in plain]
+        if not masks:
+            jpegs = {stems[name] for name in names if name.lower().endswith((".jpg", ".jpeg"))}
+            masks = [name for name in names if stems[name] in jpegs and name.lower().endswith(".png")]
+    images = [name for name in names if name not in set(masks)]
+    return (images, masks) if masks and images else None
+
+
+def match_names(
+    images: Sequence[str], masks: Sequence[str], mask_suffix: str | None = None, where: str = "The folder"
+) -> dict[str, str]:
+    """Matches names without extension; what is added to a name must be the same in all.
+
+    Args:
+        images: Names of the images.
+        masks: Names of the masks.
+        mask_suffix: What follows an image's name in that of its mask; default: what matches most images.
+        where: What messages call the folder of the masks.
+
+    Returns:
+        The mask of each image that has one.
+
+    Raises:
+        ValueError: Two ways match equally many; names both.
+    """
+    known = set(masks)
+    if mask_suffix is None and all(name in known for name in images):
+        return {name: name for name in images}
+    best: tuple[int, int] = (0, 0)
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for folders in (True, False):  # masks need not lie in the same folders below, if names are unique
+        if not folders and (len({_base(name) for name in images}) < len(images) or best[0] == len(images)):
+            break
+        for image_affix in _image_affixes(images):
+            cores = _cores(images, image_affix, folders=folders)
+            affixes = [("", _without_extension(mask_suffix))] if mask_suffix is not None else _affixes(cores, masks)
+            for affix in affixes:
+                of_masks = _cores(masks, affix, folders=folders)
+                pairs = {image: of_masks[core] for core, image in cores.items() if core in of_masks}
+                score = (len(pairs), -_strangeness(affix))
+                if score > best:
+                    best, found = score, {}
+                if pairs and score == best and pairs not in found.values():
+                    found[affix] = pairs
+    if len(found) > 1:
+        one, other = (f"{prefix}<image>{suffix}" for prefix, suffix in list(found)[:2])
+        raise ValueError(f"{where} has masks named both {one} and {other}. Choose with mask_suffix.")
+    return next(iter(found.values()), {})
+
+
+def _base(name: str) -> str:
+    return name.rsplit("/", 1)[-1]
+
+
+def _without_extension(suffix: str) -> str:
+    stem, extension = os.path.splitext(suffix)
+    return stem if extension.lower() in MASK_EXTENSIONS else suffix
+
+
+def _cores(names: Iterable[str], affix: tuple[str, str], *, folders: bool) -> dict[str, str]:
+    """Names by what is left of them without an affix; those without it are left out, as are equal ones."""
+    prefix, suffix = affix
+    found: dict[str, str] = {}
+    for name in names:
+        base = _base(name)
+        if base.startswith(prefix) and base.endswith(suffix) and len(base) > len(prefix) + len(suffix):
+            core = base[len(prefix) : len(base) - len(suffix)]
+            parent = name[: len(name) - len(base)] if folders else ""
+            found.setdefault(parent + core, name)
+    return found
+
+
+def _image_affixes(images: Sequence[str]) -> list[tuple[str, str]]:
+    prefix, suffix = _IMAGE_PREFIX.match(_base(images[0])), _IMAGE_SUFFIX.search(_base(images[0]))
+    found = [NO_AFFIX, (prefix[0] if prefix else "", ""), ("", suffix[0] if suffix else "")]
+    return list(dict.fromkeys(found))
+
+
+def _affixes(cores: Mapping[str, str], masks: Sequence[str]) -> list[tuple[str, str]]:
+    """What may have been added to the images' names to name the masks, found from a few images."""
+    few = list(cores)[:: max(1, len(cores) // 5)]
+    found = {NO_AFFIX: None}
+    for core in map(_base, few):
+        for base in map(_base, masks):
+            start = base.find(core)
+            while start >= 0:
+                prefix, suffix = base[:start], base[start + len(core) :]
+                if _is_affix(prefix, end=True) and _is_affix(suffix, end=False):
+                    found[prefix, suffix] = None
+                start = base.find(core, start + 1)
+    return list(found)
+
+
+def _is_affix(text: str, *, end: bool) -> bool:
+    """Whether a text may be an affix: words, not a part of a number or of a word."""
+    if not text:
+        return True
+    words = re.findall("[A-Za-z]+", text)
+    edge = text[-1] if end else text[0]
+    whole = bool(words) and words[-1 if end else 0].lower() in MASK_WORDS and edge.isalpha()
+    return bool(words) and (edge in "-_. (" or whole)
+
+
+def _strangeness(affix: tuple[str, str]) -> int:
+    """0 for no affix, 1 for words that mean masks, 2 for other words, 3 for those that mean something else."""
+    words = {word.lower() for text in affix for word in re.findall("[A-Z]?[a-z]+|[A-Z]+|[A-Za-z]+", text)}
+    words |= {word.lower() for text in affix for word in re.findall("[A-Za-z]+", text)}
+    if not words:
+        return 0
+    return 3 if words & _OTHER_WORDS else 1 if words & MASK_WORDS else 2
+
+
+@dataclass(frozen=True)
+class ListedPairs:
+    """The content of a `pairs.csv`.
+
+    Args:
+        pairs: Images and masks of each split by sample id.
+        groups: The group of each sample id of a split; empty without a column `group`.
+    """
+
+    pairs: dict[str, Pairs]
+    groups: dict[str, dict[str, str]]
+
+
+def read_pairs(root: Path) -> ListedPairs:
+    """Reads `pairs.csv`: columns `image`, `mask` and, if wanted, `split` and `group`; paths relative to its folder.
+
+    Raises:
+        FileNotFoundError: A file that it lists does not exist; names file and line.
+        ValueError: A column is missing, a line is incomplete, or an image is listed twice.
+    """
+    path = root / PAIRS
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        sample = file.read(4096)
+        file.seek(0)
+        reader = csv.DictReader(file, delimiter=";" if sample.split("\n")[0].count(";") else ",")
+        columns = [name.strip().lower() for name in reader.fieldnames or ()]
+        if missing := {"image", "mask"} - set(columns):
+            raise ValueError(
+                f"{path} has no column {' and '.join(sorted(missing))}. Its first line names the columns."
+            )
+        reader.fieldnames = columns
+        pairs: dict[str, Pairs] = {}
+        groups: dict[str, dict[str, str]] = {}
+        for row in reader:
+            line = f"{path}, line {reader.line_num}"
+            values = {name: (row.get(name) or "").strip().replace("\\", "/") for name in columns}
+            for name in set(columns) & {"image", "mask", "split", "group"}:
+                if not values[name]:
+                    raise ValueError(f"{line}: `{name}` is empty. Fill it in, or remove the line.")
+            for name in ("image", "mask"):
+                if not (root / values[name]).is_file():
+                    raise FileNotFoundError(f"{line}: {root / values[name]} does not exist. Correct the path.")
+            split = values.get("split", "train")
+            own = pairs.setdefault(split, Pairs({}, {}, []))
+            sample_id = os.path.splitext(values["image"])[0]
+            if sample_id in own.images:
+                raise ValueError(f"{line}: {values['image']} is listed twice. Remove one line.")
+            own.images[sample_id], own.masks[sample_id] = root / values["image"], root / values["mask"]
+            if "group" in values:
+                groups.setdefault(split, {})[sample_id] = values["group"]
+    if not pairs:
+        raise ValueError(f"{path} lists no image. Write one line for each.")
+    return ListedPairs(pairs, groups)
