@@ -21,9 +21,11 @@ from transformers.image_utils import (
     infer_channel_dimension_format,
     load_image,
 )
+from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import ImagesKwargs
 
 from .image_conversion import eight_bits, to_rgb, upright
+from .segmentation import class_logits
 
 
 IGNORE_INDEX = 255
@@ -43,9 +45,9 @@ class DDePImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-
 class DDePImageProcessorMixin:
     """The part of image processing that does not depend on the backend.
 
-    Resizing, rescaling and normalising of images is transformers' own (SegFormer's processor, whose post-processing
-    is used unchanged too). Maps are handled here: they take the size of their processed image by nearest neighbour,
-    the same pixels in both backends, for ids of any integer type.
+    Resizing, rescaling and normalising of images is transformers' own (SegFormer's processor). Maps are handled here:
+    they take the size of their processed image by nearest neighbour, the same pixels in both backends, for ids of any
+    integer type.
     """
 
     valid_kwargs = DDePImageProcessorKwargs
@@ -127,6 +129,56 @@ class DDePImageProcessorMixin:
             is_tensor = isinstance(pixels, torch.Tensor)
             labels.append(torch.from_numpy(class_ids).to(pixels.device) if is_tensor else class_ids)
         return labels
+
+    def post_process_semantic_segmentation(self, outputs: Any, target_sizes: Any = None, **kwargs: Any) -> list[Any]:
+        """Turns logits into maps.
+
+        Args:
+            outputs: A model's output, with `logits` (batch, num_labels, h, w).
+            target_sizes: Height and width of each map; by default those of the logits.
+            **kwargs: Passed on to transformers.
+
+        Returns:
+            Class ids (height, width), int64, one map an image. Of a model of one label they are 0 (background) and 1.
+
+        Raises:
+            ValueError: A pipeline asks for the semantic maps of one label, which it would name wrongly.
+        """
+        if outputs.logits.shape[1] == 1 and hasattr(outputs, "target_size"):
+            raise ValueError('subtask: "semantic" has no name for the background of one label. Leave it out.')
+        outputs = SemanticSegmenterOutput(logits=class_logits(outputs.logits))
+        return super().post_process_semantic_segmentation(outputs, target_sizes, **kwargs)  # type: ignore[misc]
+
+    def post_process_panoptic_segmentation(
+        self, outputs: Any, target_sizes: Any = None, **kwargs: Any
+    ) -> list[dict[str, Any]]:
+        """Turns logits into maps whose segments name their label, as `pipeline("image-segmentation")` needs them.
+
+        Every class of an image is one segment; the background of one label is none.
+
+        Args:
+            outputs: A model's output, with `logits` (batch, num_labels, h, w).
+            target_sizes: Height and width of each map; by default those of the logits.
+            **kwargs: Thresholds of other models, ignored.
+
+        Returns:
+            For each image its `segmentation`, class ids (height, width), and `segments_info`, a list of `id`,
+            `label_id` and `score` (always `None`).
+        """
+        logits = class_logits(outputs.logits)
+        background = logits.shape[1] - outputs.logits.shape[1]
+        maps = self.post_process_semantic_segmentation(SemanticSegmenterOutput(logits=logits), target_sizes)
+        return [
+            {
+                "segmentation": ids,
+                "segments_info": [
+                    {"id": index, "label_id": index - background, "score": None}
+                    for index in ids.unique().tolist()
+                    if index >= background
+                ],
+            }
+            for ids in maps
+        ]
 
     def process_image(self, image: Any, do_convert_rgb: bool | None = None, **kwargs: Any) -> Any:
         """Turns one input into a `(channels, height, width)` tensor or array; grey ones get three channels."""

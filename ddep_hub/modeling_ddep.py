@@ -281,13 +281,15 @@ class DDePForSemanticSegmentation(DDePPreTrainedModel):
 
         Args:
             pixel_values: normalised images of shape `(batch, num_channels, H, W)`.
-            labels: class ids of shape `(batch, H, W)`, int64; `config.semantic_loss_ignore_index` is left out.
+            labels: class ids of shape `(batch, H, W)`, int64; `config.semantic_loss_ignore_index` is left out. With
+                `num_labels=1` they are 0 (background) and 1.
             output_hidden_states: also return the features.
             **kwargs: ignored, as in other vision models.
 
         Returns:
             `logits` of shape `(batch, num_labels, H, W)`; with `labels`, `loss`, the mean cross-entropy over the
-            pixels that are not ignored, 0 if all are.
+            pixels that are not ignored, 0 if all are. One label is told from background: the cross-entropy is binary,
+            and a pixel belongs to it where its logit is above 0.
         """
         outputs = self.ddep(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
         logits = self.ddep.to_image_size(self.classifier(outputs.last_hidden_state), *pixel_values.shape[-2:])

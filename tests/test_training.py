@@ -151,10 +151,17 @@ def test_a_frozen_encoder_stores_no_activations(hybrid_config, freeze):
     assert (model.ddep.encoder.cls_token.grad is None) == freeze
 
 
-@pytest.mark.parametrize("head, labelled", [(DDePForSemanticSegmentation, True), (DDePForPreTraining, False)])
-def test_trainer(tmp_path, hybrid_config, head, labelled):
+@pytest.mark.parametrize(
+    "head, labelled, fields",
+    [
+        (DDePForSemanticSegmentation, True, {}),
+        (DDePForSemanticSegmentation, True, {"num_labels": 1}),
+        (DDePForPreTraining, False, {}),
+    ],
+)
+def test_trainer(tmp_path, hybrid_config, head, labelled, fields):
     trainer = trainer_steps(
-        make(hybrid_config, head),
+        make(hybrid_config, head, **fields),
         tmp_path / "run",
         labelled,
         save_steps=1,

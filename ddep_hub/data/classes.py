@@ -32,6 +32,8 @@ class _OthersIgnored(dict[Value, int]):
 class ClassTable:
     """Names and colours of the classes 0..n-1, and the mask value that belongs to none of them.
 
+    A table of one class gets `background` in front, in black: masks hold 0 and 1. The model has one label for it.
+
     Args:
         names: One name per class; position is the class id. No name occurs twice.
         colors: One RGB colour in 0..255 per class.
@@ -39,6 +41,7 @@ class ClassTable:
         mask_values: For masks whose values are not the ids: the values of each class. Empty where they are.
         ignore_other_values: Whether values and colours that no class has are ignored; otherwise they are an error.
         read_colors: Whether RGB masks hold `colors`.
+        single: Whether there is one class, and the first entry is its background; set by giving one name.
 
     Raises:
         ValueError: The lengths differ, a name repeats, a mask value belongs to two classes, a colour is out of range,
@@ -51,10 +54,13 @@ class ClassTable:
     mask_values: tuple[tuple[int, ...], ...] = ()
     ignore_other_values: bool = False
     read_colors: bool = dataclasses.field(default=False, compare=False)
+    single: bool = False
 
     def __post_init__(self) -> None:
         if not self.names:
             raise ValueError("names is empty; a class table needs at least one class")
+        if len(self.names) == 1:
+            self._add_background()
         if len(self.colors) != len(self.names):
             raise ValueError(f"colors has {len(self.colors)} entries for {len(self.names)} names; give one per class")
         repeated = sorted({name for name in self.names if self.names.count(name) > 1})
@@ -64,8 +70,11 @@ class ClassTable:
             if len(color) != 3 or not all(0 <= channel <= 255 for channel in color):
                 raise ValueError(f"color of {name!r} is {color}; give three numbers in 0..255")
         if 0 <= self.ignore_index < len(self.names):
+            owner = f"class {self.names[self.ignore_index]!r}"
+            if self.single and self.ignore_index == 0:
+                owner = f"the background of {self.names[1]!r}"
             raise ValueError(
-                f"ignore_index {self.ignore_index} is the id of class {self.names[self.ignore_index]!r}; "
+                f"ignore_index {self.ignore_index} is the id of {owner}; "
                 f"choose a value outside 0..{len(self.names) - 1}"
             )
 
@@ -75,6 +84,14 @@ class ClassTable:
         twice = sorted({value for value in values if values.count(value) > 1})
         if twice:
             raise ValueError(f"mask_values {twice} belong to more than one class; give each value to one")
+
+    def _add_background(self) -> None:
+        if self.names[0] == "background":
+            raise ValueError("the only class is 'background'; name what is to be told from it")
+        values = self.mask_values and ((() if 0 in self.mask_values[0] else (0,)), *self.mask_values)
+        more = {"names": ("background", *self.names), "colors": ((0, 0, 0), *self.colors), "mask_values": values}
+        for field, value in (more | {"single": True}).items():
+            object.__setattr__(self, field, value)  # the class is frozen
 
     @property
     def mask_mapping(self) -> Mapping[int, int] | None:
@@ -95,18 +112,23 @@ class ClassTable:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
+        """Number of class ids that masks hold."""
         return len(self.names)
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the model's labels, of which metrics are given: all but the background of a single class."""
+        return self.names[1:] if self.single else self.names
+
+    @property
     def id2label(self) -> dict[int, str]:
-        """Class id to name, as a model's config wants it."""
-        return dict(enumerate(self.names))
+        """Label to name, as a model's config wants it."""
+        return dict(enumerate(self.labels))
 
     @property
     def label2id(self) -> dict[str, int]:
-        """Name to class id."""
-        return {name: index for index, name in enumerate(self.names)}
+        """Name to label."""
+        return {name: index for index, name in enumerate(self.labels)}
 
 
 def names_in_order(id2label: Mapping[int, str]) -> tuple[str, ...]:
@@ -123,6 +145,8 @@ def read_class_table(path: str | Path) -> ClassTable:
     Where masks do not hold the ids, each class has `"mask_values"`, a value or a list of them; with
     `"other_values": "ignore"` beside `classes` all further values are ignored, otherwise they are an error. Where all
     classes have a `color`, RGB masks are read by these, and `other_values` is about further colours.
+
+    A single class is told from background: masks hold 0 and 1, or 0 and its `mask_values`, or black and its colour.
 
     Args:
         path: The JSON file.
@@ -187,6 +211,8 @@ def write_class_table(table: ClassTable, path: str | Path) -> None:
     ]
     for entry, values in zip(classes, table.mask_values, strict=False):
         entry["mask_values"] = list(values)
+    if table.single:
+        classes = [{**classes[1], "id": 0}]
     content: dict[str, Any] = {"ignore_index": table.ignore_index}
     if table.ignore_other_values:
         content["other_values"] = "ignore"
@@ -244,6 +270,8 @@ def _in_order(entries: list[Any], path: Path) -> tuple[tuple[str, ...], tuple[Co
             given[index] = _color(entry["color"], path, f"{key}.color")
     if not names:
         raise ValueError(f"{path} lists no classes; add at least one under key 'classes'")
+    if list(names) == [1]:  # the value of a single class in masks
+        names, given = {0: names[1]}, ({0: given[1]} if given else {})
     if sorted(names) != list(range(len(names))):
         missing = sorted(set(range(len(names))) - set(names))
         raise ValueError(f"{path}: ids must be 0..{len(names) - 1} without holes; key 'id' is missing {missing[:10]}")

@@ -69,7 +69,8 @@ def decode_mask(
     if unknown:
         raise BadFileError(
             f"{path} holds the ids {_first_ten(unknown)}, but classes.json has the ids 0..{num_classes - 1} and "
-            f"ignore_index {ignore_index}; add the classes to classes.json or change these pixels to ids it has",
+            f'ignore_index {ignore_index}; add the classes to classes.json, give its classes "mask_values", or change '
+            "these pixels to ids it has",
             path,
         )
     return values.astype(_id_type(num_classes, ignore_index))
@@ -254,7 +255,8 @@ def check_classes(statistics: ClassStatistics, mask_values: Collection[int] | No
     if len(statistics.names) <= 2 and statistics.ignore_index == 255 and set(mask_values) in ({0, 255}, {255}):
         advice = (
             "The masks hold the values 0 and 255, and 255 is the ignore index, so that no object is seen: set "
-            '"mask_values": 0 for the first and "mask_values": 255 for the second class in classes.json.'
+            f'"mask_values": 255 for {statistics.names[-1]!r} in classes.json, and "mask_values": 0 for '
+            f"{statistics.names[0]!r} if it is listed there."
         )
     else:
         advice = (

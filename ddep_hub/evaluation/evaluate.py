@@ -94,7 +94,7 @@ def run_evaluation(
             accelerator.print(summary_of(dataset))
         model = model or load_model(str(args.model), args.encoder_weights)
         processor = resized(processor or processor_of(model), args)
-    classes, names = dataset.classes, list(dataset.classes.names)
+    classes, names = dataset.classes, list(dataset.classes.labels)
     known = list(names_in_order(model.config.id2label))
     if known != names:
         raise ValueError(
@@ -149,8 +149,8 @@ def run_evaluation(
         output.mkdir(parents=True, exist_ok=True)
         writer.remove_others(dataset.sample_ids)
         atomic_write(output / "results.json", json.dumps(results, indent=1) + "\n")
-        atomic_write(output / "confusion.csv", confusion_csv(matrix.counts, names))
-        confusion_picture(matrix.counts, names).save(output / "confusion.png")
+        atomic_write(output / "confusion.csv", confusion_csv(matrix.counts, classes.names))
+        confusion_picture(matrix.counts, classes.names).save(output / "confusion.png")
         picture = segmentation_picture({"prediction": model}, dataset, transform, normalize, options=options)
         picture.save(output / "predictions.png")
 

@@ -14,6 +14,7 @@ from ddep_hub.data.dataloading import init_worker, reading
 from ddep_hub.data.dataset_registry import EvaluationProtocol
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.data.transforms import EvalTransform
+from ddep_hub.segmentation import class_logits
 
 from .metrics import BoundaryIoU, ConfusionMatrix
 
@@ -95,7 +96,8 @@ def predict_probabilities(
         options: How to predict.
 
     Returns:
-        float32 tensor (batch, classes, *size), of sum 1 over the classes.
+        float32 tensor (batch, classes, *size), of sum 1 over the classes; those of a single class are background and
+        the class.
     """
     total: torch.Tensor | None = None
     height, width = pixel_values.shape[-2:]
@@ -104,7 +106,7 @@ def predict_probabilities(
         for mirrored in (False, True) if options.flip else (False,):
             images = scaled.flip(-1) if mirrored else scaled
             if options.window is None:
-                probabilities = _resized(model(pixel_values=images).logits.float(), size).softmax(1)
+                probabilities = _class_logits(model, images, size).softmax(1)
             else:
                 probabilities = _resized(_blended(model, images, options), size)
             probabilities = probabilities.flip(-1) if mirrored else probabilities
@@ -153,8 +155,7 @@ def _blended(model: nn.Module, images: torch.Tensor, options: InferenceOptions) 
     for start in range(0, len(places), options.window_batch):
         part = places[start : start + options.window_batch]
         cut = [images[row, :, top : top + window[0], left : left + window[1]] for row, top, left in part]
-        logits = model(pixel_values=torch.stack(cut)).logits.float()
-        weighted = _resized(logits, window).softmax(1).mul_(weights)
+        weighted = _class_logits(model, torch.stack(cut), window).softmax(1).mul_(weights)
         if total is None:
             total = weighted.new_zeros(len(images), weighted.shape[1], height, width)
         for (row, top, left), probabilities in zip(part, weighted, strict=True):
@@ -163,6 +164,10 @@ def _blended(model: nn.Module, images: torch.Tensor, options: InferenceOptions) 
             weight[inside] += weights
     assert total is not None, "every image has a window"
     return total.div_(weight)
+
+
+def _class_logits(model: nn.Module, images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return class_logits(_resized(model(pixel_values=images).logits.float(), size))
 
 
 def _resized(images: torch.Tensor, size: tuple[int, int], *, antialias: bool = False) -> torch.Tensor:
@@ -188,7 +193,7 @@ def predict(
     """
     if options is not None and not options.is_single_pass:
         return predict_probabilities(model, pixel_values, size, options).argmax(1)
-    return _resized(model(pixel_values=pixel_values).logits, size).argmax(1)
+    return _class_logits(model, pixel_values, size).argmax(1)
 
 
 @torch.no_grad()
@@ -261,7 +266,8 @@ def evaluate_segmentation(
     """Computes the metrics of [`ConfusionMatrix`], and of `boundary` if it is given; arguments of [`count_pixels`]."""
     matrix = count_pixels(model, dataset, transform, normalize, **kwargs)
     boundary: BoundaryIoU | None = kwargs.get("boundary")
-    return matrix.compute(dataset.classes.names) | (boundary.compute(dataset.classes.names) if boundary else {})
+    labels = dataset.classes.labels
+    return matrix.compute(labels) | (boundary.compute(labels) if boundary else {})
 
 
 class _Transformed(Dataset[dict[str, torch.Tensor]]):

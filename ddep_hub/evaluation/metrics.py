@@ -46,14 +46,15 @@ class ConfusionMatrix:
         accuracy, where torchmetrics counts it as 0.
 
         Args:
-            names: Names of the classes; their numbers by default.
+            names: Names of the classes; their numbers by default. The metrics are of the last classes if there are
+                fewer names: of a single one, not of its background.
 
         Returns:
             `mean_iou`; `mean_accuracy`, the mean recall of the classes; `overall_accuracy`, the share of pixels that
             are right; `frequency_weighted_iou`, the IoU weighted by the classes' shares of the labelled pixels;
             by class name `iou` and `accuracy`; `num_classes` and `mean_iou_classes`, the number of classes and of
             those that `mean_iou` is the mean of; and `absent_classes`, the names of those that no pixel is labelled
-            with.
+            with. A mean over no class is 0.
 
         Raises:
             ValueError: No labelled pixel was counted.
@@ -62,17 +63,20 @@ class ConfusionMatrix:
         hit, true, predicted = counts.diag(), counts.sum(1), counts.sum(0)
         if not true.any():
             raise ValueError("No labelled pixel was counted: every one is the ignore index. Check the masks.")
+        overall_accuracy = (hit.sum() / true.sum()).item()
+        number = self.num_classes if names is None else len(names)
+        hit, true, predicted = hit[-number:], true[-number:], predicted[-number:]
         union = true + predicted - hit
         iou = torch.where(union > 0, hit / union, torch.nan)
         accuracy = torch.where(true > 0, hit / true, torch.nan)
         return {
-            "mean_iou": iou.nanmean().item(),
-            "mean_accuracy": accuracy.nanmean().item(),
-            "overall_accuracy": (hit.sum() / true.sum()).item(),
-            "frequency_weighted_iou": ((true / true.sum()) * iou.nan_to_num()).sum().item(),
+            "mean_iou": iou.nanmean().nan_to_num().item(),
+            "mean_accuracy": accuracy.nanmean().nan_to_num().item(),
+            "overall_accuracy": overall_accuracy,
+            "frequency_weighted_iou": ((true / true.sum().clamp(min=1)) * iou.nan_to_num()).sum().item(),
             "iou": _by_class(names, iou),
             "accuracy": _by_class(names, accuracy),
-            "num_classes": self.num_classes,
+            "num_classes": number,
             "mean_iou_classes": int((union > 0).sum()),
             "absent_classes": [name for name, pixels in _by_class(names, true).items() if not pixels],
         }
@@ -145,9 +149,10 @@ class BoundaryIoU:
         """Computes `mean_boundary_iou`, and `boundary_iou` by class name, in [0, 1].
 
         A class without an outline in labels and predictions has none (`None`) and is left out of the mean; one that
-        is only predicted counts as 0. The mean is `None` if no label has an outline.
+        is only predicted counts as 0. The mean is `None` if no label has an outline. For fewer names than classes see
+        [`ConfusionMatrix.compute`].
         """
-        both, true, predicted = self.counts.double().cpu()
+        both, true, predicted = self.counts.double().cpu()[:, -len(names or range(self.num_classes)) :]
         union = true + predicted - both
         iou = torch.where(union > 0, both / union, torch.nan)
         mean = iou.nanmean().item() if true.any() else None

@@ -51,7 +51,8 @@ def predict(
         model: A fine-tuned model, a folder or a Hub id. A model object stays on its device.
         images: An image or a list of images: paths, http(s) URLs, PIL images or uint8 arrays (H, W, 3) or (H, W). A
             folder or a pattern such as `photos/*.jpg` stands for a list.
-        return_type: `"array"` for class ids, or `"pil"` for images with the classes' colours as their palette.
+        return_type: `"array"` for class ids (of a single class: 0, background, and 1), or `"pil"` for images with the
+            classes' colours as their palette.
         processor: Gives mean, std and size; by default the image processor beside the model.
         **kwargs: How to predict, fields of [`InferenceArguments`]: `window=(512, 512)`, `flip=True`, ...
 

@@ -229,8 +229,12 @@ class MaskWriter:
 
 
 def overlay(image: Image.Image, mask: np.ndarray, classes: ClassTable) -> Image.Image:
-    """Blends an RGB image and the colours of a mask of its size, integer class ids (H, W), in equal parts."""
-    return Image.blend(image, Image.fromarray(colorize(mask, classes)), 0.5)
+    """Blends an RGB image and the colours of a mask of its size, integer class ids (H, W), in equal parts.
+
+    The background of a single class is shown as it is.
+    """
+    blended = Image.blend(image, Image.fromarray(colorize(mask, classes)), 0.5)
+    return Image.composite(blended, image, Image.fromarray(mask != 0)) if classes.single else blended
 
 
 def cityscapes_label_ids() -> np.ndarray:

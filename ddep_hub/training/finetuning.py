@@ -163,11 +163,13 @@ class FinetuneTrainer(Trainer):
         if not weights:
             return None
         if weights == ["median_frequency"]:
-            return median_frequency_weights(self.statistics)
-        if len(weights) != classes.num_classes:
+            found = median_frequency_weights(self.statistics)
+            # A single class has one weight, against the background's.
+            return found[1:] / found[0] if classes.single and found.all() else found[-len(classes.labels) :]
+        if len(weights) != len(classes.labels):
             raise ValueError(
-                f"class_weights has {len(weights)} numbers, but the data has {classes.num_classes} classes: "
-                f"{', '.join(classes.names)}."
+                f"class_weights has {len(weights)} numbers, but the data has {len(classes.labels)} classes: "
+                f"{', '.join(classes.labels)}."
             )
         return torch.tensor([float(weight) for weight in weights])
 
@@ -279,7 +281,7 @@ def build_model(args: FinetuneArguments, classes: ClassTable) -> tuple[DDePForSe
     labels: dict[str, Any] = {
         "id2label": classes.id2label,
         "label2id": classes.label2id,
-        "label_colors": [list(color) for color in classes.colors],
+        "label_colors": [list(color) for color in classes.colors[-len(classes.labels) :]],
         "semantic_loss_ignore_index": classes.ignore_index,
     }
     stored: dict[str, Any] = {}

@@ -4,16 +4,19 @@ import torch
 from torch.nn import functional as F
 
 from ddep_hub.data.masks import ClassStatistics
+from ddep_hub.segmentation import class_logits
 
 
 class SegmentationLoss:
     """Cross-entropy over the pixels that are not ignored, and Dice over the images that have such pixels.
 
-    Weighted, the cross-entropy is divided by the sum of its pixels' weights, as torch does.
+    Weighted, the cross-entropy is divided by the sum of its pixels' weights, as torch does; that of a single class is
+    binary and divided by the number of pixels, as torch does that.
 
     Args:
         ignore_index: Label that does not count.
-        class_weights: Weight of each class, `(num_labels,)`; 1 by default.
+        class_weights: Weight of each class, `(num_labels,)`; 1 by default. Of a single class, that of its pixels
+            against the background's (`pos_weight`).
         dice_weight: Factor on the Dice loss, 0 for none.
     """
 
@@ -21,6 +24,9 @@ class SegmentationLoss:
         self, ignore_index: int, *, class_weights: torch.Tensor | None = None, dice_weight: float = 0.0
     ) -> None:
         self.ignore_index = ignore_index
+        self.single = class_weights is not None and len(class_weights) == 1
+        if class_weights is not None and self.single:
+            class_weights = torch.cat([torch.ones_like(class_weights), class_weights])
         self.class_weights = class_weights
         self.dice_weight = dice_weight
 
@@ -29,7 +35,7 @@ class SegmentationLoss:
         valid = labels != self.ignore_index
         pixels = valid.sum()
         weights = self._weights_on(labels.device)
-        if weights is not None:
+        if weights is not None and not self.single:
             # Without indexing by `valid`, which would wait for the device.
             pixels = (weights[labels.long().where(valid, 0)] * valid).sum()
         return [pixels, valid.flatten(1).any(1).sum()] if self.dice_weight else [pixels]
@@ -38,7 +44,9 @@ class SegmentationLoss:
         """Sums the cross-entropy over those pixels, and Dice over those images."""
         logits, labels = logits.float(), labels.long()
         weights = self._weights_on(logits.device)
-        entropy = F.cross_entropy(logits, labels, weights, ignore_index=self.ignore_index, reduction="sum")
+        entropy = F.cross_entropy(
+            class_logits(logits), labels, weights, ignore_index=self.ignore_index, reduction="sum"
+        )
         if not self.dice_weight:
             return [entropy]
         return [entropy, self.dice_weight * dice_losses(logits, labels, self.ignore_index).sum()]
@@ -52,6 +60,8 @@ class SegmentationLoss:
 def dice_losses(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
     """Soft Dice loss of each image: 1 - the mean over its classes of `2 |P T| / (|P| + |T|)` (Milletari et al. 2016).
 
+    The background of a single class does not count.
+
     Args:
         logits: `(batch, num_labels, H, W)`.
         labels: Class ids `(batch, H, W)`, int64; pixels of `ignore_index` do not count.
@@ -60,9 +70,10 @@ def dice_losses(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -
     Returns:
         `(batch,)`, in [0, 1]; 0 for an image whose pixels are all ignored.
     """
-    valid = labels != ignore_index
-    probabilities = logits.softmax(1) * valid[:, None]
-    truth = F.one_hot(labels.where(valid, 0), logits.shape[1]).movedim(-1, 1) * valid[:, None]
+    valid, labels_of_model = labels != ignore_index, logits.shape[1]
+    logits = class_logits(logits)
+    truth = F.one_hot(labels.where(valid, 0), logits.shape[1]).movedim(-1, 1)
+    probabilities, truth = (x[:, -labels_of_model:] * valid[:, None] for x in (logits.softmax(1), truth))
     size = truth.sum((2, 3))
     overlap = 2 * (probabilities * truth).sum((2, 3))
     score = overlap / (probabilities.sum((2, 3)) + size).clamp(min=1e-6)
@@ -80,7 +91,7 @@ def median_frequency_weights(statistics: ClassStatistics) -> torch.Tensor:
         statistics: Of the training labels.
 
     Returns:
-        `(num_classes,)`, float32.
+        `(num_classes,)`, float32; the background of a single class is one of them.
 
     Raises:
         ValueError: No pixel is labelled.

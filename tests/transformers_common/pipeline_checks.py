@@ -40,8 +40,8 @@ class ImageSegmentationPipelineTests(unittest.TestCase):
         self.assertEqual(len(results), len(MODES))
         for image, result in zip(images(), results, strict=True):
             self._check(result, image.size, segmenter)
-        with self.assertRaisesRegex(ValueError, "Subtask panoptic is not supported"):
-            segmenter(examples[0], subtask="panoptic")
+        with self.assertRaisesRegex(ValueError, "Subtask instance is not supported"):
+            segmenter(examples[0], subtask="instance")
 
     def _check(self, result: list[dict[str, Any]], size: tuple[int, int], segmenter: Any) -> None:
         self.assertGreaterEqual(len(result), 1)
