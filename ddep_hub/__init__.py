@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .image_processing_pil_ddep import DDePImageProcessorPil
     from .modeling_base_ddep import DDePPreTrainedModel
     from .modeling_ddep import DDePForPreTraining, DDePForPreTrainingOutput, DDePForSemanticSegmentation, DDePModel
+    from .preparation import prepare
     from .pretrained import list_pretrained
     from .training.arguments import FinetuneArguments, PretrainArguments
     from .training.finetuning import finetune
@@ -36,6 +37,7 @@ _MODULES = {
     "finetune": "training.finetuning",
     "list_pretrained": "pretrained",
     "predict": "evaluation.predict",
+    "prepare": "preparation",
     "pretrain": "training.pretraining",
 }
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "finetune",
     "list_pretrained",
     "predict",
+    "prepare",
     "pretrain",
 ]
 

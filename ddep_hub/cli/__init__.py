@@ -5,6 +5,7 @@ import sys
 
 
 COMMANDS = {
+    "prepare": "turn labelled images of many formats into a folder that fine-tuning reads",
     "pretrain": "pretrain a decoder by denoising, on images without labels",
     "finetune": "fine-tune a segmentation model on few labels",
     "evaluate": "measure a fine-tuned model on labelled images",

@@ -152,6 +152,42 @@ def convert(argv: list[str]) -> None:
 
 
 @dataclass(kw_only=True)
+class PrepareArguments:
+    """Turn labelled images of many formats into a folder that fine-tuning reads, with a preview."""
+
+    output_dir: str = arg("my-data", "Folder to write.", group="data", common=True, path=True)
+    format: str | None = arg(
+        None,
+        "coco, labelme, cvat, label-studio, roboflow-masks, objects, stacks or masks. Default: recognised.",
+        group="data",
+        common=True,
+    )
+    classes: str | None = arg(
+        None, "classes.json with the names of the masks' values or colours.", group="data", common=True, path=True
+    )
+    val_fraction: str = arg("0.2", "Share of the images for validation, if there are no splits.", group="data")
+    group_pattern: str | None = arg(
+        None,
+        "Regular expression whose first group in an image's name says which images stay in one split.",
+        group="data",
+    )
+    tile: int | None = arg(None, "Side of the tiles that large images are cut into.", group="data", common=True)
+    overlap: int = arg(0, "Pixels that neighbouring tiles share at least.", group="data", common=True)
+    overwrite: bool = arg(False, "Replace a folder that this command wrote.", group="data", common=True)
+
+
+def prepare(argv: list[str]) -> None:
+    """`ddep-hub prepare`."""
+    source = {"help": "Folder of images with masks or annotations, or the file of the annotations."}
+    arguments, given = parse_command(
+        PrepareArguments, argv, command="ddep-hub prepare", positionals={"source": source}
+    )
+    from ddep_hub.preparation import prepare
+
+    print(prepare(given["source"], **vars(arguments)))
+
+
+@dataclass(kw_only=True)
 class CardArguments:
     """Write a model's card from its files. Your own text between the marks in README.md is kept."""
 

@@ -24,7 +24,7 @@ from .pairing import IMAGE_WORDS, MASK_EXTENSIONS, MASK_WORDS, divided
 
 _SPLITS = {"train": "train training tr", "val": "val valid validation dev", "test": "test testing ts"}
 _SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words.split()}
-_FORMAT_WORDS = set("dir png jpg jpeg tif tiff".split())
+_FORMAT_WORDS = set("dir png jpg jpeg tif tiff class".split())
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ def place_of(places: Mapping[str, object], split: str) -> str | None:
         return split
     meant = _SPLIT_OF.get(split.lower())
     return next((name for name in places if meant and _SPLIT_OF.get(name.lower()) == meant), None)
+
+
+def common_split(name: str) -> str | None:
+    """`train`, `val` or `test` for a common name of a split in any letter case, such as `Validation`; or `None`."""
+    return _SPLIT_OF.get(name.lower())
 
 
 def find_places(root: Path, image_dir: str | None = None, mask_dir: str | None = None) -> dict[str, Place]:

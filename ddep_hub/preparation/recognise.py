@@ -1,0 +1,78 @@
+"""Which format a source has."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ddep_hub.data.classes import ClassTable, read_class_table
+from ddep_hub.data.folders import subfolders
+from ddep_hub.data.image_io import first_few
+
+from .coco import is_coco, read_coco, read_json_files
+from .masks import object_folders, read_folder, read_object_folders, read_roboflow_masks, read_stacks
+from .source import Source
+from .tools import is_label_studio, is_labelme, read_annotation_json, read_cvat, read_label_studio, read_labelme
+
+
+FORMATS = ("coco", "labelme", "cvat", "label-studio", "roboflow-masks", "objects", "stacks", "masks")
+
+
+def read_source(source: Path, name: str | None = None, classes: Path | None = None) -> Source:
+    """Reads labelled images of any known format.
+
+    Args:
+        source: A folder, or the file of the annotations.
+        name: One of `FORMATS`; recognised by default.
+        classes: A `classes.json`, for masks whose values or colours say nothing of their names.
+
+    Raises:
+        FileNotFoundError: There is no source, or nothing in it is recognised; the message says what was looked for.
+        ValueError: The source is damaged or not of this format.
+    """
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist. Give a folder, or a file of annotations.")
+    root = source if source.is_dir() else source.parent
+    table = read_class_table(classes) if classes else None
+    files = read_json_files(source) if source.is_dir() else {}
+    if source.suffix == ".json":
+        files = {source: read_annotation_json(source)}
+    xml = [source] if source.suffix == ".xml" else [*root.glob("annotations.xml"), *root.glob("*/annotations.xml")]
+    tables = sorted([*root.glob("_classes.csv"), *root.glob("*/_classes.csv")])
+    readers: dict[str, Callable[[], Source | None]] = {
+        "coco": lambda: read_coco(root, found) if (found := _only(files, is_coco)) else None,
+        "labelme": lambda: read_labelme(root, found) if (found := _only(files, is_labelme)) else None,
+        "label-studio": lambda: read_label_studio(root, found) if (found := _only(files, is_label_studio)) else None,
+        "cvat": lambda: read_cvat(root, xml[0]) if xml else None,
+        "roboflow-masks": lambda: read_roboflow_masks(root, tables) if tables else None,
+        "objects": lambda: _objects(root, table),
+        "stacks": lambda: read_stacks(root, table),
+        "masks": lambda: read_folder(root, table),
+    }
+    if name is not None:
+        found = readers[name]()
+        if found is None:
+            raise ValueError(f"{source} is not of the format {name}: it holds {_contents(root)}.")
+        return found
+    if source.is_file() and source.suffix not in (".json", ".xml"):
+        raise ValueError(f"{source} is neither a folder nor a .json or .xml file of annotations.")
+    try:
+        result = next(filter(None, (read() for read in readers.values())))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{source} holds {_contents(root)}, of which nothing is recognised. Looked for json of COCO, LabelMe or "
+            "Label Studio, annotations.xml of CVAT, _classes.csv of Roboflow, <id>/images and <id>/masks, TIFF stacks "
+            "and folders of images and masks."
+        ) from error
+    return result
+
+
+def _only(files: dict[Path, object], test: Callable[[object], bool]) -> dict[Path, object]:
+    return {path: content for path, content in files.items() if test(content)}
+
+
+def _objects(root: Path, table: ClassTable | None) -> Source | None:
+    return read_object_folders(root, table) if object_folders(root) else None
+
+
+def _contents(root: Path) -> str:
+    names = [*(f"{name}/" for name in subfolders(root)), *(p.name for p in sorted(root.iterdir()) if p.is_file())]
+    return first_few(names) if names else "nothing"

@@ -1,0 +1,220 @@
+"""What every source of labelled images is read into."""
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+from PIL import Image
+
+from ddep_hub.data.classes import ClassTable, class_colors
+from ddep_hub.data.image_io import IMAGE_EXTENSIONS, images_below, load_upright
+from ddep_hub.image_conversion import ORIENTATIONS, orientation
+
+
+BACKGROUND = "background"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A labelled image.
+
+    Args:
+        name: Its path in the source, without suffix.
+        image: The image's file, or the image itself.
+        mask: Gives the class ids (H, W) at the size of the upright image.
+        split: The split that the source has it in, if any.
+        group: What must not be divided between splits, such as the stack that it is a page of.
+    """
+
+    name: str
+    image: Path | Callable[[], Image.Image]
+    mask: Callable[[], np.ndarray]
+    split: str | None = None
+    group: str | None = None
+
+
+@dataclass
+class Source:
+    """What was found.
+
+    Args:
+        kind: The format, in words.
+        classes: The classes.
+        examples: The labelled images.
+        notes: What else is worth a line, such as images that are missing.
+    """
+
+    kind: str
+    classes: ClassTable
+    examples: list[Example]
+    notes: list[str] = field(default_factory=list)
+
+
+def object_classes(names: Iterable[str]) -> ClassTable:
+    """The classes of drawn objects: background, in grey, and these."""
+    names = tuple(names)
+    return ClassTable((BACKGROUND, *names), ((64, 64, 64), *class_colors(len(names))))
+
+
+class ImageFinder:
+    """Finds the images that annotations name, which rarely lie where they lay when they were annotated.
+
+    Args:
+        root: Folder to look in.
+        may_be_empty: Whether the annotations may hold the images.
+    """
+
+    def __init__(self, root: Path, *, may_be_empty: bool = False) -> None:
+        self.root = root
+        self.by_name: dict[str, list[Path]] = {}
+        try:
+            names = images_below(root)
+        except ValueError:
+            if not may_be_empty:
+                raise
+            names = []
+        for path in names:
+            self.by_name.setdefault(Path(path).name.lower(), []).append(root / path)
+        self.missing: list[str] = []
+
+    def find(self, name: str, beside: Path) -> Path | None:
+        """The file of a name, path or address: as a path, or the only one of this name; `None`, and noted, if none is.
+
+        Args:
+            name: What the annotation says.
+            beside: Folder of the annotation.
+
+        Raises:
+            ValueError: Several have the name.
+        """
+        address, text = urlsplit(name), name
+        if address.netloc or address.query:
+            # An address may hold the path as its query: `/data/local-files/?d=photos/a.jpg`.
+            text = unquote(address.query.removeprefix("d=") if address.query.startswith("d=") else address.path)
+        path = text.replace("\\", "/")
+        for base in (beside, beside / "images", self.root, self.root / "images"):
+            if path and (base / path).is_file() and path.lower().endswith(IMAGE_EXTENSIONS):
+                return base / path
+        last = path.rsplit("/", 1)[-1].lower()
+        found = self.by_name.get(last) or self.by_name.get(re.sub("^[0-9a-f]{8}-", "", last), [])
+        if len(found) > 1:
+            # The longest common end of the paths decides.
+            ends = [_common_end(path.lower().split("/"), [part.lower() for part in p.parts]) for p in found]
+            best = [p for p, end in zip(found, ends, strict=True) if end == max(ends)]
+            if len(best) > 1:
+                names = " and ".join(p.relative_to(self.root).as_posix() for p in best[:2])
+                raise ValueError(f"{name!r} may be {names} of {self.root}. Give the images different names.")
+            found = best
+        if not found:
+            self.missing.append(name)
+            return None
+        return found[0]
+
+    def notes(self) -> list[str]:
+        """A line on missing images, if there are any."""
+        if not self.missing:
+            return []
+        return [f"{len(self.missing)} annotated images are not there, such as {self.missing[0]}: left out"]
+
+
+def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def name_of(path: Path, root: Path) -> str:
+    """The name of an example: its path below the source, without suffix."""
+    relative = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
+    return relative.with_suffix("").as_posix()
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A drawn object.
+
+    Args:
+        class_id: Its class.
+        polygons: Corners x0, y0, x1, y1, ... in pixels, one list per part.
+        bitmap: Pixels of the object, bool (H, W), in place of polygons.
+        patch: Left, top and pixels of a part of the image, bool (h, w), in place of polygons.
+    """
+
+    class_id: int
+    polygons: tuple[tuple[float, ...], ...] = ()
+    bitmap: np.ndarray | None = None
+    patch: tuple[int, int, np.ndarray] | None = None
+
+
+def shapes_mask(image: Path | Image.Image, shapes: Sequence[Shape], size: tuple[int, int] | None) -> np.ndarray:
+    """Class ids of drawn objects over background, 0; smaller objects lie over larger ones.
+
+    Args:
+        image: The image's file, or an upright image.
+        shapes: The objects, on the upright image, or on the stored one if `size` fits that alone.
+        size: Width and height that the annotation gives; `None` if it does not.
+
+    Returns:
+        uint8 or int32 (H, W) of the upright image.
+
+    Raises:
+        ValueError: `size` is not that of the image.
+    """
+    turned = left_right = top_bottom = False
+    if isinstance(image, Image.Image):
+        upright = stored_size = image.size
+    else:
+        upright = load_upright(image, "image")[0].size
+        with Image.open(image) as stored:
+            turned, left_right, top_bottom = ORIENTATIONS[orientation(stored)]
+            stored_size = stored.size
+    if size is not None and size not in (upright, stored_size):
+        raise ValueError(
+            f"{image} has {upright[0]}x{upright[1]} pixels, but its annotation is for {size[0]}x{size[1]}. Use the "
+            "image that was annotated."
+        )
+    width, height = size or upright
+    objects = [(pixels, shape.class_id) for shape in shapes if (pixels := _pixels(shape, width, height)).any()]
+    mask = np.zeros((height, width), np.int32)
+    for pixels, class_id in sorted(objects, key=lambda item: -int(item[0].sum())):
+        mask[pixels] = class_id
+    if size is not None and size != upright:
+        mask = mask[:, ::-1] if left_right else mask
+        mask = mask[::-1] if top_bottom else mask
+        mask = mask.T if turned else mask
+    return mask.astype(np.uint8) if mask.max(initial=0) < 256 else mask
+
+
+def _pixels(shape: Shape, width: int, height: int) -> np.ndarray:
+    if shape.bitmap is not None:
+        if shape.bitmap.shape != (height, width):
+            raise ValueError(f"An object has a mask of {shape.bitmap.shape[::-1]} in an image of {width}x{height}.")
+        return shape.bitmap
+    if shape.patch is not None:
+        left, top, part = shape.patch
+        whole = np.zeros((height, width), bool)
+        inside = part[max(0, -top) : height - top, max(0, -left) : width - left]
+        whole[max(0, top) : max(0, top) + inside.shape[0], max(0, left) : max(0, left) + inside.shape[1]] = inside
+        return whole
+    parts = [list(part) for part in shape.polygons if len(part) >= 6]
+    if not parts:
+        return np.zeros((height, width), bool)
+    masks = coco_masks()
+    return masks.decode(masks.merge(masks.frPyObjects(parts, height, width))).astype(bool)
+
+
+def coco_masks() -> Any:
+    """The module `pycocotools.mask`, which draws polygons and reads run-length codes.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    try:
+        from pycocotools import mask
+    except ImportError as error:
+        raise ImportError('Drawn objects need pycocotools: pip install "ddep-hub[prepare]".') from error
+    return mask

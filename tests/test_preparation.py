@@ -1,0 +1,405 @@
+"""`ddep-hub prepare`: every format gives the masks that were drawn, and nothing of others is touched."""
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ddep_hub
+from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
+
+
+pytest.importorskip("pycocotools", reason="extra `prepare` is not installed")
+from pycocotools import mask as coco_masks
+
+
+WIDTH, HEIGHT = 40, 30
+# Two objects that overlap: a large one, and a small one over it. Polygons with whole corners cover whole pixels.
+LARGE, SMALL = (4, 5, 30, 25), (20, 15, 36, 22)
+TRUTH = np.zeros((HEIGHT, WIDTH), np.uint8)
+TRUTH[5:25, 4:30] = 1
+TRUTH[15:22, 20:36] = 2
+NUMBER = 5
+NAMES = [f"{number} ä.b" for number in range(NUMBER)]
+
+
+def corners(box):
+    x0, y0, x1, y1 = box
+    return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
+
+
+def put_images(folder, names=NAMES, suffix=".png", size=(WIDTH, HEIGHT), **options):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        Image.new("RGB", size, (number, 100, 200)).save(folder / f"{name}{suffix}", **options)
+
+
+def masks_of(output):
+    return {
+        name: dataset.mask(index)
+        for split in available_splits(output)
+        for dataset in [SegmentationFolder(output, split)]
+        for index, name in enumerate(dataset.sample_ids)
+    }
+
+
+def check(source, tmp_path, truth=TRUTH, names=NAMES, classes=("background", "large", "small"), **options):
+    """Prepares a source and compares all masks with the truth."""
+    output = tmp_path / "output"
+    text = ddep_hub.prepare(source, output, **options)
+    found = masks_of(output)
+    assert sorted(Path(name).name for name in found) == sorted(names), text
+    assert all(np.array_equal(mask, truth) for mask in found.values())
+    assert list(SegmentationFolder(output, "train").classes.names) == list(classes)
+    assert available_splits(output) == ["train", "val"]
+    assert Image.open(output / "preview.png").width > 100
+    return text
+
+
+def coco(names=NAMES, suffix=".png", **entry):
+    content = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 9, "name": "large"}, {"id": 12, "name": "small"}],
+    }
+    for number, name in enumerate(names):
+        content["images"].append({"id": number, "file_name": f"{name}{suffix}", "width": WIDTH, "height": HEIGHT})
+        small = np.zeros((HEIGHT, WIDTH), np.uint8)
+        small[15:22, 20:36] = 1
+        packed = coco_masks.encode(np.asfortranarray(small))
+        runs = [0, *np.flatnonzero(np.diff(small.T.ravel(), prepend=0)).tolist(), small.size]
+        for category, drawn in (
+            (12, {"size": [HEIGHT, WIDTH], "counts": packed["counts"].decode()}),
+            (9, [[value for corner in corners(LARGE) for value in corner], [1, 1, 2, 2]]),
+            (12, {"size": [HEIGHT, WIDTH], "counts": np.diff(runs).tolist()}),
+            (12, []),
+        ):
+            content["annotations"].append(
+                {"image_id": number, "category_id": category, "segmentation": drawn, **entry}
+            )
+    return content
+
+
+def test_coco(tmp_path):
+    put_images(tmp_path / "coco" / "pictures")
+    (tmp_path / "coco" / "labels.json").write_text(json.dumps(coco()))
+    text = check(tmp_path / "coco", tmp_path)
+    assert "COCO, 1 file; 5 images, 3 classes" in text and "5 objects have no polygon and no mask" in text
+    assert "1,300" not in text and "large" in text
+    for image in (tmp_path / "output" / "images").rglob("*.png"):  # copied, not written anew
+        assert image.read_bytes() == (tmp_path / "coco" / "pictures" / image.name).read_bytes()
+
+
+def test_coco_with_splits_of_its_own(tmp_path):
+    """Roboflow's export: a json in each folder, and a category that heads the others."""
+    for split, names in (("train", NAMES[:3]), ("valid", NAMES[3:])):
+        put_images(tmp_path / "coco" / split, names)
+        content = coco(names)
+        content["categories"].insert(0, {"id": 0, "name": "things", "supercategory": "none"})
+        for category in content["categories"][1:]:
+            category["supercategory"] = "things"
+        (tmp_path / "coco" / split / "_annotations.coco.json").write_text(json.dumps(content))
+    check(tmp_path / "coco", tmp_path)
+    assert SegmentationFolder(tmp_path / "output", "val").sample_ids == NAMES[3:]
+
+
+def test_images_that_are_missing_or_without_objects(tmp_path):
+    put_images(tmp_path / "coco" / "images", NAMES[1:])
+    content = coco()
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] != 1]
+    for entry in content["images"]:
+        entry["file_name"] = f"C:\\data\\{entry['file_name']}"
+    (tmp_path / "coco" / "a.json").write_text(json.dumps(content))
+    text = ddep_hub.prepare(tmp_path / "coco" / "a.json", tmp_path / "output")
+    assert "1 annotated images are not there" in text
+    found = masks_of(tmp_path / "output")
+    assert len(found) == 4 and not found[NAMES[1]].any() and np.array_equal(found[NAMES[2]], TRUTH)
+
+
+def test_an_annotation_of_the_stored_image_is_turned_with_it(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    put_images(tmp_path / "coco", exif=exif)
+    (tmp_path / "coco" / "a.json").write_text(json.dumps(coco()))
+    check(tmp_path / "coco", tmp_path, truth=np.rot90(TRUTH, -1))
+
+
+def test_an_annotation_of_another_size_is_an_error(tmp_path):
+    put_images(tmp_path / "coco", size=(50, 20))
+    (tmp_path / "coco" / "a.json").write_text(json.dumps(coco()))
+    with pytest.raises(ValueError, match=r"has 50x20 pixels, but its annotation is for 40x30"):
+        ddep_hub.prepare(tmp_path / "coco", tmp_path / "output")
+    assert not (tmp_path / "output").exists() and not list(tmp_path.glob(".output*"))
+
+
+def encoded(pixels):
+    file = io.BytesIO()
+    pixels.save(file, format="png")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+@pytest.mark.parametrize("embedded", [False, True])
+def test_labelme(tmp_path, embedded):
+    root = tmp_path / "labelme"
+    root.mkdir()
+    if not embedded:
+        put_images(root)
+    patch = Image.fromarray(np.full((7, 16), 255, np.uint8))
+    shapes = [
+        {"label": "large", "shape_type": "polygon", "points": corners(LARGE)},
+        {"label": "small", "shape_type": "rectangle", "points": [SMALL[2:], SMALL[:2]]},
+        {"label": "small", "shape_type": "mask", "points": [SMALL[:2], SMALL[2:]], "mask": encoded(patch)},
+        {"label": "small", "shape_type": "line", "points": [[0, 0], [9, 9]]},
+    ]
+    for name in NAMES:
+        content = {"shapes": shapes, "imagePath": f"{name}.png", "imageWidth": WIDTH, "imageHeight": HEIGHT}
+        if embedded:
+            content["imageData"] = encoded(Image.new("RGB", (WIDTH, HEIGHT)))
+        (root / f"{name}.json").write_text(json.dumps(content))
+    assert "LabelMe" in check(root, tmp_path)
+
+
+def test_a_circle_is_round(tmp_path):
+    put_images(tmp_path / "labelme", ["a", "b"])
+    shape = {"label": "disc", "shape_type": "circle", "points": [[20, 15], [20, 5]]}
+    for name in "ab":
+        content = {"shapes": [shape], "imagePath": f"{name}.png", "imageWidth": WIDTH, "imageHeight": HEIGHT}
+        (tmp_path / "labelme" / f"{name}.json").write_text(json.dumps(content))
+    ddep_hub.prepare(tmp_path / "labelme", tmp_path / "output")
+    y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+    truth = np.hypot(x - 20, y - 15) < 10
+    for mask in masks_of(tmp_path / "output").values():
+        assert (mask != truth).sum() <= 12
+
+
+def test_cvat(tmp_path):
+    put_images(tmp_path / "cvat" / "images")
+    points = ";".join(f"{x:.2f},{y:.2f}" for x, y in corners(LARGE))
+    box = 'label="small" xtl="20" ytl="15" xbr="36" ybr="22"'
+    mask = 'label="small" left="20" top="15" width="16" height="7" rle="0, 112"'
+    entries = "".join(
+        f'<image id="{n}" name="{name}.png" width="{WIDTH}" height="{HEIGHT}"><{"box" if n % 2 else "mask"} '
+        f'{box if n % 2 else mask} /><polygon label="large" points="{points}" /><tag label="small" /></image>'
+        for n, name in enumerate(NAMES)
+    )
+    labels = "<label><name>large</name></label><label><name>small</name></label>"
+    xml = f"<annotations><meta><task><labels>{labels}</labels></task></meta>{entries}</annotations>"
+    (tmp_path / "cvat" / "annotations.xml").write_text(xml, encoding="utf-8")
+    assert "CVAT" in check(tmp_path / "cvat", tmp_path)
+
+
+def brush(mask):
+    """Label Studio's run-length code of an RGBA picture whose alpha is the mask, in runs of equal bytes."""
+    flat = np.zeros((*mask.shape, 4), np.uint8)
+    flat[..., 3] = 255 * mask
+    flat = flat.ravel()
+    bits = f"{flat.size:032b}" + f"{7:05b}" + "".join(f"{width - 1:04b}" for width in (3, 4, 8, 16))
+    starts = np.flatnonzero(np.diff(flat.astype(int), prepend=-1))
+    for start, end in zip(starts, [*starts[1:], flat.size], strict=True):
+        bits += "1" + "11" + f"{end - start - 1:016b}" + f"{flat[start]:08b}"
+    bits += "0" * (-len(bits) % 8)
+    return [int(bits[place : place + 8], 2) for place in range(0, len(bits), 8)]
+
+
+def test_label_studio(tmp_path):
+    put_images(tmp_path / "studio" / "photos")
+    size = {"original_width": WIDTH, "original_height": HEIGHT}
+    polygon = [[100 * x / WIDTH, 100 * y / HEIGHT] for x, y in corners(LARGE)]
+    results = [
+        {**size, "type": "polygonlabels", "value": {"points": polygon, "polygonlabels": ["large"]}},
+        {**size, "type": "brushlabels", "value": {"rle": brush(TRUTH == 2), "brushlabels": ["small"]}},
+        {"type": "choices", "value": {"choices": ["good"]}},
+    ]
+    tasks = [
+        {"data": {"image": address.format(name)}, "annotations": [{"result": results}]}
+        for name, address in zip(
+            NAMES,
+            ["/data/upload/1/0123abcd-{}.png", "/data/local-files/?d=photos/{}.png", "s3://bucket/{}.png"] * 2,
+            strict=False,
+        )
+    ]
+    (tmp_path / "studio" / "export.json").write_text(json.dumps(tasks))
+    assert "Label Studio" in check(tmp_path / "studio", tmp_path)
+
+
+@pytest.mark.parametrize("values", [[0, 32, 64], [0, 1, 2], [0, 100, 255]])
+def test_masks_of_any_values(tmp_path, values):
+    put_images(tmp_path / "masks" / "images")
+    (tmp_path / "masks" / "masks").mkdir()
+    for name in NAMES:
+        Image.fromarray(np.array(values, np.uint8)[TRUTH]).save(tmp_path / "masks" / "masks" / f"{name}_mask.png")
+    ignored = values[-1] == 255
+    names = [f"value_{value}" for value in values if value != 255]
+    check(tmp_path / "masks", tmp_path, np.where(TRUTH == 2, 255, TRUTH) if ignored else TRUTH, classes=names)
+
+
+def test_binary_masks(tmp_path):
+    put_images(tmp_path / "masks" / "images")
+    (tmp_path / "masks" / "labels").mkdir()
+    for name in NAMES:
+        Image.fromarray(255 * (TRUTH > 0).astype(np.uint8)).save(tmp_path / "masks" / "labels" / f"{name}.png")
+    check(tmp_path / "masks", tmp_path, (TRUTH > 0).astype(np.uint8), classes=["background", "object"])
+
+
+@pytest.mark.parametrize("names", ["none", "labelmap.txt", "label_colors.txt", "classes.json"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_masks_in_colour(tmp_path, mode, names):
+    colors = [(0, 0, 0), (10, 200, 30), (250, 1, 128)]
+    root = tmp_path / "masks"
+    put_images(root / "JPEGImages")
+    (root / "SegmentationClass").mkdir()
+    for name in NAMES:
+        mask = Image.fromarray(np.array(colors, np.uint8)[TRUTH])
+        if mode == "P":
+            mask = Image.fromarray(TRUTH, "P")
+            mask.putpalette([value for color in colors for value in color])
+        mask.convert(mode).save(root / "SegmentationClass" / f"{name}.png")
+    labels, options = ["background", "large", "small"], {}
+    if names == "labelmap.txt":
+        lines = [f"{label}:{','.join(map(str, color))}::" for label, color in zip(labels, colors, strict=True)]
+        (root / names).write_text("\n".join(["# label:color_rgb:parts:actions", *lines]))
+    elif names == "label_colors.txt":
+        lines = [f"{' '.join(map(str, color))}\t\t{label}" for label, color in zip(labels, colors, strict=True)]
+        (root / names).write_text("\n".join(lines))
+    elif names == "classes.json":
+        entries = [{"id": i, "name": labels[i], "color": list(colors[i])} for i in range(3)]
+        (tmp_path / names).write_text(json.dumps({"classes": entries}))
+        options["classes"] = tmp_path / names
+    elif mode == "P":
+        labels = ["value_0", "value_1", "value_2"]
+    else:
+        labels = [f"color_{r}_{g}_{b}" for r, g, b in colors]
+    check(root, tmp_path, classes=labels, **options)
+
+
+def test_unknown_values_are_an_error(tmp_path):
+    put_images(tmp_path / "masks" / "images", "ab")
+    (tmp_path / "masks" / "masks").mkdir()
+    for name in "ab":
+        Image.fromarray(TRUTH).save(tmp_path / "masks" / "masks" / f"{name}.png")
+    (tmp_path / "masks" / "classes.json").write_text('["x", "y"]')
+    with pytest.raises(ValueError, match=r"holds the ids 2"):
+        ddep_hub.prepare(tmp_path / "masks", tmp_path / "output")
+    with pytest.raises(ValueError, match=r"masks hold 2, which no class has"):
+        ddep_hub.prepare(tmp_path / "masks", tmp_path / "output", classes=tmp_path / "masks" / "classes.json")
+
+
+def test_one_mask_for_each_object(tmp_path):
+    for name in NAMES:
+        put_images(tmp_path / "objects" / name / "images", [name])
+        (tmp_path / "objects" / name / "masks").mkdir()
+        for number, box in enumerate((LARGE, SMALL)):
+            x0, y0, x1, y1 = box
+            mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+            mask[y0:y1, x0:x1] = 255
+            Image.fromarray(mask).save(tmp_path / "objects" / name / "masks" / f"{number}.png")
+    text = check(tmp_path / "objects", tmp_path, (TRUTH > 0).astype(np.uint8), classes=["background", "object"])
+    assert "one mask for each object" in text
+
+
+@pytest.mark.parametrize("names", [("train-volume", "train-labels"), ("images/stack", "masks/stack")])
+def test_stacks(tmp_path, names):
+    root = tmp_path / "stacks"
+    rng = np.random.default_rng(0)
+    pages = [Image.fromarray(rng.integers(0, 255, (HEIGHT, WIDTH), dtype=np.uint8)) for _ in range(NUMBER)]
+    masks = [Image.fromarray(np.roll(TRUTH, number)) for number in range(NUMBER)]
+    for name, images in zip(names, (pages, masks), strict=True):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        images[0].save(root / f"{name}.tif", save_all=True, append_images=images[1:])
+    assert "TIFF stacks" in ddep_hub.prepare(root, tmp_path / "output")
+    for split in ("train", "val"):
+        dataset = SegmentationFolder(tmp_path / "output", split)
+        for index, name in enumerate(dataset.sample_ids):
+            number = int(name[-4:])
+            assert np.array_equal(dataset.mask(index), np.roll(TRUTH, number))
+            assert np.array_equal(np.asarray(dataset[index]["image"])[..., 0], np.asarray(pages[number]))
+
+
+def test_roboflow_masks(tmp_path):
+    for split, names in (("train", NAMES[:3]), ("valid", NAMES[3:])):
+        put_images(tmp_path / "masks" / split, names, ".jpg")
+        for name in names:
+            Image.fromarray(TRUTH).save(tmp_path / "masks" / split / f"{name}_mask.png")
+        rows = "Pixel Value, Class\n0, background\n1, large\n2, small\n"
+        (tmp_path / "masks" / split / "_classes.csv").write_text(rows)
+    assert "Roboflow" in check(tmp_path / "masks", tmp_path)
+
+
+def test_folders_that_are_read_already(tmp_path, scenes):
+    ddep_hub.prepare(scenes, tmp_path / "output")
+    for split in ("train", "val"):
+        before, after = SegmentationFolder(scenes, split), SegmentationFolder(tmp_path / "output", split)
+        assert before.sample_ids == after.sample_ids and before.classes == after.classes
+        assert all(np.array_equal(before.mask(index), after.mask(index)) for index in range(len(before)))
+
+
+def test_tiles_cover_every_pixel(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "large" / "images").mkdir(parents=True)
+    (tmp_path / "large" / "masks").mkdir()
+    truth, pixels = {}, {}
+    for name in NAMES:
+        truth[name] = rng.integers(0, 3, (75, 100), dtype=np.uint8)
+        pixels[name] = rng.integers(0, 255, (75, 100, 3), dtype=np.uint8)
+        Image.fromarray(pixels[name]).save(tmp_path / "large" / "images" / f"{name}.png")
+        Image.fromarray(truth[name]).save(tmp_path / "large" / "masks" / f"{name}.png")
+    ddep_hub.prepare(tmp_path / "large", tmp_path / "output", tile=32, overlap=8)
+    seen, splits = {name: np.zeros((75, 100), bool) for name in NAMES}, {}
+    for split in ("train", "val"):
+        dataset = SegmentationFolder(tmp_path / "output", split)
+        for index, tile in enumerate(dataset.sample_ids):
+            name, top, left = tile.rsplit("_", 2)
+            where = slice(int(top), int(top) + 32), slice(int(left), int(left) + 32)
+            sample = dataset[index]
+            assert np.array_equal(sample["annotation"], truth[name][where]) and sample["annotation"].shape == (32, 32)
+            assert np.array_equal(np.asarray(sample["image"]), pixels[name][where])
+            seen[name][where] = True
+            splits.setdefault(name, set()).add(split)
+    assert all(mask.all() for mask in seen.values()) and all(len(found) == 1 for found in splits.values())
+
+
+def test_nothing_of_others_is_touched(tmp_path, scenes):
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / "mine.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(FileExistsError, match="is not empty"):
+            ddep_hub.prepare(scenes, output, overwrite=overwrite)
+    assert [path.name for path in output.iterdir()] == ["mine.txt"]
+    (output / "mine.txt").unlink()
+    ddep_hub.prepare(scenes, output)
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        ddep_hub.prepare(scenes, output)
+    ddep_hub.prepare(scenes, output, overwrite=True)
+    with pytest.raises(ValueError, match="lies in the source"):
+        ddep_hub.prepare(output, output / "inner")
+    (tmp_path / "link").symlink_to(output)
+    with pytest.raises(FileExistsError, match="is a link"):
+        ddep_hub.prepare(scenes, tmp_path / "link", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "message"),
+    [
+        ({"notes.txt": ""}, {}, r"source holds notes\.txt, of which nothing is recognised\. Looked for json of COCO"),
+        ({"a.json": "{"}, {"source": "a.json"}, r"a\.json is not valid JSON"),
+        ({"annotations.xml": "<a>"}, {}, r"annotations\.xml is no XML"),
+        ({}, {"source": "nowhere"}, "nowhere does not exist"),
+        ({"notes.txt": ""}, {"format": "coco"}, "is not of the format coco"),
+        ({"notes.txt": ""}, {"format": "coca"}, "format 'coca' is not known. Choose one of coco"),
+        ({"notes.txt": ""}, {"tile": 8, "overlap": 8}, "overlap is 8, which must be 0 to 7"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path, files, options, message):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name, text in files.items():
+        (source / name).write_text(text)
+    options = dict(options)
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        ddep_hub.prepare(source / options.pop("source", ""), tmp_path / "output", **options)
+    assert not (tmp_path / "output").exists()
