@@ -47,20 +47,20 @@ def masks_of(output):
     }
 
 
-def check(source, tmp_path, truth=TRUTH, names=NAMES, classes=("background", "large", "small"), **options):
+def check(source, tmp_path, truth=TRUTH, names=NAMES, labels=("background", "large", "small"), **options):
     """Prepares a source and compares all masks with the truth."""
     output = tmp_path / "output"
     text = ddep_hub.prepare(source, output, **options)
     found = masks_of(output)
     assert sorted(Path(name).name for name in found) == sorted(names), text
     assert all(np.array_equal(mask, truth) for mask in found.values())
-    assert list(SegmentationFolder(output, "train").classes.names) == list(classes)
+    assert list(SegmentationFolder(output, "train").classes.names) == list(labels)
     assert available_splits(output) == ["train", "val"]
     assert Image.open(output / "preview.png").width > 100
     return text
 
 
-def coco(names=NAMES, suffix=".png", **entry):
+def coco(names=NAMES, suffix=".png"):
     content = {
         "images": [],
         "annotations": [],
@@ -78,9 +78,7 @@ def coco(names=NAMES, suffix=".png", **entry):
             (12, {"size": [HEIGHT, WIDTH], "counts": np.diff(runs).tolist()}),
             (12, []),
         ):
-            content["annotations"].append(
-                {"image_id": number, "category_id": category, "segmentation": drawn, **entry}
-            )
+            content["annotations"].append({"image_id": number, "category_id": category, "segmentation": drawn})
     return content
 
 
@@ -234,7 +232,7 @@ def test_masks_of_any_values(tmp_path, values):
         Image.fromarray(np.array(values, np.uint8)[TRUTH]).save(tmp_path / "masks" / "masks" / f"{name}_mask.png")
     ignored = values[-1] == 255
     names = [f"value_{value}" for value in values if value != 255]
-    check(tmp_path / "masks", tmp_path, np.where(TRUTH == 2, 255, TRUTH) if ignored else TRUTH, classes=names)
+    check(tmp_path / "masks", tmp_path, np.where(TRUTH == 2, 255, TRUTH) if ignored else TRUTH, labels=names)
 
 
 def test_binary_masks(tmp_path):
@@ -242,7 +240,7 @@ def test_binary_masks(tmp_path):
     (tmp_path / "masks" / "labels").mkdir()
     for name in NAMES:
         Image.fromarray(255 * (TRUTH > 0).astype(np.uint8)).save(tmp_path / "masks" / "labels" / f"{name}.png")
-    check(tmp_path / "masks", tmp_path, (TRUTH > 0).astype(np.uint8), classes=["background", "object"])
+    check(tmp_path / "masks", tmp_path, (TRUTH > 0).astype(np.uint8), labels=["background", "object"])
 
 
 @pytest.mark.parametrize("names", ["none", "labelmap.txt", "label_colors.txt", "classes.json"])
@@ -255,7 +253,7 @@ def test_masks_in_colour(tmp_path, mode, names):
     for name in NAMES:
         mask = Image.fromarray(np.array(colors, np.uint8)[TRUTH])
         if mode == "P":
-            mask = Image.fromarray(TRUTH, "P")
+            mask = Image.frombytes("P", (WIDTH, HEIGHT), TRUTH.tobytes())
             mask.putpalette([value for color in colors for value in color])
         mask.convert(mode).save(root / "SegmentationClass" / f"{name}.png")
     labels, options = ["background", "large", "small"], {}
@@ -273,7 +271,7 @@ def test_masks_in_colour(tmp_path, mode, names):
         labels = ["value_0", "value_1", "value_2"]
     else:
         labels = [f"color_{r}_{g}_{b}" for r, g, b in colors]
-    check(root, tmp_path, classes=labels, **options)
+    check(root, tmp_path, labels=labels, **options)
 
 
 def test_unknown_values_are_an_error(tmp_path):
@@ -297,7 +295,7 @@ def test_one_mask_for_each_object(tmp_path):
             mask = np.zeros((HEIGHT, WIDTH), np.uint8)
             mask[y0:y1, x0:x1] = 255
             Image.fromarray(mask).save(tmp_path / "objects" / name / "masks" / f"{number}.png")
-    text = check(tmp_path / "objects", tmp_path, (TRUTH > 0).astype(np.uint8), classes=["background", "object"])
+    text = check(tmp_path / "objects", tmp_path, (TRUTH > 0).astype(np.uint8), labels=["background", "object"])
     assert "one mask for each object" in text
 
 

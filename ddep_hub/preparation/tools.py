@@ -29,14 +29,14 @@ class _Names(dict[str, int]):
         return self[name]
 
 
-def _source(kind: str, root: Path, names: _Names, examples: list[Example], finder: ImageFinder | None) -> Source:
+def _source(kind: str, root: Path, names: _Names, examples: list[Example], finder: ImageFinder) -> Source:
     if not examples:
-        raise ValueError(f"{root}: none of the annotated images is there, such as {finder and finder.missing[:1]}.")
+        raise ValueError(f"{root}: none of the annotated images is there, such as {finder.missing[:1]}.")
     return Source(
         kind,
         object_classes(name for name, value in names.items() if value),
         examples,
-        finder.notes() if finder else [],
+        finder.notes(),
     )
 
 
