@@ -144,8 +144,12 @@ class DDePConfig(PreTrainedConfig):
             config.id2label = {i: f"LABEL_{i}" for i in range(2 if num_labels is None else num_labels)}
             if config.label2id is not None:
                 config.id2label = {int(label_id): name for name, label_id in config.label2id.items()}
-        # JSON has no integer keys.
-        names = config.id2label = {int(label_id): name for label_id, name in config.id2label.items()}
+        try:  # JSON has no integer keys
+            names = config.id2label = {int(label_id): name for label_id, name in config.id2label.items()}
+        except (AttributeError, TypeError, ValueError):
+            raise ValueError(
+                f"id2label must map ids to names, 0 to 'sky' for one, not be {config.id2label}."
+            ) from None
         if num_labels is not None and num_labels != len(names):
             raise ValueError(
                 f"num_labels is {num_labels}, but the label map has {len(names)} names. Pass id2label alone."

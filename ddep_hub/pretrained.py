@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import ModelCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from transformers.utils import logging
@@ -91,11 +92,24 @@ def load_denoiser(name: str | Path, encoder_weights: str | Path | None = None) -
     return _load(DDePForPreTraining, name, encoder_weights, "a model pretrained by denoising. Pretrain it")
 
 
-def _load(cls: Any, name: str | Path, encoder_weights: str | Path | None, kind: str) -> Any:
+def stored_config(name: str | Path) -> dict[str, Any]:
+    """The fields of a model's `config.json`.
+
+    Raises:
+        OSError: There is no such model.
+        ValueError: The file holds something else.
+    """
     try:
         stored, _ = DDePConfig.get_config_dict(name)
     except OSError as error:
         raise OSError(f"{name} is no folder or shipped model, and cannot be loaded from the Hub: {error}") from error
+    if not isinstance(stored, dict):
+        raise ValueError(f"{name}: config.json must hold a JSON object. Write it again.")
+    return stored
+
+
+def _load(cls: Any, name: str | Path, encoder_weights: str | Path | None, kind: str) -> Any:
+    stored = stored_config(name)
     if cls.__name__ not in (stored.get("architectures") or ()):
         raise ValueError(f"{name} is not {kind} first.")
     more = {"encoder_weights": encoder_weights} if stored.get("decoder_only") else {}
@@ -122,7 +136,15 @@ def load_processor(source: str | Path, config: DDePConfig) -> DDePImageProcessor
         except EntryNotFoundError:
             has_processor = False
     if has_processor:
-        return DDePImageProcessor.from_pretrained(folder)
+        try:
+            processor = DDePImageProcessor.from_pretrained(folder)
+            normalized = processor.do_normalize
+            values = torch.tensor([processor.image_mean, processor.image_std] if normalized else [[0.0], [1.0]])
+            if not (values.isfinite().all() and values[1].all() and values.shape[1] in (1, 3, config.num_channels)):
+                raise ValueError("image_mean and image_std need a number per channel, and none of the second may be 0")
+            return processor
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"{source}: {PREPROCESSOR} cannot be used ({error}). Write it again.") from error
     logger.warning(
         f"{source} has no {PREPROCESSOR}: images are normalised by timm's mean and std of {config.encoder_name}, and "
         "not resized."
@@ -144,5 +166,4 @@ def processor_for_encoder(encoder_name: str, image_size: int | None = None) -> D
 
 def trained_as(name: str | Path) -> list[str]:
     """The classes that a model was saved from."""
-    stored, _ = DDePConfig.get_config_dict(name)
-    return stored.get("architectures") or []
+    return stored_config(name).get("architectures") or []

@@ -17,6 +17,7 @@ from typing import Any
 from PIL import Image
 
 from ddep_hub import DDePConfig, DDePForSemanticSegmentation, FinetuneArguments, PretrainArguments, finetune, pretrain
+from ddep_hub.cli.mistakes import explain_mistakes
 from ddep_hub.data.image_datasets import ImageFolder
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
 from ddep_hub.data.synthetic import embedded_scenes
@@ -59,6 +60,7 @@ def decoder_of(name: str) -> dict[str, Any]:
 
 def main() -> None:
     """Pretrains, fine-tunes both decoders, and writes table, picture and folders."""
+    explain_mistakes("quickstart")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=resolve_data, help="data set to use instead of the rendered scenes")
     parser.add_argument("--images", type=resolve_data, help="unlabelled images; default: `unlabelled` in or beside it")

@@ -18,12 +18,14 @@ import numpy as np
 from PIL import Image
 
 import ddep_hub
+from ddep_hub.cli.mistakes import explain_mistakes
 from ddep_hub.data.classes import colorize, read_class_table
 from ddep_hub.data.synthetic import SCENE_CLASSES, write_scenes
 from ddep_hub.evaluation.visualization import panels
 from ddep_hub.hub.publish import publish_folder
 
 
+explain_mistakes("your_own_data")
 parser = argparse.ArgumentParser()
 parser.add_argument("--photos", type=Path, help="folder of photos; default: rendered scenes")
 parser.add_argument("--masks", type=Path, help="folder of masks, for some or all of them")

@@ -1,7 +1,8 @@
 """The command `ddep-hub`."""
 
-import os
 import sys
+
+from .mistakes import one_line
 
 
 COMMANDS = {
@@ -40,7 +41,6 @@ def main(argv: list[str] | None = None) -> int:
         SystemExit: After `--help`, for arguments that cannot be parsed (code 2), and from interrupted runs (code 75).
     """
     argv = sys.argv[1:] if argv is None else argv
-    debug = "--debug" in argv or os.environ.get("DDEP_DEBUG") == "1"
     name, *rest = [word for word in argv if word != "--debug"] or [""]
     if name in ("-h", "--help"):
         print(USAGE)
@@ -52,9 +52,10 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         getattr(commands, name if name != "list" else "list_shipped")(rest)
-    except (ImportError, OSError, ValueError) as error:
-        if debug:
+    except Exception as error:
+        line = one_line(error)
+        if line is None or "--debug" in argv:
             raise
-        print(f"ddep-hub {name}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"ddep-hub {name}: {line}", file=sys.stderr)
         return 1
     return 0

@@ -30,7 +30,8 @@ def study(args: StudyArguments) -> None:
     """Runs what is missing of a study and writes its report.
 
     Raises:
-        SystemExit: The study is launched on several processes at once; or see [`chosen_study`].
+        OSError, ValueError: See [`chosen_study`].
+        SystemExit: The study is launched on several processes at once.
         RunInterrupted: A signal came; a checkpoint was written.
     """
     if PartialState().num_processes > 1:
@@ -38,10 +39,7 @@ def study(args: StudyArguments) -> None:
             "A study is many small runs: launch it on one process, and start it several times on one output_dir to "
             "share them."
         )
-    try:
-        chosen, output = chosen_study(args), Path(args.output_dir)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"label_efficiency: {error}") from error
+    chosen, output = chosen_study(args), Path(args.output_dir)
     if args.report_only:
         check_study(chosen, output / "results.csv")
         output.mkdir(parents=True, exist_ok=True)

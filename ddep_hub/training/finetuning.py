@@ -27,7 +27,7 @@ from ddep_hub.encoder_weights import encoder_source
 from ddep_hub.evaluation.inference import evaluate_segmentation
 from ddep_hub.evaluation.metrics import absent_message
 from ddep_hub.evaluation.visualization import segmentation_picture
-from ddep_hub.pretrained import load_processor, processor_for_encoder
+from ddep_hub.pretrained import load_processor, processor_for_encoder, stored_config
 from ddep_hub.utils.arguments import build_arguments
 
 from .arguments import FinetuneArguments
@@ -289,7 +289,7 @@ def build_model(args: FinetuneArguments, classes: ClassTable) -> tuple[DDePForSe
         source = encoder_source(args.encoder_name, args.encoder_weights)
         model = new_model(cls, args, source, **labels)
     else:
-        stored, _ = cls.config_class.get_config_dict(args.pretrained)
+        stored = stored_config(args.pretrained)
         source, weights = args.pretrained, None
         if stored.get("decoder_only"):  # other folders hold their encoder
             weights = source = encoder_source(

@@ -18,6 +18,7 @@ import numpy as np
 from models import Segmentation, denoise_image, read_upload, segment
 from PIL import Image
 
+from ddep_hub.cli.mistakes import explain_mistakes
 from ddep_hub.data.synthetic import render_scene
 
 
@@ -242,6 +243,7 @@ def _named(variable: str, default: Sequence[str] = ()) -> list[str]:
 
 def main() -> None:
     """Starts the app."""
+    explain_mistakes("app")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--models",

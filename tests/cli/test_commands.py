@@ -18,6 +18,7 @@ from PIL import Image
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.cli import COMMANDS, main
+from ddep_hub.cli.mistakes import explain_mistakes
 from ddep_hub.data.classes import ClassTable, class_colors, write_class_table
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
@@ -245,6 +246,51 @@ def test_a_mistake_is_one_line_and_its_traceback_is_there_to_debug(data, tmp_pat
     monkeypatch.setenv("DDEP_DEBUG", "1")
     with pytest.raises(OSError, match="tarin"):
         main(command)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("config.json", {"num_channels": 0}, "num_channels must be positive"),
+        ("config.json", {"decoder_norm": "layer"}, "'decoder_norm' expected one of"),
+        ("config.json", {"decoder_bottleneck_size": 8}, "Set encoder_name and decoder_bottleneck_size as in"),
+        ("config.json", {"id2label": ["sky"]}, "id2label must map ids to names"),
+        ("config.json", [], "config.json must hold a JSON object"),
+        ("preprocessor_config.json", [], "preprocessor_config.json cannot be used"),
+        ("preprocessor_config.json", {"size": {"side": 3}}, "preprocessor_config.json cannot be used"),
+        ("preprocessor_config.json", {"image_std": None}, "preprocessor_config.json cannot be used"),
+        ("preprocessor_config.json", {"image_std": [1, 1]}, "preprocessor_config.json cannot be used"),
+        ("preprocessor_config.json", {"image_std": [1, 0, 1]}, "preprocessor_config.json cannot be used"),
+    ],
+)
+def test_files_of_a_model_that_cannot_be_used(data, model, tmp_path, capsys, file, change, said):
+    path = Path(model) / file
+    written = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**written, **change} if isinstance(change, dict) else change))
+    assert main(["evaluate", "--model", model, "--data", str(data)]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "Loading weights" not in line]
+    assert line.startswith("ddep-hub evaluate: ") and said in line and "validate_architecture" not in line
+
+
+def test_scripts_end_with_one_line_too(capsys, monkeypatch):
+    passed = []
+    monkeypatch.setattr(sys, "excepthook", lambda *error: passed.append(error[0]))
+    monkeypatch.setattr(sys, "argv", ["script"])
+    explain_mistakes("script")
+    for error in (ValueError("data is\nwrong"), FileNotFoundError(2, "No such file", "a.txt"), RuntimeError()):
+        sys.excepthook(type(error), error, None)
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["script: data is wrong", "script: a.txt: No such file. Check the path.", "script: RuntimeError"]
+    for error in (KeyError("x"), KeyboardInterrupt(), AssertionError()):  # no mistakes of the user
+        sys.excepthook(type(error), error, None)
+    assert passed == [KeyError, KeyboardInterrupt, AssertionError]
+    monkeypatch.setenv("DDEP_DEBUG", "1")
+    sys.excepthook(ValueError, ValueError(), None)
+    monkeypatch.delenv("DDEP_DEBUG")
+    monkeypatch.setattr(sys, "argv", ["script", "--debug", "--data", "x"])
+    monkeypatch.setattr(sys, "excepthook", hook := sys.__excepthook__)
+    explain_mistakes("script")
+    assert sys.excepthook is hook and sys.argv == ["script", "--data", "x"] and passed[-1] is ValueError
 
 
 def test_every_command_has_help_without_importing_torch():
