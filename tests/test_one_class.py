@@ -295,6 +295,20 @@ def test_an_export_is_compared_by_the_threshold():
         compare(lambda x: x, lambda x: x + 2e-5, images)
 
 
+def test_prepared_data_keeps_its_one_class(tmp_path):
+    for kind in ("images", "masks"):
+        (tmp_path / "raw" / kind).mkdir(parents=True)
+        for index in range(3):
+            pixels = np.full((8, 8), 255, np.uint8)
+            pixels[:index] = 0
+            Image.fromarray(pixels).save(tmp_path / "raw" / kind / f"{index}.png")
+    (tmp_path / "raw" / "classes.json").write_text(json.dumps({"classes": [{**CELL, "mask_values": 255}]}))
+    ddep_hub.prepare(tmp_path / "raw", tmp_path / "data")
+    assert read_class_table(tmp_path / "data" / "classes.json").labels == ("cell",)
+    masks = [np.asarray(Image.open(path)) for path in (tmp_path / "data" / "annotations").rglob("*.png")]
+    assert sorted(mask.sum() for mask in masks) == [48, 56, 64]
+
+
 def test_a_score_names_the_missing_class():
     statistics = ClassStatistics(("background", "cell"), 255)
     statistics.update(np.zeros((2, 2), np.uint8))

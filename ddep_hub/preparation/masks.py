@@ -64,8 +64,9 @@ def _read_known(root: Path, table: ClassTable | None) -> Source:
             for index, name in enumerate(dataset.sample_ids)
         ]
     first = next(iter(datasets.values()))
-    classes = table or first.classes
-    return Source(f"layout {first.layout}", ClassTable(classes.names, classes.colors, classes.ignore_index), examples)
+    found = table or first.classes
+    classes = ClassTable(found.names, found.colors, found.ignore_index, single=found.single)
+    return Source(f"layout {first.layout}", classes, examples)
 
 
 def _with_values(
@@ -119,7 +120,7 @@ def _classes_of(found: set[Any], table: ClassTable | None, in_colors: bool) -> t
             unknown = [] if table.ignore_other_values else unknown
         if unknown:
             raise ValueError(f"The masks hold {_first(unknown)}, which no class has. Add it to the classes.")
-        return known, ClassTable(table.names, table.colors, table.ignore_index)
+        return known, ClassTable(table.names, table.colors, table.ignore_index, single=table.single)
     values = sorted(found)
     if not in_colors and IGNORED in values and values != [0, IGNORED]:
         values.remove(IGNORED)  # as everywhere, unless it is the object of a binary mask
