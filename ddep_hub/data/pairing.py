@@ -1,6 +1,8 @@
 """Which mask belongs to which image: by their names, or as `pairs.csv` lists them."""
 
 import csv
+import io
+import itertools
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -134,14 +136,15 @@ def match_names(
         return {name: name for name in images}
     best: tuple[int, int] = (0, 0)
     found: dict[tuple[str, str], dict[str, str]] = {}
-    for folders in (True, False):  # masks need not lie in the same folders below, if names are unique
-        if not folders and (len({_base(name) for name in images}) < len(images) or best[0] == len(images)):
+    # Masks need not lie in the same folders below, nor have the same capitals, if the names are unique without these.
+    for folders, capitals in itertools.product((True, False), (True, False)):
+        if best[0] == len(images):
             break
         for image_affix in _image_affixes(images):
-            cores = _cores(images, image_affix, folders=folders)
+            cores = _cores(images, image_affix, folders=folders, capitals=capitals)
             affixes = [("", _without_extension(mask_suffix))] if mask_suffix is not None else _affixes(cores, masks)
             for affix in affixes:
-                of_masks = _cores(masks, affix, folders=folders)
+                of_masks = _cores(masks, affix, folders=folders, capitals=capitals)
                 pairs = {image: of_masks[core] for core, image in cores.items() if core in of_masks}
                 score = (len(pairs), -_strangeness(affix))
                 if score > best:
@@ -163,23 +166,25 @@ def _without_extension(suffix: str) -> str:
     return stem if extension.lower() in MASK_EXTENSIONS else suffix
 
 
-def _cores(names: Iterable[str], affix: tuple[str, str], *, folders: bool) -> dict[str, str]:
-    """Names by what is left of them without an affix; those without it are left out, as are equal ones."""
+def _cores(names: Iterable[str], affix: tuple[str, str], *, folders: bool, capitals: bool) -> dict[str, str]:
+    """Names by what is left of them without an affix; those without it are left out, and those that are then equal."""
     prefix, suffix = affix
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     for name in names:
         base = _base(name)
         if base.startswith(prefix) and base.endswith(suffix) and len(base) > len(prefix) + len(suffix):
             core = base[len(prefix) : len(base) - len(suffix)]
             parent = name[: len(name) - len(base)] if folders else ""
-            found.setdefault(parent + core, name)
-    return found
+            found.setdefault(parent + core if capitals else (parent + core).casefold(), []).append(name)
+    return {core: same[0] for core, same in found.items() if len(same) == 1}
 
 
 def _image_affixes(images: Sequence[str]) -> list[tuple[str, str]]:
-    prefix, suffix = _IMAGE_PREFIX.match(_base(images[0])), _IMAGE_SUFFIX.search(_base(images[0]))
-    found = [NO_AFFIX, (prefix[0] if prefix else "", ""), ("", suffix[0] if suffix else "")]
-    return list(dict.fromkeys(found))
+    found = {NO_AFFIX: None}
+    for base in map(_base, images[:: max(1, len(images) // 5)]):
+        prefix, suffix = _IMAGE_PREFIX.match(base), _IMAGE_SUFFIX.search(base)
+        found |= {(prefix[0] if prefix else "", ""): None, ("", suffix[0] if suffix else ""): None}
+    return list(found)
 
 
 def _affixes(cores: Mapping[str, str], masks: Sequence[str]) -> list[tuple[str, str]]:
@@ -188,12 +193,12 @@ def _affixes(cores: Mapping[str, str], masks: Sequence[str]) -> list[tuple[str, 
     found = {NO_AFFIX: None}
     for core in map(_base, few):
         for base in map(_base, masks):
-            start = base.find(core)
+            start = base.casefold().find(core.casefold())
             while start >= 0:
                 prefix, suffix = base[:start], base[start + len(core) :]
                 if _is_affix(prefix, end=True) and _is_affix(suffix, end=False):
                     found[prefix, suffix] = None
-                start = base.find(core, start + 1)
+                start = base.casefold().find(core.casefold(), start + 1)
     return list(found)
 
 
@@ -237,10 +242,12 @@ def read_pairs(root: Path) -> ListedPairs:
         ValueError: A column is missing, a line is incomplete, or an image is listed twice.
     """
     path = root / PAIRS
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        sample = file.read(4096)
-        file.seek(0)
-        reader = csv.DictReader(file, delimiter=";" if sample.split("\n")[0].count(";") else ",")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}. Save it as UTF-8.") from error
+    with io.StringIO(text, newline="") as file:
+        reader = csv.DictReader(file, delimiter=";" if ";" in text.split("\n")[0] else ",")
         columns = [name.strip().lower() for name in reader.fieldnames or ()]
         if missing := {"image", "mask"} - set(columns):
             raise ValueError(
@@ -261,7 +268,7 @@ def read_pairs(root: Path) -> ListedPairs:
             split = values.get("split", "train")
             own = pairs.setdefault(split, Pairs({}, {}, []))
             sample_id = os.path.splitext(values["image"])[0]
-            if sample_id in own.images:
+            if any(sample_id in other.images for other in pairs.values()):
                 raise ValueError(f"{line}: {values['image']} is listed twice. Remove one line.")
             own.images[sample_id], own.masks[sample_id] = root / values["image"], root / values["mask"]
             if "group" in values:

@@ -52,6 +52,8 @@ LAYOUTS = {
     "Carvana": ("{}/a.jpg", "{}_masks/a_mask.png"),
     "side by side": ("{}/a.jpg", "{}/a_mask.png"),
     "JPEG and PNG": ("{}/a.jpg", "{}/a.png"),
+    "other capitals": ("images/{}/IMG_1.JPG", "masks/{}/img_1.png"),
+    "capitals of an affix": ("images/{}/A.JPG", "masks/{}/A_Mask.png"),
     "nnU-Net": ("imagesTr/a_0000.png", "labelsTr/a.png"),
 }
 
@@ -97,6 +99,12 @@ def test_links_to_folders(tmp_path):
     (tmp_path / "linked" / "masks").symlink_to(root / "masks")
     (tmp_path / "linked" / "classes.json").write_text(json.dumps(CLASSES))
     assert values(SegmentationFolder(tmp_path / "linked", "train")) == {"a": 1}
+
+
+def test_masks_of_one_name_in_two_folders_are_no_match(tmp_path):
+    root = put(tmp_path, ["images/a.jpg", "images/b.jpg"], ["masks/1/a.png", "masks/2/a.png", "masks/1/b.png"])
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 images .* have no mask .*: a\.png"):
+        SegmentationFolder(root, "train")
 
 
 def test_numbers_are_no_affix(tmp_path):
@@ -160,6 +168,7 @@ def test_pairs(tmp_path):
         ("image,mask\na.jpg,\n", r"pairs\.csv, line 2: `mask` is empty"),
         ("image,mask\na.jpg,b.png\n", r"pairs\.csv, line 2: .*b\.png does not exist"),
         ("image,mask\na.jpg,a.png\na.jpg,a.png\n", r"pairs\.csv, line 3: a\.jpg is listed twice"),
+        ("image,mask,split\na.jpg,a.png,x\na.jpg,a.png,y\n", r"pairs\.csv, line 3: a\.jpg is listed twice"),
     ],
 )
 def test_damaged_pairs_are_named(tmp_path, text, message):
