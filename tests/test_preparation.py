@@ -243,6 +243,19 @@ def test_binary_masks(tmp_path):
     check(tmp_path / "masks", tmp_path, (TRUTH > 0).astype(np.uint8), labels=["background", "object"])
 
 
+def test_binary_masks_in_jpegs(tmp_path):
+    put_images(tmp_path / "masks" / "images", suffix=".jpg")
+    (tmp_path / "masks" / "masks").mkdir()
+    truth = np.zeros((HEIGHT, WIDTH), np.uint8)
+    truth[8:24, 8:32] = 1
+    for name in NAMES:
+        Image.fromarray(255 * truth).save(tmp_path / "masks" / "masks" / f"{name}.jpg", quality=90)
+    check(tmp_path / "masks", tmp_path, truth, labels=["background", "object"])
+    Image.linear_gradient("L").resize((WIDTH, HEIGHT)).save(tmp_path / "masks" / "masks" / f"{NAMES[0]}.jpg")
+    with pytest.raises(ValueError, match="is a JPEG, whose compression changes values"):
+        ddep_hub.prepare(tmp_path / "masks", tmp_path / "other")
+
+
 @pytest.mark.parametrize("names", ["none", "labelmap.txt", "label_colors.txt", "classes.json"])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
 def test_masks_in_colour(tmp_path, mode, names):

@@ -72,7 +72,13 @@ def find_places(root: Path, image_dir: str | None = None, mask_dir: str | None =
         return root / mask_dir.replace("{split}", place_of(_expanded(root, mask_dir), split or "train") or str(split))
 
     if image_dir is None:
-        return _recognised(root, masks_of)
+        places = _recognised(root, masks_of)
+        if mask_dir is not None or any(place.masks.is_dir() for place in places.values()):
+            return places
+        inner = subfolders(root)
+        if not places and len(inner) == 1:
+            return find_places(root / inner[0])  # an archive that was unpacked into a folder of its own
+        return _loosely_recognised(root) or places
     folders = _expanded(root, image_dir)
     if not folders:
         raise FileNotFoundError(f"image_dir: {root / image_dir} is not a folder. Correct it, or leave it out.")
@@ -119,6 +125,22 @@ def _recognised(root: Path, masks_of: Callable[[str | None, Path], Path]) -> dic
     if not places and divided(root) is not None:
         places["train"] = Place(root, root)
     return places
+
+
+def _loosely_recognised(root: Path) -> dict[str, Place]:
+    """The only folder whose name has a word for masks, and the only other one that holds images."""
+    words = {name: {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)} for name in subfolders(root)}
+    masks = [name for name in words if words[name] & MASK_WORDS and _holds(root / name, MASK_EXTENSIONS)]
+    images = [name for name in words if name not in masks and _holds(root / name, IMAGE_EXTENSIONS)]
+    named = [name for name in images if words[name] & IMAGE_WORDS]
+    images = named if len(named) == 1 else images
+    if len(masks) != 1 or len(images) != 1:
+        return {}
+    place = Place(root / images[0], root / masks[0])
+    splits = {name: place_of(dict.fromkeys(subfolders(place.masks)), name) for name in subfolders(place.images)}
+    if splits and all(name.lower() in _SPLIT_OF and other for name, other in splits.items()):
+        return {name: Place(place.images / name, place.masks / str(other)) for name, other in splits.items()}
+    return {"train": place}
 
 
 def _mask_folder(root: Path, split: str | None, images: Path) -> Path:

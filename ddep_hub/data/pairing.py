@@ -17,7 +17,8 @@ MASK_EXTENSIONS = (".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".j
 PAIRS = "pairs.csv"
 IMAGE_WORDS = set("image images img imgs im photo photos picture pictures rgb raw input inputs jpegimages".split())
 MASK_WORDS = set(
-    "mask masks label labels labelids labeltrainids annotation annotations annot annots ann anns gt gts groundtruth "
+    "mask masks label labels labelids labeltrainids annotation annotations annot annots anno annos ann anns gt gts "
+    "groundtruth "
     "ground truth seg segs segmentation segmentations target targets matte".split()
 )
 # What lies beside masks and is none.
@@ -136,15 +137,16 @@ def match_names(
         return {name: name for name in images}
     best: tuple[int, int] = (0, 0)
     found: dict[tuple[str, str], dict[str, str]] = {}
-    # Masks need not lie in the same folders below, nor have the same capitals, if the names are unique without these.
-    for folders, capitals in itertools.product((True, False), (True, False)):
+    # Masks need not lie in the same folders below, nor have the same capitals and zeros before numbers, if the names
+    # are unique without these.
+    for folders, exact in itertools.product((True, False), (True, False)):
         if best[0] == len(images):
             break
         for image_affix in _image_affixes(images):
-            cores = _cores(images, image_affix, folders=folders, capitals=capitals)
+            cores = _cores(images, image_affix, folders=folders, exact=exact)
             affixes = [("", _without_extension(mask_suffix))] if mask_suffix is not None else _affixes(cores, masks)
             for affix in affixes:
-                of_masks = _cores(masks, affix, folders=folders, capitals=capitals)
+                of_masks = _cores(masks, affix, folders=folders, exact=exact)
                 pairs = {image: of_masks[core] for core, image in cores.items() if core in of_masks}
                 score = (len(pairs), -_strangeness(affix))
                 if score > best:
@@ -166,7 +168,7 @@ def _without_extension(suffix: str) -> str:
     return stem if extension.lower() in MASK_EXTENSIONS else suffix
 
 
-def _cores(names: Iterable[str], affix: tuple[str, str], *, folders: bool, capitals: bool) -> dict[str, str]:
+def _cores(names: Iterable[str], affix: tuple[str, str], *, folders: bool, exact: bool) -> dict[str, str]:
     """Names by what is left of them without an affix; those without it are left out, and those that are then equal."""
     prefix, suffix = affix
     found: dict[str, list[str]] = {}
@@ -175,7 +177,9 @@ def _cores(names: Iterable[str], affix: tuple[str, str], *, folders: bool, capit
         if base.startswith(prefix) and base.endswith(suffix) and len(base) > len(prefix) + len(suffix):
             core = base[len(prefix) : len(base) - len(suffix)]
             parent = name[: len(name) - len(base)] if folders else ""
-            found.setdefault(parent + core if capitals else (parent + core).casefold(), []).append(name)
+            core = parent + core
+            key = core if exact else re.sub(r"(?<!\d)0+(?=\d)", "", core.casefold())
+            found.setdefault(key, []).append(name)
     return {core: same[0] for core, same in found.items() if len(same) == 1}
 
 

@@ -158,8 +158,9 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         if missing:
             raise FileNotFoundError(
                 f"{len(missing)} of {len(self.sample_ids)} images of {files.image_folder} have no mask in "
-                f"{files.mask_folder}: {first_few(missing)}; add the masks, leave these images out, or name them by "
-                "mask_dir, mask_suffix or pairs.csv"
+                f"{files.mask_folder}{'' if files.mask_folder.is_dir() else ', which is not there'}: "
+                f"{first_few(missing)}; add the masks, leave these images out, or name them by mask_dir, mask_suffix "
+                "or pairs.csv"
             )
         self.groups = files.groups
         self.splits = layout_splits(self.root, self.layout, options)

@@ -163,7 +163,7 @@ def _raw(path: Path, page: int | None, as_colors: bool) -> np.ndarray:
     else:
         image, file_format, _ = load_upright(path, "mask")
         if file_format == "JPEG":
-            raise BadFileError(f"{path} is a JPEG, whose compression changes values; save the mask as PNG", str(path))
+            return _binary(np.asarray(image.convert("L")), path)
     if image.mode in ("RGB", "RGBA") or (image.mode == "P" and as_colors):
         pixels = np.asarray(image.convert("RGB"))
         equal = (pixels == pixels[..., :1]).all()
@@ -172,6 +172,13 @@ def _raw(path: Path, page: int | None, as_colors: bool) -> np.ndarray:
         return np.asarray(image.getchannel(0) if image.mode == "LA" else image).astype(np.int64)
     # As everywhere: bilevel, 2 and 4 bits, palettes.
     return decode_mask(path, num_classes=2**31 - 1, ignore_index=-1).astype(np.int64)
+
+
+def _binary(values: np.ndarray, path: Path) -> np.ndarray:
+    """A mask of black and white that was saved as JPEG, without what the compression added."""
+    if ((values > 48) & (values < 207)).mean() > 0.02:
+        raise BadFileError(f"{path} is a JPEG, whose compression changes values; save the mask as PNG", str(path))
+    return np.where(values > 127, 255, 0)
 
 
 def _num_pages(path: Path) -> int:

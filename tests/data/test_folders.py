@@ -83,6 +83,12 @@ def test_layouts(tmp_path, name):
         (["images/p1/a.jpg", "images/p2/a.jpg"], ["labels/p1/a.png", "labels/p2/a.png"]),
         (["a.jpg", "b.jpeg"], ["a_seg.png", "b_seg.png"]),
         (["raw/1.tif", "raw/11.tif"], ["labels/1.tif", "labels/11.tif"]),
+        (["data/images/a.jpg", "data/images/b.jpg"], ["data/masks/a.png", "data/masks/b.png"]),
+        (["PNGImages/a.jpg", "PNGImages/b.jpg"], ["PedMasks/a_mask.png", "PedMasks/b_mask.png"]),
+        (["my photos/a.jpg", "my photos/b.jpg"], ["my truth masks/a.png", "my truth masks/b.png"]),
+        (["photos/a.jpg", "photos/b.jpg"], ["PedMasks/a_mask.png", "PedMasks/b_mask.png"]),
+        (["images/1.png", "images/12.png"], ["masks/001.png", "masks/012.png"]),
+        (["t_1.bmp", "t_2.bmp"], ["t_1_anno.bmp", "t_2_anno.bmp"]),
         (["img/img1.png", "img/img2.png"], ["mask/mask1.png", "mask/mask2.png"]),
     ],
 )
