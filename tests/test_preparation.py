@@ -224,6 +224,53 @@ def test_label_studio(tmp_path):
     assert "Label Studio" in check(tmp_path / "studio", tmp_path)
 
 
+@pytest.mark.parametrize("rotation", [0, 90, 30])
+def test_rotated_shapes_of_label_studio(tmp_path, rotation):
+    put_images(tmp_path / "studio", "ab", size=(80, 60))
+    size = {"original_width": 80, "original_height": 60, "type": "rectanglelabels"}
+    value = {"x": 50, "y": 50, "width": 25, "height": 20, "rotation": rotation, "rectanglelabels": ["box"]}
+    tasks = [{"data": {"image": f"{n}.png"}, "annotations": [{"result": [{**size, "value": value}]}]} for n in "ab"]
+    (tmp_path / "studio" / "export.json").write_text(json.dumps(tasks))
+    ddep_hub.prepare(tmp_path / "studio", tmp_path / "output")
+    y, x = np.mgrid[:60, :80] + 0.5
+    angle = np.deg2rad(rotation)
+    along = np.cos(angle) * (x - 40) + np.sin(angle) * (y - 30)
+    across = -np.sin(angle) * (x - 40) + np.cos(angle) * (y - 30)
+    truth = (along > 0) & (along < 20) & (across > 0) & (across < 12)
+    for mask in masks_of(tmp_path / "output").values():
+        assert (mask != truth).sum() <= (20 if rotation == 30 else 0)
+
+
+def test_objects_that_reach_over_the_edge(tmp_path):
+    put_images(tmp_path / "coco", "ab")
+    content = coco("ab")
+    content["annotations"] = [
+        {"image_id": n, "category_id": 9, "segmentation": [[-9, -5, 10, -5, 10, 90, -9, 90]]} for n in (0, 1)
+    ]
+    (tmp_path / "coco" / "a.json").write_text(json.dumps(content))
+    ddep_hub.prepare(tmp_path / "coco", tmp_path / "output")
+    for mask in masks_of(tmp_path / "output").values():
+        assert mask[:, :10].all() and not mask[:, 10:].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", {"images": [{"id": 1}], "annotations": [], "categories": []}, "no field 'file_name'"),
+        ("a.json", {"images": [{"id": 1, "file_name": 3}], "annotations": [3], "categories": []}, "of another type"),
+        ("a.json", {"imagePath": "a.png", "shapes": [{"label": "x", "points": [3]}]}, "of another type"),
+        ("a.json", [{"data": {"image": "a.png"}, "annotations": [{}]}], "no field 'result'"),
+        ("annotations.xml", '<annotations><image name="a.png"/></annotations>', "no field 'width'"),
+        ("annotations.xml", "<annotations><track/></annotations>", "holds tracks of a video"),
+    ],
+)
+def test_incomplete_annotations_are_named(tmp_path, name, content, message):
+    put_images(tmp_path / "source", "a")
+    (tmp_path / "source" / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+
+
 @pytest.mark.parametrize("values", [[0, 32, 64], [0, 1, 2], [0, 100, 255]])
 def test_masks_of_any_values(tmp_path, values):
     put_images(tmp_path / "masks" / "images")

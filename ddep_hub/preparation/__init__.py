@@ -20,7 +20,7 @@ from ddep_hub.evaluation.inference import window_places
 from ddep_hub.evaluation.visualization import legend, overlay, panels
 from ddep_hub.utils.files import atomic_dir
 
-from .recognise import FORMATS, read_source
+from .recognise import FORMATS, INCOMPLETE, incomplete, read_source
 from .source import Example, Source
 
 
@@ -152,7 +152,10 @@ def _pictures(
 ) -> Iterator[tuple[str, Path | Image.Image, np.ndarray]]:
     """Name, image and mask of each example, or of each of its tiles."""
     for example in examples:
-        mask = example.mask()
+        try:
+            mask = example.mask()
+        except INCOMPLETE as error:
+            raise ValueError(incomplete(example.name, error)) from error
         image = example.image if isinstance(example.image, Path) else example.image()
         decoded = decode_image(image) if isinstance(image, Path) else image
         if decoded.size != mask.shape[::-1]:

@@ -13,6 +13,8 @@ from .source import Source
 from .tools import is_label_studio, is_labelme, read_annotation_json, read_cvat, read_label_studio, read_labelme
 
 
+# What reading a field raises that is not there, or of another type.
+INCOMPLETE = (KeyError, TypeError, IndexError, AttributeError)
 FORMATS = ("coco", "labelme", "cvat", "label-studio", "roboflow-masks", "objects", "stacks", "masks")
 
 
@@ -48,21 +50,28 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
         "masks": lambda: read_folder(root, table),
     }
     if name is not None:
-        found = readers[name]()
-        if found is None:
-            raise ValueError(f"{source} is not of the format {name}: it holds {_contents(root)}.")
-        return found
+        readers = {name: readers[name]}
     if source.is_file() and source.suffix not in (".json", ".xml"):
         raise ValueError(f"{source} is neither a folder nor a .json or .xml file of annotations.")
     try:
         result = next(filter(None, (read() for read in readers.values())))
+    except INCOMPLETE as error:
+        raise ValueError(incomplete(str(source), error)) from error
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{source} holds {_contents(root)}, of which nothing is recognised. Looked for json of COCO, LabelMe or "
             "Label Studio, annotations.xml of CVAT, _classes.csv of Roboflow, <id>/images and <id>/masks, TIFF stacks "
             "and folders of images and masks."
         ) from error
+    except StopIteration:
+        raise ValueError(f"{source} is not of the format {name}: it holds {_contents(root)}.") from None
     return result
+
+
+def incomplete(what: str, error: BaseException) -> str:
+    """What to say of annotations that lack a field, or have one of another type."""
+    field = f"no field {error}" if isinstance(error, KeyError) else f"a field of another type ({error})"
+    return f"{what}: an annotation has {field}. Export the annotations again, or correct the file."
 
 
 def _only(files: dict[Path, object], test: Callable[[object], bool]) -> dict[Path, object]:

@@ -8,7 +8,7 @@ import base64
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,8 @@ def read_cvat(root: Path, path: Path) -> Source:
     finder, names, examples = ImageFinder(root), _Names(), []
     for label in tree.iterfind(".//labels/label/name"):
         names[str(label.text)]
+    if tree.find("track") is not None:
+        raise ValueError(f'{path} holds tracks of a video. Export the task as "CVAT for images 1.1", with its images.')
     for entry in tree.iter("image"):
         image = finder.find(entry.attrib["name"], path.parent)
         if image is None:
@@ -194,21 +196,20 @@ def _studio_shape(result: Mapping[str, Any], names: _Names) -> Shape | None:
     width, height = result["original_width"], result["original_height"]
     if kind == "brushlabels":
         return Shape(class_id, bitmap=decode_brush(value["rle"]).reshape(height, width, 4)[..., 3] > 0)
+    scale = np.array([width / 100, height / 100])
     if kind == "polygonlabels":
-        corners: Iterable[Sequence[float]] = value["points"]
-    elif kind == "ellipselabels":
-        flat = _ellipse(value["x"], value["y"], value["radiusX"], value["radiusY"])
-        corners = list(zip(flat[::2], flat[1::2], strict=True))
+        corners = np.array(value["points"], float) * scale
     else:
-        corners = _turned(value)
-    return Shape(class_id, (tuple(v for x, y in corners for v in (x * width / 100, y * height / 100)),))
-
-
-def _turned(value: Mapping[str, float]) -> list[tuple[float, float]]:
-    x, y, w, h = (value[name] for name in ("x", "y", "width", "height"))
-    if value.get("rotation"):
-        raise ValueError("A rectangle of Label Studio is rotated, which is not read. Draw it as a polygon.")
-    return [(x, y), (x + w, y), (x + w, y + h), (x, y + h)]
+        start = np.array([value["x"], value["y"]]) * scale
+        if kind == "ellipselabels":
+            flat = _ellipse(0, 0, value["radiusX"] * scale[0], value["radiusY"] * scale[1])
+        else:
+            flat = _rectangle(0, 0, value["width"] * scale[0], value["height"] * scale[1])
+        # Clockwise about the first corner of a rectangle, the centre of an ellipse.
+        angle = math.radians(value.get("rotation") or 0)
+        turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+        corners = np.reshape(flat, (-1, 2)) @ turn + start
+    return Shape(class_id, (tuple(corners.ravel().tolist()),))
 
 
 def decode_brush(data: Sequence[int]) -> np.ndarray:
