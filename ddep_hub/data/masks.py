@@ -182,26 +182,40 @@ class ClassStatistics:
         ignore_index: Label of the pixels that belong to none.
 
     Attributes:
-        pixels: int64 (n,), pixels of each class.
-        images: int64 (n,), images in which each class occurs.
-        pixels_around: int64 (n,), labelled pixels of the images in which each class occurs.
-        num_ignored: Ignored pixels.
+        counts: int64 (3, n + 1): for each class, and ignored pixels last, the pixels, the images in which it occurs,
+            and the labelled pixels of these images. Those of several processes or parts of a data set add up.
     """
 
     def __init__(self, names: Sequence[str], ignore_index: int) -> None:
         self.names = tuple(names)
         self.ignore_index = ignore_index
-        self.pixels, self.images, self.pixels_around = (np.zeros(len(names), np.int64) for _ in range(3))
-        self.num_ignored = 0
+        self.counts = np.zeros((3, len(names) + 1), np.int64)
 
     def update(self, mask: np.ndarray) -> None:
         """Adds a mask (H, W) of class ids and `ignore_index`."""
         labelled = mask[mask != self.ignore_index]
-        counts = np.bincount(labelled, minlength=len(self.names))
-        self.pixels += counts
-        self.images += counts > 0
-        self.pixels_around += labelled.size * (counts > 0)
-        self.num_ignored += mask.size - labelled.size
+        pixels = np.append(np.bincount(labelled, minlength=len(self.names)), mask.size - labelled.size)
+        self.counts += np.stack([pixels, pixels > 0, labelled.size * (pixels > 0)])
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """Pixels of each class, int64 (n,)."""
+        return self.counts[0, :-1]
+
+    @property
+    def images(self) -> np.ndarray:
+        """Images in which each class occurs, int64 (n,)."""
+        return self.counts[1, :-1]
+
+    @property
+    def pixels_around(self) -> np.ndarray:
+        """Labelled pixels of the images in which each class occurs, int64 (n,)."""
+        return self.counts[2, :-1]
+
+    @property
+    def num_ignored(self) -> int:
+        """Ignored pixels."""
+        return int(self.counts[0, -1])
 
     @property
     def absent(self) -> list[str]:
@@ -211,11 +225,11 @@ class ClassStatistics:
     @property
     def ignored_share(self) -> float:
         """Share of pixels that are ignored, 0..1."""
-        return self.num_ignored / max(1, int(self.pixels.sum()) + self.num_ignored)
+        return self.num_ignored / max(1, int(self.counts[0].sum()))
 
     def table(self) -> str:
         """One line per class, to print."""
-        total = max(1, int(self.pixels.sum()) + self.num_ignored)
+        total = max(1, int(self.counts[0].sum()))
         width = max(map(len, [*self.names, "ignored"]))
         lines = [
             f"{name:{width}}  {pixels:>12,} pixels ({pixels / total:6.2%})  {images:>7,} images"

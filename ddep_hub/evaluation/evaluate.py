@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from ddep_hub.data.classes import names_in_order
+from ddep_hub.data.masks import ClassStatistics
 from ddep_hub.data.opening import open_split, summary_of
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.data.splits import read_split_file
@@ -108,6 +109,7 @@ def run_evaluation(
     transform, normalize = EvalTransform.from_processor(processor), Normalize.from_processor(processor)
     options = args.options()
     boundary = BoundaryIoU(classes.num_classes, classes.ignore_index, accelerator.device)
+    statistics = ClassStatistics(classes.names, classes.ignore_index)
 
     def write_mask(index: int, predicted: torch.Tensor) -> None:
         # The image is read once more, so only where it is shown.
@@ -124,6 +126,7 @@ def run_evaluation(
         accelerator=accelerator,
         options=options,
         boundary=boundary,
+        statistics=statistics,
         on_prediction=write_mask if args.predictions else None,
     )
     if not matrix.counts.any():
@@ -138,6 +141,9 @@ def run_evaluation(
     results = {
         **metrics,
         **boundary.compute(names),
+        "labelled_pixels": dict(zip(classes.names, statistics.pixels.tolist(), strict=True)),
+        "labelled_images": dict(zip(classes.names, statistics.images.tolist(), strict=True)),
+        "ignored_share": statistics.ignored_share,
         "images": len(dataset),
         "image_size": transform.image_size,
         "inference": dataclasses.asdict(options),
@@ -172,4 +178,14 @@ def summary(results: dict[str, Any]) -> str:
     if results["absent_classes"]:
         shown["mean_iou"] += f" (over {results['mean_iou_classes']} of {results['num_classes']} classes)"
     lines = [f"{title}: {shown[name]}" for name, title in titles.items()]
-    return "\n".join([*lines, f"images: {results['images']}"])
+    lines += [f"images: {results['images']}; {results['ignored_share']:.2%} of the pixels are ignored", ""]
+    pixels, images = results["labelled_pixels"], results["labelled_images"]
+    width, total = max(map(len, pixels)), max(1, sum(pixels.values()))
+    for name in pixels:
+        iou = results["iou"].get(name)
+        shown_iou = "     -" if iou is None else f"{100 * iou:6.2f}"
+        lines.append(
+            f"{name:{width}}  IoU {shown_iou}  {pixels[name]:>12,} pixels ({pixels[name] / total:6.2%})  "
+            f"{images[name]:>7,} images"
+        )
+    return "\n".join(lines)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ddep_hub.data.dataloading import init_worker, reading
 from ddep_hub.data.dataset_registry import EvaluationProtocol
+from ddep_hub.data.masks import ClassStatistics
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.data.transforms import EvalTransform
 from ddep_hub.segmentation import class_logits
@@ -208,6 +209,7 @@ def count_pixels(
     accelerator: Accelerator | None = None,
     options: InferenceOptions | None = None,
     boundary: BoundaryIoU | None = None,
+    statistics: ClassStatistics | None = None,
     on_prediction: Callable[[int, torch.Tensor], None] | None = None,
 ) -> ConfusionMatrix:
     """Counts true and predicted classes over a labelled dataset, at the size of its masks.
@@ -223,6 +225,7 @@ def count_pixels(
             of processes.
         options: How to predict; whole images in one pass by default.
         boundary: New counts on the model's device, to fill as well.
+        statistics: New counts of the labels, to fill as well.
         on_prediction: Called with the index of a sample and its predicted class ids (H, W), in the process that
             predicted it.
     """
@@ -241,6 +244,9 @@ def count_pixels(
     remaining = iter(indices)
     with reading(loader) as samples:
         for pixels, labels in _batches(samples, batch_size):
+            if statistics is not None:
+                for mask in labels.numpy():
+                    statistics.update(mask)
             predicted = predict(model, normalize(pixels.to(device)), tuple(labels.shape[-2:]), options)
             labels = labels.to(device)
             matrix.update(predicted, labels)
@@ -253,6 +259,9 @@ def count_pixels(
         matrix.counts = accelerator.reduce(matrix.counts, "sum")
         if boundary is not None:
             boundary.counts = accelerator.reduce(boundary.counts, "sum")
+        if statistics is not None:
+            counts = torch.from_numpy(statistics.counts).to(accelerator.device)
+            statistics.counts = accelerator.reduce(counts, "sum").cpu().numpy()
     return matrix
 
 

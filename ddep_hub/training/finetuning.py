@@ -4,7 +4,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object, set_seed
 from PIL import Image
@@ -128,12 +127,8 @@ class FinetuneTrainer(Trainer):
                 if not self.args.skip_bad_files:
                     raise
                 broken[dataset.sample_ids[index]] = bad_file(error)
-        counts = np.stack(
-            [found.pixels, found.images, found.pixels_around, np.full_like(found.pixels, found.num_ignored)]
-        )
-        total = self.accelerator.reduce(torch.from_numpy(counts).to(self.accelerator.device), "sum").cpu().numpy()
-        found.pixels, found.images, found.pixels_around = total[:3]
-        found.num_ignored = int(total[3, 0])
+        counts = torch.from_numpy(found.counts).to(self.accelerator.device)
+        found.counts = self.accelerator.reduce(counts, "sum").cpu().numpy()
         self.accelerator.print(f"Classes in the {len(dataset)} images of `{split}`:\n{found.table()}")
         return found, dict(gather_object(list(broken.items())))
 

@@ -158,9 +158,14 @@ def test_classes_that_no_validation_image_shows_are_named(finetuning, scenes, tm
     assert f"No pixel of these images is labelled {', '.join(absent)}" in text
     assert f"the mean over {len(scored)} of {len(names)} classes" in text
     evaluated = ddep_hub.evaluate(final, data)
-    assert evaluated["absent_classes"] == absent and f"over {len(scored)} of {len(names)} classes" in summary(
-        evaluated
-    )
+    shown = summary(evaluated)
+    assert evaluated["absent_classes"] == absent and f"over {len(scored)} of {len(names)} classes" in shown
+    masks = [np.array(Image.open(path)) for path in (data / "annotations" / "val").iterdir()]
+    for index, name in enumerate(names):
+        assert evaluated["labelled_pixels"][name] == sum(int((mask == index).sum()) for mask in masks)
+        assert evaluated["labelled_images"][name] == sum(bool((mask == index).any()) for mask in masks)
+        assert f"{evaluated['labelled_pixels'][name]:,} pixels" in shown
+    assert evaluated["ignored_share"] == pytest.approx(np.mean([mask == 255 for mask in masks]))
 
 
 def test_a_part_of_the_only_split_is_kept_for_validation(finetuning, scenes, tmp_path):
