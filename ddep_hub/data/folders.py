@@ -163,9 +163,9 @@ def _mask_folder(root: Path, split: str | None, images: Path) -> Path:
             elif meaning is not None and meaning == ("mask", meant):
                 candidates.append(parent / name)
     unique = list(dict.fromkeys(folder for folder in candidates if _holds(folder, MASK_EXTENSIONS)))
-    plain = [folder for folder in unique if "annotations" in folder.relative_to(root).parts[:1]]
+    plain = [folder for folder in unique if root / "annotations" in (folder, *folder.parents)]
     if len(unique) > 1 and not plain:
-        names = " and ".join(folder.relative_to(root).as_posix() for folder in unique)
+        names = " and ".join(os.path.relpath(folder, root) for folder in unique)
         raise ValueError(f"{root}: both {names} hold masks. Choose with mask_dir.")
     if unique:
         return (plain or unique)[0]

@@ -150,6 +150,10 @@ def test_flags_beat_what_is_recognised(tmp_path):
     absolute = FolderOptions(image_dir=str(root / "photos" / "val" / "raw"), mask_dir=str(root / "truth-val"))
     assert values(SegmentationFolder(root, "train", options=absolute)) == {"c": 3}
     assert values(SegmentationFolder(root, "train")) == {"a": 1}
+    other = put(tmp_path / "other", ["photos/a.jpg"], ["masks/a.png"])
+    (tmp_path / "empty").mkdir()
+    beside = FolderOptions(image_dir=str(other / "photos"), classes=other / "classes.json")
+    assert values(SegmentationFolder(tmp_path / "empty", "train", options=beside)) == {"a": 1}
     with pytest.raises(FileNotFoundError, match=r"image_dir: .*pictures is not a folder"):
         SegmentationFolder(root, "train", options=FolderOptions(image_dir="pictures"))
 
