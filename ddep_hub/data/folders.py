@@ -14,6 +14,7 @@ images           masks                    one split, `train`
 import glob
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,9 @@ def _recognised(root: Path, masks_of: Callable[[str | None, Path], Path]) -> dic
         home = root / whole
         children, loose = subfolders(home), _holds(home, IMAGE_EXTENSIONS, below=False)
         splits = [name for name in children if not loose or name.lower() in _SPLIT_OF]
+        if loose and splits:
+            text = f"{home} holds images beside the folders {', '.join(splits)}: they are in no split, and left out."
+            warnings.warn(text, stacklevel=2)
         places |= {name: Place(home / name, masks_of(name, home / name)) for name in splits}
         named = any(name.lower() in _SPLIT_OF for name in splits)
         if not splits or (not named and "train" not in places and not (root / "annotations").is_dir()):
@@ -204,8 +208,10 @@ def _chosen(parent: Path, names: Sequence[str], usual: str, what: str) -> str | 
 
 def subfolders(folder: Path) -> list[str]:
     """Names of the folders in a folder, without hidden ones; none if it is not there."""
-    entries = folder.iterdir() if folder.is_dir() else ()
-    return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__")))
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:  # asks for the kind of a link alone: folders may hold many images
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__")))
 
 
 def _holds(folder: Path, extensions: tuple[str, ...], *, below: bool = True) -> bool:

@@ -98,6 +98,12 @@ def test_one_split_is_called_train(tmp_path, images, masks):
     assert list(values(SegmentationFolder(root, "train")).values()) == [1, 2]
 
 
+def test_images_in_no_split_are_named(tmp_path):
+    root = put(tmp_path, ["images/train/a.jpg", "images/b.jpg"], ["annotations/train/a.png", "annotations/b.png"])
+    with pytest.warns(UserWarning, match="holds images beside the folders train"):
+        assert values(SegmentationFolder(root, "train")) == {"a": 1}
+
+
 def test_links_to_folders(tmp_path):
     root = put(tmp_path / "real", ["images/a.jpg"], ["masks/a.png"])
     (tmp_path / "linked").mkdir()
