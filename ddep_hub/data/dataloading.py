@@ -5,7 +5,7 @@ import hashlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from ddep_hub.utils.distributed import on_parent_death
 
 from .image_io import BadFileError
-from .samplers import StepBatchSampler, example_seed
+from .samplers import example_seed
 from .segmentation_datasets import Sample, SizedDataset
 
 
@@ -74,6 +74,26 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
             return {**self.transform(sample), "path": str(sample.get("path", index))}
 
 
+class PairedDataset(Dataset[dict[str, Any]]):
+    """Pairs each labelled example with an unlabelled one; indices are pairs of theirs.
+
+    An example is the labelled one with `unlabelled`, the pixels of the other, and what else that has.
+
+    Args:
+        labelled: The labelled examples.
+        unlabelled: The unlabelled ones.
+    """
+
+    def __init__(self, labelled: AugmentedDataset, unlabelled: AugmentedDataset) -> None:
+        self.labelled = labelled
+        self.unlabelled = unlabelled
+
+    def __getitem__(self, keys: tuple[tuple[int, int], tuple[int, int]]) -> dict[str, Any]:
+        labelled, unlabelled = self.labelled[keys[0]], self.unlabelled[keys[1]]
+        skipped = unlabelled["skipped"] + labelled["skipped"]
+        return {**unlabelled, "unlabelled": unlabelled["pixel_values"], **labelled, "skipped": skipped}
+
+
 def bad_file(error: BadFileError | OSError) -> str:
     """The file that an error is about."""
     return str(error.path if isinstance(error, BadFileError) else error.filename) or str(error)
@@ -112,13 +132,13 @@ def init_worker(worker: int) -> None:
 
 
 def train_dataloader(
-    dataset: Dataset[Any], sampler: StepBatchSampler | None = None, *, num_workers: int, device: torch.device
+    dataset: Dataset[Any], sampler: Iterable[Any] | None = None, *, num_workers: int, device: torch.device
 ) -> DataLoader[Any]:
     """Makes the dataloader of a run.
 
     Args:
         dataset: An [`AugmentedDataset`], or an [`ImageStream`], which makes whole batches itself.
-        sampler: Batches of indices; `None` for a stream.
+        sampler: Batches of indices, such as a [`StepBatchSampler`]; `None` for a stream.
         num_workers: Processes that read; 0 reads in this one.
         device: Where the batches go.
     """

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -204,3 +205,23 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
                     orders[source] = (epoch, epoch_order(self.sizes[source], seed, epoch))
                 batch.append((epoch, first[source] + int(orders[source][1][place])))
             yield batch
+
+
+class PairedBatchSampler(Sampler[list[tuple[Any, Any]]]):
+    """Batches of pairs: at each place of a batch, the index of one sampler and that of another.
+
+    Args:
+        first: A sampler of batches.
+        second: One with batches of the same lengths.
+    """
+
+    def __init__(self, first: StepBatchSampler, second: StepBatchSampler) -> None:
+        self.first = first
+        self.second = second
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def __iter__(self) -> Iterator[list[tuple[Any, Any]]]:
+        for one, other in zip(self.first, self.second, strict=True):
+            yield list(zip(one, other, strict=True))

@@ -1,5 +1,7 @@
 """From a sample to uint8 tensors: geometry and colour on the CPU; normalisation and noise are left to the device."""
 
+import copy
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -9,6 +11,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
+from .augmentations import AUGMENTATIONS, STRONG, pixel_of_rare_class
 from .image_io import decode_image, decode_reduced, jpeg_size
 from .segmentation_datasets import Sample
 
@@ -23,7 +26,7 @@ _INTERPOLATION = {
 
 
 class SegmentationTrainTransform:
-    """Random scale, crop and flip of image and mask together, and random colour of the image.
+    """Random scale, crop, flips and turns of image and mask together, and random colour of the image.
 
     Where the scaled image is smaller than the crop, it is put at a random place of it. Around it the image is filled
     with its own mean colour, which makes the weakest edge and lies near zero after any encoder's normalisation; the
@@ -35,7 +38,9 @@ class SegmentationTrainTransform:
             keep the aspect ratio. The image's own by default.
         scale: Range of the random scale, drawn uniformly.
         horizontal_flip: Probability of mirroring.
-        photometric: Whether to change brightness, contrast, saturation and hue at random.
+        augmentation: Kind of image, a key of `AUGMENTATIONS`; by default images are only mirrored.
+        class_crops: Probability that a crop is placed so that it holds a pixel of a class drawn among those of the
+            mask, each as likely as the others.
         ignore_index: Label of the filled border.
         resample: How the image is scaled.
 
@@ -50,7 +55,8 @@ class SegmentationTrainTransform:
         image_size: Size | None = None,
         scale: tuple[float, float] = (0.5, 2.0),
         horizontal_flip: float = 0.5,
-        photometric: bool = False,
+        augmentation: str | None = None,
+        class_crops: float = 0.0,
         ignore_index: int = 255,
         resample: InterpolationMode = InterpolationMode.BILINEAR,
     ) -> None:
@@ -58,7 +64,10 @@ class SegmentationTrainTransform:
         self.image_size = _checked_image_size(image_size)
         self.scale = _checked_range(scale)
         self.horizontal_flip = _checked_probability(horizontal_flip)
-        self.color_jitter = v2.ColorJitter(0.3, 0.3, 0.3, 0.05) if photometric else None
+        if augmentation is not None and augmentation not in AUGMENTATIONS:
+            raise ValueError(f"augmentation is {augmentation!r}; choose {', '.join(AUGMENTATIONS)}.")
+        self.augmentation = None if augmentation is None else AUGMENTATIONS[augmentation]
+        self.class_crops = _checked_probability(class_crops, "class_crops")
         self.ignore_index = ignore_index
         self.resample = resample
 
@@ -91,8 +100,12 @@ class SegmentationTrainTransform:
         else:
             scales = (scale * (self.image_size or min(image.size)) / min(image.size),) * 2
         # Only the part of the image that the crop will show is scaled.
-        top, height, crop_height, place_top = _window(image.height, self.crop_size[0], scales[0])
-        left, width, crop_width, place_left = _window(image.width, self.crop_size[1], scales[1])
+        pixel = None
+        if self.class_crops and torch.rand(()).item() < self.class_crops:
+            pixel = pixel_of_rare_class(torch.from_numpy(annotation), self.ignore_index)
+        row, column = pixel or (None, None)
+        top, height, crop_height, place_top = _window(image.height, self.crop_size[0], scales[0], row)
+        left, width, crop_width, place_left = _window(image.width, self.crop_size[1], scales[1], column)
         pixels = functional.pil_to_tensor(image.crop((left, top, left + width, top + height)))
         labels = torch.from_numpy(np.ascontiguousarray(annotation[top : top + height, left : left + width]))
         pixels = _resize(pixels, (crop_height, crop_width), self.resample)
@@ -101,17 +114,26 @@ class SegmentationTrainTransform:
         )[0]
         if torch.rand(()).item() < self.horizontal_flip:
             pixels, labels = pixels.flip(-1), labels.flip(-1)
-        if self.color_jitter is not None:
-            pixels = self.color_jitter(pixels)
+        if self.augmentation is not None:
+            pixels = self.augmentation.photometric(pixels)
         if (crop_height, crop_width) == self.crop_size:
-            return {"pixel_values": pixels.contiguous(), "labels": labels.contiguous()}
+            return self._turned(pixels, labels)
         inside = (slice(place_top, place_top + crop_height), slice(place_left, place_left + crop_width))
         mean = pixels.float().mean((1, 2)).round().to(torch.uint8)
         pixel_values = mean[:, None, None].repeat(1, *self.crop_size)
         pixel_values[:, *inside] = pixels
         padded = torch.full(self.crop_size, self.ignore_index, dtype=labels.dtype)
         padded[inside] = labels
-        return {"pixel_values": pixel_values, "labels": padded}
+        return self._turned(pixel_values, padded)
+
+    def _turned(self, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        if self.augmentation is not None and self.augmentation.turns:
+            if torch.rand(()).item() < 0.5:
+                pixels, labels = pixels.flip(-2), labels.flip(-2)
+            # With the flips, all eight ways to lay a square; of a rectangle, those that keep its sides.
+            if pixels.shape[-1] == pixels.shape[-2] and torch.rand(()).item() < 0.5:
+                pixels, labels = pixels.mT, labels.mT
+        return {"pixel_values": pixels.contiguous(), "labels": labels.contiguous()}
 
 
 class PretrainTransform:
@@ -266,14 +288,20 @@ def _processor_size(processor: Any) -> Size | None:
     raise ValueError(f"size of the image processor is {size}. Set shortest_edge, or height and width.")
 
 
-def _window(length: int, crop: int, scale: float) -> tuple[int, int, int, int]:
-    """One axis of a random crop: start and length of the cut, its length once scaled, its place in the crop."""
+def _window(length: int, crop: int, scale: float, pixel: int | None = None) -> tuple[int, int, int, int]:
+    """One axis of a random crop: start and length of the cut, its length once scaled, its place in the crop.
+
+    The cut holds `pixel`, if one is given.
+    """
     scaled = max(1, round(length * scale))
     if scaled > crop:
         part, size = min(length, max(1, round(crop / scale))), crop
     else:
         part, size = length, scaled
-    start = int(torch.randint(length - part + 1, ()))
+    first, last = 0, length - part
+    if pixel is not None:
+        first, last = max(first, pixel - part + 1), min(last, pixel)
+    start = first + int(torch.randint(last - first + 1, ()))
     place = int(torch.randint(crop - size + 1, ()))
     return start, part, size, place
 
@@ -309,7 +337,45 @@ def _checked_range(limits: tuple[float, float]) -> tuple[float, float]:
     return low, high
 
 
-def _checked_probability(probability: float) -> float:
+def _checked_probability(probability: float, name: str = "horizontal_flip") -> float:
     if not 0 <= probability <= 1:
-        raise ValueError(f"horizontal_flip is {probability}; give a probability in 0..1")
+        raise ValueError(f"{name} is {probability}; give a probability in 0..1")
     return probability
+
+
+class UnlabelledTransform:
+    """Random scale, crop and flips of an unlabelled image, and a second, strongly changed version of the same crop.
+
+    Args:
+        geometry: The transform of labelled images, of which scale, crop, flips and turns are taken.
+        strong: Whether to make the second version.
+    """
+
+    def __init__(self, geometry: SegmentationTrainTransform, *, strong: bool = False) -> None:
+        self.geometry = copy.copy(geometry)
+        self.geometry.class_crops = 0.0
+        if geometry.augmentation is not None:
+            self.geometry.augmentation = dataclasses.replace(geometry.augmentation, photometric=torch.nn.Identity())
+        self.strong = strong
+
+    def __call__(self, sample: Sample) -> dict[str, torch.Tensor]:
+        """Transforms one sample.
+
+        Args:
+            sample: With `image`, a PIL RGB image or an undecoded file.
+
+        Returns:
+            `pixel_values`, uint8 (3, h, w), `inside`, bool (h, w), false on the border around a small image, and
+            `strong`, uint8 (3, h, w), where it is made.
+
+        Raises:
+            BadFileError: An undecoded file cannot be used.
+        """
+        image = sample["image"] if isinstance(sample["image"], Image.Image) else decode_image(sample["image"])
+        border = self.geometry.ignore_index
+        mask = np.full((image.height, image.width), 1 if border == 0 else 0, dtype=np.int32)
+        example = self.geometry({"image": image, "annotation": mask})
+        result = {"pixel_values": example["pixel_values"], "inside": example["labels"] != border}
+        if self.strong:
+            result["strong"] = STRONG(example["pixel_values"]).contiguous()
+        return result

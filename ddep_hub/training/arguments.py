@@ -101,6 +101,13 @@ class RunArguments:
         "Default: pypi for Lite0, else hub.",
         path=True,
     )
+    pretrained: str | None = _model(
+        None,
+        "Pretrained model to start from: shipped name, folder or Hub id. Default: a random decoder on encoder_name.",
+        common=True,
+        path=True,
+        renamed_from="model_name_or_path",
+    )
     decoder_hidden_sizes: list[int] | None = _model(None, "Channels of the decoder's blocks, coarsest first.")
     decoder_bottleneck_size: int = _model(512, "Channels of the decoder's bottleneck; 0 leaves it out.")
     decoder_width: float = _model(1.0, "Factor on the decoder's channels.")
@@ -139,6 +146,11 @@ class RunArguments:
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("push_to_hub needs hub_model_id, such as `--hub_model_id org/name`.")
         parse_time(self.max_time)
+        if self.pretrained is not None:
+            for field in dataclasses.fields(self):
+                own = field.name.startswith(("decoder_", "encoder_name")) and field.name != "decoder_only"
+                if own and getattr(self, field.name) != field.default:
+                    raise ValueError(f"{field.name} belongs to the model in pretrained. Leave it out.")
 
     def check_positive(self, *names: str) -> None:
         """Raises a ValueError that names the first of these that is not a positive number."""
@@ -177,6 +189,10 @@ class PretrainArguments(RunArguments):
     shuffle_window: int = _data(1000, "Images of a stream that are shuffled among each other.")
     crop_size: int = _data(64, "Side of the random crops in pixels.", common=True)
     crop_scale_min: float = _data(0.2, "Smallest share of the image's area that a crop covers.")
+    scale: list[float] | None = _data(
+        None, "Range of the random scale of crops, as in fine-tuning, in place of crop_scale_min."
+    )
+    image_size: int | None = _data(None, "Shorter side that a scale of 1 stands for; default: the image's own.")
     num_val_images: int = _eval(
         32, "Images kept out of training, to measure the denoising error on.", renamed_from="num_held_out"
     )
@@ -195,6 +211,10 @@ class PretrainArguments(RunArguments):
         super().__post_init__()
         if len(self.sigma) not in (1, 2):
             raise ValueError(f"sigma takes one number or two, got {self.sigma}.")
+        if self.image_size is not None and self.scale is None:
+            raise ValueError("image_size belongs to scale. Set both, or neither.")
+        if self.scale is not None and len(self.scale) != 2:
+            raise ValueError(f"scale takes two numbers, got {self.scale}.")
         self.check_positive("num_val_images", "shuffle_window", "crop_size", "crop_scale_min")
         if self.image_weights and len(self.image_weights) != len(self.images):
             raise ValueError(f"image_weights has {len(self.image_weights)} numbers for {len(self.images)} images.")
@@ -225,13 +245,6 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
         "Regular expression whose first group, or match, in a sample's name says what belongs together, such as a "
         "slide or a video: val_fraction keeps whole groups. Default: column `group` of pairs.csv.",
     )
-    pretrained: str | None = _model(
-        None,
-        "Pretrained model to start from: shipped name, folder or Hub id. Default: a random decoder on encoder_name.",
-        common=True,
-        path=True,
-        renamed_from="model_name_or_path",
-    )
     keep_decoder_blocks: int | None = _model(
         None, "Blocks of its decoder to keep, from the coarsest on; the others are newly initialised. Default: all."
     )
@@ -249,7 +262,35 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
     )
     crop_size: int = _data(128, "Side of the random crops in pixels.", common=True)
     scale: list[float] = _data([0.5, 2.0], "Range of the random scale.")
-    photometric: bool = _data(False, "Change colours at random.")
+    augmentation: Literal["photo", "overhead", "microscopy"] | None = _data(
+        None,
+        "Kind of image. photo: colours change at random; overhead: also vertical flips and right-angle turns; "
+        "microscopy: these, and intensity, blur and noise. Default: horizontal flips alone.",
+        common=True,
+    )
+    class_crops: float = _data(
+        0.0,
+        "Probability that a crop is placed on a class drawn evenly among those of its image, for rare ones.",
+    )
+    unlabelled: list[str] = _data(
+        [],
+        "Unlabelled images, as `ddep-hub pretrain` takes them: the decoder is pretrained on them and on the labelled "
+        "ones first.",
+        common=True,
+        resumable=True,
+        path=True,
+    )
+    pretraining_steps: int = _optim(1500, "Steps of that pretraining; 0 leaves it out.", common=True)
+    pretraining_minutes: float | None = _optim(None, "Its time, from which its steps are computed.")
+    pretraining_batch_size: int | None = _optim(None, "Its images per step; default: that of `ddep-hub pretrain`.")
+    denoising_weight: float = _optim(
+        0.0, "Weight of the denoising loss on unlabelled images during fine-tuning (DenoiSeg)."
+    )
+    consistency_weight: float = _optim(
+        0.0,
+        "Weight of the consistency with a teacher on unlabelled images: the moving average of the model "
+        "(model_ema_decay).",
+    )
     class_weights: list[str] = _optim(
         [], "Weights of the classes in the cross-entropy: a number each, or `median_frequency` of the labelled images."
     )
@@ -284,7 +325,11 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
         if self.hub_decoder_only and not self.freeze_encoder:
             raise ValueError("hub_decoder_only would lose the encoder that is fine-tuned. Leave it out, or freeze it.")
         self.check_positive("crop_size", "per_device_eval_batch_size")
-        self.check_not_negative("dice_weight", "encoder_lr_factor", "freeze_encoder_steps")
+        self.check_not_negative("dice_weight", "encoder_lr_factor", "freeze_encoder_steps", "pretraining_steps")
+        self.check_not_negative("denoising_weight", "consistency_weight")
+        self._check_unlabelled()
+        if not 0 <= self.class_crops <= 1:
+            raise ValueError(f"class_crops must be in [0, 1], got {self.class_crops}.")
         if not 0 < self.encoder_layer_decay <= 1:
             raise ValueError(f"encoder_layer_decay must be in (0, 1], got {self.encoder_layer_decay}.")
         if self.class_weights and self.class_weights != ["median_frequency"]:
@@ -302,10 +347,21 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
             self.check_not_negative("keep_decoder_blocks")
             if self.pretrained is None:
                 raise ValueError("keep_decoder_blocks belongs to pretrained. Set both, or neither.")
-        if self.pretrained is not None:
-            for field in dataclasses.fields(self):
-                if field.name.startswith(("decoder_", "encoder_name")) and getattr(self, field.name) != field.default:
-                    raise ValueError(f"{field.name} belongs to the model in pretrained. Leave it out.")
+
+    def _check_unlabelled(self) -> None:
+        weights = [name for name in ("denoising_weight", "consistency_weight") if getattr(self, name)]
+        if weights and not self.unlabelled:
+            raise ValueError(f"{weights[0]} needs unlabelled images. Name them by unlabelled.")
+        if self.unlabelled and not (weights or self.pretraining_steps):
+            raise ValueError("unlabelled would not be used: pretraining_steps is 0. Set it, or a weight of a loss.")
+        if self.consistency_weight and not self.model_ema_decay:
+            raise ValueError("consistency_weight needs a teacher. Set model_ema_decay, such as 0.99.")
+        if weights and self.freeze_encoder_steps:
+            raise ValueError(f"{weights[0]} and freeze_encoder_steps do not go together. Set one of them.")
+        if self.pretraining_minutes is not None:
+            self.check_positive("pretraining_minutes")
+        if self.pretraining_batch_size is not None:
+            self.check_positive("pretraining_batch_size")
 
 
 def _parse_fraction(value: str) -> Fraction:

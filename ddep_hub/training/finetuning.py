@@ -8,31 +8,31 @@ import torch
 from accelerate.utils import gather_object, set_seed
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 
 from ddep_hub import DDePForSemanticSegmentation
-from ddep_hub.data.classes import ClassTable
-from ddep_hub.data.dataloading import AugmentedDataset, bad_file, fingerprint_of, train_dataloader
-from ddep_hub.data.folders import place_of
+from ddep_hub.data.dataloading import AugmentedDataset, PairedDataset, bad_file, fingerprint_of, train_dataloader
+from ddep_hub.data.image_datasets import images_fingerprint
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.masks import ClassStatistics, check_classes
-from ddep_hub.data.opening import open_split, summary_of
-from ddep_hub.data.samplers import StepBatchSampler
-from ddep_hub.data.segmentation_datasets import SegmentationDataset, SegmentationFolder
-from ddep_hub.data.splits import choose_labelled, choose_validation, groups_of, read_split_file, write_split_file
-from ddep_hub.data.transforms import EvalTransform, Normalize, SegmentationTrainTransform
-from ddep_hub.decoder import restore_weight_norms
-from ddep_hub.encoder_weights import encoder_source
+from ddep_hub.data.opening import summary_of
+from ddep_hub.data.samplers import PairedBatchSampler, StepBatchSampler
+from ddep_hub.data.segmentation_datasets import SegmentationDataset
+from ddep_hub.data.splits import write_split_file
+from ddep_hub.data.transforms import EvalTransform, Normalize, SegmentationTrainTransform, UnlabelledTransform
 from ddep_hub.evaluation.inference import evaluate_segmentation
 from ddep_hub.evaluation.metrics import absent_message
 from ddep_hub.evaluation.visualization import segmentation_picture
-from ddep_hub.pretrained import load_processor, processor_for_encoder, stored_config
+from ddep_hub.pretrained import load_processor, processor_for_encoder
 from ddep_hub.utils.arguments import build_arguments
 
 from .arguments import FinetuneArguments
+from .labelled import open_data
 from .losses import SegmentationLoss, median_frequency_weights
+from .models import finetuning_model
 from .optim import encoder_rates, set_encoder_mode
-from .pretraining import new_model
+from .semi_supervised import UnlabelledLoss, unlabelled_sources
+from .stages import pretrain_first, record_of
 from .trainer import Batch, Trainer
 
 
@@ -50,7 +50,11 @@ def finetune(arguments: FinetuneArguments | None = None, **kwargs: Any) -> dict[
         The metrics of [`evaluate_segmentation`] on `eval_split`; `labelled`, the number of labelled images; `seconds`
         of training, and `final`, the folder of the model.
     """
-    trainer = FinetuneTrainer(arguments or build_arguments(FinetuneArguments, kwargs))
+    args = arguments or build_arguments(FinetuneArguments, kwargs)
+    decoder = None
+    if args.unlabelled and args.pretraining_steps:
+        decoder = pretrain_first(args, open_data(args)[0])
+    trainer = FinetuneTrainer(args, decoder)
     results = trainer.run()
     trainer.accelerator.print(
         f"mIoU on {trainer.args.eval_split}: {100 * results['mean_iou']:.2f} ({results['labelled']} labelled images)"
@@ -59,23 +63,29 @@ def finetune(arguments: FinetuneArguments | None = None, **kwargs: Any) -> dict[
 
 
 class FinetuneTrainer(Trainer):
-    """Minimises cross-entropy and Dice on labelled images; measures mIoU on a validation split."""
+    """Minimises cross-entropy and Dice on labelled images; measures mIoU on a validation split.
+
+    Args:
+        args: The run's arguments.
+        decoder: Folder of a decoder to start from, in place of `args.pretrained`.
+    """
 
     kind = "finetuning"
     args: FinetuneArguments
     model: DDePForSemanticSegmentation
 
-    def __init__(self, args: FinetuneArguments) -> None:
+    def __init__(self, args: FinetuneArguments, decoder: str | None = None) -> None:
         super().__init__(args, unused_parameters=args.freeze_encoder_steps > 0)
         with self.accelerator.main_process_first():
             self.labelled, validation = open_data(args)
             set_seed(args.seed)  # the decoder's initialisation depends on the seed alone
-            self.model, source = build_model(args, self.labelled.classes)
+            self.model, source = finetuning_model(args, self.labelled.classes, decoder)
         self.set_mode(args.freeze_encoder_steps)
-        if args.pretrained is None:
+        start = decoder or args.pretrained
+        if start is None:
             self.processor = processor_for_encoder(args.encoder_name, args.image_size)
         else:
-            self.processor = load_processor(args.pretrained, self.model.config)
+            self.processor = load_processor(start, self.model.config)
             if args.image_size is not None:
                 options = {**self.processor.to_dict(), "do_resize": True, "size": {"shortest_edge": args.image_size}}
                 self.processor = type(self.processor).from_dict(options)
@@ -88,11 +98,14 @@ class FinetuneTrainer(Trainer):
         self.fingerprint = fingerprint_of(self.labelled.fingerprint, classes.names, classes.ignore_index)
         self.data = f"{len(self.labelled)} images"
         self.facts = {"encoder_source": source, "evaluated": len(self.validation)}
+        if decoder is not None:
+            self.facts |= record_of(decoder)
         transform = SegmentationTrainTransform.from_processor(
             self.processor,
             crop_size=args.crop_size,
             scale=(args.scale[0], args.scale[1]),
-            photometric=args.photometric,
+            augmentation=args.augmentation,
+            class_crops=args.class_crops,
             ignore_index=classes.ignore_index,
         )
         self.dataset = AugmentedDataset(self.labelled, transform, args.seed, skip_bad_files=args.skip_bad_files)
@@ -101,6 +114,28 @@ class FinetuneTrainer(Trainer):
         self.loss = SegmentationLoss(
             classes.ignore_index, class_weights=self._class_weights(), dice_weight=args.dice_weight
         )
+        self.unlabelled: AugmentedDataset | None = None
+        if args.denoising_weight or args.consistency_weight:
+            self._add_unlabelled(transform)
+
+    def _add_unlabelled(self, transform: SegmentationTrainTransform) -> None:
+        """Puts an unlabelled image beside each labelled one; the labelled images are among them."""
+        args, sources = self.args, unlabelled_sources(self.args)
+        self.fingerprint = fingerprint_of(self.fingerprint, images_fingerprint(sources))
+        images: Any = ConcatDataset([*sources, self.labelled])
+        self.data += f", {len(images)} unlabelled ones"
+        self.unlabelled = AugmentedDataset(
+            images,
+            UnlabelledTransform(transform, strong=args.consistency_weight > 0),
+            args.seed,
+            skip_bad_files=args.skip_bad_files,
+        )
+        set_seed(args.seed)
+        self.unlabelled_loss = UnlabelledLoss(self.model, args, self.normalize, self._teacher)
+
+    def _teacher(self) -> nn.Module:
+        assert self.weights.average is not None, "consistency_weight comes with model_ema_decay"
+        return self.weights.average.module
 
     def _read_once(
         self, dataset: SegmentationDataset, split: str, *, images: bool
@@ -170,16 +205,26 @@ class FinetuneTrainer(Trainer):
 
     def dataloader(self, start_step: int, states: dict[str, Any] | None) -> DataLoader[Any]:
         args = self.args
-        sampler = StepBatchSampler(len(self.dataset), seed=args.seed, **self.batch_options(start_step))
+        options = self.batch_options(start_step)
+        sampler: Any = StepBatchSampler(len(self.dataset), seed=args.seed, **options)
+        dataset: Any = self.dataset
+        if self.unlabelled is not None:
+            others = StepBatchSampler(len(self.unlabelled), seed=args.seed, **options)
+            dataset, sampler = PairedDataset(dataset, self.unlabelled), PairedBatchSampler(sampler, others)
         return train_dataloader(
-            self.dataset, sampler, num_workers=args.dataloader_num_workers, device=self.accelerator.device
+            dataset, sampler, num_workers=args.dataloader_num_workers, device=self.accelerator.device
         )
 
     def loss_counts(self, batch: Batch) -> list[torch.Tensor]:
-        return self.loss.counts(batch["labels"])
+        counts = self.loss.counts(batch["labels"])
+        return counts if self.unlabelled is None else counts + self.unlabelled_loss.counts(batch)
 
     def loss_sums(self, model: nn.Module, batch: Batch, step: int, positions: Sequence[int]) -> list[torch.Tensor]:
-        return self.loss.sums(model(pixel_values=self.normalize(batch["pixel_values"])).logits, batch["labels"])
+        sums = self.loss.sums(model(pixel_values=self.normalize(batch["pixel_values"])).logits, batch["labels"])
+        if self.unlabelled is None:
+            return sums
+        with self.accelerator.autocast():
+            return sums + self.unlabelled_loss.sums(batch, step, positions)
 
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
         metrics = evaluate_segmentation(
@@ -211,111 +256,3 @@ class FinetuneTrainer(Trainer):
         write_split_file(self.output / "labelled.txt", self.labelled.sample_ids)
         if self.args.val_fraction is not None:
             write_split_file(self.output / "validation.txt", self.validation.sample_ids)
-
-
-def open_train_and_val(args: FinetuneArguments) -> tuple[SegmentationDataset, SegmentationDataset]:
-    """Opens `train_split` and `eval_split`, or divides the former by `val_fraction`.
-
-    Raises:
-        FileNotFoundError: Something of the data set is missing.
-        ValueError: There is an `eval_split` besides `val_fraction`, or the images cannot be divided.
-    """
-    training = open_split(args, args.train_split)
-    if args.val_fraction is None:
-        return training, open_split(args, args.eval_split)
-    groups: Mapping[str, str] = {}
-    if isinstance(training, SegmentationFolder):
-        groups = training.groups
-        if place_of(dict.fromkeys(training.splits), args.eval_split):
-            raise ValueError(
-                f"val_fraction: {training.root} has a split `{args.eval_split}`. Leave val_fraction out, or "
-                "set another eval_split."
-            )
-    if args.group_pattern is not None:
-        groups = groups_of(training.sample_ids, args.group_pattern)
-    chosen = choose_validation(training.sample_ids, args.val_fraction, groups)
-    others = set(training.sample_ids) - set(chosen)
-    return training.select(name for name in training.sample_ids if name in others), training.select(chosen)
-
-
-def open_data(args: FinetuneArguments) -> tuple[SegmentationDataset, SegmentationDataset]:
-    """Opens the labelled images of a run, all of `train_split` by default, and its validation images.
-
-    Raises:
-        FileNotFoundError: Something of the data set is missing.
-        ValueError: The labelled images cannot be chosen, or are also validation images.
-    """
-    training, validation = open_train_and_val(args)
-    if args.split_file is not None:
-        training = training.select(read_split_file(args.split_file))
-    elif args.label_fraction is not None or args.num_labelled_images is not None:
-        chosen = choose_labelled(
-            training.sample_ids, fraction=args.label_fraction, number=args.num_labelled_images, seed=args.split_seed
-        )
-        training = training.select(chosen)
-    if isinstance(training, SegmentationFolder) and isinstance(validation, SegmentationFolder):
-        shared = set(training.images) & set(validation.images)
-        if shared:
-            raise ValueError(
-                f"eval_split: {len(shared)} images of `{args.eval_split}` are in `{args.train_split}` too, such as "
-                f"{min(shared)}. Use other images."
-            )
-    return training, validation
-
-
-def build_model(args: FinetuneArguments, classes: ClassTable) -> tuple[DDePForSemanticSegmentation, str]:
-    """Builds the model to fine-tune.
-
-    A classifier is kept only if the model was fine-tuned for these very classes. A new one depends on the seed alone,
-    so that models that differ in their decoder start with the same.
-
-    Returns:
-        The model, and where its encoder came from.
-    """
-    cls = DDePForSemanticSegmentation
-    labels: dict[str, Any] = {
-        "id2label": classes.id2label,
-        "label2id": classes.label2id,
-        "label_colors": [list(color) for color in classes.colors[-len(classes.labels) :]],
-        "semantic_loss_ignore_index": classes.ignore_index,
-    }
-    stored: dict[str, Any] = {}
-    if args.pretrained is None:
-        source = encoder_source(args.encoder_name, args.encoder_weights)
-        model = new_model(cls, args, source, **labels)
-    else:
-        stored = stored_config(args.pretrained)
-        source, weights = args.pretrained, None
-        if stored.get("decoder_only"):  # other folders hold their encoder
-            weights = source = encoder_source(
-                stored["encoder_name"], args.encoder_weights, stored.get("encoder_weights_hash")
-            )
-        model = cls.from_pretrained(args.pretrained, encoder_weights=weights, ignore_mismatched_sizes=True, **labels)
-    if args.restore_decoder_norms and "DDePForPreTraining" in (stored.get("architectures") or ()):
-        restore_weight_norms(model.ddep.decoder)
-    if args.keep_decoder_blocks is not None:
-        reinit_blocks(model, args.keep_decoder_blocks)
-    names = {int(label): name for label, name in (stored.get("id2label") or {}).items()}
-    if cls.__name__ not in (stored.get("architectures") or ()) or names != classes.id2label:
-        set_seed(args.seed)
-        nn.init.normal_(model.classifier.weight, std=model.config.initializer_range)
-        nn.init.zeros_(model.classifier.bias)
-    return model, source
-
-
-def reinit_blocks(model: DDePForSemanticSegmentation, keep: int) -> None:
-    """Initialises the finest blocks of a decoder newly.
-
-    Args:
-        model: A model with a pretrained decoder.
-        keep: Blocks to keep, from the coarsest on; the bottleneck is kept in any case.
-
-    Raises:
-        ValueError: The decoder has fewer blocks.
-    """
-    blocks = model.ddep.decoder.blocks
-    if keep > len(blocks):
-        raise ValueError(f"keep_decoder_blocks is {keep}, but the decoder has {len(blocks)} blocks.")
-    new = type(model)(model.config).ddep.decoder.blocks
-    for old_block, new_block in list(zip(blocks, new, strict=True))[keep:]:
-        old_block.load_state_dict(new_block.state_dict())

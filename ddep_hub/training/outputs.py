@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 from transformers.utils import logging
 
-from ddep_hub import DDePImageProcessor, DDePPreTrainedModel
+from ddep_hub import DDePForSemanticSegmentation, DDePImageProcessor, DDePPreTrainedModel
 from ddep_hub.hub.model_card import LOSS, PREDICTIONS, Kind, write_card, write_run_record
 from ddep_hub.utils.files import atomic_dir, atomic_write, warn_on_write_error
 
@@ -21,6 +21,9 @@ def save_model(model: DDePPreTrainedModel, processor: DDePImageProcessor, args: 
     """Saves a model with its image processor."""
     # Training may have the tensors in another memory format.
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    # Fine-tuning may have trained a denoising head beside the model.
+    if isinstance(model, DDePForSemanticSegmentation):
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("noise_head.")}
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # it would break the run's own bar
     model.save_pretrained(folder, decoder_only=getattr(args, "decoder_only", False), state_dict=state)

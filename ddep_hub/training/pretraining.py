@@ -1,17 +1,17 @@
 """Pretraining of a decoder by denoising."""
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from PIL import Image
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
-from ddep_hub import DDePConfig, DDePForPreTraining, DDePPreTrainedModel
+from ddep_hub import DDePForPreTraining
 from ddep_hub.data.dataloading import AugmentedDataset, bad_file, train_dataloader
 from ddep_hub.data.image_datasets import MapSource, ShardedImages, images_fingerprint, open_images
 from ddep_hub.data.image_io import BadFileError
@@ -19,20 +19,20 @@ from ddep_hub.data.samplers import StepBatchSampler, epoch_order, example_seed
 from ddep_hub.data.segmentation_datasets import SizedDataset
 from ddep_hub.data.streaming import ImageStream
 from ddep_hub.data.synthetic import embedded_scenes
-from ddep_hub.data.transforms import Normalize, PretrainTransform
+from ddep_hub.data.transforms import Normalize, PretrainTransform, SegmentationTrainTransform, UnlabelledTransform
 from ddep_hub.denoising import sample_sigma
-from ddep_hub.encoder_weights import encoder_file, encoder_source, needs_image_skip
+from ddep_hub.encoder_weights import encoder_file, encoder_source
 from ddep_hub.evaluation.denoising import denoising_error, denoising_references
 from ddep_hub.evaluation.visualization import denoising_picture
-from ddep_hub.pretrained import processor_for_encoder
+from ddep_hub.pretrained import processor_for_encoder, stored_config
 from ddep_hub.utils.arguments import build_arguments
 from ddep_hub.utils.paths import resolve_data
 
 from .arguments import PretrainArguments, micro_batches
+from .models import pretraining_model
 from .trainer import Batch, Trainer
 
 
-Model = TypeVar("Model", bound=DDePPreTrainedModel)
 # Training images that the linear filter among the references is fitted on.
 REFERENCE_IMAGES = 32
 REFERENCES = ("predicting_zero", "gaussian_blur", "linear_filter")
@@ -51,14 +51,19 @@ def pretrain(arguments: PretrainArguments | None = None, **kwargs: Any) -> dict[
     """
     trainer = PretrainTrainer(arguments or build_arguments(PretrainArguments, kwargs))
     results = trainer.run()
-    trainer.accelerator.print(
+    report(trainer.accelerator, results)
+    return results
+
+
+def report(accelerator: Accelerator, results: Mapping[str, float]) -> None:
+    """Prints what pretraining has reached."""
+    accelerator.print(
         f"Error of the predicted noise on validation images: {results['denoising_error']:.4f} (predicting zero "
         f"{results['predicting_zero']:.4f}, best Gaussian blur {results['gaussian_blur']:.4f}, best linear filter "
         f"{results['linear_filter']:.4f})"
     )
     if not has_learned(results):
-        trainer.accelerator.print("The decoder does not denoise better than these yet. Train for longer.")
-    return results
+        accelerator.print("The decoder does not denoise better than these yet. Train for longer.")
 
 
 def has_learned(results: Mapping[str, float]) -> bool:
@@ -67,32 +72,31 @@ def has_learned(results: Mapping[str, float]) -> bool:
 
 
 class PretrainTrainer(Trainer):
-    """Minimises the squared error of the prediction; the noise depends on (seed, step, position) alone."""
+    """Minimises the squared error of the prediction; the noise depends on (seed, step, position) alone.
+
+    Args:
+        args: The run's arguments.
+        more_images: Data sets to train on besides `args.images`.
+    """
 
     kind = "pretraining"
     args: PretrainArguments
     model: DDePForPreTraining
 
-    def __init__(self, args: PretrainArguments) -> None:
+    def __init__(self, args: PretrainArguments, more_images: Sequence[SizedDataset] = ()) -> None:
         super().__init__(args)
-        source = encoder_source(args.encoder_name, args.encoder_weights)
-        self.transform = PretrainTransform(crop_size=args.crop_size, scale=(args.crop_scale_min, 1.0))
+        self.more_images = more_images
+        stored = {} if args.pretrained is None else stored_config(args.pretrained)
+        encoder_name = stored.get("encoder_name", args.encoder_name)
+        source = encoder_source(encoder_name, args.encoder_weights, stored.get("encoder_weights_hash"))
+        self.transform = train_transform(args)
         with self.accelerator.main_process_first():
             validation, examples = self._open_data()
             encoder_file(source)
         set_seed(args.seed)  # the decoder's initialisation depends on the seed alone
-        self.model = new_model(
-            DDePForPreTraining,
-            args,
-            source,
-            freeze_encoder=args.freeze_encoder,
-            corruption=args.corruption,
-            prediction_type=args.prediction_type,
-            sigma=args.sigma[0] if len(args.sigma) == 1 else args.sigma,
-            image_skip=needs_image_skip(args.encoder_name) if args.image_skip is None else args.image_skip,
-        )
+        self.model = pretraining_model(args, source, stored)
         self.facts = {"encoder_source": source, "images": self.data}
-        self.processor = processor_for_encoder(args.encoder_name)
+        self.processor = processor_for_encoder(encoder_name)
         self.normalize = Normalize.from_processor(self.processor)
         self.sigma_range = self.model.config.sigma_range
         self.validation = self.normalize(validation)
@@ -110,7 +114,7 @@ class PretrainTrainer(Trainer):
             ValueError: There are no more images than `num_val_images`, or a source cannot be used.
         """
         args, number = self.args, self.args.num_val_images
-        names, sources = source_names(args), open_sources(args)
+        names, sources = source_names(args), [*open_sources(args), *self.more_images]
         self.fingerprint = images_fingerprint(sources)
         self.streams = [source for source in sources if isinstance(source, ShardedImages)]
         if self.streams:
@@ -187,12 +191,7 @@ class PretrainTrainer(Trainer):
 
     def loss_sums(self, model: nn.Module, batch: Batch, step: int, positions: Sequence[int]) -> list[torch.Tensor]:
         images = self.normalize(batch["pixel_values"])
-        noise = torch.empty(images.shape, device=images.device)
-        sigma = torch.empty(len(images), device=images.device)
-        for index, position in enumerate(positions):
-            generator = torch.Generator(images.device).manual_seed(example_seed(self.args.seed, step, position))
-            noise[index].normal_(generator=generator)
-            sigma[index] = sample_sigma(self.sigma_range, 1, generator=generator, device=images.device)[0]
+        noise, sigma = seeded_noise(images, self.sigma_range, self.args.seed, step, positions)
         return [model(pixel_values=images, noise=noise, sigma=sigma).loss * images.numel()]
 
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
@@ -206,20 +205,38 @@ class PretrainTrainer(Trainer):
         return denoising_picture(model, self.validation[:4])
 
 
-def new_model(cls: type[Model], args: Any, source: str, **fields: Any) -> Model:
-    """A model with a random decoder.
+def seeded_noise(
+    images: torch.Tensor, sigma_range: tuple[float, float], seed: int, step: int, positions: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise and its level for each image, which depend on the seed, the step and the position in the batch alone.
 
     Args:
-        cls: Class of the model.
-        args: Arguments with `encoder_name` and the fields `decoder_*` of [`DDePConfig`].
-        source: Where the encoder's weights come from, see [`encoder_source`].
-        **fields: Further fields of [`DDePConfig`].
+        images: `(batch, C, H, W)`.
+        sigma_range: Range of the levels.
+        seed: Seed of the run.
+        step: Counted from 0.
+        positions: Place of each image in the global batch.
+
+    Returns:
+        Standard normal noise of the images' shape, and sigma of shape `(batch,)`.
     """
-    names = {field.name for field in dataclasses.fields(args) if field.name.startswith("decoder_")}
-    fields |= {name: getattr(args, name) for name in names - {"decoder_only"}}
-    if source == "none":
-        return cls(DDePConfig(encoder_name=args.encoder_name, **fields))
-    return cls.from_pretrained_encoder(args.encoder_name, encoder_weights=source, **fields)
+    noise = torch.empty(images.shape, device=images.device)
+    sigma = torch.empty(len(images), device=images.device)
+    for index, position in enumerate(positions):
+        generator = torch.Generator(images.device).manual_seed(example_seed(seed, step, position))
+        noise[index].normal_(generator=generator)
+        sigma[index] = sample_sigma(sigma_range, 1, generator=generator, device=images.device)[0]
+    return noise, sigma
+
+
+def train_transform(args: PretrainArguments) -> PretrainTransform | UnlabelledTransform:
+    """The random crops of a run: of any scale, or those of fine-tuning."""
+    if args.scale is None:
+        return PretrainTransform(crop_size=args.crop_size, scale=(args.crop_scale_min, 1.0))
+    geometry = SegmentationTrainTransform(
+        crop_size=args.crop_size, image_size=args.image_size, scale=(args.scale[0], args.scale[1])
+    )
+    return UnlabelledTransform(geometry)
 
 
 def open_sources(args: PretrainArguments) -> list[MapSource] | list[ShardedImages]:

@@ -23,7 +23,7 @@ from .arguments import RunArguments
 
 
 # What a run writes into its folder.
-FOLDERS = ("final", "best", "checkpoints", "pictures")
+FOLDERS = ("final", "best", "checkpoints", "pictures", "pretraining")
 FILES = ("config.yaml", "metrics.jsonl", "bad_files.txt", "labelled.txt", "validation.txt")
 # Arguments that every config.yaml of a run has; a file of another program hardly has all.
 KNOWN_FIELDS = {"output_dir", "max_steps", "encoder_name", "decoder_norm"}

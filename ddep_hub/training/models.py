@@ -1,0 +1,127 @@
+"""The model that a run starts from."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from accelerate.utils import set_seed
+from torch import nn
+
+from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePPreTrainedModel
+from ddep_hub.data.classes import ClassTable
+from ddep_hub.decoder import restore_weight_norms
+from ddep_hub.encoder_weights import encoder_source, needs_image_skip
+from ddep_hub.pretrained import stored_config
+
+from .arguments import FinetuneArguments, PretrainArguments
+
+
+Model = TypeVar("Model", bound=DDePPreTrainedModel)
+
+
+def new_model(cls: type[Model], args: Any, source: str, **fields: Any) -> Model:
+    """A model with a random decoder.
+
+    Args:
+        cls: Class of the model.
+        args: Arguments with `encoder_name` and the fields `decoder_*` of [`DDePConfig`].
+        source: Where the encoder's weights come from, see [`encoder_source`].
+        **fields: Further fields of [`DDePConfig`].
+    """
+    names = {field.name for field in dataclasses.fields(args) if field.name.startswith("decoder_")}
+    fields |= {name: getattr(args, name) for name in names - {"decoder_only"}}
+    if source == "none":
+        return cls(DDePConfig(encoder_name=args.encoder_name, **fields))
+    return cls.from_pretrained_encoder(args.encoder_name, encoder_weights=source, **fields)
+
+
+def pretraining_model(args: PretrainArguments, source: str, stored: Mapping[str, Any]) -> DDePForPreTraining:
+    """Builds the model to pretrain.
+
+    Args:
+        args: The run's arguments.
+        source: Where the encoder's weights come from, see [`encoder_source`].
+        stored: Configuration of `args.pretrained`, empty if there is none.
+    """
+    image_skip = args.image_skip
+    if image_skip is None:
+        image_skip = stored.get("image_skip", needs_image_skip(args.encoder_name))
+    fields: dict[str, Any] = {
+        "freeze_encoder": args.freeze_encoder,
+        "corruption": args.corruption,
+        "prediction_type": args.prediction_type,
+        "sigma": args.sigma[0] if len(args.sigma) == 1 else args.sigma,
+        "image_skip": image_skip,
+    }
+    if args.pretrained is None:
+        return new_model(DDePForPreTraining, args, source, **fields)
+    weights = source if stored.get("decoder_only") else None  # other folders hold their encoder
+    return DDePForPreTraining.from_pretrained(
+        args.pretrained, encoder_weights=weights, ignore_mismatched_sizes=True, **fields
+    )
+
+
+def finetuning_model(
+    args: FinetuneArguments, classes: ClassTable, decoder: str | None = None
+) -> tuple[DDePForSemanticSegmentation, str]:
+    """Builds the model to fine-tune.
+
+    A classifier is kept only if the model was fine-tuned for these very classes. A new one depends on the seed alone,
+    so that models that differ in their decoder start with the same.
+
+    Args:
+        args: The run's arguments.
+        classes: The classes of the labels.
+        decoder: Folder of a decoder to start from, in place of `args.pretrained`.
+
+    Returns:
+        The model, and where its encoder came from.
+    """
+    cls = DDePForSemanticSegmentation
+    labels: dict[str, Any] = {
+        "id2label": classes.id2label,
+        "label2id": classes.label2id,
+        "label_colors": [list(color) for color in classes.colors[-len(classes.labels) :]],
+        "semantic_loss_ignore_index": classes.ignore_index,
+    }
+    stored: dict[str, Any] = {}
+    start = decoder or args.pretrained
+    if start is None:
+        source = encoder_source(args.encoder_name, args.encoder_weights)
+        model = new_model(cls, args, source, **labels)
+    else:
+        stored = stored_config(start)
+        source, weights = start, None
+        if stored.get("decoder_only"):  # other folders hold their encoder
+            weights = source = encoder_source(
+                stored["encoder_name"], args.encoder_weights, stored.get("encoder_weights_hash")
+            )
+        model = cls.from_pretrained(start, encoder_weights=weights, ignore_mismatched_sizes=True, **labels)
+    if args.restore_decoder_norms and "DDePForPreTraining" in (stored.get("architectures") or ()):
+        restore_weight_norms(model.ddep.decoder)
+    if args.keep_decoder_blocks is not None:
+        reinit_blocks(model, args.keep_decoder_blocks)
+    names = {int(label): name for label, name in (stored.get("id2label") or {}).items()}
+    if cls.__name__ not in (stored.get("architectures") or ()) or names != classes.id2label:
+        set_seed(args.seed)
+        nn.init.normal_(model.classifier.weight, std=model.config.initializer_range)
+        nn.init.zeros_(model.classifier.bias)
+    return model, source
+
+
+def reinit_blocks(model: DDePForSemanticSegmentation, keep: int) -> None:
+    """Initialises the finest blocks of a decoder newly.
+
+    Args:
+        model: A model with a pretrained decoder.
+        keep: Blocks to keep, from the coarsest on; the bottleneck is kept in any case.
+
+    Raises:
+        ValueError: The decoder has fewer blocks.
+    """
+    blocks = model.ddep.decoder.blocks
+    if keep > len(blocks):
+        raise ValueError(f"keep_decoder_blocks is {keep}, but the decoder has {len(blocks)} blocks.")
+    new = type(model)(model.config).ddep.decoder.blocks
+    for old_block, new_block in list(zip(blocks, new, strict=True))[keep:]:
+        old_block.load_state_dict(new_block.state_dict())

@@ -1,0 +1,128 @@
+"""Pretraining on the user's own unlabelled images, as the first stage of a fine-tuning run."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from ddep_hub.data.segmentation_datasets import SegmentationDataset
+from ddep_hub.hub.staging import read_json
+from ddep_hub.utils.arguments import parse_arguments, write_yaml
+from ddep_hub.utils.distributed import on_main_process
+from ddep_hub.utils.files import remove_dir
+
+from .arguments import FinetuneArguments, PretrainArguments
+from .pretraining import PretrainTrainer, report
+from .run_dir import check_run_dir
+from .semi_supervised import unlabelled_sources
+
+
+STAGE = "pretraining"
+# Steps that are timed to turn minutes into steps; the first ones are slow.
+TIMED_STEPS = 12
+# Crops of validation images, at most a tenth of the images.
+MAX_VAL_IMAGES = 32
+
+
+def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset) -> str:
+    """Pretrains the decoder of a fine-tuning run in `pretraining/` of its folder, or resumes that, or finds it done.
+
+    The crops have the size and the scales of fine-tuning's, so that the decoder sees structures of one size.
+
+    Args:
+        args: Arguments of the run, with `unlabelled`.
+        labelled: Its labelled images, which are pretrained on too.
+
+    Returns:
+        Folder of the decoder.
+
+    Raises:
+        What [`PretrainTrainer`] raises.
+    """
+    arguments, output = stage_arguments(args, labelled), Path(args.output_dir)
+    resume = args.resume_from_checkpoint is not None
+
+    def start() -> None:
+        check_run_dir(output, overwrite=args.overwrite, resume=resume)
+        if args.overwrite and (output / STAGE).exists():
+            remove_dir(output / STAGE)
+        write_yaml(args, output / "config.yaml")
+
+    on_main_process(PartialState(), start)
+    if args.pretraining_minutes is not None:
+        arguments.max_steps = _steps_in(args.pretraining_minutes, arguments, labelled)
+    trainer = PretrainTrainer(arguments, more_images=[labelled])
+    trainer.accelerator.print(f"Stage 1 of 2: pretraining the decoder in {arguments.output_dir}")
+    results = trainer.run()
+    report(trainer.accelerator, results)
+    trainer.accelerator.print("Stage 2 of 2: fine-tuning")
+    return str(results["final"])
+
+
+def stage_arguments(args: FinetuneArguments, labelled: SegmentationDataset) -> PretrainArguments:
+    """Arguments of the first stage: those that it shares with fine-tuning, and what follows from its images."""
+    shared = {field.name for field in dataclasses.fields(PretrainArguments)} & {
+        field.name for field in dataclasses.fields(FinetuneArguments)
+    }
+    own = {
+        "max_steps",
+        "batch_size",
+        "learning_rate",
+        "warmup_steps",
+        "weight_decay",
+        "eval_steps",
+        "optim",
+        "freeze_encoder",
+    }
+    own |= {"push_to_hub", "hub_model_id", "hub_decoder_only", "hub_private_repo", "hub_revision", "model_ema_decay"}
+    values: dict[str, Any] = {name: getattr(args, name) for name in shared - own}
+    values |= {
+        "output_dir": str(Path(args.output_dir) / STAGE),
+        "images": args.unlabelled,
+        "max_steps": args.pretraining_steps,
+        "decoder_only": True,
+    }
+    values["batch_size"] = (
+        PretrainArguments.batch_size if args.pretraining_batch_size is None else args.pretraining_batch_size
+    )
+    if args.resume_from_checkpoint is not None:  # its checkpoints are others than the run's
+        values["resume_from_checkpoint"] = "latest"
+    arguments = PretrainArguments(**values)
+    number = sum(len(source) for source in unlabelled_sources(args)) + len(labelled)
+    arguments.num_val_images = max(1, min(MAX_VAL_IMAGES, number // 10))
+    return arguments
+
+
+def record_of(decoder: str) -> dict[str, Any]:
+    """What the card of the second stage says of the first one: its record and its results."""
+    return {
+        "pretraining": {**read_json(Path(decoder) / "run.json"), "results": read_json(Path(decoder) / "results.json")}
+    }
+
+
+def _steps_in(minutes: float, args: PretrainArguments, labelled: SegmentationDataset) -> int:
+    """Steps that take so many minutes, measured in a few of them; of a run that goes on, those of its start."""
+    config = Path(args.output_dir) / "config.yaml"
+    if args.resume_from_checkpoint is not None and config.is_file():
+        return parse_arguments(PretrainArguments, ["--config", str(config)]).max_steps
+    folder = Path(args.output_dir).with_name(".timing")
+    timed = dataclasses.replace(
+        args,
+        output_dir=str(folder),
+        max_steps=TIMED_STEPS,
+        save_steps=0,
+        report_to=[],
+        overwrite=True,
+        resume_from_checkpoint=None,
+        num_val_images=1,
+    )
+    seconds = PretrainTrainer(timed, more_images=[labelled]).run()["seconds"]
+    state = PartialState()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+    (steps,) = broadcast_object_list([max(TIMED_STEPS, round(60 * minutes / seconds * TIMED_STEPS))])
+    return int(steps)
