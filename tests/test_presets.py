@@ -15,7 +15,8 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.data.dataset_registry import get_dataset_info
-from ddep_hub.label_efficiency.config import StudyArguments, chosen_study
+from ddep_hub.label_efficiency.config import StudyArguments
+from ddep_hub.label_efficiency.runner import chosen_study
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.utils.arguments import build_arguments, list_presets, parse_arguments, preset_file
 

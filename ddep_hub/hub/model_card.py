@@ -65,7 +65,7 @@ def write_run_record(
         arguments: Its arguments, a dataclass. Paths are shortened to their last part, see `arg(path=True)`.
         results: The metrics, and `seconds` of training.
         **facts: `encoder_source`; `images` in pretraining, their number in words; `evaluated` in fine-tuning, the
-            number of validation images.
+            number of validation images, and `pretraining`, the record and results of a first stage.
     """
     values, paths = dataclasses.asdict(arguments), names_with(type(arguments), "path")
     defaults = dataclasses.asdict(type(arguments)())
@@ -171,9 +171,9 @@ def add_baseline(folder: Path, other: Path) -> None:
     ours, theirs = ({**read_json(place / RUN), **_measured(place)} for place in (folder, other))
     if not ours["kind"] == theirs["kind"] == "finetuning":
         raise ValueError("baseline: both models must be fine-tuned.")
-    if theirs["arguments"]["pretrained"] is not None:
+    if theirs["arguments"]["pretrained"] is not None or theirs.get("pretraining"):
         raise ValueError(f"baseline: {other} did not start from a random decoder. Name a run without `pretrained`.")
-    if ours["arguments"]["pretrained"] is None:
+    if ours["arguments"]["pretrained"] is None and not ours.get("pretraining"):
         raise ValueError(f"baseline: {folder} itself started from a random decoder, and needs no baseline.")
     same = ("data", "train_split", "eval_split", "val_fraction", "image_size", "split_seed", "labelled", "inference")
     for name in (*same, "classes"):

@@ -26,32 +26,70 @@ ENTRIES: dict[str, tuple[Any, str]] = {
 }
 # Arguments that a row states in its own columns, or that follow from its method.
 _ROW = {"seed", "split_seed", "label_fraction", "pretrained"}
+# Arguments that the first studies did not have; at their defaults, those rows stay valid.
+_ADDED = {"class_crops", "pretraining_steps", "denoising_weight", "consistency_weight"}
+
+
+# Arguments of fine-tuning that a comparison takes beside where the data is.
+OVERRIDES = ("encoder_name", "eval_split", "val_fraction", "group_pattern", "image_size", "crop_size", "augmentation")
+SCENES = "examples/configs/label-efficiency-scenes.yaml"
 
 
 @dataclass(kw_only=True)
-class StudyArguments:
-    """Run a label-efficiency study: many runs with and without pretraining, and a report."""
+class StudyArguments(LabelledDataArguments):
+    """Compare ways to start fine-tuning, on your own data, or as a study file says; writes a report and figures."""
 
-    study: str = arg(
-        "examples/configs/label-efficiency-scenes.yaml", "YAML file with methods, fractions and seeds.", common=True
+    unlabelled: list[str] = arg(
+        [],
+        "Unlabelled images, as for `ddep-hub pretrain`, beside the training images.",
+        group="data",
+        path=True,
+        common=True,
+        renamed_from="images",
     )
-    data: str | None = arg(
-        None, "Labelled data instead of the file's, as for `ddep-hub finetune`.", path=True, common=True
-    )
-    images: list[str] = arg(
-        [], "Unlabelled images instead of the file's, as for `ddep-hub pretrain`.", path=True, common=True
+    labels: list[int] = arg([], "Numbers of labelled images to compare with. Default: 6 and 12.", common=True)
+    seeds: int | None = arg(None, "Seeds of each number of labels. Default: 3, or the study file's.", common=True)
+    minutes: float | None = arg(
+        None,
+        "Time that all runs should take, by fewer steps. Default: the steps of few-labels.",
+        common=True,
     )
     output_dir: str = arg(
-        "runs/label-efficiency", "Folder of the rows, decoders, runs, report and figure.", path=True, common=True
+        "runs/label-efficiency", "Folder of the rows, decoders, runs, report and figures.", path=True, common=True
     )
-    methods: list[str] = arg([], "Methods to run; default: all of the file's.")
-    fractions: list[str] = arg([], "Label fractions to run; default: all of the file's.")
-    seeds: int | None = arg(None, "Number of seeds instead of the file's.")
+    eval_split: str | None = arg(None, "Split to measure on. Default: val.", group="data")
+    val_fraction: str | None = arg(None, "Share of the images to measure on, if there are no splits.", group="data")
+    group_pattern: str | None = arg(
+        None,
+        "Regular expression whose first group in an image's name says which images stay together with val_fraction.",
+        group="data",
+    )
+    image_size: int | None = arg(None, "Shorter side that images are resized to.", group="data", common=True)
+    crop_size: int | None = arg(None, "Side of the random crops in pixels.", group="data", common=True)
+    augmentation: str | None = arg(None, "Kind of image: photo, overhead or microscopy.", group="data", common=True)
+    encoder_name: str | None = arg(None, "timm name of the encoder.", group="model")
+    study: str | None = arg(
+        None, f"YAML file with methods, fractions and seeds. Default: {SCENES}, without data.", path=True, common=True
+    )
+    methods: list[str] = arg([], "Methods to run; default: all.")
+    fractions: list[str] = arg([], "Label fractions to run; default: all of the study file's.")
     report_only: bool = arg(False, "Write report and figure from the existing rows, and run nothing.")
 
     def __post_init__(self) -> None:
         if self.seeds is not None and self.seeds < 1:
             raise ValueError(f"seeds must be positive, got {self.seeds}.")
+        if any(number < 1 for number in self.labels):
+            raise ValueError(f"labels must be positive, got {self.labels}.")
+        if self.minutes is not None and self.minutes <= 0:
+            raise ValueError(f"minutes must be positive, got {self.minutes}.")
+        own = [name for name in ("labels", "minutes", *OVERRIDES) if getattr(self, name)]
+        if own and not self.on_own_data:
+            raise ValueError(f"{own[0]} belongs to a comparison on data of your own: name it by data, without study.")
+
+    @property
+    def on_own_data(self) -> bool:
+        """Whether the methods are the fixed ones, on the user's data, and not those of a study file."""
+        return self.study is None and self.data is not None
 
 
 @dataclass(frozen=True)
@@ -81,6 +119,7 @@ class Study:
         data: Labelled data, as `--data` of `examples/finetune.py`; `None` for the embedded scenes.
         images: Unlabelled images, as `--images` of `examples/pretrain.py`.
         evaluation: Arguments of `examples/evaluate.py` for the scores; `None` takes those of fine-tuning.
+        own_data: Whether decoders are pretrained on the training images too, and a model of each method is kept.
     """
 
     methods: list[Method]
@@ -88,6 +127,7 @@ class Study:
     data: str | None = None
     images: list[str] = field(default_factory=list)
     evaluation: dict[str, Any] | None = None
+    own_data: bool = False
 
     def pretrain_arguments(self, method: Method, folder: Path) -> PretrainArguments:
         """Arguments of a method's pretraining in a folder below `folder`; methods with equal ones share it."""
@@ -214,28 +254,6 @@ def read_study(path: str | Path) -> Study:
     return Study(methods, seeds, content.get("data"), images, content.get("evaluation"))
 
 
-def chosen_study(args: StudyArguments) -> Study:
-    """Reads the study of a file and applies the other arguments.
-
-    Raises:
-        OSError, ValueError: See [`read_study`]; or a method does not exist.
-    """
-    study = read_study(args.study)
-    names = [method.name for method in study.methods]
-    for name in args.methods:
-        if name not in names:
-            raise ValueError(f"methods: unknown {did_you_mean(name, names)}")
-    fractions = [str(parse_fraction(fraction)) for fraction in args.fractions] or list(study.seeds)
-    seeds = {fraction: args.seeds or study.seeds.get(fraction, max(study.seeds.values())) for fraction in fractions}
-    return Study(
-        [method for method in study.methods if not args.methods or method.name in args.methods],
-        dict(sorted(seeds.items(), key=lambda item: parse_fraction(item[0]))),
-        args.data or study.data,
-        args.images or study.images,
-        study.evaluation,
-    )
-
-
 def _parse(cls: type[Any], values: Mapping[str, Any], where: str) -> Any:
     """Arguments through the scripts' own parser, which checks types, ranges and names."""
     names = [known.name for known in dataclasses.fields(cls)]
@@ -254,12 +272,17 @@ def _digest(args: PretrainArguments | FinetuneArguments, **more: Any) -> str:
     Defaults count, as they may change from one release to the next. Arguments that are off do not, and earlier names
     stand for renamed ones, so the rows of earlier releases stay valid.
     """
-    ignored = _ROW | set(names_with(PretrainArguments, "resumable")) | set(names_with(FinetuneArguments, "resumable"))
+    ignored = _ROW if isinstance(args, FinetuneArguments) else _ROW - {"pretrained"}
+    ignored |= set(names_with(PretrainArguments, "resumable")) | set(names_with(FinetuneArguments, "resumable"))
     chosen = dict(more)
     for known in dataclasses.fields(args):
         value = getattr(args, known.name)
+        if known.name in _ADDED and value == known.default:
+            continue
         if known.name not in ignored - {"eval_split"} and value is not None and value is not False:
             chosen[known.metadata.get("renamed_from") or known.name] = value
+    if getattr(args, "unlabelled", None):  # where they lie may change
+        chosen["unlabelled"] = True
     return _hash(chosen)
 
 

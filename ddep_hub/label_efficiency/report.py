@@ -215,14 +215,15 @@ def verdict(baseline: Mapping[int, float], treated: Mapping[int, float]) -> str:
     return f"DDeP minus random decoder: {mean(differences):+.2f} mIoU (by seed: {listed}): {gain}"
 
 
-def write_report(study: Study, rows: list[Row], output: Path, *, title: str) -> str:
+def write_report(study: Study, rows: list[Row], output: Path, *, title: str, summary: str | None = None) -> str:
     """Writes `report.md` and `figure.png` to `output` from the rows of a study's methods, and returns the report.
 
     Raises:
         ImportError: matplotlib is not installed; says how to install it.
     """
     points = curves(row for row in rows if row.method in [method.name for method in study.methods])
-    report = "\n".join([f"# {title}", "", *_means(study, points), "", *_differences(study, points), ""])
+    head = [f"# {title}", "", *([] if summary is None else [summary, ""])]
+    report = "\n".join([*head, *_means(study, points), "", *_differences(study, points), ""])
     atomic_write(output / "report.md", report)
     draw_figure(study, points, output / "figure.png", title=title)
     return report

@@ -13,14 +13,17 @@ from accelerate import PartialState
 
 from ddep_hub.data.dataloading import fingerprint_of
 from ddep_hub.data.image_datasets import images_fingerprint
+from ddep_hub.data.splits import parse_fraction
 from ddep_hub.evaluation.evaluate import run_evaluation
 from ddep_hub.training.arguments import PretrainArguments
 from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.labelled import open_train_and_val
-from ddep_hub.training.pretraining import open_sources, pretrain
+from ddep_hub.training.pretraining import PretrainTrainer, open_sources, pretrain
+from ddep_hub.utils.arguments import did_you_mean
 from ddep_hub.utils.files import atomic_write, locked
 
-from .config import Method, Study, StudyArguments, chosen_study
+from .config import SCENES, Method, Study, StudyArguments, read_study
+from .own_data import Steps, advice, draw_examples, own_data_study, steps_within
 from .report import Row, add_row, read_rows, write_report
 
 
@@ -40,7 +43,9 @@ def study(args: StudyArguments) -> None:
             "A study is many small runs: launch it on one process, and start it several times on one output_dir to "
             "share them."
         )
-    chosen, output = chosen_study(args), Path(args.output_dir)
+    output = Path(args.output_dir)
+    steps = steps_within(args) if args.minutes is not None and not args.report_only else None
+    chosen = chosen_study(args, steps)
     if args.report_only:
         check_study(chosen, output / "results.csv")
         output.mkdir(parents=True, exist_ok=True)
@@ -49,11 +54,46 @@ def study(args: StudyArguments) -> None:
     # Baselines that have rows are compared with, even if only other methods were asked for.
     rows = read_rows(output / "results.csv")
     asked, measured = {method.name for method in chosen.methods}, {row.method for row in rows}
-    every = chosen_study(dataclasses.replace(args, methods=[])).methods
+    every = chosen_study(dataclasses.replace(args, methods=[]), steps).methods
     shown = [method for method in every if method.name in asked or (method.baseline and method.name in measured)]
     title = f"Label efficiency on {Path(chosen.data or 'the embedded scenes').name}"
-    print(write_report(dataclasses.replace(chosen, methods=shown), rows, output, title=title))
-    print(f"{output / 'report.md'}, {output / 'figure.png'}")
+    files = [output / "report.md", output / "figure.png"]
+    summary = None
+    if chosen.own_data:
+        summary = advice(rows)
+        finals = {method.name: _run_folder(chosen, method, output) / "final" for method in shown}
+        finals = {name: final for name, final in finals.items() if final.is_dir()}
+        if finals:
+            files.append(output / "examples.png")
+            draw_examples(chosen, finals, files[-1])
+    print(write_report(dataclasses.replace(chosen, methods=shown), rows, output, title=title, summary=summary))
+    print(", ".join(str(file) for file in files))
+
+
+def chosen_study(args: StudyArguments, steps: Steps | None = None) -> Study:
+    """The study of a file, or that of the user's own data, with the other arguments applied.
+
+    Raises:
+        OSError, ValueError: See [`read_study`]; or a method does not exist.
+    """
+    if args.on_own_data:
+        study = own_data_study(args, steps)
+    else:
+        study = read_study(args.study or SCENES)
+    names = [method.name for method in study.methods]
+    for name in args.methods:
+        if name not in names:
+            raise ValueError(f"methods: unknown {did_you_mean(name, names)}")
+    fractions = [str(parse_fraction(fraction)) for fraction in args.fractions] or list(study.seeds)
+    seeds = {fraction: args.seeds or study.seeds.get(fraction, max(study.seeds.values())) for fraction in fractions}
+    return Study(
+        [method for method in study.methods if not args.methods or method.name in args.methods],
+        dict(sorted(seeds.items(), key=lambda item: parse_fraction(item[0]))),
+        args.data or study.data,
+        args.unlabelled or study.images,
+        study.evaluation,
+        study.own_data,
+    )
 
 
 def check_study(study: Study, table: Path) -> None:
@@ -100,6 +140,8 @@ def _fingerprints(study: Study) -> dict[str, str]:
     parts = [(dataset.fingerprint, dataset.classes.names, dataset.classes.ignore_index) for dataset in splits]
     found = {"data": fingerprint_of(*parts)}
     for method in study.methods:
+        if study.own_data and not study.images:
+            break
         if method.pretraining is not None and "images" not in method.pretraining:
             return found | {"images": images_fingerprint(open_sources(study.pretrain_arguments(method, Path())))}
     return found
@@ -159,7 +201,7 @@ def _run(study: Study, method: Method, fraction: str, seed: int, output: Path) -
     decoder, error, steps = None, None, 0
     if method.pretraining is not None:
         pretraining = study.pretrain_arguments(method, output / "pretrained")
-        decoder, error = _decoder(pretraining)
+        decoder, error = _decoder(pretraining, study)
         steps = pretraining.max_steps
     args = study.finetune_arguments(method, fraction, seed, output / "runs", decoder)
     folder = Path(args.output_dir)
@@ -185,7 +227,8 @@ def _run(study: Study, method: Method, fraction: str, seed: int, output: Path) -
             settings=study.settings(method),
         )
         add_row(output / "results.csv", row)
-        for name in ("final", "best", "checkpoints"):
+        kept = study.own_data and folder == _run_folder(study, method, output)
+        for name in ("best", "checkpoints") if kept else ("final", "best", "checkpoints"):
             shutil.rmtree(folder / name, ignore_errors=True)
     gc.collect()  # models and optimizers hold cycles
     return True
@@ -203,7 +246,13 @@ def _claimed(folder: Path) -> Iterator[None]:
         yield
 
 
-def _decoder(args: PretrainArguments) -> tuple[str, float]:
+def _run_folder(study: Study, method: Method, output: Path) -> Path:
+    """The run of a method whose model is kept: the first seed with the most labels."""
+    most = max(study.seeds, key=parse_fraction)
+    return Path(study.finetune_arguments(method, most, 0, output / "runs", None).output_dir)
+
+
+def _decoder(args: PretrainArguments, study: Study) -> tuple[str, float]:
     """Folder of a pretrained decoder, which is trained if it does not exist, and its denoising error."""
     folder = Path(args.output_dir)
     results = folder / "final" / "results.json"  # written when the decoder is complete and measured
@@ -211,7 +260,11 @@ def _decoder(args: PretrainArguments) -> tuple[str, float]:
         with _claimed(folder):
             if not results.exists():
                 print(f"\n=== pretraining {folder}", flush=True)
-                pretrain(args)
+                if study.own_data:
+                    finetuning = study.finetune_arguments(study.methods[0], "1", 0, Path(), None)
+                    PretrainTrainer(args, more_images=[open_train_and_val(finetuning)[0]]).run()
+                else:
+                    pretrain(args)
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     error = json.loads(results.read_text(encoding="utf-8"))["denoising_error"]
     return str(folder / "final"), round(error, 5)

@@ -120,7 +120,7 @@ class FinetuneTrainer(Trainer):
 
     def _add_unlabelled(self, transform: SegmentationTrainTransform) -> None:
         """Puts an unlabelled image beside each labelled one; the labelled images are among them."""
-        args, sources = self.args, unlabelled_sources(self.args)
+        args, sources = self.args, unlabelled_sources(self.args.unlabelled)
         self.fingerprint = fingerprint_of(self.fingerprint, images_fingerprint(sources))
         images: Any = ConcatDataset([*sources, self.labelled])
         self.data += f", {len(images)} unlabelled ones"

@@ -114,7 +114,10 @@ class PretrainTrainer(Trainer):
             ValueError: There are no more images than `num_val_images`, or a source cannot be used.
         """
         args, number = self.args, self.args.num_val_images
-        names, sources = source_names(args), [*open_sources(args), *self.more_images]
+        names, sources = (
+            source_names(args),
+            [*(open_sources(args) if args.images or not self.more_images else ()), *self.more_images],
+        )
         self.fingerprint = images_fingerprint(sources)
         self.streams = [source for source in sources if isinstance(source, ShardedImages)]
         if self.streams:

@@ -97,15 +97,15 @@ class UnlabelledLoss:
         return F.cross_entropy(class_logits(logits.float()), labels, ignore_index=IGNORED, reduction="sum")
 
 
-def unlabelled_sources(args: FinetuneArguments) -> list[MapSource]:
+def unlabelled_sources(names: Sequence[str]) -> list[MapSource]:
     """Opens the unlabelled images of a fine-tuning run.
 
     Raises:
         FileNotFoundError: A source does not exist.
         ValueError: A source is a stream, or cannot be read.
     """
-    names = [name if "://" in name else str(resolve_data(name)) for name in args.unlabelled]
-    sources = [source for source in open_images(names) if not isinstance(source, ShardedImages)]
+    paths = [name if "://" in name else str(resolve_data(name)) for name in names]
+    sources = [source for source in open_images(paths) if not isinstance(source, ShardedImages)]
     if not sources:
         raise ValueError(f"unlabelled: {names[0]} is streamed. Unpack the shards into a folder of images.")
     return sources

@@ -91,7 +91,7 @@ def stage_arguments(args: FinetuneArguments, labelled: SegmentationDataset) -> P
     if args.resume_from_checkpoint is not None:  # its checkpoints are others than the run's
         values["resume_from_checkpoint"] = "latest"
     arguments = PretrainArguments(**values)
-    number = sum(len(source) for source in unlabelled_sources(args)) + len(labelled)
+    number = sum(len(source) for source in unlabelled_sources(args.unlabelled)) + len(labelled)
     arguments.num_val_images = max(1, min(MAX_VAL_IMAGES, number // 10))
     return arguments
 

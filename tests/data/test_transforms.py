@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import numpy as np
@@ -11,7 +12,13 @@ from ddep_hub.data.dataloading import AugmentedDataset
 from ddep_hub.data.image_datasets import ImageFolder
 from ddep_hub.data.image_io import BadFileError, decode_image
 from ddep_hub.data.samplers import StepBatchSampler
-from ddep_hub.data.transforms import EvalTransform, Normalize, PretrainTransform, SegmentationTrainTransform
+from ddep_hub.data.transforms import (
+    EvalTransform,
+    Normalize,
+    PretrainTransform,
+    SegmentationTrainTransform,
+    UnlabelledTransform,
+)
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.image_processing_pil_ddep import DDePImageProcessorPil
 
@@ -96,7 +103,7 @@ def test_photometric_changes_the_image_only():
     example = row()
     options = {"crop_size": (40, 60), "scale": (1.0, 1.0), "horizontal_flip": 0.0}
     torch.manual_seed(0)
-    result = SegmentationTrainTransform(**options, photometric=True)(example)
+    result = SegmentationTrainTransform(**options, augmentation="photo")(example)
     assert not np.array_equal(result["pixel_values"].permute(1, 2, 0).numpy(), np.asarray(example["image"]))
     assert result["pixel_values"].dtype == torch.uint8
     assert np.array_equal(result["labels"].numpy(), example["annotation"])
@@ -204,7 +211,7 @@ class Rows:
 
 
 def augmented(seed=0):
-    transform = SegmentationTrainTransform(crop_size=16, photometric=True)
+    transform = SegmentationTrainTransform(crop_size=16, augmentation="photo")
     return AugmentedDataset(Rows(), transform, seed)
 
 
@@ -326,3 +333,67 @@ def test_undecoded_image_folder(tmp_path):
     undecoded = PretrainTransform(crop_size=16)(row)["pixel_values"]
     torch.manual_seed(0)
     assert torch.equal(undecoded, PretrainTransform(crop_size=16)(ImageFolder(tmp_path)[0])["pixel_values"])
+
+
+def lettered(size=(48, 48)):
+    """An image whose pixels say their label, so that image and mask can be compared after any geometry."""
+    mask = np.arange(size[0] * size[1]).reshape(size) % 250
+    image = Image.fromarray(np.repeat(mask.astype(np.uint8)[:, :, None], 3, 2))
+    return {"image": image, "annotation": mask.astype(np.uint8)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "ways"), [("overhead", (48, 48), 8), ("overhead", (40, 48), 4), (None, (48, 48), 2)]
+)
+def test_all_ways_to_lay_an_image_and_its_mask_with_it(kind, size, ways):
+    transform = SegmentationTrainTransform(crop_size=size, scale=(1.0, 1.0), augmentation=kind)
+    if kind is not None:
+        transform.augmentation = dataclasses.replace(transform.augmentation, photometric=torch.nn.Identity())
+    seen = set()
+    for _ in range(100):
+        result = transform(lettered(size))
+        assert torch.equal(result["pixel_values"][0], result["labels"])
+        seen.add(result["labels"].numpy().tobytes())
+    assert len(seen) == ways
+
+
+@pytest.mark.parametrize("kind", ["photo", "overhead", "microscopy"])
+def test_augmentations_keep_grey_images_grey(kind):
+    transform = SegmentationTrainTransform(crop_size=48, scale=(1.0, 1.0), augmentation=kind)
+    changed = 0
+    for _ in range(20):
+        pixels = transform(lettered())["pixel_values"].int()
+        assert (pixels - pixels[:1]).abs().max() <= 1  # of rounding
+        changed += not torch.equal(pixels[0].sort()[0], torch.from_numpy(lettered()["annotation"]).int().sort()[0])
+    assert changed > 15
+
+
+def test_crops_on_rare_classes():
+    mask = np.zeros((200, 200), dtype=np.uint8)
+    mask[150, 30], mask[:, 199] = 1, 255
+    sample = {"image": Image.new("RGB", (200, 200)), "annotation": mask}
+    shares = {}
+    for probability in (0.0, 0.5, 1.0):
+        transform = SegmentationTrainTransform(crop_size=20, scale=(1.0, 1.0), class_crops=probability)
+        found = [bool((transform(sample)["labels"] == 1).any()) for _ in range(200)]
+        shares[probability] = np.mean(found)
+    # Half of the chosen classes are the rare one; few crops hold its pixel by chance.
+    assert shares[0.0] < 0.05 and 0.15 < shares[0.5] < 0.35 and 0.4 < shares[1.0] < 0.6
+    ignored = {**sample, "annotation": np.full((200, 200), 255, dtype=np.uint8)}
+    transform(ignored)  # no class to choose
+
+
+def test_unlabelled_crops_are_those_of_labelled_images():
+    geometry = SegmentationTrainTransform(crop_size=64, scale=(0.5, 2.0), augmentation="microscopy", class_crops=1.0)
+    transform = UnlabelledTransform(geometry, strong=True)
+    sizes, strong = set(), 0
+    for _ in range(20):
+        result = transform({"image": lettered()["image"]})
+        inside = result["inside"]
+        sizes.add(int(inside.sum()))
+        assert result["pixel_values"].shape == result["strong"].shape == (3, 64, 64)
+        border = result["pixel_values"][:, ~inside]
+        assert not border.numel() or (border == border[:, :1]).all()  # the mean colour
+        strong += not torch.equal(result["strong"], result["pixel_values"])
+    assert len(sizes) > 10 and strong > 10
+    assert "strong" not in UnlabelledTransform(geometry)({"image": lettered()["image"]})

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ddep_hub.label_efficiency.config import StudyArguments, chosen_study, read_study
+from ddep_hub.label_efficiency.config import StudyArguments, read_study
 from ddep_hub.label_efficiency.report import read_rows
+from ddep_hub.label_efficiency.runner import chosen_study
 from ddep_hub.training.arguments import FinetuneArguments
 
 

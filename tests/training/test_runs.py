@@ -211,7 +211,9 @@ def test_other_ways_to_finetune(scenes, tiny, tmp_path):
     sample_ids = [path.stem for path in sorted((scenes / "images" / "train").iterdir())][:2]
     (tmp_path / "list.txt").write_text("\n".join(sample_ids))
     fields = {**tiny, "data": str(scenes), "split_file": str(tmp_path / "list.txt"), "max_steps": 1}
-    finetune(FinetuneArguments(output_dir=str(tmp_path / "run"), photometric=True, encoder_lr_factor=0.1, **fields))
+    finetune(
+        FinetuneArguments(output_dir=str(tmp_path / "run"), augmentation="photo", encoder_lr_factor=0.1, **fields)
+    )
     assert (tmp_path / "run" / "labelled.txt").read_text().split() == sample_ids
 
 

@@ -1,0 +1,222 @@
+"""A comparison on the user's own data: its methods, its steps within a time, and what it advises."""
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from statistics import stdev
+from typing import Any
+
+from ddep_hub.data.arguments import LabelledDataArguments
+from ddep_hub.data.transforms import EvalTransform, Normalize
+from ddep_hub.evaluation.visualization import segmentation_picture
+from ddep_hub.pretrained import list_pretrained, load_model, load_processor, stored_config
+from ddep_hub.training.arguments import FinetuneArguments
+from ddep_hub.training.finetuning import finetune
+from ddep_hub.training.labelled import open_train_and_val
+from ddep_hub.training.pretraining import PretrainTrainer
+from ddep_hub.training.semi_supervised import unlabelled_sources
+from ddep_hub.utils.arguments import build_arguments
+from ddep_hub.utils.files import atomic_write, remove_dir
+
+from .config import OVERRIDES, Method, Study, StudyArguments
+from .report import Curves, Row, curves, paired_difference
+
+
+RANDOM, TARGET = "random decoder", "DDeP on your images"
+PRESET = "few-labels"
+PRETRAINING_STEPS = 1500
+TIMED_STEPS = 12
+# With fewer steps, a comparison says little about longer runs.
+FEW_STEPS = 300
+MAX_VAL_IMAGES = 32
+LABELS = (6, 12)
+MIN_SEEDS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """Optimizer steps of each run of fine-tuning, and of pretraining."""
+
+    finetuning: int
+    pretraining: int
+
+
+def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
+    """The study of a user's data: random decoder, shipped decoders that fit, and DDeP on the images themselves.
+
+    DDeP pretrains on the images of `unlabelled` and on all training images, whether their labels are used or not, at
+    the scales of fine-tuning.
+
+    Args:
+        args: With `data`.
+        steps: Steps of the runs; default: those of the preset.
+
+    Raises:
+        OSError, ValueError: The data cannot be opened, or has fewer images than `labels` asks for.
+    """
+    shared = _shared(args)
+    settings = build_arguments(FinetuneArguments, {**shared, "data": args.data})
+    steps = steps or Steps(settings.max_steps, PRETRAINING_STEPS)
+    shared["max_steps"] = steps.finetuning
+    training, _ = open_train_and_val(settings)
+    number = len(training)
+    labels = args.labels or sorted({min(number, few) for few in LABELS})
+    if max(labels) > number:
+        raise ValueError(f"labels: {max(labels)} are more than the {number} training images of {args.data}.")
+    fitting = [model.name for model in list_pretrained() if model.encoder_name == settings.encoder_name]
+    sizes = _decoder_fields(fitting[0]) if fitting else {}
+    encoder = {"encoder_name": settings.encoder_name}
+    images = number + (sum(map(len, unlabelled_sources(args.unlabelled))) if args.unlabelled else 0)
+    pretraining = {
+        **encoder,
+        **sizes,
+        "encoder_weights": settings.encoder_weights,
+        "max_steps": steps.pretraining,
+        "crop_size": settings.crop_size,
+        "scale": settings.scale,
+        "image_size": settings.image_size,
+        "num_val_images": max(1, min(MAX_VAL_IMAGES, images // 10)),
+    }
+    without_encoder = {name: value for name, value in shared.items() if name != "encoder_name"}
+    methods = [Method(RANDOM, None, {**shared, **sizes}, baseline=True)]
+    methods += [Method(name, None, {**without_encoder, "pretrained": name}, baseline=False) for name in fitting]
+    methods.append(Method(TARGET, pretraining, without_encoder, baseline=False))
+    seeds = {str(Fraction(count, number)): args.seeds or 3 for count in sorted(labels)}
+    return Study(methods, seeds, args.data, args.unlabelled, None, own_data=True)
+
+
+def _shared(args: StudyArguments) -> dict[str, Any]:
+    """Arguments of fine-tuning that all methods share, but for where the data is."""
+    names = [field.name for field in dataclasses.fields(LabelledDataArguments) if field.name != "data"]
+    given = {name: getattr(args, name) for name in (*names, *OVERRIDES)}
+    return {"preset": PRESET, **{name: value for name, value in given.items() if value is not None}}
+
+
+def _decoder_fields(name: str) -> dict[str, Any]:
+    stored = stored_config(name)
+    names = {field.name for field in dataclasses.fields(FinetuneArguments)}
+    return {field: value for field, value in stored.items() if field.startswith("decoder_") and field in names}
+
+
+def steps_within(args: StudyArguments) -> Steps:
+    """Steps with which all runs take `args.minutes`, from a short run of each kind; kept in `steps.json`.
+
+    Fine-tuning and pretraining are shortened alike, and never longer than by default.
+
+    Raises:
+        ValueError: The time is too short for so many runs.
+    """
+    output, full = Path(args.output_dir), own_data_study(args)
+    path = output / "steps.json"
+    if path.exists():
+        return Steps(**json.loads(path.read_text(encoding="utf-8")))
+    method = next(method for method in full.methods if method.name == TARGET)
+    folder = output / ".timing"
+    fraction = next(iter(full.seeds))
+    short: dict[str, Any] = {
+        "max_steps": TIMED_STEPS,
+        "save_steps": 0,
+        "overwrite": True,
+        "resume_from_checkpoint": None,
+    }
+    pretraining = full.pretrain_arguments(method, folder)
+    finetuning = full.finetune_arguments(full.methods[0], fraction, 0, folder, None)
+    longest = Steps(finetuning.max_steps, pretraining.max_steps)
+    print(f"Timing {TIMED_STEPS} steps of pretraining and of fine-tuning.", flush=True)
+    started = time.monotonic()
+    training = open_train_and_val(finetuning)[0]
+    first = PretrainTrainer(dataclasses.replace(pretraining, **short), more_images=[training]).run()["seconds"]
+    second = finetune(dataclasses.replace(finetuning, **short))["seconds"]
+    around = time.monotonic() - started - first - second  # of one run: building, reading, evaluating
+    remove_dir(folder)
+    runs = len(full.methods) * sum(full.seeds.values())
+    seconds = (runs * longest.finetuning * second + longest.pretraining * first) / TIMED_STEPS
+    left = 60 * float(args.minutes or 0) - around * (runs + 1)
+    share = min(1.0, left / seconds)
+    steps = Steps(round(share * longest.finetuning), round(share * longest.pretraining))
+    if steps.finetuning < TIMED_STEPS:
+        raise ValueError(
+            f"minutes: {args.minutes:g} are too short for {runs} runs. Allow more, or compare fewer labels and seeds."
+        )
+    if steps.finetuning < FEW_STEPS:
+        print(
+            f"Only {steps.finetuning} steps of fine-tuning fit into {args.minutes:g} minutes with {runs} runs; "
+            f"{longest.finetuning} are the default, and results may differ there."
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, json.dumps(dataclasses.asdict(steps)) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    return steps
+
+
+def advice(rows: list[Row]) -> str:
+    """Says in one sentence which decoder to start from.
+
+    The one with the highest mean at the fewest labels, if it is ahead of a random decoder beyond the spread of the
+    seeds: the 95 % interval of the paired difference, Student's, is above 0. Three lucky seeds are common among
+    several decoders, so the bootstrap of the table would promise too much.
+    """
+    points: Curves = curves(rows)
+    if RANDOM not in points:
+        return f"No row of `{RANDOM}` yet: there is nothing to compare with."
+    fraction, baseline = next(iter(points[RANDOM].items()))
+    others = {name: by[fraction] for name, by in points.items() if name != RANDOM and fraction in by}
+    best: tuple[float, str] | None = None
+    for name, point in others.items():
+        difference = paired_difference(point, baseline)
+        if difference is None or len(difference.by_seed) < MIN_SEEDS:
+            continue
+        values = list(difference.by_seed.values())
+        half = student_quantile(len(values) - 1) * stdev(values) / len(values) ** 0.5
+        low, high = difference.mean - half, difference.mean + half
+        if low > 0 and (best is None or difference.mean > best[0]):
+            flag = "`--unlabelled`" if name == TARGET else f"`--pretrained {name}`"
+            best = (
+                difference.mean,
+                f"Use {name} ({flag}): {difference.mean:+.1f} points of mIoU over a random decoder with "
+                f"{baseline.labelled} labels (95 % interval {low:+.1f} to {high:+.1f}).",
+            )
+    if best is not None:
+        return best[1]
+    seeds = len(baseline.scores)
+    if seeds < MIN_SEEDS:
+        return f"{seeds} seeds cannot tell a gain from chance: compare with at least {MIN_SEEDS} (`--seeds 5`)."
+    return (
+        f"Start from a random decoder: with {baseline.labelled} labels no pretrained one is ahead of it beyond the "
+        f"spread of {seeds} seeds."
+    )
+
+
+def student_quantile(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t distribution, for a two-sided 95 % interval.
+
+    Args:
+        freedom: Degrees of freedom; above 10, an approximation that is right to 0.01.
+    """
+    table = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+    return table[freedom - 1] if freedom <= len(table) else 1.96 + 2.372 / freedom + 2.82 / freedom**2
+
+
+def draw_examples(study: Study, finals: Mapping[str, Path], path: Path) -> None:
+    """Draws the predictions of one model of each method on validation images.
+
+    Args:
+        study: The comparison.
+        finals: Folder `final/` of a model, by method.
+        path: The picture.
+    """
+    models = {name: load_model(folder) for name, folder in finals.items()}
+    first = next(iter(models.values()))
+    processor = load_processor(next(iter(finals.values())), first.config)
+    arguments = study.finetune_arguments(study.methods[0], next(iter(study.seeds)), 0, Path(), None)
+    picture = segmentation_picture(
+        models,
+        open_train_and_val(arguments)[1],
+        EvalTransform.from_processor(processor),
+        Normalize.from_processor(processor),
+    )
+    picture.save(path)

