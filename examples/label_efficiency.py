@@ -2,7 +2,7 @@
 
     python examples/label_efficiency.py --study examples/configs/label-efficiency-scenes.yaml
     python examples/label_efficiency.py --study examples/configs/label-efficiency-camvid.yaml \
-        --data path/to/camvid --images path/to/images --output_dir runs/camvid
+        --data path/to/camvid --unlabelled path/to/images --output_dir runs/camvid
     python examples/label_efficiency.py --study ... --methods encoder ddep --fractions 1/30
 
 The study file names methods, label fractions and seeds. Each finished run adds a row to `results.csv`. A run that has

