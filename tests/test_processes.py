@@ -68,6 +68,22 @@ def test_two_processes_are_the_same_run_as_one(script, scenes, tmp_path):
     assert two == pytest.approx(one, rel=1e-5)
 
 
+def test_unlabelled_images_on_two_processes(scenes, tmp_path):
+    """Both stages and joint denoising are the same run; the boxes of consistency come from neighbours in a process."""
+    command = arguments("finetune.py", scenes, "", "--unlabelled", str(scenes / "unlabelled"), "--max_steps", "4")
+    command += ["--pretraining_steps", "3", "--pretraining_batch_size", "5", "--denoising_weight", "0.5"]
+    here("finetune.py", *command, "--output_dir", str(tmp_path / "1"))
+    result = on_processes(2, "finetune.py", *command, "--output_dir", str(tmp_path / "2"))
+    assert result.returncode == 0, result.stderr
+    for folder in (Path("pretraining"), Path()):
+        one, two = losses(tmp_path / "1" / folder), losses(tmp_path / "2" / folder)
+        assert len(one) == len(two) > 2 and two == pytest.approx(one, rel=1e-5)
+    more = ["--consistency_weight", "1", "--model_ema_decay", "0.9", "--pretraining_minutes", "0.001"]
+    result = on_processes(2, "finetune.py", *command, *more, "--output_dir", str(tmp_path / "3"))
+    assert result.returncode == 0, result.stderr
+    assert not (tmp_path / "3" / ".timing").exists() and (tmp_path / "3" / "final" / "results.json").exists()
+
+
 def test_uneven_micro_batches(scenes, tmp_path):
     """Nine images in five micro-batches: every process must make as many, as they wait for each other in each."""
     fields = ["--max_steps", "3", "--batch_size", "9", "--gradient_accumulation_steps", "5"]

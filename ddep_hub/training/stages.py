@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.hub.staging import read_json
@@ -18,6 +18,7 @@ from .arguments import FinetuneArguments, PretrainArguments
 from .pretraining import PretrainTrainer, report
 from .run_dir import check_run_dir
 from .semi_supervised import unlabelled_sources
+from .trainer import TIMEOUT
 
 
 STAGE = "pretraining"
@@ -51,9 +52,11 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset) -> st
             remove_dir(output / STAGE)
         write_yaml(args, output / "config.yaml")
 
-    on_main_process(PartialState(), start)
+    # The first accelerator of a program sets up its processes, with the time that they wait for each other.
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
+    on_main_process(accelerator, start)
     if args.pretraining_minutes is not None:
-        arguments.max_steps = _steps_in(args.pretraining_minutes, arguments, labelled)
+        arguments.max_steps = _steps_in(args.pretraining_minutes, arguments, labelled, accelerator)
     trainer = PretrainTrainer(arguments, more_images=[labelled])
     trainer.accelerator.print(f"Stage 1 of 2: pretraining the decoder in {arguments.output_dir}")
     results = trainer.run()
@@ -103,7 +106,7 @@ def record_of(decoder: str) -> dict[str, Any]:
     }
 
 
-def _steps_in(minutes: float, args: PretrainArguments, labelled: SegmentationDataset) -> int:
+def _steps_in(minutes: float, args: PretrainArguments, labelled: SegmentationDataset, accelerator: Accelerator) -> int:
     """Steps that take so many minutes, measured in a few of them; of a run that goes on, those of its start."""
     config = Path(args.output_dir) / "config.yaml"
     if args.resume_from_checkpoint is not None and config.is_file():
@@ -120,9 +123,7 @@ def _steps_in(minutes: float, args: PretrainArguments, labelled: SegmentationDat
         num_val_images=1,
     )
     seconds = PretrainTrainer(timed, more_images=[labelled]).run()["seconds"]
-    state = PartialState()
-    state.wait_for_everyone()
-    if state.is_main_process:
-        shutil.rmtree(folder, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    on_main_process(accelerator, lambda: shutil.rmtree(folder, ignore_errors=True))
     (steps,) = broadcast_object_list([max(TIMED_STEPS, round(60 * minutes / seconds * TIMED_STEPS))])
     return int(steps)

@@ -6,20 +6,20 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 
 Result = TypeVar("Result")
 
 
-def on_main_process(accelerator: Accelerator | PartialState, action: Callable[[], Result]) -> Result | None:
+def on_main_process(accelerator: Accelerator, action: Callable[[], Result]) -> Result | None:
     """Runs an action in the main process while the others wait.
 
     An error is raised in every process; otherwise the others would wait for the main one until their time-out.
 
     Args:
-        accelerator: The process's accelerator, or its state.
+        accelerator: The process's accelerator.
         action: What to do.
 
     Returns:
