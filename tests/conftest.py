@@ -43,6 +43,16 @@ CONV = {"encoder_name": "tf_efficientnet_lite0"}
 SMALL_DECODER = {"decoder_hidden_sizes": [32, 16, 16, 16, 16], "decoder_bottleneck_size": 32}
 
 
+# Files with tests of a minute or more. They start first, or the last of them would be waited for.
+LONG = ("test_examples.py", "test_running.py", "test_processes.py", "test_your_own_data.py", "test_unlabelled.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the long files first; the rest keeps its order."""
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     """The same random numbers in each test."""

@@ -12,6 +12,7 @@ import yaml
 
 from ddep_hub.data.arguments import LabelledDataArguments
 from ddep_hub.data.splits import parse_fraction
+from ddep_hub.data.synthetic import embedded_scenes
 from ddep_hub.evaluation.arguments import EvaluateArguments
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.utils.arguments import arg, as_flags, did_you_mean, names_with, parse_arguments
@@ -159,6 +160,9 @@ class Study:
         values = {"data": self.data, "allow_empty_classes": True, **method.finetuning}
         values |= {"label_fraction": fraction, "seed": seed, "split_seed": seed}
         values |= {"pretrained": decoder} if decoder else {}
+        if values.get("denoising_weight") or values.get("consistency_weight"):
+            images = self.images or [str(embedded_scenes() / "unlabelled")]
+            values = {"unlabelled": images, "pretraining_steps": 0, **values}
         args: FinetuneArguments = _parse(FinetuneArguments, values, f"method `{method.name}`, finetuning")
         args.output_dir = str(folder / f"{method.name}-{fraction}-{seed}".replace("/", "_").replace(" ", "-"))
         args.resume_from_checkpoint = "latest"
@@ -195,9 +199,10 @@ def read_study(path: str | Path) -> Study:
     """Reads a study file.
 
     `model`, `pretraining` and `finetuning` hold arguments of the scripts that all methods share; `model` goes to the
-    pretraining of a method that has one, otherwise to its fine-tuning. `preset` in one of the latter two names a
-    shipped preset, `config` a file of the script's arguments beside the study file. Each entry of `methods` may
-    override them. `evaluation` holds arguments of `examples/evaluate.py`; without it, images are predicted whole, as
+    pretraining of a method that has one, otherwise to its fine-tuning; where `pretrained` names a model, it is left
+    out. `preset` in one of the latter two names a shipped preset, `config` a file of the script's arguments beside the
+    study file. Each entry of `methods` may override them. Losses on unlabelled images get those of the study.
+    `evaluation` holds arguments of `examples/evaluate.py`; without it, images are predicted whole, as
     in fine-tuning. `baselines` names the methods that the others are compared with, and `fractions` gives the number
     of seeds of each label fraction.
 
@@ -234,10 +239,13 @@ def read_study(path: str | Path) -> Study:
         if unknown := set(own) - set(SECTIONS):
             raise ValueError(f"{path}, method `{name}`: unknown {sorted(unknown)}. Use {', '.join(SECTIONS)}.")
         model, pretraining, finetuning = ({**shared[section], **(own.get(section) or {})} for section in SECTIONS)
-        if "pretraining" in own:
+        encoder = {key: value for key, value in model.items() if key == "encoder_weights"}
+        if finetuning.get("pretrained"):
+            parts: tuple[Any, Any] = None, {**encoder, **finetuning}
+        elif "pretraining" in own:
             # A decoder-only checkpoint gets its encoder again in fine-tuning.
-            encoder = {key: value for key, value in model.items() if key == "encoder_weights"}
-            parts: tuple[Any, Any] = {**model, **pretraining}, {**encoder, **finetuning}
+            shape = encoder if pretraining.get("pretrained") else model
+            parts = {**shape, **pretraining}, {**encoder, **finetuning}
         else:
             parts = None, {**model, **finetuning}
         methods.append(Method(str(name), *parts, baseline=name in baselines))
