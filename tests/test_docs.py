@@ -152,7 +152,7 @@ def test_python_runs(path, workplace, monkeypatch):
     def cut(function, **small):
         return lambda **kwargs: function(**{**kwargs, "overwrite": True, "crop_size": 32, "max_steps": 1, **small})
 
-    finetune = cut(ddep_hub.finetune, image_size=64)
+    finetune = cut(ddep_hub.finetune, image_size=64, pretraining_steps=1, pretraining_batch_size=2)
     monkeypatch.setattr(ddep_hub, "finetune", finetune)
     monkeypatch.setattr(ddep_hub, "pretrain", cut(ddep_hub.pretrain, num_val_images=2, batch_size=2))
     names = {}

@@ -204,7 +204,7 @@ def test_lines_are_short(path):
 
 @named(STUDIES)
 def test_studies_resolve_every_run(path, tmp_path):
-    study = chosen_study(StudyArguments(study=str(path)))
+    study = chosen_study(StudyArguments(study=str(path), unlabelled=[str(tmp_path)]))
     methods = {method.name: method for method in study.methods}
     assert {"encoder", "ddep", "dep", "random"} <= set(methods)
     assert methods["encoder"].baseline and methods["random"].baseline
@@ -218,10 +218,11 @@ def test_studies_resolve_every_run(path, tmp_path):
         assert args.label_fraction == fraction
         assert (args.encoder_weights == "none") is (name == "random")
         study.evaluate_arguments(args)
-        if method.pretraining is None:
+        if method.pretraining is None and args.pretrained is None:
             encoders.add((args.encoder_name, tuple(args.decoder_hidden_sizes or ()), args.decoder_bottleneck_size))
-        else:
+        elif method.pretraining is not None:
             pre = study.pretrain_arguments(method, tmp_path)
             assert pre.freeze_encoder is pre.decoder_only is (name != "dep")
-            encoders.add((pre.encoder_name, tuple(pre.decoder_hidden_sizes or ()), pre.decoder_bottleneck_size))
+            if pre.pretrained is None:
+                encoders.add((pre.encoder_name, tuple(pre.decoder_hidden_sizes or ()), pre.decoder_bottleneck_size))
     assert len(encoders) == 1  # every method is the same network

@@ -225,7 +225,8 @@ def _template_values(folder: Path) -> dict[str, Any]:
     base_model = encoder if record["encoder_source"] == "hub" else None
     if start is not None:  # a folder's name alone is not a repository
         base_model = start if re.fullmatch(r"[\w.-]+/[\w.-]+", start) else None
-    sources = [name for name in (run.get("images") or [data or ""]) if name.startswith(HUB_PREFIX)]
+    names = [*(run.get("images") or [data or ""]), *run.get("unlabelled", [])]
+    sources = [name for name in names if name.startswith(HUB_PREFIX)]
     inference = {"window": None, "scales": [1.0], "flip": False, **results.get("inference", {})}
     if inference["window"] and not inference["stride"]:
         inference["stride"] = [side // 2 for side in inference["window"]]

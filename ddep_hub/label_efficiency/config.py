@@ -12,7 +12,6 @@ import yaml
 
 from ddep_hub.data.arguments import LabelledDataArguments
 from ddep_hub.data.splits import parse_fraction
-from ddep_hub.data.synthetic import embedded_scenes
 from ddep_hub.evaluation.arguments import EvaluateArguments
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.utils.arguments import arg, as_flags, did_you_mean, names_with, parse_arguments
@@ -161,8 +160,7 @@ class Study:
         values |= {"label_fraction": fraction, "seed": seed, "split_seed": seed}
         values |= {"pretrained": decoder} if decoder else {}
         if values.get("denoising_weight") or values.get("consistency_weight"):
-            images = self.images or [str(embedded_scenes() / "unlabelled")]
-            values = {"unlabelled": images, "pretraining_steps": 0, **values}
+            values = {"unlabelled": self.images, "pretraining_steps": 0, **values}
         args: FinetuneArguments = _parse(FinetuneArguments, values, f"method `{method.name}`, finetuning")
         args.output_dir = str(folder / f"{method.name}-{fraction}-{seed}".replace("/", "_").replace(" ", "-"))
         args.resume_from_checkpoint = "latest"

@@ -360,6 +360,8 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
             raise ValueError(f"{weights[0]} and freeze_encoder_steps do not go together. Set one of them.")
         if self.pretraining_minutes is not None:
             self.check_positive("pretraining_minutes")
+            if not (self.unlabelled and self.pretraining_steps):
+                raise ValueError("pretraining_minutes needs unlabelled images, and pretraining_steps that are not 0.")
         if self.pretraining_batch_size is not None:
             self.check_positive("pretraining_batch_size")
 

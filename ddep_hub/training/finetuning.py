@@ -32,7 +32,7 @@ from .losses import SegmentationLoss, median_frequency_weights
 from .models import finetuning_model
 from .optim import encoder_rates, set_encoder_mode
 from .semi_supervised import UnlabelledLoss, unlabelled_sources
-from .stages import pretrain_first, record_of
+from .stages import STAGE, pretrain_first, record_of
 from .trainer import Batch, Trainer
 
 
@@ -100,6 +100,8 @@ class FinetuneTrainer(Trainer):
         self.facts = {"encoder_source": source, "evaluated": len(self.validation)}
         if decoder is not None:
             self.facts |= record_of(decoder)
+            # A run without the first stage is another one; what the stage was made from is checked by its own.
+            self.fingerprint = fingerprint_of(self.fingerprint, STAGE)
         transform = SegmentationTrainTransform.from_processor(
             self.processor,
             crop_size=args.crop_size,

@@ -48,8 +48,9 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset) -> st
 
     def start() -> None:
         check_run_dir(output, overwrite=args.overwrite, resume=resume)
-        if args.overwrite and (output / STAGE).exists():
-            remove_dir(output / STAGE)
+        for old in (STAGE, "checkpoints", "best"):  # or a later run would resume from those of an earlier one
+            if args.overwrite and (output / old).exists():
+                remove_dir(output / old)
         write_yaml(args, output / "config.yaml")
 
     # The first accelerator of a program sets up its processes, with the time that they wait for each other.

@@ -82,6 +82,8 @@ def test_two_stages_in_one_folder_and_one_card(finetuning, scenes):
     finetuning(pretraining_steps=3, overwrite=True)
     assert json.loads((run / "pretraining" / "final" / "run.json").read_text())["arguments"]["max_steps"] == 3
     without = finetuning("without", unlabelled=[])
+    with pytest.raises(CheckpointError, match="data was"):  # and not the end of the run without a first stage
+        finetuning("without", resume_from_checkpoint="latest")
     assert not same(weights(run), weights(without))
 
 
@@ -140,6 +142,7 @@ def test_unlabelled_images_beside_labelled_ones(finetuning, fields):
         ({"unlabelled": ["x"], "consistency_weight": 1.0}, "needs a teacher"),
         ({"unlabelled": ["x"], "denoising_weight": 1.0, "freeze_encoder_steps": 5}, "do not go together"),
         ({"unlabelled": ["x"], "pretraining_minutes": 0.0}, "pretraining_minutes must be positive"),
+        ({"pretraining_minutes": 5.0}, "pretraining_minutes needs unlabelled"),
         ({"class_crops": 1.5}, "class_crops"),
     ],
 )
