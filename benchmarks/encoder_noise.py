@@ -15,8 +15,8 @@ import torch
 from torch.nn import functional as F
 
 from ddep_hub import DDePForPreTraining
+from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.data.synthetic import render_scene
-from ddep_hub.data.transforms import Normalize
 from ddep_hub.denoising import corrupt
 from ddep_hub.encoder_weights import encoder_file, encoder_source
 from ddep_hub.encoders import extract_features, feature_info

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from ddep_hub import DDePModel
+from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.splits import choose_labelled
-from ddep_hub.data.transforms import EvalTransform, Normalize
 from ddep_hub.encoder_weights import ENCODER_NAME, encoder_file
 from ddep_hub.encoders import extract_features, padding_to_multiple
 from ddep_hub.evaluation.inference import evaluate_segmentation

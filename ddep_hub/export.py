@@ -14,8 +14,8 @@ from torch.export import Dim
 
 from ddep_hub import DDePForSemanticSegmentation, DDePImageProcessor, __version__
 from ddep_hub.data.classes import names_in_order
+from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.data.synthetic import render_scene
-from ddep_hub.data.transforms import Normalize
 from ddep_hub.evaluation.predict import processor_of
 from ddep_hub.segmentation import class_logits
 from ddep_hub.utils.files import atomic_dir, atomic_write

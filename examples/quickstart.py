@@ -19,9 +19,9 @@ from PIL import Image
 from ddep_hub import DDePConfig, DDePForSemanticSegmentation, FinetuneArguments, PretrainArguments, finetune, pretrain
 from ddep_hub.cli.mistakes import explain_mistakes
 from ddep_hub.data.image_datasets import ImageFolder
+from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
 from ddep_hub.data.synthetic import embedded_scenes
-from ddep_hub.data.transforms import EvalTransform, Normalize
 from ddep_hub.evaluation.visualization import segmentation_picture, stack
 from ddep_hub.label_efficiency.report import comparison_table, verdict
 from ddep_hub.pretrained import load_processor

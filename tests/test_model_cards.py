@@ -14,8 +14,8 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor, list_pretrained
+from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.data.synthetic import render_scene
-from ddep_hub.data.transforms import Normalize
 from ddep_hub.encoder_weights import encoder_file
 from ddep_hub.evaluation.denoising import denoising_error, denoising_references
 from ddep_hub.hub.model_card import BEGIN, PREDICTIONS, card_text, published_card

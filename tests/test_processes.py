@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from ddep_hub import DDePForSemanticSegmentation
+from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.synthetic import write_scenes
-from ddep_hub.data.transforms import EvalTransform, Normalize
 from ddep_hub.evaluation.inference import count_pixels
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.checkpointing import CheckpointError
@@ -145,7 +145,7 @@ import torch
 from accelerate import Accelerator
 from ddep_hub import DDePForSemanticSegmentation
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
-from ddep_hub.data.transforms import EvalTransform, Normalize
+from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.evaluation.inference import count_pixels
 
 checkpoint, data, output = sys.argv[1:]

@@ -1,8 +1,7 @@
-"""From a sample to uint8 tensors: geometry and colour on the CPU; normalisation and noise are left to the device."""
+"""Random transforms, from a sample to uint8 tensors: normalisation and noise are left to the device."""
 
 import copy
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -13,10 +12,10 @@ from torchvision.transforms.v2 import functional
 
 from .augmentations import AUGMENTATIONS, STRONG, pixel_of_rare_class
 from .image_io import decode_image, decode_reduced, jpeg_size
+from .preprocessing import Size, checked_image_size, processor_size, resize
 from .segmentation_datasets import Sample
 
 
-Size = int | tuple[int, int]
 # Tensors are not scaled in Pillow's other ways by every release of torchvision.
 _INTERPOLATION = {
     Image.Resampling.NEAREST: InterpolationMode.NEAREST_EXACT,
@@ -61,7 +60,7 @@ class SegmentationTrainTransform:
         resample: InterpolationMode = InterpolationMode.BILINEAR,
     ) -> None:
         self.crop_size = _pair(crop_size)
-        self.image_size = _checked_image_size(image_size)
+        self.image_size = checked_image_size(image_size)
         self.scale = _checked_range(scale)
         self.horizontal_flip = _checked_probability(horizontal_flip)
         if augmentation is not None and augmentation not in AUGMENTATIONS:
@@ -80,7 +79,7 @@ class SegmentationTrainTransform:
             **options: The other arguments.
         """
         resample = _INTERPOLATION.get(processor.resample, InterpolationMode.BILINEAR)
-        return cls(image_size=_processor_size(processor), resample=resample, **options)
+        return cls(image_size=processor_size(processor), resample=resample, **options)
 
     def __call__(self, sample: Sample) -> dict[str, torch.Tensor]:
         """Transforms one sample.
@@ -108,7 +107,7 @@ class SegmentationTrainTransform:
         left, width, crop_width, place_left = _window(image.width, self.crop_size[1], scales[1], column)
         pixels = functional.pil_to_tensor(image.crop((left, top, left + width, top + height)))
         labels = torch.from_numpy(np.ascontiguousarray(annotation[top : top + height, left : left + width]))
-        pixels = _resize(pixels, (crop_height, crop_width), self.resample)
+        pixels = resize(pixels, (crop_height, crop_width), self.resample)
         labels = functional.resize(
             labels[None], [crop_height, crop_width], interpolation=InterpolationMode.NEAREST_EXACT
         )[0]
@@ -188,104 +187,10 @@ class PretrainTransform:
             if size is not None:
                 image = decode_image(file)
             pixels = functional.pil_to_tensor(image.crop((left, top, left + width, top + height)))
-            pixels = _resize(pixels, self.crop_size)
+            pixels = resize(pixels, self.crop_size)
         if torch.rand(()).item() < self.horizontal_flip:
             pixels = pixels.flip(-1)
         return {"pixel_values": pixels.contiguous()}
-
-
-class EvalTransform:
-    """The whole image, and the labels at their own size, so that scores are those of the data set's masks.
-
-    Args:
-        image_size: Shorter side of the image in pixels; the image's own by default.
-
-    Attributes:
-        image_size: Shorter side, (height, width), or `None` for images as they are.
-
-    Raises:
-        ValueError: `image_size` is below 1.
-    """
-
-    def __init__(self, *, image_size: int | None = None) -> None:
-        self.image_size: Size | None = _checked_image_size(image_size)
-        self.processor: Any = None
-
-    @classmethod
-    def from_processor(cls, processor: Any) -> Self:
-        """A transform that resizes as an image processor does; with [`Normalize.from_processor`] its exact result.
-
-        Args:
-            processor: An image processor of transformers for semantic segmentation, such as [`DDePImageProcessor`].
-        """
-        transform = cls()
-        transform.image_size = _processor_size(processor)
-        transform.processor = processor
-        return transform
-
-    def __call__(self, sample: Sample) -> dict[str, torch.Tensor]:
-        """Transforms one sample.
-
-        Args:
-            sample: With `image`, a PIL RGB image, and `annotation`, an integer array (H, W).
-
-        Returns:
-            `pixel_values`, uint8 (3, h, w) in 0..255, and `labels`, int64 (H, W).
-        """
-        image: Image.Image = sample["image"]
-        if self.processor is not None:
-            # The processor's own resizing, as its two backends round differently.
-            plain = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
-            pixels = self.processor(image, **plain)["pixel_values"][0]
-        else:
-            pixels = functional.pil_to_tensor(image)
-            if isinstance(self.image_size, int):
-                scale = self.image_size / min(image.size)
-                pixels = _resize(pixels, (max(1, round(image.height * scale)), max(1, round(image.width * scale))))
-        return {"pixel_values": pixels, "labels": torch.from_numpy(sample["annotation"].astype(np.int64))}
-
-
-class Normalize:
-    """uint8 images to normalised `pixel_values`, on the device they lie on.
-
-    Args:
-        mean: Mean of each channel, of rescaled pixels.
-        std: Standard deviation of each channel.
-        rescale_factor: What pixels are multiplied with first.
-    """
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float], rescale_factor: float = 1 / 255) -> None:
-        self.mean = torch.tensor(mean, dtype=torch.float32).reshape(-1, 1, 1)
-        self.std = torch.tensor(std, dtype=torch.float32).reshape(-1, 1, 1)
-        self.rescale_factor = rescale_factor
-        self._by_device: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    @classmethod
-    def from_processor(cls, processor: Any) -> Self:
-        """Rescales and normalises as an image processor does, as far as it does."""
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        if processor.do_normalize:
-            mean, std = (np.broadcast_to(values, 3).tolist() for values in (processor.image_mean, processor.image_std))
-        return cls(mean, std, processor.rescale_factor if processor.do_rescale else 1.0)
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Maps uint8 (batch, 3, H, W) in 0..255 to float32 of the same shape, channels last in memory."""
-        images = images.float().contiguous(memory_format=torch.channels_last)
-        if images.device not in self._by_device:  # once: such a copy waits for the device
-            self._by_device[images.device] = (self.mean.to(images.device), self.std.to(images.device))
-        mean, std = self._by_device[images.device]
-        return (images * self.rescale_factor - mean) / std
-
-
-def _processor_size(processor: Any) -> Size | None:
-    if not processor.do_resize:
-        return None
-    size = {name: int(value) for name, value in dict(processor.size).items() if value is not None}
-    if set(size) == {"shortest_edge"}:
-        return size["shortest_edge"]
-    if set(size) == {"height", "width"}:
-        return size["height"], size["width"]
-    raise ValueError(f"size of the image processor is {size}. Set shortest_edge, or height and width.")
 
 
 def _window(length: int, crop: int, scale: float, pixel: int | None = None) -> tuple[int, int, int, int]:
@@ -306,28 +211,11 @@ def _window(length: int, crop: int, scale: float, pixel: int | None = None) -> t
     return start, part, size, place
 
 
-def _resize(
-    pixels: torch.Tensor, size: tuple[int, int], resample: InterpolationMode = InterpolationMode.BILINEAR
-) -> torch.Tensor:
-    if pixels.shape[-2:] == size:
-        return pixels
-    resized: torch.Tensor = functional.resize(pixels, list(size), interpolation=resample, antialias=True)
-    return resized
-
-
 def _pair(size: Size) -> tuple[int, int]:
     height, width = (size, size) if isinstance(size, int) else size
     if height < 1 or width < 1:
         raise ValueError(f"crop_size is {size}; give pixels, one number or (height, width)")
     return height, width
-
-
-def _checked_image_size(image_size: Size | None) -> Size | None:
-    if image_size is not None and np.min(image_size) < 1:
-        raise ValueError(
-            f"image_size is {image_size}; give the shorter side in pixels, or None to keep the image's own"
-        )
-    return image_size
 
 
 def _checked_range(limits: tuple[float, float]) -> tuple[float, float]:

@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from ddep_hub.data.classes import names_in_order
 from ddep_hub.data.masks import ClassStatistics
 from ddep_hub.data.opening import open_split, summary_of
+from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.data.splits import read_split_file
-from ddep_hub.data.transforms import EvalTransform, Normalize
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.pretrained import load_model

@@ -18,8 +18,8 @@ from transformers import PretrainedConfig
 from ddep_hub.data.classes import ClassTable, class_colors, names_in_order
 from ddep_hub.data.dataset_registry import find_dataset_by_classes
 from ddep_hub.data.image_io import decode_image, images_below
+from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.synthetic import SCENE_CLASSES
-from ddep_hub.data.transforms import EvalTransform, Normalize
 from ddep_hub.image_conversion import to_rgb, upright
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation

@@ -10,8 +10,8 @@ from torch import nn
 
 from ddep_hub.data.classes import ClassTable, colorize
 from ddep_hub.data.dataset_registry import get_dataset_info
+from ddep_hub.data.preprocessing import EvalTransform
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
-from ddep_hub.data.transforms import EvalTransform
 
 from .denoising import restore, validation_noise
 from .inference import InferenceOptions, predict

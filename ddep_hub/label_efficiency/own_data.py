@@ -11,7 +11,7 @@ from statistics import stdev
 from typing import Any
 
 from ddep_hub.data.arguments import LabelledDataArguments
-from ddep_hub.data.transforms import EvalTransform, Normalize
+from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.evaluation.visualization import segmentation_picture
 from ddep_hub.pretrained import list_pretrained, load_model, load_processor, stored_config
 from ddep_hub.training.arguments import FinetuneArguments

@@ -16,10 +16,11 @@ from ddep_hub.data.image_datasets import images_fingerprint
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.masks import ClassStatistics, check_classes
 from ddep_hub.data.opening import summary_of
+from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.samplers import PairedBatchSampler, StepBatchSampler
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.data.splits import write_split_file
-from ddep_hub.data.transforms import EvalTransform, Normalize, SegmentationTrainTransform, UnlabelledTransform
+from ddep_hub.data.transforms import SegmentationTrainTransform, UnlabelledTransform
 from ddep_hub.evaluation.inference import evaluate_segmentation
 from ddep_hub.evaluation.metrics import absent_message
 from ddep_hub.evaluation.visualization import segmentation_picture

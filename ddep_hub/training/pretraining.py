@@ -15,11 +15,12 @@ from ddep_hub import DDePForPreTraining
 from ddep_hub.data.dataloading import AugmentedDataset, bad_file, train_dataloader
 from ddep_hub.data.image_datasets import MapSource, ShardedImages, images_fingerprint, open_images
 from ddep_hub.data.image_io import BadFileError
+from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.data.samplers import StepBatchSampler, epoch_order, example_seed
 from ddep_hub.data.segmentation_datasets import SizedDataset
 from ddep_hub.data.streaming import ImageStream
 from ddep_hub.data.synthetic import embedded_scenes
-from ddep_hub.data.transforms import Normalize, PretrainTransform, SegmentationTrainTransform, UnlabelledTransform
+from ddep_hub.data.transforms import PretrainTransform, SegmentationTrainTransform, UnlabelledTransform
 from ddep_hub.denoising import sample_sigma
 from ddep_hub.encoder_weights import encoder_file, encoder_source
 from ddep_hub.evaluation.denoising import denoising_error, denoising_references

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.data.image_datasets import MapSource, ShardedImages, open_images
+from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.data.samplers import example_seed
-from ddep_hub.data.transforms import Normalize
 from ddep_hub.encoder_weights import needs_image_skip
 from ddep_hub.segmentation import class_logits
 from ddep_hub.utils.paths import resolve_data

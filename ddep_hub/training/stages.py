@@ -22,6 +22,8 @@ from .trainer import TIMEOUT
 
 
 STAGE = "pretraining"
+# Groups of arguments that the first stage takes from the run; those of the optimisation are pretraining's own.
+SHARED = ("data", "model", "checkpoints", "logging")
 # Steps that are timed to turn minutes into steps; the first ones are slow.
 TIMED_STEPS = 12
 # Crops of validation images, at most a tenth of the images.
@@ -68,30 +70,18 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset) -> st
 
 def stage_arguments(args: FinetuneArguments, labelled: SegmentationDataset) -> PretrainArguments:
     """Arguments of the first stage: those that it shares with fine-tuning, and what follows from its images."""
-    shared = {field.name for field in dataclasses.fields(PretrainArguments)} & {
-        field.name for field in dataclasses.fields(FinetuneArguments)
-    }
-    own = {
-        "max_steps",
-        "batch_size",
-        "learning_rate",
-        "warmup_steps",
-        "weight_decay",
-        "eval_steps",
-        "optim",
-        "freeze_encoder",
-    }
-    own |= {"push_to_hub", "hub_model_id", "hub_decoder_only", "hub_private_repo", "hub_revision", "model_ema_decay"}
-    values: dict[str, Any] = {name: getattr(args, name) for name in shared - own}
+    shared = [field.name for field in dataclasses.fields(PretrainArguments) if field.metadata["group"] in SHARED]
+    known = {field.name for field in dataclasses.fields(FinetuneArguments)} - {"freeze_encoder"}
+    names = known & {*shared, "seed", "sync_bn", "activation_checkpointing", "torch_compile"}
+    values: dict[str, Any] = {name: getattr(args, name) for name in names}
     values |= {
         "output_dir": str(Path(args.output_dir) / STAGE),
         "images": args.unlabelled,
         "max_steps": args.pretraining_steps,
         "decoder_only": True,
     }
-    values["batch_size"] = (
-        PretrainArguments.batch_size if args.pretraining_batch_size is None else args.pretraining_batch_size
-    )
+    if args.pretraining_batch_size is not None:
+        values["batch_size"] = args.pretraining_batch_size
     if args.resume_from_checkpoint is not None:  # its checkpoints are others than the run's
         values["resume_from_checkpoint"] = "latest"
     arguments = PretrainArguments(**values)

@@ -20,9 +20,9 @@ from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageP
 from ddep_hub.cli import COMMANDS, main
 from ddep_hub.cli.mistakes import explain_mistakes
 from ddep_hub.data.classes import ClassTable, class_colors, write_class_table
+from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
-from ddep_hub.data.transforms import EvalTransform, Normalize
 from ddep_hub.evaluation import evaluate as evaluation
 from ddep_hub.evaluation.arguments import PredictArguments
 from ddep_hub.evaluation.inference import InferenceOptions, count_pixels, evaluate_segmentation

@@ -11,14 +11,9 @@ from torch.utils.data import DataLoader
 from ddep_hub.data.dataloading import AugmentedDataset
 from ddep_hub.data.image_datasets import ImageFolder
 from ddep_hub.data.image_io import BadFileError, decode_image
+from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.samplers import StepBatchSampler
-from ddep_hub.data.transforms import (
-    EvalTransform,
-    Normalize,
-    PretrainTransform,
-    SegmentationTrainTransform,
-    UnlabelledTransform,
-)
+from ddep_hub.data.transforms import PretrainTransform, SegmentationTrainTransform, UnlabelledTransform
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.image_processing_pil_ddep import DDePImageProcessorPil
 

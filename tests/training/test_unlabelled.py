@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ddep_hub import DDePConfig, DDePForSemanticSegmentation
+from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.data.samplers import PairedBatchSampler, StepBatchSampler
-from ddep_hub.data.transforms import Normalize
 from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.checkpointing import CheckpointError
 from ddep_hub.training.finetuning import FinetuneTrainer, finetune

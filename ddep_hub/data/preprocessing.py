@@ -1,0 +1,129 @@
+"""What an image processor does to an image, as transforms: its size on the CPU, the rest on the device."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+from .segmentation_datasets import Sample
+
+
+Size = int | tuple[int, int]
+
+
+class EvalTransform:
+    """The whole image, and the labels at their own size, so that scores are those of the data set's masks.
+
+    Args:
+        image_size: Shorter side of the image in pixels; the image's own by default.
+
+    Attributes:
+        image_size: Shorter side, (height, width), or `None` for images as they are.
+
+    Raises:
+        ValueError: `image_size` is below 1.
+    """
+
+    def __init__(self, *, image_size: int | None = None) -> None:
+        self.image_size: Size | None = checked_image_size(image_size)
+        self.processor: Any = None
+
+    @classmethod
+    def from_processor(cls, processor: Any) -> Self:
+        """A transform that resizes as an image processor does; with [`Normalize.from_processor`] its exact result.
+
+        Args:
+            processor: An image processor of transformers for semantic segmentation, such as [`DDePImageProcessor`].
+        """
+        transform = cls()
+        transform.image_size = processor_size(processor)
+        transform.processor = processor
+        return transform
+
+    def __call__(self, sample: Sample) -> dict[str, torch.Tensor]:
+        """Transforms one sample.
+
+        Args:
+            sample: With `image`, a PIL RGB image, and `annotation`, an integer array (H, W).
+
+        Returns:
+            `pixel_values`, uint8 (3, h, w) in 0..255, and `labels`, int64 (H, W).
+        """
+        image: Image.Image = sample["image"]
+        if self.processor is not None:
+            # The processor's own resizing, as its two backends round differently.
+            plain = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
+            pixels = self.processor(image, **plain)["pixel_values"][0]
+        else:
+            pixels = functional.pil_to_tensor(image)
+            if isinstance(self.image_size, int):
+                scale = self.image_size / min(image.size)
+                pixels = resize(pixels, (max(1, round(image.height * scale)), max(1, round(image.width * scale))))
+        return {"pixel_values": pixels, "labels": torch.from_numpy(sample["annotation"].astype(np.int64))}
+
+
+class Normalize:
+    """uint8 images to normalised `pixel_values`, on the device they lie on.
+
+    Args:
+        mean: Mean of each channel, of rescaled pixels.
+        std: Standard deviation of each channel.
+        rescale_factor: What pixels are multiplied with first.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], rescale_factor: float = 1 / 255) -> None:
+        self.mean = torch.tensor(mean, dtype=torch.float32).reshape(-1, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32).reshape(-1, 1, 1)
+        self.rescale_factor = rescale_factor
+        self._by_device: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @classmethod
+    def from_processor(cls, processor: Any) -> Self:
+        """Rescales and normalises as an image processor does, as far as it does."""
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        if processor.do_normalize:
+            mean, std = (np.broadcast_to(values, 3).tolist() for values in (processor.image_mean, processor.image_std))
+        return cls(mean, std, processor.rescale_factor if processor.do_rescale else 1.0)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Maps uint8 (batch, 3, H, W) in 0..255 to float32 of the same shape, channels last in memory."""
+        images = images.float().contiguous(memory_format=torch.channels_last)
+        if images.device not in self._by_device:  # once: such a copy waits for the device
+            self._by_device[images.device] = (self.mean.to(images.device), self.std.to(images.device))
+        mean, std = self._by_device[images.device]
+        return (images * self.rescale_factor - mean) / std
+
+
+def processor_size(processor: Any) -> Size | None:
+    """Size that an image processor gives an image: its shorter side, (height, width), or `None` for its own."""
+    if not processor.do_resize:
+        return None
+    size = {name: int(value) for name, value in dict(processor.size).items() if value is not None}
+    if set(size) == {"shortest_edge"}:
+        return size["shortest_edge"]
+    if set(size) == {"height", "width"}:
+        return size["height"], size["width"]
+    raise ValueError(f"size of the image processor is {size}. Set shortest_edge, or height and width.")
+
+
+def resize(
+    pixels: torch.Tensor, size: tuple[int, int], resample: InterpolationMode = InterpolationMode.BILINEAR
+) -> torch.Tensor:
+    """Scales an image tensor to a size, with antialiasing."""
+    if pixels.shape[-2:] == size:
+        return pixels
+    resized: torch.Tensor = functional.resize(pixels, list(size), interpolation=resample, antialias=True)
+    return resized
+
+
+def checked_image_size(image_size: Size | None) -> Size | None:
+    """The size, if it is positive."""
+    if image_size is not None and np.min(image_size) < 1:
+        raise ValueError(
+            f"image_size is {image_size}; give the shorter side in pixels, or None to keep the image's own"
+        )
+    return image_size
