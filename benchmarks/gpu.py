@@ -4,6 +4,8 @@
     python benchmarks/gpu.py check --output out/check.csv
     python benchmarks/gpu.py bench --output out/bench.csv
     python benchmarks/gpu.py train --pack runs/gpu-pack --minutes 9 --output out/decoder
+    python benchmarks/gpu.py study --pack runs/gpu-pack --data runs/nuclei --unlabelled runs/nuclei/images/train \
+        --study examples/configs/label-efficiency-nuclei.yaml --minutes 9 --output out/nuclei.csv
 
 `pack` gathers what `train` needs on a machine without the Hub: small copies of the images in one file of at most
 60 MiB, and EfficientNet-Lite0's weights. The other parts import neither `datasets` nor anything from the network; each
@@ -17,8 +19,11 @@ import csv
 import functools
 import io
 import json
+import os
 import shutil
 import statistics
+import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Callable
@@ -242,10 +247,44 @@ def train(args: argparse.Namespace) -> None:
             entry.unlink()
 
 
+def study(args: argparse.Namespace) -> None:
+    """Runs as much of a study as the minutes allow, in several processes on the one device, and keeps its rows.
+
+    A file of rows under the name of `--output` is gone on with. Small models leave most of a GPU idle; several
+    processes share it. The weights of EfficientNet-Lite0 are those of the pack, under the name that the study asks for.
+    """
+    ends = time.monotonic() + 60 * args.minutes
+    work = args.output.parent / ".study"
+    work.mkdir(parents=True, exist_ok=True)
+    if args.output.exists():
+        shutil.copyfile(args.output, work / "results.csv")
+    cache = work / "cache"
+    (cache / "encoders").mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(args.pack / "encoder.safetensors", cache / "encoders" / f"{LITE0}.safetensors")
+    command = [sys.executable, "-m", "ddep_hub", "compare", "--study", str(args.study), "--output_dir", str(work)]
+    command += ["--data", str(args.data), "--unlabelled", *map(str, args.unlabelled)]
+    command += ["--methods", *args.methods] if args.methods else []
+    command += ["--fractions", *args.fractions] if args.fractions else []
+    environment = os.environ | {"DDEP_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    processes = []
+    for number in range(args.processes):
+        with (work / f"{number}.log").open("w") as log:
+            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
+    while time.monotonic() < ends and any(process.poll() is None for process in processes):
+        time.sleep(1)
+    for process in processes:
+        process.kill()
+        process.wait()
+    if not (work / "results.csv").exists():
+        raise SystemExit(f"No run ended. The last lines of {work}/0.log:\n{(work / '0.log').read_text()[-2000:]}")
+    shutil.copyfile(work / "results.csv", args.output)
+    print(f"{len(args.output.read_text().splitlines()) - 1} rows in {args.output}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)
-    for part in (pack, check, bench, train):
+    for part in (pack, check, bench, train, study):
         sub = parts.add_parser(part.__name__, help=(part.__doc__ or "").splitlines()[0])
         sub.set_defaults(part=part)
         sub.add_argument("--output", type=Path, required=True)
@@ -264,6 +303,15 @@ def main() -> None:
             sub.add_argument("--crop_size", type=int, default=128)
             sub.add_argument("--num_workers", type=int, default=8)
             sub.add_argument("--learning_rate", type=float, default=3e-3)
+        if part is study:
+            sub.add_argument("--pack", type=Path, required=True, help="folder that `pack` wrote")
+            sub.add_argument("--study", type=Path, required=True)
+            sub.add_argument("--data", type=Path, required=True)
+            sub.add_argument("--unlabelled", type=Path, nargs="+", required=True)
+            sub.add_argument("--minutes", type=float, default=9.0)
+            sub.add_argument("--processes", type=int, default=8)
+            sub.add_argument("--methods", nargs="*")
+            sub.add_argument("--fractions", nargs="*")
     args = parser.parse_args()
     args.part(args)
 

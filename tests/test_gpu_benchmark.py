@@ -1,6 +1,8 @@
 """benchmarks/gpu.py: the parts that also run without a GPU, and without `datasets`."""
 
 import csv
+import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import torch
 
 from ddep_hub import DDePForSemanticSegmentation
 from ddep_hub.data.synthetic import write_scenes
+from ddep_hub.encoder_weights import encoder_file
 
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -54,3 +57,27 @@ def test_check_finds_that_a_device_agrees_with_itself(tmp_path):
 def test_bench_says_that_it_needs_a_gpu(tmp_path):
     result = run(SCRIPT, "bench", "--output", str(tmp_path / "bench.csv"))
     assert result.returncode != 0 and "needs a GPU" in result.stderr
+
+
+def test_a_study_runs_for_minutes_and_goes_on(tmp_path):
+    scenes = write_scenes(tmp_path / "scenes", splits={"train": 4, "val": 2}, unlabelled=6, size=(48, 48))
+    (tmp_path / "pack").mkdir()
+    shutil.copyfile(encoder_file("pypi"), tmp_path / "pack" / "encoder.safetensors")
+    content = {
+        "fractions": {"1/2": 1},
+        "model": {"decoder_hidden_sizes": [8, 8, 8, 8, 8], "decoder_bottleneck_size": 8},
+        "finetuning": {"max_steps": 2, "batch_size": 2, "crop_size": 32},
+        "methods": {"encoder": {}, "joint": {"finetuning": {"denoising_weight": 0.1}}},
+        "baselines": ["encoder"],
+    }
+    (tmp_path / "study.yaml").write_text(json.dumps(content))
+    command = [SCRIPT, "study", "--pack", str(tmp_path / "pack"), "--study", str(tmp_path / "study.yaml")]
+    command += ["--data", str(scenes), "--unlabelled", str(scenes / "unlabelled"), "--processes", "1"]
+    output = tmp_path / "out" / "rows.csv"
+    for methods in (["encoder"], ["encoder", "joint"]):
+        done = run(*command, "--minutes", "2", "--output", str(output), "--methods", *methods)
+        assert done.returncode == 0, done.stderr
+        assert f"{len(methods)} rows" in done.stdout
+    before = output.read_text()
+    late = run(*command, "--minutes", "0", "--output", str(output))
+    assert late.returncode == 0 and output.read_text() == before

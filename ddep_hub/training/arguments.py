@@ -356,8 +356,10 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
             raise ValueError("unlabelled would not be used: pretraining_steps is 0. Set it, or a weight of a loss.")
         if self.consistency_weight and not self.model_ema_decay:
             raise ValueError("consistency_weight needs a teacher. Set model_ema_decay, such as 0.99.")
-        if weights and self.freeze_encoder_steps:
-            raise ValueError(f"{weights[0]} and freeze_encoder_steps do not go together. Set one of them.")
+        # Layers that compute their activations twice would see the unlabelled images in BatchNorm's statistics.
+        for name in ("freeze_encoder_steps", "activation_checkpointing"):
+            if weights and getattr(self, name):
+                raise ValueError(f"{weights[0]} and {name} do not go together. Set one of them.")
         if self.pretraining_minutes is not None:
             self.check_positive("pretraining_minutes")
             if not (self.unlabelled and self.pretraining_steps):

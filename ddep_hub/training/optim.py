@@ -119,10 +119,9 @@ class Weights:
     def __init__(self, accelerator: Accelerator, model: DDePPreTrainedModel, args: RunArguments) -> None:
         self.accelerator = accelerator
         self.sharded = getattr(accelerator, "is_fsdp2", False)
-        if self.sharded and (args.model_ema_decay or getattr(args, "freeze_encoder_steps", 0)):
-            raise ValueError(
-                "model_ema_decay and freeze_encoder_steps do not work with FSDP. Leave them out, or use DDP."
-            )
+        for name in ("model_ema_decay", "freeze_encoder_steps", "denoising_weight"):
+            if self.sharded and getattr(args, name, 0):
+                raise ValueError(f"{name} does not work with FSDP. Leave it out, or use DDP.")
         if args.sync_bn and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             convert_sync_batchnorm(model)  # timm's: torch's would lose the activation inside timm's own BatchNorm
         # Channels last is how convolutions run fastest, on GPUs and CPUs alike; files are in the usual order again.

@@ -141,6 +141,7 @@ def test_unlabelled_images_beside_labelled_ones(finetuning, fields):
         ({"unlabelled": ["x"], "pretraining_steps": 0}, "unlabelled would not be used"),
         ({"unlabelled": ["x"], "consistency_weight": 1.0}, "needs a teacher"),
         ({"unlabelled": ["x"], "denoising_weight": 1.0, "freeze_encoder_steps": 5}, "do not go together"),
+        ({"unlabelled": ["x"], "denoising_weight": 1.0, "activation_checkpointing": True}, "do not go together"),
         ({"unlabelled": ["x"], "pretraining_minutes": 0.0}, "pretraining_minutes must be positive"),
         ({"pretraining_minutes": 5.0}, "pretraining_minutes needs unlabelled"),
         ({"class_crops": 1.5}, "class_crops"),
@@ -171,7 +172,9 @@ def batch():
 
 
 def test_the_denoising_loss_is_that_of_pretraining(model):
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     loss, data = loss_of(model, denoising_weight=2.0), batch()
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in weights.items())
     model.train()
     before = {name: tensor.clone() for name, tensor in model.named_buffers()}
     modes = [module.training for module in model.modules()]
