@@ -251,7 +251,7 @@ def study(args: argparse.Namespace) -> None:
     """Runs as much of a study as the minutes allow, in several processes on the one device, and keeps its rows.
 
     A file of rows under the name of `--output` is gone on with. Small models leave most of a GPU idle; several
-    processes share it. The weights of EfficientNet-Lite0 are those of the pack, under the name that the study asks for.
+    processes share it. The weights of EfficientNet-Lite0 are those of the pack.
     """
     ends = time.monotonic() + 60 * args.minutes
     work = args.output.parent / ".study"
