@@ -1,6 +1,7 @@
 """The commands of `ddep-hub`: each parses its arguments, then imports what it needs and calls a function of Python."""
 
 import argparse
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -278,4 +279,7 @@ def _end_processes() -> None:
     """Ends the process group of a launcher: its threads may outlive the interpreter, which then aborts."""
     from accelerate import PartialState
 
-    PartialState().destroy_process_group()
+    state = PartialState()
+    state.wait_for_everyone()  # together, or gloo may abort the later one
+    gc.collect()  # wrapped models of earlier stages hold the group
+    state.destroy_process_group()
