@@ -31,7 +31,10 @@ _ADDED = {"class_crops", "pretraining_steps", "denoising_weight", "consistency_w
 
 
 # Arguments of fine-tuning that a comparison takes beside where the data is.
-OVERRIDES = ("encoder_name", "eval_split", "val_fraction", "group_pattern", "image_size", "crop_size", "augmentation")
+OVERRIDES = (
+    *("encoder_name", "encoder_weights", "eval_split", "val_fraction", "group_pattern"),
+    *("image_size", "crop_size", "augmentation"),
+)
 SCENES = "examples/configs/label-efficiency-scenes.yaml"
 
 
@@ -68,6 +71,9 @@ class StudyArguments(LabelledDataArguments):
     crop_size: int | None = arg(None, "Side of the random crops in pixels.", group="data", common=True)
     augmentation: str | None = arg(None, "Kind of image: photo, overhead or microscopy.", group="data", common=True)
     encoder_name: str | None = arg(None, "timm name of the encoder.", group="model")
+    encoder_weights: str | None = arg(
+        None, "Weights of the encoder, as for `ddep-hub finetune`.", group="model", path=True
+    )
     study: str | None = arg(
         None, f"YAML file with methods, fractions and seeds. Default: {SCENES}, without data.", path=True, common=True
     )

@@ -50,8 +50,11 @@ def test_all_decoders_that_fit_are_compared_on_equal_terms(data, tmp_path):
     assert [run.pretrained for run in runs] == [None, *shipped, None]
     pretraining = found.pretrain_arguments(found.methods[-1], tmp_path)
     assert (pretraining.decoder_hidden_sizes, pretraining.scale) == (runs[0].decoder_hidden_sizes, runs[0].scale)
-    other = own_data_study(arguments(data, tmp_path, encoder_name="resnet18", labels=[4], seeds=2))
+    other = own_data_study(
+        arguments(data, tmp_path, encoder_name="resnet18", encoder_weights="none", labels=[4], seeds=2)
+    )
     assert [method.name for method in other.methods] == [RANDOM, TARGET] and other.seeds == {"1/2": 2}
+    assert other.methods[0].finetuning["encoder_weights"] == other.methods[1].pretraining["encoder_weights"] == "none"
     with pytest.raises(ValueError, match="labels: 9 are more than the 8 training images"):
         own_data_study(arguments(data, tmp_path, labels=[9]))
 
