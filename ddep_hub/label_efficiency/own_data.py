@@ -17,8 +17,10 @@ from ddep_hub.pretrained import list_pretrained, load_model, load_processor, sto
 from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.labelled import open_train_and_val
+from ddep_hub.training.outputs import save_picture
 from ddep_hub.training.pretraining import PretrainTrainer
 from ddep_hub.training.semi_supervised import unlabelled_sources
+from ddep_hub.training.stages import TIMED_STEPS, number_of_validation_images
 from ddep_hub.utils.arguments import build_arguments
 from ddep_hub.utils.files import atomic_write
 
@@ -28,11 +30,8 @@ from .report import Curves, Row, curves, paired_difference
 
 RANDOM, TARGET = "random decoder", "DDeP on your images"
 PRESET = "few-labels"
-PRETRAINING_STEPS = 1500
-TIMED_STEPS = 12
 # With fewer steps, a comparison says little about longer runs.
 FEW_STEPS = 300
-MAX_VAL_IMAGES = 32
 LABELS = (6, 12)
 MIN_SEEDS = 3
 
@@ -60,7 +59,7 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
     """
     shared = _shared(args)
     settings = build_arguments(FinetuneArguments, {**shared, "data": args.data})
-    steps = steps or Steps(settings.max_steps, PRETRAINING_STEPS)
+    steps = steps or Steps(settings.max_steps, settings.pretraining_steps)
     shared["max_steps"] = steps.finetuning
     training, _ = open_train_and_val(settings)
     number = len(training)
@@ -79,7 +78,7 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
         "crop_size": settings.crop_size,
         "scale": settings.scale,
         "image_size": settings.image_size,
-        "num_val_images": max(1, min(MAX_VAL_IMAGES, images // 10)),
+        "num_val_images": number_of_validation_images(images),
     }
     without_encoder = {name: value for name, value in shared.items() if name != "encoder_name"}
     methods = [Method(RANDOM, None, {**shared, **sizes}, baseline=True)]
@@ -218,4 +217,4 @@ def draw_examples(study: Study, finals: Mapping[str, Path], path: Path) -> None:
         EvalTransform.from_processor(processor),
         Normalize.from_processor(processor),
     )
-    picture.save(path)
+    save_picture(picture, path)

@@ -115,10 +115,9 @@ class PretrainTrainer(Trainer):
             ValueError: There are no more images than `num_val_images`, or a source cannot be used.
         """
         args, number = self.args, self.args.num_val_images
-        names, sources = (
-            source_names(args),
-            [*(open_sources(args) if args.images or not self.more_images else ()), *self.more_images],
-        )
+        # The embedded scenes, which are rendered first, take the place of no images at all.
+        names = source_names(args) if args.images or not self.more_images else []
+        sources = [*(open_sources(args) if names else ()), *self.more_images]
         self.fingerprint = images_fingerprint(sources)
         self.streams = [source for source in sources if isinstance(source, ShardedImages)]
         if self.streams:
@@ -252,7 +251,12 @@ def open_sources(args: PretrainArguments) -> list[MapSource] | list[ShardedImage
     return open_images(source_names(args), column=args.image_column, streaming=args.streaming)
 
 
+def resolve_sources(names: Sequence[str]) -> list[str]:
+    """Names of sources with local paths resolved, see [`resolve_data`]; addresses stay as they are."""
+    return [name if "://" in name else str(resolve_data(name)) for name in names]
+
+
 def source_names(args: PretrainArguments) -> list[str]:
     """The sources of a run by folder or name, in the order of [`open_sources`]."""
-    names = [name if "://" in name else str(resolve_data(name)) for name in args.images]
+    names = resolve_sources(args.images)
     return names or [str(embedded_scenes() / "unlabelled")]

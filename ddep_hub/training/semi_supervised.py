@@ -13,10 +13,9 @@ from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.data.samplers import example_seed
 from ddep_hub.encoder_weights import needs_image_skip
 from ddep_hub.segmentation import class_logits
-from ddep_hub.utils.paths import resolve_data
 
 from .arguments import FinetuneArguments
-from .pretraining import seeded_noise
+from .pretraining import resolve_sources, seeded_noise
 
 
 Batch = dict[str, torch.Tensor]
@@ -104,8 +103,7 @@ def unlabelled_sources(names: Sequence[str]) -> list[MapSource]:
         FileNotFoundError: A source does not exist.
         ValueError: A source is a stream, or cannot be read.
     """
-    paths = [name if "://" in name else str(resolve_data(name)) for name in names]
-    sources = [source for source in open_images(paths) if not isinstance(source, ShardedImages)]
+    sources = [source for source in open_images(resolve_sources(names)) if not isinstance(source, ShardedImages)]
     if not sources:
         raise ValueError(f"unlabelled: {names[0]} is streamed. Unpack the shards into a folder of images.")
     return sources

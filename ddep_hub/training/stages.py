@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
+from ddep_hub.hub.model_card import RESULTS, RUN
 from ddep_hub.hub.staging import read_json
 from ddep_hub.utils.arguments import parse_arguments, write_yaml
 from ddep_hub.utils.distributed import on_main_process
@@ -26,7 +27,7 @@ STAGE = "pretraining"
 SHARED = ("data", "model", "checkpoints", "logging")
 # Steps that are timed to turn minutes into steps; the first ones are slow.
 TIMED_STEPS = 12
-# Crops of validation images, at most a tenth of the images.
+# More would only take longer to measure.
 MAX_VAL_IMAGES = 32
 
 
@@ -86,15 +87,19 @@ def stage_arguments(args: FinetuneArguments, labelled: SegmentationDataset) -> P
         values["resume_from_checkpoint"] = "latest"
     arguments = PretrainArguments(**values)
     number = sum(len(source) for source in unlabelled_sources(args.unlabelled)) + len(labelled)
-    arguments.num_val_images = max(1, min(MAX_VAL_IMAGES, number // 10))
+    arguments.num_val_images = number_of_validation_images(number)
     return arguments
+
+
+def number_of_validation_images(images: int) -> int:
+    """How many of so many unlabelled images are kept out of pretraining: a tenth, `MAX_VAL_IMAGES` at most."""
+    return max(1, min(MAX_VAL_IMAGES, images // 10))
 
 
 def record_of(decoder: str) -> dict[str, Any]:
     """What the card of the second stage says of the first one: its record and its results."""
-    return {
-        "pretraining": {**read_json(Path(decoder) / "run.json"), "results": read_json(Path(decoder) / "results.json")}
-    }
+    record, results = (read_json(Path(decoder) / name) for name in (RUN, RESULTS))
+    return {"pretraining": {**record, "results": results}}
 
 
 def _steps_in(minutes: float, args: PretrainArguments, labelled: SegmentationDataset, accelerator: Accelerator) -> int:
