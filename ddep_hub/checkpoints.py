@@ -125,7 +125,7 @@ def read_encoder(config: DDePConfig, path: str | os.PathLike[str]) -> nn.Module:
     weights = None if path.suffix == ".npz" else _read_state_dict(path)
     encoder = create_timm_model(config)
     whole = encoder.state_dict()
-    finish_encoder(encoder)
+    finish_encoder(encoder, config)
     used = encoder.state_dict()
     if weights is not None:
         num_classes, classifier = _classifier_of(config, weights)
@@ -304,6 +304,7 @@ def check_same_encoder(
 # Parts of the model from input to output, and the fields of the configuration that decide their shapes.
 SHAPED_BY = {
     "encoder.": "encoder_name, encoder_kwargs and num_channels",
+    "decoder.pyramid.": "encoder_name, encoder_out_indices and num_channels",
     "decoder.bottleneck.": "encoder_name and decoder_bottleneck_size",
     "decoder.": "encoder_name, decoder_hidden_sizes, decoder_width and decoder_bottleneck_size",
     "noise_head.": "num_channels and image_skip",

@@ -63,6 +63,9 @@ class DDePConfig(PreTrainedConfig):
         encoder_name: timm name of the encoder, with or without the tag of its weights. The default is the encoder of
             the DDeP paper, TransUNet's R50+ViT-B/16 with ImageNet-21k weights.
         encoder_kwargs: further arguments of `timm.create_model`, for instance `{"img_size": 384}`.
+        encoder_out_indices: positions of the features to use in timm's `feature_info`, growing, negative ones from the
+            end; at most four of a model of one stride (ViT). `None` takes all of a pyramid (the last of each stride)
+            and four evenly spaced blocks of a ViT.
         encoder_revision: commit of the timm repository on the Hub that the encoder's weights came from.
         encoder_weights_hash: SHA-256 of the encoder's weights the decoder was trained on.
         num_channels: channels of the input images.
@@ -111,6 +114,7 @@ class DDePConfig(PreTrainedConfig):
 
     encoder_name: str = "vit_base_r50_s16_224.orig_in21k"
     encoder_kwargs: dict[str, Any] | None = None
+    encoder_out_indices: list[int] | tuple[int, ...] | None = None
     encoder_revision: str | None = None
     encoder_weights_hash: str | None = None
     num_channels: int = 3

@@ -1,5 +1,5 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
-"""The U-Net decoder: TransUNet's cascaded upsampler, over any pyramid of features."""
+"""The U-Net decoder: TransUNet's cascaded upsampler, over the pyramid made of an encoder's features."""
 
 import math
 from collections.abc import Sequence
@@ -11,6 +11,9 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_ddep import DDePConfig
+from .conv_norm import conv_norm_act
+from .encoders import FeatureMaps
+from .pyramid import DDePPyramid
 
 
 DEFAULT_HIDDEN_SIZES = (256, 128, 64, 32, 16)
@@ -35,55 +38,6 @@ def decoder_channels(config: DDePConfig, encoder_stride: int) -> tuple[int, ...]
     return tuple(max(1, round(size * config.decoder_width)) for size in sizes)
 
 
-class DDePDecoderConv(nn.Conv2d):
-    """3x3 convolution without bias, in front of a norm and a ReLU."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
-
-
-def conv_norm_act(in_channels: int, out_channels: int, norm: str) -> nn.Sequential:
-    """3x3 convolution, norm and ReLU."""
-    if norm == "batch":
-        layer: nn.Module = nn.BatchNorm2d(out_channels)
-    else:
-        # At least 8 channels a group: with one channel a group the norm would erase each channel's mean, and on a
-        # 1x1 map its whole signal.
-        groups = math.gcd(32, max(1, out_channels // 8))
-        while out_channels % groups:
-            groups //= 2
-        layer = nn.GroupNorm(groups, out_channels)
-    return nn.Sequential(DDePDecoderConv(in_channels, out_channels), layer, nn.ReLU(inplace=True))
-
-
-def fresh_weight_norm(weight: torch.Tensor) -> float:
-    """Expected norm of a convolution's weights `(out, in, height, width)` under He initialisation."""
-    fan_in = weight[0].numel()
-    return (2 / fan_in * weight.numel()) ** 0.5
-
-
-@torch.no_grad()
-def restore_weight_norms(module: nn.Module) -> None:
-    """Scales each convolution in front of a norm to the norm that He initialisation gives its weights.
-
-    The function stays the same, as the norm divides the scale out again, but not the training that follows: a step of
-    Adam has a fixed size, so weights that have grown in pretraining turn the more slowly, with the square of their
-    norm. BatchNorm's running statistics are scaled along. `from_pretrained` leaves weights as they are stored:
-    `examples/finetune.py` calls this before it fine-tunes a denoising decoder. Not in the paper.
-
-    Args:
-        module: a decoder or a part of one.
-    """
-    for layers in module.modules():
-        if isinstance(layers, nn.Sequential) and len(layers) == 3 and isinstance(layers[0], DDePDecoderConv):
-            weight, norm = layers[0].weight, layers[1]
-            factor = fresh_weight_norm(weight) / weight.norm().clamp(min=1e-12)
-            weight.mul_(factor)
-            if isinstance(norm, nn.BatchNorm2d):
-                norm.running_mean.mul_(factor)
-                norm.running_var.mul_(factor**2)
-
-
 class DDePDecoderBlock(GradientCheckpointingLayer):
     """Doubles the resolution, joins the encoder's feature of that resolution, and mixes by two 3x3 convolutions."""
 
@@ -105,16 +59,18 @@ class DDePDecoderBlock(GradientCheckpointingLayer):
 
 
 class DDePDecoder(nn.Module):
-    """Bottleneck convolution, if there is one, then one [`DDePDecoderBlock`] per entry of `decoder_hidden_sizes`.
+    """[`DDePPyramid`], bottleneck convolution if there is one, and a [`DDePDecoderBlock`] per entry of
+    `decoder_hidden_sizes`.
 
     Args:
         config: the model's configuration.
-        channels: channels of the encoder's features, finest first.
-        strides: their strides, powers of two, strictly increasing.
+        maps: the encoder's features.
     """
 
-    def __init__(self, config: DDePConfig, channels: Sequence[int], strides: Sequence[int]) -> None:
+    def __init__(self, config: DDePConfig, maps: FeatureMaps) -> None:
         super().__init__()
+        self.pyramid = DDePPyramid(config, maps)
+        channels, strides = self.pyramid.channels, self.pyramid.strides
         skips = dict(zip(strides[:-1], channels[:-1], strict=True))
         stride, width = strides[-1], config.decoder_bottleneck_size
         if width:
@@ -132,21 +88,21 @@ class DDePDecoder(nn.Module):
             )
             width = out_channels
         self.blocks = nn.ModuleList(blocks)
-        self.strides = tuple(strides)
+        self.strides = strides
         self.out_channels = width
 
-    def forward(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Runs the decoder.
-
-        Args:
-            features: the encoder's features, finest first, each `(batch, C, H / stride, W / stride)`.
+    def forward(
+        self, features: Sequence[torch.Tensor], pixel_values: torch.Tensor, covered: tuple[int, int]
+    ) -> list[torch.Tensor]:
+        """Runs the decoder; see [`DDePPyramid`] for its arguments.
 
         Returns:
-            Outputs of the bottleneck (without one, the deepest feature) and of each block, coarsest first; the last
-            one is the decoder's result.
+            Outputs of the bottleneck (without one, the deepest level) and of each block, coarsest first; the last one
+            is the decoder's result.
         """
-        by_stride = dict(zip(self.strides, features, strict=True))
-        hidden_states = [self.bottleneck(features[-1])]
+        levels = self.pyramid(features, pixel_values, covered)
+        by_stride = dict(zip(self.strides, levels, strict=True))
+        hidden_states = [self.bottleneck(levels[-1])]
         for block, stride in zip(self.blocks, self.skip_strides, strict=True):
             skip = by_stride[stride] if stride is not None else None
             hidden_states.append(block(hidden_states[-1], skip))

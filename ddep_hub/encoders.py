@@ -1,21 +1,26 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
-"""timm models as encoders: one plain timm module in, a pyramid of features out.
+"""timm models as encoders: one plain timm module in, its features out.
 
-The encoder is the timm model itself, so its state dict has timm's own keys. Two kinds serve: models whose
-`feature_info` is a pyramid (ConvNeXt, ResNet, ResNetV2-BiT, EfficientNet, Swin, ...), and the ResNet-ViT hybrids,
-whose CNN part gives the skips and whose transformer gives the deepest feature.
+The encoder is the timm model itself, so its state dict has timm's own keys. Three kinds serve: models whose
+`feature_info` is a pyramid (ConvNeXt, ResNet, ResNetV2-BiT, EfficientNet, Swin, ...); the ResNet-ViT hybrids, whose
+CNN part gives the skips and whose transformer gives the deepest feature; and models of one stride (ViT, DINOv2, EVA,
+...), of which some blocks are taken. See [`DDePPyramid`] for what the decoder makes of them.
 """
 
 import difflib
 import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import timm
 import torch
 from timm.layers import HybridEmbed
+from timm.models.eva import EvaBlock
 from timm.models.resnetv2 import ResNetV2
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
+from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_ddep import DDePConfig
@@ -23,9 +28,40 @@ from .configuration_ddep import DDePConfig
 
 # Arguments that let a family take images of any size; by the timm module its models are defined in.
 _ANY_SIZE = {
-    "swin_transformer": {"strict_img_size": False},
-    "swin_transformer_v2": {"strict_img_size": False},
+    **dict.fromkeys(
+        ("deit", "eva", "swin_transformer_v2_cr", "vision_transformer", "vision_transformer_hybrid", "vitamin"),
+        {"dynamic_img_size": True},
+    ),
+    **dict.fromkeys(("swin_transformer", "swin_transformer_v2"), {"strict_img_size": False}),
 }
+# Families with tables, windows or weights of one image size. They see images resampled to it.
+_ONE_SIZE = (
+    "beit", "byoanet", "cait", "coat", "convit", "crossvit", "efficientformer", "efficientformer_v2", "gcvit", "hiera",
+    "levit", "maxxvit", "mlp_mixer", "nest", "pit", "tnt", "visformer", "vision_transformer_relpos", "volo",
+)  # fmt: skip
+# Levels of the decoder that blocks of a model without a pyramid are taken for.
+_LEVELS = 4
+
+
+@dataclass(frozen=True)
+class FeatureMaps:
+    """What the decoder gets of an encoder.
+
+    Attributes:
+        indices: Positions of the features in timm's `feature_info`.
+        channels: Channels of each feature.
+        strides: Stride of each feature in pixels, as timm has it.
+        is_pyramid: Whether the strides are growing powers of two.
+        image_size: Height and width that images are resampled to, where the encoder takes no other.
+        multiple: What sides are padded to multiples of, where it takes many.
+    """
+
+    indices: tuple[int, ...]
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    is_pyramid: bool
+    image_size: tuple[int, int] | None
+    multiple: int
 
 
 class DDePEncoderBlock(GradientCheckpointingLayer, Block):
@@ -34,6 +70,14 @@ class DDePEncoderBlock(GradientCheckpointingLayer, Block):
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Maps tokens `(batch, length, dim)` to the same shape."""
         return Block.forward(self, x, *args, **kwargs)
+
+
+class DDePEvaBlock(GradientCheckpointingLayer, EvaBlock):
+    """The same for timm's block with rotary positions (EVA-02, DINOv3, ...)."""
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Maps tokens `(batch, length, dim)` to the same shape."""
+        return EvaBlock.forward(self, x, *args, **kwargs)
 
 
 class DDePHybridEncoder(VisionTransformer):
@@ -60,7 +104,7 @@ class DDePHybridEncoder(VisionTransformer):
             tokens = block(tokens)
         tokens = self.norm(tokens)[:, self.num_prefix_tokens :]
         grid = tokens.transpose(1, 2).unflatten(2, (height, width))
-        return [*skips[: len(feature_info(self)) - 1], grid]
+        return [*skips[: len(_hybrid_features(self)) - 1], grid]
 
 
 def encoder_arguments(config: DDePConfig) -> dict[str, Any]:
@@ -76,20 +120,22 @@ def encoder_arguments(config: DDePConfig) -> dict[str, Any]:
         raise ValueError(
             f"encoder_name: timm {timm.__version__} has no model `{name}`. Close to it: {close or 'none'}."
         )
-    family = timm.models.model_entrypoint(architecture).__module__.rsplit(".", 1)[-1]
-    defaults: dict[str, Any] = dict(_ANY_SIZE.get(family, {}))
-    if family == "vision_transformer_hybrid":
-        defaults = {"dynamic_img_size": True, "block_fn": DDePEncoderBlock}
+    defaults: dict[str, Any] = _ANY_SIZE.get(_family(architecture), {})
     return {"num_classes": 0, "in_chans": config.num_channels, **defaults, **(config.encoder_kwargs or {})}
+
+
+def _family(architecture: str) -> str:
+    """The timm module that an architecture is defined in."""
+    return timm.models.model_entrypoint(architecture).__module__.rsplit(".", 1)[-1]
 
 
 def build_encoder(config: DDePConfig) -> nn.Module:
     """Builds the encoder as timm initialises it, without the layers behind its last used feature.
 
     Raises:
-        ValueError: timm does not know the name, refuses the arguments, or the model yields no pyramid.
+        ValueError: timm does not know the name, refuses the arguments, or the model yields no features.
     """
-    return finish_encoder(create_timm_model(config))
+    return finish_encoder(create_timm_model(config), config)
 
 
 def create_timm_model(config: DDePConfig) -> nn.Module:
@@ -103,19 +149,27 @@ def create_timm_model(config: DDePConfig) -> nn.Module:
         ) from error
 
 
-def finish_encoder(encoder: nn.Module) -> nn.Module:
+def finish_encoder(encoder: nn.Module, config: DDePConfig) -> nn.Module:
     """Turns a timm model into an encoder, in place.
 
     Layers behind the last used feature go: unused, they would get no gradient in fine-tuning.
+
+    Raises:
+        ValueError: The model yields no features, or not those of `config.encoder_out_indices`.
     """
+    maps = _feature_maps(encoder, config)
     if is_hybrid(encoder):
         encoder.__class__ = DDePHybridEncoder  # the same module, with another forward
     elif hasattr(encoder, "prune_intermediate_layers"):
-        last = len(_timm_feature_info(encoder)) - 1
-        encoder.prune_intermediate_layers([last], prune_norm=True, prune_head=True)
-        if hasattr(getattr(encoder, "head", None), "norm"):
+        # A plain transformer's blocks all pass its last norm: as they leave a block, few channels dwarf the others.
+        encoder.prune_intermediate_layers(list(maps.indices), prune_norm=maps.is_pyramid, prune_head=True)
+        if maps.is_pyramid and hasattr(getattr(encoder, "head", None), "norm"):
             encoder.head.norm = nn.Identity()  # older releases of timm leave it there
-    feature_info(encoder)  # refuses models without a pyramid
+    for module in encoder.modules():
+        for block in (DDePEncoderBlock, DDePEvaBlock):
+            if type(module) is block.__bases__[1]:
+                module.__class__ = block
+    encoder._ddep_feature_maps = maps
     return encoder
 
 
@@ -131,73 +185,122 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def is_hybrid(encoder: nn.Module) -> bool:
-    """Whether the encoder is a vision transformer over a CNN's features."""
+    """Whether the encoder is a vision transformer over a CNN whose stages are features too."""
     encoder = unwrapped(encoder)
-    return isinstance(encoder, VisionTransformer) and isinstance(encoder.patch_embed, HybridEmbed)
+    if not (isinstance(encoder, VisionTransformer) and isinstance(encoder.patch_embed, HybridEmbed)):
+        return False
+    backbone = encoder.patch_embed.backbone
+    # The second is the stem of a ResNetV2 alone: vit_tiny_r.
+    return isinstance(backbone, ResNetV2) or (hasattr(backbone, "conv") and hasattr(backbone, "pool"))
 
 
-def feature_info(encoder: nn.Module) -> list[tuple[int, int]]:
-    """`(channels, stride)` of each feature that [`extract_features`] returns, finest first.
+def feature_maps(encoder: nn.Module) -> FeatureMaps:
+    """What [`extract_features`] returns of an encoder of [`build_encoder`]."""
+    maps: FeatureMaps = unwrapped(encoder)._ddep_feature_maps
+    return maps
 
-    Raises:
-        ValueError: the model has no features whose strides are growing powers of two.
-    """
-    name = type(encoder).__name__
-    info = _hybrid_feature_info(encoder) if is_hybrid(encoder) else _timm_feature_info(encoder)
-    strides = [stride for _, stride in info]
-    growing = all(fine < coarse for fine, coarse in itertools.pairwise(strides))
-    if len(info) < 2 or not growing or any(stride & (stride - 1) for stride in strides):
+
+def _feature_maps(encoder: nn.Module, config: DDePConfig) -> FeatureMaps:
+    name = config.encoder_name
+    if is_hybrid(encoder):
+        features = _hybrid_features(encoder)
+    elif hasattr(encoder, "forward_intermediates"):
+        features = [(each["num_chs"], each["reduction"]) for each in getattr(encoder, "feature_info", None) or ()]
+    else:
+        features = []
+    if not features:
         raise ValueError(
-            f"encoder_name: the timm model ({name}) has features of strides {strides}, no pyramid for a U-Net. Use a "
-            "ResNet-ViT hybrid (vit_base_r50_s16_224, ...) or a hierarchical model (ConvNeXt, ResNet, Swin, ...)."
+            f"encoder_name: timm {timm.__version__} gives no features of `{name}`. Choose another encoder, for "
+            "instance `convnext_tiny` or `vit_small_patch14_reg4_dinov2`."
         )
-    return info
+    indices = _out_indices(config, [stride for _, stride in features], is_hybrid(encoder))
+    channels, strides = zip(*(features[index] for index in indices), strict=True)
+    pyramid = _is_pyramid(strides)
+    size = _image_size(config)
+    return FeatureMaps(indices, channels, strides, pyramid, size, strides[-1] if pyramid else max(strides))
 
 
-def _timm_feature_info(encoder: nn.Module) -> list[tuple[int, int]]:
-    encoder = unwrapped(encoder)
-    info = getattr(encoder, "feature_info", None)
-    if not info or not hasattr(encoder, "forward_intermediates"):
-        return []
-    return [(feature["num_chs"], feature["reduction"]) for feature in info]
+def _out_indices(config: DDePConfig, strides: list[int], hybrid: bool) -> tuple[int, ...]:
+    """Positions of the features to take; of those of one stride the last, or four evenly spaced if all have it."""
+    number = len(strides)
+    if config.encoder_out_indices is not None:
+        indices = tuple(index % number for index in config.encoder_out_indices if -number <= index < number)
+        chosen = [strides[index] for index in indices]
+        if (
+            hybrid
+            or len(indices) != len(config.encoder_out_indices)
+            or any(first >= second for first, second in itertools.pairwise(indices))
+            or not (_is_pyramid(chosen) or len(chosen) <= _LEVELS)
+        ):
+            raise ValueError(
+                f"encoder_out_indices: {config.encoder_name} has {number} features of strides {strides}. Give growing "
+                f"positions from 0 to {number - 1}, at most {_LEVELS} of one stride"
+                + (", and none for a ResNet-ViT hybrid." if hybrid else ".")
+            )
+        return indices
+    last = tuple(index for index in range(number) if index + 1 == number or strides[index + 1] != strides[index])
+    if hybrid or _is_pyramid([strides[index] for index in last]):
+        return last
+    return tuple(sorted({max(0, number * level // _LEVELS - 1) for level in range(1, _LEVELS + 1)}))
 
 
-def _hybrid_feature_info(encoder: nn.Module) -> list[tuple[int, int]]:
+def _is_pyramid(strides: Sequence[int]) -> bool:
+    growing = all(fine < coarse for fine, coarse in itertools.pairwise(strides))
+    return len(strides) > 1 and growing and not any(stride & (stride - 1) for stride in strides)
+
+
+def _image_size(config: DDePConfig) -> tuple[int, int] | None:
+    """The one image size that an encoder takes, `None` if it takes many."""
+    architecture = config.encoder_name.split(".")[0]
+    if _family(architecture) not in _ONE_SIZE:
+        return None
+    cfg = timm.get_pretrained_cfg(config.encoder_name)
+    size = (config.encoder_kwargs or {}).get("img_size") or (cfg.input_size[1:] if cfg else 224)
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _hybrid_features(encoder: nn.Module) -> list[tuple[int, int]]:
     backbone = encoder.patch_embed.backbone
     stride = encoder.patch_embed.feat_ratio()
     if isinstance(backbone, ResNetV2):
         skips = [(feature["num_chs"], feature["reduction"]) for feature in backbone.feature_info]
-    elif hasattr(backbone, "conv") and hasattr(backbone, "pool"):  # the ResNetV2 stem alone: vit_tiny_r
-        skips = [(backbone.conv.out_channels, 2), (backbone.conv.out_channels, 4)]
     else:
-        skips = []
+        skips = [(backbone.conv.out_channels, 2), (backbone.conv.out_channels, 4)]
     return [*(skip for skip in skips if skip[1] < stride), (encoder.embed_dim, stride)]
 
 
-def extract_features(encoder: nn.Module, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+def extract_features(encoder: nn.Module, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], tuple[int, int]]:
     """Runs the encoder.
 
     Args:
-        encoder: a model of [`build_encoder`].
-        pixel_values: images of shape `(batch, C, H, W)`, H and W multiples of the deepest stride.
+        encoder: A model of [`build_encoder`].
+        pixel_values: Images of shape `(batch, C, H, W)`. They are padded by repeating their last row and column, or,
+            for encoders that take one size alone, resampled to it.
 
     Returns:
-        One tensor `(batch, channels, H / stride, W / stride)` for each entry of [`feature_info`].
-
-    Raises:
-        ValueError: a convolution without padding makes a feature smaller than its stride says.
+        One tensor `(batch, channels, rows, columns)` for each entry of [`feature_maps`], and height and width in
+        pixels of what they cover: the image with its padding.
     """
-    if is_hybrid(encoder):
-        return encoder(pixel_values)
-    features = unwrapped(encoder).forward_intermediates(pixel_values, output_fmt="NCHW", intermediates_only=True)
-    height, width = pixel_values.shape[-2:]
-    for feature, (_, stride) in zip(features, feature_info(encoder), strict=True):
-        if feature.shape[-2:] != (height // stride, width // stride):
-            raise ValueError(
-                f"encoder_name: the timm model ({type(encoder).__name__}) turns a {height}x{width} image into a "
-                f"feature of {tuple(feature.shape[-2:])}, not to stride {stride}. Use an encoder that pads."
+    maps = feature_maps(encoder)
+    if maps.image_size is None:
+        pixel_values = pad_to_multiple(pixel_values, maps.multiple)
+        covered = pixel_values.shape[-2:]
+    else:
+        covered = pixel_values.shape[-2:]
+        if covered != maps.image_size:
+            pixel_values = F.interpolate(
+                pixel_values, size=maps.image_size, mode="bilinear", align_corners=False, antialias=True
             )
-    return list(features)
+    if is_hybrid(encoder):
+        return encoder(pixel_values), (covered[0], covered[1])
+    features = unwrapped(encoder).forward_intermediates(
+        pixel_values,
+        indices=list(maps.indices),
+        norm=not maps.is_pyramid,
+        output_fmt="NCHW",
+        intermediates_only=True,
+    )
+    return list(features), (covered[0], covered[1])
 
 
 def encoder_mean_std(encoder_name: str) -> tuple[list[float], list[float]]:
@@ -213,6 +316,15 @@ def has_batch_norm_in_training(module: nn.Module) -> bool:
     return any(isinstance(child, nn.modules.batchnorm._BatchNorm) and child.training for child in module.modules())
 
 
-def padding_to_multiple(height: int, width: int, multiple: int) -> tuple[int, int]:
-    """Rows and columns to append so that both sides are multiples of `multiple`."""
-    return -height % multiple, -width % multiple
+def pad_to_multiple(pixel_values: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Repeats the last row and column until both sides of `(batch, C, H, W)` are multiples of `multiple`."""
+    height, width = pixel_values.shape[-2:]
+    if torch.compiler.is_exporting():
+        # By indices: padding would ask whether there is something to pad, and sides may be symbols.
+        rows, columns = (
+            torch.arange((side + multiple - 1) // multiple * multiple, device=pixel_values.device).clamp(max=side - 1)
+            for side in (height, width)
+        )
+        return pixel_values[:, :, rows][..., columns]
+    down, right = -height % multiple, -width % multiple
+    return F.pad(pixel_values, (0, right, 0, down), mode="replicate") if down or right else pixel_values

@@ -28,7 +28,7 @@ from .checkpoints import (
     rename_weights,
 )
 from .configuration_ddep import DDePConfig, resolve
-from .decoder import DDePDecoderConv
+from .conv_norm import DDePDecoderConv
 from .encoder_weights import encoder_source
 from .encoders import build_encoder
 
@@ -46,7 +46,7 @@ class DDePPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the loss is a mean over valid pixels; Trainer would count ignored ones too
     _supports_sdpa = True
-    _no_split_modules: ClassVar[list[str]] = ["HybridEmbed", "DDePEncoderBlock", "DDePDecoderBlock"]
+    _no_split_modules: ClassVar[list[str]] = ["HybridEmbed", "DDePEncoderBlock", "DDePDecoderBlock", "DDePPyramid"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -17,10 +17,10 @@ from .denoising import corrupt, denoising_target, noise_scale, per_example, samp
 from .encoders import (
     build_encoder,
     extract_features,
-    feature_info,
+    feature_maps,
     has_batch_norm_in_training,
     is_hybrid,
-    padding_to_multiple,
+    pad_to_multiple,
 )
 from .modeling_base_ddep import DDePPreTrainedModel
 from .segmentation import segmentation_loss
@@ -71,9 +71,8 @@ class DDePModel(DDePPreTrainedModel):
             module._is_ddep_encoder = True
         # A new encoder is initialised in `initialize_weights`, where transformers expects the random draws.
         self.encoder._ddep_initialized = encoder is not None and next(encoder.parameters()).device.type != "meta"
-        info = feature_info(self.encoder)
-        self.stride = info[-1][1]
-        self.decoder = DDePDecoder(config, [channels for channels, _ in info], [stride for _, stride in info])
+        self.decoder = DDePDecoder(config, feature_maps(self.encoder))
+        self.stride = self.decoder.strides[-1]
         if not is_hybrid(self.encoder):  # any layer inside may add what two others made
             self._no_split_modules = [type(self.encoder).__name__, *self._no_split_modules]  # type: ignore[misc]
         self.post_init()
@@ -90,7 +89,8 @@ class DDePModel(DDePPreTrainedModel):
 
         Args:
             pixel_values: normalised images of shape `(batch, num_channels, H, W)`. Inside, they are padded to
-                multiples of the encoder's stride by repeating their last row and column.
+                multiples of the deepest stride by repeating their last row and column; encoders of one image size
+                (BEiT, MaxViT, ...) see them resampled to it.
             output_hidden_states: also return the features of the encoder, finest first, and of the decoder.
             frozen_encoder: run the encoder without gradient, so that it stores no activations.
             **kwargs: ignored, as in other vision models.
@@ -109,8 +109,7 @@ class DDePModel(DDePPreTrainedModel):
                 f"got {tuple(pixel_values.shape)}. DDePImageProcessor makes them from images."
             )
         batch, _, height, width = pixel_values.shape
-        down, right = padding_to_multiple(height, width, self.stride)
-        if self.training and batch * (height + down) * (width + right) == self.stride**2:
+        if self.training and batch == 1 and max(height, width) <= self.stride:
             if has_batch_norm_in_training(self):
                 raise ValueError(
                     f"A batch of one {height}x{width} image leaves BatchNorm a single value a channel at stride "
@@ -118,11 +117,9 @@ class DDePModel(DDePPreTrainedModel):
                     "BatchNorm, or frozen)."
                 )
         pixel_values = pixel_values.to(self.dtype)
-        if down or right:
-            pixel_values = F.pad(pixel_values, (0, right, 0, down), mode="replicate")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_encoder):
-            features = extract_features(self.encoder, pixel_values)
-        decoded = self.decoder(features)
+            features, covered = extract_features(self.encoder, pixel_values)
+        decoded = self.decoder(features, pixel_values, covered)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         return BaseModelOutput(
@@ -140,11 +137,9 @@ class DDePModel(DDePPreTrainedModel):
         Returns:
             Tensor of shape `(batch, K, H, W)`.
         """
-        down, right = padding_to_multiple(height, width, self.stride)
-        if prediction.shape[-2:] != (height + down, width + right):
-            prediction = F.interpolate(
-                prediction, size=(height + down, width + right), mode="bilinear", align_corners=False
-            )
+        padded = [(side + self.stride - 1) // self.stride * self.stride for side in (height, width)]
+        if prediction.shape[-2:] != tuple(padded):
+            prediction = F.interpolate(prediction, size=padded, mode="bilinear", align_corners=False)
         return prediction[..., :height, :width]
 
 

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from ddep_hub import DDePConfig, DDePForSemanticSegmentation, DDePModel
-from ddep_hub.decoder import DDePDecoder, DDePDecoderBlock, conv_norm_act, decoder_channels, restore_weight_norms
+from ddep_hub.conv_norm import conv_norm_act, restore_weight_norms
+from ddep_hub.decoder import DDePDecoder, DDePDecoderBlock, decoder_channels
 
 
 # TransUNet's pyramid: the features of R50+ViT-B/16.

@@ -9,7 +9,7 @@ from torch import nn
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePPreTrainedModel
 from ddep_hub.data.classes import ClassTable
-from ddep_hub.decoder import restore_weight_norms
+from ddep_hub.conv_norm import restore_weight_norms
 from ddep_hub.encoder_weights import encoder_source, needs_image_skip
 from ddep_hub.pretrained import stored_config
 
