@@ -7,10 +7,15 @@ from torch import nn
 from ddep_hub import DDePConfig, DDePForSemanticSegmentation, DDePModel
 from ddep_hub.conv_norm import conv_norm_act, restore_weight_norms
 from ddep_hub.decoder import DDePDecoder, DDePDecoderBlock, decoder_channels
+from ddep_hub.encoders import FeatureMaps
 
 
 # TransUNet's pyramid: the features of R50+ViT-B/16.
 CHANNELS, STRIDES = (64, 256, 512, 768), (2, 4, 8, 16)
+
+
+def pyramid(channels, strides):
+    return FeatureMaps(tuple(range(len(channels))), channels, strides, True, None, strides[-1])
 
 
 @pytest.mark.parametrize("width, count", [(1, 7_387_200), (2.0, 13_543_040), (3.0, 22_007_488)])
@@ -35,18 +40,19 @@ def test_too_many_sizes_are_refused():
 
 def test_each_skip_joins_at_its_own_resolution():
     with torch.device("meta"):
-        decoder = DDePDecoder(DDePConfig(), CHANNELS, STRIDES)
+        decoder = DDePDecoder(DDePConfig(), pyramid(CHANNELS, STRIDES))
         features = [torch.zeros(1, c, 64 // s, 96 // s) for c, s in zip(CHANNELS, STRIDES, strict=True)]
-        shapes = [tuple(state.shape[1:]) for state in decoder(features)]
+        shapes = [tuple(state.shape[1:]) for state in decoder(features, torch.zeros(1, 3, 64, 96), (64, 96))]
     assert decoder.skip_strides == [8, 4, 2, None]
     assert shapes == [(512, 4, 6), (256, 8, 12), (128, 16, 24), (64, 32, 48), (16, 64, 96)]
     assert [block.conv1[0].in_channels for block in decoder.blocks] == [512 + 512, 256 + 256, 128 + 64, 64]
 
 
 def test_every_feature_reaches_the_result():
-    decoder = DDePDecoder(DDePConfig(decoder_bottleneck_size=8, decoder_hidden_sizes=[8, 8, 8]), (4, 4, 6), (2, 4, 8))
+    config = DDePConfig(decoder_bottleneck_size=8, decoder_hidden_sizes=[8, 8, 8])
+    decoder = DDePDecoder(config, pyramid((4, 4, 6), (2, 4, 8)))
     features = [torch.randn(2, c, 16 // s, 16 // s, requires_grad=True) for c, s in ((4, 2), (4, 4), (6, 8))]
-    decoder(features)[-1].sum().backward()
+    decoder(features, torch.zeros(2, 3, 16, 16), (16, 16))[-1].sum().backward()
     assert all(feature.grad.abs().sum() > 0 for feature in features)
 
 
@@ -66,12 +72,12 @@ def test_upsampling_may_repeat_pixels():
 
 def test_the_bottleneck_may_be_left_out():
     config = DDePConfig(decoder_bottleneck_size=0, decoder_hidden_sizes=[8, 8, 8], decoder_interpolation="nearest")
-    decoder = DDePDecoder(config, (4, 4, 6), (2, 4, 8))
+    decoder = DDePDecoder(config, pyramid((4, 4, 6), (2, 4, 8)))
     assert [name for name, _ in decoder.named_parameters() if "blocks" not in name] == []
     assert decoder.blocks[0].conv1[0].in_channels == 6 + 4
     assert {block.upsampling["mode"] for block in decoder.blocks} == {"nearest"}
     features = [torch.randn(2, c, 16 // s, 16 // s, requires_grad=True) for c, s in ((4, 2), (4, 4), (6, 8))]
-    states = decoder(features)
+    states = decoder(features, torch.zeros(2, 3, 16, 16), (16, 16))
     assert torch.equal(states[0], features[-1])
     states[-1].sum().backward()
     assert all(feature.grad.abs().sum() > 0 for feature in features)

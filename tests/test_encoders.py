@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ddep_hub import DDePConfig, DDePForSemanticSegmentation
-from ddep_hub.encoders import build_encoder, encoder_mean_std, extract_features, feature_info, is_hybrid
+from ddep_hub.encoders import build_encoder, encoder_mean_std, extract_features, feature_maps, is_hybrid
 
 
 # Small members of each family: name, arguments that shrink it, strides.
@@ -26,6 +26,11 @@ R26 = ("vit_small_r26_s32_224", {"embed_dim": 32, "depth": 1, "num_heads": 2})
 IDS = [name for name, *_ in PYRAMIDS]
 
 
+def feature_info(encoder):
+    maps = feature_maps(encoder)
+    return list(zip(maps.channels, maps.strides, strict=True))
+
+
 @pytest.mark.parametrize("height, width", [(64, 64), (96, 64), (32, 160)])
 @pytest.mark.parametrize("name, kwargs, strides", PYRAMIDS, ids=IDS)
 def test_pyramid_features_are_timms_own(name, kwargs, strides, height, width):
@@ -37,7 +42,7 @@ def test_pyramid_features_are_timms_own(name, kwargs, strides, height, width):
     reference.load_state_dict(dict(zip(reference.state_dict(), encoder.state_dict().values(), strict=True)))
     pixel_values = torch.randn(2, 3, height, width)
     with torch.no_grad():
-        features, expected = extract_features(encoder, pixel_values), reference(pixel_values)
+        (features, _), expected = extract_features(encoder, pixel_values), reference(pixel_values)
     if "swin" in name:  # timm's come channels last
         expected = [feature.permute(0, 3, 1, 2) for feature in expected]
     assert feature_info(encoder) == list(
@@ -63,7 +68,7 @@ def test_hybrid_features_are_timms_own(name, kwargs):
         module.register_forward_hook(lambda _, __, output, number=number: seen.__setitem__(number, output))
     pixel_values = torch.randn(2, 3, 96, 64)
     with torch.no_grad():
-        features = extract_features(encoder, pixel_values)
+        features, _ = extract_features(encoder, pixel_values)
         tokens = plain.forward_features(pixel_values)
     assert [stride for _, stride in feature_info(encoder)] == ([2, 4, 32] if name == TINY[0] else [2, 4, 8, 16, 32])
     assert [feature.shape[1] for feature in features] == [channels for channels, _ in feature_info(encoder)]
@@ -84,7 +89,7 @@ def test_hybrid_features_are_timms_own(name, kwargs):
 def test_the_four_hybrids_with_imagenet_21k_weights(name, info):
     with torch.device("meta"):
         encoder = build_encoder(DDePConfig(encoder_name=name)).eval()
-        features = extract_features(encoder, torch.zeros(1, 3, 96, 160))
+        features, _ = extract_features(encoder, torch.zeros(1, 3, 96, 160))
         plain = timm.create_model(name, num_classes=0)
     assert feature_info(encoder) == info
     assert [tuple(feature.shape) for feature in features] == [(1, c, 96 // s, 160 // s) for c, s in info]
@@ -120,7 +125,7 @@ def test_position_embeddings_are_interpolated(hybrid_config):
     grids = {}
     for side in (64, 128):
         with torch.no_grad():
-            grids[side] = extract_features(encoder, torch.zeros(1, 3, side, side))[-1]
+            grids[side] = extract_features(encoder, torch.zeros(1, 3, side, side))[0][-1]
         assert grids[side].shape[-2:] == (side // 32, side // 32)
     # With a constant image only the position tells tokens apart, so neighbours differ by less on the finer grid.
     coarse, fine = (grid.diff(dim=-1).abs().mean() for grid in (grids[64], grids[128]))
@@ -130,15 +135,15 @@ def test_position_embeddings_are_interpolated(hybrid_config):
 def test_the_class_token_takes_part(hybrid_config):
     encoder = build_encoder(hybrid_config()).eval()
     pixel_values = torch.randn(1, 3, 64, 64)
-    before = extract_features(encoder, pixel_values)[-1]
+    before = extract_features(encoder, pixel_values)[0][-1]
     nn.init.normal_(encoder.cls_token, std=5)
-    assert not torch.allclose(before, extract_features(encoder, pixel_values)[-1], atol=1e-3)
+    assert not torch.allclose(before, extract_features(encoder, pixel_values)[0][-1], atol=1e-3)
 
 
 def test_other_numbers_of_channels(hybrid_config, conv_config):
     for config in (hybrid_config(num_channels=1), conv_config(num_channels=5)):
         encoder = build_encoder(config)
-        shapes = [f.shape[1] for f in extract_features(encoder, torch.randn(2, config.num_channels, 64, 64))]
+        shapes = [f.shape[1] for f in extract_features(encoder, torch.randn(2, config.num_channels, 64, 64))[0]]
         assert shapes == [channels for channels, _ in feature_info(encoder)]
 
 
@@ -151,23 +156,19 @@ def test_normalisation_is_the_encoders_own():
     "config, named",
     [
         ({"encoder_name": "resnet5O"}, "no model `resnet5O`.*resnet50"),
-        ({"encoder_name": "vit_small_patch16_224"}, "strides .*no pyramid.*hybrid"),
-        ({"encoder_name": "vit_small_resnet26d_224"}, "no pyramid"),
+        (
+            {"encoder_name": "vit_tiny_patch16_224", "encoder_out_indices": [2, 12]},
+            r"encoder_out_indices: vit_tiny_patch16_224 has 12 features.*0 to 11, at most 4",
+        ),
+        ({"encoder_name": "vit_tiny_patch16_224", "encoder_out_indices": [1, 2, 3, 4, 5]}, "at most 4"),
+        ({"encoder_name": "resnet18", "encoder_out_indices": [3, 1]}, "growing"),
+        ({"encoder_name": "vit_tiny_r_s16_p8_224", "encoder_out_indices": [0]}, "none for a ResNet-ViT hybrid"),
         ({"encoder_name": "resnet18", "encoder_kwargs": {"embed_dim": 3}}, "encoder_kwargs.*resnet18.*embed_dim"),
     ],
 )
 def test_what_cannot_serve_is_refused(config, named):
     with pytest.raises(ValueError, match=named):
         build_encoder(DDePConfig(**config))
-
-
-def test_an_encoder_without_padding_is_refused():
-    with torch.device("meta"):
-        # Older releases of timm give it no features at all.
-        with pytest.raises(
-            ValueError, match=r"InceptionV3.*(256x256 image.*\(125, 125\), not to stride 2|no pyramid)"
-        ):
-            extract_features(build_encoder(DDePConfig(encoder_name="inception_v3")), torch.zeros(1, 3, 256, 256))
 
 
 def test_hybrids_are_told_from_pyramids(hybrid_config, conv_config):
