@@ -1,8 +1,10 @@
 """Export of fine-tuned models as ONNX and `torch.export` files, each compared with the model before it is kept."""
 
+import contextlib
+import functools
 import importlib.util
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, cast
 
@@ -82,13 +84,23 @@ def export(
         [size] if size else [(3 * stride - 5, 4 * stride - 3), (2 * stride, 3 * stride), (5 * stride + 1, stride + 1)]
     )
     images = [scenes(each, max(BATCHES), config.num_channels, Normalize.from_processor(processor)) for each in sizes]
-    program = _program(_Logits(model, any_size=size is None), images[0][:2])
+    traced = _Logits(model)
+    trace = functools.partial(_program, traced, images[0][:2], any_size=size is None)
+    program = trace()
     with atomic_dir(folder) as new:
         checked: dict[Format, dict[str, float]] = {}
         for name in formats:
-            run = (_write_onnx if name == "onnx" else _write_torch)(program, new / FILES[name])
+            if name == "torch":
+                run = _write_torch(program, new / FILES[name])
+            else:
+                try:
+                    run = _write_onnx(program, new / FILES[name])
+                except torch.onnx.OnnxExporterError:
+                    # Hiera's attention over five dimensions: without torch's fused operator it is plain products.
+                    with _plain_attention(model):
+                        run = _write_onnx(trace(), new / FILES[name])
             try:
-                checked[name] = compare(_Logits(model, any_size=False), run, [x[:n] for x in images for n in BATCHES])
+                checked[name] = compare(traced, run, [x[:n] for x in images for n in BATCHES])
             except ValueError as error:
                 raise ValueError(
                     f"The exported {FILES[name]} is not the model: {error}. Nothing was written. Try another release "
@@ -113,38 +125,24 @@ def export(
 
 
 class _Logits(nn.Module):
-    """A segmentation model, images in and logits out.
+    """A segmentation model, images in and logits out."""
 
-    With `any_size` it pads and crops by indices, so that the sides may be symbols: the model's own code would branch
-    on them.
-    """
-
-    def __init__(self, model: DDePForSemanticSegmentation, any_size: bool) -> None:
+    def __init__(self, model: DDePForSemanticSegmentation) -> None:
         super().__init__()
-        self.model, self.any_size = model, any_size
+        self.model = model
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        if not self.any_size:
-            return cast(torch.Tensor, self.model(pixel_values=pixel_values).logits)
-        height, width = pixel_values.shape[-2:]
-        stride = self.model.ddep.stride
-        # The last row and column repeated up to multiples of the stride, as the model does it.
-        rows, columns = (
-            torch.arange((side + stride - 1) // stride * stride).clamp(max=side - 1) for side in (height, width)
-        )
-        logits = self.model(pixel_values=pixel_values[:, :, rows][..., columns]).logits
-        # Indices, not slices, which would ask whether the padded sides are long enough.
-        return cast(torch.Tensor, logits[:, :, torch.arange(height)][..., torch.arange(width)])
+        return cast(torch.Tensor, self.model(pixel_values=pixel_values).logits)
 
 
-def _program(traced: _Logits, example: torch.Tensor) -> torch.export.ExportedProgram:
+def _program(traced: _Logits, example: torch.Tensor, any_size: bool) -> torch.export.ExportedProgram:
     """Traces a model.
 
     Raises:
         ValueError: Its encoder needs a fixed size.
     """
     batch = Dim("batch", min=1)
-    if not traced.any_size:
+    if not any_size:
         return torch.export.export(traced, (example,), dynamic_shapes=({0: batch},))
     encoder = traced.model.ddep.encoder
     refused = (
@@ -166,6 +164,18 @@ def _program(traced: _Logits, example: torch.Tensor) -> torch.export.ExportedPro
         )
     except UserError as error:
         raise ValueError(refused) from error
+
+
+@contextlib.contextmanager
+def _plain_attention(model: nn.Module) -> Iterator[None]:
+    fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
+    for module in fused:
+        module.fused_attn = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module in fused:
+            module.fused_attn = True  # type: ignore[assignment]
 
 
 def _write_onnx(program: torch.export.ExportedProgram, file: Path) -> Function:

@@ -20,7 +20,7 @@ from .encoders import (
     feature_maps,
     has_batch_norm_in_training,
     is_hybrid,
-    pad_to_multiple,
+    padded_size,
 )
 from .modeling_base_ddep import DDePPreTrainedModel
 from .segmentation import segmentation_loss
@@ -137,9 +137,12 @@ class DDePModel(DDePPreTrainedModel):
         Returns:
             Tensor of shape `(batch, K, H, W)`.
         """
-        padded = [(side + self.stride - 1) // self.stride * self.stride for side in (height, width)]
-        if prediction.shape[-2:] != tuple(padded):
-            prediction = F.interpolate(prediction, size=padded, mode="bilinear", align_corners=False)
+        size = padded_size(height, self.stride), padded_size(width, self.stride)
+        if prediction.shape[-2:] != size:
+            prediction = F.interpolate(prediction, size=size, mode="bilinear", align_corners=False)
+        if torch.compiler.is_exporting():  # a slice would ask whether the padded sides, maybe symbols, are long enough
+            rows, columns = (torch.arange(side, device=prediction.device) for side in (height, width))
+            return prediction[:, :, rows][..., columns]
         return prediction[..., :height, :width]
 
 

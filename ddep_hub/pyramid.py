@@ -14,7 +14,7 @@ from torch import nn
 
 from .configuration_ddep import DDePConfig
 from .conv_norm import conv_norm_act
-from .encoders import FeatureMaps, pad_to_multiple
+from .encoders import FeatureMaps, pad_to_multiple, padded_size, resample
 
 
 # Channels of the levels that an encoder does not have itself, by stride. Those of the stem are its widths.
@@ -66,6 +66,7 @@ class DDePPyramid(nn.Module):
             channels = STEM_CHANNELS[stride // 2] if stride > 1 else config.num_channels
             self.stem.append(conv_norm_act(channels, STEM_CHANNELS[stride], config.decoder_norm, stride=min(2, stride)))
         self.sources = {**sources, **own}
+        self.aligned = maps.is_pyramid and maps.image_size is None  # the encoder saw the image with the same padding
         self.strides = (*stem, *sorted(self.sources))
         widths |= {stride: maps.channels[source] for stride, source in own.items()}
         self.channels = tuple(STEM_CHANNELS[stride] if stride in stem else widths[stride] for stride in self.strides)
@@ -91,47 +92,13 @@ class DDePPyramid(nn.Module):
             for layers in self.stem:
                 level = layers(level)
                 levels.append(level)
-        height, width = ((side + deepest - 1) // deepest * deepest for side in pixel_values.shape[-2:])
+        height, width = (padded_size(side, deepest) for side in pixel_values.shape[-2:])
         for stride in self.strides[len(levels) :]:
             level = features[self.sources[stride]]
             if str(stride) in self.projections:
                 level = self.projections[str(stride)](level)
-            levels.append(resample(level, covered, stride, (height // stride, width // stride)))
+            size = (height // stride, width // stride)
+            if not (self.aligned and level.shape[-2:] == size):
+                level = resample(level, covered, stride, size)
+            levels.append(level)
         return levels
-
-
-def resample(feature: torch.Tensor, covered: tuple[int, int], stride: int, size: tuple[int, int]) -> torch.Tensor:
-    """Resamples a feature bilinearly to a grid of another stride, where both begin at the image's upper left corner.
-
-    Interpolation by `torch.nn.functional` stretches one grid onto the other. These need not cover the same: with
-    patches of 14 pixels an image is padded to other sizes than with strides of 32.
-
-    Args:
-        feature: Shape `(batch, C, rows, columns)`.
-        covered: Height and width in pixels that the feature covers.
-        stride: Stride of the new grid in pixels.
-        size: Rows and columns of the new grid; what it covers beyond the feature repeats the feature's border.
-
-    Returns:
-        Tensor of shape `(batch, C, *size)`; the feature itself where its grid is the new one.
-    """
-    if feature.shape[-2:] == size and covered == (size[0] * stride, size[1] * stride):
-        return feature
-    rows = _interpolation(size[0], stride, feature.shape[-2], covered[0], feature)
-    columns = _interpolation(size[1], stride, feature.shape[-1], covered[1], feature)
-    return rows @ feature @ columns.mT
-
-
-def _interpolation(size: int, stride: int, cells: int, covered: int, like: torch.Tensor) -> torch.Tensor:
-    """Weights `(size, cells)` with which the cells of one grid are averaged to those of another.
-
-    A triangle about each new cell's centre, as wide as the coarser grid's cells on either side: bilinear interpolation
-    on a finer grid, and without aliasing on a coarser one.
-    """
-    old_stride = covered / cells
-    old = (torch.arange(cells, device=like.device, dtype=torch.float32) + 0.5) * old_stride
-    new = (torch.arange(size, device=like.device, dtype=torch.float32) + 0.5) * stride
-    new = new.clamp(min=0.5 * old_stride, max=covered - 0.5 * old_stride)
-    reach = torch.full_like(new, old_stride).clamp(min=stride)
-    weights = (1 - (new[:, None] - old).abs() / reach[:, None]).clamp(min=0)
-    return (weights / weights.sum(1, keepdim=True)).to(like.dtype)
