@@ -27,17 +27,22 @@ from .configuration_ddep import DDePConfig
 
 
 # Arguments that let a family take images of any size; by the timm module its models are defined in.
-_ANY_SIZE = {
-    **dict.fromkeys(
-        ("deit", "eva", "swin_transformer_v2_cr", "vision_transformer", "vision_transformer_hybrid", "vitamin"),
-        {"dynamic_img_size": True},
-    ),
-    **dict.fromkeys(("swin_transformer", "swin_transformer_v2"), {"strict_img_size": False}),
+_ANY_SIZE: dict[str, dict[str, Any]] = {
+    "deit": {"dynamic_img_size": True},
+    "eva": {"dynamic_img_size": True},
+    "gemma4_vit": {"global_pool": "avg"},  # the soft pooling of its encoders wants multiples of 48
+    "swin_transformer": {"strict_img_size": False},
+    "swin_transformer_v2": {"strict_img_size": False},
+    "swin_transformer_v2_cr": {"dynamic_img_size": True},
+    "vision_transformer": {"dynamic_img_size": True},
+    "vision_transformer_hybrid": {"dynamic_img_size": True},
+    "vitamin": {"dynamic_img_size": True},
 }
 # Families, and a model, with tables, windows or weights of one image size. They see images resampled to it.
 _ONE_SIZE = (
-    "bat_resnext26ts", "beit", "byoanet", "cait", "coat", "convit", "crossvit", "efficientformer", "efficientformer_v2", "gcvit", "hiera",
-    "levit", "maxxvit", "mlp_mixer", "nest", "pit", "tnt", "visformer", "vision_transformer_relpos", "volo",
+    "bat_resnext26ts", "beit", "byoanet", "cait", "coat", "convit", "crossvit", "efficientformer",
+    "efficientformer_v2", "gcvit", "hiera", "levit", "maxxvit", "mlp_mixer", "nest", "pit", "tnt", "visformer",
+    "vision_transformer_relpos", "volo",
 )  # fmt: skip
 # Weights of the classifier that pruning leaves.
 _CLASSIFIER = {"efficientvim": ("weights", "weights_dist")}

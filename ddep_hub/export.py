@@ -170,12 +170,12 @@ def _program(traced: _Logits, example: torch.Tensor, any_size: bool) -> torch.ex
 def _plain_attention(model: nn.Module) -> Iterator[None]:
     fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
     for module in fused:
-        module.fused_attn = False  # type: ignore[assignment]
+        module.fused_attn = False
     try:
         yield
     finally:
         for module in fused:
-            module.fused_attn = True  # type: ignore[assignment]
+            module.fused_attn = True
 
 
 def _write_onnx(program: torch.export.ExportedProgram, file: Path) -> Function:
@@ -221,5 +221,5 @@ def compare(expected: Function, actual: Function, batches: Iterable[torch.Tensor
 def scenes(size: tuple[int, int], number: int, channels: int, normalize: Normalize) -> torch.Tensor:
     """Rendered and normalised scenes, float32 (number, channels, *size); red is repeated if channels are not 3."""
     pixels = np.stack([render_scene(0, index, size)[0] for index in range(number)])
-    images = normalize(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-    return (images if channels == 3 else images[:, :1].expand(-1, channels, -1, -1)).contiguous()
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    return normalize(images if channels == 3 else images[:, :1].expand(-1, channels, -1, -1)).contiguous()

@@ -1,8 +1,11 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
 """Images of any mode and depth as upright 8-bit RGB: the same values in training, prediction and image processors."""
 
+import importlib.util
+import os
 import re
 import struct
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -20,6 +23,7 @@ ORIENTATIONS = {
     7: (True, True, True),
     8: (True, True, False),
 }
+TIFF_EXTENSIONS = (".tif", ".tiff")
 # Where an orientation may stand.
 EXIF_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 
@@ -116,4 +120,133 @@ def to_rgb(image: Image.Image, name: str = "The image") -> Image.Image:
     return image.convert("RGB")
 
 
-__all__ = ["ORIENTATIONS", "eight_bits", "orientation", "to_rgb", "upright"]
+class ChannelImage:
+    """An image of any number of channels, with as much of Pillow's interface as transforms use.
+
+    Args:
+        pixels: uint8 or float32 `(channels, height, width)`, see [`channels_first`].
+    """
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels = pixels
+        self.height, self.width = pixels.shape[1:]
+        self.size = (self.width, self.height)
+
+    def crop(self, box: tuple[int, int, int, int]) -> "ChannelImage":
+        """Cuts out (left, top, right, bottom)."""
+        left, top, right, bottom = box
+        return ChannelImage(self.pixels[:, top:bottom, left:right])
+
+    def to_rgb(self) -> Image.Image:
+        """A picture of the first three channels, each stretched from its 1st to its 99th percentile.
+
+        One channel is shown in grey, two as red and green.
+        """
+        shown = self.pixels[[0, 0, 0]] if len(self.pixels) == 1 else self.pixels[:3]
+        low, high = (np.percentile(shown, share, axis=(1, 2), keepdims=True) for share in (1, 99))
+        picture = np.zeros((3, self.height, self.width), dtype=np.uint8)
+        picture[: len(shown)] = np.clip((shown - low) / np.maximum(high - low, 1e-6), 0, 1) * 255
+        return Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0)))
+
+
+def channels_first(values: np.ndarray, channels: int, name: str, axis: int | None = None) -> np.ndarray:
+    """Brings an array of an image to the shape and the values that models of its number of channels see.
+
+    8-bit values stay. 16-bit ones are divided by 257, to the same range 0..255, and not rounded. Floats are multiplied
+    by 255: an image processor, which divides by 255, then normalises integers as shares of their range and floats in
+    their own units.
+
+    Args:
+        values: `(height, width)`, `(channels, height, width)` or `(height, width, channels)`.
+        channels: Number of channels that there must be.
+        name: What errors call the image.
+        axis: The axis of the channels, 0 or -1; by default the one that has as many.
+
+    Returns:
+        uint8 or float32 `(channels, height, width)`.
+
+    Raises:
+        ValueError: The image has another number of channels, both axes may be the channels, the type of the values is
+            none of these, or some are not finite.
+    """
+    if values.ndim == 2:
+        values, axis = values[None], 0
+    if values.ndim != 3:
+        raise ValueError(f"{name} has {values.ndim} axes, of shape {values.shape}; an image has two or three")
+    if axis is None:
+        first, last = values.shape[0] == channels, values.shape[-1] == channels
+        if first and last:
+            raise ValueError(f"{name} has shape {values.shape}, in which either axis may be the {channels} channels")
+        axis = 0 if first or (not last and values.shape[0] <= values.shape[-1]) else -1
+    if values.shape[axis] != channels:
+        raise ValueError(
+            f"{name} has {values.shape[axis]} channel{'s' * (values.shape[axis] != 1)} (shape {values.shape}), but "
+            f"the model takes {channels}; set num_channels, or convert the image"
+        )
+    values = np.moveaxis(values, axis, 0)
+    if values.dtype == np.bool_:
+        values = values.astype(np.uint8) * np.uint8(255)
+    elif values.dtype == np.uint16:
+        values = values.astype(np.float32) / np.float32(257)
+    elif values.dtype.kind == "f":
+        values = values.astype(np.float32) * np.float32(255)
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} holds values that are not finite; replace them")
+    elif values.dtype != np.uint8:
+        raise ValueError(f"{name} holds {values.dtype} values; convert them to 8 or 16 bits without sign, or floats")
+    return np.ascontiguousarray(values)
+
+
+def read_channels(file: str | os.PathLike[str] | BinaryIO, channels: int, name: str) -> np.ndarray:
+    """Reads an image with exactly so many channels; see [`channels_first`] for its values.
+
+    TIFF files are read by `tifffile` where it is installed, which knows any number of channels, and pages, each of
+    which is a channel. Without it they are read by Pillow, as the other files are, but for arrays (.npy).
+
+    Args:
+        file: Path, or file opened in binary mode.
+        channels: Number of channels that there must be.
+        name: What errors call the image, and how its kind is told.
+
+    Raises:
+        OSError: The file is none of these, or damaged.
+        ValueError: See [`channels_first`].
+    """
+    if name.lower().endswith(".npy"):
+        return channels_first(np.load(file, allow_pickle=False), channels, name)
+    is_tiff = name.lower().endswith(TIFF_EXTENSIONS)
+    if is_tiff and importlib.util.find_spec("tifffile") is not None:
+        import tifffile
+
+        with tifffile.TiffFile(file) as tiff:
+            series = tiff.series[0]
+            values = series.asarray()
+            labels = [label for label, length in zip(series.axes, series.shape, strict=True) if length > 1]
+        if values.ndim > 2:
+            values = values.reshape([length for length in values.shape if length > 1])
+        # Rows and columns are Y and X; the third axis, of samples, channels or pages, stands before or behind them.
+        axis = None if len(labels) != 3 else (-1 if labels[0] == "Y" else 0)
+        return channels_first(values, channels, name, axis)
+    with Image.open(file) as opened:
+        if is_tiff and getattr(opened, "n_frames", 1) > 1:
+            raise ValueError(f'{name} has several pages; pip install "ddep-hub[tiff]" to read it')
+        image = upright(opened)
+        if image.mode == "P":
+            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+        values = np.asarray(image)
+    if values.dtype == np.int32 and not is_tiff and 0 <= values.min() and values.max() <= 65535:
+        values = values.astype(np.uint16)  # how some releases of Pillow hold 16 bits
+    return channels_first(values, channels, name, -1)
+
+
+__all__ = [
+    "ORIENTATIONS",
+    "TIFF_EXTENSIONS",
+    "ChannelImage",
+    "channels_first",
+    "eight_bits",
+    "orientation",
+    "read_channels",
+    "to_rgb",
+    "upright",
+]

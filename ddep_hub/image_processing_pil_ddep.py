@@ -24,7 +24,7 @@ from transformers.image_utils import (
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import ImagesKwargs
 
-from .image_conversion import eight_bits, to_rgb, upright
+from .image_conversion import channels_first, eight_bits, read_channels, to_rgb, upright
 from .segmentation import class_logits
 
 
@@ -68,7 +68,8 @@ class DDePImageProcessorMixin:
 
         Images of 16 or 32 bits, floats, palettes and transparency give the values that they give in training, see
         [`to_rgb`]. transformers clips 16-bit images that it reads from a URL, or from a file in a pipeline: pass the
-        opened PIL image instead.
+        opened PIL image instead. Where there are means of another number of channels than 3, images must have that
+        number, see [`channels_first`]; for a single one, with `do_convert_rgb=False`.
 
         Args:
             images: One image or several: PIL of any mode, array or tensor `(height, width)`, `(height, width,
@@ -92,7 +93,11 @@ class DDePImageProcessorMixin:
         options = {name: kwargs.get(name, getattr(self, name)) for name in ("do_rescale", "do_convert_rgb")}
         mean, layout = kwargs.get("image_mean", self.image_mean), kwargs.get("input_data_format")
         channels = len(mean) if isinstance(mean, (list, tuple)) else 3
-        images = _decode(images, channels, layout, **options)
+        if channels == 3 or (channels == 1 and options["do_convert_rgb"]):
+            images = _decode(images, channels, layout, **options)
+        else:
+            images, layout = _as_channels(images, channels, layout), "channels_first"
+            kwargs |= {"do_convert_rgb": False, "input_data_format": layout}
         pixel_values = super().preprocess(images, None, return_tensors=None, **kwargs)["pixel_values"]  # type: ignore[misc]
         data = {"pixel_values": pixel_values}
         if segmentation_maps is not None:
@@ -242,6 +247,19 @@ def _decode(images: Any, channels: int, layout: Any, *, do_rescale: bool | None,
             rgb = np.array(to_rgb(Image.fromarray(np.ascontiguousarray(np.moveaxis(image, axis, -1)))))
             image = np.ascontiguousarray(np.moveaxis(rgb, -1, axis))
     return image
+
+
+def _as_channels(images: Any, channels: int, layout: Any) -> Any:
+    """Turns images of other channels than RGB into arrays or tensors `(channels, height, width)`; lists stay lists."""
+    if isinstance(images, (list, tuple)) or getattr(images, "ndim", None) == 4:
+        return [_as_channels(image, channels, layout) for image in images]
+    if isinstance(images, (str, Path)):
+        return read_channels(images, channels, str(images))
+    tensor = isinstance(images, torch.Tensor)
+    values = images.cpu().numpy() if tensor else np.asarray(images)
+    axis = None if layout is None else (0 if layout == ChannelDimension.FIRST else -1)
+    values = channels_first(values, channels, "The image", axis)
+    return torch.from_numpy(values).to(images.device) if tensor else values
 
 
 def _layout(image: Any, layout: Any) -> Any:

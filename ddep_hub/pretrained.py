@@ -152,16 +152,26 @@ def load_processor(source: str | Path, config: DDePConfig) -> DDePImageProcessor
     return processor_for_encoder(config.encoder_name)
 
 
-def processor_for_encoder(encoder_name: str, image_size: int | None = None) -> DDePImageProcessor:
+def processor_for_encoder(
+    encoder_name: str, image_size: int | None = None, mean_std: tuple[list[float], list[float]] | None = None
+) -> DDePImageProcessor:
     """Makes the image processor of a new model.
 
     Args:
-        encoder_name: timm name of the encoder, whose mean and std are taken.
+        encoder_name: timm name of the encoder.
         image_size: Shorter side in pixels that images are resized to; `None` for no resizing.
+        mean_std: Mean and standard deviation of each channel of pixels in 0..1; by default those that the encoder's
+            weights were trained with, of RGB.
     """
-    mean, std = encoder_mean_std(encoder_name)
+    mean, std = mean_std or encoder_mean_std(encoder_name)
+    if len(mean) != 3:
+        return DDePImageProcessor(image_mean=mean, image_std=std, do_convert_rgb=False, **_size_options(image_size))
+    return DDePImageProcessor(image_mean=mean, image_std=std, **_size_options(image_size))
+
+
+def _size_options(image_size: int | None) -> dict[str, Any]:
     size: dict[str, Any] = {"size": {"shortest_edge": image_size}} if image_size else {"do_resize": False}
-    return DDePImageProcessor(image_mean=mean, image_std=std, **size)
+    return size
 
 
 def trained_as(name: str | Path) -> list[str]:

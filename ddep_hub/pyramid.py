@@ -64,7 +64,9 @@ class DDePPyramid(nn.Module):
         self.stem = nn.ModuleList()
         for stride in stem:
             channels = STEM_CHANNELS[stride // 2] if stride > 1 else config.num_channels
-            self.stem.append(conv_norm_act(channels, STEM_CHANNELS[stride], config.decoder_norm, stride=min(2, stride)))
+            self.stem.append(
+                conv_norm_act(channels, STEM_CHANNELS[stride], config.decoder_norm, stride=min(2, stride))
+            )
         self.sources = {**sources, **own}
         self.aligned = maps.is_pyramid and maps.image_size is None  # the encoder saw the image with the same padding
         self.strides = (*stem, *sorted(self.sources))

@@ -12,6 +12,7 @@ COMMANDS = {
     "evaluate": "measure a fine-tuned model on labelled images",
     "predict": "write the masks and overlays of images",
     "compare": "run a label-efficiency study: many runs with and without pretraining, and a report",
+    "stats": "measure mean and standard deviation of the channels of images",
     "export": "write a fine-tuned model as ONNX and as a torch.export program",
     "convert": "convert a U-Net from segmentation_models.pytorch, or to it",
     "card": "write the model card of a folder",

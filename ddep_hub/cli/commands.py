@@ -65,6 +65,24 @@ def compare(argv: list[str]) -> None:
 
 
 @dataclass(kw_only=True)
+class StatsArguments:
+    """Measure mean and standard deviation of the channels of images, as image_mean and image_std take them."""
+
+    num_channels: int = arg(3, "Channels of the images.", group="data", common=True)
+
+
+def stats(argv: list[str]) -> None:
+    """`ddep-hub stats`."""
+    folders = {"nargs": "+", "help": "Folders of images, searched recursively."}
+    arguments, given = parse_command(StatsArguments, argv, command="ddep-hub stats", positionals={"folders": folders})
+    from ddep_hub.data.statistics import folder_statistics
+
+    (mean, std), number = folder_statistics(given["folders"], arguments.num_channels)
+    print(f"{number} images, {len(mean)} channels")
+    print(f"--num_channels {len(mean)} --image_mean {' '.join(map(str, mean))} --image_std {' '.join(map(str, std))}")
+
+
+@dataclass(kw_only=True)
 class ExportArguments(ModelArguments):
     """Write a fine-tuned model as ONNX and as a torch.export program, and check both against it."""
 

@@ -37,6 +37,30 @@ class RandomGamma(torch.nn.Module):
         return table[image.long()]
 
 
+class RandomIntensity(torch.nn.Module):
+    """Raises each channel's intensities, between its smallest and largest, to a random power, and scales the contrast.
+
+    Args:
+        power: The power is drawn from 1 / power to power, uniformly in the logarithm.
+        contrast: The factor about the channel's mean is drawn from 1 - contrast to 1 + contrast.
+    """
+
+    def __init__(self, power: float, contrast: float) -> None:
+        super().__init__()
+        self.power, self.contrast = power, contrast
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Maps uint8 or float32 (C, h, w) to the same."""
+        draws = 2 * torch.rand(2, len(image), 1, 1) - 1
+        values = image.float()
+        low, high = values.amin((1, 2), keepdim=True), values.amax((1, 2), keepdim=True)
+        span = (high - low).clamp(min=1e-6)
+        values = low + span * ((values - low) / span) ** (self.power ** draws[0])
+        mean = values.mean((1, 2), keepdim=True)
+        values = mean + (values - mean) * (1 + self.contrast * draws[1])
+        return values.round().clamp(0, 255).to(torch.uint8) if image.dtype == torch.uint8 else values
+
+
 class SensorNoise(torch.nn.Module):
     """Adds Gaussian noise, the same in all channels of a grey image.
 
@@ -79,6 +103,11 @@ STRONG = v2.Compose(
         v2.RandomApply([v2.GaussianBlur(7, (0.3, 2.0))], p=0.5),
     ]
 )
+
+
+# The same two for images that are not RGB: what they share with these.
+INTENSITIES = v2.Compose([RandomIntensity(1.5, 0.3), v2.RandomApply([v2.GaussianBlur(5, (0.3, 1.2))], p=0.3)])
+STRONG_INTENSITIES = v2.Compose([RandomIntensity(2.0, 0.5), v2.RandomApply([v2.GaussianBlur(7, (0.3, 2.0))], p=0.5)])
 
 
 def pixel_of_rare_class(annotation: torch.Tensor, ignore_index: int) -> tuple[int, int] | None:

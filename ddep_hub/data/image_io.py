@@ -1,5 +1,6 @@
 """Image and mask files: found, opened, decoded."""
 
+import importlib.util
 import io
 import logging
 import os
@@ -15,14 +16,22 @@ import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 from torchvision.transforms.v2 import functional
 
-from ddep_hub.image_conversion import ORIENTATIONS, orientation, to_rgb, upright
+from ddep_hub.image_conversion import (
+    ORIENTATIONS,
+    TIFF_EXTENSIONS,
+    ChannelImage,
+    orientation,
+    read_channels,
+    to_rgb,
+    upright,
+)
 
 
 logger = logging.getLogger(__name__)
 
 # Upper case counts as well.
 IMAGE_EXTENSIONS = tuple(
-    ".jpg .jpeg .jfif .jpe .mpo .png .webp .bmp .dib .gif .tif .tiff .jp2 .ppm .pgm .pnm .avif".split()
+    ".jpg .jpeg .jfif .jpe .mpo .png .webp .bmp .dib .gif .tif .tiff .jp2 .ppm .pgm .pnm .avif .npy".split()
 )
 
 
@@ -130,30 +139,66 @@ class BadFileError(ValueError):
         self.path = str(path)
 
 
-def decode_image(file: str | Path | Undecoded) -> Image.Image:
-    """Reads an image of any common kind as RGB.
+def decode_image(file: str | Path | Undecoded, channels: int = 3) -> Image.Image | ChannelImage:
+    """Reads an image, of any common kind as RGB, or with another number of channels as it is.
 
-    The EXIF orientation is applied. Transparent pixels are laid over white. 16-bit images are scaled to 8 bits.
+    The EXIF orientation is applied. For RGB, transparent pixels are laid over white, and 16 bits become 8.
     32-bit integers are taken as 8 bits where none is above 255 and as 16 bits where none is above 65535; floats as
     0..1 where none is above 1 and as 0..255 otherwise.
 
+    Other numbers of channels, .npy files and TIFF files that Pillow cannot read (16-bit colour, several pages) keep
+    the depth of their values, see [`channels_first`].
+
     Args:
         file: Its path, or an undecoded file.
+        channels: Number of channels; other than 3, the file must have exactly these.
 
     Returns:
-        A PIL image of mode RGB.
+        A PIL image of mode RGB, or a [`ChannelImage`].
 
     Raises:
         FileNotFoundError: There is no such file.
-        BadFileError: It is empty, cut off, damaged, no image, or its values fit none of the ranges above.
+        BadFileError: It is empty, cut off, damaged, no image, has other channels, or its values are out of range.
     """
-    image, file_format, _ = load_upright(file, "image")
+    if channels != 3 or is_array(file):
+        return decode_channels(file, channels)
+    try:
+        with opened_image(file) as opened:
+            pages = getattr(opened, "n_frames", 1) if opened.format == "TIFF" else 1
+        if pages > 1:  # the channels, maybe; the first page alone is not the image
+            return decode_channels(file, channels)
+        image, file_format, _ = load_upright(file, "image")
+    except BadFileError:
+        if not file_name(file).lower().endswith(TIFF_EXTENSIONS) or importlib.util.find_spec("tifffile") is None:
+            raise
+        return decode_channels(file, channels)
     if file_format == "PPM" and image.mode == "I":  # Pillow scales all values above 8 bits to 16
         image = Image.fromarray(np.asarray(image).astype(np.uint16))
     try:
         return to_rgb(image, file_name(file))
     except ValueError as error:
         raise BadFileError(str(error), file_name(file)) from error
+
+
+def decode_channels(file: str | Path | Undecoded, channels: int) -> ChannelImage:
+    """Reads an image with exactly so many channels, see [`read_channels`]."""
+    name = file_name(file)
+    content = None if isinstance(file, str | Path) else file["bytes"]
+    with Path(name).open("rb") if content is None else io.BytesIO(content) as stream:
+        try:
+            with _no_truncated_images():
+                return ChannelImage(read_channels(stream, channels, name))
+        except _DECODING_ERRORS as error:
+            text = str(error)
+            problem = (
+                text if text.startswith(name) else f"{name} is damaged or no image ({text}); replace or remove it"
+            )
+            raise BadFileError(problem, name) from error
+
+
+def is_array(file: str | Path | Undecoded) -> bool:
+    """Whether a file holds an array of NumPy."""
+    return file_name(file).lower().endswith(".npy")
 
 
 def file_name(file: str | Path | Undecoded) -> str:

@@ -21,6 +21,7 @@ def open_segmentation_dataset(
     image_column: str = "image",
     mask_column: str = "annotation",
     sample_ids: Iterable[str] | None = None,
+    num_channels: int = 3,
 ) -> SegmentationDataset:
     """Opens a split of a folder, of a data set of the Hub, or of one that `datasets` wrote.
 
@@ -32,6 +33,7 @@ def open_segmentation_dataset(
         image_column: Column of the images in a data set.
         mask_column: Column of the masks in a data set.
         sample_ids: The examples to use, in this order; all by default.
+        num_channels: Channels of the images, see [`decode_image`].
 
     Returns:
         The samples.
@@ -43,7 +45,7 @@ def open_segmentation_dataset(
     name = str(name)
     on_hub = name.startswith(HUB_PREFIX)
     if not on_hub and not holds_dataset(name):
-        return SegmentationFolder(name, split, options=options, sample_ids=sample_ids)
+        return SegmentationFolder(name, split, options=options, sample_ids=sample_ids, num_channels=num_channels)
     repository, revision = parse_hub_name(name)[:2] if on_hub else (name, None)
     return HubSegmentation(
         repository,
@@ -53,11 +55,12 @@ def open_segmentation_dataset(
         mask_column=mask_column,
         revision=revision,
         sample_ids=sample_ids,
+        num_channels=num_channels,
     )
 
 
 def open_split(
-    args: LabelledDataArguments, split: str, sample_ids: Iterable[str] | None = None
+    args: LabelledDataArguments, split: str, sample_ids: Iterable[str] | None = None, *, num_channels: int = 3
 ) -> SegmentationDataset:
     """A split of labelled data: a folder, a data set of the Hub or one that `datasets` wrote.
 
@@ -65,6 +68,7 @@ def open_split(
         args: Where it is; the embedded scenes where they name none.
         split: Its name.
         sample_ids: The examples to use; all by default.
+        num_channels: Channels of the images, see [`decode_image`].
     """
     name = args.data or str(embedded_scenes())
     return open_segmentation_dataset(
@@ -74,6 +78,7 @@ def open_split(
         image_column=args.image_column,
         mask_column=args.mask_column,
         sample_ids=sample_ids,
+        num_channels=num_channels,
     )
 
 

@@ -9,10 +9,13 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
+from ddep_hub.image_conversion import ChannelImage
+
 from .segmentation_datasets import Sample
 
 
 Size = int | tuple[int, int]
+AnyImage = Image.Image | ChannelImage
 
 
 class EvalTransform:
@@ -48,26 +51,37 @@ class EvalTransform:
         """Transforms one sample.
 
         Args:
-            sample: With `image`, a PIL RGB image, and `annotation`, an integer array (H, W).
+            sample: With `image`, a PIL RGB image or a [`ChannelImage`], and `annotation`, an integer array (H, W).
 
         Returns:
-            `pixel_values`, uint8 (3, h, w) in 0..255, and `labels`, int64 (H, W).
+            `pixel_values`, uint8 or float32 (C, h, w) in 0..255, and `labels`, int64 (H, W).
         """
-        image: Image.Image = sample["image"]
+        image: AnyImage = sample["image"]
         if self.processor is not None:
             # The processor's own resizing, as its two backends round differently.
             plain = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
-            pixels = self.processor(image, **plain)["pixel_values"][0]
+            if isinstance(image, ChannelImage):
+                plain |= {"input_data_format": "channels_first", "do_convert_rgb": False}
+            source = image.pixels if isinstance(image, ChannelImage) else image
+            pixels = self.processor(source, **plain)["pixel_values"][0]
         else:
-            pixels = functional.pil_to_tensor(image)
+            pixels = to_tensor(image)
             if isinstance(self.image_size, int):
                 scale = self.image_size / min(image.size)
                 pixels = resize(pixels, (max(1, round(image.height * scale)), max(1, round(image.width * scale))))
         return {"pixel_values": pixels, "labels": torch.from_numpy(sample["annotation"].astype(np.int64))}
 
 
+def to_tensor(image: AnyImage) -> torch.Tensor:
+    """The pixels of an image, uint8 or float32 (C, H, W)."""
+    if isinstance(image, ChannelImage):
+        return torch.from_numpy(np.ascontiguousarray(image.pixels))
+    pixels: torch.Tensor = functional.pil_to_tensor(image)
+    return pixels
+
+
 class Normalize:
-    """uint8 images to normalised `pixel_values`, on the device they lie on.
+    """Images to normalised `pixel_values`, on the device they lie on.
 
     Args:
         mean: Mean of each channel, of rescaled pixels.
@@ -84,13 +98,13 @@ class Normalize:
     @classmethod
     def from_processor(cls, processor: Any) -> Self:
         """Rescales and normalises as an image processor does, as far as it does."""
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        mean, std = [0.0], [1.0]
         if processor.do_normalize:
-            mean, std = (np.broadcast_to(values, 3).tolist() for values in (processor.image_mean, processor.image_std))
+            mean, std = (np.atleast_1d(values).tolist() for values in (processor.image_mean, processor.image_std))
         return cls(mean, std, processor.rescale_factor if processor.do_rescale else 1.0)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Maps uint8 (batch, 3, H, W) in 0..255 to float32 of the same shape, channels last in memory."""
+        """Maps (batch, C, H, W) in 0..255 to float32 of the same shape, channels last in memory."""
         images = images.float().contiguous(memory_format=torch.channels_last)
         if images.device not in self._by_device:  # once: such a copy waits for the device
             self._by_device[images.device] = (self.mean.to(images.device), self.std.to(images.device))

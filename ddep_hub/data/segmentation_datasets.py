@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ddep_hub.image_conversion import ChannelImage
+
 from .classes import ClassTable, class_colors
 from .hub_loading import (
     load_split,
@@ -26,11 +28,11 @@ from .masks import decode_mask
 Sample = dict[str, Any]
 
 
-def make_sample(image: Image.Image, mask: np.ndarray, path: str, mask_path: str) -> Sample:
+def make_sample(image: Image.Image | ChannelImage, mask: np.ndarray, path: str, mask_path: str) -> Sample:
     """A sample of image and mask.
 
     Args:
-        image: RGB image.
+        image: The image.
         mask: Class ids (H, W).
         path: What messages call the image.
         mask_path: What messages call the mask.
@@ -103,8 +105,9 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
 
     The masks of a known data set are read as they were published; their values become class ids.
 
-    A sample is `{"image": PIL RGB, "annotation": array (H, W) of uint8 ids, "path": str, "annotation_path": str}`; the
-    ids are int32 where they do not fit. Reading a sample raises `BadFileError` for a file that cannot be used.
+    A sample is `{"image": PIL RGB or ChannelImage, "annotation": array (H, W) of uint8 ids, "path": str,
+    "annotation_path": str}`; the ids are int32 where they do not fit. Reading a sample raises `BadFileError` for a file
+    that cannot be used.
 
     Args:
         root: The data set's folder.
@@ -115,6 +118,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         sample_ids: The samples to use, in this order: paths relative to `root/images/<split>` without suffix, or as
             `read_split_file` gives them for published lists. All of the split by default, sorted or in the order of
             the official list.
+        num_channels: Channels of the images, see [`decode_image`].
 
     Attributes:
         classes: The classes of `classes.json` or of the dataset registry.
@@ -139,8 +143,9 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         layout: str | None = None,
         options: FolderOptions = RECOGNISED,
         sample_ids: Iterable[str] | None = None,
+        num_channels: int = 3,
     ) -> None:
-        self.root = Path(root)
+        self.root, self.num_channels = Path(root), num_channels
         self.layout = find_layout(self.root, options) if layout is None else layout
         own = self.root / "classes.json"
         if layout is None and options.classes is None and own.is_file():
@@ -201,7 +206,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path, mask_path = self.images[index], self._masks[index]
-        image, mask = decode_image(path), self.mask(index)
+        image, mask = decode_image(path, self.num_channels), self.mask(index)
         return make_sample(image, mask, str(path), str(mask_path))
 
 
@@ -239,6 +244,7 @@ class HubSegmentation(Dataset[dict[str, Any]]):
         config: Configuration of the data set, where it has several.
         revision: Branch, tag or commit on the Hub.
         sample_ids: The examples to use, in this order; all by default.
+        num_channels: Channels of the images, see [`decode_image`].
 
     Attributes:
         classes: The classes.
@@ -260,7 +266,9 @@ class HubSegmentation(Dataset[dict[str, Any]]):
         config: str | None = None,
         revision: str | None = None,
         sample_ids: Iterable[str] | None = None,
+        num_channels: int = 3,
     ) -> None:
+        self.num_channels = num_channels
         self.name = f"{name}/{split}"
         self.image_column, self.mask_column = image_column, mask_column
         data = load_split(name, split, config=config, revision=revision)
@@ -310,7 +318,8 @@ class HubSegmentation(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image, mask = self._files(index, self.image_column, self.mask_column)
-        return make_sample(decode_image(image["image"]), self._decoded(mask), image["path"], mask["path"])
+        pixels = decode_image(image["image"], self.num_channels)
+        return make_sample(pixels, self._decoded(mask), image["path"], mask["path"])
 
 
 def _classes_of(features: Any, name: str) -> ClassTable:

@@ -10,9 +10,9 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
-from .augmentations import AUGMENTATIONS, STRONG, pixel_of_rare_class
-from .image_io import decode_image, decode_reduced, jpeg_size
-from .preprocessing import Size, checked_image_size, processor_size, resize
+from .augmentations import AUGMENTATIONS, INTENSITIES, STRONG, STRONG_INTENSITIES, pixel_of_rare_class
+from .image_io import decode_image, decode_reduced, is_array, jpeg_size
+from .preprocessing import AnyImage, Size, checked_image_size, processor_size, resize, to_tensor
 from .segmentation_datasets import Sample
 
 
@@ -105,7 +105,7 @@ class SegmentationTrainTransform:
         row, column = pixel or (None, None)
         top, height, crop_height, place_top = _window(image.height, self.crop_size[0], scales[0], row)
         left, width, crop_width, place_left = _window(image.width, self.crop_size[1], scales[1], column)
-        pixels = functional.pil_to_tensor(image.crop((left, top, left + width, top + height)))
+        pixels = to_tensor(image.crop((left, top, left + width, top + height)))
         labels = torch.from_numpy(np.ascontiguousarray(annotation[top : top + height, left : left + width]))
         pixels = resize(pixels, (crop_height, crop_width), self.resample)
         labels = functional.resize(
@@ -114,11 +114,13 @@ class SegmentationTrainTransform:
         if torch.rand(()).item() < self.horizontal_flip:
             pixels, labels = pixels.flip(-1), labels.flip(-1)
         if self.augmentation is not None:
-            pixels = self.augmentation.photometric(pixels)
+            photometric = self.augmentation.photometric if len(pixels) == 3 else INTENSITIES
+            pixels = photometric(pixels)
         if (crop_height, crop_width) == self.crop_size:
             return self._turned(pixels, labels)
         inside = (slice(place_top, place_top + crop_height), slice(place_left, place_left + crop_width))
-        mean = pixels.float().mean((1, 2)).round().to(torch.uint8)
+        mean = pixels.float().mean((1, 2))
+        mean = mean.round().to(torch.uint8) if pixels.dtype == torch.uint8 else mean
         pixel_values = mean[:, None, None].repeat(1, *self.crop_size)
         pixel_values[:, *inside] = pixels
         padded = torch.full(self.crop_size, self.ignore_index, dtype=labels.dtype)
@@ -146,6 +148,7 @@ class PretrainTransform:
         scale: Range of the part's area, as a share of the image's.
         ratio: Range of the part's width divided by its height, drawn uniformly in the logarithm.
         horizontal_flip: Probability of mirroring.
+        num_channels: Channels of the images.
 
     Raises:
         ValueError: An option is out of range; the message names it.
@@ -158,7 +161,9 @@ class PretrainTransform:
         scale: tuple[float, float] = (0.2, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         horizontal_flip: float = 0.5,
+        num_channels: int = 3,
     ) -> None:
+        self.num_channels = num_channels
         self.crop_size = _pair(crop_size)
         self.crop = v2.RandomResizedCrop(self.crop_size, scale=_checked_range(scale), ratio=_checked_range(ratio))
         self.horizontal_flip = _checked_probability(horizontal_flip)
@@ -176,17 +181,18 @@ class PretrainTransform:
             BadFileError: An undecoded file cannot be used.
         """
         file = image = sample["image"]
-        undecoded = not isinstance(image, Image.Image)
-        size = jpeg_size(file) if undecoded else None
+        undecoded = not isinstance(image, AnyImage)
+        size = jpeg_size(file) if undecoded and self.num_channels == 3 and not is_array(file) else None
         if undecoded and size is None:
-            image = decode_image(file)
-        part = self.crop.make_params([image if size is None else torch.empty(3, *size, device="meta")])
+            image = decode_image(file, self.num_channels)
+        height, width = (image.height, image.width) if size is None else size
+        part = self.crop.make_params([torch.empty(3, height, width, device="meta")])
         top, left, height, width = part["top"], part["left"], part["height"], part["width"]
         pixels = None if size is None else decode_reduced(file, (top, left, height, width), self.crop_size)
         if pixels is None:
             if size is not None:
                 image = decode_image(file)
-            pixels = functional.pil_to_tensor(image.crop((left, top, left + width, top + height)))
+            pixels = to_tensor(image.crop((left, top, left + width, top + height)))
             pixels = resize(pixels, self.crop_size)
         if torch.rand(()).item() < self.horizontal_flip:
             pixels = pixels.flip(-1)
@@ -237,9 +243,11 @@ class UnlabelledTransform:
     Args:
         geometry: The transform of labelled images, of which scale, crop, flips and turns are taken.
         strong: Whether to make the second version.
+        num_channels: Channels of the images.
     """
 
-    def __init__(self, geometry: SegmentationTrainTransform, *, strong: bool = False) -> None:
+    def __init__(self, geometry: SegmentationTrainTransform, *, strong: bool = False, num_channels: int = 3) -> None:
+        self.num_channels = num_channels
         self.geometry = copy.copy(geometry)
         self.geometry.class_crops = 0.0
         if geometry.augmentation is not None:
@@ -259,11 +267,14 @@ class UnlabelledTransform:
         Raises:
             BadFileError: An undecoded file cannot be used.
         """
-        image = sample["image"] if isinstance(sample["image"], Image.Image) else decode_image(sample["image"])
+        image = sample["image"]
+        if not isinstance(image, AnyImage):
+            image = decode_image(image, self.num_channels)
         border = self.geometry.ignore_index
         mask = np.full((image.height, image.width), 1 if border == 0 else 0, dtype=np.int32)
         example = self.geometry({"image": image, "annotation": mask})
         result = {"pixel_values": example["pixel_values"], "inside": example["labels"] != border}
         if self.strong:
-            result["strong"] = STRONG(example["pixel_values"]).contiguous()
+            strong = STRONG if self.num_channels == 3 else STRONG_INTENSITIES
+            result["strong"] = strong(example["pixel_values"]).contiguous()
         return result

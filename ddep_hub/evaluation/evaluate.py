@@ -88,12 +88,12 @@ def run_evaluation(
     """
     accelerator = Accelerator()
     with accelerator.main_process_first():
+        model = model or load_model(str(args.model), args.encoder_weights)
         if dataset is None:
-            dataset = open_split(args, args.eval_split)
+            dataset = open_split(args, args.eval_split, num_channels=model.config.num_channels)
             if args.split_file is not None:
                 dataset = dataset.select(read_split_file(args.split_file))
             accelerator.print(summary_of(dataset))
-        model = model or load_model(str(args.model), args.encoder_weights)
         processor = resized(processor or processor_of(model), args)
     classes, names = dataset.classes, list(dataset.classes.labels)
     known = list(names_in_order(model.config.id2label))

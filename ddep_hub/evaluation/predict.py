@@ -18,9 +18,9 @@ from transformers import PretrainedConfig
 from ddep_hub.data.classes import ClassTable, class_colors, names_in_order
 from ddep_hub.data.dataset_registry import find_dataset_by_classes
 from ddep_hub.data.image_io import decode_image, images_below
-from ddep_hub.data.preprocessing import EvalTransform, Normalize
+from ddep_hub.data.preprocessing import AnyImage, EvalTransform, Normalize
 from ddep_hub.data.synthetic import SCENE_CLASSES
-from ddep_hub.image_conversion import to_rgb, upright
+from ddep_hub.image_conversion import ChannelImage, channels_first, to_rgb, upright
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.pretrained import load_model, load_processor, processor_for_encoder
@@ -70,7 +70,7 @@ def predict(
     predictor = Predictor(loaded, arguments, processor)
 
     def segment(image: Any) -> Any:
-        mask = predictor(_to_pil(image))
+        mask = predictor(_decoded(image, loaded.config.num_channels))
         return mask if return_type == "array" else _with_palette(mask, predictor.classes)
 
     if isinstance(images, str | Path):
@@ -101,8 +101,8 @@ class Predictor:
         self.transform = EvalTransform.from_processor(processor)
         self.normalize = Normalize.from_processor(processor)
 
-    def __call__(self, image: Image.Image) -> np.ndarray:
-        """Returns the class ids (H, W) of an RGB image."""
+    def __call__(self, image: AnyImage) -> np.ndarray:
+        """Returns the class ids (H, W) of an image."""
         size = image.height, image.width
         sample = self.transform({"image": image, "annotation": np.zeros(size, dtype=np.uint8)})
         pixel_values = self.normalize(sample["pixel_values"][None].to(self.model.device))
@@ -143,9 +143,11 @@ def resized(processor: DDePImageProcessor, args: InferenceArguments) -> DDePImag
     return processor
 
 
-def _to_pil(image: Any) -> Image.Image:
+def _decoded(image: Any, channels: int) -> AnyImage:
     if isinstance(image, str):
-        return read_image(image)
+        return read_image(image, channels)
+    if channels != 3:
+        return ChannelImage(channels_first(np.asarray(image), channels, "images: an array"))
     if isinstance(image, np.ndarray) and image.dtype != np.uint8:
         raise ValueError(f"images: arrays must be uint8 (height, width, 3) or (height, width), got {image.dtype}.")
     return to_rgb(Image.fromarray(image) if isinstance(image, np.ndarray) else upright(image))
@@ -183,21 +185,21 @@ def find_images(names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def read_image(place: str) -> Image.Image:
-    """Reads an image from a path or an http(s) URL, as RGB.
+def read_image(place: str, channels: int = 3) -> AnyImage:
+    """Reads an image from a path or an http(s) URL, see [`decode_image`].
 
     Raises:
         OSError: it cannot be read or fetched.
         BadFileError: it is no image, or damaged.
     """
     if not _is_url(place):
-        return decode_image(place)
+        return decode_image(place, channels)
     try:
         with urllib.request.urlopen(place, timeout=SECONDS) as response:
             content = response.read()
     except (OSError, http.client.HTTPException) as error:  # the second: cut short, or no address
         raise OSError(f"{place} could not be fetched ({error}). Check the address.") from error
-    return decode_image({"path": place, "bytes": content})
+    return decode_image({"path": place, "bytes": content}, channels)
 
 
 def _behind(name: str) -> list[tuple[str, str]]:
@@ -245,7 +247,7 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
     output.mkdir(parents=True, exist_ok=True)
     legend(predictor.classes).save(output / "legend.png")
     for name, place in images.items():
-        image = read_image(place)
+        image = read_image(place, predictor.model.config.num_channels)
         writer.write(name, predictor(image), image)
     return list(images)
 

@@ -7,11 +7,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
+from torch.nn import functional as F
 
 from ddep_hub.data.classes import ClassTable, colorize
 from ddep_hub.data.dataset_registry import get_dataset_info
 from ddep_hub.data.preprocessing import EvalTransform
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
+from ddep_hub.image_conversion import ChannelImage
 
 from .denoising import restore, validation_noise
 from .inference import InferenceOptions, predict
@@ -64,7 +66,14 @@ def to_uint8(images: torch.Tensor) -> list[np.ndarray]:
     images = images.float().cpu()
     low, high = images[0].min(), images[0].max()
     scaled = ((images - low) / (high - low).clamp(min=1e-6)).clamp(0, 1) * 255
+    if scaled.shape[1] != 3:  # one channel is shown in grey, of others the first three
+        scaled = scaled[:, [0, 0, 0]] if scaled.shape[1] == 1 else F.pad(scaled[:, :3], (0, 0, 0, 0, 0, 1))[:, :3]
     return [image.permute(1, 2, 0).byte().numpy() for image in scaled]
+
+
+def rgb_of(image: Image.Image | ChannelImage) -> Image.Image:
+    """An image to show."""
+    return image.to_rgb() if isinstance(image, ChannelImage) else image
 
 
 @torch.no_grad()
@@ -114,7 +123,7 @@ def segmentation_picture(
         sample = dataset[int(index)]
         inputs = transform(sample)
         size = tuple(inputs["labels"].shape)
-        shown = [np.asarray(sample["image"]), colorize(sample["annotation"], dataset.classes)]
+        shown = [np.asarray(rgb_of(sample["image"])), colorize(sample["annotation"], dataset.classes)]
         for model in models.values():
             device = next(model.parameters()).device
             pixels = normalize(inputs["pixel_values"][None].to(device))
@@ -197,13 +206,13 @@ class MaskWriter:
                     "Leave `cityscapes` out."
                 )
 
-    def write(self, name: str, mask: np.ndarray, image: Image.Image | None = None) -> None:
+    def write(self, name: str, mask: np.ndarray, image: Image.Image | ChannelImage | None = None) -> None:
         """Writes one mask.
 
         Args:
             name: Path below the kind's folder, without suffix.
             mask: Integer class ids (H, W).
-            image: RGB image of the same size; only needed for overlays.
+            image: Image of the same size; only needed for overlays.
         """
         for kind in self.kinds:
             path = self.folder / kind / f"{name}.png"
@@ -217,7 +226,7 @@ class MaskWriter:
             if path not in kept:
                 path.unlink()
 
-    def _picture(self, kind: str, mask: np.ndarray, image: Image.Image | None) -> Image.Image:
+    def _picture(self, kind: str, mask: np.ndarray, image: Image.Image | ChannelImage | None) -> Image.Image:
         if kind == "ids":
             return Image.fromarray(mask.astype(np.uint8 if self.classes.num_classes <= 256 else np.uint16))
         if kind == "cityscapes":
@@ -225,7 +234,7 @@ class MaskWriter:
         if kind == "colors":
             return Image.fromarray(colorize(mask, self.classes))
         assert image is not None, "an overlay needs an image"
-        return overlay(image, mask, self.classes)
+        return overlay(rgb_of(image), mask, self.classes)
 
 
 def overlay(image: Image.Image, mask: np.ndarray, classes: ClassTable) -> Image.Image:

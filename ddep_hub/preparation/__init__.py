@@ -15,9 +15,11 @@ from ddep_hub.data.folders import common_split
 from ddep_hub.data.image_io import BadFileError, decode_image
 from ddep_hub.data.masks import ClassStatistics
 from ddep_hub.data.pairing import IMAGE_WORDS
+from ddep_hub.data.preprocessing import AnyImage
 from ddep_hub.data.splits import choose_validation, groups_of
 from ddep_hub.evaluation.inference import window_places
-from ddep_hub.evaluation.visualization import legend, overlay, panels
+from ddep_hub.evaluation.visualization import legend, overlay, panels, rgb_of
+from ddep_hub.image_conversion import ChannelImage
 from ddep_hub.utils.files import atomic_dir
 
 from .recognise import FORMATS, INCOMPLETE, incomplete, read_source
@@ -149,7 +151,7 @@ def _short(name: str, split: str | None) -> str:
 
 def _pictures(
     examples: list[Example], tile: int | None, overlap: int
-) -> Iterator[tuple[str, Path | Image.Image, np.ndarray]]:
+) -> Iterator[tuple[str, Path | AnyImage, np.ndarray]]:
     """Name, image and mask of each example, or of each of its tiles."""
     for example in examples:
         try:
@@ -174,11 +176,14 @@ def _pictures(
             yield f"{example.name}_{top}_{left}", part, mask[top : top + height, left : left + width]
 
 
-def _write(folder: Path, split: str, name: str, image: Path | Image.Image, mask: np.ndarray) -> None:
+def _write(folder: Path, split: str, name: str, image: Path | AnyImage, mask: np.ndarray) -> None:
     target = folder / "images" / split / name
     target.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(image, Path):
         shutil.copyfile(image, target.with_name(target.name + image.suffix))
+    elif isinstance(image, ChannelImage):
+        values = image.pixels if image.pixels.dtype == np.uint8 else image.pixels / np.float32(255)  # as it is read
+        np.save(target.with_name(f"{target.name}.npy"), values)
     else:
         image.save(target.with_name(f"{target.name}.png"))
     path = folder / "annotations" / split / f"{name}.png"
@@ -192,7 +197,7 @@ def _preview(folder: Path, shown: list[tuple[str, str]], classes: ClassTable) ->
     for split, name in shown:
         (file,) = (folder / "images" / split / name).parent.glob(f"{_escaped(Path(name).name)}.*")
         mask = np.asarray(Image.open(folder / "annotations" / split / f"{name}.png")).astype(np.int64)
-        pictures.append(np.asarray(overlay(decode_image(file), mask, classes)))
+        pictures.append(np.asarray(overlay(rgb_of(decode_image(file)), mask, classes)))
     columns = min(4, len(pictures))
     pictures += pictures[-1:] * (-len(pictures) % columns)
     grid = panels([pictures[row : row + columns] for row in range(0, len(pictures), columns)], [""] * columns)

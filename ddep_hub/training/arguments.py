@@ -64,6 +64,12 @@ class RunArguments:
         resumable=True,
         renamed_from="num_workers",
     )
+    image_mean: list[float] = _data(
+        [],
+        "Mean of each channel of pixels in 0..1, or in the units of float images. Default: that of the encoder's "
+        "weights for RGB, measured on the training images otherwise.",
+    )
+    image_std: list[float] = _data([], "Standard deviation of each channel, as image_mean.")
     skip_bad_files: bool = _data(False, "Skip broken images and list them in bad_files.txt.", resumable=True)
 
     logging_steps: int = _log(10, "Steps between two lines of metrics.jsonl.", renamed_from="log_every")
@@ -108,6 +114,12 @@ class RunArguments:
         path=True,
         renamed_from="model_name_or_path",
     )
+    num_channels: int | None = _model(
+        None, "Channels of the images, 1 to any number. Default: those of `pretrained`, else 3 (RGB).", common=True
+    )
+    encoder_out_indices: list[int] | None = _model(
+        None, "Positions of the encoder's features, or of a ViT's blocks, to use. Default: all, or four of a ViT."
+    )
     decoder_hidden_sizes: list[int] | None = _model(None, "Channels of the decoder's blocks, coarsest first.")
     decoder_bottleneck_size: int = _model(512, "Channels of the decoder's bottleneck; 0 leaves it out.")
     decoder_width: float = _model(1.0, "Factor on the decoder's channels.")
@@ -146,9 +158,19 @@ class RunArguments:
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("push_to_hub needs hub_model_id, such as `--hub_model_id org/name`.")
         parse_time(self.max_time)
+        if self.num_channels is not None and self.num_channels < 1:
+            raise ValueError(f"num_channels must be positive, got {self.num_channels}.")
+        if len(self.image_mean) != len(self.image_std) or not all(value > 0 for value in self.image_std):
+            raise ValueError(
+                f"image_mean and image_std need a number per channel each, image_std above 0; got {self.image_mean} "
+                f"and {self.image_std}."
+            )
         if self.pretrained is not None:
             for field in dataclasses.fields(self):
-                own = field.name.startswith(("decoder_", "encoder_name")) and field.name != "decoder_only"
+                own = (
+                    field.name.startswith(("decoder_", "encoder_name", "encoder_out_indices"))
+                    and field.name != "decoder_only"
+                )
                 if own and getattr(self, field.name) != field.default:
                     raise ValueError(f"{field.name} belongs to the model in pretrained. Leave it out.")
 

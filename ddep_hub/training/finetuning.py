@@ -16,7 +16,7 @@ from ddep_hub.data.image_datasets import images_fingerprint
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.masks import ClassStatistics, check_classes
 from ddep_hub.data.opening import summary_of
-from ddep_hub.data.preprocessing import EvalTransform, Normalize
+from ddep_hub.data.preprocessing import EvalTransform, Normalize, to_tensor
 from ddep_hub.data.samplers import PairedBatchSampler, StepBatchSampler
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.data.splits import write_split_file
@@ -24,13 +24,13 @@ from ddep_hub.data.transforms import SegmentationTrainTransform, UnlabelledTrans
 from ddep_hub.evaluation.inference import evaluate_segmentation
 from ddep_hub.evaluation.metrics import absent_message
 from ddep_hub.evaluation.visualization import segmentation_picture
-from ddep_hub.pretrained import load_processor, processor_for_encoder
+from ddep_hub.pretrained import load_processor, processor_for_encoder, stored_config
 from ddep_hub.utils.arguments import build_arguments
 
 from .arguments import FinetuneArguments
 from .labelled import open_data
 from .losses import SegmentationLoss, median_frequency_weights
-from .models import finetuning_model
+from .models import finetuning_model, image_statistics
 from .optim import encoder_rates, set_encoder_mode
 from .semi_supervised import UnlabelledLoss, unlabelled_sources
 from .stages import STAGE, pretrain_first, record_of
@@ -83,8 +83,12 @@ class FinetuneTrainer(Trainer):
             self.model, source = finetuning_model(args, self.labelled.classes, decoder)
         self.set_mode(args.freeze_encoder_steps)
         start = decoder or args.pretrained
-        if start is None:
-            self.processor = processor_for_encoder(args.encoder_name, args.image_size)
+        channels = self.model.config.num_channels
+        if start is None or args.image_mean or stored_config(start).get("num_channels", 3) != channels:
+            # Files are read for the statistics of channels other than RGB alone.
+            pixels = (to_tensor(self.labelled[index]["image"]) for index in range(len(self.labelled)))
+            statistics = image_statistics(args, channels, pixels)
+            self.processor = processor_for_encoder(self.model.config.encoder_name, args.image_size, statistics)
         else:
             self.processor = load_processor(start, self.model.config)
             if args.image_size is not None:
@@ -129,7 +133,9 @@ class FinetuneTrainer(Trainer):
         self.data += f", {len(images)} unlabelled ones"
         self.unlabelled = AugmentedDataset(
             images,
-            UnlabelledTransform(transform, strong=args.consistency_weight > 0),
+            UnlabelledTransform(
+                transform, strong=args.consistency_weight > 0, num_channels=self.model.config.num_channels
+            ),
             args.seed,
             skip_bad_files=args.skip_bad_files,
         )

@@ -8,6 +8,7 @@ from ddep_hub.data.segmentation_datasets import SegmentationDataset, Segmentatio
 from ddep_hub.data.splits import choose_labelled, choose_validation, groups_of, read_split_file
 
 from .arguments import FinetuneArguments
+from .models import channels_of_run
 
 
 def open_train_and_val(args: FinetuneArguments) -> tuple[SegmentationDataset, SegmentationDataset]:
@@ -17,9 +18,10 @@ def open_train_and_val(args: FinetuneArguments) -> tuple[SegmentationDataset, Se
         FileNotFoundError: Something of the data set is missing.
         ValueError: There is an `eval_split` besides `val_fraction`, or the images cannot be divided.
     """
-    training = open_split(args, args.train_split)
+    channels = channels_of_run(args)
+    training = open_split(args, args.train_split, num_channels=channels)
     if args.val_fraction is None:
-        return training, open_split(args, args.eval_split)
+        return training, open_split(args, args.eval_split, num_channels=channels)
     groups: Mapping[str, str] = {}
     if isinstance(training, SegmentationFolder):
         groups = training.groups

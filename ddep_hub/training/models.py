@@ -1,22 +1,52 @@
 """The model that a run starts from."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+import torch
 from accelerate.utils import set_seed
 from torch import nn
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePPreTrainedModel
-from ddep_hub.data.classes import ClassTable
 from ddep_hub.conv_norm import restore_weight_norms
+from ddep_hub.data.classes import ClassTable
+from ddep_hub.data.statistics import Statistics, channel_statistics
 from ddep_hub.encoder_weights import encoder_source, needs_image_skip
 from ddep_hub.pretrained import stored_config
 
-from .arguments import FinetuneArguments, PretrainArguments
+from .arguments import FinetuneArguments, PretrainArguments, RunArguments
 
 
 Model = TypeVar("Model", bound=DDePPreTrainedModel)
+
+
+def channels_of_run(args: RunArguments) -> int:
+    """Channels of a run's images."""
+    if args.num_channels is not None:
+        return args.num_channels
+    return 3 if args.pretrained is None else int(stored_config(args.pretrained).get("num_channels", 3))
+
+
+def image_statistics(args: RunArguments, channels: int, images: Iterable[torch.Tensor]) -> Statistics | None:
+    """Mean and standard deviation of each channel of pixels in 0..1, for the image processor of a new model.
+
+    Args:
+        args: The run's arguments.
+        channels: Channels of its images.
+        images: Images `(C, H, W)` in 0..255, to measure them on; read only if needed.
+
+    Returns:
+        What was given or measured; `None` for those of the encoder's weights, of RGB.
+
+    Raises:
+        ValueError: Numbers for other channels are given.
+    """
+    if args.image_mean:
+        if len(args.image_mean) != channels:
+            raise ValueError(f"image_mean has {len(args.image_mean)} numbers, but images have {channels} channels.")
+        return list(args.image_mean), list(args.image_std)
+    return None if channels == 3 else channel_statistics(images)
 
 
 def new_model(cls: type[Model], args: Any, source: str, **fields: Any) -> Model:
@@ -30,6 +60,8 @@ def new_model(cls: type[Model], args: Any, source: str, **fields: Any) -> Model:
     """
     names = {field.name for field in dataclasses.fields(args) if field.name.startswith("decoder_")}
     fields |= {name: getattr(args, name) for name in names - {"decoder_only"}}
+    fields |= {"encoder_out_indices": args.encoder_out_indices}
+    fields.setdefault("num_channels", channels_of_run(args))
     if source == "none":
         return cls(DDePConfig(encoder_name=args.encoder_name, **fields))
     return cls.from_pretrained_encoder(args.encoder_name, encoder_weights=source, **fields)
@@ -52,6 +84,7 @@ def pretraining_model(args: PretrainArguments, source: str, stored: Mapping[str,
         "prediction_type": args.prediction_type,
         "sigma": args.sigma[0] if len(args.sigma) == 1 else args.sigma,
         "image_skip": image_skip,
+        "num_channels": channels_of_run(args),
     }
     if args.pretrained is None:
         return new_model(DDePForPreTraining, args, source, **fields)
@@ -96,6 +129,8 @@ def finetuning_model(
             weights = source = encoder_source(
                 stored["encoder_name"], args.encoder_weights, stored.get("encoder_weights_hash")
             )
+        if args.num_channels is not None:
+            labels["num_channels"] = args.num_channels
         model = cls.from_pretrained(start, encoder_weights=weights, ignore_mismatched_sizes=True, **labels)
     if args.restore_decoder_norms and "DDePForPreTraining" in (stored.get("architectures") or ()):
         restore_weight_norms(model.ddep.decoder)
@@ -107,6 +142,27 @@ def finetuning_model(
         nn.init.normal_(model.classifier.weight, std=model.config.initializer_range)
         nn.init.zeros_(model.classifier.bias)
     return model, source
+
+
+def check_single_image(model: DDePPreTrainedModel, side: int) -> None:
+    """Checks that a model can be trained on batches of one image: a BatchNorm behind a global pooling cannot.
+
+    Args:
+        model: The model in training mode, on the meta device.
+        side: Height and width of the image.
+
+    Raises:
+        ValueError: A norm would see a single value a channel.
+    """
+    try:
+        model(torch.zeros(1, model.config.num_channels, side, side, device="meta"))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"batch_size leaves single images, in which a BatchNorm of {model.config.encoder_name} sees one value a "
+            "channel. Give at least 2 images to each process and micro-batch, or freeze the encoder."
+        ) from error
 
 
 def reinit_blocks(model: DDePForSemanticSegmentation, keep: int) -> None:

@@ -2,6 +2,8 @@
 
 import copy
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,9 +35,45 @@ def encoder_rates(encoder: nn.Module, factor: float, layer_decay: float) -> dict
     names = [name for name, _ in encoder.named_parameters()]
     if layer_decay == 1.0:
         return dict.fromkeys(names, factor)
-    layers: Mapping[str, int] = group_parameters(encoder, encoder.group_matcher(coarse=False), reverse=True)
+    layers: Mapping[str, int]
+    if hasattr(encoder, "group_matcher"):
+        layers = group_parameters(encoder, encoder.group_matcher(coarse=False), reverse=True)
+    else:  # a few families of timm say nothing: a layer is then a block, `stages.1.blocks.0` for one
+        blocks = list(dict.fromkeys(map(_block_of, names)))
+        layers = {name: blocks.index(_block_of(name)) for name in names}
     last = max(layers[name] for name in names)
     return {name: factor * layer_decay ** (last - layers[name]) for name in names}
+
+
+def _block_of(name: str) -> str:
+    match = re.match(r"(?:[^.]+\.)*?\d+\.(?:[^.\d]+\.\d+\.)?", name)
+    return match[0] if match else name.split(".")[0]
+
+
+def rate_table(model: nn.Module, args: RunArguments, encoder_factors: Mapping[str, float]) -> str:
+    """The learning rates of a model's trained weights, a line each, from input to output.
+
+    Args:
+        model: A model with `ddep.encoder`.
+        args: The run's arguments.
+        encoder_factors: See [`encoder_rates`].
+    """
+    prefix = "ddep.encoder."
+    names: dict[float | None, list[str]] = {}
+    sizes: Counter[float | None] = Counter()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            inside = name.removeprefix(prefix)
+            factor = encoder_factors[inside] if name.startswith(prefix) else None
+            names.setdefault(factor, []).append(_block_of(inside).rstrip("."))
+            sizes[factor] += parameter.numel()
+    lines = [f"{'weights':40} {'number':>12} {'learning rate':>14}"]
+    for factor in sorted(factor for factor in names if factor is not None):
+        first, last = names[factor][0], names[factor][-1]
+        where = f"encoder: {first}" + (f" to {last}" if last != first else "")
+        lines.append(f"{where:40} {sizes[factor]:12,} {args.learning_rate * factor:14.3g}")
+    lines.append(f"{'decoder and head':40} {sizes[None]:12,} {args.learning_rate:14.3g}")
+    return "\n".join(lines)
 
 
 def parameter_groups(

@@ -30,7 +30,7 @@ from ddep_hub.utils.arguments import build_arguments
 from ddep_hub.utils.paths import resolve_data
 
 from .arguments import PretrainArguments, micro_batches
-from .models import pretraining_model
+from .models import channels_of_run, image_statistics, pretraining_model
 from .trainer import Batch, Trainer
 
 
@@ -94,10 +94,11 @@ class PretrainTrainer(Trainer):
         with self.accelerator.main_process_first():
             validation, examples = self._open_data()
             encoder_file(source)
+        statistics = image_statistics(args, channels_of_run(args), examples)
         set_seed(args.seed)  # the decoder's initialisation depends on the seed alone
         self.model = pretraining_model(args, source, stored)
         self.facts = {"encoder_source": source, "images": self.data}
-        self.processor = processor_for_encoder(encoder_name)
+        self.processor = processor_for_encoder(encoder_name, mean_std=statistics)
         self.normalize = Normalize.from_processor(self.processor)
         self.sigma_range = self.model.config.sigma_range
         self.validation = self.normalize(validation)
@@ -235,11 +236,13 @@ def seeded_noise(
 def train_transform(args: PretrainArguments) -> PretrainTransform | UnlabelledTransform:
     """The random crops of a run: of any scale, or those of fine-tuning."""
     if args.scale is None:
-        return PretrainTransform(crop_size=args.crop_size, scale=(args.crop_scale_min, 1.0))
+        return PretrainTransform(
+            crop_size=args.crop_size, scale=(args.crop_scale_min, 1.0), num_channels=channels_of_run(args)
+        )
     geometry = SegmentationTrainTransform(
         crop_size=args.crop_size, image_size=args.image_size, scale=(args.scale[0], args.scale[1])
     )
-    return UnlabelledTransform(geometry)
+    return UnlabelledTransform(geometry, num_channels=channels_of_run(args))
 
 
 def open_sources(args: PretrainArguments) -> list[MapSource] | list[ShardedImages]:

@@ -1,6 +1,7 @@
 """The trainer: its loop, and the folder that it writes. Subclasses say what is trained, and how it is measured."""
 
 import contextlib
+import copy
 import itertools
 import math
 import time
@@ -8,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -30,7 +31,8 @@ from ddep_hub.utils.files import remove_dir
 from .arguments import RunArguments, micro_batches, parse_time
 from .checkpointing import Checkpointer
 from .logging import MetricsLogger
-from .optim import Weights, build_optimizer, set_learning_rate
+from .models import check_single_image
+from .optim import Weights, build_optimizer, rate_table, set_learning_rate
 from .outputs import add_pictures, describe, save_best, save_final, save_picture
 from .run_dir import (
     Interruption,
@@ -190,10 +192,13 @@ class Trainer(ABC):
     def _prepare(self) -> None:
         """Wraps the model for its processes and loads the checkpoint."""
         args, accelerator = self.args, self.accelerator
+        if args.batch_size // (accelerator.num_processes * micro_batches(args, accelerator.num_processes)) == 1:
+            self._check_single_images()
+        factors = self.encoder_factors()
+        if factors and len(set(factors.values())) > 1:
+            accelerator.print(rate_table(self.model, args, factors))
         self.weights = Weights(accelerator, self.model, args)
-        wrapped, self.optimizer = accelerator.prepare(
-            self.model, build_optimizer(self.model, args, self.encoder_factors())
-        )
+        wrapped, self.optimizer = accelerator.prepare(self.model, build_optimizer(self.model, args, factors))
         self.wrapped = torch.compile(wrapped) if args.torch_compile else wrapped
         self.trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.positions = slice_of_batch(args.batch_size, accelerator.process_index, accelerator.num_processes)
@@ -216,6 +221,15 @@ class Trainer(ABC):
         self.unchecked: list[tuple[int, list[str]]] = []  # steps not known to be finite, and their files
         self.votes: list[torch.Tensor] = []  # how many processes wanted to stop, in the last two steps
         self.skipped_steps = 0
+
+    def _check_single_images(self) -> None:
+        # On a copy without data, in the mode of the last step, when nothing is frozen for a time.
+        model, self.model = self.model, copy.deepcopy(self.model).to("meta")
+        try:
+            self.set_mode(self.args.max_steps - 1)
+            check_single_image(self.model, cast(Any, self.args).crop_size)
+        finally:
+            self.model = model
 
     def _start_folder(self) -> None:
         for old in ("checkpoints", "best"):
