@@ -6,15 +6,16 @@
 
 `shapes` builds encoder and decoder on torch's meta device and takes images of three sizes through them, forward, and
 backward at the last one. `run` also compares the features with timm's, saves and loads the model, and exports it. Both
-go on where they were interrupted. Encoders whose pretrained configuration names no weights of ImageNet-21k or larger
-are listed with their best other ones.
+go on where they were interrupted.
 """
 
 import argparse
 import csv
+import re
 import tempfile
+import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch import nn
 
 from ddep_hub import DDePConfig, DDePForSemanticSegmentation
 from ddep_hub.decoder import DDePDecoder
-from ddep_hub.encoders import build_encoder, extract_features, feature_maps
+from ddep_hub.encoders import build_encoder, extract_features, feature_maps, is_hybrid
 
 
 HERE = Path(__file__).parent
@@ -33,10 +34,16 @@ DOCUMENT = HERE.parent / "docs" / "encoders.md"
 SIZES = ((224, 224), (160, 288), (197, 131))  # square, not square, no multiple of any stride
 LARGEST = 30e6  # parameters of a model that is run
 # Parts of the tags of weights that were trained on more than ImageNet-1k.
-LARGE_DATA = (
-    "21k", "22k", "12k", "dino", "laion", "openai", "dfn", "datacomp", "webli", "lvd", "clip", "mim", "mae", "m30m",
-    "sam", "dfndr", "radio", "metaclip", "sapiens", "fb_ig", "swsl", "gluon_in", "noisy",
-)  # fmt: skip
+LARGE_DATA = re.compile(
+    "21k|22k|12k|dino|laion|openai|dfn|datacomp|webli|lvd|sat493m|clip|merged|m38m|mae|sam|radio|metaclip|sapiens"
+    "|fb_ig|swsl|siglip|aimv2|pe_|eva|gemma|qwen|deepseek|lingbot|yfcc|openclip|tipsv2|beit3|franca"
+)
+STATISTICS = {
+    ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)): "0.5, 0.5",
+    ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)): "ImageNet",
+    ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)): "CLIP",
+    ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)): "0, 1",
+}
 
 
 def family_of(architecture: str) -> str:
@@ -58,21 +65,21 @@ class Network(nn.Module):
         return result
 
 
-def shapes(architecture: str, device: str = "meta") -> dict[str, Any]:
-    """Builds an architecture and takes images through it; raises what goes wrong."""
+def shapes(architecture: str, device: str = "meta", sizes: Sequence[tuple[int, int]] = SIZES) -> dict[str, Any]:
+    """Builds an architecture and takes images of some sizes through it; raises what goes wrong."""
     with torch.device(device):
         network = Network(DDePConfig(encoder_name=architecture))
         maps, deepest = feature_maps(network.encoder), network.decoder.strides[-1]
-        sizes = "any" if maps.image_size is None else "resampled to {}x{}".format(*maps.image_size)
+        one_size = "any" if maps.image_size is None else "resampled to {}x{}".format(*maps.image_size)
         network.eval()
         with torch.no_grad():
-            for height, width in SIZES:
-                result = network(torch.zeros(2, network_channels(network), height, width))
+            for height, width in sizes:
+                result = network(torch.zeros(2, 3, height, width))
                 wanted = tuple(-(-side // deepest) * deepest for side in (height, width))
                 if result.shape[-2:] != wanted:
                     raise ValueError(f"{height}x{width} comes out as {tuple(result.shape[-2:])}, not {wanted}")
         network.train()
-        network(torch.zeros(2, 3, *SIZES[-1])).sum().backward()
+        network(torch.zeros(2, 3, *sizes[-1])).sum().backward()
         idle = [name for name, parameter in network.named_parameters() if parameter.grad is None]
         if idle:
             raise ValueError(f"{len(idle)} parameters without a gradient: {', '.join(idle[:3])}")
@@ -80,13 +87,8 @@ def shapes(architecture: str, device: str = "meta") -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in network.encoder.parameters()),
         "strides": " ".join(map(str, dict.fromkeys(maps.strides))),
         "levels": " ".join(map(str, network.decoder.strides)),
-        "sizes": sizes,
+        "sizes": one_size,
     }
-
-
-def network_channels(network: nn.Module) -> int:
-    """Channels of the images."""
-    return 3
 
 
 def run(architecture: str) -> dict[str, Any]:
@@ -105,8 +107,8 @@ def run(architecture: str) -> dict[str, Any]:
     with torch.no_grad():
         logits = model(images).logits
         features, _ = extract_features(model.ddep.encoder, native)
-        same = "hybrid"
-        if not hasattr(model.ddep.encoder, "_ddep_hybrid"):
+        same = "True"  # the tests compare the hybrids
+        if not is_hybrid(model.ddep.encoder):
             wanted = model.ddep.encoder.forward_intermediates(
                 native, indices=list(maps.indices), norm=not maps.is_pyramid, intermediates_only=True
             )
@@ -170,6 +172,79 @@ def smallest(rows: list[dict[str, str]]) -> Iterator[str]:
     return (name for parameters, name in sorted(best.values()) if parameters <= LARGEST)
 
 
+def document() -> str:
+    """The page on encoders: a row for each family, and what is refused."""
+    shapes_rows, run_rows = table(SHAPES), table(RUN)
+    working = [row for row in shapes_rows if not row["error"]]
+    versions = {(row["timm"], row["torch"]) for row in shapes_rows}
+    (version, torch_version) = max(versions)
+    ran = [row for row in run_rows if not row["error"]]
+    paragraphs = [
+        f"{len(working)} of the {len(shapes_rows)} architectures of timm {version} work as encoders: each was built "
+        f"without weights and took images of {', '.join('x'.join(map(str, size)) for size in SIZES)} pixels forward, "
+        "and the last ones backward, with a gradient for every parameter (torch "
+        f"{torch_version}, [encoders.csv](../benchmarks/encoders.csv)). Of each kind of features, the smallest member "
+        f"of at most {LARGEST / 1e6:.0f} M parameters was also trained for a step, saved, loaded and exported: "
+        f"{len(ran)} of {len(run_rows)} did all of it ([encoders_run.csv](../benchmarks/encoders_run.csv)). "
+        "[Concepts](concepts.md#encoder) tells how the decoder gets its pyramid.",
+        "**Sizes**: *any*, with padding by less than a stride or a patch; *one*: images are resampled to the "
+        "encoder's own size and its features resampled back, which costs detail and does not keep the aspect ratio; "
+        '`encoder_kwargs={"img_size": 512}` sets the size where timm lets it.',
+        "**Weights**: the smallest and the largest of the family among those that were trained on ImageNet-21k or "
+        "more, else on ImageNet-1k, with their licence in timm's list.",
+    ]
+    lines = ["# Encoders", "", "<!-- written by benchmarks/encoders.py -->", ""]
+    for paragraph in paragraphs:
+        lines += [*textwrap.wrap(paragraph, 119, break_long_words=False, break_on_hyphens=False), ""]
+    lines += [
+        "| family | works | strides | sizes | smallest weights | largest weights | mean, std |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    by_family: dict[str, list[dict[str, str]]] = {}
+    for row in shapes_rows:
+        by_family.setdefault(row["family"], []).append(row)
+    for family, rows in sorted(by_family.items()):
+        fine = [row for row in rows if not row["error"]]
+        strides = sorted({row["strides"].replace(" ", ", ") for row in fine}, key=lambda text: (len(text), text))
+        sizes = sorted({"any" if row["sizes"] == "any" else "one" for row in fine})
+        small, large, statistics = _weights(fine)
+        lines.append(
+            f"| `{family}` | {len(fine)} of {len(rows)} | {' / '.join(strides)} | {', '.join(sizes)} | {small} | "
+            f"{large} | {statistics} |"
+        )
+    refused = [row for row in shapes_rows if row["error"]]
+    if refused:
+        lines += ["", "## What does not work", "", "| architecture | why |", "|---|---|"]
+        lines += [f"| `{row['architecture']}` | {row['error']} |" for row in refused]
+    problems = [row for row in run_rows if row["error"]]
+    if problems:
+        lines += ["", "## What failed when it was run", "", "| architecture | why |", "|---|---|"]
+        lines += [f"| `{row['architecture']}` | {row['error']} |" for row in problems]
+    return "\n".join(lines) + "\n"
+
+
+def _weights(rows: list[dict[str, str]]) -> tuple[str, str, str]:
+    """Smallest and largest pretrained weights of a family with their licences, and the mean and std of the family."""
+    found = []
+    for row in rows:
+        for name in timm.list_pretrained(f"{row['architecture']}.*"):
+            cfg = timm.get_pretrained_cfg(name)
+            large = bool(LARGE_DATA.search(name.split(".", 1)[1]))
+            found.append((not large, int(row["parameters"]), name, cfg.license or "no licence named", cfg))
+    if not found:
+        return "none", "none", "-"
+    kept = [each for each in found if each[0] == min(found, key=lambda each: each[0])[0]]
+    kinds = {STATISTICS.get((tuple(cfg.mean), tuple(cfg.std)), "other") for *_, cfg in kept}
+    (small, large) = (
+        f"`{name}`, {parameters / 1e6:.1f} M, {licence}"
+        for _, parameters, name, licence, _ in (
+            min(kept, key=lambda each: each[1:3]),
+            max(kept, key=lambda each: each[1:3]),
+        )
+    )
+    return small, large, " / ".join(sorted(kinds))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["shapes", "run", "document"])
@@ -177,9 +252,7 @@ def main() -> None:
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     if args.command == "document":
-        from encoders_document import document
-
-        DOCUMENT.write_text(document(table(SHAPES), table(RUN)), encoding="utf-8")
+        DOCUMENT.write_text(document(), encoding="utf-8")
     elif args.command == "shapes":
         names = [name for pattern in args.architectures or ["*"] for name in timm.list_models(pattern)]
         fill(SHAPES, names, ["parameters", "strides", "levels", "sizes"], without_computing)

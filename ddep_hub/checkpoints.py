@@ -70,6 +70,12 @@ def encoder_repository(encoder_name: str) -> str | None:
     return str(cfg.hf_hub_id if not cfg.hf_hub_id.endswith("/") else f"{cfg.hf_hub_id}{cfg.architecture}.{cfg.tag}")
 
 
+def encoder_license(encoder_name: str) -> str | None:
+    """Licence of an encoder's weights as timm lists it, in lower case, `None` where it names none."""
+    license = getattr(timm.get_pretrained_cfg(encoder_name), "license", None)
+    return license.lower() if license else None
+
+
 def encoder_weights_file(config: DDePConfig, **hub: Any) -> tuple[Path, str | None]:
     """Fetches the encoder's weights from timm's repository on the Hub, or from the cache.
 

@@ -104,6 +104,7 @@ def convert_from_ddep(model: Model, output: str | Path) -> dict[str, float]:
         "blocks of the decoder": (len(model.ddep.decoder.blocks), 5),
         "stride of the encoder": (stride, 32),
         "hybrid encoder": (is_hybrid(model.ddep.encoder), False),
+        "levels that the decoder makes of the encoder's": (len(model.ddep.decoder.pyramid.stem) > 0, False),
     }
     for name, (value, needed) in wanted.items():
         if value != needed:

@@ -149,7 +149,9 @@ class ChannelImage:
         return Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0)))
 
 
-def channels_first(values: np.ndarray, channels: int, name: str, axis: int | None = None) -> np.ndarray:
+def channels_first(
+    values: np.ndarray, channels: int, name: str, axis: int | None = None, *, rescaled: bool = True
+) -> np.ndarray:
     """Brings an array of an image to the shape and the values that models of its number of channels see.
 
     8-bit values stay. 16-bit ones are divided by 257, to the same range 0..255, and not rounded. Floats are multiplied
@@ -161,6 +163,7 @@ def channels_first(values: np.ndarray, channels: int, name: str, axis: int | Non
         channels: Number of channels that there must be.
         name: What errors call the image.
         axis: The axis of the channels, 0 or -1; by default the one that has as many.
+        rescaled: Whether values are divided by 255 later. If not, floats are left as they are.
 
     Returns:
         uint8 or float32 `(channels, height, width)`.
@@ -189,7 +192,7 @@ def channels_first(values: np.ndarray, channels: int, name: str, axis: int | Non
     elif values.dtype == np.uint16:
         values = values.astype(np.float32) / np.float32(257)
     elif values.dtype.kind == "f":
-        values = values.astype(np.float32) * np.float32(255)
+        values = values.astype(np.float32) * np.float32(255 if rescaled else 1)
         if not np.isfinite(values).all():
             raise ValueError(f"{name} holds values that are not finite; replace them")
     elif values.dtype != np.uint8:

@@ -96,7 +96,8 @@ class DDePImageProcessorMixin:
         if channels == 3 or (channels == 1 and options["do_convert_rgb"]):
             images = _decode(images, channels, layout, **options)
         else:
-            images, layout = _as_channels(images, channels, layout), "channels_first"
+            rescaled = bool(options["do_rescale"])
+            images, layout = _as_channels(images, channels, layout, rescaled=rescaled), "channels_first"
             kwargs |= {"do_convert_rgb": False, "input_data_format": layout}
         pixel_values = super().preprocess(images, None, return_tensors=None, **kwargs)["pixel_values"]  # type: ignore[misc]
         data = {"pixel_values": pixel_values}
@@ -206,6 +207,18 @@ class DDePImageProcessorPil(DDePImageProcessorMixin, SegformerImageProcessorPil)
         (torch.Size([1, 3, 300, 400]), torch.Size([1, 300, 400]))
     """
 
+    def resize(self, image: np.ndarray, size: Any, resample: Any = None, **kwargs: Any) -> np.ndarray:
+        """As in transformers, which knows 8 bits and 1 or 3 channels alone; other images by channel, as floats."""
+        if image.dtype == np.uint8 and len(image) in (1, 3):
+            return super().resize(image, size, resample, **kwargs)
+        height, width = super().resize(np.zeros((1, *image.shape[1:]), np.uint8), size, resample, **kwargs).shape[1:]
+        channels = [
+            Image.fromarray(channel.astype(np.float32)).resize((width, height), resample or self.resample)
+            for channel in image
+        ]
+        resized = np.stack([np.asarray(channel) for channel in channels])
+        return np.rint(resized).clip(0, 255).astype(np.uint8) if image.dtype == np.uint8 else resized
+
 
 def _decode(images: Any, channels: int, layout: Any, *, do_rescale: bool | None, do_convert_rgb: bool | None) -> Any:
     """Turns images of all kinds into 8-bit RGB images or arrays; lists stay lists.
@@ -249,16 +262,16 @@ def _decode(images: Any, channels: int, layout: Any, *, do_rescale: bool | None,
     return image
 
 
-def _as_channels(images: Any, channels: int, layout: Any) -> Any:
+def _as_channels(images: Any, channels: int, layout: Any, *, rescaled: bool) -> Any:
     """Turns images of other channels than RGB into arrays or tensors `(channels, height, width)`; lists stay lists."""
     if isinstance(images, (list, tuple)) or getattr(images, "ndim", None) == 4:
-        return [_as_channels(image, channels, layout) for image in images]
+        return [_as_channels(image, channels, layout, rescaled=rescaled) for image in images]
     if isinstance(images, (str, Path)):
         return read_channels(images, channels, str(images))
     tensor = isinstance(images, torch.Tensor)
     values = images.cpu().numpy() if tensor else np.asarray(images)
     axis = None if layout is None else (0 if layout == ChannelDimension.FIRST else -1)
-    values = channels_first(values, channels, "The image", axis)
+    values = channels_first(values, channels, "The image", axis, rescaled=rescaled)
     return torch.from_numpy(values).to(images.device) if tensor else values
 
 

@@ -106,8 +106,8 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
     The masks of a known data set are read as they were published; their values become class ids.
 
     A sample is `{"image": PIL RGB or ChannelImage, "annotation": array (H, W) of uint8 ids, "path": str,
-    "annotation_path": str}`; the ids are int32 where they do not fit. Reading a sample raises `BadFileError` for a file
-    that cannot be used.
+    "annotation_path": str}`; the ids are int32 where they do not fit. Reading a sample raises `BadFileError` for a
+    file that cannot be used.
 
     Args:
         root: The data set's folder.

@@ -22,7 +22,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.utils import logging
 
 from ddep_hub import DDePConfig, __version__
-from ddep_hub.checkpoints import encoder_repository
+from ddep_hub.checkpoints import encoder_license, encoder_repository
 from ddep_hub.data.dataset_registry import find_dataset_by_classes
 from ddep_hub.data.hub_loading import HUB_PREFIX, parse_hub_name
 from ddep_hub.utils.arguments import names_with
@@ -46,6 +46,8 @@ METRICS = {
     "frequency_weighted_iou": "frequency-weighted IoU",
     "mean_boundary_iou": "boundary IoU",
 }
+# Of the licences in timm's list, those that allow any use.
+OPEN_LICENSES = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0")
 Kind = Literal["pretraining", "finetuning"]
 logger = logging.get_logger(__name__)
 
@@ -225,6 +227,7 @@ def _template_values(folder: Path) -> dict[str, Any]:
     base_model = encoder if record["encoder_source"] == "hub" else None
     if start is not None:  # a folder's name alone is not a repository
         base_model = start if re.fullmatch(r"[\w.-]+/[\w.-]+", start) else None
+    license = None if record["encoder_source"] == "none" else encoder_license(config.encoder_name)
     names = [*(run.get("images") or [data or ""]), *run.get("unlabelled", [])]
     sources = [name for name in names if name.startswith(HUB_PREFIX)]
     inference = {"window": None, "scales": [1.0], "flip": False, **results.get("inference", {})}
@@ -248,6 +251,8 @@ def _template_values(folder: Path) -> dict[str, Any]:
         "image_size": results.get("image_size", run.get("image_size")),
         "base_model": base_model,
         "encoder_repository": encoder,
+        "encoder_license": license,
+        "restricted_encoder": license is not None and license not in OPEN_LICENSES,
         "hub_datasets": list(dict.fromkeys(parse_hub_name(name)[0] for name in sources)) or None,
         "name": Path(run["output_dir"]).name,
         "classes": classes,

@@ -27,7 +27,10 @@ ENTRIES: dict[str, tuple[Any, str]] = {
 # Arguments that a row states in its own columns, or that follow from its method.
 _ROW = {"seed", "split_seed", "label_fraction", "pretrained"}
 # Arguments that the first studies did not have; at their defaults, those rows stay valid.
-_ADDED = {"class_crops", "pretraining_steps", "denoising_weight", "consistency_weight"}
+_ADDED = {
+    *("class_crops", "pretraining_steps", "denoising_weight", "consistency_weight"),
+    *("num_channels", "encoder_out_indices", "image_mean", "image_std"),
+}
 
 
 # Arguments of fine-tuning that a comparison takes beside where the data is.
@@ -289,7 +292,7 @@ def _digest(args: PretrainArguments | FinetuneArguments, **more: Any) -> str:
     chosen = dict(more)
     for known in dataclasses.fields(args):
         value = getattr(args, known.name)
-        if known.name in _ADDED and value == known.default:
+        if known.name in _ADDED and value in (known.default, []):
             continue
         if known.name not in ignored - {"eval_split"} and value is not None and value is not False:
             chosen[known.metadata.get("renamed_from") or known.name] = value

@@ -19,6 +19,7 @@ from models import Segmentation, denoise_image, read_upload, segment
 from PIL import Image
 
 from ddep_hub.cli.mistakes import explain_mistakes
+from ddep_hub.data.preprocessing import AnyImage
 from ddep_hub.data.synthetic import render_scene
 
 
@@ -110,7 +111,7 @@ def on_segment(path: str | None, name: str) -> tuple[Image.Image, str, Image.Ima
     image = _given(path)
     started = time.perf_counter()
     with shown_errors():
-        upload = read_upload(image)
+        upload = read_upload(image, name)
         result = segment(upload, name)
     line = _line(upload, result.overlay, f"the limit for {result.classes.num_classes} classes", started)
     return result.overlay, legend(result), confidence_map(result), confidence_scale(result), line
@@ -123,7 +124,7 @@ def on_denoise(
     image = _given(path)
     started = time.perf_counter()
     with shown_errors():
-        upload = read_upload(image)
+        upload = read_upload(image, name)
         result = denoise_image(upload, name, sigma, int(seed or 0))
     low, high = result.trained_sigma
     trained = f"{low:g}" if low == high else f"{low:g} to {high:g}"
@@ -229,7 +230,7 @@ def _given(path: str | None) -> str:
     return path
 
 
-def _line(upload: Image.Image, used: Image.Image, why: str, started: float) -> str:
+def _line(upload: AnyImage, used: Image.Image, why: str, started: float) -> str:
     seconds = f"{used.width} x {used.height} pixels, {time.perf_counter() - started:.1f} s."
     if upload.size == used.size:
         return seconds

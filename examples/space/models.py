@@ -3,19 +3,23 @@
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.image_io import decode_image
+from ddep_hub.data.preprocessing import AnyImage, Normalize, resize, to_tensor
 from ddep_hub.evaluation.denoising import restore, validation_noise
 from ddep_hub.evaluation.inference import InferenceOptions, predict_probabilities
 from ddep_hub.evaluation.predict import classes_of
-from ddep_hub.evaluation.visualization import overlay
-from ddep_hub.pretrained import load_denoiser, load_model, load_processor
+from ddep_hub.evaluation.visualization import overlay, rgb_of
+from ddep_hub.image_conversion import ChannelImage
+from ddep_hub.pretrained import load_denoiser, load_model, load_processor, stored_config
 
 
 # Largest number of probabilities, pixels times classes: 256 MB in float32, and a few copies on the way.
@@ -67,13 +71,18 @@ class Denoising:
     trained_sigma: tuple[float, float]
 
 
-def read_upload(path: str | Path) -> Image.Image:
-    """Reads an image as RGB, upright.
+def read_upload(path: str | Path, model: str | None = None) -> AnyImage:
+    """Reads an image, upright, with the channels that a model takes.
+
+    Args:
+        path: The file.
+        model: Folder, shipped name or Hub id of the model; RGB by default.
 
     Raises:
-        ValueError: It is not an image, is damaged, smaller than `MIN_SIDE`, or thinner than 1 to `MAX_RATIO`.
+        ValueError: It is not an image, is damaged, smaller than `MIN_SIDE`, thinner than 1 to `MAX_RATIO`, or has
+            other channels than the model's.
     """
-    image = decode_image(path)
+    image = decode_image(path, 3 if model is None else stored_config(model).get("num_channels", 3))
     width, height = image.size
     if min(image.size) < MIN_SIDE:
         raise ValueError(f"The image has {width} x {height} pixels. Give one of at least {MIN_SIDE} each way.")
@@ -84,19 +93,39 @@ def read_upload(path: str | Path) -> Image.Image:
     return image
 
 
-def fitted(image: Image.Image, pixels: int) -> Image.Image:
+def fitted(image: AnyImage, pixels: int) -> AnyImage:
     """The image, resized to at most this number of pixels if it has more."""
     if image.width * image.height <= pixels:
         return image
     scale = (pixels / (image.width * image.height)) ** 0.5
-    return image.resize((int(scale * image.width), int(scale * image.height)), Image.Resampling.LANCZOS)
+    width, height = int(scale * image.width), int(scale * image.height)
+    if isinstance(image, ChannelImage):
+        return ChannelImage(resize(to_tensor(image), (height, width)).numpy())
+    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def segment(image: Image.Image, name: str) -> Segmentation:
+def processed(image: AnyImage, processor: DDePImageProcessor, **options: Any) -> torch.Tensor:
+    """The `pixel_values` of an image."""
+    if not isinstance(image, ChannelImage):
+        values: torch.Tensor = processor(image, return_tensors="pt", **options)["pixel_values"]
+        return values
+    sized = processor(
+        image.pixels,
+        do_rescale=False,
+        do_normalize=False,
+        do_convert_rgb=False,
+        input_data_format="channels_first",
+        return_tensors="pt",
+        **options,
+    )["pixel_values"]
+    return Normalize.from_processor(processor)(sized).contiguous()
+
+
+def segment(image: AnyImage, name: str) -> Segmentation:
     """Segments an image as `ddep-hub predict` does, at its own size up to `MAX_PROBABILITIES`.
 
     Args:
-        image: An RGB image.
+        image: An image of [`read_upload`].
         name: Fine-tuned model, a folder or Hub id.
 
     Raises:
@@ -109,7 +138,7 @@ def segment(image: Image.Image, name: str) -> Segmentation:
     classes = classes_of(model.config)
     image = fitted(image, MAX_PROBABILITIES // classes.num_classes)
     size = image.height, image.width
-    pixel_values = processor(image, return_tensors="pt")["pixel_values"].to(DEVICE)
+    pixel_values = processed(image, processor).to(DEVICE)
     options = InferenceOptions()
     if max(pixel_values.shape[-2:]) > WINDOW:
         options = InferenceOptions(window=(WINDOW, WINDOW), blending="hann", window_batch=1)
@@ -117,14 +146,14 @@ def segment(image: Image.Image, name: str) -> Segmentation:
     ids = mask.cpu().numpy()
     counts = np.bincount(ids.ravel(), minlength=classes.num_classes)
     shares = {int(index): counts[index] / ids.size for index in np.argsort(-counts, kind="stable") if counts[index]}
-    return Segmentation(overlay(image, ids, classes), confidence.cpu().numpy(), shares, classes)
+    return Segmentation(overlay(rgb_of(image), ids, classes), confidence.cpu().numpy(), shares, classes)
 
 
-def denoise_image(image: Image.Image, name: str, sigma: float, seed: int) -> Denoising:
+def denoise_image(image: AnyImage, name: str, sigma: float, seed: int) -> Denoising:
     """Adds noise to an image, resized to at most `MAX_DENOISED` pixels, and subtracts the noise a model predicts.
 
     Args:
-        image: An RGB image.
+        image: An image of [`read_upload`].
         name: Model pretrained by denoising, a folder, shipped name or Hub id.
         sigma: Noise level in units of normalised pixels, above 0.
         seed: Seed of the noise.
@@ -139,8 +168,7 @@ def denoise_image(image: Image.Image, name: str, sigma: float, seed: int) -> Den
         raise ValueError(f"sigma is {sigma}. Set a noise level above 0.")
     model, processor = _denoiser(name)
     # At its own scale: the noise level belongs to pixels, not to objects.
-    pixels = processor(fitted(image, MAX_DENOISED), do_resize=False, return_tensors="pt")
-    clean = pixels["pixel_values"].to(DEVICE)
+    clean = processed(fitted(image, MAX_DENOISED), processor, do_resize=False).to(DEVICE)
     noise = validation_noise(clean, seed)
     noisy, restored = clean + sigma * noise, restore(model, clean, noise, sigma)
     prediction = (noisy - restored) / sigma
@@ -168,7 +196,7 @@ def _denoiser(name: str) -> tuple[DDePForPreTraining, DDePImageProcessor]:
 
 
 def _denormalized(values: torch.Tensor, processor: DDePImageProcessor) -> torch.Tensor:
-    """Normalised pixels (3, H, W) as values that are 0..1 in an image."""
+    """Normalised pixels (C, H, W) as values that are 0..1 in an image."""
     if processor.do_normalize:
         mean, std = (torch.tensor(v, device=values.device) for v in (processor.image_mean, processor.image_std))
         values = values * std.reshape(-1, 1, 1) + mean.reshape(-1, 1, 1)
@@ -176,5 +204,7 @@ def _denormalized(values: torch.Tensor, processor: DDePImageProcessor) -> torch.
 
 
 def _picture(values: torch.Tensor) -> Image.Image:
-    """Values (3, H, W), of which 0..1 are shown, as an RGB image."""
+    """Values (C, H, W), of which 0..1 are shown, as an RGB image: the first three channels, or one in grey."""
+    if len(values) != 3:
+        values = values[[0, 0, 0]] if len(values) == 1 else F.pad(values[:3], (0, 0, 0, 0, 0, 1))[:3]
     return Image.fromarray((values.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
