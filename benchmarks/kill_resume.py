@@ -1,6 +1,7 @@
 """Kills training runs at random moments, resumes them, and compares what comes out with runs that were not killed.
 
     python benchmarks/kill_resume.py --kills 20 --output benchmarks/kill_resume.csv
+    python benchmarks/kill_resume.py --kills 1 --encoder hiera_tiny_224 --output benchmarks/kill_resume_hiera.csv
 
 Both scripts are started by `accelerate launch` with the shipped configuration for a CPU, with all that makes resuming
 hard: random crops, BatchNorm, a moving average of the weights, warm-up, accumulation over two micro-batches, epochs
@@ -143,9 +144,10 @@ def outcome(output: Path) -> dict[str, str]:
     return found | {"metrics": json.dumps(rows)}
 
 
-def kills(number: int, data: Path, seed: int) -> Iterator[dict[str, object]]:
+def kills(number: int, data: Path, seed: int, encoder: str | None = None) -> Iterator[dict[str, object]]:
     """Kills each script `number` times, and tells what came of it."""
     choice = random.Random(seed)
+    own = [] if encoder is None else ["--encoder_name", encoder, "--encoder_weights", "none"]
     expected: dict[tuple[str, str], dict[str, str]] = {}
     counts = dict.fromkeys(("pretrain", "finetune"), 0)
     turn = 0
@@ -162,11 +164,11 @@ def kills(number: int, data: Path, seed: int) -> Iterator[dict[str, object]]:
         if (script, kind) not in expected:
             output = data / f"whole-{script}-{kind}"
             log = output.with_suffix(".log")
-            finish(launch(script, arguments(script, kind, 0, data, output), log), log)
+            finish(launch(script, [*arguments(script, kind, 0, data, output), *own], log), log)
             expected[script, kind] = outcome(output)
         output = data / f"killed-{turn}"
         log = output.with_suffix(".log")
-        command = arguments(script, kind, workers, data, output)
+        command = [*arguments(script, kind, workers, data, output), *own]
         half_written = 0
         while not half_written:
             shutil.rmtree(output, ignore_errors=True)
@@ -182,6 +184,7 @@ def kills(number: int, data: Path, seed: int) -> Iterator[dict[str, object]]:
         different = [name for name in expected[script, kind] if expected[script, kind][name] != found.get(name)]
         left = [path.name for path in output.rglob(".*.partial")]
         yield {
+            **({} if encoder is None else {"encoder": encoder}),
             "script": script,
             "data": kind,
             "workers": workers,
@@ -199,12 +202,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="kills of each script")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
+    parser.add_argument("--encoder", help="timm name of an encoder with random weights; EfficientNet-Lite0 by default")
     parser.add_argument("--output", type=Path, required=True, help="CSV file to write")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, args.output.open("w", newline="") as file:
         writer = None
         all_identical = True
-        for row in kills(args.kills, write_data(Path(folder)), args.seed):
+        for row in kills(args.kills, write_data(Path(folder)), args.seed, args.encoder):
             writer = writer or csv.DictWriter(file, list(row))
             if file.tell() == 0:
                 writer.writeheader()
