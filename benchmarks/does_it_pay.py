@@ -19,79 +19,105 @@ from ddep_hub.label_efficiency.own_data import student_quantile
 
 RESULTS = Path(__file__).parent / "results"
 FIGURE = Path(__file__).parents[1] / "docs" / "does-it-pay.png"
-TITLES = {
-    "camvid": "CamVid (photographs), test",
-    "nuclei": "Nuclei (microscopy), val",
-    "em": "Electron microscopy, val",
-}
 METHODS = {
     "random": "random decoder",
     "photographs": "DDeP on photographs",
     "own": "DDeP on images of the same kind",
 }
 COLORS = {"random": "0.45", "photographs": "tab:orange", "own": "tab:blue"}
-# Scores by number of labels and seed, of each data set and method.
-Scores = dict[str, dict[str, dict[int, dict[int, float]]]]
+PANELS = {"nuclei": "Nuclei, 6 labels", "em": "Electron microscopy, 2 labels"}
+# How the microscope runs were fine-tuned, by file.
+RECIPES = {
+    "gpu/h200_domain_finetuning.csv": "flips",
+    "microscopy_shipped.csv": "augmentation and averaged weights",
+}
+STYLES = {"flips": ("0.6", "o"), "augmentation and averaged weights": ("tab:blue", "s")}
+# Other files call the methods otherwise.
+NAMES = {
+    "encoder": "random",
+    "ddep": "photographs",
+    "random decoder": "random",
+    "ddep-efficientnet-lite0": "photographs",
+    "own images": "own",
+}
+Seeds = dict[int, float]
 
 
-def scores() -> Scores:
-    """mIoU in % of every run."""
-    found: Scores = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
-    with open(RESULTS / "label_efficiency_camvid_dice.csv", newline="", encoding="utf-8") as lines:
-        for row in csv.DictReader(lines):
-            method = {"encoder": "random", "ddep": "photographs"}.get(row["method"])
-            if method is not None:
-                found["camvid"][method][int(row["labelled"])][int(row["seed"])] = float(row["mean_iou"])
-    with open(RESULTS / "microscopy_shipped.csv", newline="", encoding="utf-8") as lines:
-        for row in csv.DictReader(lines):
-            found[row["data"]][row["method"]][int(row["labels"])][int(row["seed"])] = float(row["mean_iou_val"])
+def read(name: str) -> list[dict[str, str]]:
+    """Rows of a file."""
+    with open(RESULTS / name, newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def camvid() -> dict[str, dict[int, Seeds]]:
+    """mIoU in % on CamVid's `test` by method, number of labels and seed."""
+    found: dict[str, dict[int, Seeds]] = defaultdict(lambda: defaultdict(dict))
+    for row in read("label_efficiency_camvid_dice.csv"):
+        if row["method"] in ("encoder", "ddep"):
+            found[NAMES[row["method"]]][int(row["labelled"])][int(row["seed"])] = float(row["mean_iou"])
     return found
 
 
-def difference(treated: dict[int, float], baseline: dict[int, float]) -> str:
-    """Mean difference over the seeds that both have, with its 95 % t interval from three seeds on."""
-    paired = [treated[seed] - baseline[seed] for seed in sorted(treated.keys() & baseline.keys())]
-    if len(paired) < 3:
-        return ", ".join(f"{value:+.2f}" for value in paired) + (" (by seed)" if paired else "-")
-    half = student_quantile(len(paired) - 1) * stdev(paired) / len(paired) ** 0.5
-    return f"{mean(paired):+.2f} ({mean(paired) - half:+.2f} to {mean(paired) + half:+.2f})"
+def microscopy() -> dict[tuple[str, str], dict[str, Seeds]]:
+    """mIoU in % on `val` by data and recipe, then method and seed; 600 steps, the labels of `PANELS`."""
+    found: dict[tuple[str, str], dict[str, Seeds]] = defaultdict(lambda: defaultdict(dict))
+    for file, recipe in RECIPES.items():
+        for row in read(file):
+            method, labels = NAMES.get(row["method"]), {"nuclei": "6", "em": "2"}[row["data"]]
+            if method is not None and row["labels"] == labels and row["steps"] == "600" and row["sigma"] != "0.7":
+                score = float(row["mean_iou"])
+                found[row["data"], recipe][method][int(row["seed"])] = 100 * score
+    return found
+
+
+def table_row(data: str, recipe: str, method: str, treated: Seeds, baseline: Seeds) -> str:
+    """Means over the seeds that both methods have, and the difference with its 95 % t interval."""
+    shared = sorted(treated.keys() & baseline.keys())
+    paired = [treated[seed] - baseline[seed] for seed in shared]
+    shown = ", ".join(f"{value:+.1f}" for value in paired)
+    if len(paired) >= 3:
+        half = student_quantile(len(paired) - 1) * stdev(paired) / len(paired) ** 0.5
+        shown = f"{mean(paired):+.1f} ({mean(paired) - half:+.1f} to {mean(paired) + half:+.1f})"
+    means = [mean(values[seed] for seed in shared) for values in (baseline, treated)]
+    return f"| {data} | {recipe} | {METHODS[method]} | {len(shared)} | {means[0]:.1f} | {means[1]:.1f} | {shown} |"
 
 
 def main() -> None:
-    found = scores()
-    print("| data | labels | seeds | random decoder | decoder | mIoU | difference |\n|---|---|---|---|---|---|---|")
-    for data, methods in found.items():
+    photographs, microscopes = camvid(), microscopy()
+    print("| data | fine-tuning | decoder | seeds | random | decoder | difference |\n|---|---|---|---|---|---|---|")
+    for labels, treated in sorted(photographs["photographs"].items()):
+        baseline = photographs["random"][labels]
+        print(table_row(f"CamVid, {labels} labels", "1800 steps", "photographs", treated, baseline))
+    for (data, recipe), methods in microscopes.items():
         for method in ("photographs", "own"):
-            for labels, treated in sorted(methods[method].items()):
-                baseline = methods["random"][labels]
-                shared = sorted(treated.keys() & baseline.keys())
-                if shared:
-                    means = [mean(values[seed] for seed in shared) for values in (baseline, treated)]
-                    print(
-                        f"| {data} | {labels} | {len(shared)} | {means[0]:.2f} | {METHODS[method]} | {means[1]:.2f} | "
-                        f"{difference(treated, baseline)} |"
-                    )
-    figure, axes = plt.subplots(1, len(TITLES), figsize=(12, 3.8))
-    for axis, (data, title) in zip(axes, TITLES.items(), strict=True):
-        for method, label in METHODS.items():
-            points = sorted(found[data][method].items())
-            if not points:
-                continue
-            labels, values = zip(*((number, list(by_seed.values())) for number, by_seed in points), strict=True)
-            centres = [mean(each) for each in values]
-            spreads = [stdev(each) if len(each) > 1 else 0.0 for each in values]
-            axis.plot(labels, centres, marker="o", color=COLORS[method], label=label)
-            low, high = zip(*((m - s, m + s) for m, s in zip(centres, spreads, strict=True)), strict=True)
-            axis.fill_between(labels, low, high, color=COLORS[method], alpha=0.15, linewidth=0)
-        axis.set(title=title, xlabel="labelled images", xscale="log")
-        ticks = sorted({labels for method in found[data].values() for labels in method})
-        axis.set_xticks(ticks, [str(tick) for tick in ticks])
-        axis.minorticks_off()
+            if methods[method]:
+                print(table_row(PANELS[data], f"600 steps, {recipe}", method, methods[method], methods["random"]))
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.9))
+    for method in ("random", "photographs"):
+        points = sorted(photographs[method].items())
+        labels, values = zip(*((number, list(seeds.values())) for number, seeds in points), strict=True)
+        centres, spreads = [mean(each) for each in values], [stdev(each) for each in values]
+        axes[0].plot(labels, centres, marker="o", color=COLORS[method], label=METHODS[method])
+        low, high = zip(*((m - s, m + s) for m, s in zip(centres, spreads, strict=True)), strict=True)
+        axes[0].fill_between(labels, low, high, color=COLORS[method], alpha=0.15, linewidth=0)
+    axes[0].set(title="CamVid, test", xlabel="labelled images", ylabel="mIoU in %", xscale="log")
+    axes[0].set_xticks(labels, [str(label) for label in labels])
+    axes[0].minorticks_off()
+    axes[0].legend(frameon=False)
+    for axis, (data, title) in zip(axes[1:], PANELS.items(), strict=True):
+        for recipe, (color, marker) in STYLES.items():
+            methods = microscopes[data, recipe]
+            for seed in sorted(methods["random"]):
+                line = [(place, methods[name].get(seed)) for place, name in enumerate(METHODS)]
+                places, scores = zip(*((place, score) for place, score in line if score is not None), strict=True)
+                axis.plot(places, scores, marker=marker, color=color, alpha=0.7, linewidth=1)
+            axis.plot([], [], marker=marker, color=color, label=recipe)
+        axis.set(title=f"{title}, val", xlim=(-0.3, 2.3))
+        axis.set_xticks(range(3), ["random", "photographs", "same kind"])
+        axis.legend(frameon=False, title="a line a seed; fine-tuned with", fontsize=8, title_fontsize=8)
+    for axis in axes:
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("mIoU in %")
-    handles, names = axes[1].get_legend_handles_labels()
-    figure.legend(handles, names, loc="lower center", ncols=len(METHODS), frameon=False)
-    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.tight_layout()
     figure.savefig(FIGURE, dpi=110)
 
 

@@ -75,7 +75,7 @@ def convert_to_ddep(source: str | Path, output: str | Path) -> dict[str, float]:
     checked = _compared(model, unet, "converted model")
     with atomic_dir(output) as folder:
         model.save_pretrained(folder)
-        processor_for_encoder(encoder_name).save_pretrained(folder)
+        processor_for_encoder(encoder_name, num_channels=config.num_channels).save_pretrained(folder)
     return checked
 
 
@@ -176,7 +176,9 @@ def _read_unet(source: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def _compared(model: Model, unet: nn.Module, what: str) -> dict[str, float]:
-    normalize = Normalize.from_processor(processor_for_encoder(model.config.encoder_name))
+    config = model.config
+    processor = processor_for_encoder(config.encoder_name, num_channels=config.num_channels)
+    normalize = Normalize.from_processor(processor)
     # At other sizes SMP does not pad, and resizes skips instead.
     images = scenes((2 * model.ddep.stride, 3 * model.ddep.stride), 2, model.config.num_channels, normalize)
     try:

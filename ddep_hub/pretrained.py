@@ -149,24 +149,32 @@ def load_processor(source: str | Path, config: DDePConfig) -> DDePImageProcessor
         f"{source} has no {PREPROCESSOR}: images are normalised by timm's mean and std of {config.encoder_name}, and "
         "not resized."
     )
-    return processor_for_encoder(config.encoder_name)
+    return processor_for_encoder(config.encoder_name, num_channels=config.num_channels)
 
 
 def processor_for_encoder(
-    encoder_name: str, image_size: int | None = None, mean_std: tuple[list[float], list[float]] | None = None
+    encoder_name: str,
+    image_size: int | None = None,
+    *,
+    num_channels: int = 3,
+    mean_std: tuple[list[float], list[float]] | None = None,
 ) -> DDePImageProcessor:
     """Makes the image processor of a new model.
 
     Args:
         encoder_name: timm name of the encoder.
         image_size: Shorter side in pixels that images are resized to; `None` for no resizing.
+        num_channels: Channels of the images.
         mean_std: Mean and standard deviation of each channel of pixels in 0..1; by default those that the encoder's
-            weights were trained with, of RGB.
+            weights were trained with, of RGB, or for each other channel their average over RGB.
     """
     mean, std = mean_std or encoder_mean_std(encoder_name)
-    if len(mean) != 3:
-        return DDePImageProcessor(image_mean=mean, image_std=std, do_convert_rgb=False, **_size_options(image_size))
-    return DDePImageProcessor(image_mean=mean, image_std=std, **_size_options(image_size))
+    if num_channels != 3 and mean_std is None:
+        mean, std = ([sum(values) / len(values)] * num_channels for values in (mean, std))
+    options = (
+        _size_options(image_size) if num_channels == 3 else {**_size_options(image_size), "do_convert_rgb": False}
+    )
+    return DDePImageProcessor(image_mean=mean, image_std=std, **options)
 
 
 def _size_options(image_size: int | None) -> dict[str, Any]:

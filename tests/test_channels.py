@@ -13,7 +13,7 @@ from ddep_hub import DDePConfig, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub import export as exporting
 from ddep_hub.checkpoints import read_encoder
 from ddep_hub.cli import main
-from ddep_hub.data.image_io import BadFileError, decode_image
+from ddep_hub.data.image_io import BadFileError, decode_image, images_below
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.statistics import channel_statistics
 from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
@@ -261,6 +261,14 @@ def test_a_shipped_decoder_serves_other_channels(microscopy, tmp_path):
     )
     model = DDePForSemanticSegmentation.from_pretrained(results["final"])
     assert model.config.num_channels == 2 and len(DDePImageProcessor.from_pretrained(results["final"]).image_mean) == 2
+
+
+def test_arrays_beside_pictures_are_no_images(tmp_path, caplog):
+    np.save(tmp_path / "a.npy", PIXELS)
+    assert images_below(tmp_path) == ["a.npy"]
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    assert images_below(tmp_path) == ["a.png"]
+    assert "1 files are left out" in caplog.text and "a.npy" in caplog.text
 
 
 def test_crops_of_unlabelled_images_have_the_channels(tmp_path):

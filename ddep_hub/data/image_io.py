@@ -38,7 +38,8 @@ IMAGE_EXTENSIONS = tuple(
 def images_below(root: Path) -> list[str]:
     """Paths relative to `root`, with forward slashes, sorted. Links to folders are followed, each folder once.
 
-    A warning counts the files that are left out as they have none of `IMAGE_EXTENSIONS`.
+    A warning counts the files that are left out as they have none of `IMAGE_EXTENSIONS`. Arrays (.npy) are images only
+    where there are no others: beside pictures they are features or masks.
 
     Args:
         root: The folder; hidden files and folders in it are left out.
@@ -67,6 +68,10 @@ def images_below(root: Path) -> list[str]:
             if not name.startswith("."):
                 kept = found if name.lower().endswith(IMAGE_EXTENSIONS) else others
                 kept.append((relative / name).as_posix())
+    pictures = [name for name in found if not is_array(name)]
+    if pictures:
+        others += [name for name in found if is_array(name)]
+        found = pictures
     if not found:
         raise ValueError(f"{root} holds no image ({', '.join(IMAGE_EXTENSIONS)}); check the path")
     if others:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .image_io import IMAGE_EXTENSIONS, images_below
+from .image_io import IMAGE_EXTENSIONS, images_below, is_array
 
 
 # A PNG comes first where there are several.
@@ -100,6 +100,7 @@ def divided(folder: Path, mask_suffix: str | None = None) -> tuple[list[str], li
     """Images and masks of one folder, told apart by their names, or JPEG from PNG; `None` if they cannot be."""
     names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
     names = sorted(name for name in names if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith("."))
+    names = [name for name in names if not is_array(name)]
     stems = {name: os.path.splitext(name)[0] for name in names}
     if mask_suffix is not None:
         ending = _without_extension(mask_suffix)

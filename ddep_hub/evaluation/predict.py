@@ -123,7 +123,7 @@ def name_of(model: str | Path | DDePForSemanticSegmentation) -> str:
 def processor_of(model: DDePForSemanticSegmentation) -> DDePImageProcessor:
     """The image processor beside a model; for a model that was not loaded from anywhere, its encoder's."""
     if not model.config.name_or_path:
-        return processor_for_encoder(model.config.encoder_name)
+        return processor_for_encoder(model.config.encoder_name, num_channels=model.config.num_channels)
     return load_processor(model.config.name_or_path, model.config)
 
 

@@ -88,7 +88,9 @@ class FinetuneTrainer(Trainer):
             # Files are read for the statistics of channels other than RGB alone.
             pixels = (to_tensor(self.labelled[index]["image"]) for index in range(len(self.labelled)))
             statistics = image_statistics(args, channels, pixels)
-            self.processor = processor_for_encoder(self.model.config.encoder_name, args.image_size, statistics)
+            self.processor = processor_for_encoder(
+                self.model.config.encoder_name, args.image_size, num_channels=channels, mean_std=statistics
+            )
         else:
             self.processor = load_processor(start, self.model.config)
             if args.image_size is not None:

@@ -94,11 +94,12 @@ class PretrainTrainer(Trainer):
         with self.accelerator.main_process_first():
             validation, examples = self._open_data()
             encoder_file(source)
-        statistics = image_statistics(args, channels_of_run(args), examples)
+        channels = channels_of_run(args)
+        statistics = image_statistics(args, channels, examples)
         set_seed(args.seed)  # the decoder's initialisation depends on the seed alone
         self.model = pretraining_model(args, source, stored)
         self.facts = {"encoder_source": source, "images": self.data}
-        self.processor = processor_for_encoder(encoder_name, mean_std=statistics)
+        self.processor = processor_for_encoder(encoder_name, num_channels=channels, mean_std=statistics)
         self.normalize = Normalize.from_processor(self.processor)
         self.sigma_range = self.model.config.sigma_range
         self.validation = self.normalize(validation)
