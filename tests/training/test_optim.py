@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 
-from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation
-from ddep_hub.training.arguments import PretrainArguments
+from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation
+from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.optim import (
     build_optimizer,
     encoder_rates,
     learning_rate_factor,
     parameter_groups,
+    rate_table,
     set_learning_rate,
 )
 
@@ -34,6 +35,29 @@ def test_layer_decay_falls_towards_the_input(family, request):
     values = list(rates.values())
     assert max(values) == 0.5 and values[0] == min(values) < 0.5 * 0.8
     assert {round(math.log(value / 0.5) / math.log(0.8), 6) % 1 for value in values} == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "layers"),
+    [
+        ("vit_tiny_patch16_224", {"embed_dim": 16, "depth": 6, "num_heads": 2}, 7),
+        ("caformer_s18", None, None),  # timm does not group its layers
+        ("swinv2_tiny_window8_256", {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}, None),
+    ],
+)
+def test_layer_decay_serves_every_family_and_is_printed(name, kwargs, layers):
+    model = DDePForSemanticSegmentation(DDePConfig(encoder_name=name, encoder_kwargs=kwargs))
+    args = FinetuneArguments(learning_rate=1e-3)
+    factors = encoder_rates(model.ddep.encoder, 0.1, 0.5)
+    values = list(factors.values())
+    assert max(values) == 0.1 and values[0] == min(values) and values[-1] == max(values)
+    assert layers is None or len(set(values)) == layers
+    lines = rate_table(model, args, factors).splitlines()
+    assert len(lines) == 2 + len(set(values)) and lines[-1].startswith("decoder and head") and "0.001" in lines[-1]
+    rates = [float(line.split()[-1]) for line in lines[1:]]
+    assert rates == sorted(rates) and rates[-2] == pytest.approx(1e-4)
+    counts = [int(line.split()[-2].replace(",", "")) for line in lines[1:]]
+    assert sum(counts) == sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])

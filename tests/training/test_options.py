@@ -354,3 +354,21 @@ def test_known_data_sets_and_data_sets_of_parquet_are_fine_tuned_on(finetuning, 
     columns = {"mask_column": "mask", "classes": classes}
     parquet = finetuning("b", data=str(tmp_path / "parquet"), max_steps=1, eval_split="val", **columns)
     assert len(read_metrics(parquet / "metrics.jsonl")[-1]["iou"]) == 8
+
+
+def test_single_images_that_a_norm_cannot_take_are_refused_before_the_first_step(scenes, tmp_path):
+    options = {
+        "data": str(scenes),
+        "encoder_name": "resnest14d",  # a BatchNorm behind a global pooling
+        "encoder_weights": "none",
+        "decoder_hidden_sizes": [8, 8, 8, 8, 8],
+        "decoder_bottleneck_size": 8,
+        "crop_size": 64,
+        "max_steps": 1,
+        "batch_size": 1,
+        "output_dir": str(tmp_path / "run"),
+    }
+    with pytest.raises(ValueError, match=r"batch_size leaves single images.*resnest14d"):
+        ddep_hub.finetune(**options)
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").glob("*/*"))
+    assert ddep_hub.finetune(**options, freeze_encoder=True)["labelled"] > 0
