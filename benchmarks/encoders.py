@@ -110,7 +110,7 @@ def run(architecture: str) -> dict[str, Any]:
         same = "True"  # the tests compare the hybrids
         if not is_hybrid(model.ddep.encoder):
             wanted = model.ddep.encoder.forward_intermediates(
-                native, indices=list(maps.indices), norm=not maps.is_pyramid, intermediates_only=True
+                native, indices=list(maps.indices), norm=maps.norm, intermediates_only=True
             )
             same = str(all(torch.equal(one, other) for one, other in zip(features, wanted, strict=True)))
         with tempfile.TemporaryDirectory() as folder:

@@ -59,6 +59,8 @@ class FeatureMaps:
         channels: Channels of each feature.
         strides: Stride of each feature in pixels, as timm has it.
         is_pyramid: Whether the strides are growing powers of two.
+        norm: Whether features pass the encoder's last norm. Those of a plain transformer do: as they leave a block, few
+            channels dwarf the others.
         image_size: Height and width that images are resampled to, where the encoder takes no other.
         multiple: What sides are padded to multiples of, where it takes many.
     """
@@ -67,6 +69,7 @@ class FeatureMaps:
     channels: tuple[int, ...]
     strides: tuple[int, ...]
     is_pyramid: bool
+    norm: bool
     image_size: tuple[int, int] | None
     multiple: int
 
@@ -168,9 +171,8 @@ def finish_encoder(encoder: nn.Module, config: DDePConfig) -> nn.Module:
     if is_hybrid(encoder):
         encoder.__class__ = DDePHybridEncoder  # the same module, with another forward
     elif hasattr(encoder, "prune_intermediate_layers"):
-        # A plain transformer's blocks all pass its last norm: as they leave a block, few channels dwarf the others.
-        encoder.prune_intermediate_layers(list(maps.indices), prune_norm=maps.is_pyramid, prune_head=True)
-        if maps.is_pyramid and hasattr(getattr(encoder, "head", None), "norm"):
+        encoder.prune_intermediate_layers(list(maps.indices), prune_norm=not maps.norm, prune_head=True)
+        if not maps.norm and hasattr(getattr(encoder, "head", None), "norm"):
             encoder.head.norm = nn.Identity()  # older releases of timm leave it there
     for name in _CLASSIFIER.get(_family(config.encoder_name.split(".")[0]), ()):
         setattr(encoder, name, None)
@@ -211,12 +213,10 @@ def feature_maps(encoder: nn.Module) -> FeatureMaps:
 
 def _feature_maps(encoder: nn.Module, config: DDePConfig) -> FeatureMaps:
     name = config.encoder_name
+    info: Any = (getattr(encoder, "feature_info", None) if hasattr(encoder, "forward_intermediates") else None) or ()
+    features = [(each["num_chs"], each["reduction"]) for each in info]
     if is_hybrid(encoder):
         features = _hybrid_features(encoder)
-    elif hasattr(encoder, "forward_intermediates"):
-        features = [(each["num_chs"], each["reduction"]) for each in getattr(encoder, "feature_info", None) or ()]
-    else:
-        features = []
     if not features:
         raise ValueError(
             f"encoder_name: timm {timm.__version__} gives no features of `{name}`. Choose another encoder, for "
@@ -225,8 +225,10 @@ def _feature_maps(encoder: nn.Module, config: DDePConfig) -> FeatureMaps:
     indices = _out_indices(config, [stride for _, stride in features], is_hybrid(encoder))
     channels, strides = zip(*(features[index] for index in indices), strict=True)
     pyramid = _is_pyramid(strides)
-    size = _image_size(config)
-    return FeatureMaps(indices, channels, strides, pyramid, size, strides[-1] if pyramid else max(strides))
+    # SAM's norm is a convolution to other channels.
+    norm = not pyramid and all(each.get("num_chs_norm", each["num_chs"]) == each["num_chs"] for each in info)
+    multiple = strides[-1] if pyramid else max(strides)
+    return FeatureMaps(indices, channels, strides, pyramid, norm, _image_size(config), multiple)
 
 
 def _out_indices(config: DDePConfig, strides: list[int], hybrid: bool) -> tuple[int, ...]:
@@ -302,7 +304,7 @@ def extract_features(encoder: nn.Module, pixel_values: torch.Tensor) -> tuple[li
     features = unwrapped(encoder).forward_intermediates(
         pixel_values,
         indices=list(maps.indices),
-        norm=not maps.is_pyramid,
+        norm=maps.norm,
         output_fmt="NCHW",
         intermediates_only=True,
     )

@@ -15,7 +15,7 @@ CHANNELS, STRIDES = (64, 256, 512, 768), (2, 4, 8, 16)
 
 
 def pyramid(channels, strides):
-    return FeatureMaps(tuple(range(len(channels))), channels, strides, True, None, strides[-1])
+    return FeatureMaps(tuple(range(len(channels))), channels, strides, True, False, None, strides[-1])
 
 
 @pytest.mark.parametrize("width, count", [(1, 7_387_200), (2.0, 13_543_040), (3.0, 22_007_488)])

@@ -11,6 +11,7 @@ from ddep_hub.encoders import (
     DDePEncoderBlock,
     DDePEvaBlock,
     build_encoder,
+    encoder_arguments,
     extract_features,
     feature_maps,
     resample,
@@ -29,6 +30,7 @@ PLAIN = [
     ("eva02_tiny_patch14_224", TINY),
     ("vit_base_patch16_siglip_gap_224", TINY),
     ("vit_giant_patch14_reg4_dinov2", {**TINY, "depth": 4}),
+    ("samvit_base_patch16", {**TINY, "img_size": 64, "global_attn_indexes": (1,)}),
 ]
 SMALL = {"decoder_hidden_sizes": [16, 8, 8, 8, 8], "decoder_bottleneck_size": 16}
 
@@ -53,15 +55,15 @@ def test_plain_transformers_take_any_size_and_train_every_parameter(name, kwargs
 def test_features_are_timms_at_evenly_spaced_blocks(name, kwargs):
     encoder = build_encoder(config(name, kwargs)).eval()
     maps = feature_maps(encoder)
-    plain = timm.create_model(name, num_classes=0, dynamic_img_size=True, **kwargs).eval()
+    plain = timm.create_model(name, **encoder_arguments(config(name, kwargs))).eval()
     missing, unexpected = plain.load_state_dict(encoder.state_dict(), strict=False)
-    assert not unexpected and all(key.startswith(("attn_pool", "fc_norm")) for key in missing)
+    assert not unexpected and all(key.startswith(("attn_pool", "fc_norm", "neck")) for key in missing)
     assert maps.indices == ((1 - 1, 2, 3, 5) if kwargs["depth"] == 6 else (0, 1, 2, 3))
     pixel_values = torch.randn(2, 3, 4 * maps.multiple, 3 * maps.multiple)
     with torch.no_grad():
         features, covered = extract_features(encoder, pixel_values)
         wanted = plain.forward_intermediates(
-            pixel_values, indices=list(maps.indices), norm=True, intermediates_only=True
+            pixel_values, indices=list(maps.indices), norm=maps.norm, intermediates_only=True
         )
     assert covered == (4 * maps.multiple, 3 * maps.multiple)
     assert all(torch.equal(feature, other) for feature, other in zip(features, wanted, strict=True))
