@@ -47,22 +47,21 @@ def load(name: str, like: str) -> DDePForPreTraining:
 
 
 class Flattened:
-    """While it is entered, a decoder sees the mean of one of the encoder's features."""
+    """While it is entered, a decoder sees the mean of one level of its pyramid."""
 
     def __init__(self, decoder: nn.Module, stride: int) -> None:
         self.decoder, self.index = decoder, decoder.strides.index(stride)
 
     def __enter__(self) -> None:
-        self.hook = self.decoder.register_forward_pre_hook(self.flatten)
+        self.hook = self.decoder.pyramid.register_forward_hook(self.flatten)
 
     def __exit__(self, *_: object) -> None:
         self.hook.remove()
 
-    def flatten(self, module: nn.Module, inputs: tuple[list[torch.Tensor]]) -> tuple[list[torch.Tensor]]:
-        """Replaces the feature."""
-        features = list(inputs[0])
-        features[self.index] = features[self.index].mean((0, 2, 3), keepdim=True).expand_as(features[self.index])
-        return (features,)
+    def flatten(self, module: nn.Module, inputs: object, levels: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Replaces the level."""
+        flat = levels[self.index].mean((0, 2, 3), keepdim=True).expand_as(levels[self.index])
+        return [*levels[: self.index], flat, *levels[self.index + 1 :]]
 
 
 def effective_rank(output: torch.Tensor) -> float:

@@ -19,7 +19,7 @@ from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.data.synthetic import render_scene
 from ddep_hub.denoising import corrupt
 from ddep_hub.encoder_weights import encoder_file, encoder_source
-from ddep_hub.encoders import extract_features, feature_info
+from ddep_hub.encoders import extract_features, feature_maps
 from ddep_hub.pretrained import processor_for_encoder
 
 
@@ -63,8 +63,9 @@ def main() -> None:
         clean = Normalize.from_processor(processor_for_encoder(name))(images)
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
         noisy = corrupt(clean, noise, SIGMA, "scaled")
-        finest = extract_features(model.ddep.encoder, noisy)[0]
-        channels, stride = feature_info(model.ddep.encoder)[0]
+        finest = extract_features(model.ddep.encoder, noisy)[0][0]
+        maps = feature_maps(model.ddep.encoder)
+        channels, stride = maps.channels[0], maps.strides[0]
         errors = (read_out_error(finest, noise), read_out_error(F.pixel_unshuffle(noisy, stride), noise))
         results.append([name, channels, stride, *(f"{error:.4f}" for error in errors)])
         print(*results[-1])

@@ -21,9 +21,10 @@ from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.splits import choose_labelled
 from ddep_hub.encoder_weights import ENCODER_NAME, encoder_file
-from ddep_hub.encoders import extract_features, padding_to_multiple
+from ddep_hub.encoders import extract_features
 from ddep_hub.evaluation.inference import evaluate_segmentation
 from ddep_hub.pretrained import processor_for_encoder
+from ddep_hub.resampling import pad_to_multiple
 
 
 STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 300, 4, 1e-3, 0.1
@@ -48,10 +49,9 @@ class LinearProbe(nn.Module):
 
     @torch.no_grad()
     def _raw(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        down, right = padding_to_multiple(*pixel_values.shape[-2:], self.stride)
-        padded = F.pad(pixel_values, (0, right, 0, down), mode="replicate")
+        padded = pad_to_multiple(pixel_values, self.stride)
         quarter = [side // 4 for side in padded.shape[-2:]]
-        features = extract_features(self.encoder, padded)
+        features, _ = extract_features(self.encoder, padded)
         return torch.cat([F.interpolate(each, size=quarter, mode="bilinear") for each in features], dim=1)
 
     def features(self, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -20,9 +20,9 @@ from .encoders import (
     feature_maps,
     has_batch_norm_in_training,
     is_hybrid,
-    padded_size,
 )
 from .modeling_base_ddep import DDePPreTrainedModel
+from .resampling import padded_size
 from .segmentation import segmentation_loss
 
 

@@ -14,7 +14,8 @@ from torch import nn
 
 from .configuration_ddep import DDePConfig
 from .conv_norm import conv_norm_act
-from .encoders import FeatureMaps, pad_to_multiple, padded_size, resample
+from .encoders import FeatureMaps
+from .resampling import pad_to_multiple, padded_size, resample
 
 
 # Channels of the levels that an encoder does not have itself, by stride. Those of the stem are its widths.

@@ -14,9 +14,8 @@ from ddep_hub.encoders import (
     encoder_arguments,
     extract_features,
     feature_maps,
-    resample,
-    resize,
 )
+from ddep_hub.resampling import resample, resize
 
 
 TINY = {"embed_dim": 32, "depth": 6, "num_heads": 2}

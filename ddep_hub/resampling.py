@@ -1,0 +1,78 @@
+# Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
+"""Grids over an image: padding to a stride, and resampling from one stride to another.
+
+All of it can be exported with sides that are symbols.
+"""
+
+import torch
+from torch.nn import functional as F
+
+
+def padded_size(side: int, multiple: int) -> int:
+    """The smallest multiple that is not below `side`."""
+    return (side + multiple - 1) // multiple * multiple
+
+
+def pad_to_multiple(pixel_values: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Repeats the last row and column until both sides of `(batch, C, H, W)` are multiples of `multiple`."""
+    height, width = pixel_values.shape[-2:]
+    if torch.compiler.is_exporting():
+        # By indices: padding would ask whether there is something to pad, and sides may be symbols.
+        rows, columns = (
+            torch.arange(padded_size(side, multiple), device=pixel_values.device).clamp(max=side - 1)
+            for side in (height, width)
+        )
+        return pixel_values[:, :, rows][..., columns]
+    down, right = -height % multiple, -width % multiple
+    return F.pad(pixel_values, (0, right, 0, down), mode="replicate") if down or right else pixel_values
+
+
+def resample(feature: torch.Tensor, covered: tuple[int, int], stride: float, size: tuple[int, int]) -> torch.Tensor:
+    """Resamples a feature bilinearly to a grid of another stride, where both begin at the image's upper left corner.
+
+    Interpolation by `torch.nn.functional` stretches one grid onto the other. These need not cover the same: with
+    patches of 14 pixels an image is padded to other sizes than with strides of 32.
+
+    Args:
+        feature: Shape `(batch, C, rows, columns)`.
+        covered: Height and width in pixels that the feature covers.
+        stride: Stride of the new grid in pixels.
+        size: Rows and columns of the new grid; what it covers beyond the feature repeats the feature's border.
+
+    Returns:
+        Tensor of shape `(batch, C, *size)`; the feature itself where its grid is the new one.
+    """
+    known = all(isinstance(side, int) for side in (*size, *covered))  # in an export for any size they are symbols
+    if known and feature.shape[-2:] == size and covered == (size[0] * stride, size[1] * stride):
+        return feature
+    rows = _interpolation(feature.shape[-2], covered[0], size[0], stride, feature)
+    columns = _interpolation(feature.shape[-1], covered[1], size[1], stride, feature)
+    return rows @ feature @ columns.mT
+
+
+def resize(pixel_values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resizes images `(batch, C, H, W)` bilinearly, without aliasing.
+
+    As `torch.nn.functional.interpolate` with `antialias=True`, which ONNX has no operator for.
+    """
+    height, width = pixel_values.shape[-2:]
+    if isinstance(height, int) and isinstance(width, int) and (height, width) == size:
+        return pixel_values
+    rows = _interpolation(height, height, size[0], height / size[0], pixel_values)
+    columns = _interpolation(width, width, size[1], width / size[1], pixel_values)
+    return rows @ pixel_values @ columns.mT
+
+
+def _interpolation(cells: int, covered: int, size: int, stride: float, like: torch.Tensor) -> torch.Tensor:
+    """Weights `(size, cells)` with which the cells of one grid are averaged to those of another.
+
+    A triangle about each new cell's centre, as wide as the coarser grid's cells on either side: bilinear interpolation
+    on a finer grid, and without aliasing on a coarser one.
+    """
+    old_stride = covered / cells
+    old = (torch.arange(cells, device=like.device, dtype=torch.float32) + 0.5) * old_stride
+    new = (torch.arange(size, device=like.device, dtype=torch.float32) + 0.5) * stride
+    new = new.clamp(max=covered - 0.5 * old_stride)  # beyond the last cell there is no other
+    reach = torch.full_like(new, old_stride).clamp(min=stride)
+    weights = (1 - (new[:, None] - old).abs() / reach[:, None]).clamp(min=0)
+    return (weights / weights.sum(1, keepdim=True)).to(like.dtype)
