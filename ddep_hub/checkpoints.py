@@ -253,6 +253,17 @@ def rename_weights(state_dict: Mapping[str, torch.Tensor], names: Iterable[str])
     return renamed
 
 
+def without_shared_memory(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
+    """Copies weights that go by several names, as CoaT's do: safetensors stores each name's own."""
+    seen = set[tuple[int, torch.Size]]()
+    plain: StateDict = {}
+    for name, tensor in state_dict.items():
+        place = (tensor.data_ptr(), tensor.shape)
+        plain[name] = tensor.clone() if tensor.data_ptr() and place in seen else tensor
+        seen.add(place)
+    return plain
+
+
 def _bare(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in ADDED_PARTS and part != "module")
 

@@ -26,6 +26,7 @@ from .checkpoints import (
     plain_names,
     read_decoder_weights,
     rename_weights,
+    without_shared_memory,
 )
 from .configuration_ddep import DDePConfig, resolve
 from .conv_norm import DDePDecoderConv
@@ -289,8 +290,8 @@ class DDePPreTrainedModel(PreTrainedModel):
         """
         config = self.config
         recorded = config.encoder_weights_hash
-        state_dict = rename_weights(
-            self.state_dict() if state_dict is None else state_dict, plain_names(self).values()
+        state_dict = without_shared_memory(
+            rename_weights(self.state_dict() if state_dict is None else state_dict, plain_names(self).values())
         )
         try:
             config.decoder_only = decoder_only

@@ -209,3 +209,13 @@ def test_timms_weights_load_without_their_classifier(name, left_out, tmp_path):
     own = read_encoder(DDePConfig(encoder_name=name), tmp_path / "weights.pth").state_dict()
     assert all(torch.equal(own[key], weights[key]) for key in own)
     assert {key.split(".")[0] for key in weights.keys() - own.keys()} == left_out
+
+
+def test_an_encoder_whose_weights_go_by_two_names_is_saved(tmp_path):
+    kwargs = {"img_size": 64, "serial_depths": [1] * 4}
+    model = DDePForSemanticSegmentation(config("coat_tiny", kwargs, num_labels=2)).eval()
+    model.save_pretrained(tmp_path)
+    pixel_values = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        loaded = DDePForSemanticSegmentation.from_pretrained(tmp_path)
+        assert torch.equal(loaded(pixel_values).logits, model(pixel_values).logits)

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ddep_hub import DDePConfig
+from ddep_hub.checkpoints import without_shared_memory
 from ddep_hub.utils.arguments import names_with
 from ddep_hub.utils.distributed import on_main_process
 from ddep_hub.utils.files import atomic_dir, remove_dir
@@ -213,7 +214,8 @@ def read_checkpoint(path: Path, fingerprint: Mapping[str, Any]) -> Checkpoint:
 
 
 def _contiguous(tensors: Tensors) -> Tensors:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain = without_shared_memory(tensors)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in plain.items()}
 
 
 def _digest(path: Path) -> dict[str, Any]:

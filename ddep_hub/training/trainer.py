@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ddep_hub import DDePImageProcessor, DDePPreTrainedModel
 from ddep_hub.data.dataloading import reading
-from ddep_hub.data.samplers import slice_of_batch
+from ddep_hub.data.samplers import example_seed, slice_of_batch
 from ddep_hub.hub.model_card import PREDICTIONS, Kind
 from ddep_hub.utils.arguments import write_yaml
 from ddep_hub.utils.distributed import on_main_process
@@ -290,6 +290,8 @@ class Trainer(ABC):
             self.states[str(batch.pop("lane"))] = batch.pop("state")
         paths = list(batch.pop("path", []))
         self.set_mode(step)
+        # Stochastic depth and dropout of an encoder draw from here: a resumed run must draw the same.
+        torch.manual_seed(example_seed(self.args.seed, step, accelerator.process_index))
         device = accelerator.device
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         # Sums divided by the global count, not means of means: processes and micro-batches may hold different numbers

@@ -168,6 +168,8 @@ def test_folders_are_mixed_with_weights(arguments, scenes, monkeypatch):
     [
         {"freeze_encoder_steps": 3, "freeze_encoder_norms": True, "encoder_layer_decay": 0.8},
         {"freeze_encoder": True, "optim": "adam", "dice_weight": 1.0, "class_weights": ["median_frequency"]},
+        # An encoder with stochastic depth, which draws random numbers in every step.
+        {"encoder_name": "test_vit_relpos", "encoder_weights": "none", "decoder_hidden_sizes": [8, 8, 8, 8, 8]},
     ],
 )
 def test_other_settings_go_on_as_well(fields, arguments, monkeypatch):
