@@ -189,7 +189,7 @@ def document() -> str:
         "[Concepts](concepts.md#encoder) tells how the decoder gets its pyramid.",
         "**Sizes**: *any*, with padding by less than a stride or a patch; *one*: images are resampled to the "
         "encoder's own size and its features resampled back, which costs detail and does not keep the aspect ratio; "
-        '`encoder_kwargs={"img_size": 512}` sets the size where timm lets it.',
+        '`encoder_kwargs={"img_size": 512}` or `--encoder_img_size 512` sets the size where timm lets it.',
         "**Weights**: the smallest and the largest of the family among those that were trained on ImageNet-21k or "
         "more, else on ImageNet-1k, with their licence in timm's list.",
     ]

@@ -29,7 +29,7 @@ _ROW = {"seed", "split_seed", "label_fraction", "pretrained"}
 # Arguments that the first studies did not have; at their defaults, those rows stay valid.
 _ADDED = {
     *("class_crops", "pretraining_steps", "denoising_weight", "consistency_weight"),
-    *("num_channels", "encoder_out_indices", "image_mean", "image_std"),
+    *("num_channels", "encoder_out_indices", "encoder_img_size", "image_mean", "image_std"),
 }
 
 

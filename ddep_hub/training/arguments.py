@@ -117,6 +117,9 @@ class RunArguments:
     num_channels: int | None = _model(
         None, "Channels of the images, 1 to any number. Default: those of `pretrained`, else 3 (RGB).", common=True
     )
+    encoder_img_size: int | None = _model(
+        None, "Image size of an encoder that takes one alone (BEiT, MaxViT, Hiera, ...). Default: that of its weights."
+    )
     encoder_out_indices: list[int] | None = _model(
         None, "Positions of the encoder's features, or of a ViT's blocks, to use. Default: all, or four of a ViT."
     )
@@ -168,7 +171,7 @@ class RunArguments:
         if self.pretrained is not None:
             for field in dataclasses.fields(self):
                 own = (
-                    field.name.startswith(("decoder_", "encoder_name", "encoder_out_indices"))
+                    field.name.startswith(("decoder_", "encoder_name", "encoder_out_indices", "encoder_img_size"))
                     and field.name != "decoder_only"
                 )
                 if own and getattr(self, field.name) != field.default:

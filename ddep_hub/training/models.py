@@ -61,6 +61,8 @@ def new_model(cls: type[Model], args: Any, source: str, **fields: Any) -> Model:
     names = {field.name for field in dataclasses.fields(args) if field.name.startswith("decoder_")}
     fields |= {name: getattr(args, name) for name in names - {"decoder_only"}}
     fields |= {"encoder_out_indices": args.encoder_out_indices}
+    if args.encoder_img_size is not None:
+        fields["encoder_kwargs"] = {"img_size": args.encoder_img_size}
     fields.setdefault("num_channels", channels_of_run(args))
     if source == "none":
         return cls(DDePConfig(encoder_name=args.encoder_name, **fields))

@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import ddep_hub
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.splits import read_split_file
+from ddep_hub.encoders import feature_maps
 from ddep_hub.evaluation.evaluate import summary
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.finetuning import finetune
@@ -372,3 +373,23 @@ def test_single_images_that_a_norm_cannot_take_are_refused_before_the_first_step
         ddep_hub.finetune(**options)
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").glob("*/*"))
     assert ddep_hub.finetune(**options, freeze_encoder=True)["labelled"] > 0
+
+
+def test_an_encoder_of_one_size_gets_the_size_that_is_asked_for(scenes, tmp_path):
+    results = ddep_hub.finetune(
+        data=str(scenes),
+        encoder_name="levit_128s",
+        encoder_weights="none",
+        encoder_img_size=96,
+        encoder_out_indices=[0, 2],
+        decoder_hidden_sizes=[8, 8, 8, 8, 8, 8],
+        decoder_bottleneck_size=8,
+        crop_size=64,
+        max_steps=1,
+        batch_size=2,
+        output_dir=str(tmp_path / "run"),
+    )
+    config = ddep_hub.DDePConfig.from_pretrained(results["final"])
+    assert config.encoder_kwargs == {"img_size": 96} and list(config.encoder_out_indices) == [0, 2]
+    model = ddep_hub.DDePForSemanticSegmentation.from_pretrained(results["final"])
+    assert feature_maps(model.ddep.encoder).image_size == (96, 96)
