@@ -103,7 +103,7 @@ def run(architecture: str) -> dict[str, Any]:
     model.zero_grad()
     model.eval()
     maps = feature_maps(model.ddep.encoder)
-    native = torch.randn(2, 3, *(maps.image_size or (2 * maps.multiple, 3 * maps.multiple)))
+    native = torch.randn(2, 3, *(maps.image_size or (4 * maps.multiple, 5 * maps.multiple)))
     with torch.no_grad():
         logits = model(images).logits
         features, _ = extract_features(model.ddep.encoder, native)

@@ -1,7 +1,9 @@
 """Kills training runs at random moments, resumes them, and compares what comes out with runs that were not killed.
 
     python benchmarks/kill_resume.py --kills 20 --output benchmarks/kill_resume.csv
-    python benchmarks/kill_resume.py --kills 1 --encoder hiera_tiny_224 --output benchmarks/kill_resume_hiera.csv
+    python benchmarks/kill_resume.py --kills 1 --encoder hiera_tiny_224 --output hiera.csv
+
+`kill_resume_encoders.csv` holds the rows of the second for four encoders.
 
 Both scripts are started by `accelerate launch` with the shipped configuration for a CPU, with all that makes resuming
 hard: random crops, BatchNorm, a moving average of the weights, warm-up, accumulation over two micro-batches, epochs

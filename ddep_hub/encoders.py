@@ -291,6 +291,9 @@ def extract_features(encoder: nn.Module, pixel_values: torch.Tensor) -> tuple[li
     Returns:
         One tensor `(batch, channels, rows, columns)` for each entry of [`feature_maps`], and height and width in
         pixels of what they cover: the image with its padding.
+
+    Raises:
+        ValueError: The images are too small for an encoder that does not pad.
     """
     maps = feature_maps(encoder)
     if maps.image_size is None:
@@ -301,13 +304,21 @@ def extract_features(encoder: nn.Module, pixel_values: torch.Tensor) -> tuple[li
         pixel_values = resize(pixel_values, maps.image_size)
     if is_hybrid(encoder):
         return encoder(pixel_values), (covered[0], covered[1])
-    features = unwrapped(encoder).forward_intermediates(
-        pixel_values,
-        indices=list(maps.indices),
-        norm=maps.norm,
-        output_fmt="NCHW",
-        intermediates_only=True,
-    )
+    try:
+        features = unwrapped(encoder).forward_intermediates(
+            pixel_values,
+            indices=list(maps.indices),
+            norm=maps.norm,
+            output_fmt="NCHW",
+            intermediates_only=True,
+        )
+    except RuntimeError as error:
+        if "Kernel size can't be greater" not in str(error):
+            raise
+        raise ValueError(
+            f"Images of {covered[0]}x{covered[1]} pixels are too small for {type(unwrapped(encoder)).__name__}, which "
+            "does not pad. Use larger images or crops, or another encoder."
+        ) from error
     return list(features), (covered[0], covered[1])
 
 

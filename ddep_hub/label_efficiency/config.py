@@ -36,7 +36,7 @@ _ADDED = {
 # Arguments of fine-tuning that a comparison takes beside where the data is.
 OVERRIDES = (
     *("encoder_name", "encoder_weights", "eval_split", "val_fraction", "group_pattern"),
-    *("image_size", "crop_size", "augmentation"),
+    *("image_size", "crop_size", "augmentation", "num_channels"),
 )
 SCENES = "examples/configs/label-efficiency-scenes.yaml"
 
@@ -77,6 +77,7 @@ class StudyArguments(LabelledDataArguments):
     encoder_weights: str | None = arg(
         None, "Weights of the encoder, as for `ddep-hub finetune`.", group="model", path=True
     )
+    num_channels: int | None = arg(None, "Channels of the images, if they are not RGB.", group="model")
     study: str | None = arg(
         None, f"YAML file with methods, fractions and seeds. Default: {SCENES}, without data.", path=True, common=True
     )

@@ -74,6 +74,7 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
         **encoder,
         **sizes,
         "encoder_weights": settings.encoder_weights,
+        "num_channels": settings.num_channels,
         "max_steps": steps.pretraining,
         "crop_size": settings.crop_size,
         "scale": settings.scale,

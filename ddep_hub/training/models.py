@@ -129,7 +129,10 @@ def finetuning_model(
         source, weights = start, None
         if stored.get("decoder_only"):  # other folders hold their encoder
             weights = source = encoder_source(
-                stored["encoder_name"], args.encoder_weights, stored.get("encoder_weights_hash")
+                stored["encoder_name"],
+                args.encoder_weights,
+                stored.get("encoder_weights_hash"),
+                args.num_channels or stored.get("num_channels", 3),
             )
         if args.num_channels is not None:
             labels["num_channels"] = args.num_channels

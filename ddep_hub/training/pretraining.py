@@ -89,12 +89,12 @@ class PretrainTrainer(Trainer):
         self.more_images = more_images
         stored = {} if args.pretrained is None else stored_config(args.pretrained)
         encoder_name = stored.get("encoder_name", args.encoder_name)
-        source = encoder_source(encoder_name, args.encoder_weights, stored.get("encoder_weights_hash"))
+        channels = channels_of_run(args)
+        source = encoder_source(encoder_name, args.encoder_weights, stored.get("encoder_weights_hash"), channels)
         self.transform = train_transform(args)
         with self.accelerator.main_process_first():
             validation, examples = self._open_data()
             encoder_file(source)
-        channels = channels_of_run(args)
         statistics = image_statistics(args, channels, examples)
         set_seed(args.seed)  # the decoder's initialisation depends on the seed alone
         self.model = pretraining_model(args, source, stored)

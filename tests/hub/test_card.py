@@ -5,6 +5,7 @@ import json
 import pytest
 from huggingface_hub import ModelCard
 
+from ddep_hub import DDePConfig
 from ddep_hub.checkpoints import encoder_repository
 from ddep_hub.data.dataset_registry import get_dataset_info
 from ddep_hub.hub.model_card import (
@@ -94,6 +95,20 @@ def test_a_segmentation_card(finetuned):
     for absent in ("license", "base_model", "datasets"):  # nobody said, and nobody guesses
         assert getattr(card.data, absent) is None and f"{absent}:" not in card.content
     assert "None" not in card.content and "| random decoder |" not in card.text
+
+
+@pytest.mark.parametrize(
+    ("encoder", "license", "restricted"),
+    [("vit_small_patch16_dinov3", "dinov3-license", True), ("vit_small_patch14_reg4_dinov2", "apache-2.0", False)],
+)
+def test_the_licence_of_the_encoders_weights_is_named(encoder, license, restricted, tmp_path):
+    config = DDePConfig(encoder_name=encoder)
+    arguments = PretrainArguments(images=["photos"])
+    card = parsed(write(tmp_path / "a", config, "pretraining", arguments, DENOISING, images="7 images")).text
+    assert f"licence of the weights in timm's list: {license} |" in card
+    assert ("## Licence of the encoder" in card) is restricted
+    random = write(tmp_path / "b", config, "pretraining", arguments, DENOISING, images="7", encoder_source="none")
+    assert license not in parsed(random).text
 
 
 def test_code_that_was_published_and_an_encoder_that_was_not(finetuned):
