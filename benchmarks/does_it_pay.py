@@ -114,10 +114,12 @@ def main() -> None:
             axis.plot([], [], marker=marker, color=color, label=recipe)
         axis.set(title=f"{title}, val", xlim=(-0.3, 2.3))
         axis.set_xticks(range(3), ["random", "photographs", "same kind"])
-        axis.legend(frameon=False, title="a line a seed; fine-tuned with", fontsize=8, title_fontsize=8)
     for axis in axes:
         axis.grid(alpha=0.3)
-    figure.tight_layout()
+    handles, names = axes[1].get_legend_handles_labels()
+    legend = {"frameon": False, "ncols": 2, "title": "Microscopy, a line for each seed; fine-tuned with"}
+    figure.legend(handles, names, loc="lower center", bbox_to_anchor=(0.68, 0), **legend)
+    figure.tight_layout(rect=(0, 0.12, 1, 1))
     figure.savefig(FIGURE, dpi=110)
 
 
