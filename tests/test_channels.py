@@ -17,7 +17,7 @@ from ddep_hub.data.image_io import BadFileError, decode_image, images_below
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.statistics import channel_statistics
 from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
-from ddep_hub.data.transforms import PretrainTransform, SegmentationTrainTransform
+from ddep_hub.data.transforms import PretrainTransform, SegmentationTrainTransform, UnlabelledTransform
 from ddep_hub.image_conversion import ChannelImage, channels_first
 from ddep_hub.image_processing_pil_ddep import DDePImageProcessorPil
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
@@ -115,8 +115,12 @@ def test_colour_of_sixteen_bits_and_arrays_serve_models_of_rgb(tmp_path):
     image = decode_image(write(tmp_path / "colour.npy", colour))
     np.testing.assert_allclose(image.pixels, colour.transpose(2, 0, 1) / 257, rtol=1e-6)
     sample = {"image": decode_image(tmp_path / "colour.npy"), "annotation": np.zeros((20, 30), np.uint8)}
-    crop = SegmentationTrainTransform(crop_size=16, augmentation="photo")(sample)["pixel_values"]
-    assert crop.shape == (3, 16, 16)
+    for augmentation in ("photo", "microscopy"):
+        transform = SegmentationTrainTransform(crop_size=16, augmentation=augmentation)
+        crop = transform(sample)["pixel_values"]
+        assert crop.shape == (3, 16, 16) and crop.dtype == torch.float32 and crop.std() > 20  # of 0..255
+        strong = UnlabelledTransform(transform, strong=True)(sample)["strong"]
+        assert strong.dtype == torch.float32 and strong.std() > 5
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 12])

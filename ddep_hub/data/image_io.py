@@ -167,14 +167,16 @@ def decode_image(file: str | Path | Undecoded, channels: int = 3) -> Image.Image
     """
     if channels != 3 or is_array(file):
         return decode_channels(file, channels)
+    is_tiff = file_name(file).lower().endswith(TIFF_EXTENSIONS)
     try:
-        with opened_image(file) as opened:
-            pages = getattr(opened, "n_frames", 1) if opened.format == "TIFF" else 1
-        if pages > 1:  # the channels, maybe; the first page alone is not the image
-            return decode_channels(file, channels)
+        if is_tiff:
+            with opened_image(file) as opened:
+                pages = getattr(opened, "n_frames", 1)
+            if pages > 1:  # the channels, maybe; the first page alone is not the image
+                return decode_channels(file, channels)
         image, file_format, _ = load_upright(file, "image")
     except BadFileError:
-        if not file_name(file).lower().endswith(TIFF_EXTENSIONS) or importlib.util.find_spec("tifffile") is None:
+        if not is_tiff or importlib.util.find_spec("tifffile") is None:
             raise
         return decode_channels(file, channels)
     if file_format == "PPM" and image.mode == "I":  # Pillow scales all values above 8 bits to 16

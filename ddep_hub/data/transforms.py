@@ -114,8 +114,9 @@ class SegmentationTrainTransform:
         if torch.rand(()).item() < self.horizontal_flip:
             pixels, labels = pixels.flip(-1), labels.flip(-1)
         if self.augmentation is not None:
-            photometric = self.augmentation.photometric if len(pixels) == 3 else INTENSITIES
-            pixels = photometric(pixels)
+            # Changes of colour are for RGB, and torchvision takes floats to lie in 0..1.
+            is_rgb = len(pixels) == 3 and pixels.dtype == torch.uint8
+            pixels = (self.augmentation.photometric if is_rgb else INTENSITIES)(pixels)
         if (crop_height, crop_width) == self.crop_size:
             return self._turned(pixels, labels)
         inside = (slice(place_top, place_top + crop_height), slice(place_left, place_left + crop_width))
@@ -275,6 +276,7 @@ class UnlabelledTransform:
         example = self.geometry({"image": image, "annotation": mask})
         result = {"pixel_values": example["pixel_values"], "inside": example["labels"] != border}
         if self.strong:
-            strong = STRONG if self.num_channels == 3 else STRONG_INTENSITIES
-            result["strong"] = strong(example["pixel_values"]).contiguous()
+            pixels = example["pixel_values"]
+            is_rgb = len(pixels) == 3 and pixels.dtype == torch.uint8
+            result["strong"] = (STRONG if is_rgb else STRONG_INTENSITIES)(pixels).contiguous()
         return result
