@@ -130,13 +130,13 @@ def encoder_arguments(config: DDePConfig) -> dict[str, Any]:
         raise ValueError(
             f"encoder_name: timm {timm.__version__} has no model `{name}`. Close to it: {close or 'none'}."
         )
-    defaults: dict[str, Any] = _ANY_SIZE.get(_family(architecture), {})
+    defaults: dict[str, Any] = _ANY_SIZE.get(_family(name), {})
     return {"num_classes": 0, "in_chans": config.num_channels, **defaults, **(config.encoder_kwargs or {})}
 
 
-def _family(architecture: str) -> str:
+def _family(encoder_name: str) -> str:
     """The timm module that an architecture is defined in."""
-    return timm.models.model_entrypoint(architecture).__module__.rsplit(".", 1)[-1]
+    return timm.models.model_entrypoint(encoder_name.split(".")[0]).__module__.rsplit(".", 1)[-1]
 
 
 def build_encoder(config: DDePConfig) -> nn.Module:
@@ -174,7 +174,7 @@ def finish_encoder(encoder: nn.Module, config: DDePConfig) -> nn.Module:
         encoder.prune_intermediate_layers(list(maps.indices), prune_norm=not maps.norm, prune_head=True)
         if not maps.norm and hasattr(getattr(encoder, "head", None), "norm"):
             encoder.head.norm = nn.Identity()  # older releases of timm leave it there
-    for name in _CLASSIFIER.get(_family(config.encoder_name.split(".")[0]), ()):
+    for name in _CLASSIFIER.get(_family(config.encoder_name), ()):
         setattr(encoder, name, None)
     for module in encoder.modules():
         for block in (DDePEncoderBlock, DDePEvaBlock):
@@ -262,10 +262,10 @@ def _is_pyramid(strides: Sequence[int]) -> bool:
 
 def _image_size(config: DDePConfig) -> tuple[int, int] | None:
     """The one image size that an encoder takes, `None` if it takes many."""
-    architecture = config.encoder_name.split(".")[0]
-    if not {architecture, _family(architecture)} & set(_ONE_SIZE):
+    name = config.encoder_name
+    if not {name.split(".")[0], _family(name)} & set(_ONE_SIZE):
         return None
-    cfg = timm.get_pretrained_cfg(config.encoder_name)
+    cfg = timm.get_pretrained_cfg(name)
     size = (config.encoder_kwargs or {}).get("img_size") or (cfg.input_size[1:] if cfg else 224)
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 

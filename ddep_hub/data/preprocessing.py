@@ -58,18 +58,32 @@ class EvalTransform:
         """
         image: AnyImage = sample["image"]
         if self.processor is not None:
-            # The processor's own resizing, as its two backends round differently.
-            plain = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
-            if isinstance(image, ChannelImage):
-                plain |= {"input_data_format": "channels_first", "do_convert_rgb": False}
-            source = image.pixels if isinstance(image, ChannelImage) else image
-            pixels = self.processor(source, **plain)["pixel_values"][0]
+            pixels = resized_by(self.processor, image)
         else:
             pixels = to_tensor(image)
             if isinstance(self.image_size, int):
                 scale = self.image_size / min(image.size)
                 pixels = resize(pixels, (max(1, round(image.height * scale)), max(1, round(image.width * scale))))
         return {"pixel_values": pixels, "labels": torch.from_numpy(sample["annotation"].astype(np.int64))}
+
+
+def resized_by(processor: Any, image: AnyImage, **options: Any) -> torch.Tensor:
+    """The pixels of an image, uint8 or float32 (C, h, w), after an image processor's own resizing.
+
+    Its own, as its two backends round differently.
+
+    Args:
+        processor: The image processor.
+        image: The image.
+        **options: Of this call, such as `do_resize=False`.
+    """
+    options |= {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
+    source: Any = image
+    if isinstance(image, ChannelImage):
+        source = image.pixels
+        options |= {"input_data_format": "channels_first", "do_convert_rgb": False}
+    pixels: torch.Tensor = processor(source, **options)["pixel_values"][0]
+    return pixels
 
 
 def to_tensor(image: AnyImage) -> torch.Tensor:

@@ -114,9 +114,7 @@ class SegmentationTrainTransform:
         if torch.rand(()).item() < self.horizontal_flip:
             pixels, labels = pixels.flip(-1), labels.flip(-1)
         if self.augmentation is not None:
-            # Changes of colour are for RGB, and torchvision takes floats to lie in 0..1.
-            is_rgb = len(pixels) == 3 and pixels.dtype == torch.uint8
-            pixels = (self.augmentation.photometric if is_rgb else INTENSITIES)(pixels)
+            pixels = (self.augmentation.photometric if _is_rgb(pixels) else INTENSITIES)(pixels)
         if (crop_height, crop_width) == self.crop_size:
             return self._turned(pixels, labels)
         inside = (slice(place_top, place_top + crop_height), slice(place_left, place_left + crop_width))
@@ -200,6 +198,11 @@ class PretrainTransform:
         return {"pixel_values": pixels.contiguous()}
 
 
+def _is_rgb(pixels: torch.Tensor) -> bool:
+    """Whether colours may be changed: torchvision takes floats to lie in 0..1, and these do not."""
+    return len(pixels) == 3 and pixels.dtype == torch.uint8
+
+
 def _window(length: int, crop: int, scale: float, pixel: int | None = None) -> tuple[int, int, int, int]:
     """One axis of a random crop: start and length of the cut, its length once scaled, its place in the crop.
 
@@ -277,6 +280,5 @@ class UnlabelledTransform:
         result = {"pixel_values": example["pixel_values"], "inside": example["labels"] != border}
         if self.strong:
             pixels = example["pixel_values"]
-            is_rgb = len(pixels) == 3 and pixels.dtype == torch.uint8
-            result["strong"] = (STRONG if is_rgb else STRONG_INTENSITIES)(pixels).contiguous()
+            result["strong"] = (STRONG if _is_rgb(pixels) else STRONG_INTENSITIES)(pixels).contiguous()
         return result

@@ -66,9 +66,14 @@ def to_uint8(images: torch.Tensor) -> list[np.ndarray]:
     images = images.float().cpu()
     low, high = images[0].min(), images[0].max()
     scaled = ((images - low) / (high - low).clamp(min=1e-6)).clamp(0, 1) * 255
-    if scaled.shape[1] != 3:  # one channel is shown in grey, of others the first three
-        scaled = scaled[:, [0, 0, 0]] if scaled.shape[1] == 1 else F.pad(scaled[:, :3], (0, 0, 0, 0, 0, 1))[:, :3]
-    return [image.permute(1, 2, 0).byte().numpy() for image in scaled]
+    return [three_channels(image).permute(1, 2, 0).byte().numpy() for image in scaled]
+
+
+def three_channels(values: torch.Tensor) -> torch.Tensor:
+    """What is shown of (C, H, W) as RGB: one channel in grey, two as red and green, of more the first three."""
+    if len(values) == 1:
+        return values.expand(3, -1, -1)
+    return F.pad(values, (0, 0, 0, 0, 0, 1))[:3] if len(values) == 2 else values[:3]
 
 
 def rgb_of(image: Image.Image | ChannelImage) -> Image.Image:

@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional as F
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.image_io import decode_image
-from ddep_hub.data.preprocessing import AnyImage, Normalize, resize, to_tensor
+from ddep_hub.data.preprocessing import AnyImage, Normalize, resize, resized_by, to_tensor
 from ddep_hub.evaluation.denoising import restore, validation_noise
 from ddep_hub.evaluation.inference import InferenceOptions, predict_probabilities
 from ddep_hub.evaluation.predict import classes_of
-from ddep_hub.evaluation.visualization import overlay, rgb_of
+from ddep_hub.evaluation.visualization import overlay, rgb_of, three_channels
 from ddep_hub.image_conversion import ChannelImage
 from ddep_hub.pretrained import load_denoiser, load_model, load_processor, stored_config
 
@@ -105,20 +104,8 @@ def fitted(image: AnyImage, pixels: int) -> AnyImage:
 
 
 def processed(image: AnyImage, processor: DDePImageProcessor, **options: Any) -> torch.Tensor:
-    """The `pixel_values` of an image."""
-    if not isinstance(image, ChannelImage):
-        values: torch.Tensor = processor(image, return_tensors="pt", **options)["pixel_values"]
-        return values
-    sized = processor(
-        image.pixels,
-        do_rescale=False,
-        do_normalize=False,
-        do_convert_rgb=False,
-        input_data_format="channels_first",
-        return_tensors="pt",
-        **options,
-    )["pixel_values"]
-    return Normalize.from_processor(processor)(sized).contiguous()
+    """The `pixel_values` of an image, as in evaluation."""
+    return Normalize.from_processor(processor)(resized_by(processor, image, **options)[None]).contiguous()
 
 
 def segment(image: AnyImage, name: str) -> Segmentation:
@@ -205,6 +192,5 @@ def _denormalized(values: torch.Tensor, processor: DDePImageProcessor) -> torch.
 
 def _picture(values: torch.Tensor) -> Image.Image:
     """Values (C, H, W), of which 0..1 are shown, as an RGB image: the first three channels, or one in grey."""
-    if len(values) != 3:
-        values = values[[0, 0, 0]] if len(values) == 1 else F.pad(values[:3], (0, 0, 0, 0, 0, 1))[:3]
+    values = three_channels(values)
     return Image.fromarray((values.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
