@@ -5,6 +5,7 @@ import math
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 
 class DDePDecoderConv(nn.Conv2d):
@@ -13,6 +14,18 @@ class DDePDecoderConv(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1) -> None:
         padding = kernel_size // 2
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=False)
+
+    def forward(self, hidden_state: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
+        """Convolves `hidden_state`, or its concatenation with `skip` along the channels.
+
+        The concatenation is never made: a convolution is the sum of those over the two parts. That saves its memory,
+        and with a frozen encoder the gradient with respect to `skip`.
+        """
+        if skip is None:
+            return super().forward(hidden_state)
+        own, others = self.weight.split([hidden_state.shape[1], skip.shape[1]], dim=1)
+        output = F.conv2d(hidden_state, own, self.bias, self.stride, self.padding)
+        return output + F.conv2d(skip, others, None, self.stride, self.padding)
 
 
 def conv_norm_act(

@@ -53,9 +53,8 @@ class DDePDecoderBlock(GradientCheckpointingLayer):
     def forward(self, hidden_state: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
         """Maps `(batch, C, H, W)` and an optional skip `(batch, C', 2H, 2W)` to `(batch, out, 2H, 2W)`."""
         hidden_state = F.interpolate(hidden_state, scale_factor=2, **self.upsampling)
-        if skip is not None:
-            hidden_state = torch.cat([hidden_state, skip], dim=1)
-        return self.conv2(self.conv1(hidden_state))
+        conv, norm, act = self.conv1
+        return self.conv2(act(norm(conv(hidden_state, skip))))
 
 
 class DDePDecoder(nn.Module):

@@ -16,6 +16,8 @@ from fake_hub import WRITER, FakeHub, HubServer
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="ddep-tests-")
 os.environ["DDEP_CACHE"] = os.path.join(os.environ["HF_HOME"], "ddep_hub")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Float32 on every machine, see `RunArguments.mixed_precision`.
+os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 # Where the tests' own Hub listens, see the fixture `hub`. The real one cannot be reached by mistake.

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ddep_hub import DDePConfig, DDePForSemanticSegmentation, DDePModel
-from ddep_hub.conv_norm import conv_norm_act, restore_weight_norms
+from ddep_hub.conv_norm import DDePDecoderConv, conv_norm_act, restore_weight_norms
 from ddep_hub.decoder import DDePDecoder, DDePDecoderBlock, decoder_channels
 from ddep_hub.encoders import FeatureMaps
 
@@ -56,16 +56,38 @@ def test_every_feature_reaches_the_result():
     assert all(feature.grad.abs().sum() > 0 for feature in features)
 
 
+class Unchanged(nn.ModuleList):
+    """Stands for convolution, norm and activation that change nothing."""
+
+    def __init__(self):
+        super().__init__([SkipsSkip(), nn.Identity(), nn.Identity()])
+
+
+class SkipsSkip(nn.Module):
+    def forward(self, hidden_state, skip):
+        return hidden_state
+
+
+def test_a_convolution_of_two_parts_is_that_of_their_concatenation():
+    conv = DDePDecoderConv(5, 4)
+    hidden_state, skip = torch.randn(2, 3, 6, 7, requires_grad=True), torch.randn(2, 2, 6, 7, requires_grad=True)
+    both = torch.cat([hidden_state, skip], dim=1)
+    torch.testing.assert_close(conv(hidden_state, skip), conv(both))
+    wanted = torch.autograd.grad(conv(both).square().sum(), [conv.weight, hidden_state, skip])
+    found = torch.autograd.grad(conv(hidden_state, skip).square().sum(), [conv.weight, hidden_state, skip])
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_upsampling_uses_half_pixel_centres():
     block = DDePDecoderBlock(1, 0, 1, "group", "bilinear")
-    block.conv1 = block.conv2 = nn.Identity()
+    block.conv1, block.conv2 = Unchanged(), nn.Identity()
     ramp = torch.arange(4.0).reshape(1, 1, 1, 4).expand(1, 1, 4, 4)
     assert block(ramp)[0, 0, 0].tolist() == [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]
 
 
 def test_upsampling_may_repeat_pixels():
     block = DDePDecoderBlock(1, 0, 1, "group", "nearest")
-    block.conv1 = block.conv2 = nn.Identity()
+    block.conv1, block.conv2 = Unchanged(), nn.Identity()
     ramp = torch.arange(3.0).reshape(1, 1, 1, 3).expand(1, 1, 3, 3)
     assert block(ramp)[0, 0, 0].tolist() == [0, 0, 1, 1, 2, 2]
 

@@ -56,6 +56,12 @@ class RunArguments:
     activation_checkpointing: bool = _optim(
         False, "Save memory by computing activations twice; BatchNorm's statistics then move twice a step."
     )
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = _optim(
+        "auto",
+        "Number format of the forward pass; weights are float32 in any case. auto: as `accelerate launch` was told; "
+        "without it, bf16 on GPUs and CPUs that have units for it (Ampere, AMX), else no (float32).",
+        resumable=True,
+    )
     torch_compile: bool = _optim(False, "Compile the model's training step with torch.compile.", resumable=True)
 
     dataloader_num_workers: int = _data(

@@ -190,6 +190,10 @@ class PretrainTrainer(Trainer):
             self.dataset, sampler, num_workers=args.dataloader_num_workers, device=self.accelerator.device
         )
 
+    def before_training(self) -> None:
+        if self.args.freeze_encoder and not self.weights.sharded:
+            self.model.ddep.fold_encoder()
+
     def loss_counts(self, batch: Batch) -> list[torch.Tensor]:
         images = batch["pixel_values"]
         return [torch.full((), float(images.numel()), device=images.device)]

@@ -12,6 +12,7 @@ from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.hub.model_card import RESULTS, RUN
 from ddep_hub.hub.staging import read_json
 from ddep_hub.utils.arguments import parse_arguments, write_yaml
+from ddep_hub.utils.device import build_accelerator
 from ddep_hub.utils.distributed import on_main_process
 from ddep_hub.utils.files import remove_dir
 
@@ -57,7 +58,7 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset) -> st
         write_yaml(args, output / "config.yaml")
 
     # The first accelerator of a program sets up its processes, with the time that they wait for each other.
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
+    accelerator = build_accelerator(args.mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
     on_main_process(accelerator, start)
     if args.pretraining_minutes is not None:
         arguments.max_steps = _steps_in(args.pretraining_minutes, arguments, labelled, accelerator)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
-from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 from PIL import Image
@@ -25,6 +24,7 @@ from ddep_hub.data.dataloading import reading
 from ddep_hub.data.samplers import example_seed, slice_of_batch
 from ddep_hub.hub.model_card import PREDICTIONS, Kind
 from ddep_hub.utils.arguments import write_yaml
+from ddep_hub.utils.device import build_accelerator, keep_freed_memory
 from ddep_hub.utils.distributed import on_main_process
 from ddep_hub.utils.files import remove_dir
 
@@ -87,12 +87,14 @@ class Trainer(ABC):
 
     def __init__(self, args: RunArguments, *, unused_parameters: bool = False) -> None:
         end_with_launcher()
+        keep_freed_memory()
         known = [str(name) for name in get_available_trackers()]
         for name in args.report_to:
             if name not in known:
                 raise ValueError(f"report_to: {name} is not available ({', '.join(known)} are). Install it.")
         self.args, self.output = args, Path(args.output_dir)
-        self.accelerator = Accelerator(
+        self.accelerator = build_accelerator(
+            args.mixed_precision,
             log_with=args.report_to or None,
             project_dir=args.output_dir,
             kwargs_handlers=[
@@ -138,6 +140,10 @@ class Trainer(ABC):
 
     def encoder_factors(self) -> Mapping[str, float] | None:
         """Factors on the learning rate of the encoder's parameters, by name."""
+        return None
+
+    def before_training(self) -> None:
+        """Called before the first step, with the weights of the checkpoint and the model on its device."""
         return None
 
     def save_data_files(self) -> None:
@@ -221,6 +227,7 @@ class Trainer(ABC):
         self.unchecked: list[tuple[int, list[str]]] = []  # steps not known to be finite, and their files
         self.votes: list[torch.Tensor] = []  # how many processes wanted to stop, in the last two steps
         self.skipped_steps = 0
+        self.before_training()
 
     def _check_single_images(self) -> None:
         # On a copy without data, in the mode of the last step, when nothing is frozen for a time.
@@ -243,7 +250,8 @@ class Trainer(ABC):
         args, device = self.args, self.accelerator.device
         self.accelerator.print(
             f"{self.data}, {args.max_steps} steps of {args.batch_size} on {self.accelerator.num_processes} "
-            f"process(es), {torch.get_num_threads()} thread(s) each, device {device}"
+            f"process(es), {torch.get_num_threads()} thread(s) each, device {device}, "
+            + ("float32" if self.accelerator.mixed_precision == "no" else self.accelerator.mixed_precision)
             + (f", resuming after step {self.step}" if self.step else "")
         )
         loader = self.dataloader(self.step, self.states or None)

@@ -285,6 +285,8 @@ def as_flags(values: dict[str, Any]) -> list[str]:
     """Arguments of a file as a command line; what is null keeps its default."""
     flags: list[str] = []
     for name, value in values.items():
+        if name == "mixed_precision" and value is False:  # what YAML makes of a bare `no`
+            value = "no"
         if value is not None and value != []:
             flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return flags

@@ -1,0 +1,103 @@
+# Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
+"""BatchNorm folded into the convolution before it, for networks that are only run."""
+
+import copy
+from collections.abc import Callable, Iterator
+
+import torch
+from timm.layers import BatchNormAct2d, Conv2dSame
+from torch import nn
+
+from .conv_norm import DDePDecoderConv
+
+
+# Their forward convolves by `weight` as it is stored, and adds `bias`.
+_CONVOLUTIONS = (nn.Conv2d, Conv2dSame, DDePDecoderConv)
+_NORMS = (nn.BatchNorm2d, BatchNormAct2d)
+# Largest relative difference of an output; rounding alone gives 1e-5 at most.
+TOLERANCE = 1e-4
+
+
+@torch.no_grad()
+def fold_batch_norms(module: nn.Module, run: Callable[[nn.Module], list[torch.Tensor]]) -> nn.Module:
+    """Folds each BatchNorm in eval mode into the convolution whose output it normalises.
+
+    Which convolution that is shows when the module runs, so this works for networks of any shape. The result is
+    compared with the module itself, which is returned where they differ: where a convolution's output is used a second
+    time, or a weight is not used as it is stored.
+
+    Args:
+        module: A float32 network in eval mode; it is not changed.
+        run: Runs a network on an example and returns its outputs.
+
+    Returns:
+        A copy that gives the same outputs up to rounding, or `module` if there is nothing to fold.
+    """
+    folded = copy.deepcopy(module)
+    expected, pairs = _convolutions_before_norms(folded, run)
+    if not pairs or next(module.parameters()).dtype != torch.float32:
+        return module
+    for norm, conv in pairs.items():
+        _fold(conv, norm)
+    for parent in list(folded.modules()):
+        for name, child in parent.named_children():
+            if child in pairs:
+                parent.register_module(name, child.act if isinstance(child, BatchNormAct2d) else nn.Identity())
+    outputs = run(folded)
+    same = all(
+        (output - reference).norm() <= TOLERANCE * reference.norm()
+        for output, reference in zip(outputs, expected, strict=True)
+    )
+    return folded if same else module
+
+
+def _convolutions_before_norms(
+    module: nn.Module, run: Callable[[nn.Module], list[torch.Tensor]]
+) -> tuple[list[torch.Tensor], dict[nn.Module, nn.Conv2d]]:
+    """Runs a network; returns its outputs and, of each norm that can be folded, the convolution."""
+    made: dict[int, nn.Conv2d] = {}  # by the identity of its output
+    alive: list[torch.Tensor] = []  # so that no other tensor gets the identity of one that is gone
+    calls: list[nn.Module] = []
+    pairs: dict[nn.Module, nn.Conv2d] = {}
+
+    def after_convolution(conv: nn.Module, inputs: object, output: torch.Tensor) -> None:
+        calls.append(conv)
+        alive.append(output)
+        if isinstance(conv, nn.Conv2d):
+            made[id(output)] = conv
+
+    def before_norm(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        calls.append(norm)
+        conv = made.get(id(inputs[0]))
+        if conv is not None and not norm.training:
+            pairs[norm] = conv
+
+    def hooks() -> Iterator[torch.utils.hooks.RemovableHandle]:
+        for child in module.modules():
+            if type(child) in _CONVOLUTIONS:
+                yield child.register_forward_hook(after_convolution)
+            elif type(child) in _NORMS:
+                yield child.register_forward_pre_hook(before_norm)
+
+    handles = list(hooks())
+    outputs = run(module)
+    for handle in handles:
+        handle.remove()
+    once = {child for child in calls if calls.count(child) == 1}
+    return outputs, {norm: conv for norm, conv in pairs.items() if norm in once and conv in once}
+
+
+def _fold(conv: nn.Conv2d, norm: nn.Module) -> None:
+    """Gives a convolution the weights of itself and the norm; computed in float64."""
+    assert isinstance(norm, nn.BatchNorm2d)
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None and variance is not None
+    factor = norm.weight.double() / (variance.double() + norm.eps).sqrt()
+    shift = norm.bias.double() - mean.double() * factor
+    if conv.bias is not None:
+        shift = shift + conv.bias.double() * factor
+    weight = (conv.weight.double() * factor[:, None, None, None]).to(conv.weight)
+    order = torch.channels_last if conv.weight.is_contiguous(memory_format=torch.channels_last) else None
+    weight = weight.contiguous(memory_format=order or torch.contiguous_format)
+    conv.weight = nn.Parameter(weight, requires_grad=False)
+    conv.bias = nn.Parameter(shift.to(conv.weight), requires_grad=False)

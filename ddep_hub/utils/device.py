@@ -1,0 +1,62 @@
+"""What a process makes of its machine: the number format that it computes in, and how it gets memory."""
+
+import ctypes
+import os
+import platform
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+
+# From glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+TOP_PAD = 64 * 2**20
+
+
+def keep_freed_memory() -> bool:
+    """Has malloc keep freed memory for the next allocation instead of returning it to the system.
+
+    On a CPU, torch allocates each activation by malloc, which by default maps every large block anew; the system then
+    clears it page by page, in each step again. Keeping the blocks makes a training step 1.1 to 1.2 times as fast, see
+    `benchmarks/speed/`. The process does not shrink below its peak.
+
+    Returns:
+        Whether it does: not without glibc, nor where an environment variable sets up malloc already.
+    """
+    chosen = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if chosen or "LD_PRELOAD" in os.environ or platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    settings = [(_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, TOP_PAD)]
+    return min(mallopt(name, value) for name, value in settings) == 1
+
+
+def native_precision(device: torch.device) -> str:
+    """Returns `"bf16"` for devices with units for products of bfloat16 matrices, else `"no"`.
+
+    These are GPUs from Ampere on and CPUs with AMX. Elsewhere bfloat16 is emulated: hundreds of times slower on a CPU.
+    """
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases have none
+    return "bf16" if device.type == "cpu" and capabilities.get("amx_bf16") else "no"
+
+
+def build_accelerator(mixed_precision: str, **kwargs: Any) -> Accelerator:
+    """Builds the accelerator of a run.
+
+    Args:
+        mixed_precision: `"no"`, `"bf16"` or `"fp16"`; `"auto"` for what `accelerate launch` has been told, or, without
+            the launcher, for [`native_precision`].
+        **kwargs: Passed on to `Accelerator`.
+    """
+    chosen: str | None = mixed_precision
+    if mixed_precision == "auto":
+        launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+        chosen = None if launched else native_precision(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    state = AcceleratorState._shared_state
+    if chosen is not None and state and state.get("_mixed_precision") != chosen:
+        AcceleratorState._reset_state()  # an earlier run of this process, which had another format
+    return Accelerator(mixed_precision=chosen, **kwargs)

@@ -1,0 +1,61 @@
+"""What a run makes of its machine."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+
+from ddep_hub.utils.device import build_accelerator, native_precision
+
+
+@pytest.fixture
+def fresh_state():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.mark.parametrize(("amx", "wanted"), [(True, "bf16"), (False, "no")])
+def test_the_format_follows_the_cpu(amx, wanted, monkeypatch, fresh_state):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": amx}, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert native_precision(torch.device("cpu")) == wanted
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    assert build_accelerator("auto").mixed_precision == wanted
+    # The launcher's word counts for more, an argument for most; one process can have runs in both formats.
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert build_accelerator("bf16").mixed_precision == "bf16"
+    assert build_accelerator("no").mixed_precision == "no"
+    AcceleratorState._reset_state()
+    assert build_accelerator("auto").mixed_precision == "no"
+
+
+PROGRAM = """
+import resource, torch
+from ddep_hub.utils.device import keep_freed_memory
+print(keep_freed_memory())
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        torch.ones(16_000_000)  # 15600 pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_freed_memory_is_kept_unless_malloc_is_set_up_already(own, monkeypatch):
+    for name in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES", "LD_PRELOAD"):
+        monkeypatch.delenv(name, raising=False)
+    if own:
+        monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    kept, faults = done.stdout.split()
+    if kept == "False" and not own:
+        pytest.skip("not glibc")
+    assert (kept == "True") is not own
+    assert (int(faults) < 10_000) is not own
