@@ -34,9 +34,12 @@ class ConfusionMatrix:
         """Adds the pixels of `prediction` and `labels`, integer tensors of one shape."""
         labels, prediction = labels.to(self.counts.device).flatten(), prediction.to(self.counts.device).flatten()
         bins = self.num_classes**2
-        # Ignored pixels go to one more bin: a boolean index would copy both tensors.
-        pairs = (labels.long() * self.num_classes).add_(prediction).masked_fill_(labels == self.ignore_index, bins)
-        self.counts += torch.bincount(pairs, minlength=bins + 1)[:bins].reshape(self.num_classes, -1)
+        # Each pixel falls into the bin of its true and its predicted class; 32 bits are read twice as fast as 64.
+        pairs = labels.to(torch.int32, copy=True).mul_(self.num_classes).add_(prediction.int())
+        # Those that are ignored fall behind the bins that are kept, or are sent there: no pixel has to be picked out.
+        if not self.num_classes <= self.ignore_index <= 255:
+            pairs.masked_fill_(labels == self.ignore_index, bins)
+        self.counts += torch.bincount(pairs, minlength=bins)[:bins].reshape(self.num_classes, -1)
 
     def compute(self, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Computes the metrics, in [0, 1], of all pixels counted so far.

@@ -1,0 +1,219 @@
+"""How this folder measures: two or more ways to do one thing, in turns, as ratios with their spread.
+
+Each way lives in a process of its own, so that what one does to its process (memory settings, caches) is not given to
+the others, and does one round at a time when it is told to, so that other load on the machine affects all.
+"""
+
+import csv
+import functools
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+RESULTS = Path(__file__).parent / "results"
+Make = Callable[[], Callable[[], Any]]
+
+
+@dataclass
+class Row:
+    """One line of the table: `ratio` above 1 means that this package is ahead of `peer`.
+
+    `ours` and `theirs` are medians; `low` and `high` are the quartiles of the rounds' ratios.
+    """
+
+    question: str
+    setting: str
+    peer: str
+    goal: float | None
+    ratio: float
+    low: float
+    high: float
+    ours: float
+    theirs: float
+    unit: str
+
+
+@functools.cache
+def machine() -> dict[str, str]:
+    """What the CSVs say of machine, versions and code."""
+    model = platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(": ")[1] for line in lines if line.startswith("model name")), model)
+    capability = torch.backends.cpu.get_cpu_capability()
+    amx = ", AMX" if getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16") else ""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent)
+    gpu = f"; {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return {
+        "device": f"{model}, {os.cpu_count()} cores, {capability}{amx}{gpu}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": commit.stdout.strip() or "unknown",
+        "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+    }
+
+
+def write_rows(name: str, rows: list[Row]) -> None:
+    """Writes `results/<name>.csv` and prints the rows."""
+    RESULTS.mkdir(exist_ok=True)
+    rounded = [
+        {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in asdict(row).items()} | machine()
+        for row in rows
+    ]
+    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rounded[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rounded)
+    for row in rows:
+        goal = "" if row.goal is None else f" (goal {row.goal:g})"
+        print(f"{row.question}, {row.setting}, against {row.peer}: {row.ratio:.2f}{goal}", flush=True)
+
+
+def compare(
+    question: str,
+    setting: str,
+    ours: float | list[float],
+    peers: Mapping[str, tuple[float | list[float], float | None]],
+    unit: str,
+) -> list[Row]:
+    """Makes a row for each peer.
+
+    Args:
+        question: What was measured.
+        setting: Sizes.
+        ours: Seconds or bytes of this package: one number, or one a round.
+        peers: The same of each peer, and the ratio to reach.
+        unit: Unit of these numbers.
+    """
+    rows = []
+    for peer, (theirs, goal) in peers.items():
+        mine = ours if isinstance(ours, list) else [ours]
+        other = theirs if isinstance(theirs, list) else [theirs]
+        ratios = [b / a for a, b in zip(mine, other, strict=True)]
+        low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        medians = statistics.median(mine), statistics.median(other)
+        rows.append(Row(question, setting, peer, goal, statistics.median(ratios), low, high, *medians, unit))
+    return rows
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    """Time of one call."""
+    started = time.perf_counter()
+    function()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def rounds_of(ways: Mapping[str, Make], rounds: int = 7, warm_up: int = 2) -> dict[str, list[float]]:
+    """Times each way once a round, the ways in turns.
+
+    Args:
+        ways: By name, what sets a way up and returns one round of it. Called in a process of its own.
+        rounds: Timed rounds.
+        warm_up: Rounds before these.
+
+    Returns:
+        Seconds of each round.
+    """
+    processes = {name: _Process(make) for name, make in ways.items()}
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    try:
+        for number in range(warm_up + rounds):
+            for name, process in processes.items():
+                found = process.round()
+                if number >= warm_up:
+                    times[name].append(found)
+    finally:
+        for process in processes.values():
+            process.close()
+    return times
+
+
+def peak_memory(make: Make, calls: int = 2) -> float:
+    """MiB by which a process grows at most in `calls` rounds, set-up not counted."""
+    process = _Process(make)
+    try:
+        before = process.ask("memory")
+        for _ in range(calls):
+            process.round()
+        return process.ask("memory") - before
+    finally:
+        process.close()
+
+
+def value_of(make: Make) -> float:
+    """What one round returns, computed in a process of its own."""
+    process = _Process(make)
+    try:
+        return process.ask("value")
+    finally:
+        process.close()
+
+
+class _Process:
+    """A way in a forked process. The parent must not have computed anything: OpenMP does not survive a fork."""
+
+    def __init__(self, make: Make) -> None:
+        context = multiprocessing.get_context("fork")
+        self.here, there = context.Pipe()
+        self.process = context.Process(target=_serve, args=(make, there), daemon=True)
+        self.process.start()
+        there.close()
+
+    def ask(self, what: str) -> float:
+        self.here.send(what)
+        try:
+            found: float = self.here.recv()
+        except EOFError:
+            raise SystemExit("A way to do it has failed, see above.") from None
+        return found
+
+    def round(self) -> float:
+        return self.ask("round")
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.join()
+
+
+def _serve(make: Make, connection: Any) -> None:
+    step = make()
+    while True:
+        what = connection.recv()
+        if what == "round":
+            connection.send(seconds(step))
+        else:
+            connection.send(_peak() if what == "memory" else step())
+
+
+def _peak() -> float:
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def matrix_rate(dtype: torch.dtype, device: str = "cpu") -> Make:
+    """A product of two 2048x2048 matrices (8192 on a GPU): what the device can do at most."""
+
+    def make() -> Callable[[], Any]:
+        side = 2048 if device == "cpu" else 8192
+        a = torch.randn(side, side, device=device).to(dtype)
+        return lambda: torch.mm(a, a)
+
+    return make
+
+
+MATRIX_FLOP = {"cpu": 2 * 2048**3, "cuda": 2 * 8192**3}
