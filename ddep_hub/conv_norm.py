@@ -18,11 +18,13 @@ class DDePDecoderConv(nn.Conv2d):
     def forward(self, hidden_state: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
         """Convolves `hidden_state`, or its concatenation with `skip` along the channels.
 
-        The concatenation is never made: a convolution is the sum of those over the two parts. That saves its memory,
+        The concatenation is not made: a convolution is the sum of those over the two parts. That saves its memory,
         and with a frozen encoder the gradient with respect to `skip`.
         """
         if skip is None:
             return super().forward(hidden_state)
+        if torch.compiler.is_exporting():  # a sum would ask whether the sizes, maybe symbols, are the same
+            return super().forward(torch.cat([hidden_state, skip], dim=1))
         own, others = self.weight.split([hidden_state.shape[1], skip.shape[1]], dim=1)
         output = F.conv2d(hidden_state, own, self.bias, self.stride, self.padding)
         return output + F.conv2d(skip, others, None, self.stride, self.padding)

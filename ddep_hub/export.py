@@ -1,6 +1,7 @@
 """Export of fine-tuned models as ONNX and `torch.export` files, each compared with the model before it is kept."""
 
 import contextlib
+import copy
 import functools
 import importlib.util
 import json
@@ -19,6 +20,7 @@ from ddep_hub.data.classes import names_in_order
 from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.data.synthetic import render_scene
 from ddep_hub.evaluation.predict import processor_of
+from ddep_hub.folding import fold_batch_norms
 from ddep_hub.segmentation import class_logits
 from ddep_hub.utils.files import atomic_dir, atomic_write
 
@@ -84,8 +86,10 @@ def export(
         [size] if size else [(3 * stride - 5, 4 * stride - 3), (2 * stride, 3 * stride), (5 * stride + 1, stride + 1)]
     )
     images = [scenes(each, max(BATCHES), config.num_channels, Normalize.from_processor(processor)) for each in sizes]
-    traced = _Logits(model)
-    trace = functools.partial(_program, traced, images[0][:2], any_size=size is None)
+    # As it runs fastest; what is written is compared with the model itself.
+    fast = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    folded = fold_batch_norms(fast, lambda network: [network(pixel_values=images[0][:1]).logits])
+    trace = functools.partial(_program, _Logits(folded), images[0][:2], any_size=size is None)
     program = trace()
     with atomic_dir(folder) as new:
         checked: dict[Format, dict[str, float]] = {}
@@ -97,10 +101,10 @@ def export(
                     run = _write_onnx(program, new / FILES[name])
                 except torch.onnx.OnnxExporterError:
                     # Hiera's attention over five dimensions: without torch's fused operator it is plain products.
-                    with _plain_attention(model):
+                    with _plain_attention(folded):
                         run = _write_onnx(trace(), new / FILES[name])
             try:
-                checked[name] = compare(traced, run, [x[:n] for x in images for n in BATCHES])
+                checked[name] = compare(_Logits(model), run, [x[:n] for x in images for n in BATCHES])
             except ValueError as error:
                 raise ValueError(
                     f"The exported {FILES[name]} is not the model: {error}. Nothing was written. Try another release "

@@ -141,7 +141,12 @@ def main() -> None:
         ways = {"float32": ours(config, batch, side, device, "no")}
         if auto == "bf16":
             ways["bf16"] = ours(config, batch, side, device, auto)
-        peers = {"a plain loop of the same network": (plain(functools.partial(own_network, config), batch, side, device, contiguous), goals[2])}
+        peers = {
+            "a plain loop of the same network": (
+                plain(functools.partial(own_network, config), batch, side, device, contiguous),
+                goals[2],
+            )
+        }
         if name != "TransUNet":
             for peer, order, goal in (("smp", contiguous, goals[0]), ("smp in channels_last", last, goals[1])):
                 peers[peer] = plain(functools.partial(smp, config), batch, side, device, order), goal
@@ -156,7 +161,9 @@ def main() -> None:
             floor = [seconds * operations / MATRIX_FLOP[device] for seconds in times[f"product, {way}"]]
             share = {"the matrix rate": (floor, SHARES.get(name))}
             rows += compare("share of the matrix rate, DDeP step", f"{setting}, {way}", times[way], share, "s")
-        rows += compare("memory of a DDeP step", setting, memory[0], {"DeP (encoder trained too)": (memory[1], 1 / 0.15)}, "MiB")
+        rows += compare(
+            "memory of a DDeP step", setting, memory[0], {"DeP (encoder trained too)": (memory[1], 1 / 0.15)}, "MiB"
+        )
     write_rows("ddep_step" if device == "cpu" else "ddep_step_gpu", rows)
 
 

@@ -54,7 +54,8 @@ def machine() -> dict[str, str]:
         model = next((line.split(": ")[1] for line in lines if line.startswith("model name")), model)
     capability = torch.backends.cpu.get_cpu_capability()
     amx = ", AMX" if getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16") else ""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent)
+    describe = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty"]
+    commit = subprocess.run(describe, capture_output=True, text=True)
     gpu = f"; {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return {
         "device": f"{model}, {os.cpu_count()} cores, {capability}{amx}{gpu}",
@@ -174,10 +175,10 @@ class _Process:
         there.close()
 
     def ask(self, what: str) -> float:
-        self.here.send(what)
         try:
+            self.here.send(what)
             found: float = self.here.recv()
-        except EOFError:
+        except (EOFError, OSError):
             raise SystemExit("A way to do it has failed, see above.") from None
         return found
 

@@ -11,7 +11,8 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
 from .augmentations import AUGMENTATIONS, INTENSITIES, STRONG, STRONG_INTENSITIES, pixel_of_rare_class
-from .image_io import decode_image, decode_reduced, is_array, jpeg_size
+from .image_io import decode_image, is_array, with_bytes
+from .jpeg import decode_jpeg_part, jpeg_size
 from .preprocessing import AnyImage, Size, checked_image_size, processor_size, resize, to_tensor
 from .segmentation_datasets import Sample
 
@@ -181,13 +182,16 @@ class PretrainTransform:
         """
         file = image = sample["image"]
         undecoded = not isinstance(image, AnyImage)
-        size = jpeg_size(file) if undecoded and self.num_channels == 3 and not is_array(file) else None
+        size = None
+        if undecoded and self.num_channels == 3 and not is_array(file):
+            file = with_bytes(file)
+            size = jpeg_size(file)
         if undecoded and size is None:
             image = decode_image(file, self.num_channels)
         height, width = (image.height, image.width) if size is None else size
         part = self.crop.make_params([torch.empty(3, height, width, device="meta")])
         top, left, height, width = part["top"], part["left"], part["height"], part["width"]
-        pixels = None if size is None else decode_reduced(file, (top, left, height, width), self.crop_size)
+        pixels = None if size is None else decode_jpeg_part(file, (top, left, height, width), self.crop_size)
         if pixels is None:
             if size is not None:
                 image = decode_image(file)

@@ -222,7 +222,8 @@ class MaskWriter:
         for kind in self.kinds:
             path = self.folder / kind / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._picture(kind, mask, image).save(path)
+            # Photographs under a mask are hard to compress: zlib's default takes four times as long to save a sixth.
+            self._picture(kind, mask, image).save(path, compress_level=1 if kind == "overlays" else 6)
 
     def remove_others(self, names: Collection[str]) -> None:
         """Removes all masks but those of `names`, so that a folder that is handed in holds no earlier ones."""
