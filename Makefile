@@ -12,7 +12,7 @@ MODELS ?=
 # Both models of the quickstart, to compare in the demo.
 QUICKSTART := runs/quickstart/ddep-0/final runs/quickstart/random-0/final
 
-.PHONY: help quickstart demo docs style browser test test-oldest wheel clean
+.PHONY: help quickstart demo benchmark docs style browser test test-oldest wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -27,6 +27,12 @@ demo: $(VENV)/.installed $(if $(MODELS),,$(firstword $(QUICKSTART))/config.json)
 $(firstword $(QUICKSTART))/config.json: | $(VENV)/.installed
 	@echo "There is no fine-tuned model yet: running the quickstart with the shipped decoder first, which takes minutes."
 	$(MAKE) quickstart PRETRAINED=1 DATA= IMAGES=
+
+benchmark: $(VENV)/.installed  ## measure the speed against peers in 15 minutes, write docs/performance.md
+	$(BIN)/python -m pip install --quiet "opencv-python-headless>=4.10"
+	for name in ddep_step finetuning_step pretraining_job prediction metrics loading start growth report; do \
+	  $(BIN)/python benchmarks/speed/$$name.py || exit 1; \
+	done
 
 docs: $(VENV)/.installed  ## build the documentation into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -113,7 +113,7 @@ def operations(make: Make) -> Make:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     auto = native_precision(torch.device(args.device))
     mine = {"float32": step_of(ours, args.device, tuned=True)}

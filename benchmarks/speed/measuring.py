@@ -170,7 +170,7 @@ class _Process:
     def __init__(self, make: Make) -> None:
         context = multiprocessing.get_context("fork")
         self.here, there = context.Pipe()
-        self.process = context.Process(target=_serve, args=(make, there), daemon=True)
+        self.process = context.Process(target=_serve, args=(make, there))
         self.process.start()
         there.close()
 

@@ -145,7 +145,7 @@ def exported(model: str, kind: str, folder: str, height: int, width: int) -> Mak
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--photographs", type=int, default=200)
     args = parser.parse_args()
     rows = []

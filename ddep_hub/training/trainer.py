@@ -136,7 +136,8 @@ class Trainer(ABC):
 
     def set_mode(self, step: int) -> None:
         """Puts the model into training mode for a step counted from 0."""
-        self.model.train()
+        if not self.model.training:  # setting it takes milliseconds, in each step
+            self.model.train()
 
     def encoder_factors(self) -> Mapping[str, float] | None:
         """Factors on the learning rate of the encoder's parameters, by name."""

@@ -1,0 +1,151 @@
+"""Prints the table of the CSVs in results/, marks what fell, and writes docs/performance.md with its figure.
+
+    python benchmarks/speed/report.py
+
+A line is marked where its ratio is more than 10 % below that of the last commit, on whatever machine that was
+measured.
+"""
+
+import argparse
+import csv
+import io
+import subprocess
+import textwrap
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from measuring import RESULTS
+from text import CLOSING, NOTES, OPENING
+
+
+ROOT = Path(__file__).parents[2]
+PAGE, FIGURE = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.png"
+ORDER = ("ddep_step", "finetuning_step", "pretraining_job", "prediction", "metrics", "loading", "start")
+FALL = 0.9
+Line = dict[str, str]
+
+
+def committed(name: str) -> dict[tuple[str, ...], float]:
+    """Ratios of a file at the last commit, by question, setting and peer."""
+    path = f"HEAD:{(RESULTS / name).relative_to(ROOT).as_posix()}.csv"
+    shown = subprocess.run(["git", "-C", str(ROOT), "show", path], capture_output=True, text=True)
+    rows = csv.DictReader(io.StringIO(shown.stdout)) if shown.returncode == 0 else []
+    return {(row["question"], row["setting"], row["peer"]): float(row["ratio"]) for row in rows}
+
+
+def read(name: str) -> list[Line]:
+    """Rows of a file, with `before`, the committed ratio, where the present one is more than 10 % below."""
+    before = committed(name)
+    with (RESULTS / f"{name}.csv").open(newline="") as file:
+        rows: list[Line] = list(csv.DictReader(file))
+    for row in rows:
+        last = before.get((row["question"], row["setting"], row["peer"]))
+        row["before"] = f"{last:.2f}" if last is not None and float(row["ratio"]) < FALL * last else ""
+    return rows
+
+
+def number(text: str) -> str:
+    return f"{float(text):.2f}" if float(text) < 10 else f"{float(text):.0f}"
+
+
+def reached(row: Line) -> str:
+    if not row["goal"]:
+        return ""
+    return "yes" if float(row["ratio"]) >= float(row["goal"]) - 0.005 else "no"
+
+
+def table(rows: list[Line]) -> str:
+    lines = ["| what | against | ratio | quartiles | goal | reached |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        goal = number(row["goal"]) if row["goal"] else ""
+        spread = f"{number(row['low'])} to {number(row['high'])}" if row["low"] != row["high"] else ""
+        cells = [f"{row['question']}, {row['setting']}", row["peer"], number(row["ratio"]), spread, goal, reached(row)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def missed(rows: list[Line]) -> str:
+    """Each line below its goal, with the reason."""
+    found = []
+    for row in rows:
+        if reached(row) == "no":
+            what = f"{row['question']}, {row['setting']}, against {row['peer']}"
+            reason = next((note for start, note in NOTES.items() if all(part in what for part in start)), "")
+            line = f"- **{what}: {number(row['ratio'])} of {number(row['goal'])}.** {reason}"
+            found.append(textwrap.fill(line, width=119, subsequent_indent="  ", break_long_words=False))
+    return "\n".join(found) or "Every line reached its goal."
+
+
+def growth() -> str:
+    with (RESULTS / "growth.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = ["| axis | time grows with the power | memory | measured |", "|---|---|---|---|"]
+    for axis in dict.fromkeys(row["axis"] for row in rows):
+        points = [row for row in rows if row["axis"] == axis]
+        shown = ", ".join(f"{row['value']}: {float(row['seconds']):.2f} s, {row['memory_mib']} MiB" for row in points)
+        lines.append(f"| {axis} | {points[0]['time_exponent']} | {points[0]['memory_exponent']} | {shown} |")
+    return "\n".join(lines)
+
+
+def page(rows: list[Line]) -> str:
+    """docs/performance.md."""
+    about = rows[0]
+    measured = (
+        f"Measured on {about['device']}, Python {about['python']}, torch {about['torch']}, at commit "
+        f"{about['commit']}. Where a CPU has AMX, `--mixed_precision auto` trains in bf16, so steps are given in both "
+        "formats; peers run as their own examples run, in float32."
+    )
+    head = OPENING.format(measured=textwrap.fill(measured, width=119, break_on_hyphens=False))
+    parts = [head, table(rows), "## What is not reached, and why", missed(rows), "## Growth", growth(), CLOSING]
+    return "\n\n".join(parts) + "\n"
+
+
+def draw(rows: list[Line]) -> None:
+    """Ratios with their quartiles and goals, and how time and memory grow."""
+    with (RESULTS / "growth.csv").open(newline="") as file:
+        points = list(csv.DictReader(file))
+    axes = list(dict.fromkeys(point["axis"] for point in points))
+    figure = plt.figure(figsize=(11, 0.24 * len(rows) + 6), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[0.24 * len(rows), 5])
+    plot = top.subplots()
+    for place, row in enumerate(reversed(rows)):
+        ratio, low, high = float(row["ratio"]), float(row["low"]), float(row["high"])
+        plot.plot([low, high], [place, place], color="tab:blue", linewidth=3, alpha=0.5)
+        plot.plot(ratio, place, "o", color="tab:blue")
+        if row["goal"]:
+            plot.plot(float(row["goal"]), place, "|", color="tab:red", markersize=11, markeredgewidth=2)
+    labels = [f"{row['question']}, {row['setting']} / {row['peer']}" for row in reversed(rows)]
+    plot.set_yticks(range(len(rows)), labels, fontsize=6)
+    plot.set_xscale("log")
+    plot.axvline(1, color="grey", linewidth=0.8)
+    plot.set_xlabel("times as good as the peer (bar: quartiles, red: goal)")
+    plots = bottom.subplots(2, -(-len(axes) // 2)).flat
+    for plot, axis in zip(plots, axes, strict=False):
+        chosen = [point for point in points if point["axis"] == axis]
+        values = [float(point["value"]) for point in chosen]
+        plot.loglog(values, [float(point["seconds"]) for point in chosen], "o-", color="tab:blue", label="seconds")
+        plot.set_title(axis, fontsize=7)
+        plot.set_xlabel(chosen[0]["unit"], fontsize=7)
+        other = plot.twinx()
+        other.semilogx(values, [float(point["memory_mib"]) for point in chosen], "s--", color="tab:orange")
+        plot.tick_params(labelsize=6)
+        other.tick_params(labelsize=6)
+    bottom.supylabel("seconds (blue), MiB (orange, dashed)", fontsize=7)
+    figure.savefig(FIGURE, dpi=110)
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    rows = [row for name in ORDER for row in read(name)]
+    for row in rows:
+        mark = f"   FELL, {row['before']} before" if row["before"] else ""
+        goal = f" (goal {number(row['goal'])}: {reached(row)})" if row["goal"] else ""
+        print(f"{number(row['ratio']):>6}  {row['question']}, {row['setting']}, against {row['peer']}{goal}{mark}")
+    PAGE.write_text(page(rows))
+    draw(rows)
+    fallen = sum(bool(row["before"]) for row in rows)
+    print(f"{PAGE} and {FIGURE.name} written; {fallen} of {len(rows)} lines fell by more than 10 %")
+
+
+if __name__ == "__main__":
+    main()
