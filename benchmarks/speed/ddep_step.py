@@ -151,7 +151,7 @@ def main() -> None:
             for peer, order, goal in (("smp", contiguous, goals[0]), ("smp in channels_last", last, goals[1])):
                 peers[peer] = plain(functools.partial(smp, config), batch, side, device, order), goal
         products = {f"product, {way}": matrix_rate(DTYPES[way], device) for way in ways}
-        times = rounds_of({**ways, **{peer: make for peer, (make, _) in peers.items()}, **products}, args.rounds)
+        times = rounds_of({**ways, **{peer: make for peer, (make, _) in peers.items()}, **products}, args.rounds, 1)
         operations = value_of(flop(config, batch, side))
         memory = peak_memory(ways["float32"]), peak_memory(ours(config, batch, side, device, "no", freeze=False))
         for way in ways:

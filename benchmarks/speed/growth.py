@@ -3,8 +3,8 @@
     python benchmarks/speed/growth.py
 
 Each point is a process of its own; its memory is the peak above what the process had after it was set up. Lite0 with
-the shipped decoder's sizes, random weights, float32. Writes results/growth.csv with an exponent for each axis: the
-slope of the logarithms between the two largest values, 1 for linear growth.
+the shipped decoder's sizes where nothing else is said, random weights, float32. Writes results/growth.csv with an
+exponent for each axis: the slope of the logarithms between the two largest values, 1 for linear growth.
 """
 
 import argparse
@@ -37,10 +37,15 @@ def pretraining(side: int = 128, batch: int = 8, width: float = 1.0) -> Make:
     return ours({**LITE0, "decoder_width": width}, batch, side, "cpu", "no")
 
 
-def prediction(side: int = 512, classes: int = 19) -> Make:
+VIT = {"encoder_name": "vit_small_patch14_dinov2"}
+
+
+def prediction(side: int = 512, classes: int = 19, model: dict[str, Any] = LITE0) -> Make:
+    config = {name: value for name, value in model.items() if name != "image_skip"}
+
     def make() -> Callable[[], Any]:
         keep_freed_memory()
-        model = DDePForSemanticSegmentation(DDePConfig(num_labels=classes, **LITE0)).eval()
+        model = DDePForSemanticSegmentation(DDePConfig(num_labels=classes, **config)).eval()
         model.to(memory_format=torch.channels_last)
         images = torch.randn(1, 3, side, side).contiguous(memory_format=torch.channels_last)
         return lambda: predict(model, images, (side, side))
@@ -71,6 +76,7 @@ AXES: dict[str, tuple[str, Callable[[Any], Make], list[Any]]] = {
     "DDeP step by batch": ("images", lambda x: pretraining(batch=x), [4, 8, 16, 32]),
     "DDeP step by width of the decoder": ("times", lambda x: pretraining(width=x), [1, 2, 3]),
     "prediction by side of the image": ("pixels", lambda x: prediction(side=x), [256, 512, 1024]),
+    "prediction with ViT-S/14 by side of the image": ("pixels", lambda x: prediction(x, model=VIT), [224, 518, 1036]),
     "prediction by classes": ("classes", lambda x: prediction(classes=x), [2, 19, 150]),
     "counting 150 classes by images of 2 MP": ("images", evaluation, [20, 200, 2000]),
 }
@@ -78,7 +84,7 @@ AXES: dict[str, tuple[str, Callable[[Any], Make], list[Any]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     rounds = parser.parse_args().rounds
     rows: list[dict[str, Any]] = []
     for axis, (unit, way, values) in AXES.items():

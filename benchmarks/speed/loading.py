@@ -121,7 +121,7 @@ def write_16_bit(folder: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
     peers = {"Pillow + torchvision": pillow, "OpenCV": opencv, "torchvision.io": torchvision_io}
     rows = []

@@ -5,11 +5,11 @@ the others, and does one round at a time when it is told to, so that other load 
 """
 
 import csv
+import ctypes
 import functools
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -144,13 +144,13 @@ def rounds_of(ways: Mapping[str, Make], rounds: int = 7, warm_up: int = 2) -> di
 
 
 def peak_memory(make: Make, calls: int = 2) -> float:
-    """MiB by which a process grows at most in `calls` rounds, set-up not counted."""
+    """MiB by which a process grows at most in `calls` rounds, above what it holds after its set-up."""
     process = _Process(make)
     try:
-        before = process.ask("memory")
+        before = process.ask("reset memory")
         for _ in range(calls):
             process.round()
-        return process.ask("memory") - before
+        return process.ask("peak memory") - before
     finally:
         process.close()
 
@@ -197,13 +197,26 @@ def _serve(make: Make, connection: Any) -> None:
         if what == "round":
             connection.send(seconds(step))
         else:
-            connection.send(_peak() if what == "memory" else step())
+            connection.send({"reset memory": _reset_memory, "peak memory": _peak_memory, "value": step}[what]())
 
 
-def _peak() -> float:
+def _reset_memory() -> float:
+    """Forgets the peak; what the process holds, in MiB."""
     if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**20
+    ctypes.CDLL(None).malloc_trim(0)  # or what the set-up has freed would be used again, unseen
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _peak_memory() -> float:
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_initialized() else _status("VmHWM")
+
+
+def _status(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
 def matrix_rate(dtype: torch.dtype, device: str = "cpu") -> Make:

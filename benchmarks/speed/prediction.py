@@ -157,7 +157,7 @@ def main() -> None:
         rows += compare("prediction", "one image of 512x512", times["ours"], peer, "s")
 
         ways = {"ours": ours(model, 1024, 2048, WINDOWS), "whole": plain(model, 1024, 2048)}
-        times = rounds_of(ways, min(args.rounds, 5), warm_up=1)
+        times = rounds_of(ways, 3, warm_up=1)
         peer = {"the whole image, plain PyTorch": (times["whole"], None)}
         rows += compare("prediction", "1024x2048 in windows of 512", times["ours"], peer, "s")
         memory = peak_memory(ways["ours"]), peak_memory(ways["whole"])
@@ -179,7 +179,7 @@ def main() -> None:
             "ours": ours_on_folder(model, photographs, f"{root}/ours"),
             "loop": loop_on_folder(model, photographs, f"{root}/loop"),
         }
-        times = rounds_of(ways, 3, warm_up=0)
+        times = rounds_of(ways, 1, warm_up=0)
         peer = {"a loop with PIL and the model": (times["loop"], 1.5)}
         rows += compare("ddep-hub predict", f"{args.photographs} photographs of 500x375", times["ours"], peer, "s")
         write_rows("prediction", rows)

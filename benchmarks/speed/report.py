@@ -116,20 +116,25 @@ def draw(rows: list[Line]) -> None:
             plot.plot(float(row["goal"]), place, "|", color="tab:red", markersize=11, markeredgewidth=2)
     labels = [f"{row['question']}, {row['setting']} / {row['peer']}" for row in reversed(rows)]
     plot.set_yticks(range(len(rows)), labels, fontsize=6)
+    plot.set_ylim(-1, len(rows))
     plot.set_xscale("log")
     plot.axvline(1, color="grey", linewidth=0.8)
     plot.set_xlabel("times as good as the peer (bar: quartiles, red: goal)")
     plots = bottom.subplots(2, -(-len(axes) // 2)).flat
+    for plot in plots[len(axes) :]:
+        plot.remove()
     for plot, axis in zip(plots, axes, strict=False):
         chosen = [point for point in points if point["axis"] == axis]
         values = [float(point["value"]) for point in chosen]
-        plot.loglog(values, [float(point["seconds"]) for point in chosen], "o-", color="tab:blue", label="seconds")
+        plot.plot(values, [float(point["seconds"]) for point in chosen], "o-", color="tab:blue")
         plot.set_title(axis, fontsize=7)
         plot.set_xlabel(chosen[0]["unit"], fontsize=7)
         other = plot.twinx()
-        other.semilogx(values, [float(point["memory_mib"]) for point in chosen], "s--", color="tab:orange")
-        plot.tick_params(labelsize=6)
-        other.tick_params(labelsize=6)
+        other.plot(values, [float(point["memory_mib"]) for point in chosen], "s--", color="tab:orange")
+        for scale in (plot, other):
+            scale.set_ylim(bottom=0)
+            scale.tick_params(labelsize=6)
+        plot.set_xlim(left=0)
     bottom.supylabel("seconds (blue), MiB (orange, dashed)", fontsize=7)
     figure.savefig(FIGURE, dpi=110)
 

@@ -65,16 +65,16 @@ def imports(rounds: int) -> list[Row]:
     times = [[import_seconds(statement) for statement in statements] for _ in range(rounds + 1)][1:]
     timm, *others = (list(column) for column in zip(*times, strict=True))
     rows = []
-    for statement, found in zip(statements[1:], others, strict=True):
-        # The goal: at most timm's time and 0.3 s.
-        goal = 1 / (1 + 0.3 / min(timm))
+    # The goal is for the package alone, timm's time and 0.3 s; the model's classes need transformers as well.
+    goals = 1 / (1 + 0.3 / min(timm)), None
+    for statement, found, goal in zip(statements[1:], others, goals, strict=True):
         rows += compare(f"`{statement}`", "new interpreter", found, {"`import timm`": (timm, goal)}, "s")
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder:
         value_of(lambda: save(folder))

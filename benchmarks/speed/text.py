@@ -5,9 +5,9 @@ OPENING = """# Performance
 <!-- Written by `make benchmark`; the words are in benchmarks/speed/text.py. -->
 
 Each line compares this package with a peer, or with its own floor, on one machine and in turns: medians over rounds,
-as ratios, with the quartiles of the rounds' ratios. Above 1, this package is ahead. For memory, the ratio is the peer's
-peak divided by this package's. `make benchmark` measures all of it anew in about a quarter of an hour, writes the CSV
-files in `benchmarks/speed/results/` and this page, and marks the lines that fell by more than 10 %.
+as ratios, with the quartiles of the rounds' ratios. Above 1, this package is ahead. For memory, the ratio is the
+peer's peak divided by this package's. `make benchmark` measures all of it anew in about a quarter of an hour, writes
+the CSV files in `benchmarks/speed/results/` and this page, and marks the lines that fell by more than 10 %.
 
 {measured}
 
@@ -48,14 +48,16 @@ NOTES = {
         "torchvision: the rest is the header, 0.1 ms."
     ),
     ("loading", "2048x1024"): (
-        "Most of the time goes into the Huffman code, which a reduced scale does not shorten; the ratio grows with the "
-        "image's size relative to the crop."
+        "Most of the time goes into the Huffman code, which a reduced scale does not shorten; the ratio grows "
+        "with the image's size relative to the crop."
     ),
     ("loading", "PNG"): "zlib, and scaling three equal channels where the peer scales one.",
 }
 
-CLOSING = """Nothing grows faster than the pixels it has to read. Wider decoders cost the square of their width, as
-convolutions do. Counting keeps the matrix of 150 x 150 counts alone, whatever the number of images.
+CLOSING = """With convolutional encoders nothing grows faster than the pixels. Attention does: twice the side and four
+times the patches take seven times the time with ViT-S/14. Wider decoders cost up to the square of their width, as
+convolutions do. Counting keeps the matrix of 150 x 150 counts alone, whatever the number of images. Not measured: the
+number of labelled images, which are read from disk in each step, and several processes.
 
 ## The floor of a step
 
@@ -68,20 +70,20 @@ step before it; single runs):
 
 | change | faster |
 |---|---|
-| skips are convolved apart from the upsampled features and added: no concatenation, no gradient for a frozen encoder | 1.08 to 1.17 |
+| no concatenation of skips: two convolutions are added; a frozen encoder's features get no gradient | 1.08 to 1.17 |
 | the frozen encoder's BatchNorms are folded into its convolutions | 1.02 to 1.15 |
 | malloc keeps freed memory, so that the system does not clear it anew in each step | 1.06 to 1.3 |
 | bf16 where the CPU has AMX | 2 to 2.5 |
 
 Tried and left out: transparent huge pages (no gain), bilinear upsampling as a transposed convolution (no gain), the
-encoder compiled by inductor with its weights frozen (a further 1.2 to 1.4 of the encoder's forward pass, 10 s to
-compile and a C++ compiler needed; `--torch_compile` compiles all of the step). Noise in the input changes the encoder's
+encoder compiled by inductor with its weights frozen (its forward pass is 1.2 to 1.4 times as fast again, after 10 s of
+compiling by a C++ compiler; `--torch_compile` compiles all of the step). Noise in the input changes the encoder's
 features, so they cannot be reused over several draws.
 
 ## ImageNet-21k, on paper
 
-Not run. One image of 224 px takes 88.3 GFLOP (TransUNet 1x, [CSV](../benchmarks/pretraining_cost.csv)), 100 epochs of
-14.2 million images 125 EFLOP. At an assumed 300 TFLOP/s, a third of an H100's nominal bf16 rate:
+Not run. One image of 224 px takes 88.3 GFLOP (TransUNet 1x, [CSV](../benchmarks/pretraining_cost.csv)); 100 epochs of
+14.2 million images take 125 EFLOP. At an assumed 300 TFLOP/s, a third of an H100's nominal bf16 rate:
 
 | GPUs | hours | images/s | cores that read (2.3 ms an image) | price at an assumed 2.5 $ per GPU hour |
 |---|---|---|---|---|

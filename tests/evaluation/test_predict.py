@@ -7,8 +7,11 @@ from PIL import Image
 
 import ddep_hub
 from ddep_hub import DDePForSemanticSegmentation, DDePImageProcessor
+from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.synthetic import SCENE_CLASSES
+from ddep_hub.evaluation.arguments import PredictArguments
+from ddep_hub.evaluation.predict import AHEAD, predict_images
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,29 @@ def test_one_image_gives_one_mask_and_a_list_a_list(folder, scenes):
     assert all(np.array_equal(mask, masks[0]) for mask in masks)
     assert len(ddep_hub.predict(folder, scenes / "images" / "val")) == 3
     assert isinstance(ddep_hub.predict(folder, [path]), list) and ddep_hub.predict(folder, []) == []
+
+
+def test_a_folder_gets_the_masks_of_its_images_in_order(folder, scenes, tmp_path):
+    """They are read and written by other threads than the one that predicts."""
+    images = sorted((scenes / "images" / "train").iterdir())
+    arguments = PredictArguments(model=str(folder), predictions=["ids"], output_dir=str(tmp_path / "masks"))
+    names = predict_images([str(scenes / "images" / "train")], arguments)
+    assert names == [path.stem for path in images] and len(names) > AHEAD
+    for path, mask in zip(images, ddep_hub.predict(folder, images), strict=True):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "masks" / "ids" / f"{path.stem}.png")), mask)
+
+
+def test_a_damaged_image_leaves_the_masks_before_it(folder, scenes, tmp_path):
+    mixed = tmp_path / "images"
+    mixed.mkdir()
+    for number, path in enumerate(sorted((scenes / "images" / "train").iterdir())[:8]):
+        (mixed / f"{number}.png").write_bytes(path.read_bytes()[: 100 if number == 5 else None])
+    arguments = PredictArguments(model=str(folder), predictions=["ids"], output_dir=str(tmp_path / "masks"))
+    with pytest.raises(BadFileError, match=r"5\.png"):
+        predict_images([str(mixed)], arguments)
+    written = sorted((tmp_path / "masks" / "ids").iterdir())
+    assert [path.stem for path in written] == ["0", "1", "2", "3", "4"]
+    assert all(Image.open(path).size == (64, 64) for path in written)
 
 
 @pytest.mark.parametrize("kind", ["16-bit", "transparent", "turned"])
