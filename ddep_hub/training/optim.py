@@ -1,10 +1,11 @@
 """Optimizer, learning rate, and the weights that are trained."""
 
+import contextlib
 import copy
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -211,6 +212,17 @@ class Weights:
         optimizer.load_state_dict(states)
         if self.average is not None and average is not None:
             self.average.module.load_state_dict(average)
+
+
+@contextlib.contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Takes back Accelerate's mixed precision, which replaces `forward`: a model is measured as it will be loaded."""
+    mixed = model.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if mixed is not None:
+            model.__dict__["forward"] = mixed
 
 
 def set_encoder_mode(model: DDePPreTrainedModel, *, frozen: bool, frozen_norms: bool) -> None:

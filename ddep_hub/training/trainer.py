@@ -32,7 +32,7 @@ from .arguments import RunArguments, micro_batches, parse_time
 from .checkpointing import Checkpointer
 from .logging import MetricsLogger
 from .models import check_single_image
-from .optim import Weights, build_optimizer, rate_table, set_learning_rate
+from .optim import Weights, build_optimizer, in_float32, rate_table, set_learning_rate
 from .outputs import add_pictures, describe, save_best, save_final, save_picture
 from .run_dir import (
     Interruption,
@@ -185,7 +185,8 @@ class Trainer(ABC):
                 row = self._train()
                 model = self.weights.plain().eval()
                 on_main_process(self.accelerator, lambda: save_final(model, self.processor, self.args, final))
-                results = self.evaluate(model)
+                with in_float32(model):
+                    results = self.evaluate(model)
                 if self.args.eval_steps:
                     self._keep_if_best(results, model)
                 results = {**results, "seconds": round(self.seconds, 1)}
@@ -378,7 +379,8 @@ class Trainer(ABC):
     def _evaluate(self) -> dict[str, Any]:
         self._check_finite()
         model = self.weights.plain()
-        results = self.evaluate(model)
+        with in_float32(model):
+            results = self.evaluate(model)
         self._keep_if_best(results, model)
         if self.accelerator.is_main_process:
             self._save_picture(model, f"step-{self.step}.png")

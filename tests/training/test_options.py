@@ -287,6 +287,20 @@ def test_bfloat16(pretraining, monkeypatch):
     assert {tensor.dtype for tensor in weights(half).values()} == {torch.float32, torch.int64}
 
 
+def test_a_run_in_bfloat16_is_measured_as_its_model_loads(finetuning, scenes, capsys):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        run = finetuning("half", mixed_precision="bf16", eval_steps=2)
+        assert "device cpu, bf16" in capsys.readouterr().out
+        plain = finetuning("plain", mixed_precision="no")
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    assert losses(run)[:1] != losses(plain)[:1]
+    said = read_metrics(run / "metrics.jsonl")[-1]["mean_iou"]
+    assert ddep_hub.evaluate(run / "final", scenes)["mean_iou"] == pytest.approx(said, abs=1e-9)
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
