@@ -3,6 +3,7 @@
     python benchmarks/gpu.py pack --images path/to/images --output runs/gpu-pack
     python benchmarks/gpu.py check --output out/check.csv
     python benchmarks/gpu.py bench --output out/bench.csv
+    python benchmarks/speed/ddep_step.py --device cuda          # and finetuning_step.py, pretraining_job.py
     python benchmarks/gpu.py train --pack runs/gpu-pack --minutes 9 --output out/decoder
     python benchmarks/gpu.py study --pack runs/gpu-pack --data runs/nuclei --unlabelled runs/nuclei/images/train \
         --study examples/configs/label-efficiency-nuclei.yaml --minutes 9 --output out/nuclei.csv

@@ -18,6 +18,11 @@ _NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 TOLERANCE = 1e-4
 
 
+def example_images(channels: int, device: torch.device | str) -> torch.Tensor:
+    """One image `(1, channels, 224, 224)` to run a network on, large enough for every encoder and always the same."""
+    return torch.randn(1, channels, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
+
+
 @torch.no_grad()
 def fold_batch_norms(module: nn.Module, run: Callable[[nn.Module], list[torch.Tensor]]) -> nn.Module:
     """Folds each BatchNorm in eval mode into the convolution whose output it normalises.
@@ -33,6 +38,8 @@ def fold_batch_norms(module: nn.Module, run: Callable[[nn.Module], list[torch.Te
     Returns:
         A copy that gives the same outputs up to rounding, or `module` if there is nothing to fold.
     """
+    if not any(type(child) in _NORMS for child in module.modules()):
+        return module
     folded = copy.deepcopy(module)
     expected, pairs = _convolutions_before_norms(folded, run)
     if not pairs or next(module.parameters()).dtype != torch.float32:

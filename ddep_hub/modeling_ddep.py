@@ -21,7 +21,7 @@ from .encoders import (
     has_batch_norm_in_training,
     is_hybrid,
 )
-from .folding import fold_batch_norms
+from .folding import example_images, fold_batch_norms
 from .modeling_base_ddep import DDePPreTrainedModel
 from .resampling import padded_size
 from .segmentation import segmentation_loss
@@ -136,7 +136,7 @@ class DDePModel(DDePPreTrainedModel):
         They run a second copy of the encoder from then on, see [`fold_batch_norms`]. It is in nobody's `state_dict`:
         call this once the model has its weights and its device, and again after either changes.
         """
-        images = torch.randn(1, self.config.num_channels, 64, 64, device=self.device)
+        images = example_images(self.config.num_channels, self.device)
 
         def run(encoder: nn.Module) -> list[torch.Tensor]:
             return extract_features(encoder, images)[0]

@@ -9,17 +9,18 @@ is the usual one: float32, contiguous, the encoder's parameters without gradient
 
 import argparse
 import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from measuring import MATRIX_FLOP, Make, compare, matrix_rate, peak_memory, rounds_of, value_of, write_rows
+from measuring import MATRIX_FLOP, Make, compare, formats, matrix_rate, peak_memory, rounds_of, value_of, write_rows
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddep_hub import DDePConfig, DDePForPreTraining
-from ddep_hub.utils.device import keep_freed_memory, native_precision
+from ddep_hub.utils.device import keep_freed_memory
 
 
 SIZES = [256, 128, 64, 32, 16]
@@ -131,23 +132,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     device = args.device
-    auto = native_precision(torch.device(device))
-    goals, rows = GOALS[device], []
+    goals, titles, rows = GOALS[device], formats(device), []
     contiguous, last = torch.contiguous_format, torch.channels_last
     for name in args.models:
         config, batch, side = MODELS[name]
         batch *= ON_GPU if device == "cuda" else 1
         setting = f"{name}, {batch} images of {side} px"
-        ways = {"float32": ours(config, batch, side, device, "no")}
-        if auto == "bf16":
-            ways["bf16"] = ours(config, batch, side, device, auto)
+        ways = {title: ours(config, batch, side, device, precision) for title, precision in titles.items()}
         peers = {
             "a plain loop of the same network": (
                 plain(functools.partial(own_network, config), batch, side, device, contiguous),
                 goals[2],
             )
         }
-        if name != "TransUNet":
+        if name != "TransUNet" and importlib.util.find_spec("segmentation_models_pytorch"):
             for peer, order, goal in (("smp", contiguous, goals[0]), ("smp in channels_last", last, goals[1])):
                 peers[peer] = plain(functools.partial(smp, config), batch, side, device, order), goal
         products = {f"product, {way}": matrix_rate(DTYPES[way], device) for way in ways}

@@ -9,11 +9,12 @@ their time per operation. All weights are random.
 """
 
 import argparse
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from measuring import Make, compare, rounds_of, value_of, write_rows
+from measuring import Make, compare, formats, rounds_of, value_of, write_rows
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,7 +27,7 @@ from transformers import (
 )
 
 from ddep_hub import DDePConfig, DDePForSemanticSegmentation
-from ddep_hub.utils.device import keep_freed_memory, native_precision
+from ddep_hub.utils.device import keep_freed_memory
 
 
 SIDE, CLASSES = 512, 19
@@ -115,12 +116,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    auto = native_precision(torch.device(args.device))
-    mine = {"float32": step_of(ours, args.device, tuned=True)}
-    if auto == "bf16":
-        mine["bf16"] = step_of(ours, args.device, auto, tuned=True)
-    peers = {"smp's U-Net": smp, "UPerNet, per operation": upernet, "SegFormer-B2, per operation": segformer}
-    ways = {peer: step_of(build, args.device) for peer, build in peers.items()}
+    mine = {
+        title: step_of(ours, args.device, precision, tuned=True) for title, precision in formats(args.device).items()
+    }
+    peers = {"UPerNet, per operation": (upernet, 1.0), "SegFormer-B2, per operation": (segformer, 1.0)}
+    if importlib.util.find_spec("segmentation_models_pytorch"):
+        peers = {"smp's U-Net": (smp, 1.15), **peers}
+    ways = {peer: step_of(build, args.device) for peer, (build, _) in peers.items()}
     times = rounds_of({**mine, **ways}, args.rounds, warm_up=1)
     flop = {name: value_of(operations(make)) for name, make in {**mine, **ways}.items() if name != "bf16"}
     rows = []
@@ -128,7 +130,7 @@ def main() -> None:
         # What a peer would take for our operations.
         found = {
             peer: ([one * flop["float32"] / flop[peer] for one in times[peer]] if "per" in peer else times[peer], goal)
-            for peer, goal in zip(peers, (1.15, 1.0, 1.0), strict=True)
+            for peer, (_, goal) in peers.items()
         }
         setting = f"ResNet-50, {BATCH[args.device]} images of {SIDE} px, {way}"
         rows += compare("fine-tuning step", setting, times[way], found, "s")

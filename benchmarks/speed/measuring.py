@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 
+from ddep_hub.utils.device import native_precision
+
 
 RESULTS = Path(__file__).parent / "results"
 Make = Callable[[], Callable[[], Any]]
@@ -143,6 +145,12 @@ def rounds_of(ways: Mapping[str, Make], rounds: int = 7, warm_up: int = 2) -> di
     return times
 
 
+def formats(device: str) -> dict[str, str]:
+    """Formats to measure by title: float32, and what `--mixed_precision auto` chooses. Asked in a child: see below."""
+    native = value_of(lambda: lambda: float(native_precision(torch.device(device)) == "bf16"))
+    return {"float32": "no", "bf16": "bf16"} if native else {"float32": "no"}
+
+
 def peak_memory(make: Make, calls: int = 2) -> float:
     """MiB by which a process grows at most in `calls` rounds, above what it holds after its set-up."""
     process = _Process(make)
@@ -165,7 +173,7 @@ def value_of(make: Make) -> float:
 
 
 class _Process:
-    """A way in a forked process. The parent must not have computed anything: OpenMP does not survive a fork."""
+    """A way in a forked process. The parent computes nothing: neither OpenMP nor CUDA survives a fork."""
 
     def __init__(self, make: Make) -> None:
         context = multiprocessing.get_context("fork")

@@ -17,13 +17,12 @@ from typing import Any
 
 import torch
 from ddep_step import ours
-from measuring import Make, compare, value_of, write_rows
+from measuring import Make, compare, formats, value_of, write_rows
 from photographs import write_photographs
 
 from ddep_hub.training.arguments import PretrainArguments
 from ddep_hub.training.logging import read_metrics
 from ddep_hub.training.pretraining import pretrain
-from ddep_hub.utils.device import native_precision
 
 
 CROP, WARM_UP, STEPS = 128, 10, 30
@@ -93,9 +92,8 @@ def main() -> None:
     batch = BATCH[args.device]
     with tempfile.TemporaryDirectory() as root:
         images = write_photographs(Path(root) / "photographs", 400 if args.device == "cpu" else 4000, 500, 375)
-        auto = native_precision(torch.device(args.device))
         rows = []
-        for precision, title in {"no": "float32", auto: "float32" if auto == "no" else auto}.items():
+        for title, precision in formats(args.device).items():
             jobs, steps = [], []
             for _ in range(args.rounds):  # each in a new process, in turns: a run's workers are only its own
                 jobs.append(value_of(job(images, Path(root) / "run", batch, args.workers, precision)))

@@ -23,7 +23,7 @@ from ddep_hub.data.dataset_registry import find_dataset_by_classes
 from ddep_hub.data.image_io import decode_image, images_below
 from ddep_hub.data.preprocessing import AnyImage, EvalTransform, Normalize
 from ddep_hub.data.synthetic import SCENE_CLASSES
-from ddep_hub.folding import fold_batch_norms
+from ddep_hub.folding import example_images, fold_batch_norms
 from ddep_hub.image_conversion import ChannelImage, channels_first, to_rgb, upright
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
@@ -122,7 +122,7 @@ def load_for_prediction(name: str | Path, args: InferenceArguments) -> DDePForSe
     model = load_model(name, args.encoder_weights)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device, memory_format=torch.channels_last)
-    images = torch.randn(1, model.config.num_channels, 64, 64, device=device)
+    images = example_images(model.config.num_channels, device)
     folded = fold_batch_norms(model, lambda network: [network(pixel_values=images).logits])
     return cast(DDePForSemanticSegmentation, folded)
 
