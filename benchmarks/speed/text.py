@@ -24,8 +24,8 @@ NOTES = {
         "values as before: they bound the step."
     ),
     ("memory of a DDeP step",): (
-        "At fine strides a decoder stores about as much as a convolutional encoder: its blocks at full and half "
-        "resolution hold most of the values. Not tried: recomputing norm and activation in the backward pass."
+        "The decoder's blocks at full and half resolution hold most of the values that a step stores, and a DeP step "
+        "stores these as well. Not tried: recomputing norm and activation in the backward pass."
     ),
     ("fine-tuning step", "UPerNet"): (
         "UPerNet spends most of its operations in 3x3 convolutions of 256 and 1024 channels at stride 4 and coarser, "
