@@ -14,10 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from measuring import MATRIX_FLOP, Make, compare, formats, matrix_rate, peak_memory, rounds_of, value_of, write_rows
+from measuring import MATRIX_FLOP, Make, compare, formats, matrix_rate, operations, peak_memory, rounds_of, write_rows
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from ddep_hub import DDePConfig, DDePForPreTraining
 from ddep_hub.utils.device import keep_freed_memory
@@ -109,22 +108,6 @@ def own_network(config: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
     return Network(), model.ddep.encoder
 
 
-def flop(config: dict[str, Any], batch: int, side: int) -> Make:
-    """Operations of a step; what is not computed is not counted."""
-
-    def make() -> Callable[[], Any]:
-        step = ours(config, batch, side, "cpu", "no")()
-
-        def count() -> float:
-            with FlopCounterMode(display=False) as counter:
-                step()
-            return float(counter.get_total_flops())
-
-        return count
-
-    return make
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -150,13 +133,13 @@ def main() -> None:
                 peers[peer] = plain(functools.partial(smp, config), batch, side, device, order), goal
         products = {f"product, {way}": matrix_rate(DTYPES[way], device) for way in ways}
         times = rounds_of({**ways, **{peer: make for peer, (make, _) in peers.items()}, **products}, args.rounds, 1)
-        operations = value_of(flop(config, batch, side))
+        counted = operations(ours(config, batch, side, "cpu", "no"))
         memory = peak_memory(ways["float32"]), peak_memory(ours(config, batch, side, device, "no", freeze=False))
         for way in ways:
             found = {peer: (times[peer], goal) for peer, (_, goal) in peers.items()}
             rows += compare("DDeP step", f"{setting}, {way}", times[way], found, "s")
             # The time that the step's operations take as products of large matrices.
-            floor = [seconds * operations / MATRIX_FLOP[device] for seconds in times[f"product, {way}"]]
+            floor = [seconds * counted / MATRIX_FLOP[device] for seconds in times[f"product, {way}"]]
             share = {"the matrix rate": (floor, SHARES.get(name))}
             rows += compare("share of the matrix rate, DDeP step", f"{setting}, {way}", times[way], share, "s")
         rows += compare(

@@ -14,10 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from measuring import Make, compare, formats, rounds_of, value_of, write_rows
+from measuring import Make, compare, formats, operations, rounds_of, write_rows
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     ConvNextConfig,
     SegformerConfig,
@@ -95,22 +94,6 @@ def step_of(build: Callable[[], nn.Module], device: str, precision: str = "no", 
     return make
 
 
-def operations(make: Make) -> Make:
-    """Operations of a round."""
-
-    def counting() -> Callable[[], Any]:
-        step = make()
-
-        def count() -> float:
-            with FlopCounterMode(display=False) as counter:
-                step()
-            return float(counter.get_total_flops())
-
-        return count
-
-    return counting
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -124,12 +107,17 @@ def main() -> None:
         peers = {"smp's U-Net": (smp, 1.15), **peers}
     ways = {peer: step_of(build, args.device) for peer, (build, _) in peers.items()}
     times = rounds_of({**mine, **ways}, args.rounds, warm_up=1)
-    flop = {name: value_of(operations(make)) for name, make in {**mine, **ways}.items() if name != "bf16"}
+    flop = {name: operations(make) for name, make in {**mine, **ways}.items() if name != "bf16"}
     rows = []
     for way in mine:
         # What a peer would take for our operations.
         found = {
-            peer: ([one * flop["float32"] / flop[peer] for one in times[peer]] if "per" in peer else times[peer], goal)
+            peer: (
+                [one * flop["float32"] / flop[peer] for one in times[peer]]
+                if peer.endswith("per operation")
+                else times[peer],
+                goal,
+            )
             for peer, (_, goal) in peers.items()
         }
         setting = f"ResNet-50, {BATCH[args.device]} images of {SIDE} px, {way}"

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from ddep_hub.utils.device import native_precision
 
@@ -170,6 +171,22 @@ def value_of(make: Make) -> float:
         return process.ask("value")
     finally:
         process.close()
+
+
+def operations(make: Make) -> float:
+    """Operations of one round; what is not computed is not counted."""
+
+    def counting() -> Callable[[], float]:
+        step = make()
+
+        def count() -> float:
+            with FlopCounterMode(display=False) as counter:
+                step()
+            return float(counter.get_total_flops())
+
+        return count
+
+    return value_of(counting)
 
 
 class _Process:
