@@ -24,6 +24,7 @@ from ddep_hub.data.dataloading import reading
 from ddep_hub.data.samplers import example_seed, slice_of_batch
 from ddep_hub.hub.model_card import PREDICTIONS, Kind
 from ddep_hub.utils.arguments import write_yaml
+from ddep_hub.utils.depthwise import FastDepthwise, has_slow_gradients
 from ddep_hub.utils.device import build_accelerator, keep_freed_memory
 from ddep_hub.utils.distributed import on_main_process
 from ddep_hub.utils.files import remove_dir
@@ -208,6 +209,9 @@ class Trainer(ABC):
         self.weights = Weights(accelerator, self.model, args)
         wrapped, self.optimizer = accelerator.prepare(self.model, build_optimizer(self.model, args, factors))
         self.wrapped = torch.compile(wrapped) if args.torch_compile else wrapped
+        # Elsewhere the plain gradients are as fast; torch.compile traces without modes.
+        bf16_on_cpu = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
+        self.slow_depthwise = bf16_on_cpu and not args.torch_compile and has_slow_gradients(self.model)
         self.trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.positions = slice_of_batch(args.batch_size, accelerator.process_index, accelerator.num_processes)
         self.checkpointer = Checkpointer(
@@ -317,7 +321,8 @@ class Trainer(ABC):
         for part, (start, end) in enumerate(itertools.pairwise(bounds)):
             piece = {name: value[start:end] for name, value in batch.items()}
             last = part == parts - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(self.wrapped):
+            sync = contextlib.nullcontext() if last else accelerator.no_sync(self.wrapped)
+            with sync, FastDepthwise() if self.slow_depthwise else contextlib.nullcontext():
                 sums = self.loss_sums(self.wrapped, piece, step, self.positions[start:end])
                 loss = sum(term / count for term, count in zip(sums, counts.unbind(), strict=True))
                 # Gradients are averaged over processes; the sum is wanted.
