@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .modeling_base_ddep import DDePPreTrainedModel
     from .modeling_ddep import DDePForPreTraining, DDePForPreTrainingOutput, DDePForSemanticSegmentation, DDePModel
     from .preparation import prepare
+    from .preparation.selection import select_images
     from .pretrained import list_pretrained
     from .training.arguments import FinetuneArguments, PretrainArguments
     from .training.finetuning import finetune
@@ -39,6 +40,7 @@ _MODULES = {
     "predict": "evaluation.predict",
     "prepare": "preparation",
     "pretrain": "training.pretraining",
+    "select_images": "preparation.selection",
 }
 __all__ = [
     "DDePConfig",
@@ -58,6 +60,7 @@ __all__ = [
     "predict",
     "prepare",
     "pretrain",
+    "select_images",
 ]
 
 register_auto_classes()

