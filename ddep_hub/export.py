@@ -119,6 +119,7 @@ def export(
             "rescale_factor": processor.rescale_factor,
             "image_mean": list(processor.image_mean),
             "image_std": list(processor.image_std),
+            **({"channel_order": processor.channel_order} if processor.channel_order else {}),
             "resize": resize or None,
             "classes": names_in_order(config.id2label),
             "checked": checked,

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import re
 import struct
+from collections.abc import Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -147,6 +148,17 @@ class ChannelImage:
         picture = np.zeros((3, self.height, self.width), dtype=np.uint8)
         picture[: len(shown)] = np.clip((shown - low) / np.maximum(high - low, 1e-6), 0, 1) * 255
         return Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0)))
+
+
+def checked_order(order: Sequence[int], channels: int) -> list[int]:
+    """Returns the order of channels of an image processor.
+
+    Raises:
+        ValueError: It does not name each channel once.
+    """
+    if sorted(order) != list(range(channels)):
+        raise ValueError(f"channel_order is {list(order)}, which must name each of {channels} channels once, from 0.")
+    return list(order)
 
 
 def channels_first(

@@ -24,7 +24,7 @@ from transformers.image_utils import (
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import ImagesKwargs
 
-from .image_conversion import channels_first, eight_bits, read_channels, to_rgb, upright
+from .image_conversion import channels_first, checked_order, eight_bits, read_channels, to_rgb, upright
 from .segmentation import class_logits
 
 
@@ -37,9 +37,12 @@ class DDePImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-
     Attributes:
         do_reduce_labels: Whether id 0 of a map means "no class": 0 becomes 255 (ignored), every other id drops by one,
             255 stays. ADE20K's 150-class maps need it.
+        channel_order: Which channel of the image each channel of `pixel_values` is, from 0: `[2, 1, 0]` for BGR.
+            `image_mean` and `image_std` are in the image's order.
     """
 
     do_reduce_labels: bool
+    channel_order: list[int] | None
 
 
 class DDePImageProcessorMixin:
@@ -60,6 +63,7 @@ class DDePImageProcessorMixin:
     size: ClassVar[dict[str, int]] = {"height": 512, "width": 512}
     do_convert_rgb = True
     do_reduce_labels = False
+    channel_order: list[int] | None = None
 
     def preprocess(
         self, images: ImageInput, segmentation_maps: Any = None, *, return_tensors: str | None = None, **kwargs: Any
@@ -87,8 +91,9 @@ class DDePImageProcessorMixin:
             `(batch, height, width)`.
 
         Raises:
-            ValueError: Values out of range; maps that do not fit the images in number, channels or size; maps with
-                fractional values; images of different sizes that should be stacked.
+            ValueError: Values out of range; a `channel_order` of other channels; maps that do not fit the images in
+                number, channels or size; maps with fractional values; images of different sizes that should be
+                stacked.
         """
         options = {name: kwargs.get(name, getattr(self, name)) for name in ("do_rescale", "do_convert_rgb")}
         mean, layout = kwargs.get("image_mean", self.image_mean), kwargs.get("input_data_format")
@@ -100,6 +105,9 @@ class DDePImageProcessorMixin:
             images, layout = _as_channels(images, channels, layout, rescaled=rescaled), "channels_first"
             kwargs |= {"do_convert_rgb": False, "input_data_format": layout}
         pixel_values = super().preprocess(images, None, return_tensors=None, **kwargs)["pixel_values"]  # type: ignore[misc]
+        order = kwargs.get("channel_order", self.channel_order)
+        if order:
+            pixel_values = [pixels[checked_order(order, len(pixels))] for pixels in pixel_values]
         data = {"pixel_values": pixel_values}
         if segmentation_maps is not None:
             data["labels"] = self._labels(segmentation_maps, images, pixel_values, layout, **kwargs)

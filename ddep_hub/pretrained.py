@@ -1,6 +1,7 @@
 """Models by name: those that ship with the package, folders, and repositories on the Hub."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from transformers.utils import logging
 
 from .configuration_ddep import DDePConfig, model_card_folders, resolve
 from .encoders import encoder_mean_std
+from .image_conversion import checked_order
 from .image_processing_ddep import DDePImageProcessor
 from .modeling_base_ddep import DDePPreTrainedModel
 from .modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentation
@@ -149,6 +151,8 @@ def load_processor(source: str | Path, config: DDePConfig) -> DDePImageProcessor
             values = torch.tensor([processor.image_mean, processor.image_std] if normalized else [[0.0], [1.0]])
             if not (values.isfinite().all() and values[1].all() and values.shape[1] in (1, 3, config.num_channels)):
                 raise ValueError("image_mean and image_std need a number per channel, and none of the second may be 0")
+            if processor.channel_order:
+                checked_order(processor.channel_order, config.num_channels)
             return processor
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{source}: {PREPROCESSOR} cannot be used ({error}). Write it again.") from error
@@ -165,6 +169,7 @@ def processor_for_encoder(
     *,
     num_channels: int = 3,
     mean_std: tuple[list[float], list[float]] | None = None,
+    channel_order: Sequence[int] = (),
 ) -> DDePImageProcessor:
     """Makes the image processor of a new model.
 
@@ -174,6 +179,10 @@ def processor_for_encoder(
         num_channels: Channels of the images.
         mean_std: Mean and standard deviation of each channel of pixels in 0..1; by default those that the encoder's
             weights were trained with, of RGB, or for each other channel their average over RGB.
+        channel_order: Which channel of an image each channel that the model sees is, from 0; as they are by default.
+
+    Raises:
+        ValueError: `channel_order` does not name each channel once.
     """
     mean, std = mean_std or encoder_mean_std(encoder_name)
     if num_channels != 3 and mean_std is None:
@@ -181,7 +190,33 @@ def processor_for_encoder(
     options = (
         _size_options(image_size) if num_channels == 3 else {**_size_options(image_size), "do_convert_rgb": False}
     )
-    return DDePImageProcessor(image_mean=mean, image_std=std, **options)
+    processor = DDePImageProcessor(image_mean=mean, image_std=std, **options)
+    if not channel_order:
+        return processor
+    if mean_std is None:
+        return with_channel_order(processor, channel_order)
+    processor.channel_order = checked_order(channel_order, num_channels)
+    return processor
+
+
+def with_channel_order(processor: DDePImageProcessor, order: Sequence[int]) -> DDePImageProcessor:
+    """A processor for images whose channels lie in another order, which gives the model each as it was before.
+
+    Args:
+        processor: The image processor.
+        order: Which channel of the new images each channel that the model sees is, from 0.
+
+    Raises:
+        ValueError: `order` does not name each channel once.
+    """
+    order = checked_order(order, len(processor.image_mean))
+    before = processor.channel_order or range(len(order))
+    mean, std = (
+        [values[before[order.index(c)]] for c in range(len(order))]
+        for values in (processor.image_mean, processor.image_std)
+    )
+    changed = {"image_mean": mean, "image_std": std, "channel_order": order}
+    return type(processor).from_dict({**processor.to_dict(), **changed})
 
 
 def _size_options(image_size: int | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ddep_hub import DDePConfig, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub import export as exporting
 from ddep_hub.checkpoints import read_encoder
 from ddep_hub.cli import main
+from ddep_hub.data.classes import write_class_table
 from ddep_hub.data.image_io import BadFileError, decode_image, images_below
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.statistics import channel_statistics
@@ -26,6 +27,15 @@ from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 tifffile = pytest.importorskip("tifffile", reason="extra `tiff` is not installed")
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 65536, (2, 30, 40), dtype=np.uint16)
+# A GeoTIFF of UTM zone 32N, 10 m a pixel: scale, tie point, and the keys of the projection; nodata is 0.
+GEO = {
+    "extratags": [
+        (33550, "d", 3, (10.0, 10.0, 0.0)),
+        (33922, "d", 6, (0.0, 0.0, 0.0, 500000.0, 5300000.0, 0.0)),
+        (34735, "H", 12, (1, 1, 0, 2, 1024, 0, 1, 1, 3072, 0, 1, 32632)),
+        (42113, "s", 2, "0"),
+    ]
+}
 SMALL = {"decoder_hidden_sizes": [8, 8, 8, 8, 8], "decoder_bottleneck_size": 8, "encoder_weights": "none"}
 
 
@@ -48,6 +58,8 @@ def write(path, pixels, **options):
         ("samples.tif", np.moveaxis(PIXELS, 0, -1), {"planarconfig": "contig", "photometric": "minisblack"}),
         ("imagej.tif", PIXELS, {"imagej": True, "metadata": {"axes": "CYX"}}),
         ("packed.tif", PIXELS, {"compression": "zlib"}),
+        ("geo.tif", np.moveaxis(PIXELS, 0, -1), {**GEO, "planarconfig": "contig", "photometric": "minisblack"}),
+        ("tiled-geo.tif", np.moveaxis(PIXELS, 0, -1), {**GEO, "planarconfig": "contig", "tile": (16, 16)}),
     ],
 )
 def test_two_channels_of_sixteen_bits_keep_their_depth(tmp_path, name, pixels, options):
@@ -294,3 +306,77 @@ def test_crops_of_unlabelled_images_have_the_channels(tmp_path):
     assert crop.shape == (2, 16, 16) and crop.dtype == torch.float32
     with pytest.raises(BadFileError, match=r"has 2 channels.*takes 5"):
         PretrainTransform(crop_size=16, num_channels=5)({"image": file})
+
+
+ORDER = [2, 0, 1, 3]
+
+
+@pytest.mark.parametrize("backend", [DDePImageProcessor, DDePImageProcessorPil])
+def test_the_order_of_channels_is_that_of_the_processor(backend, tmp_path):
+    mean, std = [0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8]
+    pixels = RNG.integers(0, 256, (4, 20, 24), dtype=np.uint8)
+    backend(
+        image_mean=mean, image_std=std, do_convert_rgb=False, do_resize=False, channel_order=ORDER
+    ).save_pretrained(tmp_path)
+    processor = backend.from_pretrained(tmp_path)
+    values = processor(pixels, return_tensors="pt")["pixel_values"][0]
+    for place, channel in enumerate(ORDER):
+        expected = (pixels[channel] / 255 - mean[channel]) / std[channel]
+        np.testing.assert_allclose(values[place], expected, atol=1e-6)
+    trained = Normalize.from_processor(processor)(torch.from_numpy(pixels)[None])[0]
+    torch.testing.assert_close(trained, values)
+    with pytest.raises(ValueError, match=r"channel_order is \[0, 0, 1, 3\].*each of 4 channels once"):
+        processor(pixels, channel_order=[0, 0, 1, 3])
+
+
+def test_bgr_images_give_what_their_rgb_twins_give(tmp_path):
+    """Training on BGR files with their order set equals training on RGB ones, whatever the encoder's mean."""
+    pixels = RNG.integers(0, 256, (24, 20, 3), dtype=np.uint8)
+    rgb = ddep_hub.pretrained.processor_for_encoder("resnet18.a1_in1k")
+    bgr = ddep_hub.pretrained.processor_for_encoder("resnet18.a1_in1k", channel_order=[2, 1, 0])
+    assert bgr.image_mean == rgb.image_mean[::-1] != rgb.image_mean
+    again = ddep_hub.pretrained.with_channel_order(bgr, [0, 1, 2])
+    for processor, image in ((bgr, pixels[..., ::-1].copy()), (again, pixels)):
+        torch.testing.assert_close(
+            processor(image, return_tensors="pt")["pixel_values"], rgb(pixels, return_tensors="pt")["pixel_values"]
+        )
+
+
+def test_a_run_keeps_the_order_in_its_processor_and_another_can_change_it(tmp_path):
+    for split in ("train", "val"):
+        for folder in ("images", "annotations"):
+            (tmp_path / "data" / folder / split).mkdir(parents=True)
+        for index in range(2):
+            image, mask = render_scene(7 if split == "train" else 8, index, (48, 48))
+            Image.fromarray(image).save(tmp_path / "data" / "images" / split / f"{index}.png")
+            Image.fromarray(mask).save(tmp_path / "data" / "annotations" / split / f"{index}.png")
+    write_class_table(SCENE_CLASSES, tmp_path / "data" / "classes.json")
+    common = {"max_steps": 1, "batch_size": 2, "crop_size": 32}
+    pretrained = ddep_hub.pretrain(
+        images=[str(tmp_path / "data" / "images" / "train")],
+        num_val_images=1,
+        channel_order=[2, 1, 0],
+        encoder_name="resnet10t",
+        output_dir=str(tmp_path / "pretrain"),
+        **SMALL,
+        **common,
+    )["final"]
+    assert DDePImageProcessor.from_pretrained(pretrained).channel_order == [2, 1, 0]
+    for order in ([], [1, 2, 0]):
+        final = ddep_hub.finetune(
+            data=str(tmp_path / "data"),
+            pretrained=pretrained,
+            channel_order=order,
+            allow_empty_classes=True,
+            output_dir=str(tmp_path / f"finetune-{len(order)}"),
+            **common,
+        )["final"]
+        assert DDePImageProcessor.from_pretrained(final).channel_order == (order or [2, 1, 0])
+    with pytest.raises(ValueError, match="channel_order"):
+        ddep_hub.finetune(
+            data=str(tmp_path / "data"),
+            pretrained=pretrained,
+            channel_order=[0, 1],
+            output_dir=str(tmp_path / "wrong"),
+            **common,
+        )

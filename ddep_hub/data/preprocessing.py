@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from ddep_hub.image_conversion import ChannelImage
+from ddep_hub.image_conversion import ChannelImage, checked_order
 
 from .segmentation_datasets import Sample
 
@@ -101,12 +101,19 @@ class Normalize:
         mean: Mean of each channel, of rescaled pixels.
         std: Standard deviation of each channel.
         rescale_factor: What pixels are multiplied with first.
+        channel_order: Which channel of the images each channel of the result is; as they are by default.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], rescale_factor: float = 1 / 255) -> None:
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        rescale_factor: float = 1 / 255,
+        channel_order: Sequence[int] | None = None,
+    ) -> None:
         self.mean = torch.tensor(mean, dtype=torch.float32).reshape(-1, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32).reshape(-1, 1, 1)
-        self.rescale_factor = rescale_factor
+        self.rescale_factor, self.channel_order = rescale_factor, channel_order
         self._by_device: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @classmethod
@@ -115,7 +122,8 @@ class Normalize:
         mean, std = [0.0], [1.0]
         if processor.do_normalize:
             mean, std = (np.atleast_1d(values).tolist() for values in (processor.image_mean, processor.image_std))
-        return cls(mean, std, processor.rescale_factor if processor.do_rescale else 1.0)
+        factor = processor.rescale_factor if processor.do_rescale else 1.0
+        return cls(mean, std, factor, getattr(processor, "channel_order", None))
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Maps (batch, C, H, W) in 0..255 to float32 of the same shape, channels last in memory."""
@@ -125,6 +133,8 @@ class Normalize:
         # In the usual order of memory, in which a mean for each channel is fast, and in place.
         values = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
         values.mul_(self.rescale_factor).sub_(mean).div_(std)
+        if self.channel_order:
+            values = values[:, checked_order(self.channel_order, values.shape[1])]
         return values.contiguous(memory_format=torch.channels_last)
 
 

@@ -76,6 +76,11 @@ class RunArguments:
         "weights for RGB, measured on the training images otherwise.",
     )
     image_std: list[float] = _data([], "Standard deviation of each channel, as image_mean.")
+    channel_order: list[int] = _data(
+        [],
+        "Which channel of an image each channel that the model sees is, from 0: 2 1 0 for BGR. Default: as they are, "
+        "or as in pretraining.",
+    )
     skip_bad_files: bool = _data(False, "Skip broken images and list them in bad_files.txt.", resumable=True)
 
     logging_steps: int = _log(10, "Steps between two lines of metrics.jsonl.", renamed_from="log_every")

@@ -24,7 +24,7 @@ from ddep_hub.data.transforms import SegmentationTrainTransform, UnlabelledTrans
 from ddep_hub.evaluation.inference import evaluate_segmentation
 from ddep_hub.evaluation.metrics import absent_message
 from ddep_hub.evaluation.visualization import segmentation_picture
-from ddep_hub.pretrained import load_processor, processor_for_encoder, stored_config
+from ddep_hub.pretrained import load_processor, processor_for_encoder, stored_config, with_channel_order
 from ddep_hub.utils.arguments import build_arguments
 
 from .arguments import FinetuneArguments
@@ -89,13 +89,19 @@ class FinetuneTrainer(Trainer):
             pixels = (to_tensor(self.labelled[index]["image"]) for index in range(len(self.labelled)))
             statistics = image_statistics(args, channels, pixels)
             self.processor = processor_for_encoder(
-                self.model.config.encoder_name, args.image_size, num_channels=channels, mean_std=statistics
+                self.model.config.encoder_name,
+                args.image_size,
+                num_channels=channels,
+                mean_std=statistics,
+                channel_order=args.channel_order,
             )
         else:
             self.processor = load_processor(start, self.model.config)
             if args.image_size is not None:
                 options = {**self.processor.to_dict(), "do_resize": True, "size": {"shortest_edge": args.image_size}}
                 self.processor = type(self.processor).from_dict(options)
+            if args.channel_order:
+                self.processor = with_channel_order(self.processor, args.channel_order)
         self.accelerator.print(summary_of(self.labelled))
         classes = self.labelled.classes
         self.statistics, _ = self._read_once(self.labelled, args.train_split, images=False)

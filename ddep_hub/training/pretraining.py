@@ -99,7 +99,9 @@ class PretrainTrainer(Trainer):
         set_seed(args.seed)  # the decoder's initialisation depends on the seed alone
         self.model = pretraining_model(args, source, stored)
         self.facts = {"encoder_source": source, "images": self.data}
-        self.processor = processor_for_encoder(encoder_name, num_channels=channels, mean_std=statistics)
+        self.processor = processor_for_encoder(
+            encoder_name, num_channels=channels, mean_std=statistics, channel_order=args.channel_order
+        )
         self.normalize = Normalize.from_processor(self.processor)
         self.sigma_range = self.model.config.sigma_range
         self.validation = self.normalize(validation)

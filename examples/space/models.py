@@ -183,9 +183,11 @@ def _denoiser(name: str) -> tuple[DDePForPreTraining, DDePImageProcessor]:
 
 
 def _denormalized(values: torch.Tensor, processor: DDePImageProcessor) -> torch.Tensor:
-    """Normalised pixels (C, H, W) as values that are 0..1 in an image."""
+    """Normalised pixels (C, H, W) as values that are 0..1 in an image, in the model's order of channels."""
     if processor.do_normalize:
         mean, std = (torch.tensor(v, device=values.device) for v in (processor.image_mean, processor.image_std))
+        if processor.channel_order and mean.ndim:
+            mean, std = mean[processor.channel_order], std[processor.channel_order]
         values = values * std.reshape(-1, 1, 1) + mean.reshape(-1, 1, 1)
     return values / (255 * processor.rescale_factor) if processor.do_rescale else values / 255
 
