@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .evaluation.predict import predict
     from .image_processing_ddep import DDePImageProcessor
     from .image_processing_pil_ddep import DDePImageProcessorPil
+    from .label_efficiency.runner import compare
     from .modeling_base_ddep import DDePPreTrainedModel
     from .modeling_ddep import DDePForPreTraining, DDePForPreTrainingOutput, DDePForSemanticSegmentation, DDePModel
     from .preparation import prepare
@@ -34,6 +35,7 @@ _MODULES = {
     "FinetuneArguments": "training.arguments",
     "PretrainArguments": "training.arguments",
     "__version__": "configuration_ddep",
+    "compare": "label_efficiency.runner",
     "evaluate": "evaluation.evaluate",
     "finetune": "training.finetuning",
     "list_pretrained": "pretrained",
@@ -54,6 +56,7 @@ __all__ = [
     "FinetuneArguments",
     "PretrainArguments",
     "__version__",
+    "compare",
     "evaluate",
     "finetune",
     "list_pretrained",

@@ -59,9 +59,9 @@ def compare(argv: list[str]) -> None:
     from ddep_hub.label_efficiency.config import StudyArguments
 
     arguments, _ = parse_command(StudyArguments, argv, command="ddep-hub compare")
-    from ddep_hub.label_efficiency.runner import study
+    from ddep_hub.label_efficiency.runner import compare
 
-    study(arguments)
+    compare(arguments)
 
 
 @dataclass(kw_only=True)

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 
@@ -19,7 +20,7 @@ from ddep_hub.training.arguments import PretrainArguments
 from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.labelled import open_train_and_val
 from ddep_hub.training.pretraining import PretrainTrainer, open_sources, pretrain
-from ddep_hub.utils.arguments import did_you_mean
+from ddep_hub.utils.arguments import build_arguments, did_you_mean
 from ddep_hub.utils.files import atomic_write, locked
 
 from .config import SCENES, Method, Study, StudyArguments, read_study
@@ -30,14 +31,23 @@ from .report import Row, add_row, read_rows, write_report
 WAIT = 5.0  # seconds between two looks at what other processes do
 
 
-def study(args: StudyArguments) -> None:
-    """Runs what is missing of a study and writes its report.
+def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict[str, Any]]:
+    """Compares ways to start fine-tuning: runs what is missing of a study and writes its report.
+
+    Args:
+        arguments: The study's arguments.
+        **kwargs: The same as keywords, such as `data="my-data"` and `minutes=60`.
+
+    Returns:
+        The runs, each with its `method`, `fraction` of the labels, `seed`, scores in % (`mean_iou`, ...) and
+        `seconds`. `report.md`, `results.csv` and the pictures are in `output_dir`.
 
     Raises:
         OSError, ValueError: See [`chosen_study`].
         SystemExit: The study is launched on several processes at once.
         RunInterrupted: A signal came; a checkpoint was written.
     """
+    args = arguments or build_arguments(StudyArguments, kwargs)
     if PartialState().num_processes > 1:
         raise SystemExit(
             "A study is many small runs: launch it on one process, and start it several times on one output_dir to "
@@ -68,6 +78,7 @@ def study(args: StudyArguments) -> None:
             draw_examples(chosen, finals, files[-1])
     print(write_report(dataclasses.replace(chosen, methods=shown), rows, output, title=title, summary=summary))
     print(", ".join(str(file) for file in files))
+    return [dataclasses.asdict(row) for row in rows if row.method in {method.name for method in shown}]
 
 
 def chosen_study(args: StudyArguments, steps: Steps | None = None) -> Study:

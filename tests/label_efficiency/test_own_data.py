@@ -17,7 +17,7 @@ from ddep_hub.label_efficiency.own_data import (
     student_quantile,
 )
 from ddep_hub.label_efficiency.report import Row, read_rows
-from ddep_hub.label_efficiency.runner import study
+from ddep_hub.label_efficiency.runner import compare
 from ddep_hub.pretrained import list_pretrained
 
 
@@ -62,7 +62,7 @@ def test_all_decoders_that_fit_are_compared_on_equal_terms(data, tmp_path):
 def test_a_comparison_and_what_it_leaves(data, tmp_path, capsys):
     tmp_path.joinpath("steps.json").write_text(json.dumps({"finetuning": 2, "pretraining": 2}))
     options = {"labels": [2, 4], "seeds": 1, "minutes": 1.0, "crop_size": 32, "image_size": 48}
-    study(arguments(data, tmp_path, methods=[RANDOM, TARGET], **options))
+    compare(arguments(data, tmp_path, methods=[RANDOM, TARGET], **options))
     rows = {row.key: row for row in read_rows(tmp_path / "results.csv")}
     assert set(rows) == {(name, part, 0) for name in (RANDOM, TARGET) for part in ("1/4", "1/2")}
     assert {row.finetuning_steps for row in rows.values()} == {2}
@@ -77,8 +77,11 @@ def test_a_comparison_and_what_it_leaves(data, tmp_path, capsys):
     kept = sorted(folder.parent.name for folder in (tmp_path / "runs").glob("*/final"))
     assert kept == ["DDeP-on-your-images-1_2-0", "random-decoder-1_2-0"]  # with the most labels
     before = (tmp_path / "results.csv").read_bytes()
-    study(arguments(data, tmp_path, methods=[RANDOM, TARGET], **options))  # nothing to do
+    again = compare(**vars(arguments(data, tmp_path, methods=[RANDOM, TARGET], **options)))  # nothing to do
     assert (tmp_path / "results.csv").read_bytes() == before
+    assert {(row["method"], row["fraction"]): row["mean_iou"] for row in again} == {
+        (name, part): row.mean_iou for (name, part, _), row in rows.items()
+    }
 
 
 def test_minutes_shorten_all_runs_alike(data, tmp_path, monkeypatch):
