@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import itertools
 import math
 import time
 from abc import ABC, abstractmethod
@@ -21,10 +20,9 @@ from tqdm.auto import tqdm
 
 from ddep_hub import DDePImageProcessor, DDePPreTrainedModel
 from ddep_hub.data.dataloading import reading
-from ddep_hub.data.samplers import example_seed, slice_of_batch
+from ddep_hub.data.samplers import example_seed
 from ddep_hub.hub.model_card import PREDICTIONS, Kind
 from ddep_hub.utils.arguments import write_yaml
-from ddep_hub.utils.depthwise import FastDepthwise, has_slow_gradients
 from ddep_hub.utils.device import build_accelerator, keep_freed_memory
 from ddep_hub.utils.distributed import on_main_process
 from ddep_hub.utils.files import remove_dir
@@ -44,12 +42,11 @@ from .run_dir import (
     publish_final,
     run_lock,
 )
+from .step import Batch, TrainingStep
 
 
-Batch = dict[str, Any]
 # Processes wait for each other this long: the main one may have to list, or to download, millions of files.
 TIMEOUT = timedelta(hours=2)
-MAX_SKIPPED_STEPS = 100
 
 
 class Trainer(ABC):
@@ -208,12 +205,6 @@ class Trainer(ABC):
             accelerator.print(rate_table(self.model, args, factors))
         self.weights = Weights(accelerator, self.model, args)
         wrapped, self.optimizer = accelerator.prepare(self.model, build_optimizer(self.model, args, factors))
-        self.wrapped = torch.compile(wrapped) if args.torch_compile else wrapped
-        # Elsewhere the plain gradients are as fast; torch.compile traces without modes.
-        bf16_on_cpu = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
-        self.slow_depthwise = bf16_on_cpu and not args.torch_compile and has_slow_gradients(self.model)
-        self.trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.positions = slice_of_batch(args.batch_size, accelerator.process_index, accelerator.num_processes)
         self.checkpointer = Checkpointer(
             accelerator, self.weights, self.optimizer, args, fingerprint=self.fingerprint, elastic=self.elastic
         )
@@ -227,12 +218,8 @@ class Trainer(ABC):
         self.best: float = -math.inf if best is None else best
         self.skipped: list[str] = progress.get("bad_files", [])
         self.states: dict[str, Any] = progress.get("states", {})
-        total = progress.get("loss_sum", 0.0) if accelerator.is_main_process else 0.0
-        self.loss_sum = torch.tensor(total, device=accelerator.device)
-        self.first_bad = torch.full((1,), 2**62, device=accelerator.device)  # step, counted from 1
-        self.unchecked: list[tuple[int, list[str]]] = []  # steps not known to be finite, and their files
-        self.votes: list[torch.Tensor] = []  # how many processes wanted to stop, in the last two steps
-        self.skipped_steps = 0
+        loss_sum = progress.get("loss_sum", 0.0) if accelerator.is_main_process else 0.0
+        self.steps = TrainingStep(accelerator, args, wrapped, self.optimizer, loss_sum)
         self.before_training()
 
     def _check_single_images(self) -> None:
@@ -272,7 +259,7 @@ class Trainer(ABC):
                 at_the_end = self.step == args.max_steps
                 due = self.step % args.logging_steps == 0 or at_the_end
                 if due:
-                    self._check_finite()  # waits for the device
+                    self.steps.check_finite()  # waits for the device
                 self.seconds += time.perf_counter() - started
                 self.row = self._measured_row() if due else {}
                 if due:
@@ -283,7 +270,7 @@ class Trainer(ABC):
                     self.row = {"step": self.step, **self.row, **self._evaluate()}
                 if self.row and not at_the_end:
                     self.metrics.write(self.row)
-                stop = self._agreed_to_stop(interruption) and not at_the_end
+                stop = self.steps.agreed_to_stop(interruption.reason is not None) and not at_the_end
                 if stop or (args.save_steps and (self.step % args.save_steps == 0 or at_the_end)):
                     path = self._save_checkpoint()
                 if stop:
@@ -298,91 +285,34 @@ class Trainer(ABC):
         return self.row
 
     def _training_step(self, batch: Batch, *, wants_to_stop: bool) -> None:
-        accelerator, step = self.accelerator, self.step
         self.metrics.skipped.update(batch.pop("skipped", []))
         if "state" in batch:
             self.states[str(batch.pop("lane"))] = batch.pop("state")
         paths = list(batch.pop("path", []))
-        self.set_mode(step)
+        self.set_mode(self.step)
         # Stochastic depth and dropout of an encoder draw from here: a resumed run must draw the same.
-        torch.manual_seed(example_seed(self.args.seed, step, accelerator.process_index))
-        device = accelerator.device
-        batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-        # Sums divided by the global count, not means of means: processes and micro-batches may hold different numbers
-        # of valid pixels. The wish to stop travels along. Nothing here waits for the device.
-        vote = torch.full((), float(wants_to_stop), device=device)
-        counts = torch.stack([count.float() for count in self.loss_counts(batch)] + [vote])
-        counts = accelerator.reduce(counts, "sum")
-        self.votes, counts = [*self.votes[-1:], counts[-1]], counts[:-1]
-        counts = torch.where(counts > 0, counts, 1.0)
-        parts = micro_batches(self.args, accelerator.num_processes)
-        bounds = [len(self.positions) * part // parts for part in range(parts + 1)]
-        total = torch.zeros((), device=device)
-        for part, (start, end) in enumerate(itertools.pairwise(bounds)):
-            piece = {name: value[start:end] for name, value in batch.items()}
-            last = part == parts - 1
-            sync = contextlib.nullcontext() if last else accelerator.no_sync(self.wrapped)
-            with sync, FastDepthwise() if self.slow_depthwise else contextlib.nullcontext():
-                sums = self.loss_sums(self.wrapped, piece, step, self.positions[start:end])
-                loss = sum(term / count for term, count in zip(sums, counts.unbind(), strict=True))
-                # Gradients are averaged over processes; the sum is wanted.
-                accelerator.backward(loss * accelerator.num_processes)
-            total += loss.detach()
-        accelerator.unscale_gradients()
-        # Not Accelerate's own: under FSDP that wants the parameters in the model's order.
-        norm = nn.utils.clip_grad_norm_(self.trainable, self.args.max_grad_norm or math.inf)
-        self.grad_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        set_learning_rate(self.optimizer, step, self.args)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        # Float16's scaler skips a step whose gradients overflow, and halves its scale: rare, unless they always do.
-        self.skipped_steps = self.skipped_steps + 1 if self.optimizer.step_was_skipped else 0
-        if self.skipped_steps == MAX_SKIPPED_STEPS:
-            raise FloatingPointError(
-                f"The gradients were not finite in the {MAX_SKIPPED_STEPS} steps up to step {step + 1}, none of which "
-                "changed the weights. Train in bf16 or float32, or lower learning_rate."
-            )
-        self.step = step + 1
+        torch.manual_seed(example_seed(self.args.seed, self.step, self.accelerator.process_index))
+        batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
+        self.steps.take(self, batch, self.step, paths, wants_to_stop=wants_to_stop)
+        self.step += 1
         if self.weights.average is not None:
             self.weights.average.update(self.model, step=self.step)
-        self.loss_sum += total
-        finite = total.isfinite()
-        if accelerator.scaler is None:
-            finite = finite & self.grad_norm.isfinite()
-        # On the device, so that it need not be waited for: it is read before anything is logged or saved.
-        self.first_bad = torch.where(finite, self.first_bad, self.first_bad.clamp(max=self.step))
-        self.unchecked.append((self.step, paths))
-
-    def _check_finite(self) -> None:
-        """Called before anything is logged, measured or saved.
-
-        Raises:
-            FloatingPointError: A step since the last call was not finite.
-        """
-        first = int(self.accelerator.gather(self.first_bad).min())
-        if first < 2**62:
-            files = gather_object([path for step, paths in self.unchecked if step == first for path in paths])
-            raise FloatingPointError(
-                f"The loss or its gradient is not finite in step {first}, with the files {', '.join(files)}. No "
-                "checkpoint holds it. Check these files, lower learning_rate, or set warmup_steps or max_grad_norm."
-            )
-        self.unchecked.clear()
 
     def _measured_row(self) -> dict[str, Any]:
         steps = self.step - self.logged_at
         row = {
             "step": self.step,
-            "loss": float(self.accelerator.reduce(self.loss_sum, "sum")) / steps,
+            "loss": float(self.accelerator.reduce(self.steps.loss_sum, "sum")) / steps,
             "learning_rate": set_learning_rate(self.optimizer, self.step - 1, self.args),
-            "grad_norm": float(self.grad_norm) if self.grad_norm.isfinite() else None,
+            "grad_norm": float(self.steps.grad_norm) if self.steps.grad_norm.isfinite() else None,
             "images_per_second": round(steps * self.args.batch_size / (self.seconds - self.seconds_at_log), 1),
         }
         self.logged_at, self.seconds_at_log = self.step, self.seconds
-        self.loss_sum.zero_()
+        self.steps.loss_sum.zero_()
         return row | self.metrics.bad_file_count()
 
     def _evaluate(self) -> dict[str, Any]:
-        self._check_finite()
+        self.steps.check_finite()
         model = self.weights.plain()
         with in_float32(model):
             results = self.evaluate(model)
@@ -399,19 +329,12 @@ class Trainer(ABC):
         if self.accelerator.is_main_process:
             save_best(model, self.processor, self.args, {"step": self.step, **results})
 
-    def _agreed_to_stop(self, interruption: Interruption) -> bool:
-        """Whether the run stops now; the same in all processes."""
-        if self.accelerator.num_processes == 1:
-            return interruption.reason is not None
-        # The votes of the step before: those of this one the device has yet to count.
-        return len(self.votes) == 2 and bool(self.votes[0] > 0)
-
     def _save_checkpoint(self) -> Path:
-        self._check_finite()
+        self.steps.check_finite()
         progress = {
             "step": self.step,
             "logged_at": self.logged_at,
-            "loss_sum": float(self.accelerator.reduce(self.loss_sum, "sum")),
+            "loss_sum": float(self.accelerator.reduce(self.steps.loss_sum, "sum")),
             "seconds": self.seconds,
             "seconds_at_log": self.seconds_at_log,
             "row": self.row,

@@ -1,0 +1,153 @@
+"""One optimizer step: gradients over processes and micro-batches, and whether they are finite."""
+
+import contextlib
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import gather_object
+from torch import nn
+
+from ddep_hub.data.samplers import slice_of_batch
+from ddep_hub.utils.depthwise import FastDepthwise, has_slow_gradients
+
+from .arguments import RunArguments, micro_batches
+from .optim import set_learning_rate
+
+
+Batch = dict[str, Any]
+MAX_SKIPPED_STEPS = 100
+
+
+class Losses(Protocol):
+    """Terms of a loss; each is a sum over elements (pixels, images) divided by their number in the global batch."""
+
+    def loss_counts(self, batch: Batch) -> list[torch.Tensor]:
+        """Numbers of elements that the sums are divided by, once added up over the global batch."""
+
+    def loss_sums(self, model: nn.Module, batch: Batch, step: int, positions: Sequence[int]) -> list[torch.Tensor]:
+        """Sums each term over its elements; `positions` are the examples' places in the global batch."""
+
+
+class TrainingStep:
+    """Takes optimizer steps on a model that `accelerator.prepare` has wrapped. Nothing in it waits for the device.
+
+    Args:
+        accelerator: The process's accelerator.
+        args: The run's arguments.
+        model: The wrapped model.
+        optimizer: Its optimizer, wrapped too.
+        loss_sum: Sum of the losses since the last line of metrics, of a resumed run.
+
+    Attributes:
+        loss_sum: Sum of this process's losses since it was set to 0.
+        grad_norm: Norm of the last step's gradients.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        args: RunArguments,
+        model: nn.Module,
+        optimizer: AcceleratedOptimizer,
+        loss_sum: float,
+    ) -> None:
+        self.accelerator, self.args, self.optimizer = accelerator, args, optimizer
+        # Elsewhere the plain gradients are as fast; torch.compile traces without modes.
+        bf16_on_cpu = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
+        self.slow_depthwise = bf16_on_cpu and not args.torch_compile and has_slow_gradients(model)
+        self.model = torch.compile(model) if args.torch_compile else model
+        self.trainable = [p for group in optimizer.param_groups for p in group["params"]]
+        self.positions = slice_of_batch(args.batch_size, accelerator.process_index, accelerator.num_processes)
+        self.loss_sum = torch.tensor(loss_sum, device=accelerator.device)
+        self.grad_norm = torch.zeros((), device=accelerator.device)
+        self.first_bad = torch.full((1,), 2**62, device=accelerator.device)  # step, counted from 1
+        self.unchecked: list[tuple[int, list[str]]] = []  # steps not known to be finite, and their files
+        self.votes: list[torch.Tensor] = []  # how many processes wanted to stop, in the last two steps
+        self.skipped_steps = 0
+
+    def take(self, losses: Losses, batch: Batch, step: int, paths: list[str], *, wants_to_stop: bool) -> None:
+        """Takes one step.
+
+        Args:
+            losses: The terms of the loss.
+            batch: This process's part of the global batch, on its device.
+            step: The step, counted from 0.
+            paths: Files of the batch, for errors.
+            wants_to_stop: Whether this process would like to stop; the wish travels along with the counts.
+
+        Raises:
+            FloatingPointError: Float16's scaler has skipped the last 100 steps.
+        """
+        accelerator = self.accelerator
+        # Sums divided by the global count, not means of means: processes and micro-batches may hold different numbers
+        # of valid pixels.
+        vote = torch.full((), float(wants_to_stop), device=accelerator.device)
+        counts = torch.stack([count.float() for count in losses.loss_counts(batch)] + [vote])
+        counts = accelerator.reduce(counts, "sum")
+        self.votes, counts = [*self.votes[-1:], counts[-1]], counts[:-1]
+        total = self._backward(losses, batch, step, torch.where(counts > 0, counts, 1.0))
+        accelerator.unscale_gradients()
+        # Not Accelerate's own: under FSDP that wants the parameters in the model's order.
+        norm = nn.utils.clip_grad_norm_(self.trainable, self.args.max_grad_norm or math.inf)
+        self.grad_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        set_learning_rate(self.optimizer, step, self.args)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        # Float16's scaler skips a step whose gradients overflow, and halves its scale: rare, unless they always do.
+        self.skipped_steps = self.skipped_steps + 1 if self.optimizer.step_was_skipped else 0
+        if self.skipped_steps == MAX_SKIPPED_STEPS:
+            raise FloatingPointError(
+                f"The gradients were not finite in the {MAX_SKIPPED_STEPS} steps up to step {step + 1}, none of which "
+                "changed the weights. Train in bf16 or float32, or lower learning_rate."
+            )
+        self.loss_sum += total
+        finite = total.isfinite()
+        if accelerator.scaler is None:
+            finite = finite & self.grad_norm.isfinite()
+        # On the device, so that it need not be waited for: it is read before anything is logged or saved.
+        self.first_bad = torch.where(finite, self.first_bad, self.first_bad.clamp(max=step + 1))
+        self.unchecked.append((step + 1, paths))
+
+    def _backward(self, losses: Losses, batch: Batch, step: int, counts: torch.Tensor) -> torch.Tensor:
+        """Accumulates the gradients of the micro-batches; returns this process's part of the loss."""
+        parts = micro_batches(self.args, self.accelerator.num_processes)
+        bounds = [len(self.positions) * part // parts for part in range(parts + 1)]
+        total = torch.zeros((), device=self.accelerator.device)
+        for part, (start, end) in enumerate(itertools.pairwise(bounds)):
+            piece = {name: value[start:end] for name, value in batch.items()}
+            last = part == parts - 1
+            sync = contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
+            with sync, FastDepthwise() if self.slow_depthwise else contextlib.nullcontext():
+                sums = losses.loss_sums(self.model, piece, step, self.positions[start:end])
+                loss = sum(term / count for term, count in zip(sums, counts.unbind(), strict=True))
+                # Gradients are averaged over processes; the sum is wanted.
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+            total += loss.detach()
+        return total
+
+    def check_finite(self) -> None:
+        """Called before anything is logged, measured or saved; waits for the device.
+
+        Raises:
+            FloatingPointError: A step since the last call was not finite.
+        """
+        first = int(self.accelerator.gather(self.first_bad).min())
+        if first < 2**62:
+            files = gather_object([path for step, paths in self.unchecked if step == first for path in paths])
+            raise FloatingPointError(
+                f"The loss or its gradient is not finite in step {first}, with the files {', '.join(files)}. No "
+                "checkpoint holds it. Check these files, lower learning_rate, or set warmup_steps or max_grad_norm."
+            )
+        self.unchecked.clear()
+
+    def agreed_to_stop(self, wanted: bool) -> bool:
+        """Whether the run stops now, if this process wants to; the same answer in all processes."""
+        if self.accelerator.num_processes == 1:
+            return wanted
+        # The votes of the step before: those of this one the device has yet to count.
+        return len(self.votes) == 2 and bool(self.votes[0] > 0)
