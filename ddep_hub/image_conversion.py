@@ -259,6 +259,7 @@ __all__ = [
     "TIFF_EXTENSIONS",
     "ChannelImage",
     "channels_first",
+    "checked_order",
     "eight_bits",
     "orientation",
     "read_channels",

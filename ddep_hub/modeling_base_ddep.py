@@ -1,10 +1,11 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
 """What all DDeP models share: initialisation, loading and saving."""
 
+import contextlib
 import copy
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -35,6 +36,21 @@ from .encoders import build_encoder
 
 
 logger = logging.get_logger(__name__)
+
+
+@contextlib.contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Leaves out transformers' table of weights that are new or unused: [`from_pretrained`] says which, in words."""
+    report = logging.get_logger("transformers.modeling_utils")
+
+    def keep(record: Any) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    report.addFilter(keep)
+    try:
+        yield
+    finally:
+        report.removeFilter(keep)
 
 
 class DDePPreTrainedModel(PreTrainedModel):
@@ -131,6 +147,7 @@ class DDePPreTrainedModel(PreTrainedModel):
                 None, *model_args, config=config, output_loading_info=output_loading_info, **kwargs
             )
         source = resolve(pretrained_model_name_or_path)
+        number_given = "num_labels" in kwargs
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
         stored, _ = cls.config_class.get_config_dict(source, **hub)
         config = cls._config_with_overrides(source if config is None else config, hub, kwargs)
@@ -141,21 +158,23 @@ class DDePPreTrainedModel(PreTrainedModel):
             folder, config = None, copy.deepcopy(config)
             config.decoder_only = False
             kwargs = {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS}
-            kwargs |= cls._decoder_and_encoder(source, config, encoder_weights, hub)
+            same_channels = config.num_channels == stored.get("num_channels", 3)
+            kwargs |= cls._decoder_and_encoder(source, config, encoder_weights, hub, same_channels=same_channels)
         elif encoder_weights is not None:
             raise ValueError(
                 f"encoder_weights: {source} holds its encoder itself. Leave `encoder_weights` out; it is for folders "
                 "saved with `decoder_only=True`."
             )
         try:
-            model, info = super().from_pretrained(
-                folder,
-                *model_args,
-                config=config,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **kwargs,
-            )
+            with _without_load_report():
+                model, info = super().from_pretrained(
+                    folder,
+                    *model_args,
+                    config=config,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,
+                    **kwargs,
+                )
         except SafetensorError as error:
             raise OSError(damaged(f"The weights file of {source}", error)) from error
         model.config.name_or_path = model.name_or_path = source
@@ -165,7 +184,19 @@ class DDePPreTrainedModel(PreTrainedModel):
             raise RuntimeError(mismatch_message(source, wrong, prefix))
         if output_loading_info:
             return model, info
-        model._check_loaded(source, stored, info)
+        head = model._check_loaded(source, stored, info)
+        if head is not None and not new_head:
+            size = f" with {model.config.num_labels} labels" if head == "classifier" else ""
+            logger.warning(
+                f"{source} has no {head}: it is newly initialised{size}. Fine-tune the model before you use it."
+            )
+            nameless = model.config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
+            if head == "classifier" and nameless and not number_given and stored.get("id2label") is None:
+                logger.warning("2 labels is the default. Pass `num_labels=` or `id2label=` for yours.")
+        if "DDePForPreTraining" in (stored.get("architectures") or ()) and cls.__name__ != "DDePForPreTraining":
+            (logger.info if new_head else logger.warning)(
+                f"The denoising head of {source} was dropped, as DDeP does before fine-tuning."
+            )
         return model
 
     @classmethod
@@ -181,7 +212,7 @@ class DDePPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _decoder_and_encoder(
-        cls, source: str, config: DDePConfig, encoder_weights: Any, hub: dict[str, Any]
+        cls, source: str, config: DDePConfig, encoder_weights: Any, hub: dict[str, Any], *, same_channels: bool
     ) -> dict[str, Any]:
         """Reads a decoder-only folder and builds its encoder, once: the model is then built around it.
 
@@ -199,15 +230,16 @@ class DDePPreTrainedModel(PreTrainedModel):
         encoder_hub = {name: value for name, value in hub.items() if name not in ("revision", "subfolder")}
         encoder, origin = load_encoder(config, encoder_weights, **encoder_hub)
         weights = encoder.state_dict()
-        check_same_encoder(config, weights, origin, source)
+        if same_channels:  # adapted to others, weights have another hash than those that the decoder was trained on
+            check_same_encoder(config, weights, origin, source)
         encoder._ddep_buffers = {
             name: buffer.clone() for name, buffer in encoder.named_buffers() if name not in weights
         }
         state_dict = decoder | {f"{prefix}encoder.{name}": tensor for name, tensor in weights.items()}
         return {"state_dict": state_dict, "encoder": encoder.to("meta")}
 
-    def _check_loaded(self, source: str, stored: dict[str, Any], info: dict[str, Any]) -> None:
-        """Raises an error if a weight below the heads is missing; logs which heads are new, and which were dropped."""
+    def _check_loaded(self, source: str, stored: dict[str, Any], info: dict[str, Any]) -> str | None:
+        """Returns the name of the head if it is new; raises an error if a weight below the heads is missing."""
         missing = sorted(info["missing_keys"])
         own, trained = type(self).__name__, stored.get("architectures") or ()
         # A denoising head may be new on another model's weights, but not if the folder claims to hold it.
@@ -219,16 +251,7 @@ class DDePPreTrainedModel(PreTrainedModel):
                 f"{source} lacks {len(lost)} weights of {own}: {shown}. They would be random. Load the folder with "
                 "its own config.json."
             )
-        if missing:
-            head = missing[0].split(".")[0]
-            size = f" with {self.config.num_labels} labels" if head == "classifier" else ""
-            logger.warning(
-                f"{source} has no {head}: it is newly initialised{size}. Fine-tune the model before you use it."
-            )
-            if head == "classifier" and stored.get("id2label") is None and self.config.num_labels == 2:
-                logger.warning("2 labels is the default. Pass `num_labels=` or `id2label=` for yours.")
-        if "DDePForPreTraining" in trained and own != "DDePForPreTraining":
-            logger.warning(f"The denoising head of {source} was dropped, as DDeP does before fine-tuning.")
+        return missing[0].split(".")[0] if missing else None
 
     @classmethod
     def from_pretrained_encoder(

@@ -194,28 +194,29 @@ def processor_for_encoder(
     if not channel_order:
         return processor
     if mean_std is None:
-        return with_channel_order(processor, channel_order)
+        return with_channel_order(processor, channel_order, num_channels)
     processor.channel_order = checked_order(channel_order, num_channels)
     return processor
 
 
-def with_channel_order(processor: DDePImageProcessor, order: Sequence[int]) -> DDePImageProcessor:
+def with_channel_order(processor: DDePImageProcessor, order: Sequence[int], num_channels: int) -> DDePImageProcessor:
     """A processor for images whose channels lie in another order, which gives the model each as it was before.
 
     Args:
         processor: The image processor.
         order: Which channel of the new images each channel that the model sees is, from 0.
+        num_channels: Channels of the images.
 
     Raises:
         ValueError: `order` does not name each channel once.
     """
-    order = checked_order(order, len(processor.image_mean))
-    before = processor.channel_order or range(len(order))
-    mean, std = (
-        [values[before[order.index(c)]] for c in range(len(order))]
-        for values in (processor.image_mean, processor.image_std)
-    )
-    changed = {"image_mean": mean, "image_std": std, "channel_order": order}
+    order = checked_order(order, num_channels)
+    before = processor.channel_order or range(num_channels)
+    changed: dict[str, Any] = {"channel_order": order}
+    for name in ("image_mean", "image_std"):
+        values = getattr(processor, name)
+        if isinstance(values, Sequence) and len(values) == num_channels:
+            changed[name] = [values[before[order.index(channel)]] for channel in range(num_channels)]
     return type(processor).from_dict({**processor.to_dict(), **changed})
 
 

@@ -36,7 +36,8 @@ GEO = {
         (42113, "s", 2, "0"),
     ]
 }
-SMALL = {"decoder_hidden_sizes": [8, 8, 8, 8, 8], "decoder_bottleneck_size": 8, "encoder_weights": "none"}
+SIZES = {"decoder_hidden_sizes": [8, 8, 8, 8, 8], "decoder_bottleneck_size": 8}
+SMALL = {**SIZES, "encoder_weights": "none"}
 
 
 def write(path, pixels, **options):
@@ -323,23 +324,38 @@ def test_the_order_of_channels_is_that_of_the_processor(backend, tmp_path):
     for place, channel in enumerate(ORDER):
         expected = (pixels[channel] / 255 - mean[channel]) / std[channel]
         np.testing.assert_allclose(values[place], expected, atol=1e-6)
-    trained = Normalize.from_processor(processor)(torch.from_numpy(pixels)[None])[0]
-    torch.testing.assert_close(trained, values)
+    normalize, transform = Normalize.from_processor(processor), EvalTransform.from_processor(processor)
+    sample = transform({"image": ChannelImage(pixels), "annotation": np.zeros((20, 24), np.uint8)})
+    for raw in (torch.from_numpy(pixels), sample["pixel_values"]):  # as in training, and in evaluation
+        torch.testing.assert_close(normalize(raw[None])[0], values)
     with pytest.raises(ValueError, match=r"channel_order is \[0, 0, 1, 3\].*each of 4 channels once"):
         processor(pixels, channel_order=[0, 0, 1, 3])
 
 
-def test_bgr_images_give_what_their_rgb_twins_give(tmp_path):
-    """Training on BGR files with their order set equals training on RGB ones, whatever the encoder's mean."""
-    pixels = RNG.integers(0, 256, (24, 20, 3), dtype=np.uint8)
+def test_bgr_images_give_what_their_rgb_twins_give():
+    """In both image processors, training, evaluation and prediction, whatever the encoder's mean."""
+    pixels = RNG.integers(0, 256, (32, 64, 3), dtype=np.uint8)
     rgb = ddep_hub.pretrained.processor_for_encoder("resnet18.a1_in1k")
     bgr = ddep_hub.pretrained.processor_for_encoder("resnet18.a1_in1k", channel_order=[2, 1, 0])
     assert bgr.image_mean == rgb.image_mean[::-1] != rgb.image_mean
-    again = ddep_hub.pretrained.with_channel_order(bgr, [0, 1, 2])
+    again = ddep_hub.pretrained.with_channel_order(bgr, [0, 1, 2], 3)
+    expected = rgb(pixels, return_tensors="pt")["pixel_values"]
+    model = DDePForSemanticSegmentation(DDePConfig(encoder_name="resnet10t", num_labels=5, **SIZES)).eval()
     for processor, image in ((bgr, pixels[..., ::-1].copy()), (again, pixels)):
-        torch.testing.assert_close(
-            processor(image, return_tensors="pt")["pixel_values"], rgb(pixels, return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(processor(image, return_tensors="pt")["pixel_values"], expected)
+        sample = {"image": Image.fromarray(image), "annotation": np.zeros((32, 64), np.uint8)}
+        seen = EvalTransform.from_processor(processor)(sample)["pixel_values"][None]
+        torch.testing.assert_close(Normalize.from_processor(processor)(seen), expected)
+        np.testing.assert_array_equal(
+            ddep_hub.predict(model, image, processor=processor), ddep_hub.predict(model, pixels, processor=rgb)
         )
+
+
+def test_a_mean_for_all_channels_stays_as_it_is():
+    for mean in (0.4, [0.4]):
+        options = {"image_mean": mean, "image_std": mean, "do_convert_rgb": False}
+        processor = ddep_hub.pretrained.with_channel_order(DDePImageProcessor(**options), ORDER, 4)
+        assert processor.channel_order == ORDER and processor.image_mean in (mean, (0.4,))
 
 
 def test_a_run_keeps_the_order_in_its_processor_and_another_can_change_it(tmp_path):
@@ -362,21 +378,32 @@ def test_a_run_keeps_the_order_in_its_processor_and_another_can_change_it(tmp_pa
         **common,
     )["final"]
     assert DDePImageProcessor.from_pretrained(pretrained).channel_order == [2, 1, 0]
-    for order in ([], [1, 2, 0]):
+    again = ddep_hub.pretrain(
+        images=[str(tmp_path / "data" / "images" / "train")],
+        num_val_images=1,
+        pretrained=pretrained,
+        output_dir=str(tmp_path / "again"),
+        **common,
+    )["final"]
+    assert DDePImageProcessor.from_pretrained(again).channel_order == [2, 1, 0]
+    for order, more in (([], {}), ([1, 2, 0], {}), ([], {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2] * 3})):
         final = ddep_hub.finetune(
+            **more,
             data=str(tmp_path / "data"),
             pretrained=pretrained,
             channel_order=order,
             allow_empty_classes=True,
-            output_dir=str(tmp_path / f"finetune-{len(order)}"),
+            output_dir=str(tmp_path / f"finetune-{len(order)}-{len(more)}"),
             **common,
         )["final"]
         assert DDePImageProcessor.from_pretrained(final).channel_order == (order or [2, 1, 0])
-    with pytest.raises(ValueError, match="channel_order"):
+    with pytest.raises(ValueError, match="must name each of 3 channels once"):
         ddep_hub.finetune(
             data=str(tmp_path / "data"),
             pretrained=pretrained,
-            channel_order=[0, 1],
+            channel_order=[1, 0],
             output_dir=str(tmp_path / "wrong"),
             **common,
         )
+    with pytest.raises(ValueError, match=r"channel_order must name each channel once, from 0; got \[1, 2\]"):
+        FinetuneArguments(channel_order=[1, 2])

@@ -59,8 +59,10 @@ def test_other_convolutions_and_no_grad_take_the_plain_way(monkeypatch):
     monkeypatch.setattr("ddep_hub.utils.depthwise._DepthwiseConv.apply", fail)
     image, weight = torch.randn(1, 4, 8, 8), torch.randn(4, 1, 5, 5)
     with FastDepthwise():
-        nn.Conv2d(4, 8, 3, groups=4)(image)
-        nn.Conv2d(4, 4, 3)(image)
+        nn.Conv2d(4, 4, 3, groups=4)(image)
+        nn.Conv2d(4, 8, 5, groups=4)(image)
+        nn.Conv2d(4, 4, 5)(image)
+        nn.Conv2d(4, 4, 5, groups=4)(image[0])
         nn.Conv2d(4, 4, 3, groups=2)(image)
         with torch.no_grad():
             F.conv2d(image, weight, None, 1, 2, 1, 4)

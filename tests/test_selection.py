@@ -1,6 +1,7 @@
 """Choosing the images to label: `ddep-hub select` and `ddep_hub.select_images`."""
 
 import itertools
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from PIL import Image
 
 import ddep_hub
 from ddep_hub.cli import main
+from ddep_hub.configuration_ddep import resolve
 from ddep_hub.data.splits import read_split_file
-from ddep_hub.preparation.selection import greedy_medoids, standardized
+from ddep_hub.preparation.selection import greedy_medoids, image_features, select, standardized
 
 
 KINDS = ("dark", "striped", "red")
@@ -33,63 +35,105 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def kinds_of(names):
-    return {str(name).split("/")[-1].split("-")[0] for name in names}
+def kinds_of(paths):
+    return {Path(path).name.split("-")[0] for path in paths}
 
 
 def test_the_choice_holds_every_kind_and_begins_like_a_shorter_one(photos):
     chosen = ddep_hub.select_images(photos, 3, image_size=64)
-    assert kinds_of(chosen) == set(KINDS)
-    assert all(path == photos / f"{name}.png" for name, path in chosen.items())
-    longer = ddep_hub.select_images([photos / "*" / "*.png"], 5, image_size=64)
-    assert list(longer)[:3] == list(chosen)
+    assert kinds_of(chosen) == set(KINDS) and all(path.is_relative_to(photos) for path in chosen)
+    assert ddep_hub.select_images(str(photos), 5, image_size=64)[:3] == chosen
 
 
-def test_labelled_images_stand_for_their_kind_and_are_not_chosen(photos):
-    labelled = [photos / "dark" / "dark-0.png", photos / "red"]
-    chosen = ddep_hub.select_images(photos, 1, labelled=labelled, image_size=64)
-    assert kinds_of(chosen) == {"striped"}
-    everything_else = ddep_hub.select_images(photos, 11, labelled=labelled, image_size=64)
-    assert kinds_of(everything_else) == {"striped", "dark"} and "dark/dark-0" not in everything_else
+def test_labelled_images_count_as_chosen_and_so_do_their_copies(photos, tmp_path):
+    copies = tmp_path / "labelled"
+    copies.mkdir()
+    for index in range(6):
+        shutil.copyfile(photos / "red" / f"red-{index}.png", copies / f"{index}.png")
+    labelled = [photos / "dark" / "dark-0.png", copies]
+    assert kinds_of(ddep_hub.select_images(photos, 1, labelled=labelled, image_size=64)) == {"striped"}
+    others = ddep_hub.select_images(photos, 11, labelled=labelled, image_size=64)
+    assert kinds_of(others) == {"striped", "dark"} and photos / "dark" / "dark-0.png" not in others
+    assert "red" not in kinds_of(ddep_hub.select_images(photos, 12, labelled=str(copies), image_size=64))
+    with pytest.raises(ValueError, match="number is 12, but there are 11 images to choose from"):
+        ddep_hub.select_images(photos, 12, labelled=labelled, image_size=64)
+
+
+def test_few_candidates_of_many_images(photos, tmp_path, monkeypatch):
+    """The others are represented, and the choice does not depend on where the folder lies."""
+    monkeypatch.setattr("ddep_hub.preparation.selection.MAX_CANDIDATES", 9)
+    chosen = ddep_hub.select_images(photos, 3, image_size=64)
+    shutil.copytree(photos, tmp_path / "elsewhere")
+    again = ddep_hub.select_images(tmp_path / "elsewhere", 3, image_size=64)
+    assert [path.name for path in again] == [path.name for path in chosen] and kinds_of(chosen) == set(KINDS)
 
 
 def test_the_command_writes_copies_a_list_and_a_picture(photos, tmp_path, capsys):
     output = tmp_path / "to-label"
-    assert main(["select", str(photos), "--number", "3", "--image_size", "64", "--output_dir", str(output)]) == 0
-    printed = [Path(line) for line in capsys.readouterr().out.splitlines()]
-    listed = (output / "selected.txt").read_text().splitlines()
-    assert [photos / name for name in listed] == printed and kinds_of(listed) == set(KINDS)
-    for name in listed:
+    (photos / "red" / "red-0.png").rename(photos / "#1.png")
+    assert main(["select", str(photos), "--number", "18", "--image_size", "64", "--output_dir", str(output)]) == 0
+    captured = capsys.readouterr()
+    assert "shown in selected.png" in captured.err
+    printed = [Path(line).relative_to(photos).as_posix() for line in captured.out.splitlines()]
+    assert len(printed) == 18 and kinds_of(name for name in printed if name[0] != "#") == set(KINDS)
+    assert read_split_file(output / "selected.txt") == [name.removesuffix(".png") for name in printed]
+    for name in printed:
         assert (output / "images" / name).read_bytes() == (photos / name).read_bytes()
-    assert read_split_file(output / "selected.txt") == [name.removesuffix(".png") for name in listed]
-    assert Image.open(output / "selected.png").width > 3 * 192
-    (output / "images" / listed[0]).write_text("mine")
+    assert Image.open(output / "selected.png").width > 4 * 192
+    (output / "images" / "red" / "red-1.png").write_text("mine")
     assert main(["select", str(photos), "--output_dir", str(output)]) == 1
     assert "is not empty" in capsys.readouterr().err
-    assert (output / "images" / listed[0]).read_text() == "mine"
+    assert (output / "images" / "red" / "red-1.png").read_text() == "mine"
+
+
+def test_what_appears_in_the_output_folder_meanwhile_stays(photos, tmp_path, monkeypatch):
+    def late(*args, **kwargs):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "mine.txt").write_text("mine")
+        return [photos / "red" / "red-0.png"]
+
+    monkeypatch.setattr("ddep_hub.preparation.selection.select_images", late)
+    with pytest.raises(FileExistsError, match="not empty"):
+        select(photos, 1, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+    assert not list(tmp_path.glob(".out*"))
 
 
 def test_a_damaged_image_is_left_out(photos):
     (photos / "broken.png").write_bytes((photos / "red" / "red-0.png").read_bytes()[:200])
     with pytest.warns(UserWarning, match=r"broken\.png.*left out"):
         chosen = ddep_hub.select_images(photos, 18, image_size=64)
-    assert len(chosen) == 18 and "broken" not in chosen
+    assert len(chosen) == 18 and photos / "broken.png" not in chosen
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="number is 19, but there are 18"):
         ddep_hub.select_images(photos, 19, image_size=64)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"number": 0}, "number is 0, but there are 18 images"),
-        ({"number": 19}, "take 1..18"),
-        ({"number": 1, "image_size": 0}, "image_size must be positive"),
-        ({"number": 1, "labelled": ["photos/*"]}, "matches none"),
-    ],
-)
-def test_mistakes_are_told(photos, options, message):
-    with pytest.raises((ValueError, OSError), match=message):
-        ddep_hub.select_images(photos, **options)
+def test_mistakes_are_told(photos, tmp_path):
+    for number in (0, 19):
+        with pytest.raises(ValueError, match=f"number is {number}, but there are 18 images"):
+            ddep_hub.select_images(photos, number)
+    with pytest.raises(ValueError, match="image_size must be positive"):
+        ddep_hub.select_images(photos, 1, image_size=0)
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
+        ddep_hub.select_images(photos, 1, labelled=[tmp_path / "nowhere"])
+    (photos / "red").rename(photos / "annotations")
+    with pytest.raises(ValueError, match="holds masks in `annotations`"):
+        ddep_hub.select_images(photos, 1)
+
+
+def test_features_are_the_means_of_what_the_encoder_gives(tmp_path):
+    """Of the image as the processor normalises it; of very long ones at a bounded size."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    Image.new("RGB", (3000, 4)).save(tmp_path / "long.png")
+    found = image_features([tmp_path / "a.png", tmp_path / "long.png"], "ddep-efficientnet-lite0", None, 64)
+    model = ddep_hub.DDePForPreTraining.from_pretrained("ddep-efficientnet-lite0").eval()
+    processor = ddep_hub.DDePImageProcessor.from_pretrained(resolve("ddep-efficientnet-lite0"))
+    with torch.no_grad():
+        levels = model.ddep(**processor(pixels, do_resize=False, return_tensors="pt"), output_hidden_states=True)
+    for mean, level in zip(found[tmp_path / "a.png"], levels.hidden_states, strict=False):
+        torch.testing.assert_close(mean, level[0].mean((1, 2)), rtol=1e-4, atol=1e-4)
+    assert len(found[tmp_path / "a.png"]) == 5
 
 
 def test_greedy_medoids_against_all_choices():

@@ -6,7 +6,7 @@ from .mistakes import one_line
 
 
 COMMANDS = {
-    "select": "choose the images to label: few that stand for all",
+    "select": "choose which images to label: a representative subset",
     "prepare": "turn labelled images of many formats into a folder that fine-tuning reads",
     "pretrain": "pretrain a decoder by denoising, on images without labels",
     "finetune": "fine-tune a segmentation model on few labels",

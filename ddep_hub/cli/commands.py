@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -208,12 +209,12 @@ def prepare(argv: list[str]) -> None:
 
 @dataclass(kw_only=True)
 class SelectArguments:
-    """Choose the images to label: few that stand for all, by the features of a pretrained encoder."""
+    """Choose which images to label: a representative subset, by the features of a pretrained encoder."""
 
     number: int = arg(12, "How many images to choose.", group="data", common=True)
     labelled: list[str] = arg(
         [],
-        "Images that have labels already: files, folders or patterns. They stand for others, and are not chosen.",
+        "Images that have labels already, files or folders: they count as chosen before.",
         group="data",
         common=True,
         path=True,
@@ -237,12 +238,17 @@ class SelectArguments:
 
 def select(argv: list[str]) -> None:
     """`ddep-hub select`."""
-    images = {"nargs": "+", "help": "Image files, folders, or patterns such as 'photos/*.jpg'."}
+    images = {"help": "Folder of images, searched recursively."}
     arguments, given = parse_command(SelectArguments, argv, command="ddep-hub select", positionals={"images": images})
     from ddep_hub.preparation.selection import select
 
     for path in select(given["images"], **vars(arguments)):
         print(path)
+    print(
+        f"Copied to {arguments.output_dir}/images, listed in selected.txt, shown in selected.png. Label them in this "
+        "order.",
+        file=sys.stderr,
+    )
 
 
 @dataclass(kw_only=True)

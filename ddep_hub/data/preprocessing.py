@@ -70,7 +70,7 @@ class EvalTransform:
 def resized_by(processor: Any, image: AnyImage, **options: Any) -> torch.Tensor:
     """The pixels of an image, uint8 or float32 (C, h, w), after an image processor's own resizing.
 
-    Its own, as its two backends round differently.
+    Its own, as its two backends round differently. The channels keep the image's order; [`Normalize`] changes it.
 
     Args:
         processor: The image processor.
@@ -78,6 +78,8 @@ def resized_by(processor: Any, image: AnyImage, **options: Any) -> torch.Tensor:
         **options: Of this call, such as `do_resize=False`.
     """
     options |= {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
+    if getattr(processor, "channel_order", None):
+        options["channel_order"] = None
     source: Any = image
     if isinstance(image, ChannelImage):
         source = image.pixels

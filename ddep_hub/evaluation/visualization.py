@@ -1,6 +1,6 @@
 """Pictures of predictions, denoising and confusion matrices; masks as files."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from .inference import InferenceOptions, predict
 PANEL = 192
 LONGEST = 4 * PANEL  # height of a panel; very narrow images are squeezed
 GAP = 6
-TITLE = 22
+TITLE, TITLE_LENGTH = 22, 30  # height in pixels, characters
 
 
 def panels(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> Image.Image:
@@ -51,11 +51,19 @@ def panels(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> Image
     return sheet
 
 
-def contact_sheet(pictures: Sequence[np.ndarray], columns: int = 4) -> Image.Image:
-    """Draws pictures (H, W, 3) row by row; a row is as high as its first one wants."""
-    columns = min(columns, len(pictures))
-    filled = [*pictures, *[np.full_like(pictures[-1], 255)] * (-len(pictures) % columns)]
-    return panels([filled[row : row + columns] for row in range(0, len(filled), columns)], [""] * columns)
+def contact_sheet(pictures: Iterable[Image.Image], titles: Sequence[str], columns: int = 4) -> Image.Image:
+    """Draws pictures row by row, each in a square of `PANEL` pixels under its title."""
+    columns = min(columns, len(titles))
+    rows = -(-len(titles) // columns)
+    sheet = Image.new("RGB", (columns * (PANEL + GAP) + GAP, rows * (TITLE + PANEL) + GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
+    for index, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+        left, top = GAP + index % columns * (PANEL + GAP), index // columns * (TITLE + PANEL)
+        short = title if len(title) <= TITLE_LENGTH else f"...{title[3 - TITLE_LENGTH :]}"
+        draw.text((left, top + 6), short, fill="black", font=font)
+        picture.thumbnail((PANEL, PANEL))
+        sheet.paste(picture, (left, top + TITLE))
+    return sheet
 
 
 def stack(pictures: Sequence[Image.Image]) -> Image.Image:

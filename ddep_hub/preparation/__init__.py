@@ -197,8 +197,8 @@ def _preview(folder: Path, shown: list[tuple[str, str]], classes: ClassTable) ->
     for split, name in shown:
         (file,) = (folder / "images" / split / name).parent.glob(f"{_escaped(Path(name).name)}.*")
         mask = np.asarray(Image.open(folder / "annotations" / split / f"{name}.png")).astype(np.int64)
-        pictures.append(np.asarray(overlay(rgb_of(decode_image(file)), mask, classes)))
-    grid = contact_sheet(pictures)
+        pictures.append(overlay(rgb_of(decode_image(file)), mask, classes))
+    grid = contact_sheet(pictures, [f"{split}/{name}" for split, name in shown])
     names = legend(classes)
     sheet = Image.new("RGB", (grid.width + names.width, max(grid.height, names.height)), "white")
     sheet.paste(grid, (0, 0))

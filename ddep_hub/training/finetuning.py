@@ -24,13 +24,12 @@ from ddep_hub.data.transforms import SegmentationTrainTransform, UnlabelledTrans
 from ddep_hub.evaluation.inference import evaluate_segmentation
 from ddep_hub.evaluation.metrics import absent_message
 from ddep_hub.evaluation.visualization import segmentation_picture
-from ddep_hub.pretrained import load_processor, processor_for_encoder, stored_config, with_channel_order
 from ddep_hub.utils.arguments import build_arguments
 
 from .arguments import FinetuneArguments
 from .labelled import open_data
 from .losses import SegmentationLoss, median_frequency_weights
-from .models import finetuning_model, image_statistics
+from .models import finetuning_model, processor_of_run
 from .optim import encoder_rates, set_encoder_mode
 from .semi_supervised import UnlabelledLoss, unlabelled_sources
 from .stages import STAGE, pretrain_first, record_of
@@ -82,26 +81,11 @@ class FinetuneTrainer(Trainer):
             set_seed(args.seed)  # the decoder's initialisation depends on the seed alone
             self.model, source = finetuning_model(args, self.labelled.classes, decoder)
         self.set_mode(args.freeze_encoder_steps)
-        start = decoder or args.pretrained
-        channels = self.model.config.num_channels
-        if start is None or args.image_mean or stored_config(start).get("num_channels", 3) != channels:
-            # Files are read for the statistics of channels other than RGB alone.
-            pixels = (to_tensor(self.labelled[index]["image"]) for index in range(len(self.labelled)))
-            statistics = image_statistics(args, channels, pixels)
-            self.processor = processor_for_encoder(
-                self.model.config.encoder_name,
-                args.image_size,
-                num_channels=channels,
-                mean_std=statistics,
-                channel_order=args.channel_order,
-            )
-        else:
-            self.processor = load_processor(start, self.model.config)
-            if args.image_size is not None:
-                options = {**self.processor.to_dict(), "do_resize": True, "size": {"shortest_edge": args.image_size}}
-                self.processor = type(self.processor).from_dict(options)
-            if args.channel_order:
-                self.processor = with_channel_order(self.processor, args.channel_order)
+        pixels = (to_tensor(self.labelled[index]["image"]) for index in range(len(self.labelled)))
+        self.processor = processor_of_run(args, decoder or args.pretrained, self.model.config, pixels)
+        if args.image_size is not None:
+            options = {**self.processor.to_dict(), "do_resize": True, "size": {"shortest_edge": args.image_size}}
+            self.processor = type(self.processor).from_dict(options)
         self.accelerator.print(summary_of(self.labelled))
         classes = self.labelled.classes
         self.statistics, _ = self._read_once(self.labelled, args.train_split, images=False)

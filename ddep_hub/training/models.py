@@ -8,12 +8,18 @@ import torch
 from accelerate.utils import set_seed
 from torch import nn
 
-from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePPreTrainedModel
+from ddep_hub import (
+    DDePConfig,
+    DDePForPreTraining,
+    DDePForSemanticSegmentation,
+    DDePImageProcessor,
+    DDePPreTrainedModel,
+)
 from ddep_hub.conv_norm import restore_weight_norms
 from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.statistics import Statistics, channel_statistics
 from ddep_hub.encoder_weights import encoder_source, needs_image_skip
-from ddep_hub.pretrained import stored_config
+from ddep_hub.pretrained import load_processor, processor_for_encoder, stored_config, with_channel_order
 
 from .arguments import FinetuneArguments, PretrainArguments, RunArguments
 
@@ -26,6 +32,34 @@ def channels_of_run(args: RunArguments) -> int:
     if args.num_channels is not None:
         return args.num_channels
     return 3 if args.pretrained is None else int(stored_config(args.pretrained).get("num_channels", 3))
+
+
+def processor_of_run(
+    args: RunArguments, start: str | None, config: DDePConfig, images: Iterable[torch.Tensor]
+) -> DDePImageProcessor:
+    """The image processor of a run: that of the model it starts from, or a new one, with what the arguments say.
+
+    Args:
+        args: The run's arguments.
+        start: Model that the run starts from.
+        config: Configuration of the run's model.
+        images: Images `(C, H, W)` in 0..255, to measure mean and std on; read only if needed.
+
+    Raises:
+        ValueError: Mean, std or the order are for another number of channels.
+    """
+    channels, loaded = config.num_channels, None
+    if start is not None and stored_config(start).get("num_channels", 3) == channels:
+        loaded = load_processor(start, config)
+    if loaded is None or args.image_mean:
+        inherited = () if loaded is None else loaded.channel_order or ()
+        return processor_for_encoder(
+            config.encoder_name,
+            num_channels=channels,
+            mean_std=image_statistics(args, channels, images),
+            channel_order=args.channel_order or inherited,
+        )
+    return with_channel_order(loaded, args.channel_order, channels) if args.channel_order else loaded
 
 
 def image_statistics(args: RunArguments, channels: int, images: Iterable[torch.Tensor]) -> Statistics | None:

@@ -25,12 +25,12 @@ from ddep_hub.denoising import sample_sigma
 from ddep_hub.encoder_weights import encoder_file, encoder_source
 from ddep_hub.evaluation.denoising import denoising_error, denoising_references
 from ddep_hub.evaluation.visualization import denoising_picture
-from ddep_hub.pretrained import processor_for_encoder, stored_config
+from ddep_hub.pretrained import stored_config
 from ddep_hub.utils.arguments import build_arguments
 from ddep_hub.utils.paths import resolve_data
 
 from .arguments import PretrainArguments, micro_batches
-from .models import channels_of_run, image_statistics, pretraining_model
+from .models import channels_of_run, pretraining_model, processor_of_run
 from .trainer import Batch, Trainer
 
 
@@ -95,13 +95,11 @@ class PretrainTrainer(Trainer):
         with self.accelerator.main_process_first():
             validation, examples = self._open_data()
             encoder_file(source)
-        statistics = image_statistics(args, channels, examples)
         set_seed(args.seed)  # the decoder's initialisation depends on the seed alone
         self.model = pretraining_model(args, source, stored)
         self.facts = {"encoder_source": source, "images": self.data}
-        self.processor = processor_for_encoder(
-            encoder_name, num_channels=channels, mean_std=statistics, channel_order=args.channel_order
-        )
+        self.processor = processor_of_run(args, args.pretrained, self.model.config, examples)
+        self.processor.do_resize = False
         self.normalize = Normalize.from_processor(self.processor)
         self.sigma_range = self.model.config.sigma_range
         self.validation = self.normalize(validation)

@@ -16,10 +16,10 @@ TILE = 3  # the size of kernel whose gradient is fast
 class FastDepthwise(TorchFunctionMode):
     """Takes the gradients of depthwise convolutions by faster ways to the same sums, for forward and backward inside.
 
-    With oneDNN 3.7 and AMX, the gradient of a 5x5 kernel takes 30 to 130 times as long as the convolution itself, that
-    of a 3x3 kernel twice as long; with a stride, the input's takes 10 to 100 times as long in bfloat16, twice in
-    float32. Larger kernels are therefore covered with 3x3 ones, and a strided input's gradient is taken in float32.
-    Gradients equal the plain ones but for rounding.
+    On a CPU with AMX, in torch 2.14, the gradient of a 5x5 kernel takes 30 to 130 times as long as the convolution
+    itself, that of a 3x3 kernel twice as long; with a stride, the input's takes 10 to 100 times as long in bfloat16,
+    twice in float32. Larger kernels are therefore covered with 3x3 ones, and a strided input's gradient is taken in
+    float32. Gradients equal the plain ones but for rounding. Other convolutions are left alone.
     """
 
     def __torch_function__(
@@ -27,11 +27,13 @@ class FastDepthwise(TorchFunctionMode):
     ) -> Any:
         if func is torch.conv2d and len(args) == 7 and torch.is_grad_enabled():
             hidden, weight, bias, stride, padding, dilation, groups = args
-            if groups > 1 and len(weight) == hidden.shape[1] == groups and not isinstance(padding, str):
-                if torch.is_autocast_enabled("cpu"):
+            options = [] if isinstance(padding, str) else [_pair(value) for value in (stride, padding, dilation)]
+            depthwise = hidden.ndim == 4 and len(weight) == hidden.shape[1] == groups
+            if options and depthwise and _is_slow(weight.shape[2:], options[0]):
+                if torch.is_autocast_enabled("cpu") and hidden.dtype != torch.float64:
                     dtype = torch.get_autocast_dtype("cpu")
                     hidden, weight = hidden.to(dtype), weight.to(dtype)
-                output: torch.Tensor = _DepthwiseConv.apply(hidden, weight, *map(_pair, (stride, padding, dilation)))
+                output: torch.Tensor = _DepthwiseConv.apply(hidden, weight, *options)
                 return output if bias is None else output + bias.to(output.dtype)[:, None, None]
         return func(*args, **(kwargs or {}))
 
@@ -42,9 +44,13 @@ def has_slow_gradients(model: nn.Module) -> bool:
         isinstance(module, nn.Conv2d)
         and module.groups == module.in_channels == module.out_channels > 1
         and module.weight.requires_grad
-        and max(*module.kernel_size, TILE * max(module.stride) - 1) > TILE
+        and _is_slow(module.kernel_size, module.stride)
         for module in model.modules()
     )
+
+
+def _is_slow(kernel_size: Sequence[int], stride: Sequence[int]) -> bool:
+    return max(kernel_size) > TILE or max(stride) > 1
 
 
 class _DepthwiseConv(torch.autograd.Function):
@@ -112,4 +118,5 @@ def _gradients(
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return (values[0], values[-1])
