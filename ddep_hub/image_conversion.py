@@ -5,6 +5,7 @@ import importlib.util
 import os
 import re
 import struct
+import warnings
 from collections.abc import Sequence
 from typing import BinaryIO
 
@@ -27,6 +28,7 @@ ORIENTATIONS = {
 TIFF_EXTENSIONS = (".tif", ".tiff")
 # Where an orientation may stand.
 EXIF_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+_warned_of_few_bits = False
 
 
 def orientation(image: Image.Image) -> int:
@@ -75,7 +77,8 @@ def upright(image: Image.Image) -> Image.Image:
 def eight_bits(values: np.ndarray, name: str) -> np.ndarray:
     """Scales pixel values of any type to 0..255.
 
-    Bilevel values become 0 and 255. 16-bit values are divided by 257. Wider integers are taken as 8 bits if none is
+    Bilevel values become 0 and 255. 16-bit values are divided by 257; a warning names the first image
+    that uses a quarter of their range at most. Wider integers are taken as 8 bits if none is
     above 255, else as 16 bits. Floats are taken as 0..1 if none is above 1, else as 0..255.
 
     Args:
@@ -99,7 +102,21 @@ def eight_bits(values: np.ndarray, name: str) -> np.ndarray:
         raise ValueError(
             f"{name} holds values from {low:g} to {high:g}, outside 0..{limit:g}; convert it to an 8-bit image"
         )
+    if limit == 65535.0 and high < 65535.0 / 4:
+        _warn_of_few_bits(name, high)
     return np.asarray(np.rint(values.astype(np.float64) * (255.0 / limit)), dtype=np.uint8)
+
+
+def _warn_of_few_bits(name: str, high: float) -> None:
+    """Warns once in a process: a folder of such images would give a warning each."""
+    global _warned_of_few_bits
+    if not _warned_of_few_bits:
+        _warned_of_few_bits = True
+        warnings.warn(
+            f"{name} has 16 bits, but no value above {high:.0f}: nearly black when 65535 is white. If the camera has "
+            "12 or 14 bits, scale its images to 16, or keep their depth: num_channels=1 measures mean and std.",
+            stacklevel=3,
+        )
 
 
 def to_rgb(image: Image.Image, name: str = "The image") -> Image.Image:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from PIL import Image
 from transformers import AutoImageProcessor
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
+from ddep_hub import image_conversion
 from ddep_hub.data.image_io import decode_image
+from ddep_hub.image_conversion import eight_bits
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.image_processing_pil_ddep import DDePImageProcessorPil
 
@@ -330,3 +333,16 @@ def test_tags_that_cannot_be_read_do_not_stop_an_image(processor_class, tmp_path
     Image.fromarray(random_image()).save(tmp_path / "a.png", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
     pixels = processor_class(do_resize=False)(tmp_path / "a.png", return_tensors="np")["pixel_values"]
     np.testing.assert_allclose(pixels[0], random_image().transpose(2, 0, 1) / 127.5 - 1, atol=1e-5)
+
+
+def test_images_of_twelve_bits_are_warned_of_once(monkeypatch):
+    monkeypatch.setattr(image_conversion, "_warned_of_few_bits", False)
+    with pytest.warns(UserWarning, match=r"cell\.tif has 16 bits, but no value above 4080.*num_channels=1"):
+        pixels = eight_bits(np.array([[0, 4080]], np.uint16), "cell.tif")
+    np.testing.assert_array_equal(pixels, [[0, 16]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        eight_bits(np.array([[0, 4080]], np.uint16), "another.tif")
+        monkeypatch.setattr(image_conversion, "_warned_of_few_bits", False)
+        eight_bits(np.array([[0, 40000]], np.uint16), "bright.tif")
+        eight_bits(np.array([[0, 255]], np.int32), "eight-in-32.tif")

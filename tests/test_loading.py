@@ -1,6 +1,7 @@
 """from_pretrained on whole folders: fine-tuned, DDeP-pretrained, damaged, in other precisions; Auto and pipeline."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -114,11 +115,13 @@ def test_a_pretrained_folder_without_labels_warns(denoiser, caplog, load):
     assert "2 labels is the default. Pass `num_labels=` or `id2label=`" in caplog.text
 
 
-def test_a_finetuned_folder_can_be_pretrained_further(finetuned, caplog):
+def test_a_finetuned_folder_can_be_pretrained_further(finetuned, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     folder, model = finetuned
     loaded = DDePForPreTraining.from_pretrained(folder)
     assert same_weights(loaded.ddep, model.ddep)
     assert "has no noise_head: it is newly initialised" in caplog.text
+    assert "LOAD REPORT" not in caplog.text  # transformers' table of the same
 
 
 def test_a_base_model_takes_the_weights_of_a_head_and_gives_them_back(finetuned, tmp_path):

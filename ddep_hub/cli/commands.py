@@ -53,6 +53,7 @@ def predict(argv: list[str]) -> None:
 
     for name in predict_images(given["images"], arguments):
         print(name)
+    print(f"Written to {arguments.output_dir}: {', '.join(arguments.predictions)}", file=sys.stderr)
 
 
 def compare(argv: list[str]) -> None:

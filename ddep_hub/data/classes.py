@@ -12,8 +12,7 @@ import numpy as np
 
 
 Color = tuple[int, int, int]
-
-
+BACKGROUND, BACKGROUND_COLOR = "background", (64, 64, 64)
 Value = TypeVar("Value")
 
 
@@ -275,6 +274,9 @@ def _in_order(entries: list[Any], path: Path) -> tuple[tuple[str, ...], tuple[Co
     if sorted(names) != list(range(len(names))):
         missing = sorted(set(range(len(names))) - set(names))
         raise ValueError(f"{path}: ids must be 0..{len(names) - 1} without holes; key 'id' is missing {missing[:10]}")
+    for index, name in names.items():
+        if name.lower() == BACKGROUND and index not in given and BACKGROUND_COLOR not in given.values():
+            given[index] = BACKGROUND_COLOR
     spare = iter(_palette(2 * len(names) + 1, avoid=set(given.values())))
     colors = tuple(given[index] if index in given else next(spare) for index in range(len(names)))
     return tuple(names[index] for index in range(len(names))), colors

@@ -252,6 +252,8 @@ def _is_listed(root: Path, options: FolderOptions) -> bool:
 
 
 def _nothing_found(root: Path) -> str:
+    if not root.is_dir():
+        return f"{root} is not a folder; check the path"
     entries = sorted(path.name + "/" * path.is_dir() for path in root.glob("*") if not path.name.startswith("."))
     known = "; ".join(f"{layout}: {needed}" for layout, needed in _NEEDED.items())
     return (

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from torch.nn import functional as F
 
-from ddep_hub.data.classes import ClassTable, colorize
+from ddep_hub.data.classes import BACKGROUND, ClassTable, colorize
 from ddep_hub.data.dataset_registry import get_dataset_info
 from ddep_hub.data.preprocessing import EvalTransform
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
@@ -261,10 +261,11 @@ class MaskWriter:
 def overlay(image: Image.Image, mask: np.ndarray, classes: ClassTable) -> Image.Image:
     """Blends an RGB image and the colours of a mask of its size, integer class ids (H, W), in equal parts.
 
-    The background of a single class is shown as it is.
+    A class that is called background, and that of a single class, is shown as the image is.
     """
     blended = Image.blend(image, Image.fromarray(colorize(mask, classes)), 0.5)
-    return Image.composite(blended, image, Image.fromarray(mask != 0)) if classes.single else blended
+    background = [index for index, name in enumerate(classes.names) if name.lower() == BACKGROUND]
+    return Image.composite(blended, image, Image.fromarray(~np.isin(mask, background))) if background else blended
 
 
 def cityscapes_label_ids() -> np.ndarray:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from ddep_hub.data.classes import BACKGROUND
 from ddep_hub.data.folders import common_split
 
-from .source import BACKGROUND, Example, ImageFinder, Shape, Source, coco_masks, name_of, object_classes, shapes_mask
+from .source import Example, ImageFinder, Shape, Source, coco_masks, name_of, object_classes, shapes_mask
 
 
 def is_coco(content: Any) -> bool:

@@ -11,12 +11,9 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 from PIL import Image
 
-from ddep_hub.data.classes import ClassTable, class_colors
+from ddep_hub.data.classes import BACKGROUND, BACKGROUND_COLOR, ClassTable, class_colors
 from ddep_hub.data.image_io import IMAGE_EXTENSIONS, images_below, load_upright
 from ddep_hub.image_conversion import ORIENTATIONS, orientation
-
-
-BACKGROUND = "background"
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class Source:
 def object_classes(names: Iterable[str]) -> ClassTable:
     """The classes of drawn objects: background, in grey, and these."""
     names = tuple(names)
-    return ClassTable((BACKGROUND, *names), ((64, 64, 64), *class_colors(len(names))))
+    return ClassTable((BACKGROUND, *names), (BACKGROUND_COLOR, *class_colors(len(names))))
 
 
 class ImageFinder:

@@ -17,8 +17,10 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
+from ddep_hub.data.classes import BACKGROUND
+
 from .coco import decode_runs
-from .source import BACKGROUND, Example, ImageFinder, Shape, Source, coco_masks, name_of, object_classes, shapes_mask
+from .source import Example, ImageFinder, Shape, Source, coco_masks, name_of, object_classes, shapes_mask
 
 
 class _Names(dict[str, int]):

@@ -39,6 +39,9 @@ from .trainer import Batch, Trainer
 logger = logging.getLogger(__name__)
 
 
+MAX_CLASSES = 12  # whose IoU is printed at the end
+
+
 def finetune(arguments: FinetuneArguments | None = None, **kwargs: Any) -> dict[str, Any]:
     """Fine-tunes a model on few labelled images and writes the run's folder.
 
@@ -56,8 +59,12 @@ def finetune(arguments: FinetuneArguments | None = None, **kwargs: Any) -> dict[
         decoder = pretrain_first(args, open_data(args)[0])
     trainer = FinetuneTrainer(args, decoder)
     results = trainer.run()
+    iou = {name: value for name, value in results["iou"].items() if value is not None}
+    shown = sorted(iou, key=iou.__getitem__)[:MAX_CLASSES] if len(iou) > MAX_CLASSES else list(iou)
     trainer.accelerator.print(
-        f"mIoU on {trainer.args.eval_split}: {100 * results['mean_iou']:.2f} ({results['labelled']} labelled images)"
+        f"mIoU on {trainer.args.eval_split}: {100 * results['mean_iou']:.2f} ({results['labelled']} labelled images); "
+        + ("lowest: " if len(shown) < len(iou) else "")
+        + ", ".join(f"{name} {100 * iou[name]:.2f}" for name in shown)
     )
     return results
 

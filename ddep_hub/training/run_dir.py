@@ -30,7 +30,7 @@ KNOWN_FIELDS = {"output_dir", "max_steps", "encoder_name", "decoder_norm"}
 
 
 def check_run_dir(output: Path, *, overwrite: bool, resume: bool) -> None:
-    """Makes the folder of a run.
+    """Checks the folder of a run.
 
     Args:
         output: The folder.
@@ -60,7 +60,6 @@ def check_run_dir(output: Path, *, overwrite: bool, resume: bool) -> None:
             f"output_dir: {output} holds a run. Choose another folder, resume it with `--resume_from_checkpoint "
             "latest`, or replace it with `--overwrite`."
         )
-    output.mkdir(parents=True, exist_ok=True)
 
 
 def is_run(output: Path) -> bool:
@@ -74,7 +73,7 @@ def is_run(output: Path) -> bool:
 
 @contextlib.contextmanager
 def run_lock(output: Path) -> Iterator[None]:
-    """Locks the folder of a run against other processes, and removes what a killed one left half-written there.
+    """Makes the folder of a run, locks it against other processes, and removes what a killed one left half-written.
 
     Args:
         output: The folder.
@@ -82,6 +81,7 @@ def run_lock(output: Path) -> Iterator[None]:
     Raises:
         BlockingIOError: Another process runs in it.
     """
+    output.mkdir(parents=True, exist_ok=True)
     with locked(output / ".lock"):
         left_over = [path for name in (*FOLDERS, *FILES) for path in output.glob(f".{name}*.partial")]
         for path in (*left_over, *(output / "checkpoints").glob(".*.partial")):

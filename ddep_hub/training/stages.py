@@ -55,6 +55,7 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset) -> st
         for old in (STAGE, "checkpoints", "best"):  # or a later run would resume from those of an earlier one
             if args.overwrite and (output / old).exists():
                 remove_dir(output / old)
+        output.mkdir(parents=True, exist_ok=True)
         write_yaml(args, output / "config.yaml")
 
     # The first accelerator of a program sets up its processes, with the time that they wait for each other.

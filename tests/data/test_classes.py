@@ -112,3 +112,14 @@ def test_the_package_imports_no_training_library():
                 continue
             for module in modules:
                 assert module.split(".")[0] in allowed, f"{file.name} imports {module}"
+
+
+def test_a_background_without_a_colour_is_grey(tmp_path):
+    path = tmp_path / "classes.json"
+    entries = [{"id": 0, "name": "Background"}, {"id": 1, "name": "nucleus"}]
+    path.write_text(json.dumps({"classes": entries}))
+    grey, other = read_class_table(path).colors
+    assert grey == (64, 64, 64) and max(other) > 200
+    entries[1]["color"] = [64, 64, 64]
+    path.write_text(json.dumps({"classes": entries}))
+    assert read_class_table(path).colors[0] != (64, 64, 64)

@@ -109,7 +109,7 @@ def test_missing_split_lists_those_there(root):
     assert available_splits(root) == ["train", "val"]
     with pytest.raises(FileNotFoundError, match=r"no split 'test'; it has \['train', 'val'\]"):
         SegmentationFolder(root, "test")
-    with pytest.raises(FileNotFoundError, match="nowhere/images is not a folder"):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder; check the path"):
         available_splits(root / "nowhere")
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 from ddep_hub.data.classes import ClassTable, class_colors
 from ddep_hub.data.dataset_registry import get_dataset_info
 from ddep_hub.data.masks import decode_mask
-from ddep_hub.evaluation.visualization import MaskWriter, legend
+from ddep_hub.evaluation.visualization import MaskWriter, legend, overlay
 
 
 CITYSCAPES = get_dataset_info("cityscapes")
@@ -51,3 +51,13 @@ def test_messages(tmp_path):
 def test_the_legend_shows_every_colour():
     colors = {tuple(color) for color in np.asarray(legend(CITYSCAPES.classes)).reshape(-1, 3).tolist()}
     assert set(CITYSCAPES.classes.colors) <= colors
+
+
+def test_an_overlay_leaves_the_background_as_it_is():
+    image = Image.new("RGB", (4, 2), (200, 100, 0))
+    mask = np.array([[0, 0, 1, 1]] * 2)
+    for names, kept in ((("Background", "leaf"), True), (("soil", "leaf"), False)):
+        classes = ClassTable(names=names, colors=((64, 64, 64), (0, 0, 200)), ignore_index=255)
+        pixels = np.asarray(overlay(image, mask, classes))
+        assert (tuple(pixels[0, 0]) == (200, 100, 0)) is kept
+        assert tuple(pixels[0, 3]) == (100, 50, 100)

@@ -280,3 +280,9 @@ def test_binary_masks_of_0_and_255_do_not_give_a_perfect_score(tmp_path, tiny, c
     results = finetune(**{**fields, "overwrite": True})
     assert set(results["iou"]) == {"background", "cell"} and results["mean_iou"] < 1
     assert re.search(r"cell +4,096 pixels \(25\.00%\) +4 images", capsys.readouterr().out)
+
+
+def test_a_run_that_does_not_begin_leaves_no_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder; check the path"):
+        finetune(data=str(tmp_path / "nowhere"), output_dir=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
