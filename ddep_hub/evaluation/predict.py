@@ -192,7 +192,9 @@ def find_images(names: Sequence[str]) -> dict[str, str]:
     for name in names:
         for key, place in _behind(name):
             if found.get(key, place) != place:
-                raise ValueError(f"{found[key]} and {place} would both be written as {key}.png. Predict them apart.")
+                raise ValueError(
+                    f"{found[key]} and {place} would both be written as {key}.png. Predict them in separate calls."
+                )
             found[key] = place
     return found
 

@@ -128,7 +128,7 @@ def segmentation_picture(
     number: int = 4,
     options: InferenceOptions | None = None,
 ) -> Image.Image:
-    """Draws image, truth and the prediction of each model, one row per image.
+    """Draws image, labels and the prediction of each model, one row per image.
 
     Args:
         models: Models by the title of their column; they are put into eval mode.
@@ -149,7 +149,7 @@ def segmentation_picture(
             pixels = normalize(inputs["pixel_values"][None].to(device))
             shown.append(colorize(predict(model.eval(), pixels, size, options)[0].cpu().numpy(), dataset.classes))
         table.append(shown)
-    return panels(table, ["image", "truth", *models])
+    return panels(table, ["image", "labels", *models])
 
 
 CELL = 22

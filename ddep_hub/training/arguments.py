@@ -150,7 +150,8 @@ class RunArguments:
     )
     attribution: str | None = _hub(None, "Sentences for the card on the data: their licence, and whom to name.")
     card_pictures: bool | None = _hub(
-        None, "Put predictions.png into final/ and the card. Default: of the embedded scenes, whose licence allows it."
+        None,
+        "Put predictions.png into final/ and the card. Default: for the built-in rendered scenes alone.",
     )
 
     def __post_init__(self) -> None:
@@ -216,7 +217,7 @@ class PretrainArguments(RunArguments):
         [],
         "Sources of unlabelled images: folders (searched recursively), "
         "hf://datasets/org/name[@revision][/split], folders of parquet or save_to_disk data sets, patterns of "
-        "WebDataset shards such as shards/*.tar. None: the embedded scenes.",
+        "WebDataset shards such as shards/*.tar. None: the built-in rendered scenes.",
         common=True,
         resumable=True,
         path=True,
@@ -276,7 +277,9 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
     )
     eval_split: str = _eval("val", "Split to measure mIoU on.", resumable=True)
     val_fraction: str | None = _data(
-        None, "Share of train_split to keep for validation, such as 0.2, if the data has no eval_split.", common=True
+        None,
+        "Share of train_split to keep for validation, such as 0.2, if the data has no validation split.",
+        common=True,
     )
     group_pattern: str | None = _data(
         None,
@@ -284,7 +287,8 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
         "slide or a video: val_fraction keeps whole groups. Default: column `group` of pairs.csv.",
     )
     keep_decoder_blocks: int | None = _model(
-        None, "Blocks of its decoder to keep, from the coarsest on; the others are newly initialised. Default: all."
+        None,
+        "Blocks of the pretrained decoder to keep, from the coarsest on; the others are new. Default: all.",
     )
     restore_decoder_norms: bool = _model(
         True, "Scale the decoder's weights to the norms of newly initialised ones; the paper does not."
@@ -318,9 +322,11 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
         resumable=True,
         path=True,
     )
-    pretraining_steps: int = _optim(1500, "Steps of that pretraining; 0 leaves it out.", common=True)
-    pretraining_minutes: float | None = _optim(None, "Its time, from which its steps are computed.")
-    pretraining_batch_size: int | None = _optim(None, "Its images per step; default: that of `ddep-hub pretrain`.")
+    pretraining_steps: int = _optim(1500, "Steps of pretraining on unlabelled images; 0 leaves it out.", common=True)
+    pretraining_minutes: float | None = _optim(None, "Time for that pretraining, in place of pretraining_steps.")
+    pretraining_batch_size: int | None = _optim(
+        None, "Images per step of that pretraining; default: that of `ddep-hub pretrain`."
+    )
     denoising_weight: float = _optim(
         0.0, "Weight of the denoising loss on unlabelled images during fine-tuning (DenoiSeg)."
     )

@@ -14,6 +14,7 @@ from torch import nn
 
 from ddep_hub.data.samplers import slice_of_batch
 from ddep_hub.utils.depthwise import FastDepthwise, has_slow_gradients
+from ddep_hub.utils.device import native_precision
 
 from .arguments import RunArguments, micro_batches
 from .optim import set_learning_rate
@@ -58,8 +59,9 @@ class TrainingStep:
     ) -> None:
         self.accelerator, self.args, self.optimizer = accelerator, args, optimizer
         # Elsewhere the plain gradients are as fast; torch.compile traces without modes.
-        bf16_on_cpu = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
-        self.slow_depthwise = bf16_on_cpu and not args.torch_compile and has_slow_gradients(model)
+        bf16 = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
+        native = bf16 and native_precision(accelerator.device) == "bf16"
+        self.slow_depthwise = native and not args.torch_compile and has_slow_gradients(model)
         self.model = torch.compile(model) if args.torch_compile else model
         self.trainable = [p for group in optimizer.param_groups for p in group["params"]]
         self.positions = slice_of_batch(args.batch_size, accelerator.process_index, accelerator.num_processes)

@@ -161,7 +161,7 @@ def parse_command(
         if flag.startswith("--"):
             parser.error(f"unknown argument {did_you_mean(flag.lstrip('-').split('=')[0], names)}")
     if unknown:
-        parser.error(f"values without an argument: {' '.join(unknown)}")
+        parser.error(f"unexpected values: {' '.join(unknown)}; every argument is written as --name value")
     try:
         arguments = cls(**{name: getattr(namespace, name) for name in names})
     except ValueError as error:

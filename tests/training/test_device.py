@@ -4,9 +4,15 @@ import subprocess
 import sys
 
 import pytest
+import timm
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from torch.overrides import _get_current_function_mode_stack
 
+from ddep_hub.training import step
+from ddep_hub.training.arguments import FinetuneArguments
+from ddep_hub.training.optim import build_optimizer
+from ddep_hub.utils.depthwise import FastDepthwise
 from ddep_hub.utils.device import build_accelerator, native_precision
 
 
@@ -59,3 +65,35 @@ def test_freed_memory_is_kept_unless_malloc_is_set_up_already(own, monkeypatch):
         pytest.skip("not glibc")
     assert (kept == "True") is not own
     assert (int(faults) < 10_000) is not own
+
+
+@pytest.mark.parametrize(
+    ("precision", "native", "encoder", "wanted"),
+    [
+        ("bf16", "bf16", "tf_efficientnet_lite0", True),
+        ("bf16", "bf16", "resnet10t", False),
+        ("bf16", "no", "tf_efficientnet_lite0", False),
+        ("no", "bf16", "tf_efficientnet_lite0", False),
+    ],
+)
+def test_slow_gradients_are_replaced_where_bf16_is_native(
+    precision, native, encoder, wanted, monkeypatch, fresh_state
+):
+    monkeypatch.setattr(step, "native_precision", lambda device: native)
+    accelerator = build_accelerator(precision, cpu=True)
+    model = timm.create_model(encoder, num_classes=2)
+    args = FinetuneArguments(batch_size=2, mixed_precision=precision)
+    model, optimizer = accelerator.prepare(model, build_optimizer(model, args, None))
+    training_step = step.TrainingStep(accelerator, args, model, optimizer, 0.0)
+    used = []
+
+    class Losses:
+        def loss_counts(self, batch):
+            return [torch.tensor(2.0)]
+
+        def loss_sums(self, model, batch, step, positions):
+            used.append(any(isinstance(mode, FastDepthwise) for mode in _get_current_function_mode_stack()))
+            return [model(batch["image"]).float().square().sum()]
+
+    training_step.take(Losses(), {"image": torch.randn(2, 3, 32, 32)}, 0, [], wants_to_stop=False)
+    assert used == [wanted] and training_step.grad_norm.isfinite()
