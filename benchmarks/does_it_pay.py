@@ -25,13 +25,19 @@ METHODS = {
     "own": "DDeP on images of the same kind",
 }
 COLORS = {"random": "0.45", "photographs": "tab:orange", "own": "tab:blue"}
-PANELS = {"nuclei": "Nuclei, 6 labels", "em": "Electron microscopy, 2 labels"}
+PANELS = {("nuclei", 6): "Nuclei, 6 labels", ("em", 2): "Electron microscopy, 2 labels"}
+TITLES = {"nuclei": "Nuclei", "em": "Electron microscopy"}
 # How the microscope runs were fine-tuned, by file.
 RECIPES = {
     "gpu/h200_domain_finetuning.csv": "flips",
     "microscopy_shipped.csv": "augmentation and averaged weights",
 }
-STYLES = {"flips": ("0.6", "o"), "augmentation and averaged weights": ("tab:blue", "s")}
+CHOSEN = "augmentation and averaged weights, chosen images"
+STYLES = {
+    "flips": ("0.6", "o"),
+    "augmentation and averaged weights": ("tab:blue", "s"),
+    CHOSEN: ("tab:green", "^"),
+}
 # Other files call the methods otherwise.
 NAMES = {
     "encoder": "random",
@@ -58,15 +64,24 @@ def camvid() -> dict[str, dict[int, Seeds]]:
     return found
 
 
-def microscopy() -> dict[tuple[str, str], dict[str, Seeds]]:
-    """mIoU in % on `val` by data and recipe, then method and seed; 600 steps, the labels of `PANELS`."""
-    found: dict[tuple[str, str], dict[str, Seeds]] = defaultdict(lambda: defaultdict(dict))
+def microscopy() -> dict[tuple[str, int, str], dict[str, Seeds]]:
+    """mIoU in % on `val` by data, number of labels and recipe, then method and seed; 600 steps."""
+    found: dict[tuple[str, int, str], dict[str, Seeds]] = defaultdict(lambda: defaultdict(dict))
     for file, recipe in RECIPES.items():
         for row in read(file):
-            method, labels = NAMES.get(row["method"]), {"nuclei": "6", "em": "2"}[row["data"]]
-            if method is not None and row["labels"] == labels and row["steps"] == "600" and row["sigma"] != "0.7":
-                score = float(row["mean_iou"])
-                found[row["data"], recipe][method][int(row["seed"])] = 100 * score
+            method, key = NAMES.get(row["method"]), (row["data"], int(row["labels"]))
+            if method is not None and key in PANELS and row["steps"] == "600" and row["sigma"] != "0.7":
+                found[(*key, recipe)][method][int(row["seed"])] = 100 * float(row["mean_iou"])
+    for row in read("label_selection.csv"):
+        options = row["options"]
+        if (
+            row["data"] == "nuclei"
+            and row["choice"] == "selected"
+            and "--model_ema_decay 0.99 --max_steps 600" in options
+        ):
+            method = "own" if "--pretrained ddep-nuclei-lite0" in options else "random"
+            if "--unlabelled" not in options:
+                found["nuclei", int(row["labels"]), CHOSEN][method][int(row["seed"])] = float(row["mean_iou"])
     return found
 
 
@@ -88,10 +103,11 @@ def main() -> None:
     for labels, treated in sorted(photographs["photographs"].items()):
         baseline = photographs["random"][labels]
         print(table_row(f"CamVid, {labels} labels", "1800 steps", "photographs", treated, baseline))
-    for (data, recipe), methods in microscopes.items():
+    for (data, number, recipe), methods in microscopes.items():
         for method in ("photographs", "own"):
             if methods[method]:
-                print(table_row(PANELS[data], f"600 steps, {recipe}", method, methods[method], methods["random"]))
+                title = f"{TITLES[data]}, {number} labels"
+                print(table_row(title, f"600 steps, {recipe}", method, methods[method], methods["random"]))
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.9))
     for method in ("random", "photographs"):
         points = sorted(photographs[method].items())
@@ -104,9 +120,9 @@ def main() -> None:
     axes[0].set_xticks(labels, [str(label) for label in labels])
     axes[0].minorticks_off()
     axes[0].legend(frameon=False)
-    for axis, (data, title) in zip(axes[1:], PANELS.items(), strict=True):
+    for axis, (panel, title) in zip(axes[1:], PANELS.items(), strict=True):
         for recipe, (color, marker) in STYLES.items():
-            methods = microscopes[data, recipe]
+            methods = microscopes[(*panel, recipe)]
             for seed in sorted(methods["random"]):
                 line = [(place, methods[name].get(seed)) for place, name in enumerate(METHODS)]
                 places, scores = zip(*((place, score) for place, score in line if score is not None), strict=True)
@@ -117,8 +133,8 @@ def main() -> None:
     for axis in axes:
         axis.grid(alpha=0.3)
     handles, names = axes[1].get_legend_handles_labels()
-    legend = {"frameon": False, "ncols": 2, "title": "Microscopy, a line for each seed; fine-tuned with"}
-    figure.legend(handles, names, loc="lower center", bbox_to_anchor=(0.68, 0), **legend)
+    legend = {"frameon": False, "ncols": 3, "title": "Microscopy, a line for each seed; fine-tuned with"}
+    figure.legend(handles, names, loc="lower center", bbox_to_anchor=(0.5, 0), **legend)
     figure.tight_layout(rect=(0, 0.12, 1, 1))
     figure.savefig(FIGURE, dpi=110)
 
