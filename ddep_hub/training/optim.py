@@ -233,8 +233,11 @@ def set_encoder_mode(model: DDePPreTrainedModel, *, frozen: bool, frozen_norms: 
         frozen: freeze all of the encoder: no gradients, and the norms' statistics stay.
         frozen_norms: freeze its norms alone.
     """
-    model.train()
     encoder = model.ddep.encoder
+    trained = any(parameter.requires_grad for parameter in encoder.parameters())
+    if model.training and encoder.training == trained == (not frozen) and not frozen_norms:
+        return  # to set it takes milliseconds, in each step
+    model.train()
     encoder.train(not frozen).requires_grad_(not frozen)
     if frozen_norms:
         for module in encoder.modules():
