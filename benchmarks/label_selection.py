@@ -32,9 +32,9 @@ def main() -> None:
     parser.add_argument("table", type=Path, help="CSV file that rows are added to")
     parser.add_argument("--number", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("options", nargs="*", help="arguments of ddep-hub finetune, after --")
-    args = parser.parse_args()
-    options = " ".join(args.options)
+    own = sys.argv[1:]
+    own, given = (own[: own.index("--")], own[own.index("--") + 1 :]) if "--" in own else (own, [])
+    args, options = parser.parse_args(own), " ".join(given)
     done = set()
     if args.table.exists():
         with args.table.open(newline="") as file:
@@ -57,7 +57,7 @@ def main() -> None:
                 if choice == "selected":
                     images = ["--split_file", f"{scratch}/selected.txt"]
                 command = [sys.executable, "-m", "ddep_hub", "finetune", "--data", str(args.data), "--seed", str(seed)]
-                command += [*images, *args.options, "--save_steps", "0", "--output_dir", f"{scratch}/run"]
+                command += [*images, *given, "--save_steps", "0", "--output_dir", f"{scratch}/run"]
                 subprocess.run(command, check=True)
                 results = json.loads((Path(scratch) / "run" / "final" / "results.json").read_text())
                 rows = (Path(scratch) / "run" / "metrics.jsonl").read_text().splitlines()
