@@ -159,6 +159,8 @@ def parse_command(
     namespace, unknown = parser.parse_known_args([*flags, *argv])
     for flag in unknown:
         if flag.startswith("--"):
+            if flag[2:] in positionals:
+                parser.error(f"`{flag}`: write the values first, without this name")
             parser.error(f"unknown argument {did_you_mean(flag.lstrip('-').split('=')[0], names)}")
     if unknown:
         parser.error(f"unexpected values: {' '.join(unknown)}; every argument is written as --name value")
@@ -262,7 +264,9 @@ def _kind(cls: type[Dataclass]) -> str:
 
 
 def did_you_mean(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
+    """The name in quotes, and the one that was meant: `eval_split` for `split`, else the most similar one."""
+    longer = [other for other in names if other.endswith(f"_{name}")]
+    close = longer or difflib.get_close_matches(name, names, n=1)
     return f"`{name}`. Did you mean `{close[0]}`?" if close else f"`{name}`."
 
 

@@ -217,6 +217,8 @@ def test_images_with_one_name_are_refused(tmp_path):
         (["evaluate", "--model", "x", "--protocol", "kamvid"], "choose one of cityscapes"),
         (["evaluate", "--model", "x", "--batch_size", "0"], "batch_size must be positive"),
         (["evaluate", "--model", "x", "--windows", "8"], "Did you mean `window`"),
+        (["evaluate", "--model", "x", "--split", "val"], "Did you mean `eval_split`"),
+        (["predict", "--model", "x", "--images", "new"], "`--images`: write the values first, without this name"),
         (["predict", "a.png"], "model is missing"),
         (["predict", "--model", "x"], "images"),
     ],
