@@ -75,10 +75,11 @@ def test_without_a_size_the_files_take_any(tmp_path):
 
 def test_a_processor_that_fixes_the_size_fixes_that_of_the_file(model, tmp_path):
     size = {"height": 40, "width": 56}
-    processor = DDePImageProcessor(image_mean=(0.4,) * 3, image_std=(0.2,) * 3, size=size)
+    processor = DDePImageProcessor(image_mean=(0.4,) * 3, image_std=(0.2,) * 3, size=size, channel_order=[2, 1, 0])
     exporting.export(model, tmp_path, processor=processor, formats=["torch"])
     described = json.loads((tmp_path / "export.json").read_text())
     assert described["inputs"] == {"pixel_values": ["batch", 3, 40, 56]} and described["resize"] == size
+    assert described["channel_order"] == [2, 1, 0]
     assert described["image_mean"] == [0.4] * 3 and described["image_std"] == [0.2] * 3
 
 

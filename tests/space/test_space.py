@@ -116,9 +116,13 @@ def test_one_class_is_certain(app, models):
     assert np.array_equal(np.asarray(app.confidence_map(found)), [[app.SCALE[-1], app.SCALE[-1]]])
 
 
+@pytest.mark.parametrize("order", [None, [1, 2, 0]])
 @pytest.mark.parametrize("corruption", ["scaled", "simple"])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample"])
-def test_perfect_noise_gives_the_image_back(corruption, prediction_type, models, hybrid_config, scene, monkeypatch):
+def test_perfect_noise_gives_the_image_back(
+    corruption, prediction_type, order, models, hybrid_config, scene, monkeypatch
+):
+    """In the order of channels that the model sees."""
     model = DDePForPreTraining(hybrid_config(corruption=corruption, prediction_type=prediction_type)).eval()
     forward = model.forward
 
@@ -128,14 +132,15 @@ def test_perfect_noise_gives_the_image_back(corruption, prediction_type, models,
         return output
 
     monkeypatch.setattr(model, "forward", oracle)
-    processor = DDePImageProcessor(image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    processor = DDePImageProcessor(image_mean=[0.5, 0.4, 0.6], image_std=[0.5] * 3, channel_order=order)
     monkeypatch.setattr(models, "_denoiser", lambda name: (model, processor))
     image = models.read_upload(scene)
     found = models.denoise_image(image, "it", 0.3, 1)
     assert found.error < 1e-8 and found.predicting_zero == pytest.approx(1, abs=0.05)
-    assert np.abs(np.asarray(found.denoised, dtype=int) - np.asarray(image)).max() <= 1
+    image = np.asarray(image)[..., order or [0, 1, 2]]
+    assert np.abs(np.asarray(found.denoised, dtype=int) - image).max() <= 1
     # The encoder's std is 0.5, and what leaves 0..255 is cut off.
-    difference = (np.asarray(found.noisy, dtype=int) - np.asarray(image)) / 255
+    difference = (np.asarray(found.noisy, dtype=int) - image) / 255
     assert 0.1 < difference.std() < 0.15
     assert abs(np.asarray(found.predicted_noise).mean() - 127.5) < 2
 
