@@ -33,6 +33,14 @@ RECIPES = {
     "microscopy_shipped.csv": "augmentation and averaged weights",
 }
 CHOSEN = "augmentation and averaged weights, chosen images"
+CHOSEN_RECIPE = (
+    "--preset few-labels --image_size 256 --augmentation microscopy --model_ema_decay 0.99 --max_steps 600 "
+    "--mixed_precision bf16 "
+)
+CHOSEN_OPTIONS = {
+    "--decoder_hidden_sizes 192 96 64 32 16 --decoder_bottleneck_size 192": "random",
+    "--pretrained ddep-nuclei-lite0": "own",
+}
 STYLES = {
     "flips": ("0.6", "o"),
     "augmentation and averaged weights": ("tab:blue", "s"),
@@ -73,15 +81,9 @@ def microscopy() -> dict[tuple[str, int, str], dict[str, Seeds]]:
             if method is not None and key in PANELS and row["steps"] == "600" and row["sigma"] != "0.7":
                 found[(*key, recipe)][method][int(row["seed"])] = 100 * float(row["mean_iou"])
     for row in read("label_selection.csv"):
-        options = row["options"]
-        if (
-            row["data"] == "nuclei"
-            and row["choice"] == "selected"
-            and "--model_ema_decay 0.99 --max_steps 600" in options
-        ):
-            method = "own" if "--pretrained ddep-nuclei-lite0" in options else "random"
-            if "--unlabelled" not in options:
-                found["nuclei", int(row["labels"]), CHOSEN][method][int(row["seed"])] = float(row["mean_iou"])
+        method = CHOSEN_OPTIONS.get(row["options"].removeprefix(CHOSEN_RECIPE))
+        if row["data"] == "nuclei" and row["choice"] == "selected" and method is not None:
+            found["nuclei", int(row["labels"]), CHOSEN][method][int(row["seed"])] = float(row["mean_iou"])
     return found
 
 

@@ -32,7 +32,8 @@ class DDePPyramid(nn.Module):
     - The stem gives strides 1 and 2 below a made level, and below all of an encoder that sees the images resampled.
 
     A made level is a 1x1 convolution with norm and ReLU, then bilinear resampling. Transposed convolutions, which DPT
-    has instead, would tie the strides to the patch size: from 14 none leads to 4.
+    has instead, would tie the strides to the patch size: from 14 none leads to 4. Where they fit, they were half a
+    point better (docs/results.md).
 
     Args:
         config: The model's configuration.
