@@ -75,6 +75,10 @@ step before it; single runs):
 | malloc keeps freed memory, so that the system does not clear it anew in each step | 1.06 to 1.3 |
 | bf16 where the CPU has AMX | 2 to 2.5 |
 
+In fine-tuning the encoder has gradients too. Those of depthwise convolutions in bf16 have no fast kernels for 5x5 and
+larger weights, nor for inputs with a stride: larger kernels are covered with 3x3 ones, and strided inputs take their
+gradient in float32 (`ddep_hub/utils/depthwise.py`). What that gains with EfficientNet-Lite0 is in the table above.
+
 Tried and left out: transparent huge pages (no gain), bilinear upsampling as a transposed convolution (no gain), the
 encoder compiled by inductor with its weights frozen (its forward pass is 1.2 to 1.4 times as fast again, after 10 s of
 compiling by a C++ compiler; `--torch_compile` compiles all of the step). Noise in the input changes the encoder's
