@@ -19,6 +19,7 @@ from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.statistics import channel_statistics
 from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
 from ddep_hub.data.transforms import PretrainTransform, SegmentationTrainTransform, UnlabelledTransform
+from ddep_hub.evaluation.visualization import rgb_of
 from ddep_hub.image_conversion import ChannelImage, channels_first
 from ddep_hub.image_processing_pil_ddep import DDePImageProcessorPil
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
@@ -407,3 +408,34 @@ def test_a_run_keeps_the_order_in_its_processor_and_another_can_change_it(tmp_pa
         )
     with pytest.raises(ValueError, match=r"channel_order must name each channel once, from 0; got \[1, 2\]"):
         FinetuneArguments(channel_order=[1, 2])
+
+
+def test_pictures_show_the_channels_that_the_model_sees_first():
+    pixels = RNG.integers(0, 256, (4, 8, 8), dtype=np.uint8)
+    first = ChannelImage(pixels).to_rgb()
+    ordered = rgb_of(ChannelImage(pixels), [2, 1, 0, 3])
+    np.testing.assert_array_equal(np.asarray(ordered), np.asarray(first)[..., ::-1])
+    np.testing.assert_array_equal(np.asarray(rgb_of(ChannelImage(pixels))), np.asarray(first))
+    np.testing.assert_array_equal(np.asarray(rgb_of(first, [2, 1, 0])), np.asarray(first)[..., ::-1])
+
+
+def test_overlays_of_prediction_and_evaluation_are_in_that_order(tmp_path):
+    model = DDePForSemanticSegmentation(DDePConfig(encoder_name="resnet10t", num_labels=2, **SIZES)).eval()
+    with torch.no_grad():
+        model.classifier.bias.copy_(torch.tensor([100.0, -100.0]))
+    model.config.id2label = {0: "background", 1: "leaf"}
+    model.save_pretrained(tmp_path / "model")
+    processor = DDePImageProcessor(do_resize=False, channel_order=[2, 1, 0])
+    processor.save_pretrained(tmp_path / "model")
+    pixels = RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    for folder, image in (("images", pixels), ("annotations", np.zeros((32, 32), np.uint8))):
+        (tmp_path / "data" / folder / "val").mkdir(parents=True)
+        Image.fromarray(image).save(tmp_path / "data" / folder / "val" / "a.png")
+    (tmp_path / "data" / "classes.json").write_text('["background", "leaf"]')
+    name = str(tmp_path / "model")
+    image = str(tmp_path / "data" / "images" / "val" / "a.png")
+    assert main(["predict", image, "--model", name, "--output_dir", str(tmp_path / "predicted")]) == 0
+    arguments = ["--data", str(tmp_path / "data"), "--predictions", "overlays"]
+    assert main(["evaluate", "--model", name, *arguments, "--output_dir", str(tmp_path / "evaluated")]) == 0
+    for path in ("predicted/overlays/a.png", "evaluated/masks/overlays/a.png"):
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / path)), pixels[..., ::-1])

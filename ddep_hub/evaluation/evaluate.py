@@ -103,7 +103,8 @@ def run_evaluation(
             f"has {len(names)} ({', '.join(names[:3])}, ...). Use the data that it was trained for."
         )
     output = None if args.output_dir is None else Path(args.output_dir)
-    writer = MaskWriter((output or Path()) / "masks", classes, args.predictions)
+    order = getattr(processor, "channel_order", None)
+    writer = MaskWriter((output or Path()) / "masks", classes, args.predictions, order)
     # On its device, under the launcher's mixed precision; logits come out in float32.
     model = accelerator.prepare_model(model, evaluation_mode=True)
     transform, normalize = EvalTransform.from_processor(processor), Normalize.from_processor(processor)

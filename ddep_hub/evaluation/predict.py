@@ -105,6 +105,7 @@ class Predictor:
     ) -> None:
         processor = resized(processor or processor_of(model), args)
         self.model, self.classes, self.options = model.eval(), classes_of(model.config), args.options()
+        self.channel_order = processor.channel_order
         self.transform = EvalTransform.from_processor(processor)
         self.normalize = Normalize.from_processor(processor)
 
@@ -258,7 +259,7 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
     images = find_images(names)
     predictor = Predictor(load_for_prediction(str(args.model), args), args)
     output = Path(args.output_dir)
-    writer = MaskWriter(output, predictor.classes, args.predictions)
+    writer = MaskWriter(output, predictor.classes, args.predictions, predictor.channel_order)
     output.mkdir(parents=True, exist_ok=True)
     legend(predictor.classes).save(output / "legend.png")
     channels = predictor.model.config.num_channels

@@ -91,9 +91,12 @@ def three_channels(values: torch.Tensor) -> torch.Tensor:
     return F.pad(values, (0, 0, 0, 0, 0, 1))[:3] if len(values) == 2 else values[:3]
 
 
-def rgb_of(image: Image.Image | ChannelImage) -> Image.Image:
-    """An image to show."""
-    return image.to_rgb() if isinstance(image, ChannelImage) else image
+def rgb_of(image: Image.Image | ChannelImage, channel_order: Sequence[int] | None = None) -> Image.Image:
+    """An image to show: the first three channels, in the order in which the model sees them."""
+    order = list(channel_order or ())
+    if isinstance(image, ChannelImage):
+        return ChannelImage(image.pixels[order]).to_rgb() if order else image.to_rgb()
+    return Image.fromarray(np.asarray(image)[..., order]) if order else image
 
 
 @torch.no_grad()
@@ -143,7 +146,8 @@ def segmentation_picture(
         sample = dataset[int(index)]
         inputs = transform(sample)
         size = tuple(inputs["labels"].shape)
-        shown = [np.asarray(rgb_of(sample["image"])), colorize(sample["annotation"], dataset.classes)]
+        order = getattr(transform.processor, "channel_order", None)
+        shown = [np.asarray(rgb_of(sample["image"], order)), colorize(sample["annotation"], dataset.classes)]
         for model in models.values():
             device = next(model.parameters()).device
             pixels = normalize(inputs["pixel_values"][None].to(device))
@@ -207,13 +211,20 @@ class MaskWriter:
         folder: The folder.
         classes: Classes of the masks.
         kinds: What to write, of `KINDS`.
+        channel_order: That of the image processor, for overlays.
 
     Raises:
         ValueError: A kind is unknown, or `cityscapes` is asked for other classes.
     """
 
-    def __init__(self, folder: str | Path, classes: ClassTable, kinds: Collection[str]) -> None:
-        self.folder, self.classes, self.kinds = Path(folder), classes, kinds
+    def __init__(
+        self,
+        folder: str | Path,
+        classes: ClassTable,
+        kinds: Collection[str],
+        channel_order: Sequence[int] | None = None,
+    ) -> None:
+        self.folder, self.classes, self.kinds, self.channel_order = Path(folder), classes, kinds, channel_order
         unknown = [kind for kind in kinds if kind not in KINDS]
         if unknown:
             raise ValueError(f"predictions: {unknown[0]!r} is not known; choose of {', '.join(KINDS)}.")
@@ -255,7 +266,7 @@ class MaskWriter:
         if kind == "colors":
             return Image.fromarray(colorize(mask, self.classes))
         assert image is not None, "an overlay needs an image"
-        return overlay(rgb_of(image), mask, self.classes)
+        return overlay(rgb_of(image, self.channel_order), mask, self.classes)
 
 
 def overlay(image: Image.Image, mask: np.ndarray, classes: ClassTable) -> Image.Image:

@@ -133,7 +133,9 @@ def segment(image: AnyImage, name: str) -> Segmentation:
     ids = mask.cpu().numpy()
     counts = np.bincount(ids.ravel(), minlength=classes.num_classes)
     shares = {int(index): counts[index] / ids.size for index in np.argsort(-counts, kind="stable") if counts[index]}
-    return Segmentation(overlay(rgb_of(image), ids, classes), confidence.cpu().numpy(), shares, classes)
+    return Segmentation(
+        overlay(rgb_of(image, processor.channel_order), ids, classes), confidence.cpu().numpy(), shares, classes
+    )
 
 
 def denoise_image(image: AnyImage, name: str, sigma: float, seed: int) -> Denoising:
