@@ -221,6 +221,24 @@ def test_the_scores_of_the_quickstart_are_those_of_the_csv():
     )
 
 
+def test_the_scores_of_selected_images_are_those_of_the_csv():
+    with (ROOT / "benchmarks" / "results" / "label_selection.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    scores: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        if row["data"] == "nuclei" and row["labels"] == "6" and row["options"].endswith("bottleneck_size 192"):
+            if "--model_ema_decay 0.99 --max_steps 600" in row["options"]:
+                scores.setdefault((row["data"], row["choice"]), []).append(float(row["mean_iou"]))
+        elif row["data"] == "camvid":
+            scores.setdefault((row["data"], row["choice"]), []).append(float(row["mean_iou"]))
+    results, readme = read(ROOT / "docs" / "results.md"), read(ROOT / "README.md")
+    assert len(scores) == 4
+    for (data, _), values in scores.items():
+        mean, deviation = statistics.mean(values), statistics.stdev(values)
+        assert f"{mean:.2f} ± {deviation:.2f} ({len(values)})" in results
+        assert data != "nuclei" or f"{mean:.1f} ± {deviation:.1f}" in readme
+
+
 def test_presets_layouts_and_decoders_are_documented():
     presets = {
         kind: read(ROOT / "docs" / f"{page}.md")
