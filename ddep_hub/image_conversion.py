@@ -77,9 +77,9 @@ def upright(image: Image.Image) -> Image.Image:
 def eight_bits(values: np.ndarray, name: str) -> np.ndarray:
     """Scales pixel values of any type to 0..255.
 
-    Bilevel values become 0 and 255. 16-bit values are divided by 257; a warning names the first image
-    that uses a quarter of their range at most. Wider integers are taken as 8 bits if none is
-    above 255, else as 16 bits. Floats are taken as 0..1 if none is above 1, else as 0..255.
+    Bilevel values become 0 and 255. 16-bit values are divided by 257; a warning names the first image that uses a
+    quarter of their range at most. Wider integers are taken as 8 bits if none is above 255, else as 16 bits. Floats
+    are taken as 0..1 if none is above 1, else as 0..255.
 
     Args:
         values: Array of any shape.

