@@ -5,13 +5,13 @@
 
 `kill_resume_encoders.csv` holds the rows of the second for four encoders.
 
-Both scripts are started by `accelerate launch` with the shipped configuration for a CPU, with all that makes resuming
-hard: random crops, BatchNorm, a moving average of the weights, warm-up, accumulation over two micro-batches, epochs
-that are not a whole number of steps, data from a folder (with 0 and 2 workers) and from a stream of shards. The whole
-process group gets SIGKILL, in the middle of training, while a checkpoint is being written, or after the last step, and
-the run is started again with `--resume_from_checkpoint latest`. The CSV has one row per kill; `identical` says whether
-the weights and results in final/ and best/, the last checkpoint (weights, average, optimizer) and the metrics are bit
-for bit those of the run that was not killed, and no half-written folder is left. Exits with 1 if one is not.
+Both scripts run on the CPU, with all that makes resuming hard: random crops, BatchNorm, a moving average of the
+weights, warm-up, accumulation over two micro-batches, epochs that are not a whole number of steps, data from a folder
+(with 0 and 2 workers) and from a stream of shards. The whole process group gets SIGKILL, in the middle of training,
+while a checkpoint is being written, or after the last step, and the run is started again with
+`--resume_from_checkpoint latest`. The CSV has one row per kill; `identical` says whether the weights and results in
+final/ and best/, the last checkpoint (weights, average, optimizer) and the metrics are bit for bit those of the run
+that was not killed, and no half-written folder is left. Exits with 1 if one is not.
 """
 
 import argparse
@@ -71,14 +71,12 @@ def arguments(script: str, kind: str, workers: int, data: Path, output: Path) ->
 
 def launch(script: str, command: list[str], log: Path) -> subprocess.Popen[bytes]:
     """Starts a script as a user would, in a process group of its own."""
-    config = ROOT / "examples" / "configs" / "accelerate" / "cpu.yaml"
-    prefix = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     with log.open("ab") as file:
         return subprocess.Popen(
-            [*prefix, str(ROOT / "examples" / f"{script}.py"), *command],
+            [sys.executable, str(ROOT / "examples" / f"{script}.py"), *command],
             stdout=file,
             stderr=file,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"},
             start_new_session=True,
         )
 

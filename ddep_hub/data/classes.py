@@ -2,8 +2,9 @@
 
 import colorsys
 import dataclasses
+import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -173,6 +174,7 @@ def read_class_table(path: str | Path) -> ClassTable:
         if other_values not in ("error", "ignore"):
             raise ValueError(f'{path}: other_values is {other_values!r}; set "error" or "ignore"')
         entries = content["classes"]
+        _check_keys(content, ("classes", "ignore_index", "other_values"), path, "")
         if not isinstance(entries, list):
             raise ValueError(f"{path}: key 'classes' must be a list of {{id, name, color}}, not {_kind(entries)}")
     elif isinstance(content, dict):
@@ -258,6 +260,7 @@ def _in_order(entries: list[Any], path: Path) -> tuple[tuple[str, ...], tuple[Co
         for field in ("id", "name"):
             if field not in entry:
                 raise ValueError(f"{path}: {key} has no key {field!r}; add it")
+        _check_keys(entry, ("id", "name", "color", "mask_values"), path, f"{key}.")
         index = _integer(entry["id"], path, f"{key}.id")
         if index in names:
             raise ValueError(f"{path}: {key}.id is {index}, which an earlier class has; ids must not repeat")
@@ -280,6 +283,15 @@ def _in_order(entries: list[Any], path: Path) -> tuple[tuple[str, ...], tuple[Co
     spare = iter(_palette(2 * len(names) + 1, avoid=set(given.values())))
     colors = tuple(given[index] if index in given else next(spare) for index in range(len(names)))
     return tuple(names[index] for index in range(len(names))), colors
+
+
+def _check_keys(entry: Mapping[str, Any], known: Sequence[str], path: Path, where: str) -> None:
+    """Refuses keys that are known ones misspelt, which would be without effect; other keys are of other programs."""
+    for key in entry:
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+        close += ["ignore_index"] if key.startswith("ignore") and "ignore_index" in known else []
+        if close and key not in known:
+            raise ValueError(f"{path}: {where}{key} is no key; did you mean {close[0]}?")
 
 
 def class_colors(number: int) -> tuple[Color, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from ddep_hub.image_conversion import (
     TIFF_EXTENSIONS,
@@ -246,11 +247,27 @@ def opened_image(file: str | Path | Undecoded, what: str = "image") -> Iterator[
 def load_upright(file: str | Path | Undecoded, what: str) -> tuple[Image.Image, str | None, str | None]:
     """The fully decoded and upright image, its file format, and how its pixels were packed in the file."""
     with opened_image(file, what) as image:
+        if what == "mask" and (pages := _pages(image)) > 1:
+            name = file_name(file)
+            raise BadFileError(f"{name} has {pages} pages; save each page as a mask of its own, or merge them", name)
         packing = image.tile[0].args if image.tile else None
         if isinstance(packing, tuple):
-            packing = packing[0]
+            packing = f"L;{packing[1]}" if packing[0] == "L" and image.format == "PPM" else packing[0]
         image.load()
         return upright(image), image.format, packing
+
+
+def _pages(image: ImageFile.ImageFile) -> int:
+    """Pages or frames of a file, without the reduced copies and validity masks that a TIFF may hold."""
+    number = getattr(image, "n_frames", 1)
+    if not isinstance(image, TiffImageFile) or number == 1:
+        return number
+    kinds = []
+    for page in range(number):
+        image.seek(page)
+        kinds.append(image.tag_v2.get(254, 0))  # NewSubfileType: 1 is a reduced copy, 4 a mask of valid pixels
+    image.seek(0)
+    return sum(not kind & 5 for kind in kinds)
 
 
 @contextmanager

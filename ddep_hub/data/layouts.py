@@ -243,7 +243,9 @@ def _folder_files(root: Path, split: str, options: FolderOptions) -> SplitFiles:
     table = Path(options.classes or root / "classes.json")
     if not table.exists() and not options.classes and pairs.masks:
         raise FileNotFoundError(f"{table} is missing. {classes_to_save(list(pairs.masks.values()))}")
-    masks = {sample_id: place.masks / f"{sample_id}.png" for sample_id in pairs.images} | pairs.masks
+    # What a missing mask is called in messages; beside the images it must not be the image itself.
+    suffix = options.mask_suffix or ("_mask" if place.masks == place.images else "")
+    masks = {sample_id: place.masks / f"{sample_id}{suffix}.png" for sample_id in pairs.images} | pairs.masks
     return SplitFiles(place.images, place.masks, pairs.images, masks, read_class_table(table), None, groups)
 
 

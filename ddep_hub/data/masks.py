@@ -1,14 +1,14 @@
-"""Mask files as class ids, and how often each class occurs in them."""
+"""Mask files as class ids."""
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from .classes import ClassTable
 from .image_io import BadFileError, Undecoded, file_name, load_upright
 
 
@@ -22,7 +22,10 @@ def decode_mask(
 ) -> np.ndarray:
     """Reads a mask of class ids: greyscale of any depth, bilevel, the indices of a palette, or colours of classes.
 
-    Bilevel masks, GIF and MinIsWhite included, have the values 0 (black) and 1 (white).
+    Bilevel masks, GIF and MinIsWhite included, have the values 0 (black) and 1 (white; 255 where `mapping` has this
+    value and not 1). A palette is read by its colours where these are of `colors` and of other classes than its
+    indices, as when a program has saved an RGB mask of few colours. That of a GIF, whose order means nothing, is read
+    by its grey levels, or by its colours. Transparent pixels of an RGBA mask are black.
 
     Args:
         path: Its path, or an undecoded file.
@@ -30,35 +33,20 @@ def decode_mask(
         ignore_index: The one other value allowed.
         mapping: Class id, or `ignore_index`, of every value that the file may hold; an array has the id of value i
             at position i. Without it the file's values are the ids.
-        colors: Class id, or `ignore_index`, of every colour of an RGB mask. Without it masks in colour are refused.
+        colors: Class id, or `ignore_index`, of every colour of a mask. Without it masks in colour are refused.
 
     Returns:
         Array (H, W): uint8, or int32 where the class ids or `ignore_index` do not fit 0..255.
 
     Raises:
         FileNotFoundError: There is no such file.
-        BadFileError: It is damaged, holds colours instead of ids, is a lossy JPEG, holds another id, or a value that
-            is not in `mapping`.
+        BadFileError: It is damaged, holds colours instead of ids, has several pages, is a lossy JPEG, holds another
+            id, or a value that is not in `mapping`.
     """
-    image, file_format, packing = load_upright(path, "mask")
+    values = _read(path, mapping, colors)
     path = file_name(path)
-    if file_format == "JPEG":
-        raise BadFileError(f"{path} is a JPEG, whose compression changes class ids; save the mask as PNG", path)
-    if image.mode in ("RGB", "RGBA") and colors:
-        return _ids_of_colors(np.asarray(image.convert("RGB")), colors, path, num_classes, ignore_index)
-    if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
-        raise BadFileError(
-            f"{path} has colour mode {image.mode}, but masks hold class ids in a single channel; "
-            "convert the colours to the ids of classes.json and save them as 8-bit greyscale or palette PNG",
-            path,
-        )
-    values = np.array(image)
-    if values.dtype == np.bool_:
-        values = values.astype(np.uint8)
-    if file_format == "GIF" and image.mode == "L" and set(np.unique(values)) <= {0, 255}:
-        values = values // 255  # a palette of black and white, which Pillow reads as greyscale
-    # Pillow stretches 2- and 4-bit greyscale to 0..255, which turns id 1 into 85 or 17.
-    values = values // {"L;2": 85, "L;4": 17}.get(packing or "", 1)
+    if values.ndim == 3:
+        return _ids_of_colors(values, colors or {}, path, num_classes, ignore_index)
     # Counting is some ten times faster than sorting.
     found = np.flatnonzero(np.bincount(values.ravel())) if values.dtype == np.uint8 else np.unique(values)
     present = [int(value) for value in found]
@@ -74,6 +62,61 @@ def decode_mask(
             path,
         )
     return values.astype(_id_type(num_classes, ignore_index))
+
+
+def _read(
+    file: str | Path | Undecoded,
+    mapping: Mapping[int, int] | np.ndarray | None = None,
+    colors: Mapping[tuple[int, int, int], int] | None = None,
+) -> np.ndarray:
+    """The values (H, W) of a mask; its colours (H, W, 3) where these are what it holds and `colors` is given."""
+    image, file_format, packing = load_upright(file, "mask")
+    path = file_name(file)
+    if file_format == "JPEG":
+        raise BadFileError(f"{path} is a JPEG, whose compression changes class ids; save the mask as PNG", path)
+    if image.mode in ("RGB", "RGBA") and colors:
+        return mask_colors(image)
+    if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+        raise BadFileError(
+            f"{path} has colour mode {image.mode}, but masks hold class ids in a single channel; "
+            "convert the colours to the ids of classes.json and save them as 8-bit greyscale or palette PNG",
+            path,
+        )
+    values = np.array(image)
+    if image.mode == "P":
+        palette = np.zeros((256, 3), np.uint8)
+        known = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        palette[: len(known)] = known
+        present = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
+        shown = {int(value): tuple(palette[value].tolist()) for value in present}
+        if mapping is None and colors and any(colors.get(color, value) != value for value, color in shown.items()):
+            return palette[values]
+        if file_format == "GIF":
+            if (palette[present] != palette[present, :1]).any():
+                raise BadFileError(
+                    f"{path} is a GIF, whose palette has no fixed order; save the mask as PNG, or give all classes of "
+                    'classes.json the "color" that they have in the masks',
+                    path,
+                )
+            values = palette[values, 0]
+    # Pillow stretches greyscale of less than 8 bits to 0..255, which turns id 1 into 85 or 17.
+    if file_format == "PPM" and packing and packing.startswith("L;"):
+        values = np.rint(values * (int(packing[2:]) / 255)).astype(np.uint8)
+    else:
+        values = values // {"L;2": 85, "L;4": 17}.get(packing or "", 1)
+    if image.mode == "1" or (file_format == "GIF" and set(np.unique(values)) <= {0, 255}):
+        white = 255 if isinstance(mapping, Mapping) and 255 in mapping and 1 not in mapping else 1
+        values = (values != 0).astype(np.uint8) * np.uint8(white)
+    return values
+
+
+def mask_colors(image: Image.Image) -> np.ndarray:
+    """The colours of an RGB or RGBA mask, uint8 (H, W, 3); fully transparent pixels are black."""
+    if image.mode != "RGBA":
+        return np.asarray(image.convert("RGB"))
+    pixels = np.array(image)
+    pixels[pixels[..., 3] == 0] = 0
+    return pixels[..., :3]
 
 
 def _id_type(num_classes: int, ignore_index: int) -> type[np.generic]:
@@ -108,7 +151,7 @@ def _mapped(values: np.ndarray, present: list[int], mapping: Mapping[int, int] |
     if unknown:
         raise BadFileError(
             f"{path} holds the values {_first_ten(unknown)}, which are not among the {len(table)} of the mapping to "
-            "class ids; if the file is a mask of this data set, take it from the original archive again",
+            "class ids; add them to mask_values in classes.json, or take masks of a known data set from the archive",
             path,
         )
     # Shifted, so that a negative value is no position from the end.
@@ -137,11 +180,10 @@ def classes_to_save(paths: Sequence[Path], *, limit: int = 100) -> str:
     for path in chosen:
         image = load_upright(path, "mask")[0]
         if image.mode in ("RGB", "RGBA"):
-            pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
-            found, numbers = np.unique(pixels, axis=0, return_counts=True)
+            found, numbers = np.unique(mask_colors(image).reshape(-1, 3), axis=0, return_counts=True)
             counts.update(dict(zip(map(tuple, found.tolist()), numbers.tolist(), strict=True)))
         else:
-            found, numbers = np.unique(np.asarray(image).astype(np.int64), return_counts=True)
+            found, numbers = np.unique(_read(path).astype(np.int64), return_counts=True)
             counts.update(dict(zip(found.tolist(), numbers.tolist(), strict=True)))
     values = sorted(counts, key=lambda value: value if isinstance(value, tuple) else (value,))
     kept = [value for value in values if value != 255 or set(values) == {0, 255}]
@@ -159,125 +201,4 @@ def classes_to_save(paths: Sequence[Path], *, limit: int = 100) -> str:
     return (
         f"Save this there, with names of your own; {len(chosen)} of {len(paths)} masks were read.{ignored}\n"
         f'{{"ignore_index": 255, "classes": [\n{lines}\n]}}\nShares of the values: {shares}'
-    )
-
-
-class LabelledDataset(Protocol):
-    """What has classes and masks, such as `SegmentationFolder`."""
-
-    classes: ClassTable
-
-    def __len__(self) -> int: ...
-
-    def mask(self, index: int, /) -> np.ndarray:
-        """Class ids (H, W) of one sample."""
-        ...
-
-
-class ClassStatistics:
-    """Counts in how many pixels and images each class occurs.
-
-    Args:
-        names: Names of the classes 0..n-1.
-        ignore_index: Label of the pixels that belong to none.
-
-    Attributes:
-        counts: int64 (3, n + 1): for each class, and ignored pixels last, the pixels, the images in which it occurs,
-            and the labelled pixels of these images. Those of several processes or parts of a data set add up.
-    """
-
-    def __init__(self, names: Sequence[str], ignore_index: int) -> None:
-        self.names = tuple(names)
-        self.ignore_index = ignore_index
-        self.counts = np.zeros((3, len(names) + 1), np.int64)
-
-    def update(self, mask: np.ndarray) -> None:
-        """Adds a mask (H, W) of class ids and `ignore_index`."""
-        labelled = mask[mask != self.ignore_index]
-        pixels = np.append(np.bincount(labelled, minlength=len(self.names)), mask.size - labelled.size)
-        self.counts += np.stack([pixels, pixels > 0, labelled.size * (pixels > 0)])
-
-    @property
-    def pixels(self) -> np.ndarray:
-        """Pixels of each class, int64 (n,)."""
-        return self.counts[0, :-1]
-
-    @property
-    def images(self) -> np.ndarray:
-        """Images in which each class occurs, int64 (n,)."""
-        return self.counts[1, :-1]
-
-    @property
-    def pixels_around(self) -> np.ndarray:
-        """Labelled pixels of the images in which each class occurs, int64 (n,)."""
-        return self.counts[2, :-1]
-
-    @property
-    def num_ignored(self) -> int:
-        """Ignored pixels."""
-        return int(self.counts[0, -1])
-
-    @property
-    def absent(self) -> list[str]:
-        """Names of the classes without a pixel."""
-        return [name for name, pixels in zip(self.names, self.pixels.tolist(), strict=True) if not pixels]
-
-    @property
-    def ignored_share(self) -> float:
-        """Share of pixels that are ignored, 0..1."""
-        return self.num_ignored / max(1, int(self.counts[0].sum()))
-
-    def table(self) -> str:
-        """One line per class, to print."""
-        total = max(1, int(self.counts[0].sum()))
-        width = max(map(len, [*self.names, "ignored"]))
-        lines = [
-            f"{name:{width}}  {pixels:>12,} pixels ({pixels / total:6.2%})  {images:>7,} images"
-            for name, pixels, images in zip(self.names, self.pixels.tolist(), self.images.tolist(), strict=True)
-        ]
-        return "\n".join([*lines, f"{'ignored':{width}}  {self.num_ignored:>12,} pixels ({self.ignored_share:6.2%})"])
-
-
-def class_statistics(dataset: LabelledDataset) -> ClassStatistics:
-    """The statistics of a split; reads every mask once.
-
-    Raises:
-        BadFileError: A mask cannot be used.
-    """
-    statistics = ClassStatistics(dataset.classes.names, dataset.classes.ignore_index)
-    for index in range(len(dataset)):
-        statistics.update(dataset.mask(index))
-    return statistics
-
-
-def check_classes(statistics: ClassStatistics, mask_values: Collection[int] | None = None) -> None:
-    """Refuses training labels in which a class has no pixel: it cannot be learnt, and its score means nothing.
-
-    Args:
-        statistics: Of the training labels.
-        mask_values: Values that the mask files hold, where they are known and are the class ids themselves.
-
-    Raises:
-        ValueError: A class has no pixel; names it and what to do.
-    """
-    if not statistics.absent:
-        return
-    if mask_values is None:
-        mask_values = {index for index, pixels in enumerate(statistics.pixels.tolist()) if pixels}
-        mask_values |= {statistics.ignore_index} if statistics.num_ignored else set()
-    names = ", ".join(map(repr, statistics.absent[:10])) + (", ..." if len(statistics.absent) > 10 else "")
-    if len(statistics.names) <= 2 and statistics.ignore_index == 255 and set(mask_values) in ({0, 255}, {255}):
-        advice = (
-            "The masks hold the values 0 and 255, and 255 is the ignore index, so that no object is seen: set "
-            f'"mask_values": 255 for {statistics.names[-1]!r} in classes.json, and "mask_values": 0 for '
-            f"{statistics.names[0]!r} if it is listed there."
-        )
-    else:
-        advice = (
-            "Correct the masks, label an image that shows it, take it out of classes.json, or train without it with "
-            "--allow_empty_classes."
-        )
-    raise ValueError(
-        f"No pixel of the training labels belongs to {names}; {statistics.ignored_share:.1%} of the pixels are "
-        f"ignored. {advice}"
     )

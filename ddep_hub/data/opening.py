@@ -4,12 +4,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ddep_hub.data.synthetic import embedded_scenes
-from ddep_hub.utils.paths import resolve_data
+from ddep_hub.utils.files import resolve_data
 
 from .arguments import LabelledDataArguments
 from .classes import read_class_table
 from .hub_loading import HUB_PREFIX, holds_dataset, parse_hub_name
-from .layouts import RECOGNISED, FolderOptions
+from .layouts import RECOGNISED, FolderOptions, find_layout
 from .segmentation_datasets import HubSegmentation, SegmentationDataset, SegmentationFolder
 
 
@@ -44,7 +44,7 @@ def open_segmentation_dataset(
     """
     name = str(name)
     on_hub = name.startswith(HUB_PREFIX)
-    if not on_hub and not holds_dataset(name):
+    if not on_hub and (not holds_dataset(name) or _is_folder(name, options)):
         return SegmentationFolder(name, split, options=options, sample_ids=sample_ids, num_channels=num_channels)
     repository, revision = parse_hub_name(name)[:2] if on_hub else (name, None)
     return HubSegmentation(
@@ -57,6 +57,15 @@ def open_segmentation_dataset(
         sample_ids=sample_ids,
         num_channels=num_channels,
     )
+
+
+def _is_folder(name: str, options: FolderOptions) -> bool:
+    """Whether images and masks are recognised in a folder that holds parquet or arrow files too."""
+    try:
+        find_layout(name, options)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def open_split(

@@ -5,6 +5,7 @@ import io
 import itertools
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +134,15 @@ def match_names(
     Raises:
         ValueError: Two ways match equally many; names both.
     """
+    # The same name may be written with composed and with decomposed letters, as systems differ in which they store.
+    composed = [{unicodedata.normalize("NFC", name): name for name in names} for names in (images, masks)]
+    if len(composed[0]) == len(images) and len(composed[1]) == len(masks):
+        found = _match(list(composed[0]), list(composed[1]), mask_suffix, where)
+        return {composed[0][image]: composed[1][mask] for image, mask in found.items()}
+    return _match(images, masks, mask_suffix, where)
+
+
+def _match(images: Sequence[str], masks: Sequence[str], mask_suffix: str | None, where: str) -> dict[str, str]:
     known = set(masks)
     if mask_suffix is None and all(name in known for name in images):
         return {name: name for name in images}

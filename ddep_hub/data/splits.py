@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 
@@ -127,7 +127,7 @@ def groups_of(sample_ids: Iterable[str], pattern: str) -> dict[str, str]:
     return found
 
 
-def read_split_file(path: str | Path) -> list[str]:
+def read_split_file(path: str | Path, known: Collection[str] = ()) -> list[str]:
     """Reads a list of images.
 
     One image a line: its path, and after white space optionally its mask's path, which is not used. Empty lines and
@@ -137,6 +137,7 @@ def read_split_file(path: str | Path) -> list[str]:
 
     Args:
         path: The text file.
+        known: Sample ids; a line that is one of them is taken as it is.
 
     Returns:
         Sample ids in the file's order.
@@ -146,11 +147,13 @@ def read_split_file(path: str | Path) -> list[str]:
         ValueError: The file lists no image, or one twice; the message gives the line.
     """
     first_line: dict[str, int] = {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        line = line.strip()
-        if not line or line.startswith("#"):
-            continue
-        sample_id = _sample_id(line)
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").split("\n"), start=1):
+        line = line.removesuffix("\r")
+        sample_id = line
+        if line not in known:
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            sample_id = _sample_id(line.strip())
         if sample_id in first_line:
             raise ValueError(
                 f"{path}, line {number}: {sample_id} is already in line {first_line[sample_id]}; remove one of them"

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from ddep_hub.data.class_statistics import ClassStatistics
 from ddep_hub.data.classes import names_in_order
-from ddep_hub.data.masks import ClassStatistics
 from ddep_hub.data.opening import open_split, summary_of
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
@@ -24,9 +24,10 @@ from ddep_hub.utils.files import atomic_write
 
 from .arguments import EvaluateArguments
 from .inference import count_pixels
+from .mask_files import MaskWriter
 from .metrics import BoundaryIoU, absent_message, confusion_csv
 from .predict import name_of, processor_of, resized
-from .visualization import MaskWriter, confusion_picture, segmentation_picture
+from .visualization import confusion_picture, segmentation_picture
 
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def run_evaluation(
         if dataset is None:
             dataset = open_split(args, args.eval_split, num_channels=model.config.num_channels)
             if args.split_file is not None:
-                dataset = dataset.select(read_split_file(args.split_file))
+                dataset = dataset.select(read_split_file(args.split_file, set(dataset.sample_ids)))
             accelerator.print(summary_of(dataset))
         processor = resized(processor or processor_of(model), args)
     classes, names = dataset.classes, list(dataset.classes.labels)
@@ -105,6 +106,8 @@ def run_evaluation(
     output = None if args.output_dir is None else Path(args.output_dir)
     order = getattr(processor, "channel_order", None)
     writer = MaskWriter((output or Path()) / "masks", classes, args.predictions, order)
+    if args.predictions and output is not None:
+        writer.check(dataset.sample_ids)
     # On its device, under the launcher's mixed precision; logits come out in float32.
     model = accelerator.prepare_model(model, evaluation_mode=True)
     transform, normalize = EvalTransform.from_processor(processor), Normalize.from_processor(processor)

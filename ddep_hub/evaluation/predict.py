@@ -33,7 +33,7 @@ from ddep_hub.utils.device import keep_freed_memory
 
 from .arguments import InferenceArguments, PredictArguments
 from .inference import predict as predict_ids
-from .visualization import MaskWriter, legend
+from .mask_files import MaskWriter, is_prediction
 
 
 SECONDS = 60
@@ -256,12 +256,14 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
         ValueError: An image is damaged, or an argument does not fit the model.
     """
     keep_freed_memory()
-    images = find_images(names)
-    predictor = Predictor(load_for_prediction(str(args.model), args), args)
     output = Path(args.output_dir)
+    images = {name: place for name, place in find_images(names).items() if not _predicted_before(place, output)}
+    if not images:
+        raise ValueError(f"images: {' '.join(names)} holds only earlier predictions. Choose another output_dir.")
+    predictor = Predictor(load_for_prediction(str(args.model), args), args)
     writer = MaskWriter(output, predictor.classes, args.predictions, predictor.channel_order)
-    output.mkdir(parents=True, exist_ok=True)
-    legend(predictor.classes).save(output / "legend.png")
+    writer.check(images)
+    writer.write_legend()
     channels = predictor.model.config.num_channels
     # While the model runs, the next images are read and the last masks written.
     with ThreadPoolExecutor(THREADS) as readers, ThreadPoolExecutor(THREADS) as writers:
@@ -281,6 +283,12 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
         for last in written:
             last.result()
     return list(images)
+
+
+def _predicted_before(place: str, output: Path) -> bool:
+    """Whether an image lies in the output folder and is the result of an earlier call."""
+    path = Path(place)
+    return not _is_url(place) and output.resolve() in path.resolve().parents and is_prediction(path)
 
 
 def classes_of(config: PretrainedConfig) -> ClassTable:

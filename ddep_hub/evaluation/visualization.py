@@ -1,7 +1,6 @@
-"""Pictures of predictions, denoising and confusion matrices; masks as files."""
+"""Pictures of predictions, denoising and confusion matrices."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +9,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from ddep_hub.data.classes import BACKGROUND, ClassTable, colorize
-from ddep_hub.data.dataset_registry import get_dataset_info
 from ddep_hub.data.preprocessing import EvalTransform
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.image_conversion import ChannelImage
@@ -197,78 +195,6 @@ def confusion_picture(counts: torch.Tensor, names: Sequence[str]) -> Image.Image
     return sheet
 
 
-KINDS = ("ids", "colors", "overlays", "cityscapes")
-
-
-class MaskWriter:
-    """Writes predicted masks to `folder/<kind>/<name>.png`.
-
-    The kinds are `ids`, class ids in 8 bits (16 for more than 256 classes); `colors`, the classes' colours;
-    `overlays`, the colours over the image; and `cityscapes`, the 8-bit label ids that the server of Cityscapes takes
-    (road is 7), for its 19 training classes.
-
-    Args:
-        folder: The folder.
-        classes: Classes of the masks.
-        kinds: What to write, of `KINDS`.
-        channel_order: That of the image processor, for overlays.
-
-    Raises:
-        ValueError: A kind is unknown, or `cityscapes` is asked for other classes.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        classes: ClassTable,
-        kinds: Collection[str],
-        channel_order: Sequence[int] | None = None,
-    ) -> None:
-        self.folder, self.classes, self.kinds, self.channel_order = Path(folder), classes, kinds, channel_order
-        unknown = [kind for kind in kinds if kind not in KINDS]
-        if unknown:
-            raise ValueError(f"predictions: {unknown[0]!r} is not known; choose of {', '.join(KINDS)}.")
-        if "cityscapes" in kinds:
-            names = get_dataset_info("cityscapes").classes.names
-            if classes.names != names:
-                raise ValueError(
-                    f"predictions: label ids of Cityscapes need its {len(names)} training classes in their order, "
-                    f"starting with {', '.join(names[:3])}; these are {', '.join(classes.names[:3])}, ... "
-                    "Leave `cityscapes` out."
-                )
-
-    def write(self, name: str, mask: np.ndarray, image: Image.Image | ChannelImage | None = None) -> None:
-        """Writes one mask.
-
-        Args:
-            name: Path below the kind's folder, without suffix.
-            mask: Integer class ids (H, W).
-            image: Image of the same size; only needed for overlays.
-        """
-        for kind in self.kinds:
-            path = self.folder / kind / f"{name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Photographs under a mask are hard to compress: zlib's default takes four times as long to save a sixth.
-            self._picture(kind, mask, image).save(path, compress_level=1 if kind == "overlays" else 6)
-
-    def remove_others(self, names: Collection[str]) -> None:
-        """Removes all masks but those of `names`, so that a folder that is handed in holds no earlier ones."""
-        kept = {self.folder / kind / f"{name}.png" for kind in self.kinds for name in names}
-        for path in [path for kind in KINDS for path in (self.folder / kind).rglob("*.png")]:
-            if path not in kept:
-                path.unlink()
-
-    def _picture(self, kind: str, mask: np.ndarray, image: Image.Image | ChannelImage | None) -> Image.Image:
-        if kind == "ids":
-            return Image.fromarray(mask.astype(np.uint8 if self.classes.num_classes <= 256 else np.uint16))
-        if kind == "cityscapes":
-            return Image.fromarray(cityscapes_label_ids()[mask])
-        if kind == "colors":
-            return Image.fromarray(colorize(mask, self.classes))
-        assert image is not None, "an overlay needs an image"
-        return overlay(rgb_of(image, self.channel_order), mask, self.classes)
-
-
 def overlay(image: Image.Image, mask: np.ndarray, classes: ClassTable) -> Image.Image:
     """Blends an RGB image and the colours of a mask of its size, integer class ids (H, W), in equal parts.
 
@@ -277,13 +203,6 @@ def overlay(image: Image.Image, mask: np.ndarray, classes: ClassTable) -> Image.
     blended = Image.blend(image, Image.fromarray(colorize(mask, classes)), 0.5)
     background = [index for index, name in enumerate(classes.names) if name.lower() == BACKGROUND]
     return Image.composite(blended, image, Image.fromarray(~np.isin(mask, background))) if background else blended
-
-
-def cityscapes_label_ids() -> np.ndarray:
-    """The label id of each training id of Cityscapes, uint8 (19,)."""
-    known = get_dataset_info("cityscapes")
-    ids = {train: label for label, train in known.mapping.items() if train != known.classes.ignore_index}
-    return np.array([ids[train] for train in range(known.classes.num_classes)], dtype=np.uint8)
 
 
 def legend(classes: ClassTable) -> Image.Image:

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ddep_hub.data.class_statistics import ClassStatistics
 from ddep_hub.data.classes import ClassTable, write_class_table
 from ddep_hub.data.folders import common_split
 from ddep_hub.data.image_io import BadFileError, decode_image
-from ddep_hub.data.masks import ClassStatistics
 from ddep_hub.data.pairing import IMAGE_WORDS
 from ddep_hub.data.preprocessing import AnyImage
 from ddep_hub.data.splits import choose_validation, groups_of

@@ -27,8 +27,8 @@ from ddep_hub.utils.arguments import names_with
 from ddep_hub.utils.distributed import on_main_process
 from ddep_hub.utils.files import atomic_dir, remove_dir
 
-from .arguments import RunArguments
 from .optim import Tensors, Weights
+from .run_arguments import RunArguments
 
 
 FORMAT = 2

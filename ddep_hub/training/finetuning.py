@@ -11,10 +11,10 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader
 
 from ddep_hub import DDePForSemanticSegmentation
+from ddep_hub.data.class_statistics import ClassStatistics, check_classes
 from ddep_hub.data.dataloading import AugmentedDataset, PairedDataset, bad_file, fingerprint_of, train_dataloader
 from ddep_hub.data.image_datasets import images_fingerprint
 from ddep_hub.data.image_io import BadFileError
-from ddep_hub.data.masks import ClassStatistics, check_classes
 from ddep_hub.data.opening import summary_of
 from ddep_hub.data.preprocessing import EvalTransform, Normalize, to_tensor
 from ddep_hub.data.samplers import PairedBatchSampler, StepBatchSampler

@@ -46,14 +46,15 @@ def open_data(args: FinetuneArguments) -> tuple[SegmentationDataset, Segmentatio
     """
     training, validation = open_train_and_val(args)
     if args.split_file is not None:
-        training = training.select(read_split_file(args.split_file))
+        training = training.select(read_split_file(args.split_file, set(training.sample_ids)))
     elif args.label_fraction is not None or args.num_labelled_images is not None:
         chosen = choose_labelled(
             training.sample_ids, fraction=args.label_fraction, number=args.num_labelled_images, seed=args.split_seed
         )
         training = training.select(chosen)
     if isinstance(training, SegmentationFolder) and isinstance(validation, SegmentationFolder):
-        shared = set(training.images) & set(validation.images)
+        # Resolved, as one split may be a link to the other.
+        shared = {path.resolve() for path in training.images} & {path.resolve() for path in validation.images}
         if shared:
             raise ValueError(
                 f"eval_split: {len(shared)} images of `{args.eval_split}` are in `{args.train_split}` too, such as "

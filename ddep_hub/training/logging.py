@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from ddep_hub.utils.arguments import tracked
 from ddep_hub.utils.files import atomic_write, warn_on_write_error
 
-from .arguments import RunArguments
+from .run_arguments import RunArguments
 
 
 class MetricsLog:

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from ddep_hub.data.masks import ClassStatistics
+from ddep_hub.data.class_statistics import ClassStatistics
 from ddep_hub.segmentation import class_logits
 
 

@@ -21,7 +21,8 @@ from ddep_hub.data.statistics import Statistics, channel_statistics
 from ddep_hub.encoder_weights import encoder_source, needs_image_skip
 from ddep_hub.pretrained import load_processor, processor_for_encoder, stored_config, with_channel_order
 
-from .arguments import FinetuneArguments, PretrainArguments, RunArguments
+from .arguments import FinetuneArguments, PretrainArguments
+from .run_arguments import RunArguments
 
 
 Model = TypeVar("Model", bound=DDePPreTrainedModel)

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 
 from ddep_hub import DDePPreTrainedModel
 
-from .arguments import RunArguments
+from .run_arguments import RunArguments
 
 
 Tensors = dict[str, torch.Tensor]

@@ -13,8 +13,8 @@ from ddep_hub import DDePForSemanticSegmentation, DDePImageProcessor, DDePPreTra
 from ddep_hub.hub.model_card import LOSS, PREDICTIONS, Kind, write_card, write_run_record
 from ddep_hub.utils.files import atomic_dir, atomic_write, warn_on_write_error
 
-from .arguments import RunArguments
 from .logging import draw_loss
+from .run_arguments import RunArguments
 
 
 def save_model(model: DDePPreTrainedModel, processor: DDePImageProcessor, args: RunArguments, folder: Path) -> None:

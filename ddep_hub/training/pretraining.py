@@ -27,10 +27,11 @@ from ddep_hub.evaluation.denoising import denoising_error, denoising_references
 from ddep_hub.evaluation.visualization import denoising_picture
 from ddep_hub.pretrained import stored_config
 from ddep_hub.utils.arguments import build_arguments
-from ddep_hub.utils.paths import resolve_data
+from ddep_hub.utils.files import resolve_data
 
-from .arguments import PretrainArguments, micro_batches
+from .arguments import PretrainArguments
 from .models import channels_of_run, pretraining_model, processor_of_run
+from .run_arguments import micro_batches
 from .trainer import Batch, Trainer
 
 

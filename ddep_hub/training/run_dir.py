@@ -19,7 +19,7 @@ from ddep_hub.hub.publish import prepare_repository, publish_folder
 from ddep_hub.utils.distributed import on_parent_death
 from ddep_hub.utils.files import locked
 
-from .arguments import RunArguments
+from .run_arguments import RunArguments
 
 
 # What a run writes into its folder.

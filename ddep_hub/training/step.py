@@ -17,8 +17,8 @@ from ddep_hub.data.samplers import slice_of_batch
 from ddep_hub.utils.depthwise import FastDepthwise, has_slow_gradients
 from ddep_hub.utils.device import native_precision
 
-from .arguments import RunArguments, micro_batches
 from .optim import set_learning_rate
+from .run_arguments import RunArguments, micro_batches
 
 
 Batch = dict[str, Any]

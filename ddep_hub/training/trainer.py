@@ -27,12 +27,12 @@ from ddep_hub.utils.device import build_accelerator, keep_freed_memory
 from ddep_hub.utils.distributed import on_main_process
 from ddep_hub.utils.files import remove_dir
 
-from .arguments import RunArguments, micro_batches, parse_time
 from .checkpointing import Checkpointer
 from .logging import MetricsLogger
 from .models import check_single_image
 from .optim import Weights, build_optimizer, in_float32, rate_table, set_learning_rate
 from .outputs import add_pictures, describe, save_best, save_final, save_picture
+from .run_arguments import RunArguments, micro_batches, parse_time
 from .run_dir import (
     Interruption,
     RunInterrupted,

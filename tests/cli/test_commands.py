@@ -4,6 +4,7 @@ import functools
 import json
 import multiprocessing
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -33,7 +34,7 @@ from ddep_hub.training.finetuning import finetune
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from launching import on_processes
+from launching import torchrun
 
 
 @pytest.fixture
@@ -146,7 +147,7 @@ def test_a_protocol_stands_for_its_options():
 
 def test_evaluate_as_a_script_on_two_processes(data, model, tmp_path):
     command = ["--model", model, "--data", str(data), "--window", "32", "--blending", "hann", "--flip"]
-    result = on_processes(2, "evaluate.py", *command, "--output_dir", str(tmp_path / "two"))
+    result = torchrun(2, "evaluate.py", *command, "--output_dir", str(tmp_path / "two"))
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("mIoU") == 1
     assert main(["evaluate", *command, "--output_dir", str(tmp_path / "one")]) == 0
@@ -183,6 +184,25 @@ def test_predict_takes_files_folders_patterns_and_urls(data, model, tmp_path, ca
     assert masks[0].shape == (40, 56) and all(np.array_equal(masks[0], mask) for mask in masks)
     assert Image.open(tmp_path / "pattern" / "overlays" / "more" / "c.png").mode == "RGB"
     assert (tmp_path / "file" / "legend.png").is_file()
+
+
+def test_no_image_or_mask_of_the_user_is_replaced(data, model, tmp_path, capsys):
+    """An output folder that holds images or masks under the names of results; and results among the images."""
+    photos = tmp_path / "photos"
+    shutil.copytree(data / "images" / "val", photos / "ids")
+    before = {path: path.read_bytes() for path in photos.rglob("*.png")}
+    assert main(["predict", str(photos / "ids"), "--model", model, "--output_dir", str(photos)]) == 1
+    assert "Choose another folder" in capsys.readouterr().err
+    masks = tmp_path / "out" / "masks" / "ids"
+    shutil.copytree(data / "annotations" / "val", masks)
+    before |= {path: path.read_bytes() for path in masks.rglob("*.png")}
+    command = ["evaluate", "--model", model, "--data", str(data), "--output_dir", str(tmp_path / "out")]
+    assert main([*command, "--predictions", "ids"]) == 1 and main(command) == 0
+    assert {path: path.read_bytes() for path in before} == before
+    capsys.readouterr()
+    for _ in range(2):
+        assert main(["predict", str(photos), "--model", model, "--output_dir", str(photos / "out")]) == 0
+        assert capsys.readouterr().out.split() == ["ids/a", "ids/b", "ids/more/c"]
 
 
 def test_the_size_of_the_image_processor_is_used(data, model, tmp_path):
@@ -350,7 +370,7 @@ def test_predictions_have_the_colours_that_the_model_was_fine_tuned_with(data, t
     }
     splits = {"train_split": "val", "eval_split": "train"}
     for folder in ("images", "annotations"):
-        (data / folder / "train").symlink_to("val")
+        shutil.copytree(data / folder / "val", data / folder / "train")
     final = finetune(FinetuneArguments(data=str(data), output_dir=str(tmp_path / "run"), **fields, **splits))["final"]
     assert classes_of(load_model(final, None).config).colors == own.colors != SCENE_CLASSES.colors
     command = ["predict", str(data / "images" / "val" / "a.png"), "--model", str(final)]

@@ -123,3 +123,20 @@ def test_a_background_without_a_colour_is_grey(tmp_path):
     entries[1]["color"] = [64, 64, 64]
     path.write_text(json.dumps({"classes": entries}))
     assert read_class_table(path).colors[0] != (64, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"classes": ["x"], "ignore": 0}, "ignore is no key; did you mean ignore_index"),
+        ({"classes": [{"id": 0, "name": "x", "mask_value": 3}]}, r"classes\[0\].mask_value is no key"),
+        ({"classes": [{"id": 0, "name": "x", "colour": [1, 2, 3]}]}, r"classes\[0\].colour is no key"),
+    ],
+)
+def test_misspelt_keys_are_refused(tmp_path, content, said):
+    (tmp_path / "classes.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=said):
+        read_class_table(tmp_path / "classes.json")
+    entry = {"id": 0, "name": "x", "supercategory": "thing"}
+    (tmp_path / "classes.json").write_text(json.dumps({"classes": [entry], "description": "of another program"}))
+    assert read_class_table(tmp_path / "classes.json").labels == ("x",)

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import unicodedata
 
 import numpy as np
 import pytest
@@ -125,6 +126,15 @@ def test_numbers_are_no_affix(tmp_path):
     root = put(tmp_path, ["images/1.png"], ["masks/11.png"])
     with pytest.raises(FileNotFoundError, match=r"1 of 1 images of .* have no mask .*mask_suffix or pairs\.csv"):
         SegmentationFolder(root, "train")
+
+
+@pytest.mark.parametrize("mask", ["café", "café_mask"])
+def test_composed_and_decomposed_letters_are_the_same(mask):
+    image, mask = unicodedata.normalize("NFD", "café"), unicodedata.normalize("NFC", mask)
+    assert match_names([image, "b"], [mask, mask.replace("café", "b")]) == {
+        image: mask,
+        "b": mask.replace("café", "b"),
+    }
 
 
 def test_what_may_be_meant_twice_is_an_error(tmp_path):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddep_hub.data.class_statistics import check_classes, class_statistics
 from ddep_hub.data.classes import read_class_table, write_class_table
 from ddep_hub.data.image_io import BadFileError
-from ddep_hub.data.masks import check_classes, class_statistics
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 
 

@@ -20,6 +20,7 @@ def test_a_folder(tmp_path):
     write_class_table(SCENE_CLASSES, tmp_path / "classes.json")
     rows = open_segmentation_dataset(tmp_path, "val", sample_ids=["b"])
     assert rows.sample_ids == ["b"] and np.array_equal(rows[0]["annotation"], mask)
+    (tmp_path / "meta.parquet").touch()  # something of the user's
     assert open_segmentation_dataset(str(tmp_path), "val").sample_ids == ["a", "b"]
     with pytest.raises((FileNotFoundError, ValueError), match="test"):
         open_segmentation_dataset(tmp_path, "test")

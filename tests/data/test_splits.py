@@ -98,6 +98,14 @@ def test_split_file_round_trip(tmp_path):
     assert read_split_file(tmp_path / "list.txt") == sample_ids
 
 
+def test_names_that_look_like_something_else_survive_a_round_trip(tmp_path):
+    names = ["train0.jpg", "# 1", " a", "b_leftImg8bit", "images/x/c", "d.png e.png"]
+    write_split_file(tmp_path / "list.txt", names)
+    assert read_split_file(tmp_path / "list.txt", set(names)) == names
+    (tmp_path / "list.txt").write_text("\ufeffa.png\r\n# no image\r\n", encoding="utf-8")
+    assert read_split_file(tmp_path / "list.txt", {"a"}) == ["a"]
+
+
 def test_split_file_errors(tmp_path):
     path = tmp_path / "list.txt"
     path.write_text("a.jpg\nb.jpg\nimages/train/a.png\n")

@@ -7,7 +7,8 @@ from PIL import Image
 from ddep_hub.data.classes import ClassTable, class_colors
 from ddep_hub.data.dataset_registry import get_dataset_info
 from ddep_hub.data.masks import decode_mask
-from ddep_hub.evaluation.visualization import MaskWriter, legend, overlay
+from ddep_hub.evaluation.mask_files import MaskWriter
+from ddep_hub.evaluation.visualization import legend, overlay
 
 
 CITYSCAPES = get_dataset_info("cityscapes")
@@ -61,3 +62,25 @@ def test_an_overlay_leaves_the_background_as_it_is():
         pixels = np.asarray(overlay(image, mask, classes))
         assert (tuple(pixels[0, 0]) == (200, 100, 0)) is kept
         assert tuple(pixels[0, 3]) == (100, 50, 100)
+
+
+def test_files_of_others_are_neither_replaced_nor_removed(tmp_path):
+    writer = MaskWriter(tmp_path, CITYSCAPES.classes, ["ids"])
+    mask = np.zeros((4, 5), int)
+    (tmp_path / "ids").mkdir()
+    own = tmp_path / "ids" / "own.png"
+    Image.fromarray(mask.astype(np.uint8)).save(own)
+    writer.check(["a"])
+    with pytest.raises(FileExistsError, match=r"own\.png is there already"):
+        writer.check(["a", "own"])
+    writer.write("a", mask)
+    writer.write("b", mask)
+    writer.check(["a", "b"])
+    writer.remove_others(["b"])
+    assert sorted(path.name for path in own.parent.iterdir()) == ["b.png", "own.png"]
+    own.rename(tmp_path / "legend.png")
+    with pytest.raises(FileExistsError, match=r"legend\.png"):
+        writer.write_legend()
+    (tmp_path / "legend.png").unlink()
+    writer.write_legend()
+    writer.write_legend()  # its own

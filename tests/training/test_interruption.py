@@ -9,7 +9,7 @@ import pytest
 from launching import TINY, launcher, start
 
 from ddep_hub.training import run_dir as interruption
-from ddep_hub.training.arguments import parse_time
+from ddep_hub.training.run_arguments import parse_time
 from ddep_hub.training.run_dir import EXIT_CODE, Interruption, RunInterrupted
 
 

@@ -16,8 +16,7 @@ from PIL import Image
 
 from ddep_hub.data.classes import ClassTable, write_class_table
 from ddep_hub.data.samplers import example_seed
-from ddep_hub.utils.files import atomic_dir
-from ddep_hub.utils.paths import cache_dir
+from ddep_hub.utils.files import atomic_dir, cache_dir
 
 from .layout import draw_scene
 

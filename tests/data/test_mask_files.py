@@ -1,0 +1,99 @@
+"""Masks whose pixels do not say plainly what their ids are: palettes, GIFs, transparency, pages, few bits."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddep_hub.data.image_io import BadFileError
+from ddep_hub.data.masks import decode_mask
+from ddep_hub.data.segmentation_datasets import SegmentationFolder
+
+
+COLORS = {(0, 0, 0): 0, (0, 255, 0): 1, (255, 0, 0): 2}
+
+
+def test_a_palette_is_read_by_the_colours_of_the_classes(tmp_path):
+    """A program that saves few colours as a palette numbers them as it likes."""
+    ids = np.repeat([[0, 0, 0, 2, 2, 1]], 4, axis=0)
+    rgb = np.array(list(COLORS), np.uint8)[ids]
+    image = Image.fromarray(rgb).quantize(16)
+    assert not np.array_equal(np.asarray(image), ids)
+    for name in ("a.png", "a.gif"):
+        image.save(tmp_path / name)
+        found = decode_mask(tmp_path / name, num_classes=3, ignore_index=255, colors=COLORS)
+        assert np.array_equal(found, ids)
+    # Indices that are the ids, with colours that are those of no class, or of the same.
+    for palette in ([9, 9, 9, 8, 8, 8, 7, 7, 7], [0, 0, 0, 0, 255, 0, 1, 1, 1]):
+        image = Image.fromarray(ids.astype(np.uint8), "P")
+        image.putpalette(palette)
+        image.save(tmp_path / "b.png")
+        assert np.array_equal(decode_mask(tmp_path / "b.png", num_classes=3, ignore_index=255, colors=COLORS), ids)
+    # One class has the colour of another, and a third a colour of none.
+    image.putpalette([0, 0, 0, 255, 0, 0, 5, 5, 5])
+    image.save(tmp_path / "c.png")
+    with pytest.raises(BadFileError, match=r"the colour \(5, 5, 5\)"):
+        decode_mask(tmp_path / "c.png", num_classes=3, ignore_index=255, colors=COLORS)
+
+
+def test_the_grey_levels_of_a_gif_are_the_values(tmp_path):
+    """Its writers drop the entries of the palette that do not occur."""
+    values = np.repeat([[0, 0, 2, 255]], 3, axis=0).astype(np.uint8)
+    Image.fromarray(values).save(tmp_path / "a.gif")
+    assert np.array_equal(decode_mask(tmp_path / "a.gif", num_classes=4, ignore_index=255), values)
+    Image.fromarray(np.array(list(COLORS), np.uint8)[[[0, 1, 2]]]).save(tmp_path / "b.gif")
+    with pytest.raises(BadFileError, match="palette has no fixed order; save the mask as PNG"):
+        decode_mask(tmp_path / "b.gif", num_classes=3, ignore_index=255)
+
+
+def test_white_is_255_where_a_class_has_this_value(tmp_path):
+    shape = np.eye(4, dtype=bool)
+    Image.fromarray(shape).save(tmp_path / "a.png")
+    Image.fromarray(255 * shape.astype(np.uint8)).save(tmp_path / "a.gif")
+    for name in ("a.png", "a.gif"):
+        for mapping in ({0: 0, 255: 1}, {0: 0, 1: 1}, {0: 0, 1: 1, 255: 255}):
+            found = decode_mask(tmp_path / name, num_classes=2, ignore_index=255, mapping=mapping)
+            assert np.array_equal(found, shape)
+
+
+def test_erased_pixels_are_black(tmp_path):
+    pixels = np.zeros((2, 3, 4), np.uint8)
+    pixels[:, 1:] = (255, 0, 0, 255)
+    pixels[:, 2, 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    found = decode_mask(tmp_path / "a.png", num_classes=3, ignore_index=255, colors=COLORS)
+    assert found.tolist() == [[0, 2, 0]] * 2
+
+
+def test_several_pages_are_refused(tmp_path):
+    first, second = (Image.fromarray(np.full((8, 8), value, np.uint8)) for value in (1, 2))
+    for name in ("a.tif", "a.gif", "a.png"):
+        first.save(tmp_path / name, save_all=True, append_images=[second])
+        with pytest.raises(BadFileError, match=r"a\.\w+ has 2 pages"):
+            decode_mask(tmp_path / name, num_classes=3, ignore_index=255)
+
+
+def test_the_overviews_of_a_tiff_are_no_pages(tmp_path):
+    tifffile = pytest.importorskip("tifffile", reason="extra `tiff` is not installed")
+    ids = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(ids)
+        file.write(ids[::2, ::2], subfiletype=1)
+    assert np.array_equal(decode_mask(tmp_path / "a.tif", num_classes=64, ignore_index=255), ids)
+
+
+@pytest.mark.parametrize("largest", [1, 3, 100])
+def test_values_of_a_pgm_are_not_stretched(largest, tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5\n%d 1\n%d\n" % (largest + 1, largest) + bytes(range(largest + 1)))
+    found = decode_mask(tmp_path / "a.pgm", num_classes=101, ignore_index=255)
+    assert found.tolist() == [list(range(largest + 1))]
+
+
+def test_an_image_is_not_its_own_mask(tmp_path):
+    """Images and masks in one folder, one image without a mask: it holds values that would pass as ids."""
+    for name in "abc":
+        Image.new("L", (8, 8), 1).save(tmp_path / f"{name}.png")
+        if name != "c":
+            Image.new("L", (8, 8), 1).save(tmp_path / f"{name}_mask.png")
+    (tmp_path / "classes.json").write_text('["background", "cell"]')
+    with pytest.raises(FileNotFoundError, match=r"c_mask\.png"):
+        SegmentationFolder(tmp_path, "train")
