@@ -12,6 +12,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
+from .tiff import check_tiff, is_inverted, read_tiff
+
 
 # EXIF orientation to (transposed, mirrored left-right, mirrored top-bottom): how the stored image differs from the
 # upright one, whose transposition comes last when it is made upright.
@@ -29,6 +31,7 @@ TIFF_EXTENSIONS = (".tif", ".tiff")
 # Where an orientation may stand.
 EXIF_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 _warned_of_few_bits = False
+_warned_of_opacity = False
 
 
 def orientation(image: Image.Image) -> int:
@@ -93,6 +96,14 @@ def eight_bits(values: np.ndarray, name: str) -> np.ndarray:
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * np.uint8(255)
     values = values.astype(np.float32 if values.dtype == np.float16 else values.dtype)
+    limit, high = _limit(values, name), float(values.max())
+    if limit == 65535.0 and high < 65535.0 / 4:
+        _warn_of_few_bits(name, high)
+    return np.asarray(np.rint(values.astype(np.float64) * (255.0 / limit)), dtype=np.uint8)
+
+
+def _limit(values: np.ndarray, name: str) -> float:
+    """What counts as white, see [`eight_bits`]."""
     low, high = float(values.min()), float(values.max())
     if values.dtype.kind == "f":
         limit = 1.0 if high <= 1.0 else 255.0
@@ -102,9 +113,7 @@ def eight_bits(values: np.ndarray, name: str) -> np.ndarray:
         raise ValueError(
             f"{name} holds values from {low:g} to {high:g}, outside 0..{limit:g}; convert it to an 8-bit image"
         )
-    if limit == 65535.0 and high < 65535.0 / 4:
-        _warn_of_few_bits(name, high)
-    return np.asarray(np.rint(values.astype(np.float64) * (255.0 / limit)), dtype=np.uint8)
+    return limit
 
 
 def _warn_of_few_bits(name: str, high: float) -> None:
@@ -127,15 +136,35 @@ def to_rgb(image: Image.Image, name: str = "The image") -> Image.Image:
         name: What errors call the image.
 
     Raises:
-        ValueError: See [`eight_bits`].
+        ValueError: See [`eight_bits`] and [`check_tiff`].
     """
+    check_tiff(image, name)
+    is_tiff = image.format == "TIFF"
     if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(eight_bits(np.asarray(image), name))
+        values = np.asarray(image)
+        if image.format == "PPM" and image.mode == "I":  # Pillow scales all values above 8 bits to 16
+            values = values.astype(np.uint16)
+        image = Image.fromarray(eight_bits(~values if is_inverted(image) else values, name))
     if image.has_transparency_data:
         image = image.convert("RGBA")
+        if is_tiff:
+            _warn_of_opacity(name, image)
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
+
+
+def _warn_of_opacity(name: str, image: Image.Image) -> None:
+    """Warns once if the opacity of most pixels is neither none nor full: GDAL marks any fourth channel as opacity."""
+    global _warned_of_opacity
+    counts = image.getchannel("A").histogram()
+    if not _warned_of_opacity and sum(counts[1:255]) > sum(counts) / 2:
+        _warned_of_opacity = True
+        warnings.warn(
+            f"{name} says that its last channel is opacity, and most pixels are half transparent: they are laid over "
+            "white. If it is another channel, such as near infrared, set num_channels=4.",
+            stacklevel=3,
+        )
 
 
 class ChannelImage:
@@ -185,7 +214,7 @@ def channels_first(
 
     8-bit values stay. 16-bit ones are divided by 257, to the same range 0..255, and not rounded. Floats are multiplied
     by 255: an image processor, which divides by 255, then normalises integers as shares of their range and floats in
-    their own units.
+    their own units. Three channels are RGB, whose floats lie in 0..1 or 0..255, see [`eight_bits`].
 
     Args:
         values: `(height, width)`, `(channels, height, width)` or `(height, width, channels)`.
@@ -199,7 +228,7 @@ def channels_first(
 
     Raises:
         ValueError: The image has another number of channels, both axes may be the channels, the type of the values is
-            none of these, or some are not finite.
+            none of these, or some are not finite or, of RGB, out of range.
     """
     if values.ndim == 2:
         values, axis = values[None], 0
@@ -216,14 +245,17 @@ def channels_first(
             f"the model takes {channels}; set num_channels, or convert the image"
         )
     values = np.moveaxis(values, axis, 0)
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
     if values.dtype == np.bool_:
         values = values.astype(np.uint8) * np.uint8(255)
     elif values.dtype == np.uint16:
         values = values.astype(np.float32) / np.float32(257)
     elif values.dtype.kind == "f":
-        values = values.astype(np.float32) * np.float32(255 if rescaled else 1)
+        values = values.astype(np.float32)
         if not np.isfinite(values).all():
             raise ValueError(f"{name} holds values that are not finite; replace them")
+        if rescaled:
+            values = values * np.float32(255 / _limit(values, name) if channels == 3 else 255)
     elif values.dtype != np.uint8:
         raise ValueError(f"{name} holds {values.dtype} values; convert them to 8 or 16 bits without sign, or floats")
     return np.ascontiguousarray(values)
@@ -248,27 +280,36 @@ def read_channels(file: str | os.PathLike[str] | BinaryIO, channels: int, name: 
         return channels_first(np.load(file, allow_pickle=False), channels, name)
     is_tiff = name.lower().endswith(TIFF_EXTENSIONS)
     if is_tiff and importlib.util.find_spec("tifffile") is not None:
-        import tifffile
-
-        with tifffile.TiffFile(file) as tiff:
-            series = tiff.series[0]
-            values = series.asarray()
-            labels = [label for label, length in zip(series.axes, series.shape, strict=True) if length > 1]
-        if values.ndim > 2:
-            values = values.reshape([length for length in values.shape if length > 1])
-        # Rows and columns are Y and X; the third axis, of samples, channels or pages, stands before or behind them.
-        axis = None if len(labels) != 3 else (-1 if labels[0] == "Y" else 0)
+        values, axis = read_tiff(file, name)
+        if channels == 3 and values.ndim == 2:  # grey
+            values, axis = np.stack([eight_bits(values, name)] * 3), 0
         return channels_first(values, channels, name, axis)
     with Image.open(file) as opened:
         if is_tiff and getattr(opened, "n_frames", 1) > 1:
             raise ValueError(f'{name} has several pages; pip install "ddep-hub[tiff]" to read it')
-        image = upright(opened)
-        if image.mode == "P":
-            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-        values = np.asarray(image)
-    if values.dtype == np.int32 and not is_tiff and 0 <= values.min() and values.max() <= 65535:
+        return channels_of(opened, channels, name)
+
+
+def channels_of(image: Image.Image, channels: int, name: str, *, rescaled: bool = True) -> np.ndarray:
+    """The pixels of an opened image with exactly so many channels; see [`channels_first`] for its values.
+
+    Args:
+        image: A PIL image; it is turned upright, and a palette gives its colours.
+        channels: Number of channels that there must be.
+        name: What errors call the image.
+        rescaled: Whether values are divided by 255 later.
+
+    Raises:
+        ValueError: See [`channels_first`] and [`check_tiff`].
+    """
+    check_tiff(image, name, channels)
+    file_format, image = image.format, upright(image)
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    values = np.asarray(image)
+    if values.dtype == np.int32 and file_format not in (None, "TIFF") and 0 <= values.min() and values.max() <= 65535:
         values = values.astype(np.uint16)  # how some releases of Pillow hold 16 bits
-    return channels_first(values, channels, name, -1)
+    return channels_first(values, channels, name, -1, rescaled=rescaled)
 
 
 __all__ = [
@@ -276,6 +317,7 @@ __all__ = [
     "TIFF_EXTENSIONS",
     "ChannelImage",
     "channels_first",
+    "channels_of",
     "checked_order",
     "eight_bits",
     "orientation",

@@ -24,7 +24,7 @@ from transformers.image_utils import (
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import ImagesKwargs
 
-from .image_conversion import channels_first, checked_order, eight_bits, read_channels, to_rgb, upright
+from .image_conversion import channels_first, channels_of, checked_order, eight_bits, read_channels, to_rgb, upright
 from .segmentation import class_logits
 
 
@@ -276,6 +276,8 @@ def _as_channels(images: Any, channels: int, layout: Any, *, rescaled: bool) -> 
         return [_as_channels(image, channels, layout, rescaled=rescaled) for image in images]
     if isinstance(images, (str, Path)):
         return read_channels(images, channels, str(images))
+    if isinstance(images, Image.Image):
+        return channels_of(images, channels, "The image", rescaled=rescaled)
     tensor = isinstance(images, torch.Tensor)
     values = images.cpu().numpy() if tensor else np.asarray(images)
     axis = None if layout is None else (0 if layout == ChannelDimension.FIRST else -1)

@@ -116,9 +116,20 @@ def test_mistakes_are_told(photos, tmp_path):
         ddep_hub.select_images(photos, 1, image_size=0)
     with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
         ddep_hub.select_images(photos, 1, labelled=[tmp_path / "nowhere"])
+
+
+def test_masks_and_earlier_choices_are_not_chosen(photos, caplog):
+    """Masks are left out by the name of their folder, and copies by the list beside them."""
+    chosen = select(photos, 3, photos / "chosen", image_size=64)
     (photos / "red").rename(photos / "annotations")
-    with pytest.raises(ValueError, match="holds masks in `annotations`"):
-        ddep_hub.select_images(photos, 1)
+    for path in (photos / "dark").iterdir():
+        Image.new("L", (64, 48), 1).save(path.with_name(f"{path.stem}_mask.png"))
+    with pytest.raises(ValueError, match="number is 13, but there are 12 images"):
+        ddep_hub.select_images(photos, 13, image_size=64)
+    again = ddep_hub.select_images(photos, 12, image_size=64)
+    assert {path.parent for path in again} == {photos / "dark", photos / "striped"}
+    assert not any("mask" in path.name for path in again) and len(chosen) == 3
+    assert "written by ddep-hub select" in caplog.text and "named like masks" in caplog.text
 
 
 def test_features_are_the_means_of_what_the_encoder_gives(tmp_path):

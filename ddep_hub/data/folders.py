@@ -178,6 +178,12 @@ def _mask_folder(root: Path, split: str | None, images: Path) -> Path:
     return root / "annotations" / split if split is not None and (root / "images").is_dir() else root / "annotations"
 
 
+def is_mask_folder(name: str) -> bool:
+    """Whether a folder's name says that it holds masks, such as `masks`, `gt` or `train_labels`."""
+    meaning = _meaning(name)
+    return meaning is not None and meaning[0] == "mask"
+
+
 def _meaning(name: str) -> tuple[str | None, str | None] | None:
     """Whether a folder's name means images or masks, and which split; `None` if it means something else."""
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)

@@ -22,7 +22,8 @@ from .hub_loading import (
     undecoded_sample,
     with_undecoded,
 )
-from .image_io import BadFileError, PackedNames, decode_image, images_below
+from .image_io import BadFileError, PackedNames, decode_image
+from .unlabelled import unlabelled_images
 
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 
 
 class ImageFolder(Dataset[dict[str, Any]]):
-    """All images below a folder, sorted by relative path; hidden files and folders are left out.
+    """All images below a folder, sorted by relative path; hidden files and folders, and masks, are left out.
+
+    Which images these are, and what counts as a mask: see [`unlabelled_images`].
 
     A sample is `{"image": PIL RGB, "path": str}`, or `{"image": {"path": str, "bytes": None}, "path": str}` undecoded.
 
@@ -40,13 +43,13 @@ class ImageFolder(Dataset[dict[str, Any]]):
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: It holds no image.
+        ValueError: It holds no image, or masks alone.
     """
 
     def __init__(self, root: str | Path, *, decode: bool = True) -> None:
         self.root = Path(root)
         self.decode = decode
-        self.names = PackedNames(images_below(self.root))
+        self.names = PackedNames(unlabelled_images(self.root))
 
     def __len__(self) -> int:
         return len(self.names)

@@ -22,6 +22,7 @@ from ddep_hub.image_conversion import (
     to_rgb,
     upright,
 )
+from ddep_hub.tiff import misread
 
 
 logger = logging.getLogger(__name__)
@@ -146,10 +147,10 @@ def decode_image(file: str | Path | Undecoded, channels: int = 3) -> Image.Image
 
     The EXIF orientation is applied. For RGB, transparent pixels are laid over white, and 16 bits become 8.
     32-bit integers are taken as 8 bits where none is above 255 and as 16 bits where none is above 65535; floats as
-    0..1 where none is above 1 and as 0..255 otherwise.
+    0..1 where none is above 1 and as 0..255 otherwise. Other values, and a TIFF of other channels, are errors.
 
-    Other numbers of channels, .npy files and TIFF files that Pillow cannot read (16-bit colour, several pages) keep
-    the depth of their values, see [`channels_first`].
+    .npy files and TIFF files that Pillow cannot read (colour in floats, planes of 16 bits, several pages) keep the
+    depth of their values, and so do images of other channels, whose floats keep their units: see [`channels_first`].
 
     Args:
         file: Its path, or an undecoded file.
@@ -164,20 +165,23 @@ def decode_image(file: str | Path | Undecoded, channels: int = 3) -> Image.Image
     """
     if channels != 3 or is_array(file):
         return decode_channels(file, channels)
-    is_tiff = file_name(file).lower().endswith(TIFF_EXTENSIONS)
+    beyond_pillow = False
     try:
-        if is_tiff:
+        if is_tiff(file):
             with opened_image(file) as opened:
-                pages = getattr(opened, "n_frames", 1)
-            if pages > 1:  # the channels, maybe; the first page alone is not the image
-                return decode_channels(file, channels)
-        image, file_format, _ = load_upright(file, "image")
-    except BadFileError:
-        if not is_tiff or importlib.util.find_spec("tifffile") is None:
+                # Pages may be the channels; the first alone is not the image.
+                beyond_pillow = getattr(opened, "n_frames", 1) > 1 or misread(opened)
+        if not beyond_pillow:
+            image, _, _ = load_upright(file, "image")
+    except BadFileError as error:
+        if not is_tiff(file):
             raise
+        if importlib.util.find_spec("tifffile") is None:
+            text = f'{error}, or pip install "ddep-hub[tiff]" to read more kinds of TIFF'
+            raise BadFileError(text, error.path) from error
+        beyond_pillow = True
+    if beyond_pillow:
         return decode_channels(file, channels)
-    if file_format == "PPM" and image.mode == "I":  # Pillow scales all values above 8 bits to 16
-        image = Image.fromarray(np.asarray(image).astype(np.uint16))
     try:
         return to_rgb(image, file_name(file))
     except ValueError as error:
@@ -203,6 +207,11 @@ def decode_channels(file: str | Path | Undecoded, channels: int) -> ChannelImage
 def is_array(file: str | Path | Undecoded) -> bool:
     """Whether a file holds an array of NumPy."""
     return file_name(file).lower().endswith(".npy")
+
+
+def is_tiff(file: str | Path | Undecoded) -> bool:
+    """Whether a file is called a TIFF."""
+    return file_name(file).lower().endswith(TIFF_EXTENSIONS)
 
 
 def file_name(file: str | Path | Undecoded) -> str:

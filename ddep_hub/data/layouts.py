@@ -124,7 +124,7 @@ def find_layout(root: str | Path, options: FolderOptions = RECOGNISED) -> str:
         "ade20k": is_ade20k,
         # VOC2010 has such masks as well, of another task.
         "pascal_voc": (voc / "SegmentationClass").is_dir() and not _is_pascal_context(voc),
-        "camvid": bool(_official_places(root, "camvid")),
+        "camvid": bool(official_places(root, "camvid")),
     }
     layouts = [layout for layout in LAYOUTS if found[layout]]
     if len(layouts) > 1:
@@ -160,7 +160,7 @@ def layout_splits(root: str | Path, layout: str, options: FolderOptions = RECOGN
         if not places:
             raise FileNotFoundError(_nothing_found(root))
         return sorted(places)
-    places = _official_places(root, layout)
+    places = official_places(root, layout)
     if not places:
         raise FileNotFoundError(f"{root} has no split in the layout {layout!r}, which needs {_NEEDED[layout]}")
     return sorted(places)
@@ -188,7 +188,7 @@ def split_files(root: str | Path, split: str, layout: str, options: FolderOption
     root = Path(root)
     if layout == "folder":
         return _folder_files(root, split, options)
-    splits, places = layout_splits(root, layout), _official_places(root, layout)
+    splits, places = layout_splits(root, layout), official_places(root, layout)
     name = place_of(places, split)
     if name is None:
         raise FileNotFoundError(
@@ -265,7 +265,7 @@ def _nothing_found(root: Path) -> str:
     )
 
 
-def _official_places(root: Path, layout: str) -> dict[str, Place]:
+def official_places(root: Path, layout: str) -> dict[str, Place]:
     """The splits that are there, by the name that users give."""
     if layout == "cityscapes":
         names = subfolders(root / "leftImg8bit")

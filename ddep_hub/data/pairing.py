@@ -101,7 +101,11 @@ def divided(folder: Path, mask_suffix: str | None = None) -> tuple[list[str], li
     """Images and masks of one folder, told apart by their names, or JPEG from PNG; `None` if they cannot be."""
     names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
     names = sorted(name for name in names if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith("."))
-    names = [name for name in names if not is_array(name)]
+    return divided_names([name for name in names if not is_array(name)], mask_suffix)
+
+
+def divided_names(names: list[str], mask_suffix: str | None = None) -> tuple[list[str], list[str]] | None:
+    """The same of the names of one folder's files."""
     stems = {name: os.path.splitext(name)[0] for name in names}
     if mask_suffix is not None:
         ending = _without_extension(mask_suffix)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
-from .image_io import decode_image, images_below
+from .image_io import decode_image
 from .preprocessing import to_tensor
+from .unlabelled import unlabelled_images
 
 
 Statistics = tuple[list[float], list[float]]
@@ -47,7 +48,7 @@ def folder_statistics(folders: Sequence[str | Path], num_channels: int = 3) -> t
     """Measures the images of folders, see [`channel_statistics`].
 
     Args:
-        folders: Folders of images, searched recursively.
+        folders: Folders of images, searched recursively, see [`unlabelled_images`].
         num_channels: Channels of the images.
 
     Returns:
@@ -57,5 +58,5 @@ def folder_statistics(folders: Sequence[str | Path], num_channels: int = 3) -> t
         FileNotFoundError: A folder does not exist.
         BadFileError: An image is broken, or has other channels.
     """
-    paths = [Path(folder) / name for folder in folders for name in images_below(Path(folder))]
+    paths = [Path(folder) / name for folder in folders for name in unlabelled_images(Path(folder))]
     return channel_statistics(to_tensor(decode_image(path, num_channels)) for path in paths), len(paths)

@@ -11,7 +11,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
 from .augmentations import AUGMENTATIONS, INTENSITIES, STRONG, STRONG_INTENSITIES, pixel_of_rare_class
-from .image_io import decode_image, is_array, with_bytes
+from .image_io import decode_image, is_array, is_tiff, with_bytes
 from .jpeg import decode_jpeg_part, jpeg_size
 from .preprocessing import AnyImage, Size, checked_image_size, processor_size, resize, to_tensor
 from .segmentation_datasets import Sample
@@ -183,7 +183,7 @@ class PretrainTransform:
         file = image = sample["image"]
         undecoded = not isinstance(image, AnyImage)
         size = None
-        if undecoded and self.num_channels == 3 and not is_array(file):
+        if undecoded and self.num_channels == 3 and not is_array(file) and not is_tiff(file):
             file = with_bytes(file)
             size = jpeg_size(file)
         if undecoded and size is None:

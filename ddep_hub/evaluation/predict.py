@@ -7,7 +7,7 @@ import urllib.parse
 import urllib.request
 import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from glob import glob
 from pathlib import Path, PurePosixPath
@@ -24,7 +24,7 @@ from ddep_hub.data.image_io import decode_image, images_below
 from ddep_hub.data.preprocessing import AnyImage, EvalTransform, Normalize
 from ddep_hub.data.synthetic import SCENE_CLASSES
 from ddep_hub.folding import example_images, fold_batch_norms
-from ddep_hub.image_conversion import ChannelImage, channels_first, to_rgb, upright
+from ddep_hub.image_conversion import ChannelImage, channels_first, channels_of, to_rgb, upright
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.pretrained import load_model, load_processor, processor_for_encoder
@@ -56,8 +56,9 @@ def predict(
 
     Args:
         model: A fine-tuned model, a folder or a Hub id. A model object stays on its device.
-        images: An image or a list of images: paths, http(s) URLs, PIL images or uint8 arrays (H, W, 3) or (H, W). A
-            folder or a pattern such as `photos/*.jpg` stands for a list.
+        images: An image or a list of images: paths, http(s) URLs, PIL images or arrays. Arrays are uint8 (H, W, 3),
+            (H, W, 1) or (H, W), or for models of other channels as [`channels_first`] takes them. A folder or a
+            pattern such as `photos/*.jpg` stands for a list.
         return_type: `"array"` for class ids (of a single class: 0, background, and 1), or `"pil"` for images with the
             classes' colours as their palette.
         processor: Gives mean, std and size; by default the image processor beside the model.
@@ -68,7 +69,8 @@ def predict(
 
     Raises:
         OSError: The model or an image cannot be read.
-        ValueError: An image is damaged, or an argument is out of range.
+        TypeError: An image is none of these.
+        ValueError: An image is damaged, an array has another shape, or an argument is out of range.
     """
     if return_type not in ("array", "pil"):
         raise ValueError(f"return_type must be `array` or `pil`, got {return_type!r}.")
@@ -83,7 +85,7 @@ def predict(
     if isinstance(images, str | Path):
         places = list(find_images([str(images)]).values())
         return segment(places[0]) if places == [str(images)] else [segment(place) for place in places]
-    if isinstance(images, Image.Image | np.ndarray):
+    if isinstance(images, Image.Image | np.ndarray | torch.Tensor | bytes) or not isinstance(images, Iterable):
         return segment(images)
     found: list[Any] = []
     for image in images:
@@ -159,11 +161,22 @@ def resized(processor: DDePImageProcessor, args: InferenceArguments) -> DDePImag
 def _decoded(image: Any, channels: int) -> AnyImage:
     if isinstance(image, str):
         return read_image(image, channels)
+    if isinstance(image, Image.Image):
+        if 0 in image.size:
+            raise ValueError(f"images: an image has no pixels: {image.width} wide and {image.height} high.")
+        name = str(getattr(image, "filename", "") or "images: an image")
+        return to_rgb(upright(image), name) if channels == 3 else ChannelImage(channels_of(image, channels, name))
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"images: got {type(image).__name__}. Give paths, URLs, PIL images or NumPy arrays.")
+    shape = image.shape
+    if image.ndim not in (2, 3) or 0 in shape or (channels == 3 and image.ndim == 3 and shape[2] not in (1, 3)):
+        colour = f"(height, width, {channels})" + " or (height, width, 1)" * (channels == 3)
+        raise ValueError(f"images: an array has shape {shape}. Give (height, width) or {colour}; a batch as a list.")
     if channels != 3:
-        return ChannelImage(channels_first(np.asarray(image), channels, "images: an array"))
-    if isinstance(image, np.ndarray) and image.dtype != np.uint8:
+        return ChannelImage(channels_first(image, channels, "images: an array"))
+    if image.dtype != np.uint8:
         raise ValueError(f"images: arrays must be uint8 (height, width, 3) or (height, width), got {image.dtype}.")
-    return to_rgb(Image.fromarray(image) if isinstance(image, np.ndarray) else upright(image))
+    return to_rgb(Image.fromarray(image[..., 0] if shape[2:] == (1,) else image))
 
 
 def _with_palette(mask: np.ndarray, classes: ClassTable) -> Image.Image:

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from ddep_hub.data.image_io import BadFileError, decode_image, images_below
-from ddep_hub.data.pairing import MASK_WORDS
+from ddep_hub.data.image_io import BadFileError, decode_image
 from ddep_hub.data.preprocessing import Normalize, resize, to_tensor
 from ddep_hub.data.splits import choose_labelled
+from ddep_hub.data.unlabelled import SELECTED_LIST, SELECTED_PICTURE, unlabelled_images
 from ddep_hub.encoders import extract_features
 from ddep_hub.evaluation.visualization import contact_sheet, rgb_of
 from ddep_hub.pretrained import load_processor, load_trained, stored_config
@@ -42,7 +42,7 @@ def select_images(
     time.
 
     Args:
-        images: Folder of images, searched recursively.
+        images: Folder of images, searched recursively; masks in it are left out, see [`unlabelled_images`].
         number: How many to choose.
         labelled: Images that have labels already, files or folders: they count as chosen before. Copies of them in
             `images` are recognised by their content.
@@ -56,15 +56,12 @@ def select_images(
     Raises:
         FileNotFoundError: There is no such folder, or file of `labelled`.
         OSError: The model cannot be loaded.
-        ValueError: There are fewer images than `number`, an argument is out of range, or the folder holds masks.
+        ValueError: There are fewer images than `number`, an argument is out of range, or the folder holds masks alone.
     """
     if image_size < 1:
         raise ValueError(f"image_size must be positive, got {image_size}.")
     root = Path(images)
-    names = images_below(root)
-    masks = {name.split("/")[0] for name in names if "/" in name and name.split("/")[0].lower() in MASK_WORDS}
-    if masks:
-        raise ValueError(f"{root} holds masks in `{min(masks)}`. Name the folder of the images alone.")
+    names = unlabelled_images(root)
     before = _files_of(labelled)
     known = {_content(path) for path in before}
     pool = [name for name in names if not known or _content(root / name) not in known]
@@ -117,9 +114,9 @@ def select(
             shutil.copyfile(path, target)
         # A line that starts with # would be a comment.
         lines = [f"./{name}\n" if name.startswith("#") else f"{name}\n" for name in names]
-        (folder / "selected.txt").write_text("".join(lines), encoding="utf-8")
+        (folder / SELECTED_LIST).write_text("".join(lines), encoding="utf-8")
         pictures = (rgb_of(decode_image(path, channels)) for path in chosen)
-        contact_sheet(pictures, names).save(folder / "selected.png")
+        contact_sheet(pictures, names).save(folder / SELECTED_PICTURE)
         check_empty(output_dir)  # again: reading the images may have taken long
     return chosen
 
@@ -194,7 +191,7 @@ def _files_of(places: Sequence[str | Path]) -> list[Path]:
     files = []
     for place in [places] if isinstance(places, str | Path) else places:
         path = Path(place)
-        files += [path] if path.is_file() else [path / name for name in images_below(path)]
+        files += [path] if path.is_file() else [path / name for name in unlabelled_images(path)]
     return files
 
 

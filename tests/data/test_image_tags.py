@@ -144,6 +144,14 @@ def test_suffixes(tmp_path, caplog, suffix, kind):
     ]
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_greyscale_of_pnm_is_scaled_by_its_highest_value(channels):
+    for header, values in ((b"P5 4 1 3\n", bytes([0, 1, 2, 3])), (b"P2 4 1 3\n", b"0 1 2 3\n")):
+        image = decode_image({"path": "a.pgm", "bytes": header + values}, channels)
+        first = np.asarray(image)[..., 0] if channels == 3 else image.pixels[0]
+        assert first.tolist() == [[0, 85, 170, 255]]
+
+
 def test_wide_greyscale_of_pnm_is_scaled_by_its_depth():
     header = b"P5 3 1 65535\n"
     file = {"path": "a.pgm", "bytes": header + np.array([0, 255, 65535], dtype=">u2").tobytes()}

@@ -15,6 +15,17 @@ from ddep_hub.evaluation.predict import AHEAD, predict_images
 
 
 @pytest.fixture(scope="module")
+def model_of(hybrid_config):
+    """An untrained model of any number of channels."""
+
+    def build(channels):
+        torch.manual_seed(0)
+        return DDePForSemanticSegmentation(hybrid_config(num_channels=channels, num_labels=3)).eval()
+
+    return build
+
+
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory, hybrid_config):
     names = SCENE_CLASSES.names
     torch.manual_seed(0)
@@ -66,11 +77,13 @@ def test_a_damaged_image_leaves_the_masks_before_it(folder, scenes, tmp_path):
     assert all(Image.open(path).size == (64, 64) for path in written)
 
 
-@pytest.mark.parametrize("kind", ["16-bit", "transparent", "turned"])
+@pytest.mark.parametrize("kind", ["16-bit", "transparent", "turned", "wide-pgm"])
 def test_an_opened_image_gives_the_mask_of_its_file(folder, scenes, tmp_path, kind):
     rgb = Image.open(sorted((scenes / "images" / "val").iterdir())[0]).convert("RGB").crop((0, 0, 64, 48))
-    path = tmp_path / "image.png"
-    if kind == "16-bit":
+    path = tmp_path / ("image.pgm" if kind == "wide-pgm" else "image.png")
+    if kind == "wide-pgm":  # dark values, which say nothing of their depth
+        path.write_bytes(b"P5 64 48 65535\n" + np.asarray(rgb.convert("L")).astype(">u2").tobytes())
+    elif kind == "16-bit":
         Image.fromarray(np.asarray(rgb.convert("L")).astype(np.uint16) * 200 + 77).save(path)
     elif kind == "transparent":
         rgb.putalpha(Image.linear_gradient("L").resize(rgb.size))
@@ -82,6 +95,41 @@ def test_an_opened_image_gives_the_mask_of_its_file(folder, scenes, tmp_path, ki
     mask = ddep_hub.predict(folder, path)
     assert mask.shape == ((64, 48) if kind == "turned" else (48, 64))
     assert np.array_equal(ddep_hub.predict(folder, Image.open(path)), mask)
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_images_of_other_channels_are_turned_and_have_no_palette(model_of, tmp_path, opened):
+    """As a file and as an opened image; the image processor too."""
+    rng = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = rng.integers(0, 256, (64, 96), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    indexed = Image.fromarray(rng.integers(0, 3, (64, 96), dtype=np.uint8))
+    indexed.putpalette(list(range(9, 18)))
+    indexed.save(tmp_path / "indexed.png", transparency=1)
+    turned, palette = (
+        Image.open(path) if opened else path for path in (tmp_path / "turned.png", tmp_path / "indexed.png")
+    )
+    model = model_of(1)
+    expected = ddep_hub.predict(model, np.rot90(pixels, -1).copy())
+    mask = ddep_hub.predict(model, turned)
+    assert mask.shape == (96, 64) and np.array_equal(mask, expected)
+    processor = DDePImageProcessor(image_mean=[0.5], image_std=[0.5], do_convert_rgb=False, do_resize=False)
+    assert processor(turned, return_tensors="pt")["pixel_values"].shape == (1, 1, 96, 64)
+    with pytest.raises(ValueError, match=r"indexed\.png has 4 channels .*model takes 1"):
+        ddep_hub.predict(model, palette)
+    rgba = np.asarray(Image.open(tmp_path / "indexed.png").convert("RGBA"))
+    assert np.array_equal(ddep_hub.predict(model_of(4), palette), ddep_hub.predict(model_of(4), rgba))
+
+
+def test_arrays_of_grey_and_of_the_models_channels(folder, model_of):
+    grey = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    for model in (folder, model_of(1)):
+        masks = [ddep_hub.predict(model, image) for image in (grey, grey[..., None], Image.fromarray(grey))]
+        assert masks[0].shape == (64, 64) and all(np.array_equal(mask, masks[0]) for mask in masks)
+    assert np.array_equal(ddep_hub.predict(folder, np.dstack([grey] * 3)), ddep_hub.predict(folder, grey))
+    assert ddep_hub.predict(model_of(2), np.dstack([grey, grey])).shape == (64, 64)
 
 
 def test_the_processor_of_the_model_is_used(folder, scenes):
@@ -120,6 +168,16 @@ def test_evaluate_takes_names_and_objects_and_writes_only_where_it_is_told(folde
     ("arguments", "error", "message"),
     [
         ({"images": np.zeros((4, 4, 3))}, ValueError, "images: arrays must be uint8"),
+        ({"images": torch.zeros(3, 64, 64)}, TypeError, "images: got Tensor. Give paths, URLs, PIL images or NumPy"),
+        ({"images": [torch.zeros(3, 64, 64)]}, TypeError, "images: got Tensor"),
+        ({"images": b"\x89PNG"}, TypeError, "images: got bytes"),
+        ({"images": None}, TypeError, "images: got NoneType"),
+        ({"images": np.zeros((3, 64, 64), np.uint8)}, ValueError, r"shape \(3, 64, 64\). Give \(height, width\) or"),
+        ({"images": np.zeros((2, 64, 64, 3), np.uint8)}, ValueError, r"or \(height, width, 1\); a batch as a list"),
+        ({"images": np.zeros((64, 64, 2), np.uint8)}, ValueError, r"an array has shape \(64, 64, 2\)"),
+        ({"images": np.zeros((64, 64, 4), np.uint8)}, ValueError, r"an array has shape \(64, 64, 4\)"),
+        ({"images": np.zeros((0, 64, 3), np.uint8)}, ValueError, r"an array has shape \(0, 64, 3\)"),
+        ({"images": Image.new("RGB", (64, 0))}, ValueError, "no pixels: 64 wide and 0 high"),
         ({"images": "nowhere.png"}, FileNotFoundError, r"nowhere\.png"),
         ({"images": [], "return_type": "torch"}, ValueError, "return_type must be"),
         ({"images": [], "windows": 3}, TypeError, "Did you mean `window`"),

@@ -1,0 +1,127 @@
+"""Which images of a folder may be used without labels: not its masks, and not what this package drew or copied."""
+
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from .folders import find_places, is_mask_folder
+from .image_io import first_few, images_below
+from .layouts import find_layout, official_places
+from .pairing import PAIRS, divided_names, read_pairs
+
+
+logger = logging.getLogger(__name__)
+
+_UNLABELLED = ("unlabelled/", "unlabeled/")
+# What `ddep-hub select` writes beside the folder `images`.
+SELECTED_LIST, SELECTED_PICTURE = "selected.txt", "selected.png"
+
+
+def unlabelled_images(root: Path) -> list[str]:
+    """The images below a folder, as [`images_below`] gives them, without masks; a warning names what is left out.
+
+    Of labelled data in a layout that fine-tuning recognises, these are the images, and those in a folder `unlabelled`.
+    Elsewhere folders are left out that are named like masks. Masks beside their images, such as `a_mask.png`, and what
+    `ddep-hub select` wrote are left out everywhere.
+
+    Args:
+        root: The folder; its own name does not matter.
+
+    Returns:
+        At least one path.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: It holds no image, or masks alone.
+    """
+    names = images_below(root)
+    kept = _without_selections(root, names)
+    found = _images_of_data_set(root, kept)
+    if found is not None:
+        logger.warning(
+            "%s is labelled data: its %d images are used, and not its masks or other files", root, len(found)
+        )
+        kept = found
+    else:
+        masks = [name for name in kept if any(is_mask_folder(part) for part in name.split("/")[:-1])]
+        if masks:
+            _warn(root, masks, "lie in folders named like masks; give such a folder itself to use it")
+            kept = _without(kept, masks)
+    beside = _masks_beside_images(kept)
+    if beside:
+        _warn(root, beside, "are named like the masks of the images beside them")
+        kept = _without(kept, beside)
+    if not kept:
+        raise ValueError(
+            f"{root} holds masks alone, by the names of its folders; give the folder of the images itself"
+        )
+    return kept
+
+
+def _without(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    left_out = set(others)
+    return [name for name in names if name not in left_out]
+
+
+def _warn(root: Path, names: Sequence[str], reason: str) -> None:
+    logger.warning("%s: %d files are left out, as they %s: %s", root, len(names), reason, first_few(names))
+
+
+def _without_selections(root: Path, names: list[str]) -> list[str]:
+    """Without the picture and, unless `root` is what it wrote, the copies of `ddep-hub select`."""
+    pictures = [PurePosixPath(name) for name in names if name.endswith(SELECTED_PICTURE)]
+    written = [path for path in pictures if path.name == SELECTED_PICTURE]
+    written = [path for path in written if (root / path.parent / SELECTED_LIST).is_file()]
+    if not written:
+        return names
+    # Of `root` itself the picture alone.
+    copies = tuple(f"{path.parent}/" if path.parent.name else str(path) for path in written)
+    left_out = [name for name in names if name.startswith(copies)]
+    _warn(root, left_out, "were written by ddep-hub select")
+    return _without(names, left_out)
+
+
+def _images_of_data_set(root: Path, names: list[str]) -> list[str] | None:
+    """The images of labelled data whose masks lie apart from them, and of `unlabelled`; `None` for other folders."""
+    try:
+        if (root / PAIRS).is_file():
+            return _images_of_pairs(root, names)
+        layout = find_layout(root)
+        places = find_places(root) if layout == "folder" else official_places(root, layout)
+    except (FileNotFoundError, ValueError):  # nothing is recognised, or several layouts
+        return None
+    images = {place.images for place in places.values()}
+    masks = {place.masks for place in places.values()} - images
+    if not any(name.startswith(_prefixes(root, masks)) for name in names):
+        return None
+    return [name for name in names if name.startswith((*_prefixes(root, images), *_UNLABELLED))]
+
+
+def _images_of_pairs(root: Path, names: list[str]) -> list[str]:
+    """All but the masks that `pairs.csv` lists, and what lies beside masks alone."""
+    pairs = read_pairs(root).pairs.values()
+    images, masks = (
+        {os.path.relpath(path, root).replace(os.sep, "/") for files in found for path in files.values()}
+        for found in ([split.images for split in pairs], [split.masks for split in pairs])
+    )
+    folders = {os.path.dirname(name) for name in masks} - {os.path.dirname(name) for name in images}
+    return [name for name in names if name not in masks and os.path.dirname(name) not in folders]
+
+
+def _prefixes(root: Path, folders: set[Path]) -> tuple[str, ...]:
+    paths = (folder.relative_to(root).as_posix() for folder in folders)
+    return tuple("" if path == "." else f"{path}/" for path in paths)
+
+
+def _masks_beside_images(names: Sequence[str]) -> list[str]:
+    by_folder = defaultdict(list)
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        by_folder[folder].append(file)
+    masks = []
+    for folder, files in by_folder.items():
+        parts = divided_names(files)
+        masks += [f"{folder}/{file}" if folder else file for file in (parts[1] if parts else [])]
+    return masks

@@ -1,0 +1,108 @@
+# Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
+"""TIFF files: their values by tifffile, and what Pillow reads wrongly without saying so."""
+
+import os
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, TiffImagePlugin
+
+
+# What the values of a pixel are, by the tag PhotometricInterpretation.
+_WHITE_IS_ZERO, _PALETTE, _YCBCR = 0, 3, 6
+_COLOUR_CHANNELS = {2: 3, 5: 4, 6: 3, 8: 3}  # RGB, CMYK, YCbCr and CIE Lab; the others have one
+_NEITHER_RGB_NOR_GREY = {
+    3: "palette",
+    6: "YCbCr",
+    8: "CIE Lab",
+    9: "ICC Lab",
+    10: "ITU Lab",
+    32844: "LogL",
+    32845: "LogLuv",
+}
+
+
+def _tag(image: Image.Image, name: str, default: Any) -> Any:
+    return getattr(image, "tag_v2", {}).get(getattr(TiffImagePlugin, name), default)
+
+
+def misread(image: Image.Image) -> bool:
+    """Whether Pillow opens a TIFF, but gives other pixels than it holds, without an error."""
+    if image.format != "TIFF" or _tag(image, "COMPRESSION", 1) != 1:  # libtiff decodes what is compressed
+        return False
+    is_planar, bits = _tag(image, "PLANAR_CONFIGURATION", 1) == 2, _tag(image, "BITSPERSAMPLE", (1,))
+    return (is_planar and max(bits) > 8) or _tag(image, "PHOTOMETRIC_INTERPRETATION", None) == _YCBCR
+
+
+def check_tiff(image: Image.Image, name: str, channels: int = 3) -> None:
+    """Refuses a TIFF of which Pillow gives wrong pixels, or not all channels; other images pass.
+
+    Args:
+        image: An image as Pillow opened it.
+        name: What errors call it.
+        channels: Number of channels that there must be; of 3, it may have opacity as well.
+
+    Raises:
+        ValueError: It is such an image; the message says what to do.
+    """
+    if image.format != "TIFF":
+        return
+    if misread(image):
+        raise ValueError(
+            f"{name} is a TIFF of YCbCr or of deep planes without compression, which Pillow reads wrongly; convert it "
+            'to RGB with interleaved channels, or pip install "ddep-hub[tiff]" and give its path'
+        )
+    samples, extra = _tag(image, "SAMPLESPERPIXEL", 1), tuple(_tag(image, "EXTRASAMPLES", ()))
+    colours = _COLOUR_CHANNELS.get(_tag(image, "PHOTOMETRIC_INTERPRETATION", 1), 1)
+    if samples == colours or (samples == colours + 1 and extra in ((1,), (2,))):  # the two kinds of opacity
+        return
+    if samples == channels:
+        raise ValueError(f'{name} has {samples} channels; pip install "ddep-hub[tiff]" and give its path')
+    raise ValueError(
+        f"{name} has {samples} channels, but the model takes {channels}; set num_channels, or convert the image"
+    )
+
+
+def is_inverted(image: Image.Image) -> bool:
+    """Whether Pillow gives a TIFF whose 0 is white as it is: 16 bits, as it turns 8 bits around."""
+    return image.mode.startswith("I;16") and _tag(image, "PHOTOMETRIC_INTERPRETATION", 1) == _WHITE_IS_ZERO
+
+
+def read_tiff(file: str | os.PathLike[str] | BinaryIO, name: str) -> tuple[np.ndarray, int | None]:
+    """Reads the first image of a TIFF with all its channels or pages, in the depth of the file.
+
+    Args:
+        file: Path, or file opened in binary mode.
+        name: What errors call it.
+
+    Returns:
+        The values without axes of length 1, 0 being black, and the axis of the channels, 0 or -1, if it is known.
+
+    Raises:
+        OSError: The file is no TIFF, or damaged.
+        ValueError: Its values are neither RGB nor grey, or need another package.
+    """
+    import tifffile
+
+    with tifffile.TiffFile(file) as tiff:
+        series = tiff.series[0]
+        kind = int(series.keyframe.photometric)
+        # The palette of ImageJ only says how intensities are shown.
+        if kind in _NEITHER_RGB_NOR_GREY and not (kind == _PALETTE and tiff.is_imagej):
+            raise ValueError(f"{name} holds {_NEITHER_RGB_NOR_GREY[kind]} colours; convert it to RGB or grey")
+        try:
+            values = series.asarray()
+        except ValueError as error:
+            if "imagecodecs" not in str(error):
+                raise
+            raise ValueError(f"{name} is compressed: {error}; pip install imagecodecs") from error
+        labels = [label for label, length in zip(series.axes, series.shape, strict=True) if length > 1]
+    if kind == _WHITE_IS_ZERO and values.dtype.kind in "bu":
+        values = ~values
+    if values.ndim > 2:
+        values = values.reshape([length for length in values.shape if length > 1])
+    # Rows and columns are Y and X; the third axis, of samples, channels or pages, stands before or behind them.
+    return values, None if len(labels) != 3 else (-1 if labels[0] == "Y" else 0)
+
+
+__all__ = ["check_tiff", "is_inverted", "misread", "read_tiff"]

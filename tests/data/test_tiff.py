@@ -1,0 +1,191 @@
+"""TIFF files of every kind: their pixels, or an error that says what to do, never wrong pixels."""
+
+import importlib.util
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddep_hub import DDePImageProcessor, image_conversion
+from ddep_hub.data.image_io import BadFileError, decode_image
+from ddep_hub.data.transforms import PretrainTransform
+from ddep_hub.image_conversion import ChannelImage
+
+
+tifffile = pytest.importorskip("tifffile", reason="extra `tiff` is not installed")
+ROWS, COLUMNS = np.mgrid[:40, :60]
+RGB = np.stack([4 * COLUMNS, 6 * ROWS, 2 * (ROWS + COLUMNS)], axis=-1).astype(np.uint8)
+FIRST = np.ascontiguousarray(RGB.transpose(2, 0, 1))
+DEEP = FIRST.astype(np.uint16) * 257
+NIR = 255 - RGB[..., :1]
+PLANES = {"photometric": "rgb", "planarconfig": "separate"}
+
+
+def write(path, pixels, **options):
+    tifffile.imwrite(path, pixels, **options)
+    return path
+
+
+def pixels_of(image):
+    """Height, width, channels in 0..255, of what `decode_image` gives."""
+    return image.pixels.transpose(1, 2, 0) if isinstance(image, ChannelImage) else np.asarray(image)
+
+
+def without_tifffile(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"tile": (16, 16)}])
+def test_planes_of_sixteen_bits(tmp_path, options, byteorder):
+    path = write(tmp_path / "a.tif", DEEP, byteorder=byteorder, **PLANES, **options)
+    np.testing.assert_allclose(pixels_of(decode_image(path)), RGB, atol=1e-4)
+
+
+def test_what_pillow_reads_wrongly_is_refused_where_it_reads_alone(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.tif", DEEP, **PLANES)
+    with Image.open(path) as image, pytest.raises(ValueError, match=r'deep planes.*pip install "ddep-hub\[tiff\]"'):
+        DDePImageProcessor()(image)
+    without_tifffile(monkeypatch)
+    with pytest.raises(BadFileError, match=r"a\.tif is a TIFF of .*deep planes"):
+        decode_image(path)
+    write(path, RGB.astype(np.float32), photometric="rgb")
+    with pytest.raises(BadFileError, match=r'a\.tif is not an image.*, or pip install "ddep-hub\[tiff\]"'):
+        decode_image(path)
+
+
+@pytest.mark.parametrize("top", [1, 255])
+@pytest.mark.parametrize("suffix", ["tif", "npy"])
+def test_floats_of_rgb_lie_in_0_to_1_or_0_to_255(tmp_path, suffix, top):
+    """The rule of grey floats, see `test_wide_values`; other channels keep their units."""
+    path = tmp_path / f"a.{suffix}"
+    for dtype in (np.float16, np.float32, np.float64):
+        values = (RGB / 255 * top).astype(dtype)
+        np.save(path, values) if suffix == "npy" else write(path, values, photometric="rgb")
+        np.testing.assert_allclose(pixels_of(decode_image(path)), RGB, atol=0.2)
+        crop = PretrainTransform(crop_size=16)({"image": {"path": str(path), "bytes": None}})["pixel_values"]
+        assert crop.shape == (3, 16, 16) and 50 < crop.float().mean() < 150
+    write(tmp_path / "one.tif", RGB[..., 0].astype(np.float32))
+    assert decode_image(tmp_path / "one.tif", 1).pixels.max() == pytest.approx(236 * 255)
+
+
+@pytest.mark.parametrize("offset", [-1, 100])
+@pytest.mark.parametrize("suffix", ["tif", "npy"])
+def test_floats_of_rgb_without_a_range_are_refused(tmp_path, suffix, offset):
+    values = RGB.astype(np.float32) + offset
+    np.save(tmp_path / "a.npy", values)
+    write(tmp_path / "a.tif", values, photometric="rgb")
+    with pytest.raises(BadFileError, match=r"a\.(tif|npy) holds values from .*outside 0\.\.255") as caught:
+        decode_image(tmp_path / f"a.{suffix}")
+    assert "\n" not in str(caught.value)
+
+
+def test_grey_that_pillow_does_not_read_is_grey_all_the_same(tmp_path):
+    found = pixels_of(decode_image(write(tmp_path / "a.tif", RGB[..., 0].astype(np.float64))))
+    np.testing.assert_array_equal(found, RGB[..., [0, 0, 0]])
+
+
+@pytest.mark.parametrize("installed", [True, False])
+@pytest.mark.parametrize(
+    ("extra", "options"),
+    [
+        (1, {"extrasamples": ["unspecified"]}),
+        (2, {"extrasamples": ["unspecified"] * 2}),
+        (2, {"extrasamples": ["unassalpha", "unspecified"]}),
+        (3, {"extrasamples": ["unspecified"] * 3}),
+    ],
+)
+@pytest.mark.parametrize("planar", [False, True])
+def test_more_bands_than_rgb_are_refused(tmp_path, monkeypatch, extra, options, planar, installed):
+    bands = np.concatenate([RGB, *[NIR] * extra], axis=-1)
+    options |= {"photometric": "rgb", "planarconfig": "separate" if planar else "contig"}
+    path = write(tmp_path / "a.tif", bands.transpose(2, 0, 1) if planar else bands, **options)
+    np.testing.assert_array_equal(pixels_of(decode_image(path, 3 + extra)), bands)
+    if not installed:
+        without_tifffile(monkeypatch)
+        with pytest.raises(BadFileError, match=r"a\.tif .*(pip install|no image)"):
+            decode_image(path, 3 + extra)
+        with pytest.raises(BadFileError, match=r'a\.tif .*(; set num_channels|or pip install "ddep-hub\[tiff\]")'):
+            decode_image(path)
+        return
+    with pytest.raises(BadFileError, match=rf"a\.tif has {3 + extra} channels.* model takes 3; set num_channels"):
+        decode_image(path)
+
+
+def test_a_fourth_band_without_a_word_on_what_it_is_is_refused(tmp_path):
+    path = write(tmp_path / "a.tif", np.concatenate([RGB, NIR], -1), photometric="rgb", extrasamples=["unspecified"])
+    content = path.read_bytes()
+    assert content.count(b"\x52\x01\x03\x00") == 1
+    path.write_bytes(content.replace(b"\x52\x01\x03\x00", b"\xfe\xff\x03\x00"))  # the tag ExtraSamples
+    with pytest.raises(BadFileError, match=r"a\.tif has 4 channels.*num_channels"):
+        decode_image(path)
+
+
+def test_a_band_that_is_called_opacity_but_does_not_look_like_it_is_warned_of_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_conversion, "_warned_of_opacity", False)
+    path = write(tmp_path / "a.tif", np.concatenate([RGB, NIR], -1), photometric="rgb", extrasamples=["unassalpha"])
+    with pytest.warns(UserWarning, match=r"a\.tif says that its last channel is opacity.*num_channels=4"):
+        decode_image(path)
+    cut_out = np.concatenate([RGB, np.where(COLUMNS < 20, 0, 255)[..., None].astype(np.uint8)], -1)
+    write(tmp_path / "b.tif", cut_out, photometric="rgb", extrasamples=["unassalpha"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decode_image(path)
+        monkeypatch.setattr(image_conversion, "_warned_of_opacity", False)
+        found = pixels_of(decode_image(tmp_path / "b.tif"))
+    assert (found[:, :20] == 255).all() and np.array_equal(found[:, 20:], RGB[:, 20:])
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_uncompressed_ycbcr_is_refused(tmp_path, monkeypatch, installed):
+    image = Image.fromarray(RGB).convert("YCbCr")
+    for name, options in (("packed", {"compression": "tiff_lzw"}), ("raw", {})):
+        image.save(tmp_path / f"{name}.tif", **options)
+    np.testing.assert_allclose(pixels_of(decode_image(tmp_path / "packed.tif")), RGB, atol=4)
+    # Where something follows the pixels, Pillow does not notice that it reads too far.
+    write(tmp_path / "strips.tif", RGB, photometric="ycbcr", rowsperstrip=8)
+    (tmp_path / "strips.tif").write_bytes((tmp_path / "strips.tif").read_bytes() + b"\0" * 9999)
+    if not installed:
+        without_tifffile(monkeypatch)
+    for name in ("raw", "strips"):
+        with pytest.raises(BadFileError, match=rf"{name}\.tif .*YCbCr.*convert it to RGB"):
+            decode_image(tmp_path / f"{name}.tif")
+
+
+def test_white_is_255_also_where_a_file_says_that_0_is(tmp_path):
+    for name, values in (("eight", FIRST[0]), ("sixteen", DEEP[0])):
+        path = write(tmp_path / f"{name}.tif", values, photometric="miniswhite")
+        np.testing.assert_array_equal(pixels_of(decode_image(path))[..., 0], 255 - FIRST[0])
+        np.testing.assert_allclose(decode_image(path, 1).pixels[0], 255 - FIRST[0], atol=1e-4)
+
+
+def test_a_palette_is_colours_unless_it_is_imagejs_way_to_show_grey(tmp_path):
+    table = np.random.default_rng(0).integers(0, 65536, (3, 256), dtype=np.uint16)
+    path = write(tmp_path / "a.tif", FIRST[0], photometric="palette", colormap=table)
+    np.testing.assert_allclose(pixels_of(decode_image(path)), table.T[FIRST[0]] / 257, atol=1)
+    with pytest.raises(BadFileError, match=r"a\.tif holds palette colours; convert it to RGB or grey"):
+        decode_image(path, 1)
+    path = write(tmp_path / "b.tif", FIRST[0], photometric="palette", colormap=table, description="ImageJ=1.54f\n")
+    np.testing.assert_array_equal(decode_image(path, 1).pixels[0], FIRST[0])
+
+
+def test_a_compression_that_needs_another_package_is_no_damage(tmp_path):
+    if importlib.util.find_spec("imagecodecs") is not None:
+        pytest.skip("imagecodecs is installed")
+    Image.fromarray(RGB).convert("RGBA").save(tmp_path / "a.tif", compression="tiff_lzw")
+    with pytest.raises(BadFileError, match=r"a\.tif is compressed: .*; pip install imagecodecs$"):
+        decode_image(tmp_path / "a.tif", 4)
+
+
+def test_arrays_of_either_byte_order(tmp_path):
+    np.save(tmp_path / "a.npy", DEEP.astype(">u2"))
+    np.testing.assert_allclose(pixels_of(decode_image(tmp_path / "a.npy")), RGB, atol=1e-4)
+
+
+def test_pretraining_sees_the_same_pixels(tmp_path):
+    """Of a TIFF that Pillow does not open: the size of JPEGs is not asked for."""
+    file = {"path": str(write(tmp_path / "a.tif", RGB.astype(np.float32), photometric="rgb")), "bytes": None}
+    whole = PretrainTransform(crop_size=(40, 60), scale=(1.0, 1.0), ratio=(1.5, 1.5), horizontal_flip=0)
+    torch.testing.assert_close(whole({"image": file})["pixel_values"], torch.from_numpy(FIRST).float())
