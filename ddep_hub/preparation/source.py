@@ -1,6 +1,8 @@
 """What every source of labelled images is read into."""
 
 import itertools
+import math
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -69,6 +71,7 @@ class ImageFinder:
     def __init__(self, root: Path, *, may_be_empty: bool = False) -> None:
         self.root = root
         self.by_name: dict[str, list[Path]] = {}
+        self.by_stem: dict[str, list[Path]] = {}
         try:
             names = images_below(root)
         except ValueError:
@@ -77,6 +80,7 @@ class ImageFinder:
             names = []
         for path in names:
             self.by_name.setdefault(Path(path).name.lower(), []).append(root / path)
+            self.by_stem.setdefault(Path(path).stem.lower(), []).append(root / path)
         self.missing: list[str] = []
 
     def find(self, name: str, beside: Path) -> Path | None:
@@ -112,6 +116,17 @@ class ImageFinder:
             return None
         return found[0]
 
+    def namesake(self, annotation: Path, named: Path | None) -> Path | None:
+        """The only image that has the name of an annotation's file; `None` if there is none, or several.
+
+        Args:
+            annotation: The file; images beside it count.
+            named: The image that the annotation names: those beside it count too.
+        """
+        folders = {path.parent for path in (annotation, named) if path is not None}
+        found = [path for path in self.by_stem.get(annotation.stem.lower(), []) if path.parent in folders]
+        return found[0] if len(found) == 1 else None
+
     def notes(self) -> list[str]:
         """A line on missing images, if there are any."""
         if not self.missing:
@@ -122,6 +137,18 @@ class ImageFinder:
 def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
     pairs = zip(reversed(one), reversed(other), strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def files_below(root: Path, extensions: tuple[str, ...]) -> list[Path]:
+    """Files with one of the extensions, in any letter case, at any depth, sorted; without hidden ones, as images."""
+    found, seen = [], set[str]()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        if real not in seen:
+            found += [Path(folder, n) for n in files if n.lower().endswith(extensions) and not n.startswith(".")]
+        seen.add(real)
+    return sorted(found)
 
 
 def name_of(path: Path, root: Path) -> str:
@@ -145,6 +172,24 @@ class Shape:
     polygons: tuple[tuple[float, ...], ...] = ()
     bitmap: np.ndarray | None = None
     patch: tuple[int, int, np.ndarray] | None = None
+
+
+def rectangle(x0: float, y0: float, x1: float, y1: float) -> tuple[float, ...]:
+    """The corners of a rectangle, as those of a [`Shape`]'s polygon."""
+    return (x0, y0, x1, y0, x1, y1, x0, y1)
+
+
+def ellipse(x: float, y: float, rx: float, ry: float) -> tuple[float, ...]:
+    """72 points of an ellipse."""
+    angles = [2 * math.pi * step / 72 for step in range(72)]
+    return tuple(value for angle in angles for value in (x + rx * math.cos(angle), y + ry * math.sin(angle)))
+
+
+def turned(polygon: Sequence[float], degrees: float, x: float, y: float) -> tuple[float, ...]:
+    """A polygon turned clockwise, as it is seen in the image, about a point."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    corners = (np.reshape(polygon, (-1, 2)) - (x, y)) @ [[cos, sin], [-sin, cos]] + (x, y)
+    return tuple(corners.ravel().tolist())
 
 
 def shapes_mask(image: Path | Image.Image, shapes: Sequence[Shape], size: tuple[int, int] | None) -> np.ndarray:
