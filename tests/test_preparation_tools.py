@@ -238,9 +238,41 @@ def test_an_image_that_is_listed_twice_is_one_example(tmp_path):
     assert sorted(found) == ["a", "b"] and all(np.array_equal(mask, TRUTH) for mask in found.values())
 
 
+def test_two_images_of_one_id_are_an_error(tmp_path):
+    content = coco("ab")
+    content["images"][1]["id"] = 0
+    put_coco(tmp_path, objects=content)
+    with pytest.raises(ValueError, match=r"objects\.json: a\.png and b\.png both have the id 0"):
+        ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+
+
 def test_two_images_that_would_share_a_file_are_an_error(tmp_path):
     content = coco("ab")
     content["images"][0]["file_name"], content["images"][1]["file_name"] = "one/a.png", "two/a.png"
     put_coco(tmp_path, objects=content)
     with pytest.raises(ValueError, match=r"one/a\.png of .* and two/a\.png of .* both fit"):
         ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+
+
+def test_images_that_differ_in_their_suffix_alone(tmp_path):
+    content = coco(["a", "a", "a_2"])
+    content["images"][1]["file_name"] = "a.jpg"
+    put_coco(tmp_path, objects=content)
+    put_images(tmp_path / "source" / "images", ["a_2"])
+    put_images(tmp_path / "source" / "images", "a", ".jpg")
+    ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    assert sorted(masks_of(tmp_path / "output")) == ["a", "a_2", "a_2_2"]
+
+
+@pytest.mark.parametrize("tile", [None, 20])
+def test_objects_on_images_of_five_channels(tmp_path, tile):
+    tifffile = pytest.importorskip("tifffile", reason="extra `tiff` is not installed")
+    put_coco(tmp_path, objects=coco("ab", ".tif"))
+    for name in "ab":
+        (tmp_path / "source" / "images" / f"{name}.png").unlink()
+        values = np.random.default_rng(0).integers(0, 65535, (5, HEIGHT, WIDTH), np.uint16)
+        tifffile.imwrite(tmp_path / "source" / "images" / f"{name}.tif", values, photometric="minisblack")
+    ddep_hub.prepare(tmp_path / "source", tmp_path / "output", tile=tile)
+    for name, mask in masks_of(tmp_path / "output").items():
+        top, left = map(int, f"{name}_0_0".split("_")[1:3])
+        assert np.array_equal(mask, TRUTH[top : top + (tile or 99), left : left + (tile or 99)])

@@ -47,23 +47,13 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
     finder = ImageFinder(root)
     files, notes = _without_keypoints(files)
     categories = {path: _categories(content) for path, content in files.items()}
-    names: dict[str, int] = {}
-    # Roboflow adds a category of no object, which is the supercategory of the others.
-    used = {
-        _category(path, categories[path], entry) for path, content in files.items() for entry in content["annotations"]
-    }
-    for content in files.values():
-        for category in sorted(content["categories"], key=lambda entry: entry["id"]):
-            name = str(category.get("name", category["id"])).strip()
-            is_heading = name not in used and any(c.get("supercategory") == name for c in content["categories"])
-            if not is_heading and name.lower() != BACKGROUND:
-                names.setdefault(name, len(names) + 1)
+    names = _class_ids(files, categories)
     dropped, homeless, twice = 0, list[str](), list[str]()
     # Each image file is one example, however often it is listed: else it may come into both splits.
     listed: dict[Path, list[_Listed]] = {}
     for path, content in files.items():
         # Some tools write ids as text in one place and as numbers in another.
-        of_image: dict[str, list[Any]] = {str(entry["id"]): [] for entry in content["images"]}
+        of_image: dict[str, list[Any]] = {image_id: [] for image_id in _image_ids(path, content)}
         for entry in content["annotations"]:
             image_id = str(entry.get("image_id"))
             if image_id in of_image:
@@ -88,9 +78,9 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
     splits = {path: _split(path, root) if len(files) > 1 else None for path in files}
     examples = []
     for image, entries in listed.items():
-        file, size, shapes = _merged(image, entries)
+        file, whole, all_shapes = _merged(image, entries)
         twice += [image.name] * (len(entries) > 1)
-        mask = partial(shapes_mask, image, shapes, size)
+        mask = partial(shapes_mask, image, all_shapes, whole)
         examples.append(Example(name_of(image, root), image, mask, splits[file]))
     notes = finder.notes() + notes
     if dropped:
@@ -104,6 +94,21 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
             f"{len(twice)} images are listed more than once, such as {twice[0]}: taken once, with all objects"
         )
     return Source(f"COCO, {len(files)} file{'s' * (len(files) > 1)}", object_classes(names), examples, notes)
+
+
+def _class_ids(files: Mapping[Path, Any], categories: Mapping[Path, Mapping[str, str]]) -> dict[str, int]:
+    names: dict[str, int] = {}
+    # Roboflow adds a category of no object, which is the supercategory of the others.
+    used = {
+        _category(path, categories[path], entry) for path, content in files.items() for entry in content["annotations"]
+    }
+    for content in files.values():
+        for category in sorted(content["categories"], key=lambda entry: entry["id"]):
+            name = str(category.get("name", category["id"])).strip()
+            is_heading = name not in used and any(c.get("supercategory") == name for c in content["categories"])
+            if not is_heading and name.lower() != BACKGROUND:
+                names.setdefault(name, len(names) + 1)
+    return names
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,16 @@ def _merged(image: Path, entries: Sequence[_Listed]) -> tuple[Path, tuple[int, i
             "of them."
         )
     return drawn[0].file, first.size, [shape for entry in drawn for shape in entry.shapes]
+
+
+def _image_ids(path: Path, content: Mapping[str, Any]) -> list[str]:
+    names: dict[str, str] = {}
+    for entry in content["images"]:
+        name = str(entry["file_name"])
+        other = names.setdefault(str(entry["id"]), name)
+        if other != name:
+            raise ValueError(f"{path}: {other} and {name} both have the id {entry['id']}. Give each image its own.")
+    return list(names)
 
 
 def _categories(content: Mapping[str, Any]) -> dict[str, str]:

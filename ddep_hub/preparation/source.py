@@ -14,8 +14,10 @@ import numpy as np
 from PIL import Image
 
 from ddep_hub.data.classes import BACKGROUND, BACKGROUND_COLOR, ClassTable, class_colors
-from ddep_hub.data.image_io import IMAGE_EXTENSIONS, images_below, load_upright
+from ddep_hub.data.image_io import IMAGE_EXTENSIONS, images_below, opened_image
 from ddep_hub.image_conversion import ORIENTATIONS, orientation
+
+from .pictures import Picture, is_tiff, read_picture, sides
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Example:
     """
 
     name: str
-    image: Path | Callable[[], Image.Image]
+    image: Path | Callable[[], Picture]
     mask: Callable[[], np.ndarray]
     split: str | None = None
     group: str | None = None
@@ -206,13 +208,13 @@ def shapes_mask(image: Path | Image.Image, shapes: Sequence[Shape], size: tuple[
     Raises:
         ValueError: `size` is not that of the image.
     """
-    turned = left_right = top_bottom = False
-    if isinstance(image, Image.Image):
-        upright = stored_size = image.size
-    else:
-        upright = load_upright(image, "image")[0].size
-        with Image.open(image) as stored:
-            turned, left_right, top_bottom = ORIENTATIONS[orientation(stored)]
+    is_turned = left_right = top_bottom = False
+    picture = read_picture(image) if isinstance(image, Path) else image
+    rows, columns = sides(picture, None if size is None else size[::-1])
+    upright = stored_size = (columns, rows)
+    if isinstance(image, Path) and isinstance(picture, Image.Image) and not is_tiff(image):  # none of these is turned
+        with opened_image(image) as stored:
+            is_turned, left_right, top_bottom = ORIENTATIONS[orientation(stored)]
             stored_size = stored.size
     if size is not None and size not in (upright, stored_size):
         raise ValueError(
@@ -227,7 +229,7 @@ def shapes_mask(image: Path | Image.Image, shapes: Sequence[Shape], size: tuple[
     if size is not None and size != upright:
         mask = mask[:, ::-1] if left_right else mask
         mask = mask[::-1] if top_bottom else mask
-        mask = mask.T if turned else mask
+        mask = mask.T if is_turned else mask
     return mask.astype(np.uint8) if mask.max(initial=0) < 256 else mask
 
 
