@@ -13,15 +13,14 @@ from PIL import Image
 from ddep_hub.data.class_statistics import ClassStatistics
 from ddep_hub.data.classes import ClassTable, write_class_table
 from ddep_hub.data.folders import common_split
-from ddep_hub.data.image_io import BadFileError, decode_image
+from ddep_hub.data.image_io import BadFileError, is_array
 from ddep_hub.data.pairing import IMAGE_WORDS
-from ddep_hub.data.preprocessing import AnyImage
 from ddep_hub.data.splits import choose_validation, groups_of
 from ddep_hub.evaluation.inference import window_places
-from ddep_hub.evaluation.visualization import contact_sheet, legend, overlay, rgb_of
-from ddep_hub.image_conversion import ChannelImage
+from ddep_hub.evaluation.visualization import contact_sheet, legend, overlay
 from ddep_hub.utils.files import atomic_dir
 
+from .pictures import Picture, cut, read_picture, shown, sides, write_picture
 from .recognise import FORMATS, INCOMPLETE, incomplete, read_source
 from .source import Example, Source
 
@@ -75,19 +74,21 @@ def prepare(
     found = read_source(source, format, Path(classes) if classes else None)
     splits = _with_splits(found.examples, val_fraction, group_pattern)
     statistics = {split: ClassStatistics(found.classes.names, found.classes.ignore_index) for split in splits}
+    # Arrays are images only where there are no others, so that tiles must be arrays too.
+    as_arrays = any(isinstance(example.image, Path) and is_array(example.image) for example in found.examples)
     with atomic_dir(output) as folder:
-        shown = []
+        written = []
         for split, examples in splits.items():
             for name, image, mask in _pictures(examples, tile, overlap):
-                _write(folder, split, name, image, mask)
+                file = _write(folder, split, name, image, mask, as_arrays)
                 statistics[split].update(mask)
-                shown.append((split, name))
+                written.append((split, name, file))
         write_class_table(found.classes, folder / "classes.json")
-        chosen = np.linspace(0, len(shown) - 1, min(NUM_PREVIEWS, len(shown))).round().astype(int)
-        _preview(folder, [shown[index] for index in chosen], found.classes).save(folder / "preview.png")
+        chosen = np.linspace(0, len(written) - 1, min(NUM_PREVIEWS, len(written))).round().astype(int)
+        _preview(folder, [written[index] for index in chosen], found.classes).save(folder / "preview.png")
         record = {"source": source.name, "found": found.kind, "notes": found.notes, "tile": tile, "overlap": overlap}
         (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    counts = Counter(split for split, _ in shown)
+    counts = Counter(split for split, *_ in written)
     lines = [
         f"{source}: {found.kind}; {len(found.examples):,} images, {found.classes.num_classes} classes",
         *found.notes,
@@ -119,10 +120,11 @@ def _with_splits(
     unique: list[Example] = []
     for example in examples:
         split = None if example.split is None else common_split(example.split) or example.split
-        name = _short(example.name, split)
+        short = name = _short(example.name, split)
+        while (split, name) in names:
+            names[split, short] += 1
+            name = f"{short}_{names[split, short]}"
         names[split, name] += 1
-        if names[split, name] > 1:
-            name = f"{name}_{names[split, name]}"
         unique.append(dataclasses.replace(example, name=name, split=split))
     splits: dict[str, list[Example]] = {}
     if len({example.split for example in unique}) > 1:
@@ -151,7 +153,7 @@ def _short(name: str, split: str | None) -> str:
 
 def _pictures(
     examples: list[Example], tile: int | None, overlap: int
-) -> Iterator[tuple[str, Path | AnyImage, np.ndarray]]:
+) -> Iterator[tuple[str, Path | Picture, np.ndarray]]:
     """Name, image and mask of each example, or of each of its tiles."""
     for example in examples:
         try:
@@ -159,55 +161,51 @@ def _pictures(
         except INCOMPLETE as error:
             raise ValueError(incomplete(example.name, error)) from error
         image = example.image if isinstance(example.image, Path) else example.image()
-        decoded = decode_image(image) if isinstance(image, Path) else image
-        if decoded.size != mask.shape[::-1]:
+        picture = read_picture(image) if isinstance(image, Path) else image
+        rows, columns = sides(picture, mask.shape)
+        if (rows, columns) != mask.shape:
             raise BadFileError(
-                f"{example.name}: the mask has {mask.shape[1]}x{mask.shape[0]} pixels, the image {decoded.width}x"
-                f"{decoded.height}. Use the image that was annotated.",
+                f"{example.name}: the mask has {mask.shape[1]}x{mask.shape[0]} pixels, the image {columns}x{rows}. "
+                "Use the image that was annotated.",
                 example.name,
             )
         if tile is None:
             yield example.name, image, mask
             continue
-        height, width = min(tile, mask.shape[0]), min(tile, mask.shape[1])
+        height, width = min(tile, rows), min(tile, columns)
         steps = max(1, height - overlap), max(1, width - overlap)
         for top, left in window_places(mask.shape, (height, width), steps):
-            part = decoded.crop((left, top, left + width, top + height))
+            part = cut(picture, mask.shape, top, left, height, width)
             yield f"{example.name}_{top}_{left}", part, mask[top : top + height, left : left + width]
 
 
-def _write(folder: Path, split: str, name: str, image: Path | AnyImage, mask: np.ndarray) -> None:
+def _write(folder: Path, split: str, name: str, image: Path | Picture, mask: np.ndarray, as_array: bool) -> Path:
+    """Writes an image and its mask; returns the image's file."""
     target = folder / "images" / split / name
     target.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(image, Path):
-        shutil.copyfile(image, target.with_name(target.name + image.suffix))
-    elif isinstance(image, ChannelImage):
-        values = image.pixels if image.pixels.dtype == np.uint8 else image.pixels / np.float32(255)  # as it is read
-        np.save(target.with_name(f"{target.name}.npy"), values)
+        file = target.with_name(target.name + image.suffix)
+        shutil.copyfile(image, file)
     else:
-        image.save(target.with_name(f"{target.name}.png"))
+        file = write_picture(target, image, mask.shape, as_array=as_array)
     path = folder / "annotations" / split / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(mask if mask.dtype == np.uint8 else mask.astype(np.uint16)).save(path)
+    return file
 
 
-def _preview(folder: Path, shown: list[tuple[str, str]], classes: ClassTable) -> Image.Image:
+def _preview(folder: Path, chosen: list[tuple[str, str, Path]], classes: ClassTable) -> Image.Image:
     """A grid of images under their masks, with the colours of the classes."""
     pictures = []
-    for split, name in shown:
-        (file,) = (folder / "images" / split / name).parent.glob(f"{_escaped(Path(name).name)}.*")
+    for split, name, file in chosen:
         mask = np.asarray(Image.open(folder / "annotations" / split / f"{name}.png")).astype(np.int64)
-        pictures.append(overlay(rgb_of(decode_image(file)), mask, classes))
-    grid = contact_sheet(pictures, [f"{split}/{name}" for split, name in shown])
+        pictures.append(overlay(shown(file, mask.shape), mask, classes))
+    grid = contact_sheet(pictures, [f"{split}/{name}" for split, name, _ in chosen])
     names = legend(classes)
     sheet = Image.new("RGB", (grid.width + names.width, max(grid.height, names.height)), "white")
     sheet.paste(grid, (0, 0))
     sheet.paste(names, (grid.width, 0))
     return sheet
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
 __all__ = ["FORMATS", "Source", "prepare"]

@@ -1,8 +1,10 @@
 """COCO's json of objects: one file, one for each split, or one in the folder of each split as Roboflow exports it."""
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,17 @@ import numpy as np
 from ddep_hub.data.classes import BACKGROUND
 from ddep_hub.data.folders import common_split
 
-from .source import Example, ImageFinder, Shape, Source, coco_masks, name_of, object_classes, shapes_mask
+from .source import (
+    Example,
+    ImageFinder,
+    Shape,
+    Source,
+    coco_masks,
+    files_below,
+    name_of,
+    object_classes,
+    shapes_mask,
+)
 
 
 def is_coco(content: Any) -> bool:
@@ -29,16 +41,66 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
 
     Raises:
         ImportError: pycocotools is not installed.
-        ValueError: A file is not complete, or all images are missing; names it.
+        ValueError: A file is not complete, all images are missing, or two files annotate an image; names it.
     """
     coco_masks()
     finder = ImageFinder(root)
+    files, notes = _without_keypoints(files)
+    categories = {path: _categories(content) for path, content in files.items()}
+    names = _class_ids(files, categories)
+    dropped, homeless, twice = 0, list[str](), list[str]()
+    # Each image file is one example, however often it is listed: else it may come into both splits.
+    listed: dict[Path, list[_Listed]] = {}
+    for path, content in files.items():
+        # Some tools write ids as text in one place and as numbers in another.
+        of_image: dict[str, list[Any]] = {image_id: [] for image_id in _image_ids(path, content)}
+        for entry in content["annotations"]:
+            image_id = str(entry.get("image_id"))
+            if image_id in of_image:
+                of_image[image_id].append(entry)
+            else:
+                homeless.append(f"{image_id} in {path.name}")
+        for entry in content["images"]:
+            image = finder.find(str(entry["file_name"]), path.parent)
+            if image is not None:
+                size, shapes = (entry.get("width"), entry.get("height")), []
+                for annotation in of_image[str(entry["id"])]:
+                    name = _category(path, categories[path], annotation)
+                    shape = _shape(annotation, names.get(name, 0), size)
+                    dropped += shape is None
+                    shapes += [shape] if shape is not None else []
+                whole = (int(size[0]), int(size[1])) if all(size) else None
+                listed.setdefault(Path(os.path.normpath(image)), []).append(
+                    _Listed(path, str(entry["file_name"]), whole, shapes)
+                )
+    if not listed:
+        raise ValueError(f"{root}: none of the {len(finder.missing)} images is there, such as {finder.missing[:1]}.")
+    splits = {path: _split(path, root) if len(files) > 1 else None for path in files}
+    examples = []
+    for image, entries in listed.items():
+        file, whole, all_shapes = _merged(image, entries)
+        twice += [image.name] * (len(entries) > 1)
+        mask = partial(shapes_mask, image, all_shapes, whole)
+        examples.append(Example(name_of(image, root), image, mask, splits[file]))
+    notes = finder.notes() + notes
+    if dropped:
+        notes.append(f"{dropped} objects have no polygon and no mask: left out")
+    if homeless:
+        notes.append(
+            f"{len(homeless)} objects have an image_id that `images` does not list, such as {homeless[0]}: left out"
+        )
+    if twice:
+        notes.append(
+            f"{len(twice)} images are listed more than once, such as {twice[0]}: taken once, with all objects"
+        )
+    return Source(f"COCO, {len(files)} file{'s' * (len(files) > 1)}", object_classes(names), examples, notes)
+
+
+def _class_ids(files: Mapping[Path, Any], categories: Mapping[Path, Mapping[str, str]]) -> dict[str, int]:
     names: dict[str, int] = {}
     # Roboflow adds a category of no object, which is the supercategory of the others.
     used = {
-        _category(path, content, entry.get("category_id"))
-        for path, content in files.items()
-        for entry in content["annotations"]
+        _category(path, categories[path], entry) for path, content in files.items() for entry in content["annotations"]
     }
     for content in files.values():
         for category in sorted(content["categories"], key=lambda entry: entry["id"]):
@@ -46,37 +108,76 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
             is_heading = name not in used and any(c.get("supercategory") == name for c in content["categories"])
             if not is_heading and name.lower() != BACKGROUND:
                 names.setdefault(name, len(names) + 1)
-    examples, dropped = [], 0
-    splits = {path: _split(path, root) if len(files) > 1 else None for path in files}
+    return names
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """An image as a file lists it."""
+
+    file: Path
+    name: str
+    size: tuple[int, int] | None
+    shapes: list[Shape]
+
+
+def _without_keypoints(files: Mapping[Path, Any]) -> tuple[dict[Path, Any], list[str]]:
+    """The files, without those that COCO's archive has of people alone, beside its own of all objects."""
+    kept, notes = {}, []
     for path, content in files.items():
-        of_image: dict[Any, list[Any]] = {}
-        for entry in content["annotations"]:
-            of_image.setdefault(entry.get("image_id"), []).append(entry)
-        for entry in content["images"]:
-            image = finder.find(str(entry["file_name"]), path.parent)
-            if image is None:
-                continue
-            shapes, size = [], (entry.get("width"), entry.get("height"))
-            for annotation in of_image.get(entry["id"], []):
-                shape = _shape(annotation, names.get(_category(path, content, annotation.get("category_id")), 0), size)
-                dropped += shape is None
-                shapes += [shape] if shape is not None else []
-            whole = (int(size[0]), int(size[1])) if all(size) else None
-            mask = partial(shapes_mask, image, shapes, whole)
-            examples.append(Example(name_of(image, root), image, mask, splits[path]))
-    if not examples:
-        raise ValueError(f"{root}: none of the {len(finder.missing)} images is there, such as {finder.missing[:1]}.")
-    notes = finder.notes()
-    if dropped:
-        notes.append(f"{dropped} objects have no polygon and no mask: left out")
-    return Source(f"COCO, {len(files)} file{'s' * (len(files) > 1)}", object_classes(names), examples, notes)
+        twin = path.with_name(path.name.replace("person_keypoints_", "instances_", 1))
+        if twin != path and twin in files:
+            notes.append(f"{path.name} has objects of {twin.name} again: left out")
+        else:
+            kept[path] = content
+    return kept, notes
 
 
-def _category(path: Path, content: Mapping[str, Any], category_id: Any) -> str:
-    for category in content["categories"]:
-        if category["id"] == category_id:
-            return str(category.get("name", category_id)).strip()
-    raise ValueError(f"{path}: an annotation has category_id {category_id}, which `categories` does not list.")
+def _merged(image: Path, entries: Sequence[_Listed]) -> tuple[Path, tuple[int, int] | None, list[Shape]]:
+    """File, size and objects of an image that may be listed more than once.
+
+    Raises:
+        ValueError: Two files have objects of it, or the entries mean different images, one of which is missing.
+    """
+    first = entries[0]
+    for other in entries[1:]:
+        ends = sorted((f"/{entry.name}".replace("\\", "/").replace("/./", "/") for entry in (first, other)), key=len)
+        if not ends[1].endswith(ends[0]):
+            raise ValueError(
+                f"{first.name} of {first.file} and {other.name} of {other.file} both fit {image}. Add the missing "
+                "image, or correct the names."
+            )
+        if other.size != first.size and None not in (other.size, first.size):
+            raise ValueError(f"{other.file} and {first.file} list {image} with different sizes. Remove the wrong one.")
+    drawn = [entry for entry in entries if entry.shapes] or list(entries[:1])
+    other_files = [entry.file for entry in drawn if entry.file != drawn[0].file]
+    if other_files:
+        raise ValueError(
+            f"{drawn[0].file} and {other_files[0]} both have objects of {image}. Keep one of the files, or make one "
+            "of them."
+        )
+    return drawn[0].file, first.size, [shape for entry in drawn for shape in entry.shapes]
+
+
+def _image_ids(path: Path, content: Mapping[str, Any]) -> list[str]:
+    names: dict[str, str] = {}
+    for entry in content["images"]:
+        name = str(entry["file_name"])
+        other = names.setdefault(str(entry["id"]), name)
+        if other != name:
+            raise ValueError(f"{path}: {other} and {name} both have the id {entry['id']}. Give each image its own.")
+    return list(names)
+
+
+def _categories(content: Mapping[str, Any]) -> dict[str, str]:
+    return {str(entry["id"]): str(entry.get("name", entry["id"])).strip() for entry in content["categories"]}
+
+
+def _category(path: Path, categories: Mapping[str, str], annotation: Mapping[str, Any]) -> str:
+    category_id = annotation.get("category_id")
+    if str(category_id) not in categories:
+        raise ValueError(f"{path}: an annotation has category_id {category_id}, which `categories` does not list.")
+    return categories[str(category_id)]
 
 
 def _shape(annotation: Mapping[str, Any], class_id: int, size: Sequence[Any]) -> Shape | None:
@@ -104,17 +205,34 @@ def _split(path: Path, root: Path) -> str:
     return next((found for word in words if (found := common_split(word))), path.stem)
 
 
-def read_json_files(root: Path) -> dict[Path, Any]:
-    """The json files at most two folders down, by path; those that cannot be read are left out."""
-    found = {}
-    for path in sorted([*root.glob("*.json"), *root.glob("*/*.json"), *root.glob("*/*/*.json")]):
-        if path.name.startswith(".") or path.name == "classes.json":
+def read_json(path: Path) -> Any:
+    """The content of a json file, in UTF-8 or UTF-16, with or without a mark of the byte order.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}). Save it as UTF-8.") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}. Export the annotations again.") from error
+
+
+def read_json_files(root: Path) -> tuple[dict[Path, Any], list[str]]:
+    """The json files below a folder, by path, and what is wrong with those that cannot be read.
+
+    They are searched as images are: at any depth, without hidden files and folders.
+    """
+    found, problems = {}, []
+    for path in files_below(root, (".json",)):
+        if path.name == "classes.json":
             continue
         try:
-            found[path] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-            continue
-    return found
+            found[path] = read_json(path)
+        except (OSError, ValueError) as error:
+            problems.append(str(error))
+    return found, problems
 
 
 def decode_runs(counts: Sequence[int], height: int, width: int) -> np.ndarray:

@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ddep_hub.data.classes import ClassTable, Color, class_colors, read_class_table
-from ddep_hub.data.folders import find_places, subfolders
-from ddep_hub.data.image_io import BadFileError, images_below, load_upright
+from ddep_hub.data.folders import common_split, find_places, subfolders
+from ddep_hub.data.image_io import IMAGE_EXTENSIONS, BadFileError, first_few, is_array
 from ddep_hub.data.layouts import find_layout
-from ddep_hub.data.masks import decode_mask
 from ddep_hub.data.pairing import IMAGE_WORDS, MASK_WORDS, PAIRS, Pairs, pair_files, read_pairs
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
 
-from .source import Example, Source, name_of, object_classes
+from .mask_values import IGNORED, MaskReader, drawn
+from .pictures import num_pages, read_picture, sides
+from .source import Example, Source, files_below, name_of, object_classes
 
 
-IGNORED = 255
+# What systems leave beside files.
+_SYSTEM_FILES = ("Thumbs.db", "desktop.ini")
 
 
 # --- One mask for each image
@@ -76,20 +77,20 @@ def _with_values(
     notes: list[str],
 ) -> Source:
     """Masks whose values or colours become class ids; stacks are taken apart into their pages."""
-    colors = table is not None and len(set(table.colors)) == table.num_classes
-    found: set[Any] = set()
     pages: list[tuple[str | None, str, Path, Path, int | None]] = []
+    as_channels = 0
     for split, name, image, mask in files:
-        count = _num_pages(mask)
-        if count != _num_pages(image):
-            raise ValueError(f"{image} has {_num_pages(image)} pages, but its mask {mask} has {count}.")
+        count, of_image = num_pages(mask), num_pages(image)
+        if count not in (1, of_image):
+            raise ValueError(f"{image} has {of_image} pages, but its mask {mask} has {count}.")
+        as_channels += of_image > count
         numbers: list[int | None] = [None] if count == 1 else list(range(count))
         pages += [(split, name if n is None else f"{name}-{n:04d}", image, mask, n) for n in numbers]
-        for n in numbers:
-            found |= _values(mask, n, as_colors=colors)
+    if as_channels:
+        notes.append(f"{as_channels} images have several pages for a mask of one: the pages are taken as channels")
+    read = MaskReader(as_colors=table is not None and len(set(table.colors)) == table.num_classes)
+    found = read.found([(mask, page) for *_, mask, page in pages])
     in_colors = any(isinstance(value, tuple) for value in found)
-    if in_colors and not all(isinstance(value, tuple) for value in found):
-        raise ValueError(f"{kind}: some masks are in colour, others are not. Make them of one kind.")
     mapping, classes = _classes_of(found, table, in_colors)
     if any(page is not None for *_, page in pages):
         kind = f"TIFF stacks of {kind}"
@@ -97,8 +98,8 @@ def _with_values(
     examples = [
         Example(
             name,
-            image if page is None else partial(_page, image, page),
-            partial(_ids, mask, page, mapping, in_colors),
+            image if page is None else partial(read_picture, image, page),
+            partial(read.ids, mask, page, mapping),
             split,
             None if page is None else str(image),
         )
@@ -124,6 +125,8 @@ def _classes_of(found: set[Any], table: ClassTable | None, in_colors: bool) -> t
     values = sorted(found)
     if not in_colors and IGNORED in values and values != [0, IGNORED]:
         values.remove(IGNORED)  # as everywhere, unless it is the object of a binary mask
+    if values == [IGNORED] or not values:
+        raise ValueError(f"All masks hold {IGNORED} alone, which means no class. Use masks that show the objects.")
     if len(values) > 256:
         raise ValueError(
             f"The masks hold {len(values)} different {'colours' if in_colors else 'values'}: smoothed, or no masks. "
@@ -135,63 +138,6 @@ def _classes_of(found: set[Any], table: ClassTable | None, in_colors: bool) -> t
     if values == [0, IGNORED]:
         return mapping, object_classes(["object"])
     return mapping, ClassTable(tuple(names), tuple(values) if in_colors else class_colors(len(values)))
-
-
-def _values(path: Path, page: int | None, *, as_colors: bool) -> set[Any]:
-    values = _raw(path, page, as_colors)
-    if values.ndim == 3:
-        packed = values.astype(np.int64) @ np.array([65536, 256, 1])
-        return {(int(v) >> 16, int(v) >> 8 & 255, int(v) & 255) for v in np.unique(packed)}
-    return {int(value) for value in np.unique(values)}
-
-
-def _ids(path: Path, page: int | None, mapping: Mapping[Any, int], in_colors: bool) -> np.ndarray:
-    values = _raw(path, page, in_colors)
-    if values.ndim == 3:
-        values = values.astype(np.int64) @ np.array([65536, 256, 1])
-        mapping = {(r << 16) + (g << 8) + b: index for (r, g, b), index in mapping.items()}
-    present, inverse = np.unique(values, return_inverse=True)
-    table = np.array([mapping[int(value)] for value in present], np.int32)
-    ids = table[inverse.reshape(values.shape)]
-    return ids.astype(np.uint8) if ids.max(initial=0) < 256 else ids
-
-
-def _raw(path: Path, page: int | None, as_colors: bool) -> np.ndarray:
-    """The values (H, W) or colours (H, W, 3) of a mask; a palette is read as colours if colours are known."""
-    if page is not None:
-        image: Image.Image = _page(path, page)
-    else:
-        image, file_format, _ = load_upright(path, "mask")
-        if file_format == "JPEG":
-            return _binary(np.asarray(image.convert("L")), path)
-    if image.mode in ("RGB", "RGBA") or (image.mode == "P" and as_colors):
-        pixels = np.asarray(image.convert("RGB"))
-        equal = (pixels == pixels[..., :1]).all()
-        return pixels[..., 0] if equal and not as_colors else pixels
-    if page is not None or image.mode == "LA":
-        return np.asarray(image.getchannel(0) if image.mode == "LA" else image).astype(np.int64)
-    # As everywhere: bilevel, 2 and 4 bits, palettes.
-    return decode_mask(path, num_classes=2**31 - 1, ignore_index=-1).astype(np.int64)
-
-
-def _binary(values: np.ndarray, path: Path) -> np.ndarray:
-    """A mask of black and white that was saved as JPEG, without what the compression added."""
-    if ((values > 48) & (values < 207)).mean() > 0.02:
-        raise BadFileError(f"{path} is a JPEG, whose compression changes values; save the mask as PNG", str(path))
-    return np.where(values > 127, 255, 0)
-
-
-def _num_pages(path: Path) -> int:
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        return 1
-    with Image.open(path) as image:
-        return int(getattr(image, "n_frames", 1))
-
-
-def _page(path: Path, number: int) -> Image.Image:
-    with Image.open(path) as image:
-        image.seek(number)
-        return image.copy()
 
 
 def _first(values: Sequence[Any]) -> str:
@@ -229,7 +175,7 @@ def read_stacks(root: Path, table: ClassTable | None) -> Source | None:
         core = tuple(word for word in words if word not in MASK_WORDS | IMAGE_WORDS | {"volume", "stack"})
         (masks if set(words) & MASK_WORDS else images)[core] = path
     pairs = {core: path for core, path in images.items() if core in masks}
-    if not pairs or not any(_num_pages(path) > 1 for path in pairs.values()):
+    if not pairs or not any(num_pages(path) > 1 for path in pairs.values()):
         return None
     return _with_values("masks", [(None, path.stem, path, masks[core]) for core, path in pairs.items()], table, [])
 
@@ -237,30 +183,48 @@ def read_stacks(root: Path, table: ClassTable | None) -> Source | None:
 # --- One mask for each object
 
 
-def object_folders(root: Path) -> list[Path]:
-    """Folders of one image with the masks of its objects: `<id>/images/*`, `<id>/masks/*`, at most two levels down."""
-    found = []
+def object_folders(root: Path) -> dict[Path, list[Path]]:
+    """Folders of one image with the masks of its objects, and their images, at most two levels down.
+
+    These are `<id>/images/*` and `<id>/masks/*`; none if most of such folders hold several images.
+    """
+    found: dict[Path, list[Path]] = {}
     for parent in (root, *(root / name for name in subfolders(root))):
         for name in subfolders(parent):
             folder = parent / name
-            if {"images", "masks"} <= set(subfolders(folder)) and len(list((folder / "images").iterdir())) == 1:
-                found.append(folder)
-    return found
+            if {"images", "masks"} <= set(subfolders(folder)) and not common_split(name):
+                found[folder] = files_below(folder / "images", IMAGE_EXTENSIONS)
+    single = sum(len(images) == 1 for images in found.values())
+    return found if 2 * single > len(found) else {}
 
 
 def read_object_folders(root: Path, table: ClassTable | None) -> Source:
-    """One mask file for each object, as in the Data Science Bowl 2018: their union is the class."""
+    """One mask file for each object, as in the Data Science Bowl 2018: their union is the class.
+
+    Raises:
+        ValueError: A folder holds several images, or masks that are no pictures; names it.
+    """
     folders = object_folders(root)
     parents = {folder.parent for folder in folders}
-    examples, notes, empty = [], list[str](), 0
-    for folder in folders:
-        image = folder / "images" / images_below(folder / "images")[0]
-        masks = sorted(path for path in (folder / "masks").iterdir() if path.suffix.lower() == ".png")
+    examples, notes, empty, without = [], list[str](), 0, list[str]()
+    for folder, images in folders.items():
+        if len(images) > 1:
+            raise ValueError(f"{folder / 'images'} holds {len(images)} images, {images[0].name} among them. Keep one.")
+        if not images:
+            without.append(folder.name)
+            continue
+        masks = files_below(folder / "masks", IMAGE_EXTENSIONS)
+        others = [path.name for path in files_below(folder / "masks", ("",)) if path.name not in _SYSTEM_FILES]
+        arrays = [path.name for path in masks if is_array(path)]
+        if arrays or (others and not masks):
+            raise ValueError(f"{folder / 'masks'} holds {first_few(arrays or others, 1)}: save the masks as PNG.")
         empty += not masks
         split = folder.parent.name if len(parents) > 1 else None
-        examples.append(Example(folder.name, image, partial(_union, image, masks), split))
+        examples.append(Example(folder.name, images[0], partial(_union, images[0], masks), split))
     if empty:
         notes.append(f"{empty} images have no object")
+    if without:
+        notes.append(f"{len(without)} folders have masks but no image, such as {without[0]}: left out")
     classes = table or object_classes(["object"])
     if classes.num_classes != 2:
         raise ValueError(f"Masks of objects have two classes, background and object, not {classes.num_classes}.")
@@ -268,14 +232,17 @@ def read_object_folders(root: Path, table: ClassTable | None) -> Source:
 
 
 def _union(image: Path, masks: Sequence[Path]) -> np.ndarray:
-    size = load_upright(image, "image")[0].size
-    union = np.zeros(size[::-1], np.uint8)
+    union: np.ndarray | None = None
     for path in masks:
-        pixels = np.asarray(load_upright(path, "mask")[0].convert("L")) > 0
-        if pixels.shape != union.shape:
-            raise BadFileError(f"{path} has another size than its image {image}", str(path))
-        union[pixels] = 1
-    return union
+        for page in range(num_pages(path)):
+            pixels = drawn(path, page if num_pages(path) > 1 else None)
+            union = pixels if union is None else union
+            if pixels.shape != union.shape:
+                raise BadFileError(f"{path} has another size than other masks of its image {image}", str(path))
+            union = union | pixels
+    if union is None:
+        union = np.zeros(sides(read_picture(image), None), bool)
+    return union.astype(np.uint8)
 
 
 # --- Roboflow's masks
@@ -298,4 +265,6 @@ def read_roboflow_masks(root: Path, tables: Sequence[Path]) -> Source:
         for sample_id, image in found.images.items()
         if sample_id in found.masks
     ]
+    if not files:
+        raise ValueError(f"{tables[0].parent} holds no image with a mask of its name. Export the data set again.")
     return _with_values("Roboflow's masks", files, table, [])

@@ -7,10 +7,11 @@ from ddep_hub.data.classes import ClassTable, read_class_table
 from ddep_hub.data.folders import subfolders
 from ddep_hub.data.image_io import first_few
 
-from .coco import is_coco, read_coco, read_json_files
+from .coco import is_coco, read_coco, read_json, read_json_files
+from .label_studio import is_label_studio, read_label_studio
 from .masks import object_folders, read_folder, read_object_folders, read_roboflow_masks, read_stacks
 from .source import Source
-from .tools import is_label_studio, is_labelme, read_annotation_json, read_cvat, read_label_studio, read_labelme
+from .tools import is_labelme, read_cvat, read_labelme
 
 
 # What reading a field raises that is not there, or of another type.
@@ -34,16 +35,16 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
         raise FileNotFoundError(f"{source} does not exist. Give a folder, or a file of annotations.")
     root = source if source.is_dir() else source.parent
     table = read_class_table(classes) if classes else None
-    files = read_json_files(source) if source.is_dir() else {}
+    files, problems = read_json_files(source) if source.is_dir() else ({}, [])
     if source.suffix == ".json":
-        files = {source: read_annotation_json(source)}
+        files = {source: read_json(source)}
     xml = [source] if source.suffix == ".xml" else [*root.glob("annotations.xml"), *root.glob("*/annotations.xml")]
     tables = sorted([*root.glob("_classes.csv"), *root.glob("*/_classes.csv")])
     readers: dict[str, Callable[[], Source | None]] = {
         "coco": lambda: read_coco(root, found) if (found := _only(files, is_coco)) else None,
         "labelme": lambda: read_labelme(root, found) if (found := _only(files, is_labelme)) else None,
         "label-studio": lambda: read_label_studio(root, found) if (found := _only(files, is_label_studio)) else None,
-        "cvat": lambda: read_cvat(root, xml[0]) if xml else None,
+        "cvat": lambda: read_cvat(root, _single(xml)) if xml else None,
         "roboflow-masks": lambda: read_roboflow_masks(root, tables) if tables else None,
         "objects": lambda: _objects(root, table),
         "stacks": lambda: read_stacks(root, table),
@@ -53,6 +54,7 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
         readers = {name: readers[name]}
     if source.is_file() and source.suffix not in (".json", ".xml"):
         raise ValueError(f"{source} is neither a folder nor a .json or .xml file of annotations.")
+    unread = f" Files that cannot be read: {problems[0]}" if problems else ""
     try:
         result = next(filter(None, (read() for read in readers.values())))
     except INCOMPLETE as error:
@@ -61,10 +63,18 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
         raise FileNotFoundError(
             f"{source} holds {_contents(root)}, of which nothing is recognised. Looked for json of COCO, LabelMe or "
             "Label Studio, annotations.xml of CVAT, _classes.csv of Roboflow, <id>/images and <id>/masks, TIFF stacks "
-            "and folders of images and masks."
+            f"and folders of images and masks.{unread}"
         ) from error
     except StopIteration:
-        raise ValueError(f"{source} is not of the format {name}: it holds {_contents(root)}.") from None
+        raise ValueError(f"{source} is not of the format {name}: it holds {_contents(root)}.{unread}") from None
+    except ValueError as error:
+        if not problems:
+            raise
+        raise ValueError(f"{error}{unread}") from error
+    if problems:
+        result.notes.append(
+            f"{len(problems)} json files cannot be read, so that none of their labels is used: {problems[0]}"
+        )
     return result
 
 
@@ -76,6 +86,12 @@ def incomplete(what: str, error: BaseException) -> str:
 
 def _only(files: dict[Path, object], test: Callable[[object], bool]) -> dict[Path, object]:
     return {path: content for path, content in files.items() if test(content)}
+
+
+def _single(files: list[Path]) -> Path:
+    if len(files) > 1:
+        raise ValueError(f"{files[0]} and {files[1]} are exports of two tasks. Prepare one at a time.")
+    return files[0]
 
 
 def _objects(root: Path, table: ClassTable | None) -> Source | None:

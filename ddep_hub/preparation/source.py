@@ -1,6 +1,8 @@
 """What every source of labelled images is read into."""
 
 import itertools
+import math
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +14,10 @@ import numpy as np
 from PIL import Image
 
 from ddep_hub.data.classes import BACKGROUND, BACKGROUND_COLOR, ClassTable, class_colors
-from ddep_hub.data.image_io import IMAGE_EXTENSIONS, images_below, load_upright
+from ddep_hub.data.image_io import IMAGE_EXTENSIONS, images_below, opened_image
 from ddep_hub.image_conversion import ORIENTATIONS, orientation
+
+from .pictures import Picture, is_tiff, read_picture, sides
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Example:
     """
 
     name: str
-    image: Path | Callable[[], Image.Image]
+    image: Path | Callable[[], Picture]
     mask: Callable[[], np.ndarray]
     split: str | None = None
     group: str | None = None
@@ -69,6 +73,7 @@ class ImageFinder:
     def __init__(self, root: Path, *, may_be_empty: bool = False) -> None:
         self.root = root
         self.by_name: dict[str, list[Path]] = {}
+        self.by_stem: dict[str, list[Path]] = {}
         try:
             names = images_below(root)
         except ValueError:
@@ -77,6 +82,7 @@ class ImageFinder:
             names = []
         for path in names:
             self.by_name.setdefault(Path(path).name.lower(), []).append(root / path)
+            self.by_stem.setdefault(Path(path).stem.lower(), []).append(root / path)
         self.missing: list[str] = []
 
     def find(self, name: str, beside: Path) -> Path | None:
@@ -112,6 +118,17 @@ class ImageFinder:
             return None
         return found[0]
 
+    def namesake(self, annotation: Path, named: Path | None) -> Path | None:
+        """The only image that has the name of an annotation's file; `None` if there is none, or several.
+
+        Args:
+            annotation: The file; images beside it count.
+            named: The image that the annotation names: those beside it count too.
+        """
+        folders = {path.parent for path in (annotation, named) if path is not None}
+        found = [path for path in self.by_stem.get(annotation.stem.lower(), []) if path.parent in folders]
+        return found[0] if len(found) == 1 else None
+
     def notes(self) -> list[str]:
         """A line on missing images, if there are any."""
         if not self.missing:
@@ -122,6 +139,18 @@ class ImageFinder:
 def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
     pairs = zip(reversed(one), reversed(other), strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def files_below(root: Path, extensions: tuple[str, ...]) -> list[Path]:
+    """Files with one of the extensions, in any letter case, at any depth, sorted; without hidden ones, as images."""
+    found, seen = [], set[str]()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        if real not in seen:
+            found += [Path(folder, n) for n in files if n.lower().endswith(extensions) and not n.startswith(".")]
+        seen.add(real)
+    return sorted(found)
 
 
 def name_of(path: Path, root: Path) -> str:
@@ -147,6 +176,24 @@ class Shape:
     patch: tuple[int, int, np.ndarray] | None = None
 
 
+def rectangle(x0: float, y0: float, x1: float, y1: float) -> tuple[float, ...]:
+    """The corners of a rectangle, as those of a [`Shape`]'s polygon."""
+    return (x0, y0, x1, y0, x1, y1, x0, y1)
+
+
+def ellipse(x: float, y: float, rx: float, ry: float) -> tuple[float, ...]:
+    """72 points of an ellipse."""
+    angles = [2 * math.pi * step / 72 for step in range(72)]
+    return tuple(value for angle in angles for value in (x + rx * math.cos(angle), y + ry * math.sin(angle)))
+
+
+def turned(polygon: Sequence[float], degrees: float, x: float, y: float) -> tuple[float, ...]:
+    """A polygon turned clockwise, as it is seen in the image, about a point."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    corners = (np.reshape(polygon, (-1, 2)) - (x, y)) @ [[cos, sin], [-sin, cos]] + (x, y)
+    return tuple(corners.ravel().tolist())
+
+
 def shapes_mask(image: Path | Image.Image, shapes: Sequence[Shape], size: tuple[int, int] | None) -> np.ndarray:
     """Class ids of drawn objects over background, 0; smaller objects lie over larger ones.
 
@@ -161,13 +208,13 @@ def shapes_mask(image: Path | Image.Image, shapes: Sequence[Shape], size: tuple[
     Raises:
         ValueError: `size` is not that of the image.
     """
-    turned = left_right = top_bottom = False
-    if isinstance(image, Image.Image):
-        upright = stored_size = image.size
-    else:
-        upright = load_upright(image, "image")[0].size
-        with Image.open(image) as stored:
-            turned, left_right, top_bottom = ORIENTATIONS[orientation(stored)]
+    is_turned = left_right = top_bottom = False
+    picture = read_picture(image) if isinstance(image, Path) else image
+    rows, columns = sides(picture, None if size is None else size[::-1])
+    upright = stored_size = (columns, rows)
+    if isinstance(image, Path) and isinstance(picture, Image.Image) and not is_tiff(image):  # none of these is turned
+        with opened_image(image) as stored:
+            is_turned, left_right, top_bottom = ORIENTATIONS[orientation(stored)]
             stored_size = stored.size
     if size is not None and size not in (upright, stored_size):
         raise ValueError(
@@ -182,7 +229,7 @@ def shapes_mask(image: Path | Image.Image, shapes: Sequence[Shape], size: tuple[
     if size is not None and size != upright:
         mask = mask[:, ::-1] if left_right else mask
         mask = mask[::-1] if top_bottom else mask
-        mask = mask.T if turned else mask
+        mask = mask.T if is_turned else mask
     return mask.astype(np.uint8) if mask.max(initial=0) < 256 else mask
 
 

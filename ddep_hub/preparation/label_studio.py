@@ -1,0 +1,146 @@
+"""Label Studio's export "JSON": tasks, each of an image and what several people may have drawn on it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .source import Shape, Source, coco_masks, ellipse, rectangle, turned
+from .tools import Annotated
+
+
+# A region's kind is one of these, alone or before "labels".
+_AREAS = ("polygon", "rectangle", "ellipse", "brush")
+# Fields that say where a region lies.
+_PLACES = {"x", "points", "rle", "vertices", "imageDataURL", "sequence"}
+
+
+def is_label_studio(content: Any) -> bool:
+    """Whether the content of a json file is Label Studio's export."""
+    first = content[0] if isinstance(content, list) and content else None
+    return isinstance(first, dict) and "data" in first and ("annotations" in first or "completions" in first)
+
+
+def read_label_studio(root: Path, files: Mapping[Path, Any]) -> Source:
+    """The export "JSON": polygons, rectangles, ellipses and brushes, in per cent of the image.
+
+    Tasks that nobody has finished are left out: their images would be background. Of several annotations the last one
+    with a region counts.
+    """
+    coco_masks()
+    found = Annotated(root)
+    undone, several, empty = 0, 0, 0
+    for path, tasks in files.items():
+        for number, task in enumerate(tasks):
+            annotations = task.get("annotations", task.get("completions", []))
+            done = [entry for entry in annotations if not entry.get("was_cancelled")]
+            if not done:
+                undone += 1
+                continue
+            image = _image(task, path, found)
+            if image is None:
+                continue
+            drawn = [regions for entry in done if (regions := _regions(entry["result"]))]
+            several += len(drawn) > 1
+            empty += not drawn
+            regions = drawn[-1] if drawn else []
+            shapes = [shape for region in regions if (shape := _shape(region, found)) is not None]
+            sizes = {(r["original_width"], r["original_height"]) for region in regions for r in region}
+            size = next(iter(sizes)) if len(sizes) == 1 else None
+            found.add(image, shapes, size, f"task {task.get('id', number)} of {path}")
+    if undone:
+        found.notes.append(f"{undone} tasks have no annotation, or only cancelled ones: left out")
+    if several:
+        found.notes.append(f"{several} tasks have several annotations: the last one with a region was taken")
+    if empty:
+        found.notes.append(f"{empty} tasks are annotated without a region: all background")
+    return found.source("Label Studio")
+
+
+def _image(task: Mapping[str, Any], path: Path, found: Annotated) -> Path | None:
+    texts = [value for value in task["data"].values() if isinstance(value, str)]
+    address = next((text for text in texts if "." in text.rsplit("/", 1)[-1]), "")
+    if not address:
+        found.finder.missing.append(f"that of task {task.get('id', '')} of {path}")
+        return None
+    image = found.finder.find(task.get("file_upload") or address, path.parent)
+    if image is None and task.get("file_upload"):
+        found.finder.missing.pop()
+        image = found.finder.find(address, path.parent)
+    return image
+
+
+def _regions(results: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """The results that belong together: a region, its labels and its attributes share an id, each with its place.
+
+    What is said of the whole image, such as a choice, has no place and is left out.
+    """
+    regions: dict[Any, list[Mapping[str, Any]]] = {}
+    for number, result in enumerate(results):
+        if _PLACES & set(result.get("value", {})):
+            regions.setdefault(result.get("id", number), []).append(result)
+    return list(regions.values())
+
+
+def _shape(region: Sequence[Mapping[str, Any]], found: Annotated) -> Shape | None:
+    kinds = [result.get("type", "").removesuffix("labels") for result in region]
+    place = next((number for number, kind in enumerate(kinds) if kind in _AREAS), None)
+    if place is None:
+        found.dropped[next(filter(None, kinds), "labels")] += 1
+        return None
+    # The labels are in the result of the shape, or in one of their own: <Polygon> beside <Labels>.
+    listed = [result["value"].get(result["type"]) for result in region if result.get("type", "").endswith("labels")]
+    labels = next(filter(None, listed), None)
+    if labels is None:
+        found.dropped[f"{kinds[place]} without a label"] += 1
+        return None
+    kind, value = kinds[place], region[place]["value"]
+    width, height = region[place]["original_width"], region[place]["original_height"]
+    if kind == "polygon" and len(value["points"]) < 3:
+        found.dropped["polygon of fewer than 3 points"] += 1
+        return None
+    class_id = found.class_id(str(labels[0]))
+    if kind == "brush":
+        return Shape(class_id, bitmap=decode_brush(value["rle"]).reshape(height, width, 4)[..., 3] > 0)
+    scale = np.array([width / 100, height / 100])
+    if kind == "polygon":
+        return Shape(class_id, (tuple((np.array(value["points"], float) * scale).ravel().tolist()),))
+    x, y = value["x"] * scale[0], value["y"] * scale[1]
+    if kind == "ellipse":
+        flat = ellipse(x, y, value["radiusX"] * scale[0], value["radiusY"] * scale[1])
+    else:
+        flat = rectangle(x, y, x + value["width"] * scale[0], y + value["height"] * scale[1])
+    # About the first corner of a rectangle, the centre of an ellipse.
+    return Shape(class_id, (turned(flat, value.get("rotation") or 0, x, y),))
+
+
+def decode_brush(data: Sequence[int]) -> np.ndarray:
+    """The bytes of Label Studio's brush, a run-length code of bits by thi.ng (`rle-pack`): RGBA values, flat.
+
+    The code begins with the number of values (32 bits), the width of a value less 1 (5 bits) and the widths less 1 of
+    four kinds of lengths (4 bits each). Then come runs: a bit that says whether one value is repeated, the kind of
+    length (2 bits), the length less 1, and the value, or as many values.
+    """
+    bits = np.unpackbits(np.array(data, np.uint8))
+    place = 0
+
+    def read(width: int) -> int:
+        nonlocal place
+        place += width
+        return int("".join(map(str, bits[place - width : place])) or "0", 2)
+
+    number, word = read(32), read(5) + 1
+    widths = [read(4) + 1 for _ in range(4)]
+    values = np.zeros(number, np.uint8)
+    done = 0
+    while done < number:
+        repeated = read(1)
+        length = read(widths[read(2)]) + 1
+        if repeated:
+            values[done : done + length] = read(word)
+        else:
+            for index in range(done, min(done + length, number)):
+                values[index] = read(word)
+        done += length
+    return values

@@ -1,0 +1,150 @@
+"""What mask files hold: values or colours, in the pixels or in the alpha channel."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ddep_hub.data.image_io import BadFileError, load_upright
+from ddep_hub.data.masks import decode_mask
+
+from .pictures import read_picture
+
+
+IGNORED = 255
+_BLACK: set[Any] = {0, (0, 0, 0)}
+_PACK = np.array([65536, 256, 1])
+
+
+class MaskReader:
+    """Reads the masks of a source in one way, which all of them together decide.
+
+    Args:
+        as_colors: Whether palettes, and colours that are all grey, are read as colours.
+    """
+
+    def __init__(self, *, as_colors: bool) -> None:
+        self.as_colors = as_colors
+        self.in_alpha = False
+
+    def found(self, masks: Sequence[tuple[Path, int | None]]) -> set[Any]:
+        """The values or colours of all masks, which have a page each, or none.
+
+        Raises:
+            ValueError: Some masks are in colour, others are not.
+        """
+        values = self._all(masks)
+        if values <= _BLACK:
+            # Nothing is drawn, unless in the alpha channel.
+            self.in_alpha = True
+            in_alpha = self._all(masks)
+            self.in_alpha = in_alpha == {0, IGNORED}
+            values = in_alpha if self.in_alpha else values
+        if len({isinstance(value, tuple) for value in values}) > 1 and not self.as_colors:
+            self.as_colors = True  # some are black, or grey, as far as they show
+            values = self._all(masks)
+        if len({isinstance(value, tuple) for value in values}) > 1:
+            raise ValueError("Some masks are in colour, others are not. Make them of one kind.")
+        return values
+
+    def ids(self, path: Path, page: int | None, mapping: Mapping[Any, int]) -> np.ndarray:
+        """Class ids (H, W) of a mask, from those of its values or colours."""
+        values = raw_values(path, page, as_colors=self.as_colors, in_alpha=self.in_alpha)
+        if values.ndim == 3:
+            values = values.astype(np.int64) @ _PACK
+            mapping = {(r << 16) + (g << 8) + b: index for (r, g, b), index in mapping.items()}
+        present, inverse = np.unique(values, return_inverse=True)
+        table = np.array([mapping[int(value)] for value in present], np.int32)
+        ids = table[inverse.reshape(values.shape)]
+        return ids.astype(np.uint8) if ids.max(initial=0) < 256 else ids
+
+    def _all(self, masks: Sequence[tuple[Path, int | None]]) -> set[Any]:
+        found: set[Any] = set()
+        for path, page in masks:
+            values = raw_values(path, page, as_colors=self.as_colors, in_alpha=self.in_alpha)
+            if values.ndim == 3:
+                packed = np.unique(values.astype(np.int64) @ _PACK)
+                found |= {(int(v) >> 16, int(v) >> 8 & 255, int(v) & 255) for v in packed}
+            else:
+                found |= {int(value) for value in np.unique(values)}
+        return found
+
+
+def drawn(path: Path, page: int | None) -> np.ndarray:
+    """Where a mask of one object is not black, or its alpha channel shows it: bool (H, W)."""
+    values = raw_values(path, page, as_colors=True)
+    if not values.any():
+        alpha = raw_values(path, page, as_colors=True, in_alpha=True)
+        values = values if alpha.all() else alpha
+    return np.asarray(values.any(axis=-1) if values.ndim == 3 else values != 0)
+
+
+def raw_values(path: Path, page: int | None, *, as_colors: bool, in_alpha: bool = False) -> np.ndarray:
+    """The values (H, W) or colours (H, W, 3) of a mask.
+
+    Args:
+        path: The file.
+        page: Page of a TIFF.
+        as_colors: Read a palette, and colours that are all grey, as colours.
+        in_alpha: Read the alpha channel, as 0 and 255; 0 where there is none.
+
+    Raises:
+        BadFileError: The values cannot be told; names the file.
+    """
+    if page is not None:
+        picture = read_picture(path, page)
+    else:
+        picture, file_format, _ = load_upright(path, "mask")
+        if file_format == "JPEG":
+            values = _black_and_white(picture, path)
+            return np.zeros_like(values) if in_alpha else values
+    if isinstance(picture, Image.Image) and picture.mode in ("LA", "PA", "RGBA"):
+        alpha = np.asarray(picture.getchannel("A")).astype(np.int64)
+        if in_alpha:
+            return np.where(2 * alpha > alpha.max(), IGNORED, 0)
+        pixels = np.array(picture.convert("L" if picture.mode == "LA" else "RGB"))
+        if not alpha.any() and np.ptp(pixels, axis=(0, 1)).any():
+            raise BadFileError(
+                f"{path} is transparent everywhere, but has colours; save it without transparency", path
+            )
+        pixels[alpha == 0] = 0  # erased: the colour that is still there is not seen
+    elif isinstance(picture, Image.Image) and (picture.mode == "RGB" or (picture.mode == "P" and as_colors)):
+        pixels = np.asarray(picture.convert("RGB"))
+    elif page is not None:
+        pixels = np.asarray(picture)
+        if pixels.ndim != 2 or (pixels.dtype.kind == "f" and (pixels != np.rint(pixels)).any()):
+            raise BadFileError(f"{path}, page {page}, is no mask: save one whole number for each pixel", path)
+    else:
+        # As everywhere: bilevel, 2 and 4 bits, palettes.
+        pixels = decode_mask(path, num_classes=2**31 - 1, ignore_index=-1)
+    if in_alpha:
+        return np.zeros(pixels.shape[:2], np.int64)
+    if pixels.ndim == 3:
+        equal = (pixels == pixels[..., :1]).all()
+        return pixels[..., 0] if equal and not as_colors else pixels
+    return pixels.astype(np.int64)
+
+
+def _black_and_white(image: Image.Image, path: Path) -> np.ndarray:
+    """A mask of black and white that was saved as JPEG, without what the compression added."""
+    values = np.asarray(image.convert("L"))
+    # A black or a white area may come back as another value near it, by the step of the compression.
+    step = getattr(image, "quantization", {}).get(0, [1])[0]
+    black = max(0.0, np.ceil(128 - round(1024 / step) * step / 8))
+    white = min(255.0, np.floor(128 + round(1016 / step) * step / 8))
+    rows, columns = (length // 8 for length in values.shape)
+    blocks = values[: 8 * rows, : 8 * columns].reshape(rows, 8, columns, 8)
+    low, high = blocks.min(axis=(1, 3)), blocks.max(axis=(1, 3))
+    # Edges have values between, but areas do not. Without any white, values above black may be class ids.
+    areas = (low == high) & (low > black) & (low < white)
+    between = (values > 48) & (values < 207)
+    ids = values.max() <= 127 and values.max() > black
+    if ids or areas.sum() > 0.01 * areas.size or between.mean() > 0.02:
+        raise BadFileError(
+            f"{path} is a JPEG, whose compression changes values, and not of black and white alone; save the mask as "
+            "PNG",
+            str(path),
+        )
+    return np.where(values > 127, 255, 0)

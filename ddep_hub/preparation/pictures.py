@@ -1,0 +1,178 @@
+"""Images with the depth and the channels of their files: read, cut, written, shown."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ddep_hub.data.image_io import BadFileError, is_array, load_upright, opened_image
+from ddep_hub.image_conversion import TIFF_EXTENSIONS, ChannelImage, to_rgb, upright
+
+
+# An array is (H, W), (H, W, channels) or (channels, H, W).
+Picture = Image.Image | np.ndarray
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+
+
+def read_picture(path: Path, page: int | None = None) -> Picture:
+    """An upright image as its file holds it; an array if it is one, or a TIFF that Pillow would read in part.
+
+    Args:
+        path: The file.
+        page: Page of a TIFF; by default all, which are channels.
+
+    Raises:
+        BadFileError: It is damaged, no image, or needs `tifffile`.
+    """
+    if is_array(path):
+        try:
+            values = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise BadFileError(f"{path} is damaged or no array ({error}); replace or remove it", path) from error
+        return _checked(values, path)
+    if not is_tiff(path):
+        image = load_upright(path, "image")[0]
+        return _sixteen_bits(image) if image.mode.startswith("I") else image
+    try:
+        with opened_image(path) as opened:
+            count = getattr(opened, "n_frames", 1)
+            if page is not None:
+                opened.seek(page)
+            tags, bands = getattr(opened, "tag_v2", {}), len(opened.getbands())
+            # Of colours Pillow keeps 8 bits, and leaves out channels that it does not know.
+            whole = tags.get(277, bands) == bands and (max(tags.get(258, (1,))) <= 8 or opened.mode[0] in "IF")
+            if whole and (page is not None or count == 1):
+                image = upright(opened).copy()
+                return _sixteen_bits(image) if image.mode.startswith("I;16") else image
+    except BadFileError:
+        if not _has_tifffile():
+            raise
+    if not _has_tifffile():
+        raise BadFileError(
+            f'{path} has several pages or 16-bit colours; pip install "ddep-hub[tiff]" to read it', path
+        )
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            values = (tiff.series[0] if page is None else tiff.pages[page]).asarray()
+    except (OSError, ValueError, IndexError, tifffile.TiffFileError) as error:
+        raise BadFileError(f"{path} is damaged or no image ({error}); replace or remove it", path) from error
+    if values.ndim > 2:
+        values = values.reshape([length for length in values.shape if length > 1])
+    values = _checked(values, path)
+    in_png = values.dtype == np.uint8 and (values.ndim == 2 or values.shape[-1] == 3)
+    return Image.fromarray(values) if in_png or (values.dtype == np.uint16 and values.ndim == 2) else values
+
+
+def num_pages(path: Path) -> int:
+    """How many pages a TIFF has; 1 for other files."""
+    if not is_tiff(path):
+        return 1
+    try:
+        with opened_image(path) as image:
+            return int(getattr(image, "n_frames", 1))
+    except BadFileError:
+        if not _has_tifffile():
+            raise
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            return len(tiff.pages)
+    except (OSError, ValueError, tifffile.TiffFileError) as error:
+        raise BadFileError(f"{path} is damaged or no image ({error}); replace or remove it", path) from error
+
+
+def sides(picture: Picture, expected: tuple[int, ...] | None) -> tuple[int, int]:
+    """Height and width; `expected`, such as those of the mask, decides which axis of an array holds the channels."""
+    if isinstance(picture, Image.Image):
+        return picture.height, picture.width
+    behind, before = picture.shape[:2], picture.shape[-2:]
+    if expected in (behind, before):
+        height, width = expected
+    else:
+        height, width = before if picture.shape[0] < picture.shape[-1] else behind
+    return int(height), int(width)
+
+
+def cut(picture: Picture, size: tuple[int, ...], top: int, left: int, height: int, width: int) -> Picture:
+    """A part of a picture of this height and width."""
+    if isinstance(picture, Image.Image):
+        return picture.crop((left, top, left + width, top + height))
+    rows, columns = slice(top, top + height), slice(left, left + width)
+    return picture[rows, columns] if picture.shape[:2] == size else picture[..., rows, columns]
+
+
+def write_picture(target: Path, picture: Picture, size: tuple[int, ...], *, as_array: bool) -> Path:
+    """Writes a picture with its depth and channels: as PNG if that holds them, else as TIFF.
+
+    Args:
+        target: Path without suffix.
+        picture: The picture.
+        size: Its height and width.
+        as_array: Write an array as .npy.
+
+    Returns:
+        The file.
+    """
+    if isinstance(picture, Image.Image):
+        path = target.with_name(target.name + (".png" if picture.mode in _PNG_MODES else ".tif"))
+        picture.save(path)
+        return path
+    if as_array:
+        path = target.with_name(f"{target.name}.npy")
+        np.save(path, picture)
+        return path
+    import tifffile
+
+    path = target.with_name(f"{target.name}.tif")
+    behind = picture.ndim == 3 and picture.shape[:2] == size
+    config = None if picture.ndim == 2 else "contig" if behind else "separate"
+    kind = "rgb" if behind and picture.shape[-1] in (3, 4) else "minisblack"
+    extra = ["unspecified"] if kind == "rgb" and picture.shape[-1] == 4 else None  # a channel, no transparency
+    tifffile.imwrite(
+        path, np.ascontiguousarray(picture), photometric=kind, planarconfig=config, extrasamples=extra, metadata=None
+    )
+    return path
+
+
+def shown(path: Path, size: tuple[int, ...]) -> Image.Image:
+    """A picture of a file, in RGB; values without a range of their own are stretched."""
+    picture = read_picture(path)
+    if isinstance(picture, Image.Image):
+        try:
+            return to_rgb(picture, str(path))
+        except ValueError:  # floats of any range
+            picture = np.asarray(picture)
+    values = np.nan_to_num(picture.astype(np.float32), posinf=0, neginf=0)
+    if values.ndim == 2:
+        values = values[None]
+    elif values.shape[:2] == size:
+        values = np.moveaxis(values, -1, 0)
+    return ChannelImage(values).to_rgb()
+
+
+def _checked(values: np.ndarray, path: Path) -> np.ndarray:
+    if values.ndim not in (2, 3) or values.dtype.kind not in "buif":
+        raise BadFileError(
+            f"{path} holds {values.dtype} values of shape {values.shape}; save an array of height, width and channels",
+            path,
+        )
+    return values
+
+
+def _sixteen_bits(image: Image.Image) -> Image.Image:
+    """One mode for all that have 16 bits: releases of Pillow, and orders of bytes, have others."""
+    values = np.asarray(image)
+    return Image.fromarray(values.astype(np.uint16)) if values.min() >= 0 and values.max() <= 65535 else image
+
+
+def is_tiff(path: Path) -> bool:
+    """Whether a file is a TIFF by its name."""
+    return path.name.lower().endswith(TIFF_EXTENSIONS)
+
+
+def _has_tifffile() -> bool:
+    return importlib.util.find_spec("tifffile") is not None

@@ -1,0 +1,227 @@
+"""`ddep-hub prepare`, files of masks and images: values as they were meant, images with all that they hold."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_preparation import HEIGHT, NAMES, TRUTH, WIDTH, check, masks_of, put_images
+
+import ddep_hub
+from ddep_hub.data.image_io import decode_channels
+
+
+SHAPE = (TRUTH > 0).astype(np.uint8)
+BLOCKS = np.kron(np.tile([[0, 1], [1, 2]], (2, 2)), np.ones((16, 16), int)).astype(np.uint8)
+
+
+def put_masks(root, masks, size=(WIDTH, HEIGHT), suffix=".png", **options):
+    put_images(root / "images", masks, size=size)
+    (root / "masks").mkdir(exist_ok=True)
+    for name, mask in masks.items():
+        image = mask if isinstance(mask, Image.Image) else Image.fromarray(mask)
+        image.save(root / "masks" / f"{name}{suffix}", **options)
+    return root
+
+
+# --- JPEG
+
+
+@pytest.mark.parametrize("quality", [60, 75, 95])
+@pytest.mark.parametrize("values", [[0, 2, 2], [0, 1, 255], [0, 1, 2]])
+def test_class_ids_in_jpegs_are_refused(tmp_path, values, quality):
+    masks = dict.fromkeys("ab", np.array(values, np.uint8)[BLOCKS])
+    put_masks(tmp_path / "source", masks, (64, 64), ".jpg", quality=quality)
+    with pytest.raises(ValueError, match=r"a\.jpg is a JPEG, whose .* black and white alone; save the mask as PNG"):
+        ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+
+
+@pytest.mark.parametrize("quality", [25, 40, 60, 70, 75, 90])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_black_and_white_jpegs_without_an_object(tmp_path, mode, quality):
+    """At some qualities black comes back as 1 or 2."""
+    drawn = np.array([0, 255, 255], np.uint8)[BLOCKS]
+    masks = {"a": drawn, "b": drawn, "none": 0 * drawn, "all": 0 * drawn + 255}
+    masks = {name: Image.fromarray(mask).convert(mode) for name, mask in masks.items()}
+    put_masks(tmp_path / "source", masks, (64, 64), ".jpg", quality=quality)
+    ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    found = masks_of(tmp_path / "output")
+    assert np.array_equal(found["a"], BLOCKS > 0) and not found["none"].any() and found["all"].all()
+
+
+# --- Transparency
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+@pytest.mark.parametrize("color", [0, 255])
+@pytest.mark.parametrize("alpha", [255, 128])
+def test_shapes_in_the_alpha_channel(tmp_path, mode, color, alpha):
+    bands = [Image.new("L", (WIDTH, HEIGHT), color)] * (len(mode) - 1)
+    mask = Image.merge(mode, [*bands, Image.fromarray(alpha * SHAPE)])
+    empty = Image.merge(mode, [*bands, Image.new("L", (WIDTH, HEIGHT), 0)])
+    put_masks(tmp_path / "source", {"a": mask, "b": mask, "none": empty})
+    ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    found = masks_of(tmp_path / "output")
+    assert np.array_equal(found["a"], SHAPE) and np.array_equal(found["b"], SHAPE) and not found["none"].any()
+
+
+def test_what_was_erased_is_background(tmp_path):
+    """Red, half of it erased to transparent red; one image has nothing, another is all erased."""
+    pixels = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
+    pixels[..., 0] = 255
+    pixels[..., 3] = 255 * SHAPE
+    masks = {"a": pixels, "b": pixels, "none": 0 * pixels, "erased": pixels * np.array([1, 1, 1, 0], np.uint8)}
+    put_masks(tmp_path / "source", masks)
+    text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    assert "(0, 0, 0), (255, 0, 0)" in text
+    found = masks_of(tmp_path / "output")
+    assert np.array_equal(found["a"], SHAPE) and not found["none"].any() and not found["erased"].any()
+
+
+def test_colours_under_full_transparency_are_an_error(tmp_path):
+    pixels = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
+    pixels[..., 0] = 255 * SHAPE
+    put_masks(tmp_path / "source", {"a": pixels, "b": pixels})
+    with pytest.raises(ValueError, match=r"a\.png is transparent everywhere, but has colours"):
+        ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+
+
+def test_opaque_masks_without_an_object_stay_empty(tmp_path):
+    pixels = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
+    pixels[..., 3] = 255
+    put_masks(tmp_path / "source", {"a": pixels, "b": pixels})
+    ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    assert not any(mask.any() for mask in masks_of(tmp_path / "output").values())
+
+
+def test_masks_of_255_alone_are_an_error(tmp_path):
+    put_masks(tmp_path / "source", dict.fromkeys("ab", np.full((HEIGHT, WIDTH), 255, np.uint8)))
+    with pytest.raises(ValueError, match="All masks hold 255 alone"):
+        ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+
+
+# --- A mask for each object
+
+
+def put_objects(root, suffix=".png"):
+    for name in NAMES:
+        put_images(root / name / "images", [name])
+        (root / name / "masks").mkdir()
+        for value in (1, 2):
+            mask = Image.fromarray(255 * (value == TRUTH).astype(np.uint8))
+            mask.save(root / name / "masks" / f"{value}{suffix}")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".JPG"])
+def test_files_beside_the_masks_of_objects(tmp_path, suffix):
+    put_objects(tmp_path / "objects", suffix)
+    for name in NAMES:
+        for file in (".DS_Store", "Thumbs.db", "._0.png"):
+            (tmp_path / "objects" / name / "images" / file).write_bytes(b"x")
+            (tmp_path / "objects" / name / "masks" / file).write_bytes(b"x")
+    if suffix != ".JPG":
+        check(tmp_path / "objects", tmp_path, SHAPE, labels=["background", "object"])
+        return
+    ddep_hub.prepare(tmp_path / "objects", tmp_path / "output")
+    assert all((mask != SHAPE).mean() < 0.02 for mask in masks_of(tmp_path / "output").values())
+
+
+def test_object_folders_with_other_contents(tmp_path):
+    put_objects(tmp_path / "objects")
+    folder = tmp_path / "objects" / NAMES[0]
+    (folder / "images" / f"{NAMES[0]}.png").unlink()
+    text = ddep_hub.prepare(tmp_path / "objects", tmp_path / "output")
+    assert f"1 folders have masks but no image, such as {NAMES[0]}: left out" in text
+    assert len(masks_of(tmp_path / "output")) == len(NAMES) - 1
+    put_images(folder / "images", ["x", "y"])
+    with pytest.raises(ValueError, match=r"images holds 2 images, x\.png among them\. Keep one"):
+        ddep_hub.prepare(tmp_path / "objects", tmp_path / "other")
+    (folder / "images" / "x.png").unlink()
+    for path in (folder / "masks").iterdir():
+        path.unlink()
+    np.save(folder / "masks" / "1.npy", TRUTH)
+    with pytest.raises(ValueError, match=r"masks holds 1\.npy: save the masks as PNG"):
+        ddep_hub.prepare(tmp_path / "objects", tmp_path / "other")
+
+
+# --- Images of other depths and channels
+
+
+def pictures(kind):
+    """Random images, the suffix of their files, how to save one, and the channels of it."""
+    rng = np.random.default_rng(0)
+    shape, kind_of, suffix = {
+        "grey 16": ((64, 48), np.uint16, ".png"),
+        "grey 8": ((64, 48), np.uint8, ".png"),
+        "RGB 8": ((64, 48, 3), np.uint8, ".png"),
+        "RGBA": ((64, 48, 4), np.uint8, ".png"),
+        "grey 16 TIFF": ((64, 48), np.uint16, ".tif"),
+        "float": ((64, 48), np.float32, ".tif"),
+        "RGB 16": ((64, 48, 3), np.uint16, ".tif"),
+        "infrared": ((64, 48, 4), np.uint8, ".tif"),
+        "five channels": ((64, 48, 5), np.uint8, ".tif"),
+        "pages": ((4, 64, 48), np.uint16, ".tif"),
+        "grey array": ((64, 48), np.uint8, ".npy"),
+        "array": ((5, 64, 48), np.float32, ".npy"),
+    }[kind]
+    values = [rng.random(shape) * (1 if kind_of == np.float32 else np.iinfo(kind_of).max) for _ in range(3)]
+    return [value.astype(kind_of) for value in values], suffix
+
+
+KINDS = "grey 16,grey 8,RGB 8,RGBA,grey 16 TIFF,float,RGB 16,infrared,five channels,pages,grey array,array".split(",")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tile", [None, 32])
+def test_depth_and_channels_are_kept(tmp_path, kind, tile):
+    values, suffix = pictures(kind)
+    root = tmp_path / "source"
+    put_masks(root, {f"p{n}": np.full((64, 48), n, np.uint8) for n in range(3)}, (48, 64))
+    for number, value in enumerate(values):
+        path = root / "images" / f"p{number}{suffix}"
+        (root / "images" / f"p{number}.png").unlink()
+        if suffix == ".npy":
+            np.save(path, value)
+        elif suffix == ".png" or value.dtype == np.float32:
+            Image.fromarray(value).save(path)
+        else:
+            tifffile = pytest.importorskip("tifffile", reason="extra `tiff` is not installed")
+            color = "rgb" if kind in ("RGB 16", "infrared") else "minisblack"
+            extra = ["unspecified"] if kind == "infrared" else None
+            config = "contig" if kind == "five channels" else None
+            tifffile.imwrite(path, value, photometric=color, planarconfig=config, extrasamples=extra)
+    text = ddep_hub.prepare(root, tmp_path / "output", tile=tile)
+    assert ("3 images have several pages for a mask of one" in text) == (kind == "pages")
+    files = sorted(path for path in (tmp_path / "output" / "images").rglob("*") if path.is_file())
+    assert len(files) == (12 if tile else 3)
+    for file in files:
+        number, top, left = map(int, f"{file.stem[1:]}_0_0".split("_")[:3])
+        whole = values[number]
+        channels = 1 if whole.ndim == 2 else min(whole.shape)
+        other = decode_channels(root / "images" / f"p{number}{suffix}", channels).pixels
+        expected = other[:, top : top + 32, left : left + 32] if tile else other
+        assert np.array_equal(decode_channels(file, channels).pixels, expected)
+        assert (file.suffix == ".png") == (suffix == ".png" or (kind == "grey 16 TIFF" and tile is not None))
+
+
+def test_stacks_of_floats(tmp_path):
+    root = tmp_path / "stacks"
+    root.mkdir()
+    pages = [Image.fromarray(np.full((HEIGHT, WIDTH), n / 8, np.float32)) for n in range(5)]
+    masks = [Image.fromarray(np.roll(TRUTH, n)) for n in range(5)]
+    pages[0].save(root / "volume.tif", save_all=True, append_images=pages[1:])
+    masks[0].save(root / "labels.tif", save_all=True, append_images=masks[1:])
+    ddep_hub.prepare(root, tmp_path / "output")
+    files = sorted((tmp_path / "output" / "images").rglob("*.tif"))
+    assert [float(np.asarray(Image.open(file))[0, 0]) for file in sorted(files, key=lambda p: p.name)] == [
+        n / 8 for n in range(5)
+    ]
+    broken = [Image.fromarray(np.full((HEIGHT, WIDTH), 0.5, np.float32))] * 5
+    broken[0].save(root / "labels.tif", save_all=True, append_images=broken[1:])
+    with pytest.raises(ValueError, match=r"labels\.tif, page 0, is no mask: save one whole number"):
+        ddep_hub.prepare(root, tmp_path / "other")
+
+
+def test_names_that_begin_alike(tmp_path):
+    names = ["img", "img.1", "img.1.x", "img_2", "a"]
+    put_masks(tmp_path / "source", dict.fromkeys(names, TRUTH))
+    ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    assert sorted(masks_of(tmp_path / "output")) == sorted(names)

@@ -1,0 +1,278 @@
+"""`ddep-hub prepare`, exports of tools: objects with an area are drawn where they lie, none is lost in silence."""
+
+import json
+
+import numpy as np
+import pytest
+from test_preparation import HEIGHT, LARGE, SMALL, TRUTH, WIDTH, coco, corners, masks_of, put_images
+
+import ddep_hub
+
+
+pytest.importorskip("pycocotools", reason="extra `prepare` is not installed")
+
+
+def flat(box):
+    return [value for corner in corners(box) for value in corner]
+
+
+def box_mask(box):
+    x0, y0, x1, y1 = box
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[y0:y1, x0:x1] = 1
+    return mask
+
+
+def labelme(path, shapes, image, **options):
+    content = {"shapes": shapes, "imagePath": image, "imageWidth": WIDTH, "imageHeight": HEIGHT}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, ensure_ascii=False), **options)
+
+
+def polygon(label="large", box=LARGE):
+    return {"label": label, "shape_type": "polygon", "points": corners(box)}
+
+
+# --- LabelMe
+
+
+@pytest.mark.parametrize("kind", ["rectangle", "rotation"])
+def test_shapes_of_four_corners(tmp_path, kind):
+    put_images(tmp_path / "source", "ab")
+    lines = [{"label": "small", "shape_type": kind, "points": [[0, 0], [9, 9]]} for kind in ("linestrip", "line")]
+    for name in "ab":
+        shapes = [{"label": "large", "shape_type": kind, "points": corners(LARGE)}, *lines]
+        labelme(tmp_path / "source" / f"{name}.json", shapes, f"{name}.png")
+    text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    assert "4 objects have no area that can be read (2 line, 2 linestrip): left out" in text
+    for mask in masks_of(tmp_path / "output").values():
+        assert np.array_equal(mask, box_mask(LARGE))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_json_with_a_byte_order_mark_at_any_depth(tmp_path, encoding):
+    deep = tmp_path / "source" / "1" / "2" / "3"
+    put_images(deep, "ab")
+    for name in "ab":
+        labelme(deep / f"{name}.json", [polygon("größe")], f"{name}.png", encoding=encoding)
+    assert "2 images, 2 classes" in ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    for mask in masks_of(tmp_path / "output").values():
+        assert np.array_equal(mask, box_mask(LARGE))
+
+
+def test_json_that_cannot_be_decoded_is_named(tmp_path):
+    put_images(tmp_path / "source", "abc")
+    for name in "ab":
+        labelme(tmp_path / "source" / f"{name}.json", [polygon()], f"{name}.png")
+    labelme(tmp_path / "source" / "c.json", [polygon("größe")], "c.png", encoding="latin-1")
+    text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    assert "1 json files cannot be read" in text and "c.json is not UTF-8" in text and len(text.splitlines()) < 20
+    for name in "ab":
+        (tmp_path / "source" / f"{name}.json").unlink()
+    with pytest.raises((FileNotFoundError, ValueError), match=r"c\.json is not UTF-8"):
+        ddep_hub.prepare(tmp_path / "source", tmp_path / "other")
+
+
+def test_a_renamed_json_belongs_to_the_image_of_its_name(tmp_path):
+    put_images(tmp_path / "source", "abc")
+    labelme(tmp_path / "source" / "a.json", [polygon()], "a.png")
+    labelme(tmp_path / "source" / "b.json", [polygon("small", SMALL)], "a.png")
+    labelme(tmp_path / "source" / "c.json", [], "gone.png")
+    text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    assert "2 json files name an image of another name, b.json a.png, ...: their own was taken" in text
+    found = masks_of(tmp_path / "output")
+    assert np.array_equal(found["a"], box_mask(LARGE)) and np.array_equal(found["b"], 2 * box_mask(SMALL))
+    assert not found["c"].any()
+    (tmp_path / "source" / "b.png").unlink()
+    with pytest.raises(ValueError, match=r"a\.png is annotated by both .*a\.json and .*b\.json"):
+        ddep_hub.prepare(tmp_path / "source", tmp_path / "other")
+
+
+# --- CVAT
+
+
+def cvat(folder, items, names="ab", size=(WIDTH, HEIGHT)):
+    put_images(folder, names, size=size)
+    images = "".join(
+        f'<image id="0" name="{name}.png" width="{size[0]}" height="{size[1]}">{items}</image>' for name in names
+    )
+    labels = "<labels><label><name>x</name></label></labels>"
+    (folder / "annotations.xml").write_text(f"<annotations><meta>{labels}</meta>{images}</annotations>")
+
+
+@pytest.mark.parametrize("kind", ["box", "ellipse"])
+def test_rotation_of_cvat(tmp_path, kind):
+    """Clockwise about the centre: at 30 degrees the right end lies lower."""
+    if kind == "box":
+        item = '<box label="x" xtl="20" ytl="24" xbr="60" ybr="36" rotation="30" />'
+    else:
+        item = '<ellipse label="x" cx="40" cy="30" rx="20" ry="6" rotation="30" />'
+    cvat(tmp_path / "source", item, size=(80, 60))
+    ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    y, x = np.mgrid[:60, :80] + 0.5
+    cos, sin = np.cos(np.pi / 6), np.sin(np.pi / 6)
+    along, across = cos * (x - 40) + sin * (y - 30), -sin * (x - 40) + cos * (y - 30)
+    box = (abs(along) < 20) & (abs(across) < 6)
+    truth = box if kind == "box" else np.hypot(along / 20, across / 6) < 1
+    for mask in masks_of(tmp_path / "output").values():
+        assert (mask != truth).sum() <= 25
+
+
+def test_lines_of_cvat_are_counted(tmp_path):
+    items = '<polyline label="x" points="0,0;9,9" /><points label="x" points="3,3" /><tag label="x" />'
+    cvat(tmp_path / "source", f'{items}<box label="x" xtl="4" ytl="5" xbr="30" ybr="25" />')
+    text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    assert "4 objects have no area that can be read (2 points, 2 polyline): left out" in text
+    for mask in masks_of(tmp_path / "output").values():
+        assert np.array_equal(mask, box_mask(LARGE))
+
+
+def test_exports_of_several_tasks_are_an_error(tmp_path):
+    for task in ("one", "two"):
+        cvat(tmp_path / "source" / task, '<box label="x" xtl="4" ytl="5" xbr="30" ybr="25" />')
+    with pytest.raises(ValueError, match="are exports of two tasks"):
+        ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+
+
+# --- Label Studio
+
+
+def region(box, label=None, kind="polygon", **fields):
+    points = [[100 * x / WIDTH, 100 * y / HEIGHT] for x, y in corners(box)]
+    value = {"points": points} | ({f"{kind}": [label]} if label else {})
+    return {"original_width": WIDTH, "original_height": HEIGHT, "type": kind, "value": value, **fields}
+
+
+def studio(tmp_path, **annotations):
+    put_images(tmp_path / "source", annotations)
+    tasks = [{"data": {"image": f"{name}.png"}, "annotations": done} for name, done in annotations.items()]
+    (tmp_path / "source" / "export.json").write_text(json.dumps(tasks))
+    return ddep_hub.prepare(tmp_path / "source", tmp_path / "output"), masks_of(tmp_path / "output")
+
+
+def test_labels_apart_from_their_shapes(tmp_path):
+    results = [
+        region(LARGE, id="r1"),
+        region(LARGE, "large", "labels", id="r1"),
+        region(SMALL, id="r2"),
+        {**region(SMALL, id="r3"), "type": "keypointlabels"},
+    ]
+    text, found = studio(tmp_path, a=[{"result": results}], b=[{"result": results}])
+    assert "4 objects have no area that can be read (2 keypoint, 2 polygon without a label): left out" in text
+    for mask in found.values():
+        assert np.array_equal(mask, box_mask(LARGE))
+
+
+def test_tasks_that_nobody_finished(tmp_path):
+    drawn = {"result": [region(LARGE, "large", "polygonlabels")]}
+    smaller = {"result": [region(SMALL, "large", "polygonlabels")]}
+    choice = {"result": [{"type": "choices", "value": {"choices": ["good"]}}]}
+    text, found = studio(
+        tmp_path,
+        none=[],
+        cancelled=[{**drawn, "was_cancelled": True}],
+        background=[{"result": []}],
+        wiped=[drawn, choice, {"result": []}, {"result": [], "was_cancelled": True}],
+        several=[drawn, smaller, {**drawn, "was_cancelled": True}],
+    )
+    assert sorted(found) == ["background", "several", "wiped"], text
+    assert not found["background"].any()
+    assert np.array_equal(found["wiped"], box_mask(LARGE)) and np.array_equal(found["several"], box_mask(SMALL))
+    assert "2 tasks have no annotation, or only cancelled ones: left out" in text
+    assert "1 tasks have several annotations: the last one with a region was taken" in text
+    assert "1 tasks are annotated without a region: all background" in text
+
+
+# --- COCO
+
+
+def put_coco(tmp_path, **files):
+    put_images(tmp_path / "source" / "images", "ab")
+    (tmp_path / "source" / "annotations").mkdir()
+    for name, content in files.items():
+        (tmp_path / "source" / "annotations" / f"{name}.json").write_text(json.dumps(content))
+
+
+def test_ids_as_text_and_ids_of_no_image(tmp_path):
+    content = coco("ab")
+    for annotation in content["annotations"]:
+        annotation |= {"image_id": str(annotation["image_id"]), "category_id": str(annotation["category_id"])}
+    content["annotations"].append({"image_id": 77, "category_id": 9, "segmentation": [flat(LARGE)]})
+    put_coco(tmp_path, objects=content)
+    text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    assert "1 objects have an image_id that `images` does not list, such as 77 in objects.json: left out" in text
+    found = masks_of(tmp_path / "output")
+    assert len(found) == 2 and all(np.array_equal(mask, TRUTH) for mask in found.values())
+
+
+def test_the_folder_of_the_coco_archive(tmp_path):
+    people = coco("a")
+    people["categories"] = [{"id": 9, "name": "person"}]
+    people["annotations"] = [{"image_id": 0, "category_id": 9, "segmentation": [flat(SMALL)], "keypoints": [1, 1, 2]}]
+    captions = {"images": coco("a")["images"], "annotations": [{"image_id": 0, "id": 1, "caption": "a"}]}
+    files = {"instances_train2017": coco("a"), "instances_val2017": coco("b")}
+    files |= {"person_keypoints_train2017": people, "captions_train2017": captions}
+    put_coco(tmp_path, **files)
+    text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    assert "person_keypoints_train2017.json has objects of instances_train2017.json again: left out" in text
+    found = masks_of(tmp_path / "output")
+    assert sorted(found) == ["a", "b"] and all(np.array_equal(mask, TRUTH) for mask in found.values())
+
+
+def test_two_files_with_objects_of_an_image_are_an_error(tmp_path):
+    put_coco(tmp_path, one=coco("ab"), two=coco("ab"))
+    with pytest.raises(ValueError, match=r"one\.json and .*two\.json both have objects of .*a\.png"):
+        ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+
+
+def test_an_image_that_is_listed_twice_is_one_example(tmp_path):
+    content = coco("ab")
+    content["images"].append({**content["images"][0], "id": 5})
+    for annotation in content["annotations"]:
+        if annotation["image_id"] == 0 and annotation["category_id"] == 12:
+            annotation["image_id"] = 5
+    put_coco(tmp_path, objects=content)
+    text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    assert "1 images are listed more than once, such as a.png: taken once, with all objects" in text
+    found = masks_of(tmp_path / "output")
+    assert sorted(found) == ["a", "b"] and all(np.array_equal(mask, TRUTH) for mask in found.values())
+
+
+def test_two_images_of_one_id_are_an_error(tmp_path):
+    content = coco("ab")
+    content["images"][1]["id"] = 0
+    put_coco(tmp_path, objects=content)
+    with pytest.raises(ValueError, match=r"objects\.json: a\.png and b\.png both have the id 0"):
+        ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+
+
+def test_two_images_that_would_share_a_file_are_an_error(tmp_path):
+    content = coco("ab")
+    content["images"][0]["file_name"], content["images"][1]["file_name"] = "one/a.png", "two/a.png"
+    put_coco(tmp_path, objects=content)
+    with pytest.raises(ValueError, match=r"one/a\.png of .* and two/a\.png of .* both fit"):
+        ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+
+
+def test_images_that_differ_in_their_suffix_alone(tmp_path):
+    content = coco(["a", "a", "a_2"])
+    content["images"][1]["file_name"] = "a.jpg"
+    put_coco(tmp_path, objects=content)
+    put_images(tmp_path / "source" / "images", ["a_2"])
+    put_images(tmp_path / "source" / "images", "a", ".jpg")
+    ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    assert sorted(masks_of(tmp_path / "output")) == ["a", "a_2", "a_2_2"]
+
+
+@pytest.mark.parametrize("tile", [None, 20])
+def test_objects_on_images_of_five_channels(tmp_path, tile):
+    tifffile = pytest.importorskip("tifffile", reason="extra `tiff` is not installed")
+    put_coco(tmp_path, objects=coco("ab", ".tif"))
+    for name in "ab":
+        (tmp_path / "source" / "images" / f"{name}.png").unlink()
+        values = np.random.default_rng(0).integers(0, 65535, (5, HEIGHT, WIDTH), np.uint16)
+        tifffile.imwrite(tmp_path / "source" / "images" / f"{name}.tif", values, photometric="minisblack")
+    ddep_hub.prepare(tmp_path / "source", tmp_path / "output", tile=tile)
+    for name, mask in masks_of(tmp_path / "output").items():
+        top, left = map(int, f"{name}_0_0".split("_")[1:3])
+        assert np.array_equal(mask, TRUTH[top : top + (tile or 99), left : left + (tile or 99)])
