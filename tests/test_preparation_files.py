@@ -225,3 +225,30 @@ def test_names_that_begin_alike(tmp_path):
     put_masks(tmp_path / "source", dict.fromkeys(names, TRUTH))
     ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
     assert sorted(masks_of(tmp_path / "output")) == sorted(names)
+
+
+# --- Palettes
+
+
+@pytest.mark.parametrize("suffix", [".png", ".gif"])
+def test_palettes_that_a_program_has_numbered_are_read_by_colour(tmp_path, suffix):
+    """In another order in each file."""
+    colors = np.array([(0, 0, 0), (0, 255, 0), (255, 0, 0)], np.uint8)
+    truth = {name: ((BLOCKS + shift) % 3).astype(np.uint8) for shift, name in enumerate("abc")}
+    masks = {name: Image.fromarray(BLOCKS, "P") for name in truth}
+    for shift, mask in enumerate(masks.values()):
+        mask.putpalette(np.roll(colors, -shift, axis=0).ravel().tolist())
+    put_masks(tmp_path / "source", masks, (64, 64), suffix)
+    ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    found = masks_of(tmp_path / "output")
+    assert all(np.array_equal(found[name], truth[name]) for name in truth)
+
+
+def test_a_palette_that_stays_the_same_is_read_by_index(tmp_path):
+    masks = {}
+    for name in "ab":
+        masks[name] = Image.fromarray(BLOCKS, "P")
+        masks[name].putpalette([9, 9, 9, 5, 0, 0, 0, 0, 7])
+    put_masks(tmp_path / "source", masks, (64, 64))
+    ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    assert np.array_equal(masks_of(tmp_path / "output")["a"], BLOCKS)

@@ -35,6 +35,7 @@ class MaskReader:
         Raises:
             ValueError: Some masks are in colour, others are not.
         """
+        self.as_colors = self.as_colors or _palettes_differ([path for path, page in masks if page is None])
         values = self._all(masks)
         if values <= _BLACK:
             # Nothing is drawn, unless in the alpha channel.
@@ -70,6 +71,31 @@ class MaskReader:
             else:
                 found |= {int(value) for value in np.unique(values)}
         return found
+
+
+def _palettes_differ(paths: Sequence[Path]) -> bool:
+    """Whether an index means one colour in one mask and another in the next: a program has numbered the colours.
+
+    So has it in any GIF that is not grey, as GIFs hold the colours that occur and no others.
+    """
+    known: dict[int, tuple[int, ...]] = {}
+    for path in paths:
+        picture, file_format, _ = load_upright(path, "mask")
+        if picture.mode != "P":
+            continue
+        indices, places = np.unique(np.asarray(picture), return_index=True)
+        colors = np.asarray(picture.convert("RGB")).reshape(-1, 3)[places].tolist()
+        grey = all(red == green == blue for red, green, blue in colors)
+        if file_format == "GIF":
+            if not grey:
+                return True
+            continue
+        if any(
+            known.setdefault(index, tuple(color)) != tuple(color)
+            for index, color in zip(indices.tolist(), colors, strict=True)
+        ):
+            return True
+    return False
 
 
 def drawn(path: Path, page: int | None) -> np.ndarray:
