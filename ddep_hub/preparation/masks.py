@@ -234,8 +234,9 @@ def read_object_folders(root: Path, table: ClassTable | None) -> Source:
 def _union(image: Path, masks: Sequence[Path]) -> np.ndarray:
     union: np.ndarray | None = None
     for path in masks:
-        for page in range(num_pages(path)):
-            pixels = drawn(path, page if num_pages(path) > 1 else None)
+        count = num_pages(path)
+        for page in range(count):
+            pixels = drawn(path, page if count > 1 else None)
             union = pixels if union is None else union
             if pixels.shape != union.shape:
                 raise BadFileError(f"{path} has another size than other masks of its image {image}", str(path))
