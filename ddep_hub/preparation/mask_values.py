@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ddep_hub.data.image_io import BadFileError, load_upright
+from ddep_hub.data.image_io import BadFileError, load_upright, opened_image
 from ddep_hub.data.masks import decode_mask
 
 from .pictures import read_picture
@@ -79,6 +79,22 @@ def drawn(path: Path, page: int | None) -> np.ndarray:
         alpha = raw_values(path, page, as_colors=True, in_alpha=True)
         values = values if alpha.all() else alpha
     return np.asarray(values.any(axis=-1) if values.ndim == 3 else values != 0)
+
+
+def check_opaque(path: Path) -> None:
+    """Refuses a mask with colours in transparent pixels, where masks are read as fine-tuning reads them: as painted.
+
+    Raises:
+        BadFileError: It has some.
+    """
+    with opened_image(path, "mask") as image:
+        if image.mode == "RGBA":
+            pixels = np.asarray(image)
+            if (pixels[pixels[..., 3] == 0][:, :3] > 0).any():
+                raise BadFileError(
+                    f"{path} has colours in transparent pixels; give its classes.json as --classes to make them black",
+                    path,
+                )
 
 
 def raw_values(path: Path, page: int | None, *, as_colors: bool, in_alpha: bool = False) -> np.ndarray:
