@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ddep_hub.data.image_io import BadFileError, load_upright
+from ddep_hub.data.image_io import BadFileError, load_upright, opened_image
 from ddep_hub.data.masks import decode_mask
 
 from .pictures import read_picture
@@ -107,6 +107,22 @@ def drawn(path: Path, page: int | None) -> np.ndarray:
     return np.asarray(values.any(axis=-1) if values.ndim == 3 else values != 0)
 
 
+def check_opaque(path: Path) -> None:
+    """Refuses a mask with colours in transparent pixels, where masks are read as fine-tuning reads them: as painted.
+
+    Raises:
+        BadFileError: It has some.
+    """
+    with opened_image(path, "mask") as image:
+        if image.mode == "RGBA":
+            pixels = np.asarray(image)
+            if (pixels[pixels[..., 3] == 0][:, :3] > 0).any():
+                raise BadFileError(
+                    f"{path} has colours in transparent pixels; give its classes.json as --classes to make them black",
+                    path,
+                )
+
+
 def raw_values(path: Path, page: int | None, *, as_colors: bool, in_alpha: bool = False) -> np.ndarray:
     """The values (H, W) or colours (H, W, 3) of a mask.
 
@@ -163,11 +179,15 @@ def _black_and_white(image: Image.Image, path: Path) -> np.ndarray:
     rows, columns = (length // 8 for length in values.shape)
     blocks = values[: 8 * rows, : 8 * columns].reshape(rows, 8, columns, 8)
     low, high = blocks.min(axis=(1, 3)), blocks.max(axis=(1, 3))
-    # Edges have values between, but areas do not. Without any white, values above black may be class ids.
-    areas = (low == high) & (low > black) & (low < white)
+    # Edges have values between, but areas do not; four equal blocks are an area. Without any white, values above black
+    # may be class ids.
+    areas = np.where((low == high) & (low > black) & (low < white), low, 0)
+    corner = areas[1:, 1:]
+    equal = (corner == areas[:-1, 1:]) & (corner == areas[1:, :-1]) & (corner == areas[:-1, :-1])
+    has_areas = (equal & (corner > 0)).any() or np.count_nonzero(areas) > 0.02 * areas.size
     between = (values > 48) & (values < 207)
     ids = values.max() <= 127 and values.max() > black
-    if ids or areas.sum() > 0.01 * areas.size or between.mean() > 0.02:
+    if ids or has_areas or between.mean() > 0.02:
         raise BadFileError(
             f"{path} is a JPEG, whose compression changes values, and not of black and white alone; save the mask as "
             "PNG",

@@ -16,7 +16,7 @@ from ddep_hub.data.layouts import find_layout
 from ddep_hub.data.pairing import IMAGE_WORDS, MASK_WORDS, PAIRS, Pairs, pair_files, read_pairs
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
 
-from .mask_values import IGNORED, MaskReader, drawn
+from .mask_values import IGNORED, MaskReader, check_opaque, drawn
 from .pictures import num_pages, read_picture, sides
 from .source import Example, Source, files_below, name_of, object_classes
 
@@ -32,16 +32,20 @@ def read_folder(root: Path, table: ClassTable | None) -> Source:
     """A folder that `--data` reads, with its `classes.json`, or with the values or colours found in its masks."""
     layout = "folder" if find_places(root) else find_layout(root)
     known = root / "classes.json"
+    pairs: Mapping[str, Pairs] = {}
+    if layout == "folder":
+        listed = (root / PAIRS).is_file()
+        pairs = (
+            read_pairs(root).pairs
+            if listed
+            else {split: pair_files(place.images, place.masks) for split, place in find_places(root).items()}
+        )
     if table is None and (layout != "folder" or known.is_file()):
+        for mask in (mask for found in pairs.values() for mask in found.masks.values()):
+            check_opaque(mask)
         if known.is_file():
             table = read_class_table(known)
         return _read_known(root, table)
-    listed = (root / PAIRS).is_file()
-    pairs: Mapping[str, Pairs] = (
-        read_pairs(root).pairs
-        if listed
-        else {split: pair_files(place.images, place.masks) for split, place in find_places(root).items()}
-    )
     files = [
         (split if len(pairs) > 1 else None, sample_id, image, found.masks[sample_id])
         for split, found in pairs.items()
@@ -234,8 +238,9 @@ def read_object_folders(root: Path, table: ClassTable | None) -> Source:
 def _union(image: Path, masks: Sequence[Path]) -> np.ndarray:
     union: np.ndarray | None = None
     for path in masks:
-        for page in range(num_pages(path)):
-            pixels = drawn(path, page if num_pages(path) > 1 else None)
+        count = num_pages(path)
+        for page in range(count):
+            pixels = drawn(path, page if count > 1 else None)
             union = pixels if union is None else union
             if pixels.shape != union.shape:
                 raise BadFileError(f"{path} has another size than other masks of its image {image}", str(path))
