@@ -156,3 +156,5 @@ def test_wide_greyscale_of_pnm_is_scaled_by_its_depth():
     header = b"P5 3 1 65535\n"
     file = {"path": "a.pgm", "bytes": header + np.array([0, 255, 65535], dtype=">u2").tobytes()}
     assert np.asarray(decode_image(file))[0, :, 0].tolist() == [0, 1, 255]
+    file = {"path": "dark.pgm", "bytes": b"P5 2 1 65535\n" + np.array([0, 255], dtype=">u2").tobytes()}
+    assert np.asarray(decode_image(file))[0, :, 0].tolist() == [0, 1]
