@@ -75,7 +75,7 @@ def _read(
     if file_format == "JPEG":
         raise BadFileError(f"{path} is a JPEG, whose compression changes class ids; save the mask as PNG", path)
     if image.mode in ("RGB", "RGBA") and colors:
-        return mask_colors(image)
+        return mask_colors(image, path)
     if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
         raise BadFileError(
             f"{path} has colour mode {image.mode}, but masks hold class ids in a single channel; "
@@ -110,11 +110,17 @@ def _read(
     return values
 
 
-def mask_colors(image: Image.Image) -> np.ndarray:
-    """The colours of an RGB or RGBA mask, uint8 (H, W, 3); fully transparent pixels are black."""
+def mask_colors(image: Image.Image, path: str | Path) -> np.ndarray:
+    """The colours of an RGB or RGBA mask, uint8 (H, W, 3); fully transparent pixels are black.
+
+    Raises:
+        BadFileError: All pixels are transparent, but some have a colour.
+    """
     if image.mode != "RGBA":
         return np.asarray(image.convert("RGB"))
     pixels = np.array(image)
+    if not pixels[..., 3].any() and np.ptp(pixels[..., :3], axis=(0, 1)).any():
+        raise BadFileError(f"{path} is transparent everywhere, but has colours; save it without transparency", path)
     pixels[pixels[..., 3] == 0] = 0
     return pixels[..., :3]
 
@@ -180,7 +186,7 @@ def classes_to_save(paths: Sequence[Path], *, limit: int = 100) -> str:
     for path in chosen:
         image = load_upright(path, "mask")[0]
         if image.mode in ("RGB", "RGBA"):
-            found, numbers = np.unique(mask_colors(image).reshape(-1, 3), axis=0, return_counts=True)
+            found, numbers = np.unique(mask_colors(image, path).reshape(-1, 3), axis=0, return_counts=True)
             counts.update(dict(zip(map(tuple, found.tolist()), numbers.tolist(), strict=True)))
         else:
             found, numbers = np.unique(_read(path).astype(np.int64), return_counts=True)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ddep_hub.data.image_io import BadFileError, load_upright, opened_image
-from ddep_hub.data.masks import decode_mask
+from ddep_hub.data.image_io import BadFileError, load_upright
+from ddep_hub.data.masks import decode_mask, mask_colors
 
 from .pictures import read_picture
 
@@ -107,22 +107,6 @@ def drawn(path: Path, page: int | None) -> np.ndarray:
     return np.asarray(values.any(axis=-1) if values.ndim == 3 else values != 0)
 
 
-def check_opaque(path: Path) -> None:
-    """Refuses a mask with colours in transparent pixels, where masks are read as fine-tuning reads them: as painted.
-
-    Raises:
-        BadFileError: It has some.
-    """
-    with opened_image(path, "mask") as image:
-        if image.mode == "RGBA":
-            pixels = np.asarray(image)
-            if (pixels[pixels[..., 3] == 0][:, :3] > 0).any():
-                raise BadFileError(
-                    f"{path} has colours in transparent pixels; give its classes.json as --classes to make them black",
-                    path,
-                )
-
-
 def raw_values(path: Path, page: int | None, *, as_colors: bool, in_alpha: bool = False) -> np.ndarray:
     """The values (H, W) or colours (H, W, 3) of a mask.
 
@@ -146,12 +130,8 @@ def raw_values(path: Path, page: int | None, *, as_colors: bool, in_alpha: bool 
         alpha = np.asarray(picture.getchannel("A")).astype(np.int64)
         if in_alpha:
             return np.where(2 * alpha > alpha.max(), IGNORED, 0)
-        pixels = np.array(picture.convert("L" if picture.mode == "LA" else "RGB"))
-        if not alpha.any() and np.ptp(pixels, axis=(0, 1)).any():
-            raise BadFileError(
-                f"{path} is transparent everywhere, but has colours; save it without transparency", path
-            )
-        pixels[alpha == 0] = 0  # erased: the colour that is still there is not seen
+        pixels = mask_colors(picture.convert("RGBA"), path)
+        pixels = pixels[..., 0] if picture.mode == "LA" else pixels
     elif isinstance(picture, Image.Image) and (picture.mode == "RGB" or (picture.mode == "P" and as_colors)):
         pixels = np.asarray(picture.convert("RGB"))
     elif page is not None:

@@ -16,7 +16,7 @@ from ddep_hub.data.layouts import find_layout
 from ddep_hub.data.pairing import IMAGE_WORDS, MASK_WORDS, PAIRS, Pairs, pair_files, read_pairs
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
 
-from .mask_values import IGNORED, MaskReader, check_opaque, drawn
+from .mask_values import IGNORED, MaskReader, drawn
 from .pictures import num_pages, read_picture, sides
 from .source import Example, Source, files_below, name_of, object_classes
 
@@ -41,8 +41,6 @@ def read_folder(root: Path, table: ClassTable | None) -> Source:
             else {split: pair_files(place.images, place.masks) for split, place in find_places(root).items()}
         )
     if table is None and (layout != "folder" or known.is_file()):
-        for mask in (mask for found in pairs.values() for mask in found.masks.values()):
-            check_opaque(mask)
         if known.is_file():
             table = read_class_table(known)
         return _read_known(root, table)
