@@ -260,10 +260,12 @@ def test_palettes_that_a_program_has_numbered_are_read_by_colour(tmp_path, suffi
 
 
 def test_a_palette_that_stays_the_same_is_read_by_index(tmp_path):
+    """Also where it ends before the index of ignored pixels, or not."""
+    ids = np.where(BLOCKS == 2, 255, BLOCKS).astype(np.uint8)
     masks = {}
-    for name in "ab":
-        masks[name] = Image.fromarray(BLOCKS, "P")
-        masks[name].putpalette([9, 9, 9, 5, 0, 0, 0, 0, 7])
+    for name, rest in (("a", [3, 3, 3] * 18), ("b", [3, 3, 3] * 253)):
+        masks[name] = Image.fromarray(ids, "P")
+        masks[name].putpalette([9, 9, 9, 5, 0, 0, 0, 0, 7, *rest])
     put_masks(tmp_path / "source", masks, (64, 64))
     ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
-    assert np.array_equal(masks_of(tmp_path / "output")["a"], BLOCKS)
+    assert all(np.array_equal(mask, ids) for mask in masks_of(tmp_path / "output").values())

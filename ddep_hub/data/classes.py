@@ -40,7 +40,7 @@ class ClassTable:
         ignore_index: Mask value of unlabelled pixels; not one of the class ids.
         mask_values: For masks whose values are not the ids: the values of each class. Empty where they are.
         ignore_other_values: Whether values and colours that no class has are ignored; otherwise they are an error.
-        read_colors: Whether RGB masks hold `colors`.
+        read_colors: Whether masks in colour hold `colors`.
         single: Whether there is one class, and the first entry is its background; set by giving one name.
 
     Raises:
@@ -104,7 +104,7 @@ class ClassTable:
 
     @property
     def mask_colors(self) -> Mapping[Color, int] | None:
-        """Class id of every colour of an RGB mask, `None` where masks hold no colours."""
+        """Class id of every colour of a mask, `None` where masks hold no colours."""
         if not self.read_colors or len(set(self.colors)) < len(self.colors):
             return None
         known = {color: index for index, color in enumerate(self.colors)}
@@ -144,7 +144,7 @@ def read_class_table(path: str | Path) -> ClassTable:
 
     Where masks do not hold the ids, each class has `"mask_values"`, a value or a list of them; with
     `"other_values": "ignore"` beside `classes` all further values are ignored, otherwise they are an error. Where all
-    classes have a `color`, RGB masks are read by these, and `other_values` is about further colours.
+    classes have a `color`, masks in colour are read by these, and `other_values` is about further colours.
 
     A single class is told from background: masks hold 0 and 1, or 0 and its `mask_values`, or black and its colour.
 
@@ -290,8 +290,8 @@ def _check_keys(entry: Mapping[str, Any], known: Sequence[str], path: Path, wher
     for key in entry:
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
         close += ["ignore_index"] if key.startswith("ignore") and "ignore_index" in known else []
-        if close and key not in known:
-            raise ValueError(f"{path}: {where}{key} is no key; did you mean {close[0]}?")
+        if key not in known and close and close[0] not in entry:
+            raise ValueError(f"{path}: {where}{key} is not a known key; did you mean {close[0]}?")
 
 
 def class_colors(number: int) -> tuple[Color, ...]:

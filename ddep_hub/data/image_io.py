@@ -254,14 +254,18 @@ def opened_image(file: str | Path | Undecoded, what: str = "image") -> Iterator[
 
 
 def load_upright(file: str | Path | Undecoded, what: str) -> tuple[Image.Image, str | None, str | None]:
-    """The fully decoded and upright image, its file format, and how its pixels were packed in the file."""
+    """The fully decoded and upright image, its file format, and how its pixels were packed in the file.
+
+    Raises:
+        BadFileError: See [`opened_image`]; or it is a mask of several pages.
+    """
     with opened_image(file, what) as image:
         if what == "mask" and (pages := _pages(image)) > 1:
             name = file_name(file)
             raise BadFileError(f"{name} has {pages} pages; save each page as a mask of its own, or merge them", name)
         packing = image.tile[0].args if image.tile else None
         if isinstance(packing, tuple):
-            packing = f"L;{packing[1]}" if packing[0] == "L" and image.format == "PPM" else packing[0]
+            packing = f"max;{packing[1]}" if image.format == "PPM" and packing[0] in ("L", "I") else packing[0]
         image.load()
         return upright(image), image.format, packing
 

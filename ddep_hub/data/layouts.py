@@ -26,7 +26,7 @@ from .dataset_registry import get_dataset_info, list_datasets
 from .folders import Place, find_places, place_of, subfolders
 from .image_io import first_few, images_below
 from .masks import classes_to_save
-from .pairing import PAIRS, Pairs, pair_files, read_pairs
+from .pairing import PAIRS, Pairs, pair_files, read_pairs, without_extension
 
 
 logger = logging.getLogger(__name__)
@@ -243,9 +243,11 @@ def _folder_files(root: Path, split: str, options: FolderOptions) -> SplitFiles:
     table = Path(options.classes or root / "classes.json")
     if not table.exists() and not options.classes and pairs.masks:
         raise FileNotFoundError(f"{table} is missing. {classes_to_save(list(pairs.masks.values()))}")
-    # What a missing mask is called in messages; beside the images it must not be the image itself.
-    suffix = options.mask_suffix or ("_mask" if place.masks == place.images else "")
-    masks = {sample_id: place.masks / f"{sample_id}{suffix}.png" for sample_id in pairs.images} | pairs.masks
+    suffix = without_extension(options.mask_suffix or "")
+    masks = {sample_id: place.masks / f"{sample_id}{suffix}.png" for sample_id in pairs.images}
+    # What a missing mask is called in messages must not be the image itself.
+    masks |= {name: place.masks / f"{name}_mask.png" for name, image in pairs.images.items() if masks[name] == image}
+    masks |= pairs.masks
     return SplitFiles(place.images, place.masks, pairs.images, masks, read_class_table(table), None, groups)
 
 

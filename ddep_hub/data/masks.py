@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .classes import Color
 from .image_io import BadFileError, Undecoded, file_name, load_upright
+
+
+Colors = Mapping[Color, int]
 
 
 def decode_mask(
@@ -18,7 +22,7 @@ def decode_mask(
     num_classes: int,
     ignore_index: int,
     mapping: Mapping[int, int] | np.ndarray | None = None,
-    colors: Mapping[tuple[int, int, int], int] | None = None,
+    colors: Colors | None = None,
 ) -> np.ndarray:
     """Reads a mask of class ids: greyscale of any depth, bilevel, the indices of a palette, or colours of classes.
 
@@ -43,7 +47,7 @@ def decode_mask(
         BadFileError: It is damaged, holds colours instead of ids, has several pages, is a lossy JPEG, holds another
             id, or a value that is not in `mapping`.
     """
-    values = _read(path, mapping, colors)
+    values = _read(path, mapping, colors, ignore_index)
     path = file_name(path)
     if values.ndim == 3:
         return _ids_of_colors(values, colors or {}, path, num_classes, ignore_index)
@@ -67,7 +71,8 @@ def decode_mask(
 def _read(
     file: str | Path | Undecoded,
     mapping: Mapping[int, int] | np.ndarray | None = None,
-    colors: Mapping[tuple[int, int, int], int] | None = None,
+    colors: Colors | None = None,
+    ignore_index: int = 255,
 ) -> np.ndarray:
     """The values (H, W) of a mask; its colours (H, W, 3) where these are what it holds and `colors` is given."""
     image, file_format, packing = load_upright(file, "mask")
@@ -83,35 +88,69 @@ def _read(
             path,
         )
     values = np.array(image)
-    if image.mode == "P":
-        palette = np.zeros((256, 3), np.uint8)
+    if image.mode == "P" and (file_format == "GIF" or (colors and mapping is None)):
         known = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-        palette[: len(known)] = known
-        present = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
-        shown = {int(value): tuple(palette[value].tolist()) for value in present}
-        if mapping is None and colors and any(colors.get(color, value) != value for value, color in shown.items()):
-            return palette[values]
+        ids = _by_color(values, known, colors if mapping is None else None, ignore_index, path, file_format == "GIF")
+        if ids is not None:
+            return ids
         if file_format == "GIF":
-            if (palette[present] != palette[present, :1]).any():
+            shown = known[np.unique(values)]
+            if (shown != shown[:, :1]).any():
                 raise BadFileError(
                     f"{path} is a GIF, whose palette has no fixed order; save the mask as PNG, or give all classes of "
                     'classes.json the "color" that they have in the masks',
                     path,
                 )
-            values = palette[values, 0]
+            values = known[values, 0]
     # Pillow stretches greyscale of less than 8 bits to 0..255, which turns id 1 into 85 or 17.
-    if file_format == "PPM" and packing and packing.startswith("L;"):
-        values = np.rint(values * (int(packing[2:]) / 255)).astype(np.uint8)
+    # So it does with other depths of PGM, to 255 or 65535.
+    if isinstance(packing, str) and packing.startswith("max;"):
+        values = np.rint(values * (int(packing[4:]) / (65535 if image.mode.startswith("I") else 255))).astype(np.int32)
     else:
         values = values // {"L;2": 85, "L;4": 17}.get(packing or "", 1)
     if image.mode == "1" or (file_format == "GIF" and set(np.unique(values)) <= {0, 255}):
-        white = 255 if isinstance(mapping, Mapping) and 255 in mapping and 1 not in mapping else 1
+        known_values = mapping if isinstance(mapping, Mapping) else {}
+        is_class = known_values.get(255, ignore_index) != ignore_index
+        white = 255 if is_class and 1 not in known_values else 1
         values = (values != 0).astype(np.uint8) * np.uint8(white)
     return values
 
 
+def _by_color(
+    values: np.ndarray, palette: np.ndarray, colors: Colors | None, ignore_index: int, path: str, is_gif: bool
+) -> np.ndarray | None:
+    """What the colours of a palette mean, as ids (H, W); `None` if its indices, or grey levels, are the values.
+
+    Args:
+        values: Indices (H, W).
+        palette: The colours (n, 3); there may be indices beyond.
+        colors: Class id of each colour.
+        ignore_index: An index that keeps its meaning, whatever its colour.
+        path: The file.
+        is_gif: Whether the order of the palette means nothing.
+    """
+    if not colors:
+        return None
+    present = np.flatnonzero(np.bincount(values.ravel(), minlength=256)).tolist()
+    shown = {
+        index: tuple(palette[index].tolist())
+        for index in present
+        if index < len(palette) and (index != ignore_index or is_gif)
+    }
+    unknown = [index for index, color in shown.items() if color not in colors]
+    others = [index for index, color in shown.items() if colors.get(color, index) != index]
+    # One colour of another class may be chance, if the rest is of none.
+    if len(others) < 2 and (unknown or not (others or is_gif)):
+        return None
+    if unknown and not hasattr(colors, "__missing__"):
+        raise _unknown_color(path, shown[unknown[0]], float((values == unknown[0]).mean()), colors)
+    table = np.arange(256, dtype=np.int32)
+    table[list(shown)] = [colors[color] for color in shown.values()]
+    return table[values]
+
+
 def mask_colors(image: Image.Image, path: str | Path) -> np.ndarray:
-    """The colours of an RGB or RGBA mask, uint8 (H, W, 3); fully transparent pixels are black.
+    """The colours of a mask, uint8 (H, W, 3); fully transparent pixels are black.
 
     Raises:
         BadFileError: All pixels are transparent, but some have a colour.
@@ -129,23 +168,25 @@ def _id_type(num_classes: int, ignore_index: int) -> type[np.generic]:
     return np.uint8 if num_classes <= 256 and 0 <= ignore_index <= 255 else np.int32
 
 
-def _ids_of_colors(
-    pixels: np.ndarray, colors: Mapping[tuple[int, int, int], int], path: str, num_classes: int, ignore_index: int
-) -> np.ndarray:
-    """Class ids of an RGB mask, as `decode_mask` gives them."""
+def _unknown_color(path: str, color: Color, share: float, colors: Colors) -> BadFileError:
+    nearest = min(colors, key=lambda known: sum((a - b) ** 2 for a, b in zip(known, color, strict=True)))
+    return BadFileError(
+        f"{path} holds the colour {color} in {100 * share:.3g} % of its pixels, which no class of classes.json has; "
+        f"the nearest is {nearest} of class {colors[nearest]}. Save the mask without smoothing, add the colour to "
+        'classes.json, or set "other_values": "ignore" there',
+        path,
+    )
+
+
+def _ids_of_colors(pixels: np.ndarray, colors: Colors, path: str, num_classes: int, ignore_index: int) -> np.ndarray:
+    """Class ids of a mask in colour, as `decode_mask` gives them."""
     packed = pixels.astype(np.int32) @ np.array([65536, 256, 1], dtype=np.int32)
     present, inverse, counts = np.unique(packed, return_inverse=True, return_counts=True)
     ids = []
     for value, count in zip(present.tolist(), counts.tolist(), strict=True):
         color = (value >> 16, value >> 8 & 255, value & 255)
         if color not in colors and not hasattr(colors, "__missing__"):
-            nearest = min(colors, key=lambda known: sum((a - b) ** 2 for a, b in zip(known, color, strict=True)))
-            raise BadFileError(
-                f"{path} holds the colour {color} in {100 * count / packed.size:.3g} % of its pixels, which no class "
-                f"of classes.json has; the nearest is {nearest} of class {colors[nearest]}. Save the mask without "
-                'smoothing, add the colour to classes.json, or set "other_values": "ignore" there',
-                path,
-            )
+            raise _unknown_color(path, color, count / packed.size, colors)
         ids.append(colors[color])
     table = np.array(ids, dtype=_id_type(num_classes, ignore_index))
     return table[inverse.reshape(packed.shape)]

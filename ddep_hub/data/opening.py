@@ -8,8 +8,10 @@ from ddep_hub.utils.files import resolve_data
 
 from .arguments import LabelledDataArguments
 from .classes import read_class_table
+from .folders import find_places
 from .hub_loading import HUB_PREFIX, holds_dataset, parse_hub_name
 from .layouts import RECOGNISED, FolderOptions, find_layout
+from .pairing import PAIRS
 from .segmentation_datasets import HubSegmentation, SegmentationDataset, SegmentationFolder
 
 
@@ -62,10 +64,12 @@ def open_segmentation_dataset(
 def _is_folder(name: str, options: FolderOptions) -> bool:
     """Whether images and masks are recognised in a folder that holds parquet or arrow files too."""
     try:
-        find_layout(name, options)
+        layout = find_layout(name, options)
     except FileNotFoundError:
         return False
-    return True
+    if layout != "folder" or options.has_folders or (Path(name) / PAIRS).is_file():
+        return True
+    return any(place.masks.is_dir() for place in find_places(Path(name)).values())
 
 
 def open_split(

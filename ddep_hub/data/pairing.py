@@ -108,7 +108,7 @@ def divided_names(names: list[str], mask_suffix: str | None = None) -> tuple[lis
     """The same of the names of one folder's files."""
     stems = {name: os.path.splitext(name)[0] for name in names}
     if mask_suffix is not None:
-        ending = _without_extension(mask_suffix)
+        ending = without_extension(mask_suffix)
         masks = [name for name in names if stems[name].endswith(ending)]
     else:
         plain = set(stems.values())
@@ -159,7 +159,7 @@ def _match(images: Sequence[str], masks: Sequence[str], mask_suffix: str | None,
             break
         for image_affix in _image_affixes(images):
             cores = _cores(images, image_affix, folders=folders, exact=exact)
-            affixes = [("", _without_extension(mask_suffix))] if mask_suffix is not None else _affixes(cores, masks)
+            affixes = [("", without_extension(mask_suffix))] if mask_suffix is not None else _affixes(cores, masks)
             for affix in affixes:
                 of_masks = _cores(masks, affix, folders=folders, exact=exact)
                 pairs = {image: of_masks[core] for core, image in cores.items() if core in of_masks}
@@ -178,7 +178,7 @@ def _base(name: str) -> str:
     return name.rsplit("/", 1)[-1]
 
 
-def _without_extension(suffix: str) -> str:
+def without_extension(suffix: str) -> str:
     stem, extension = os.path.splitext(suffix)
     return stem if extension.lower() in MASK_EXTENSIONS else suffix
 

@@ -148,7 +148,6 @@ def read_split_file(path: str | Path, known: Collection[str] = ()) -> list[str]:
     """
     first_line: dict[str, int] = {}
     for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").split("\n"), start=1):
-        line = line.removesuffix("\r")
         sample_id = line
         if line not in known:
             if not line.strip() or line.lstrip().startswith("#"):

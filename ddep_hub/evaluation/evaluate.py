@@ -108,6 +108,7 @@ def run_evaluation(
     writer = MaskWriter((output or Path()) / "masks", classes, args.predictions, order)
     if args.predictions and output is not None:
         writer.check(dataset.sample_ids)
+        accelerator.wait_for_everyone()  # before the first mask is written
     # On its device, under the launcher's mixed precision; logits come out in float32.
     model = accelerator.prepare_model(model, evaluation_mode=True)
     transform, normalize = EvalTransform.from_processor(processor), Normalize.from_processor(processor)

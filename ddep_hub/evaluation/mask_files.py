@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ddep_hub.data.classes import ClassTable, colorize
@@ -46,7 +46,7 @@ class MaskWriter:
         self.folder, self.classes, self.kinds, self.channel_order = Path(folder), classes, kinds, channel_order
         unknown = [kind for kind in kinds if kind not in KINDS]
         if unknown:
-            raise ValueError(f"predictions: {unknown[0]!r} is not known; choose of {', '.join(KINDS)}.")
+            raise ValueError(f"predictions: {unknown[0]!r} is not known; choose from {', '.join(KINDS)}.")
         if "cityscapes" in kinds:
             names = get_dataset_info("cityscapes").classes.names
             if classes.names != names:
@@ -119,7 +119,7 @@ def is_prediction(path: Path) -> bool:
     try:
         with Image.open(path) as picture:
             return picture.info.get("Software") == _WRITTEN_BY
-    except (OSError, UnidentifiedImageError, ValueError):
+    except (OSError, ValueError, Image.DecompressionBombError):
         return False
 
 

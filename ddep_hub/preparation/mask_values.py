@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ddep_hub.data.image_io import BadFileError, load_upright
+from ddep_hub.data.image_io import BadFileError, load_upright, opened_image
 from ddep_hub.data.masks import decode_mask, mask_colors
 
 from .pictures import read_picture
@@ -80,19 +80,20 @@ def _palettes_differ(paths: Sequence[Path]) -> bool:
     """
     known: dict[int, tuple[int, ...]] = {}
     for path in paths:
-        picture, file_format, _ = load_upright(path, "mask")
-        if picture.mode != "P":
-            continue
-        indices, places = np.unique(np.asarray(picture), return_index=True)
-        colors = np.asarray(picture.convert("RGB")).reshape(-1, 3)[places].tolist()
-        grey = all(red == green == blue for red, green, blue in colors)
-        if file_format == "GIF":
-            if not grey:
+        with opened_image(path, "mask") as picture:
+            if picture.mode != "P":
+                continue
+            palette = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3).tolist()
+            counts = np.bincount(np.asarray(picture).ravel(), minlength=256)
+        # Ignored pixels may have an index beyond the colours.
+        indices = [index for index in np.flatnonzero(counts).tolist() if index < len(palette) and index != IGNORED]
+        colors = [palette[index] for index in indices]
+        if picture.format == "GIF":
+            if any(len(set(color)) > 1 for color in colors):
                 return True
             continue
         if any(
-            known.setdefault(index, tuple(color)) != tuple(color)
-            for index, color in zip(indices.tolist(), colors, strict=True)
+            known.setdefault(index, tuple(color)) != tuple(color) for index, color in zip(indices, colors, strict=True)
         ):
             return True
     return False

@@ -128,15 +128,15 @@ def test_a_background_without_a_colour_is_grey(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"classes": ["x"], "ignore": 0}, "ignore is no key; did you mean ignore_index"),
-        ({"classes": [{"id": 0, "name": "x", "mask_value": 3}]}, r"classes\[0\].mask_value is no key"),
-        ({"classes": [{"id": 0, "name": "x", "colour": [1, 2, 3]}]}, r"classes\[0\].colour is no key"),
+        ({"classes": ["x"], "ignore": 0}, "ignore is not a known key; did you mean ignore_index"),
+        ({"classes": [{"id": 0, "name": "x", "mask_value": 3}]}, r"classes\[0\].mask_value is not a known key"),
+        ({"classes": [{"id": 0, "name": "x", "colour": [1, 2, 3]}]}, r"classes\[0\].colour is not a known key"),
     ],
 )
 def test_misspelt_keys_are_refused(tmp_path, content, said):
     (tmp_path / "classes.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=said):
         read_class_table(tmp_path / "classes.json")
-    entry = {"id": 0, "name": "x", "supercategory": "thing"}
+    entry = {"id": 0, "name": "x", "supercategory": "thing", "uid": 7}
     (tmp_path / "classes.json").write_text(json.dumps({"classes": [entry], "description": "of another program"}))
     assert read_class_table(tmp_path / "classes.json").labels == ("x",)

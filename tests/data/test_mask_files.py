@@ -28,11 +28,38 @@ def test_a_palette_is_read_by_the_colours_of_the_classes(tmp_path):
         image.putpalette(palette)
         image.save(tmp_path / "b.png")
         assert np.array_equal(decode_mask(tmp_path / "b.png", num_classes=3, ignore_index=255, colors=COLORS), ids)
-    # One class has the colour of another, and a third a colour of none.
-    image.putpalette([0, 0, 0, 255, 0, 0, 5, 5, 5])
+    # Two classes have the colours of others, and a third a colour of none.
+    image.putpalette([0, 255, 0, 255, 0, 0, 5, 5, 5])
     image.save(tmp_path / "c.png")
     with pytest.raises(BadFileError, match=r"the colour \(5, 5, 5\)"):
         decode_mask(tmp_path / "c.png", num_classes=3, ignore_index=255, colors=COLORS)
+
+
+@pytest.mark.parametrize(
+    "palette",
+    [
+        [0, 0, 0, 0, 255, 0, 255, 0, 0] + [9] * 54,  # 21 colours: ends before 255
+        [0, 0, 0, 0, 255, 0, 255, 0, 0] + [0] * 759,
+        [0, 0, 0, 9, 9, 9, 255, 0, 0] + [0, 255, 0] * 253,
+        [value for index in range(256) for value in (index, index, index)],
+    ],
+)
+def test_ignored_pixels_of_a_palette_stay_ignored(tmp_path, palette):
+    ids = np.repeat([[0, 1, 2, 255]], 4, axis=0).astype(np.uint8)
+    image = Image.fromarray(ids, "P")
+    image.putpalette(palette)
+    image.save(tmp_path / "a.png")
+    found = decode_mask(tmp_path / "a.png", num_classes=3, ignore_index=255, colors=COLORS)
+    assert np.array_equal(found, ids)
+
+
+def test_a_gif_in_the_order_of_the_classes(tmp_path):
+    ids = np.repeat([[0, 1, 2]], 4, axis=0).astype(np.uint8)
+    image = Image.fromarray(ids, "P")
+    image.putpalette([value for color in COLORS for value in color])
+    image.save(tmp_path / "a.gif")
+    found = decode_mask(tmp_path / "a.gif", num_classes=3, ignore_index=255, colors=COLORS)
+    assert np.array_equal(found, ids)
 
 
 def test_the_grey_levels_of_a_gif_are_the_values(tmp_path):
@@ -53,6 +80,8 @@ def test_white_is_255_where_a_class_has_this_value(tmp_path):
         for mapping in ({0: 0, 255: 1}, {0: 0, 1: 1}, {0: 0, 1: 1, 255: 255}):
             found = decode_mask(tmp_path / name, num_classes=2, ignore_index=255, mapping=mapping)
             assert np.array_equal(found, shape)
+        with pytest.raises(BadFileError, match="the values 1, which are not among"):
+            decode_mask(tmp_path / name, num_classes=2, ignore_index=255, mapping={0: 0, 128: 1, 255: 255})
 
 
 def test_erased_pixels_are_black(tmp_path):
@@ -86,6 +115,21 @@ def test_values_of_a_pgm_are_not_stretched(largest, tmp_path):
     (tmp_path / "a.pgm").write_bytes(b"P5\n%d 1\n%d\n" % (largest + 1, largest) + bytes(range(largest + 1)))
     found = decode_mask(tmp_path / "a.pgm", num_classes=101, ignore_index=255)
     assert found.tolist() == [list(range(largest + 1))]
+
+
+def test_values_of_a_deep_pgm_are_not_stretched(tmp_path):
+    values = np.array([[0, 5, 20, 280, 1000]], ">u2")
+    (tmp_path / "a.pgm").write_bytes(b"P5\n5 1\n1000\n" + values.tobytes())
+    found = decode_mask(tmp_path / "a.pgm", num_classes=1001, ignore_index=-1)
+    assert found.tolist() == values.tolist()
+
+
+def test_missing_masks_are_named_as_the_others(tmp_path):
+    for name in ("a.jpg", "a.png", "b.jpg"):
+        Image.new("L", (8, 8), 1).save(tmp_path / name)
+    (tmp_path / "classes.json").write_text('["background", "cell"]')
+    with pytest.raises(FileNotFoundError, match=r"b\.png"):
+        SegmentationFolder(tmp_path, "train")
 
 
 def test_an_image_is_not_its_own_mask(tmp_path):

@@ -26,6 +26,19 @@ def test_a_folder(tmp_path):
         open_segmentation_dataset(tmp_path, "test")
 
 
+def test_a_data_set_beside_pictures_for_its_readme(tmp_path):
+    image, mask = render_scene(0, 0, (40, 48))
+    (tmp_path / "images").mkdir()
+    Image.fromarray(image).save(tmp_path / "images" / "teaser.png")
+    (tmp_path / "data").mkdir()
+    features = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()})
+    data = {"image": [Image.fromarray(image)], "annotation": [Image.fromarray(mask)]}
+    datasets.Dataset.from_dict(data, features=features).to_parquet(str(tmp_path / "data" / "val-0.parquet"))
+    write_class_table(SCENE_CLASSES, tmp_path / "classes.json")
+    rows = open_segmentation_dataset(tmp_path, "val", options=FolderOptions(classes=tmp_path / "classes.json"))
+    assert np.array_equal(rows[0]["annotation"], mask)
+
+
 def test_a_data_set_that_does_not_name_its_classes(tmp_path):
     image, mask = render_scene(0, 0, (40, 48))
     data = {"photo": [Image.fromarray(image)], "map": [Image.fromarray(mask)]}

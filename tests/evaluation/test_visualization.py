@@ -43,7 +43,7 @@ def test_more_classes_than_eight_bits_hold(tmp_path):
 
 
 def test_messages(tmp_path):
-    with pytest.raises(ValueError, match="'id' is not known; choose of ids"):
+    with pytest.raises(ValueError, match="'id' is not known; choose from ids"):
         MaskWriter(tmp_path, CITYSCAPES.classes, ["id"])
     with pytest.raises(ValueError, match="19 training classes"):
         MaskWriter(tmp_path, get_dataset_info("camvid").classes, ["cityscapes"])
