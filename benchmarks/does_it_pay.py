@@ -28,11 +28,10 @@ COLORS = {"random": "0.45", "photographs": "tab:orange", "own": "tab:blue"}
 PANELS = {("nuclei", 6): "Nuclei, 6 labels", ("em", 2): "Electron microscopy, 2 labels"}
 TITLES = {"nuclei": "Nuclei", "em": "Electron microscopy"}
 # How the microscope runs were fine-tuned, by file.
-RECIPES = {
-    "gpu/h200_domain_finetuning.csv": "flips",
-    "microscopy_shipped.csv": "augmentation and averaged weights",
-}
-CHOSEN = "augmentation and averaged weights, chosen images"
+FLIPS, AUGMENTED = "600 steps, flips", "600 steps, augmentation and averaged weights"
+RECIPES = {"gpu/h200_domain_finetuning.csv": FLIPS, "microscopy_shipped.csv": AUGMENTED}
+LONG = "1800 steps, augmentation and averaged weights"
+CHOSEN = f"{AUGMENTED}, chosen images"
 CHOSEN_RECIPE = (
     "--preset few-labels --image_size 256 --augmentation microscopy --model_ema_decay 0.99 --max_steps 600 "
     "--mixed_precision bf16 "
@@ -42,8 +41,9 @@ CHOSEN_OPTIONS = {
     "--pretrained ddep-nuclei-lite0": "own",
 }
 STYLES = {
-    "flips": ("0.6", "o"),
-    "augmentation and averaged weights": ("tab:blue", "s"),
+    FLIPS: ("0.6", "o"),
+    AUGMENTED: ("tab:blue", "s"),
+    LONG: ("tab:red", "D"),
     CHOSEN: ("tab:green", "^"),
 }
 # Other files call the methods otherwise.
@@ -73,7 +73,7 @@ def camvid() -> dict[str, dict[int, Seeds]]:
 
 
 def microscopy() -> dict[tuple[str, int, str], dict[str, Seeds]]:
-    """mIoU in % on `val` by data, number of labels and recipe, then method and seed; 600 steps."""
+    """mIoU in % on `val` by data, number of labels and recipe, then method and seed."""
     found: dict[tuple[str, int, str], dict[str, Seeds]] = defaultdict(lambda: defaultdict(dict))
     for file, recipe in RECIPES.items():
         for row in read(file):
@@ -84,6 +84,11 @@ def microscopy() -> dict[tuple[str, int, str], dict[str, Seeds]]:
         method = CHOSEN_OPTIONS.get(row["options"].removeprefix(CHOSEN_RECIPE))
         if row["data"] == "nuclei" and row["choice"] == "selected" and method is not None:
             found["nuclei", int(row["labels"]), CHOSEN][method][int(row["seed"])] = float(row["mean_iou"])
+    for row in read("microscopy_learning_rates.csv"):
+        rates = float(row["encoder_lr_factor"]), float(row["learning_rate"])
+        if row["data"] == "em" and row["step"] == row["max_steps"] and rates == (0.1, 1e-3):
+            method = "random" if row["decoder"] == "random" else "own"
+            found["em", int(row["labels"]), LONG][method][int(row["seed"])] = float(row["mean_iou"])
     return found
 
 
@@ -109,7 +114,7 @@ def main() -> None:
         for method in ("photographs", "own"):
             if methods[method]:
                 title = f"{TITLES[data]}, {number} labels"
-                print(table_row(title, f"600 steps, {recipe}", method, methods[method], methods["random"]))
+                print(table_row(title, recipe, method, methods[method], methods["random"]))
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.9))
     for method in ("random", "photographs"):
         points = sorted(photographs[method].items())
@@ -135,9 +140,9 @@ def main() -> None:
     for axis in axes:
         axis.grid(alpha=0.3)
     handles, names = axes[1].get_legend_handles_labels()
-    legend = {"frameon": False, "ncols": 3, "title": "Microscopy, a line for each seed; fine-tuned with"}
+    legend = {"frameon": False, "ncols": 2, "title": "Microscopy, a line for each seed; fine-tuned with"}
     figure.legend(handles, names, loc="lower center", bbox_to_anchor=(0.5, 0), **legend)
-    figure.tight_layout(rect=(0, 0.12, 1, 1))
+    figure.tight_layout(rect=(0, 0.15, 1, 1))
     figure.savefig(FIGURE, dpi=110)
 
 
