@@ -83,8 +83,8 @@ Tried and left out: transparent huge pages (no gain), bilinear upsampling as a t
 encoder compiled by inductor with its weights frozen (its forward pass is 1.2 to 1.4 times as fast again, after 10 s of
 compiling by a C++ compiler; `--torch_compile` compiles all of the step), and computing the decoder's norms,
 activations and upsampling again in the backward pass (a step of Lite0 and of TransUNet needs 17 to 20 % less memory,
-one of ResNet-50 no less: still short of the goal). Noise in the input changes the encoder's features, so they cannot be
-reused over several draws.
+one of ResNet-50 no less: still short of the goal). Noise in the input changes the encoder's features, so they cannot
+be reused over several draws.
 
 ## ImageNet-21k, on paper
 
