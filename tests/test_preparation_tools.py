@@ -205,6 +205,17 @@ def test_ids_as_text_and_ids_of_no_image(tmp_path):
     assert len(found) == 2 and all(np.array_equal(mask, TRUTH) for mask in found.values())
 
 
+@pytest.mark.parametrize("place", ["images", "categories", "annotations"])
+def test_ids_that_pandas_has_made_floats(tmp_path, place):
+    content = coco("ab")
+    for entry in content[place]:
+        entry |= {key: float(value) for key, value in entry.items() if key in ("id", "image_id", "category_id")}
+    put_coco(tmp_path, objects=content)
+    text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    found = masks_of(tmp_path / "output")
+    assert len(found) == 2 and all(np.array_equal(mask, TRUTH) for mask in found.values()), text
+
+
 def test_the_folder_of_the_coco_archive(tmp_path):
     people = coco("a")
     people["categories"] = [{"id": 9, "name": "person"}]

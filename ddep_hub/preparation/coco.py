@@ -52,10 +52,9 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
     # Each image file is one example, however often it is listed: else it may come into both splits.
     listed: dict[Path, list[_Listed]] = {}
     for path, content in files.items():
-        # Some tools write ids as text in one place and as numbers in another.
         of_image: dict[str, list[Any]] = {image_id: [] for image_id in _image_ids(path, content)}
         for entry in content["annotations"]:
-            image_id = str(entry.get("image_id"))
+            image_id = _key(entry.get("image_id"))
             if image_id in of_image:
                 of_image[image_id].append(entry)
             else:
@@ -64,7 +63,7 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
             image = finder.find(str(entry["file_name"]), path.parent)
             if image is not None:
                 size, shapes = (entry.get("width"), entry.get("height")), []
-                for annotation in of_image[str(entry["id"])]:
+                for annotation in of_image[_key(entry["id"])]:
                     name = _category(path, categories[path], annotation)
                     shape = _shape(annotation, names.get(name, 0), size)
                     dropped += shape is None
@@ -104,7 +103,7 @@ def _class_ids(files: Mapping[Path, Any], categories: Mapping[Path, Mapping[str,
     }
     for content in files.values():
         for category in sorted(content["categories"], key=lambda entry: entry["id"]):
-            name = str(category.get("name", category["id"])).strip()
+            name = _name(category)
             is_heading = name not in used and any(c.get("supercategory") == name for c in content["categories"])
             if not is_heading and name.lower() != BACKGROUND:
                 names.setdefault(name, len(names) + 1)
@@ -163,21 +162,30 @@ def _image_ids(path: Path, content: Mapping[str, Any]) -> list[str]:
     names: dict[str, str] = {}
     for entry in content["images"]:
         name = str(entry["file_name"])
-        other = names.setdefault(str(entry["id"]), name)
+        other = names.setdefault(_key(entry["id"]), name)
         if other != name:
             raise ValueError(f"{path}: {other} and {name} both have the id {entry['id']}. Give each image its own.")
     return list(names)
 
 
 def _categories(content: Mapping[str, Any]) -> dict[str, str]:
-    return {str(entry["id"]): str(entry.get("name", entry["id"])).strip() for entry in content["categories"]}
+    return {_key(entry["id"]): _name(entry) for entry in content["categories"]}
+
+
+def _name(category: Mapping[str, Any]) -> str:
+    return str(category.get("name", _key(category["id"]))).strip()
 
 
 def _category(path: Path, categories: Mapping[str, str], annotation: Mapping[str, Any]) -> str:
     category_id = annotation.get("category_id")
-    if str(category_id) not in categories:
+    if _key(category_id) not in categories:
         raise ValueError(f"{path}: an annotation has category_id {category_id}, which `categories` does not list.")
-    return categories[str(category_id)]
+    return categories[_key(category_id)]
+
+
+def _key(value: Any) -> str:
+    """An id as text: some tools write it as text in one place and as a number in another, and pandas writes 1.0."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _shape(annotation: Mapping[str, Any], class_id: int, size: Sequence[Any]) -> Shape | None:
