@@ -1,6 +1,7 @@
 """`ddep-hub prepare`, files of masks and images: values as they were meant, images with all that they hold."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,16 +10,18 @@ from test_preparation import HEIGHT, NAMES, TRUTH, WIDTH, check, masks_of, put_i
 
 import ddep_hub
 from ddep_hub.data.image_io import decode_channels
+from ddep_hub.preparation import masks
+from ddep_hub.preparation.recognise import read_source
 
 
 SHAPE = (TRUTH > 0).astype(np.uint8)
 BLOCKS = np.kron(np.tile([[0, 1], [1, 2]], (2, 2)), np.ones((16, 16), int)).astype(np.uint8)
 
 
-def put_masks(root, masks, size=(WIDTH, HEIGHT), suffix=".png", **options):
-    put_images(root / "images", masks, size=size)
+def put_masks(root, drawn, size=(WIDTH, HEIGHT), suffix=".png", **options):
+    put_images(root / "images", drawn, size=size)
     (root / "masks").mkdir(exist_ok=True)
-    for name, mask in masks.items():
+    for name, mask in drawn.items():
         image = mask if isinstance(mask, Image.Image) else Image.fromarray(mask)
         image.save(root / "masks" / f"{name}{suffix}", **options)
     return root
@@ -137,6 +140,29 @@ def test_files_beside_the_masks_of_objects(tmp_path, suffix):
         return
     ddep_hub.prepare(tmp_path / "objects", tmp_path / "output")
     assert all((mask != SHAPE).mean() < 0.02 for mask in masks_of(tmp_path / "output").values())
+
+
+def test_folders_are_searched_once(tmp_path, monkeypatch, scenes):
+    """For objects, and for pairs of images and masks."""
+    calls = Counter()
+
+    def counted(module, name):
+        function = getattr(module, name)
+
+        def call(*arguments):
+            calls[name] += 1
+            return function(*arguments)
+
+        monkeypatch.setattr(module, name, call)
+
+    counted(masks, "_object_folders")
+    counted(masks, "pair_files")
+    put_objects(tmp_path / "objects")
+    read_source(tmp_path / "objects")
+    assert calls == {"_object_folders": 1}
+    calls.clear()
+    read_source(scenes, "masks")  # it has a classes.json, so that `SegmentationFolder` pairs the files
+    assert calls == {}
 
 
 def test_object_folders_with_other_contents(tmp_path):

@@ -7,6 +7,8 @@ import pytest
 from test_preparation import HEIGHT, LARGE, SMALL, TRUTH, WIDTH, coco, corners, masks_of, put_images
 
 import ddep_hub
+from ddep_hub.preparation.coco import is_coco, read_json_files
+from ddep_hub.preparation.tools import is_labelme
 
 
 pytest.importorskip("pycocotools", reason="extra `prepare` is not installed")
@@ -71,6 +73,25 @@ def test_json_that_cannot_be_decoded_is_named(tmp_path):
         (tmp_path / "source" / f"{name}.json").unlink()
     with pytest.raises((FileNotFoundError, ValueError), match=r"c\.json is not UTF-8"):
         ddep_hub.prepare(tmp_path / "source", tmp_path / "other")
+
+
+def test_json_of_other_kinds_is_not_kept(tmp_path):
+    """Cityscapes has gigabytes of it."""
+    labelme(tmp_path / "a.json", [polygon()], "a.png")
+    (tmp_path / "b.json").write_text('{"imgHeight": 9, "objects": []}')
+    (tmp_path / "c.json").write_text("{")
+    found, problems = read_json_files(tmp_path, [is_coco, is_labelme])
+    assert list(found) == [tmp_path / "a.json"] and len(problems) == 1
+    assert read_json_files(tmp_path, [is_coco])[0] == {}
+
+
+def test_json_is_not_read_for_a_format_without_it(tmp_path):
+    put_images(tmp_path / "source" / "images", "ab")
+    put_images(tmp_path / "source" / "masks", "ab")
+    (tmp_path / "source" / "c.json").write_text("{")
+    assert "cannot be read" in ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    text = ddep_hub.prepare(tmp_path / "source", tmp_path / "other", format="masks")
+    assert "cannot be read" not in text
 
 
 def test_a_renamed_json_belongs_to_the_image_of_its_name(tmp_path):

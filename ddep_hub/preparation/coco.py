@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -227,19 +227,23 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not valid JSON: {error}. Export the annotations again.") from error
 
 
-def read_json_files(root: Path) -> tuple[dict[Path, Any], list[str]]:
-    """The json files below a folder, by path, and what is wrong with those that cannot be read.
+def read_json_files(root: Path, tests: Sequence[Callable[[Any], bool]]) -> tuple[dict[Path, Any], list[str]]:
+    """The json files below a folder that pass one of the tests, by path, and what is wrong with the unreadable ones.
 
-    They are searched as images are: at any depth, without hidden files and folders.
+    They are searched as images are: at any depth, without hidden files and folders. Others are not kept, as data sets
+    like Cityscapes have gigabytes of them.
     """
     found, problems = {}, []
     for path in files_below(root, (".json",)):
         if path.name == "classes.json":
             continue
         try:
-            found[path] = read_json(path)
+            content = read_json(path)
         except (OSError, ValueError) as error:
             problems.append(str(error))
+            continue
+        if any(test(content) for test in tests):
+            found[path] = content
     return found, problems
 
 

@@ -30,20 +30,21 @@ _SYSTEM_FILES = ("Thumbs.db", "desktop.ini")
 
 def read_folder(root: Path, table: ClassTable | None) -> Source:
     """A folder that `--data` reads, with its `classes.json`, or with the values or colours found in its masks."""
-    layout = "folder" if find_places(root) else find_layout(root)
+    places = find_places(root)
+    layout = "folder" if places else find_layout(root)
     known = root / "classes.json"
+    if table is None and (layout != "folder" or known.is_file()):
+        if known.is_file():
+            table = read_class_table(known)
+        return _read_known(root, table)
     pairs: Mapping[str, Pairs] = {}
     if layout == "folder":
         listed = (root / PAIRS).is_file()
         pairs = (
             read_pairs(root).pairs
             if listed
-            else {split: pair_files(place.images, place.masks) for split, place in find_places(root).items()}
+            else {split: pair_files(place.images, place.masks) for split, place in places.items()}
         )
-    if table is None and (layout != "folder" or known.is_file()):
-        if known.is_file():
-            table = read_class_table(known)
-        return _read_known(root, table)
     files = [
         (split if len(pairs) > 1 else None, sample_id, image, found.masks[sample_id])
         for split, found in pairs.items()
@@ -185,7 +186,7 @@ def read_stacks(root: Path, table: ClassTable | None) -> Source | None:
 # --- One mask for each object
 
 
-def object_folders(root: Path) -> dict[Path, list[Path]]:
+def _object_folders(root: Path) -> dict[Path, list[Path]]:
     """Folders of one image with the masks of its objects, and their images, at most two levels down.
 
     These are `<id>/images/*` and `<id>/masks/*`; none if most of such folders hold several images.
@@ -200,13 +201,15 @@ def object_folders(root: Path) -> dict[Path, list[Path]]:
     return found if 2 * single > len(found) else {}
 
 
-def read_object_folders(root: Path, table: ClassTable | None) -> Source:
-    """One mask file for each object, as in the Data Science Bowl 2018: their union is the class.
+def read_object_folders(root: Path, table: ClassTable | None) -> Source | None:
+    """One mask file for each object, as in the Data Science Bowl 2018: their union is the class; `None` without any.
 
     Raises:
         ValueError: A folder holds several images, or masks that are no pictures; names it.
     """
-    folders = object_folders(root)
+    folders = _object_folders(root)
+    if not folders:
+        return None
     parents = {folder.parent for folder in folders}
     examples, notes, empty, without = [], list[str](), 0, list[str]()
     for folder, images in folders.items():
