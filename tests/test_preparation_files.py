@@ -243,24 +243,6 @@ def test_depth_and_channels_are_kept(tmp_path, kind, tile):
         assert (file.suffix == ".png") == (suffix == ".png" or (kind == "grey 16 TIFF" and tile is not None))
 
 
-def test_stacks_of_floats(tmp_path):
-    root = tmp_path / "stacks"
-    root.mkdir()
-    pages = [Image.fromarray(np.full((HEIGHT, WIDTH), n / 8, np.float32)) for n in range(5)]
-    masks = [Image.fromarray(np.roll(TRUTH, n)) for n in range(5)]
-    pages[0].save(root / "volume.tif", save_all=True, append_images=pages[1:])
-    masks[0].save(root / "labels.tif", save_all=True, append_images=masks[1:])
-    ddep_hub.prepare(root, tmp_path / "output")
-    files = sorted((tmp_path / "output" / "images").rglob("*.tif"))
-    assert [float(np.asarray(Image.open(file))[0, 0]) for file in sorted(files, key=lambda p: p.name)] == [
-        n / 8 for n in range(5)
-    ]
-    broken = [Image.fromarray(np.full((HEIGHT, WIDTH), 0.5, np.float32))] * 5
-    broken[0].save(root / "labels.tif", save_all=True, append_images=broken[1:])
-    with pytest.raises(ValueError, match=r"labels\.tif, page 0, is no mask: save one whole number"):
-        ddep_hub.prepare(root, tmp_path / "other")
-
-
 def test_names_that_begin_alike(tmp_path):
     names = ["img", "img.1", "img.1.x", "img_2", "a"]
     put_masks(tmp_path / "source", dict.fromkeys(names, TRUTH))

@@ -17,7 +17,7 @@ from ddep_hub.data.pairing import IMAGE_WORDS, MASK_WORDS, PAIRS, Pairs, pair_fi
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
 
 from .mask_values import IGNORED, MaskReader, drawn
-from .pictures import num_pages, read_picture, sides
+from .pictures import pages_of, read_picture, sides
 from .source import Example, Source, files_below, name_of, object_classes
 
 
@@ -83,7 +83,7 @@ def _with_values(
     pages: list[tuple[str | None, str, Path, Path, int | None]] = []
     as_channels = 0
     for split, name, image, mask in files:
-        count, of_image = num_pages(mask), num_pages(image)
+        count, of_image = pages_of(mask), pages_of(image)
         if count not in (1, of_image):
             raise ValueError(f"{image} has {of_image} pages, but its mask {mask} has {count}.")
         as_channels += of_image > count
@@ -178,7 +178,7 @@ def read_stacks(root: Path, table: ClassTable | None) -> Source | None:
         core = tuple(word for word in words if word not in MASK_WORDS | IMAGE_WORDS | {"volume", "stack"})
         (masks if set(words) & MASK_WORDS else images)[core] = path
     pairs = {core: path for core, path in images.items() if core in masks}
-    if not pairs or not any(num_pages(path) > 1 for path in pairs.values()):
+    if not pairs or not any(pages_of(path) > 1 for path in pairs.values()):
         return None
     return _with_values("masks", [(None, path.stem, path, masks[core]) for core, path in pairs.items()], table, [])
 
@@ -239,7 +239,7 @@ def read_object_folders(root: Path, table: ClassTable | None) -> Source | None:
 def _union(image: Path, masks: Sequence[Path]) -> np.ndarray:
     union: np.ndarray | None = None
     for path in masks:
-        count = num_pages(path)
+        count = pages_of(path)
         for page in range(count):
             pixels = drawn(path, page if count > 1 else None)
             union = pixels if union is None else union

@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 from ddep_hub.data.classes import BACKGROUND, BACKGROUND_COLOR, ClassTable, class_colors
-from ddep_hub.data.image_io import IMAGE_EXTENSIONS, images_below, opened_image
+from ddep_hub.data.image_io import IMAGE_EXTENSIONS, images_below, is_tiff, opened_image
 from ddep_hub.image_conversion import ORIENTATIONS, orientation
 
-from .pictures import Picture, is_tiff, read_picture, sides
+from .pictures import Picture, read_picture, sides
 
 
 @dataclass(frozen=True)
