@@ -52,6 +52,36 @@ def test_black_and_white_jpegs_without_an_object(tmp_path, mode, quality):
     assert np.array_equal(found["a"], BLOCKS > 0) and not found["none"].any() and found["all"].all()
 
 
+def circle(white=255):
+    y, x = np.mgrid[:128, :96]
+    return (white * (np.hypot(y - 64, x - 48) < 30)).astype(np.uint8)
+
+
+def test_black_and_white_jpegs_that_were_saved_twice(tmp_path):
+    Image.fromarray(circle()).save(tmp_path / "first.jpg", quality=20)
+    first = np.asarray(Image.open(tmp_path / "first.jpg"))
+    put_masks(tmp_path / "source", dict.fromkeys("ab", first), (96, 128), ".jpg", quality=90)
+    ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    assert all((mask != circle(1)).mean() < 0.001 for mask in masks_of(tmp_path / "output").values())
+
+
+@pytest.mark.parametrize("white", [240, 254])
+def test_jpegs_whose_white_is_not_quite_white(tmp_path, white):
+    put_masks(tmp_path / "source", dict.fromkeys("ab", circle(white)), (96, 128), ".jpg", quality=90)
+    ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    assert all(np.array_equal(mask, circle(1)) for mask in masks_of(tmp_path / "output").values())
+
+
+def test_black_and_white_jpegs_that_are_turned(tmp_path):
+    """At this quality black comes back as 1: the step of the compression says that it is black."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    put_masks(tmp_path / "source", dict.fromkeys("ab", circle()), (128, 96), ".jpg", quality=40, exif=exif)
+    assert np.asarray(Image.open(tmp_path / "source" / "masks" / "a.jpg"))[0, 0] == 1
+    ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    assert all(np.array_equal(mask, np.rot90(circle(1), -1)) for mask in masks_of(tmp_path / "output").values())
+
+
 # --- Transparency
 
 
