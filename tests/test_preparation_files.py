@@ -200,7 +200,7 @@ def test_object_folders_with_other_contents(tmp_path):
     folder = tmp_path / "objects" / NAMES[0]
     (folder / "images" / f"{NAMES[0]}.png").unlink()
     text = ddep_hub.prepare(tmp_path / "objects", tmp_path / "output")
-    assert f"1 folders have masks but no image, such as {NAMES[0]}: left out" in text
+    assert f"1 folder with masks but no image, such as {NAMES[0]}: left out" in text
     assert len(masks_of(tmp_path / "output")) == len(NAMES) - 1
     put_images(folder / "images", ["x", "y"])
     with pytest.raises(ValueError, match=r"images holds 2 images, x\.png among them\. Keep one"):
@@ -260,7 +260,7 @@ def test_depth_and_channels_are_kept(tmp_path, kind, tile):
             config = "contig" if kind == "five channels" else None
             tifffile.imwrite(path, value, photometric=color, planarconfig=config, extrasamples=extra)
     text = ddep_hub.prepare(root, tmp_path / "output", tile=tile)
-    assert ("3 images have several pages for a mask of one" in text) == (kind == "pages")
+    assert ("3 images of several pages with a mask of one" in text) == (kind == "pages")
     files = sorted(path for path in (tmp_path / "output" / "images").rglob("*") if path.is_file())
     assert len(files) == (12 if tile else 3)
     for file in files:

@@ -20,6 +20,7 @@ from .source import (
     Shape,
     Source,
     coco_masks,
+    counted,
     files_below,
     name_of,
     object_classes,
@@ -73,7 +74,8 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
                     _Listed(path, str(entry["file_name"]), whole, shapes)
                 )
     if not listed:
-        raise ValueError(f"{root}: none of the {len(finder.missing)} images is there, such as {finder.missing[:1]}.")
+        listed_images = counted(len(finder.missing), "listed image")
+        raise ValueError(f"{root}: none of {listed_images} is there, such as {finder.missing[:1]}.")
     splits = {path: _split(path, root) if len(files) > 1 else None for path in files}
     examples = []
     for image, entries in listed.items():
@@ -83,16 +85,17 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
         examples.append(Example(name_of(image, root), image, mask, splits[file]))
     notes = finder.notes() + notes
     if dropped:
-        notes.append(f"{dropped} objects have no polygon and no mask: left out")
+        notes.append(f"{counted(dropped, 'object')} without a polygon or a mask: left out")
     if homeless:
         notes.append(
-            f"{len(homeless)} objects have an image_id that `images` does not list, such as {homeless[0]}: left out"
+            f"{counted(len(homeless), 'object')} with an image_id that `images` does not list, such as {homeless[0]}: "
+            "left out"
         )
     if twice:
         notes.append(
-            f"{len(twice)} images are listed more than once, such as {twice[0]}: taken once, with all objects"
+            f"{counted(len(twice), 'image')} listed more than once, such as {twice[0]}: taken once, with all objects"
         )
-    return Source(f"COCO, {len(files)} file{'s' * (len(files) > 1)}", object_classes(names), examples, notes)
+    return Source(f"COCO, {counted(len(files), 'file')}", object_classes(names), examples, notes)
 
 
 def _class_ids(files: Mapping[Path, Any], categories: Mapping[Path, Mapping[str, str]]) -> dict[str, int]:

@@ -18,7 +18,7 @@ from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_sp
 
 from .mask_values import IGNORED, MaskReader, drawn
 from .pictures import pages_of, read_picture, sides
-from .source import Example, Source, files_below, name_of, object_classes
+from .source import Example, Source, counted, files_below, name_of, object_classes
 
 
 # What systems leave beside files.
@@ -54,7 +54,7 @@ def read_folder(root: Path, table: ClassTable | None) -> Source:
     if not files:
         raise ValueError(f"{root}: no image has a mask of its name. List them in {PAIRS}.")
     without = sum(len(found.images) for found in pairs.values()) - len(files)
-    notes = [f"{without} images have no mask: left out"] if without else []
+    notes = [f"{counted(without, 'image')} without a mask: left out"] if without else []
     return _with_values("masks", files, table or _listed_classes(root), notes)
 
 
@@ -90,7 +90,9 @@ def _with_values(
         numbers: list[int | None] = [None] if count == 1 else list(range(count))
         pages += [(split, name if n is None else f"{name}-{n:04d}", image, mask, n) for n in numbers]
     if as_channels:
-        notes.append(f"{as_channels} images have several pages for a mask of one: the pages are taken as channels")
+        notes.append(
+            f"{counted(as_channels, 'image')} of several pages with a mask of one: the pages are taken as channels"
+        )
     read = MaskReader(as_colors=table is not None and len(set(table.colors)) == table.num_classes)
     found = read.found([(mask, page) for *_, mask, page in pages])
     in_colors = any(isinstance(value, tuple) for value in found)
@@ -227,9 +229,9 @@ def read_object_folders(root: Path, table: ClassTable | None) -> Source | None:
         split = folder.parent.name if len(parents) > 1 else None
         examples.append(Example(folder.name, images[0], partial(_union, images[0], masks), split))
     if empty:
-        notes.append(f"{empty} images have no object")
+        notes.append(f"{counted(empty, 'image')} without an object")
     if without:
-        notes.append(f"{len(without)} folders have masks but no image, such as {without[0]}: left out")
+        notes.append(f"{counted(len(without), 'folder')} with masks but no image, such as {without[0]}: left out")
     classes = table or object_classes(["object"])
     if classes.num_classes != 2:
         raise ValueError(f"Masks of objects have two classes, background and object, not {classes.num_classes}.")

@@ -10,7 +10,7 @@ from ddep_hub.data.image_io import first_few
 from .coco import is_coco, read_coco, read_json, read_json_files
 from .label_studio import is_label_studio, read_label_studio
 from .masks import read_folder, read_object_folders, read_roboflow_masks, read_stacks
-from .source import Source
+from .source import Source, counted
 from .tools import is_labelme, read_cvat, read_labelme
 
 
@@ -75,7 +75,7 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
         raise ValueError(f"{error}{unread}") from error
     if problems:
         result.notes.append(
-            f"{len(problems)} json files cannot be read, so that none of their labels is used: {problems[0]}"
+            f"{counted(len(problems), 'json file')} cannot be read: left out with all labels. {problems[0]}"
         )
     return result
 

@@ -62,6 +62,11 @@ def object_classes(names: Iterable[str]) -> ClassTable:
     return ClassTable((BACKGROUND, *names), (BACKGROUND_COLOR, *class_colors(len(names))))
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and what it counts, such as "1 image" or "2,000 images"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 class ImageFinder:
     """Finds the images that annotations name, which rarely lie where they lay when they were annotated.
 
@@ -133,7 +138,7 @@ class ImageFinder:
         """A line on missing images, if there are any."""
         if not self.missing:
             return []
-        return [f"{len(self.missing)} annotated images are not there, such as {self.missing[0]}: left out"]
+        return [f"{counted(len(self.missing), 'annotated image')} not found, such as {self.missing[0]}: left out"]
 
 
 def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
