@@ -1,7 +1,6 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
 """Images of any mode and depth as upright 8-bit RGB: the same values in training, prediction and image processors."""
 
-import importlib.util
 import os
 import re
 import struct
@@ -12,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from .tiff import check_tiff, is_inverted, read_tiff
+from .tiff import check_tiff, has_tifffile, is_inverted, read_tiff
 
 
 # EXIF orientation to (transposed, mirrored left-right, mirrored top-bottom): how the stored image differs from the
@@ -279,7 +278,7 @@ def read_channels(file: str | os.PathLike[str] | BinaryIO, channels: int, name: 
     if name.lower().endswith(".npy"):
         return channels_first(np.load(file, allow_pickle=False), channels, name)
     is_tiff = name.lower().endswith(TIFF_EXTENSIONS)
-    if is_tiff and importlib.util.find_spec("tifffile") is not None:
+    if is_tiff and has_tifffile():
         values, axis = read_tiff(file, name)
         if channels == 3 and values.ndim == 2:  # grey
             values, axis = np.stack([eight_bits(values, name)] * 3), 0

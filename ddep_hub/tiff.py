@@ -1,6 +1,7 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
 """TIFF files: their values by tifffile, and what Pillow reads wrongly without saying so."""
 
+import importlib.util
 import os
 from typing import Any, BinaryIO
 
@@ -8,6 +9,8 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 
 
+# Of the tag NewSubfileType: 1 is a reduced copy, 4 a mask of valid pixels. Such pages are no images of their own.
+COPY_OR_MASK = 5
 # What the values of a pixel are, by the tag PhotometricInterpretation.
 _WHITE_IS_ZERO, _PALETTE, _YCBCR = 0, 3, 6
 _COLOUR_CHANNELS = {2: 3, 5: 4, 6: 3, 8: 3}  # RGB, CMYK, YCbCr and CIE Lab; the others have one
@@ -20,6 +23,11 @@ _NEITHER_RGB_NOR_GREY = {
     32844: "LogL",
     32845: "LogLuv",
 }
+
+
+def has_tifffile() -> bool:
+    """Whether `tifffile` is installed."""
+    return importlib.util.find_spec("tifffile") is not None
 
 
 def _tag(image: Image.Image, name: str, default: Any) -> Any:
@@ -68,12 +76,15 @@ def is_inverted(image: Image.Image) -> bool:
     return image.mode.startswith("I;16") and _tag(image, "PHOTOMETRIC_INTERPRETATION", 1) == _WHITE_IS_ZERO
 
 
-def read_tiff(file: str | os.PathLike[str] | BinaryIO, name: str) -> tuple[np.ndarray, int | None]:
-    """Reads the first image of a TIFF with all its channels or pages, in the depth of the file.
+def read_tiff(
+    file: str | os.PathLike[str] | BinaryIO, name: str, page: int | None = None
+) -> tuple[np.ndarray, int | None]:
+    """Reads the first image of a TIFF with all its channels or pages, or one page, in the depth of the file.
 
     Args:
         file: Path, or file opened in binary mode.
         name: What errors call it.
+        page: Index of a page among all in the file.
 
     Returns:
         The values without axes of length 1, 0 being black, and the axis of the channels, 0 or -1, if it is known.
@@ -85,18 +96,18 @@ def read_tiff(file: str | os.PathLike[str] | BinaryIO, name: str) -> tuple[np.nd
     import tifffile
 
     with tifffile.TiffFile(file) as tiff:
-        series = tiff.series[0]
-        kind = int(series.keyframe.photometric)
+        part = tiff.series[0] if page is None else tiff.pages[page]
+        kind = int(part.keyframe.photometric)
         # The palette of ImageJ only says how intensities are shown.
         if kind in _NEITHER_RGB_NOR_GREY and not (kind == _PALETTE and tiff.is_imagej):
             raise ValueError(f"{name} holds {_NEITHER_RGB_NOR_GREY[kind]} colours; convert it to RGB or grey")
         try:
-            values = series.asarray()
+            values = part.asarray()
         except ValueError as error:
             if "imagecodecs" not in str(error):
                 raise
             raise ValueError(f"{name} is compressed: {error}; pip install imagecodecs") from error
-        labels = [label for label, length in zip(series.axes, series.shape, strict=True) if length > 1]
+        labels = [label for label, length in zip(part.axes, part.shape, strict=True) if length > 1]
     if kind == _WHITE_IS_ZERO and values.dtype.kind in "bu":
         values = ~values
     if values.ndim > 2:
@@ -105,4 +116,4 @@ def read_tiff(file: str | os.PathLike[str] | BinaryIO, name: str) -> tuple[np.nd
     return values, None if len(labels) != 3 else (-1 if labels[0] == "Y" else 0)
 
 
-__all__ = ["check_tiff", "is_inverted", "misread", "read_tiff"]
+__all__ = ["COPY_OR_MASK", "check_tiff", "has_tifffile", "is_inverted", "misread", "read_tiff"]

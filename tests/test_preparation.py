@@ -86,7 +86,7 @@ def test_coco(tmp_path):
     put_images(tmp_path / "coco" / "pictures")
     (tmp_path / "coco" / "labels.json").write_text(json.dumps(coco()))
     text = check(tmp_path / "coco", tmp_path)
-    assert "COCO, 1 file; 5 images, 3 classes" in text and "5 objects have no polygon and no mask" in text
+    assert "COCO, 1 file; 5 images, 3 classes" in text and "5 objects without a polygon or a mask" in text
     assert "1,300" not in text and "large" in text
     for image in (tmp_path / "output" / "images").rglob("*.png"):  # copied, not written anew
         assert image.read_bytes() == (tmp_path / "coco" / "pictures" / image.name).read_bytes()
@@ -113,7 +113,7 @@ def test_images_that_are_missing_or_without_objects(tmp_path):
         entry["file_name"] = f"C:\\data\\{entry['file_name']}"
     (tmp_path / "coco" / "a.json").write_text(json.dumps(content))
     text = ddep_hub.prepare(tmp_path / "coco" / "a.json", tmp_path / "output")
-    assert "1 annotated images are not there" in text
+    assert "1 annotated image not found" in text
     found = masks_of(tmp_path / "output")
     assert len(found) == 4 and not found[NAMES[1]].any() and np.array_equal(found[NAMES[2]], TRUTH)
 

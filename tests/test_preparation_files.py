@@ -1,6 +1,7 @@
 """`ddep-hub prepare`, files of masks and images: values as they were meant, images with all that they hold."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,16 +10,18 @@ from test_preparation import HEIGHT, NAMES, TRUTH, WIDTH, check, masks_of, put_i
 
 import ddep_hub
 from ddep_hub.data.image_io import decode_channels
+from ddep_hub.preparation import masks
+from ddep_hub.preparation.recognise import read_source
 
 
 SHAPE = (TRUTH > 0).astype(np.uint8)
 BLOCKS = np.kron(np.tile([[0, 1], [1, 2]], (2, 2)), np.ones((16, 16), int)).astype(np.uint8)
 
 
-def put_masks(root, masks, size=(WIDTH, HEIGHT), suffix=".png", **options):
-    put_images(root / "images", masks, size=size)
+def put_masks(root, drawn, size=(WIDTH, HEIGHT), suffix=".png", **options):
+    put_images(root / "images", drawn, size=size)
     (root / "masks").mkdir(exist_ok=True)
-    for name, mask in masks.items():
+    for name, mask in drawn.items():
         image = mask if isinstance(mask, Image.Image) else Image.fromarray(mask)
         image.save(root / "masks" / f"{name}{suffix}", **options)
     return root
@@ -47,6 +50,36 @@ def test_black_and_white_jpegs_without_an_object(tmp_path, mode, quality):
     ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
     found = masks_of(tmp_path / "output")
     assert np.array_equal(found["a"], BLOCKS > 0) and not found["none"].any() and found["all"].all()
+
+
+def circle(white=255):
+    y, x = np.mgrid[:128, :96]
+    return (white * (np.hypot(y - 64, x - 48) < 30)).astype(np.uint8)
+
+
+def test_black_and_white_jpegs_that_were_saved_twice(tmp_path):
+    Image.fromarray(circle()).save(tmp_path / "first.jpg", quality=20)
+    first = np.asarray(Image.open(tmp_path / "first.jpg"))
+    put_masks(tmp_path / "source", dict.fromkeys("ab", first), (96, 128), ".jpg", quality=90)
+    ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    assert all((mask != circle(1)).mean() < 0.001 for mask in masks_of(tmp_path / "output").values())
+
+
+@pytest.mark.parametrize("white", [240, 254])
+def test_jpegs_whose_white_is_not_quite_white(tmp_path, white):
+    put_masks(tmp_path / "source", dict.fromkeys("ab", circle(white)), (96, 128), ".jpg", quality=90)
+    ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    assert all(np.array_equal(mask, circle(1)) for mask in masks_of(tmp_path / "output").values())
+
+
+def test_black_and_white_jpegs_that_are_turned(tmp_path):
+    """At this quality black comes back as 1: the step of the compression says that it is black."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    put_masks(tmp_path / "source", dict.fromkeys("ab", circle()), (128, 96), ".jpg", quality=40, exif=exif)
+    assert np.asarray(Image.open(tmp_path / "source" / "masks" / "a.jpg"))[0, 0] == 1
+    ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    assert all(np.array_equal(mask, np.rot90(circle(1), -1)) for mask in masks_of(tmp_path / "output").values())
 
 
 # --- Transparency
@@ -139,12 +172,35 @@ def test_files_beside_the_masks_of_objects(tmp_path, suffix):
     assert all((mask != SHAPE).mean() < 0.02 for mask in masks_of(tmp_path / "output").values())
 
 
+def test_folders_are_searched_once(tmp_path, monkeypatch, scenes):
+    """For objects, and for pairs of images and masks."""
+    calls = Counter()
+
+    def counted(module, name):
+        function = getattr(module, name)
+
+        def call(*arguments):
+            calls[name] += 1
+            return function(*arguments)
+
+        monkeypatch.setattr(module, name, call)
+
+    counted(masks, "_object_folders")
+    counted(masks, "pair_files")
+    put_objects(tmp_path / "objects")
+    read_source(tmp_path / "objects")
+    assert calls == {"_object_folders": 1}
+    calls.clear()
+    read_source(scenes, "masks")  # it has a classes.json, so that `SegmentationFolder` pairs the files
+    assert calls == {}
+
+
 def test_object_folders_with_other_contents(tmp_path):
     put_objects(tmp_path / "objects")
     folder = tmp_path / "objects" / NAMES[0]
     (folder / "images" / f"{NAMES[0]}.png").unlink()
     text = ddep_hub.prepare(tmp_path / "objects", tmp_path / "output")
-    assert f"1 folders have masks but no image, such as {NAMES[0]}: left out" in text
+    assert f"1 folder with masks but no image, such as {NAMES[0]}: left out" in text
     assert len(masks_of(tmp_path / "output")) == len(NAMES) - 1
     put_images(folder / "images", ["x", "y"])
     with pytest.raises(ValueError, match=r"images holds 2 images, x\.png among them\. Keep one"):
@@ -204,7 +260,7 @@ def test_depth_and_channels_are_kept(tmp_path, kind, tile):
             config = "contig" if kind == "five channels" else None
             tifffile.imwrite(path, value, photometric=color, planarconfig=config, extrasamples=extra)
     text = ddep_hub.prepare(root, tmp_path / "output", tile=tile)
-    assert ("3 images have several pages for a mask of one" in text) == (kind == "pages")
+    assert ("3 images of several pages with a mask of one" in text) == (kind == "pages")
     files = sorted(path for path in (tmp_path / "output" / "images").rglob("*") if path.is_file())
     assert len(files) == (12 if tile else 3)
     for file in files:
@@ -215,24 +271,6 @@ def test_depth_and_channels_are_kept(tmp_path, kind, tile):
         expected = other[:, top : top + 32, left : left + 32] if tile else other
         assert np.array_equal(decode_channels(file, channels).pixels, expected)
         assert (file.suffix == ".png") == (suffix == ".png" or (kind == "grey 16 TIFF" and tile is not None))
-
-
-def test_stacks_of_floats(tmp_path):
-    root = tmp_path / "stacks"
-    root.mkdir()
-    pages = [Image.fromarray(np.full((HEIGHT, WIDTH), n / 8, np.float32)) for n in range(5)]
-    masks = [Image.fromarray(np.roll(TRUTH, n)) for n in range(5)]
-    pages[0].save(root / "volume.tif", save_all=True, append_images=pages[1:])
-    masks[0].save(root / "labels.tif", save_all=True, append_images=masks[1:])
-    ddep_hub.prepare(root, tmp_path / "output")
-    files = sorted((tmp_path / "output" / "images").rglob("*.tif"))
-    assert [float(np.asarray(Image.open(file))[0, 0]) for file in sorted(files, key=lambda p: p.name)] == [
-        n / 8 for n in range(5)
-    ]
-    broken = [Image.fromarray(np.full((HEIGHT, WIDTH), 0.5, np.float32))] * 5
-    broken[0].save(root / "labels.tif", save_all=True, append_images=broken[1:])
-    with pytest.raises(ValueError, match=r"labels\.tif, page 0, is no mask: save one whole number"):
-        ddep_hub.prepare(root, tmp_path / "other")
 
 
 def test_names_that_begin_alike(tmp_path):

@@ -7,6 +7,8 @@ import pytest
 from test_preparation import HEIGHT, LARGE, SMALL, TRUTH, WIDTH, coco, corners, masks_of, put_images
 
 import ddep_hub
+from ddep_hub.preparation.coco import is_coco, read_json_files
+from ddep_hub.preparation.tools import is_labelme
 
 
 pytest.importorskip("pycocotools", reason="extra `prepare` is not installed")
@@ -44,7 +46,7 @@ def test_shapes_of_four_corners(tmp_path, kind):
         shapes = [{"label": "large", "shape_type": kind, "points": corners(LARGE)}, *lines]
         labelme(tmp_path / "source" / f"{name}.json", shapes, f"{name}.png")
     text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
-    assert "4 objects have no area that can be read (2 line, 2 linestrip): left out" in text
+    assert "4 objects without an area that can be read (2 line, 2 linestrip): left out" in text
     for mask in masks_of(tmp_path / "output").values():
         assert np.array_equal(mask, box_mask(LARGE))
 
@@ -66,11 +68,34 @@ def test_json_that_cannot_be_decoded_is_named(tmp_path):
         labelme(tmp_path / "source" / f"{name}.json", [polygon()], f"{name}.png")
     labelme(tmp_path / "source" / "c.json", [polygon("größe")], "c.png", encoding="latin-1")
     text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
-    assert "1 json files cannot be read" in text and "c.json is not UTF-8" in text and len(text.splitlines()) < 20
+    assert (
+        "1 json file cannot be read: left out" in text
+        and "c.json is not UTF-8" in text
+        and len(text.splitlines()) < 20
+    )
     for name in "ab":
         (tmp_path / "source" / f"{name}.json").unlink()
     with pytest.raises((FileNotFoundError, ValueError), match=r"c\.json is not UTF-8"):
         ddep_hub.prepare(tmp_path / "source", tmp_path / "other")
+
+
+def test_json_of_other_kinds_is_not_kept(tmp_path):
+    """Cityscapes has gigabytes of it."""
+    labelme(tmp_path / "a.json", [polygon()], "a.png")
+    (tmp_path / "b.json").write_text('{"imgHeight": 9, "objects": []}')
+    (tmp_path / "c.json").write_text("{")
+    found, problems = read_json_files(tmp_path, [is_coco, is_labelme])
+    assert list(found) == [tmp_path / "a.json"] and len(problems) == 1
+    assert read_json_files(tmp_path, [is_coco])[0] == {}
+
+
+def test_json_is_not_read_for_a_format_without_it(tmp_path):
+    put_images(tmp_path / "source" / "images", "ab")
+    put_images(tmp_path / "source" / "masks", "ab")
+    (tmp_path / "source" / "c.json").write_text("{")
+    assert "cannot be read" in ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    text = ddep_hub.prepare(tmp_path / "source", tmp_path / "other", format="masks")
+    assert "cannot be read" not in text
 
 
 def test_a_renamed_json_belongs_to_the_image_of_its_name(tmp_path):
@@ -79,7 +104,7 @@ def test_a_renamed_json_belongs_to_the_image_of_its_name(tmp_path):
     labelme(tmp_path / "source" / "b.json", [polygon("small", SMALL)], "a.png")
     labelme(tmp_path / "source" / "c.json", [], "gone.png")
     text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
-    assert "2 json files name an image of another name, b.json a.png, ...: their own was taken" in text
+    assert "2 json files name another image, such as b.json: a.png; the image that has the name of" in text
     found = masks_of(tmp_path / "output")
     assert np.array_equal(found["a"], box_mask(LARGE)) and np.array_equal(found["b"], 2 * box_mask(SMALL))
     assert not found["c"].any()
@@ -122,7 +147,7 @@ def test_lines_of_cvat_are_counted(tmp_path):
     items = '<polyline label="x" points="0,0;9,9" /><points label="x" points="3,3" /><tag label="x" />'
     cvat(tmp_path / "source", f'{items}<box label="x" xtl="4" ytl="5" xbr="30" ybr="25" />')
     text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
-    assert "4 objects have no area that can be read (2 points, 2 polyline): left out" in text
+    assert "4 objects without an area that can be read (2 points, 2 polyline): left out" in text
     for mask in masks_of(tmp_path / "output").values():
         assert np.array_equal(mask, box_mask(LARGE))
 
@@ -158,7 +183,7 @@ def test_labels_apart_from_their_shapes(tmp_path):
         {**region(SMALL, id="r3"), "type": "keypointlabels"},
     ]
     text, found = studio(tmp_path, a=[{"result": results}], b=[{"result": results}])
-    assert "4 objects have no area that can be read (2 keypoint, 2 polygon without a label): left out" in text
+    assert "4 objects without an area that can be read (2 keypoint, 2 polygon without a label): left out" in text
     for mask in found.values():
         assert np.array_equal(mask, box_mask(LARGE))
 
@@ -178,9 +203,9 @@ def test_tasks_that_nobody_finished(tmp_path):
     assert sorted(found) == ["background", "several", "wiped"], text
     assert not found["background"].any()
     assert np.array_equal(found["wiped"], box_mask(LARGE)) and np.array_equal(found["several"], box_mask(SMALL))
-    assert "2 tasks have no annotation, or only cancelled ones: left out" in text
-    assert "1 tasks have several annotations: the last one with a region was taken" in text
-    assert "1 tasks are annotated without a region: all background" in text
+    assert "2 tasks without an annotation, or with cancelled ones alone: left out" in text
+    assert "1 task with several annotations: the last with a region was taken" in text
+    assert "1 task annotated without a region: all background" in text
 
 
 # --- COCO
@@ -200,9 +225,20 @@ def test_ids_as_text_and_ids_of_no_image(tmp_path):
     content["annotations"].append({"image_id": 77, "category_id": 9, "segmentation": [flat(LARGE)]})
     put_coco(tmp_path, objects=content)
     text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
-    assert "1 objects have an image_id that `images` does not list, such as 77 in objects.json: left out" in text
+    assert "1 object with an image_id that `images` does not list, such as 77 in objects.json: left out" in text
     found = masks_of(tmp_path / "output")
     assert len(found) == 2 and all(np.array_equal(mask, TRUTH) for mask in found.values())
+
+
+@pytest.mark.parametrize("place", ["images", "categories", "annotations"])
+def test_ids_that_pandas_has_made_floats(tmp_path, place):
+    content = coco("ab")
+    for entry in content[place]:
+        entry |= {key: float(value) for key, value in entry.items() if key in ("id", "image_id", "category_id")}
+    put_coco(tmp_path, objects=content)
+    text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    found = masks_of(tmp_path / "output")
+    assert len(found) == 2 and all(np.array_equal(mask, TRUTH) for mask in found.values()), text
 
 
 def test_the_folder_of_the_coco_archive(tmp_path):
@@ -233,7 +269,7 @@ def test_an_image_that_is_listed_twice_is_one_example(tmp_path):
             annotation["image_id"] = 5
     put_coco(tmp_path, objects=content)
     text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
-    assert "1 images are listed more than once, such as a.png: taken once, with all objects" in text
+    assert "1 image listed more than once, such as a.png: taken once, with all objects" in text
     found = masks_of(tmp_path / "output")
     assert sorted(found) == ["a", "b"] and all(np.array_equal(mask, TRUTH) for mask in found.values())
 

@@ -1,7 +1,7 @@
 """Image and mask files: found, opened, decoded."""
 
-import importlib.util
 import io
+import itertools
 import logging
 import os
 import struct
@@ -22,7 +22,7 @@ from ddep_hub.image_conversion import (
     to_rgb,
     upright,
 )
-from ddep_hub.tiff import misread
+from ddep_hub.tiff import COPY_OR_MASK, has_tifffile, misread
 
 
 logger = logging.getLogger(__name__)
@@ -170,13 +170,13 @@ def decode_image(file: str | Path | Undecoded, channels: int = 3) -> Image.Image
         if is_tiff(file):
             with opened_image(file) as opened:
                 # Pages may be the channels; the first alone is not the image.
-                beyond_pillow = getattr(opened, "n_frames", 1) > 1 or misread(opened)
+                beyond_pillow = num_pages(opened) > 1 or misread(opened)
         if not beyond_pillow:
             image, _, _ = load_upright(file, "image")
     except BadFileError as error:
         if not is_tiff(file):
             raise
-        if importlib.util.find_spec("tifffile") is None:
+        if not has_tifffile():
             text = f'{error}, or pip install "ddep-hub[tiff]" to read more kinds of TIFF'
             raise BadFileError(text, error.path) from error
         beyond_pillow = True
@@ -260,7 +260,7 @@ def load_upright(file: str | Path | Undecoded, what: str) -> tuple[Image.Image, 
         BadFileError: See [`opened_image`]; or it is a mask of several pages.
     """
     with opened_image(file, what) as image:
-        if what == "mask" and (pages := _pages(image)) > 1:
+        if what == "mask" and (pages := num_pages(image)) > 1:
             name = file_name(file)
             raise BadFileError(f"{name} has {pages} pages; save each page as a mask of its own, or merge them", name)
         packing = image.tile[0].args if image.tile else None
@@ -270,17 +270,27 @@ def load_upright(file: str | Path | Undecoded, what: str) -> tuple[Image.Image, 
         return upright(image), image.format, packing
 
 
-def _pages(image: ImageFile.ImageFile) -> int:
+def num_pages(image: ImageFile.ImageFile) -> int:
     """Pages or frames of a file, without the reduced copies and validity masks that a TIFF may hold."""
-    number = getattr(image, "n_frames", 1)
-    if not isinstance(image, TiffImageFile) or number == 1:
-        return number
-    kinds = []
-    for page in range(number):
-        image.seek(page)
-        kinds.append(image.tag_v2.get(254, 0))  # NewSubfileType: 1 is a reduced copy, 4 a mask of valid pixels
+    return len(page_places(image))
+
+
+def page_places(image: ImageFile.ImageFile) -> list[int]:
+    """Where the pages or frames of a file lie among all that it holds, see [`num_pages`]; the first is always one."""
+    if not isinstance(image, TiffImageFile):
+        return list(range(getattr(image, "n_frames", 1)))
+    places = [0]
+    for place in itertools.count(1):
+        try:
+            image.seek(place)
+        except EOFError:
+            break
+        except SyntaxError:
+            pass  # Pillow has read the tags, but has no mode for the pixels, as for those of a mask
+        if not image.tag_v2.get(254, 0) & COPY_OR_MASK:
+            places.append(place)
     image.seek(0)
-    return sum(not kind & 5 for kind in kinds)
+    return places
 
 
 @contextmanager

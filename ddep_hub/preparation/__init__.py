@@ -22,7 +22,7 @@ from ddep_hub.utils.files import atomic_dir
 
 from .pictures import Picture, cut, read_picture, shown, sides, write_picture
 from .recognise import FORMATS, INCOMPLETE, incomplete, read_source
-from .source import Example, Source
+from .source import Example, Source, counted
 
 
 # What tells a folder of ours, which may be replaced, from those of others.
@@ -90,12 +90,13 @@ def prepare(
         (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     counts = Counter(split for split, *_ in written)
     lines = [
-        f"{source}: {found.kind}; {len(found.examples):,} images, {found.classes.num_classes} classes",
+        f"{source}: {found.kind}; {counted(len(found.examples), 'image')}, {found.classes.num_classes} classes",
         *found.notes,
-        f"{output}: " + ", ".join(f"{count:,} {'tiles' if tile else 'images'} in {s}" for s, count in counts.items()),
+        f"{output}: "
+        + ", ".join(f"{counted(count, 'tile' if tile else 'image')} in {s}" for s, count in counts.items()),
     ]
-    for split, counted in statistics.items():
-        lines.append(f"Classes in `{split}`:\n{counted.table()}")
+    for split, of_split in statistics.items():
+        lines.append(f"Classes in `{split}`:\n{of_split.table()}")
     lines.append(f"Look at {output / 'preview.png'} before training: ddep-hub finetune --data {output}")
     return "\n".join(lines)
 

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from .source import (
     Shape,
     Source,
     coco_masks,
+    counted,
     files_below,
     name_of,
     object_classes,
@@ -52,10 +53,9 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
     # Each image file is one example, however often it is listed: else it may come into both splits.
     listed: dict[Path, list[_Listed]] = {}
     for path, content in files.items():
-        # Some tools write ids as text in one place and as numbers in another.
         of_image: dict[str, list[Any]] = {image_id: [] for image_id in _image_ids(path, content)}
         for entry in content["annotations"]:
-            image_id = str(entry.get("image_id"))
+            image_id = _key(entry.get("image_id"))
             if image_id in of_image:
                 of_image[image_id].append(entry)
             else:
@@ -64,7 +64,7 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
             image = finder.find(str(entry["file_name"]), path.parent)
             if image is not None:
                 size, shapes = (entry.get("width"), entry.get("height")), []
-                for annotation in of_image[str(entry["id"])]:
+                for annotation in of_image[_key(entry["id"])]:
                     name = _category(path, categories[path], annotation)
                     shape = _shape(annotation, names.get(name, 0), size)
                     dropped += shape is None
@@ -74,7 +74,8 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
                     _Listed(path, str(entry["file_name"]), whole, shapes)
                 )
     if not listed:
-        raise ValueError(f"{root}: none of the {len(finder.missing)} images is there, such as {finder.missing[:1]}.")
+        listed_images = counted(len(finder.missing), "listed image")
+        raise ValueError(f"{root}: none of {listed_images} is there, such as {finder.missing[:1]}.")
     splits = {path: _split(path, root) if len(files) > 1 else None for path in files}
     examples = []
     for image, entries in listed.items():
@@ -84,16 +85,17 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
         examples.append(Example(name_of(image, root), image, mask, splits[file]))
     notes = finder.notes() + notes
     if dropped:
-        notes.append(f"{dropped} objects have no polygon and no mask: left out")
+        notes.append(f"{counted(dropped, 'object')} without a polygon or a mask: left out")
     if homeless:
         notes.append(
-            f"{len(homeless)} objects have an image_id that `images` does not list, such as {homeless[0]}: left out"
+            f"{counted(len(homeless), 'object')} with an image_id that `images` does not list, such as {homeless[0]}: "
+            "left out"
         )
     if twice:
         notes.append(
-            f"{len(twice)} images are listed more than once, such as {twice[0]}: taken once, with all objects"
+            f"{counted(len(twice), 'image')} listed more than once, such as {twice[0]}: taken once, with all objects"
         )
-    return Source(f"COCO, {len(files)} file{'s' * (len(files) > 1)}", object_classes(names), examples, notes)
+    return Source(f"COCO, {counted(len(files), 'file')}", object_classes(names), examples, notes)
 
 
 def _class_ids(files: Mapping[Path, Any], categories: Mapping[Path, Mapping[str, str]]) -> dict[str, int]:
@@ -104,7 +106,7 @@ def _class_ids(files: Mapping[Path, Any], categories: Mapping[Path, Mapping[str,
     }
     for content in files.values():
         for category in sorted(content["categories"], key=lambda entry: entry["id"]):
-            name = str(category.get("name", category["id"])).strip()
+            name = _name(category)
             is_heading = name not in used and any(c.get("supercategory") == name for c in content["categories"])
             if not is_heading and name.lower() != BACKGROUND:
                 names.setdefault(name, len(names) + 1)
@@ -163,21 +165,30 @@ def _image_ids(path: Path, content: Mapping[str, Any]) -> list[str]:
     names: dict[str, str] = {}
     for entry in content["images"]:
         name = str(entry["file_name"])
-        other = names.setdefault(str(entry["id"]), name)
+        other = names.setdefault(_key(entry["id"]), name)
         if other != name:
             raise ValueError(f"{path}: {other} and {name} both have the id {entry['id']}. Give each image its own.")
     return list(names)
 
 
 def _categories(content: Mapping[str, Any]) -> dict[str, str]:
-    return {str(entry["id"]): str(entry.get("name", entry["id"])).strip() for entry in content["categories"]}
+    return {_key(entry["id"]): _name(entry) for entry in content["categories"]}
+
+
+def _name(category: Mapping[str, Any]) -> str:
+    return str(category.get("name", _key(category["id"]))).strip()
 
 
 def _category(path: Path, categories: Mapping[str, str], annotation: Mapping[str, Any]) -> str:
     category_id = annotation.get("category_id")
-    if str(category_id) not in categories:
+    if _key(category_id) not in categories:
         raise ValueError(f"{path}: an annotation has category_id {category_id}, which `categories` does not list.")
-    return categories[str(category_id)]
+    return categories[_key(category_id)]
+
+
+def _key(value: Any) -> str:
+    """An id as text: some tools write it as text in one place and as a number in another, and pandas writes 1.0."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _shape(annotation: Mapping[str, Any], class_id: int, size: Sequence[Any]) -> Shape | None:
@@ -219,19 +230,23 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not valid JSON: {error}. Export the annotations again.") from error
 
 
-def read_json_files(root: Path) -> tuple[dict[Path, Any], list[str]]:
-    """The json files below a folder, by path, and what is wrong with those that cannot be read.
+def read_json_files(root: Path, tests: Sequence[Callable[[Any], bool]]) -> tuple[dict[Path, Any], list[str]]:
+    """The json files below a folder that pass one of the tests, by path, and what is wrong with the unreadable ones.
 
-    They are searched as images are: at any depth, without hidden files and folders.
+    They are searched as images are: at any depth, without hidden files and folders. Others are not kept, as data sets
+    like Cityscapes have gigabytes of them.
     """
     found, problems = {}, []
     for path in files_below(root, (".json",)):
         if path.name == "classes.json":
             continue
         try:
-            found[path] = read_json(path)
+            content = read_json(path)
         except (OSError, ValueError) as error:
             problems.append(str(error))
+            continue
+        if any(test(content) for test in tests):
+            found[path] = content
     return found, problems
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .source import Shape, Source, coco_masks, ellipse, rectangle, turned
+from .source import Shape, Source, coco_masks, counted, ellipse, rectangle, turned
 from .tools import Annotated
 
 
@@ -50,11 +50,11 @@ def read_label_studio(root: Path, files: Mapping[Path, Any]) -> Source:
             size = next(iter(sizes)) if len(sizes) == 1 else None
             found.add(image, shapes, size, f"task {task.get('id', number)} of {path}")
     if undone:
-        found.notes.append(f"{undone} tasks have no annotation, or only cancelled ones: left out")
+        found.notes.append(f"{counted(undone, 'task')} without an annotation, or with cancelled ones alone: left out")
     if several:
-        found.notes.append(f"{several} tasks have several annotations: the last one with a region was taken")
+        found.notes.append(f"{counted(several, 'task')} with several annotations: the last with a region was taken")
     if empty:
-        found.notes.append(f"{empty} tasks are annotated without a region: all background")
+        found.notes.append(f"{counted(empty, 'task')} annotated without a region: all background")
     return found.source("Label Studio")
 
 

@@ -153,16 +153,16 @@ def raw_values(path: Path, page: int | None, *, as_colors: bool, in_alpha: bool 
 def _black_and_white(image: Image.Image, path: Path) -> np.ndarray:
     """A mask of black and white that was saved as JPEG, without what the compression added."""
     values = np.asarray(image.convert("L"))
-    # A black or a white area may come back as another value near it, by the step of the compression.
-    step = getattr(image, "quantization", {}).get(0, [1])[0]
+    # A black area may come back as another value near it, by the step of the compression.
+    with opened_image(path, "mask") as opened:  # an image that was turned upright does not say the step
+        step = getattr(opened, "quantization", {}).get(0, [1])[0]
     black = max(0.0, np.ceil(128 - round(1024 / step) * step / 8))
-    white = min(255.0, np.floor(128 + round(1016 / step) * step / 8))
     rows, columns = (length // 8 for length in values.shape)
     blocks = values[: 8 * rows, : 8 * columns].reshape(rows, 8, columns, 8)
     low, high = blocks.min(axis=(1, 3)), blocks.max(axis=(1, 3))
-    # Edges have values between, but areas do not; four equal blocks are an area. Without any white, values above black
-    # may be class ids.
-    areas = np.where((low == high) & (low > black) & (low < white), low, 0)
+    # Edges have values between, but areas do not; four equal blocks are an area. Values near white are white, as of
+    # masks that were saved twice or painted with 254. Without any white, values above black may be class ids.
+    areas = np.where((low == high) & (low > black) & (low < 207), low, 0)
     corner = areas[1:, 1:]
     equal = (corner == areas[:-1, 1:]) & (corner == areas[1:, :-1]) & (corner == areas[:-1, :-1])
     has_areas = (equal & (corner > 0)).any() or np.count_nonzero(areas) > 0.02 * areas.size

@@ -17,8 +17,8 @@ from ddep_hub.data.pairing import IMAGE_WORDS, MASK_WORDS, PAIRS, Pairs, pair_fi
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
 
 from .mask_values import IGNORED, MaskReader, drawn
-from .pictures import num_pages, read_picture, sides
-from .source import Example, Source, files_below, name_of, object_classes
+from .pictures import pages_of, read_picture, sides
+from .source import Example, Source, counted, files_below, name_of, object_classes
 
 
 # What systems leave beside files.
@@ -30,20 +30,21 @@ _SYSTEM_FILES = ("Thumbs.db", "desktop.ini")
 
 def read_folder(root: Path, table: ClassTable | None) -> Source:
     """A folder that `--data` reads, with its `classes.json`, or with the values or colours found in its masks."""
-    layout = "folder" if find_places(root) else find_layout(root)
+    places = find_places(root)
+    layout = "folder" if places else find_layout(root)
     known = root / "classes.json"
+    if table is None and (layout != "folder" or known.is_file()):
+        if known.is_file():
+            table = read_class_table(known)
+        return _read_known(root, table)
     pairs: Mapping[str, Pairs] = {}
     if layout == "folder":
         listed = (root / PAIRS).is_file()
         pairs = (
             read_pairs(root).pairs
             if listed
-            else {split: pair_files(place.images, place.masks) for split, place in find_places(root).items()}
+            else {split: pair_files(place.images, place.masks) for split, place in places.items()}
         )
-    if table is None and (layout != "folder" or known.is_file()):
-        if known.is_file():
-            table = read_class_table(known)
-        return _read_known(root, table)
     files = [
         (split if len(pairs) > 1 else None, sample_id, image, found.masks[sample_id])
         for split, found in pairs.items()
@@ -53,7 +54,7 @@ def read_folder(root: Path, table: ClassTable | None) -> Source:
     if not files:
         raise ValueError(f"{root}: no image has a mask of its name. List them in {PAIRS}.")
     without = sum(len(found.images) for found in pairs.values()) - len(files)
-    notes = [f"{without} images have no mask: left out"] if without else []
+    notes = [f"{counted(without, 'image')} without a mask: left out"] if without else []
     return _with_values("masks", files, table or _listed_classes(root), notes)
 
 
@@ -82,14 +83,16 @@ def _with_values(
     pages: list[tuple[str | None, str, Path, Path, int | None]] = []
     as_channels = 0
     for split, name, image, mask in files:
-        count, of_image = num_pages(mask), num_pages(image)
+        count, of_image = pages_of(mask), pages_of(image)
         if count not in (1, of_image):
             raise ValueError(f"{image} has {of_image} pages, but its mask {mask} has {count}.")
         as_channels += of_image > count
         numbers: list[int | None] = [None] if count == 1 else list(range(count))
         pages += [(split, name if n is None else f"{name}-{n:04d}", image, mask, n) for n in numbers]
     if as_channels:
-        notes.append(f"{as_channels} images have several pages for a mask of one: the pages are taken as channels")
+        notes.append(
+            f"{counted(as_channels, 'image')} of several pages with a mask of one: the pages are taken as channels"
+        )
     read = MaskReader(as_colors=table is not None and len(set(table.colors)) == table.num_classes)
     found = read.found([(mask, page) for *_, mask, page in pages])
     in_colors = any(isinstance(value, tuple) for value in found)
@@ -177,7 +180,7 @@ def read_stacks(root: Path, table: ClassTable | None) -> Source | None:
         core = tuple(word for word in words if word not in MASK_WORDS | IMAGE_WORDS | {"volume", "stack"})
         (masks if set(words) & MASK_WORDS else images)[core] = path
     pairs = {core: path for core, path in images.items() if core in masks}
-    if not pairs or not any(num_pages(path) > 1 for path in pairs.values()):
+    if not pairs or not any(pages_of(path) > 1 for path in pairs.values()):
         return None
     return _with_values("masks", [(None, path.stem, path, masks[core]) for core, path in pairs.items()], table, [])
 
@@ -185,7 +188,7 @@ def read_stacks(root: Path, table: ClassTable | None) -> Source | None:
 # --- One mask for each object
 
 
-def object_folders(root: Path) -> dict[Path, list[Path]]:
+def _object_folders(root: Path) -> dict[Path, list[Path]]:
     """Folders of one image with the masks of its objects, and their images, at most two levels down.
 
     These are `<id>/images/*` and `<id>/masks/*`; none if most of such folders hold several images.
@@ -200,13 +203,15 @@ def object_folders(root: Path) -> dict[Path, list[Path]]:
     return found if 2 * single > len(found) else {}
 
 
-def read_object_folders(root: Path, table: ClassTable | None) -> Source:
-    """One mask file for each object, as in the Data Science Bowl 2018: their union is the class.
+def read_object_folders(root: Path, table: ClassTable | None) -> Source | None:
+    """One mask file for each object, as in the Data Science Bowl 2018: their union is the class; `None` without any.
 
     Raises:
         ValueError: A folder holds several images, or masks that are no pictures; names it.
     """
-    folders = object_folders(root)
+    folders = _object_folders(root)
+    if not folders:
+        return None
     parents = {folder.parent for folder in folders}
     examples, notes, empty, without = [], list[str](), 0, list[str]()
     for folder, images in folders.items():
@@ -224,9 +229,9 @@ def read_object_folders(root: Path, table: ClassTable | None) -> Source:
         split = folder.parent.name if len(parents) > 1 else None
         examples.append(Example(folder.name, images[0], partial(_union, images[0], masks), split))
     if empty:
-        notes.append(f"{empty} images have no object")
+        notes.append(f"{counted(empty, 'image')} without an object")
     if without:
-        notes.append(f"{len(without)} folders have masks but no image, such as {without[0]}: left out")
+        notes.append(f"{counted(len(without), 'folder')} with masks but no image, such as {without[0]}: left out")
     classes = table or object_classes(["object"])
     if classes.num_classes != 2:
         raise ValueError(f"Masks of objects have two classes, background and object, not {classes.num_classes}.")
@@ -236,7 +241,7 @@ def read_object_folders(root: Path, table: ClassTable | None) -> Source:
 def _union(image: Path, masks: Sequence[Path]) -> np.ndarray:
     union: np.ndarray | None = None
     for path in masks:
-        count = num_pages(path)
+        count = pages_of(path)
         for page in range(count):
             pixels = drawn(path, page if count > 1 else None)
             union = pixels if union is None else union

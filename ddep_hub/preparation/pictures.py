@@ -1,13 +1,21 @@
 """Images with the depth and the channels of their files: read, cut, written, shown."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ddep_hub.data.image_io import BadFileError, is_array, load_upright, opened_image
-from ddep_hub.image_conversion import TIFF_EXTENSIONS, ChannelImage, to_rgb, upright
+from ddep_hub.data.image_io import (
+    BadFileError,
+    is_array,
+    is_tiff,
+    load_upright,
+    num_pages,
+    opened_image,
+    page_places,
+)
+from ddep_hub.image_conversion import ChannelImage, to_rgb, upright
+from ddep_hub.tiff import COPY_OR_MASK, has_tifffile, is_inverted, misread, read_tiff
 
 
 # An array is (H, W), (H, W, channels) or (channels, H, W).
@@ -34,55 +42,66 @@ def read_picture(path: Path, page: int | None = None) -> Picture:
     if not is_tiff(path):
         image = load_upright(path, "image")[0]
         return _sixteen_bits(image) if image.mode.startswith("I") else image
+    place = page
     try:
         with opened_image(path) as opened:
-            count = getattr(opened, "n_frames", 1)
+            places = page_places(opened)
             if page is not None:
-                opened.seek(page)
+                place = places[page]
+                opened.seek(place)
             tags, bands = getattr(opened, "tag_v2", {}), len(opened.getbands())
             # Of colours Pillow keeps 8 bits, and leaves out channels that it does not know.
             whole = tags.get(277, bands) == bands and (max(tags.get(258, (1,))) <= 8 or opened.mode[0] in "IF")
-            if whole and (page is not None or count == 1):
-                image = upright(opened).copy()
-                return _sixteen_bits(image) if image.mode.startswith("I;16") else image
+            if whole and not misread(opened) and (page is not None or len(places) == 1):
+                image, inverted = upright(opened).copy(), is_inverted(opened)
+                image = _sixteen_bits(image) if image.mode.startswith("I;16") else image
+                return Image.fromarray(~np.asarray(image)) if inverted else image
     except BadFileError:
-        if not _has_tifffile():
+        if not has_tifffile():
             raise
-    if not _has_tifffile():
+        place = None if page is None else _places_by_tifffile(path)[page]
+    if not has_tifffile():
         raise BadFileError(
-            f'{path} has several pages or 16-bit colours; pip install "ddep-hub[tiff]" to read it', path
+            f'{path} has several pages, 16-bit colours or YCbCr; pip install "ddep-hub[tiff]" to read it', path
         )
     import tifffile
 
     try:
-        with tifffile.TiffFile(path) as tiff:
-            values = (tiff.series[0] if page is None else tiff.pages[page]).asarray()
+        values = _checked(read_tiff(path, str(path), place)[0], path)
+    except BadFileError:
+        raise
     except (OSError, ValueError, IndexError, tifffile.TiffFileError) as error:
-        raise BadFileError(f"{path} is damaged or no image ({error}); replace or remove it", path) from error
-    if values.ndim > 2:
-        values = values.reshape([length for length in values.shape if length > 1])
-    values = _checked(values, path)
+        text = str(error)
+        if not text.startswith(str(path)):
+            text = f"{path} is damaged or no image ({text}); replace or remove it"
+        raise BadFileError(text, path) from error
     in_png = values.dtype == np.uint8 and (values.ndim == 2 or values.shape[-1] == 3)
     return Image.fromarray(values) if in_png or (values.dtype == np.uint16 and values.ndim == 2) else values
 
 
-def num_pages(path: Path) -> int:
-    """How many pages a TIFF has; 1 for other files."""
+def pages_of(path: Path) -> int:
+    """How many pages a TIFF has, without reduced copies and validity masks; 1 for other files."""
     if not is_tiff(path):
         return 1
     try:
         with opened_image(path) as image:
-            return int(getattr(image, "n_frames", 1))
+            return num_pages(image)
     except BadFileError:
-        if not _has_tifffile():
+        if not has_tifffile():
             raise
+    return len(_places_by_tifffile(path))
+
+
+def _places_by_tifffile(path: Path) -> list[int]:
+    """As [`page_places`], of a TIFF that Pillow does not open."""
     import tifffile
 
     try:
         with tifffile.TiffFile(path) as tiff:
-            return len(tiff.pages)
+            kinds = [int(page.subfiletype) for page in tiff.pages]
     except (OSError, ValueError, tifffile.TiffFileError) as error:
         raise BadFileError(f"{path} is damaged or no image ({error}); replace or remove it", path) from error
+    return [place for place, kind in enumerate(kinds) if place == 0 or not kind & COPY_OR_MASK]
 
 
 def sides(picture: Picture, expected: tuple[int, ...] | None) -> tuple[int, int]:
@@ -167,12 +186,3 @@ def _sixteen_bits(image: Image.Image) -> Image.Image:
     """One mode for all that have 16 bits: releases of Pillow, and orders of bytes, have others."""
     values = np.asarray(image)
     return Image.fromarray(values.astype(np.uint16)) if values.min() >= 0 and values.max() <= 65535 else image
-
-
-def is_tiff(path: Path) -> bool:
-    """Whether a file is a TIFF by its name."""
-    return path.name.lower().endswith(TIFF_EXTENSIONS)
-
-
-def _has_tifffile() -> bool:
-    return importlib.util.find_spec("tifffile") is not None

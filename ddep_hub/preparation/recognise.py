@@ -3,20 +3,21 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from ddep_hub.data.classes import ClassTable, read_class_table
+from ddep_hub.data.classes import read_class_table
 from ddep_hub.data.folders import subfolders
 from ddep_hub.data.image_io import first_few
 
 from .coco import is_coco, read_coco, read_json, read_json_files
 from .label_studio import is_label_studio, read_label_studio
-from .masks import object_folders, read_folder, read_object_folders, read_roboflow_masks, read_stacks
-from .source import Source
+from .masks import read_folder, read_object_folders, read_roboflow_masks, read_stacks
+from .source import Source, counted
 from .tools import is_labelme, read_cvat, read_labelme
 
 
 # What reading a field raises that is not there, or of another type.
 INCOMPLETE = (KeyError, TypeError, IndexError, AttributeError)
 FORMATS = ("coco", "labelme", "cvat", "label-studio", "roboflow-masks", "objects", "stacks", "masks")
+_JSON = {"coco": is_coco, "labelme": is_labelme, "label-studio": is_label_studio}
 
 
 def read_source(source: Path, name: str | None = None, classes: Path | None = None) -> Source:
@@ -35,7 +36,8 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
         raise FileNotFoundError(f"{source} does not exist. Give a folder, or a file of annotations.")
     root = source if source.is_dir() else source.parent
     table = read_class_table(classes) if classes else None
-    files, problems = read_json_files(source) if source.is_dir() else ({}, [])
+    tests = [test for format, test in _JSON.items() if name in (format, None)]
+    files, problems = read_json_files(source, tests) if source.is_dir() and tests else ({}, [])
     if source.suffix == ".json":
         files = {source: read_json(source)}
     xml = [source] if source.suffix == ".xml" else [*root.glob("annotations.xml"), *root.glob("*/annotations.xml")]
@@ -46,7 +48,7 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
         "label-studio": lambda: read_label_studio(root, found) if (found := _only(files, is_label_studio)) else None,
         "cvat": lambda: read_cvat(root, _single(xml)) if xml else None,
         "roboflow-masks": lambda: read_roboflow_masks(root, tables) if tables else None,
-        "objects": lambda: _objects(root, table),
+        "objects": lambda: read_object_folders(root, table),
         "stacks": lambda: read_stacks(root, table),
         "masks": lambda: read_folder(root, table),
     }
@@ -73,7 +75,7 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
         raise ValueError(f"{error}{unread}") from error
     if problems:
         result.notes.append(
-            f"{len(problems)} json files cannot be read, so that none of their labels is used: {problems[0]}"
+            f"{counted(len(problems), 'json file')} cannot be read: left out with all labels. {problems[0]}"
         )
     return result
 
@@ -92,10 +94,6 @@ def _single(files: list[Path]) -> Path:
     if len(files) > 1:
         raise ValueError(f"{files[0]} and {files[1]} are exports of two tasks. Prepare one at a time.")
     return files[0]
-
-
-def _objects(root: Path, table: ClassTable | None) -> Source | None:
-    return read_object_folders(root, table) if object_folders(root) else None
 
 
 def _contents(root: Path) -> str:

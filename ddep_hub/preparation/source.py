@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 from ddep_hub.data.classes import BACKGROUND, BACKGROUND_COLOR, ClassTable, class_colors
-from ddep_hub.data.image_io import IMAGE_EXTENSIONS, images_below, opened_image
+from ddep_hub.data.image_io import IMAGE_EXTENSIONS, images_below, is_tiff, opened_image
 from ddep_hub.image_conversion import ORIENTATIONS, orientation
 
-from .pictures import Picture, is_tiff, read_picture, sides
+from .pictures import Picture, read_picture, sides
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,11 @@ def object_classes(names: Iterable[str]) -> ClassTable:
     """The classes of drawn objects: background, in grey, and these."""
     names = tuple(names)
     return ClassTable((BACKGROUND, *names), (BACKGROUND_COLOR, *class_colors(len(names))))
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and what it counts, such as "1 image" or "2,000 images"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 class ImageFinder:
@@ -133,7 +138,7 @@ class ImageFinder:
         """A line on missing images, if there are any."""
         if not self.missing:
             return []
-        return [f"{len(self.missing)} annotated images are not there, such as {self.missing[0]}: left out"]
+        return [f"{counted(len(self.missing), 'annotated image')} not found, such as {self.missing[0]}: left out"]
 
 
 def _common_end(one: Sequence[str], other: Sequence[str]) -> int:

@@ -18,7 +18,6 @@ import numpy as np
 from PIL import Image
 
 from ddep_hub.data.classes import BACKGROUND
-from ddep_hub.data.image_io import first_few
 
 from .coco import decode_runs
 from .source import (
@@ -27,6 +26,7 @@ from .source import (
     Shape,
     Source,
     coco_masks,
+    counted,
     ellipse,
     name_of,
     object_classes,
@@ -92,7 +92,8 @@ class Annotated:
             raise ValueError(f"{self.root}: no annotated image is left to use. {'; '.join(notes)}")
         if self.dropped:
             kinds = ", ".join(f"{count} {name}" for name, count in sorted(self.dropped.items()))
-            notes.append(f"{self.dropped.total()} objects have no area that can be read ({kinds}): left out")
+            objects = counted(self.dropped.total(), "object")
+            notes.append(f"{objects} without an area that can be read ({kinds}): left out")
         return Source(kind, object_classes(name for name, value in self.names.items() if value), self.examples, notes)
 
 
@@ -121,7 +122,7 @@ def read_labelme(root: Path, files: Mapping[Path, Any]) -> Source:
                 if image is None:
                     found.finder.missing.pop()
                 image = own
-                renamed.append(f"{path.name} {name}")
+                renamed.append(f"{path.name}: {name}")
         data = content.get("imageData")
         if image is not None:
             found.add(image, shapes, (int(size[0]), int(size[1])) if all(size) else None, str(path))
@@ -130,8 +131,11 @@ def read_labelme(root: Path, files: Mapping[Path, Any]) -> Source:
             mask = partial(_embedded_mask, data, shapes)
             found.examples.append(Example(name_of(path, root), partial(_embedded, data), mask))
     if renamed:
-        listed = first_few(renamed, 1)
-        found.notes.append(f"{len(renamed)} json files name an image of another name, {listed}: their own was taken")
+        name = "names" if len(renamed) == 1 else "name"
+        found.notes.append(
+            f"{counted(len(renamed), 'json file')} {name} another image, such as {renamed[0]}; the image that has the "
+            "name of the json file was taken"
+        )
     return found.source("LabelMe")
 
 

@@ -1,0 +1,108 @@
+"""`ddep-hub prepare`, TIFF files: white stays white, overviews are no pages, wrong pixels are refused."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_preparation import HEIGHT, TRUTH, WIDTH, masks_of
+from test_preparation_files import BLOCKS, put_masks
+
+import ddep_hub
+from ddep_hub.data.image_io import decode_channels, decode_image
+
+
+tifffile = pytest.importorskip("tifffile", reason="extra `tiff` is not installed")
+
+
+def test_stacks_of_floats(tmp_path):
+    root = tmp_path / "stacks"
+    root.mkdir()
+    pages = [Image.fromarray(np.full((HEIGHT, WIDTH), n / 8, np.float32)) for n in range(5)]
+    masks = [Image.fromarray(np.roll(TRUTH, n)) for n in range(5)]
+    pages[0].save(root / "volume.tif", save_all=True, append_images=pages[1:])
+    masks[0].save(root / "labels.tif", save_all=True, append_images=masks[1:])
+    ddep_hub.prepare(root, tmp_path / "output")
+    files = sorted((tmp_path / "output" / "images").rglob("*.tif"))
+    assert [float(np.asarray(Image.open(file))[0, 0]) for file in sorted(files, key=lambda p: p.name)] == [
+        n / 8 for n in range(5)
+    ]
+    broken = [Image.fromarray(np.full((HEIGHT, WIDTH), 0.5, np.float32))] * 5
+    broken[0].save(root / "labels.tif", save_all=True, append_images=broken[1:])
+    with pytest.raises(ValueError, match=r"labels\.tif, page 0, is no mask: save one whole number"):
+        ddep_hub.prepare(root, tmp_path / "other")
+
+
+@pytest.mark.parametrize("options", [{"photometric": "miniswhite"}, {"photometric": "miniswhite", "rowsperstrip": 8}])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_white_stays_white_in_tiles(tmp_path, dtype, options):
+    root = put_masks(tmp_path / "source", dict.fromkeys("ab", BLOCKS), (64, 64))
+    values = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (64, 64), dtype)
+    for name in "ab":
+        (root / "images" / f"{name}.png").unlink()
+        tifffile.imwrite(root / "images" / f"{name}.tif", values, **options)
+    ddep_hub.prepare(root, tmp_path / "output", tile=64)
+    expected = decode_channels(root / "images" / "a.tif", 1).pixels
+    files = list((tmp_path / "output" / "images").rglob("*.png"))
+    assert len(files) == 2 and all(np.array_equal(decode_channels(file, 1).pixels, expected) for file in files)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_uncompressed_ycbcr_is_not_cut_into_tiles(tmp_path, monkeypatch, installed):
+    root = put_masks(tmp_path / "source", dict.fromkeys("ab", BLOCKS), (64, 64))
+    for name in "ab":
+        (root / "images" / f"{name}.png").unlink()
+        path = root / "images" / f"{name}.tif"
+        tifffile.imwrite(path, np.stack([BLOCKS] * 3, -1), photometric="ycbcr", rowsperstrip=8)
+        path.write_bytes(path.read_bytes() + bytes(9999))  # Pillow reads on beyond the pixels
+    if not installed:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"\w\.tif (holds YCbCr colours; convert it|has .* YCbCr; pip install)"):
+        ddep_hub.prepare(root, tmp_path / "output", tile=32)
+
+
+def write_with_overview(path, pages, kind=1):
+    """Each page is followed by a reduced copy (`kind` 1), or by a mask of its valid pixels (4)."""
+    with tifffile.TiffWriter(path) as file:
+        for page in pages:
+            file.write(page)
+            if kind == 1:
+                file.write(page[::2, ::2], subfiletype=1)
+            else:
+                file.write(np.ones(page.shape[:2], bool), subfiletype=4, photometric=4)
+
+
+@pytest.mark.parametrize("kind", [1, 4])
+@pytest.mark.parametrize("tile", [None, 32])
+@pytest.mark.parametrize("of", ["images", "masks"])
+def test_an_overview_is_no_page(tmp_path, monkeypatch, of, tile, kind):
+    root = put_masks(tmp_path / "source", dict.fromkeys("ab", BLOCKS), (64, 64))
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    for name in "ab":
+        (root / of / f"{name}.png").unlink()
+        write_with_overview(root / of / f"{name}.tif", [BLOCKS if of == "masks" else pixels], kind)
+    text = ddep_hub.prepare(root, tmp_path / "output", tile=tile)
+    assert "pages" not in text and "2 images" in text
+    for name, mask in masks_of(tmp_path / "output").items():
+        top, left = map(int, f"{name}_0_0".split("_")[1:3])
+        assert np.array_equal(mask, BLOCKS[top : top + (tile or 64), left : left + (tile or 64)])
+    if of == "images":
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        assert np.array_equal(np.asarray(decode_image(root / of / "a.tif")), pixels)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float64])
+def test_overviews_in_stacks_are_no_examples(tmp_path, dtype):
+    """Pillow does not open the second kind."""
+    (tmp_path / "stacks").mkdir()
+    pages = [np.full((64, 64), number, dtype) for number in range(1, 5)]
+    write_with_overview(tmp_path / "stacks" / "volume.tif", pages)
+    write_with_overview(tmp_path / "stacks" / "labels.tif", [BLOCKS + number for number in range(4)])
+    ddep_hub.prepare(tmp_path / "stacks", tmp_path / "output")
+    found = masks_of(tmp_path / "output")
+    assert sorted(found) == [f"volume-{number:04d}" for number in range(4)]
+    for name, mask in found.items():
+        number = int(name[-1])
+        file = next((tmp_path / "output" / "images").rglob(f"{name}.*"))
+        assert np.array_equal(mask, BLOCKS + number)
+        assert decode_channels(file, 1).pixels.max() == (number + 1) * (255 if dtype == np.float64 else 1)
