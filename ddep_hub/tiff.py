@@ -96,7 +96,7 @@ def read_tiff(
     import tifffile
 
     with tifffile.TiffFile(file) as tiff:
-        part = tiff.series[0] if page is None else tiff.pages[page]
+        part = tiff.series[0] if page is None else tiff.pages[page].aspage()
         kind = int(part.keyframe.photometric)
         # The palette of ImageJ only says how intensities are shown.
         if kind in _NEITHER_RGB_NOR_GREY and not (kind == _PALETTE and tiff.is_imagej):

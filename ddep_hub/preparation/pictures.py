@@ -98,7 +98,7 @@ def _places_by_tifffile(path: Path) -> list[int]:
 
     try:
         with tifffile.TiffFile(path) as tiff:
-            kinds = [int(page.subfiletype) for page in tiff.pages]
+            kinds = [int(page.aspage().subfiletype) for page in tiff.pages]
     except (OSError, ValueError, tifffile.TiffFileError) as error:
         raise BadFileError(f"{path} is damaged or no image ({error}); replace or remove it", path) from error
     return [place for place, kind in enumerate(kinds) if place == 0 or not kind & COPY_OR_MASK]
