@@ -29,7 +29,7 @@ def test_stacks_of_floats(tmp_path):
     ]
     broken = [Image.fromarray(np.full((HEIGHT, WIDTH), 0.5, np.float32))] * 5
     broken[0].save(root / "labels.tif", save_all=True, append_images=broken[1:])
-    with pytest.raises(ValueError, match=r"labels\.tif, page 0, is no mask: save one whole number"):
+    with pytest.raises(ValueError, match=r"labels\.tif, page 0, is not a mask: save one whole number"):
         ddep_hub.prepare(root, tmp_path / "other")
 
 

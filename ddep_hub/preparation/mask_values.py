@@ -138,7 +138,7 @@ def raw_values(path: Path, page: int | None, *, as_colors: bool, in_alpha: bool 
     elif page is not None:
         pixels = np.asarray(picture)
         if pixels.ndim != 2 or (pixels.dtype.kind == "f" and (pixels != np.rint(pixels)).any()):
-            raise BadFileError(f"{path}, page {page}, is no mask: save one whole number for each pixel", path)
+            raise BadFileError(f"{path}, page {page}, is not a mask: save one whole number for each pixel", path)
     else:
         # As everywhere: bilevel, 2 and 4 bits, palettes.
         pixels = decode_mask(path, num_classes=2**31 - 1, ignore_index=-1)
