@@ -143,7 +143,7 @@ AXES: dict[str, tuple[str, Callable[[Any], Make], list[Any]]] = {
     "prediction with ViT-S/14 by side of the image": ("pixels", lambda x: prediction(x, model=VIT), [224, 518, 1036]),
     "prediction by classes": ("classes", lambda x: prediction(classes=x), [2, 19, 150]),
     "counting 150 classes by images of 2 MP": ("images", evaluation, [20, 200, 2000]),
-    "fine-tuning run of 30 steps by labelled images": ("images", finetuning_run, [10, 100, 1000]),
+    "fine-tuning run by labelled images": ("images", finetuning_run, [10, 100, 1000]),
 }
 
 
