@@ -89,19 +89,21 @@ def _read(
         )
     values = np.array(image)
     if image.mode == "P" and (file_format == "GIF" or (colors and mapping is None)):
-        known = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-        ids = _by_color(values, known, colors if mapping is None else None, ignore_index, path, file_format == "GIF")
-        if ids is not None:
-            return ids
+        shown = palette_colors(image)
+        if colors and mapping is None:
+            ids = _by_color(values, shown, colors, ignore_index, path, is_gif=file_format == "GIF")
+            if ids is not None:
+                return ids
         if file_format == "GIF":
-            shown = known[np.unique(values)]
-            if (shown != shown[:, :1]).any():
+            if any(len(set(color)) > 1 for color in shown.values()):
                 raise BadFileError(
                     f"{path} is a GIF, whose palette has no fixed order; save the mask as PNG, or give all classes of "
                     'classes.json the "color" that they have in the masks',
                     path,
                 )
-            values = known[values, 0]
+            table = np.arange(256, dtype=np.uint8)
+            table[list(shown)] = [color[0] for color in shown.values()]
+            values = table[values]
     # Pillow stretches greyscale of less than 8 bits to 0..255, which turns id 1 into 85 or 17.
     # So it does with other depths of PGM, to 255 or 65535.
     if isinstance(packing, str) and packing.startswith("max;"):
@@ -116,27 +118,28 @@ def _read(
     return values
 
 
+def palette_colors(image: Image.Image) -> dict[int, Color]:
+    """The colours of the indices that occur in a palette image; indices beyond its palette have none."""
+    palette = image.getpalette("RGB") or []
+    present = np.flatnonzero(np.bincount(np.asarray(image).ravel(), minlength=256)).tolist()
+    colors = {index: palette[3 * index : 3 * index + 3] for index in present if 3 * index < len(palette)}
+    return {index: (red, green, blue) for index, (red, green, blue) in colors.items()}
+
+
 def _by_color(
-    values: np.ndarray, palette: np.ndarray, colors: Colors | None, ignore_index: int, path: str, is_gif: bool
+    values: np.ndarray, shown: Mapping[int, Color], colors: Colors, ignore_index: int, path: str, *, is_gif: bool
 ) -> np.ndarray | None:
     """What the colours of a palette mean, as ids (H, W); `None` if its indices, or grey levels, are the values.
 
     Args:
         values: Indices (H, W).
-        palette: The colours (n, 3); there may be indices beyond.
+        shown: Colours of the indices, see [`palette_colors`].
         colors: Class id of each colour.
         ignore_index: An index that keeps its meaning, whatever its colour.
         path: The file.
         is_gif: Whether the order of the palette means nothing.
     """
-    if not colors:
-        return None
-    present = np.flatnonzero(np.bincount(values.ravel(), minlength=256)).tolist()
-    shown = {
-        index: tuple(palette[index].tolist())
-        for index in present
-        if index < len(palette) and (index != ignore_index or is_gif)
-    }
+    shown = {index: color for index, color in shown.items() if index != ignore_index or is_gif}
     unknown = [index for index, color in shown.items() if color not in colors]
     others = [index for index, color in shown.items() if colors.get(color, index) != index]
     # One colour of another class may be chance, if the rest is of none.

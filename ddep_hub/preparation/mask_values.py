@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ddep_hub.data.classes import Color
 from ddep_hub.data.image_io import BadFileError, load_upright, opened_image
-from ddep_hub.data.masks import decode_mask, mask_colors
+from ddep_hub.data.masks import decode_mask, mask_colors, palette_colors
 
 from .pictures import read_picture
 
@@ -78,23 +79,17 @@ def _palettes_differ(paths: Sequence[Path]) -> bool:
 
     So has it in any GIF that is not grey, as GIFs hold the colours that occur and no others.
     """
-    known: dict[int, tuple[int, ...]] = {}
+    known: dict[int, Color] = {}
     for path in paths:
         with opened_image(path, "mask") as picture:
             if picture.mode != "P":
                 continue
-            palette = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3).tolist()
-            counts = np.bincount(np.asarray(picture).ravel(), minlength=256)
-        # Ignored pixels may have an index beyond the colours.
-        indices = [index for index in np.flatnonzero(counts).tolist() if index < len(palette) and index != IGNORED]
-        colors = [palette[index] for index in indices]
+            colors = palette_colors(picture)
+        colors.pop(IGNORED, None)
         if picture.format == "GIF":
-            if any(len(set(color)) > 1 for color in colors):
+            if any(len(set(color)) > 1 for color in colors.values()):
                 return True
-            continue
-        if any(
-            known.setdefault(index, tuple(color)) != tuple(color) for index, color in zip(indices, colors, strict=True)
-        ):
+        elif any(known.setdefault(index, color) != color for index, color in colors.items()):
             return True
     return False
 
