@@ -20,9 +20,10 @@ from transformers import PretrainedConfig
 
 from ddep_hub.data.classes import ClassTable, class_colors, names_in_order
 from ddep_hub.data.dataset_registry import find_dataset_by_classes
-from ddep_hub.data.image_io import decode_image, images_below
+from ddep_hub.data.image_io import decode_image
 from ddep_hub.data.preprocessing import AnyImage, EvalTransform, Normalize
 from ddep_hub.data.synthetic import SCENE_CLASSES
+from ddep_hub.data.unlabelled import unlabelled_images
 from ddep_hub.folding import example_images, fold_batch_norms
 from ddep_hub.image_conversion import ChannelImage, channels_first, channels_of, to_rgb, upright
 from ddep_hub.image_processing_ddep import DDePImageProcessor
@@ -191,8 +192,8 @@ def find_images(names: Sequence[str]) -> dict[str, str]:
     """The images behind names, by what their results are called.
 
     Args:
-        names: image files, folders (searched recursively), patterns such as `photos/*.jpg` (`**` for any depth), and
-            http(s) URLs of images.
+        names: image files, folders (searched recursively; masks in them are left out, see [`unlabelled_images`]),
+            patterns such as `photos/*.jpg` (`**` for any depth), and http(s) URLs of images.
 
     Returns:
         Path or URL by a relative path without suffix: that of the file's name, or below the folder, or below the
@@ -236,7 +237,7 @@ def _behind(name: str) -> list[tuple[str, str]]:
         file = PurePosixPath(urllib.parse.unquote(urllib.parse.urlparse(name).path)).name
         return [(PurePosixPath(file).stem or "image", name)]
     if path.is_dir():
-        return [(_without_suffix(image), str(path / image)) for image in images_below(path)]
+        return [(_without_suffix(image), str(path / image)) for image in unlabelled_images(path)]
     if path.is_file():
         return [(path.stem, name)]
     matches = sorted(match for match in glob(name, recursive=True) if os.path.isfile(match))

@@ -118,7 +118,7 @@ def learning_rate_factor(step: int, args: RunArguments) -> float:
         case "constant":
             return 1.0
         case other:
-            raise ValueError(f"lr_scheduler must be cosine, polynomial or constant, got {other}.")
+            raise ValueError(f"lr_scheduler_type must be cosine, polynomial or constant, got {other}.")
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, args: RunArguments) -> float:

@@ -64,6 +64,11 @@ def test_a_folder_gets_the_masks_of_its_images_in_order(folder, scenes, tmp_path
         assert np.array_equal(np.asarray(Image.open(tmp_path / "masks" / "ids" / f"{path.stem}.png")), mask)
 
 
+def test_masks_in_a_folder_are_not_predicted(folder, scenes):
+    """A folder of labelled data has as many results as images."""
+    assert len(ddep_hub.predict(folder, scenes)) == 6 + 3 + 12
+
+
 def test_a_damaged_image_leaves_the_masks_before_it(folder, scenes, tmp_path):
     mixed = tmp_path / "images"
     mixed.mkdir()
