@@ -21,7 +21,7 @@ TINY = [*"--decoder_hidden_sizes 16 8 8 8 8 --decoder_bottleneck_size 16".split(
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
     [f"ddep_hub.{name}" for name in ("training.finetuning", "training.pretraining", "label_efficiency.runner")]
-    + ["timm.models", "matplotlib.pyplot"]
+    + ["timm.models", "matplotlib.pyplot", "datasets"]
 )
 
 
@@ -70,12 +70,14 @@ def torchrun(number: int, script: Path | str, *arguments: str) -> subprocess.Com
 class Fork:
     """A script in a forked process with the libraries loaded, in a process group of its own; used like a Popen.
 
+    What it says is appended to `log` if that is given, else `communicate` returns it.
+
     The libraries have read their environment variables before: what depends on one of theirs needs `start`.
     """
 
-    def __init__(self, script: Path | str, *arguments: str, **environment: str) -> None:
+    def __init__(self, script: Path | str, *arguments: str, log: Path | str | None = None, **environment: str) -> None:
         self._outputs = [tempfile.NamedTemporaryFile("w+") for _ in range(2)]
-        paths = [file.name for file in self._outputs]
+        paths = [str(log or file.name) for file in self._outputs]
         given = (str(ROOT / "examples" / script), arguments, os.environ | environment, paths)
         self._process = _FORKS.Process(target=_script, args=given)
         self._process.start()
@@ -88,13 +90,17 @@ class Fork:
     def poll(self) -> int | None:
         return self._process.exitcode
 
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
+        return self._process.exitcode
+
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        self._process.join(timeout)
-        if self._process.exitcode is None:
-            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
+        self.wait(timeout)
         for file in self._outputs:
             file.seek(0)
         return self._outputs[0].read(), self._outputs[1].read()
@@ -110,6 +116,8 @@ def _script(script: str, arguments: tuple[str, ...], environment: dict[str, str]
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
     os.environ.clear()
     os.environ.update(environment)
+    # Workers start as in a process that a user starts. Otherwise they would come from the server as well, one by one.
+    multiprocessing.set_start_method(None, force=True)
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(Path(script).parent))
     runpy.run_path(script, run_name="__main__")

@@ -4,6 +4,7 @@ The text of the cards is in `model_card_template.md`. One marked part of a card 
 """
 
 import dataclasses
+import functools
 import json
 import platform
 import re
@@ -130,9 +131,14 @@ def card_text(folder: Path, repository: str | None = None) -> str | None:
         "user_part": f"{BEGIN}\n{_user_text(old)}\n{END}",
         "metadata": _metadata(values).to_yaml(),
     }
+    return _with_metadata_of(re.sub(r"\n{3,}", "\n\n", _template().render(values)).strip() + "\n", old)
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    """The compiled template; a run writes more than one card, and compiling takes longer than all the rest."""
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    card = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(values)
-    return _with_metadata_of(re.sub(r"\n{3,}", "\n\n", card).strip() + "\n", old)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
 def published_card(folder: Path, repository: str, on_hub: str | None = None) -> str | None:

@@ -9,7 +9,7 @@ import tarfile
 
 import pytest
 import torch
-from launching import run
+from launching import run_fork
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -320,7 +320,7 @@ def test_a_killed_run_leaves_what_an_uninterrupted_one_does(method, step, argume
     start(whole)
     write_yaml(args, tmp_path / "run.yaml")
     (tmp_path / "killed.py").write_text(KILLED)
-    assert run(str(tmp_path / "killed.py"), method, str(step), str(tmp_path / "run.yaml")).returncode == 9
+    assert run_fork(tmp_path / "killed.py", method, str(step), str(tmp_path / "run.yaml")).returncode == 9
     goes_on(args)
     expected, found = everything(whole.output_dir), everything(args.output_dir)
     assert found.keys() == expected.keys()
