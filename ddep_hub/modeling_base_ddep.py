@@ -30,7 +30,7 @@ from .checkpoints import (
     without_shared_memory,
 )
 from .configuration_ddep import DDePConfig, resolve
-from .conv_norm import DDePDecoderConv
+from .decoder import DDePDecoderConv
 from .encoder_weights import encoder_source
 from .encoders import build_encoder
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ddep_hub.utils.distributed import on_parent_death
+from ddep_hub.utils.processes import on_parent_death
 
 from .image_io import BadFileError
 from .samplers import example_seed

@@ -29,7 +29,7 @@ from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.pretrained import load_model, load_processor, processor_for_encoder
 from ddep_hub.utils.arguments import build_arguments
-from ddep_hub.utils.device import keep_freed_memory
+from ddep_hub.utils.processes import keep_freed_memory
 
 from .arguments import InferenceArguments, PredictArguments
 from .inference import predict as predict_ids

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ddep_hub.data.class_statistics import ClassStatistics
 from ddep_hub.data.classes import ClassTable, write_class_table
 from ddep_hub.data.folders import common_split
 from ddep_hub.data.image_io import BadFileError, is_array
 from ddep_hub.data.pairing import IMAGE_WORDS
 from ddep_hub.data.splits import choose_validation, groups_of
+from ddep_hub.data.statistics import ClassStatistics
 from ddep_hub.evaluation.inference import window_places
 from ddep_hub.evaluation.visualization import contact_sheet, legend, overlay
 from ddep_hub.utils.files import atomic_dir

@@ -3,8 +3,8 @@
 import torch
 from torch.nn import functional as F
 
-from ddep_hub.data.class_statistics import ClassStatistics
-from ddep_hub.segmentation import class_logits
+from ddep_hub.data.statistics import ClassStatistics
+from ddep_hub.objectives import class_logits
 
 
 class SegmentationLoss:
