@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .image_io import IMAGE_EXTENSIONS
+from .image_io import IMAGE_EXTENSIONS, files_below
 from .pairing import IMAGE_WORDS, MASK_EXTENSIONS, MASK_WORDS, divided
 
 
@@ -105,7 +105,7 @@ def _recognised(root: Path, masks_of: Callable[[str | None, Path], Path]) -> dic
     places: dict[str, Place] = {}
     if whole is not None:
         home = root / whole
-        children, loose = subfolders(home), _holds(home, IMAGE_EXTENSIONS, below=False)
+        children, loose = subfolders(home), _holds(home, IMAGE_EXTENSIONS, deep=False)
         splits = [name for name in children if not loose or name.lower() in _SPLIT_OF]
         if loose and splits:
             text = f"{home} holds images beside the folders {', '.join(splits)}: they are in no split, and left out."
@@ -220,9 +220,5 @@ def subfolders(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__")))
 
 
-def _holds(folder: Path, extensions: tuple[str, ...], *, below: bool = True) -> bool:
-    for _, folders, files in os.walk(folder, followlinks=True):
-        if any(name.lower().endswith(extensions) and not name.startswith(".") for name in files):
-            return True
-        folders[:] = [name for name in folders if not name.startswith(".")] if below else []
-    return False
+def _holds(folder: Path, extensions: tuple[str, ...], *, deep: bool = True) -> bool:
+    return any(files_below(folder, extensions, deep=deep))

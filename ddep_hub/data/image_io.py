@@ -27,20 +27,43 @@ from ddep_hub.tiff import COPY_OR_MASK, has_tifffile, misread
 
 logger = logging.getLogger(__name__)
 
-# Upper case counts as well.
 IMAGE_EXTENSIONS = tuple(
     ".jpg .jpeg .jfif .jpe .mpo .png .webp .bmp .dib .gif .tif .tiff .jp2 .ppm .pgm .pnm .avif .npy".split()
 )
 
 
+def files_below(root: Path, extensions: tuple[str, ...] = ("",), *, deep: bool = True) -> Iterator[str]:
+    """Paths of files relative to `root`, with forward slashes; none if there is no such folder.
+
+    Hidden files and folders are left out. Links to folders are followed, each folder once.
+
+    Args:
+        root: The folder.
+        extensions: Endings of the files, in lower case; upper case counts as well.
+        deep: Whether to look into its folders too.
+    """
+    seen = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if deep and not name.startswith("."))
+        parent = Path(folder).relative_to(root)
+        for name in files:
+            if name.lower().endswith(extensions) and not name.startswith("."):
+                yield (parent / name).as_posix()
+
+
 def images_below(root: Path) -> list[str]:
-    """Paths relative to `root`, with forward slashes, sorted. Links to folders are followed, each folder once.
+    """Images as [`files_below`] finds them, sorted.
 
     A warning counts the files that are left out as they have none of `IMAGE_EXTENSIONS`. Arrays (.npy) are images only
     where there are no others: beside pictures they are features or masks.
 
     Args:
-        root: The folder; hidden files and folders in it are left out.
+        root: The folder.
 
     Returns:
         At least one path.
@@ -53,19 +76,8 @@ def images_below(root: Path) -> list[str]:
         raise FileNotFoundError(f"{root} is not a folder; give the folder that holds the images")
     found: list[str] = []
     others: list[str] = []
-    seen = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        relative = Path(folder).relative_to(root)
-        for name in files:
-            if not name.startswith("."):
-                kept = found if name.lower().endswith(IMAGE_EXTENSIONS) else others
-                kept.append((relative / name).as_posix())
+    for name in files_below(root):
+        (found if name.lower().endswith(IMAGE_EXTENSIONS) else others).append(name)
     pictures = [name for name in found if not is_array(name)]
     if pictures:
         others += [name for name in found if is_array(name)]

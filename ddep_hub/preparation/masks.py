@@ -11,14 +11,14 @@ import numpy as np
 
 from ddep_hub.data.classes import ClassTable, Color, class_colors, read_class_table
 from ddep_hub.data.folders import common_split, find_places, subfolders
-from ddep_hub.data.image_io import IMAGE_EXTENSIONS, BadFileError, first_few, is_array
+from ddep_hub.data.image_io import IMAGE_EXTENSIONS, BadFileError, files_below, first_few, is_array
 from ddep_hub.data.layouts import find_layout
 from ddep_hub.data.pairing import IMAGE_WORDS, MASK_WORDS, PAIRS, Pairs, pair_files, read_pairs
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
 
 from .mask_values import IGNORED, MaskReader, drawn
 from .pictures import pages_of, read_picture, sides
-from .source import Example, Source, counted, files_below, name_of, object_classes
+from .source import Example, Source, counted, name_of, object_classes
 
 
 # What systems leave beside files.
@@ -198,7 +198,7 @@ def _object_folders(root: Path) -> dict[Path, list[Path]]:
         for name in subfolders(parent):
             folder = parent / name
             if {"images", "masks"} <= set(subfolders(folder)) and not common_split(name):
-                found[folder] = files_below(folder / "images", IMAGE_EXTENSIONS)
+                found[folder] = _pictures(folder / "images")
     single = sum(len(images) == 1 for images in found.values())
     return found if 2 * single > len(found) else {}
 
@@ -220,8 +220,9 @@ def read_object_folders(root: Path, table: ClassTable | None) -> Source | None:
         if not images:
             without.append(folder.name)
             continue
-        masks = files_below(folder / "masks", IMAGE_EXTENSIONS)
-        others = [path.name for path in files_below(folder / "masks", ("",)) if path.name not in _SYSTEM_FILES]
+        masks = _pictures(folder / "masks")
+        files = sorted(files_below(folder / "masks"))
+        others = [path.name for path in map(Path, files) if path.name not in _SYSTEM_FILES]
         arrays = [path.name for path in masks if is_array(path)]
         if arrays or (others and not masks):
             raise ValueError(f"{folder / 'masks'} holds {first_few(arrays or others, 1)}: save the masks as PNG.")
@@ -236,6 +237,10 @@ def read_object_folders(root: Path, table: ClassTable | None) -> Source | None:
     if classes.num_classes != 2:
         raise ValueError(f"Masks of objects have two classes, background and object, not {classes.num_classes}.")
     return Source("one mask for each object", classes, examples, notes)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(folder / name for name in files_below(folder, IMAGE_EXTENSIONS))
 
 
 def _union(image: Path, masks: Sequence[Path]) -> np.ndarray:
