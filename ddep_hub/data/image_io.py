@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -184,7 +184,7 @@ def decode_image(file: str | Path | Undecoded, channels: int = 3) -> Image.Image
                 # Pages may be the channels; the first alone is not the image.
                 beyond_pillow = num_pages(opened) > 1 or misread(opened)
         if not beyond_pillow:
-            image, _, _ = load_upright(file, "image")
+            image = load_upright(file, "image").image
     except BadFileError as error:
         if not is_tiff(file):
             raise
@@ -265,8 +265,22 @@ def opened_image(file: str | Path | Undecoded, what: str = "image") -> Iterator[
             raise BadFileError(f"{name} is damaged or cut off ({error}); {hint}", name) from error
 
 
-def load_upright(file: str | Path | Undecoded, what: str) -> tuple[Image.Image, str | None, str | None]:
-    """The fully decoded and upright image, its file format, and how its pixels were packed in the file.
+class Loaded(NamedTuple):
+    """A decoded image.
+
+    Args:
+        image: The image, upright.
+        format: Pillow's name of the file's format.
+        white: What the file has for white, where Pillow stretches its greys to 255, or to 65535 in modes of integers.
+    """
+
+    image: Image.Image
+    format: str | None
+    white: int | None
+
+
+def load_upright(file: str | Path | Undecoded, what: str) -> Loaded:
+    """Decodes an image.
 
     Raises:
         BadFileError: See [`opened_image`]; or it is a mask of several pages.
@@ -276,10 +290,11 @@ def load_upright(file: str | Path | Undecoded, what: str) -> tuple[Image.Image, 
             name = file_name(file)
             raise BadFileError(f"{name} has {pages} pages; save each page as a mask of its own, or merge them", name)
         packing = image.tile[0].args if image.tile else None
-        if isinstance(packing, tuple):
-            packing = f"max;{packing[1]}" if image.format == "PPM" and packing[0] in ("L", "I") else packing[0]
+        mode, *values = packing if isinstance(packing, tuple) else (packing,)
+        is_scaled = image.format == "PPM" and mode in ("L", "I") and values
+        white = values[0] if is_scaled else {"L;2": 3, "L;4": 15}.get(mode or "")
         image.load()
-        return upright(image), image.format, packing
+        return Loaded(upright(image), image.format, white)
 
 
 def num_pages(image: ImageFile.ImageFile) -> int:
