@@ -31,7 +31,7 @@ from .arguments import FinetuneArguments
 from .losses import SegmentationLoss, median_frequency_weights
 from .models import channels_of_run, finetuning_model, processor_of_run
 from .optim import encoder_rates, set_encoder_mode
-from .semi_supervised import UnlabelledLoss, unlabelled_sources
+from .losses import UnlabelledLoss, unlabelled_sources
 from .stages import STAGE, pretrain_first, record_of
 from .trainer import Batch, Trainer
 

@@ -18,7 +18,7 @@ from ddep_hub.utils.processes import build_accelerator, on_main_process
 from .arguments import FinetuneArguments, PretrainArguments
 from .pretraining import PretrainTrainer, report
 from .run_dir import check_run_dir
-from .semi_supervised import unlabelled_sources
+from .losses import unlabelled_sources
 from .trainer import TIMEOUT
 
 
