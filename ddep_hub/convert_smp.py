@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation
-from ddep_hub.checkpoints import hash_weights
 from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.decoder import decoder_channels
+from ddep_hub.encoder_weights import hash_weights
 from ddep_hub.encoders import is_hybrid
 from ddep_hub.export import compare, scenes
 from ddep_hub.pretrained import processor_for_encoder

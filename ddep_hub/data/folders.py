@@ -37,6 +37,31 @@ class Place:
     list_file: Path | None = None
 
 
+@dataclass(frozen=True)
+class FolderOptions:
+    """Where images and masks lie, if it is to be told rather than recognised; see [`find_places`], [`pair_files`].
+
+    Args:
+        image_dir: Folder of the images; `{split}` in it stands for the split.
+        mask_dir: Folder of the masks.
+        mask_suffix: What follows an image's name in that of its mask.
+        classes: `classes.json`, if it is not in the data set's folder.
+    """
+
+    image_dir: str | None = None
+    mask_dir: str | None = None
+    mask_suffix: str | None = None
+    classes: str | Path | None = None
+
+    @property
+    def has_folders(self) -> bool:
+        """Whether a folder or a suffix is given."""
+        return (self.image_dir, self.mask_dir, self.mask_suffix) != (None, None, None)
+
+
+RECOGNISED = FolderOptions()
+
+
 def place_of(places: Mapping[str, object], split: str) -> str | None:
     """The key of a split, which may have another common name: `valid` or `validation` for `val`; or `None`."""
     if split in places:

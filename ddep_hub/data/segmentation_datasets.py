@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from ddep_hub.image_conversion import ChannelImage
 
 from .classes import ClassTable, class_colors
+from .folders import RECOGNISED, FolderOptions
 from .hub_loading import (
     load_split,
     local_fingerprint,
@@ -21,7 +22,7 @@ from .hub_loading import (
     with_undecoded,
 )
 from .image_io import BadFileError, decode_image, first_few
-from .layouts import RECOGNISED, FolderOptions, find_layout, layout_splits, split_files
+from .layouts import find_layout, layout_splits, split_files
 from .masks import decode_mask
 
 

@@ -1,30 +1,18 @@
 """Labelled images of many formats as a folder that fine-tuning reads: `ddep-hub prepare`."""
 
-from collections.abc import Callable
-from pathlib import Path
-
-from ddep_hub.data.classes import read_class_table
-from ddep_hub.data.folders import subfolders
-from ddep_hub.data.image_io import first_few
-
-from .coco import is_coco, read_coco, read_json, read_json_files
-from .label_studio import is_label_studio, read_label_studio
-from .masks import read_folder, read_object_folders, read_roboflow_masks, read_stacks
-from .source import Source, counted
-from .tools import is_labelme, read_cvat, read_labelme
 import dataclasses
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ddep_hub.data.classes import ClassTable, write_class_table
-from ddep_hub.data.folders import common_split
-from ddep_hub.data.image_io import BadFileError, is_array
+from ddep_hub.data.classes import ClassTable, read_class_table, write_class_table
+from ddep_hub.data.folders import common_split, subfolders
+from ddep_hub.data.image_io import BadFileError, first_few, is_array
 from ddep_hub.data.pairing import IMAGE_WORDS
 from ddep_hub.data.splits import choose_validation, groups_of
 from ddep_hub.data.statistics import ClassStatistics
@@ -32,8 +20,12 @@ from ddep_hub.evaluation.inference import window_places
 from ddep_hub.evaluation.visualization import contact_sheet, legend, overlay
 from ddep_hub.utils.files import atomic_dir
 
+from .coco import is_coco, read_coco, read_json, read_json_files
+from .label_studio import is_label_studio, read_label_studio
+from .masks import read_folder, read_object_folders, read_roboflow_masks, read_stacks
 from .pictures import Picture, cut, read_picture, shown, sides, write_picture
 from .source import Example, Source, counted
+from .tools import is_labelme, read_cvat, read_labelme
 
 
 # What tells a folder of ours, which may be replaced, from those of others.

@@ -28,10 +28,9 @@ from ddep_hub.evaluation.visualization import segmentation_picture
 from ddep_hub.utils.arguments import build_arguments
 
 from .arguments import FinetuneArguments
-from .losses import SegmentationLoss, median_frequency_weights
+from .losses import SegmentationLoss, UnlabelledLoss, median_frequency_weights, unlabelled_sources
 from .models import channels_of_run, finetuning_model, processor_of_run
 from .optim import encoder_rates, set_encoder_mode
-from .losses import UnlabelledLoss, unlabelled_sources
 from .stages import STAGE, pretrain_first, record_of
 from .trainer import Batch, Trainer
 

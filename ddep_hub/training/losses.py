@@ -1,20 +1,20 @@
 """Losses of fine-tuning: cross-entropy and Dice on labelled images, denoising and consistency on unlabelled ones."""
 
-import torch
-from torch.nn import functional as F
-from ddep_hub.data.statistics import ClassStatistics
-from ddep_hub.objectives import class_logits
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional as F
+
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.data.image_datasets import MapSource, ShardedImages, open_images
 from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.data.samplers import example_seed
+from ddep_hub.data.statistics import ClassStatistics
 from ddep_hub.encoder_weights import needs_image_skip
 from ddep_hub.objectives import class_logits
+
 from .arguments import FinetuneArguments
 from .pretraining import resolve_sources, seeded_noise
 

@@ -16,9 +16,9 @@ from ddep_hub.utils.files import remove_dir
 from ddep_hub.utils.processes import build_accelerator, on_main_process
 
 from .arguments import FinetuneArguments, PretrainArguments
+from .losses import unlabelled_sources
 from .pretraining import PretrainTrainer, report
 from .run_dir import check_run_dir
-from .losses import unlabelled_sources
 from .trainer import TIMEOUT
 
 

