@@ -21,7 +21,8 @@ from ddep_hub.data.samplers import PairedBatchSampler, StepBatchSampler
 from ddep_hub.data.segmentation_datasets import SegmentationDataset, SegmentationFolder
 from ddep_hub.data.splits import choose_labelled, choose_validation, groups_of, read_split_file, write_split_file
 from ddep_hub.data.statistics import ClassStatistics, check_classes
-from ddep_hub.data.transforms import SegmentationTrainTransform, UnlabelledTransform
+from ddep_hub.data.transforms import SegmentationTrainTransform
+from ddep_hub.data.unlabelled_transforms import UnlabelledTransform
 from ddep_hub.evaluation.inference import evaluate_segmentation
 from ddep_hub.evaluation.metrics import absent_message
 from ddep_hub.evaluation.visualization import segmentation_picture
