@@ -19,7 +19,15 @@ from ddep_hub.image_conversion import ORIENTATIONS, orientation
 from .image_io import Undecoded, decode_image, is_array, is_tiff, opened_image, with_bytes
 from .preprocessing import AnyImage, Size, resize, to_tensor
 from .segmentation_datasets import Sample
-from .transforms import STRONG, STRONG_INTENSITIES, SegmentationTrainTransform, checked_probability, checked_range, is_rgb, size_pair
+from .transforms import (
+    STRONG,
+    STRONG_INTENSITIES,
+    SegmentationTrainTransform,
+    checked_probability,
+    checked_range,
+    is_rgb,
+    size_pair,
+)
 
 
 class PretrainTransform:

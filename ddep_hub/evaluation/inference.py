@@ -260,8 +260,7 @@ def count_pixels(
         if boundary is not None:
             boundary.counts = accelerator.reduce(boundary.counts, "sum")
         if statistics is not None:
-            counts = torch.from_numpy(statistics.counts).to(accelerator.device)
-            statistics.counts = accelerator.reduce(counts, "sum").cpu().numpy()
+            statistics.add_up(accelerator)
     return matrix
 
 

@@ -26,6 +26,7 @@ from ddep_hub.data.unlabelled_transforms import UnlabelledTransform
 from ddep_hub.evaluation.inference import evaluate_segmentation
 from ddep_hub.evaluation.metrics import absent_message
 from ddep_hub.evaluation.visualization import segmentation_picture
+from ddep_hub.pretrained import with_image_size
 from ddep_hub.utils.arguments import build_arguments
 
 from .arguments import FinetuneArguments
@@ -143,8 +144,7 @@ class FinetuneTrainer(Trainer):
         pixels = (to_tensor(self.labelled[index]["image"]) for index in range(len(self.labelled)))
         self.processor = processor_of_run(args, decoder or args.pretrained, self.model.config, pixels)
         if args.image_size is not None:
-            options = {**self.processor.to_dict(), "do_resize": True, "size": {"shortest_edge": args.image_size}}
-            self.processor = type(self.processor).from_dict(options)
+            self.processor = with_image_size(self.processor, args.image_size)
         self.accelerator.print(summary_of(self.labelled))
         classes = self.labelled.classes
         self.statistics, _ = self._read_once(self.labelled, args.train_split, images=False)
@@ -222,8 +222,7 @@ class FinetuneTrainer(Trainer):
                 if not self.args.skip_bad_files:
                     raise
                 broken[dataset.sample_ids[index]] = bad_file(error)
-        counts = torch.from_numpy(found.counts).to(self.accelerator.device)
-        found.counts = self.accelerator.reduce(counts, "sum").cpu().numpy()
+        found.add_up(self.accelerator)
         self.accelerator.print(f"Classes in the {len(dataset)} images of `{split}`:\n{found.table()}")
         return found, dict(gather_object(list(broken.items())))
 
