@@ -1,7 +1,7 @@
 """Random transforms of labelled images, and the augmentations of each kind of image.
 
-From a sample to uint8 tensors: normalisation and noise are left to the device. An augmentation says which turns keep an
-image's meaning, and how its colours or intensities vary.
+From a sample to uint8 tensors: normalisation and noise are left to the device. An augmentation says which turns keep
+the meaning of an image, and how its colours or intensities vary.
 """
 
 from dataclasses import dataclass
