@@ -113,9 +113,9 @@ class PackedNames(Sequence[str]):
         return os.fsdecode(self._bytes[self._ends[index - 1] if index else 0 : self._ends[index]])
 
 
-def first_few(names: Sequence[str], limit: int = 5) -> str:
-    """The first names of a list, for a message."""
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+def first_few(names: Sequence[object], limit: int = 5) -> str:
+    """The first names or numbers of a list, for a message."""
+    return ", ".join(map(str, names[:limit])) + (", ..." if len(names) > limit else "")
 
 
 # A file that is not read yet: `{"path": str, "bytes": bytes or None}`, as `datasets.Image(decode=False)` gives it.

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from .classes import Color
-from .image_io import BadFileError, Loaded, Undecoded, file_name, load_upright
+from .image_io import BadFileError, Loaded, Undecoded, file_name, first_few, load_upright
 
 
 Colors = Mapping[Color, int]
@@ -50,7 +50,7 @@ def decode_mask(
     mask, path = load_upright(path, "mask"), file_name(path)
     if mask.image.mode in ("RGB", "RGBA") and colors and mask.format != "JPEG":
         return _ids_of_colors(mask_colors(mask.image, path), colors, path, num_classes, ignore_index)
-    values = mask_values(mask, path, mapping, colors, ignore_index)
+    values = values_of_mask(mask, path, mapping, colors, ignore_index)
     present = list(count_values(values))
     if mapping is not None:
         values = _mapped(values, present, mapping, path)
@@ -58,7 +58,7 @@ def decode_mask(
     unknown = [value for value in present if not 0 <= value < num_classes and value != ignore_index]
     if unknown:
         raise BadFileError(
-            f"{path} holds the ids {_first_ten(unknown)}, but classes.json has the ids 0..{num_classes - 1} and "
+            f"{path} holds the ids {first_few(unknown, 10)}, but classes.json has the ids 0..{num_classes - 1} and "
             f'ignore_index {ignore_index}; add the classes to classes.json, give its classes "mask_values", or change '
             "these pixels to ids it has",
             path,
@@ -66,7 +66,7 @@ def decode_mask(
     return values.astype(_id_type(num_classes, ignore_index))
 
 
-def mask_values(
+def values_of_mask(
     mask: Loaded,
     path: str | Path,
     mapping: Mapping[int, int] | np.ndarray | None = None,
@@ -99,8 +99,7 @@ def mask_values(
     if image.mode == "1" or (file_format == "GIF" and set(np.unique(values)) <= {0, 255}):
         known_values = mapping if isinstance(mapping, Mapping) else {}
         is_class = known_values.get(255, ignore_index) != ignore_index
-        white = 255 if is_class and 1 not in known_values else 1
-        values = (values != 0).astype(np.uint8) * np.uint8(white)
+        values = (values != 0).astype(np.uint8) * np.uint8(255 if is_class and 1 not in known_values else 1)
     return values
 
 
@@ -236,15 +235,12 @@ def _mapped(values: np.ndarray, present: list[int], mapping: Mapping[int, int] |
     unknown = [] if hasattr(table, "__missing__") else [value for value in present if value not in table]
     if unknown:
         raise BadFileError(
-            f"{path} holds the values {_first_ten(unknown)}, which are not among the {len(table)} of the mapping to "
-            "class ids; add them to mask_values in classes.json, or take masks of a known data set from the archive",
+            f"{path} holds the values {first_few(unknown, 10)}, which are not among the {len(table)} of the mapping "
+            "to class ids; add them to mask_values in classes.json, or take masks of a known data set from the "
+            "archive",
             path,
         )
     return replaced(values, {value: table[value] for value in present})
-
-
-def _first_ten(values: list[int]) -> str:
-    return ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")
 
 
 def classes_to_save(paths: Sequence[Path], *, limit: int = 100) -> str:
@@ -262,7 +258,7 @@ def classes_to_save(paths: Sequence[Path], *, limit: int = 100) -> str:
     for path in chosen:
         mask = load_upright(path, "mask")
         in_colors = mask.image.mode in ("RGB", "RGBA")
-        counts.update(count_values(mask_colors(mask.image, path) if in_colors else mask_values(mask, path)))
+        counts.update(count_values(mask_colors(mask.image, path) if in_colors else values_of_mask(mask, path)))
     values = sorted(counts, key=lambda value: value if isinstance(value, tuple) else (value,))
     kept = [value for value in values if value != 255 or set(values) == {0, 255}]
     classes: list[dict[str, Any]] = []

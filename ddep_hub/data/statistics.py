@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from .image_io import decode_image
+from .image_io import decode_image, first_few
 from .preprocessing import to_tensor
 from .unlabelled import unlabelled_images
 
@@ -96,7 +96,7 @@ def check_classes(statistics: ClassStatistics, mask_values: Collection[int] | No
     if mask_values is None:
         mask_values = {index for index, pixels in enumerate(statistics.pixels.tolist()) if pixels}
         mask_values |= {statistics.ignore_index} if statistics.num_ignored else set()
-    names = ", ".join(map(repr, statistics.absent[:10])) + (", ..." if len(statistics.absent) > 10 else "")
+    names = first_few(list(map(repr, statistics.absent)), 10)
     if len(statistics.names) <= 2 and statistics.ignore_index == 255 and set(mask_values) in ({0, 255}, {255}):
         advice = (
             "The masks hold the values 0 and 255, and 255 is the ignore index, so that no object is seen: set "

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ddep_hub.data.classes import Color
 from ddep_hub.data.image_io import BadFileError, load_upright, opened_image
-from ddep_hub.data.masks import count_values, mask_colors, mask_values, palette_colors, replaced
+from ddep_hub.data.masks import count_values, mask_colors, palette_colors, replaced, values_of_mask
 
 from .pictures import read_picture
 
@@ -124,7 +124,7 @@ def raw_values(path: Path, page: int | None, *, as_colors: bool, in_alpha: bool 
             raise BadFileError(f"{path}, page {page}, is not a mask: save one whole number for each pixel", path)
     else:
         # As everywhere: bilevel, 2 and 4 bits, palettes.
-        pixels = mask_values(mask, path)
+        pixels = values_of_mask(mask, path)
     if in_alpha:
         return np.zeros(pixels.shape[:2], np.int64)
     if pixels.ndim == 3:

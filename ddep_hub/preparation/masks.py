@@ -110,7 +110,7 @@ def _with_values(
         )
         for split, name, image, mask, page in pages
     ]
-    return Source(f"{kind} with the {described} {_first(sorted(found))}", classes, examples, notes)
+    return Source(f"{kind} with the {described} {first_few(sorted(found), 8)}", classes, examples, notes)
 
 
 def _classes_of(found: set[Any], table: ClassTable | None, in_colors: bool) -> tuple[dict[Any, int], ClassTable]:
@@ -125,7 +125,7 @@ def _classes_of(found: set[Any], table: ClassTable | None, in_colors: bool) -> t
             known |= dict.fromkeys(unknown, IGNORED) if table.ignore_other_values else {}
             unknown = [] if table.ignore_other_values else unknown
         if unknown:
-            raise ValueError(f"The masks hold {_first(unknown)}, which no class has. Add it to the classes.")
+            raise ValueError(f"The masks hold {first_few(unknown, 8)}, which no class has. Add it to the classes.")
         return known, ClassTable(table.names, table.colors, table.ignore_index, single=table.single)
     values = sorted(found)
     if not in_colors and IGNORED in values and values != [0, IGNORED]:
@@ -143,10 +143,6 @@ def _classes_of(found: set[Any], table: ClassTable | None, in_colors: bool) -> t
     if values == [0, IGNORED]:
         return mapping, object_classes(["object"])
     return mapping, ClassTable(tuple(names), tuple(values) if in_colors else class_colors(len(values)))
-
-
-def _first(values: Sequence[Any]) -> str:
-    return ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
 
 
 def _listed_classes(root: Path) -> ClassTable | None:
