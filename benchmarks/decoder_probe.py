@@ -23,11 +23,11 @@ import torch
 from torch import nn
 
 from ddep_hub import DDePConfig, DDePForPreTraining
-from ddep_hub.conv_norm import fresh_weight_norm
 from ddep_hub.data.dataloading import AugmentedDataset
 from ddep_hub.data.image_datasets import ImageFolder
 from ddep_hub.data.preprocessing import Normalize
-from ddep_hub.data.transforms import PretrainTransform
+from ddep_hub.data.unlabelled_transforms import PretrainTransform
+from ddep_hub.decoder import fresh_weight_norm
 from ddep_hub.encoder_weights import encoder_file, encoder_source
 from ddep_hub.evaluation.denoising import denoising_error
 from ddep_hub.pretrained import processor_for_encoder

@@ -13,9 +13,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation
-from ddep_hub.checkpoints import hash_weights
+from ddep_hub.data.image_io import first_few
 from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.decoder import decoder_channels
+from ddep_hub.encoder_weights import hash_weights
 from ddep_hub.encoders import is_hybrid
 from ddep_hub.export import compare, scenes
 from ddep_hub.pretrained import processor_for_encoder
@@ -223,5 +224,5 @@ def _matched(wanted: Iterable[str], state: Mapping[str, torch.Tensor]) -> dict[s
     names = {name: name.replace(".", "_") for name in wanted}
     missing = [name for name, plain in names.items() if plain not in by_plain_name]
     if missing:
-        raise RuntimeError(f"there are no weights for {', '.join(missing[:3])}{', ...' if missing[3:] else ''}")
+        raise RuntimeError(f"there are no weights for {first_few(missing, 3)}")
     return {name: by_plain_name[plain] for name, plain in names.items()}

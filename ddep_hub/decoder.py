@@ -1,5 +1,11 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
-"""The U-Net decoder: TransUNet's cascaded upsampler, over the pyramid made of an encoder's features."""
+"""The decoder: a pyramid made of whatever features an encoder has, and TransUNet's cascaded upsampler, a U-Net's.
+
+Encoders with a pyramid of their own (ConvNeXt, ResNet, Swin, ...) pass through. A plain vision transformer has one
+stride and no fine features: chosen blocks are projected and resampled to strides 4 to 32, as in DPT (arXiv
+2103.13413), and a shallow convolution stem gives strides 1 and 2. All of this belongs to the decoder: it is pretrained
+with it, and decoder-only checkpoints hold it.
+"""
 
 import math
 from collections.abc import Sequence
@@ -11,12 +17,165 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_ddep import DDePConfig
-from .conv_norm import conv_norm_act
 from .encoders import FeatureMaps
-from .pyramid import DDePPyramid
+from .resampling import pad_to_multiple, padded_size, resample
 
 
 DEFAULT_HIDDEN_SIZES = (256, 128, 64, 32, 16)
+# Channels of the levels that an encoder does not have itself, by stride. Those of the stem are its widths.
+STEM_CHANNELS = {1: 16, 2: 32}
+LEVEL_CHANNELS = {4: 64, 8: 128, 16: 256, 32: 512}
+
+
+class DDePDecoderConv(nn.Conv2d):
+    """Convolution without bias, in front of a norm and a ReLU; pads so that stride 1 keeps the size."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1) -> None:
+        padding = kernel_size // 2
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=False)
+
+    def forward(self, hidden_state: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
+        """Convolves `hidden_state`, or its concatenation with `skip` along the channels.
+
+        The concatenation is not made: a convolution is the sum of those over the two parts. That saves its memory,
+        and with a frozen encoder the gradient with respect to `skip`.
+        """
+        if skip is None:
+            return super().forward(hidden_state)
+        if torch.compiler.is_exporting():  # a sum would ask whether the sizes, maybe symbols, are the same
+            return super().forward(torch.cat([hidden_state, skip], dim=1))
+        own, others = self.weight.split([hidden_state.shape[1], skip.shape[1]], dim=1)
+        output = F.conv2d(hidden_state, own, self.bias, self.stride, self.padding)
+        return output + F.conv2d(skip, others, None, self.stride, self.padding)
+
+
+def conv_norm_act(
+    in_channels: int, out_channels: int, norm: str, kernel_size: int = 3, stride: int = 1
+) -> nn.Sequential:
+    """Convolution, norm (`"batch"` or `"group"`) and ReLU."""
+    if norm == "batch":
+        layer: nn.Module = nn.BatchNorm2d(out_channels)
+    else:
+        # At least 8 channels a group: with one channel a group the norm would erase each channel's mean, and on a
+        # 1x1 map its whole signal.
+        groups = math.gcd(32, max(1, out_channels // 8))
+        while out_channels % groups:
+            groups //= 2
+        layer = nn.GroupNorm(groups, out_channels)
+    return nn.Sequential(DDePDecoderConv(in_channels, out_channels, kernel_size, stride), layer, nn.ReLU(inplace=True))
+
+
+def fresh_weight_norm(weight: torch.Tensor) -> float:
+    """Expected norm of a convolution's weights `(out, in, height, width)` under He initialisation."""
+    fan_in = weight[0].numel()
+    return (2 / fan_in * weight.numel()) ** 0.5
+
+
+@torch.no_grad()
+def restore_weight_norms(module: nn.Module) -> None:
+    """Scales each convolution in front of a norm to the norm that He initialisation gives its weights.
+
+    The function stays the same, as the norm divides the scale out again, but not the training that follows: a step of
+    Adam has a fixed size, so weights that have grown in pretraining turn the more slowly, with the square of their
+    norm. BatchNorm's running statistics are scaled along. `from_pretrained` leaves weights as they are stored:
+    `examples/finetune.py` calls this before it fine-tunes a denoising decoder. Not in the paper.
+
+    Args:
+        module: a decoder or a part of one.
+    """
+    for layers in module.modules():
+        if isinstance(layers, nn.Sequential) and len(layers) == 3 and isinstance(layers[0], DDePDecoderConv):
+            weight, norm = layers[0].weight, layers[1]
+            factor = fresh_weight_norm(weight) / weight.norm().clamp(min=1e-12)
+            weight.mul_(factor)
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.running_mean.mul_(factor)
+                norm.running_var.mul_(factor**2)
+
+
+class DDePPyramid(nn.Module):
+    """Brings an encoder's features to strides that are growing powers of two.
+
+    - The features of an encoder with a pyramid are levels as they are. If its finest stride is above 4, the levels
+      down to 4 are made from its finest feature.
+    - Of other encoders, features are spread over the levels of stride 4 to 32, the earliest on the finest.
+    - The stem gives strides 1 and 2 below a made level, and below all of an encoder that sees the images resampled.
+
+    A made level is a 1x1 convolution with norm and ReLU, then bilinear resampling. Transposed convolutions, which DPT
+    has instead, would tie the strides to the patch size: from 14 none leads to 4. Where they fit, they were half a
+    point better (docs/results.md).
+
+    Args:
+        config: The model's configuration.
+        maps: The encoder's features.
+
+    Attributes:
+        strides: The levels' strides, growing.
+        channels: Their channels.
+    """
+
+    def __init__(self, config: DDePConfig, maps: FeatureMaps) -> None:
+        super().__init__()
+        own = dict(zip(maps.strides, range(len(maps.strides)), strict=True)) if maps.is_pyramid else {}
+        finest = min(own, default=64)
+        made = [stride for stride in LEVEL_CHANNELS if stride < finest] if finest > 4 else []
+        # The feature that each level is made of; features are spread over the levels where there is no pyramid.
+        number = len(maps.channels)
+        sources = {
+            stride: 0 if own else level * number // len(made) if number <= len(made) else level
+            for level, stride in enumerate(made)
+        }
+        widths = {stride: min(LEVEL_CHANNELS[stride], maps.channels[source]) for stride, source in sources.items()}
+        self.projections = nn.ModuleDict(
+            {
+                str(stride): conv_norm_act(maps.channels[source], widths[stride], config.decoder_norm, kernel_size=1)
+                for stride, source in sources.items()
+            }
+        )
+        stem = [stride for stride in STEM_CHANNELS if stride < finest] if made or maps.image_size is not None else []
+        self.stem = nn.ModuleList()
+        for stride in stem:
+            channels = STEM_CHANNELS[stride // 2] if stride > 1 else config.num_channels
+            self.stem.append(
+                conv_norm_act(channels, STEM_CHANNELS[stride], config.decoder_norm, stride=min(2, stride))
+            )
+        self.sources = {**sources, **own}
+        self.aligned = maps.is_pyramid and maps.image_size is None  # the encoder saw the image with the same padding
+        self.strides = (*stem, *sorted(self.sources))
+        widths |= {stride: maps.channels[source] for stride, source in own.items()}
+        self.channels = tuple(STEM_CHANNELS[stride] if stride in stem else widths[stride] for stride in self.strides)
+
+    def forward(
+        self, features: Sequence[torch.Tensor], pixel_values: torch.Tensor, covered: tuple[int, int]
+    ) -> list[torch.Tensor]:
+        """Makes the levels.
+
+        Args:
+            features: The encoder's features, each `(batch, C, rows, columns)`.
+            pixel_values: The images, `(batch, C, H, W)`.
+            covered: Height and width in pixels of what the features cover: the image and its padding, if any.
+
+        Returns:
+            One tensor `(batch, channels, H' / stride, W' / stride)` for each of `strides`, where H' and W' are the
+            sides padded to multiples of the deepest one.
+        """
+        levels: list[torch.Tensor] = []
+        deepest = self.strides[-1]
+        if len(self.stem):
+            level = pad_to_multiple(pixel_values, deepest)
+            for layers in self.stem:
+                level = layers(level)
+                levels.append(level)
+        height, width = (padded_size(side, deepest) for side in pixel_values.shape[-2:])
+        for stride in self.strides[len(levels) :]:
+            level = features[self.sources[stride]]
+            if str(stride) in self.projections:
+                level = self.projections[str(stride)](level)
+            size = (height // stride, width // stride)
+            if not (self.aligned and level.shape[-2:] == size):
+                level = resample(level, covered, stride, size)
+            levels.append(level)
+        return levels
 
 
 def decoder_channels(config: DDePConfig, encoder_stride: int) -> tuple[int, ...]:

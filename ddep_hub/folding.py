@@ -8,7 +8,7 @@ import torch
 from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import nn
 
-from .conv_norm import DDePDecoderConv
+from .decoder import DDePDecoderConv
 
 
 # Their forward convolves by `weight` as it is stored, and adds `bias`.

@@ -1,11 +1,10 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
 """What all DDeP models share: initialisation, loading and saving."""
 
-import contextlib
 import copy
 import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -19,38 +18,21 @@ from transformers.utils import logging
 from .checkpoints import (
     HUB_ARGUMENTS,
     check_same_encoder,
-    damaged,
     decoder_state_dict,
-    hash_weights,
-    load_encoder,
     mismatch_message,
     plain_names,
     read_decoder_weights,
     rename_weights,
+    without_load_report,
     without_shared_memory,
 )
 from .configuration_ddep import DDePConfig, resolve
-from .conv_norm import DDePDecoderConv
-from .encoder_weights import encoder_source
+from .decoder import DDePDecoderConv
+from .encoder_weights import damaged, encoder_source, hash_weights, load_encoder
 from .encoders import build_encoder
 
 
 logger = logging.get_logger(__name__)
-
-
-@contextlib.contextmanager
-def _without_load_report() -> Iterator[None]:
-    """Leaves out transformers' table of weights that are new or unused: [`from_pretrained`] says which, in words."""
-    report = logging.get_logger("transformers.modeling_utils")
-
-    def keep(record: Any) -> bool:
-        return "LOAD REPORT" not in record.getMessage()
-
-    report.addFilter(keep)
-    try:
-        yield
-    finally:
-        report.removeFilter(keep)
 
 
 class DDePPreTrainedModel(PreTrainedModel):
@@ -166,7 +148,7 @@ class DDePPreTrainedModel(PreTrainedModel):
                 "saved with `decoder_only=True`."
             )
         try:
-            with _without_load_report():
+            with without_load_report():
                 model, info = super().from_pretrained(
                     folder,
                     *model_args,

@@ -199,6 +199,11 @@ def processor_for_encoder(
     return processor
 
 
+def with_image_size(processor: DDePImageProcessor, image_size: int) -> DDePImageProcessor:
+    """A processor that resizes images to a shorter side of `image_size` pixels, and else does the same."""
+    return type(processor).from_dict({**processor.to_dict(), "do_resize": True, "size": {"shortest_edge": image_size}})
+
+
 def with_channel_order(processor: DDePImageProcessor, order: Sequence[int], num_channels: int) -> DDePImageProcessor:
     """A processor for images whose channels lie in another order, which gives the model each as it was before.
 

@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from ddep_hub import DDePConfig, DDePForSemanticSegmentation, FinetuneArguments, PretrainArguments, finetune, pretrain
-from ddep_hub.cli.mistakes import explain_mistakes
+from ddep_hub.cli import explain_mistakes
 from ddep_hub.data.image_datasets import ImageFolder
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits

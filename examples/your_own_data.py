@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 import ddep_hub
-from ddep_hub.cli.mistakes import explain_mistakes
+from ddep_hub.cli import explain_mistakes
 from ddep_hub.data.classes import colorize, read_class_table
 from ddep_hub.data.synthetic import SCENE_CLASSES, write_scenes
 from ddep_hub.evaluation.visualization import panels

@@ -11,14 +11,15 @@ from PIL import Image
 import ddep_hub
 from ddep_hub import DDePConfig, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub import export as exporting
-from ddep_hub.checkpoints import read_encoder
 from ddep_hub.cli import main
 from ddep_hub.data.classes import write_class_table
 from ddep_hub.data.image_io import BadFileError, decode_image, images_below
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.statistics import channel_statistics
 from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
-from ddep_hub.data.transforms import PretrainTransform, SegmentationTrainTransform, UnlabelledTransform
+from ddep_hub.data.transforms import SegmentationTrainTransform
+from ddep_hub.data.unlabelled_transforms import PretrainTransform, UnlabelledTransform
+from ddep_hub.encoder_weights import read_encoder
 from ddep_hub.evaluation.visualization import rgb_of
 from ddep_hub.image_conversion import ChannelImage, channels_first
 from ddep_hub.image_processing_pil_ddep import DDePImageProcessorPil

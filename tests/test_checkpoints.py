@@ -10,15 +10,9 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from ddep_hub import DDePConfig, DDePForSemanticSegmentation, checkpoints
-from ddep_hub.checkpoints import (
-    decoder_state_dict,
-    encoder_weights_file,
-    hash_weights,
-    load_encoder,
-    read_decoder_weights,
-    read_encoder,
-)
+from ddep_hub import DDePConfig, DDePForSemanticSegmentation, encoder_weights
+from ddep_hub.checkpoints import decoder_state_dict, read_decoder_weights
+from ddep_hub.encoder_weights import encoder_weights_file, hash_weights, load_encoder, read_encoder
 from ddep_hub.encoders import build_encoder
 
 
@@ -231,7 +225,7 @@ def test_the_hub_is_asked_for_timms_repository_and_the_recorded_revision(tmp_pat
         asked.update(repo_id=repo_id, filename=filename, **kwargs)
         return str(file)
 
-    monkeypatch.setattr(checkpoints, "hf_hub_download", download)
+    monkeypatch.setattr(encoder_weights, "hf_hub_download", download)
     encoder, origin = load_encoder(config, token="t", cache_dir="c", local_files_only=True, subfolder="no")
     assert asked == {
         "repo_id": "timm/vit_tiny_r_s16_p8_224.augreg_in21k",

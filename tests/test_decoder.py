@@ -5,8 +5,14 @@ import torch
 from torch import nn
 
 from ddep_hub import DDePConfig, DDePForSemanticSegmentation, DDePModel
-from ddep_hub.conv_norm import DDePDecoderConv, conv_norm_act, restore_weight_norms
-from ddep_hub.decoder import DDePDecoder, DDePDecoderBlock, decoder_channels
+from ddep_hub.decoder import (
+    DDePDecoder,
+    DDePDecoderBlock,
+    DDePDecoderConv,
+    conv_norm_act,
+    decoder_channels,
+    restore_weight_norms,
+)
 from ddep_hub.encoders import FeatureMaps
 
 

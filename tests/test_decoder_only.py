@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSemanticSegmentation, pipeline
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor, DDePModel
-from ddep_hub.checkpoints import hash_weights
+from ddep_hub.encoder_weights import hash_weights
 
 
 REPO = "timm/vit_tiny_r_s16_p8_224.augreg_in21k"

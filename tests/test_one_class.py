@@ -14,10 +14,10 @@ from transformers import pipeline
 
 import ddep_hub
 from ddep_hub import DDePForSemanticSegmentation, DDePImageProcessor
-from ddep_hub.data.class_statistics import ClassStatistics, check_classes
 from ddep_hub.data.classes import ClassTable, read_class_table, write_class_table
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.masks import decode_mask
+from ddep_hub.data.statistics import ClassStatistics, check_classes
 from ddep_hub.evaluation.inference import InferenceOptions, predict, predict_probabilities
 from ddep_hub.evaluation.metrics import BoundaryIoU, ConfusionMatrix
 from ddep_hub.evaluation.visualization import overlay

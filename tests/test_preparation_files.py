@@ -10,8 +10,7 @@ from test_preparation import HEIGHT, NAMES, TRUTH, WIDTH, check, masks_of, put_i
 
 import ddep_hub
 from ddep_hub.data.image_io import decode_channels
-from ddep_hub.preparation import masks
-from ddep_hub.preparation.recognise import read_source
+from ddep_hub.preparation import masks, read_source
 
 
 SHAPE = (TRUTH > 0).astype(np.uint8)

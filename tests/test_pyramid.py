@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation
-from ddep_hub.checkpoints import read_encoder
+from ddep_hub.encoder_weights import read_encoder
 from ddep_hub.encoders import (
     DDePEncoderBlock,
     DDePEvaBlock,

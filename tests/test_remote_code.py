@@ -15,7 +15,7 @@ FILES = {
     "configuration_ddep.py",
     "encoders.py",
     "decoder.py",
-    "denoising.py",
+    "objectives.py",
     "checkpoints.py",
     "modeling_base_ddep.py",
     "encoder_weights.py",

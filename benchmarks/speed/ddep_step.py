@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ddep_hub import DDePConfig, DDePForPreTraining
-from ddep_hub.utils.device import keep_freed_memory
+from ddep_hub.utils.processes import keep_freed_memory
 
 
 SIZES = [256, 128, 64, 32, 16]

@@ -31,7 +31,7 @@ from transformers import (
 
 from ddep_hub import DDePConfig, DDePForSemanticSegmentation
 from ddep_hub.utils.depthwise import FastDepthwise, has_slow_gradients
-from ddep_hub.utils.device import keep_freed_memory
+from ddep_hub.utils.processes import keep_freed_memory
 
 
 CLASSES = 19

@@ -36,7 +36,7 @@ from ddep_hub.evaluation.metrics import ConfusionMatrix
 from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.logging import read_metrics
-from ddep_hub.utils.device import keep_freed_memory
+from ddep_hub.utils.processes import keep_freed_memory
 
 
 SIZES = [192, 96, 64, 32, 16]

@@ -25,7 +25,7 @@ from torchvision.transforms.v2 import functional
 from ddep_hub.data.image_datasets import ImageFolder
 from ddep_hub.data.image_io import decode_image
 from ddep_hub.data.preprocessing import resize, to_tensor
-from ddep_hub.data.transforms import PretrainTransform
+from ddep_hub.data.unlabelled_transforms import PretrainTransform
 
 
 CROP, IMAGES = 224, 16

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddep_hub.utils.device import native_precision
+from ddep_hub.utils.processes import native_precision
 
 
 RESULTS = Path(__file__).parent / "results"

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ddep_hub.utils.distributed import on_parent_death
+from ddep_hub.utils.processes import on_parent_death
 
 from .image_io import BadFileError
-from .samplers import example_seed
+from .samplers import seeded
 from .segmentation_datasets import Sample, SizedDataset
 
 
@@ -67,9 +67,7 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
                 return {**example, "skipped": skipped}
 
     def _example(self, epoch: int, index: int) -> dict[str, Any]:
-        with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would reseed the accelerators' generators as well.
-            torch.default_generator.manual_seed(example_seed(self.seed, epoch, index))
+        with seeded(self.seed, epoch, index):
             sample = self.samples[index]
             return {**self.transform(sample), "path": str(sample.get("path", index))}
 

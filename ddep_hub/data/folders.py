@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .image_io import IMAGE_EXTENSIONS
+from .image_io import IMAGE_EXTENSIONS, files_below
 from .pairing import IMAGE_WORDS, MASK_EXTENSIONS, MASK_WORDS, divided
 
 
@@ -35,6 +35,31 @@ class Place:
     images: Path
     masks: Path
     list_file: Path | None = None
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """Where images and masks lie, if it is to be told rather than recognised; see [`find_places`], [`pair_files`].
+
+    Args:
+        image_dir: Folder of the images; `{split}` in it stands for the split.
+        mask_dir: Folder of the masks.
+        mask_suffix: What follows an image's name in that of its mask.
+        classes: `classes.json`, if it is not in the data set's folder.
+    """
+
+    image_dir: str | None = None
+    mask_dir: str | None = None
+    mask_suffix: str | None = None
+    classes: str | Path | None = None
+
+    @property
+    def has_folders(self) -> bool:
+        """Whether a folder or a suffix is given."""
+        return (self.image_dir, self.mask_dir, self.mask_suffix) != (None, None, None)
+
+
+RECOGNISED = FolderOptions()
 
 
 def place_of(places: Mapping[str, object], split: str) -> str | None:
@@ -105,7 +130,7 @@ def _recognised(root: Path, masks_of: Callable[[str | None, Path], Path]) -> dic
     places: dict[str, Place] = {}
     if whole is not None:
         home = root / whole
-        children, loose = subfolders(home), _holds(home, IMAGE_EXTENSIONS, below=False)
+        children, loose = subfolders(home), _holds(home, IMAGE_EXTENSIONS, deep=False)
         splits = [name for name in children if not loose or name.lower() in _SPLIT_OF]
         if loose and splits:
             text = f"{home} holds images beside the folders {', '.join(splits)}: they are in no split, and left out."
@@ -220,9 +245,5 @@ def subfolders(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__")))
 
 
-def _holds(folder: Path, extensions: tuple[str, ...], *, below: bool = True) -> bool:
-    for _, folders, files in os.walk(folder, followlinks=True):
-        if any(name.lower().endswith(extensions) and not name.startswith(".") for name in files):
-            return True
-        folders[:] = [name for name in folders if not name.startswith(".")] if below else []
-    return False
+def _holds(folder: Path, extensions: tuple[str, ...], *, deep: bool = True) -> bool:
+    return any(files_below(folder, extensions, deep=deep))

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -27,20 +27,43 @@ from ddep_hub.tiff import COPY_OR_MASK, has_tifffile, misread
 
 logger = logging.getLogger(__name__)
 
-# Upper case counts as well.
 IMAGE_EXTENSIONS = tuple(
     ".jpg .jpeg .jfif .jpe .mpo .png .webp .bmp .dib .gif .tif .tiff .jp2 .ppm .pgm .pnm .avif .npy".split()
 )
 
 
+def files_below(root: Path, extensions: tuple[str, ...] = ("",), *, deep: bool = True) -> Iterator[str]:
+    """Paths of files relative to `root`, with forward slashes; none if there is no such folder.
+
+    Hidden files and folders are left out. Links to folders are followed, each folder once.
+
+    Args:
+        root: The folder.
+        extensions: Endings of the files, in lower case; upper case counts as well.
+        deep: Whether to look into its folders too.
+    """
+    seen = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if deep and not name.startswith("."))
+        parent = Path(folder).relative_to(root)
+        for name in files:
+            if name.lower().endswith(extensions) and not name.startswith("."):
+                yield (parent / name).as_posix()
+
+
 def images_below(root: Path) -> list[str]:
-    """Paths relative to `root`, with forward slashes, sorted. Links to folders are followed, each folder once.
+    """Images as [`files_below`] finds them, sorted.
 
     A warning counts the files that are left out as they have none of `IMAGE_EXTENSIONS`. Arrays (.npy) are images only
     where there are no others: beside pictures they are features or masks.
 
     Args:
-        root: The folder; hidden files and folders in it are left out.
+        root: The folder.
 
     Returns:
         At least one path.
@@ -53,19 +76,8 @@ def images_below(root: Path) -> list[str]:
         raise FileNotFoundError(f"{root} is not a folder; give the folder that holds the images")
     found: list[str] = []
     others: list[str] = []
-    seen = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        relative = Path(folder).relative_to(root)
-        for name in files:
-            if not name.startswith("."):
-                kept = found if name.lower().endswith(IMAGE_EXTENSIONS) else others
-                kept.append((relative / name).as_posix())
+    for name in files_below(root):
+        (found if name.lower().endswith(IMAGE_EXTENSIONS) else others).append(name)
     pictures = [name for name in found if not is_array(name)]
     if pictures:
         others += [name for name in found if is_array(name)]
@@ -101,9 +113,9 @@ class PackedNames(Sequence[str]):
         return os.fsdecode(self._bytes[self._ends[index - 1] if index else 0 : self._ends[index]])
 
 
-def first_few(names: Sequence[str], limit: int = 5) -> str:
-    """The first names of a list, for a message."""
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+def first_few(names: Sequence[object], limit: int = 5) -> str:
+    """The first names or numbers of a list, for a message."""
+    return ", ".join(map(str, names[:limit])) + (", ..." if len(names) > limit else "")
 
 
 # A file that is not read yet: `{"path": str, "bytes": bytes or None}`, as `datasets.Image(decode=False)` gives it.
@@ -172,7 +184,7 @@ def decode_image(file: str | Path | Undecoded, channels: int = 3) -> Image.Image
                 # Pages may be the channels; the first alone is not the image.
                 beyond_pillow = num_pages(opened) > 1 or misread(opened)
         if not beyond_pillow:
-            image, _, _ = load_upright(file, "image")
+            image = load_upright(file, "image").image
     except BadFileError as error:
         if not is_tiff(file):
             raise
@@ -253,8 +265,22 @@ def opened_image(file: str | Path | Undecoded, what: str = "image") -> Iterator[
             raise BadFileError(f"{name} is damaged or cut off ({error}); {hint}", name) from error
 
 
-def load_upright(file: str | Path | Undecoded, what: str) -> tuple[Image.Image, str | None, str | None]:
-    """The fully decoded and upright image, its file format, and how its pixels were packed in the file.
+class Loaded(NamedTuple):
+    """A decoded image.
+
+    Args:
+        image: The image, upright.
+        format: Pillow's name of the file's format.
+        white: What the file has for white, where Pillow stretches its greys to 255, or to 65535 in modes of integers.
+    """
+
+    image: Image.Image
+    format: str | None
+    white: int | None
+
+
+def load_upright(file: str | Path | Undecoded, what: str) -> Loaded:
+    """Decodes an image.
 
     Raises:
         BadFileError: See [`opened_image`]; or it is a mask of several pages.
@@ -264,10 +290,11 @@ def load_upright(file: str | Path | Undecoded, what: str) -> tuple[Image.Image, 
             name = file_name(file)
             raise BadFileError(f"{name} has {pages} pages; save each page as a mask of its own, or merge them", name)
         packing = image.tile[0].args if image.tile else None
-        if isinstance(packing, tuple):
-            packing = f"max;{packing[1]}" if image.format == "PPM" and packing[0] in ("L", "I") else packing[0]
+        mode, *values = packing if isinstance(packing, tuple) else (packing,)
+        is_scaled = image.format == "PPM" and mode in ("L", "I") and values
+        white = values[0] if is_scaled else {"L;2": 3, "L;4": 15}.get(mode or "")
         image.load()
-        return upright(image), image.format, packing
+        return Loaded(upright(image), image.format, white)
 
 
 def num_pages(image: ImageFile.ImageFile) -> int:

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 
 from .classes import ClassTable, read_class_table
 from .dataset_registry import get_dataset_info, list_datasets
-from .folders import Place, find_places, place_of, subfolders
+from .folders import RECOGNISED, FolderOptions, Place, find_places, place_of, subfolders
 from .image_io import first_few, images_below
 from .masks import classes_to_save
 from .pairing import PAIRS, Pairs, pair_files, read_pairs, without_extension
@@ -46,31 +46,6 @@ _NEEDED = {
     "SegmentationClassAug/ and trainaug.txt",
     "camvid": "<split>/ and <split>annot/ for train, val or test",
 }
-
-
-@dataclass(frozen=True)
-class FolderOptions:
-    """Where images and masks lie, if it is to be told rather than recognised; see [`find_places`], [`pair_files`].
-
-    Args:
-        image_dir: Folder of the images; `{split}` in it stands for the split.
-        mask_dir: Folder of the masks.
-        mask_suffix: What follows an image's name in that of its mask.
-        classes: `classes.json`, if it is not in the data set's folder.
-    """
-
-    image_dir: str | None = None
-    mask_dir: str | None = None
-    mask_suffix: str | None = None
-    classes: str | Path | None = None
-
-    @property
-    def has_folders(self) -> bool:
-        """Whether a folder or a suffix is given."""
-        return (self.image_dir, self.mask_dir, self.mask_suffix) != (None, None, None)
-
-
-RECOGNISED = FolderOptions()
 
 
 @dataclass(frozen=True)

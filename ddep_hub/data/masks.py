@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from .classes import Color
-from .image_io import BadFileError, Undecoded, file_name, load_upright
+from .image_io import BadFileError, Loaded, Undecoded, file_name, first_few, load_upright
 
 
 Colors = Mapping[Color, int]
@@ -47,20 +47,18 @@ def decode_mask(
         BadFileError: It is damaged, holds colours instead of ids, has several pages, is a lossy JPEG, holds another
             id, or a value that is not in `mapping`.
     """
-    values = _read(path, mapping, colors, ignore_index)
-    path = file_name(path)
-    if values.ndim == 3:
-        return _ids_of_colors(values, colors or {}, path, num_classes, ignore_index)
-    # Counting is some ten times faster than sorting.
-    found = np.flatnonzero(np.bincount(values.ravel())) if values.dtype == np.uint8 else np.unique(values)
-    present = [int(value) for value in found]
+    mask, path = load_upright(path, "mask"), file_name(path)
+    if mask.image.mode in ("RGB", "RGBA") and colors and mask.format != "JPEG":
+        return _ids_of_colors(mask_colors(mask.image, path), colors, path, num_classes, ignore_index)
+    values = values_of_mask(mask, path, mapping, colors, ignore_index)
+    present = list(count_values(values))
     if mapping is not None:
         values = _mapped(values, present, mapping, path)
         present = sorted({int(mapping[value]) for value in present})
     unknown = [value for value in present if not 0 <= value < num_classes and value != ignore_index]
     if unknown:
         raise BadFileError(
-            f"{path} holds the ids {_first_ten(unknown)}, but classes.json has the ids 0..{num_classes - 1} and "
+            f"{path} holds the ids {first_few(unknown, 10)}, but classes.json has the ids 0..{num_classes - 1} and "
             f'ignore_index {ignore_index}; add the classes to classes.json, give its classes "mask_values", or change '
             "these pixels to ids it has",
             path,
@@ -68,19 +66,21 @@ def decode_mask(
     return values.astype(_id_type(num_classes, ignore_index))
 
 
-def _read(
-    file: str | Path | Undecoded,
+def values_of_mask(
+    mask: Loaded,
+    path: str | Path,
     mapping: Mapping[int, int] | np.ndarray | None = None,
     colors: Colors | None = None,
     ignore_index: int = 255,
 ) -> np.ndarray:
-    """The values (H, W) of a mask; its colours (H, W, 3) where these are what it holds and `colors` is given."""
-    image, file_format, packing = load_upright(file, "mask")
-    path = file_name(file)
+    """The values (H, W) of a mask that is greyscale, bilevel or of a palette; for arguments see [`decode_mask`].
+
+    Raises:
+        BadFileError: It has other channels, or is a JPEG, or a GIF of colours that are of no class.
+    """
+    image, file_format, white = mask
     if file_format == "JPEG":
         raise BadFileError(f"{path} is a JPEG, whose compression changes class ids; save the mask as PNG", path)
-    if image.mode in ("RGB", "RGBA") and colors:
-        return mask_colors(image, path)
     if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
         raise BadFileError(
             f"{path} has colour mode {image.mode}, but masks hold class ids in a single channel; "
@@ -88,33 +88,18 @@ def _read(
             path,
         )
     values = np.array(image)
-    if image.mode == "P" and (file_format == "GIF" or (colors and mapping is None)):
-        shown = palette_colors(image)
-        if colors and mapping is None:
-            ids = _by_color(values, shown, colors, ignore_index, path, is_gif=file_format == "GIF")
-            if ids is not None:
-                return ids
-        if file_format == "GIF":
-            if any(len(set(color)) > 1 for color in shown.values()):
-                raise BadFileError(
-                    f"{path} is a GIF, whose palette has no fixed order; save the mask as PNG, or give all classes of "
-                    'classes.json the "color" that they have in the masks',
-                    path,
-                )
-            table = np.arange(256, dtype=np.uint8)
-            table[list(shown)] = [color[0] for color in shown.values()]
-            values = table[values]
-    # Pillow stretches greyscale of less than 8 bits to 0..255, which turns id 1 into 85 or 17.
-    # So it does with other depths of PGM, to 255 or 65535.
-    if isinstance(packing, str) and packing.startswith("max;"):
-        values = np.rint(values * (int(packing[4:]) / (65535 if image.mode.startswith("I") else 255))).astype(np.int32)
-    else:
-        values = values // {"L;2": 85, "L;4": 17}.get(packing or "", 1)
+    if image.mode == "P" and colors and mapping is None:
+        ids = _by_color(values, palette_colors(image), colors, ignore_index, path, is_gif=file_format == "GIF")
+        if ids is not None:
+            return ids
+    if image.mode == "P" and file_format == "GIF":
+        values = _grey_levels(values, palette_colors(image), path)
+    if white is not None:  # stretched, id 1 is 85 or 17
+        values = np.rint(values * (white / (65535 if image.mode.startswith("I") else 255))).astype(values.dtype)
     if image.mode == "1" or (file_format == "GIF" and set(np.unique(values)) <= {0, 255}):
         known_values = mapping if isinstance(mapping, Mapping) else {}
         is_class = known_values.get(255, ignore_index) != ignore_index
-        white = 255 if is_class and 1 not in known_values else 1
-        values = (values != 0).astype(np.uint8) * np.uint8(white)
+        values = (values != 0).astype(np.uint8) * np.uint8(255 if is_class and 1 not in known_values else 1)
     return values
 
 
@@ -127,7 +112,13 @@ def palette_colors(image: Image.Image) -> dict[int, Color]:
 
 
 def _by_color(
-    values: np.ndarray, shown: Mapping[int, Color], colors: Colors, ignore_index: int, path: str, *, is_gif: bool
+    values: np.ndarray,
+    shown: Mapping[int, Color],
+    colors: Colors,
+    ignore_index: int,
+    path: str | Path,
+    *,
+    is_gif: bool,
 ) -> np.ndarray | None:
     """What the colours of a palette mean, as ids (H, W); `None` if its indices, or grey levels, are the values.
 
@@ -152,6 +143,19 @@ def _by_color(
     return table[values]
 
 
+def _grey_levels(values: np.ndarray, shown: Mapping[int, Color], path: str | Path) -> np.ndarray:
+    """The grey levels of a GIF, from its indices (H, W) and their colours."""
+    if any(len(set(color)) > 1 for color in shown.values()):
+        raise BadFileError(
+            f"{path} is a GIF, whose palette has no fixed order; save the mask as PNG, or give all classes of "
+            'classes.json the "color" that they have in the masks',
+            path,
+        )
+    table = np.arange(256, dtype=np.uint8)
+    table[list(shown)] = [color[0] for color in shown.values()]
+    return table[values]
+
+
 def mask_colors(image: Image.Image, path: str | Path) -> np.ndarray:
     """The colours of a mask, uint8 (H, W, 3); fully transparent pixels are black.
 
@@ -167,11 +171,46 @@ def mask_colors(image: Image.Image, path: str | Path) -> np.ndarray:
     return pixels[..., :3]
 
 
+def count_values(pixels: np.ndarray) -> dict[Any, int]:
+    """How often each value of pixels (H, W), or colour of pixels (H, W, 3), occurs; sorted."""
+    if pixels.ndim == 3:
+        found, counts = np.unique(_packed(pixels), return_counts=True)
+        present: list[Any] = [(value >> 16, value >> 8 & 255, value & 255) for value in found.tolist()]
+    elif pixels.dtype == np.uint8:  # counting is some ten times faster than sorting
+        counts = np.bincount(pixels.ravel())
+        present = np.flatnonzero(counts).tolist()
+        counts = counts[present]
+    else:
+        found, counts = np.unique(pixels, return_counts=True)
+        present = found.tolist()
+    return dict(zip(present, counts.tolist(), strict=True))
+
+
+def replaced(pixels: np.ndarray, ids: Mapping[Any, int]) -> np.ndarray:
+    """Class ids, int32 (H, W), of values (H, W) or colours (H, W, 3); `ids` has all that occur, and no others."""
+    values, keys, found = pixels, np.array(list(ids)), np.array(list(ids.values()), dtype=np.int32)
+    if pixels.ndim == 3:
+        values, keys = _packed(pixels), _packed(keys)
+    low, span = int(keys.min()), int(np.ptp(keys)) + 1
+    if span > 2**24:  # too large a table
+        order = np.argsort(keys)
+        return found[order][np.searchsorted(keys[order], values)]
+    # From the lowest on, so that a negative value is no position from the end.
+    table = np.zeros(span, dtype=np.int32)
+    table[keys - low] = found
+    return table[values - low]
+
+
+def _packed(colors: np.ndarray) -> np.ndarray:
+    """Colours (..., 3) in 0..255 as one number each, int32 (...)."""
+    return colors.astype(np.int32) @ np.array([65536, 256, 1], dtype=np.int32)
+
+
 def _id_type(num_classes: int, ignore_index: int) -> type[np.generic]:
     return np.uint8 if num_classes <= 256 and 0 <= ignore_index <= 255 else np.int32
 
 
-def _unknown_color(path: str, color: Color, share: float, colors: Colors) -> BadFileError:
+def _unknown_color(path: str | Path, color: Color, share: float, colors: Colors) -> BadFileError:
     nearest = min(colors, key=lambda known: sum((a - b) ** 2 for a, b in zip(known, color, strict=True)))
     return BadFileError(
         f"{path} holds the colour {color} in {100 * share:.3g} % of its pixels, which no class of classes.json has; "
@@ -183,16 +222,12 @@ def _unknown_color(path: str, color: Color, share: float, colors: Colors) -> Bad
 
 def _ids_of_colors(pixels: np.ndarray, colors: Colors, path: str, num_classes: int, ignore_index: int) -> np.ndarray:
     """Class ids of a mask in colour, as `decode_mask` gives them."""
-    packed = pixels.astype(np.int32) @ np.array([65536, 256, 1], dtype=np.int32)
-    present, inverse, counts = np.unique(packed, return_inverse=True, return_counts=True)
-    ids = []
-    for value, count in zip(present.tolist(), counts.tolist(), strict=True):
-        color = (value >> 16, value >> 8 & 255, value & 255)
+    counts = count_values(pixels)
+    for color, count in counts.items():
         if color not in colors and not hasattr(colors, "__missing__"):
-            raise _unknown_color(path, color, count / packed.size, colors)
-        ids.append(colors[color])
-    table = np.array(ids, dtype=_id_type(num_classes, ignore_index))
-    return table[inverse.reshape(packed.shape)]
+            raise _unknown_color(path, color, count / sum(counts.values()), colors)
+    ids = replaced(pixels, {color: colors[color] for color in counts})
+    return ids.astype(_id_type(num_classes, ignore_index))
 
 
 def _mapped(values: np.ndarray, present: list[int], mapping: Mapping[int, int] | np.ndarray, path: str) -> np.ndarray:
@@ -200,19 +235,12 @@ def _mapped(values: np.ndarray, present: list[int], mapping: Mapping[int, int] |
     unknown = [] if hasattr(table, "__missing__") else [value for value in present if value not in table]
     if unknown:
         raise BadFileError(
-            f"{path} holds the values {_first_ten(unknown)}, which are not among the {len(table)} of the mapping to "
-            "class ids; add them to mask_values in classes.json, or take masks of a known data set from the archive",
+            f"{path} holds the values {first_few(unknown, 10)}, which are not among the {len(table)} of the mapping "
+            "to class ids; add them to mask_values in classes.json, or take masks of a known data set from the "
+            "archive",
             path,
         )
-    # Shifted, so that a negative value is no position from the end.
-    lookup = np.zeros(present[-1] - present[0] + 1, dtype=np.int32)
-    for value in present:
-        lookup[value - present[0]] = table[value]
-    return lookup[values - present[0]]
-
-
-def _first_ten(values: list[int]) -> str:
-    return ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")
+    return replaced(values, {value: table[value] for value in present})
 
 
 def classes_to_save(paths: Sequence[Path], *, limit: int = 100) -> str:
@@ -228,13 +256,9 @@ def classes_to_save(paths: Sequence[Path], *, limit: int = 100) -> str:
     chosen = paths[:: -(-len(paths) // limit)]
     counts = Counter[Any]()
     for path in chosen:
-        image = load_upright(path, "mask")[0]
-        if image.mode in ("RGB", "RGBA"):
-            found, numbers = np.unique(mask_colors(image, path).reshape(-1, 3), axis=0, return_counts=True)
-            counts.update(dict(zip(map(tuple, found.tolist()), numbers.tolist(), strict=True)))
-        else:
-            found, numbers = np.unique(_read(path).astype(np.int64), return_counts=True)
-            counts.update(dict(zip(found.tolist(), numbers.tolist(), strict=True)))
+        mask = load_upright(path, "mask")
+        in_colors = mask.image.mode in ("RGB", "RGBA")
+        counts.update(count_values(mask_colors(mask.image, path) if in_colors else values_of_mask(mask, path)))
     values = sorted(counts, key=lambda value: value if isinstance(value, tuple) else (value,))
     kept = [value for value in values if value != 255 or set(values) == {0, 255}]
     classes: list[dict[str, Any]] = []

@@ -8,9 +8,9 @@ from ddep_hub.utils.files import resolve_data
 
 from .arguments import LabelledDataArguments
 from .classes import read_class_table
-from .folders import find_places
+from .folders import RECOGNISED, FolderOptions, find_places
 from .hub_loading import HUB_PREFIX, holds_dataset, parse_hub_name
-from .layouts import RECOGNISED, FolderOptions, find_layout
+from .layouts import find_layout
 from .pairing import PAIRS
 from .segmentation_datasets import HubSegmentation, SegmentationDataset, SegmentationFolder
 

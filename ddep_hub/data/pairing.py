@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .image_io import IMAGE_EXTENSIONS, images_below, is_array
+from .image_io import IMAGE_EXTENSIONS, files_below, images_below, is_array
 
 
 # A PNG comes first where there are several.
@@ -63,7 +63,7 @@ def pair_files(image_folder: Path, mask_folder: Path, mask_suffix: str | None = 
     """
     together = mask_folder.is_dir() and image_folder.is_dir() and os.path.samefile(mask_folder, image_folder)
     names = [] if together else images_below(image_folder)
-    masks = [] if together else _mask_files(mask_folder)
+    masks = [] if together else sorted(files_below(mask_folder, MASK_EXTENSIONS))
     if together:
         names, masks = divided(image_folder, mask_suffix) or (images_below(image_folder), [])
     images: dict[str, str] = {}
@@ -85,22 +85,9 @@ def pair_files(image_folder: Path, mask_folder: Path, mask_suffix: str | None = 
     )
 
 
-def _mask_files(folder: Path) -> list[str]:
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            (Path(parent) / name).relative_to(folder).as_posix()
-            for name in files
-            if name.lower().endswith(MASK_EXTENSIONS) and not name.startswith(".")
-        ]
-    return sorted(found)
-
-
 def divided(folder: Path, mask_suffix: str | None = None) -> tuple[list[str], list[str]] | None:
     """Images and masks of one folder, told apart by their names, or JPEG from PNG; `None` if they cannot be."""
-    names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
-    names = sorted(name for name in names if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith("."))
+    names = sorted(files_below(folder, IMAGE_EXTENSIONS, deep=False))
     return divided_names([name for name in names if not is_array(name)], mask_suffix)
 
 

@@ -1,10 +1,12 @@
 """Which examples make up a training step: a pure function of seed, step and rank."""
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import Sampler
 
 
@@ -28,6 +30,15 @@ def example_seed(*values: int) -> int:
             raise ValueError(f"cannot make a seed from {value}; seeds, epochs and indices are in 0..2**64-1")
         words += [value & 0xFFFFFFFF, value >> 32]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
+
+
+@contextlib.contextmanager
+def seeded(*values: int) -> Iterator[None]:
+    """Seeds torch's default CPU generator inside the block from these, see [`example_seed`]."""
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would reseed the accelerators' generators as well.
+        torch.default_generator.manual_seed(example_seed(*values))
+        yield
 
 
 def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:

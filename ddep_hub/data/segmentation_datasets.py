@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from ddep_hub.image_conversion import ChannelImage
 
 from .classes import ClassTable, class_colors
+from .folders import RECOGNISED, FolderOptions
 from .hub_loading import (
     load_split,
     local_fingerprint,
@@ -21,7 +22,7 @@ from .hub_loading import (
     with_undecoded,
 )
 from .image_io import BadFileError, decode_image, first_few
-from .layouts import RECOGNISED, FolderOptions, find_layout, layout_splits, split_files
+from .layouts import find_layout, layout_splits, split_files
 from .masks import decode_mask
 
 
@@ -83,13 +84,16 @@ class SegmentationDataset(SizedDataset, Protocol):
         ...
 
 
-def _check_sample_ids(sample_ids: Sequence[str], known: Mapping[str, object], where: str) -> None:
-    unknown = [sample_id for sample_id in sample_ids if sample_id not in known]
+def _places_of(sample_ids: Sequence[str], known: Iterable[str], where: str) -> list[int]:
+    """Where the sample ids lie among the known ones; raises a ValueError if one does not."""
+    places = {sample_id: place for place, sample_id in enumerate(known)}
+    unknown = [sample_id for sample_id in sample_ids if sample_id not in places]
     if unknown:
         raise ValueError(
             f"{len(unknown)} of {len(sample_ids)} sample_ids are not in {where}: {first_few(unknown)}; "
-            f"sample ids there look like {next(iter(known), '')!r}"
+            f"sample ids there look like {next(iter(places), '')!r}"
         )
+    return [places[sample_id] for sample_id in sample_ids]
 
 
 class SegmentationFolder(Dataset[dict[str, Any]]):
@@ -155,7 +159,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         self.classes: ClassTable = files.classes
         self._mapping = files.mapping or files.classes.mask_mapping
         self.sample_ids: list[str] = list(images) if sample_ids is None else list(sample_ids)
-        _check_sample_ids(self.sample_ids, images, str(files.image_folder))
+        _places_of(self.sample_ids, images, str(files.image_folder))
         self._image_folder = files.image_folder
         self.images = [images[sample_id] for sample_id in self.sample_ids]
         self._masks = [files.masks[sample_id] for sample_id in self.sample_ids]
@@ -185,10 +189,9 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         """The same data with these samples only, in this order."""
         chosen = copy.copy(self)
         chosen.sample_ids = list(sample_ids)
-        places = {sample_id: place for place, sample_id in enumerate(self.sample_ids)}
-        _check_sample_ids(chosen.sample_ids, places, str(self._image_folder))
-        chosen.images = [self.images[places[sample_id]] for sample_id in chosen.sample_ids]
-        chosen._masks = [self._masks[places[sample_id]] for sample_id in chosen.sample_ids]
+        places = _places_of(chosen.sample_ids, self.sample_ids, str(self._image_folder))
+        chosen.images = [self.images[place] for place in places]
+        chosen._masks = [self._masks[place] for place in places]
         return chosen
 
     def __len__(self) -> int:
@@ -274,10 +277,9 @@ class HubSegmentation(Dataset[dict[str, Any]]):
         data = load_split(name, split, config=config, revision=revision)
         self.classes: ClassTable = classes or _classes_of(data.features, self.name)
         self.data = with_undecoded(data, [image_column, mask_column], self.name)
-        samples = {f"{index:08d}": index for index in range(len(self.data))}
-        self.sample_ids: list[str] = list(samples) if sample_ids is None else list(sample_ids)
-        _check_sample_ids(self.sample_ids, samples, self.name)
-        self._indices = [samples[sample_id] for sample_id in self.sample_ids]
+        known = [f"{index:08d}" for index in range(len(self.data))]
+        self.sample_ids: list[str] = known if sample_ids is None else list(sample_ids)
+        self._indices = _places_of(self.sample_ids, known, self.name)
         self._source_fingerprint: list[str] = local_fingerprint(name) or [data._fingerprint]
 
     @property
@@ -289,9 +291,8 @@ class HubSegmentation(Dataset[dict[str, Any]]):
         """The same data with these samples only, in this order."""
         chosen = copy.copy(self)
         chosen.sample_ids = list(sample_ids)
-        places = dict(zip(self.sample_ids, self._indices, strict=True))
-        _check_sample_ids(chosen.sample_ids, places, self.name)
-        chosen._indices = [places[sample_id] for sample_id in chosen.sample_ids]
+        places = _places_of(chosen.sample_ids, self.sample_ids, self.name)
+        chosen._indices = [self._indices[place] for place in places]
         return chosen
 
     def __len__(self) -> int:
@@ -299,8 +300,7 @@ class HubSegmentation(Dataset[dict[str, Any]]):
 
     def mask(self, index: int) -> np.ndarray:
         """The `annotation` of a sample alone."""
-        (file,) = self._files(index, self.mask_column)
-        return self._decoded(file)
+        return self._decoded(*self._files(index, self.mask_column))
 
     def _files(self, index: int, *columns: str) -> list[dict[str, Any]]:
         number = self._indices[index]

@@ -1,13 +1,117 @@
-"""Mean and standard deviation of the channels of images."""
+"""Statistics of images: how often each class occurs, and mean and standard deviation of the channels."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from accelerate import Accelerator
 
-from .image_io import decode_image
+from .image_io import decode_image, first_few
 from .preprocessing import to_tensor
 from .unlabelled import unlabelled_images
+
+
+class ClassStatistics:
+    """Counts in how many pixels and images each class occurs.
+
+    Args:
+        names: Names of the classes 0..n-1.
+        ignore_index: Label of the pixels that belong to none.
+
+    Attributes:
+        counts: int64 (3, n + 1): for each class, and ignored pixels last, the pixels, the images in which it occurs,
+            and the labelled pixels of these images. Those of several processes or parts of a data set add up.
+    """
+
+    def __init__(self, names: Sequence[str], ignore_index: int) -> None:
+        self.names = tuple(names)
+        self.ignore_index = ignore_index
+        self.counts = np.zeros((3, len(names) + 1), np.int64)
+
+    def update(self, mask: np.ndarray) -> None:
+        """Adds a mask (H, W) of class ids and `ignore_index`."""
+        labelled = mask[mask != self.ignore_index]
+        pixels = np.append(np.bincount(labelled, minlength=len(self.names)), mask.size - labelled.size)
+        self.counts += np.stack([pixels, pixels > 0, labelled.size * (pixels > 0)])
+
+    def add_up(self, accelerator: Accelerator) -> None:
+        """Adds up the counts of all processes, in each of them."""
+        counts = torch.from_numpy(self.counts).to(accelerator.device)
+        self.counts = accelerator.reduce(counts, "sum").cpu().numpy()
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """Pixels of each class, int64 (n,)."""
+        return self.counts[0, :-1]
+
+    @property
+    def images(self) -> np.ndarray:
+        """Images in which each class occurs, int64 (n,)."""
+        return self.counts[1, :-1]
+
+    @property
+    def pixels_around(self) -> np.ndarray:
+        """Labelled pixels of the images in which each class occurs, int64 (n,)."""
+        return self.counts[2, :-1]
+
+    @property
+    def num_ignored(self) -> int:
+        """Ignored pixels."""
+        return int(self.counts[0, -1])
+
+    @property
+    def absent(self) -> list[str]:
+        """Names of the classes without a pixel."""
+        return [name for name, pixels in zip(self.names, self.pixels.tolist(), strict=True) if not pixels]
+
+    @property
+    def ignored_share(self) -> float:
+        """Share of pixels that are ignored, 0..1."""
+        return self.num_ignored / max(1, int(self.counts[0].sum()))
+
+    def table(self) -> str:
+        """One line per class, to print."""
+        total = max(1, int(self.counts[0].sum()))
+        width = max(map(len, [*self.names, "ignored"]))
+        lines = [
+            f"{name:{width}}  {pixels:>12,} pixels ({pixels / total:6.2%})  {images:>7,} images"
+            for name, pixels, images in zip(self.names, self.pixels.tolist(), self.images.tolist(), strict=True)
+        ]
+        return "\n".join([*lines, f"{'ignored':{width}}  {self.num_ignored:>12,} pixels ({self.ignored_share:6.2%})"])
+
+
+def check_classes(statistics: ClassStatistics, mask_values: Collection[int] | None = None) -> None:
+    """Refuses training labels in which a class has no pixel: it cannot be learnt, and its score means nothing.
+
+    Args:
+        statistics: Of the training labels.
+        mask_values: Values that the mask files hold, where they are known and are the class ids themselves.
+
+    Raises:
+        ValueError: A class has no pixel; names it and what to do.
+    """
+    if not statistics.absent:
+        return
+    if mask_values is None:
+        mask_values = {index for index, pixels in enumerate(statistics.pixels.tolist()) if pixels}
+        mask_values |= {statistics.ignore_index} if statistics.num_ignored else set()
+    names = first_few(list(map(repr, statistics.absent)), 10)
+    if len(statistics.names) <= 2 and statistics.ignore_index == 255 and set(mask_values) in ({0, 255}, {255}):
+        advice = (
+            "The masks hold the values 0 and 255, and 255 is the ignore index, so that no object is seen: set "
+            f'"mask_values": 255 for {statistics.names[-1]!r} in classes.json, and "mask_values": 0 for '
+            f"{statistics.names[0]!r} if it is listed there."
+        )
+    else:
+        advice = (
+            "Correct the masks, label an image that shows it, take it out of classes.json, or train without it with "
+            "--allow_empty_classes."
+        )
+    raise ValueError(
+        f"No pixel of the training labels belongs to {names}; {statistics.ignored_share:.1%} of the pixels are "
+        f"ignored. {advice}"
+    )
 
 
 Statistics = tuple[list[float], list[float]]

@@ -1,4 +1,4 @@
-"""The place of one lane of a stream in one source: shards of an epoch, and shuffled windows of their samples."""
+"""Batches read from shards: a stream has lanes, each with a place in every source and windows that are shuffled."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -7,12 +7,17 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from .image_io import BadFileError
-from .samplers import SourceMixture, epoch_order, example_seed, slice_of_batch, source_seed
+from .samplers import SourceMixture, epoch_order, example_seed, seeded, slice_of_batch, source_seed
 from .segmentation_datasets import Sample
 
 
 State = dict[str, Any]
 MAX_EMPTY_EPOCHS = 100
+MAX_LANES = 8
+# A source of which this much is broken or missing without a break is not worth going on with.
+MAX_BAD_IN_A_ROW = 100
+# Tells the random numbers of the augmentation from those of the noise, which has the seed (seed, step, position).
+AUGMENTATION = 1
 
 
 class ShardedDataset(Protocol):
@@ -109,13 +114,6 @@ class Cursor:
             f"{self.source.name} gave no image in {MAX_EMPTY_EPOCHS} epochs of a lane: its shards are empty or all "
             "for validation; give more shards, or set a smaller num_validation"
         )
-
-
-MAX_LANES = 8
-# A source of which this much is broken or missing without a break is not worth going on with.
-MAX_BAD_IN_A_ROW = 100
-# Tells the random numbers of the augmentation from those of the noise, which has the seed (seed, step, position).
-AUGMENTATION = 1
 
 
 class ImageStream(IterableDataset[dict[str, Any]]):
@@ -244,7 +242,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
                 cursors[lane] = self._cursors(lane)
             yield self._batch(step, lane, cursors[lane])
 
-    def _batch(self, step: int, lane: int, cursors: list["Cursor"]) -> dict[str, Any]:
+    def _batch(self, step: int, lane: int, cursors: list[Cursor]) -> dict[str, Any]:
         pixels: list[torch.Tensor] = []
         paths: list[str] = []
         skipped: list[str] = []
@@ -254,9 +252,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
             source, _ = self.mixture.place(step * self.global_batch_size + position)
             sample = cursors[source].next_sample()
             try:
-                with torch.random.fork_rng(devices=[]):
-                    # torch.manual_seed would reseed the accelerators' generators as well.
-                    torch.default_generator.manual_seed(example_seed(self.seed, step, position, AUGMENTATION))
+                with seeded(self.seed, step, position, AUGMENTATION):
                     pixels.append(self.transform(sample)["pixel_values"])
             except (BadFileError, OSError) as error:
                 bad_in_a_row += 1
@@ -269,7 +265,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         state = {**self._layout(), "step": step, "sources": [cursor.state() for cursor in cursors]}
         return {"pixel_values": torch.stack(pixels), "path": paths, "skipped": skipped, "lane": lane, "state": state}
 
-    def _cursors(self, lane: int) -> list["Cursor"]:
+    def _cursors(self, lane: int) -> list[Cursor]:
         states = self.states[lane]["sources"] if lane in self.states else [None] * len(self.sources)
         return [
             Cursor(

@@ -1,7 +1,10 @@
-"""Random transforms, from a sample to uint8 tensors: normalisation and noise are left to the device."""
+"""Random transforms of labelled images, and the augmentations of each kind of image.
 
-import copy
-import dataclasses
+From a sample to uint8 tensors: normalisation and noise are left to the device. An augmentation says which turns keep
+the meaning of an image, and how its colours or intensities vary.
+"""
+
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -10,10 +13,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
-from .augmentations import AUGMENTATIONS, INTENSITIES, STRONG, STRONG_INTENSITIES, pixel_of_rare_class
-from .image_io import decode_image, is_array, is_tiff, with_bytes
-from .jpeg import decode_jpeg_part, jpeg_size
-from .preprocessing import AnyImage, Size, checked_image_size, processor_size, resize, to_tensor
+from .preprocessing import Size, checked_image_size, processor_size, resize, to_tensor
 from .segmentation_datasets import Sample
 
 
@@ -23,6 +23,129 @@ _INTERPOLATION = {
     Image.Resampling.BICUBIC: InterpolationMode.BICUBIC,
     Image.Resampling.LANCZOS: InterpolationMode.BICUBIC,
 }
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How images of one kind are changed at random, beside scale, crop and horizontal flip.
+
+    Args:
+        turns: Whether up means nothing, so that images may be flipped vertically and turned by right angles.
+        photometric: Changes colours: maps uint8 (3, h, w) to the same, and draws from torch's default generator.
+    """
+
+    turns: bool
+    photometric: v2.Transform | torch.nn.Module
+
+
+class RandomGamma(torch.nn.Module):
+    """Raises intensities in 0..1 to a random power, as illumination and staining vary between microscopes.
+
+    Args:
+        limit: The power is drawn from 1 / limit to limit, uniformly in the logarithm.
+    """
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Maps uint8 (3, h, w) to the same."""
+        power = self.limit ** (2 * torch.rand(()).item() - 1)
+        table = ((torch.arange(256) / 255) ** power * 255).round().to(torch.uint8)
+        return table[image.long()]
+
+
+class RandomIntensity(torch.nn.Module):
+    """Raises each channel's intensities, between its smallest and largest, to a random power, and scales the contrast.
+
+    Args:
+        power: The power is drawn from 1 / power to power, uniformly in the logarithm.
+        contrast: The factor about the channel's mean is drawn from 1 - contrast to 1 + contrast.
+    """
+
+    def __init__(self, power: float, contrast: float) -> None:
+        super().__init__()
+        self.power, self.contrast = power, contrast
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Maps uint8 or float32 (C, h, w) to the same."""
+        draws = 2 * torch.rand(2, len(image), 1, 1) - 1
+        values = image.float()
+        low, high = values.amin((1, 2), keepdim=True), values.amax((1, 2), keepdim=True)
+        span = (high - low).clamp(min=1e-6)
+        values = low + span * ((values - low) / span) ** (self.power ** draws[0])
+        mean = values.mean((1, 2), keepdim=True)
+        values = mean + (values - mean) * (1 + self.contrast * draws[1])
+        return values.round().clamp(0, 255).to(torch.uint8) if image.dtype == torch.uint8 else values
+
+
+class SensorNoise(torch.nn.Module):
+    """Adds Gaussian noise, the same in all channels of a grey image.
+
+    Args:
+        limit: The largest standard deviation, in 0..255; it is drawn uniformly.
+    """
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Maps uint8 (3, h, w) to the same."""
+        grey = bool((image[0] == image[1]).all() and (image[1] == image[2]).all())
+        noise = torch.randn((1 if grey else 3, *image.shape[1:])) * (self.limit * torch.rand(()).item())
+        return (image + noise).round().clamp(0, 255).to(torch.uint8)
+
+
+_COLORS = v2.ColorJitter(0.3, 0.3, 0.3, 0.05)
+AUGMENTATIONS = {
+    "photo": Augmentation(turns=False, photometric=_COLORS),
+    "overhead": Augmentation(turns=True, photometric=_COLORS),
+    "microscopy": Augmentation(
+        turns=True,
+        photometric=v2.Compose(
+            [
+                v2.ColorJitter(0.2, 0.3, 0.2, 0.03),
+                RandomGamma(1.5),
+                v2.RandomApply([v2.GaussianBlur(5, (0.3, 1.2))], p=0.3),
+                v2.RandomApply([SensorNoise(8.0)], p=0.3),
+            ]
+        ),
+    ),
+}
+# What a student sees of an unlabelled image whose labels a teacher predicts: stronger, as in FixMatch and UniMatch.
+STRONG = v2.Compose(
+    [
+        v2.RandomApply([v2.ColorJitter(0.5, 0.5, 0.5, 0.15)], p=0.8),
+        v2.RandomGrayscale(0.2),
+        v2.RandomApply([v2.GaussianBlur(7, (0.3, 2.0))], p=0.5),
+    ]
+)
+
+
+# The same two for images that are not RGB: what they share with these.
+INTENSITIES = v2.Compose([RandomIntensity(1.5, 0.3), v2.RandomApply([v2.GaussianBlur(5, (0.3, 1.2))], p=0.3)])
+STRONG_INTENSITIES = v2.Compose([RandomIntensity(2.0, 0.5), v2.RandomApply([v2.GaussianBlur(7, (0.3, 2.0))], p=0.5)])
+
+
+def pixel_of_rare_class(annotation: torch.Tensor, ignore_index: int) -> tuple[int, int] | None:
+    """Draws a class among those of a mask, each as likely as the others, and one of its pixels.
+
+    Args:
+        annotation: Class ids (H, W).
+        ignore_index: Label that does not count.
+
+    Returns:
+        Row and column; `None` if no pixel is labelled.
+    """
+    present = annotation.unique()
+    present = present[present != ignore_index]
+    if not len(present):
+        return None
+    places = (annotation == present[torch.randint(len(present), ())]).flatten().nonzero()[:, 0]
+    place = int(places[torch.randint(len(places), ())])
+    return divmod(place, annotation.shape[1])
 
 
 class SegmentationTrainTransform:
@@ -60,14 +183,14 @@ class SegmentationTrainTransform:
         ignore_index: int = 255,
         resample: InterpolationMode = InterpolationMode.BILINEAR,
     ) -> None:
-        self.crop_size = _pair(crop_size)
+        self.crop_size = size_pair(crop_size)
         self.image_size = checked_image_size(image_size)
-        self.scale = _checked_range(scale)
-        self.horizontal_flip = _checked_probability(horizontal_flip)
+        self.scale = checked_range(scale)
+        self.horizontal_flip = checked_probability(horizontal_flip)
         if augmentation is not None and augmentation not in AUGMENTATIONS:
             raise ValueError(f"augmentation is {augmentation!r}; choose {', '.join(AUGMENTATIONS)}.")
         self.augmentation = None if augmentation is None else AUGMENTATIONS[augmentation]
-        self.class_crops = _checked_probability(class_crops, "class_crops")
+        self.class_crops = checked_probability(class_crops, "class_crops")
         self.ignore_index = ignore_index
         self.resample = resample
 
@@ -115,7 +238,7 @@ class SegmentationTrainTransform:
         if torch.rand(()).item() < self.horizontal_flip:
             pixels, labels = pixels.flip(-1), labels.flip(-1)
         if self.augmentation is not None:
-            pixels = (self.augmentation.photometric if _is_rgb(pixels) else INTENSITIES)(pixels)
+            pixels = (self.augmentation.photometric if is_rgb(pixels) else INTENSITIES)(pixels)
         if (crop_height, crop_width) == self.crop_size:
             return self._turned(pixels, labels)
         inside = (slice(place_top, place_top + crop_height), slice(place_left, place_left + crop_width))
@@ -137,72 +260,7 @@ class SegmentationTrainTransform:
         return {"pixel_values": pixels.contiguous(), "labels": labels.contiguous()}
 
 
-class PretrainTransform:
-    """A random part of the image, of random area and aspect ratio, scaled to one size and mirrored at random.
-
-    From an undecoded sample the part is chosen first, and a JPEG is decoded at the coarsest of 1/2, 1/4 and 1/8 of its
-    scale at which the part still has the crop's size: the part is the same, its pixels differ by the way of scaling.
-
-    Args:
-        crop_size: Size of the result in pixels, (height, width) or one number for both.
-        scale: Range of the part's area, as a share of the image's.
-        ratio: Range of the part's width divided by its height, drawn uniformly in the logarithm.
-        horizontal_flip: Probability of mirroring.
-        num_channels: Channels of the images.
-
-    Raises:
-        ValueError: An option is out of range; the message names it.
-    """
-
-    def __init__(
-        self,
-        *,
-        crop_size: Size,
-        scale: tuple[float, float] = (0.2, 1.0),
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        horizontal_flip: float = 0.5,
-        num_channels: int = 3,
-    ) -> None:
-        self.num_channels = num_channels
-        self.crop_size = _pair(crop_size)
-        self.crop = v2.RandomResizedCrop(self.crop_size, scale=_checked_range(scale), ratio=_checked_range(ratio))
-        self.horizontal_flip = _checked_probability(horizontal_flip)
-
-    def __call__(self, sample: Sample) -> dict[str, torch.Tensor]:
-        """Transforms one sample.
-
-        Args:
-            sample: With `image`, a PIL RGB image or an undecoded file, `{"path": str, "bytes": bytes or None}`.
-
-        Returns:
-            `pixel_values`, uint8 (3, h, w) in 0..255, of `crop_size`.
-
-        Raises:
-            BadFileError: An undecoded file cannot be used.
-        """
-        file = image = sample["image"]
-        undecoded = not isinstance(image, AnyImage)
-        size = None
-        if undecoded and self.num_channels == 3 and not is_array(file) and not is_tiff(file):
-            file = with_bytes(file)
-            size = jpeg_size(file)
-        if undecoded and size is None:
-            image = decode_image(file, self.num_channels)
-        height, width = (image.height, image.width) if size is None else size
-        part = self.crop.make_params([torch.empty(3, height, width, device="meta")])
-        top, left, height, width = part["top"], part["left"], part["height"], part["width"]
-        pixels = None if size is None else decode_jpeg_part(file, (top, left, height, width), self.crop_size)
-        if pixels is None:
-            if size is not None:
-                image = decode_image(file)
-            pixels = to_tensor(image.crop((left, top, left + width, top + height)))
-            pixels = resize(pixels, self.crop_size)
-        if torch.rand(()).item() < self.horizontal_flip:
-            pixels = pixels.flip(-1)
-        return {"pixel_values": pixels.contiguous()}
-
-
-def _is_rgb(pixels: torch.Tensor) -> bool:
+def is_rgb(pixels: torch.Tensor) -> bool:
     """Whether colours may be changed: torchvision takes floats to lie in 0..1, and these do not."""
     return len(pixels) == 3 and pixels.dtype == torch.uint8
 
@@ -225,64 +283,21 @@ def _window(length: int, crop: int, scale: float, pixel: int | None = None) -> t
     return start, part, size, place
 
 
-def _pair(size: Size) -> tuple[int, int]:
+def size_pair(size: Size) -> tuple[int, int]:
     height, width = (size, size) if isinstance(size, int) else size
     if height < 1 or width < 1:
         raise ValueError(f"crop_size is {size}; give pixels, one number or (height, width)")
     return height, width
 
 
-def _checked_range(limits: tuple[float, float]) -> tuple[float, float]:
+def checked_range(limits: tuple[float, float]) -> tuple[float, float]:
     low, high = limits
     if not 0 < low <= high:
         raise ValueError(f"range ({low}, {high}) of scale or ratio must be positive and in order")
     return low, high
 
 
-def _checked_probability(probability: float, name: str = "horizontal_flip") -> float:
+def checked_probability(probability: float, name: str = "horizontal_flip") -> float:
     if not 0 <= probability <= 1:
         raise ValueError(f"{name} is {probability}; give a probability in 0..1")
     return probability
-
-
-class UnlabelledTransform:
-    """Random scale, crop and flips of an unlabelled image, and a second, strongly changed version of the same crop.
-
-    Args:
-        geometry: The transform of labelled images, of which scale, crop, flips and turns are taken.
-        strong: Whether to make the second version.
-        num_channels: Channels of the images.
-    """
-
-    def __init__(self, geometry: SegmentationTrainTransform, *, strong: bool = False, num_channels: int = 3) -> None:
-        self.num_channels = num_channels
-        self.geometry = copy.copy(geometry)
-        self.geometry.class_crops = 0.0
-        if geometry.augmentation is not None:
-            self.geometry.augmentation = dataclasses.replace(geometry.augmentation, photometric=torch.nn.Identity())
-        self.strong = strong
-
-    def __call__(self, sample: Sample) -> dict[str, torch.Tensor]:
-        """Transforms one sample.
-
-        Args:
-            sample: With `image`, a PIL RGB image or an undecoded file.
-
-        Returns:
-            `pixel_values`, uint8 (3, h, w), `inside`, bool (h, w), false on the border around a small image, and
-            `strong`, uint8 (3, h, w), where it is made.
-
-        Raises:
-            BadFileError: An undecoded file cannot be used.
-        """
-        image = sample["image"]
-        if not isinstance(image, AnyImage):
-            image = decode_image(image, self.num_channels)
-        border = self.geometry.ignore_index
-        mask = np.full((image.height, image.width), 1 if border == 0 else 0, dtype=np.int32)
-        example = self.geometry({"image": image, "annotation": mask})
-        result = {"pixel_values": example["pixel_values"], "inside": example["labels"] != border}
-        if self.strong:
-            pixels = example["pixel_values"]
-            result["strong"] = (STRONG if _is_rgb(pixels) else STRONG_INTENSITIES)(pixels).contiguous()
-        return result

@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ddep_hub.data.class_statistics import ClassStatistics
 from ddep_hub.data.classes import names_in_order
 from ddep_hub.data.opening import open_split, summary_of
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.data.splits import read_split_file
+from ddep_hub.data.statistics import ClassStatistics
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.pretrained import load_model
 from ddep_hub.utils.arguments import build_arguments
-from ddep_hub.utils.distributed import on_main_process
 from ddep_hub.utils.files import atomic_write
+from ddep_hub.utils.processes import on_main_process
 
 from .arguments import EvaluateArguments
 from .inference import count_pixels

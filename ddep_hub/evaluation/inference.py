@@ -10,12 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from ddep_hub.data.class_statistics import ClassStatistics
 from ddep_hub.data.dataloading import init_worker, reading
 from ddep_hub.data.dataset_registry import EvaluationProtocol
 from ddep_hub.data.preprocessing import EvalTransform
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
-from ddep_hub.segmentation import class_logits
+from ddep_hub.data.statistics import ClassStatistics
+from ddep_hub.objectives import class_logits
 
 from .metrics import BoundaryIoU, ConfusionMatrix
 
@@ -260,8 +260,7 @@ def count_pixels(
         if boundary is not None:
             boundary.counts = accelerator.reduce(boundary.counts, "sum")
         if statistics is not None:
-            counts = torch.from_numpy(statistics.counts).to(accelerator.device)
-            statistics.counts = accelerator.reduce(counts, "sum").cpu().numpy()
+            statistics.add_up(accelerator)
     return matrix
 
 

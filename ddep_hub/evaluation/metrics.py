@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from ddep_hub.data.image_io import first_few
+
 
 class ConfusionMatrix:
     """Counts of (true class, predicted class) over pixels.
@@ -87,7 +89,7 @@ class ConfusionMatrix:
 
 def absent_message(absent: Sequence[str], num_classes: int, split: str) -> str:
     """What a warning says of classes that the evaluated labels lack."""
-    names = ", ".join(map(repr, absent[:10])) + (", ..." if len(absent) > 10 else "")
+    names = first_few(list(map(repr, absent)), 10)
     return (
         f"No pixel of `{split}` belongs to {names}: the scores say nothing of {len(absent)} of {num_classes} classes."
     )

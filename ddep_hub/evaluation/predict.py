@@ -28,9 +28,9 @@ from ddep_hub.folding import example_images, fold_batch_norms
 from ddep_hub.image_conversion import ChannelImage, channels_first, channels_of, to_rgb, upright
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
-from ddep_hub.pretrained import load_model, load_processor, processor_for_encoder
+from ddep_hub.pretrained import load_model, load_processor, processor_for_encoder, with_image_size
 from ddep_hub.utils.arguments import build_arguments
-from ddep_hub.utils.device import keep_freed_memory
+from ddep_hub.utils.processes import keep_freed_memory
 
 from .arguments import InferenceArguments, PredictArguments
 from .inference import predict as predict_ids
@@ -146,8 +146,7 @@ def processor_of(model: DDePForSemanticSegmentation) -> DDePImageProcessor:
 def resized(processor: DDePImageProcessor, args: InferenceArguments) -> DDePImageProcessor:
     """The processor with `args.image_size`; warns if its own size makes a window pointless."""
     if args.image_size is not None:
-        size = {"do_resize": True, "size": {"shortest_edge": args.image_size}}
-        return type(processor).from_dict({**processor.to_dict(), **size})
+        return with_image_size(processor, args.image_size)
     side = processor.size.get("shortest_edge") if processor.do_resize else None
     window = args.options().window
     if side is not None and window is not None and side <= min(window):

@@ -6,7 +6,6 @@ The text of the cards is in `model_card_template.md`. One marked part of a card 
 import dataclasses
 import functools
 import json
-import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,16 +17,16 @@ import timm
 import torch
 import transformers
 import yaml
-from accelerate import PartialState
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.utils import logging
 
 from ddep_hub import DDePConfig, __version__
-from ddep_hub.checkpoints import encoder_license, encoder_repository
 from ddep_hub.data.dataset_registry import find_dataset_by_classes
 from ddep_hub.data.hub_loading import HUB_PREFIX, parse_hub_name
+from ddep_hub.encoder_weights import encoder_license, encoder_repository
 from ddep_hub.utils.arguments import names_with
 from ddep_hub.utils.files import atomic_write
+from ddep_hub.utils.processes import hardware
 
 from .staging import read_json
 
@@ -83,7 +82,7 @@ def write_run_record(
             if value != defaults[name] and name not in paths and groups[name] in ("data", "model", "optimisation")
         ],
         **{name: _without_path(value) if name == "encoder_source" else value for name, value in facts.items()},
-        "hardware": _hardware(),
+        "hardware": hardware(),
         "versions": {"ddep_hub": __version__, **{module.__name__: module.__version__ for module in modules}},
     }
     for name, content in ((RESULTS, results), (RUN, record)):
@@ -346,15 +345,3 @@ def _without_path(value: Any) -> Any:
     if not path.exists() and not path.is_absolute() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value):
         return value
     return (path.parent.name if path.name in ("final", "best") else path.name) or value
-
-
-def _hardware() -> str:
-    """What the processes of this run run on."""
-    threads, info = torch.get_num_threads(), Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
-    processor = found[1].strip() if found else platform.processor() or platform.machine()
-    device = f"{threads} thread{'s' if threads > 1 else ''} of {processor}"
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
-    processes = PartialState().num_processes
-    return device if processes == 1 else f"{processes} processes, each on {device}"

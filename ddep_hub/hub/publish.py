@@ -1,17 +1,30 @@
-"""Publishing a folder on the Hub: one commit, read back and compared."""
+"""Publishing a folder on the Hub: one commit, read back and compared; transient errors are retried, all explained."""
 
+import filecmp
+import functools
 import tempfile
+import time
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 
-from .client import PublishError, StaleError, call_hub
+# httpx's: the base of what the Hub's client raises for a refusal or a lost connection.
+from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
+from safetensors.torch import save_file
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+from ddep_hub import DDePConfig, DDePPreTrainedModel
+from ddep_hub.encoders import build_encoder
+
 from .model_card import CARD, published_card
 from .staging import model_class, read_config, stage
-from .verify import Verifier
 
+
+Result = TypeVar("Result")
 
 WEIGHTS = "model*.safetensors*"
 
@@ -145,3 +158,164 @@ def _commit(
         hint="Check the network and the token, or upload without xet: set HF_HUB_DISABLE_XET=1.",
     )
     return commit, sent
+
+
+SIZE = (64, 96)
+TOLERANCE = 1e-4  # relative to the largest output; the same weights on the same machine agree to the last digits
+
+
+class Verifier:
+    """Compares a published model with what its folder computed before.
+
+    Both are run on a fixed input; a decoder-only model on a randomly initialised encoder, so that no encoder has to be
+    downloaded.
+
+    Args:
+        folder: The files that are about to be published.
+
+    Raises:
+        OSError: The folder cannot be loaded.
+        RuntimeError: Weights are missing or do not fit.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.cls = model_class(folder)
+        self.config = DDePConfig.from_pretrained(folder)
+        self.decoder_only = bool(read_config(folder).get("decoder_only"))
+        self.expected = self._outputs(self.cls, folder)
+
+    def check(
+        self, repo_id: str, commit: str, sent: Mapping[str, Path], *, token: str | None, remote_code: bool
+    ) -> None:
+        """Reads a commit back into an empty cache and compares files and model.
+
+        Args:
+            repo_id: The repository.
+            commit: Hash of the commit.
+            sent: The uploaded files by their path in the repository.
+            token: Token to use instead of the stored one.
+            remote_code: Load the model with the published code.
+
+        Raises:
+            PublishError: The files cannot be read back, differ, or do not make the same model.
+        """
+        with tempfile.TemporaryDirectory(prefix="ddep-read-back-", ignore_cleanup_errors=True) as cache:
+            hub: dict[str, Any] = {"revision": commit, "cache_dir": cache, "token": token}
+            for name, file in sent.items():
+                _compare_file(repo_id, name, file, hub)
+
+            def load() -> torch.Tensor:
+                cls: Any = self.cls
+                if remote_code:
+                    cls = get_class_from_dynamic_module(f"modeling_ddep.{cls.__name__}", repo_id, **hub)
+                return self._outputs(cls, repo_id, **hub)
+
+            try:
+                outputs = call_hub(load, f"loading {repo_id} at {commit}")
+            except (OSError, ValueError, ImportError, AttributeError) as error:
+                raise PublishError(f"{error} It was published, but cannot be loaded.") from error
+        difference = float((outputs - self.expected).abs().max())
+        if not difference <= TOLERANCE * max(1.0, float(self.expected.abs().max())):
+            raise PublishError(
+                f"{repo_id} at {commit} is not the model that was published: its outputs differ by up to "
+                f"{difference:.3g} from those of the local one. Publish again."
+            )
+
+    @torch.no_grad()
+    def _outputs(self, cls: type[DDePPreTrainedModel], source: str | Path, **hub: Any) -> torch.Tensor:
+        """What a model computes for a fixed input; a pretrained one with fixed noise."""
+        with tempfile.TemporaryDirectory(prefix="ddep-encoder-") as temporary:
+            if self.decoder_only:
+                # Without the recorded hash: these are not the weights that the decoder was trained on.
+                hub |= {"encoder_weights": self._random_encoder(Path(temporary)), "encoder_weights_hash": None}
+            model = cls.from_pretrained(source, dtype=torch.float32, **hub).eval()
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(1, model.config.num_channels, *SIZE, generator=generator)
+        if cls.__name__ == "DDePForPreTraining":
+            noise = torch.randn(images.shape, generator=generator)
+            return model(images, noise=noise, sigma=sum(model.config.sigma_range) / 2).prediction
+        output = model(images)
+        return output.logits if cls.__name__ == "DDePForSemanticSegmentation" else output.last_hidden_state
+
+    def _random_encoder(self, folder: Path) -> Path:
+        """Writes the weights of a random encoder, the same each time."""
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            weights = build_encoder(self.config).state_dict()
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "encoder.safetensors")
+        return folder / "encoder.safetensors"
+
+
+def _compare_file(repo_id: str, name: str, sent: Path, hub: dict[str, Any]) -> None:
+    """Raises a PublishError if a file is not what was sent; a corrupt download is repeated once."""
+    for force in (False, True):
+        download = functools.partial(hf_hub_download, repo_id, name, force_download=force, **hub)
+        if filecmp.cmp(call_hub(download, f"reading {name} of {repo_id} back"), sent, shallow=False):
+            return
+        filecmp.clear_cache()
+    raise PublishError(f"{name} of {repo_id} at {hub['revision']} is not what was sent. Publish again.")
+
+
+WAITS = (1.0, 5.0)  # seconds before the second and the third try
+LONGEST_WAIT = 60.0  # upper limit on the time that the Hub asks to wait
+TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
+HINTS = {
+    401: "The token is missing or unknown. Log in with `hf auth login`, or set HF_TOKEN.",
+    403: "The token has no right to write there. Use one that has.",
+    404: "There is no such repository or branch, or the token may not see it. Check the name and the token.",
+    409: "Someone else is changing the repository at the same time. Look at the changes, then publish again.",
+    412: "Someone else committed at the same time. Look at the changes, then publish again.",
+    413: "A file is too large for the Hub. Publish `decoder_only`, or save the model in smaller shards.",
+    429: "The Hub takes no more requests for now. Wait, then publish again.",
+}
+SERVER_ERROR = "The Hub does not work as it should. Wait, then publish again."
+NO_ANSWER = "There was no answer. Check the network, check whether it was done anyway, then publish again."
+
+
+class PublishError(OSError):
+    """Publishing failed. The message says what is on the Hub and what to do; the local folder is unchanged."""
+
+
+class StaleError(PublishError):
+    """The branch moved between reading it and committing to it."""
+
+
+def call_hub(action: Callable[[], Result], what: str, *, once: bool = False, hint: str = "") -> Result:
+    """Calls the Hub, with up to `len(WAITS)` retries after a lost connection or a transient server error.
+
+    Args:
+        action: The call; it may be made several times.
+        what: What it does, for messages, such as `"the commit to org/name"`.
+        once: Do not repeat a call that the server may have carried out.
+        hint: What to do about an error that is not an answer of the Hub.
+
+    Raises:
+        StaleError: The repository was changed at the same time.
+        PublishError: The Hub refused, or cannot be reached.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return action()
+        except PublishError:
+            raise
+        except (HTTPError, OSError, RuntimeError) as error:
+            # Uploads wrap the client's own error in a RuntimeError, downloads in a FileNotFoundError.
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, HTTPError):
+                cause = cause.__cause__
+            response = getattr(cause, "response", None)
+            status = None if response is None else response.status_code
+            transient = status in TRANSIENT or (status is None and cause is not None)
+            if wait is None or not transient or (once and status not in (429, 503)):
+                if status is not None:
+                    hint = HINTS.get(status, SERVER_ERROR)
+                elif isinstance(error, OfflineModeIsEnabled):
+                    hint = "HF_HUB_OFFLINE is set. Unset it to publish."
+                elif cause is not None:
+                    hint = NO_ANSWER
+                reason = " ".join(str(cause or error).split()) or type(cause or error).__name__
+                kind = StaleError if status in (409, 412) else PublishError
+                raise kind(f"{what} failed ({reason}). {hint}".rstrip()) from error
+            asked = "" if response is None else response.headers.get("Retry-After", "")
+            time.sleep(max(wait, min(float(asked), LONGEST_WAIT)) if asked.isdigit() else wait)
+    raise AssertionError("the last try returns or raises")

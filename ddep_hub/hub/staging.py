@@ -11,7 +11,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 import ddep_hub
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePModel, DDePPreTrainedModel
-from ddep_hub.checkpoints import hash_weights
+from ddep_hub.encoder_weights import hash_weights
 
 
 MODELS = {cls.__name__: cls for cls in (DDePForSemanticSegmentation, DDePForPreTraining, DDePModel)}

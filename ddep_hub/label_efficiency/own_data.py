@@ -15,11 +15,10 @@ from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.evaluation.visualization import segmentation_picture
 from ddep_hub.pretrained import list_pretrained, load_model, load_processor, stored_config
 from ddep_hub.training.arguments import FinetuneArguments
-from ddep_hub.training.finetuning import finetune
-from ddep_hub.training.labelled import open_train_and_val
-from ddep_hub.training.outputs import save_picture
+from ddep_hub.training.finetuning import finetune, open_train_and_val
+from ddep_hub.training.losses import unlabelled_sources
 from ddep_hub.training.pretraining import PretrainTrainer
-from ddep_hub.training.semi_supervised import unlabelled_sources
+from ddep_hub.training.run_dir import save_picture
 from ddep_hub.training.stages import TIMED_STEPS, number_of_validation_images
 from ddep_hub.utils.arguments import build_arguments
 from ddep_hub.utils.files import atomic_write

@@ -17,8 +17,7 @@ from ddep_hub.data.image_datasets import images_fingerprint
 from ddep_hub.data.splits import parse_fraction
 from ddep_hub.evaluation.evaluate import run_evaluation
 from ddep_hub.training.arguments import PretrainArguments
-from ddep_hub.training.finetuning import finetune
-from ddep_hub.training.labelled import open_train_and_val
+from ddep_hub.training.finetuning import finetune, open_train_and_val
 from ddep_hub.training.pretraining import PretrainTrainer, open_sources, pretrain
 from ddep_hub.utils.arguments import build_arguments, did_you_mean
 from ddep_hub.utils.files import atomic_write, locked

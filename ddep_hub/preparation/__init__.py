@@ -4,30 +4,37 @@ import dataclasses
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ddep_hub.data.class_statistics import ClassStatistics
-from ddep_hub.data.classes import ClassTable, write_class_table
-from ddep_hub.data.folders import common_split
-from ddep_hub.data.image_io import BadFileError, is_array
+from ddep_hub.data.classes import ClassTable, read_class_table, write_class_table
+from ddep_hub.data.folders import common_split, subfolders
+from ddep_hub.data.image_io import BadFileError, first_few, is_array
 from ddep_hub.data.pairing import IMAGE_WORDS
 from ddep_hub.data.splits import choose_validation, groups_of
+from ddep_hub.data.statistics import ClassStatistics
 from ddep_hub.evaluation.inference import window_places
 from ddep_hub.evaluation.visualization import contact_sheet, legend, overlay
 from ddep_hub.utils.files import atomic_dir
 
+from .coco import is_coco, read_coco, read_json, read_json_files
+from .label_studio import is_label_studio, read_label_studio
+from .masks import read_folder, read_object_folders, read_roboflow_masks, read_stacks
 from .pictures import Picture, cut, read_picture, shown, sides, write_picture
-from .recognise import FORMATS, INCOMPLETE, incomplete, read_source
 from .source import Example, Source, counted
+from .tools import is_labelme, read_cvat, read_labelme
 
 
 # What tells a folder of ours, which may be replaced, from those of others.
 RECORD = "prepared.json"
 NUM_PREVIEWS = 16
+# What reading a field raises that is not there, or of another type.
+INCOMPLETE = (KeyError, TypeError, IndexError, AttributeError)
+FORMATS = ("coco", "labelme", "cvat", "label-studio", "roboflow-masks", "objects", "stacks", "masks")
+_JSON = {"coco": is_coco, "labelme": is_labelme, "label-studio": is_label_studio}
 
 
 def prepare(
@@ -111,6 +118,87 @@ def _check_output(source: Path, output: Path, *, overwrite: bool) -> None:
         if not (ours and overwrite):
             hint = "Replace it with --overwrite." if ours else "This command did not write it: choose another folder."
             raise FileExistsError(f"output_dir: {output} is not empty. {hint}")
+
+
+def read_source(source: Path, name: str | None = None, classes: Path | None = None) -> Source:
+    """Reads labelled images of any known format.
+
+    Args:
+        source: A folder, or the file of the annotations.
+        name: One of `FORMATS`; recognised by default.
+        classes: A `classes.json`, for masks whose values or colours say nothing of their names.
+
+    Raises:
+        FileNotFoundError: There is no source, or nothing in it is recognised; the message says what was looked for.
+        ValueError: The source is damaged or not of this format.
+    """
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist. Give a folder, or a file of annotations.")
+    root = source if source.is_dir() else source.parent
+    table = read_class_table(classes) if classes else None
+    tests = [test for format, test in _JSON.items() if name in (format, None)]
+    files, problems = read_json_files(source, tests) if source.is_dir() and tests else ({}, [])
+    if source.suffix == ".json":
+        files = {source: read_json(source)}
+    xml = [source] if source.suffix == ".xml" else [*root.glob("annotations.xml"), *root.glob("*/annotations.xml")]
+    tables = sorted([*root.glob("_classes.csv"), *root.glob("*/_classes.csv")])
+    readers: dict[str, Callable[[], Source | None]] = {
+        "coco": lambda: read_coco(root, found) if (found := _only(files, is_coco)) else None,
+        "labelme": lambda: read_labelme(root, found) if (found := _only(files, is_labelme)) else None,
+        "label-studio": lambda: read_label_studio(root, found) if (found := _only(files, is_label_studio)) else None,
+        "cvat": lambda: read_cvat(root, _single(xml)) if xml else None,
+        "roboflow-masks": lambda: read_roboflow_masks(root, tables) if tables else None,
+        "objects": lambda: read_object_folders(root, table),
+        "stacks": lambda: read_stacks(root, table),
+        "masks": lambda: read_folder(root, table),
+    }
+    if name is not None:
+        readers = {name: readers[name]}
+    if source.is_file() and source.suffix not in (".json", ".xml"):
+        raise ValueError(f"{source} is neither a folder nor a .json or .xml file of annotations.")
+    unread = f" Files that cannot be read: {problems[0]}" if problems else ""
+    try:
+        result = next(filter(None, (read() for read in readers.values())))
+    except INCOMPLETE as error:
+        raise ValueError(incomplete(str(source), error)) from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{source} holds {_contents(root)}, of which nothing is recognised. Looked for json of COCO, LabelMe or "
+            "Label Studio, annotations.xml of CVAT, _classes.csv of Roboflow, <id>/images and <id>/masks, TIFF stacks "
+            f"and folders of images and masks.{unread}"
+        ) from error
+    except StopIteration:
+        raise ValueError(f"{source} is not of the format {name}: it holds {_contents(root)}.{unread}") from None
+    except ValueError as error:
+        if not problems:
+            raise
+        raise ValueError(f"{error}{unread}") from error
+    if problems:
+        result.notes.append(
+            f"{counted(len(problems), 'json file')} cannot be read: left out with all labels. {problems[0]}"
+        )
+    return result
+
+
+def incomplete(what: str, error: BaseException) -> str:
+    """What to say of annotations that lack a field, or have one of another type."""
+    field = f"no field {error}" if isinstance(error, KeyError) else f"a field of another type ({error})"
+    return f"{what}: an annotation has {field}. Export the annotations again, or correct the file."
+
+
+def _only(files: dict[Path, object], test: Callable[[object], bool]) -> dict[Path, object]:
+    return {path: content for path, content in files.items() if test(content)}
+
+
+def _single(files: list[Path]) -> Path:
+    if len(files) > 1:
+        raise ValueError(f"{files[0]} and {files[1]} are exports of two tasks. Prepare one at a time.")
+    return files[0]
+
+
+def _contents(root: Path) -> str:
+    names = [*(f"{name}/" for name in subfolders(root)), *(p.name for p in sorted(root.iterdir()) if p.is_file())]
+    return first_few(names) if names else "nothing"
 
 
 def _with_splits(
@@ -207,6 +295,3 @@ def _preview(folder: Path, chosen: list[tuple[str, str, Path]], classes: ClassTa
     sheet.paste(grid, (0, 0))
     sheet.paste(names, (grid.width, 0))
     return sheet
-
-
-__all__ = ["FORMATS", "Source", "prepare"]

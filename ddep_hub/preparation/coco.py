@@ -13,6 +13,7 @@ import numpy as np
 
 from ddep_hub.data.classes import BACKGROUND
 from ddep_hub.data.folders import common_split
+from ddep_hub.data.image_io import files_below
 
 from .source import (
     Example,
@@ -21,7 +22,6 @@ from .source import (
     Source,
     coco_masks,
     counted,
-    files_below,
     name_of,
     object_classes,
     shapes_mask,
@@ -237,7 +237,7 @@ def read_json_files(root: Path, tests: Sequence[Callable[[Any], bool]]) -> tuple
     like Cityscapes have gigabytes of them.
     """
     found, problems = {}, []
-    for path in files_below(root, (".json",)):
+    for path in sorted(root / name for name in files_below(root, (".json",))):
         if path.name == "classes.json":
             continue
         try:

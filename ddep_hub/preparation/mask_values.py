@@ -9,14 +9,13 @@ from PIL import Image
 
 from ddep_hub.data.classes import Color
 from ddep_hub.data.image_io import BadFileError, load_upright, opened_image
-from ddep_hub.data.masks import decode_mask, mask_colors, palette_colors
+from ddep_hub.data.masks import count_values, mask_colors, palette_colors, replaced, values_of_mask
 
 from .pictures import read_picture
 
 
 IGNORED = 255
 _BLACK: set[Any] = {0, (0, 0, 0)}
-_PACK = np.array([65536, 256, 1])
 
 
 class MaskReader:
@@ -54,24 +53,12 @@ class MaskReader:
     def ids(self, path: Path, page: int | None, mapping: Mapping[Any, int]) -> np.ndarray:
         """Class ids (H, W) of a mask, from those of its values or colours."""
         values = raw_values(path, page, as_colors=self.as_colors, in_alpha=self.in_alpha)
-        if values.ndim == 3:
-            values = values.astype(np.int64) @ _PACK
-            mapping = {(r << 16) + (g << 8) + b: index for (r, g, b), index in mapping.items()}
-        present, inverse = np.unique(values, return_inverse=True)
-        table = np.array([mapping[int(value)] for value in present], np.int32)
-        ids = table[inverse.reshape(values.shape)]
+        ids = replaced(values, {value: mapping[value] for value in count_values(values)})
         return ids.astype(np.uint8) if ids.max(initial=0) < 256 else ids
 
     def _all(self, masks: Sequence[tuple[Path, int | None]]) -> set[Any]:
-        found: set[Any] = set()
-        for path, page in masks:
-            values = raw_values(path, page, as_colors=self.as_colors, in_alpha=self.in_alpha)
-            if values.ndim == 3:
-                packed = np.unique(values.astype(np.int64) @ _PACK)
-                found |= {(int(v) >> 16, int(v) >> 8 & 255, int(v) & 255) for v in packed}
-            else:
-                found |= {int(value) for value in np.unique(values)}
-        return found
+        options = {"as_colors": self.as_colors, "in_alpha": self.in_alpha}
+        return set().union(*(count_values(raw_values(path, page, **options)) for path, page in masks))
 
 
 def _palettes_differ(paths: Sequence[Path]) -> bool:
@@ -118,8 +105,9 @@ def raw_values(path: Path, page: int | None, *, as_colors: bool, in_alpha: bool 
     if page is not None:
         picture = read_picture(path, page)
     else:
-        picture, file_format, _ = load_upright(path, "mask")
-        if file_format == "JPEG":
+        mask = load_upright(path, "mask")
+        picture = mask.image
+        if mask.format == "JPEG":
             values = _black_and_white(picture, path)
             return np.zeros_like(values) if in_alpha else values
     if isinstance(picture, Image.Image) and picture.mode in ("LA", "PA", "RGBA"):
@@ -136,13 +124,13 @@ def raw_values(path: Path, page: int | None, *, as_colors: bool, in_alpha: bool 
             raise BadFileError(f"{path}, page {page}, is not a mask: save one whole number for each pixel", path)
     else:
         # As everywhere: bilevel, 2 and 4 bits, palettes.
-        pixels = decode_mask(path, num_classes=2**31 - 1, ignore_index=-1)
+        pixels = values_of_mask(mask, path)
     if in_alpha:
         return np.zeros(pixels.shape[:2], np.int64)
     if pixels.ndim == 3:
         equal = (pixels == pixels[..., :1]).all()
         return pixels[..., 0] if equal and not as_colors else pixels
-    return pixels.astype(np.int64)
+    return pixels if pixels.dtype == np.uint8 else pixels.astype(np.int64)
 
 
 def _black_and_white(image: Image.Image, path: Path) -> np.ndarray:

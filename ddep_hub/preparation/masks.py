@@ -11,14 +11,14 @@ import numpy as np
 
 from ddep_hub.data.classes import ClassTable, Color, class_colors, read_class_table
 from ddep_hub.data.folders import common_split, find_places, subfolders
-from ddep_hub.data.image_io import IMAGE_EXTENSIONS, BadFileError, first_few, is_array
+from ddep_hub.data.image_io import IMAGE_EXTENSIONS, BadFileError, files_below, first_few, is_array
 from ddep_hub.data.layouts import find_layout
 from ddep_hub.data.pairing import IMAGE_WORDS, MASK_WORDS, PAIRS, Pairs, pair_files, read_pairs
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
 
 from .mask_values import IGNORED, MaskReader, drawn
 from .pictures import pages_of, read_picture, sides
-from .source import Example, Source, counted, files_below, name_of, object_classes
+from .source import Example, Source, counted, name_of, object_classes
 
 
 # What systems leave beside files.
@@ -110,7 +110,7 @@ def _with_values(
         )
         for split, name, image, mask, page in pages
     ]
-    return Source(f"{kind} with the {described} {_first(sorted(found))}", classes, examples, notes)
+    return Source(f"{kind} with the {described} {first_few(sorted(found), 8)}", classes, examples, notes)
 
 
 def _classes_of(found: set[Any], table: ClassTable | None, in_colors: bool) -> tuple[dict[Any, int], ClassTable]:
@@ -125,7 +125,7 @@ def _classes_of(found: set[Any], table: ClassTable | None, in_colors: bool) -> t
             known |= dict.fromkeys(unknown, IGNORED) if table.ignore_other_values else {}
             unknown = [] if table.ignore_other_values else unknown
         if unknown:
-            raise ValueError(f"The masks hold {_first(unknown)}, which no class has. Add it to the classes.")
+            raise ValueError(f"The masks hold {first_few(unknown, 8)}, which no class has. Add it to the classes.")
         return known, ClassTable(table.names, table.colors, table.ignore_index, single=table.single)
     values = sorted(found)
     if not in_colors and IGNORED in values and values != [0, IGNORED]:
@@ -143,10 +143,6 @@ def _classes_of(found: set[Any], table: ClassTable | None, in_colors: bool) -> t
     if values == [0, IGNORED]:
         return mapping, object_classes(["object"])
     return mapping, ClassTable(tuple(names), tuple(values) if in_colors else class_colors(len(values)))
-
-
-def _first(values: Sequence[Any]) -> str:
-    return ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
 
 
 def _listed_classes(root: Path) -> ClassTable | None:
@@ -198,7 +194,7 @@ def _object_folders(root: Path) -> dict[Path, list[Path]]:
         for name in subfolders(parent):
             folder = parent / name
             if {"images", "masks"} <= set(subfolders(folder)) and not common_split(name):
-                found[folder] = files_below(folder / "images", IMAGE_EXTENSIONS)
+                found[folder] = _pictures(folder / "images")
     single = sum(len(images) == 1 for images in found.values())
     return found if 2 * single > len(found) else {}
 
@@ -220,8 +216,9 @@ def read_object_folders(root: Path, table: ClassTable | None) -> Source | None:
         if not images:
             without.append(folder.name)
             continue
-        masks = files_below(folder / "masks", IMAGE_EXTENSIONS)
-        others = [path.name for path in files_below(folder / "masks", ("",)) if path.name not in _SYSTEM_FILES]
+        masks = _pictures(folder / "masks")
+        files = sorted(files_below(folder / "masks"))
+        others = [path.name for path in map(Path, files) if path.name not in _SYSTEM_FILES]
         arrays = [path.name for path in masks if is_array(path)]
         if arrays or (others and not masks):
             raise ValueError(f"{folder / 'masks'} holds {first_few(arrays or others, 1)}: save the masks as PNG.")
@@ -236,6 +233,10 @@ def read_object_folders(root: Path, table: ClassTable | None) -> Source | None:
     if classes.num_classes != 2:
         raise ValueError(f"Masks of objects have two classes, background and object, not {classes.num_classes}.")
     return Source("one mask for each object", classes, examples, notes)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(folder / name for name in files_below(folder, IMAGE_EXTENSIONS))
 
 
 def _union(image: Path, masks: Sequence[Path]) -> np.ndarray:

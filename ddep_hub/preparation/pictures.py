@@ -40,7 +40,7 @@ def read_picture(path: Path, page: int | None = None) -> Picture:
             raise BadFileError(f"{path} is damaged or no array ({error}); replace or remove it", path) from error
         return _checked(values, path)
     if not is_tiff(path):
-        image = load_upright(path, "image")[0]
+        image = load_upright(path, "image").image
         return _sixteen_bits(image) if image.mode.startswith("I") else image
     place = page
     try:

@@ -5,6 +5,7 @@ import shutil
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -19,6 +20,7 @@ from ddep_hub.pretrained import load_processor, load_trained, stored_config
 from ddep_hub.utils.files import atomic_dir, check_empty
 
 
+PRETRAINED = "ddep-efficientnet-lite0"
 # More images than these are represented, but not chosen: the time of a choice grows with their number, and thousands
 # drawn at random hold what there is.
 MAX_CANDIDATES = 5000
@@ -31,7 +33,7 @@ def select_images(
     number: int,
     *,
     labelled: Sequence[str | Path] = (),
-    pretrained: str | Path = "ddep-efficientnet-lite0",
+    pretrained: str | Path = PRETRAINED,
     encoder_weights: str | None = None,
     image_size: int = 224,
 ) -> list[Path]:
@@ -84,17 +86,16 @@ def select(
     number: int,
     output_dir: str | Path,
     *,
-    labelled: Sequence[str | Path] = (),
-    pretrained: str | Path = "ddep-efficientnet-lite0",
-    encoder_weights: str | None = None,
-    image_size: int = 224,
+    pretrained: str | Path = PRETRAINED,
+    **options: Any,
 ) -> list[Path]:
     """Copies the choice of [`select_images`] to `images/`, lists it in `selected.txt`, and draws `selected.png`.
 
     The list holds the images in the order of the choice, as `split_file` of fine-tuning reads them.
 
     Args:
-        output_dir: Folder to write, which must be empty. The others: see [`select_images`].
+        output_dir: Folder to write, which must be empty.
+        images, number, pretrained, **options: As [`select_images`] takes them.
 
     Returns:
         The files that were chosen.
@@ -103,8 +104,7 @@ def select(
         FileExistsError: `output_dir` is not empty.
     """
     check_empty(output_dir)
-    options = {"pretrained": pretrained, "encoder_weights": encoder_weights, "image_size": image_size}
-    chosen = select_images(images, number, labelled=labelled, **options)  # type: ignore[arg-type]
+    chosen = select_images(images, number, pretrained=pretrained, **options)
     channels = stored_config(pretrained).get("num_channels", 3)
     with atomic_dir(output_dir) as folder:
         names = [path.relative_to(images).as_posix() for path in chosen]

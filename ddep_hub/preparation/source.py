@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -144,18 +143,6 @@ class ImageFinder:
 def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
     pairs = zip(reversed(one), reversed(other), strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def files_below(root: Path, extensions: tuple[str, ...]) -> list[Path]:
-    """Files with one of the extensions, in any letter case, at any depth, sorted; without hidden ones, as images."""
-    found, seen = [], set[str]()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
-        if real not in seen:
-            found += [Path(folder, n) for n in files if n.lower().endswith(extensions) and not n.startswith(".")]
-        seen.add(real)
-    return sorted(found)
 
 
 def name_of(path: Path, root: Path) -> str:

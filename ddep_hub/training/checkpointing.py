@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save_file
 from ddep_hub import DDePConfig
 from ddep_hub.checkpoints import without_shared_memory
 from ddep_hub.utils.arguments import names_with
-from ddep_hub.utils.distributed import on_main_process
 from ddep_hub.utils.files import atomic_dir, remove_dir
+from ddep_hub.utils.processes import on_main_process
 
 from .optim import Tensors, Weights
 from .run_arguments import RunArguments

@@ -11,27 +11,28 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader
 
 from ddep_hub import DDePForSemanticSegmentation
-from ddep_hub.data.class_statistics import ClassStatistics, check_classes
 from ddep_hub.data.dataloading import AugmentedDataset, PairedDataset, bad_file, fingerprint_of, train_dataloader
+from ddep_hub.data.folders import place_of
 from ddep_hub.data.image_datasets import images_fingerprint
 from ddep_hub.data.image_io import BadFileError
-from ddep_hub.data.opening import summary_of
+from ddep_hub.data.opening import open_split, summary_of
 from ddep_hub.data.preprocessing import EvalTransform, Normalize, to_tensor
 from ddep_hub.data.samplers import PairedBatchSampler, StepBatchSampler
-from ddep_hub.data.segmentation_datasets import SegmentationDataset
-from ddep_hub.data.splits import write_split_file
-from ddep_hub.data.transforms import SegmentationTrainTransform, UnlabelledTransform
+from ddep_hub.data.segmentation_datasets import SegmentationDataset, SegmentationFolder
+from ddep_hub.data.splits import choose_labelled, choose_validation, groups_of, read_split_file, write_split_file
+from ddep_hub.data.statistics import ClassStatistics, check_classes
+from ddep_hub.data.transforms import SegmentationTrainTransform
+from ddep_hub.data.unlabelled_transforms import UnlabelledTransform
 from ddep_hub.evaluation.inference import evaluate_segmentation
 from ddep_hub.evaluation.metrics import absent_message
 from ddep_hub.evaluation.visualization import segmentation_picture
+from ddep_hub.pretrained import with_image_size
 from ddep_hub.utils.arguments import build_arguments
 
 from .arguments import FinetuneArguments
-from .labelled import open_data
-from .losses import SegmentationLoss, median_frequency_weights
-from .models import finetuning_model, processor_of_run
+from .losses import SegmentationLoss, UnlabelledLoss, median_frequency_weights, unlabelled_sources
+from .models import channels_of_run, finetuning_model, processor_of_run
 from .optim import encoder_rates, set_encoder_mode
-from .semi_supervised import UnlabelledLoss, unlabelled_sources
 from .stages import STAGE, pretrain_first, record_of
 from .trainer import Batch, Trainer
 
@@ -69,6 +70,58 @@ def finetune(arguments: FinetuneArguments | None = None, **kwargs: Any) -> dict[
     return results
 
 
+def open_train_and_val(args: FinetuneArguments) -> tuple[SegmentationDataset, SegmentationDataset]:
+    """Opens `train_split` and `eval_split`, or divides the former by `val_fraction`.
+
+    Raises:
+        FileNotFoundError: Something of the data set is missing.
+        ValueError: There is an `eval_split` besides `val_fraction`, or the images cannot be divided.
+    """
+    channels = channels_of_run(args)
+    training = open_split(args, args.train_split, num_channels=channels)
+    if args.val_fraction is None:
+        return training, open_split(args, args.eval_split, num_channels=channels)
+    groups: Mapping[str, str] = {}
+    if isinstance(training, SegmentationFolder):
+        groups = training.groups
+        if place_of(dict.fromkeys(training.splits), args.eval_split):
+            raise ValueError(
+                f"val_fraction: {training.root} has a split `{args.eval_split}`. Leave val_fraction out, or "
+                "set another eval_split."
+            )
+    if args.group_pattern is not None:
+        groups = groups_of(training.sample_ids, args.group_pattern)
+    chosen = choose_validation(training.sample_ids, args.val_fraction, groups)
+    others = set(training.sample_ids) - set(chosen)
+    return training.select(name for name in training.sample_ids if name in others), training.select(chosen)
+
+
+def open_data(args: FinetuneArguments) -> tuple[SegmentationDataset, SegmentationDataset]:
+    """Opens the labelled images of a run, all of `train_split` by default, and its validation images.
+
+    Raises:
+        FileNotFoundError: Something of the data set is missing.
+        ValueError: The labelled images cannot be chosen, or are also validation images.
+    """
+    training, validation = open_train_and_val(args)
+    if args.split_file is not None:
+        training = training.select(read_split_file(args.split_file, set(training.sample_ids)))
+    elif args.label_fraction is not None or args.num_labelled_images is not None:
+        chosen = choose_labelled(
+            training.sample_ids, fraction=args.label_fraction, number=args.num_labelled_images, seed=args.split_seed
+        )
+        training = training.select(chosen)
+    if isinstance(training, SegmentationFolder) and isinstance(validation, SegmentationFolder):
+        # Resolved, as one split may be a link to the other.
+        shared = {path.resolve() for path in training.images} & {path.resolve() for path in validation.images}
+        if shared:
+            raise ValueError(
+                f"eval_split: {len(shared)} images of `{args.eval_split}` are in `{args.train_split}` too, such as "
+                f"{min(shared)}. Use other images."
+            )
+    return training, validation
+
+
 class FinetuneTrainer(Trainer):
     """Minimises cross-entropy and Dice on labelled images; measures mIoU on a validation split.
 
@@ -91,8 +144,7 @@ class FinetuneTrainer(Trainer):
         pixels = (to_tensor(self.labelled[index]["image"]) for index in range(len(self.labelled)))
         self.processor = processor_of_run(args, decoder or args.pretrained, self.model.config, pixels)
         if args.image_size is not None:
-            options = {**self.processor.to_dict(), "do_resize": True, "size": {"shortest_edge": args.image_size}}
-            self.processor = type(self.processor).from_dict(options)
+            self.processor = with_image_size(self.processor, args.image_size)
         self.accelerator.print(summary_of(self.labelled))
         classes = self.labelled.classes
         self.statistics, _ = self._read_once(self.labelled, args.train_split, images=False)
@@ -170,8 +222,7 @@ class FinetuneTrainer(Trainer):
                 if not self.args.skip_bad_files:
                     raise
                 broken[dataset.sample_ids[index]] = bad_file(error)
-        counts = torch.from_numpy(found.counts).to(self.accelerator.device)
-        found.counts = self.accelerator.reduce(counts, "sum").cpu().numpy()
+        found.add_up(self.accelerator)
         self.accelerator.print(f"Classes in the {len(dataset)} images of `{split}`:\n{found.table()}")
         return found, dict(gather_object(list(broken.items())))
 

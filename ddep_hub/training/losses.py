@@ -1,10 +1,22 @@
-"""The loss of fine-tuning: cross-entropy, with class weights and Dice if asked for."""
+"""Losses of fine-tuning: cross-entropy and Dice on labelled images, denoising and consistency on unlabelled ones."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from ddep_hub.data.class_statistics import ClassStatistics
-from ddep_hub.segmentation import class_logits
+from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation
+from ddep_hub.data.image_datasets import MapSource, ShardedImages, open_images
+from ddep_hub.data.preprocessing import Normalize
+from ddep_hub.data.samplers import example_seed
+from ddep_hub.data.statistics import ClassStatistics
+from ddep_hub.encoder_weights import needs_image_skip
+from ddep_hub.objectives import class_logits
+
+from .arguments import FinetuneArguments
+from .pretraining import resolve_sources, seeded_noise
 
 
 class SegmentationLoss:
@@ -101,3 +113,151 @@ def median_frequency_weights(statistics: ClassStatistics) -> torch.Tensor:
     if not present.any():
         raise ValueError("class_weights: the labelled images have no labelled pixel. Check the masks.")
     return torch.where(present, frequency[present].median() / frequency.clamp(min=1e-12), 0.0)
+
+
+Batch = dict[str, torch.Tensor]
+# The teacher's predictions count from this probability on, as in FixMatch (arXiv 2001.07685) and UniMatch (arXiv
+# 2208.09910), and a box of another image is pasted into half of the images, with a share of the area from this range.
+CONFIDENCE = 0.95
+BOX_PROBABILITY = 0.5
+BOX_AREA = (0.02, 0.4)
+IGNORED = -100
+
+
+class UnlabelledLoss:
+    """Denoising (DenoiSeg, arXiv 2005.02987) and consistency (UniMatch's simplest form) on unlabelled images.
+
+    The images leave the statistics of BatchNorm alone: those of noisy or strongly augmented images would not fit the
+    images that the model is measured on.
+
+    Args:
+        model: The model that is fine-tuned; with `denoising_weight` it gets a `noise_head`, which is trained with it.
+        args: The run's arguments.
+        normalize: Normalises the images.
+        teacher: Gives the moving average of the model, in eval mode.
+    """
+
+    def __init__(
+        self,
+        model: DDePForSemanticSegmentation,
+        args: FinetuneArguments,
+        normalize: Normalize,
+        teacher: Callable[[], nn.Module],
+    ) -> None:
+        self.model, self.args, self.normalize, self.teacher = model, args, normalize, teacher
+        self.denoiser: DDePForPreTraining | None = None
+        if args.denoising_weight:
+            self.denoiser = denoiser_of(model)
+
+    def counts(self, batch: Batch) -> list[torch.Tensor]:
+        """Numbers of values and of pixels that the two sums are divided by."""
+        images, counts = batch["unlabelled"], []
+        if self.args.denoising_weight:
+            counts.append(torch.full((), float(images.numel()), device=images.device))
+        if self.args.consistency_weight:
+            counts.append(batch["inside"].sum())
+        return counts
+
+    def sums(self, batch: Batch, step: int, positions: Sequence[int]) -> list[torch.Tensor]:
+        """Sums the squared error over values, and the cross-entropy over confident pixels, times their weights."""
+        sums = []
+        with kept_statistics(self.model):
+            if self.denoiser is not None:
+                sums.append(self.args.denoising_weight * self._denoising(self.denoiser, batch, step, positions))
+            if self.args.consistency_weight:
+                sums.append(self.args.consistency_weight * self._consistency(batch, step, positions))
+        return sums
+
+    def _denoising(
+        self, denoiser: DDePForPreTraining, batch: Batch, step: int, positions: Sequence[int]
+    ) -> torch.Tensor:
+        images = self.normalize(batch["unlabelled"])
+        noise, sigma = seeded_noise(images, denoiser.config.sigma_range, self.args.seed, step, positions)
+        with encoder_in_eval_mode(self.model):
+            loss: torch.Tensor = denoiser(pixel_values=images, noise=noise, sigma=sigma).loss
+        return loss * images.numel()
+
+    def _consistency(self, batch: Batch, step: int, positions: Sequence[int]) -> torch.Tensor:
+        with torch.no_grad():
+            logits = self.teacher()(pixel_values=self.normalize(batch["unlabelled"])).logits
+            confidence, labels = class_logits(logits.float()).softmax(1).max(1)
+            labels = labels.where((confidence >= CONFIDENCE) & batch["inside"], IGNORED)
+        images = self.normalize(batch["strong"])
+        boxes = torch.stack(
+            [random_box(labels.shape[-2:], example_seed(self.args.seed, step, position)) for position in positions]
+        ).to(images.device)
+        # The neighbour in the micro-batch: with other processes or micro-batches, an image gets another one's box.
+        images = images.roll(1, 0).where(boxes[:, None], images)
+        labels = labels.roll(1, 0).where(boxes, labels)
+        logits = self.model(pixel_values=images).logits
+        return F.cross_entropy(class_logits(logits.float()), labels, ignore_index=IGNORED, reduction="sum")
+
+
+def unlabelled_sources(names: Sequence[str]) -> list[MapSource]:
+    """Opens the unlabelled images of a fine-tuning run.
+
+    Raises:
+        FileNotFoundError: A source does not exist.
+        ValueError: A source is a stream, or cannot be read.
+    """
+    sources = [source for source in open_images(resolve_sources(names)) if not isinstance(source, ShardedImages)]
+    if not sources:
+        raise ValueError(f"unlabelled: {names[0]} is streamed. Unpack the shards into a folder of images.")
+    return sources
+
+
+def denoiser_of(model: DDePForSemanticSegmentation) -> DDePForPreTraining:
+    """A denoiser that shares encoder and decoder with a segmentation model, which gets its `noise_head`.
+
+    Noise and target are as in pretraining: those of the model's configuration, which keeps what its decoder was
+    pretrained with.
+    """
+    config = type(model.config).from_dict(model.config.to_dict())
+    config.freeze_encoder = True
+    config.image_skip = config.image_skip or needs_image_skip(config.encoder_name)
+    denoiser = DDePForPreTraining(config, model.ddep.encoder)
+    denoiser.ddep = model.ddep
+    model.noise_head = denoiser.noise_head
+    return denoiser.train()
+
+
+def random_box(size: Sequence[int], seed: int) -> torch.Tensor:
+    """Draws the box of CutMix: a bool mask of `size`, all false in half of the draws."""
+    mask = torch.zeros(*size, dtype=torch.bool)
+    draws = torch.rand(5, generator=torch.Generator().manual_seed(seed)).tolist()
+    if draws[0] >= BOX_PROBABILITY:
+        return mask
+    area = BOX_AREA[0] + draws[1] * (BOX_AREA[1] - BOX_AREA[0])
+    ratio = 0.3 ** (2 * draws[2] - 1)
+    height, width = size
+    tall = max(1, min(height, round(height * (area * ratio) ** 0.5)))
+    wide = max(1, min(width, round(width * (area / ratio) ** 0.5)))
+    top, left = int(draws[3] * (height - tall + 1)), int(draws[4] * (width - wide + 1))
+    mask[top : top + tall, left : left + wide] = True
+    return mask
+
+
+@contextlib.contextmanager
+def kept_statistics(model: nn.Module) -> Iterator[None]:
+    """Leaves BatchNorm's running statistics as they are; in training mode it goes on normalising by the batch's."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
+
+
+@contextlib.contextmanager
+def encoder_in_eval_mode(model: DDePForSemanticSegmentation) -> Iterator[None]:
+    """Puts the encoder into eval mode, as in pretraining, and each of its modules back into its own."""
+    modes = [(module, module.training) for module in model.ddep.encoder.modules()]
+    model.ddep.encoder.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

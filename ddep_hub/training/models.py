@@ -15,9 +15,9 @@ from ddep_hub import (
     DDePImageProcessor,
     DDePPreTrainedModel,
 )
-from ddep_hub.conv_norm import restore_weight_norms
 from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.statistics import Statistics, channel_statistics
+from ddep_hub.decoder import restore_weight_norms
 from ddep_hub.encoder_weights import encoder_source, needs_image_skip
 from ddep_hub.pretrained import load_processor, processor_for_encoder, stored_config, with_channel_order
 

@@ -12,14 +12,13 @@ from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.hub.model_card import RESULTS, RUN
 from ddep_hub.hub.staging import read_json
 from ddep_hub.utils.arguments import parse_arguments, write_yaml
-from ddep_hub.utils.device import build_accelerator
-from ddep_hub.utils.distributed import on_main_process
 from ddep_hub.utils.files import remove_dir
+from ddep_hub.utils.processes import build_accelerator, on_main_process
 
 from .arguments import FinetuneArguments, PretrainArguments
+from .losses import unlabelled_sources
 from .pretraining import PretrainTrainer, report
 from .run_dir import check_run_dir
-from .semi_supervised import unlabelled_sources
 from .trainer import TIMEOUT
 
 

@@ -23,24 +23,27 @@ from ddep_hub.data.dataloading import reading
 from ddep_hub.data.samplers import example_seed
 from ddep_hub.hub.model_card import PREDICTIONS, Kind
 from ddep_hub.utils.arguments import write_yaml
-from ddep_hub.utils.device import build_accelerator, keep_freed_memory
-from ddep_hub.utils.distributed import on_main_process
 from ddep_hub.utils.files import remove_dir
+from ddep_hub.utils.processes import build_accelerator, keep_freed_memory, on_main_process
 
 from .checkpointing import Checkpointer
 from .logging import MetricsLogger
 from .models import check_single_image
 from .optim import Weights, build_optimizer, in_float32, rate_table, set_learning_rate
-from .outputs import add_pictures, describe, save_best, save_final, save_picture
 from .run_arguments import RunArguments, micro_batches, parse_time
 from .run_dir import (
     Interruption,
     RunInterrupted,
+    add_pictures,
     check_publishing,
     check_run_dir,
+    describe,
     end_with_launcher,
     publish_final,
     run_lock,
+    save_best,
+    save_final,
+    save_picture,
 )
 from .step import Batch, Losses, TrainingStep
 

@@ -18,7 +18,7 @@ import numpy as np
 from models import Segmentation, denoise_image, read_upload, segment
 from PIL import Image
 
-from ddep_hub.cli.mistakes import explain_mistakes
+from ddep_hub.cli import explain_mistakes
 from ddep_hub.data.preprocessing import AnyImage
 from ddep_hub.data.synthetic import render_scene
 

@@ -18,8 +18,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
-from ddep_hub.cli import COMMANDS, main
-from ddep_hub.cli.mistakes import explain_mistakes
+from ddep_hub.cli import COMMANDS, explain_mistakes, main
 from ddep_hub.data.classes import ClassTable, class_colors, write_class_table
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.segmentation_datasets import SegmentationFolder

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ddep_hub.data.classes import read_class_table
-from ddep_hub.data.layouts import FolderOptions
+from ddep_hub.data.folders import FolderOptions
 from ddep_hub.data.pairing import match_names
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
 

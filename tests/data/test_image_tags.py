@@ -11,7 +11,7 @@ from PIL import Image
 
 from ddep_hub.data.image_datasets import ImageFolder
 from ddep_hub.data.image_io import BadFileError, decode_image
-from ddep_hub.data.jpeg import jpeg_size
+from ddep_hub.data.unlabelled_transforms import jpeg_size
 
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)

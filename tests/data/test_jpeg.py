@@ -6,9 +6,8 @@ import torch
 from PIL import Image
 
 from ddep_hub.data.image_io import BadFileError, decode_image, with_bytes
-from ddep_hub.data.jpeg import decode_jpeg_part
 from ddep_hub.data.preprocessing import resize, to_tensor
-from ddep_hub.data.transforms import PretrainTransform
+from ddep_hub.data.unlabelled_transforms import PretrainTransform, decode_jpeg_part
 
 
 @pytest.fixture

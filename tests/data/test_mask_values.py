@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddep_hub.data.class_statistics import check_classes, class_statistics
 from ddep_hub.data.classes import read_class_table, write_class_table
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
+from ddep_hub.data.statistics import ClassStatistics, check_classes
 
 
 def folder(root, masks, classes, suffix=".png", **options):
@@ -24,6 +24,13 @@ def folder(root, masks, classes, suffix=".png", **options):
         Image.new("RGB", image.size).save(root / "images" / "train" / f"{number}.JPG")
     (root / "classes.json").write_text(json.dumps(classes))
     return SegmentationFolder(root, "train")
+
+
+def class_statistics(data):
+    found = ClassStatistics(data.classes.names, data.classes.ignore_index)
+    for index in range(len(data)):
+        found.update(data.mask(index))
+    return found
 
 
 TWO = {"classes": [{"id": 0, "name": "background"}, {"id": 1, "name": "cell"}]}

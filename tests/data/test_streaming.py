@@ -15,7 +15,7 @@ from ddep_hub.data import streaming
 from ddep_hub.data.image_datasets import open_images
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.streaming import MAX_BAD_IN_A_ROW, ImageStream
-from ddep_hub.data.transforms import PretrainTransform
+from ddep_hub.data.unlabelled_transforms import PretrainTransform
 
 
 class Rows:

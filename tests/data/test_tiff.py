@@ -10,7 +10,7 @@ from PIL import Image
 
 from ddep_hub import DDePImageProcessor, image_conversion
 from ddep_hub.data.image_io import BadFileError, decode_image
-from ddep_hub.data.transforms import PretrainTransform
+from ddep_hub.data.unlabelled_transforms import PretrainTransform
 from ddep_hub.image_conversion import ChannelImage
 
 

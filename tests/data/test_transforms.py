@@ -13,7 +13,8 @@ from ddep_hub.data.image_datasets import ImageFolder
 from ddep_hub.data.image_io import BadFileError, decode_image
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.samplers import StepBatchSampler
-from ddep_hub.data.transforms import PretrainTransform, SegmentationTrainTransform, UnlabelledTransform
+from ddep_hub.data.transforms import SegmentationTrainTransform
+from ddep_hub.data.unlabelled_transforms import PretrainTransform, UnlabelledTransform
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.image_processing_pil_ddep import DDePImageProcessorPil
 

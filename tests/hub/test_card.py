@@ -6,8 +6,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from ddep_hub import DDePConfig
-from ddep_hub.checkpoints import encoder_repository
 from ddep_hub.data.dataset_registry import get_dataset_info
+from ddep_hub.encoder_weights import encoder_repository
 from ddep_hub.hub.model_card import (
     BEGIN,
     END,

@@ -11,8 +11,7 @@ import pytest
 from fake_hub import Fault, Repository
 from huggingface_hub import constants
 
-from ddep_hub.hub.client import LONGEST_WAIT, WAITS, PublishError
-from ddep_hub.hub.publish import publish_folder
+from ddep_hub.hub.publish import LONGEST_WAIT, WAITS, PublishError, publish_folder
 
 
 DOCS = Path(__file__).parents[2] / "docs" / "publishing.md"

@@ -13,8 +13,8 @@ from launching import run
 from safetensors.torch import load_file, save_file
 
 from ddep_hub import DDePForPreTraining, DDePModel
-from ddep_hub.checkpoints import hash_weights
-from ddep_hub.hub import verify as verifying
+from ddep_hub.encoder_weights import hash_weights
+from ddep_hub.hub import publish as publishing
 from ddep_hub.hub.model_card import BEGIN, END, write_card, write_run_record
 from ddep_hub.hub.publish import PublishError, publish_folder
 from ddep_hub.training.arguments import FinetuneArguments
@@ -172,7 +172,7 @@ def test_what_cannot_be_loaded_is_not_published(hub, folder, tmp_path):
 
 
 def test_what_cannot_be_loaded_from_the_hub_is_an_error(hub, folder, monkeypatch):
-    monkeypatch.setattr(verifying, "TOLERANCE", -1.0)  # no two models agree
+    monkeypatch.setattr(publishing, "TOLERANCE", -1.0)  # no two models agree
     with pytest.raises(PublishError, match=r"its outputs differ.*The commit is [0-9a-f]{40}"):
         publish_folder(folder, "org/name", tag="v1")
     assert not hub.repositories["org/name"].tags
@@ -180,7 +180,7 @@ def test_what_cannot_be_loaded_from_the_hub_is_an_error(hub, folder, monkeypatch
     def fail(*args, **kwargs):
         raise ImportError("No module named 'missing'")
 
-    monkeypatch.setattr(verifying, "get_class_from_dynamic_module", fail)
+    monkeypatch.setattr(publishing, "get_class_from_dynamic_module", fail)
     with pytest.raises(PublishError, match=r"'missing'.*cannot be loaded.*The commit is [0-9a-f]{40}"):
         publish_folder(folder, "org/name", remote_code=True)
 

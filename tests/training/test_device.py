@@ -13,7 +13,7 @@ from ddep_hub.training import step
 from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.optim import build_optimizer
 from ddep_hub.utils.depthwise import FastDepthwise
-from ddep_hub.utils.device import build_accelerator, native_precision
+from ddep_hub.utils.processes import build_accelerator, native_precision
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_the_format_follows_the_cpu(amx, wanted, monkeypatch, fresh_state):
 
 PROGRAM = """
 import resource, torch
-from ddep_hub.utils.device import keep_freed_memory
+from ddep_hub.utils.processes import keep_freed_memory
 print(keep_freed_memory())
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

