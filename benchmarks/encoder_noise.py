@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from ddep_hub import DDePForPreTraining
 from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.data.synthetic import render_scene
+from ddep_hub.denoising import corrupt
 from ddep_hub.encoder_weights import encoder_file, encoder_source
 from ddep_hub.encoders import extract_features, feature_maps
-from ddep_hub.objectives import corrupt
 from ddep_hub.pretrained import processor_for_encoder
 
 

@@ -21,7 +21,7 @@ from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.data.synthetic import render_scene
 from ddep_hub.evaluation.predict import processor_of
 from ddep_hub.folding import fold_batch_norms
-from ddep_hub.objectives import class_logits
+from ddep_hub.segmentation import class_logits
 from ddep_hub.utils.files import atomic_dir, atomic_write
 
 

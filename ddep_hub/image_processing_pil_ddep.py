@@ -25,7 +25,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import ImagesKwargs
 
 from .image_conversion import channels_first, channels_of, checked_order, eight_bits, read_channels, to_rgb, upright
-from .objectives import class_logits
+from .segmentation import class_logits
 
 
 IGNORE_INDEX = 255

@@ -13,6 +13,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_ddep import DDePConfig
 from .decoder import DDePDecoder
+from .denoising import corrupt, denoising_target, noise_scale, per_example, sample_sigma
 from .encoders import (
     build_encoder,
     extract_features,
@@ -22,8 +23,8 @@ from .encoders import (
 )
 from .folding import example_images, fold_batch_norms
 from .modeling_base_ddep import DDePPreTrainedModel
-from .objectives import corrupt, denoising_target, noise_scale, per_example, sample_sigma, segmentation_loss
 from .resampling import padded_size
+from .segmentation import segmentation_loss
 
 
 @dataclass

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ddep_hub.objectives import corrupt, denoise, denoising_target, gamma_from_sigma, sample_sigma
+from ddep_hub.denoising import corrupt, denoise, denoising_target, gamma_from_sigma, sample_sigma
 
 
 # sigma -> gamma = 1 / (1 + sigma^2), worked out by hand.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation
-from ddep_hub.objectives import corrupt, noise_scale
+from ddep_hub.denoising import corrupt, noise_scale
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.22, 1.0])

@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePModel
+from ddep_hub.denoising import corrupt
 from ddep_hub.encoders import build_encoder
-from ddep_hub.objectives import corrupt
 
 
 SWIN = {

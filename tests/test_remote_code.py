@@ -15,7 +15,7 @@ FILES = {
     "configuration_ddep.py",
     "encoders.py",
     "decoder.py",
-    "objectives.py",
+    "denoising.py",
     "checkpoints.py",
     "modeling_base_ddep.py",
     "encoder_weights.py",

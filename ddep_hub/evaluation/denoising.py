@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tvf
 
-from ddep_hub.objectives import denoise
+from ddep_hub.denoising import denoise
 
 
 BLUR_SIGMAS = [0.1 * step for step in range(2, 31)]

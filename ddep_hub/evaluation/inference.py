@@ -15,7 +15,7 @@ from ddep_hub.data.dataset_registry import EvaluationProtocol
 from ddep_hub.data.preprocessing import EvalTransform
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.data.statistics import ClassStatistics
-from ddep_hub.objectives import class_logits
+from ddep_hub.segmentation import class_logits
 
 from .metrics import BoundaryIoU, ConfusionMatrix
 

@@ -13,7 +13,7 @@ from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.data.samplers import example_seed
 from ddep_hub.data.statistics import ClassStatistics
 from ddep_hub.encoder_weights import needs_image_skip
-from ddep_hub.objectives import class_logits
+from ddep_hub.segmentation import class_logits
 
 from .arguments import FinetuneArguments
 from .pretraining import resolve_sources, seeded_noise

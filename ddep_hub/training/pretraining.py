@@ -22,10 +22,10 @@ from ddep_hub.data.streaming import ImageStream
 from ddep_hub.data.synthetic import embedded_scenes
 from ddep_hub.data.transforms import SegmentationTrainTransform
 from ddep_hub.data.unlabelled_transforms import PretrainTransform, UnlabelledTransform
+from ddep_hub.denoising import sample_sigma
 from ddep_hub.encoder_weights import encoder_file, encoder_source
 from ddep_hub.evaluation.denoising import denoising_error, denoising_references
 from ddep_hub.evaluation.visualization import denoising_picture
-from ddep_hub.objectives import sample_sigma
 from ddep_hub.pretrained import stored_config
 from ddep_hub.utils.arguments import build_arguments
 from ddep_hub.utils.files import resolve_data

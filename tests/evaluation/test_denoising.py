@@ -6,8 +6,8 @@ from torch import nn
 from torchvision.transforms.v2 import functional as tvf
 
 from ddep_hub import DDePForPreTraining
+from ddep_hub.denoising import corrupt
 from ddep_hub.evaluation.denoising import denoising_error, denoising_references
-from ddep_hub.objectives import corrupt
 
 
 class Oracle(nn.Module):

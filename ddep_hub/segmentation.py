@@ -1,0 +1,36 @@
+# Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
+"""What the logits of a segmentation model mean, and their loss."""
+
+import torch
+from torch.nn import functional as F
+
+
+def class_logits(logits: torch.Tensor) -> torch.Tensor:
+    """Logits of all class ids that masks hold; anything that takes a softmax or an argmax takes it of these.
+
+    A model of one label tells it from background, which is class 0 and has the logit 0. The softmax then gives the
+    label, class 1, the sigmoid of its logit, the argmax is a threshold of that at 0.5, and cross-entropy is binary
+    cross-entropy.
+
+    Args:
+        logits: `(batch, num_labels, H, W)`.
+
+    Returns:
+        `(batch, max(2, num_labels), H, W)`.
+    """
+    return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
+
+
+def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
+    """Mean cross-entropy over the pixels that are not ignored; 0, with gradients of 0, if all are.
+
+    Args:
+        logits: `(batch, num_labels, h, w)`; upsampled to the size of the labels.
+        labels: Class ids `(batch, H, W)`, int64; of one label 0 (background) and 1.
+        ignore_index: Id that does not count.
+    """
+    logits = class_logits(logits.float())
+    if logits.shape[-2:] != labels.shape[-2:]:
+        logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+    return total / (labels != ignore_index).sum().clamp(min=1)
