@@ -155,6 +155,7 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
     )
     encoder_lr_factor: float = optim_arg(1.0, "Factor on the learning rate for the encoder.")
     encoder_layer_decay: float = optim_arg(1.0, "Further factor for each layer of the encoder towards its input.")
+    head_lr_factor: float = optim_arg(1.0, "Factor on the learning rate for the classifier.")
     freeze_encoder: bool = model_arg(False, "Train the decoder and the classifier alone.")
     freeze_encoder_steps: int = optim_arg(0, "Steps at the start in which the encoder is frozen.")
     freeze_encoder_norms: bool = model_arg(False, "Leave the encoder's norms, statistics included, as they are.")
@@ -181,7 +182,9 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
         if self.hub_decoder_only and not self.freeze_encoder:
             raise ValueError("hub_decoder_only would lose the encoder that is fine-tuned. Leave it out, or freeze it.")
         self.check_positive("crop_size", "per_device_eval_batch_size")
-        self.check_not_negative("dice_weight", "encoder_lr_factor", "freeze_encoder_steps", "pretraining_steps")
+        self.check_not_negative(
+            "dice_weight", "encoder_lr_factor", "head_lr_factor", "freeze_encoder_steps", "pretraining_steps"
+        )
         self.check_not_negative("denoising_weight", "consistency_weight")
         self._check_unlabelled()
         if not 0 <= self.class_crops <= 1:

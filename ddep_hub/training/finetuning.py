@@ -32,7 +32,7 @@ from ddep_hub.utils.arguments import build_arguments
 from .arguments import FinetuneArguments
 from .losses import SegmentationLoss, UnlabelledLoss, median_frequency_weights, unlabelled_sources
 from .models import channels_of_run, finetuning_model, processor_of_run
-from .optim import encoder_rates, set_encoder_mode
+from .optim import learning_rate_factors, set_encoder_mode
 from .stages import STAGE, pretrain_first, record_of
 from .trainer import Batch, Trainer
 
@@ -308,8 +308,9 @@ class FinetuneTrainer(Trainer):
         frozen = args.freeze_encoder or step < args.freeze_encoder_steps
         set_encoder_mode(self.model, frozen=frozen, frozen_norms=args.freeze_encoder_norms)
 
-    def encoder_factors(self) -> Mapping[str, float]:
-        return encoder_rates(self.model.ddep.encoder, self.args.encoder_lr_factor, self.args.encoder_layer_decay)
+    def learning_rate_factors(self) -> Mapping[str, float]:
+        args = self.args
+        return learning_rate_factors(self.model, args.encoder_lr_factor, args.encoder_layer_decay, args.head_lr_factor)
 
     def save_data_files(self) -> None:
         write_split_file(self.output / "labelled.txt", self.labelled.sample_ids)

@@ -25,14 +25,26 @@ from .run_arguments import RunArguments
 Tensors = dict[str, torch.Tensor]
 
 
-def encoder_rates(encoder: nn.Module, factor: float, layer_decay: float) -> dict[str, float]:
-    """Factors on the learning rate of an encoder's parameters, by name.
+ENCODER, HEAD = "ddep.encoder.", "classifier."
+
+
+def learning_rate_factors(
+    model: nn.Module, encoder: float, layer_decay: float = 1.0, head: float = 1.0
+) -> dict[str, float]:
+    """Factors on the learning rate of a model's parameters, by name.
 
     Args:
-        encoder: a timm model.
-        factor: that of its last layer.
+        model: a model with `ddep.encoder`, a decoder and a head.
+        encoder: that of the encoder's last layer.
         layer_decay: further factor for each layer before it, in the layers that timm groups parameters into.
+        head: that of the classifier.
     """
+    factors = {name: head if name.startswith(HEAD) else 1.0 for name, _ in model.named_parameters()}
+    timm_model = model.get_submodule(ENCODER[:-1])
+    return factors | {ENCODER + name: rate for name, rate in _encoder_rates(timm_model, encoder, layer_decay).items()}
+
+
+def _encoder_rates(encoder: nn.Module, factor: float, layer_decay: float) -> dict[str, float]:
     names = [name for name, _ in encoder.named_parameters()]
     if layer_decay == 1.0:
         return dict.fromkeys(names, factor)
@@ -51,49 +63,44 @@ def _block_of(name: str) -> str:
     return match[0] if match else name.split(".")[0]
 
 
-def rate_table(model: nn.Module, args: RunArguments, encoder_factors: Mapping[str, float]) -> str:
+def rate_table(model: nn.Module, args: RunArguments, factors: Mapping[str, float]) -> str:
     """The learning rates of a model's trained weights, a line each, from input to output.
 
     Args:
         model: A model with `ddep.encoder`.
         args: The run's arguments.
-        encoder_factors: See [`encoder_rates`].
+        factors: See [`learning_rate_factors`].
     """
-    prefix = "ddep.encoder."
-    names: dict[float | None, list[str]] = {}
-    sizes: Counter[float | None] = Counter()
+    names: dict[tuple[str, float], list[str]] = {}
+    sizes: Counter[tuple[str, float]] = Counter()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            inside = name.removeprefix(prefix)
-            factor = encoder_factors[inside] if name.startswith(prefix) else None
-            names.setdefault(factor, []).append(_block_of(inside).rstrip("."))
-            sizes[factor] += parameter.numel()
+            part = "encoder" if name.startswith(ENCODER) else "head" if name.startswith(HEAD) else "decoder"
+            names.setdefault((part, factors[name]), []).append(_block_of(name.removeprefix(ENCODER)).rstrip("."))
+            sizes[part, factors[name]] += parameter.numel()
     lines = [f"{'weights':40} {'number':>12} {'learning rate':>14}"]
-    for factor in sorted(factor for factor in names if factor is not None):
-        first, last = names[factor][0], names[factor][-1]
-        where = f"encoder: {first}" + (f" to {last}" if last != first else "")
-        lines.append(f"{where:40} {sizes[factor]:12,} {args.learning_rate * factor:14.3g}")
-    lines.append(f"{'decoder and head':40} {sizes[None]:12,} {args.learning_rate:14.3g}")
+    order = ["encoder", "decoder", "head"]
+    for part, factor in sorted(names, key=lambda row: (order.index(row[0]), row[1])):
+        first, last = names[part, factor][0], names[part, factor][-1]
+        where = f"encoder: {first}" + (f" to {last}" if last != first else "") if part == "encoder" else part
+        lines.append(f"{where:40} {sizes[part, factor]:12,} {args.learning_rate * factor:14.3g}")
     return "\n".join(lines)
 
 
 def parameter_groups(
-    model: nn.Module, args: RunArguments, encoder_factors: Mapping[str, float] | None = None
+    model: nn.Module, args: RunArguments, factors: Mapping[str, float] | None = None
 ) -> list[dict[str, Any]]:
     """Trainable parameters, split by learning rate and weight decay (norms and biases are spared).
 
     Args:
         model: a model with `ddep.encoder`.
         args: the run's arguments.
-        encoder_factors: see [`encoder_rates`]; 1 where `None`.
+        factors: see [`learning_rate_factors`]; 1 where `None`.
     """
-    prefix = "ddep.encoder."
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            in_encoder = encoder_factors is not None and name.startswith(prefix)
-            factor = encoder_factors[name.removeprefix(prefix)] if encoder_factors and in_encoder else 1.0
-            groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
+            groups.setdefault((factors[name] if factors else 1.0, parameter.ndim > 1), []).append(parameter)
     return [
         {
             "params": parameters,
@@ -130,10 +137,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, args: RunArgu
 
 
 def build_optimizer(
-    model: nn.Module, args: RunArguments, encoder_factors: Mapping[str, float] | None = None
+    model: nn.Module, args: RunArguments, factors: Mapping[str, float] | None = None
 ) -> torch.optim.Optimizer:
     """Adam or AdamW over the trainable parameters, fused where the device has it."""
-    groups = parameter_groups(model, args, encoder_factors)
+    groups = parameter_groups(model, args, factors)
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
     kind = torch.optim.AdamW if args.optim == "adamw" else torch.optim.Adam
     return kind(groups, lr=args.learning_rate, fused=fused)

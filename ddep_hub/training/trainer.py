@@ -132,8 +132,8 @@ class Trainer(Losses):
         if not self.model.training:  # setting it takes milliseconds, in each step
             self.model.train()
 
-    def encoder_factors(self) -> Mapping[str, float] | None:
-        """Factors on the learning rate of the encoder's parameters, by name."""
+    def learning_rate_factors(self) -> Mapping[str, float] | None:
+        """Factors on the learning rate of the model's parameters, by name; 1 where `None`."""
         return None
 
     def before_training(self) -> None:
@@ -195,7 +195,7 @@ class Trainer(Losses):
         args, accelerator = self.args, self.accelerator
         if args.batch_size // (accelerator.num_processes * micro_batches(args, accelerator.num_processes)) == 1:
             self._check_single_images()
-        factors = self.encoder_factors()
+        factors = self.learning_rate_factors()
         if factors and len(set(factors.values())) > 1:
             accelerator.print(rate_table(self.model, args, factors))
         self.weights = Weights(accelerator, self.model, args)

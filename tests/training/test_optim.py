@@ -9,30 +9,30 @@ from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.optim import (
     build_optimizer,
-    encoder_rates,
     learning_rate_factor,
+    learning_rate_factors,
     parameter_groups,
     rate_table,
     set_learning_rate,
 )
 
 
-def test_norms_and_biases_are_spared_from_decay_and_the_encoder_has_its_rate(conv_config):
+def test_norms_and_biases_are_spared_from_decay_and_encoder_and_head_have_their_rates(conv_config):
     model = DDePForSemanticSegmentation(conv_config())
     args = PretrainArguments(learning_rate=1.0, weight_decay=0.1)
-    groups = parameter_groups(model, args, encoder_rates(model.ddep.encoder, 0.5, 1.0))
+    groups = parameter_groups(model, args, learning_rate_factors(model, encoder=0.5, head=10.0))
     settings = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     for name, parameter in model.named_parameters():
-        rate = 0.5 if ".encoder." in name else 1.0
+        rate = 0.5 if ".encoder." in name else 10.0 if name.startswith("classifier.") else 1.0
         assert settings[id(parameter)] == (rate, 0.1 if parameter.ndim > 1 else 0.0), name
 
 
 @pytest.mark.parametrize("family", ["conv_config", "hybrid_config"])
 def test_layer_decay_falls_towards_the_input(family, request):
-    encoder = DDePForSemanticSegmentation(request.getfixturevalue(family)()).ddep.encoder
-    rates = encoder_rates(encoder, 0.5, 0.8)
-    assert rates.keys() == {name for name, _ in encoder.named_parameters()}
-    values = list(rates.values())
+    model = DDePForSemanticSegmentation(request.getfixturevalue(family)())
+    rates = learning_rate_factors(model, 0.5, 0.8)
+    assert rates.keys() == {name for name, _ in model.named_parameters()}
+    values = [rate for name, rate in rates.items() if ".encoder." in name]
     assert max(values) == 0.5 and values[0] == min(values) < 0.5 * 0.8
     assert {round(math.log(value / 0.5) / math.log(0.8), 6) % 1 for value in values} == {0.0}
 
@@ -48,14 +48,14 @@ def test_layer_decay_falls_towards_the_input(family, request):
 def test_layer_decay_serves_every_family_and_is_printed(name, kwargs, layers):
     model = DDePForSemanticSegmentation(DDePConfig(encoder_name=name, encoder_kwargs=kwargs))
     args = FinetuneArguments(learning_rate=1e-3)
-    factors = encoder_rates(model.ddep.encoder, 0.1, 0.5)
-    values = list(factors.values())
+    factors = learning_rate_factors(model, 0.1, 0.5, head=3.0)
+    values = [factor for name, factor in factors.items() if ".encoder." in name]
     assert max(values) == 0.1 and values[0] == min(values) and values[-1] == max(values)
     assert layers is None or len(set(values)) == layers
     lines = rate_table(model, args, factors).splitlines()
-    assert len(lines) == 2 + len(set(values)) and lines[-1].startswith("decoder and head") and "0.001" in lines[-1]
+    assert len(lines) == 3 + len(set(values)) and [line.split()[0] for line in lines[-2:]] == ["decoder", "head"]
     rates = [float(line.split()[-1]) for line in lines[1:]]
-    assert rates == sorted(rates) and rates[-2] == pytest.approx(1e-4)
+    assert rates == sorted(rates) and rates[-3:] == pytest.approx([1e-4, 1e-3, 3e-3])
     counts = [int(line.split()[-2].replace(",", "")) for line in lines[1:]]
     assert sum(counts) == sum(parameter.numel() for parameter in model.parameters())
 
@@ -64,7 +64,7 @@ def test_layer_decay_serves_every_family_and_is_printed(name, kwargs, layers):
 def test_the_optimizer_and_its_rate_at_a_step(name, kind, conv_config):
     model = DDePForSemanticSegmentation(conv_config())
     args = PretrainArguments(optim=name, learning_rate=0.1, warmup_steps=1, max_steps=3)
-    optimizer = build_optimizer(model, args, encoder_rates(model.ddep.encoder, 0.5, 1.0))
+    optimizer = build_optimizer(model, args, learning_rate_factors(model, encoder=0.5))
     assert type(optimizer) is kind
     assert [set_learning_rate(optimizer, step, args) for step in range(3)] == pytest.approx([0.05, 0.1, 0.05])
     assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([0.025, 0.05])
