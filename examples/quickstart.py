@@ -117,6 +117,7 @@ def main() -> None:
                     num_labelled_images=labelled,
                     allow_empty_classes=True,
                     max_steps=options.finetune_steps,
+                    head_lr_factor=10.0,  # in so few steps a new classifier hardly moves at the others' rate
                     batch_size=8,
                     image_size=IMAGE_SIZE,
                     crop_size=128,

@@ -30,7 +30,7 @@ _ROW = {"seed", "split_seed", "label_fraction", "pretrained"}
 _ADDED = {
     *("class_crops", "pretraining_steps", "denoising_weight", "consistency_weight"),
     *("num_channels", "encoder_out_indices", "encoder_img_size", "image_mean", "image_std"),
-    "channel_order",
+    *("channel_order", "head_lr_factor"),
 }
 
 

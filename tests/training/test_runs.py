@@ -207,14 +207,17 @@ def test_other_ways_to_pretrain(fields, scenes, tiny, tmp_path):
     assert all(row["grad_norm"] > 0 for row in read_metrics(tmp_path / "run" / "metrics.jsonl"))
 
 
-def test_other_ways_to_finetune(scenes, tiny, tmp_path):
+def test_other_ways_to_finetune(scenes, tiny, tmp_path, capsys):
     sample_ids = [path.stem for path in sorted((scenes / "images" / "train").iterdir())][:2]
     (tmp_path / "list.txt").write_text("\n".join(sample_ids))
     fields = {**tiny, "data": str(scenes), "split_file": str(tmp_path / "list.txt"), "max_steps": 1}
-    finetune(
-        FinetuneArguments(output_dir=str(tmp_path / "run"), augmentation="photo", encoder_lr_factor=0.1, **fields)
-    )
+    fields |= {"learning_rate": 1e-3, "encoder_lr_factor": 0.1, "head_lr_factor": 10.0}
+    finetune(FinetuneArguments(output_dir=str(tmp_path / "run"), augmentation="photo", **fields))
     assert (tmp_path / "run" / "labelled.txt").read_text().split() == sample_ids
+    rates = {
+        line.split()[0]: float(line.split()[-1]) for line in capsys.readouterr().out.splitlines() if line[-1:] == "1"
+    }
+    assert rates.items() >= {"encoder:": 0.0001, "decoder": 0.001, "head": 0.01}.items()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(scenes, tiny, tmp_path):
