@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 import importlib.util
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -63,6 +64,7 @@ def export(
 
     Raises:
         FileExistsError: The folder holds something else than an export.
+        OSError: The files cannot be written, as on a full disk.
         ValueError: The extra `export` is not installed, the encoder needs a size, or a file differs from the model;
             the folder is then unchanged.
     """
@@ -91,7 +93,7 @@ def export(
     folded = fold_batch_norms(fast, lambda network: [network(pixel_values=images[0][:1]).logits])
     trace = functools.partial(_program, _Logits(folded), images[0][:2], any_size=size is None)
     program = trace()
-    with atomic_dir(folder) as new:
+    with _written(folder) as new:
         checked: dict[Format, dict[str, float]] = {}
         for name in formats:
             if name == "torch":
@@ -127,6 +129,19 @@ def export(
         }
         atomic_write(new / "export.json", json.dumps(described, indent=1) + "\n")
     return checked
+
+
+@contextlib.contextmanager
+def _written(folder: Path) -> Iterator[Path]:
+    """As [`atomic_dir`]; an error of writing, which need not name a file, names the folder."""
+    try:
+        with atomic_dir(folder) as new:
+            yield new
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(
+            f"output_dir: {folder} could not be written: {reason}. Make room there, or choose another folder."
+        ) from error
 
 
 class _Logits(nn.Module):
@@ -195,7 +210,10 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path) -> Function:
 
 
 def _write_torch(program: torch.export.ExportedProgram, file: Path) -> Function:
-    torch.export.save(program, file)
+    # Not to the file at once: torch ends the interpreter where it cannot write, as on a full disk.
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    file.write_bytes(buffer.getbuffer())
     return torch.export.load(file).module()
 
 

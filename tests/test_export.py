@@ -1,6 +1,8 @@
 """Exported models do what the model does, and nothing half-made keeps a name."""
 
 import json
+import resource
+import signal
 
 import numpy as np
 import pytest
@@ -100,6 +102,20 @@ def test_a_file_that_is_not_the_model_is_refused(model, tmp_path, monkeypatch):
     )
     with pytest.raises(ValueError, match=r"model\.pt2 is not the model"):
         exporting.export(model, tmp_path / "out", size=(32, 32), processor=HALF, formats=["torch"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["onnx", "torch"])
+def test_a_full_disk_is_an_error_and_leaves_nothing(model, tmp_path, name):
+    """torch itself would end the interpreter."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"output_dir: .*out could not be written: File too large\. Make room"):
+            exporting.export(model, tmp_path / "out", size=(32, 32), processor=HALF, formats=[name])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
     assert list(tmp_path.iterdir()) == []
 
 

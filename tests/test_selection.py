@@ -129,7 +129,7 @@ def test_masks_and_earlier_choices_are_not_chosen(photos, caplog):
     again = ddep_hub.select_images(photos, 12, image_size=64)
     assert {path.parent for path in again} == {photos / "dark", photos / "striped"}
     assert not any("mask" in path.name for path in again) and len(chosen) == 3
-    assert "written by ddep-hub select" in caplog.text and "named like masks" in caplog.text
+    assert "written by ddep-hub:" in caplog.text and "named like masks" in caplog.text
 
 
 def test_features_are_the_means_of_what_the_encoder_gives(tmp_path):

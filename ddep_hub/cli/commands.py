@@ -46,9 +46,14 @@ def evaluate(argv: list[str]) -> None:
 def predict(argv: list[str]) -> None:
     """`ddep-hub predict`."""
     images = {"nargs": "+", "help": "Image files, folders, patterns such as 'photos/*.jpg', or URLs."}
-    arguments, given = parse_command(
-        PredictArguments, argv, command="ddep-hub predict", positionals={"images": images}
-    )
+    try:
+        arguments, given = parse_command(
+            PredictArguments, argv, command="ddep-hub predict", positionals={"images": images}
+        )
+    except SystemExit as stop:
+        if stop.code == 2:  # a list, such as --predictions, takes all images that follow it
+            print("usage: ddep-hub predict IMAGES... [arguments], with the images first", file=sys.stderr)
+        raise
     from ddep_hub.evaluation.predict import predict_images
 
     for name in predict_images(given["images"], arguments):

@@ -276,7 +276,11 @@ def _in_order(entries: list[Any], path: Path) -> tuple[tuple[str, ...], tuple[Co
         names, given = {0: names[1]}, ({0: given[1]} if given else {})
     if sorted(names) != list(range(len(names))):
         missing = sorted(set(range(len(names))) - set(names))
-        raise ValueError(f"{path}: ids must be 0..{len(names) - 1} without holes; key 'id' is missing {missing[:10]}")
+        wrong = next(index for index in names if not 0 <= index < len(names))
+        raise ValueError(
+            f"{path}: ids must be 0..{len(names) - 1} without holes; key 'id' is missing {missing[:10]}. For masks of "
+            f'other values, give each class its own: {{"id": {missing[0]}, "mask_values": {wrong}, ...}}'
+        )
     for index, name in names.items():
         if name.lower() == BACKGROUND and index not in given and BACKGROUND_COLOR not in given.values():
             given[index] = BACKGROUND_COLOR

@@ -23,10 +23,11 @@ from pathlib import Path, PurePosixPath
 
 from .classes import ClassTable, read_class_table
 from .dataset_registry import get_dataset_info, list_datasets
-from .folders import RECOGNISED, FolderOptions, Place, find_places, place_of, subfolders
+from .folders import RECOGNISED, FolderOptions, Place, common_split, find_places, place_of, subfolders
 from .image_io import first_few, images_below
 from .masks import classes_to_save
 from .pairing import PAIRS, Pairs, pair_files, read_pairs, without_extension
+from .written import without_written
 
 
 logger = logging.getLogger(__name__)
@@ -168,6 +169,7 @@ def split_files(root: str | Path, split: str, layout: str, options: FolderOption
     if name is None:
         raise FileNotFoundError(
             f"{root} has no split {split!r}; it has {splits}, and a split of {layout} needs {_NEEDED[layout]}"
+            f"{_another_split(split)}"
         )
     place = places[name]
     if layout == "pascal_context" and not place.masks.is_dir():
@@ -209,8 +211,7 @@ def _folder_files(root: Path, split: str, options: FolderOptions) -> SplitFiles:
             pairs = pair_files(place.images, place.masks, options.mask_suffix)
     if name is None:
         where = root / "images" if (root / "images").is_dir() else root
-        hint = "; set val_fraction to keep a part of it for validation" if len(splits) == 1 else ""
-        raise FileNotFoundError(f"{where} has no split {split!r}; it has {splits}{hint}")
+        raise FileNotFoundError(f"{where} has no split {split!r}; it has {splits}{_another_split(split)}")
     if pairs.alone:
         logger.warning(
             "%s: %d masks without an image are left out: %s", place.masks, len(pairs.alone), first_few(pairs.alone)
@@ -224,6 +225,16 @@ def _folder_files(root: Path, split: str, options: FolderOptions) -> SplitFiles:
     masks |= {name: place.masks / f"{name}_mask.png" for name, image in pairs.images.items() if masks[name] == image}
     masks |= pairs.masks
     return SplitFiles(place.images, place.masks, pairs.images, masks, read_class_table(table), None, groups)
+
+
+def _another_split(missing: str) -> str:
+    """What to do about a split that is not there; a message ends with it."""
+    if common_split(missing) == "train":
+        return "; choose one of these with --train_split or --eval_split"
+    return (
+        "; choose one of these with --eval_split, or have fine-tuning keep a part of the training images with "
+        "--val_fraction"
+    )
 
 
 def _is_listed(root: Path, options: FolderOptions) -> bool:
@@ -302,7 +313,7 @@ def _is_pascal_context(home: Path) -> bool:
 
 def _all_images(folder: Path, ending: str) -> dict[str, Path]:
     images: dict[str, Path] = {}
-    for name in images_below(folder):
+    for name in without_written(folder, images_below(folder)):
         sample_id = Path(name).with_suffix("").as_posix()
         if not sample_id.endswith(ending):
             continue

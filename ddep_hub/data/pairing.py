@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .image_io import IMAGE_EXTENSIONS, files_below, images_below, is_array
+from .written import without_written
 
 
 # A PNG comes first where there are several.
@@ -55,7 +56,8 @@ def pair_files(image_folder: Path, mask_folder: Path, mask_suffix: str | None = 
         mask_suffix: What follows the image's name in the mask's, such as `_mask`; default: found from the names.
 
     Returns:
-        The pairs; a sample id is an image's path in its folder without suffix.
+        The pairs, without what commands of this package wrote among the images; a sample id is an image's path in its
+        folder without suffix.
 
     Raises:
         FileNotFoundError: There is no folder of images.
@@ -66,6 +68,7 @@ def pair_files(image_folder: Path, mask_folder: Path, mask_suffix: str | None = 
     masks = [] if together else sorted(files_below(mask_folder, MASK_EXTENSIONS))
     if together:
         names, masks = divided(image_folder, mask_suffix) or (images_below(image_folder), [])
+    names = without_written(image_folder, names)
     images: dict[str, str] = {}
     for name in names:
         other = images.setdefault(os.path.splitext(name)[0], name)

@@ -4,19 +4,18 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from .folders import find_places, is_mask_folder
 from .image_io import first_few, images_below
 from .layouts import find_layout, official_places
 from .pairing import PAIRS, divided_names, read_pairs
+from .written import without_written
 
 
 logger = logging.getLogger(__name__)
 
 _UNLABELLED = ("unlabelled/", "unlabeled/")
-# What `ddep-hub select` writes beside the folder `images`.
-SELECTED_LIST, SELECTED_PICTURE = "selected.txt", "selected.png"
 
 
 def unlabelled_images(root: Path) -> list[str]:
@@ -24,7 +23,7 @@ def unlabelled_images(root: Path) -> list[str]:
 
     Of labelled data in a layout that fine-tuning recognises, these are the images, and those in a folder `unlabelled`.
     Elsewhere folders are left out that are named like masks. Masks beside their images, such as `a_mask.png`, and what
-    `ddep-hub select` wrote are left out everywhere.
+    commands of this package wrote are left out everywhere.
 
     Args:
         root: The folder; its own name does not matter.
@@ -34,10 +33,9 @@ def unlabelled_images(root: Path) -> list[str]:
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: It holds no image, or masks alone.
+        ValueError: It holds no image, or masks or what commands wrote alone.
     """
-    names = images_below(root)
-    kept = _without_selections(root, names)
+    kept = without_written(root, images_below(root))
     found = _images_of_data_set(root, kept)
     if found is not None:
         logger.warning(
@@ -67,20 +65,6 @@ def _without(names: Sequence[str], others: Sequence[str]) -> list[str]:
 
 def _warn(root: Path, names: Sequence[str], reason: str) -> None:
     logger.warning("%s: %d files are left out, as they %s: %s", root, len(names), reason, first_few(names))
-
-
-def _without_selections(root: Path, names: list[str]) -> list[str]:
-    """Without the picture and, unless `root` is what it wrote, the copies of `ddep-hub select`."""
-    pictures = [PurePosixPath(name) for name in names if name.endswith(SELECTED_PICTURE)]
-    written = [path for path in pictures if path.name == SELECTED_PICTURE]
-    written = [path for path in written if (root / path.parent / SELECTED_LIST).is_file()]
-    if not written:
-        return names
-    # Of `root` itself the picture alone.
-    copies = tuple(f"{path.parent}/" if path.parent.name else str(path) for path in written)
-    left_out = [name for name in names if name.startswith(copies)]
-    _warn(root, left_out, "were written by ddep-hub select")
-    return _without(names, left_out)
 
 
 def _images_of_data_set(root: Path, names: list[str]) -> list[str] | None:

@@ -1,5 +1,7 @@
 """Predicted masks as files."""
 
+import warnings
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -9,14 +11,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from ddep_hub.data.classes import ClassTable, colorize
 from ddep_hub.data.dataset_registry import get_dataset_info
+from ddep_hub.data.written import KINDS, LEGEND, WRITTEN_BY, is_prediction
 from ddep_hub.image_conversion import ChannelImage
 
 from .visualization import legend, overlay, rgb_of
-
-
-# Tells files of this package from a user's own of the same name.
-_WRITTEN_BY = "ddep_hub"
-KINDS = ("ids", "colors", "overlays", "cityscapes")
 
 
 class MaskWriter:
@@ -55,14 +53,21 @@ class MaskWriter:
                     f"starting with {', '.join(names[:3])}; these are {', '.join(classes.names[:3])}, ... "
                     "Leave `cityscapes` out."
                 )
+        same = _of_one_color(classes)
+        if same and {"colors", "overlays"} & set(kinds):
+            warnings.warn(
+                f"The classes {' and '.join(same)} have one colour: pictures do not tell them apart. Give each "
+                "its own `color` in classes.json before fine-tuning.",
+                stacklevel=3,
+            )
 
-    def check(self, names: Collection[str]) -> None:
-        """Checks that no file of somebody else has the name of a mask to be written.
+    def check(self, names: Collection[str], *, legend: bool = False) -> None:
+        """Checks that no file of somebody else has the name of a mask to be written, or of the legend.
 
         Raises:
             FileExistsError: One has.
         """
-        for path in self._paths(names):
+        for path in (*self._paths(names), *((self.folder / LEGEND,) if legend else ())):
             _check(path)
 
     def write(self, name: str, mask: np.ndarray, image: Image.Image | ChannelImage | None = None) -> None:
@@ -81,7 +86,7 @@ class MaskWriter:
 
     def write_legend(self) -> None:
         """Writes the colours of the classes to `legend.png`."""
-        path = self.folder / "legend.png"
+        path = self.folder / LEGEND
         _check(path)
         self.folder.mkdir(parents=True, exist_ok=True)
         _save(legend(self.classes), path)
@@ -107,20 +112,19 @@ class MaskWriter:
         return overlay(rgb_of(image, self.channel_order), mask, self.classes)
 
 
+def _of_one_color(classes: ClassTable) -> list[str]:
+    """Names of the first classes that share a colour; none if each has its own."""
+    by_color = defaultdict(list)
+    for name, color in zip(classes.names, classes.colors, strict=True):
+        by_color[color].append(name)
+    return next((names for names in by_color.values() if len(names) > 1), [])
+
+
 def cityscapes_label_ids() -> np.ndarray:
     """The label id of each training id of Cityscapes, uint8 (19,)."""
     known = get_dataset_info("cityscapes")
     ids = {train: label for label, train in known.mapping.items() if train != known.classes.ignore_index}
     return np.array([ids[train] for train in range(known.classes.num_classes)], dtype=np.uint8)
-
-
-def is_prediction(path: Path) -> bool:
-    """Whether a file is a picture that [`MaskWriter`] has written."""
-    try:
-        with Image.open(path) as picture:
-            return picture.info.get("Software") == _WRITTEN_BY
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return False
 
 
 def _check(path: Path) -> None:
@@ -130,5 +134,5 @@ def _check(path: Path) -> None:
 
 def _save(picture: Image.Image, path: Path, compress_level: int = 6) -> None:
     info = PngInfo()
-    info.add_text("Software", _WRITTEN_BY)
+    info.add_text("Software", WRITTEN_BY)
     picture.save(path, pnginfo=info, compress_level=compress_level)

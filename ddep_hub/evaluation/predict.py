@@ -1,16 +1,12 @@
 """Masks of images: given as files, folders, patterns, URLs, PIL images or arrays."""
 
-import http.client
 import itertools
-import os
-import urllib.parse
-import urllib.request
+import logging
 import warnings
 from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from glob import glob
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -20,10 +16,10 @@ from transformers import PretrainedConfig
 
 from ddep_hub.data.classes import ClassTable, class_colors, names_in_order
 from ddep_hub.data.dataset_registry import find_dataset_by_classes
-from ddep_hub.data.image_io import decode_image
+from ddep_hub.data.image_io import BadFileError, first_few
 from ddep_hub.data.preprocessing import AnyImage, EvalTransform, Normalize
 from ddep_hub.data.synthetic import SCENE_CLASSES
-from ddep_hub.data.unlabelled import unlabelled_images
+from ddep_hub.data.written import is_prediction
 from ddep_hub.folding import example_images, fold_batch_norms
 from ddep_hub.image_conversion import ChannelImage, channels_first, channels_of, to_rgb, upright
 from ddep_hub.image_processing_ddep import DDePImageProcessor
@@ -34,10 +30,14 @@ from ddep_hub.utils.processes import keep_freed_memory
 
 from .arguments import InferenceArguments, PredictArguments
 from .inference import predict as predict_ids
-from .mask_files import MaskWriter, is_prediction
+from .mask_files import MaskWriter
+from .places import find_images, is_url, read_image
 
 
-SECONDS = 60
+logger = logging.getLogger(__name__)
+
+# Memory in GB that one pass may take without a warning.
+GIGABYTES = 4
 # Threads that read images and that write masks, and how many images they may be ahead or behind.
 THREADS, AHEAD = 2, 4
 
@@ -108,6 +108,7 @@ class Predictor:
     ) -> None:
         processor = resized(processor or processor_of(model), args)
         self.model, self.classes, self.options = model.eval(), classes_of(model.config), args.options()
+        self.warned = False
         self.channel_order = processor.channel_order
         self.transform = EvalTransform.from_processor(processor)
         self.normalize = Normalize.from_processor(processor)
@@ -117,8 +118,33 @@ class Predictor:
         size = image.height, image.width
         sample = self.transform({"image": image, "annotation": np.zeros(size, dtype=np.uint8)})
         pixel_values = self.normalize(sample["pixel_values"][None].to(self.model.device))
+        if not self.warned and self.options.window is None:
+            self._warn_of_size(*pixel_values.shape[-2:])
         ids = predict_ids(self.model, pixel_values, size, self.options)[0].cpu().numpy()
         return ids.astype(np.uint8 if self.classes.num_classes <= 256 else np.uint16)
+
+    def _warn_of_size(self, height: int, width: int) -> None:
+        gigabytes = bytes_per_pixel(self.model) * height * width * max(self.options.scales) ** 2 / 1e9
+        if gigabytes > GIGABYTES:
+            self.warned = True
+            warnings.warn(
+                f"An image of {width}x{height} pixels takes about {gigabytes:.0f} GB of memory in one pass. "
+                "`--window 1024` predicts it in parts, `--image_size 1024` scales it down first.",
+                stacklevel=3,
+            )
+
+
+def bytes_per_pixel(model: DDePForSemanticSegmentation) -> float:
+    """About the memory that a pass takes for each pixel of an image, in float32.
+
+    That is what the widest block of the decoder reads and writes, or the logits, three times: convolutions copy, and
+    freed memory is kept. `ddep-hub predict` took 14.6 GB for 6000x4500 pixels, of which this gives 15.6.
+    """
+    stride, widest = model.ddep.decoder.strides[-1], float(model.config.num_labels)
+    for block in model.ddep.decoder.blocks:
+        stride //= 2
+        widest = max(widest, (block.conv1[0].in_channels + block.conv1[0].out_channels) / stride**2)
+    return 12 * widest
 
 
 def load_for_prediction(name: str | Path, args: InferenceArguments) -> DDePForSemanticSegmentation:
@@ -187,73 +213,6 @@ def _with_palette(mask: np.ndarray, classes: ClassTable) -> Image.Image:
     return picture
 
 
-def find_images(names: Sequence[str]) -> dict[str, str]:
-    """The images behind names, by what their results are called.
-
-    Args:
-        names: image files, folders (searched recursively; masks in them are left out, see [`unlabelled_images`]),
-            patterns such as `photos/*.jpg` (`**` for any depth), and http(s) URLs of images.
-
-    Returns:
-        Path or URL by a relative path without suffix: that of the file's name, or below the folder, or below the
-        folder that all matches of a pattern share.
-
-    Raises:
-        FileNotFoundError: there is no such file, or a pattern matches none.
-        ValueError: a folder holds no image, or two images would have results of one name.
-    """
-    found: dict[str, str] = {}
-    for name in names:
-        for key, place in _behind(name):
-            if found.get(key, place) != place:
-                raise ValueError(
-                    f"{found[key]} and {place} would both be written as {key}.png. Predict them in separate calls."
-                )
-            found[key] = place
-    return found
-
-
-def read_image(place: str, channels: int = 3) -> AnyImage:
-    """Reads an image from a path or an http(s) URL, see [`decode_image`].
-
-    Raises:
-        OSError: it cannot be read or fetched.
-        BadFileError: it is no image, or damaged.
-    """
-    if not _is_url(place):
-        return decode_image(place, channels)
-    try:
-        with urllib.request.urlopen(place, timeout=SECONDS) as response:
-            content = response.read()
-    except (OSError, http.client.HTTPException) as error:  # the second: cut short, or no address
-        raise OSError(f"{place} could not be fetched ({error}). Check the address.") from error
-    return decode_image({"path": place, "bytes": content}, channels)
-
-
-def _behind(name: str) -> list[tuple[str, str]]:
-    path = Path(name)
-    if _is_url(name):
-        file = PurePosixPath(urllib.parse.unquote(urllib.parse.urlparse(name).path)).name
-        return [(PurePosixPath(file).stem or "image", name)]
-    if path.is_dir():
-        return [(_without_suffix(image), str(path / image)) for image in unlabelled_images(path)]
-    if path.is_file():
-        return [(path.stem, name)]
-    matches = sorted(match for match in glob(name, recursive=True) if os.path.isfile(match))
-    if not matches:
-        raise FileNotFoundError(f"{name} is no file, folder or URL, and matches none. Check the path.")
-    shared = os.path.commonpath([os.path.dirname(match) for match in matches])
-    return [(_without_suffix(os.path.relpath(match, shared or ".")), match) for match in matches]
-
-
-def _without_suffix(path: str) -> str:
-    return str(PurePosixPath(Path(path).as_posix()).with_suffix(""))
-
-
-def _is_url(name: str) -> bool:
-    return name.startswith(("http://", "https://"))
-
-
 def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
     """Predicts images at their own size and writes `<kind>/<name>.png` for each, and `legend.png`.
 
@@ -265,8 +224,9 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
         The names of the results.
 
     Raises:
-        OSError: An image or the model cannot be read.
-        ValueError: An image is damaged, or an argument does not fit the model.
+        BadFileError: Images are broken, or cannot be fetched: they are skipped, and named when all others are done.
+        OSError: The model cannot be read, or a result cannot be written.
+        ValueError: An argument does not fit the model.
     """
     keep_freed_memory()
     output = Path(args.output_dir)
@@ -275,9 +235,9 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
         raise ValueError(f"images: {' '.join(names)} holds only earlier predictions. Choose another output_dir.")
     predictor = Predictor(load_for_prediction(str(args.model), args), args)
     writer = MaskWriter(output, predictor.classes, args.predictions, predictor.channel_order)
-    writer.check(images)
-    writer.write_legend()
+    writer.check(images, legend=True)
     channels = predictor.model.config.num_channels
+    done: list[str] = []
     # While the model runs, the next images are read and the last masks written.
     with ThreadPoolExecutor(THREADS) as readers, ThreadPoolExecutor(THREADS) as writers:
         places = iter(images.items())
@@ -289,19 +249,37 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
             name, waiting = reading.popleft()
             for next_name, place in itertools.islice(places, 1):
                 reading.append((next_name, readers.submit(read_image, place, channels)))
-            image = waiting.result()
-            written.append(writers.submit(writer.write, name, predictor(image), image))
+            try:
+                image = waiting.result()
+            except (BadFileError, OSError) as error:
+                if len(images) == 1:
+                    raise
+                logger.warning("%s; it is skipped", error)
+                continue
+            mask = predictor(image)
+            if not done:  # so that nothing is left behind where no image can be read
+                writer.write_legend()
+            done.append(name)
+            written.append(writers.submit(writer.write, name, mask, image))
             if len(written) > AHEAD:
                 written.popleft().result()
         for last in written:
             last.result()
-    return list(images)
+    bad_files = [images[name] for name in images.keys() - set(done)]
+    if bad_files:
+        others = f"; the results of the others are in {output}" if done else ""
+        raise BadFileError(
+            f"{len(bad_files)} of {len(images)} images could not be read and were skipped{others}: "
+            f"{first_few(sorted(bad_files), 20)}. Replace or remove them.",
+            bad_files[0],
+        )
+    return done
 
 
 def _predicted_before(place: str, output: Path) -> bool:
     """Whether an image lies in the output folder and is the result of an earlier call."""
     path = Path(place)
-    return not _is_url(place) and output.resolve() in path.resolve().parents and is_prediction(path)
+    return not is_url(place) and output.resolve() in path.resolve().parents and is_prediction(path)
 
 
 def classes_of(config: PretrainedConfig) -> ClassTable:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import nn
 from torch.nn import functional as F
 
@@ -15,6 +15,7 @@ from ddep_hub.image_conversion import ChannelImage
 
 from .denoising import restore, validation_noise
 from .inference import InferenceOptions, predict
+from .lettering import class_lettering, lettering
 
 
 PANEL = 192
@@ -37,8 +38,8 @@ def panels(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> Image
     width = len(titles) * (PANEL + GAP) + GAP
     sheet = Image.new("RGB", (width, TITLE + sum(heights) + GAP * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=13)
-    for column, title in enumerate(titles):
+    font, shown = lettering(titles, 13)
+    for column, title in enumerate(shown):
         draw.text((GAP + column * (PANEL + GAP), 4), title, fill="black", font=font)
     top = TITLE
     for row, height in zip(rows, heights, strict=True):
@@ -54,8 +55,9 @@ def contact_sheet(pictures: Iterable[Image.Image], titles: Sequence[str], column
     columns = min(columns, len(titles))
     rows = -(-len(titles) // columns)
     sheet = Image.new("RGB", (columns * (PANEL + GAP) + GAP, rows * (TITLE + PANEL) + GAP), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
-    for index, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+    draw = ImageDraw.Draw(sheet)
+    font, shown = lettering(titles, 11)
+    for index, (picture, title) in enumerate(zip(pictures, shown, strict=True)):
         left, top = GAP + index % columns * (PANEL + GAP), index // columns * (TITLE + PANEL)
         short = title if len(title) <= TITLE_LENGTH else f"...{title[3 - TITLE_LENGTH :]}"
         draw.text((left, top + 6), short, fill="black", font=font)
@@ -169,7 +171,8 @@ def confusion_picture(counts: torch.Tensor, names: Sequence[str]) -> Image.Image
     """
     values = counts.double().cpu().numpy()
     shares = values / np.maximum(values.sum(1, keepdims=True), 1)
-    font, small = ImageFont.load_default(size=12), ImageFont.load_default(size=10)
+    font, names = class_lettering(names, 12)
+    small, _ = lettering([], 10)
     margin = 10 + round(max(font.getlength(name) for name in names))
     side = CELL * len(names)
     sheet = Image.new("RGB", (margin + side + 8, margin + side + 8), "white")
@@ -207,11 +210,11 @@ def overlay(image: Image.Image, mask: np.ndarray, classes: ClassTable) -> Image.
 
 def legend(classes: ClassTable) -> Image.Image:
     """Draws the colours of the classes with their names, one per line."""
-    font, line = ImageFont.load_default(size=14), 22
-    width = 44 + round(max(font.getlength(name) for name in classes.names))
+    (font, names), line = class_lettering(classes.names, 14), 22
+    width = 44 + round(max(font.getlength(name) for name in names))
     sheet = Image.new("RGB", (width, line * classes.num_classes + 8), "white")
     draw = ImageDraw.Draw(sheet)
-    for index, (name, color) in enumerate(zip(classes.names, classes.colors, strict=True)):
+    for index, (name, color) in enumerate(zip(names, classes.colors, strict=True)):
         top = 4 + line * index
         draw.rectangle((6, top + 2, 28, top + line - 4), fill=color)
         draw.text((36, top + line // 2), name, fill="black", font=font, anchor="lm")

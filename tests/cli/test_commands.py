@@ -26,7 +26,8 @@ from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
 from ddep_hub.evaluation import evaluate as evaluation
 from ddep_hub.evaluation.arguments import PredictArguments
 from ddep_hub.evaluation.inference import InferenceOptions, count_pixels, evaluate_segmentation
-from ddep_hub.evaluation.predict import classes_of, find_images
+from ddep_hub.evaluation.places import find_images
+from ddep_hub.evaluation.predict import classes_of
 from ddep_hub.pretrained import load_denoiser, load_model
 from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.finetuning import finetune
@@ -225,6 +226,22 @@ def test_images_with_one_name_are_refused(tmp_path):
         find_images([str(tmp_path / "*.jpg")])
 
 
+def test_one_image_by_two_names_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.png").touch()
+    assert find_images(["x.png", str(tmp_path / "x.png")]) == {"x": "x.png"}
+
+
+def test_brackets_of_a_folder_that_is_there_are_no_pattern(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("trip [1]", "trip [1]/deep [2]", "trip 1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").touch()
+    assert find_images(["trip [1]/*.png"]) == {"x": "trip [1]/x.png"}
+    assert list(find_images([str(tmp_path / "trip [1]" / "**" / "*.png")])) == ["deep [2]/x", "x"]
+    assert find_images(["trip [12]/x.png"]) == {"x": "trip 1/x.png"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -240,6 +257,10 @@ def test_images_with_one_name_are_refused(tmp_path):
         (["predict", "--model", "x", "--images", "new"], "`--images`: write the values first, without this name"),
         (["predict", "a.png"], "model is missing"),
         (["predict", "--model", "x"], "images"),
+        (
+            ["predict", "--model", "x", "--predictions", "ids", "photos"],
+            "predict IMAGES... [arguments], with the images",
+        ),
     ],
 )
 def test_arguments_that_cannot_be_used(arguments, message, capsys):

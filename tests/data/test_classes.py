@@ -55,7 +55,10 @@ def test_round_trip(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"classes": [{"id": 0, "name": "a"}, {"id": 2, "name": "b"}]}, ["'id'", "missing [1]"]),
+        (
+            {"classes": [{"id": 0, "name": "a"}, {"id": 2, "name": "b"}]},
+            ["'id'", "missing [1]", '{"id": 1, "mask_values": 2, '],
+        ),
         ({"classes": [{"id": 0, "name": "a"}, {"id": 0, "name": "b"}]}, ["classes[1].id", "repeat"]),
         ({"classes": [{"id": 0}]}, ["classes[0]", "'name'"]),
         ({"classes": [{"id": "0", "name": "a"}]}, ["classes[0].id", "'0'"]),

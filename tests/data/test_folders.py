@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddep_hub.data.classes import read_class_table
+from ddep_hub.data.classes import ClassTable, class_colors, read_class_table
 from ddep_hub.data.folders import FolderOptions
-from ddep_hub.data.pairing import match_names
+from ddep_hub.data.pairing import match_names, pair_files
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
+from ddep_hub.data.unlabelled import unlabelled_images
+from ddep_hub.evaluation.mask_files import MaskWriter
 
 
 CLASSES = [f"class {index}" for index in range(8)]
+CLASS_TABLE = ClassTable(names=tuple(CLASSES), colors=class_colors(8))
 
 
 def put(root, images, masks, classes=CLASSES):
@@ -254,3 +257,32 @@ def test_annotation_tools_write_the_layout_of_voc(tmp_path):
     (root / "ImageSets" / "Segmentation").mkdir(parents=True)
     (root / "ImageSets" / "Segmentation" / "train.txt").write_text("a\n")
     assert list(SegmentationFolder(root, "train").classes.names) == CLASSES
+
+
+def put_outputs(folder):
+    """What `predict`, `select`, `evaluate` and a run write into a folder."""
+    MaskWriter(folder, CLASS_TABLE, ["ids", "overlays"]).write("a", np.zeros((2, 3), int), Image.new("RGB", (3, 2)))
+    MaskWriter(folder, CLASS_TABLE, []).write_legend()
+    written = "sel/selected.png sel/images/a.jpg ev/confusion.png ev/predictions.png run/pictures/step-1.png"
+    put(folder, f"{written} run/final/loss.png".split(), [], classes=None)
+    for name in "sel/selected.txt ev/results.json ev/confusion.csv run/config.yaml run/metrics.jsonl".split():
+        (folder / name).touch()
+
+
+@pytest.mark.parametrize("layout", ["folder", "camvid"])
+def test_what_commands_wrote_among_the_images_has_no_mask(tmp_path, caplog, layout):
+    """An output folder may lie in the folder of the images, or be it."""
+    folder = "val" if layout == "camvid" else "images/val"
+    masks = "valannot" if layout == "camvid" else "annotations/val"
+    root = put(
+        tmp_path, [f"{folder}/a.png", f"{folder}/pictures/b.png"], [f"{masks}/a.png", f"{masks}/pictures/b.png"]
+    )
+    put_outputs(root / folder)
+    assert SegmentationFolder(root, "val", layout=layout).sample_ids == ["a", "pictures/b"]
+    assert "9 files are left out, as they were written by ddep-hub" in caplog.text
+    assert unlabelled_images(root / folder) == ["a.png", "pictures/b.png"]
+    put(root / folder, ["ids/b.png"], [], classes=None)  # one of the user's own
+    with pytest.raises(FileNotFoundError, match=r"1 of 3 images .* have no mask in .*: ids/b\.png"):
+        SegmentationFolder(root, "val", layout=layout)
+    with pytest.raises(ValueError, match="run holds only what ddep-hub wrote there"):
+        pair_files(root / folder / "run", root / masks)

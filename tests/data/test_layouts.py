@@ -258,7 +258,7 @@ def test_missing_masks_are_named(cityscapes, camvid):
 
 def test_missing_splits_and_lists_are_named(pascal_voc, cityscapes):
     (pascal_voc / "ImageSets" / "Segmentation" / "val.txt").unlink()
-    message = r"no split 'val'; it has \['train', 'trainval'\], .*ImageSets/Segmentation/<split>\.txt"
+    message = r"no split 'val'; it has \['train', 'trainval'\], .*ImageSets/Segmentation/<split>\.txt.*--val_fraction"
     with pytest.raises(FileNotFoundError, match=message):
         SegmentationFolder(pascal_voc, "val")
     with pytest.raises(

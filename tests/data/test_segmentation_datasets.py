@@ -107,7 +107,9 @@ def test_ids_beyond_the_classes(root):
 
 def test_missing_split_lists_those_there(root):
     assert available_splits(root) == ["train", "val"]
-    with pytest.raises(FileNotFoundError, match=r"no split 'test'; it has \['train', 'val'\]"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no split 'test'; it has \['train', 'val'\]; .*--eval_split, .*--val_fraction"
+    ):
         SegmentationFolder(root, "test")
     with pytest.raises(FileNotFoundError, match="nowhere is not a folder; check the path"):
         available_splits(root / "nowhere")

@@ -98,5 +98,5 @@ def test_what_select_wrote_is_left_out(tmp_path, caplog):
     put(tmp_path, "a.png b.png chosen/images/a.png chosen/selected.png chosen/selected.txt mine/selected.png")
     names, message = found(tmp_path, caplog)
     assert names == "a.png b.png mine/selected.png"
-    assert "2 files are left out, as they were written by ddep-hub select: chosen/images/a.png" in message
+    assert "2 files are left out, as they were written by ddep-hub: chosen/images/a.png" in message
     assert found(tmp_path / "chosen", caplog)[0] == "images/a.png"

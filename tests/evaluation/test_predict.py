@@ -1,5 +1,7 @@
 """`ddep_hub.predict` and `ddep_hub.evaluate`: what they take, and what they return."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from ddep_hub import DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.synthetic import SCENE_CLASSES
+from ddep_hub.evaluation import predict as prediction
 from ddep_hub.evaluation.arguments import PredictArguments
 from ddep_hub.evaluation.predict import AHEAD, predict_images
 
@@ -69,17 +72,41 @@ def test_masks_in_a_folder_are_not_predicted(folder, scenes):
     assert len(ddep_hub.predict(folder, scenes)) == 6 + 3 + 12
 
 
-def test_a_damaged_image_leaves_the_masks_before_it(folder, scenes, tmp_path):
+def test_damaged_images_are_skipped_and_named_at_the_end(folder, scenes, tmp_path, caplog):
     mixed = tmp_path / "images"
     mixed.mkdir()
-    for number, path in enumerate(sorted((scenes / "images" / "train").iterdir())[:8]):
-        (mixed / f"{number}.png").write_bytes(path.read_bytes()[: 100 if number == 5 else None])
+    for number, path in enumerate(sorted((scenes / "images" / "train").iterdir())):
+        (mixed / f"{number}.png").write_bytes(path.read_bytes()[: {1: 100, 4: 0}.get(number)])
     arguments = PredictArguments(model=str(folder), predictions=["ids"], output_dir=str(tmp_path / "masks"))
-    with pytest.raises(BadFileError, match=r"5\.png"):
+    said = r"2 of 6 images could not be read and were skipped; the results .* are in .*masks: .*/1\.png, .*/4\.png\."
+    with pytest.raises(BadFileError, match=said):
         predict_images([str(mixed)], arguments)
     written = sorted((tmp_path / "masks" / "ids").iterdir())
-    assert [path.stem for path in written] == ["0", "1", "2", "3", "4"]
+    assert [path.stem for path in written] == ["0", "2", "3", "5"]
     assert all(Image.open(path).size == (64, 64) for path in written)
+    assert "4.png is empty (0 bytes)" in caplog.text and "it is skipped" in caplog.text
+
+
+def test_nothing_is_written_where_no_image_can_be_read(folder, tmp_path):
+    (tmp_path / "a.png").touch()
+    arguments = PredictArguments(model=str(folder), output_dir=str(tmp_path / "masks"))
+    with pytest.raises(BadFileError, match=r"a\.png is empty"):
+        predict_images([str(tmp_path / "a.png")], arguments)
+    assert not (tmp_path / "masks").exists()
+
+
+def test_images_that_need_much_memory_are_warned_of_once(folder, scenes, monkeypatch):
+    images = sorted((scenes / "images" / "val").iterdir())[:2]
+    monkeypatch.setattr(prediction, "GIGABYTES", 1e-3)
+    with pytest.warns(UserWarning) as caught:
+        ddep_hub.predict(folder, images)
+    (said,) = [str(warning.message) for warning in caught if "GB of memory" in str(warning.message)]
+    assert "64x64 pixels" in said and "`--window 1024`" in said and "`--image_size 1024`" in said
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ddep_hub.predict(folder, images, window=32)
+        monkeypatch.undo()
+        ddep_hub.predict(folder, images)
 
 
 @pytest.mark.parametrize("kind", ["16-bit", "transparent", "turned", "wide-pgm"])

@@ -1,4 +1,7 @@
-"""Masks as files."""
+"""Masks as files, and the names in pictures."""
+
+import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ from PIL import Image
 from ddep_hub.data.classes import ClassTable, class_colors
 from ddep_hub.data.dataset_registry import get_dataset_info
 from ddep_hub.data.masks import decode_mask
+from ddep_hub.evaluation.lettering import _dejavu, class_lettering, lettering
 from ddep_hub.evaluation.mask_files import MaskWriter
 from ddep_hub.evaluation.visualization import legend, overlay
 
@@ -52,6 +56,37 @@ def test_messages(tmp_path):
 def test_the_legend_shows_every_colour():
     colors = {tuple(color) for color in np.asarray(legend(CITYSCAPES.classes)).reshape(-1, 3).tolist()}
     assert set(CITYSCAPES.classes.colors) <= colors
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_names_are_legible_in_any_script(monkeypatch, installed):
+    """Not boxes: by matplotlib's font, or without accents, or by the class id."""
+    _dejavu.cache_clear()
+    if installed:
+        pytest.importorskip("matplotlib")
+    else:
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+    names = ("Fläche", "建物", "вода", "road")
+    font, shown = class_lettering(names, 14)
+    assert shown == (["Fläche", "class 1", "вода", "road"] if installed else ["Flache", "class 1", "class 2", "road"])
+    box = bytes(font.getmask("\uffff"))
+    assert not any(bytes(font.getmask(letter)) == box for name in shown for letter in name)
+    assert lettering(["photo-建.png"], 11)[1] == ["photo-\\u5efa.png"]
+    assert class_lettering(("sky", "road"), 14)[0].getname()[0] == "Aileron"  # as before
+    colors = class_colors(4)
+    other = ClassTable(names=tuple(shown), colors=colors)
+    assert np.array_equal(legend(ClassTable(names=names, colors=colors)), legend(other)) or not installed
+    _dejavu.cache_clear()
+
+
+def test_classes_of_one_colour_are_warned_of_where_they_are_painted(tmp_path):
+    same = ClassTable(names=("sky", "road", "tree"), colors=((1, 2, 3), (4, 5, 6), (1, 2, 3)))
+    with pytest.warns(UserWarning, match=r"The classes sky and tree have one colour.*`color` in classes\.json"):
+        MaskWriter(tmp_path, same, ["ids", "overlays"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        MaskWriter(tmp_path, same, ["ids"])
+        MaskWriter(tmp_path, CITYSCAPES.classes, ["overlays"])
 
 
 def test_an_overlay_leaves_the_background_as_it_is():

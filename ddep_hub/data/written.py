@@ -1,0 +1,105 @@
+"""What the commands of this package wrote among a user's images: predictions, pictures of runs, copies of `select`.
+
+An output folder may lie below the images that a command reads. Nothing there is an image of the user, and nothing has
+a mask.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from .image_io import first_few
+
+
+logger = logging.getLogger(__name__)
+
+# Tells pictures of this package from a user's own of the same name.
+WRITTEN_BY = "ddep_hub"
+# The kinds of predicted masks, each a folder, and the picture beside these.
+KINDS, LEGEND = ("ids", "colors", "overlays", "cityscapes"), "legend.png"
+# What `ddep-hub select` writes beside the folder `images`.
+SELECTED_LIST, SELECTED_PICTURE = "selected.txt", "selected.png"
+# Where a run has pictures, and those of an evaluation.
+_RUN_FOLDERS = ("pictures/", "final/", "best/", "checkpoints/", "pretraining/")
+_EVALUATION_PICTURES = ("confusion.png", "predictions.png")
+
+
+def is_prediction(path: Path) -> bool:
+    """Whether a file is a mask, an overlay or a legend that this package has written."""
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get("Software") == WRITTEN_BY
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return False
+
+
+def without_written(root: Path, names: Sequence[str]) -> list[str]:
+    """The images below a folder but those that a command wrote there; a warning names what is left out.
+
+    Few files are looked at, so that this takes no time with millions of images.
+
+    Args:
+        root: The folder. If it is itself the output folder of `select`, the copies there are images like others.
+        names: Images below it, as [`images_below`] gives them.
+
+    Raises:
+        ValueError: None is left.
+    """
+    outputs = _outputs(root, names)
+    pictures = {name for name in outputs if not name.endswith("/")}
+    folders = tuple(outputs - pictures)
+    written = {
+        name
+        for name in names
+        if name in pictures or name.startswith(folders) or (_may_be_prediction(name) and is_prediction(root / name))
+    }
+    if not written:
+        return list(names)
+    kept = [name for name in names if name not in written]
+    if not kept:
+        raise ValueError(f"{root} holds only what ddep-hub wrote there; give the folder of the images themselves")
+    logger.warning(
+        "%s: %d files are left out, as they were written by ddep-hub: %s",
+        root,
+        len(written),
+        first_few(sorted(written)),
+    )
+    return kept
+
+
+def _outputs(root: Path, names: Sequence[str]) -> set[str]:
+    """What selections, runs and evaluations wrote: names of pictures, and of folders with a slash at the end."""
+    selections, runs, evaluations = set[str](), set[str](), set[str]()
+    for name in names:
+        folder, file = _divided(name)
+        if file == SELECTED_PICTURE:
+            selections.add(folder)
+        elif file == "confusion.png":
+            evaluations.add(folder)
+        if folder.endswith("/pictures/") or folder == "pictures/":
+            runs.add(folder.removesuffix("pictures/"))
+
+    def holds(*files: str) -> Callable[[str], bool]:
+        return lambda folder: all((root / folder / file).is_file() for file in files)
+
+    found = set[str]()
+    for folder in filter(holds(SELECTED_LIST), selections):
+        found |= {folder or SELECTED_PICTURE}
+    for folder in filter(holds("config.yaml", "metrics.jsonl"), runs):
+        found |= {folder + name for name in _RUN_FOLDERS}
+    for folder in filter(holds("results.json", "confusion.csv"), evaluations):
+        found |= {folder + name for name in _EVALUATION_PICTURES}
+    return found
+
+
+def _may_be_prediction(name: str) -> bool:
+    folder, file = _divided(name)
+    return file == LEGEND or (file.endswith(".png") and any(part in KINDS for part in folder.split("/")))
+
+
+def _divided(name: str) -> tuple[str, str]:
+    """A folder, with its slash, and a file's name in it."""
+    start = name.rfind("/") + 1
+    return name[:start], name[start:]
