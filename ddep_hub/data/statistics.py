@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from .image_io import decode_image, first_few
 from .preprocessing import to_tensor
@@ -34,11 +33,6 @@ class ClassStatistics:
         labelled = mask[mask != self.ignore_index]
         pixels = np.append(np.bincount(labelled, minlength=len(self.names)), mask.size - labelled.size)
         self.counts += np.stack([pixels, pixels > 0, labelled.size * (pixels > 0)])
-
-    def add_up(self, accelerator: Accelerator) -> None:
-        """Adds up the counts of all processes, in each of them."""
-        counts = torch.from_numpy(self.counts).to(accelerator.device)
-        self.counts = accelerator.reduce(counts, "sum").cpu().numpy()
 
     @property
     def pixels(self) -> np.ndarray:

@@ -16,6 +16,7 @@ from ddep_hub.data.preprocessing import EvalTransform
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.data.statistics import ClassStatistics
 from ddep_hub.segmentation import class_logits
+from ddep_hub.utils.processes import sum_over_processes
 
 from .metrics import BoundaryIoU, ConfusionMatrix
 
@@ -260,7 +261,7 @@ def count_pixels(
         if boundary is not None:
             boundary.counts = accelerator.reduce(boundary.counts, "sum")
         if statistics is not None:
-            statistics.add_up(accelerator)
+            statistics.counts = sum_over_processes(accelerator, statistics.counts)
     return matrix
 
 

@@ -28,6 +28,7 @@ from ddep_hub.evaluation.metrics import absent_message
 from ddep_hub.evaluation.visualization import segmentation_picture
 from ddep_hub.pretrained import with_image_size
 from ddep_hub.utils.arguments import build_arguments
+from ddep_hub.utils.processes import sum_over_processes
 
 from .arguments import FinetuneArguments
 from .losses import SegmentationLoss, UnlabelledLoss, median_frequency_weights, unlabelled_sources
@@ -222,7 +223,7 @@ class FinetuneTrainer(Trainer):
                 if not self.args.skip_bad_files:
                     raise
                 broken[dataset.sample_ids[index]] = bad_file(error)
-        found.add_up(self.accelerator)
+        found.counts = sum_over_processes(self.accelerator, found.counts)
         self.accelerator.print(f"Classes in the {len(dataset)} images of `{split}`:\n{found.table()}")
         return found, dict(gather_object(list(broken.items())))
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
@@ -81,6 +82,12 @@ def hardware() -> str:
         device = torch.cuda.get_device_name()
     processes = PartialState().num_processes
     return device if processes == 1 else f"{processes} processes, each on {device}"
+
+
+def sum_over_processes(accelerator: Accelerator, counts: np.ndarray) -> np.ndarray:
+    """The sum of the counts of all processes, in each of them."""
+    total: torch.Tensor = accelerator.reduce(torch.from_numpy(counts).to(accelerator.device), "sum")
+    return total.cpu().numpy()
 
 
 def on_main_process(accelerator: Accelerator, action: Callable[[], Result]) -> Result | None:
