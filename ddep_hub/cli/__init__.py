@@ -40,11 +40,15 @@ def main(argv: list[str] | None = None) -> int:
         argv: What follows `ddep-hub`; `sys.argv[1:]` by default.
 
     Returns:
-        The exit code: 0; 1 if files, models, data or the Hub cannot be used; 2 if there is no such command.
+        The exit code: 0; 1 if files, models, data or the Hub cannot be used; 2 if there is no such command; 130 after
+        Ctrl-C.
 
     Raises:
         SystemExit: After `--help`, for arguments that cannot be parsed (code 2), and from interrupted runs (code 75).
     """
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold what the terminal's encoding does not have
+        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     argv = sys.argv[1:] if argv is None else argv
     name, *rest = [word for word in argv if word != "--debug"] or [""]
     if name in ("-h", "--help"):
@@ -53,9 +57,9 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"{USAGE}\n\nddep-hub: unknown command {name!r}" if name else USAGE, file=sys.stderr)
         return 2
-    from . import commands
-
     try:
+        from . import commands
+
         getattr(commands, name if name != "list" else "list_shipped")(rest)
     except Exception as error:
         line = one_line(error)
@@ -63,6 +67,11 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"ddep-hub {name}: {line}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        if "--debug" in argv or _debugging():
+            raise
+        print(f"ddep-hub {name}: interrupted", file=sys.stderr)
+        return 130  # as shells have it: 128 and the number of SIGINT
     return 0
 
 
@@ -75,7 +84,7 @@ NAMES = ("StrictDataclassError", "SafetensorError", "YAMLError")
 def one_line(error: BaseException) -> str | None:
     """What to print of a user's mistake; `None` for other errors, and for all when a traceback is asked for."""
     named = any(kind.__name__ in NAMES for kind in type(error).__mro__)
-    if os.environ.get("DDEP_DEBUG") == "1" or not (named or isinstance(error, KINDS)):
+    if _debugging() or not (named or isinstance(error, KINDS)):
         return None
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None and text.startswith("[Errno"):
@@ -83,6 +92,10 @@ def one_line(error: BaseException) -> str | None:
     elif named and error.__cause__ is not None:  # without the names of validators
         text = str(error.__cause__)
     return " ".join(text.split()) or type(error).__name__
+
+
+def _debugging() -> bool:
+    return os.environ.get("DDEP_DEBUG") == "1"
 
 
 def explain_mistakes(program: str) -> None:

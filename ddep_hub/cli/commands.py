@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -266,6 +267,10 @@ class CardArguments:
         common=True,
         path=True,
     )
+
+    def __post_init__(self) -> None:
+        if self.repository is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repository):
+            raise ValueError(f"repository must be org/name, got {self.repository}.")
 
 
 def card(argv: list[str]) -> None:

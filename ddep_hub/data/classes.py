@@ -4,6 +4,7 @@ import colorsys
 import dataclasses
 import difflib
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,6 +268,8 @@ def _in_order(entries: list[Any], path: Path) -> tuple[tuple[str, ...], tuple[Co
         name = entry["name"]
         if not isinstance(name, str) or not name:
             raise ValueError(f"{path}: {key}.name must be a text that is not empty, not {name!r}")
+        if any(unicodedata.category(character) == "Cc" for character in name):  # they break tables and files of names
+            raise ValueError(f"{path}: {key}.name is {name!r}; leave out line breaks and other control characters")
         names[index] = name
         if entry.get("color") is not None:
             given[index] = _color(entry["color"], path, f"{key}.color")

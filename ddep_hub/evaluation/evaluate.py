@@ -3,11 +3,11 @@
 import dataclasses
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from ddep_hub.data.classes import names_in_order
 from ddep_hub.data.opening import open_split, summary_of
@@ -20,7 +20,7 @@ from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.pretrained import load_model
 from ddep_hub.utils.arguments import build_arguments
 from ddep_hub.utils.files import atomic_write
-from ddep_hub.utils.processes import on_main_process
+from ddep_hub.utils.processes import build_accelerator, launched_precision, on_main_process
 
 from .arguments import EvaluateArguments
 from .inference import count_pixels
@@ -31,6 +31,8 @@ from .visualization import confusion_picture, segmentation_picture
 
 
 logger = logging.getLogger(__name__)
+
+FILES = ("results.json", "confusion.csv", "confusion.png", "predictions.png")
 
 
 def evaluate(
@@ -59,6 +61,7 @@ def evaluate(
         were predicted.
 
     Raises:
+        FileExistsError: `output_dir` holds a model, or files that no evaluation wrote.
         FileNotFoundError: Model or data do not exist.
         ValueError: The model has other classes than the data, or no pixel is labelled.
     """
@@ -87,7 +90,11 @@ def run_evaluation(
         dataset: The dataset, if it is not the one that `args` names.
         processor: The image processor, if it is not the model's.
     """
-    accelerator = Accelerator()
+    # Not that of a run in this process before: a model's metrics must not depend on it.
+    accelerator = build_accelerator(launched_precision() or "no")
+    output = None if args.output_dir is None else Path(args.output_dir)
+    if output is not None:
+        on_main_process(accelerator, lambda: check_output(output))
     with accelerator.main_process_first():
         model = model or load_model(str(args.model), args.encoder_weights)
         if dataset is None:
@@ -103,7 +110,6 @@ def run_evaluation(
             f"model: {args.model} was trained for {len(known)} classes ({', '.join(known[:3])}, ...), but the data "
             f"has {len(names)} ({', '.join(names[:3])}, ...). Use the data that it was trained for."
         )
-    output = None if args.output_dir is None else Path(args.output_dir)
     order = getattr(processor, "channel_order", None)
     writer = MaskWriter((output or Path()) / "masks", classes, args.predictions, order)
     if args.predictions and output is not None:
@@ -159,15 +165,35 @@ def run_evaluation(
     def write(output: Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
         writer.remove_others(dataset.sample_ids)
-        atomic_write(output / "results.json", json.dumps(results, indent=1) + "\n")
-        atomic_write(output / "confusion.csv", confusion_csv(matrix.counts, classes.names))
-        confusion_picture(matrix.counts, classes.names).save(output / "confusion.png")
+        table, matrix_picture, predictions = (output / name for name in FILES[1:])
+        # First, as it tells the next evaluation whose files these are.
+        atomic_write(output / FILES[0], json.dumps(results, indent=1) + "\n")
+        atomic_write(table, confusion_csv(matrix.counts, classes.names))
+        confusion_picture(matrix.counts, classes.names).save(matrix_picture)
         picture = segmentation_picture({"prediction": model}, dataset, transform, normalize, options=options)
-        picture.save(output / "predictions.png")
+        picture.save(predictions)
 
     if output is not None:
         on_main_process(accelerator, lambda: write(output))
     return results
+
+
+def check_output(output: Path) -> None:
+    """Checks that a folder holds no files of others which the results would replace.
+
+    Raises:
+        FileExistsError: It holds some, or a model, whose training has its own results.
+    """
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"output_dir: {output} is a file. Choose another folder.")
+    present = [name for name in ("config.json", *FILES) if os.path.lexists(output / name)]
+    try:
+        earlier = "inference" in json.loads((output / FILES[0]).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        earlier = False
+    if present and (present[0] == "config.json" or not earlier):
+        what = "a model" if present[0] == "config.json" else f"{present[0]} that no evaluation wrote"
+        raise FileExistsError(f"output_dir: {output} holds {what}: it is left as it is. Choose another folder.")
 
 
 def summary(results: dict[str, Any]) -> str:

@@ -124,19 +124,27 @@ def card_text(folder: Path, repository: str | None = None) -> str | None:
     if not all((folder / name).is_file() for name in ("config.json", RUN, RESULTS)):
         return (old.replace(PLACEHOLDER, repository) if repository else old) or None
     used = re.search(r'(?:from_pretrained\(|model=)"([^"]+)"', old)
-    values = _template_values(folder)
-    values |= {
-        "repository": repository or (used[1] if used else PLACEHOLDER),
-        "user_part": f"{BEGIN}\n{_user_text(old)}\n{END}",
-        "metadata": _metadata(values).to_yaml(),
-    }
-    return _with_metadata_of(re.sub(r"\n{3,}", "\n\n", _template().render(values)).strip() + "\n", old)
+    try:
+        values = _template_values(folder)
+        values |= {
+            "repository": repository or (used[1] if used else PLACEHOLDER),
+            "user_part": f"{BEGIN}\n{_user_text(old)}\n{END}",
+            "metadata": _metadata(values).to_yaml(),
+        }
+        text = _template().render(values)
+    except (jinja2.UndefinedError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder}: {RUN} and {RESULTS} lack what a run writes into them ({error}). Copy them again from the run; "
+            "`ddep-hub card --evaluation` adds the results of `ddep-hub evaluate`."
+        ) from error
+    return _with_metadata_of(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", old)
 
 
 @functools.cache
 def _template() -> jinja2.Template:
     """The compiled template; a run writes more than one card, and compiling takes longer than all the rest."""
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment.filters["cell"] = lambda value: str(value).replace("|", r"\|")  # which would end a table's cell
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 

@@ -8,13 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ddep_hub.data.arguments import LabelledDataArguments
 from ddep_hub.data.splits import parse_fraction
 from ddep_hub.evaluation.arguments import EvaluateArguments
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
-from ddep_hub.utils.arguments import arg, as_flags, did_you_mean, names_with, parse_arguments
+from ddep_hub.utils.arguments import (
+    arg,
+    as_flags,
+    check_shapes,
+    did_you_mean,
+    load_yaml,
+    names_with,
+    parse_arguments,
+)
 
 
 SECTIONS = ("model", "pretraining", "finetuning")
@@ -219,11 +225,7 @@ def read_study(path: str | Path) -> Study:
         OSError: The file cannot be read.
         ValueError: An entry is missing, unknown or of the wrong type; names it.
     """
-    with open(path, encoding="utf-8") as file:
-        try:
-            content = yaml.safe_load(file)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not a YAML file: {error}") from error
+    content = load_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold `name: value` lines with {', '.join(ENTRIES)}.")
     for name, value in content.items():
@@ -277,6 +279,7 @@ def _parse(cls: type[Any], values: Mapping[str, Any], where: str) -> Any:
     for name in values:
         if name not in (*names, "config", "preset"):
             raise ValueError(f"{where}: unknown argument {did_you_mean(name, names)}")
+    check_shapes(cls, values, where)
     try:
         return parse_arguments(cls, as_flags(dict(values)))
     except SystemExit as error:

@@ -230,7 +230,8 @@ def write_report(study: Study, rows: list[Row], output: Path, *, title: str, sum
 
 
 def _table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
-    return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in rows)]
+    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in (head, *rows)]
+    return [lines[0], "|" + "---|" * len(head), *lines[1:]]
 
 
 def _means(study: Study, points: Curves) -> list[str]:

@@ -42,7 +42,7 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
         `seconds`. `report.md`, `results.csv` and the pictures are in `output_dir`.
 
     Raises:
-        OSError, ValueError: See [`chosen_study`].
+        OSError, ValueError: See [`chosen_study`]; or there is nothing to report.
         SystemExit: The study is launched on several processes at once.
         RunInterrupted: A signal came; a checkpoint was written.
     """
@@ -57,13 +57,17 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
     chosen = chosen_study(args, steps)
     if args.report_only:
         check_study(chosen, output / "results.csv")
-        output.mkdir(parents=True, exist_ok=True)
     else:
         run_study(chosen, output)
     # Baselines that have rows are compared with, even if only other methods were asked for.
     rows = read_rows(output / "results.csv")
     asked, measured = {method.name for method in chosen.methods}, {row.method for row in rows}
     every = chosen_study(dataclasses.replace(args, methods=[]), steps).methods
+    if not asked & measured:
+        raise ValueError(
+            f"report_only: {output / 'results.csv'} has no rows of {', '.join(sorted(asked))}. Check output_dir, or "
+            "run the study first, without report_only."
+        )
     shown = [method for method in every if method.name in asked or (method.baseline and method.name in measured)]
     title = f"Label efficiency on {Path(chosen.data or 'the embedded scenes').name}"
     files = [output / "report.md", output / "figure.png"]

@@ -1,34 +1,27 @@
-"""Checkpoints of a run: written whole or not at all, checked when they are read, the newest few kept.
+"""The files of a run's checkpoints: written whole or not at all, checked when they are read, the newest few kept.
 
-`checkpoints/step-N/` holds the model after N steps (`model.safetensors` and `config.json`, so that `from_pretrained`
-loads it), the moving average of its weights if there is one, the optimizer's state, and `checkpoint.json`, which says
-which run it belongs to and lists its files with their hashes.
+`checkpoints/step-N/` holds the model after N steps, which is used as that in `final/` (`model.safetensors`,
+`config.json` and the image processor's file), the moving average of its weights if there is one, the optimizer's
+state, and `checkpoint.json`, which says which run it belongs to and lists its files with their hashes.
 """
 
-import dataclasses
 import hashlib
 import json
 import shutil
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ddep_hub import DDePConfig
+from ddep_hub import DDePConfig, DDePImageProcessor
 from ddep_hub.checkpoints import without_shared_memory
-from ddep_hub.utils.arguments import names_with
 from ddep_hub.utils.files import atomic_dir, remove_dir
-from ddep_hub.utils.processes import on_main_process
 
-from .optim import Tensors, Weights
-from .run_arguments import RunArguments
+from .optim import Tensors
 
 
 FORMAT = 2
@@ -74,14 +67,24 @@ def checkpoint_folders(output: Path) -> list[Path]:
     return sorted((path for path in found if path.name[5:].isdigit()), key=lambda path: int(path.name[5:]))
 
 
-def write_checkpoint(output: Path, checkpoint: Checkpoint, config: DDePConfig, *, limit: int) -> Path:
+def write_checkpoint(
+    output: Path,
+    checkpoint: Checkpoint,
+    config: DDePConfig,
+    processor: DDePImageProcessor,
+    *,
+    limit: int,
+    how_to_resume: str,
+) -> Path:
     """Writes a checkpoint and removes the oldest ones.
 
     Args:
         output: the run's folder.
         checkpoint: what to write.
-        config: the model's.
+        config: the model's, with its class in `architectures`.
+        processor: the model's.
         limit: how many checkpoints to keep.
+        how_to_resume: what to do after an error, see [`RunArguments`].
 
     Raises:
         CheckpointError: it could not be written; the older ones are still there.
@@ -94,6 +97,7 @@ def write_checkpoint(output: Path, checkpoint: Checkpoint, config: DDePConfig, *
                 save_file(_contiguous(checkpoint.average), folder / "average.safetensors")
             torch.save(checkpoint.optimizer, folder / "optimizer.pt")
             config.save_pretrained(folder)
+            processor.save_pretrained(folder)
             record = {
                 "format": FORMAT,
                 "step": checkpoint.step,
@@ -104,10 +108,11 @@ def write_checkpoint(output: Path, checkpoint: Checkpoint, config: DDePConfig, *
             }
             (folder / "checkpoint.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap the system's errors
-        free = shutil.disk_usage(output).free
+        # Free again, now that what was written of it is gone.
+        free, size = shutil.disk_usage(output).free / 1e6, _size(checkpoint) / 1e6
         raise CheckpointError(
-            f"{path} could not be written: {error} ({free / 1e6:.0f} MB are free there). {_what_is_left(output)} "
-            "Free some space, then use `--resume_from_checkpoint latest`."
+            f"{path} could not be written: {error} (it takes about {size:.0f} MB, {free:.0f} MB are free there). "
+            f"{_what_is_left(output)} Free some space. {how_to_resume}"
         ) from error
     for old in checkpoint_folders(output)[:-limit]:
         if old != path:
@@ -187,7 +192,7 @@ def read_checkpoint(path: Path, fingerprint: Mapping[str, Any]) -> Checkpoint:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} is damaged: {error}. {_what_is_left(output, but=path)} Remove the damaged folder, then "
-            "use `--resume_from_checkpoint latest`."
+            "resume from the latest one."
         ) from error
     stored = record["fingerprint"]
     differences = [
@@ -218,6 +223,13 @@ def _contiguous(tensors: Tensors) -> Tensors:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in plain.items()}
 
 
+def _size(checkpoint: Checkpoint) -> int:
+    """Bytes of the tensors that a checkpoint is made of."""
+    states = [state for states in checkpoint.optimizer["state"].values() for state in states.values()]
+    tensors = [*checkpoint.model.values(), *(checkpoint.average or {}).values(), *states]
+    return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
+
+
 def _digest(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
@@ -226,138 +238,3 @@ def _digest(path: Path) -> dict[str, Any]:
 def _what_is_left(output: Path, but: Path | None = None) -> str:
     others = [folder for folder in checkpoint_folders(output) if folder != but]
     return f"{others[-1]} is still there." if others else "There is no other checkpoint."
-
-
-class Checkpointer:
-    """Writes and reads the checkpoints of one run.
-
-    Args:
-        accelerator: The process's accelerator.
-        weights: The weights of the run.
-        optimizer: Its optimizer, prepared.
-        args: Its arguments.
-        fingerprint: Hash of its data.
-        elastic: Whether it can resume on another number of processes.
-    """
-
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        weights: Weights,
-        optimizer: Any,
-        args: RunArguments,
-        *,
-        fingerprint: str,
-        elastic: bool,
-    ) -> None:
-        self.accelerator, self.weights, self.args, self.elastic = accelerator, weights, args, elastic
-        self.optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
-        resumable = names_with(type(args), "resumable")
-        fields = {name: value for name, value in dataclasses.asdict(args).items() if name not in resumable}
-        # As JSON has it, such as lists for tuples.
-        self.fingerprint = json.loads(json.dumps({"script": type(args).__name__, **fields, "data": fingerprint}))
-        self.environment = {
-            "processes": accelerator.num_processes,
-            "micro-batches": args.gradient_accumulation_steps,
-            "threads": torch.get_num_threads(),
-            "mixed precision": accelerator.mixed_precision,
-            "device": accelerator.device.type,
-            "torch": str(torch.__version__),
-        }
-
-    def load(self) -> dict[str, Any]:
-        """Loads the weights and the optimizer of the checkpoint to resume from, in every process.
-
-        Returns:
-            What [`save`] was given, with this process's `states`; empty if the run starts from the beginning.
-
-        Raises:
-            CheckpointError: The checkpoint is damaged, or belongs to another run.
-        """
-        if self.args.resume_from_checkpoint is None:
-            return {}
-        output, name = Path(self.args.output_dir), self.args.resume_from_checkpoint
-        # The main process looks, and all read what it found: another node may see another folder.
-        found = on_main_process(self.accelerator, lambda: find_checkpoint(output, name))
-        (path,) = broadcast_object_list([found])
-        if path is None:
-            self.accelerator.print(f"resume_from_checkpoint: {output} has no checkpoint yet. Starting at step 0.")
-            return {}
-        checkpoint = self._read(path)
-        processes = checkpoint.environment["processes"]
-        if not self.elastic and processes != self.accelerator.num_processes:
-            raise CheckpointError(
-                f"{path}: a stream resumes exactly on the number of processes it was read with: launch {processes}, "
-                f"not {self.accelerator.num_processes}."
-            )
-        for later in on_main_process(self.accelerator, lambda: set_aside_later(path)) or []:
-            self.accelerator.print(f"A checkpoint of a later step was renamed to {later}.")
-        changed = [
-            f"{name} ({checkpoint.environment.get(name)} then, {now} now)"
-            for name, now in self.environment.items()
-            if checkpoint.environment.get(name) != now
-        ]
-        if changed and self.accelerator.is_main_process:
-            warnings.warn(
-                f"{path} was written with other {', '.join(changed)}. The examples of each step are the same; the "
-                "last digits of the weights may differ.",
-                stacklevel=2,
-            )
-        optimizer = dict(checkpoint.optimizer)
-        scaler = optimizer.pop("scaler", None)
-        self.weights.load_state_dict(self.optimizer, checkpoint.model, checkpoint.average, optimizer)
-        if self.accelerator.scaler is not None and scaler is not None:
-            self.accelerator.scaler.load_state_dict(scaler)
-        streams = checkpoint.progress.pop("streams")
-        states = {} if self.elastic else streams[self.accelerator.process_index]
-        return {**checkpoint.progress, "states": states}
-
-    def _read(self, path: Path) -> Checkpoint:
-        """Reads a checkpoint in every process.
-
-        Raises:
-            CheckpointError: It cannot be read in this process, or in another one.
-        """
-        checkpoint, error = None, None
-        try:
-            checkpoint = read_checkpoint(path, self.fingerprint)
-        except CheckpointError as caught:
-            error = caught
-        failures = gather_object([None if error is None else str(error)])
-        if error is not None:
-            raise error
-        if any(failures):
-            raise CheckpointError(f"Another process cannot resume: {next(filter(None, failures))}")
-        assert checkpoint is not None
-        records = gather_object([checkpoint.record])
-        if len(set(records)) > 1:
-            raise CheckpointError(f"{path} is not the same for all processes. Put output_dir where all nodes see it.")
-        return checkpoint
-
-    def save(self, progress: Mapping[str, Any], states: Mapping[str, Any]) -> Path:
-        """Writes a checkpoint; called in every process.
-
-        Args:
-            progress: Counters of the loop, JSON, with `step`.
-            states: State of this process's stream, if it has one.
-
-        Raises:
-            CheckpointError: It could not be written.
-        """
-        streams = gather_object([dict(states)])
-        model, average, optimizer = self.weights.gather(self.optimizer)
-        if self.accelerator.scaler is not None:
-            optimizer = {**optimizer, "scaler": self.accelerator.scaler.state_dict()}
-        checkpoint = Checkpoint(
-            step=progress["step"],
-            fingerprint=self.fingerprint,
-            environment=self.environment,
-            progress={**progress, "streams": streams},
-            model=model,
-            average=average,
-            optimizer=optimizer,
-        )
-        output, limit = Path(self.args.output_dir), self.args.save_total_limit
-        config = self.weights.model.config
-        on_main_process(self.accelerator, lambda: write_checkpoint(output, checkpoint, config, limit=limit))
-        return checkpoint_folder(output, checkpoint.step)

@@ -128,6 +128,14 @@ def learning_rate_factor(step: int, args: RunArguments) -> float:
             raise ValueError(f"lr_scheduler_type must be cosine, polynomial or constant, got {other}.")
 
 
+def warmup_warning(args: RunArguments) -> str:
+    """What to print of a run that ends before the learning rate is at its peak."""
+    return (
+        f"Warning: the learning rate does not reach its peak, as warmup_steps ({args.warmup_steps}) is not below "
+        f"max_steps ({args.max_steps}). Set warmup_steps lower."
+    )
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, args: RunArguments) -> float:
     """Sets the learning rates of a step, a function of the step alone, and gives that of the decoder."""
     factor = learning_rate_factor(step, args)

@@ -189,6 +189,13 @@ class RunArguments:
                 if own and getattr(self, field.name) != field.default:
                     raise ValueError(f"{field.name} belongs to the model in pretrained. Leave it out.")
 
+    @property
+    def how_to_resume(self) -> str:
+        """What to do when the run has stopped. A command that has the flag, as a study has it, needs no other one."""
+        if self.resume_from_checkpoint == "latest":
+            return "Repeat the same command to resume."
+        return "Resume with `--resume_from_checkpoint latest`."
+
     def check_positive(self, *names: str) -> None:
         """Raises a ValueError that names the first of these that is not a positive number."""
         for name in names:

@@ -113,6 +113,7 @@ def _steps_in(minutes: float, args: PretrainArguments, labelled: SegmentationDat
         args,
         output_dir=str(folder),
         max_steps=TIMED_STEPS,
+        warmup_steps=0,
         save_steps=0,
         report_to=[],
         overwrite=True,

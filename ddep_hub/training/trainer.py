@@ -26,10 +26,10 @@ from ddep_hub.utils.arguments import write_yaml
 from ddep_hub.utils.files import remove_dir
 from ddep_hub.utils.processes import build_accelerator, keep_freed_memory, on_main_process
 
-from .checkpointing import Checkpointer
+from .checkpointer import Checkpointer
 from .logging import MetricsLogger
 from .models import check_single_image
-from .optim import Weights, build_optimizer, in_float32, rate_table, set_learning_rate
+from .optim import Weights, build_optimizer, in_float32, rate_table, set_learning_rate, warmup_warning
 from .run_arguments import RunArguments, micro_batches, parse_time
 from .run_dir import (
     Interruption,
@@ -196,12 +196,20 @@ class Trainer(Losses):
         if args.batch_size // (accelerator.num_processes * micro_batches(args, accelerator.num_processes)) == 1:
             self._check_single_images()
         factors = self.learning_rate_factors()
+        if args.warmup_steps >= args.max_steps:
+            accelerator.print(warmup_warning(args))
         if factors and len(set(factors.values())) > 1:
             accelerator.print(rate_table(self.model, args, factors))
         self.weights = Weights(accelerator, self.model, args)
         wrapped, self.optimizer = accelerator.prepare(self.model, build_optimizer(self.model, args, factors))
         self.checkpointer = Checkpointer(
-            accelerator, self.weights, self.optimizer, args, fingerprint=self.fingerprint, elastic=self.elastic
+            accelerator,
+            self.weights,
+            self.optimizer,
+            args,
+            self.processor,
+            fingerprint=self.fingerprint,
+            elastic=self.elastic,
         )
         progress = self.checkpointer.load()
         self.step: int = progress.get("step", 0)
@@ -271,8 +279,8 @@ class Trainer(Losses):
                 if stop:
                     reason = interruption.reason or "another process"
                     message = (
-                        f"Stopped by {reason} after step {self.step} of {args.max_steps}; checkpoint: {path}. Resume "
-                        "with `--resume_from_checkpoint latest`."
+                        f"Stopped by {reason} after step {self.step} of {args.max_steps}; checkpoint: {path}. "
+                        f"{args.how_to_resume}"
                     )
                     self.accelerator.print(message, flush=True)
                     raise RunInterrupted(message)

@@ -216,25 +216,54 @@ class _Parser(HfArgumentParser):
         self.exit(2, f"{self.prog}: {message}{end} `--help` lists the arguments.\n")
 
 
+def load_yaml(path: str | Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is none, or not in UTF-8; names it.
+    """
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file in UTF-8: {error}. Save it as UTF-8.") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+
+
 def read_yaml(path: str | Path, cls: type[Dataclass]) -> dict[str, Any]:
     """Reads a file of arguments.
 
     Raises:
         OSError: It cannot be read.
-        ValueError: It is not a mapping, or holds an unknown argument.
+        ValueError: It is not a mapping, or holds an unknown argument, or a list where one value is taken.
     """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not a YAML file: {error}") from error
+    values = load_yaml(path) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold `argument: value` lines, got a {type(values).__name__}.")
     values = {_new_name(cls, str(name)): value for name, value in values.items()}
     names = [field.name for field in dataclasses.fields(cls)]
     for name in values:
+        if name in ("preset", "config"):
+            raise ValueError(f"{path}: `{name}` cannot be set in a file. Pass `--{name}` on the command line.")
         if name not in names:
             raise ValueError(f"{path} has an unknown argument {did_you_mean(name, names)}")
+    check_shapes(cls, values, str(path))
     return values
+
+
+def check_shapes(cls: type[Dataclass], values: Mapping[str, Any], where: str) -> None:
+    """Checks what a command line could not express: lists of arguments that take one value, and nested values.
+
+    Raises:
+        ValueError: There is one; names it and `where` it is.
+    """
+    hints = typing.get_type_hints(cls)
+    for name, value in values.items():
+        several = "list" in str(hints.get(name, ""))
+        items = value if several and isinstance(value, list) else [value]
+        if any(isinstance(item, list | dict) for item in items):
+            raise ValueError(f"{where}: `{name}` takes {'a list of values' if several else 'one value'}, not {value}.")
 
 
 def write_yaml(arguments: Any, path: str | Path) -> None:

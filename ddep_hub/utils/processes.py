@@ -51,6 +51,11 @@ def native_precision(device: torch.device) -> str:
     return "bf16" if device.type == "cpu" and capabilities.get("amx_bf16") else "no"
 
 
+def launched_precision() -> str | None:
+    """The number format that `accelerate launch` has been told, `None` without the launcher."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION")
+
+
 def build_accelerator(mixed_precision: str, **kwargs: Any) -> Accelerator:
     """Builds the accelerator of a run.
 
@@ -59,14 +64,13 @@ def build_accelerator(mixed_precision: str, **kwargs: Any) -> Accelerator:
             the launcher, for [`native_precision`].
         **kwargs: Passed on to `Accelerator`.
     """
-    chosen: str | None = mixed_precision
     if mixed_precision == "auto":
-        launched = "ACCELERATE_MIXED_PRECISION" in os.environ
-        chosen = None if launched else native_precision(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        native = native_precision(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        mixed_precision = launched_precision() or native
     state = AcceleratorState._shared_state
-    if chosen is not None and state and state.get("_mixed_precision") != chosen:
+    if state and state.get("_mixed_precision") != mixed_precision:
         AcceleratorState._reset_state()  # an earlier run of this process, which had another format
-    return Accelerator(mixed_precision=chosen, **kwargs)
+    return Accelerator(mixed_precision=mixed_precision, **kwargs)
 
 
 Result = TypeVar("Result")

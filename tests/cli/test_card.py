@@ -63,7 +63,9 @@ def test_the_snippet_runs(runs, tmp_path, monkeypatch, kind):
     Image.new("RGB", (48, 40)).save("image.jpg")
     folder = runs / kind / "final"
     shutil.copy(folder / "README.md", "card.md")
-    assert main(["card", str(folder), "--repository", str(folder)]) == 0
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org" / "name").symlink_to(folder)  # as if it were published
+    assert main(["card", str(folder), "--repository", "org/name"]) == 0
     snippets = re.findall(r"```python\n(.*?)```", read(folder), re.DOTALL)
     shutil.copy("card.md", folder / "README.md")
     (tmp_path / "snippet.py").write_text(snippets[0])
@@ -94,7 +96,30 @@ def test_an_evaluation(final, scenes, tmp_path):
     assert (final / "confusion.png").read_bytes() == (evaluation / "confusion.png").read_bytes()
 
 
+def test_a_bar_in_a_name_ends_no_cell(final):
+    for name, change in (("results.json", {"iou": {"a|b": 0.5}}), ("run.json", {"non_default": ["data"]})):
+        content = json.loads((final / name).read_text()) | change
+        content.get("arguments", {})["data"] = "c|d"
+        (final / name).write_text(json.dumps(content))
+    assert main(["card", str(final)]) == 0
+    assert r"| IoU a\|b | 50.00 |" in read(final) and r"`data=c\|d`" in read(final)
+    assert r"labelled images of `c\|d`, split" in read(final)
+
+
+def test_results_that_are_not_those_of_the_run(final, capsys):
+    before = read(final)
+    results = json.loads((final / "results.json").read_text())
+    for name in ("labelled", "iou"):  # one is missed by the template, the other before it
+        (final / "results.json").write_text(json.dumps({k: v for k, v in results.items() if k != name}))
+        assert main(["card", str(final)]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "results.json lack what a run writes" in line and name in line and read(final) == before
+
+
 def test_what_it_cannot_do(runs, final, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["card", str(final), "--repository", "name"])
+    assert "repository must be org/name, got name" in capsys.readouterr().err
     for argv, said in (
         ([str(tmp_path)], "has no config.json"),
         ([str(final), "--baseline", str(runs / "ddep" / "final")], "must be fine-tuned"),

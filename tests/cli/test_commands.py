@@ -1,6 +1,7 @@
 """`ddep-hub evaluate` and `ddep-hub predict`, from the command line to the files."""
 
 import functools
+import io
 import json
 import multiprocessing
 import re
@@ -18,7 +19,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
-from ddep_hub.cli import COMMANDS, explain_mistakes, main
+from ddep_hub.cli import COMMANDS, commands, explain_mistakes, main
 from ddep_hub.data.classes import ClassTable, class_colors, write_class_table
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
@@ -31,6 +32,7 @@ from ddep_hub.evaluation.predict import classes_of
 from ddep_hub.pretrained import load_denoiser, load_model
 from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.finetuning import finetune
+from ddep_hub.utils.processes import build_accelerator
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -92,6 +94,31 @@ def test_evaluation_under_mixed_precision(data, model, tmp_path, monkeypatch):
         AcceleratorState._reset_state(reset_partial_state=True)
     assert seen == {("Conv2d", torch.bfloat16)} and logits[0].dtype == torch.float32
     assert results["mixed_precision"] == "bf16" and 0 <= results["mean_iou"] <= 1
+
+
+@pytest.mark.parametrize(("launched", "wanted"), [(None, "no"), ("no", "no"), ("bf16", "bf16")])
+def test_evaluation_does_not_take_over_the_format_of_a_run(launched, wanted, data, model, monkeypatch):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    if launched is not None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    try:
+        build_accelerator("no" if wanted == "bf16" else "bf16")
+        assert evaluation.evaluate(model, data)["mixed_precision"] == wanted
+    finally:
+        AcceleratorState._reset_state()
+
+
+@pytest.mark.parametrize("name", ["config.json", "results.json", "confusion.png"])
+def test_evaluate_replaces_no_files_of_others(name, data, model, tmp_path, monkeypatch, capsys):
+    output = Path(model) if name == "config.json" else tmp_path / "out"
+    output.mkdir(exist_ok=True)
+    (output / (name if name != "config.json" else "results.json")).write_text('{"labelled": 6}')
+    before = {path: path.read_bytes() for path in output.iterdir()}
+    monkeypatch.setattr(evaluation, "load_model", lambda *args: pytest.fail("refused before the work"))
+    assert main(["evaluate", "--model", model, "--data", str(data), "--output_dir", str(output)]) == 1
+    said = capsys.readouterr().err
+    assert f"output_dir: {output} holds" in said and ("a model" if name == "config.json" else name) in said
+    assert {path: path.read_bytes() for path in output.iterdir()} == before
 
 
 def test_evaluate_writes_figures_and_pictures(data, model, tmp_path, capsys):
@@ -312,6 +339,27 @@ def test_files_of_a_model_that_cannot_be_used(data, model, tmp_path, capsys, fil
     assert main(["evaluate", "--model", model, "--data", str(data)]) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "Loading weights" not in line]
     assert line.startswith("ddep-hub evaluate: ") and said in line and "validate_architecture" not in line
+
+
+def test_an_interrupted_command_says_so(capsys, monkeypatch):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "list_shipped", interrupted)
+    assert main(["list"]) == 130 and capsys.readouterr().err == "ddep-hub list: interrupted\n"
+    with pytest.raises(KeyboardInterrupt):
+        main(["list", "--debug"])
+
+
+def test_names_that_the_terminal_cannot_show_end_no_command(monkeypatch):
+    monkeypatch.setattr(commands, "list_shipped", lambda argv: print("\N{GRINNING FACE}.png"))
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert main(["list"]) == 0
+    terminal.flush()
+    assert terminal.buffer.getvalue().split() == [rb"\U0001f600.png"]
+    monkeypatch.setattr(sys, "stdout", type("Window", (), {"write": lambda self, text: None})())
+    assert main(["list"]) == 0
 
 
 def test_scripts_end_with_one_line_too(capsys, monkeypatch):

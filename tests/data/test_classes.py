@@ -68,6 +68,7 @@ def test_round_trip(tmp_path):
         ({"classes": [{"id": 0, "name": "a"}], "ignore_index": 0}, ["ignore_index 0", "'a'"]),
         ({"classes": [{"id": 0, "name": "a"}], "ignore_index": "x"}, ["ignore_index", "'x'"]),
         ({"classes": {"0": "a"}}, ["'classes'", "an object"]),
+        ({"classes": [{"id": 0, "name": "a\nb"}]}, ["classes[0].name", "line breaks"]),
         ({"labels": "a"}, ["'labels'"]),
         ({"classes": []}, ["no classes"]),
         ("3", ["the value 3"]),

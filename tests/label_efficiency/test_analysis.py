@@ -11,6 +11,7 @@ from ddep_hub.label_efficiency.report import (
     Row,
     add_row,
     best_baseline,
+    comparison_table,
     curves,
     labels_needed,
     paired_difference,
@@ -134,6 +135,10 @@ def test_a_decimal_fraction_is_the_same_fraction(tmp_path):
     add_row(table, row("a", "1/4", 0, 10.0))
     table.write_text(table.read_text().replace("1/4", "0.25"))
     assert read_rows(table) == [row("a", "1/4", 0, 10.0)]
+
+
+def test_a_bar_in_a_name_ends_no_cell():
+    assert comparison_table({"a|b": {0: 1.0}}).splitlines()[2] == r"| a\|b | 1.00 | 1.00 | - |"
 
 
 def test_report_and_figure(tmp_path):

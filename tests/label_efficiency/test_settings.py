@@ -8,7 +8,7 @@ import yaml
 
 from ddep_hub.label_efficiency.config import StudyArguments, read_study
 from ddep_hub.label_efficiency.report import read_rows
-from ddep_hub.label_efficiency.runner import chosen_study
+from ddep_hub.label_efficiency.runner import chosen_study, compare
 from ddep_hub.training.arguments import FinetuneArguments
 
 
@@ -151,6 +151,21 @@ def test_one_name_may_stand_for_a_list(write):
 def test_a_wrong_file_is_named(write, changes, message):
     with pytest.raises(ValueError, match=message):
         read_study(write(**changes))
+
+
+def test_lists_and_encodings_that_cannot_be_read_are_named(write, tmp_path):
+    study = read_study(write(finetuning={"max_steps": [1, 2]}))
+    with pytest.raises(ValueError, match=r"method `encoder`, finetuning: `max_steps` takes one value, not \[1, 2\]"):
+        study.finetune_arguments(method(study, "encoder"), "1", 0, tmp_path, None)
+    (tmp_path / "study.yaml").write_bytes("data: café".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"study\.yaml is not a text file in UTF-8"):
+        read_study(tmp_path / "study.yaml")
+
+
+def test_a_report_of_no_rows_is_an_error(write, tmp_path):
+    with pytest.raises(ValueError, match=r"report_only: .*results\.csv has no rows of ddep, dep, encoder, long"):
+        compare(StudyArguments(study=str(write()), output_dir=str(tmp_path / "none"), report_only=True))
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_wrong_argument_is_named(write, tmp_path):

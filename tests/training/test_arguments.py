@@ -67,6 +67,10 @@ def test_mistakes_are_named(argv, said, capsys):
         ("freeze_encoder: 3", "freeze_encoder"),
         ("num_val_images: 0", "num_val_images"),
         ("decoder_only: true\nfreeze_encoder: false", "decoder_only"),
+        ("max_steps: [1, 2]", "run.yaml: `max_steps` takes one value, not [1, 2]"),
+        ("sigma: [[0.2], 0.3]", "run.yaml: `sigma` takes a list of values"),
+        ("seed: {a: 1}", "run.yaml: `seed` takes one value"),
+        ("preset: transunet-1x", "run.yaml: `preset` cannot be set in a file. Pass `--preset` on the command line"),
     ],
 )
 def test_mistakes_in_the_file_are_named(text, said, tmp_path, capsys):
@@ -75,6 +79,13 @@ def test_mistakes_in_the_file_are_named(text, said, tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse_arguments(PretrainArguments, ["--config", str(file)])
     assert said in capsys.readouterr().err
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path, capsys):
+    (tmp_path / "run.yaml").write_bytes("output_dir: café".encode("latin-1"))
+    with pytest.raises(SystemExit):
+        parse_arguments(PretrainArguments, ["--config", str(tmp_path / "run.yaml")])
+    assert "run.yaml is not a text file in UTF-8" in capsys.readouterr().err
 
 
 def test_a_missing_file_is_named(capsys):

@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 
-from ddep_hub import DDePConfig
+from ddep_hub import DDePConfig, DDePImageProcessor
 from ddep_hub.training.checkpointing import (
     Checkpoint,
     CheckpointError,
@@ -34,7 +34,8 @@ def write(output, step, limit=5, size=4):
         average={"weight": torch.full((size, 2), -float(step))},
         optimizer={"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
     )
-    return write_checkpoint(output, checkpoint, DDePConfig(encoder_name="tf_efficientnet_lite0"), limit=limit)
+    config, processor = DDePConfig(encoder_name="tf_efficientnet_lite0"), DDePImageProcessor()
+    return write_checkpoint(output, checkpoint, config, processor, limit=limit, how_to_resume="Go on.")
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -141,7 +142,7 @@ def small_files_alone():
 
 def test_a_full_disk_leaves_the_older_checkpoint_and_nothing_half_written(tmp_path):
     write(tmp_path, 5)
-    said = r"step-10 could not be written: .*step-5 is still there.*`--resume_from_checkpoint latest`"
+    said = r"step-10 could not be written: .*it takes about 2 MB, \d+ MB are free.*step-5 is still there.*Go on\."
     with pytest.raises(CheckpointError, match=said), small_files_alone():
         write(tmp_path, 10, size=100_000)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-5"]

@@ -35,7 +35,7 @@ def test_the_format_follows_the_cpu(amx, wanted, monkeypatch, fresh_state):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert build_accelerator("bf16").mixed_precision == "bf16"
     assert build_accelerator("no").mixed_precision == "no"
-    AcceleratorState._reset_state()
+    assert build_accelerator("bf16").mixed_precision == "bf16"
     assert build_accelerator("auto").mixed_precision == "no"
 
 

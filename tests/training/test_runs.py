@@ -12,12 +12,15 @@ from safetensors.torch import load_file
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.data.image_io import BadFileError
+from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.encoder_weights import lite0_weights_file
+from ddep_hub.pretrained import load_denoiser, load_model, load_processor
 from ddep_hub.training import pretraining
 from ddep_hub.training import trainer as loop
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.logging import read_metrics
+from ddep_hub.training.models import finetuning_model
 from ddep_hub.training.pretraining import pretrain
 from ddep_hub.utils.arguments import parse_arguments
 
@@ -71,6 +74,28 @@ def test_a_pretraining_run_writes_what_it_says(pretrained):
     assert "![Training loss](loss.png)" in card and (output / "final" / "loss.png").stat().st_size > 5000
     again = parse_arguments(PretrainArguments, ["--config", str(output / "config.yaml")])
     assert again.output_dir == str(output) and again.max_steps == 3
+
+
+@pytest.mark.parametrize("start", ["random decoder", "pretrained decoder"])
+def test_a_checkpoint_of_fine_tuning_is_used_as_final_is(start, pretrained, scenes, tiny, tmp_path, capsys):
+    fields = {**tiny, "data": str(scenes), "max_steps": 1, "image_size": 48, "allow_empty_classes": True}
+    if start == "pretrained decoder":
+        fields = {**finetuned(fields), "pretrained": str(pretrained[0] / "final")}
+    finetune(FinetuneArguments(**fields, output_dir=str(tmp_path / "run")))
+    assert "warmup_steps (1) is not below max_steps (1)" in capsys.readouterr().out
+    checkpoint, final = tmp_path / "run" / "checkpoints" / "step-1", tmp_path / "run" / "final"
+    model = load_model(checkpoint)
+    assert same(model.state_dict(), load_model(final).state_dict())
+    processors = [load_processor(folder, model.config).to_dict() for folder in (checkpoint, final)]
+    assert processors[0] == processors[1] and processors[0]["size"] == {"shortest_edge": 48}
+    # Neither a new classifier, nor norms that are rescaled once more.
+    again, _ = finetuning_model(FinetuneArguments(pretrained=str(checkpoint)), SegmentationFolder(scenes, "val").classes)
+    assert same(again.state_dict(), model.state_dict())
+
+
+def test_a_checkpoint_of_pretraining_is_used_as_final_is(pretrained):
+    one, other = (load_denoiser(pretrained[0] / folder) for folder in ("checkpoints/step-3", "final"))
+    assert same(one.state_dict(), other.state_dict())
 
 
 def test_only_the_decoder_was_trained(pretrained, tmp_path):

@@ -1,0 +1,172 @@
+"""Checkpoints of one run, in all of its processes: what goes into them, and what a resumed run takes from one."""
+
+import copy
+import dataclasses
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+
+from ddep_hub import DDePImageProcessor
+from ddep_hub.utils.arguments import names_with
+from ddep_hub.utils.processes import on_main_process
+
+from .checkpointing import (
+    Checkpoint,
+    CheckpointError,
+    checkpoint_folder,
+    find_checkpoint,
+    read_checkpoint,
+    set_aside_later,
+    write_checkpoint,
+)
+from .optim import Weights
+from .run_arguments import RunArguments
+
+
+class Checkpointer:
+    """Writes and reads the checkpoints of one run.
+
+    Args:
+        accelerator: The process's accelerator.
+        weights: The weights of the run.
+        optimizer: Its optimizer, prepared.
+        args: Its arguments.
+        processor: The model's image processor.
+        fingerprint: Hash of its data.
+        elastic: Whether it can resume on another number of processes.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        weights: Weights,
+        optimizer: Any,
+        args: RunArguments,
+        processor: DDePImageProcessor,
+        *,
+        fingerprint: str,
+        elastic: bool,
+    ) -> None:
+        self.accelerator, self.weights, self.args, self.elastic = accelerator, weights, args, elastic
+        self.processor = processor
+        self.optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+        resumable = names_with(type(args), "resumable")
+        fields = {name: value for name, value in dataclasses.asdict(args).items() if name not in resumable}
+        # As JSON has it, such as lists for tuples.
+        self.fingerprint = json.loads(json.dumps({"script": type(args).__name__, **fields, "data": fingerprint}))
+        self.environment = {
+            "processes": accelerator.num_processes,
+            "micro-batches": args.gradient_accumulation_steps,
+            "threads": torch.get_num_threads(),
+            "mixed precision": accelerator.mixed_precision,
+            "device": accelerator.device.type,
+            "torch": str(torch.__version__),
+        }
+
+    def load(self) -> dict[str, Any]:
+        """Loads the weights and the optimizer of the checkpoint to resume from, in every process.
+
+        Returns:
+            What [`save`] was given, with this process's `states`; empty if the run starts from the beginning.
+
+        Raises:
+            CheckpointError: The checkpoint is damaged, or belongs to another run.
+        """
+        if self.args.resume_from_checkpoint is None:
+            return {}
+        output, name = Path(self.args.output_dir), self.args.resume_from_checkpoint
+        # The main process looks, and all read what it found: another node may see another folder.
+        found = on_main_process(self.accelerator, lambda: find_checkpoint(output, name))
+        (path,) = broadcast_object_list([found])
+        if path is None:
+            self.accelerator.print(f"resume_from_checkpoint: {output} has no checkpoint yet. Starting at step 0.")
+            return {}
+        checkpoint = self._read(path)
+        processes = checkpoint.environment["processes"]
+        if not self.elastic and processes != self.accelerator.num_processes:
+            raise CheckpointError(
+                f"{path}: a stream resumes exactly on the number of processes it was read with: launch {processes}, "
+                f"not {self.accelerator.num_processes}."
+            )
+        for later in on_main_process(self.accelerator, lambda: set_aside_later(path)) or []:
+            self.accelerator.print(f"A checkpoint of a later step was renamed to {later}.")
+        changed = [
+            f"{name} ({checkpoint.environment.get(name)} then, {now} now)"
+            for name, now in self.environment.items()
+            if checkpoint.environment.get(name) != now
+        ]
+        if changed and self.accelerator.is_main_process:
+            warnings.warn(
+                f"{path} was written with other {', '.join(changed)}. The examples of each step are the same; the "
+                "last digits of the weights may differ.",
+                stacklevel=2,
+            )
+        optimizer = dict(checkpoint.optimizer)
+        scaler = optimizer.pop("scaler", None)
+        self.weights.load_state_dict(self.optimizer, checkpoint.model, checkpoint.average, optimizer)
+        if self.accelerator.scaler is not None and scaler is not None:
+            self.accelerator.scaler.load_state_dict(scaler)
+        streams = checkpoint.progress.pop("streams")
+        states = {} if self.elastic else streams[self.accelerator.process_index]
+        return {**checkpoint.progress, "states": states}
+
+    def _read(self, path: Path) -> Checkpoint:
+        """Reads a checkpoint in every process.
+
+        Raises:
+            CheckpointError: It cannot be read in this process, or in another one.
+        """
+        checkpoint, error = None, None
+        try:
+            checkpoint = read_checkpoint(path, self.fingerprint)
+        except CheckpointError as caught:
+            error = caught
+        failures = gather_object([None if error is None else str(error)])
+        if error is not None:
+            raise error
+        if any(failures):
+            raise CheckpointError(f"Another process cannot resume: {next(filter(None, failures))}")
+        assert checkpoint is not None
+        records = gather_object([checkpoint.record])
+        if len(set(records)) > 1:
+            raise CheckpointError(f"{path} is not the same for all processes. Put output_dir where all nodes see it.")
+        return checkpoint
+
+    def save(self, progress: Mapping[str, Any], states: Mapping[str, Any]) -> Path:
+        """Writes a checkpoint; called in every process.
+
+        Args:
+            progress: Counters of the loop, JSON, with `step`.
+            states: State of this process's stream, if it has one.
+
+        Raises:
+            CheckpointError: It could not be written.
+        """
+        streams = gather_object([dict(states)])
+        model, average, optimizer = self.weights.gather(self.optimizer)
+        if self.accelerator.scaler is not None:
+            optimizer = {**optimizer, "scaler": self.accelerator.scaler.state_dict()}
+        checkpoint = Checkpoint(
+            step=progress["step"],
+            fingerprint=self.fingerprint,
+            environment=self.environment,
+            progress={**progress, "streams": streams},
+            model=model,
+            average=average,
+            optimizer=optimizer,
+        )
+        output, trained = Path(self.args.output_dir), self.weights.model
+        # The run's own names the class of the model that it started from. FSDP renames that of the trained one.
+        config = copy.deepcopy(trained.config)
+        config.architectures = [type(trained).__name__.removeprefix("FSDP")]
+        options: dict[str, Any] = {"limit": self.args.save_total_limit, "how_to_resume": self.args.how_to_resume}
+        on_main_process(
+            self.accelerator, lambda: write_checkpoint(output, checkpoint, config, self.processor, **options)
+        )
+        return checkpoint_folder(output, checkpoint.step)
