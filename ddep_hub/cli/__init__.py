@@ -5,6 +5,7 @@ With one line: the traceback is behind `--debug` or DDEP_DEBUG=1.
 
 import os
 import sys
+import time
 from types import TracebackType
 
 
@@ -45,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         SystemExit: After `--help`, for arguments that cannot be parsed (code 2), and from interrupted runs (code 75).
     """
+    started = time.monotonic()  # before the imports, which take seconds
     argv = sys.argv[1:] if argv is None else argv
     name, *rest = [word for word in argv if word != "--debug"] or [""]
     if name in ("-h", "--help"):
@@ -53,10 +55,13 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"{USAGE}\n\nddep-hub: unknown command {name!r}" if name else USAGE, file=sys.stderr)
         return 2
+    from ddep_hub.training.run_arguments import counting_time
+
     from . import commands
 
     try:
-        getattr(commands, name if name != "list" else "list_shipped")(rest)
+        with counting_time(started):
+            getattr(commands, name if name != "list" else "list_shipped")(rest)
     except Exception as error:
         line = one_line(error)
         if line is None or "--debug" in argv:
