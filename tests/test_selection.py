@@ -42,7 +42,7 @@ def kinds_of(paths):
 def test_the_choice_holds_every_kind_and_begins_like_a_shorter_one(photos):
     chosen = ddep_hub.select_images(photos, 3, image_size=64)
     assert kinds_of(chosen) == set(KINDS) and all(path.is_relative_to(photos) for path in chosen)
-    assert ddep_hub.select_images(str(photos), 5, image_size=64)[:3] == chosen
+    assert ddep_hub.select_images(str(photos), "5", labelled=None, image_size=64.0)[:3] == chosen
 
 
 def test_labelled_images_count_as_chosen_and_so_do_their_copies(photos, tmp_path):
@@ -114,6 +114,10 @@ def test_mistakes_are_told(photos, tmp_path):
             ddep_hub.select_images(photos, number)
     with pytest.raises(ValueError, match="image_size must be positive"):
         ddep_hub.select_images(photos, 1, image_size=0)
+    with pytest.raises(ValueError, match=r"number must be a whole number, got 2\.5"):
+        ddep_hub.select_images(photos, 2.5)
+    with pytest.raises(TypeError, match="images must be a folder, got a list"):
+        ddep_hub.select_images([photos], 1)
     with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
         ddep_hub.select_images(photos, 1, labelled=[tmp_path / "nowhere"])
 

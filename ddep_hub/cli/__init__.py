@@ -5,6 +5,7 @@ With one line: the traceback is behind `--debug` or DDEP_DEBUG=1.
 
 import os
 import sys
+import time
 from types import TracebackType
 
 
@@ -46,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         SystemExit: After `--help`, for arguments that cannot be parsed (code 2), and from interrupted runs (code 75).
     """
+    started = time.monotonic()  # before the imports, which take seconds
     for stream in (sys.stdout, sys.stderr):  # names of files may hold what the terminal's encoding does not have
         if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -58,9 +60,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{USAGE}\n\nddep-hub: unknown command {name!r}" if name else USAGE, file=sys.stderr)
         return 2
     try:
+        from ddep_hub.training.run_arguments import counting_time
+
         from . import commands
 
-        getattr(commands, name if name != "list" else "list_shipped")(rest)
+        with counting_time(started):
+            getattr(commands, name if name != "list" else "list_shipped")(rest)
     except Exception as error:
         line = one_line(error)
         if line is None or "--debug" in argv:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ddep_hub.data.arguments import LabelledDataArguments
 from ddep_hub.utils.arguments import arg, pair
+from ddep_hub.utils.values import convert_fields
 
 
 if TYPE_CHECKING:  # torch, which `--help` does without
@@ -42,6 +43,7 @@ class ModelArguments(EncoderWeightsArguments):
     )
 
     def __post_init__(self) -> None:
+        convert_fields(self)
         if not self.model:
             raise ValueError("model is missing. Pass a fine-tuned folder, such as runs/finetune/final, or a Hub id.")
 

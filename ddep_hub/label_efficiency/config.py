@@ -21,6 +21,7 @@ from ddep_hub.utils.arguments import (
     names_with,
     parse_arguments,
 )
+from ddep_hub.utils.values import convert_fields
 
 
 SECTIONS = ("model", "pretraining", "finetuning")
@@ -93,6 +94,7 @@ class StudyArguments(LabelledDataArguments):
     report_only: bool = arg(False, "Write report and figure from the existing rows, and run nothing.")
 
     def __post_init__(self) -> None:
+        convert_fields(self)
         if self.seeds is not None and self.seeds < 1:
             raise ValueError(f"seeds must be positive, got {self.seeds}.")
         if any(number < 1 for number in self.labels):

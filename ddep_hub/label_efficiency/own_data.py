@@ -101,10 +101,14 @@ def _decoder_fields(name: str) -> dict[str, Any]:
     return {field: value for field, value in stored.items() if field.startswith("decoder_") and field in names}
 
 
-def steps_within(args: StudyArguments) -> Steps:
+def steps_within(args: StudyArguments, asked: Study) -> Steps:
     """Steps with which all runs take `args.minutes`, from a short run of each kind; kept in `steps.json`.
 
     Fine-tuning and pretraining are shortened alike, and never longer than by default.
+
+    Args:
+        args: With `data` and `minutes`.
+        asked: The methods, labels and seeds that are to run.
 
     Raises:
         ValueError: The time is too short for so many runs.
@@ -114,6 +118,7 @@ def steps_within(args: StudyArguments) -> Steps:
     if path.exists():
         return Steps(**json.loads(path.read_text(encoding="utf-8")))
     method = next(method for method in full.methods if method.name == TARGET)
+    pretrains = TARGET in {method.name for method in asked.methods}
     folder = output / ".timing"
     fraction = next(iter(full.seeds))
     short: dict[str, Any] = {
@@ -125,21 +130,24 @@ def steps_within(args: StudyArguments) -> Steps:
     pretraining = full.pretrain_arguments(method, folder)
     finetuning = full.finetune_arguments(full.methods[0], fraction, 0, folder, None)
     longest = Steps(finetuning.max_steps, pretraining.max_steps)
-    print(f"Timing {TIMED_STEPS} steps of pretraining and of fine-tuning.", flush=True)
+    print(f"Timing {TIMED_STEPS} steps of {'pretraining and of ' * pretrains}fine-tuning.", flush=True)
     started = time.monotonic()
-    training = open_train_and_val(finetuning)[0]
-    first = PretrainTrainer(dataclasses.replace(pretraining, **short), more_images=[training]).run()["seconds"]
+    first = 0.0
+    if pretrains:
+        training = open_train_and_val(finetuning)[0]
+        first = PretrainTrainer(dataclasses.replace(pretraining, **short), more_images=[training]).run()["seconds"]
     second = finetune(dataclasses.replace(finetuning, **short))["seconds"]
     around = time.monotonic() - started - first - second  # of one run: building, reading, evaluating
     shutil.rmtree(folder, ignore_errors=True)
-    runs = len(full.methods) * sum(full.seeds.values())
+    runs = len(asked.methods) * sum(asked.seeds.values())
     seconds = (runs * longest.finetuning * second + longest.pretraining * first) / TIMED_STEPS
-    left = 60 * float(args.minutes or 0) - around * (runs + 1)
+    left = 60 * float(args.minutes or 0) - around * (runs + pretrains)
     share = min(1.0, left / seconds)
     steps = Steps(round(share * longest.finetuning), round(share * longest.pretraining))
     if steps.finetuning < TIMED_STEPS:
         raise ValueError(
-            f"minutes: {args.minutes:g} are too short for {runs} runs. Allow more, or compare fewer labels and seeds."
+            f"minutes: {args.minutes:g} are too short for {runs} runs. Allow more, or compare fewer methods, labels "
+            "and seeds."
         )
     if steps.finetuning < FEW_STEPS:
         print(

@@ -19,8 +19,10 @@ from ddep_hub.evaluation.evaluate import run_evaluation
 from ddep_hub.training.arguments import PretrainArguments
 from ddep_hub.training.finetuning import finetune, open_train_and_val
 from ddep_hub.training.pretraining import PretrainTrainer, open_sources, pretrain
+from ddep_hub.training.run_arguments import counting_time
 from ddep_hub.utils.arguments import build_arguments, did_you_mean
 from ddep_hub.utils.files import atomic_write, locked
+from ddep_hub.utils.processes import own_state
 
 from .config import SCENES, Method, Study, StudyArguments, read_study
 from .own_data import Steps, advice, draw_examples, own_data_study, steps_within
@@ -30,12 +32,14 @@ from .report import Row, add_row, read_rows, write_report
 WAIT = 5.0  # seconds between two looks at what other processes do
 
 
+@counting_time()
+@own_state()
 def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict[str, Any]]:
     """Compares ways to start fine-tuning: runs what is missing of a study and writes its report.
 
     Args:
         arguments: The study's arguments.
-        **kwargs: The same as keywords, such as `data="my-data"` and `minutes=60`.
+        **kwargs: The same as keywords, which override it, such as `data="my-data"` and `minutes=60`.
 
     Returns:
         The runs, each with its `method`, `fraction` of the labels, `seed`, scores in % (`mean_iou`, ...) and
@@ -46,14 +50,14 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
         SystemExit: The study is launched on several processes at once.
         RunInterrupted: A signal came; a checkpoint was written.
     """
-    args = arguments or build_arguments(StudyArguments, kwargs)
+    args = build_arguments(StudyArguments, kwargs, arguments)
     if PartialState().num_processes > 1:
         raise SystemExit(
             "A study is many small runs: launch it on one process, and start it several times on one output_dir to "
             "share them."
         )
     output = Path(args.output_dir)
-    steps = steps_within(args) if args.minutes is not None and not args.report_only else None
+    steps = steps_within(args, chosen_study(args)) if args.minutes is not None and not args.report_only else None
     chosen = chosen_study(args, steps)
     if args.report_only:
         check_study(chosen, output / "results.csv")

@@ -19,6 +19,7 @@ from ddep_hub.encoders import extract_features
 from ddep_hub.evaluation.visualization import contact_sheet, rgb_of
 from ddep_hub.pretrained import load_processor, load_trained, stored_config
 from ddep_hub.utils.files import atomic_dir, check_empty
+from ddep_hub.utils.values import convert
 
 
 PRETRAINED = "ddep-efficientnet-lite0"
@@ -33,7 +34,7 @@ def select_images(
     images: str | Path,
     number: int,
     *,
-    labelled: Sequence[str | Path] = (),
+    labelled: Sequence[str | Path] | None = None,
     pretrained: str | Path = PRETRAINED,
     encoder_weights: str | None = None,
     image_size: int = 224,
@@ -59,13 +60,17 @@ def select_images(
     Raises:
         FileNotFoundError: There is no such folder, or file of `labelled`.
         OSError: The model cannot be loaded.
+        TypeError: `images` is no folder.
         ValueError: There are fewer images than `number`, an argument is out of range, or the folder holds masks alone.
     """
+    if not isinstance(images, str | Path):
+        raise TypeError(f"images must be a folder, got a {type(images).__name__}. Put the images into one folder.")
+    number, image_size = convert("number", number, int), convert("image_size", image_size, int)
     if image_size < 1:
         raise ValueError(f"image_size must be positive, got {image_size}.")
     root = Path(images)
     names = unlabelled_images(root)
-    before = _files_of(labelled)
+    before = _files_of([] if labelled is None else labelled)
     known = {_content(path) for path in before}
     pool = [name for name in names if not known or _content(root / name) not in known]
     _check_number(number, pool)

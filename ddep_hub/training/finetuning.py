@@ -28,12 +28,13 @@ from ddep_hub.evaluation.metrics import absent_message
 from ddep_hub.evaluation.visualization import segmentation_picture
 from ddep_hub.pretrained import with_image_size
 from ddep_hub.utils.arguments import build_arguments
-from ddep_hub.utils.processes import sum_over_processes
+from ddep_hub.utils.processes import own_state, sum_over_processes
 
 from .arguments import FinetuneArguments
 from .losses import SegmentationLoss, UnlabelledLoss, median_frequency_weights, unlabelled_sources
 from .models import channels_of_run, finetuning_model, processor_of_run
 from .optim import learning_rate_factors, set_encoder_mode
+from .run_arguments import counting_time
 from .stages import STAGE, pretrain_first, record_of
 from .trainer import Batch, Trainer
 
@@ -44,18 +45,22 @@ logger = logging.getLogger(__name__)
 MAX_CLASSES = 12  # whose IoU is printed at the end
 
 
+@counting_time()
+@own_state()
 def finetune(arguments: FinetuneArguments | None = None, **kwargs: Any) -> dict[str, Any]:
     """Fine-tunes a model on few labelled images and writes the run's folder.
 
+    The random generators of the program are afterwards as they were before.
+
     Args:
         arguments: The run's arguments.
-        **kwargs: The same as keywords, and `preset`.
+        **kwargs: The same as keywords, which override it; and `preset`, without `arguments`.
 
     Returns:
         The metrics of [`evaluate_segmentation`] on `eval_split`; `labelled`, the number of labelled images; `seconds`
         of training, and `final`, the folder of the model.
     """
-    args = arguments or build_arguments(FinetuneArguments, kwargs)
+    args = build_arguments(FinetuneArguments, kwargs, arguments)
     decoder = None
     if args.unlabelled and args.pretraining_steps:
         decoder = pretrain_first(args, open_data(args)[0])

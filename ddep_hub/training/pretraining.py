@@ -29,10 +29,11 @@ from ddep_hub.evaluation.visualization import denoising_picture
 from ddep_hub.pretrained import stored_config
 from ddep_hub.utils.arguments import build_arguments
 from ddep_hub.utils.files import resolve_data
+from ddep_hub.utils.processes import own_state
 
 from .arguments import PretrainArguments
 from .models import channels_of_run, pretraining_model, processor_of_run
-from .run_arguments import micro_batches
+from .run_arguments import counting_time, micro_batches
 from .trainer import Batch, Trainer
 
 
@@ -41,18 +42,22 @@ REFERENCE_IMAGES = 32
 REFERENCES = ("predicting_zero", "gaussian_blur", "linear_filter")
 
 
+@counting_time()
+@own_state()
 def pretrain(arguments: PretrainArguments | None = None, **kwargs: Any) -> dict[str, Any]:
     """Pretrains a decoder by denoising and writes the run's folder.
 
+    The random generators of the program are afterwards as they were before.
+
     Args:
         arguments: The run's arguments.
-        **kwargs: The same as keywords, and `preset`.
+        **kwargs: The same as keywords, which override it; and `preset`, without `arguments`.
 
     Returns:
         `denoising_error` on validation images and its references, see [`denoising_references`]; `seconds` of training,
         and `final`, the folder of the model.
     """
-    trainer = PretrainTrainer(arguments or build_arguments(PretrainArguments, kwargs))
+    trainer = PretrainTrainer(build_arguments(PretrainArguments, kwargs, arguments))
     results = trainer.run()
     report(trainer.accelerator, results)
     return results

@@ -1,13 +1,18 @@
 """Arguments of a run that pretraining and fine-tuning share."""
 
+import contextlib
 import dataclasses
 import math
 import re
+import time
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 from ddep_hub.utils.arguments import arg
+from ddep_hub.utils.values import convert_fields
 
 
 OUTPUT_DIR = "Folder of the run: config.yaml, metrics.jsonl, checkpoints/, pictures/ and final/."
@@ -104,7 +109,7 @@ class RunArguments:
     max_time: str | None = save_arg(
         None,
         "Time, seconds or [days-]hours:minutes:seconds, after which a checkpoint is written and the script "
-        "ends with exit code 75, as after SIGTERM and SIGINT.",
+        "ends with exit code 75, as after SIGTERM and SIGINT. Counts from the start of the script, or of the call.",
     )
     overwrite: bool = save_arg(False, "Replace the run that the folder holds.")
 
@@ -153,6 +158,9 @@ class RunArguments:
     )
 
     def __post_init__(self) -> None:
+        convert_fields(self)
+        if self.report_to == ["none"]:  # what transformers calls it
+            self.report_to = []
         self.check_positive("max_steps", "batch_size", "gradient_accumulation_steps", "logging_steps", "learning_rate")
         self.check_positive("save_total_limit")
         self.check_not_negative(
@@ -169,7 +177,7 @@ class RunArguments:
         if self.overwrite and self.resume_from_checkpoint is not None:
             raise ValueError("overwrite replaces a run and resume_from_checkpoint resumes it. Set one of them.")
         if self.push_to_hub and not self.hub_model_id:
-            raise ValueError("push_to_hub needs hub_model_id, such as `--hub_model_id org/name`.")
+            raise ValueError("push_to_hub needs hub_model_id, such as org/name.")
         parse_time(self.max_time)
         if self.num_channels is not None and self.num_channels < 1:
             raise ValueError(f"num_channels must be positive, got {self.num_channels}.")
@@ -212,6 +220,33 @@ class RunArguments:
 def micro_batches(args: RunArguments, processes: int) -> int:
     """Micro-batches of a step in each process: the same number in all, as they wait for each other in each one."""
     return max(1, min(args.gradient_accumulation_steps, args.batch_size // processes))
+
+
+# When the outermost call or command of this thread began, which runs in other runs count from too.
+_STARTED: ContextVar[float | None] = ContextVar("_STARTED", default=None)
+
+
+@contextlib.contextmanager
+def counting_time(started: float | None = None) -> Iterator[None]:
+    """Context in which `max_time` counts from its start; within another such context, from that one's start.
+
+    Args:
+        started: The start as `time.monotonic` gives it, if it was earlier.
+    """
+    first = _STARTED.get()
+    if first is None:
+        first = time.monotonic() if started is None else started
+    token = _STARTED.set(first)
+    try:
+        yield
+    finally:
+        _STARTED.reset(token)
+
+
+def seconds_since_start() -> float:
+    """Seconds since the start that `max_time` counts from, see [`counting_time`]; 0 outside of it."""
+    started = _STARTED.get()
+    return 0.0 if started is None else time.monotonic() - started
 
 
 def parse_time(text: str | None) -> float | None:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import json
+import math
 import os
 import shutil
 import signal
@@ -26,7 +27,7 @@ from ddep_hub.utils.files import atomic_dir, atomic_write, locked, warn_on_write
 from ddep_hub.utils.processes import on_parent_death
 
 from .logging import draw_loss
-from .run_arguments import RunArguments
+from .run_arguments import RunArguments, seconds_since_start
 
 
 # What a run writes into its folder.
@@ -65,7 +66,7 @@ def check_run_dir(output: Path, *, overwrite: bool, resume: bool) -> None:
     if present and not (overwrite or resume) and (output / "metrics.jsonl").exists():
         raise FileExistsError(
             f"output_dir: {output} holds a run. Choose another folder, resume it with `--resume_from_checkpoint "
-            "latest`, or replace it with `--overwrite`."
+            'latest`, or replace it with `--overwrite` (in Python resume_from_checkpoint="latest", overwrite=True).'
         )
 
 
@@ -204,7 +205,6 @@ def publish_final(args: RunArguments, final: Path) -> None:
     print(f"Published: {address}")
 
 
-STARTED = time.monotonic()
 # sysexits.h: a temporary failure, try again. Unlike 128 + signal it also says that the checkpoint was written.
 EXIT_CODE = 75
 
@@ -230,11 +230,12 @@ class Interruption:
     As a context manager it takes over the two signals in the main thread, and gives them back.
 
     Args:
-        max_seconds: Time limit, counted from the start of the program; `None` for none.
+        max_seconds: Time limit, counted as [`counting_time`] says, outside of it from now on; `None` for none.
     """
 
     def __init__(self, max_seconds: float | None) -> None:
         self.max_seconds = max_seconds
+        self.stop_at = math.inf if max_seconds is None else time.monotonic() + max_seconds - seconds_since_start()
         self.received: str | None = None
         self._before: dict[int, Any] = {}
 
@@ -256,7 +257,7 @@ class Interruption:
     @property
     def reason(self) -> str | None:
         """Why the run should stop now, or `None`."""
-        if self.received is None and self.max_seconds is not None and time.monotonic() - STARTED > self.max_seconds:
+        if self.received is None and time.monotonic() > self.stop_at:
             return f"max_time ({self.max_seconds:g} s)"
         return self.received
 

@@ -6,12 +6,11 @@ import difflib
 import functools
 import re
 import sys
-import typing
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
+from typing import Any, ClassVar, NoReturn, Protocol, TypeVar, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -84,28 +83,36 @@ def preset_file(kind: str, name: str) -> Path:
     return PRESETS / kind / f"{name}.yaml"
 
 
-def build_arguments(cls: type[Arguments], values: Mapping[str, Any]) -> Arguments:
+def build_arguments(cls: type[Arguments], values: Mapping[str, Any], arguments: Arguments | None = None) -> Arguments:
     """Arguments from keywords, as the functions of Python take them.
 
-    A `preset` among them is read first. A single value stands for a list of one, and a `Path` for its text.
+    Args:
+        cls: The dataclass, which converts the values, see [`convert_fields`].
+        values: The keywords. A `preset` among them is read first.
+        arguments: Arguments that the keywords are to override; they stay as they are.
 
     Raises:
-        TypeError: An argument does not exist; names the closest one.
-        ValueError: A value is out of range, or the preset does not exist.
+        TypeError: An argument does not exist, which names the closest one; or `arguments` is no `cls`, or comes with a
+            preset.
+        ValueError: A value has the wrong type or is out of range, or the preset does not exist.
     """
+    if arguments is not None:
+        if not isinstance(arguments, cls):
+            raise TypeError(
+                f"arguments must be {cls.__name__}, got a {type(arguments).__name__}. Pass single arguments as "
+                "keywords, such as output_dir=..."
+            )
+        if values.get("preset") is not None:
+            raise TypeError(f"preset does not go together with {cls.__name__}. Pass keywords alone.")
+        values = {**vars(arguments), **values}
     given = {_new_name(cls, name): value for name, value in values.items() if name != "preset"}
     if values.get("preset") is not None:
         preset_file(_kind(cls), values["preset"])  # raises where the parser would exit
         given = {**vars(parse_arguments(cls, ["--preset", values["preset"]])), **given}
-    hints = typing.get_type_hints(cls)
-    for name, value in given.items():
-        if name not in hints:
-            raise TypeError(f"{cls.__name__} has no argument {did_you_mean(name, list(hints))}")
-        if "list" in str(hints[name]) and value is not None:
-            value = [value] if isinstance(value, (str, Path)) or not isinstance(value, Iterable) else value
-            given[name] = [str(item) if isinstance(item, Path) else item for item in value]
-        elif isinstance(value, Path):
-            given[name] = str(value)
+    names = [field.name for field in dataclasses.fields(cls)]
+    for name in given:
+        if name not in names:
+            raise TypeError(f"{cls.__name__} has no argument {did_you_mean(name, names)}")
     return cls(**given)
 
 
@@ -258,7 +265,7 @@ def check_shapes(cls: type[Dataclass], values: Mapping[str, Any], where: str) ->
     Raises:
         ValueError: There is one; names it and `where` it is.
     """
-    hints = typing.get_type_hints(cls)
+    hints = get_type_hints(cls)
     for name, value in values.items():
         several = "list" in str(hints.get(name, ""))
         items = value if several and isinstance(value, list) else [value]

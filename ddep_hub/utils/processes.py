@@ -1,12 +1,14 @@
-"""A process, its machine and the processes beside it: number format, memory, work that one does for all."""
+"""A process, its machine and the processes beside it: number format, memory, state, work that one does for all."""
 
+import contextlib
 import ctypes
 import os
 import platform
+import random
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,6 +73,24 @@ def build_accelerator(mixed_precision: str, **kwargs: Any) -> Accelerator:
     if state and state.get("_mixed_precision") != mixed_precision:
         AcceleratorState._reset_state()  # an earlier run of this process, which had another format
     return Accelerator(mixed_precision=mixed_precision, **kwargs)
+
+
+@contextlib.contextmanager
+def own_state() -> Iterator[None]:
+    """Context for a run in a program of others: it trains even where gradients are off, and may seed at will.
+
+    The generators of `random`, NumPy and torch are as before afterwards; of GPUs, that of the current one.
+    """
+    # Leaving the inference mode turns gradients on too, whether it or `no_grad` has turned them off.
+    # A generator of a GPU that is not in use yet has no state to keep, and asking for it would set the GPU up.
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    drawn, numpy_drawn = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices, device_type="cuda"), torch.inference_mode(False):
+            yield
+    finally:
+        random.setstate(drawn)
+        np.random.set_state(numpy_drawn)
 
 
 Result = TypeVar("Result")

@@ -17,7 +17,7 @@ from ddep_hub.label_efficiency.own_data import (
     student_quantile,
 )
 from ddep_hub.label_efficiency.report import Row, read_rows
-from ddep_hub.label_efficiency.runner import compare
+from ddep_hub.label_efficiency.runner import chosen_study, compare
 from ddep_hub.pretrained import list_pretrained
 
 
@@ -98,15 +98,20 @@ def test_minutes_shorten_all_runs_alike(data, tmp_path, monkeypatch):
     monkeypatch.setattr("ddep_hub.label_efficiency.own_data.time.monotonic", lambda: next(clock))
     args = arguments(data, tmp_path, labels=[4], seeds=2, minutes=30.0)
     runs = 2 * len(own_data_study(args).methods)
-    steps = steps_within(args)
+    steps = steps_within(args, chosen_study(args))
     seconds = runs * (10 + steps.finetuning * 0.25) + 10 + steps.pretraining * 0.5
     assert abs(seconds - 1800) < 10
     assert abs(steps.finetuning / 1800 - steps.pretraining / 1500) < 0.01
-    assert steps_within(args) == steps  # from the file: the clock would stop
+    assert steps_within(args, chosen_study(args)) == steps  # from the file: the clock would stop
     clock = iter([0.0, 19.0])
     args = arguments(data, tmp_path / "other", labels=[4], seeds=2, minutes=1.0)
     with pytest.raises(ValueError, match=r"minutes: 1 are too short for \d+ runs"):
-        steps_within(args)
+        steps_within(args, chosen_study(args))
+    clock = iter([0.0, 13.0])
+    args = arguments(data, tmp_path / "fewer", labels=[4], seeds=2, minutes=1.0, methods=[RANDOM])
+    monkeypatch.delattr("ddep_hub.label_efficiency.own_data.PretrainTrainer")  # nothing is pretrained
+    steps = steps_within(args, chosen_study(args))
+    assert abs(2 * (10 + steps.finetuning * 0.25) - 60) < 1
     assert own_data_study(args, Steps(7, 9)).methods[0].finetuning["max_steps"] == 7
 
 

@@ -1,9 +1,20 @@
 """Arguments: defaults, files, the command line, and what is said of mistakes."""
 
-import pytest
+from fractions import Fraction
+from pathlib import Path
 
+import numpy as np
+import pytest
+import torch
+from transformers import SchedulerType
+
+from ddep_hub.evaluation.arguments import EvaluateArguments, InferenceArguments
+from ddep_hub.label_efficiency.config import StudyArguments
+from ddep_hub.label_efficiency.runner import compare
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
-from ddep_hub.utils.arguments import parse_arguments, write_yaml
+from ddep_hub.training.finetuning import finetune
+from ddep_hub.training.pretraining import pretrain
+from ddep_hub.utils.arguments import build_arguments, parse_arguments, write_yaml
 
 
 def test_no_arguments_at_all_is_a_run():
@@ -92,3 +103,115 @@ def test_a_missing_file_is_named(capsys):
     with pytest.raises(SystemExit):
         parse_arguments(PretrainArguments, ["--config", "nowhere.yaml"])
     assert "nowhere.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "stored"),
+    [
+        ("max_steps", "7", 7),
+        ("max_steps", 7.0, 7),
+        ("max_steps", np.int64(7), 7),
+        ("seed", torch.tensor(7), 7),
+        ("image_size", np.int32(96), 96),
+        ("learning_rate", "1e-3", 1e-3),
+        ("learning_rate", np.float64(1e-3), 1e-3),
+        ("learning_rate", np.float32(0.5), 0.5),
+        ("learning_rate", 1, 1.0),
+        ("freeze_encoder", "false", False),
+        ("freeze_encoder", np.bool_(True), True),
+        ("lr_scheduler_type", SchedulerType.COSINE, "cosine"),
+        ("max_time", 100, "100"),
+        ("label_fraction", Fraction(1, 3), "1/3"),
+        ("label_fraction", np.float64(0.5), "0.5"),
+        ("class_weights", np.ones(2), ["1.0", "1.0"]),
+        ("class_weights", torch.ones(2), ["1.0", "1.0"]),
+        ("scale", np.array([1, 1.5]), [1.0, 1.5]),
+        ("scale", (1, 1.5), [1.0, 1.5]),
+        ("channel_order", (np.int64(1), np.int64(0)), [1, 0]),
+        ("unlabelled", Path("photos"), ["photos"]),
+        ("output_dir", Path("runs"), "runs"),
+        ("encoder_out_indices", None, None),
+        ("report_to", "none", []),
+    ],
+)
+@pytest.mark.parametrize("build", [lambda **values: build_arguments(FinetuneArguments, values), FinetuneArguments])
+def test_values_become_plain_ones_of_their_fields_types(build, name, given, stored, tmp_path):
+    args = build(**{name: given})
+    found = getattr(args, name)
+    assert found == stored and type(found) is type(stored)
+    write_yaml(args, tmp_path / "config.yaml")
+    assert parse_arguments(FinetuneArguments, ["--config", str(tmp_path / "config.yaml")]) == args
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        ("optim", "sgd", r"optim must be `adamw` or `adam`, got `sgd`\.$"),
+        ("lr_scheduler_type", "cosin", r"or `constant`, got `cosin`\. Did you mean `cosine`\?$"),
+        ("augmentation", "fotos", r"`microscopy` or None, got `fotos`\. Did you mean `photo`\?$"),
+        ("mixed_precision", None, "or `fp16`, got None"),
+        ("freeze_encoder", "off", "freeze_encoder must be true or false, got 'off'"),
+        ("freeze_encoder", 3, "freeze_encoder must be true or false, got 3"),
+        ("max_steps", 1.5, "max_steps must be a whole number, got 1.5"),
+        ("max_steps", True, "max_steps must be a whole number, got True"),
+        ("max_steps", np.inf, "max_steps must be a whole number, got inf"),
+        ("crop_size", (64, 64), r"crop_size must be a whole number, got \(64, 64\)"),
+        ("seed", None, "seed must be a whole number, got None"),
+        ("image_size", "large", "image_size must be a whole number or None, got 'large'"),
+        ("learning_rate", "fast", "learning_rate must be a number, got 'fast'"),
+        ("scale", "0.5 2", "scale must be a list of numbers, got '0.5 2'"),
+        ("scale", None, "scale must be a list of numbers, got None"),
+        ("scale", {0.5: 1, 2: 1}, "scale must be a list of numbers"),
+        ("channel_order", np.ones((2, 2)), "channel_order must be a list of whole numbers, got a ndarray"),
+        ("output_dir", None, "output_dir must be text, got None"),
+        ("pretrained", torch.nn.Sequential(torch.nn.ReLU()), "pretrained must be text or None, got a Sequential"),
+    ],
+)
+@pytest.mark.parametrize("build", [lambda **values: build_arguments(FinetuneArguments, values), FinetuneArguments])
+def test_values_of_other_types_are_named(build, name, given, said):
+    with pytest.raises(ValueError, match=said) as error:
+        build(**{name: given})
+    assert "\n" not in str(error.value)
+
+
+def test_all_arguments_are_checked():
+    assert PretrainArguments(sigma=np.float64(0.25)).sigma == [0.25]
+    assert EvaluateArguments(model=Path("m"), batch_size=np.int64(2)).model == "m"
+    assert StudyArguments(data=Path("d"), labels=np.array([6, 12])).labels == [6, 12]
+    assert InferenceArguments(model="m", window=(64, 64), flip="false").flip is False
+    with pytest.raises(ValueError, match="blending must be `uniform` or `hann`"):
+        InferenceArguments(model="m", blending="mean")
+
+
+def test_keywords_override_arguments_which_stay():
+    args = FinetuneArguments(seed=1, max_steps=5)
+    found = build_arguments(FinetuneArguments, {"max_steps": np.int64(3), "output_dir": Path("other")}, args)
+    assert (found.seed, found.max_steps, found.output_dir) == (1, 3, "other")
+    assert (args.max_steps, args.output_dir) == (5, "runs/finetune")
+    assert build_arguments(FinetuneArguments, {}, args) == args
+    with pytest.raises(TypeError, match="preset does not go together with FinetuneArguments"):
+        build_arguments(FinetuneArguments, {"preset": "few-labels"}, args)
+
+
+@pytest.mark.parametrize(("function", "kind"), [(finetune, "Finetune"), (pretrain, "Pretrain"), (compare, "Study")])
+@pytest.mark.parametrize("given", ["my-data", {"data": "my-data"}, EvaluateArguments(model="m")])
+def test_what_is_no_arguments_is_refused(function, kind, given):
+    with pytest.raises(TypeError, match=f"arguments must be {kind}Arguments, got a {type(given).__name__}. Pass"):
+        function(given)
+
+
+@pytest.mark.parametrize("function", [finetune, pretrain])
+def test_the_functions_take_keywords_beside_arguments(function, monkeypatch):
+    def stop(self, args, *_):
+        raise ValueError(f"{args.seed} {args.max_steps}")
+
+    monkeypatch.setattr("ddep_hub.training.finetuning.FinetuneTrainer.__init__", stop)
+    monkeypatch.setattr("ddep_hub.training.pretraining.PretrainTrainer.__init__", stop)
+    kind = {finetune: FinetuneArguments, pretrain: PretrainArguments}[function]
+    with pytest.raises(ValueError, match=r"^4 9$"):
+        function(kind(seed=4), max_steps=9)
+
+
+def test_compare_takes_keywords_beside_arguments(tmp_path):
+    with pytest.raises(ValueError, match="methods: unknown `nothing`"):
+        compare(StudyArguments(output_dir=str(tmp_path)), methods=["nothing"], report_only=True)

@@ -8,8 +8,10 @@ import time
 import pytest
 from launching import TINY, launcher, start
 
-from ddep_hub.training import run_dir as interruption
-from ddep_hub.training.run_arguments import parse_time
+from ddep_hub.cli import main
+from ddep_hub.training.finetuning import finetune
+from ddep_hub.training.pretraining import pretrain
+from ddep_hub.training.run_arguments import counting_time, parse_time
 from ddep_hub.training.run_dir import EXIT_CODE, Interruption, RunInterrupted
 
 
@@ -38,10 +40,36 @@ def test_a_signal_is_noted_and_handlers_are_given_back(number):
     assert signal.getsignal(number) == before
 
 
-def test_time_counts_from_the_start_of_the_program(monkeypatch):
-    monkeypatch.setattr(interruption, "STARTED", time.monotonic() - 100)
-    assert Interruption(101).reason is None
-    assert "max_time" in Interruption(99).reason
+def test_time_counts_from_the_start_of_the_command():
+    with counting_time(time.monotonic() - 100), counting_time():
+        assert Interruption(101).reason is None
+        assert "max_time" in Interruption(99).reason
+    with counting_time():  # a later call in the same program
+        assert Interruption(99).reason is None
+    assert Interruption(99).reason is None
+
+
+@pytest.mark.parametrize("argv", [["finetune", "--max_time", "99"], ["pretrain", "--max_time", "99"]])
+def test_a_command_counts_from_its_start_and_a_call_from_the_call(argv, monkeypatch):
+    now, reasons = [0.0], []
+
+    def train(*args, **kwargs):
+        now[0] += 60
+        reasons.append([Interruption(seconds).reason for seconds in (99, 50)])
+        raise ValueError("stopped")
+
+    def parse(*args, **kwargs):
+        now[0] += 60  # imports
+        return None, {}
+
+    monkeypatch.setattr("ddep_hub.training.run_arguments.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("ddep_hub.cli.commands.parse_command", parse)
+    for name in ("ddep_hub.training.finetuning.FinetuneTrainer", "ddep_hub.training.pretraining.PretrainTrainer"):
+        monkeypatch.setattr(name, train)
+    assert main(argv) == 1
+    with pytest.raises(ValueError, match="stopped"):
+        {"finetune": finetune, "pretrain": pretrain}[argv[0]]()
+    assert reasons == [["max_time (99 s)", "max_time (50 s)"], [None, "max_time (50 s)"]]
 
 
 def test_the_exit_code():

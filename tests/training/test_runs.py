@@ -1,6 +1,7 @@
 """Both trainings end to end, tiny: what they write, and what their results do not depend on."""
 
 import json
+import random
 import re
 import shutil
 
@@ -89,7 +90,8 @@ def test_a_checkpoint_of_fine_tuning_is_used_as_final_is(start, pretrained, scen
     processors = [load_processor(folder, model.config).to_dict() for folder in (checkpoint, final)]
     assert processors[0] == processors[1] and processors[0]["size"] == {"shortest_edge": 48}
     # Neither a new classifier, nor norms that are rescaled once more.
-    again, _ = finetuning_model(FinetuneArguments(pretrained=str(checkpoint)), SegmentationFolder(scenes, "val").classes)
+    classes = SegmentationFolder(scenes, "val").classes
+    again, _ = finetuning_model(FinetuneArguments(pretrained=str(checkpoint)), classes)
     assert same(again.state_dict(), model.state_dict())
 
 
@@ -191,10 +193,23 @@ def test_a_broken_mask_is_found_before_training(scenes, tiny, tmp_path):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_run_leaves_the_generators_and_needs_no_gradients_around_it(mode, pretrained, scenes, tiny, tmp_path):
+    def states():
+        return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
+
+    before = states()
+    with mode():
+        pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, eval_steps=2))
+        assert not torch.is_grad_enabled()
+    assert states() == before
+    assert same(weights(tmp_path / "run"), weights(pretrained[0]))
+
+
 def test_a_folder_that_holds_a_run_is_left_alone(pretrained, scenes, tiny):
     output, _ = pretrained
     before = weights(output)
-    with pytest.raises(FileExistsError, match="--overwrite"):
+    with pytest.raises(FileExistsError, match=r"`--overwrite`.*overwrite=True"):
         pretrain(pretrain_arguments(output, scenes, tiny))
     assert same(weights(output), before)
 

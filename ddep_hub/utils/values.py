@@ -1,0 +1,133 @@
+"""Values of arguments, as Python code gives them: checked against the types of their fields, and made plain."""
+
+import argparse
+import functools
+import os
+import typing
+from collections.abc import Iterable, Mapping
+from numbers import Real
+from typing import Any
+
+from transformers.hf_argparser import string_to_bool
+
+from .arguments import Dataclass, did_you_mean
+
+
+# How an error calls a type: one value of it, and several.
+WORDS = {
+    bool: ("true or false", "true or false"),
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    str: ("text", "texts"),
+}
+LONGEST = 60  # characters of a value that an error shows
+
+
+def convert_fields(arguments: Dataclass) -> None:
+    """Converts every field of a dataclass in place, see [`convert`]; its `__post_init__` begins with this.
+
+    Raises:
+        ValueError: A value is not of its field's type.
+    """
+    for name, hint in _hints(type(arguments)).items():
+        setattr(arguments, name, convert(name, getattr(arguments, name), hint))
+
+
+def convert(name: str, value: Any, hint: Any) -> Any:
+    """A value as the plain Python object that a type hint asks for.
+
+    Only plain objects can be written to YAML and JSON: NumPy's scalars, arrays and tensors become numbers and lists,
+    and paths become text. Text is read as on the command line, a number without a fraction counts as a whole one, a
+    number stands for text, and a single value for a list of one.
+
+    Args:
+        name: What an error calls it.
+        value: The value.
+        hint: `bool`, `int`, `float`, `str`, a `Literal` of texts, a `list` of one of these, or one of all these with
+            `| None`.
+
+    Raises:
+        ValueError: The value is of another type; says what is allowed.
+    """
+    try:
+        return _converted(value, hint)
+    except (TypeError, ValueError, OverflowError, argparse.ArgumentTypeError):
+        choices = [choice for kind in (hint, *typing.get_args(hint)) for choice in _choices(kind)]
+        got = did_you_mean(value, choices) if choices and isinstance(value, str) else f"{_shown(value)}."
+        raise ValueError(f"{name} must be {_in_words(hint)}, got {got}") from None
+
+
+@functools.cache
+def _hints(cls: type[Dataclass]) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _converted(value: Any, hint: Any) -> Any:
+    if isinstance(value, str):
+        value = str.__str__(value)  # of NumPy's strings and of enums
+    elif isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    elif hasattr(value, "tolist"):
+        value = value.tolist()
+    if value is None and type(None) in typing.get_args(hint):
+        return None
+    hint = _without_none(hint)
+    if typing.get_origin(hint) is list:
+        if isinstance(value, Mapping):
+            raise TypeError
+        values = [value] if isinstance(value, str) or not isinstance(value, Iterable) else value
+        return [_converted(item, typing.get_args(hint)[0]) for item in values]
+    if choices := _choices(hint):
+        if value not in choices:
+            raise ValueError
+        return value
+    return _READERS[hint](value)
+
+
+def _read_bool(value: Any) -> bool:
+    return value if isinstance(value, bool) else string_to_bool(str(value))
+
+
+def _read_int(value: Any) -> int:
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise TypeError
+    return int(value)
+
+
+def _read_float(value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError
+    return float(value)
+
+
+def _read_str(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | Real):
+        raise TypeError
+    return str(value)
+
+
+_READERS = {bool: _read_bool, int: _read_int, float: _read_float, str: _read_str}
+
+
+def _without_none(hint: Any) -> Any:
+    kinds = typing.get_args(hint)
+    return next(kind for kind in kinds if kind is not type(None)) if type(None) in kinds else hint
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+
+
+def _in_words(hint: Any) -> str:
+    kind, end = _without_none(hint), " or None" if type(None) in typing.get_args(hint) else ""
+    if choices := _choices(kind):
+        *others, last = (f"`{choice}`" for choice in choices)
+        return (f"{', '.join(others)} or {last}" if others else last) + end
+    if typing.get_origin(kind) is list:
+        return f"a list of {WORDS[typing.get_args(kind)[0]][1]}{end}"
+    return WORDS[kind][0] + end
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST and "\n" not in text else f"a {type(value).__name__}"
