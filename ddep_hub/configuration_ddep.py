@@ -165,7 +165,7 @@ class DDePConfig(PreTrainedConfig):
         whole = isinstance(num_labels, numbers.Integral) and not isinstance(num_labels, bool)  # NumPy's too
         if num_labels is not None and not (whole and num_labels > 0):
             raise ValueError(f"num_labels must be a whole number from 1 on, got {num_labels!r}.")
-        try:  # as integers, which JSON has no keys of
+        try:
             if config.label2id is not None:
                 config.label2id = {name: int(label_id) for name, label_id in config.label2id.items()}
         except (AttributeError, TypeError, ValueError):
@@ -176,7 +176,7 @@ class DDePConfig(PreTrainedConfig):
             config.id2label = {i: f"LABEL_{i}" for i in range(2 if num_labels is None else num_labels)}
             if config.label2id is not None:
                 config.id2label = {label_id: name for name, label_id in config.label2id.items()}
-        try:
+        try:  # JSON has no integer keys
             names = config.id2label = {int(label_id): name for label_id, name in config.id2label.items()}
         except (AttributeError, TypeError, ValueError):
             raise ValueError(
