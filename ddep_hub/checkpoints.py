@@ -5,6 +5,7 @@ Works on state dicts; the models use it, it knows no model.
 """
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,16 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "re
 ADDED_PARTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 logger = logging.get_logger(__name__)
+
+
+class HubArguments(dict[str, Any]):
+    """Where a model was loaded from, beside its name. A pickled model, which others may get, holds no token."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "HubArguments":
+        return HubArguments(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return HubArguments, ({name: value for name, value in self.items() if name != "token"},)
 
 
 def plain_names(model: nn.Module) -> dict[str, str]:
@@ -98,17 +109,53 @@ def decoder_state_dict(state_dict: Mapping[str, torch.Tensor], encoder_prefix: s
     return kept
 
 
-def read_decoder_weights(folder: str | Path, **hub: Any) -> StateDict:
+def read_decoder_weights(folder: str | Path, variant: str | None = None, **hub: Any) -> StateDict:
     """Reads the weights of a decoder-only folder or repository.
+
+    Args:
+        folder: The folder or repository.
+        variant: What `save_pretrained` got as such; the name of the file holds it.
+        **hub: Where on the Hub, see `HUB_ARGUMENTS`.
 
     Raises:
         OSError: no weights there, or a damaged file; names it.
     """
-    path = cached_file(str(folder), WEIGHTS_NAME, **hub)
+    stem, suffix = os.path.splitext(WEIGHTS_NAME)
+    path = cached_file(str(folder), f"{stem}.{variant}{suffix}" if variant else WEIGHTS_NAME, **hub)
     try:
         return load_file(path)
     except SafetensorError as error:
         raise OSError(damaged(path, error)) from error
+
+
+def check_arguments_of_decoder(folder: str, arguments: Mapping[str, Any]) -> None:
+    """Refuses arguments of `from_pretrained` that a decoder-only folder has no use for.
+
+    Raises:
+        ValueError: There is one.
+    """
+    for name, given in (
+        ("state_dict", arguments.get("state_dict") is not None),
+        ("use_safetensors", arguments.get("use_safetensors") is False),
+    ):
+        if given:
+            raise ValueError(
+                f"{name}: {folder} holds a decoder alone, which is read from its safetensors file. Leave `{name}` "
+                "out, and give the model other weights by load_state_dict."
+            )
+
+
+def check_default_device() -> None:
+    """Refuses to load weights where torch puts all tensors on the meta device, which holds no values.
+
+    Raises:
+        RuntimeError: It does.
+    """
+    if torch.get_default_device().type == "meta":
+        raise RuntimeError(
+            'Weights cannot be loaded under torch.device("meta"). Leave it out, or build an empty model from its '
+            "DDePConfig."
+        )
 
 
 def check_same_encoder(

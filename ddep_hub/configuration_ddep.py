@@ -1,10 +1,12 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
 """Configuration of the DDeP models."""
 
+import contextlib
 import difflib
 import math
+import numbers
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +28,9 @@ RESERVED_ENCODER_KWARGS = ("pretrained", "num_classes", "in_chans", "features_on
 
 # Arguments of `from_pretrained`, transformers' and the models' own, that resemble a field.
 _NO_FIELDS = ("code_revision", "encoder_weights")
+
+# What transformers writes into configurations itself: `auto_map` beside code, `use_cache` in its Trainer.
+_OF_TRANSFORMERS = ("auto_map", "use_cache")
 
 logger = logging.get_logger(__name__)
 
@@ -51,6 +56,19 @@ def resolve(name: str | os.PathLike[str]) -> str:
     if not Path(name).exists() and Path(name).name == name and (shipped / "model.safetensors").is_file():
         return str(shipped)
     return name
+
+
+@contextlib.contextmanager
+def suggesting_shipped(name: str | os.PathLike[str]) -> Iterator[None]:
+    """Names the closest shipped model if reading one from the Hub fails, where `name` may be a misspelt one."""
+    try:
+        yield
+    except OSError as error:
+        shipped = [weights.parent.name for weights in model_card_folders().glob("*/model.safetensors")]
+        close = [] if Path(name).exists() else difflib.get_close_matches(str(name), shipped, n=1, cutoff=0.8)
+        if not close:
+            raise
+        raise OSError(f"There is no model {name}. Did you mean `{close[0]}`?") from error
 
 
 @strict
@@ -142,18 +160,30 @@ class DDePConfig(PreTrainedConfig):
         self._match_labels(kwargs.get("num_labels"))
         super().__post_init__(**kwargs)
 
-    def _match_labels(self, num_labels: int | None) -> None:
+    def _match_labels(self, num_labels: Any) -> None:
         config: Any = self  # the fields are transformers', which mypy does not read
+        whole = isinstance(num_labels, numbers.Integral) and not isinstance(num_labels, bool)  # NumPy's too
+        if num_labels is not None and not (whole and num_labels > 0):
+            raise ValueError(f"num_labels must be a whole number from 1 on, got {num_labels!r}.")
+        try:
+            if config.label2id is not None:
+                config.label2id = {name: int(label_id) for name, label_id in config.label2id.items()}
+        except (AttributeError, TypeError, ValueError):
+            raise ValueError(
+                f"label2id must map names to ids, 'sky' to 0 for one, not be {config.label2id}."
+            ) from None
         if config.id2label is None:
             config.id2label = {i: f"LABEL_{i}" for i in range(2 if num_labels is None else num_labels)}
             if config.label2id is not None:
-                config.id2label = {int(label_id): name for name, label_id in config.label2id.items()}
+                config.id2label = {label_id: name for name, label_id in config.label2id.items()}
         try:  # JSON has no integer keys
             names = config.id2label = {int(label_id): name for label_id, name in config.id2label.items()}
         except (AttributeError, TypeError, ValueError):
             raise ValueError(
                 f"id2label must map ids to names, 0 to 'sky' for one, not be {config.id2label}."
             ) from None
+        if not names:
+            raise ValueError("id2label names no class. Name at least one, or leave it out.")
         if num_labels is not None and num_labels != len(names):
             raise ValueError(
                 f"num_labels is {num_labels}, but the label map has {len(names)} names. Pass id2label alone."
@@ -162,7 +192,7 @@ class DDePConfig(PreTrainedConfig):
             raise ValueError(f"id2label must name the ids 0 to {len(names) - 1}, each once; it names {sorted(names)}.")
         if config.label2id is None:
             config.label2id = {name: label_id for label_id, name in names.items()}
-        wrong = [name for name, label_id in config.label2id.items() if names.get(int(label_id)) != name]
+        wrong = [name for name, label_id in config.label2id.items() if names.get(label_id) != name]
         if wrong or set(config.label2id) != set(names.values()):
             raise ValueError(
                 f"label2id does not match id2label: {config.label2id} against {names}. Pass id2label alone; label2id "
@@ -217,13 +247,12 @@ class DDePConfig(PreTrainedConfig):
             ValueError: A name is close to a declared field.
         """
         declared = [*cls.__dataclass_fields__, "num_labels"]
-        # transformers saves `auto_map` in folders that carry code.
         unknown = [
             name
             for name in names
-            if not (name.startswith("_") or name == "auto_map" or hasattr(cls, name) or hasattr(cls, f"_{name}"))
+            if not (name.startswith("_") or hasattr(cls, name) or hasattr(cls, f"_{name}"))
+            and name not in (*declared, *_OF_TRANSFORMERS)
         ]
-        unknown = [name for name in unknown if name not in declared]
         for name in unknown:
             close = difflib.get_close_matches(name, declared, n=1, cutoff=0.8)
             if close and name not in _NO_FIELDS:
@@ -233,7 +262,8 @@ class DDePConfig(PreTrainedConfig):
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """As in transformers; also takes the name of a shipped model."""
-        return super().get_config_dict(resolve(pretrained_model_name_or_path), **kwargs)
+        with suggesting_shipped(pretrained_model_name_or_path):
+            return super().get_config_dict(resolve(pretrained_model_name_or_path), **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -9,6 +9,7 @@ Both corruptions belong to one family. With `gamma = 1 / (1 + sigma^2)`,
 so at equal sigma they carry the same signal-to-noise ratio and differ by a factor alone.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +18,33 @@ import torch
 def _check(kind: str, *known: str) -> None:
     if kind not in known:
         raise ValueError(f"{kind!r} is neither {known[0]!r} nor {known[1]!r}.")
+
+
+def check_noise(
+    clean: torch.Tensor, noise: torch.Tensor | None, sigma: torch.Tensor | Sequence[float] | float | None
+) -> None:
+    """Checks what corrupts images, where it is given; a tensor's shape alone, as its values may lie on a GPU.
+
+    Raises:
+        ValueError: noise or levels of another shape, or a level that is not positive.
+    """
+    batch = clean.shape[0]
+    if noise is not None and noise.shape != clean.shape:
+        raise ValueError(
+            f"noise is {tuple(noise.shape)}, but pixel_values are {tuple(clean.shape)}. Draw it for each image, as "
+            "torch.randn_like(pixel_values) does."
+        )
+    if sigma is None:
+        return
+    if isinstance(sigma, torch.Tensor):
+        fits = sigma.ndim == 0 or (sigma.ndim == 1 and sigma.shape[0] == batch)
+    elif isinstance(sigma, (int, float)):
+        fits = 0 < sigma < math.inf
+    else:
+        fits = len(sigma) == batch and all(0 < level < math.inf for level in sigma)
+    if not fits:
+        shown = f"a tensor of shape {tuple(sigma.shape)}" if isinstance(sigma, torch.Tensor) else sigma
+        raise ValueError(f"sigma must be a positive number, or one for each of {batch} images, got {shown}.")
 
 
 def gamma_from_sigma(sigma: torch.Tensor | float) -> torch.Tensor | float:

@@ -31,6 +31,7 @@ TIFF_EXTENSIONS = (".tif", ".tiff")
 EXIF_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 _warned_of_few_bits = False
 _warned_of_opacity = False
+_warned_of_overshoot = False
 
 
 def orientation(image: Image.Image) -> int:
@@ -81,7 +82,7 @@ def eight_bits(values: np.ndarray, name: str) -> np.ndarray:
 
     Bilevel values become 0 and 255. 16-bit values are divided by 257; a warning names the first image that uses a
     quarter of their range at most. Wider integers are taken as 8 bits if none is above 255, else as 16 bits. Floats
-    are taken as 0..1 if none is above 1, else as 0..255.
+    are taken as 0..1 if none is above 1, else as 0..255; a warning names the first image whose values all are below 2.
 
     Args:
         values: Array of any shape.
@@ -106,6 +107,8 @@ def _limit(values: np.ndarray, name: str) -> float:
     low, high = float(values.min()), float(values.max())
     if values.dtype.kind == "f":
         limit = 1.0 if high <= 1.0 else 255.0
+        if 1.0 < high < 2.0:
+            _warn_of_overshoot(name, high)
     else:
         limit = 65535.0 if (values.dtype.itemsize == 2 and values.dtype.kind == "u") or high > 255.0 else 255.0
     if not (low >= 0.0 and high <= limit):
@@ -124,6 +127,18 @@ def _warn_of_few_bits(name: str, high: float) -> None:
             f"{name} has 16 bits, but no value above {high:.0f}: nearly black when 65535 is white. If the camera has "
             "12 or 14 bits, scale its images to 16, or keep their depth: num_channels=1 measures mean and std.",
             stacklevel=3,
+        )
+
+
+def _warn_of_overshoot(name: str, high: float) -> None:
+    """Warns once in a process of values in 0..1 that interpolation has made larger: the image is nearly black then."""
+    global _warned_of_overshoot
+    if not _warned_of_overshoot:
+        _warned_of_overshoot = True
+        warnings.warn(
+            f"{name} holds floats up to {high:g}: nearly black when 255 is white, as it is if any is above 1. If they "
+            "should lie in 0..1, clip them.",
+            stacklevel=4,
         )
 
 

@@ -24,8 +24,9 @@ from transformers.image_utils import (
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import ImagesKwargs
 
+from .configuration_ddep import resolve, suggesting_shipped
 from .image_conversion import channels_first, channels_of, checked_order, eight_bits, read_channels, to_rgb, upright
-from .segmentation import class_logits
+from .segmentation import checked_sizes, class_logits
 
 
 IGNORE_INDEX = 255
@@ -65,6 +66,12 @@ class DDePImageProcessorMixin:
     do_reduce_labels = False
     channel_order: list[int] | None = None
 
+    @classmethod
+    def get_image_processor_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """As in transformers; also takes the name of a shipped model."""
+        with suggesting_shipped(pretrained_model_name_or_path):
+            return super().get_image_processor_dict(resolve(pretrained_model_name_or_path), **kwargs)  # type: ignore[misc]
+
     def preprocess(
         self, images: ImageInput, segmentation_maps: Any = None, *, return_tensors: str | None = None, **kwargs: Any
     ) -> BatchFeature:
@@ -91,6 +98,7 @@ class DDePImageProcessorMixin:
             `(batch, height, width)`.
 
         Raises:
+            TypeError: Something else than images.
             ValueError: Values out of range; a `channel_order` of other channels; maps that do not fit the images in
                 number, channels or size; maps with fractional values; images of different sizes that should be
                 stacked.
@@ -149,18 +157,22 @@ class DDePImageProcessorMixin:
 
         Args:
             outputs: A model's output, with `logits` (batch, num_labels, h, w).
-            target_sizes: Height and width of each map; by default those of the logits.
+            target_sizes: Height and width of each map, a list of pairs or an array or tensor `(batch, 2)`; by default
+                those of the logits.
             **kwargs: Passed on to transformers.
 
         Returns:
             Class ids (height, width), int64, one map an image. Of a model of one label they are 0 (background) and 1.
 
         Raises:
-            ValueError: A pipeline asks for the semantic maps of one label, which it would name wrongly.
+            ValueError: `target_sizes` holds something else; a pipeline asks for the semantic maps of one label, which
+                it would name wrongly.
         """
         if outputs.logits.shape[1] == 1 and hasattr(outputs, "target_size"):
             raise ValueError('subtask: "semantic" has no name for the background of one label. Leave it out.')
         outputs = SemanticSegmenterOutput(logits=class_logits(outputs.logits))
+        if target_sizes is not None:
+            target_sizes = checked_sizes(target_sizes, len(outputs.logits))
         return super().post_process_semantic_segmentation(outputs, target_sizes, **kwargs)  # type: ignore[misc]
 
     def post_process_panoptic_segmentation(
@@ -228,6 +240,14 @@ class DDePImageProcessorPil(DDePImageProcessorMixin, SegformerImageProcessorPil)
         return np.rint(resized).clip(0, 255).astype(np.uint8) if image.dtype == np.uint8 else resized
 
 
+def _check_image(image: Any) -> None:
+    """Refuses what is neither a PIL image, a path or URL, nor an array or tensor."""
+    if not isinstance(image, (np.ndarray, torch.Tensor)):
+        raise TypeError(
+            f"images: got {type(image).__name__}. Give PIL images, arrays, tensors, paths or URLs, one or a list."
+        )
+
+
 def _decode(images: Any, channels: int, layout: Any, *, do_rescale: bool | None, do_convert_rgb: bool | None) -> Any:
     """Turns images of all kinds into 8-bit RGB images or arrays; lists stay lists.
 
@@ -254,6 +274,7 @@ def _decode(images: Any, channels: int, layout: Any, *, do_rescale: bool | None,
             return to_rgb(image)
         wide = image.mode.startswith("I") or image.mode == "F"
         return Image.fromarray(eight_bits(np.asarray(image), "The image")) if wide else image
+    _check_image(image)
     if isinstance(image, torch.Tensor):
         if image.dtype == torch.uint8 and image.ndim == 3 and 3 in (image.shape[0], image.shape[-1]):
             return image  # stays on its device
@@ -278,8 +299,9 @@ def _as_channels(images: Any, channels: int, layout: Any, *, rescaled: bool) -> 
         return read_channels(images, channels, str(images))
     if isinstance(images, Image.Image):
         return channels_of(images, channels, "The image", rescaled=rescaled)
+    _check_image(images)
     tensor = isinstance(images, torch.Tensor)
-    values = images.cpu().numpy() if tensor else np.asarray(images)
+    values = images.cpu().numpy() if tensor else images
     axis = None if layout is None else (0 if layout == ChannelDimension.FIRST else -1)
     values = channels_first(values, channels, "The image", axis, rescaled=rescaled)
     return torch.from_numpy(values).to(images.device) if tensor else values

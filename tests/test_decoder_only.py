@@ -208,6 +208,44 @@ def test_from_pretrained_encoder(saved, tmp_path):
         DDePForPreTraining.from_pretrained_encoder(TAGGED, encoder_weights=encoder, num_label=3)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16"])
+def test_from_pretrained_encoder_in_another_precision(saved, dtype):
+    _, encoder, model = saved()
+    fields = {name: getattr(model.config, name) for name in ("encoder_kwargs", "decoder_hidden_sizes")}
+    loaded = DDePForPreTraining.from_pretrained_encoder(TAGGED, encoder_weights=encoder, dtype=dtype, **fields)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16} == {loaded.config.dtype}
+    assert loaded.config.encoder_weights_hash == hash_weights(model.ddep.encoder.state_dict())
+
+
+def test_a_variant(saved, tmp_path):
+    _, encoder, model = saved()
+    model.save_pretrained(tmp_path / "half", decoder_only=True, variant="fp16")
+    assert (tmp_path / "half" / "model.fp16.safetensors").is_file()
+    loaded = DDePForPreTraining.from_pretrained(tmp_path / "half", variant="fp16", encoder_weights=encoder)
+    assert same_weights(loaded, model)
+    with pytest.raises(OSError, match=r"model\.bf16\.safetensors"):
+        DDePForPreTraining.from_pretrained(tmp_path / "half", variant="bf16", encoder_weights=encoder)
+
+
+@pytest.mark.parametrize("name, value", [("state_dict", {}), ("use_safetensors", False)])
+def test_what_a_decoder_has_no_use_for_is_refused(saved, name, value):
+    folder, encoder, _ = saved()
+    with pytest.raises(ValueError, match=f"^{name}: .*decoder alone.*Leave `{name}` out"):
+        DDePForPreTraining.from_pretrained(folder, encoder_weights=encoder, **{name: value})
+    assert DDePForPreTraining.from_pretrained(folder, encoder_weights=encoder, use_safetensors=True)
+
+
+def test_nothing_is_loaded_on_the_meta_device(saved, recwarn):
+    folder, encoder, model = saved()
+    with torch.device("meta"):
+        with pytest.raises(RuntimeError, match=r'cannot be loaded under torch.device\("meta"\)'):
+            DDePForPreTraining.from_pretrained(folder, encoder_weights=encoder)
+        with pytest.raises(RuntimeError, match=r'cannot be loaded under torch.device\("meta"\)'):
+            DDePForPreTraining.from_pretrained_encoder(TAGGED, encoder_weights=encoder)
+        assert type(model)(model.config).device.type == "meta"
+    assert not [warning for warning in recwarn if "meta" in str(warning.message)]
+
+
 def test_a_finetuned_encoder_is_not_left_out_silently(saved, tmp_path, caplog):
     folder, encoder, _ = saved()
     model = DDePForSemanticSegmentation.from_pretrained(folder, encoder_weights=encoder, num_labels=2)

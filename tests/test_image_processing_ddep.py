@@ -237,8 +237,42 @@ def test_post_processing_resizes_logits_to_the_original_size(processor_class):
         SemanticSegmenterOutput(logits=logits), [(16, 32), (5, 7)], return_segmentation_scores=True
     )
     assert scored[0].segmentation_scores.shape == (3, 16, 32)
-    with pytest.raises(ValueError):
-        processor.post_process_semantic_segmentation(SemanticSegmenterOutput(logits=logits), [(16, 32)])
+    for sizes in (torch.tensor([[16, 32], [5, 7]]), np.array([[16, 32], [5, 7]]), [np.array([16, 32]), (5, 7)]):
+        again = processor.post_process_semantic_segmentation(SemanticSegmenterOutput(logits=logits), sizes)
+        assert all(torch.equal(one, other) for one, other in zip(again, maps, strict=True))
+
+
+@pytest.mark.parametrize(
+    "sizes", [[(16, 32)], (5, 6), 5, [(5, 6, 1)] * 2, [(5.5, 6)] * 2, [(0, 6)] * 2, torch.ones(2)]
+)
+def test_sizes_that_are_no_pair_an_image_are_refused(processor_class, sizes):
+    outputs = SemanticSegmenterOutput(logits=torch.zeros(2, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"target_sizes must hold \(height, width\) of each of 2 images"):
+        processor_class().post_process_semantic_segmentation(outputs, sizes)
+
+
+@pytest.mark.parametrize("images", [None, [None], {"image": random_image()}, 5, b"\x89PNG"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_what_is_no_image_is_named(processor_class, images, channels):
+    kind = type(images[0] if isinstance(images, list) else images).__name__
+    processor = processor_class(image_mean=[0.5] * channels, image_std=[0.5] * channels)
+    with pytest.raises(TypeError, match=f"images: got {kind}. Give PIL images, arrays, tensors, paths or URLs"):
+        processor(images)
+
+
+def test_floats_slightly_above_one_are_warned_of_once(processor_class, monkeypatch):
+    monkeypatch.setattr(image_conversion, "_warned_of_overshoot", False)
+    image = random_image() / 255
+    image[0, 0] = 1.01
+    processor = processor_class(do_resize=False)
+    with pytest.warns(UserWarning, match=r"floats up to 1\.01: nearly black when 255 is white.*clip them"):
+        processor(image)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        processor(image)
+        monkeypatch.setattr(image_conversion, "_warned_of_overshoot", False)
+        processor(image.clip(0, 1))
+        processor(image * 200)
 
 
 @pytest.mark.parametrize("processor_class", [DDePImageProcessor, DDePImageProcessorPil])

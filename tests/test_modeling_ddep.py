@@ -53,7 +53,7 @@ def test_multiples_of_the_stride_are_not_touched(hybrid_config):
 
 def test_a_wrong_number_of_channels_is_named(hybrid_config):
     model = DDePForSemanticSegmentation(hybrid_config())
-    with pytest.raises(ValueError, match=r"pixel_values: expected \(batch, 3, .*\(1, 1, 32, 32\)"):
+    with pytest.raises(ValueError, match=r"pixel_values: expected floats \(batch, 3, .*\(1, 1, 32, 32\)"):
         model(torch.zeros(1, 1, 32, 32))
 
 
@@ -103,6 +103,27 @@ def test_noise_and_levels_follow_the_generator(hybrid_config):
     fixed = DDePForPreTraining(hybrid_config()).eval()(clean)
     assert fixed.sigma.tolist() == pytest.approx([0.22] * 4)
     assert model(clean, sigma=0.5).sigma.tolist() == [0.5] * 4
+
+
+@pytest.mark.parametrize(
+    "inputs, message",
+    [
+        ({"pixel_values": torch.zeros(2, 3, 32, 64, dtype=torch.uint8)}, r"pixel_values: expected floats .*uint8"),
+        ({"pixel_values": torch.zeros(3, 32, 64)}, r"pixel_values: .*got torch.float32 \(3, 32, 64\)"),
+        ({"noise": torch.zeros(1, 3, 32, 64)}, r"noise is \(1, 3, 32, 64\), but pixel_values are \(2, 3"),
+        ({"sigma": 0.0}, "sigma must be a positive number, or one for each of 2 images, got 0.0"),
+        ({"sigma": -1}, "sigma must be a positive number.*got -1"),
+        ({"sigma": float("nan")}, "sigma must be a positive number"),
+        ({"sigma": [0.2, -0.2]}, "sigma must be a positive number"),
+        ({"sigma": torch.ones(3)}, r"sigma must be .*got a tensor of shape \(3,\)"),
+        ({"sigma": torch.ones(2, 1)}, r"sigma must be .*got a tensor of shape \(2, 1\)"),
+    ],
+)
+def test_what_cannot_be_denoised_is_named(hybrid_config, inputs, message):
+    model = DDePForPreTraining(hybrid_config()).eval()
+    with pytest.raises(ValueError, match=message):
+        model(**{"pixel_values": torch.zeros(2, 3, 32, 64), **inputs})
+    assert model(torch.zeros(2, 3, 32, 64), sigma=[0.1, 0.2]).sigma.tolist() == pytest.approx([0.1, 0.2])
 
 
 def test_hidden_states(hybrid_config):

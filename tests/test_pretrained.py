@@ -7,7 +7,13 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
+from ddep_hub import (
+    DDePConfig,
+    DDePForPreTraining,
+    DDePForSemanticSegmentation,
+    DDePImageProcessor,
+    DDePImageProcessorPil,
+)
 from ddep_hub.configuration_ddep import resolve
 from ddep_hub.pretrained import (
     list_pretrained,
@@ -57,6 +63,23 @@ def test_a_shipped_name_is_resolved_unless_a_folder_has_it(elsewhere, tmp_path):
     DDePForSemanticSegmentation(DDePConfig(encoder_name="resnet18")).save_pretrained(tmp_path / SHIPPED)
     assert resolve(SHIPPED) == SHIPPED
     assert DDePForSemanticSegmentation.from_pretrained(SHIPPED).config.encoder_name == "resnet18"
+
+
+@pytest.mark.parametrize("cls", [DDePConfig, DDePForSemanticSegmentation, DDePImageProcessor, DDePImageProcessorPil])
+def test_a_shipped_name_with_a_mistake_is_told_the_right_one(elsewhere, tmp_path, cls):
+    with pytest.raises(OSError, match=rf"^There is no model ddep-eficientnet-lite0\. Did you mean `{SHIPPED}`\?$"):
+        cls.from_pretrained("ddep-eficientnet-lite0")
+    (tmp_path / "ddep-eficientnet-lite0").mkdir()  # a folder of the user's own is meant
+    for name in ("ddep-eficientnet-lite0", "other"):
+        with pytest.raises(OSError, match=name) as error:
+            DDePImageProcessor.from_pretrained(name)
+        assert "Did you mean" not in str(error.value)
+
+
+@pytest.mark.parametrize("cls", [DDePImageProcessor, DDePImageProcessorPil])
+def test_a_shipped_name_gives_the_processor_too(elsewhere, cls):
+    processor = cls.from_pretrained(SHIPPED)
+    assert type(processor) is cls and tuple(processor.image_mean) == (0.5, 0.5, 0.5)
 
 
 def test_a_shipped_decoder_loads_without_a_checkout(elsewhere, caplog):

@@ -1,13 +1,16 @@
 """Evaluation of a fine-tuned model on labelled images: metrics, confusion matrix, pictures, masks."""
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ddep_hub.data.classes import names_in_order
 from ddep_hub.data.opening import open_split, summary_of
@@ -23,7 +26,7 @@ from ddep_hub.utils.files import atomic_write
 from ddep_hub.utils.processes import build_accelerator, launched_precision, on_main_process
 
 from .arguments import EvaluateArguments
-from .inference import count_pixels
+from .inference import count_pixels, eval_mode
 from .mask_files import MaskWriter
 from .metrics import BoundaryIoU, absent_message, confusion_csv
 from .predict import name_of, processor_of, resized
@@ -48,8 +51,8 @@ def evaluate(
 
     Args:
         model: A model, a folder or a Hub id.
-        data: Labelled data, as in fine-tuning: a folder, `hf://datasets/org/name` or a dataset object; the embedded
-            scenes by default.
+        data: Labelled data, as in fine-tuning: a folder or `hf://datasets/org/name`; or an object with the attributes
+            of [`SegmentationDataset`]; the embedded scenes by default.
         split: The split to measure on.
         processor: Gives mean, std and size; by default the image processor beside the model.
         output_dir: Folder to write `results.json`, `confusion.csv`, `confusion.png`, `predictions.png` and `masks/`
@@ -63,16 +66,38 @@ def evaluate(
     Raises:
         FileExistsError: `output_dir` holds a model, or files that no evaluation wrote.
         FileNotFoundError: Model or data do not exist.
-        ValueError: The model has other classes than the data, or no pixel is labelled.
+        TypeError: Model, data or processor are none of these.
+        ValueError: The model is not fine-tuned or has other classes than the data, or no pixel is labelled.
     """
+    if not (
+        data is None or isinstance(data, str | Path) or (hasattr(data, "classes") and hasattr(data, "sample_ids"))
+    ):
+        raise TypeError(
+            f"data: got {type(data).__name__}. Give a folder, such as one that save_to_disk wrote, "
+            "hf://datasets/org/name, or an object with classes and sample_ids (docs/extending.md)."
+        )
     values = {"data": data if isinstance(data, str | Path) else None, "eval_split": split, "output_dir": output_dir}
     arguments = build_arguments(EvaluateArguments, {"model": name_of(model), **values, **kwargs})
-    return run_evaluation(
-        arguments,
-        model=None if isinstance(model, str | Path) else model,
-        dataset=None if data is None or isinstance(data, str | Path) else data,
-        processor=processor,
-    )
+    with contextlib.nullcontext() if isinstance(model, str | Path) else _as_it_was(model):
+        return run_evaluation(
+            arguments,
+            model=None if isinstance(model, str | Path) else model,
+            dataset=None if data is None or isinstance(data, str | Path) else data,
+            processor=processor,
+        )
+
+
+@contextlib.contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """Gives a caller's model back its modes, and its `forward`, which Accelerate wraps for mixed precision."""
+    own = dict(vars(model))
+    try:
+        with eval_mode(model):
+            yield
+    finally:
+        for name in vars(model).keys() - own.keys():  # Accelerate's marks, by which it would not wrap it again
+            del vars(model)[name]
+        vars(model).update(own)
 
 
 def run_evaluation(

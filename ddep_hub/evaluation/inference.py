@@ -1,5 +1,6 @@
 """Inference on images of any size: whole or in sliding windows, at several scales, with flips."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -198,6 +199,19 @@ def predict(
     return _class_logits(model, pixel_values, size).argmax(1)
 
 
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Puts a model into eval mode; afterwards each of its modules has the mode that it had."""
+    # Set one by one, as `.train()` of a model that is frozen in part does more.
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 @torch.no_grad()
 def count_pixels(
     model: nn.Module,
@@ -216,7 +230,7 @@ def count_pixels(
     """Counts true and predicted classes over a labelled dataset, at the size of its masks.
 
     Args:
-        model: A segmentation model; it is put into eval mode.
+        model: A segmentation model; it is in eval mode meanwhile.
         dataset: The labelled images.
         transform: Prepares a sample; see [`EvalTransform.from_processor`].
         normalize: Maps uint8 images to `pixel_values`; see [`Normalize.from_processor`].
@@ -230,7 +244,6 @@ def count_pixels(
         on_prediction: Called with the index of a sample and its predicted class ids (H, W), in the process that
             predicted it.
     """
-    model.eval()
     device = next(model.parameters()).device
     rank, world_size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     matrix = ConfusionMatrix(dataset.classes.num_classes, dataset.classes.ignore_index, device)
@@ -243,7 +256,7 @@ def count_pixels(
         worker_init_fn=init_worker,
     )
     remaining = iter(indices)
-    with reading(loader) as samples:
+    with eval_mode(model), reading(loader) as samples:
         for pixels, labels in _batches(samples, batch_size):
             if statistics is not None:
                 for mask in labels.numpy():

@@ -4,7 +4,7 @@ import itertools
 import logging
 import warnings
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -12,7 +12,8 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from PIL import Image
-from transformers import PretrainedConfig
+from torch import nn
+from transformers import BaseImageProcessor, PretrainedConfig
 
 from ddep_hub.data.classes import ClassTable, class_colors, names_in_order
 from ddep_hub.data.dataset_registry import find_dataset_by_classes
@@ -29,6 +30,7 @@ from ddep_hub.utils.arguments import build_arguments
 from ddep_hub.utils.processes import keep_freed_memory
 
 from .arguments import InferenceArguments, PredictArguments
+from .inference import eval_mode
 from .inference import predict as predict_ids
 from .mask_files import MaskWriter
 from .places import find_images, is_url, read_image
@@ -56,13 +58,14 @@ def predict(
     """Segments images at their own size.
 
     Args:
-        model: A fine-tuned model, a folder or a Hub id. A model object stays on its device.
+        model: A fine-tuned model, a folder or a Hub id. A model object stays on its device and in its mode.
         images: An image or a list of images: paths, http(s) URLs, PIL images or arrays. Arrays are uint8 (H, W, 3),
             (H, W, 1) or (H, W), or for models of other channels as [`channels_first`] takes them. A folder or a
             pattern such as `photos/*.jpg` stands for a list.
         return_type: `"array"` for class ids (of a single class: 0, background, and 1), or `"pil"` for images with the
             classes' colours as their palette.
-        processor: Gives mean, std and size; by default the image processor beside the model.
+        processor: Gives mean, std and size; by default the image processor beside the model, at the revision and in
+            the subfolder that the model was loaded from.
         **kwargs: How to predict, fields of [`InferenceArguments`]: `window=(512, 512)`, `flip=True`, ...
 
     Returns:
@@ -70,28 +73,31 @@ def predict(
 
     Raises:
         OSError: The model or an image cannot be read.
-        TypeError: An image is none of these.
-        ValueError: An image is damaged, an array has another shape, or an argument is out of range.
+        TypeError: The model, an image or the processor is none of these.
+        ValueError: The model is not fine-tuned, an image is damaged, an array has another shape, or an argument is out
+            of range.
     """
     if return_type not in ("array", "pil"):
         raise ValueError(f"return_type must be `array` or `pil`, got {return_type!r}.")
     arguments = build_arguments(InferenceArguments, {"model": name_of(model), **kwargs})
     loaded = load_for_prediction(model, arguments) if isinstance(model, str | Path) else model
-    predictor = Predictor(loaded, arguments, processor)
+    with eval_mode(loaded):
+        predictor = Predictor(loaded, arguments, processor)
 
-    def segment(image: Any) -> Any:
-        mask = predictor(_decoded(image, loaded.config.num_channels))
-        return mask if return_type == "array" else _with_palette(mask, predictor.classes)
+        def segment(image: Any) -> Any:
+            mask = predictor(_decoded(image, loaded.config.num_channels))
+            return mask if return_type == "array" else _with_palette(mask, predictor.classes)
 
-    if isinstance(images, str | Path):
-        places = list(find_images([str(images)]).values())
-        return segment(places[0]) if places == [str(images)] else [segment(place) for place in places]
-    if isinstance(images, Image.Image | np.ndarray | torch.Tensor | bytes) or not isinstance(images, Iterable):
-        return segment(images)
-    found: list[Any] = []
-    for image in images:
-        found += find_images([str(image)]).values() if isinstance(image, str | Path) else [image]
-    return [segment(image) for image in found]
+        if isinstance(images, str | Path):
+            places = list(find_images([str(images)]).values())
+            return segment(places[0]) if places == [str(images)] else [segment(place) for place in places]
+        one = isinstance(images, Image.Image | np.ndarray | torch.Tensor | bytes | Mapping)
+        if one or not isinstance(images, Iterable):
+            return segment(images)
+        found: list[Any] = []
+        for image in images:
+            found += find_images([str(image)]).values() if isinstance(image, str | Path) else [image]
+        return [segment(image) for image in found]
 
 
 class Predictor:
@@ -109,7 +115,7 @@ class Predictor:
         processor = resized(processor or processor_of(model), args)
         self.model, self.classes, self.options = model.eval(), classes_of(model.config), args.options()
         self.warned = False
-        self.channel_order = processor.channel_order
+        self.channel_order = getattr(processor, "channel_order", None)  # which transformers' own do not have
         self.transform = EvalTransform.from_processor(processor)
         self.normalize = Normalize.from_processor(processor)
 
@@ -158,19 +164,40 @@ def load_for_prediction(name: str | Path, args: InferenceArguments) -> DDePForSe
 
 
 def name_of(model: str | Path | DDePForSemanticSegmentation) -> str:
-    """A model's name: what was given, or where a model object was loaded from, or its class."""
-    return str(model) if isinstance(model, str | Path) else model.config.name_or_path or type(model).__name__
+    """A model's name: what was given, or where a model object was loaded from, or its class.
+
+    Raises:
+        TypeError: It is no model.
+        ValueError: It is not fine-tuned.
+    """
+    if isinstance(model, str | Path):
+        return str(model)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}. Give a fine-tuned model, a folder or a Hub id.")
+    name: str = getattr(getattr(model, "config", None), "name_or_path", None) or type(model).__name__
+    if not hasattr(model, "classifier"):  # not by its class, which remote code has a copy of
+        raise ValueError(f"model: {name} is not a fine-tuned segmentation model. Fine-tune it first.")
+    return name
 
 
 def processor_of(model: DDePForSemanticSegmentation) -> DDePImageProcessor:
     """The image processor beside a model; for a model that was not loaded from anywhere, its encoder's."""
     if not model.config.name_or_path:
         return processor_for_encoder(model.config.encoder_name, num_channels=model.config.num_channels)
-    return load_processor(model.config.name_or_path, model.config)
+    return load_processor(model.config.name_or_path, model.config, **model._hub_arguments)
 
 
 def resized(processor: DDePImageProcessor, args: InferenceArguments) -> DDePImageProcessor:
-    """The processor with `args.image_size`; warns if its own size makes a window pointless."""
+    """The processor with `args.image_size`; warns if its own size makes a window pointless.
+
+    Raises:
+        TypeError: It is no image processor.
+    """
+    if not isinstance(processor, BaseImageProcessor):
+        raise TypeError(
+            f"processor: got {type(processor).__name__}. Give an image processor, such as "
+            "DDePImageProcessor.from_pretrained(...)."
+        )
     if args.image_size is not None:
         return with_image_size(processor, args.image_size)
     side = processor.size.get("shortest_edge") if processor.do_resize else None
@@ -193,7 +220,8 @@ def _decoded(image: Any, channels: int) -> AnyImage:
         name = str(getattr(image, "filename", "") or "images: an image")
         return to_rgb(upright(image), name) if channels == 3 else ChannelImage(channels_of(image, channels, name))
     if not isinstance(image, np.ndarray):
-        raise TypeError(f"images: got {type(image).__name__}. Give paths, URLs, PIL images or NumPy arrays.")
+        column = ' Of a data set, give its column of images, such as data["image"].' * isinstance(image, Mapping)
+        raise TypeError(f"images: got {type(image).__name__}. Give paths, URLs, PIL images or NumPy arrays.{column}")
     shape = image.shape
     if image.ndim not in (2, 3) or 0 in shape or (channels == 3 and image.ndim == 3 and shape[2] not in (1, 3)):
         colour = f"(height, width, {channels})" + " or (height, width, 1)" * (channels == 3)

@@ -1,20 +1,25 @@
 """`ddep_hub.predict` and `ddep_hub.evaluate`: what they take, and what they return."""
 
+import copy
+import pickle
 import warnings
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
+from transformers import SegformerImageProcessor
 
 import ddep_hub
-from ddep_hub import DDePForSemanticSegmentation, DDePImageProcessor
+from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.synthetic import SCENE_CLASSES
 from ddep_hub.evaluation import predict as prediction
 from ddep_hub.evaluation.arguments import PredictArguments
-from ddep_hub.evaluation.predict import AHEAD, predict_images
+from ddep_hub.evaluation.predict import AHEAD, predict_images, processor_of
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +182,54 @@ def test_the_processor_of_the_model_is_used(folder, scenes):
     assert windows.shape == (64, 64) and not np.array_equal(windows, expected.numpy())
 
 
+def test_the_processor_lies_where_the_model_was_loaded_from(folder, tmp_path):
+    """At its revision, in its subfolder, from its cache; for copies too, but a pickled one holds no token."""
+    repository, model = tmp_path / "cache" / "models--org--seg", DDePForSemanticSegmentation.from_pretrained(folder)
+    (repository / "refs").mkdir(parents=True)
+    for revision, mean in (("main", 0.1), ("v1", 0.2)):
+        commit = revision[0] * 40
+        (repository / "refs" / revision).write_text(commit)
+        for part in (model, DDePImageProcessor(image_mean=[mean] * 3)):
+            part.save_pretrained(repository / "snapshots" / commit / "final")
+    where = {"subfolder": "final", "cache_dir": tmp_path / "cache", "local_files_only": True, "token": "hf_secret"}
+    model = DDePForSemanticSegmentation.from_pretrained("org/seg", revision="v1", **where)
+    for same in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert tuple(processor_of(same).image_mean) == (0.2, 0.2, 0.2)
+    assert copy.deepcopy(model)._hub_arguments["token"] == "hf_secret" and b"hf_secret" not in pickle.dumps(model)
+    model.save_pretrained(tmp_path / "saved")
+    assert "final" not in (tmp_path / "saved" / "config.json").read_text()
+    local = DDePForSemanticSegmentation.from_pretrained(repository / "snapshots" / ("m" * 40), subfolder="final")
+    assert tuple(processor_of(local).image_mean) == (0.1, 0.1, 0.1)
+
+
+def test_a_processor_of_transformers_serves(folder, scenes):
+    image = Image.open(sorted((scenes / "images" / "val").iterdir())[0])
+    options = {"do_resize": False, "image_mean": [0.4] * 3, "image_std": [0.3] * 3}
+    mask = ddep_hub.predict(folder, image, processor=SegformerImageProcessor(**options))
+    assert np.array_equal(mask, ddep_hub.predict(folder, image))
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_model_object_is_left_as_it_was(folder, scenes, monkeypatch, precision):
+    model = DDePForSemanticSegmentation.from_pretrained(folder).train()
+    model.ddep.encoder.eval()
+    before, modes = set(vars(model)), [module.training for module in model.modules()]
+    ddep_hub.predict(model, Image.new("RGB", (64, 64)))
+    assert [module.training for module in model.modules()] == modes
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+    AcceleratorState._reset_state()
+    try:
+        results = [ddep_hub.evaluate(model, scenes) for _ in range(2)]
+        assert [result["mixed_precision"] for result in results] == [precision] * 2
+        assert results[0]["iou"] == results[1]["iou"]
+    finally:
+        AcceleratorState._reset_state()
+    assert [module.training for module in model.modules()] == modes and set(vars(model)) == before
+    with pytest.raises(ValueError, match="no pixels"):
+        ddep_hub.predict(model, Image.new("RGB", (64, 0)))
+    assert [module.training for module in model.modules()] == modes
+
+
 def test_masks_as_pictures_with_palette(folder, scenes):
     path = sorted((scenes / "images" / "val").iterdir())[0]
     picture = ddep_hub.predict(folder, path, return_type="pil")
@@ -204,6 +257,9 @@ def test_evaluate_takes_names_and_objects_and_writes_only_where_it_is_told(folde
         ({"images": [torch.zeros(3, 64, 64)]}, TypeError, "images: got Tensor"),
         ({"images": b"\x89PNG"}, TypeError, "images: got bytes"),
         ({"images": None}, TypeError, "images: got NoneType"),
+        ({"images": {"image": "a.png"}}, TypeError, r'images: got dict.*its column of images.*data\["image"\]'),
+        ({"images": datasets.Dataset.from_dict({"image": [1]})}, TypeError, "images: got dict.*its column of images"),
+        ({"images": [], "processor": "runs/x"}, TypeError, "processor: got str. Give an image processor, such as"),
         ({"images": np.zeros((3, 64, 64), np.uint8)}, ValueError, r"shape \(3, 64, 64\). Give \(height, width\) or"),
         ({"images": np.zeros((2, 64, 64, 3), np.uint8)}, ValueError, r"or \(height, width, 1\); a batch as a list"),
         ({"images": np.zeros((64, 64, 2), np.uint8)}, ValueError, r"an array has shape \(64, 64, 2\)"),
@@ -219,3 +275,25 @@ def test_evaluate_takes_names_and_objects_and_writes_only_where_it_is_told(folde
 def test_mistakes_are_named(arguments, error, message, folder):
     with pytest.raises(error, match=message):
         ddep_hub.predict(folder, **arguments)
+
+
+@pytest.mark.parametrize("call", [ddep_hub.evaluate, lambda model: ddep_hub.predict(model, "a.png")])
+def test_what_is_no_finetuned_model_is_named(call, hybrid_config, tmp_path):
+    model = DDePForPreTraining(hybrid_config())
+    with pytest.raises(ValueError, match=r"^model: DDePForPreTraining is not a fine-tuned .* Fine-tune it first"):
+        call(model)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"^model: {tmp_path} is not a fine-tuned segmentation model. Fine-tune it"):
+        call(DDePForPreTraining.from_pretrained(tmp_path))
+    with pytest.raises(TypeError, match=r"^model: got NoneType\. Give a fine-tuned model, a folder or a Hub id"):
+        call(None)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [[], {}, datasets.Dataset.from_dict({"image": [1]}), datasets.DatasetDict()],
+    ids=["list", "dict", "Dataset", "DatasetDict"],
+)
+def test_what_is_no_labelled_data_is_named(data, folder):
+    with pytest.raises(TypeError, match=rf"^data: got {type(data).__name__}\. Give a folder.*docs/extending\.md"):
+        ddep_hub.evaluate(folder, data)
