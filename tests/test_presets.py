@@ -175,6 +175,7 @@ def test_few_labels_are_fine_tuned_as_was_measured():
     study = yaml.safe_load((CONFIGS / "label-efficiency-camvid-dice.yaml").read_text(encoding="utf-8"))["finetuning"]
     own = yaml.safe_load(text)
     assert own.pop("output_dir") == args.output_dir
+    assert own.pop("head_lr_factor") == 10  # for short runs, see head_learning_rate.csv
     left_out = ("eval_split", "save_steps", "mixed_precision")
     assert own == {name: value for name, value in study.items() if name not in left_out}
     flags = re.search(r"`(--decoder_hidden_sizes .*)` in place", text)[1]
@@ -189,6 +190,7 @@ def test_few_labels_of_microscopes_differ_from_few_labels_in_what_was_measured()
     own, other = load_finetune("few-labels-microscopy"), load_finetune("few-labels")
     different = {name for name, value in vars(own).items() if value != getattr(other, name)}
     assert different == {"output_dir", "image_size", "augmentation", "model_ema_decay", "encoder_lr_factor"}
+    assert own.head_lr_factor == 10  # for short runs; the rows below have 1
     with (ROOT / "benchmarks" / "results" / "microscopy_learning_rates.csv").open() as file:
         rows = [
             row
