@@ -146,7 +146,9 @@ def check_arguments_of_decoder(folder: str, arguments: Mapping[str, Any]) -> Non
 
 
 def check_default_device() -> None:
-    """Refuses to load weights where torch puts all tensors on the meta device, which holds no values.
+    """Refuses to load an encoder where torch puts all tensors on the meta device, which holds no values.
+
+    For whole folders, transformers does.
 
     Raises:
         RuntimeError: It does.

@@ -135,7 +135,6 @@ class DDePPreTrainedModel(PreTrainedModel):
             return super().from_pretrained(
                 None, *model_args, config=config, output_loading_info=output_loading_info, **kwargs
             )
-        check_default_device()
         source = resolve(pretrained_model_name_or_path)
         number_given = "num_labels" in kwargs
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
@@ -149,6 +148,7 @@ class DDePPreTrainedModel(PreTrainedModel):
             config.decoder_only = False
             kwargs = {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS}
             same_channels = config.num_channels == stored.get("num_channels", 3)
+            check_default_device()
             check_arguments_of_decoder(source, kwargs)
             variant = kwargs.pop("variant", None)
             kwargs |= cls._decoder_and_encoder(
