@@ -114,7 +114,7 @@ def test_an_interrupted_study_goes_on(study, tmp_path):
     process.send_signal(signal.SIGTERM)
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 75, stdout + stderr
-    assert "Repeat the same command to resume." in stdout and "resume_from_checkpoint" not in stdout + stderr
+    assert "Repeat the same command to resume." in stdout and "--resume_from_checkpoint" not in stdout + stderr
     assert read_rows(output / "results.csv") == []
     assert list((metrics.parent / "checkpoints").glob("step-*"))
     again = run_fork(*command(longer, output, *chosen))
