@@ -89,7 +89,8 @@ def test_a_checkpoint_of_fine_tuning_is_used_as_final_is(start, pretrained, scen
     processors = [load_processor(folder, model.config).to_dict() for folder in (checkpoint, final)]
     assert processors[0] == processors[1] and processors[0]["size"] == {"shortest_edge": 48}
     # Neither a new classifier, nor norms that are rescaled once more.
-    again, _ = finetuning_model(FinetuneArguments(pretrained=str(checkpoint)), SegmentationFolder(scenes, "val").classes)
+    classes = SegmentationFolder(scenes, "val").classes
+    again, _ = finetuning_model(FinetuneArguments(pretrained=str(checkpoint)), classes)
     assert same(again.state_dict(), model.state_dict())
 
 
