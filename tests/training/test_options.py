@@ -175,7 +175,7 @@ def test_a_part_of_the_only_split_is_kept_for_validation(finetuning, scenes, tmp
         shutil.copytree(scenes / folder / "train", data / name)
     shutil.copy(scenes / "classes.json", data)
     names = sorted(path.stem for path in (data / "masks").iterdir())
-    with pytest.raises(FileNotFoundError, match=r"no split 'val'; it has \['train'\]; set val_fraction"):
+    with pytest.raises(FileNotFoundError, match=r"no split 'val'; it has \['train'\]; .* with --val_fraction"):
         finetuning(data=str(data), max_steps=1)
     fields = {"data": str(data), "val_fraction": "1/3", "group_pattern": "..$", "allow_empty_classes": True}
     output = finetuning(**fields, max_steps=2, save_steps=1)
