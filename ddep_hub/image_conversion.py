@@ -29,9 +29,7 @@ ORIENTATIONS = {
 TIFF_EXTENSIONS = (".tif", ".tiff")
 # Where an orientation may stand.
 EXIF_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
-_warned_of_few_bits = False
-_warned_of_opacity = False
-_warned_of_overshoot = False
+_warned = set[str]()
 
 
 def orientation(image: Image.Image) -> int:
@@ -108,7 +106,11 @@ def _limit(values: np.ndarray, name: str) -> float:
     if values.dtype.kind == "f":
         limit = 1.0 if high <= 1.0 else 255.0
         if 1.0 < high < 2.0:
-            _warn_of_overshoot(name, high)
+            _warn_once(
+                "overshoot",  # interpolation has made values in 0..1 larger
+                f"{name} holds floats up to {high:g}: nearly black when 255 is white, as it is if any is above 1. If "
+                "they should lie in 0..1, clip them.",
+            )
     else:
         limit = 65535.0 if (values.dtype.itemsize == 2 and values.dtype.kind == "u") or high > 255.0 else 255.0
     if not (low >= 0.0 and high <= limit):
@@ -119,27 +121,18 @@ def _limit(values: np.ndarray, name: str) -> float:
 
 
 def _warn_of_few_bits(name: str, high: float) -> None:
-    """Warns once in a process: a folder of such images would give a warning each."""
-    global _warned_of_few_bits
-    if not _warned_of_few_bits:
-        _warned_of_few_bits = True
-        warnings.warn(
-            f"{name} has 16 bits, but no value above {high:.0f}: nearly black when 65535 is white. If the camera has "
-            "12 or 14 bits, scale its images to 16, or keep their depth: num_channels=1 measures mean and std.",
-            stacklevel=3,
-        )
+    _warn_once(
+        "few bits",
+        f"{name} has 16 bits, but no value above {high:.0f}: nearly black when 65535 is white. If the camera has 12 "
+        "or 14 bits, scale its images to 16, or keep their depth: num_channels=1 measures mean and std.",
+    )
 
 
-def _warn_of_overshoot(name: str, high: float) -> None:
-    """Warns once in a process of values in 0..1 that interpolation has made larger: the image is nearly black then."""
-    global _warned_of_overshoot
-    if not _warned_of_overshoot:
-        _warned_of_overshoot = True
-        warnings.warn(
-            f"{name} holds floats up to {high:g}: nearly black when 255 is white, as it is if any is above 1. If they "
-            "should lie in 0..1, clip them.",
-            stacklevel=4,
-        )
+def _warn_once(kind: str, message: str) -> None:
+    """Warns once in a process of each kind: a folder of such images would give a warning each."""
+    if kind not in _warned:
+        _warned.add(kind)
+        warnings.warn(message, stacklevel=4)
 
 
 def to_rgb(image: Image.Image, name: str = "The image") -> Image.Image:
@@ -170,14 +163,12 @@ def to_rgb(image: Image.Image, name: str = "The image") -> Image.Image:
 
 def _warn_of_opacity(name: str, image: Image.Image) -> None:
     """Warns once if the opacity of most pixels is neither none nor full: GDAL marks any fourth channel as opacity."""
-    global _warned_of_opacity
     counts = image.getchannel("A").histogram()
-    if not _warned_of_opacity and sum(counts[1:255]) > sum(counts) / 2:
-        _warned_of_opacity = True
-        warnings.warn(
+    if sum(counts[1:255]) > sum(counts) / 2:
+        _warn_once(
+            "opacity",
             f"{name} says that its last channel is opacity, and most pixels are half transparent: they are laid over "
             "white. If it is another channel, such as near infrared, set num_channels=4.",
-            stacklevel=3,
         )
 
 

@@ -261,7 +261,7 @@ def test_what_is_no_image_is_named(processor_class, images, channels):
 
 
 def test_floats_slightly_above_one_are_warned_of_once(processor_class, monkeypatch):
-    monkeypatch.setattr(image_conversion, "_warned_of_overshoot", False)
+    monkeypatch.setattr(image_conversion, "_warned", set())
     image = random_image() / 255
     image[0, 0] = 1.01
     processor = processor_class(do_resize=False)
@@ -270,7 +270,7 @@ def test_floats_slightly_above_one_are_warned_of_once(processor_class, monkeypat
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         processor(image)
-        monkeypatch.setattr(image_conversion, "_warned_of_overshoot", False)
+        monkeypatch.setattr(image_conversion, "_warned", set())
         processor(image.clip(0, 1))
         processor(image * 200)
 
@@ -370,13 +370,13 @@ def test_tags_that_cannot_be_read_do_not_stop_an_image(processor_class, tmp_path
 
 
 def test_images_of_twelve_bits_are_warned_of_once(monkeypatch):
-    monkeypatch.setattr(image_conversion, "_warned_of_few_bits", False)
+    monkeypatch.setattr(image_conversion, "_warned", set())
     with pytest.warns(UserWarning, match=r"cell\.tif has 16 bits, but no value above 4080.*num_channels=1"):
         pixels = eight_bits(np.array([[0, 4080]], np.uint16), "cell.tif")
     np.testing.assert_array_equal(pixels, [[0, 16]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         eight_bits(np.array([[0, 4080]], np.uint16), "another.tif")
-        monkeypatch.setattr(image_conversion, "_warned_of_few_bits", False)
+        monkeypatch.setattr(image_conversion, "_warned", set())
         eight_bits(np.array([[0, 40000]], np.uint16), "bright.tif")
         eight_bits(np.array([[0, 255]], np.int32), "eight-in-32.tif")

@@ -13,6 +13,7 @@ from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.data.samplers import example_seed
 from ddep_hub.data.statistics import ClassStatistics
 from ddep_hub.encoder_weights import needs_image_skip
+from ddep_hub.evaluation.inference import eval_mode
 from ddep_hub.segmentation import class_logits
 
 from .arguments import FinetuneArguments
@@ -173,7 +174,7 @@ class UnlabelledLoss:
     ) -> torch.Tensor:
         images = self.normalize(batch["unlabelled"])
         noise, sigma = seeded_noise(images, denoiser.config.sigma_range, self.args.seed, step, positions)
-        with encoder_in_eval_mode(self.model):
+        with eval_mode(self.model.ddep.encoder):  # as in pretraining
             loss: torch.Tensor = denoiser(pixel_values=images, noise=noise, sigma=sigma).loss
         return loss * images.numel()
 
@@ -249,15 +250,3 @@ def kept_statistics(model: nn.Module) -> Iterator[None]:
     finally:
         for norm, momentum in zip(norms, before, strict=True):
             norm.momentum = momentum
-
-
-@contextlib.contextmanager
-def encoder_in_eval_mode(model: DDePForSemanticSegmentation) -> Iterator[None]:
-    """Puts the encoder into eval mode, as in pretraining, and each of its modules back into its own."""
-    modes = [(module, module.training) for module in model.ddep.encoder.modules()]
-    model.ddep.encoder.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

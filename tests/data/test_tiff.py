@@ -124,7 +124,7 @@ def test_a_fourth_band_without_a_word_on_what_it_is_is_refused(tmp_path):
 
 
 def test_a_band_that_is_called_opacity_but_does_not_look_like_it_is_warned_of_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_conversion, "_warned_of_opacity", False)
+    monkeypatch.setattr(image_conversion, "_warned", set())
     path = write(tmp_path / "a.tif", np.concatenate([RGB, NIR], -1), photometric="rgb", extrasamples=["unassalpha"])
     with pytest.warns(UserWarning, match=r"a\.tif says that its last channel is opacity.*num_channels=4"):
         decode_image(path)
@@ -133,7 +133,7 @@ def test_a_band_that_is_called_opacity_but_does_not_look_like_it_is_warned_of_on
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         decode_image(path)
-        monkeypatch.setattr(image_conversion, "_warned_of_opacity", False)
+        monkeypatch.setattr(image_conversion, "_warned", set())
         found = pixels_of(decode_image(tmp_path / "b.tif"))
     assert (found[:, :20] == 255).all() and np.array_equal(found[:, 20:], RGB[:, 20:])
 
