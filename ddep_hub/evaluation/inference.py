@@ -1,9 +1,11 @@
 """Inference on images of any size: whole or in sliding windows, at several scales, with flips."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+from weakref import WeakSet
 
 import torch
 from accelerate import Accelerator
@@ -20,6 +22,11 @@ from ddep_hub.segmentation import class_logits
 from ddep_hub.utils.processes import sum_over_processes
 
 from .metrics import BoundaryIoU, ConfusionMatrix
+
+
+# Memory in GB that one pass may take without a warning, and the models that have had theirs.
+GIGABYTES = 4
+_warned: WeakSet[nn.Module] = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -183,7 +190,7 @@ def _resized(images: torch.Tensor, size: tuple[int, int], *, antialias: bool = F
 def predict(
     model: nn.Module, pixel_values: torch.Tensor, size: tuple[int, int], options: InferenceOptions | None = None
 ) -> torch.Tensor:
-    """Predicts class ids.
+    """Predicts class ids; warns, once for a model, if one pass takes much memory.
 
     Args:
         model: A segmentation model in eval mode.
@@ -194,9 +201,42 @@ def predict(
     Returns:
         int64 tensor (batch, *size).
     """
-    if options is not None and not options.is_single_pass:
+    options = options or InferenceOptions()
+    if options.window is None:
+        _warn_of_size(model, pixel_values.shape, options)
+    if not options.is_single_pass:
         return predict_probabilities(model, pixel_values, size, options).argmax(1)
     return _class_logits(model, pixel_values, size).argmax(1)
+
+
+def _warn_of_size(model: nn.Module, shape: Sequence[int], options: InferenceOptions) -> None:
+    count, _, height, width = shape
+    gigabytes = bytes_per_pixel(model) * count * height * width * max(options.scales) ** 2 / 1e9
+    if gigabytes <= GIGABYTES or model in _warned:
+        return
+    _warned.add(model)
+    images = f"An image of {width}x{height} pixels takes" if count == 1 else f"{count} images of {width}x{height} take"
+    warnings.warn(
+        f"{images} about {gigabytes:.0f} GB of memory in one pass. `image_size=1024` scales images down first; in "
+        "`predict` and `evaluate`, `window=1024` predicts them in parts.",
+        stacklevel=2,
+    )
+
+
+def bytes_per_pixel(model: nn.Module) -> float:
+    """About the memory that a pass takes for each pixel of an image, in float32; 0 for networks without our decoder.
+
+    That is what the widest block of the decoder reads and writes, or the logits, three times: convolutions copy, and
+    freed memory is kept. `ddep-hub predict` took 14.6 GB for 6000x4500 pixels, of which this gives 15.6.
+    """
+    decoder = getattr(getattr(model, "ddep", None), "decoder", None)
+    if decoder is None:
+        return 0.0
+    stride, widest = decoder.strides[-1], float(model.config.num_labels)
+    for block in decoder.blocks:
+        stride //= 2
+        widest = max(widest, (block.conv1[0].in_channels + block.conv1[0].out_channels) / stride**2)
+    return 12 * widest
 
 
 @contextlib.contextmanager

@@ -38,8 +38,6 @@ from .places import find_images, is_url, read_image
 
 logger = logging.getLogger(__name__)
 
-# Memory in GB that one pass may take without a warning.
-GIGABYTES = 4
 # Threads that read images and that write masks, and how many images they may be ahead or behind.
 THREADS, AHEAD = 2, 4
 
@@ -114,7 +112,6 @@ class Predictor:
     ) -> None:
         processor = resized(processor or processor_of(model), args)
         self.model, self.classes, self.options = model.eval(), classes_of(model.config), args.options()
-        self.warned = False
         self.channel_order = getattr(processor, "channel_order", None)  # which transformers' own do not have
         self.transform = EvalTransform.from_processor(processor)
         self.normalize = Normalize.from_processor(processor)
@@ -124,33 +121,8 @@ class Predictor:
         size = image.height, image.width
         sample = self.transform({"image": image, "annotation": np.zeros(size, dtype=np.uint8)})
         pixel_values = self.normalize(sample["pixel_values"][None].to(self.model.device))
-        if not self.warned and self.options.window is None:
-            self._warn_of_size(*pixel_values.shape[-2:])
         ids = predict_ids(self.model, pixel_values, size, self.options)[0].cpu().numpy()
         return ids.astype(np.uint8 if self.classes.num_classes <= 256 else np.uint16)
-
-    def _warn_of_size(self, height: int, width: int) -> None:
-        gigabytes = bytes_per_pixel(self.model) * height * width * max(self.options.scales) ** 2 / 1e9
-        if gigabytes > GIGABYTES:
-            self.warned = True
-            warnings.warn(
-                f"An image of {width}x{height} pixels takes about {gigabytes:.0f} GB of memory in one pass. "
-                "`--window 1024` predicts it in parts, `--image_size 1024` scales it down first.",
-                stacklevel=3,
-            )
-
-
-def bytes_per_pixel(model: DDePForSemanticSegmentation) -> float:
-    """About the memory that a pass takes for each pixel of an image, in float32.
-
-    That is what the widest block of the decoder reads and writes, or the logits, three times: convolutions copy, and
-    freed memory is kept. `ddep-hub predict` took 14.6 GB for 6000x4500 pixels, of which this gives 15.6.
-    """
-    stride, widest = model.ddep.decoder.strides[-1], float(model.config.num_labels)
-    for block in model.ddep.decoder.blocks:
-        stride //= 2
-        widest = max(widest, (block.conv1[0].in_channels + block.conv1[0].out_channels) / stride**2)
-    return 12 * widest
 
 
 def load_for_prediction(name: str | Path, args: InferenceArguments) -> DDePForSemanticSegmentation:

@@ -1,8 +1,8 @@
 """The files of a run's checkpoints: written whole or not at all, checked when they are read, the newest few kept.
 
-`checkpoints/step-N/` holds the model after N steps, which is used as that in `final/` (`model.safetensors`,
-`config.json` and the image processor's file), the moving average of its weights if there is one, the optimizer's
-state, and `checkpoint.json`, which says which run it belongs to and lists its files with their hashes.
+`checkpoints/step-N/` holds the model after N steps, which is used as that in `final/` (`model.safetensors`, averaged
+if the run averages weights, `config.json` and the image processor's file), the weights before averaging, the
+optimizer's state, and `checkpoint.json`, which says which run it belongs to and lists its files with their hashes.
 """
 
 import hashlib
@@ -24,7 +24,8 @@ from ddep_hub.utils.files import atomic_dir, remove_dir
 from .optim import Tensors
 
 
-FORMAT = 2
+FORMAT = 3
+MODEL, UNAVERAGED = "model.safetensors", "unaveraged.safetensors"
 
 
 class CheckpointError(RuntimeError):
@@ -92,9 +93,10 @@ def write_checkpoint(
     path = checkpoint_folder(output, checkpoint.step)
     try:
         with atomic_dir(path) as folder:
-            save_file(_contiguous(checkpoint.model), folder / "model.safetensors", metadata={"format": "pt"})
+            used = checkpoint.model if checkpoint.average is None else checkpoint.average
+            save_file(_contiguous(used), folder / MODEL, metadata={"format": "pt"})
             if checkpoint.average is not None:
-                save_file(_contiguous(checkpoint.average), folder / "average.safetensors")
+                save_file(_contiguous(checkpoint.model), folder / UNAVERAGED, metadata={"format": "pt"})
             torch.save(checkpoint.optimizer, folder / "optimizer.pt")
             config.save_pretrained(folder)
             processor.save_pretrained(folder)
@@ -205,14 +207,14 @@ def read_checkpoint(path: Path, fingerprint: Mapping[str, Any]) -> Checkpoint:
             f"{path} belongs to another run: {'; '.join(differences)}. Pass the same arguments and data to resume it, "
             "or start a new run in another output_dir."
         )
-    average = path / "average.safetensors"
+    averages = (path / UNAVERAGED).exists()
     return Checkpoint(
         step=record["step"],
         fingerprint=stored,
         environment=record["environment"],
         progress=record["progress"],
-        model=load_file(path / "model.safetensors"),
-        average=load_file(average) if average.exists() else None,
+        model=load_file(path / (UNAVERAGED if averages else MODEL)),
+        average=load_file(path / MODEL) if averages else None,
         optimizer=torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True),
         record=_digest(path / "checkpoint.json")["sha256"],
     )

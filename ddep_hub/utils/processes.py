@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import broadcast_object_list
 
 
@@ -79,18 +79,23 @@ def build_accelerator(mixed_precision: str, **kwargs: Any) -> Accelerator:
 def own_state() -> Iterator[None]:
     """Context for a run in a program of others: it trains even where gradients are off, and may seed at will.
 
-    The generators of `random`, NumPy and torch are as before afterwards; of GPUs, that of the current one.
+    The generators of `random`, NumPy and torch are as before afterwards; of GPUs, that of the current one. So are the
+    number format and the micro-batches of the program's own `Accelerator`, which all accelerators share.
     """
     # Leaving the inference mode turns gradients on too, whether it or `no_grad` has turned them off.
     # A generator of a GPU that is not in use yet has no state to keep, and asking for it would set the GPU up.
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     drawn, numpy_drawn = random.getstate(), np.random.get_state()
+    shared = [(kind._shared_state, dict(kind._shared_state)) for kind in (AcceleratorState, GradientState)]
     try:
         with torch.random.fork_rng(devices, device_type="cuda"), torch.inference_mode(False):
             yield
     finally:
         random.setstate(drawn)
         np.random.set_state(numpy_drawn)
+        for state, before in shared:
+            state.clear()
+            state.update(before)
 
 
 Result = TypeVar("Result")

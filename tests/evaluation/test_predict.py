@@ -17,7 +17,7 @@ from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageP
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.synthetic import SCENE_CLASSES
-from ddep_hub.evaluation import predict as prediction
+from ddep_hub.evaluation import inference
 from ddep_hub.evaluation.arguments import PredictArguments
 from ddep_hub.evaluation.predict import AHEAD, predict_images, processor_of
 
@@ -100,18 +100,22 @@ def test_nothing_is_written_where_no_image_can_be_read(folder, tmp_path):
     assert not (tmp_path / "masks").exists()
 
 
-def test_images_that_need_much_memory_are_warned_of_once(folder, scenes, monkeypatch):
+@pytest.mark.parametrize("action", ["predict", "evaluate"])
+def test_images_that_need_much_memory_are_warned_of_once(action, folder, scenes, monkeypatch):
+    def run():
+        ddep_hub.predict(folder, images) if action == "predict" else ddep_hub.evaluate(folder, scenes)
+
     images = sorted((scenes / "images" / "val").iterdir())[:2]
-    monkeypatch.setattr(prediction, "GIGABYTES", 1e-3)
+    monkeypatch.setattr(inference, "GIGABYTES", 1e-3)
     with pytest.warns(UserWarning) as caught:
-        ddep_hub.predict(folder, images)
+        run()
     (said,) = [str(warning.message) for warning in caught if "GB of memory" in str(warning.message)]
-    assert "64x64 pixels" in said and "`--window 1024`" in said and "`--image_size 1024`" in said
+    assert "64x64 pixels" in said and "`window=1024`" in said and "`image_size=1024`" in said
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ddep_hub.predict(folder, images, window=32)
         monkeypatch.undo()
-        ddep_hub.predict(folder, images)
+        run()
 
 
 @pytest.mark.parametrize("kind", ["16-bit", "transparent", "turned", "wide-pgm"])

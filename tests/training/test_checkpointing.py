@@ -89,7 +89,7 @@ def test_a_checkpoint_that_is_not_there_is_named_with_those_that_are(tmp_path):
         find_checkpoint(tmp_path / "run", str(tmp_path / "other" / "checkpoints" / "step-6"))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "average.safetensors", "optimizer.pt", "config.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "unaveraged.safetensors", "optimizer.pt", "config.json"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "remove"])
 def test_a_damaged_file_is_named_with_the_checkpoint_that_is_left(tmp_path, name, damage):
     write(tmp_path, 5)

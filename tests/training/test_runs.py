@@ -8,6 +8,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -77,9 +79,11 @@ def test_a_pretraining_run_writes_what_it_says(pretrained):
     assert again.output_dir == str(output) and again.max_steps == 3
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.9], ids=["plain", "averaged"])
 @pytest.mark.parametrize("start", ["random decoder", "pretrained decoder"])
-def test_a_checkpoint_of_fine_tuning_is_used_as_final_is(start, pretrained, scenes, tiny, tmp_path, capsys):
+def test_a_checkpoint_of_fine_tuning_is_used_as_final_is(start, decay, pretrained, scenes, tiny, tmp_path, capsys):
     fields = {**tiny, "data": str(scenes), "max_steps": 1, "image_size": 48, "allow_empty_classes": True}
+    fields["model_ema_decay"] = decay
     if start == "pretrained decoder":
         fields = {**finetuned(fields), "pretrained": str(pretrained[0] / "final")}
     finetune(FinetuneArguments(**fields, output_dir=str(tmp_path / "run")))
@@ -194,16 +198,21 @@ def test_a_broken_mask_is_found_before_training(scenes, tiny, tmp_path):
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_a_run_leaves_the_generators_and_needs_no_gradients_around_it(mode, pretrained, scenes, tiny, tmp_path):
+def test_a_run_leaves_the_state_around_it_and_needs_no_gradients(mode, pretrained, scenes, tiny, tmp_path):
     def states():
-        return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
+        generators = [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
+        return [*generators, own.mixed_precision, own.gradient_accumulation_steps]
 
+    AcceleratorState._reset_state()
+    own = Accelerator(mixed_precision="bf16", gradient_accumulation_steps=3)  # the program's, not the run's
     before = states()
     with mode():
         pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, eval_steps=2))
         assert not torch.is_grad_enabled()
     assert states() == before
     assert same(weights(tmp_path / "run"), weights(pretrained[0]))
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
 
 
 def test_a_folder_that_holds_a_run_is_left_alone(pretrained, scenes, tiny):
