@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.io import decode_jpeg
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
@@ -207,6 +206,10 @@ def _decode_whole(file: Undecoded) -> torch.Tensor | None:
         common = image.format == "JPEG" and image.mode == "RGB" and orientation(image) == 1
     # What is cut off would come back grey, without an error.
     if not common or not file["bytes"].endswith(b"\xff\xd9"):
+        return None
+    try:
+        from torchvision.io import decode_jpeg  # here, as releases after 0.29 are to do without
+    except ImportError:
         return None
     try:
         return decode_jpeg(torch.frombuffer(bytearray(file["bytes"]), dtype=torch.uint8))

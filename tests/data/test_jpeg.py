@@ -62,3 +62,15 @@ def test_what_follows_the_image_does_not_matter(photograph, tmp_path):
         {"image": {"path": str(path), "bytes": None}}
     )
     assert np.array_equal(found["pixel_values"].permute(1, 2, 0).numpy(), wanted)
+
+
+def test_releases_of_torchvision_without_a_decoder_give_the_same(photograph, tmp_path, monkeypatch):
+    path = tmp_path / "a.jpg"
+    photograph.save(path)
+    transform, sample = PretrainTransform(crop_size=48), {"image": with_bytes(path)}
+    torch.manual_seed(0)
+    wanted = transform(sample)["pixel_values"]
+    monkeypatch.delattr("torchvision.io.decode_jpeg")
+    torch.manual_seed(0)
+    assert torch.equal(transform(sample)["pixel_values"], wanted)
+    assert decode_jpeg_part(with_bytes(path), (10, 20, 60, 70), (48, 56)) is None
