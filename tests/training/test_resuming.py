@@ -33,6 +33,8 @@ HARD = {
     "eval_steps": 3,
     "logging_steps": 2,
     "max_grad_norm": 1.0,
+    "encoder_name": "test_efficientnet",
+    "encoder_weights": "none",
 }
 
 
