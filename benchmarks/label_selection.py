@@ -73,7 +73,8 @@ def fine_tune(data: Path, labels: Fraction, choice: str, seed: int, given: list[
     with tempfile.TemporaryDirectory() as scratch:
         images = ["--num_labelled_images", str(labels), "--split_seed", str(seed)]
         if labels < 1:
-            data, images = cropped(data, labels, seed, Path(scratch) / "data"), []
+            data = cropped(data, labels, seed, Path(scratch) / "data")
+            images = ["--allow_empty_classes"]  # a small part may not show every class
         elif choice == "selected":
             (Path(scratch) / "selected.txt").write_text("\n".join(selected(data, int(labels), seed)))
             images = ["--split_file", f"{scratch}/selected.txt"]

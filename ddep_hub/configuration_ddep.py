@@ -284,6 +284,9 @@ class DDePConfig(PreTrainedConfig):
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """As in transformers; the file names this version as its writer, and no code that the folder does not hold."""
         self.ddep_hub_version, self.format_version = __version__, FORMAT_VERSION
+        config: Any = self
+        config.label2id = None  # follows from id2label, which may have been set since
+        self._match_labels(None)
         # A map left by a folder that carried code; entries with "--" point to a repository, which still does.
         auto_map = self.__dict__.pop("auto_map", {})
         kept = {

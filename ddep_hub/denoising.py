@@ -12,6 +12,7 @@ so at equal sigma they carry the same signal-to-noise ratio and differ by a fact
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 
@@ -38,7 +39,7 @@ def check_noise(
         return
     if isinstance(sigma, torch.Tensor):
         fits = sigma.ndim == 0 or (sigma.ndim == 1 and sigma.shape[0] == batch)
-    elif isinstance(sigma, (int, float)):
+    elif isinstance(sigma, (int, float, np.number)):
         fits = 0 < sigma < math.inf
     else:
         fits = len(sigma) == batch and all(0 < level < math.inf for level in sigma)

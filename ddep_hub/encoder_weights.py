@@ -199,10 +199,12 @@ def encoder_weights_file(config: DDePConfig, **hub: Any) -> tuple[Path, str | No
 
     Raises:
         OSError: timm has no weights of that name, or they could not be fetched; says what to pass instead.
+        ValueError: timm has no such model.
     """
     name = config.encoder_name
     repo_id = encoder_repository(name)
     if repo_id is None:
+        encoder_arguments(config)  # says so where timm has no such model at all
         raise OSError(f"timm publishes no weights for encoder `{name}`. {HOW_TO_GIVE_ENCODER}")
     hub = {key: value for key, value in hub.items() if key != "subfolder" and value is not None}
     hub.setdefault("revision", config.encoder_revision)

@@ -18,7 +18,7 @@ from torch.export import Dim
 
 from ddep_hub import DDePForSemanticSegmentation, DDePImageProcessor, __version__
 from ddep_hub.data.classes import names_in_order
-from ddep_hub.data.preprocessing import Normalize
+from ddep_hub.data.preprocessing import Normalize, normalization_of
 from ddep_hub.data.synthetic import render_scene
 from ddep_hub.evaluation.predict import processor_of
 from ddep_hub.folding import fold_batch_norms
@@ -51,7 +51,7 @@ def export(
     what a caller needs: mean, std and size, class names, names of input and output, versions.
 
     Args:
-        model: The fine-tuned model; it is moved to the CPU and put into eval mode.
+        model: The fine-tuned model; it is moved to the CPU, made float32 and put into eval mode.
         folder: Folder to write. An earlier export there is replaced when the new one is complete.
         size: Height and width in pixels; multiples of the encoder's stride are not needed. By default the processor's
             height and width; if it has none, images of any size with sides longer than the stride.
@@ -65,9 +65,17 @@ def export(
     Raises:
         FileExistsError: The folder holds something else than an export.
         OSError: The files cannot be written, as on a full disk.
-        ValueError: The extra `export` is not installed, the encoder needs a size, or a file differs from the model;
-            the folder is then unchanged.
+        TypeError: The model is none.
+        ValueError: A format is unknown, the extra `export` is not installed, the encoder needs a size, or a file
+            differs from the model; the folder is then unchanged.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model: got {type(model).__name__}. Load it with DDePForSemanticSegmentation.from_pretrained."
+        )
+    unknown = set(formats) - set(FILES)
+    if isinstance(formats, str) or unknown or not formats:
+        raise ValueError(f"formats: got {formats!r}. Give a list of {' and '.join(FILES)}, or of one of them.")
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / "export.json").is_file():
         raise FileExistsError(f"{folder} holds something else than an export. Choose another output_dir.")
@@ -87,7 +95,8 @@ def export(
     sizes = (
         [size] if size else [(3 * stride - 5, 4 * stride - 3), (2 * stride, 3 * stride), (5 * stride + 1, stride + 1)]
     )
-    images = [scenes(each, max(BATCHES), config.num_channels, Normalize.from_processor(processor)) for each in sizes]
+    (mean, std, rescale_factor), normalize = normalization_of(processor), Normalize.from_processor(processor)
+    images = [scenes(each, max(BATCHES), config.num_channels, normalize) for each in sizes]
     # As it runs fastest; what is written is compared with the model itself.
     fast = copy.deepcopy(model).to(memory_format=torch.channels_last)
     folded = fold_batch_norms(fast, lambda network: [network(pixel_values=images[0][:1]).logits])
@@ -118,9 +127,9 @@ def export(
             "outputs": {"logits": ["batch", config.num_labels, *sides]},
             **({} if size else {"sides": {"min": stride + 1, "max": LARGEST_SIDE}}),
             "dtype": "float32",
-            "rescale_factor": processor.rescale_factor,
-            "image_mean": list(processor.image_mean),
-            "image_std": list(processor.image_std),
+            "rescale_factor": rescale_factor,
+            "image_mean": mean,
+            "image_std": std,
             **({"channel_order": processor.channel_order} if processor.channel_order else {}),
             "resize": resize or None,
             "classes": names_in_order(config.id2label),

@@ -94,7 +94,8 @@ class DDePImageProcessorMixin:
                 `do_rescale=False`, float arrays are left as they are.
 
         Returns:
-            `pixel_values`, float32 `(batch, channels, height, width)`, and with maps `labels`, int64
+            `pixel_values`, float32 `(batch, channels, height, width)` unless images are neither rescaled nor
+            normalised, and with maps `labels`, int64
             `(batch, height, width)`.
 
         Raises:
@@ -103,6 +104,8 @@ class DDePImageProcessorMixin:
                 number, channels or size; maps with fractional values; images of different sizes that should be
                 stacked.
         """
+        if isinstance(images, (list, tuple)) and not images:
+            raise ValueError("images: got an empty list. Give at least one image.")
         options = {name: kwargs.get(name, getattr(self, name)) for name in ("do_rescale", "do_convert_rgb")}
         mean, layout = kwargs.get("image_mean", self.image_mean), kwargs.get("input_data_format")
         channels = len(mean) if isinstance(mean, (list, tuple)) else 3
@@ -278,7 +281,8 @@ def _decode(images: Any, channels: int, layout: Any, *, do_rescale: bool | None,
     if isinstance(image, torch.Tensor):
         if image.dtype == torch.uint8 and image.ndim == 3 and 3 in (image.shape[0], image.shape[-1]):
             return image  # stays on its device
-        return torch.from_numpy(_decode(image.cpu().numpy(), channels, layout, **options)).to(image.device)
+        values = (image.float() if image.dtype == torch.bfloat16 else image).cpu().numpy()  # NumPy has no bfloat16
+        return torch.from_numpy(_decode(values, channels, layout, **options)).to(image.device)
     if image.ndim == 2:
         image, layout = image[None], ChannelDimension.FIRST
     if do_convert_rgb and (do_rescale or image.dtype.kind != "f"):
@@ -322,7 +326,7 @@ def _list_of_maps(maps: Any) -> list[Any]:
     """Lists the maps of an argument: a single map, a batch as one array, or a sequence."""
     if isinstance(maps, (list, tuple)):
         return list(maps)
-    is_batch = not isinstance(maps, Image.Image) and getattr(maps, "ndim", 2) == 3
+    is_batch = not isinstance(maps, Image.Image) and getattr(maps, "ndim", 2) == 3 and maps.shape[-1] != 1
     return list(maps) if is_batch else [maps]
 
 

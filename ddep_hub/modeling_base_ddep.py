@@ -50,6 +50,7 @@ class DDePPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     # Where on the Hub, or in a folder, `from_pretrained` found the model: its image processor lies there too.
     _hub_arguments = HubArguments()
+    _loaded_from: str | None = None
     _no_split_modules: ClassVar[list[str]] = ["HybridEmbed", "DDePEncoderBlock", "DDePDecoderBlock", "DDePPyramid"]
 
     @torch.no_grad()
@@ -172,6 +173,8 @@ class DDePPreTrainedModel(PreTrainedModel):
         except SafetensorError as error:
             raise OSError(damaged(f"The weights file of {source}", error)) from error
         model.config.name_or_path = model.name_or_path = source
+        if os.path.isdir(source):  # found again from another working directory
+            model._loaded_from = os.path.abspath(source)
         model._hub_arguments = HubArguments((name, hub[name]) for name in hub if name != "force_download")
         prefix = model._base_prefix
         wrong = [item for item in info["mismatched_keys"] if item[0].startswith(prefix) or not new_head]
@@ -286,6 +289,8 @@ class DDePPreTrainedModel(PreTrainedModel):
             ValueError: An unknown encoder or configuration field.
         """
         check_default_device()
+        if config_kwargs.get("dtype") == "auto":  # as the weights are: timm's are float32
+            del config_kwargs["dtype"]
         config = cls.config_class(encoder_name=encoder_name, encoder_revision=revision, **config_kwargs)
         encoder, _ = load_encoder(
             config, encoder_weights, token=token, cache_dir=cache_dir, local_files_only=local_files_only
@@ -315,9 +320,16 @@ class DDePPreTrainedModel(PreTrainedModel):
             **kwargs: Passed on to transformers, for instance `push_to_hub`.
 
         Raises:
-            ValueError: `state_dict` has weights that the model does not have.
+            ValueError: `state_dict` has weights that the model does not have, or the configuration names another
+                number of classes than the model has.
         """
         config = self.config
+        classifier = getattr(self, "classifier", None)
+        if isinstance(classifier, nn.Conv2d) and classifier.out_channels != config.num_labels:
+            raise ValueError(
+                f"config.id2label names {config.num_labels} classes, but the classifier has "
+                f"{classifier.out_channels}. Name as many, or build the model with the new number."
+            )
         recorded = config.encoder_weights_hash
         state_dict = without_shared_memory(
             rename_weights(self.state_dict() if state_dict is None else state_dict, plain_names(self).values())

@@ -50,6 +50,8 @@ class DDePForPreTrainingOutput(ModelOutput):
 
 def _check_images(pixel_values: torch.Tensor, channels: int) -> None:
     """Refuses what is no batch of normalised images of so many channels."""
+    if not isinstance(pixel_values, torch.Tensor):
+        raise TypeError(f"pixel_values: expected a tensor, got {type(pixel_values).__name__}.")
     if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or not pixel_values.is_floating_point():
         raise ValueError(
             f"pixel_values: expected floats (batch, {channels}, height, width), got {pixel_values.dtype} "
@@ -309,8 +311,8 @@ class DDePForSemanticSegmentation(DDePPreTrainedModel):
 
         Args:
             pixel_values: normalised images of shape `(batch, num_channels, H, W)`.
-            labels: class ids of shape `(batch, H, W)`, int64; `config.semantic_loss_ignore_index` is left out. With
-                `num_labels=1` they are 0 (background) and 1.
+            labels: class ids of shape `(batch, H, W)`, of any integer type; `config.semantic_loss_ignore_index` is
+                left out. With `num_labels=1` they are 0 (background) and 1.
             output_hidden_states: also return the features.
             **kwargs: ignored, as in other vision models.
 

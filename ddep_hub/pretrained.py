@@ -3,12 +3,12 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-import torch
-from huggingface_hub import ModelCard, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+import numpy as np
+from huggingface_hub import _CACHED_NO_EXIST, ModelCard, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers.utils import logging
 
 from .configuration_ddep import DDePConfig, model_card_folders, resolve
@@ -144,6 +144,10 @@ def load_processor(source: str | Path, config: DDePConfig, **hub: Any) -> DDePIm
     Returns:
         The processor; if there is no `preprocessor_config.json`, one with the mean and std of the encoder's weights
         in timm and no resizing, which is logged.
+
+    Raises:
+        OSError: The file can be neither fetched nor found in the cache.
+        ValueError: It does not describe a processor for such images.
     """
     folder = resolve(source)
     if Path(folder).is_dir():
@@ -151,14 +155,24 @@ def load_processor(source: str | Path, config: DDePConfig, **hub: Any) -> DDePIm
     else:
         try:
             has_processor = bool(hf_hub_download(folder, PREPROCESSOR, **hub))
+        except LocalEntryNotFoundError as error:
+            where = {name: hub[name] for name in ("cache_dir", "revision") if hub.get(name)}
+            file = PurePosixPath(hub.get("subfolder") or "", PREPROCESSOR).as_posix()
+            if try_to_load_from_cache(folder, file, **where) is not _CACHED_NO_EXIST:
+                raise OSError(
+                    f"{source}: {PREPROCESSOR} is not in the cache, and the Hub cannot be reached to fetch it. "
+                    "Connect once, or pass `processor`."
+                ) from error
+            has_processor = False
         except EntryNotFoundError:
             has_processor = False
     if has_processor:
         try:
             processor = DDePImageProcessor.from_pretrained(folder, **hub)
-            normalized = processor.do_normalize
-            values = torch.tensor([processor.image_mean, processor.image_std] if normalized else [[0.0], [1.0]])
-            if not (values.isfinite().all() and values[1].all() and values.shape[1] in (1, 3, config.num_channels)):
+            given = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+            mean, std = (np.atleast_1d(values).astype(float) for values in given)
+            numbers = {1, 3, config.num_channels}
+            if not (np.isfinite([*mean, *std]).all() and std.all() and {len(mean), len(std)} <= numbers):
                 raise ValueError("image_mean and image_std need a number per channel, and none of the second may be 0")
             if processor.channel_order:
                 checked_order(processor.channel_order, config.num_channels)

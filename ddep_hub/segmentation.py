@@ -47,11 +47,27 @@ def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: 
 
     Args:
         logits: `(batch, num_labels, h, w)`; upsampled to the size of the labels.
-        labels: Class ids `(batch, H, W)`, int64; of one label 0 (background) and 1.
+        labels: Class ids `(batch, H, W)`, of any integer type; of one label 0 (background) and 1.
         ignore_index: Id that does not count.
+
+    Raises:
+        ValueError: `labels` are no such tensor, or hold an id that is no class (on a CPU; a GPU fails by itself).
     """
     logits = class_logits(logits.float())
+    whole = isinstance(labels, torch.Tensor) and not (labels.is_floating_point() or labels.dtype == torch.bool)
+    if not whole or labels.ndim != 3 or len(labels) != len(logits):
+        kind = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, torch.Tensor) else type(labels).__name__
+        raise ValueError(
+            f"labels: expected whole numbers ({len(logits)}, height, width), a class id a pixel, got {kind}."
+        )
+    labels = labels.long()
     if logits.shape[-2:] != labels.shape[-2:]:
         logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-    total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+    try:
+        total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+    except IndexError as error:
+        raise ValueError(
+            f"labels: {str(error).rstrip('.')}: class ids are 0 to {logits.shape[1] - 1}, and {ignore_index} "
+            "(config.semantic_loss_ignore_index) is ignored."
+        ) from error
     return total / (labels != ignore_index).sum().clamp(min=1)

@@ -215,3 +215,13 @@ def test_saving_names_the_version_that_saved(tmp_path):
     config.save_pretrained(tmp_path)
     fields = json.loads((tmp_path / "config.json").read_text())
     assert (fields["ddep_hub_version"], fields["format_version"]) == (version, FORMAT_VERSION)
+
+
+def test_renamed_classes_are_saved_with_the_ids_that_follow(tmp_path, hybrid_config):
+    model = DDePForSemanticSegmentation(hybrid_config(num_labels=3))
+    model.config.id2label = {index: f"class {index}" for index in range(3)}
+    model.save_pretrained(tmp_path)
+    assert DDePConfig.from_pretrained(tmp_path).label2id == {"class 0": 0, "class 1": 1, "class 2": 2}
+    model.config.id2label = {0: "one", 1: "two"}
+    with pytest.raises(ValueError, match="names 2 classes, but the classifier has 3"):
+        model.save_pretrained(tmp_path)

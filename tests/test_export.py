@@ -130,3 +130,22 @@ def test_what_cannot_be_exported(model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install .ddep-hub\[export\]"):
         exporting.export(model, tmp_path / "out", size=(32, 32), processor=HALF)
+
+
+def test_the_constants_are_what_the_processor_does(model, tmp_path):
+    processor = DDePImageProcessor(do_resize=False, do_rescale=False, image_mean=0.5, image_std=0.25)
+    exporting.export(model, tmp_path, size=(40, 56), processor=processor, formats=["torch"])
+    described = json.loads((tmp_path / "export.json").read_text())
+    assert (described["rescale_factor"], described["image_mean"], described["image_std"]) == (1.0, [0.5], [0.25])
+
+
+@pytest.mark.parametrize("formats", ["torch", ["tflite"], []])
+def test_unknown_formats_are_refused_at_once(formats, model, tmp_path):
+    with pytest.raises(ValueError, match=r"formats: got .*onnx and torch"):
+        exporting.export(model, tmp_path / "out", formats=formats)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_is_no_model(tmp_path):
+    with pytest.raises(TypeError, match=r"model: got str.*from_pretrained"):
+        exporting.export("org/name", tmp_path)

@@ -187,3 +187,29 @@ print(*sys.modules.keys() - before)
     imported = {name.split(".")[0] for name in run.stdout.split()}
     assert "ddep_hub" in imported
     assert imported.isdisjoint({"datasets", "accelerate"})
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_of_any_integer_type(hybrid_config, dtype):
+    model, labels = DDePForSemanticSegmentation(hybrid_config(num_labels=3)).eval(), torch.randint(0, 3, (2, 40, 33))
+    images = torch.randn(2, 3, 40, 33)
+    assert torch.equal(model(images, labels=labels.to(dtype)).loss, model(images, labels=labels).loss)
+
+
+@pytest.mark.parametrize(
+    ("labels", "named"),
+    [
+        (torch.zeros(2, 40, 33), r"whole numbers \(2, height, width\).*float32 \(2, 40, 33\)"),
+        (torch.zeros(2, 1, 40, 33, dtype=torch.long), r"whole numbers.*int64 \(2, 1, 40, 33\)"),
+        (torch.zeros(1, 40, 33, dtype=torch.long), r"whole numbers.*\(1, 40, 33\)"),
+        (
+            torch.full((2, 40, 33), -100),
+            "class ids are 0 to 2, and 255 .config.semantic_loss_ignore_index. is ignored",
+        ),
+        ([[0]], "whole numbers.*got list"),
+    ],
+)
+def test_labels_that_are_none_are_named(hybrid_config, labels, named):
+    model = DDePForSemanticSegmentation(hybrid_config(num_labels=3))
+    with pytest.raises(ValueError, match=named):
+        model(torch.randn(2, 3, 40, 33), labels=labels)

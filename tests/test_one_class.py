@@ -123,7 +123,7 @@ def test_the_models_loss_is_binary_cross_entropy(model):
     parameters = list(model.classifier.parameters())
     found, right = (torch.autograd.grad(loss, parameters, retain_graph=True) for loss in (outputs.loss, expected))
     torch.testing.assert_close(found, right)
-    with pytest.raises(IndexError):
+    with pytest.raises(ValueError, match="class ids are 0 to 1"):
         model(pixel_values, labels=torch.full_like(labels, 2))
     outputs = model(pixel_values, labels=torch.full_like(labels, 255))
     assert outputs.loss == 0 and not torch.autograd.grad(outputs.loss, parameters)[0].any()

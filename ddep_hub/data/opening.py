@@ -49,10 +49,12 @@ def open_segmentation_dataset(
     if not on_hub and (not holds_dataset(name) or _is_folder(name, options)):
         return SegmentationFolder(name, split, options=options, sample_ids=sample_ids, num_channels=num_channels)
     repository, revision = parse_hub_name(name)[:2] if on_hub else (name, None)
+    beside = Path(name) / "classes.json"
+    classes = options.classes or (beside if not on_hub and beside.is_file() else None)
     return HubSegmentation(
         repository,
         split,
-        read_class_table(options.classes) if options.classes else None,
+        read_class_table(classes) if classes else None,
         image_column=image_column,
         mask_column=mask_column,
         revision=revision,

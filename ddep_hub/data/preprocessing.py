@@ -77,6 +77,8 @@ def resized_by(processor: Any, image: AnyImage, **options: Any) -> torch.Tensor:
         image: The image.
         **options: Of this call, such as `do_resize=False`.
     """
+    # Either would shift the image against its labels, and the model pads by itself.
+    options |= {name: False for name in ("do_center_crop", "do_pad") if getattr(processor, name, False)}
     options |= {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
     if getattr(processor, "channel_order", None):
         options["channel_order"] = None
@@ -121,11 +123,7 @@ class Normalize:
     @classmethod
     def from_processor(cls, processor: Any) -> Self:
         """Rescales and normalises as an image processor does, as far as it does."""
-        mean, std = [0.0], [1.0]
-        if processor.do_normalize:
-            mean, std = (np.atleast_1d(values).tolist() for values in (processor.image_mean, processor.image_std))
-        factor = processor.rescale_factor if processor.do_rescale else 1.0
-        return cls(mean, std, factor, getattr(processor, "channel_order", None))
+        return cls(*normalization_of(processor), getattr(processor, "channel_order", None))
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Maps (batch, C, H, W) in 0..255 to float32 of the same shape, channels last in memory."""
@@ -138,6 +136,14 @@ class Normalize:
         if self.channel_order:
             values = values[:, checked_order(self.channel_order, values.shape[1])]
         return values.contiguous(memory_format=torch.channels_last)
+
+
+def normalization_of(processor: Any) -> tuple[list[float], list[float], float]:
+    """Mean, standard deviation and rescale factor of an image processor: 0, 1 and 1 of what it does not do."""
+    mean, std = [0.0], [1.0]
+    if processor.do_normalize:
+        mean, std = (np.atleast_1d(values).tolist() for values in (processor.image_mean, processor.image_std))
+    return mean, std, processor.rescale_factor if processor.do_rescale else 1.0
 
 
 def processor_size(processor: Any) -> Size | None:

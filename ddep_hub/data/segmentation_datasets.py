@@ -330,8 +330,8 @@ def _classes_of(features: Any, name: str) -> ClassTable:
     labels = [feature for feature in lists if isinstance(feature, datasets.ClassLabel)]
     if len(labels) != 1:
         raise ValueError(
-            f"{name} does not name the classes of its masks; write them to a file classes.json and give "
-            'classes=read_class_table("classes.json")'
+            f"classes: {name} does not name the classes of its masks. Write them to a file and pass it, such as "
+            'classes="classes.json".'
         )
     names = tuple(labels[0].names)
     return ClassTable(names=names, colors=class_colors(len(names)))

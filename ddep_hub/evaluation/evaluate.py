@@ -23,7 +23,7 @@ from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.pretrained import load_model
 from ddep_hub.utils.arguments import build_arguments
 from ddep_hub.utils.files import atomic_write
-from ddep_hub.utils.processes import build_accelerator, launched_precision, on_main_process
+from ddep_hub.utils.processes import build_accelerator, launched_precision, on_main_process, own_state
 
 from .arguments import EvaluateArguments
 from .inference import count_pixels, eval_mode
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 FILES = ("results.json", "confusion.csv", "confusion.png", "predictions.png")
 
 
+@own_state()
 def evaluate(
     model: str | Path | DDePForSemanticSegmentation,
     data: str | Path | SegmentationDataset | None = None,
@@ -121,7 +122,8 @@ def run_evaluation(
     if output is not None:
         on_main_process(accelerator, lambda: check_output(output))
     with accelerator.main_process_first():
-        model = model or load_model(str(args.model), args.encoder_weights)
+        if model is None:  # no `or`: a compiled model has no truth value
+            model = load_model(str(args.model), args.encoder_weights)
         if dataset is None:
             dataset = open_split(args, args.eval_split, num_channels=model.config.num_channels)
             if args.split_file is not None:

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -146,17 +147,31 @@ def name_of(model: str | Path | DDePForSemanticSegmentation) -> str:
         return str(model)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}. Give a fine-tuned model, a folder or a Hub id.")
-    name: str = getattr(getattr(model, "config", None), "name_or_path", None) or type(model).__name__
-    if not hasattr(model, "classifier"):  # not by its class, which remote code has a copy of
+    config = getattr(model, "config", None)
+    name: str = getattr(config, "name_or_path", None) or type(model).__name__
+    # Not by their classes, which remote code has copies of.
+    if getattr(config, "model_type", None) != "ddep":
+        inside = "Pass the model inside, `.module`." if hasattr(model, "module") else "Pass one, a folder or a Hub id."
+        raise ValueError(f"model: {name} is not a DDePForSemanticSegmentation. {inside}")
+    if not hasattr(model, "classifier"):
         raise ValueError(f"model: {name} is not a fine-tuned segmentation model. Fine-tune it first.")
     return name
 
 
 def processor_of(model: DDePForSemanticSegmentation) -> DDePImageProcessor:
-    """The image processor beside a model; for a model that was not loaded from anywhere, its encoder's."""
+    """The image processor beside a model; for a model that was not loaded from anywhere, its encoder's.
+
+    Raises:
+        FileNotFoundError: The folder that the model was loaded from is gone.
+    """
+    if model._loaded_from is not None and not os.path.isdir(model._loaded_from):
+        raise FileNotFoundError(
+            f"processor: {model._loaded_from}, which the model was loaded from, is no longer there. Pass a processor, "
+            "such as DDePImageProcessor.from_pretrained(...)."
+        )
     if not model.config.name_or_path:
         return processor_for_encoder(model.config.encoder_name, num_channels=model.config.num_channels)
-    return load_processor(model.config.name_or_path, model.config, **model._hub_arguments)
+    return load_processor(model._loaded_from or model.config.name_or_path, model.config, **model._hub_arguments)
 
 
 def resized(processor: DDePImageProcessor, args: InferenceArguments) -> DDePImageProcessor:

@@ -46,8 +46,10 @@ def check_run_dir(output: Path, *, overwrite: bool, resume: bool) -> None:
         resume: The folder may hold the run to resume.
 
     Raises:
-        FileExistsError: It holds a run already, or files of others that the run would replace.
+        FileExistsError: It holds a run already, or files of others that the run would replace, or is a file itself.
     """
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"output_dir: {output} is a file. Choose another folder.")
     present = [name for name in (*FOLDERS, *FILES) if os.path.lexists(output / name)]
     links = [name for name in (*present, ".lock") if (output / name).is_symlink()]
     for folder in FOLDERS:

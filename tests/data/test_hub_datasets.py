@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddep_hub.data.classes import ClassTable
+from ddep_hub.data.classes import ClassTable, write_class_table
 from ddep_hub.data.hub_loading import stream_split
 from ddep_hub.data.image_datasets import HubImages, ShardedImages
 from ddep_hub.data.image_io import BadFileError, decode_image
+from ddep_hub.data.opening import open_segmentation_dataset
 from ddep_hub.data.segmentation_datasets import HubSegmentation
 
 
@@ -151,7 +152,7 @@ def test_classes_come_from_a_list_of_labels_or_the_caller(tmp_path, image_datase
     for number, labels in enumerate([None, 1]):
         folder = tmp_path / str(number)
         folder.mkdir()
-        with pytest.raises(ValueError, match=r"does not name the classes .* classes\.json and give classes="):
+        with pytest.raises(ValueError, match=r"does not name the classes .*classes=.*classes\.json"):
             segmentation(folder, image_dataset, [png(IDS)], classes=None, labels=labels)
 
 
@@ -190,3 +191,12 @@ def test_reading_errors_name_the_shard(tmp_path, write_shards):
 def test_datasets_is_imported_late():
     code = "import sys, ddep_hub.data.image_datasets, ddep_hub.data.streaming; assert 'datasets' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_table_of_classes_may_lie_in_the_folder_of_the_data(tmp_path, image_dataset):
+    segmentation(tmp_path, image_dataset, [png(IDS)])
+    (folder,) = {path.parent for path in tmp_path.rglob("*.parquet")}
+    with pytest.raises(ValueError, match="does not name the classes"):
+        open_segmentation_dataset(folder, "train", mask_column="mask")
+    write_class_table(CLASSES, folder / "classes.json")
+    assert open_segmentation_dataset(folder, "train", mask_column="mask").classes == CLASSES

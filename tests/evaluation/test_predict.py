@@ -1,16 +1,19 @@
 """`ddep_hub.predict` and `ddep_hub.evaluate`: what they take, and what they return."""
 
 import copy
+import json
 import pickle
+import shutil
 import warnings
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
-from transformers import SegformerImageProcessor
+from transformers import CLIPImageProcessor, SegformerImageProcessor
 
 import ddep_hub
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
@@ -204,6 +207,79 @@ def test_the_processor_lies_where_the_model_was_loaded_from(folder, tmp_path):
     assert "final" not in (tmp_path / "saved" / "config.json").read_text()
     local = DDePForSemanticSegmentation.from_pretrained(repository / "snapshots" / ("m" * 40), subfolder="final")
     assert tuple(processor_of(local).image_mean) == (0.1, 0.1, 0.1)
+
+
+def test_a_processor_that_cannot_be_had_is_no_missing_one(folder, scenes, tmp_path, monkeypatch):
+    """Predictions normalised otherwise would be wrong without a word."""
+    image = Image.open(sorted((scenes / "images" / "val").iterdir())[0])
+    repository = tmp_path / "cache" / "models--org--seg"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("a" * 40)
+    DDePForSemanticSegmentation.from_pretrained(folder).save_pretrained(repository / "snapshots" / ("a" * 40))
+    where = {"cache_dir": tmp_path / "cache", "local_files_only": True}
+    model = DDePForSemanticSegmentation.from_pretrained("org/seg", **where)
+    with pytest.raises(OSError, match=r"org/seg: preprocessor_config\.json is not in the cache.*pass `processor`"):
+        ddep_hub.predict(model, image)
+    # The Hub has said before that there is none.
+    (repository / ".no_exist" / ("a" * 40)).mkdir(parents=True)
+    (repository / ".no_exist" / ("a" * 40) / "preprocessor_config.json").touch()
+    assert ddep_hub.predict(model, image).shape == (64, 64)
+
+    copied = shutil.copytree(folder, tmp_path / "runs" / "final")
+    monkeypatch.chdir(tmp_path)
+    model = DDePForSemanticSegmentation.from_pretrained("runs/final")
+    monkeypatch.chdir("/")
+    assert np.array_equal(ddep_hub.predict(model, image), ddep_hub.predict(folder, image))
+    shutil.rmtree(copied)
+    with pytest.raises(FileNotFoundError, match=r"processor: .*runs/final.*no longer there"):
+        ddep_hub.predict(model, image)
+
+
+def test_a_mean_for_all_channels_serves(folder, scenes, tmp_path):
+    image, path = Image.open(sorted((scenes / "images" / "val").iterdir())[0]), shutil.copytree(folder, tmp_path / "m")
+    file = path / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"image_mean": 0.4, "image_std": 0.3}))
+    assert np.array_equal(ddep_hub.predict(path, image), ddep_hub.predict(folder, image))
+
+
+def test_a_processor_that_crops_or_pads_does_not_shift_the_masks(folder, scenes):
+    image = Image.open(sorted((scenes / "images" / "val").iterdir())[0])
+    options = {"size": {"shortest_edge": 48}, "image_mean": [0.4] * 3, "image_std": [0.3] * 3}
+    masks = [
+        ddep_hub.predict(folder, image, processor=CLIPImageProcessor(crop_size=32, do_center_crop=crop, **options))
+        for crop in (True, False)
+    ]
+    assert np.array_equal(*masks)
+
+
+@pytest.mark.parametrize("action", ["predict", "evaluate"])
+def test_wrapped_models_are_taken_or_named(action, folder, scenes):
+    def run(model):
+        if action == "predict":
+            return ddep_hub.predict(model, scenes / "images" / "val")
+        return ddep_hub.evaluate(model, scenes)
+
+    model = DDePForSemanticSegmentation.from_pretrained(folder)
+    with pytest.raises(ValueError, match=r"DataParallel is not a DDePForSemanticSegmentation\. .*`\.module`"):
+        run(torch.nn.DataParallel(model))
+    with pytest.raises(ValueError, match="Linear is not a DDePForSemanticSegmentation"):
+        run(torch.nn.Linear(2, 2))
+    expected, found = run(model), run(torch.compile(model, backend="eager"))
+    if action == "predict":
+        assert all(map(np.array_equal, found, expected))
+    else:
+        assert found["mean_iou"] == expected["mean_iou"]
+
+
+def test_evaluate_leaves_the_accelerator_around_it(folder, scenes):
+    AcceleratorState._reset_state()
+    own = Accelerator(mixed_precision="bf16", gradient_accumulation_steps=4)
+    ddep_hub.evaluate(folder, scenes)
+    assert (own.mixed_precision, own.gradient_accumulation_steps) == ("bf16", 4)
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    ddep_hub.evaluate(folder, scenes)
+    assert not AcceleratorState._shared_state  # as before: a program may still choose its own
 
 
 def test_a_processor_of_transformers_serves(folder, scenes):
