@@ -204,7 +204,7 @@ def test_labels_of_any_integer_type(hybrid_config, dtype):
         (torch.zeros(1, 40, 33, dtype=torch.long), r"whole numbers.*\(1, 40, 33\)"),
         (
             torch.full((2, 40, 33), -100),
-            "class ids are 0 to 2, and 255 .config.semantic_loss_ignore_index. is ignored",
+            "class ids are 0 to 2, and 255 .*semantic_loss_ignore_index. is ignored",
         ),
         ([[0]], "whole numbers.*got list"),
     ],
