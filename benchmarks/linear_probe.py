@@ -22,7 +22,7 @@ from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.splits import choose_labelled
 from ddep_hub.encoder_weights import ENCODER_NAME, encoder_file
 from ddep_hub.encoders import extract_features
-from ddep_hub.evaluation.inference import evaluate_segmentation
+from ddep_hub.evaluation.counting import evaluate_segmentation
 from ddep_hub.pretrained import processor_for_encoder
 from ddep_hub.resampling import pad_to_multiple
 

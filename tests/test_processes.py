@@ -12,7 +12,7 @@ from ddep_hub import DDePForSemanticSegmentation
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.synthetic import write_scenes
-from ddep_hub.evaluation.inference import count_pixels
+from ddep_hub.evaluation.counting import count_pixels
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.checkpointing import CheckpointError
 from ddep_hub.training.finetuning import finetune
@@ -146,7 +146,7 @@ from accelerate import Accelerator
 from ddep_hub import DDePForSemanticSegmentation
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
-from ddep_hub.evaluation.inference import count_pixels
+from ddep_hub.evaluation.counting import count_pixels
 
 checkpoint, data, output = sys.argv[1:]
 accelerator = Accelerator()

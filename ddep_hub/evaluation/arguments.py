@@ -68,7 +68,9 @@ class InferenceArguments(ModelArguments):
         [], "Step of the window: one number, or down and across. Default: half the window.", group="evaluation"
     )
     blending: Literal["uniform", "hann"] = arg("uniform", "Weights of windows where they overlap.", group="evaluation")
-    window_batch: int = arg(4, "Windows per forward pass.", group="evaluation")
+    window_batch: int | None = arg(
+        None, "Windows per forward pass. Default: 4 on a GPU, 1 on a CPU.", group="evaluation"
+    )
     scales: list[float] = arg(
         [1.0], "Factors of the image's size whose probabilities are averaged.", group="evaluation"
     )

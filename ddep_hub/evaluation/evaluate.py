@@ -26,7 +26,8 @@ from ddep_hub.utils.files import atomic_write
 from ddep_hub.utils.processes import build_accelerator, launched_precision, on_main_process, own_state
 
 from .arguments import EvaluateArguments
-from .inference import count_pixels, eval_mode
+from .counting import count_pixels
+from .inference import eval_mode
 from .mask_files import MaskWriter
 from .metrics import BoundaryIoU, absent_message, confusion_csv
 from .predict import name_of, processor_of, resized

@@ -2,26 +2,17 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 from weakref import WeakSet
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
 
-from ddep_hub.data.dataloading import init_worker, reading
 from ddep_hub.data.dataset_registry import EvaluationProtocol
-from ddep_hub.data.preprocessing import EvalTransform
-from ddep_hub.data.segmentation_datasets import SegmentationDataset
-from ddep_hub.data.statistics import ClassStatistics
 from ddep_hub.segmentation import class_logits
-from ddep_hub.utils.processes import sum_over_processes
-
-from .metrics import BoundaryIoU, ConfusionMatrix
 
 
 # Memory in GB that one pass may take without a warning, and the models that have had theirs.
@@ -43,7 +34,7 @@ class InferenceOptions:
             that no seam shows.
         scales: Factors of the image's size whose probabilities are averaged.
         flip: Whether the probabilities of the mirrored image are averaged in, at every scale.
-        window_batch: Windows per forward pass.
+        window_batch: Windows per forward pass; by default 4 on a GPU, and 1 on a CPU, where more take memory alone.
 
     Raises:
         ValueError: An option is out of range; names it.
@@ -54,7 +45,7 @@ class InferenceOptions:
     blending: Literal["uniform", "hann"] = "uniform"
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
-    window_batch: int = 4
+    window_batch: int | None = None
 
     def __post_init__(self) -> None:
         if self.window is None and self.stride is not None:
@@ -70,7 +61,7 @@ class InferenceOptions:
             raise ValueError(f"blending is {self.blending!r}; choose uniform or hann.")
         if not self.scales or min(self.scales) <= 0:
             raise ValueError(f"scales is {self.scales}; give at least one positive factor.")
-        if self.window_batch < 1:
+        if self.window_batch is not None and self.window_batch < 1:
             raise ValueError(f"window_batch is {self.window_batch}; give at least 1.")
 
     @classmethod
@@ -88,6 +79,11 @@ class InferenceOptions:
     def is_single_pass(self) -> bool:
         """Whether one forward pass of the whole image is enough."""
         return self.window is None and self.scales == (1.0,) and not self.flip
+
+    @property
+    def only_windows(self) -> bool:
+        """Whether windows at the image's own scale are all."""
+        return self.window is not None and self.scales == (1.0,) and not self.flip
 
 
 @torch.no_grad()
@@ -153,27 +149,50 @@ def blending_weights(window: tuple[int, int], blending: str, device: torch.devic
 
 def _blended(model: nn.Module, images: torch.Tensor, options: InferenceOptions) -> torch.Tensor:
     """Probabilities (batch, classes, h, w) of images, blended from their windows."""
+    total: torch.Tensor | None = None
+    for top, band in _bands(model, images, options):
+        if total is None:
+            total = band.new_empty(*band.shape[:2], *images.shape[-2:])
+        total[:, :, top : top + band.shape[2]] = band
+    assert total is not None, "every image has a window"
+    return total
+
+
+def _bands(model: nn.Module, images: torch.Tensor, options: InferenceOptions) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yields the blended probabilities of a few rows at a time, from top to bottom, each with its first row.
+
+    A row is complete when no further window reaches it, so that only as many as a window has need memory at a time. A
+    band (batch, classes, rows, w) is valid until the next one.
+    """
     assert options.window is not None
     height, width = images.shape[-2:]
     window = min(options.window[0], height), min(options.window[1], width)
     weights = blending_weights(window, options.blending, images.device)
-    places = [
-        (row, *place) for row in range(len(images)) for place in window_places((height, width), window, options.steps)
-    ]
+    batch = options.window_batch or (1 if images.device.type == "cpu" else 4)
+    places = list(window_places((height, width), window, options.steps))
+    tops, lefts = sorted({top for top, _ in places}), sorted({left for _, left in places})
+    row_of_windows = [(index, left) for index in range(len(images)) for left in lefts]
     total: torch.Tensor | None = None
-    weight = torch.zeros(len(images), 1, height, width, device=images.device)
-    for start in range(0, len(places), options.window_batch):
-        part = places[start : start + options.window_batch]
-        cut = [images[row, :, top : top + window[0], left : left + window[1]] for row, top, left in part]
-        weighted = _class_logits(model, torch.stack(cut), window).softmax(1).mul_(weights)
-        if total is None:
-            total = weighted.new_zeros(len(images), weighted.shape[1], height, width)
-        for (row, top, left), probabilities in zip(part, weighted, strict=True):
-            inside = (row, slice(None), slice(top, top + window[0]), slice(left, left + window[1]))
-            total[inside] += probabilities
-            weight[inside] += weights
-    assert total is not None, "every image has a window"
-    return total.div_(weight)
+    weight = torch.zeros(window[0], width, device=images.device)
+    for top, next_top in zip(tops, [*tops[1:], height], strict=True):
+        for left in lefts:
+            weight[:, left : left + window[1]] += weights
+        for start in range(0, len(row_of_windows), batch):
+            part = row_of_windows[start : start + batch]
+            cut = [images[index, :, top : top + window[0], left : left + window[1]] for index, left in part]
+            weighted = _class_logits(model, torch.stack(cut), window).softmax(1).mul_(weights)
+            if total is None:
+                total = weighted.new_zeros(len(images), weighted.shape[1], window[0], width)
+            for (index, left), probabilities in zip(part, weighted, strict=True):
+                total[index, :, :, left : left + window[1]] += probabilities
+        assert total is not None, "every image has a window"
+        complete = next_top - top
+        yield top, total[:, :, :complete].div_(weight[:complete])
+        # The others move up.
+        for rows in (total, weight):
+            waiting = rows[..., complete:, :].clone()
+            rows[..., : window[0] - complete, :] = waiting
+            rows[..., window[0] - complete :, :] = 0
 
 
 def _class_logits(model: nn.Module, images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -192,6 +211,9 @@ def predict(
 ) -> torch.Tensor:
     """Predicts class ids; warns, once for a model, if one pass takes much memory.
 
+    Windows at the image's own scale need memory for the probabilities of as many rows as a window has, whatever the
+    image's height.
+
     Args:
         model: A segmentation model in eval mode.
         pixel_values: Normalised images (batch, 3, h, w).
@@ -204,6 +226,11 @@ def predict(
     options = options or InferenceOptions()
     if options.window is None:
         _warn_of_size(model, pixel_values.shape, options)
+    if options.only_windows and tuple(pixel_values.shape[-2:]) == tuple(size):
+        ids = torch.empty(len(pixel_values), *size, dtype=torch.int64, device=pixel_values.device)
+        for top, band in _bands(model, pixel_values, options):
+            ids[:, top : top + band.shape[2]] = band.argmax(1)
+        return ids
     if not options.is_single_pass:
         return predict_probabilities(model, pixel_values, size, options).argmax(1)
     return _class_logits(model, pixel_values, size).argmax(1)
@@ -250,113 +277,3 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-@torch.no_grad()
-def count_pixels(
-    model: nn.Module,
-    dataset: SegmentationDataset,
-    transform: EvalTransform,
-    normalize: Callable[[torch.Tensor], torch.Tensor],
-    *,
-    batch_size: int = 1,
-    num_workers: int = 0,
-    accelerator: Accelerator | None = None,
-    options: InferenceOptions | None = None,
-    boundary: BoundaryIoU | None = None,
-    statistics: ClassStatistics | None = None,
-    on_prediction: Callable[[int, torch.Tensor], None] | None = None,
-) -> ConfusionMatrix:
-    """Counts true and predicted classes over a labelled dataset, at the size of its masks.
-
-    Args:
-        model: A segmentation model; it is in eval mode meanwhile.
-        dataset: The labelled images.
-        transform: Prepares a sample; see [`EvalTransform.from_processor`].
-        normalize: Maps uint8 images to `pixel_values`; see [`Normalize.from_processor`].
-        batch_size: Images per forward pass, if consecutive ones have the same size.
-        num_workers: Processes that read images; 0 does it in this one.
-        accelerator: Splits the images over its processes; the counts are summed, so they do not depend on the number
-            of processes.
-        options: How to predict; whole images in one pass by default.
-        boundary: New counts on the model's device, to fill as well.
-        statistics: New counts of the labels, to fill as well.
-        on_prediction: Called with the index of a sample and its predicted class ids (H, W), in the process that
-            predicted it.
-    """
-    device = next(model.parameters()).device
-    rank, world_size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    matrix = ConfusionMatrix(dataset.classes.num_classes, dataset.classes.ignore_index, device)
-    indices = range(rank, len(dataset), world_size)
-    loader = DataLoader(
-        _Transformed(dataset, transform),
-        sampler=indices,
-        batch_size=None,
-        num_workers=num_workers,
-        worker_init_fn=init_worker,
-    )
-    remaining = iter(indices)
-    with eval_mode(model), reading(loader) as samples:
-        for pixels, labels in _batches(samples, batch_size):
-            if statistics is not None:
-                for mask in labels.numpy():
-                    statistics.update(mask)
-            predicted = predict(model, normalize(pixels.to(device)), tuple(labels.shape[-2:]), options)
-            labels = labels.to(device)
-            matrix.update(predicted, labels)
-            if boundary is not None:
-                boundary.update(predicted, labels)
-            if on_prediction is not None:
-                for image in predicted:
-                    on_prediction(next(remaining), image)
-    if accelerator is not None:
-        matrix.counts = accelerator.reduce(matrix.counts, "sum")
-        if boundary is not None:
-            boundary.counts = accelerator.reduce(boundary.counts, "sum")
-        if statistics is not None:
-            statistics.counts = sum_over_processes(accelerator, statistics.counts)
-    return matrix
-
-
-def evaluate_segmentation(
-    model: nn.Module,
-    dataset: SegmentationDataset,
-    transform: EvalTransform,
-    normalize: Callable[[torch.Tensor], torch.Tensor],
-    **kwargs: Any,
-) -> dict[str, Any]:
-    """Computes the metrics of [`ConfusionMatrix`], and of `boundary` if it is given; arguments of [`count_pixels`]."""
-    matrix = count_pixels(model, dataset, transform, normalize, **kwargs)
-    boundary: BoundaryIoU | None = kwargs.get("boundary")
-    labels = dataset.classes.labels
-    return matrix.compute(labels) | (boundary.compute(labels) if boundary else {})
-
-
-class _Transformed(Dataset[dict[str, torch.Tensor]]):
-    """The samples of a dataset under a transform."""
-
-    def __init__(self, dataset: SegmentationDataset, transform: EvalTransform) -> None:
-        self.dataset, self.transform = dataset, transform
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return self.transform(self.dataset[index])
-
-
-def _batches(
-    samples: Iterable[dict[str, torch.Tensor]], batch_size: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Stacks consecutive samples of the same sizes."""
-    waiting: list[dict[str, torch.Tensor]] = []
-
-    def stacked() -> tuple[torch.Tensor, torch.Tensor]:
-        pixels, labels = ([sample[name] for sample in waiting] for name in ("pixel_values", "labels"))
-        return torch.stack(pixels), torch.stack(labels)
-
-    for sample in samples:
-        fits = not waiting or all(sample[name].shape == waiting[0][name].shape for name in sample)
-        if waiting and (len(waiting) == batch_size or not fits):
-            yield stacked()
-            waiting = []
-        waiting.append(sample)
-    if waiting:
-        yield stacked()

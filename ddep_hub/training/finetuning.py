@@ -23,7 +23,7 @@ from ddep_hub.data.splits import choose_labelled, choose_validation, groups_of, 
 from ddep_hub.data.statistics import ClassStatistics, check_classes
 from ddep_hub.data.transforms import SegmentationTrainTransform
 from ddep_hub.data.unlabelled_transforms import UnlabelledTransform
-from ddep_hub.evaluation.inference import evaluate_segmentation
+from ddep_hub.evaluation.counting import evaluate_segmentation
 from ddep_hub.evaluation.metrics import absent_message
 from ddep_hub.evaluation.visualization import segmentation_picture
 from ddep_hub.pretrained import with_image_size

@@ -26,7 +26,8 @@ from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
 from ddep_hub.evaluation import evaluate as evaluation
 from ddep_hub.evaluation.arguments import PredictArguments
-from ddep_hub.evaluation.inference import InferenceOptions, count_pixels, evaluate_segmentation
+from ddep_hub.evaluation.counting import count_pixels, evaluate_segmentation
+from ddep_hub.evaluation.inference import InferenceOptions
 from ddep_hub.evaluation.places import find_images
 from ddep_hub.evaluation.predict import classes_of
 from ddep_hub.pretrained import load_denoiser, load_model

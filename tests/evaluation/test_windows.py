@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddep_hub.data.dataset_registry import get_dataset_info
 from ddep_hub.evaluation.inference import (
@@ -126,3 +127,22 @@ def test_one_pass_is_what_is_done_without_options(images):
 def test_messages(options, message):
     with pytest.raises(ValueError, match=message):
         InferenceOptions(**options)
+
+
+@pytest.mark.parametrize("stride", [None, (5, 16), (16, 16)])
+def test_ids_of_windows_need_memory_for_the_rows_of_one_window(stride, images):
+    """However tall the image is: nothing of the size of all its probabilities is kept."""
+    tall = images.repeat(1, 1, 8, 1)
+    options = InferenceOptions(window=(16, 16), stride=stride, blending="hann")
+    largest = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            largest.append(result.numel() if isinstance(result, torch.Tensor) else 0)
+            return result
+
+    with Sizes():
+        found = predict(Pointwise(), tall, (320, 50), options)
+    assert max(largest) < 4 * 320 * 50  # the probabilities of one of the two images
+    assert torch.equal(found, predict_probabilities(Pointwise(), tall, (320, 50), options).argmax(1))

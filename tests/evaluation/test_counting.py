@@ -10,7 +10,7 @@ from ddep_hub.data.classes import write_class_table
 from ddep_hub.data.preprocessing import EvalTransform
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
-from ddep_hub.evaluation.inference import evaluate_segmentation
+from ddep_hub.evaluation.counting import evaluate_segmentation
 from ddep_hub.evaluation.metrics import ConfusionMatrix
 from ddep_hub.evaluation.visualization import GAP, LONGEST, PANEL, TITLE, panels, segmentation_picture
 

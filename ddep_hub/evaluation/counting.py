@@ -1,0 +1,128 @@
+"""A model's predictions over a labelled dataset, counted."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from ddep_hub.data.dataloading import init_worker, reading
+from ddep_hub.data.preprocessing import EvalTransform
+from ddep_hub.data.segmentation_datasets import SegmentationDataset
+from ddep_hub.data.statistics import ClassStatistics
+from ddep_hub.utils.processes import sum_over_processes
+
+from .inference import InferenceOptions, eval_mode, predict
+from .metrics import BoundaryIoU, ConfusionMatrix
+
+
+@torch.no_grad()
+def count_pixels(
+    model: nn.Module,
+    dataset: SegmentationDataset,
+    transform: EvalTransform,
+    normalize: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    batch_size: int = 1,
+    num_workers: int = 0,
+    accelerator: Accelerator | None = None,
+    options: InferenceOptions | None = None,
+    boundary: BoundaryIoU | None = None,
+    statistics: ClassStatistics | None = None,
+    on_prediction: Callable[[int, torch.Tensor], None] | None = None,
+) -> ConfusionMatrix:
+    """Counts true and predicted classes over a labelled dataset, at the size of its masks.
+
+    Args:
+        model: A segmentation model; it is in eval mode meanwhile.
+        dataset: The labelled images.
+        transform: Prepares a sample; see [`EvalTransform.from_processor`].
+        normalize: Maps uint8 images to `pixel_values`; see [`Normalize.from_processor`].
+        batch_size: Images per forward pass, if consecutive ones have the same size.
+        num_workers: Processes that read images; 0 does it in this one.
+        accelerator: Splits the images over its processes; the counts are summed, so they do not depend on the number
+            of processes.
+        options: How to predict; whole images in one pass by default.
+        boundary: New counts on the model's device, to fill as well.
+        statistics: New counts of the labels, to fill as well.
+        on_prediction: Called with the index of a sample and its predicted class ids (H, W), in the process that
+            predicted it.
+    """
+    device = next(model.parameters()).device
+    rank, world_size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    matrix = ConfusionMatrix(dataset.classes.num_classes, dataset.classes.ignore_index, device)
+    indices = range(rank, len(dataset), world_size)
+    loader = DataLoader(
+        _Transformed(dataset, transform),
+        sampler=indices,
+        batch_size=None,
+        num_workers=num_workers,
+        worker_init_fn=init_worker,
+    )
+    remaining = iter(indices)
+    with eval_mode(model), reading(loader) as samples:
+        for pixels, labels in _batches(samples, batch_size):
+            if statistics is not None:
+                for mask in labels.numpy():
+                    statistics.update(mask)
+            predicted = predict(model, normalize(pixels.to(device)), tuple(labels.shape[-2:]), options)
+            labels = labels.to(device)
+            matrix.update(predicted, labels)
+            if boundary is not None:
+                boundary.update(predicted, labels)
+            if on_prediction is not None:
+                for image in predicted:
+                    on_prediction(next(remaining), image)
+    if accelerator is not None:
+        matrix.counts = accelerator.reduce(matrix.counts, "sum")
+        if boundary is not None:
+            boundary.counts = accelerator.reduce(boundary.counts, "sum")
+        if statistics is not None:
+            statistics.counts = sum_over_processes(accelerator, statistics.counts)
+    return matrix
+
+
+def evaluate_segmentation(
+    model: nn.Module,
+    dataset: SegmentationDataset,
+    transform: EvalTransform,
+    normalize: Callable[[torch.Tensor], torch.Tensor],
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """Computes the metrics of [`ConfusionMatrix`], and of `boundary` if it is given; arguments of [`count_pixels`]."""
+    matrix = count_pixels(model, dataset, transform, normalize, **kwargs)
+    boundary: BoundaryIoU | None = kwargs.get("boundary")
+    labels = dataset.classes.labels
+    return matrix.compute(labels) | (boundary.compute(labels) if boundary else {})
+
+
+class _Transformed(Dataset[dict[str, torch.Tensor]]):
+    """The samples of a dataset under a transform."""
+
+    def __init__(self, dataset: SegmentationDataset, transform: EvalTransform) -> None:
+        self.dataset, self.transform = dataset, transform
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.transform(self.dataset[index])
+
+
+def _batches(
+    samples: Iterable[dict[str, torch.Tensor]], batch_size: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Stacks consecutive samples of the same sizes."""
+    waiting: list[dict[str, torch.Tensor]] = []
+
+    def stacked() -> tuple[torch.Tensor, torch.Tensor]:
+        pixels, labels = ([sample[name] for sample in waiting] for name in ("pixel_values", "labels"))
+        return torch.stack(pixels), torch.stack(labels)
+
+    for sample in samples:
+        fits = not waiting or all(sample[name].shape == waiting[0][name].shape for name in sample)
+        if waiting and (len(waiting) == batch_size or not fits):
+            yield stacked()
+            waiting = []
+        waiting.append(sample)
+    if waiting:
+        yield stacked()
