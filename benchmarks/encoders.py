@@ -181,8 +181,8 @@ def document() -> str:
     ran = [row for row in run_rows if not row["error"]]
     paragraphs = [
         f"{len(working)} of the {len(shapes_rows)} architectures of timm {version} work as encoders. Each was built "
-        f"without weights and ran forward on images of {', '.join('x'.join(map(str, size)) for size in SIZES)} pixels, "
-        "and backward on the last, with a gradient for every parameter (torch "
+        f"without weights and ran forward on images of {', '.join('x'.join(map(str, size)) for size in SIZES)} "
+        "pixels, and backward on the last, with a gradient for every parameter (torch "
         f"{torch_version}, [encoders.csv](../benchmarks/encoders.csv)). For each kind of features, the smallest model "
         f"of at most {LARGEST / 1e6:.0f} M parameters was also trained for a step, saved, loaded and exported: "
         f"{len(ran)} of {len(run_rows)} passed ([encoders_run.csv](../benchmarks/encoders_run.csv)). "
