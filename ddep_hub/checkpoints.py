@@ -70,8 +70,8 @@ def rename_weights(state_dict: Mapping[str, torch.Tensor], names: Iterable[str])
     for name, tensor in state_dict.items():
         new = known.get(_bare(name))
         if new is None or new in renamed:
-            problem = "is no weight of this model" if new is None else f"and another weight are both {new}"
-            raise ValueError(f"state_dict: {name} {problem}. Pass the state dict of the model that you save.")
+            problem = "is not a weight of this model" if new is None else f"and another weight are both {new}"
+            raise ValueError(f"state_dict: {name} {problem}. Pass the state dict of the model you are saving.")
         renamed[new] = tensor
     return renamed
 
@@ -140,8 +140,8 @@ def check_arguments_of_decoder(folder: str, arguments: Mapping[str, Any]) -> Non
     ):
         if given:
             raise ValueError(
-                f"{name}: {folder} holds a decoder alone, which is read from its safetensors file. Leave `{name}` "
-                "out, and give the model other weights by load_state_dict."
+                f"{name}: {folder} holds only a decoder, which is read from its safetensors file. Leave `{name}` "
+                "out, and load other weights with load_state_dict."
             )
 
 
@@ -168,9 +168,9 @@ def check_same_encoder(
     expected = config.encoder_weights_hash
     if expected is not None and found != expected:
         logger.warning(
-            f"The decoder of {folder} was trained on `{config.encoder_name}` with weights {expected[:12]}, but is put "
-            f"on {origin} with weights {found[:12]}. Its features differ: expect worse results, or pass the original "
-            "file as `encoder_weights`."
+            f"The decoder of {folder} was trained on `{config.encoder_name}` with weights {expected[:12]}, but is "
+            f"combined with {origin} with weights {found[:12]}. The features differ, so expect worse results, or "
+            "pass the original file as `encoder_weights`."
         )
 
 
@@ -221,6 +221,6 @@ def mismatch_message(source: str, mismatched: Iterable[tuple[str, Any, Any]], ba
             "or leave `num_labels` out."
         )
     return (
-        f"{source} does not fit the model: {name} is {tuple(stored)} in the file and {tuple(own)} in the model. "
-        f"Set {SHAPED_BY[parts[position]]} as in the configuration that it was trained with."
+        f"{source} does not fit the model: {name} is {tuple(stored)} in the file and {tuple(own)} in the model. Set "
+        f"{SHAPED_BY[parts[position]]} as in the configuration it was trained with."
     )

@@ -164,14 +164,12 @@ class DDePConfig(PreTrainedConfig):
         config: Any = self  # the fields are transformers', which mypy does not read
         whole = isinstance(num_labels, numbers.Integral) and not isinstance(num_labels, bool)  # NumPy's too
         if num_labels is not None and not (whole and num_labels > 0):
-            raise ValueError(f"num_labels must be a whole number from 1 on, got {num_labels!r}.")
+            raise ValueError(f"num_labels must be a whole number of at least 1, got {num_labels!r}.")
         try:
             if config.label2id is not None:
                 config.label2id = {name: int(label_id) for name, label_id in config.label2id.items()}
         except (AttributeError, TypeError, ValueError):
-            raise ValueError(
-                f"label2id must map names to ids, 'sky' to 0 for one, not be {config.label2id}."
-            ) from None
+            raise ValueError(f"label2id must map names to ids, such as 'sky' to 0, got {config.label2id}.") from None
         if config.id2label is None:
             config.id2label = {i: f"LABEL_{i}" for i in range(2 if num_labels is None else num_labels)}
             if config.label2id is not None:
@@ -179,14 +177,12 @@ class DDePConfig(PreTrainedConfig):
         try:  # JSON has no integer keys
             names = config.id2label = {int(label_id): name for label_id, name in config.id2label.items()}
         except (AttributeError, TypeError, ValueError):
-            raise ValueError(
-                f"id2label must map ids to names, 0 to 'sky' for one, not be {config.id2label}."
-            ) from None
+            raise ValueError(f"id2label must map ids to names, such as 0 to 'sky', got {config.id2label}.") from None
         if not names:
             raise ValueError("id2label names no class. Name at least one, or leave it out.")
         if num_labels is not None and num_labels != len(names):
             raise ValueError(
-                f"num_labels is {num_labels}, but the label map has {len(names)} names. Pass id2label alone."
+                f"num_labels is {num_labels}, but the label map has {len(names)} names. Pass only id2label."
             )
         if sorted(names) != list(range(len(names))):
             raise ValueError(f"id2label must name the ids 0 to {len(names) - 1}, each once; it names {sorted(names)}.")
@@ -195,7 +191,7 @@ class DDePConfig(PreTrainedConfig):
         wrong = [name for name, label_id in config.label2id.items() if names.get(label_id) != name]
         if wrong or set(config.label2id) != set(names.values()):
             raise ValueError(
-                f"label2id does not match id2label: {config.label2id} against {names}. Pass id2label alone; label2id "
+                f"label2id does not match id2label: {config.label2id} against {names}. Pass only id2label; label2id "
                 "follows from it."
             )
 
@@ -218,7 +214,7 @@ class DDePConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be positive, got {value}.")
         sizes = self.decoder_hidden_sizes
         if sizes is not None and (not sizes or min(sizes) < 1):
-            raise ValueError(f"decoder_hidden_sizes needs one positive number a block, got {sizes}.")
+            raise ValueError(f"decoder_hidden_sizes needs one positive number per block, got {sizes}.")
         if any(len(color) != 3 or not 0 <= min(color) <= max(color) <= 255 for color in self.label_colors or ()):
             raise ValueError(
                 f"label_colors needs red, green and blue of each class, 0 to 255, got {self.label_colors}."

@@ -192,7 +192,7 @@ def decoder_channels(config: DDePConfig, encoder_stride: int) -> tuple[int, ...]
     if len(sizes) > doublings:
         raise ValueError(
             f"decoder_hidden_sizes has {len(sizes)} entries, but {config.encoder_name} has stride {encoder_stride}: "
-            f"{doublings} doublings reach the image's resolution. Give at most {doublings} entries."
+            f"{doublings} doublings reach the image's resolution. Use at most {doublings} entries."
         )
     return tuple(max(1, round(size * config.decoder_width)) for size in sizes)
 

@@ -219,8 +219,8 @@ def _feature_maps(encoder: nn.Module, config: DDePConfig) -> FeatureMaps:
         features = _hybrid_features(encoder)
     if not features:
         raise ValueError(
-            f"encoder_name: timm {timm.__version__} gives no features of `{name}`. Choose another encoder, for "
-            "instance `convnext_tiny` or `vit_small_patch14_reg4_dinov2`."
+            f"encoder_name: timm {timm.__version__} provides no features for `{name}`. Choose another encoder, such "
+            "as `convnext_tiny` or `vit_small_patch14_reg4_dinov2`."
         )
     indices = _out_indices(config, [stride for _, stride in features], is_hybrid(encoder))
     channels, strides = zip(*(features[index] for index in indices), strict=True)
@@ -244,8 +244,8 @@ def _out_indices(config: DDePConfig, strides: list[int], hybrid: bool) -> tuple[
             or not (_is_pyramid(chosen) or len(chosen) <= _LEVELS)
         ):
             raise ValueError(
-                f"encoder_out_indices: {config.encoder_name} has {number} features of strides {strides}. Give growing "
-                f"positions from 0 to {number - 1}, at most {_LEVELS} of one stride"
+                f"encoder_out_indices: {config.encoder_name} has {number} features with strides {strides}. Set "
+                f"increasing indices from 0 to {number - 1}, at most {_LEVELS} of one stride"
                 + (", and none for a ResNet-ViT hybrid." if hybrid else ".")
             )
         return indices
@@ -326,7 +326,7 @@ def encoder_mean_std(encoder_name: str) -> tuple[list[float], list[float]]:
     """Mean and standard deviation, of pixels in [0, 1], that the encoder's weights were trained with (timm's)."""
     cfg = timm.get_pretrained_cfg(encoder_name)
     if cfg is None:
-        raise ValueError(f"encoder_name: timm {timm.__version__} has no weights' description for `{encoder_name}`.")
+        raise ValueError(f"encoder_name: timm {timm.__version__} describes no weights for `{encoder_name}`.")
     return list(cfg.mean), list(cfg.std)
 
 

@@ -70,7 +70,7 @@ def export(
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / "export.json").is_file():
-        raise FileExistsError(f"{folder} holds something else than an export. Choose another output_dir.")
+        raise FileExistsError(f"{folder} holds something other than an export. Choose another output_dir.")
     if "onnx" in formats:
         missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
         if missing:
@@ -109,8 +109,8 @@ def export(
                 checked[name] = compare(_Logits(model), run, [x[:n] for x in images for n in BATCHES])
             except ValueError as error:
                 raise ValueError(
-                    f"The exported {FILES[name]} is not the model: {error}. Nothing was written. Try another release "
-                    "of torch or onnxruntime."
+                    f"The exported {FILES[name]} does not match the model: {error}. Nothing was written. Try another "
+                    "release of torch or onnxruntime."
                 ) from error
         sides = list(size or ("height", "width"))
         described = {
@@ -140,7 +140,7 @@ def _written(folder: Path) -> Iterator[Path]:
     except OSError as error:
         reason = error.strerror or error
         raise OSError(
-            f"output_dir: {folder} could not be written: {reason}. Make room there, or choose another folder."
+            f"output_dir: {folder} could not be written: {reason}. Free some space, or choose another folder."
         ) from error
 
 
@@ -166,7 +166,7 @@ def _program(traced: _Logits, example: torch.Tensor, any_size: bool) -> torch.ex
         return torch.export.export(traced, (example,), dynamic_shapes=({0: batch},))
     encoder = traced.model.ddep.encoder
     refused = (
-        f"size: {type(encoder).__name__} cannot be exported for images of any size. Pass their size, such as "
+        f"size: {type(encoder).__name__} cannot be exported for images of any size. Set a size, such as "
         "`--size 512 1024`."
     )
     # Padding that depends on the size (TensorFlow's "same", windows of Swin) keeps torch busy without end.

@@ -169,7 +169,7 @@ class DDePImageProcessorMixin:
                 it would name wrongly.
         """
         if outputs.logits.shape[1] == 1 and hasattr(outputs, "target_size"):
-            raise ValueError('subtask: "semantic" has no name for the background of one label. Leave it out.')
+            raise ValueError('subtask: "semantic" has no name for the background of a single label. Leave it out.')
         outputs = SemanticSegmenterOutput(logits=class_logits(outputs.logits))
         if target_sizes is not None:
             target_sizes = checked_sizes(target_sizes, len(outputs.logits))
@@ -244,7 +244,7 @@ def _check_image(image: Any) -> None:
     """Refuses what is neither a PIL image, a path or URL, nor an array or tensor."""
     if not isinstance(image, (np.ndarray, torch.Tensor)):
         raise TypeError(
-            f"images: got {type(image).__name__}. Give PIL images, arrays, tensors, paths or URLs, one or a list."
+            f"images: got {type(image).__name__}. Pass PIL images, arrays, tensors, paths or URLs, one or a list."
         )
 
 
@@ -338,8 +338,8 @@ def _to_class_ids(segmentation_map: Any, index: int) -> np.ndarray:
         array = array[0] if array.shape[0] == 1 else array[..., 0]
     if array.ndim != 2:
         raise ValueError(
-            f"Segmentation map {index} has shape {array.shape}: it needs one class id a pixel, (height, width). Turn "
-            "a colour-coded mask into ids first."
+            f"Segmentation map {index} has shape {array.shape}: it needs one class id per pixel, (height, width). "
+            "Convert colour-coded masks to ids first."
         )
     class_ids = array.astype(np.int64)
     if np.issubdtype(array.dtype, np.floating) and not np.array_equal(class_ids, array):

@@ -156,7 +156,7 @@ class DDePPreTrainedModel(PreTrainedModel):
             )
         elif encoder_weights is not None:
             raise ValueError(
-                f"encoder_weights: {source} holds its encoder itself. Leave `encoder_weights` out; it is for folders "
+                f"encoder_weights: {source} includes its encoder. Leave `encoder_weights` out; it is for folders "
                 "saved with `decoder_only=True`."
             )
         try:
@@ -187,7 +187,7 @@ class DDePPreTrainedModel(PreTrainedModel):
             )
             nameless = model.config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
             if head == "classifier" and nameless and not number_given and stored.get("id2label") is None:
-                logger.warning("2 labels is the default. Pass `num_labels=` or `id2label=` for yours.")
+                logger.warning("2 labels are the default. Pass `num_labels=` or `id2label=` for yours.")
         if "DDePForPreTraining" in (stored.get("architectures") or ()) and cls.__name__ != "DDePForPreTraining":
             (logger.info if new_head else logger.warning)(
                 f"The denoising head of {source} was dropped, as DDeP does before fine-tuning."
@@ -250,8 +250,8 @@ class DDePPreTrainedModel(PreTrainedModel):
         if lost:
             shown = ", ".join(lost[:5]) + (", ..." if len(lost) > 5 else "")
             raise RuntimeError(
-                f"{source} lacks {len(lost)} weights of {own}: {shown}. They would be random. Load the folder with "
-                "its own config.json."
+                f"{source} lacks {len(lost)} weights of {own}: {shown}. They would be randomly initialised. Load the "
+                "folder with its own config.json."
             )
         return missing[0].split(".")[0] if missing else None
 
@@ -350,9 +350,9 @@ class DDePPreTrainedModel(PreTrainedModel):
         found = hash_weights(encoder)
         if recorded is not None and found != recorded:
             logger.warning(
-                f"The encoder is no longer {self.config.encoder_name} as it was loaded ({recorded[:12]}, now "
-                f"{found[:12]}), but {Path(folder)} will load with the original. Save the whole model to keep a "
-                "fine-tuned encoder."
+                f"The encoder has changed since {self.config.encoder_name} was loaded ({recorded[:12]}, now "
+                f"{found[:12]}), but {Path(folder)} will load with the original. To keep a fine-tuned encoder, save "
+                "the whole model."
             )
         return found
 

@@ -120,7 +120,7 @@ class DDePModel(DDePPreTrainedModel):
         if self.training and batch == 1 and max(height, width) <= self.stride:
             if has_batch_norm_in_training(self):
                 raise ValueError(
-                    f"A batch of one {height}x{width} image leaves BatchNorm a single value a channel at stride "
+                    f"A batch of one {height}x{width} image leaves BatchNorm a single value per channel at stride "
                     f'{self.stride}. Use a larger crop or batch, or decoder_norm="group" (and an encoder without '
                     "BatchNorm, or frozen)."
                 )

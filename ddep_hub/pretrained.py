@@ -111,15 +111,17 @@ def stored_config(name: str | Path) -> dict[str, Any]:
     folder = Path(resolve(name))
     if folder.is_dir() and not (folder / "config.json").is_file():
         inside = folder / "final"
-        hint = f"Did you mean {inside}?" if (inside / "config.json").is_file() else "Name a folder that holds a model."
+        hint = f"Did you mean {inside}?" if (inside / "config.json").is_file() else "Pass a folder that holds a model."
         raise FileNotFoundError(f"{name} has no config.json. {hint}")
     local = folder.is_absolute() or len(folder.parts) > 2 or str(name).startswith((".", "~")) or str(name)[-1] == "/"
     if local and not folder.exists():
-        raise FileNotFoundError(f"{name} does not exist. Name a folder, a shipped model or a Hub id (org/name).")
+        raise FileNotFoundError(f"{name} does not exist. Pass a folder, a shipped model or a Hub id (org/name).")
     try:
         stored, _ = DDePConfig.get_config_dict(name)
     except OSError as error:
-        raise OSError(f"{name} is no folder or shipped model, and cannot be loaded from the Hub: {error}") from error
+        raise OSError(
+            f"{name} is not a folder or shipped model, and cannot be loaded from the Hub: {error}"
+        ) from error
     if not isinstance(stored, dict):
         raise ValueError(f"{name}: config.json must hold a JSON object. Write it again.")
     return stored
@@ -159,15 +161,17 @@ def load_processor(source: str | Path, config: DDePConfig, **hub: Any) -> DDePIm
             normalized = processor.do_normalize
             values = torch.tensor([processor.image_mean, processor.image_std] if normalized else [[0.0], [1.0]])
             if not (values.isfinite().all() and values[1].all() and values.shape[1] in (1, 3, config.num_channels)):
-                raise ValueError("image_mean and image_std need a number per channel, and none of the second may be 0")
+                raise ValueError(
+                    "image_mean and image_std need one number per channel, and image_std must not contain 0"
+                )
             if processor.channel_order:
                 checked_order(processor.channel_order, config.num_channels)
             return processor
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{source}: {PREPROCESSOR} cannot be used ({error}). Write it again.") from error
     logger.warning(
-        f"{source} has no {PREPROCESSOR}: images are normalised by timm's mean and std of {config.encoder_name}, and "
-        "not resized."
+        f"{source} has no {PREPROCESSOR}: images are normalised with timm's mean and std for {config.encoder_name}, "
+        "and not resized."
     )
     return processor_for_encoder(config.encoder_name, num_channels=config.num_channels)
 

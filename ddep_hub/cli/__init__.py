@@ -11,16 +11,16 @@ from types import TracebackType
 
 COMMANDS = {
     "select": "choose which images to label: a representative subset",
-    "prepare": "turn labelled images of many formats into a folder that fine-tuning reads",
+    "prepare": "convert labelled images in many formats into a folder that fine-tuning reads",
     "pretrain": "pretrain a decoder by denoising, on images without labels",
     "finetune": "fine-tune a segmentation model on few labels",
-    "evaluate": "measure a fine-tuned model on labelled images",
-    "predict": "write the masks and overlays of images",
+    "evaluate": "evaluate a fine-tuned model on labelled images",
+    "predict": "predict the masks of images, and write masks and overlays",
     "compare": "run a label-efficiency study: many runs with and without pretraining, and a report",
-    "stats": "measure mean and standard deviation of the channels of images",
-    "export": "write a fine-tuned model as ONNX and as a torch.export program",
-    "convert": "convert a U-Net from segmentation_models.pytorch, or to it",
-    "card": "write the model card of a folder",
+    "stats": "measure the mean and standard deviation of image channels",
+    "export": "export a fine-tuned model to ONNX and torch.export",
+    "convert": "convert a U-Net from or to segmentation_models.pytorch",
+    "card": "write the model card for a folder",
     "publish": "upload a model to the Hub and check that it loads from there",
     "list": "list the decoders and the presets that ship with the package",
 }

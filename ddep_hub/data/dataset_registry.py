@@ -72,7 +72,7 @@ def get_dataset_info(name: str) -> DatasetInfo:
     """
     entries = _entries()
     if name not in entries:
-        raise ValueError(f"data set {name!r} is not known; choose one of {', '.join(entries)}")
+        raise ValueError(f"data set {name!r} is unknown; choose one of {', '.join(entries)}")
     entry = entries[name]
     evaluation = entry["evaluation"]
     classes = ClassTable(

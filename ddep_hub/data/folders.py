@@ -133,12 +133,12 @@ def _recognised(root: Path, masks_of: Callable[[str | None, Path], Path]) -> dic
         children, loose = subfolders(home), _holds(home, IMAGE_EXTENSIONS, deep=False)
         splits = [name for name in children if not loose or name.lower() in _SPLIT_OF]
         if loose and splits:
-            text = f"{home} holds images beside the folders {', '.join(splits)}: they are in no split, and left out."
+            text = f"{home} holds images next to the folders {', '.join(splits)}: they are in no split, and skipped."
             warnings.warn(text, stacklevel=2)
         places |= {name: Place(home / name, masks_of(name, home / name)) for name in splits}
         named = any(name.lower() in _SPLIT_OF for name in splits)
         if not splits or (not named and "train" not in places and not (root / "annotations").is_dir()):
-            places = {"train": Place(home, masks_of(None, home))}  # its folders are no splits
+            places = {"train": Place(home, masks_of(None, home))}  # its folders are not splits
     for name, meaning in folders.items():
         if meaning is None or meaning[1] is None or meaning[0] == "mask" or place_of(places, name):
             continue

@@ -189,7 +189,7 @@ def open_images(
             others are not.
     """
     if not names:
-        raise ValueError("no images are given; name at least one folder or data set")
+        raise ValueError("no images are given; pass at least one folder or data set")
     sources = [_open(name, column, streaming) for name in names]
     streams = [source for source in sources if isinstance(source, ShardedImages)]
     whole = [source for source in sources if not isinstance(source, ShardedImages)]
@@ -197,7 +197,7 @@ def open_images(
         raise ValueError(
             f"{[name for name, source in zip(names, sources, strict=True) if source in streams]} are streams, but "
             f"{[name for name, source in zip(names, sources, strict=True) if source in whole]} are not; the two "
-            "cannot be mixed. Switch streaming on and pack folders of images into .tar shards, or unpack the shards"
+            "cannot be mixed. Turn streaming on and pack folders of images into .tar shards, or unpack the shards"
         )
     return streams or whole
 
@@ -260,7 +260,7 @@ def _open(name: str, column: str, streaming: bool) -> MapSource | ShardedImages:
         fingerprint = [shard if _is_url(shard) else local_fingerprint(shard)[0] for shard in shards]
         return ShardedImages(stream_shards(shards), name, fingerprint, column=column)
     if _is_url(name):
-        raise ValueError(f"{name} is neither {HUB_PREFIX}org/name nor the URL of a .tar shard; give one of these")
+        raise ValueError(f"{name} is neither {HUB_PREFIX}org/name nor the URL of a .tar shard; pass one of these")
     if holds_dataset(name):
         if not streaming:
             return HubImages(name, "train", column=column)
@@ -268,7 +268,7 @@ def _open(name: str, column: str, streaming: bool) -> MapSource | ShardedImages:
     folder = ImageFolder(name, decode=False)
     if streaming:
         raise ValueError(
-            f"{name} is a folder of images, which is not streamed; leave streaming off, or pack it into .tar shards"
+            f"{name} is a folder of images, which cannot be streamed; turn streaming off, or pack it into .tar shards"
         )
     return folder
 

@@ -73,7 +73,7 @@ def images_below(root: Path) -> list[str]:
         ValueError: It holds no image.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} is not a folder; give the folder that holds the images")
+        raise FileNotFoundError(f"{root} is not a folder; pass the folder that holds the images")
     found: list[str] = []
     others: list[str] = []
     for name in files_below(root):
@@ -85,9 +85,7 @@ def images_below(root: Path) -> list[str]:
     if not found:
         raise ValueError(f"{root} holds no image ({', '.join(IMAGE_EXTENSIONS)}); check the path")
     if others:
-        logger.warning(
-            "%s: %d files are left out, as they are no images: %s", root, len(others), first_few(sorted(others))
-        )
+        logger.warning("%s: skipping %d files that are not images: %s", root, len(others), first_few(sorted(others)))
     return sorted(found)
 
 
@@ -211,7 +209,7 @@ def decode_channels(file: str | Path | Undecoded, channels: int) -> ChannelImage
         except _DECODING_ERRORS as error:
             text = str(error)
             problem = (
-                text if text.startswith(name) else f"{name} is damaged or no image ({text}); replace or remove it"
+                text if text.startswith(name) else f"{name} is damaged or not an image ({text}); replace or remove it"
             )
             raise BadFileError(problem, name) from error
 
@@ -288,7 +286,7 @@ def load_upright(file: str | Path | Undecoded, what: str) -> Loaded:
     with opened_image(file, what) as image:
         if what == "mask" and (pages := num_pages(image)) > 1:
             name = file_name(file)
-            raise BadFileError(f"{name} has {pages} pages; save each page as a mask of its own, or merge them", name)
+            raise BadFileError(f"{name} has {pages} pages; save each page as a separate mask, or merge them", name)
         packing = image.tile[0].args if image.tile else None
         mode, *values = packing if isinstance(packing, tuple) else (packing,)
         is_scaled = image.format == "PPM" and mode in ("L", "I") and values

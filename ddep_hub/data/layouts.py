@@ -214,7 +214,7 @@ def _folder_files(root: Path, split: str, options: FolderOptions) -> SplitFiles:
         raise FileNotFoundError(f"{where} has no split {split!r}; it has {splits}{_another_split(split)}")
     if pairs.alone:
         logger.warning(
-            "%s: %d masks without an image are left out: %s", place.masks, len(pairs.alone), first_few(pairs.alone)
+            "%s: skipping %d masks without an image: %s", place.masks, len(pairs.alone), first_few(pairs.alone)
         )
     table = Path(options.classes or root / "classes.json")
     if not table.exists() and not options.classes and pairs.masks:
@@ -232,7 +232,7 @@ def _another_split(missing: str) -> str:
     if common_split(missing) == "train":
         return "; choose one of these with --train_split or --eval_split"
     return (
-        "; choose one of these with --eval_split, or have fine-tuning keep a part of the training images with "
+        "; choose one of these with --eval_split, or let fine-tuning hold out a part of the training images with "
         "--val_fraction"
     )
 
@@ -247,9 +247,9 @@ def _nothing_found(root: Path) -> str:
     entries = sorted(path.name + "/" * path.is_dir() for path in root.glob("*") if not path.name.startswith("."))
     known = "; ".join(f"{layout}: {needed}" for layout, needed in _NEEDED.items())
     return (
-        f"{root / 'images'} is not a folder, and nothing else is recognised in {root}, which holds "
-        f"{first_few(entries) if entries else 'nothing'}; give a folder that holds one of these ({known}), name the "
-        f"folders with image_dir and mask_dir, or list the files in {PAIRS}"
+        f"{root / 'images'} is not a folder, and no other layout is recognised in {root}, which holds "
+        f"{first_few(entries) if entries else 'nothing'}; pass a folder with one of these layouts ({known}), set "
+        f"image_dir and mask_dir, or list the files in {PAIRS}"
     )
 
 
@@ -286,7 +286,7 @@ def official_places(root: Path, layout: str) -> dict[str, Place]:
                 path = own if own.is_file() else main
                 places[name] = Place(home / "JPEGImages", home / "SegmentationClassContext", path)
         return places
-    raise ValueError(f"layout {layout!r} is not known; choose one of {', '.join(LAYOUTS)}")
+    raise ValueError(f"layout {layout!r} is unknown; choose one of {', '.join(LAYOUTS)}")
 
 
 def _ade20k_home(root: Path) -> Path:
@@ -331,7 +331,7 @@ def _listed_images(folder: Path, list_file: Path) -> dict[str, Path]:
     lines = list_file.read_text(encoding="utf-8").splitlines()
     sample_ids = [PurePosixPath(line.split()[0]).stem for line in lines if line.strip()]
     if not sample_ids:
-        raise ValueError(f"{list_file} lists no image; take it from the official archive again")
+        raise ValueError(f"{list_file} lists no image; extract it from the official archive again")
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     missing = [f"{sample_id}.jpg" for sample_id in sample_ids if f"{sample_id}.jpg" not in there]
     if missing:

@@ -283,5 +283,5 @@ def read_pairs(root: Path) -> ListedPairs:
             if "group" in values:
                 groups.setdefault(split, {})[sample_id] = values["group"]
     if not pairs:
-        raise ValueError(f"{path} lists no image. Write one line for each.")
+        raise ValueError(f"{path} lists no image. Write one line per image.")
     return ListedPairs(pairs, groups)

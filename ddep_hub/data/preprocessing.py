@@ -166,6 +166,6 @@ def checked_image_size(image_size: Size | None) -> Size | None:
     """The size, if it is positive."""
     if image_size is not None and np.min(image_size) < 1:
         raise ValueError(
-            f"image_size is {image_size}; give the shorter side in pixels, or None to keep the image's own"
+            f"image_size is {image_size}; set the shorter side in pixels, or None to keep the image's own"
         )
     return image_size

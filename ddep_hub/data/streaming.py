@@ -112,7 +112,7 @@ class Cursor:
                 return
         raise ValueError(
             f"{self.source.name} gave no image in {MAX_EMPTY_EPOCHS} epochs of a lane: its shards are empty or all "
-            "for validation; give more shards, or set a smaller num_validation"
+            "held out for validation; add shards, or set a smaller num_validation"
         )
 
 
@@ -182,13 +182,13 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         num_validation: int = 0,
     ) -> None:
         if not sources:
-            raise ValueError("sources is empty; give at least one source of images")
+            raise ValueError("sources is empty; pass at least one source of images")
         if not 0 <= start_step <= end_step:
             raise ValueError(f"start_step {start_step} and end_step {end_step} must be in order and not negative")
         if window < 1:
-            raise ValueError(f"window is {window}; give the number of examples to shuffle, at least 1")
+            raise ValueError(f"window is {window}; set the number of examples to shuffle, at least 1")
         if num_validation < 0:
-            raise ValueError(f"num_validation is {num_validation}; give a number of examples, 0 for none")
+            raise ValueError(f"num_validation is {num_validation}; set a number of examples, 0 for none")
         self.sources = list(sources)
         self.transform = transform
         self.seed = seed
@@ -230,7 +230,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         workers, worker = (1, 0) if info is None else (info.num_workers, info.id)
         if self.lanes % workers:
             raise ValueError(
-                f"num_workers is {workers}, but {self.lanes} lanes cannot be dealt evenly to that many; use "
+                f"num_workers is {workers}, but {self.lanes} lanes cannot be divided evenly among them; use "
                 f"num_workers={self.usable_workers(workers)}, or more shards"
             )
         cursors: dict[int, list[Cursor]] = {}
@@ -337,8 +337,9 @@ def _number_of_lanes(sources: Sequence[ShardedDataset], world_size: int) -> int:
     for source in sources:
         if source.num_shards < world_size:
             raise ValueError(
-                f"{source.name} has {source.num_shards} shard(s), but each of {world_size} processes reads shards of "
-                f"its own; make it at least {world_size} shards, or start {source.num_shards} process(es) at most"
+                f"{source.name} has {source.num_shards} shard(s), but each of {world_size} processes reads its own "
+                f"shards; split it into at least {world_size} shards, or start at most {source.num_shards} "
+                "process(es)"
             )
     fewest = min(source.num_shards for source in sources) // world_size
     return 1 << (min(fewest, MAX_LANES).bit_length() - 1)

@@ -286,7 +286,7 @@ def _window(length: int, crop: int, scale: float, pixel: int | None = None) -> t
 def size_pair(size: Size) -> tuple[int, int]:
     height, width = (size, size) if isinstance(size, int) else size
     if height < 1 or width < 1:
-        raise ValueError(f"crop_size is {size}; give pixels, one number or (height, width)")
+        raise ValueError(f"crop_size is {size}; set it in pixels, one number or (height, width)")
     return height, width
 
 
@@ -299,5 +299,5 @@ def checked_range(limits: tuple[float, float]) -> tuple[float, float]:
 
 def checked_probability(probability: float, name: str = "horizontal_flip") -> float:
     if not 0 <= probability <= 1:
-        raise ValueError(f"{name} is {probability}; give a probability in 0..1")
+        raise ValueError(f"{name} is {probability}; set a probability in 0..1")
     return probability

@@ -59,9 +59,9 @@ def without_written(root: Path, names: Sequence[str]) -> list[str]:
         return list(names)
     kept = [name for name in names if name not in written]
     if not kept:
-        raise ValueError(f"{root} holds only what ddep-hub wrote there; give the folder of the images themselves")
+        raise ValueError(f"{root} holds only files written by ddep-hub; pass the folder of the images themselves")
     logger.warning(
-        "%s: %d files are left out, as they were written by ddep-hub: %s",
+        "%s: skipping %d files written by ddep-hub: %s",
         root,
         len(written),
         first_few(sorted(written)),

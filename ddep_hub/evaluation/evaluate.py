@@ -73,8 +73,8 @@ def evaluate(
         data is None or isinstance(data, str | Path) or (hasattr(data, "classes") and hasattr(data, "sample_ids"))
     ):
         raise TypeError(
-            f"data: got {type(data).__name__}. Give a folder, such as one that save_to_disk wrote, "
-            "hf://datasets/org/name, or an object with classes and sample_ids (docs/extending.md)."
+            f"data: got {type(data).__name__}. Pass a folder, hf://datasets/org/name, or an object with classes and "
+            "sample_ids (docs/extending.md)."
         )
     values = {"data": data if isinstance(data, str | Path) else None, "eval_split": split, "output_dir": output_dir}
     arguments = build_arguments(EvaluateArguments, {"model": name_of(model), **values, **kwargs})
@@ -133,7 +133,7 @@ def run_evaluation(
     if known != names:
         raise ValueError(
             f"model: {args.model} was trained for {len(known)} classes ({', '.join(known[:3])}, ...), but the data "
-            f"has {len(names)} ({', '.join(names[:3])}, ...). Use the data that it was trained for."
+            f"has {len(names)} ({', '.join(names[:3])}, ...). Use data with the classes it was trained for."
         )
     order = getattr(processor, "channel_order", None)
     writer = MaskWriter((output or Path()) / "masks", classes, args.predictions, order)
@@ -218,7 +218,7 @@ def check_output(output: Path) -> None:
         earlier = False
     if present and (present[0] == "config.json" or not earlier):
         what = "a model" if present[0] == "config.json" else f"{present[0]} that no evaluation wrote"
-        raise FileExistsError(f"output_dir: {output} holds {what}: it is left as it is. Choose another folder.")
+        raise FileExistsError(f"output_dir: {output} holds {what}, and was left unchanged. Choose another folder.")
 
 
 def summary(results: dict[str, Any]) -> str:

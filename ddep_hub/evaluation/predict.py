@@ -145,7 +145,7 @@ def name_of(model: str | Path | DDePForSemanticSegmentation) -> str:
     if isinstance(model, str | Path):
         return str(model)
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}. Give a fine-tuned model, a folder or a Hub id.")
+        raise TypeError(f"model: got {type(model).__name__}. Pass a fine-tuned model, a folder or a Hub id.")
     name: str = getattr(getattr(model, "config", None), "name_or_path", None) or type(model).__name__
     if not hasattr(model, "classifier"):  # not by its class, which remote code has a copy of
         raise ValueError(f"model: {name} is not a fine-tuned segmentation model. Fine-tune it first.")
@@ -167,7 +167,7 @@ def resized(processor: DDePImageProcessor, args: InferenceArguments) -> DDePImag
     """
     if not isinstance(processor, BaseImageProcessor):
         raise TypeError(
-            f"processor: got {type(processor).__name__}. Give an image processor, such as "
+            f"processor: got {type(processor).__name__}. Pass an image processor, such as "
             "DDePImageProcessor.from_pretrained(...)."
         )
     if args.image_size is not None:
@@ -176,8 +176,8 @@ def resized(processor: DDePImageProcessor, args: InferenceArguments) -> DDePImag
     window = args.options().window
     if side is not None and window is not None and side <= min(window):
         warnings.warn(
-            f"The model's image processor resizes images to a shorter side of {side} pixels, which the window of "
-            f"{window[0]}x{window[1]} covers: windows are nearly whole images. Set image_size.",
+            f"The model's image processor resizes images to a shorter side of {side} pixels, so a window of "
+            f"{window[0]}x{window[1]} covers nearly the whole image. Set image_size.",
             stacklevel=2,
         )
     return processor
@@ -188,16 +188,18 @@ def _decoded(image: Any, channels: int) -> AnyImage:
         return read_image(image, channels)
     if isinstance(image, Image.Image):
         if 0 in image.size:
-            raise ValueError(f"images: an image has no pixels: {image.width} wide and {image.height} high.")
+            raise ValueError(f"images: an image has no pixels: its size is {image.width}x{image.height}.")
         name = str(getattr(image, "filename", "") or "images: an image")
         return to_rgb(upright(image), name) if channels == 3 else ChannelImage(channels_of(image, channels, name))
     if not isinstance(image, np.ndarray):
-        column = ' Of a data set, give its column of images, such as data["image"].' * isinstance(image, Mapping)
-        raise TypeError(f"images: got {type(image).__name__}. Give paths, URLs, PIL images or NumPy arrays.{column}")
+        column = ' For a data set, pass its image column, such as data["image"].' * isinstance(image, Mapping)
+        raise TypeError(f"images: got {type(image).__name__}. Pass paths, URLs, PIL images or NumPy arrays.{column}")
     shape = image.shape
     if image.ndim not in (2, 3) or 0 in shape or (channels == 3 and image.ndim == 3 and shape[2] not in (1, 3)):
         colour = f"(height, width, {channels})" + " or (height, width, 1)" * (channels == 3)
-        raise ValueError(f"images: an array has shape {shape}. Give (height, width) or {colour}; a batch as a list.")
+        raise ValueError(
+            f"images: an array has shape {shape}. Pass (height, width) or {colour}, and a batch as a list."
+        )
     if channels != 3:
         return ChannelImage(channels_first(image, channels, "images: an array"))
     if image.dtype != np.uint8:
@@ -254,7 +256,7 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
             except (BadFileError, OSError) as error:
                 if len(images) == 1:
                     raise
-                logger.warning("%s; it is skipped", error)
+                logger.warning("%s; skipping it", error)
                 continue
             mask = predictor(image)
             if not done:  # so that nothing is left behind where no image can be read

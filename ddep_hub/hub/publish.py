@@ -71,7 +71,7 @@ def publish_folder(
         ValueError: Arguments that exclude each other, or a damaged file in the folder.
     """
     if tag and create_pr:
-        raise ValueError("tag names a commit, and create_pr only proposes one. Set one of them.")
+        raise ValueError("tag names a commit, and create_pr only proposes one. Set only one of them.")
     folder, api = Path(folder), HfApi(token=token)
     with tempfile.TemporaryDirectory(prefix="ddep-publish-") as temporary:
         staged = Path(temporary) / folder.name
@@ -114,14 +114,14 @@ def prepare_repository(
     repo_id = created.repo_id
     if private and not call_hub(lambda: api.repo_info(repo_id), f"looking at {repo_id}").private:
         raise PublishError(
-            f"{repo_id} is public already, and `private` makes only a new repository private. Make it private in its "
+            f"{repo_id} is already public, and `private` only applies to new repositories. Make it private in its "
             "settings on the Hub, choose another name, or leave `private` out."
         )
     if tag or revision:
         refs = call_hub(lambda: api.list_repo_refs(repo_id), f"listing the branches of {repo_id}")
         tags, branches = ([ref.name for ref in kind] for kind in (refs.tags, refs.branches))
         if tag in tags:
-            raise PublishError(f"tag: {repo_id} has a tag {tag} already. Choose another.")
+            raise PublishError(f"tag: {repo_id} already has a tag {tag}. Choose another.")
         if revision in tags:
             raise PublishError(f"revision: {revision} is a tag of {repo_id}. Publish to a branch.")
         if revision and revision not in branches and not revision.startswith("refs/"):
@@ -261,15 +261,15 @@ LONGEST_WAIT = 60.0  # upper limit on the time that the Hub asks to wait
 TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 HINTS = {
     401: "The token is missing or unknown. Log in with `hf auth login`, or set HF_TOKEN.",
-    403: "The token has no right to write there. Use one that has.",
+    403: "The token has no write access there. Use one that has.",
     404: "There is no such repository or branch, or the token may not see it. Check the name and the token.",
     409: "Someone else is changing the repository at the same time. Look at the changes, then publish again.",
     412: "Someone else committed at the same time. Look at the changes, then publish again.",
     413: "A file is too large for the Hub. Publish `decoder_only`, or save the model in smaller shards.",
-    429: "The Hub takes no more requests for now. Wait, then publish again.",
+    429: "The Hub accepts no more requests for now. Wait, then publish again.",
 }
-SERVER_ERROR = "The Hub does not work as it should. Wait, then publish again."
-NO_ANSWER = "There was no answer. Check the network, check whether it was done anyway, then publish again."
+SERVER_ERROR = "The Hub has a problem. Wait, then publish again."
+NO_ANSWER = "The Hub did not answer. Check the network and whether it was done anyway, then publish again."
 
 
 class PublishError(OSError):

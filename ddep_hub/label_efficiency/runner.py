@@ -53,8 +53,8 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
     args = build_arguments(StudyArguments, kwargs, arguments)
     if PartialState().num_processes > 1:
         raise SystemExit(
-            "A study is many small runs: launch it on one process, and start it several times on one output_dir to "
-            "share them."
+            "A study is many small runs. Launch it as one process; to share the runs, start it several times with "
+            "the same output_dir."
         )
     output = Path(args.output_dir)
     steps = steps_within(args, chosen_study(args)) if args.minutes is not None and not args.report_only else None
@@ -125,7 +125,7 @@ def check_study(study: Study, table: Path) -> None:
         if settings.get(row.method, row.settings) != row.settings:
             raise ValueError(
                 f"{table}: the row of `{row.method}`, fraction {row.fraction}, seed {row.seed} was made with other "
-                "settings than the study file has now. Choose another output_dir, or remove those rows."
+                "settings than those now in the study file. Choose another output_dir, or remove those rows."
             )
 
 
@@ -145,8 +145,8 @@ def check_data(study: Study, output: Path) -> None:
         for name, made in (("data", "results.csv has rows"), ("images", "pretrained/ has decoders")):
             if name in before and name in now and before[name] != now[name]:
                 raise ValueError(
-                    f"{output / made} of other images than those of `{name}` now: names or sizes of the files differ. "
-                    "Choose another output_dir, or pass the images that it was started with."
+                    f"{output / made} from other images than `{name}` now has: names or sizes of files differ. "
+                    "Choose another output_dir, or pass the images it was started with."
                 )
         if now.keys() - before.keys():
             atomic_write(path, json.dumps(before | now, indent=2) + "\n")

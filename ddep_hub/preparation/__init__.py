@@ -74,9 +74,9 @@ def prepare(
     """
     source, output = Path(source), Path(output_dir)
     if format is not None and format not in FORMATS:
-        raise ValueError(f"format {format!r} is not known. Choose one of {', '.join(FORMATS)}.")
+        raise ValueError(f"format {format!r} is unknown. Choose one of {', '.join(FORMATS)}.")
     if tile is not None and not 0 <= overlap < tile:
-        raise ValueError(f"overlap is {overlap}, which must be 0 to {tile - 1}, less than the tile.")
+        raise ValueError(f"overlap must be 0 to {tile - 1}, less than the tile, got {overlap}.")
     _check_output(source, output, overwrite=overwrite)
     found = read_source(source, format, Path(classes) if classes else None)
     splits = _with_splits(found.examples, val_fraction, group_pattern)
@@ -112,11 +112,15 @@ def _check_output(source: Path, output: Path, *, overwrite: bool) -> None:
     if output.is_symlink() or (output.exists() and not output.is_dir()):
         raise FileExistsError(f"output_dir: {output} is a link or a file. Choose another folder.")
     if output.resolve().is_relative_to(source.resolve()):
-        raise ValueError(f"output_dir: {output} lies in the source. Choose another folder.")
+        raise ValueError(f"output_dir: {output} is inside the source. Choose another folder.")
     if output.exists() and any(output.iterdir()):
         ours = (output / RECORD).is_file()
         if not (ours and overwrite):
-            hint = "Replace it with --overwrite." if ours else "This command did not write it: choose another folder."
+            hint = (
+                "Replace it with --overwrite."
+                if ours
+                else "It was not written by this command: choose another folder."
+            )
             raise FileExistsError(f"output_dir: {output} is not empty. {hint}")
 
 
@@ -133,7 +137,7 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
         ValueError: The source is damaged or not of this format.
     """
     if not source.exists():
-        raise FileNotFoundError(f"{source} does not exist. Give a folder, or a file of annotations.")
+        raise FileNotFoundError(f"{source} does not exist. Pass a folder or an annotation file.")
     root = source if source.is_dir() else source.parent
     table = read_class_table(classes) if classes else None
     tests = [test for format, test in _JSON.items() if name in (format, None)]
@@ -155,7 +159,7 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
     if name is not None:
         readers = {name: readers[name]}
     if source.is_file() and source.suffix not in (".json", ".xml"):
-        raise ValueError(f"{source} is neither a folder nor a .json or .xml file of annotations.")
+        raise ValueError(f"{source} is neither a folder nor a .json or .xml annotation file.")
     unread = f" Files that cannot be read: {problems[0]}" if problems else ""
     try:
         result = next(filter(None, (read() for read in readers.values())))
@@ -163,19 +167,19 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
         raise ValueError(incomplete(str(source), error)) from error
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{source} holds {_contents(root)}, of which nothing is recognised. Looked for json of COCO, LabelMe or "
-            "Label Studio, annotations.xml of CVAT, _classes.csv of Roboflow, <id>/images and <id>/masks, TIFF stacks "
-            f"and folders of images and masks.{unread}"
+            f"{source} holds {_contents(root)}, in no recognised format. Looked for COCO, LabelMe or Label Studio "
+            "JSON, annotations.xml of CVAT, _classes.csv of Roboflow, <id>/images and <id>/masks, TIFF stacks and "
+            f"folders of images and masks.{unread}"
         ) from error
     except StopIteration:
-        raise ValueError(f"{source} is not of the format {name}: it holds {_contents(root)}.{unread}") from None
+        raise ValueError(f"{source} is not in the format {name}: it holds {_contents(root)}.{unread}") from None
     except ValueError as error:
         if not problems:
             raise
         raise ValueError(f"{error}{unread}") from error
     if problems:
         result.notes.append(
-            f"{counted(len(problems), 'json file')} cannot be read: left out with all labels. {problems[0]}"
+            f"{counted(len(problems), 'JSON file')} cannot be read: skipped with all labels. {problems[0]}"
         )
     return result
 
@@ -192,7 +196,7 @@ def _only(files: dict[Path, object], test: Callable[[object], bool]) -> dict[Pat
 
 def _single(files: list[Path]) -> Path:
     if len(files) > 1:
-        raise ValueError(f"{files[0]} and {files[1]} are exports of two tasks. Prepare one at a time.")
+        raise ValueError(f"{files[0]} and {files[1]} are exports of different tasks. Prepare one at a time.")
     return files[0]
 
 

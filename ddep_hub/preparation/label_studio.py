@@ -50,9 +50,9 @@ def read_label_studio(root: Path, files: Mapping[Path, Any]) -> Source:
             size = next(iter(sizes)) if len(sizes) == 1 else None
             found.add(image, shapes, size, f"task {task.get('id', number)} of {path}")
     if undone:
-        found.notes.append(f"{counted(undone, 'task')} without an annotation, or with cancelled ones alone: left out")
+        found.notes.append(f"{counted(undone, 'task')} without an annotation, or with only cancelled ones: skipped")
     if several:
-        found.notes.append(f"{counted(several, 'task')} with several annotations: the last with a region was taken")
+        found.notes.append(f"{counted(several, 'task')} with several annotations: used the last with a region")
     if empty:
         found.notes.append(f"{counted(empty, 'task')} annotated without a region: all background")
     return found.source("Label Studio")

@@ -139,7 +139,7 @@ def image_features(
         try:
             image = decode_image(path, model.config.num_channels)
         except BadFileError as error:
-            warnings.warn(f"{error}; it is left out", stacklevel=3)
+            warnings.warn(f"{error}; skipping it", stacklevel=3)
             continue
         scale = min(image_size / min(image.size), LONGEST * image_size / max(image.size))
         height, width = (max(1, round(side * scale)) for side in (image.height, image.width))

@@ -137,7 +137,7 @@ class ImageFinder:
         """A line on missing images, if there are any."""
         if not self.missing:
             return []
-        return [f"{counted(len(self.missing), 'annotated image')} not found, such as {self.missing[0]}: left out"]
+        return [f"{counted(len(self.missing), 'annotated image')} not found, such as {self.missing[0]}: skipped"]
 
 
 def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
@@ -228,7 +228,7 @@ def shapes_mask(image: Path | Image.Image, shapes: Sequence[Shape], size: tuple[
 def _pixels(shape: Shape, width: int, height: int) -> np.ndarray:
     if shape.bitmap is not None:
         if shape.bitmap.shape != (height, width):
-            raise ValueError(f"An object has a mask of {shape.bitmap.shape[::-1]} in an image of {width}x{height}.")
+            raise ValueError(f"An object's mask has size {shape.bitmap.shape[::-1]}, its image {width}x{height}.")
         return shape.bitmap
     if shape.patch is not None:
         left, top, part = shape.patch

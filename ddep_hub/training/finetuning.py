@@ -92,7 +92,7 @@ def open_train_and_val(args: FinetuneArguments) -> tuple[SegmentationDataset, Se
         groups = training.groups
         if place_of(dict.fromkeys(training.splits), args.eval_split):
             raise ValueError(
-                f"val_fraction: {training.root} has a split `{args.eval_split}`. Leave val_fraction out, or "
+                f"val_fraction: {training.root} already has a split `{args.eval_split}`. Leave val_fraction out, or "
                 "set another eval_split."
             )
     if args.group_pattern is not None:
@@ -122,7 +122,7 @@ def open_data(args: FinetuneArguments) -> tuple[SegmentationDataset, Segmentatio
         shared = {path.resolve() for path in training.images} & {path.resolve() for path in validation.images}
         if shared:
             raise ValueError(
-                f"eval_split: {len(shared)} images of `{args.eval_split}` are in `{args.train_split}` too, such as "
+                f"eval_split: {len(shared)} images of `{args.eval_split}` are also in `{args.train_split}`, such as "
                 f"{min(shared)}. Use other images."
             )
     return training, validation
@@ -200,7 +200,7 @@ class FinetuneTrainer(Trainer):
         self.unlabelled_loss = UnlabelledLoss(self.model, args, self.normalize, self._teacher)
 
     def _teacher(self) -> nn.Module:
-        assert self.weights.average is not None, "consistency_weight comes with model_ema_decay"
+        assert self.weights.average is not None, "consistency_weight needs model_ema_decay"
         return self.weights.average.module
 
     def _read_once(

@@ -131,8 +131,8 @@ def learning_rate_factor(step: int, args: RunArguments) -> float:
 def warmup_warning(args: RunArguments) -> str:
     """What to print of a run that ends before the learning rate is at its peak."""
     return (
-        f"Warning: the learning rate does not reach its peak, as warmup_steps ({args.warmup_steps}) is not below "
-        f"max_steps ({args.max_steps}). Set warmup_steps lower."
+        f"Warning: the learning rate does not reach its peak, because warmup_steps ({args.warmup_steps}) is not "
+        f"below max_steps ({args.max_steps}). Lower warmup_steps."
     )
 
 

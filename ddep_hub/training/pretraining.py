@@ -71,7 +71,7 @@ def report(accelerator: Accelerator, results: Mapping[str, float]) -> None:
         f"{results['linear_filter']:.4f})"
     )
     if not has_learned(results):
-        accelerator.print("The decoder does not denoise better than these yet. Train for longer.")
+        accelerator.print("The decoder does not beat these baselines yet. Train for longer.")
 
 
 def has_learned(results: Mapping[str, float]) -> bool:
@@ -143,13 +143,13 @@ class PretrainTrainer(Trainer):
             self.sizes = np.diff(np.searchsorted(training, [0, *joined.cumulative_sizes])).tolist()
             if args.image_weights and min(self.sizes) == 0:
                 raise ValueError(
-                    f"num_val_images: no image of {names[self.sizes.index(0)]} is left for training. Set it lower."
+                    f"num_val_images: no image of {names[self.sizes.index(0)]} is left for training. Lower it."
                 )
             subset: Any = Subset(joined, training)
             self.dataset = AugmentedDataset(subset, self.transform, args.seed, skip_bad_files=args.skip_bad_files)
             self.data = f"{len(self.dataset)} images"
         if not len(training):
-            raise ValueError(f"num_val_images is {number}, but {names} hold {len(images)} images. Set it lower.")
+            raise ValueError(f"num_val_images is {number}, but {names} hold {len(images)} images. Lower it.")
         return self._crops(images, validation, "validation"), self._crops(
             images, training[:REFERENCE_IMAGES], "of the first training"
         )

@@ -55,12 +55,12 @@ def check_run_dir(output: Path, *, overwrite: bool, resume: bool) -> None:
             links += [f"{folder}/{path.name}" for path in sorted((output / folder).iterdir()) if path.is_symlink()]
     if links:
         raise FileExistsError(
-            f"output_dir: {output / links[0]} is a link, which a run would replace. Choose another folder, or remove "
+            f"output_dir: {output / links[0]} is a link that a run would replace. Choose another folder, or remove "
             "the link."
         )
     if present and not is_run(output):
         raise FileExistsError(
-            f"output_dir: {output} holds {', '.join(present)}, but no config.yaml of a run: it is left as it is. "
+            f"output_dir: {output} holds {', '.join(present)}, but no config.yaml of a run, and was left unchanged. "
             "Choose another folder."
         )
     if present and not (overwrite or resume) and (output / "metrics.jsonl").exists():
@@ -176,7 +176,7 @@ def check_publishing(args: RunArguments) -> None:
             prepare_repository(HfApi(), str(args.hub_model_id), private=args.hub_private_repo)
         except OSError as error:
             raise OSError(
-                f"push_to_hub: {args.hub_model_id} cannot be written to: {error} Or leave push_to_hub out, and use "
+                f"push_to_hub: cannot write to {args.hub_model_id}: {error} Or leave push_to_hub out, and use "
                 "`ddep-hub publish` later."
             ) from error
 

@@ -146,7 +146,8 @@ class TrainingStep:
             files = gather_object([path for step, paths in self.unchecked if step == first for path in paths])
             raise FloatingPointError(
                 f"The loss or its gradient is not finite in step {first}, with the files {', '.join(files)}. No "
-                "checkpoint holds it. Check these files, lower learning_rate, or set warmup_steps or max_grad_norm."
+                "checkpoint contains it. Check these files, lower learning_rate, or set warmup_steps or "
+                "max_grad_norm."
             )
         self.unchecked.clear()
 

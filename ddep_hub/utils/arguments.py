@@ -99,11 +99,11 @@ def build_arguments(cls: type[Arguments], values: Mapping[str, Any], arguments: 
     if arguments is not None:
         if not isinstance(arguments, cls):
             raise TypeError(
-                f"arguments must be {cls.__name__}, got a {type(arguments).__name__}. Pass single arguments as "
+                f"arguments must be {cls.__name__}, got a {type(arguments).__name__}. Pass individual arguments as "
                 "keywords, such as output_dir=..."
             )
         if values.get("preset") is not None:
-            raise TypeError(f"preset does not go together with {cls.__name__}. Pass keywords alone.")
+            raise TypeError(f"preset cannot be combined with {cls.__name__}. Pass only keywords.")
         values = {**vars(arguments), **values}
     given = {_new_name(cls, name): value for name, value in values.items() if name != "preset"}
     if values.get("preset") is not None:
@@ -148,7 +148,7 @@ def parse_command(
         parser.add_argument(name, **options)
     presets = list_presets(_kind(cls))
     if presets:
-        parser.add_argument("--preset", metavar="NAME", help=f"Settings that ship with it: {', '.join(presets)}.")
+        parser.add_argument("--preset", metavar="NAME", help=f"Shipped settings: {', '.join(presets)}.")
     parser.add_argument("--config", metavar="FILE", help="YAML file of arguments; the command line overrides it.")
     names = [field.name for field in dataclasses.fields(cls)]
     argv = [_with_new_name(cls, word) for word in (sys.argv[1:] if argv is None else argv)]
@@ -167,7 +167,7 @@ def parse_command(
     for flag in unknown:
         if flag.startswith("--"):
             if flag[2:] in positionals:
-                parser.error(f"`{flag}`: write the values first, without this name")
+                parser.error(f"`{flag}`: write the values first, without this flag")
             parser.error(f"unknown argument {did_you_mean(flag.lstrip('-').split('=')[0], names)}")
     if unknown:
         parser.error(f"unexpected values: {' '.join(unknown)}; every argument is written as --name value")

@@ -274,7 +274,7 @@ def test_brackets_of_a_folder_that_is_there_are_no_pattern(tmp_path, monkeypatch
     [
         (["evaluate"], "model is missing"),
         (["evaluate", "--model", "x", "--window", "8", "8", "8"], "window takes one number or two"),
-        (["evaluate", "--model", "x", "--stride", "8"], "give window as well"),
+        (["evaluate", "--model", "x", "--stride", "8"], "set window as well"),
         (["evaluate", "--model", "x", "--protocol", "camvid", "--flip"], "flip is part of protocol"),
         (["evaluate", "--model", "x", "--protocol", "camvid", "--blending", "hann"], "blending is part"),
         (["evaluate", "--model", "x", "--protocol", "kamvid"], "choose one of cityscapes"),

@@ -99,7 +99,7 @@ def test_what_cannot_be_opened_is_told(places):
     photos, tars = str(places / "photos"), f"{places / 'tars'}/*.tar"
     with pytest.raises(ValueError, match=r"tar'\] are streams, but .*photos'\] are not; the two cannot be mixed"):
         open_images([photos, tars])
-    with pytest.raises(ValueError, match="is a folder of images, which is not streamed"):
+    with pytest.raises(ValueError, match="is a folder of images, which cannot be streamed"):
         open_images([photos], streaming=True)
     with pytest.raises(ValueError, match="no images are given"):
         open_images([])

@@ -125,7 +125,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"splits": {"train": -1}}, "'train' is -1"), ({"splits": {"../x": 1}}, "no name for a split")],
+    [({"splits": {"train": -1}}, "'train' is -1"), ({"splits": {"../x": 1}}, "not a valid name for a split")],
 )
 def test_bad_arguments_are_named(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):

@@ -26,7 +26,9 @@ def found(root, caplog):
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         names = unlabelled_images(root)
-    messages = [record.getMessage() for record in caplog.records if "are no images" not in record.getMessage()]
+    messages = [
+        record.getMessage() for record in caplog.records if "files that are not images" not in record.getMessage()
+    ]
     assert all("\n" not in message for message in messages) and len(messages) < 2
     return " ".join(names), "".join(messages)
 
@@ -52,7 +54,7 @@ def found(root, caplog):
 def test_of_labelled_data_only_the_images_are_used(tmp_path, caplog, images, masks):
     put(tmp_path, f"{images} {masks}")
     count = len(images.split())
-    message = f"{tmp_path} is labelled data: its {count} images are used, and not its masks or other files"
+    message = f"{tmp_path} is labelled data: using its {count} images, but not its masks or other files"
     assert found(tmp_path, caplog) == (images, message)
     (source,) = open_images([str(tmp_path)])
     assert len(source) == count and folder_statistics([tmp_path])[1] == count
@@ -82,7 +84,7 @@ def test_elsewhere_folders_named_like_masks_are_left_out(tmp_path, caplog):
 
 def test_a_folder_of_masks_alone_is_refused(tmp_path):
     put(tmp_path, "masks/a.png labels/a.png")
-    with pytest.raises(ValueError, match="holds masks alone, by the names of its folders"):
+    with pytest.raises(ValueError, match="holds only masks, judging by the names of its folders"):
         unlabelled_images(tmp_path)
 
 

@@ -130,13 +130,11 @@ def test_advice():
         "Use DDeP on your images (`--unlabelled`): +4.0 points of mIoU over a random decoder with 2 labels "
         "(95 % interval +3.9 to +4.2)."
     )
-    assert advice(rows(random=[50, 52, 51], other=[52, 53, 52])).startswith(
-        "Start from a random"
-    )  # 2, 1, 1: by chance
+    assert advice(rows(random=[50, 52, 51], other=[52, 53, 52])).startswith("Use a random")  # 2, 1, 1: by chance
     assert "(`--pretrained other`): +2.0" in advice(rows(random=[50, 52, 51], target=[51, 53, 52], other=[52, 54, 53]))
     assert "random decoder: with 2 labels" in advice(rows(random=[50, 52, 51], target=[44, 46, 45]))
     assert "at least 3" in advice(rows(random=[50, 52], target=[60, 62]))
-    assert "nothing to compare with" in advice(rows(target=[60, 62, 61]))
+    assert "yet to compare with" in advice(rows(target=[60, 62, 61]))
 
 
 def test_student_quantile():
