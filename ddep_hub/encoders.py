@@ -52,17 +52,16 @@ _LEVELS = 4
 
 @dataclass(frozen=True)
 class FeatureMaps:
-    """What the decoder gets of an encoder.
+    """What the decoder gets from an encoder.
 
     Attributes:
         indices: Positions of the features in timm's `feature_info`.
         channels: Channels of each feature.
         strides: Stride of each feature in pixels, as timm has it.
         is_pyramid: Whether the strides are growing powers of two.
-        norm: Whether features pass the encoder's last norm. Those of a plain transformer do: as they leave a block,
-            few channels dwarf the others.
-        image_size: Height and width that images are resampled to, where the encoder takes no other.
-        multiple: What sides are padded to multiples of, where it takes many.
+        norm: Whether features pass the encoder's final norm. Those of a plain transformer do, because in a block's
+            output a few channels dwarf the others. image_size: Height and width that images are resampled to, if the
+            encoder takes no other size. multiple: Sides are padded to multiples of this, if it takes many sizes.
     """
 
     indices: tuple[int, ...]
@@ -93,8 +92,8 @@ class DDePEvaBlock(GradientCheckpointingLayer, EvaBlock):
 class DDePHybridEncoder(VisionTransformer):
     """timm's ResNet-ViT hybrid, whose forward returns a pyramid.
 
-    A forward of its own, and not a function beside it: what places weights on devices hooks in there, and this module
-    owns some itself (class token, position embeddings).
+    This overrides forward instead of being a separate function, because device placement hooks into forward, and this
+    module owns some weights itself (class token, position embeddings).
     """
 
     def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
@@ -140,7 +139,7 @@ def _family(encoder_name: str) -> str:
 
 
 def build_encoder(config: DDePConfig) -> nn.Module:
-    """Builds the encoder as timm initialises it, without the layers behind its last used feature.
+    """Builds the encoder as initialised by timm, without the layers after its last used feature.
 
     Raises:
         ValueError: timm does not know the name, refuses the arguments, or the model yields no features.
@@ -162,7 +161,7 @@ def create_timm_model(config: DDePConfig) -> nn.Module:
 def finish_encoder(encoder: nn.Module, config: DDePConfig) -> nn.Module:
     """Turns a timm model into an encoder, in place.
 
-    Layers behind the last used feature go: unused, they would get no gradient in fine-tuning.
+    Layers after the last used feature are removed: unused, they would get no gradient in fine-tuning.
 
     Raises:
         ValueError: The model yields no features, or not those of `config.encoder_out_indices`.

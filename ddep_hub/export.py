@@ -43,10 +43,10 @@ def export(
     processor: DDePImageProcessor | None = None,
     formats: Sequence[Format] = ("onnx", "torch"),
 ) -> dict[Format, dict[str, float]]:
-    """Writes `model.onnx`, `model.pt2` and `export.json`, for any number of images at a time.
+    """Writes `model.onnx`, `model.pt2` and `export.json`, with a dynamic batch size.
 
-    Each file maps `pixel_values`, float32 (batch, channels, height, width), preprocessed as the image processor does
-    it, to `logits`, float32 (batch, num_labels, height, width). Each file is read back and compared with the model on
+    Each file maps `pixel_values`, float32 (batch, channels, height, width), preprocessed by the image processor, to
+    `logits`, float32 (batch, num_labels, height, width). Each file is read back and compared with the model on
     rendered scenes, in batch sizes (and for any size, in image sizes) that it was not traced with. `export.json` holds
     what a caller needs: mean, std and size, class names, names of input and output, versions.
 
@@ -63,7 +63,7 @@ def export(
         `same_class`.
 
     Raises:
-        FileExistsError: The folder holds something else than an export.
+        FileExistsError: The folder holds something other than an export.
         OSError: The files cannot be written, as on a full disk.
         ValueError: The extra `export` is not installed, the encoder needs a size, or a file differs from the model;
             the folder is then unchanged.

@@ -47,26 +47,24 @@ def evaluate(
     output_dir: str | Path | None = None,
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """Measures a fine-tuned model on labelled images.
+    """Evaluates a fine-tuned model on labelled images.
 
     Args:
         model: A model, a folder or a Hub id.
-        data: Labelled data, as in fine-tuning: a folder or `hf://datasets/org/name`; or an object with the attributes
-            of [`SegmentationDataset`]; the embedded scenes by default.
-        split: The split to measure on.
-        processor: Gives mean, std and size; by default the image processor beside the model.
-        output_dir: Folder to write `results.json`, `confusion.csv`, `confusion.png`, `predictions.png` and `masks/`
-            to; by default nothing is written.
+        data: Labelled data, as in fine-tuning: a folder or `hf://datasets/org/name`, or an object with the attributes
+            of [`SegmentationDataset`]. Default: the built-in scenes.
+        split: The split to evaluate on. processor: The image processor; by default the one saved with the model.
+        output_dir: Folder for `results.json`, `confusion.csv`, `confusion.png`, `predictions.png` and `masks/`; by
+            default nothing is written.
         **kwargs: Further fields of [`EvaluateArguments`], such as `window=(512, 512)` or `flip=True`.
 
     Returns:
-        Metrics in 0..1 (`mean_iou`, `iou` by class, `mean_boundary_iou`, ...), the number of `images`, and how they
-        were predicted.
+        A dictionary with metrics in 0..1 (`mean_iou`, `iou` per class, `mean_boundary_iou`, ...), the number of
+        `images`, and how they were predicted.
 
     Raises:
         FileExistsError: `output_dir` holds a model, or files that no evaluation wrote.
-        FileNotFoundError: Model or data do not exist.
-        TypeError: Model, data or processor are none of these.
+        FileNotFoundError: The model or data do not exist. TypeError: The model, data or processor has the wrong type.
         ValueError: The model is not fine-tuned or has other classes than the data, or no pixel is labelled.
     """
     if not (
@@ -89,7 +87,7 @@ def evaluate(
 
 @contextlib.contextmanager
 def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Gives a caller's model back its modes, and its `forward`, which Accelerate wraps for mixed precision."""
+    """Restores the modes of a caller's model, and its `forward`, which Accelerate wraps for mixed precision."""
     own = dict(vars(model))
     try:
         with eval_mode(model):
@@ -204,10 +202,10 @@ def run_evaluation(
 
 
 def check_output(output: Path) -> None:
-    """Checks that a folder holds no files of others which the results would replace.
+    """Checks that the results would not replace somebody else's files.
 
     Raises:
-        FileExistsError: It holds some, or a model, whose training has its own results.
+        FileExistsError: They would, or the folder holds a model, whose training has its own results.
     """
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"output_dir: {output} is a file. Choose another folder.")

@@ -56,24 +56,24 @@ def predict(
     """Segments images at their own size.
 
     Args:
-        model: A fine-tuned model, a folder or a Hub id. A model object stays on its device and in its mode.
+        model: A fine-tuned model, a folder or a Hub id. A model object keeps its device and its mode.
         images: An image or a list of images: paths, http(s) URLs, PIL images or arrays. Arrays are uint8 (H, W, 3),
-            (H, W, 1) or (H, W), or for models of other channels as [`channels_first`] takes them. A folder or a
-            pattern such as `photos/*.jpg` stands for a list.
+            (H, W, 1) or (H, W); for models with other numbers of channels, see [`channels_first`]. A folder or a
+            pattern such as `photos/*.jpg` counts as a list.
         return_type: `"array"` for class ids (of a single class: 0, background, and 1), or `"pil"` for images with the
             classes' colours as their palette.
-        processor: Gives mean, std and size; by default the image processor beside the model, at the revision and in
-            the subfolder that the model was loaded from.
-        **kwargs: How to predict, fields of [`InferenceArguments`]: `window=(512, 512)`, `flip=True`, ...
+        processor: The image processor; by default the one saved with the model, at the revision and in the subfolder
+            it was loaded from.
+        **kwargs: Fields of [`InferenceArguments`], such as `window=(512, 512)` or `flip=True`.
 
     Returns:
         One mask (H, W) for one image, else a list of masks. Arrays are uint8, or uint16 for more than 256 classes.
 
     Raises:
         OSError: The model or an image cannot be read.
-        TypeError: The model, an image or the processor is none of these.
-        ValueError: The model is not fine-tuned, an image is damaged, an array has another shape, or an argument is out
-            of range.
+        TypeError: The model, an image or the processor has the wrong type.
+        ValueError: The model is not fine-tuned, an image is damaged, an array has the wrong shape, or an argument is
+            out of range.
     """
     if return_type not in ("array", "pil"):
         raise ValueError(f"return_type must be `array` or `pil`, got {return_type!r}.")
@@ -136,10 +136,10 @@ def load_for_prediction(name: str | Path, args: InferenceArguments) -> DDePForSe
 
 
 def name_of(model: str | Path | DDePForSemanticSegmentation) -> str:
-    """A model's name: what was given, or where a model object was loaded from, or its class.
+    """A model's name: the one given, where the model object was loaded from, or its class.
 
     Raises:
-        TypeError: It is no model.
+        TypeError: It is not a model.
         ValueError: It is not fine-tuned.
     """
     if isinstance(model, str | Path):
@@ -153,7 +153,7 @@ def name_of(model: str | Path | DDePForSemanticSegmentation) -> str:
 
 
 def processor_of(model: DDePForSemanticSegmentation) -> DDePImageProcessor:
-    """The image processor beside a model; for a model that was not loaded from anywhere, its encoder's."""
+    """The image processor saved with a model; for a model that was not loaded from anywhere, its encoder's."""
     if not model.config.name_or_path:
         return processor_for_encoder(model.config.encoder_name, num_channels=model.config.num_channels)
     return load_processor(model.config.name_or_path, model.config, **model._hub_arguments)
@@ -163,7 +163,7 @@ def resized(processor: DDePImageProcessor, args: InferenceArguments) -> DDePImag
     """The processor with `args.image_size`; warns if its own size makes a window pointless.
 
     Raises:
-        TypeError: It is no image processor.
+        TypeError: It is not an image processor.
     """
     if not isinstance(processor, BaseImageProcessor):
         raise TypeError(
@@ -226,7 +226,7 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
         The names of the results.
 
     Raises:
-        BadFileError: Images are broken, or cannot be fetched: they are skipped, and named when all others are done.
+        BadFileError: Images are broken or cannot be downloaded. They are skipped, and named once all others are done.
         OSError: The model cannot be read, or a result cannot be written.
         ValueError: An argument does not fit the model.
     """
@@ -285,10 +285,10 @@ def _predicted_before(place: str, output: Path) -> bool:
 
 
 def classes_of(config: PretrainedConfig) -> ClassTable:
-    """A model's classes, in the colours that it was fine-tuned with.
+    """A model's classes, in the colours it was fine-tuned with.
 
-    A model that says none has those of the known data set with these very names, or some that differ from each other.
-    The embedded scenes count as known.
+    If it has none, the colours are those of the known data set with exactly these class names (the built-in scenes
+    count as one), or arbitrary distinct ones.
     """
     names = names_in_order(config.id2label)
     known = find_dataset_by_classes(names)

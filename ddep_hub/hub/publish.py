@@ -42,33 +42,32 @@ def publish_folder(
     remote_code: bool = False,
     verify: bool = True,
 ) -> str:
-    """Uploads all files of a folder in one commit, reads them back, and compares the model with the local one.
+    """Uploads all files of a folder in one commit, downloads them again, and compares the model with the local one.
 
-    The repository is created if there is none. The card is written from the folder's files, see [`published_card`].
-    Weights of an earlier model that the folder does not have are removed in the same commit. The folder itself is not
-    changed.
+    The repository is created if it does not exist. The card is generated from the folder's files, see
+    [`published_card`]. Weights of an earlier model that are not in the folder are removed in the same commit. The
+    folder itself is not changed.
 
     Args:
         folder: A folder that `from_pretrained` loads.
         repo_id: `org/name`.
         private: Make a new repository private.
-        revision: Branch to publish to, created from main if there is none; default: main.
+        revision: Branch to publish to, created from main if it does not exist. Default: main.
         tag: Name for the commit, given after the comparison.
         create_pr: Open a pull request instead of committing to the branch.
         token: Token to use instead of `HF_TOKEN` or the stored one.
         decoder_only: Leave the encoder out.
         remote_code: Publish the model's code too, so that `trust_remote_code=True` loads it without this package.
-        verify: Read back and compare.
+        verify: Download the files again and compare.
 
     Returns:
         URL of the commit, or of the pull request.
 
     Raises:
         FileNotFoundError: The folder has no `config.json`.
-        PublishError: The Hub refused or cannot be reached, and nothing was published; or what was published is not
-            what was sent, and the message names the commit.
-        OSError, RuntimeError: The folder cannot be loaded; nothing was published.
-        ValueError: Arguments that exclude each other, or a damaged file in the folder.
+        PublishError: The Hub refused or cannot be reached, and nothing was published; or the published files differ
+            from those sent, and the message names the commit. OSError, RuntimeError: The folder cannot be loaded;
+            nothing was published. ValueError: Arguments exclude each other, or a file in the folder is damaged.
     """
     if tag and create_pr:
         raise ValueError("tag names a commit, and create_pr only proposes one. Set only one of them.")

@@ -35,20 +35,19 @@ WAIT = 5.0  # seconds between two looks at what other processes do
 @counting_time()
 @own_state()
 def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict[str, Any]]:
-    """Compares ways to start fine-tuning: runs what is missing of a study and writes its report.
+    """Compares ways to start fine-tuning: runs the missing parts of a study and writes its report.
 
     Args:
-        arguments: The study's arguments.
-        **kwargs: The same as keywords, which override it, such as `data="my-data"` and `minutes=60`.
+        arguments: The arguments of the study. **kwargs: Arguments as keywords, which override `arguments`, such as
+        `data="my-data"` and `minutes=60`.
 
     Returns:
         The runs, each with its `method`, `fraction` of the labels, `seed`, scores in % (`mean_iou`, ...) and
         `seconds`. `report.md`, `results.csv` and the pictures are in `output_dir`.
 
     Raises:
-        OSError, ValueError: See [`chosen_study`]; or there is nothing to report.
-        SystemExit: The study is launched on several processes at once.
-        RunInterrupted: A signal came; a checkpoint was written.
+        OSError, ValueError: See [`chosen_study`]; or there is nothing to report. SystemExit: The study was launched on
+        several processes at once. RunInterrupted: A signal was received; a checkpoint was written.
     """
     args = build_arguments(StudyArguments, kwargs, arguments)
     if PartialState().num_processes > 1:
@@ -89,7 +88,7 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
 
 
 def chosen_study(args: StudyArguments, steps: Steps | None = None) -> Study:
-    """The study of a file, or that of the user's own data, with the other arguments applied.
+    """The study from a file or for the user's own data, with the other arguments applied.
 
     Raises:
         OSError, ValueError: See [`read_study`]; or a method does not exist.
@@ -130,14 +129,14 @@ def check_study(study: Study, table: Path) -> None:
 
 
 def check_data(study: Study, output: Path) -> None:
-    """Compares a study's images with those that its folder was started with, by names and sizes.
+    """Compares a study's images with those its folder was started with, by name and size.
 
-    Settings do not include where the images lie, so they may move. `data.json` holds fingerprints of the labelled and
-    the unlabelled images; it is written the first time.
+    Settings do not include the location of the images, so they may move. `data.json` holds fingerprints of the
+    labelled and the unlabelled images; it is written the first time.
 
     Raises:
         OSError: Images are missing.
-        ValueError: The images are others than those of the rows or of the pretrained decoders.
+        ValueError: The images differ from those of the rows or of the pretrained decoders.
     """
     path, now = output / "data.json", _fingerprints(study)
     with locked(path.with_name(f".{path.name}.lock"), wait=True):
@@ -166,11 +165,11 @@ def _fingerprints(study: Study) -> dict[str, str]:
 
 
 def run_study(study: Study, output: Path) -> None:
-    """Runs what has no row yet in `output/results.csv`, and adds a row for each finished run.
+    """Runs everything without a row in `output/results.csv`, and adds a row for each finished run.
 
     Decoders are kept in `output/pretrained/`. Of a fine-tuning run, `output/runs/<run>/` keeps the arguments, metrics,
-    chosen images and pictures, but no weights. Interrupted runs resume from their checkpoints. Started several times
-    on one folder, the processes share the runs.
+    chosen images and pictures, but no weights. Interrupted runs resume from their checkpoints. Several processes
+    started on one folder share the runs.
 
     Raises:
         ValueError: See [`check_study`] and [`check_data`].
@@ -214,7 +213,7 @@ def _run(study: Study, method: Method, fraction: str, seed: int, output: Path) -
         Whether there was something to do.
 
     Raises:
-        BlockingIOError: Another process pretrains this decoder or has this run.
+        BlockingIOError: Another process is pretraining this decoder or has this run.
     """
     decoder, error, steps = None, None, 0
     if method.pretraining is not None:
@@ -254,7 +253,7 @@ def _run(study: Study, method: Method, fraction: str, seed: int, output: Path) -
 
 @contextlib.contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
-    """Keeps other processes of the study off a run; its own lock covers the training alone, and not the row.
+    """Keeps other processes of the study off a run; the run's own lock covers only the training, not the row.
 
     Raises:
         BlockingIOError: Another process has it.

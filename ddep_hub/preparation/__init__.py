@@ -1,4 +1,4 @@
-"""Labelled images of many formats as a folder that fine-tuning reads: `ddep-hub prepare`."""
+"""Converts labelled images in many formats into a folder that fine-tuning reads: `ddep-hub prepare`."""
 
 import dataclasses
 import json
@@ -49,28 +49,27 @@ def prepare(
     overlap: int = 0,
     overwrite: bool = False,
 ) -> str:
-    """Writes labelled images of many formats as `images/<split>`, `annotations/<split>` and `classes.json`.
+    """Converts labelled images in many formats to `images/<split>`, `annotations/<split>` and `classes.json`.
 
-    `preview.png` shows some images under their masks.
+    `preview.png` shows some images with their masks.
 
     Args:
-        source: A folder, or a file of annotations.
+        source: A folder, or an annotation file.
         output_dir: Folder to write.
-        format: One of `FORMATS`; recognised by default.
+        format: One of `FORMATS`; detected by default.
         classes: A `classes.json` with the names of the masks' values or colours.
-        val_fraction: Share of the images for the split `val`, where the source has no splits of its own.
-        group_pattern: Regular expression that says which images stay in one split, see [`groups_of`].
-        tile: Side of the tiles that images are cut into, in pixels; whole images by default.
-        overlap: Pixels that neighbouring tiles share at least.
+        val_fraction: Fraction of the images for the split `val`, if the source has no splits of its own.
+        group_pattern: Regular expression that identifies images that stay in one split, see [`groups_of`]. tile: Cut
+        images into square tiles with this side, in pixels; whole images by default. overlap: Minimum overlap of
+        neighbouring tiles in pixels.
         overwrite: Replace a folder that this function wrote.
 
     Returns:
-        What was found and written, in some lines.
+        A summary of what was found and written, in a few lines.
 
     Raises:
-        FileExistsError: The folder holds something already.
-        FileNotFoundError: The source does not exist, or nothing in it is recognised.
-        ValueError: The source is damaged, or an argument does not fit; names it.
+        FileExistsError: The folder is not empty. FileNotFoundError: The source does not exist, or nothing in it is
+        recognised. ValueError: The source is damaged, or an argument is wrong; names it.
     """
     source, output = Path(source), Path(output_dir)
     if format is not None and format not in FORMATS:
@@ -125,12 +124,11 @@ def _check_output(source: Path, output: Path, *, overwrite: bool) -> None:
 
 
 def read_source(source: Path, name: str | None = None, classes: Path | None = None) -> Source:
-    """Reads labelled images of any known format.
+    """Reads labelled images in any known format.
 
     Args:
-        source: A folder, or the file of the annotations.
-        name: One of `FORMATS`; recognised by default.
-        classes: A `classes.json`, for masks whose values or colours say nothing of their names.
+        source: A folder, or an annotation file. name: One of `FORMATS`; detected by default. classes: A
+        `classes.json`, for masks whose values or colours do not tell the class names.
 
     Raises:
         FileNotFoundError: There is no source, or nothing in it is recognised; the message says what was looked for.
@@ -185,7 +183,7 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
 
 
 def incomplete(what: str, error: BaseException) -> str:
-    """What to say of annotations that lack a field, or have one of another type."""
+    """The message for annotations that lack a field, or have one of the wrong type."""
     field = f"no field {error}" if isinstance(error, KeyError) else f"a field of another type ({error})"
     return f"{what}: an annotation has {field}. Export the annotations again, or correct the file."
 
@@ -208,7 +206,7 @@ def _contents(root: Path) -> str:
 def _with_splits(
     examples: list[Example], val_fraction: str | float, group_pattern: str | None
 ) -> dict[str, list[Example]]:
-    """The examples by split, under names that no two have; divided if the source has one split, or none."""
+    """The examples by split, under unique names; split up if the source has only one split, or none."""
     names = Counter[tuple[str | None, str]]()
     unique: list[Example] = []
     for example in examples:
@@ -288,7 +286,7 @@ def _write(folder: Path, split: str, name: str, image: Path | Picture, mask: np.
 
 
 def _preview(folder: Path, chosen: list[tuple[str, str, Path]], classes: ClassTable) -> Image.Image:
-    """A grid of images under their masks, with the colours of the classes."""
+    """A grid of images overlaid with their masks, and a legend of the class colours."""
     pictures = []
     for split, name, file in chosen:
         mask = np.asarray(Image.open(folder / "annotations" / split / f"{name}.png")).astype(np.int64)

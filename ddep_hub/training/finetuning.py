@@ -48,17 +48,17 @@ MAX_CLASSES = 12  # whose IoU is printed at the end
 @counting_time()
 @own_state()
 def finetune(arguments: FinetuneArguments | None = None, **kwargs: Any) -> dict[str, Any]:
-    """Fine-tunes a model on few labelled images and writes the run's folder.
+    """Fine-tunes a model on few labelled images and writes the run folder.
 
-    The random generators of the program are afterwards as they were before.
+    The program's random generators are restored afterwards.
 
     Args:
         arguments: The run's arguments.
         **kwargs: The same as keywords, which override it; and `preset`, without `arguments`.
 
     Returns:
-        The metrics of [`evaluate_segmentation`] on `eval_split`; `labelled`, the number of labelled images; `seconds`
-        of training, and `final`, the folder of the model.
+        A dictionary with the metrics of [`evaluate_segmentation`] on `eval_split`, `labelled`, the number of labelled
+        images, the `seconds` of training, and `final`, the model's folder.
     """
     args = build_arguments(FinetuneArguments, kwargs, arguments)
     decoder = None
@@ -80,8 +80,8 @@ def open_train_and_val(args: FinetuneArguments) -> tuple[SegmentationDataset, Se
     """Opens `train_split` and `eval_split`, or divides the former by `val_fraction`.
 
     Raises:
-        FileNotFoundError: Something of the data set is missing.
-        ValueError: There is an `eval_split` besides `val_fraction`, or the images cannot be divided.
+        FileNotFoundError: Part of the data set is missing. ValueError: The data has an `eval_split` despite
+        `val_fraction`, or the images cannot be split.
     """
     channels = channels_of_run(args)
     training = open_split(args, args.train_split, num_channels=channels)
@@ -106,8 +106,8 @@ def open_data(args: FinetuneArguments) -> tuple[SegmentationDataset, Segmentatio
     """Opens the labelled images of a run, all of `train_split` by default, and its validation images.
 
     Raises:
-        FileNotFoundError: Something of the data set is missing.
-        ValueError: The labelled images cannot be chosen, or are also validation images.
+        FileNotFoundError: Part of the data set is missing. ValueError: The labelled images cannot be chosen, or are
+        also validation images.
     """
     training, validation = open_train_and_val(args)
     if args.split_file is not None:

@@ -45,17 +45,17 @@ REFERENCES = ("predicting_zero", "gaussian_blur", "linear_filter")
 @counting_time()
 @own_state()
 def pretrain(arguments: PretrainArguments | None = None, **kwargs: Any) -> dict[str, Any]:
-    """Pretrains a decoder by denoising and writes the run's folder.
+    """Pretrains a decoder by denoising and writes the run folder.
 
-    The random generators of the program are afterwards as they were before.
+    The program's random generators are restored afterwards.
 
     Args:
-        arguments: The run's arguments.
-        **kwargs: The same as keywords, which override it; and `preset`, without `arguments`.
+        arguments: The arguments of the run. **kwargs: Arguments as keywords, which override `arguments`; or, without
+        `arguments`, also `preset`.
 
     Returns:
-        `denoising_error` on validation images and its references, see [`denoising_references`]; `seconds` of training,
-        and `final`, the folder of the model.
+        A dictionary with the `denoising_error` on validation images and its baselines, see [`denoising_references`],
+        the `seconds` of training, and `final`, the model's folder.
     """
     trainer = PretrainTrainer(build_arguments(PretrainArguments, kwargs, arguments))
     results = trainer.run()
@@ -75,12 +75,12 @@ def report(accelerator: Accelerator, results: Mapping[str, float]) -> None:
 
 
 def has_learned(results: Mapping[str, float]) -> bool:
-    """Whether the model beats every reference that learns no features."""
+    """Whether the model beats every baseline that learns no features."""
     return results["denoising_error"] < min(results[name] for name in REFERENCES)
 
 
 class PretrainTrainer(Trainer):
-    """Minimises the squared error of the prediction; the noise depends on (seed, step, position) alone.
+    """Minimises the squared error of the prediction; the noise depends only on (seed, step, position).
 
     Args:
         args: The run's arguments.
@@ -224,7 +224,7 @@ class PretrainTrainer(Trainer):
 def seeded_noise(
     images: torch.Tensor, sigma_range: tuple[float, float], seed: int, step: int, positions: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise and its level for each image, which depend on the seed, the step and the position in the batch alone.
+    """Noise and its level for each image; they depend only on the seed, the step and the position in the batch.
 
     Args:
         images: `(batch, C, H, W)`.
@@ -258,7 +258,7 @@ def train_transform(args: PretrainArguments) -> PretrainTransform | UnlabelledTr
 
 
 def open_sources(args: PretrainArguments) -> list[MapSource] | list[ShardedImages]:
-    """Opens the sources of a run; the embedded scenes by default.
+    """Opens the sources of a run; by default the built-in scenes.
 
     Raises:
         FileNotFoundError, ValueError: A source cannot be used.

@@ -1,4 +1,4 @@
-"""Dataclasses of arguments: from keywords, presets, YAML files and the command line, and back to a file."""
+"""Argument dataclasses: read from keywords, presets, YAML files and the command line, and written to a file."""
 
 import argparse
 import dataclasses
@@ -44,7 +44,7 @@ def arg(
         resumable: Whether a resumed run may have another value: its final weights do not depend on it, except for
             rounding and BatchNorm's view of a micro-batch.
         path: Whether it may hold a local path, of which a model card publishes the last part only.
-        renamed_from: Its earlier name, which still works with a warning.
+        renamed_from: Its old name, which still works, with a warning.
     """
     values = (group, common, resumable, path, renamed_from)
     metadata = {"help": description, **dict(zip(_METADATA, values, strict=True))}
