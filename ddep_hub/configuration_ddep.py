@@ -80,13 +80,13 @@ class DDePConfig(PreTrainedConfig):
     Args:
         encoder_name: timm name of the encoder, with or without the tag of its weights. The default is the encoder of
             the DDeP paper, TransUNet's R50+ViT-B/16 with ImageNet-21k weights.
-        encoder_kwargs: further arguments of `timm.create_model`, such as `{"img_size": 384}`. encoder_out_indices:
-        increasing indices into timm's `feature_info` of the features to use, negative ones counted from the end; at
-        most four for a single-stride model (ViT). `None` uses all features of a pyramid (the last of each stride) and
-        four evenly spaced blocks of a ViT.
+        encoder_kwargs: further arguments of `timm.create_model`, such as `{"img_size": 384}`.
+        encoder_out_indices: increasing indices into timm's `feature_info` of the features to use, negative ones
+            counted from the end; at most four for a single-stride model (ViT). `None` uses all features of a pyramid
+            (the last of each stride) and four evenly spaced blocks of a ViT.
         encoder_revision: commit of the timm repository on the Hub that the encoder's weights came from.
-        encoder_weights_hash: SHA-256 of the encoder's weights that the decoder was trained with. num_channels: number
-        of channels of the input images.
+        encoder_weights_hash: SHA-256 of the encoder's weights that the decoder was trained with.
+        num_channels: number of channels of the input images.
         decoder_hidden_sizes: channels of the decoder's blocks, coarsest first; each block doubles the resolution.
             `None` means `(256, 128, 64, 16)` for an encoder of stride 16 and `(256, 128, 64, 32, 16)` for stride 32.
             With fewer blocks than the stride allows, predictions are upsampled bilinearly to the image's size.
@@ -94,19 +94,20 @@ class DDePConfig(PreTrainedConfig):
         decoder_width: factor on `decoder_hidden_sizes` (in the paper, we believe, 1x, 2x, 3x); the bottleneck keeps
             its size.
         decoder_norm: `"batch"` (as in TransUNet) or `"group"` (for batches of one, and for exact data parallelism).
-        decoder_interpolation: `"bilinear"` or `"nearest"`, how each block doubles the resolution. freeze_encoder:
-        `True` is DDeP (only the decoder is pretrained), `False` is DeP (everything is; the paper's DeP starts from
-        random weights). Only used by [`DDePForPreTraining`].
+        decoder_interpolation: `"bilinear"` or `"nearest"`, how each block doubles the resolution.
+        freeze_encoder: `True` is DDeP (only the decoder is pretrained), `False` is DeP (everything is; the paper's DeP
+            starts from random weights). Only used by [`DDePForPreTraining`].
         corruption: `"scaled"` keeps the variance, `sqrt(gamma) x + sqrt(1 - gamma) noise` with
             `gamma = 1 / (1 + sigma^2)`; `"simple"` is `x + sigma noise`.
         prediction_type: `"epsilon"` predicts the noise, `"sample"` the clean image.
         sigma: standard deviation of the noise in units of `pixel_values`, that is, after normalisation; or a range
-            `(low, high)` from which each example draws its own. image_skip: whether the denoising head also sees the
-            noisy image, in units of the noise. The paper's does not. This is for encoders whose finest features carry
-            too little of the noise, such as EfficientNet-Lite0's 16 channels at stride 2. It is dropped together with
-            the head. label_colors: red, green and blue of each class, 0 to 255, in the order of the class ids, for
-            pictures; `None` lets `ddep-hub predict` choose. semantic_loss_ignore_index: label that the segmentation
-            loss ignores.
+            `(low, high)` from which each example draws its own.
+        image_skip: whether the denoising head also sees the noisy image, in units of the noise. The paper's does not.
+            This is for encoders whose finest features carry too little of the noise, such as EfficientNet-Lite0's 16
+            channels at stride 2. It is dropped together with the head.
+        label_colors: red, green and blue of each class, 0 to 255, in the order of the class ids, for pictures; `None`
+            lets `ddep-hub predict` choose.
+        semantic_loss_ignore_index: label that the segmentation loss ignores.
         initializer_range: standard deviation of a fresh classifier's or denoising head's weights.
         decoder_only: marks a folder whose weights file holds no encoder. Set by
             `save_pretrained(..., decoder_only=True)`, not by hand.

@@ -60,8 +60,9 @@ class FeatureMaps:
         strides: Stride of each feature in pixels, as timm has it.
         is_pyramid: Whether the strides are growing powers of two.
         norm: Whether features pass the encoder's final norm. Those of a plain transformer do, because in a block's
-            output a few channels dwarf the others. image_size: Height and width that images are resampled to, if the
-            encoder takes no other size. multiple: Sides are padded to multiples of this, if it takes many sizes.
+            output a few channels dwarf the others.
+        image_size: Height and width that images are resampled to, if the encoder takes no other size.
+        multiple: Sides are padded to multiples of this, if it takes many sizes.
     """
 
     indices: tuple[int, ...]

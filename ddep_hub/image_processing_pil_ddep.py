@@ -84,21 +84,22 @@ class DDePImageProcessorMixin:
         Args:
             images: One image or several: PIL of any mode, array or tensor `(height, width)`, `(height, width,
                 channels)` or `(channels, height, width)`, path or URL. The EXIF orientation of PIL images and files is
-            applied. segmentation_maps: One map per image, of the image's size: PIL with one channel (a palette counts
-            as its indices), array or tensor `(height, width)` of class ids. A three-dimensional one is a batch of
-            maps. return_tensors: `"pt"` or `"np"` to stack the results; None for lists, whose items may differ in
-            size. **kwargs: Options for this call instead of the processor's own, such as `do_resize=False` (native
-            resolution) or `size={"shortest_edge": 512}` (pixels; keeps the aspect ratio). With `do_rescale=False`,
-            float arrays are not changed.
+                applied.
+            segmentation_maps: One map per image, of the image's size: PIL with one channel (a palette counts as its
+                indices), array or tensor `(height, width)` of class ids. A three-dimensional one is a batch of maps.
+            return_tensors: `"pt"` or `"np"` to stack the results; None for lists, whose items may differ in size.
+            **kwargs: Options for this call instead of the processor's own, such as `do_resize=False` (native
+                resolution) or `size={"shortest_edge": 512}` (pixels; keeps the aspect ratio). With `do_rescale=False`,
+                float arrays are not changed.
 
         Returns:
             `pixel_values`, float32 `(batch, channels, height, width)`, and, with maps, `labels`, int64
             `(batch, height, width)`.
 
         Raises:
-            TypeError: The input is not an image. ValueError: Values are out of range; `channel_order` does not fit the
-            channels; maps do not match the images in number, channels or size, or have fractional values; images to be
-            stacked differ in size.
+            TypeError: The input is not an image.
+            ValueError: Values are out of range; `channel_order` does not fit the channels; maps do not match the
+                images in number, channels or size, or have fractional values; images to be stacked differ in size.
         """
         options = {name: kwargs.get(name, getattr(self, name)) for name in ("do_rescale", "do_convert_rgb")}
         mean, layout = kwargs.get("image_mean", self.image_mean), kwargs.get("input_data_format")
@@ -253,8 +254,8 @@ def _decode(images: Any, channels: int, layout: Any, *, do_rescale: bool | None,
         images: What `preprocess` takes.
         channels: Number of channels that are normalised.
         layout: Order of an array's axes, if it is given.
-        do_rescale: Whether the values are divided by 255 later. If not, float arrays are not changed. do_convert_rgb:
-        Whether images become RGB. If not, arrays are not changed.
+        do_rescale: Whether the values are divided by 255 later. If not, float arrays are not changed.
+        do_convert_rgb: Whether images become RGB. If not, arrays are not changed.
     """
     options = {"do_rescale": do_rescale, "do_convert_rgb": do_convert_rgb}
     if isinstance(images, (list, tuple)) or getattr(images, "ndim", None) == 4:

@@ -310,9 +310,10 @@ class DDePPreTrainedModel(PreTrainedModel):
             save_directory: Folder to write to.
             decoder_only: Leave the encoder out. Its name, revision and hash are recorded instead.
             half_precision: With `decoder_only`, write convolution weights in float16. This only makes the file
-                smaller: the model loaded from it is float32. state_dict: Weights to write instead of the model's own.
-                Prefixes that compiled or parallel modules add to names are removed. **kwargs: Passed on to
-                transformers, such as `push_to_hub`.
+                smaller: the model loaded from it is float32.
+            state_dict: Weights to write instead of the model's own. Prefixes that compiled or parallel modules add to
+                names are removed.
+            **kwargs: Passed on to transformers, such as `push_to_hub`.
 
         Raises:
             ValueError: `state_dict` has weights that the model does not have.

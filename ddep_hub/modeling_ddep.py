@@ -102,9 +102,9 @@ class DDePModel(DDePPreTrainedModel):
         Args:
             pixel_values: normalised images of shape `(batch, num_channels, H, W)`. They are padded internally to
                 multiples of the deepest stride by repeating the last row and column; for encoders with a fixed image
-                size (BEiT, MaxViT, ...) they are resampled to it. output_hidden_states: also return the features of
-                the encoder, finest first, and of the decoder. frozen_encoder: run the encoder without gradients, so
-                that it stores no activations.
+                size (BEiT, MaxViT, ...) they are resampled to it.
+            output_hidden_states: also return the features of the encoder, finest first, and of the decoder.
+            frozen_encoder: run the encoder without gradients, so that it stores no activations.
             **kwargs: ignored, as in other vision models.
 
         Returns:
@@ -222,8 +222,8 @@ class DDePForPreTraining(DDePPreTrainedModel):
             pixel_values: clean, normalised images of shape `(batch, C, H, W)`.
             noise: standard normal noise of the same shape; drawn if `None`.
             sigma: noise level in units of `pixel_values`, one number or one per example, shape `(batch,)`; by default
-                the configuration's, drawn per example if that is a range. generator: random generator for the noise
-                and its level.
+                the configuration's, drawn per example if that is a range.
+            generator: random generator for the noise and its level.
             output_hidden_states: also return the features.
             return_loss: whether to compute the loss; tells `transformers.Trainer` that no labels are needed for it.
             **kwargs: ignored, as in other vision models.

@@ -102,8 +102,11 @@ def load_trained(name: str | Path, encoder_weights: str | Path | None = None) ->
 
 
 def stored_config(name: str | Path) -> dict[str, Any]:
-    """The fields of a model's `config.json`. Raises: OSError: There is no such model; for the folder of a run, names
-    the one in `final/`. ValueError: The file does not hold a JSON object.
+    """The fields of a model's `config.json`.
+
+    Raises:
+        OSError: There is no such model; for the folder of a run, names the one in `final/`.
+        ValueError: The file does not hold a JSON object.
     """
     folder = Path(resolve(name))
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -185,9 +188,10 @@ def processor_for_encoder(
 
     Args:
         encoder_name: timm name of the encoder.
-        image_size: Resize images to this shorter side, in pixels; `None` for no resizing. num_channels: Number of
-        channels of the images. mean_std: Mean and standard deviation per channel, for pixels in 0..1. By default those
-        that the encoder's weights were trained with for RGB, otherwise their average over RGB for every channel.
+        image_size: Resize images to this shorter side, in pixels; `None` for no resizing.
+        num_channels: Number of channels of the images.
+        mean_std: Mean and standard deviation per channel, for pixels in 0..1. By default those that the encoder's
+            weights were trained with for RGB, otherwise their average over RGB for every channel.
         channel_order: Order in which the model sees the channels of an image, counted from 0; unchanged by default.
 
     Raises:
@@ -218,8 +222,8 @@ def with_channel_order(processor: DDePImageProcessor, order: Sequence[int], num_
 
     Args:
         processor: The image processor.
-        order: Order in which the model sees the channels of the new images, counted from 0. num_channels: Number of
-        channels of the images.
+        order: Order in which the model sees the channels of the new images, counted from 0.
+        num_channels: Number of channels of the images.
 
     Raises:
         ValueError: `order` does not name each channel once.

@@ -448,7 +448,7 @@ def test_nothing_of_others_is_touched(tmp_path, scenes):
         ({"annotations.xml": "<a>"}, {}, r"annotations\.xml is no XML"),
         ({}, {"source": "nowhere"}, "nowhere does not exist"),
         ({"notes.txt": ""}, {"format": "coco"}, "is not of the format coco"),
-        ({"notes.txt": ""}, {"format": "coca"}, "format 'coca' is not known. Choose one of coco"),
+        ({"notes.txt": ""}, {"format": "coca"}, "format 'coca' is unknown. Choose one of coco"),
         ({"notes.txt": ""}, {"tile": 8, "overlap": 8}, "overlap is 8, which must be 0 to 7"),
     ],
 )

@@ -53,7 +53,8 @@ def evaluate(
         model: A model, a folder or a Hub id.
         data: Labelled data, as in fine-tuning: a folder or `hf://datasets/org/name`, or an object with the attributes
             of [`SegmentationDataset`]. Default: the built-in scenes.
-        split: The split to evaluate on. processor: The image processor; by default the one saved with the model.
+        split: The split to evaluate on.
+        processor: The image processor; by default the one saved with the model.
         output_dir: Folder for `results.json`, `confusion.csv`, `confusion.png`, `predictions.png` and `masks/`; by
             default nothing is written.
         **kwargs: Further fields of [`EvaluateArguments`], such as `window=(512, 512)` or `flip=True`.
@@ -64,7 +65,8 @@ def evaluate(
 
     Raises:
         FileExistsError: `output_dir` holds a model, or files that no evaluation wrote.
-        FileNotFoundError: The model or data do not exist. TypeError: The model, data or processor has the wrong type.
+        FileNotFoundError: The model or data do not exist.
+        TypeError: The model, data or processor has the wrong type.
         ValueError: The model is not fine-tuned or has other classes than the data, or no pixel is labelled.
     """
     if not (

@@ -66,8 +66,9 @@ def publish_folder(
     Raises:
         FileNotFoundError: The folder has no `config.json`.
         PublishError: The Hub refused or cannot be reached, and nothing was published; or the published files differ
-            from those sent, and the message names the commit. OSError, RuntimeError: The folder cannot be loaded;
-            nothing was published. ValueError: Arguments exclude each other, or a file in the folder is damaged.
+            from those sent, and the message names the commit.
+        OSError, RuntimeError: The folder cannot be loaded; nothing was published.
+        ValueError: Arguments exclude each other, or a file in the folder is damaged.
     """
     if tag and create_pr:
         raise ValueError("tag names a commit, and create_pr only proposes one. Set only one of them.")

@@ -271,7 +271,7 @@ def read_study(path: str | Path) -> Study:
     seeds = {}
     for fraction, number in content["fractions"].items():
         if not isinstance(number, int) or number < 1:
-            raise ValueError(f"{path}, fractions: {fraction} needs a positive number of seeds, not {number!r}.")
+            raise ValueError(f"{path}, fractions: {fraction} needs a positive number of seeds, got {number!r}.")
         try:
             seeds[str(parse_fraction(fraction))] = number
         except ValueError as error:

@@ -38,16 +38,17 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
     """Compares ways to start fine-tuning: runs the missing parts of a study and writes its report.
 
     Args:
-        arguments: The arguments of the study. **kwargs: Arguments as keywords, which override `arguments`, such as
-        `data="my-data"` and `minutes=60`.
+        arguments: The arguments of the study.
+        **kwargs: Arguments as keywords, which override `arguments`, such as `data="my-data"` and `minutes=60`.
 
     Returns:
         The runs, each with its `method`, `fraction` of the labels, `seed`, scores in % (`mean_iou`, ...) and
         `seconds`. `report.md`, `results.csv` and the pictures are in `output_dir`.
 
     Raises:
-        OSError, ValueError: See [`chosen_study`]; or there is nothing to report. SystemExit: The study was launched on
-        several processes at once. RunInterrupted: A signal was received; a checkpoint was written.
+        OSError, ValueError: See [`chosen_study`]; or there is nothing to report.
+        SystemExit: The study was launched on several processes at once.
+        RunInterrupted: A signal was received; a checkpoint was written.
     """
     args = build_arguments(StudyArguments, kwargs, arguments)
     if PartialState().num_processes > 1:

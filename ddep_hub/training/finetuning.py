@@ -80,8 +80,8 @@ def open_train_and_val(args: FinetuneArguments) -> tuple[SegmentationDataset, Se
     """Opens `train_split` and `eval_split`, or divides the former by `val_fraction`.
 
     Raises:
-        FileNotFoundError: Part of the data set is missing. ValueError: The data has an `eval_split` despite
-        `val_fraction`, or the images cannot be split.
+        FileNotFoundError: Part of the data set is missing.
+        ValueError: The data has an `eval_split` despite `val_fraction`, or the images cannot be split.
     """
     channels = channels_of_run(args)
     training = open_split(args, args.train_split, num_channels=channels)
@@ -106,8 +106,8 @@ def open_data(args: FinetuneArguments) -> tuple[SegmentationDataset, Segmentatio
     """Opens the labelled images of a run, all of `train_split` by default, and its validation images.
 
     Raises:
-        FileNotFoundError: Part of the data set is missing. ValueError: The labelled images cannot be chosen, or are
-        also validation images.
+        FileNotFoundError: Part of the data set is missing.
+        ValueError: The labelled images cannot be chosen, or are also validation images.
     """
     training, validation = open_train_and_val(args)
     if args.split_file is not None:

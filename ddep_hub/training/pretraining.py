@@ -50,8 +50,8 @@ def pretrain(arguments: PretrainArguments | None = None, **kwargs: Any) -> dict[
     The program's random generators are restored afterwards.
 
     Args:
-        arguments: The arguments of the run. **kwargs: Arguments as keywords, which override `arguments`; or, without
-        `arguments`, also `preset`.
+        arguments: The arguments of the run.
+        **kwargs: Arguments as keywords, which override `arguments`; or, without `arguments`, also `preset`.
 
     Returns:
         A dictionary with the `denoising_error` on validation images and its baselines, see [`denoising_references`],

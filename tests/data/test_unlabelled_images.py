@@ -78,7 +78,7 @@ def test_elsewhere_folders_named_like_masks_are_left_out(tmp_path, caplog):
     put(tmp_path, "one/photos/a.png one/masks/a.png two/photos/b.png two/labels/deep/b.png three/c.png")
     names, message = found(tmp_path, caplog)
     assert names == "one/photos/a.png three/c.png two/photos/b.png"
-    assert "2 files are left out, as they lie in folders named like masks" in message and "one/masks/a.png" in message
+    assert "skipping 2 files that are in folders named like masks" in message and "one/masks/a.png" in message
     assert found(tmp_path / "one" / "masks", caplog) == ("a.png", "")  # what is asked for itself
 
 
@@ -93,12 +93,12 @@ def test_masks_beside_their_images_are_left_out(tmp_path, caplog, folder):
     put(tmp_path, f"{folder}a.png {folder}a_mask.png {folder}b.png {folder}b_mask.png {folder}unmask.png other/c.jpg")
     names, message = found(tmp_path, caplog)
     assert set(names.split()) == {f"{folder}a.png", f"{folder}b.png", f"{folder}unmask.png", "other/c.jpg"}
-    assert "2 files are left out, as they are named like the masks of the images beside them" in message
+    assert "skipping 2 files that are named like masks of the images beside them" in message
 
 
 def test_what_select_wrote_is_left_out(tmp_path, caplog):
     put(tmp_path, "a.png b.png chosen/images/a.png chosen/selected.png chosen/selected.txt mine/selected.png")
     names, message = found(tmp_path, caplog)
     assert names == "a.png b.png mine/selected.png"
-    assert "2 files are left out, as they were written by ddep-hub: chosen/images/a.png" in message
+    assert "skipping 2 files written by ddep-hub: chosen/images/a.png" in message
     assert found(tmp_path / "chosen", caplog)[0] == "images/a.png"

@@ -67,7 +67,7 @@ def test_branch_tag_and_pull_request(hub, folder):
     assert address.endswith("/discussions/1") and not own_files(repository)
     assert set(FILES) < set(repository.commits[repository.pulls["refs/pr/1"]])
     for options, said in (
-        ({"tag": "v2.0"}, "has a tag v2.0 already"),
+        ({"tag": "v2.0"}, "already has a tag v2.0"),
         ({"revision": "v2.0"}, "v2.0 is a tag"),
         ({"private": True}, "already public"),
     ):
