@@ -22,7 +22,7 @@ from .encoder_weights import WEIGHTS_NAME, StateDict, damaged, hash_weights
 from .encoders import unwrapped
 
 
-# Arguments of `from_pretrained` that say where on the Hub, or in the cache, files are.
+# Arguments of `from_pretrained` that locate files on the Hub or in the cache.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # What torch.compile, FSDP and activation checkpointing add to names; the parallel wrappers add `module`, as timm may.
 ADDED_PARTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -44,7 +44,7 @@ def plain_names(model: nn.Module) -> dict[str, str]:
     """Names of a model's weights, each without what compiled or parallel modules inside add to it."""
     wrappers = [path for path, module in model.named_modules() if unwrapped(module) is not module]
     names = {}
-    # Not from the state dict: under FSDP all processes would have to ask for it together.
+    # Not from the state dict: under FSDP, all processes would have to request it together.
     for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
         plain = name
         for path in sorted(wrappers, key=len, reverse=True):  # innermost first: the paths in front stay as they are
@@ -189,7 +189,7 @@ def without_load_report() -> Iterator[None]:
         report.removeFilter(keep)
 
 
-# Parts of the model from input to output, and the fields of the configuration that decide their shapes.
+# Parts of the model from input to output, and the configuration fields that determine their shapes.
 SHAPED_BY = {
     "encoder.": "encoder_name, encoder_kwargs and num_channels",
     "decoder.pyramid.": "encoder_name, encoder_out_indices and num_channels",
@@ -208,7 +208,7 @@ def mismatch_message(source: str, mismatched: Iterable[tuple[str, Any, Any]], ba
         mismatched: Name of each weight, its shape in the file and its shape in the model.
         base_prefix: Prefix of the encoder's and decoder's names.
     """
-    # What changes in one part changes the input of the next: only the first one is to blame.
+    # A change in one part changes the input of the next, so only the first one is the cause.
     parts = list(SHAPED_BY)
     position, name, stored, own = min(
         (next(i for i, part in enumerate(parts) if name.removeprefix(base_prefix).startswith(part)), name, *shapes)

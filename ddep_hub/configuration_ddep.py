@@ -17,10 +17,10 @@ from transformers.utils import logging
 
 __version__ = "0.1.0"
 
-# Raised when a folder written today could not be read by an older ddep_hub.
+# Increased when a folder written now could not be read by an older ddep_hub.
 FORMAT_VERSION = 1
 
-# Fields that say together what the classes are.
+# Fields that together define the classes.
 _LABEL_FIELDS = ("num_labels", "id2label", "label2id")
 
 # Arguments of `timm.create_model` that the model sets itself.
@@ -29,7 +29,7 @@ RESERVED_ENCODER_KWARGS = ("pretrained", "num_classes", "in_chans", "features_on
 # Arguments of `from_pretrained`, transformers' and the models' own, that resemble a field.
 _NO_FIELDS = ("code_revision", "encoder_weights")
 
-# What transformers writes into configurations itself: `auto_map` beside code, `use_cache` in its Trainer.
+# Written into configurations by transformers itself: `auto_map` with remote code, `use_cache` by its Trainer.
 _OF_TRANSFORMERS = ("auto_map", "use_cache")
 
 logger = logging.get_logger(__name__)

@@ -160,7 +160,7 @@ def _read_unet(source: str | Path) -> tuple[nn.Module, dict[str, Any]]:
                 "written by `save_pretrained` of an `smp.Unet`."
             )
     try:
-        # The folder holds the weights: those it was built with need not be downloaded.
+        # The folder holds the weights, so those it was built with need not be downloaded.
         unet = smp.from_pretrained(str(source), encoder_weights=None).eval()
     except (SafetensorError, pickle.UnpicklingError, KeyError, RuntimeError, TypeError) as error:
         raise OSError(f"{source} cannot be read as a U-Net of segmentation_models.pytorch: {error}") from error

@@ -87,7 +87,7 @@ def lite0_weights_file(folder: str | Path) -> Path:
     with torch.device("meta"):
         timm.create_model(ENCODER_NAME).load_state_dict(renamed, strict=True, assign=True)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Another process may be writing the same file: only a whole one appears under its name.
+    # Another process may be writing the same file: only a complete one gets this name.
     partial = target.with_suffix(f".{uuid.uuid4().hex}.partial")
     save_file(renamed, partial, metadata={"format": "pt"})
     partial.replace(target)
@@ -254,7 +254,7 @@ def read_encoder(config: DDePConfig, path: str | os.PathLike[str]) -> nn.Module:
             encoder.load_state_dict({key: weights[key] for key in used})
             return encoder
         if used.keys() <= named:
-            # The file may be of one of our encoders, which lack the layers behind their last feature.
+            # The file may be from one of our encoders, which lack the layers after their last feature.
             weights = {key: torch.zeros_like(whole[key]) for key in whole.keys() - used.keys()} | weights
     loaded = _convert_by_timm(config, path, weights, num_classes if weights is not None else 0)
     encoder.load_state_dict({key: loaded[key] for key in used})
@@ -290,7 +290,7 @@ def _read_state_dict(path: Path) -> StateDict:
             f"encoder_weights: {path} is not a plain file of tensors, and nothing else is loaded from a pickle "
             f"({error}). {HOW_TO_GIVE_ENCODER}"
         ) from error
-    except AttributeError:  # timm takes a dictionary for granted
+    except AttributeError:  # timm assumes a dictionary
         weights = None
     if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise OSError(f"encoder_weights: {path} holds no named tensors. {HOW_TO_GIVE_ENCODER}")

@@ -26,7 +26,7 @@ from .configuration_ddep import DDePConfig
 from .resampling import pad_to_multiple, resize
 
 
-# Arguments that let a family take images of any size; by the timm module its models are defined in.
+# Arguments that make a family accept any image size, by the timm module that defines its models.
 _ANY_SIZE: dict[str, dict[str, Any]] = {
     "deit": {"dynamic_img_size": True},
     "eva": {"dynamic_img_size": True},
@@ -38,15 +38,15 @@ _ANY_SIZE: dict[str, dict[str, Any]] = {
     "vision_transformer_hybrid": {"dynamic_img_size": True},
     "vitamin": {"dynamic_img_size": True},
 }
-# Families, and a model, with tables, windows or weights of one image size. They see images resampled to it.
+# Families, and one model, with tables, windows or weights for one image size. Images are resampled to it.
 _ONE_SIZE = (
     "bat_resnext26ts", "beit", "byoanet", "cait", "coat", "convit", "crossvit", "efficientformer",
     "efficientformer_v2", "gcvit", "hiera", "levit", "maxxvit", "mlp_mixer", "nest", "pit", "tnt", "visformer",
     "vision_transformer_relpos", "volo",
 )  # fmt: skip
-# Weights of the classifier that pruning leaves.
+# Classifier weights that remain after pruning.
 _CLASSIFIER = {"efficientvim": ("weights", "weights_dist")}
-# Levels of the decoder that blocks of a model without a pyramid are taken for.
+# Number of decoder levels made from blocks of a model without a pyramid.
 _LEVELS = 4
 
 

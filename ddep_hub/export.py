@@ -88,7 +88,7 @@ def export(
         [size] if size else [(3 * stride - 5, 4 * stride - 3), (2 * stride, 3 * stride), (5 * stride + 1, stride + 1)]
     )
     images = [scenes(each, max(BATCHES), config.num_channels, Normalize.from_processor(processor)) for each in sizes]
-    # As it runs fastest; what is written is compared with the model itself.
+    # In its fastest form; the written file is compared with the original model.
     fast = copy.deepcopy(model).to(memory_format=torch.channels_last)
     folded = fold_batch_norms(fast, lambda network: [network(pixel_values=images[0][:1]).logits])
     trace = functools.partial(_program, _Logits(folded), images[0][:2], any_size=size is None)
@@ -169,17 +169,17 @@ def _program(traced: _Logits, example: torch.Tensor, any_size: bool) -> torch.ex
         f"size: {type(encoder).__name__} cannot be exported for images of any size. Set a size, such as "
         "`--size 512 1024`."
     )
-    # Padding that depends on the size (TensorFlow's "same", windows of Swin) keeps torch busy without end.
+    # With padding that depends on the size (TensorFlow's "same", Swin's windows), torch's tracing does not terminate.
     kinds = [type(module).__name__ for module in encoder.modules()]
     if any(kind.endswith("Same") or kind.startswith("SwinTransformer") for kind in kinds):
         raise ValueError(refused)
-    side = {"min": traced.model.ddep.stride + 1, "max": LARGEST_SIDE}  # torch takes a feature of 1 pixel as constant
+    side = {"min": traced.model.ddep.stride + 1, "max": LARGEST_SIDE}  # torch treats a feature of 1 pixel as constant
     try:
         return torch.export.export(
             traced,
             (example,),
             dynamic_shapes=({0: batch, 2: Dim("height", **side), 3: Dim("width", **side)},),
-            # For strided convolutions torch needs guards that hold for all sizes but that it cannot prove.
+            # For strided convolutions, torch needs guards that hold for all sizes but that it cannot prove.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
     except UserError as error:
@@ -210,7 +210,7 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path) -> Function:
 
 
 def _write_torch(program: torch.export.ExportedProgram, file: Path) -> Function:
-    # Not to the file at once: torch ends the interpreter where it cannot write, as on a full disk.
+    # Not directly to the file: torch kills the interpreter if it cannot write, as on a full disk.
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     file.write_bytes(buffer.getbuffer())

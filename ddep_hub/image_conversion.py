@@ -107,7 +107,7 @@ def _limit(values: np.ndarray, name: str) -> float:
         limit = 1.0 if high <= 1.0 else 255.0
         if 1.0 < high < 2.0:
             _warn_once(
-                "overshoot",  # interpolation has made values in 0..1 larger
+                "overshoot",  # interpolation overshot values in 0..1
                 f"{name} holds floats up to {high:g}. As some are above 1, they are read as 0..255 and are nearly "
                 "black. If they should be in 0..1, clip them.",
             )

@@ -58,7 +58,7 @@ class DDePImageProcessorMixin:
     # What the ResNet-ViT hybrids' ImageNet-21k weights were trained with; other encoders bring their own values.
     image_mean = (0.5, 0.5, 0.5)
     image_std = (0.5, 0.5, 0.5)
-    # A fixed size lets images of any size share a batch. The model itself needs none.
+    # A fixed size lets images of any size share a batch. The model itself does not need one.
     do_resize = True
     size: ClassVar[dict[str, int]] = {"height": 512, "width": 512}
     do_convert_rgb = True

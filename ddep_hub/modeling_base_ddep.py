@@ -72,8 +72,8 @@ class DDePPreTrainedModel(PreTrainedModel):
         missing = [name for name, tensor in tensors.items() if not getattr(tensor, "_is_hf_initialized", False)]
         values = encoder.__dict__.pop("_ddep_buffers", {})
         if not values.keys() >= set(missing):
-            # Each timm family initialises in its own way, and some have buffers that no checkpoint holds: only a
-            # model that timm has built has their values.
+            # Each timm family has its own initialisation, and some have buffers that no checkpoint holds; only a model
+            # built by timm has their values.
             with torch.device("cpu"):
                 reference = build_encoder(self.config)
             values = {**dict(reference.named_parameters()), **dict(reference.named_buffers())}
@@ -233,7 +233,9 @@ class DDePPreTrainedModel(PreTrainedModel):
         encoder_hub = {name: value for name, value in hub.items() if name not in ("revision", "subfolder")}
         encoder, origin = load_encoder(config, encoder_weights, **encoder_hub)
         weights = encoder.state_dict()
-        if same_channels:  # adapted to others, weights have another hash than those that the decoder was trained on
+        if (
+            same_channels
+        ):  # weights adapted to other channels have a different hash from those the decoder was trained with
             check_same_encoder(config, weights, origin, source)
         encoder._ddep_buffers = {
             name: buffer.clone() for name, buffer in encoder.named_buffers() if name not in weights

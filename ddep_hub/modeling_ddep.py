@@ -81,7 +81,7 @@ class DDePModel(DDePPreTrainedModel):
             module._is_ddep_encoder = True
         # A new encoder is initialised in `initialize_weights`, where transformers expects the random draws.
         self.encoder._ddep_initialized = encoder is not None and next(encoder.parameters()).device.type != "meta"
-        # In a tuple, so that it is no part of the model: neither saved nor loaded.
+        # In a tuple, so that it is not a submodule: neither saved nor loaded.
         self._folded_encoder: tuple[nn.Module, ...] = ()
         self.decoder = DDePDecoder(config, feature_maps(self.encoder))
         self.stride = self.decoder.strides[-1]
@@ -201,7 +201,7 @@ class DDePForPreTraining(DDePPreTrainedModel):
         """Sets the mode; a frozen encoder stays in eval mode and requires no gradients."""
         super().train(mode)
         if self.config.freeze_encoder:
-            # Here and not in __init__ alone: loading replaces the parameters, and ends with .eval().
+            # Here, not just in __init__: loading replaces the parameters and ends with .eval().
             self.ddep.encoder.eval().requires_grad_(False)
         return self
 
@@ -257,7 +257,8 @@ class DDePForPreTraining(DDePPreTrainedModel):
         )
         hidden_state = outputs.last_hidden_state
         if self.config.image_skip:
-            # In units of the noise: a head of small weights would otherwise take long to reach its gain.
+            # In units of the noise: a head with small initial weights would otherwise take long to reach the right
+            # gain.
             seen = noisy / per_example(noise_scale(sigma, self.config.corruption), noisy)
             hidden_state = self.ddep.to_image_size(hidden_state, height, width)
             prediction = self.noise_head(torch.cat([hidden_state, seen.to(hidden_state.dtype)], dim=1))

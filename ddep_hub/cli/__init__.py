@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         SystemExit: After `--help`, for arguments that cannot be parsed (code 2), and from interrupted runs (code 75).
     """
     started = time.monotonic()  # before the imports, which take seconds
-    for stream in (sys.stdout, sys.stderr):  # names of files may hold what the terminal's encoding does not have
+    for stream in (sys.stdout, sys.stderr):  # file names may contain characters that the terminal's encoding lacks
         if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     argv = sys.argv[1:] if argv is None else argv
@@ -76,11 +76,11 @@ def main(argv: list[str] | None = None) -> int:
         if "--debug" in argv or _debugging():
             raise
         print(f"ddep-hub {name}: interrupted", file=sys.stderr)
-        return 130  # as shells have it: 128 and the number of SIGINT
+        return 130  # the shell convention: 128 plus the number of SIGINT
     return 0
 
 
-# What bad files, data, models and settings raise. The rest are errors of the package, whose traceback is needed.
+# Raised for bad files, data, models and settings. Anything else is a bug in the package, and needs its traceback.
 KINDS = (ImportError, OSError, ValueError, RuntimeError, ArithmeticError)
 # Of libraries that are not imported for their names alone, and no kind of the above.
 NAMES = ("StrictDataclassError", "SafetensorError", "YAMLError")

@@ -52,7 +52,7 @@ def predict(argv: list[str]) -> None:
             PredictArguments, argv, command="ddep-hub predict", positionals={"images": images}
         )
     except SystemExit as stop:
-        if stop.code == 2:  # a list, such as --predictions, takes all images that follow it
+        if stop.code == 2:  # a list such as --predictions also takes the images that follow it
             print("usage: ddep-hub predict IMAGES... [arguments], with the images first", file=sys.stderr)
         raise
     from ddep_hub.evaluation.predict import predict_images

@@ -318,8 +318,8 @@ def _palette(number: int, avoid: set[Color]) -> list[Color]:
     found: list[Color] = []
     step = 0
     while len(found) < number:
-        # Golden-ratio steps round the colour circle never come close to an earlier hue soon; brightness and
-        # saturation move at other periods, which keeps long palettes apart as well.
+        # Golden-ratio steps around the colour wheel stay away from earlier hues for long; brightness and saturation
+        # change with other periods, which keeps the colours of long palettes distinct too.
         hue = step * 0.618033988749895 % 1.0
         red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.55, 0.7)[step % 3], (0.95, 0.75, 0.55, 0.85)[step % 4])
         color = (round(255 * red), round(255 * green), round(255 * blue))

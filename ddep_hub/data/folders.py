@@ -103,7 +103,7 @@ def find_places(root: Path, image_dir: str | None = None, mask_dir: str | None =
             return places
         inner = subfolders(root)
         if not places and len(inner) == 1:
-            return find_places(root / inner[0])  # an archive that was unpacked into a folder of its own
+            return find_places(root / inner[0])  # an archive unpacked into its own folder
         return _loosely_recognised(root) or places
     folders = _expanded(root, image_dir)
     if not folders:
@@ -241,7 +241,7 @@ def subfolders(folder: Path) -> list[str]:
     """Names of the folders in a folder, without hidden ones; none if it is not there."""
     if not folder.is_dir():
         return []
-    with os.scandir(folder) as entries:  # asks for the kind of a link alone: folders may hold many images
+    with os.scandir(folder) as entries:  # only checks the kind of links: folders may hold many images
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__")))
 
 

@@ -140,7 +140,7 @@ class ShardedImages:
         if start:
             part = part.skip(start)
         try:
-            # A plain loop over `part` would share it out among the workers of a DataLoader once more.
+            # A plain loop over `part` would split it among the workers of a DataLoader a second time.
             for number, batch in enumerate(part.iter(batch_size=1), start):
                 sample = {name: values[0] for name, values in batch.items()}
                 column = next((name for name in self.columns if sample[name] is not None), self.columns[0])
@@ -151,7 +151,7 @@ class ShardedImages:
                 try:
                     yield undecoded_sample(sample[column], place)
                 except BadFileError:
-                    # A sample like any other, which cannot be decoded: an error here would end the iteration for good.
+                    # Yields a sample that cannot be decoded: an error here would end the iteration for good.
                     yield {"image": {"path": place, "bytes": b""}, "path": place}
         except Exception as error:
             error.add_note(f"while reading shard {shard} of {self.name}")

@@ -121,7 +121,7 @@ def first_few(names: Sequence[object], limit: int = 5) -> str:
 Undecoded = Mapping[str, Any]
 
 
-# What Pillow's plugins raise on damaged files.
+# Raised by Pillow's plugins for damaged files.
 _DECODING_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -320,7 +320,7 @@ def page_places(image: ImageFile.ImageFile) -> list[int]:
 
 @contextmanager
 def _no_truncated_images() -> Iterator[None]:
-    # Other libraries switch this on for the whole process; the missing part would come back as grey pixels.
+    # Other libraries turn this on for the whole process; the missing part would then be read as grey pixels.
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 LAYOUTS = ("folder", *list_datasets())
 _OFFICIAL_NAMES = {"training": "train", "validation": "val"}
 _VOC_LISTS = ("train", "val", "trainval")
-# What a data set of each layout must have, for messages.
+# Required contents of each layout, for messages.
 _NEEDED = {
     "folder": "images/<split>/ and annotations/<split>/, <split>/images/ and <split>/masks/, images/ and masks/, or "
     "pairs.csv",
@@ -98,7 +98,7 @@ def find_layout(root: str | Path, options: FolderOptions = RECOGNISED) -> str:
         "cityscapes": (root / "leftImg8bit").is_dir(),
         "pascal_context": _is_pascal_context(context),
         "ade20k": is_ade20k,
-        # VOC2010 has such masks as well, of another task.
+        # VOC2010 also has such masks, for another task.
         "pascal_voc": (voc / "SegmentationClass").is_dir() and not _is_pascal_context(voc),
         "camvid": bool(official_places(root, "camvid")),
     }
@@ -186,7 +186,7 @@ def split_files(root: str | Path, split: str, layout: str, options: FolderOption
     classes: ClassTable = info.classes
     mapping: Mapping[int, int] | None = info.mapping
     if options.classes:
-        # Data of one's own in a known layout, as annotation tools export it.
+        # The user's own data in a known layout, as exported by annotation tools.
         found = read_class_table(options.classes)
         if found.names != classes.names or found.mask_values:
             classes, mapping = found, None
@@ -296,7 +296,7 @@ def _ade20k_home(root: Path) -> Path:
 
 def _is_ade20k(root: Path) -> bool:
     home = _ade20k_home(root)
-    # The names of its files tell it from a plain data set whose classes.json was forgotten.
+    # Its file names distinguish it from a plain data set with a forgotten classes.json.
     return any(next((home / "images" / official).glob("ADE_*.jpg"), None) for official in _OFFICIAL_NAMES)
 
 
@@ -306,7 +306,7 @@ def _voc_home(root: Path, name: str) -> Path:
 
 
 def _is_pascal_context(home: Path) -> bool:
-    # By its name too, so that VOC2010 without converted masks is not taken for VOC's 21 classes.
+    # Also by its name, so that VOC2010 without converted masks is not mistaken for VOC with its 21 classes.
     named = home.absolute().name == "VOC2010" and (home / "JPEGImages").is_dir()
     return named or (home / "SegmentationClassContext").is_dir()
 

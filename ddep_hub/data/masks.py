@@ -133,7 +133,7 @@ def _by_color(
     shown = {index: color for index, color in shown.items() if index != ignore_index or is_gif}
     unknown = [index for index, color in shown.items() if color not in colors]
     others = [index for index, color in shown.items() if colors.get(color, index) != index]
-    # One colour of another class may be chance, if the rest is of none.
+    # One colour of another class may be chance, if the others belong to no class.
     if len(others) < 2 and (unknown or not (others or is_gif)):
         return None
     if unknown and not hasattr(colors, "__missing__"):
@@ -195,7 +195,7 @@ def replaced(pixels: np.ndarray, ids: Mapping[Any, int]) -> np.ndarray:
     if span > 2**24:  # too large a table
         order = np.argsort(keys)
         return found[order][np.searchsorted(keys[order], values)]
-    # From the lowest on, so that a negative value is no position from the end.
+    # Offset by the lowest value, so that a negative value does not index from the end.
     table = np.zeros(span, dtype=np.int32)
     table[keys - low] = found
     return table[values - low]

@@ -16,7 +16,7 @@ from .dataset_registry import get_dataset_info
 from .image_io import BadFileError
 
 
-# The annotations name 459 things; 0 is what has no name.
+# The annotations name 459 things; 0 is unnamed.
 _LARGEST_ID = 459
 
 
@@ -93,7 +93,7 @@ def _read_label_map(path: Path) -> np.ndarray:
         ) from error
     try:
         content = loadmat(path, variable_names=["LabelMap"])
-    # What SciPy raises on damaged files is of many unrelated kinds.
+    # SciPy raises many unrelated exceptions for damaged files.
     except Exception as error:
         raise ValueError(f"it is not a MATLAB file that SciPy can read ({error})") from error
     if "LabelMap" not in content:

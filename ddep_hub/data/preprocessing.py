@@ -132,7 +132,7 @@ class Normalize:
         if images.device not in self._by_device:  # once: such a copy waits for the device
             self._by_device[images.device] = (self.mean.to(images.device), self.std.to(images.device))
         mean, std = self._by_device[images.device]
-        # In the usual order of memory, in which a mean for each channel is fast, and in place.
+        # In contiguous memory format, in which per-channel means are fast, and in place.
         values = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
         values.mul_(self.rescale_factor).sub_(mean).div_(std)
         if self.channel_order:

@@ -52,7 +52,7 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     Returns:
         int64 array (N,), a permutation of 0..N-1.
     """
-    # NumPy promises to keep the raw numbers of a bit generator between versions, not what `permutation` makes of them.
+    # NumPy guarantees the raw numbers of a bit generator across versions, but not the result of `permutation`.
     raw = np.random.PCG64(example_seed(seed, epoch)).random_raw(num_examples)
     return np.argsort(raw, kind="stable")
 

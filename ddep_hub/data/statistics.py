@@ -127,7 +127,7 @@ def channel_statistics(images: Iterable[torch.Tensor]) -> Statistics:
     count, mean, squares = 0, torch.zeros(()), torch.zeros(())
     for image in images:
         values = image.flatten(1).double() / 255
-        # Chan's way to join two parts: sums of squares would lose digits where the mean is large.
+        # Chan's method of joining two parts: sums of squares would lose digits if the mean is large.
         number, own = values.shape[1], values.mean(1)
         delta = own - mean
         squares = squares + ((values - own[:, None]) ** 2).sum(1) + delta**2 * (count * number / (count + number))

@@ -14,9 +14,9 @@ from .segmentation_datasets import Sample
 State = dict[str, Any]
 MAX_EMPTY_EPOCHS = 100
 MAX_LANES = 8
-# A source of which this much is broken or missing without a break is not worth going on with.
+# Stop reading a source after this many broken or missing files in a row.
 MAX_BAD_IN_A_ROW = 100
-# Tells the random numbers of the augmentation from those of the noise, which has the seed (seed, step, position).
+# Separates the random numbers of the augmentation from those of the noise, which is seeded by (seed, step, position).
 AUGMENTATION = 1
 
 
@@ -234,8 +234,8 @@ class ImageStream(IterableDataset[dict[str, Any]]):
                 f"num_workers={self.usable_workers(workers)}, or more shards"
             )
         cursors: dict[int, list[Cursor]] = {}
-        # The loader asks its workers in turn, beginning with worker 0 at whatever step the run is resumed. As the
-        # number of workers divides that of the lanes, each lane stays with one worker.
+        # The loader asks its workers in turn, starting with worker 0 at whatever step the run is resumed. As the
+        # number of lanes is a multiple of the number of workers, each lane stays with one worker.
         for step in range(self.start_step + worker, self.end_step, workers):
             lane = step % self.lanes
             if lane not in cursors:

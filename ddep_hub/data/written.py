@@ -15,11 +15,11 @@ from .image_io import first_few
 
 logger = logging.getLogger(__name__)
 
-# Tells pictures of this package from a user's own of the same name.
+# Distinguishes pictures of this package from a user's own files with the same name.
 WRITTEN_BY = "ddep_hub"
 # The kinds of predicted masks, each a folder, and the picture beside these.
 KINDS, LEGEND = ("ids", "colors", "overlays", "cityscapes"), "legend.png"
-# What `ddep-hub select` writes beside the folder `images`.
+# Written by `ddep-hub select` next to the folder `images`.
 SELECTED_LIST, SELECTED_PICTURE = "selected.txt", "selected.png"
 # Where a run has pictures, and those of an evaluation.
 _RUN_FOLDERS = ("pictures/", "final/", "best/", "checkpoints/", "pretraining/")

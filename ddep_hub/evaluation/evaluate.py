@@ -95,7 +95,7 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
         with eval_mode(model):
             yield
     finally:
-        for name in vars(model).keys() - own.keys():  # Accelerate's marks, by which it would not wrap it again
+        for name in vars(model).keys() - own.keys():  # set by Accelerate, which would not wrap it again
             del vars(model)[name]
         vars(model).update(own)
 
@@ -115,7 +115,7 @@ def run_evaluation(
         dataset: The dataset, if it is not the one that `args` names.
         processor: The image processor, if it is not the model's.
     """
-    # Not that of a run in this process before: a model's metrics must not depend on it.
+    # Not the precision of an earlier run in this process: metrics must not depend on it.
     accelerator = build_accelerator(launched_precision() or "no")
     output = None if args.output_dir is None else Path(args.output_dir)
     if output is not None:
@@ -191,7 +191,7 @@ def run_evaluation(
         output.mkdir(parents=True, exist_ok=True)
         writer.remove_others(dataset.sample_ids)
         table, matrix_picture, predictions = (output / name for name in FILES[1:])
-        # First, as it tells the next evaluation whose files these are.
+        # Written first, because it tells the next evaluation whose files these are.
         atomic_write(output / FILES[0], json.dumps(results, indent=1) + "\n")
         atomic_write(table, confusion_csv(matrix.counts, classes.names))
         confusion_picture(matrix.counts, classes.names).save(matrix_picture)

@@ -24,7 +24,7 @@ from ddep_hub.utils.processes import sum_over_processes
 from .metrics import BoundaryIoU, ConfusionMatrix
 
 
-# Memory in GB that one pass may take without a warning, and the models that have had theirs.
+# Memory in GB above which a pass gives a warning, and the models that already had theirs.
 GIGABYTES = 4
 _warned: WeakSet[nn.Module] = WeakSet()
 
@@ -243,7 +243,7 @@ def bytes_per_pixel(model: nn.Module) -> float:
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Puts a model into eval mode; afterwards each of its modules has the mode that it had."""
-    # Set one by one, as `.train()` of a model that is frozen in part does more.
+    # Set one by one, because `.train()` of a partly frozen model does more.
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -81,7 +81,8 @@ class MaskWriter:
         for kind in self.kinds:
             path = self.folder / kind / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Photographs under a mask are hard to compress: zlib's default takes four times as long to save a sixth.
+            # Overlays on photographs compress badly: zlib's default level takes four times as long for files a sixth
+            # smaller.
             _save(self._picture(kind, mask, image), path, compress_level=1 if kind == "overlays" else 6)
 
     def write_legend(self) -> None:

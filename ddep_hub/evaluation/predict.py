@@ -147,7 +147,7 @@ def name_of(model: str | Path | DDePForSemanticSegmentation) -> str:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}. Pass a fine-tuned model, a folder or a Hub id.")
     name: str = getattr(getattr(model, "config", None), "name_or_path", None) or type(model).__name__
-    if not hasattr(model, "classifier"):  # not by its class, which remote code has a copy of
+    if not hasattr(model, "classifier"):  # not by its class, because remote code has a copy of it
         raise ValueError(f"model: {name} is not a fine-tuned segmentation model. Fine-tune it first.")
     return name
 
@@ -240,7 +240,7 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
     writer.check(images, legend=True)
     channels = predictor.model.config.num_channels
     done: list[str] = []
-    # While the model runs, the next images are read and the last masks written.
+    # While the model runs, threads read the next images and write the last masks.
     with ThreadPoolExecutor(THREADS) as readers, ThreadPoolExecutor(THREADS) as writers:
         places = iter(images.items())
         reading = deque(
@@ -259,7 +259,7 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
                 logger.warning("%s; skipping it", error)
                 continue
             mask = predictor(image)
-            if not done:  # so that nothing is left behind where no image can be read
+            if not done:  # so that nothing is left behind if no image can be read
                 writer.write_legend()
             done.append(name)
             written.append(writers.submit(writer.write, name, mask, image))
@@ -300,5 +300,5 @@ def classes_of(config: PretrainedConfig) -> ClassTable:
         return known.classes
     else:
         colors = class_colors(len(names))
-    # A prediction ignores no pixel, so the value can be one that no mask holds.
+    # A prediction has no ignored pixels, so any value that no mask holds will do.
     return ClassTable(names=names, colors=colors, ignore_index=-1)

@@ -35,9 +35,9 @@ from .staging import read_json
 CARD, RUN, RESULTS, BASELINE, EVALUATION = "README.md", "run.json", "results.json", "baseline.json", "evaluation.json"
 PREDICTIONS, LOSS, CONFUSION = "predictions.png", "loss.png", "confusion.png"
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-# What is between the two is the user's.
+# The user's own text is between these two marks.
 BEGIN, END = "<!-- your text: kept when the card is rewritten -->", "<!-- end of your text -->"
-# Stands in the snippets of a card until it is published, or `ddep-hub card --repository` names one.
+# Used in the snippets of a card until it is published, or `ddep-hub card --repository` names a repository.
 PLACEHOLDER = "path/to/this/folder"
 METRICS = {
     "mean_iou": "mIoU",
@@ -46,7 +46,7 @@ METRICS = {
     "frequency_weighted_iou": "frequency-weighted IoU",
     "mean_boundary_iou": "boundary IoU",
 }
-# Of the licences in timm's list, those that allow any use.
+# The licences in timm's list that allow any use.
 OPEN_LICENSES = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0")
 Kind = Literal["pretraining", "finetuning"]
 logger = logging.get_logger(__name__)

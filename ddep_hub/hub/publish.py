@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 
-# httpx's: the base of what the Hub's client raises for a refusal or a lost connection.
+# From httpx: the base class of the Hub client's errors for refusals and lost connections.
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 from safetensors.torch import save_file
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -154,7 +154,7 @@ def _commit(
     commit = call_hub(
         lambda: api.create_commit(repo_id, operations, commit_message=message, **options),
         f"the commit to {repo_id}",
-        once=create_pr,  # nothing would tell a second pull request from the first
+        once=create_pr,  # nothing would distinguish a second pull request from the first
         hint="Check the network and the token, or upload without xet: set HF_HUB_DISABLE_XET=1.",
     )
     return commit, sent
@@ -257,7 +257,7 @@ def _compare_file(repo_id: str, name: str, sent: Path, hub: dict[str, Any]) -> N
 
 
 WAITS = (1.0, 5.0)  # seconds before the second and the third try
-LONGEST_WAIT = 60.0  # upper limit on the time that the Hub asks to wait
+LONGEST_WAIT = 60.0  # upper limit on a waiting time requested by the Hub
 TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 HINTS = {
     401: "The token is missing or unknown. Log in with `hf auth login`, or set HF_TOKEN.",

@@ -33,7 +33,7 @@ ENTRIES: dict[str, tuple[Any, str]] = {
 }
 # Arguments that a row states in its own columns, or that follow from its method.
 _ROW = {"seed", "split_seed", "label_fraction", "pretrained"}
-# Arguments that the first studies did not have; at their defaults, those rows stay valid.
+# Arguments that did not exist in the first studies; at their defaults, old rows stay valid.
 _ADDED = {
     *("class_crops", "pretraining_steps", "denoising_weight", "consistency_weight"),
     *("num_channels", "encoder_out_indices", "encoder_img_size", "image_mean", "image_std"),
@@ -41,7 +41,7 @@ _ADDED = {
 }
 
 
-# Arguments of fine-tuning that a comparison takes beside where the data is.
+# Fine-tuning arguments of a comparison, in addition to the location of the data.
 OVERRIDES = (
     *("encoder_name", "encoder_weights", "eval_split", "val_fraction", "group_pattern"),
     *("image_size", "crop_size", "augmentation", "num_channels"),
@@ -162,7 +162,7 @@ class Study:
         return args
 
     def _pretraining_digest(self, method: Method, args: PretrainArguments) -> str:
-        # The study's images may move, a method's own images are a setting of it.
+        # The study's images may move; a method's own images are part of its settings.
         own = method.pretraining is not None and "images" in method.pretraining
         return _digest(args, images=args.images) if own else _digest(args)
 

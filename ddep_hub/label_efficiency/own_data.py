@@ -29,7 +29,7 @@ from .report import Curves, Row, curves, paired_difference
 
 RANDOM, TARGET = "random decoder", "DDeP on your images"
 PRESET = "few-labels"
-# With fewer steps, a comparison says little about longer runs.
+# With fewer steps than this, a comparison says little about longer runs.
 FEW_STEPS = 300
 LABELS = (6, 12)
 MIN_SEEDS = 3

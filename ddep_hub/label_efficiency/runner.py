@@ -29,7 +29,7 @@ from .own_data import Steps, advice, draw_examples, own_data_study, steps_within
 from .report import Row, add_row, read_rows, write_report
 
 
-WAIT = 5.0  # seconds between two looks at what other processes do
+WAIT = 5.0  # seconds between checks on other processes
 
 
 @counting_time()
@@ -63,7 +63,7 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
         check_study(chosen, output / "results.csv")
     else:
         run_study(chosen, output)
-    # Baselines that have rows are compared with, even if only other methods were asked for.
+    # Include baselines that have rows, even if only other methods were requested.
     rows = read_rows(output / "results.csv")
     asked, measured = {method.name for method in chosen.methods}, {row.method for row in rows}
     every = chosen_study(dataclasses.replace(args, methods=[]), steps).methods

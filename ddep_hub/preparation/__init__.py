@@ -28,10 +28,10 @@ from .source import Example, Source, counted
 from .tools import is_labelme, read_cvat, read_labelme
 
 
-# What tells a folder of ours, which may be replaced, from those of others.
+# Marks a folder written by this command, which may be replaced.
 RECORD = "prepared.json"
 NUM_PREVIEWS = 16
-# What reading a field raises that is not there, or of another type.
+# Raised when a field is missing or has the wrong type.
 INCOMPLETE = (KeyError, TypeError, IndexError, AttributeError)
 FORMATS = ("coco", "labelme", "cvat", "label-studio", "roboflow-masks", "objects", "stacks", "masks")
 _JSON = {"coco": is_coco, "labelme": is_labelme, "label-studio": is_label_studio}
@@ -81,7 +81,7 @@ def prepare(
     found = read_source(source, format, Path(classes) if classes else None)
     splits = _with_splits(found.examples, val_fraction, group_pattern)
     statistics = {split: ClassStatistics(found.classes.names, found.classes.ignore_index) for split in splits}
-    # Arrays are images only where there are no others, so that tiles must be arrays too.
+    # Arrays only count as images if there are no others, so tiles must be arrays too.
     as_arrays = any(isinstance(example.image, Path) and is_array(example.image) for example in found.examples)
     with atomic_dir(output) as folder:
         written = []

@@ -50,7 +50,7 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
     categories = {path: _categories(content) for path, content in files.items()}
     names = _class_ids(files, categories)
     dropped, homeless, twice = 0, list[str](), list[str]()
-    # Each image file is one example, however often it is listed: else it may come into both splits.
+    # Each image file is one example, however often it is listed; otherwise it might end up in both splits.
     listed: dict[Path, list[_Listed]] = {}
     for path, content in files.items():
         of_image: dict[str, list[Any]] = {image_id: [] for image_id in _image_ids(path, content)}

@@ -143,8 +143,8 @@ def _black_and_white(image: Image.Image, path: Path) -> np.ndarray:
     rows, columns = (length // 8 for length in values.shape)
     blocks = values[: 8 * rows, : 8 * columns].reshape(rows, 8, columns, 8)
     low, high = blocks.min(axis=(1, 3)), blocks.max(axis=(1, 3))
-    # Edges have values between, but areas do not; four equal blocks are an area. Values near white are white, as of
-    # masks that were saved twice or painted with 254. Without any white, values above black may be class ids.
+    # Edges have values in between, but areas do not; four equal blocks count as an area. Values near white are white,
+    # as in masks saved twice or painted with 254. Without any white, values above black may be class ids.
     areas = np.where((low == high) & (low > black) & (low < 207), low, 0)
     corner = areas[1:, 1:]
     equal = (corner == areas[:-1, 1:]) & (corner == areas[1:, :-1]) & (corner == areas[:-1, :-1])

@@ -21,7 +21,7 @@ from .pictures import pages_of, read_picture, sides
 from .source import Example, Source, counted, name_of, object_classes
 
 
-# What systems leave beside files.
+# Files that operating systems leave behind.
 _SYSTEM_FILES = ("Thumbs.db", "desktop.ini")
 
 

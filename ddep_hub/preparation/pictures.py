@@ -50,7 +50,7 @@ def read_picture(path: Path, page: int | None = None) -> Picture:
                 place = places[page]
                 opened.seek(place)
             tags, bands = getattr(opened, "tag_v2", {}), len(opened.getbands())
-            # Of colours Pillow keeps 8 bits, and leaves out channels that it does not know.
+            # Pillow reduces colours to 8 bits and drops channels it does not know.
             whole = tags.get(277, bands) == bands and (max(tags.get(258, (1,))) <= 8 or opened.mode[0] in "IF")
             if whole and not misread(opened) and (page is not None or len(places) == 1):
                 image, inverted = upright(opened).copy(), is_inverted(opened)

@@ -23,11 +23,11 @@ from ddep_hub.utils.values import convert
 
 
 PRETRAINED = "ddep-efficientnet-lite0"
-# More images than these are represented, but not chosen: the time of a choice grows with their number, and thousands
-# drawn at random hold what there is.
+# Beyond this number, images are represented but cannot be chosen: the time grows with the number of candidates, and
+# thousands drawn at random cover the variety.
 MAX_CANDIDATES = 5000
 BLOCK = 256  # candidates whose distances to all images are in memory
-LONGEST = 4  # longer side of what the encoder sees, in units of the shorter one
+LONGEST = 4  # largest aspect ratio that the encoder sees
 
 
 def select_images(

@@ -116,7 +116,7 @@ def read_labelme(root: Path, files: Mapping[Path, Any]) -> Source:
         size = (content.get("imageWidth"), content.get("imageHeight"))
         image = found.finder.find(name, path.parent)
         if Path(name.replace("\\", "/")).stem.lower() != path.stem.lower():
-            # Whoever renames or copies image and json leaves the old name inside.
+            # Renaming or copying an image and its JSON leaves the old name inside.
             own = found.finder.namesake(path, image)
             if own is not None:
                 if image is None:

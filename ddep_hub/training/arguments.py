@@ -222,7 +222,7 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
             )
         if self.consistency_weight and not self.model_ema_decay:
             raise ValueError("consistency_weight needs a teacher. Set model_ema_decay, such as 0.99.")
-        # Layers that compute their activations twice would see the unlabelled images in BatchNorm's statistics.
+        # Recomputing activations would add the unlabelled images to BatchNorm's statistics.
         for name in ("freeze_encoder_steps", "activation_checkpointing"):
             if weights and getattr(self, name):
                 raise ValueError(f"{weights[0]} and {name} cannot be combined. Set only one of them.")

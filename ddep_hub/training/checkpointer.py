@@ -81,7 +81,7 @@ class Checkpointer:
         if self.args.resume_from_checkpoint is None:
             return {}
         output, name = Path(self.args.output_dir), self.args.resume_from_checkpoint
-        # The main process looks, and all read what it found: another node may see another folder.
+        # The main process looks, and all others use what it found: another node may see another folder.
         found = on_main_process(self.accelerator, lambda: find_checkpoint(output, name))
         (path,) = broadcast_object_list([found])
         if path is None:

@@ -118,7 +118,7 @@ def open_data(args: FinetuneArguments) -> tuple[SegmentationDataset, Segmentatio
         )
         training = training.select(chosen)
     if isinstance(training, SegmentationFolder) and isinstance(validation, SegmentationFolder):
-        # Resolved, as one split may be a link to the other.
+        # Resolved, because one split may be a link to the other.
         shared = {path.resolve() for path in training.images} & {path.resolve() for path in validation.images}
         if shared:
             raise ValueError(
@@ -162,7 +162,7 @@ class FinetuneTrainer(Trainer):
         self.facts = {"encoder_source": source, "evaluated": len(self.validation)}
         if decoder is not None:
             self.facts |= record_of(decoder)
-            # A run without the first stage is another one; what the stage was made from is checked by its own.
+            # A run without the first stage is a different run; the first stage checks its own inputs.
             self.fingerprint = fingerprint_of(self.fingerprint, STAGE)
         transform = SegmentationTrainTransform.from_processor(
             self.processor,

@@ -187,7 +187,8 @@ class UnlabelledLoss:
         boxes = torch.stack(
             [random_box(labels.shape[-2:], example_seed(self.args.seed, step, position)) for position in positions]
         ).to(images.device)
-        # The neighbour in the micro-batch: with other processes or micro-batches, an image gets another one's box.
+        # From the neighbour in the micro-batch: the source of the box depends on the number of processes and
+        # micro-batches.
         images = images.roll(1, 0).where(boxes[:, None], images)
         labels = labels.roll(1, 0).where(boxes, labels)
         logits = self.model(pixel_values=images).logits

@@ -51,7 +51,7 @@ def _encoder_rates(encoder: nn.Module, factor: float, layer_decay: float) -> dic
     layers: Mapping[str, int]
     if hasattr(encoder, "group_matcher"):
         layers = group_parameters(encoder, encoder.group_matcher(coarse=False), reverse=True)
-    else:  # a few families of timm say nothing: a layer is then a block, `stages.1.blocks.0` for one
+    else:  # a few timm families define no groups: a layer is then a block, such as `stages.1.blocks.0`
         blocks = list(dict.fromkeys(map(_block_of, names)))
         layers = {name: blocks.index(_block_of(name)) for name in names}
     last = max(layers[name] for name in names)
@@ -178,8 +178,8 @@ class Weights:
                 raise ValueError(f"{name} does not work with FSDP. Leave it out, or use DDP.")
         if args.sync_bn and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             convert_sync_batchnorm(model)  # timm's: torch's would lose the activation inside timm's own BatchNorm
-        # Channels last is how convolutions run fastest, on GPUs and CPUs alike; files are in the usual order again.
-        # FSDP shards parameters in the usual order alone.
+        # Convolutions run fastest in channels_last, on GPUs and CPUs alike; files use the contiguous format again.
+        # FSDP only shards contiguous parameters.
         order = torch.contiguous_format if self.sharded else torch.channels_last
         self.model = model.to(accelerator.device, memory_format=order)
         if args.activation_checkpointing:

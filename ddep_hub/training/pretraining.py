@@ -37,7 +37,7 @@ from .run_arguments import counting_time, micro_batches
 from .trainer import Batch, Trainer
 
 
-# Training images that the linear filter among the references is fitted on.
+# Number of training images that the linear filter baseline is fitted on.
 REFERENCE_IMAGES = 32
 REFERENCES = ("predicting_zero", "gaussian_blur", "linear_filter")
 
@@ -124,7 +124,7 @@ class PretrainTrainer(Trainer):
             ValueError: There are no more images than `num_val_images`, or a source cannot be used.
         """
         args, number = self.args, self.args.num_val_images
-        # The embedded scenes, which are rendered first, take the place of no images at all.
+        # Without images, the built-in scenes are used; they are rendered first.
         names = source_names(args) if args.images or not self.more_images else []
         sources = [*(open_sources(args) if names else ()), *self.more_images]
         self.fingerprint = images_fingerprint(sources)

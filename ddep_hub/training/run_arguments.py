@@ -230,7 +230,7 @@ def micro_batches(args: RunArguments, processes: int) -> int:
     return max(1, min(args.gradient_accumulation_steps, args.batch_size // processes))
 
 
-# When the outermost call or command of this thread began, which runs in other runs count from too.
+# Start of the outermost call or command of this thread; nested runs count from it too.
 _STARTED: ContextVar[float | None] = ContextVar("_STARTED", default=None)
 
 

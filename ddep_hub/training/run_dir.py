@@ -33,7 +33,7 @@ from .run_arguments import RunArguments, seconds_since_start
 # What a run writes into its folder.
 FOLDERS = ("final", "best", "checkpoints", "pictures", "pretraining")
 FILES = ("config.yaml", "metrics.jsonl", "bad_files.txt", "labelled.txt", "validation.txt")
-# Arguments that every config.yaml of a run has; a file of another program hardly has all.
+# Arguments in every config.yaml of a run; another program's file is unlikely to have them all.
 KNOWN_FIELDS = {"output_dir", "max_steps", "encoder_name", "decoder_norm"}
 
 
@@ -205,7 +205,7 @@ def publish_final(args: RunArguments, final: Path) -> None:
     print(f"Published: {address}")
 
 
-# sysexits.h: a temporary failure, try again. Unlike 128 + signal it also says that the checkpoint was written.
+# sysexits.h: temporary failure, try again. Unlike 128 + signal, it also says that a checkpoint was written.
 EXIT_CODE = 75
 
 

@@ -23,7 +23,7 @@ from .trainer import TIMEOUT
 
 
 STAGE = "pretraining"
-# Groups of arguments that the first stage takes from the run; those of the optimisation are pretraining's own.
+# Argument groups that the first stage takes from the run; its optimisation arguments are pretraining's own.
 SHARED = ("data", "model", "checkpoints", "logging")
 # Steps that are timed to turn minutes into steps; the first ones are slow.
 TIMED_STEPS = 12
@@ -57,7 +57,7 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset) -> st
         output.mkdir(parents=True, exist_ok=True)
         write_yaml(args, output / "config.yaml")
 
-    # The first accelerator of a program sets up its processes, with the time that they wait for each other.
+    # A program's first accelerator sets up its processes, including how long they wait for each other.
     accelerator = build_accelerator(args.mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
     on_main_process(accelerator, start)
     if args.pretraining_minutes is not None:
