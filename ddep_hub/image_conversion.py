@@ -227,7 +227,7 @@ def channels_first(
         channels: Number of channels that there must be.
         name: What errors call the image.
         axis: The axis of the channels, 0 or -1; by default the one that has as many.
-        rescaled: Whether values are divided by 255 later. If not, floats are left as they are.
+        rescaled: Whether values are divided by 255 later. If not, floats are not changed.
 
     Returns:
         uint8 or float32 `(channels, height, width)`.
@@ -270,7 +270,7 @@ def channels_first(
 
 
 def read_channels(file: str | os.PathLike[str] | BinaryIO, channels: int, name: str) -> np.ndarray:
-    """Reads an image with exactly so many channels; see [`channels_first`] for its values.
+    """Reads an image with exactly this number of channels; see [`channels_first`] for its values.
 
     TIFF files are read by `tifffile` where it is installed, which knows any number of channels, and pages, each of
     which is a channel. Without it they are read by Pillow, as the other files are, but for arrays (.npy).
@@ -299,7 +299,7 @@ def read_channels(file: str | os.PathLike[str] | BinaryIO, channels: int, name: 
 
 
 def channels_of(image: Image.Image, channels: int, name: str, *, rescaled: bool = True) -> np.ndarray:
-    """The pixels of an opened image with exactly so many channels; see [`channels_first`] for its values.
+    """The pixels of an opened image with exactly this number of channels; see [`channels_first`] for its values.
 
     Args:
         image: A PIL image; it is turned upright, and a palette gives its colours.

@@ -90,7 +90,7 @@ def read_tiff(
         The values without axes of length 1, 0 being black, and the axis of the channels, 0 or -1, if it is known.
 
     Raises:
-        OSError: The file is no TIFF, or damaged.
+        OSError: The file is not a TIFF, or damaged.
         ValueError: Its values are neither RGB nor grey, or need another package.
     """
     import tifffile

@@ -1,6 +1,6 @@
 """The command `ddep-hub`, and how it and scripts end on a user's mistake.
 
-With one line: the traceback is behind `--debug` or DDEP_DEBUG=1.
+Errors are one line; `--debug` or DDEP_DEBUG=1 shows the traceback.
 """
 
 import os

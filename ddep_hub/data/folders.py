@@ -1,4 +1,4 @@
-"""Which folders hold the images and masks of a data set that is none of the known ones.
+"""Finds the folders of images and masks of a data set that is not a known one.
 
 Recognised are, with other common words for images, masks and splits, any letter case, and folders below:
 
@@ -88,7 +88,7 @@ def find_places(root: Path, image_dir: str | None = None, mask_dir: str | None =
         Images and masks by the split's name; the folder of the masks need not be there.
 
     Raises:
-        FileNotFoundError: `image_dir` is no folder.
+        FileNotFoundError: `image_dir` is not a folder.
         ValueError: Several folders may be meant.
     """
 

@@ -35,7 +35,7 @@ IMAGE_EXTENSIONS = tuple(
 def files_below(root: Path, extensions: tuple[str, ...] = ("",), *, deep: bool = True) -> Iterator[str]:
     """Paths of files relative to `root`, with forward slashes; none if there is no such folder.
 
-    Hidden files and folders are left out. Links to folders are followed, each folder once.
+    Hidden files and folders are skipped. Links to folders are followed, each folder once.
 
     Args:
         root: The folder.
@@ -153,7 +153,7 @@ class BadFileError(ValueError):
 
 
 def decode_image(file: str | Path | Undecoded, channels: int = 3) -> Image.Image | ChannelImage:
-    """Reads an image, of any common kind as RGB, or with another number of channels as it is.
+    """Reads an image: as RGB, or unchanged with another number of channels.
 
     The EXIF orientation is applied. For RGB, transparent pixels are laid over white, and 16 bits become 8.
     32-bit integers are taken as 8 bits where none is above 255 and as 16 bits where none is above 65535; floats as
@@ -199,7 +199,7 @@ def decode_image(file: str | Path | Undecoded, channels: int = 3) -> Image.Image
 
 
 def decode_channels(file: str | Path | Undecoded, channels: int) -> ChannelImage:
-    """Reads an image with exactly so many channels, see [`read_channels`]."""
+    """Reads an image with exactly this number of channels, see [`read_channels`]."""
     name = file_name(file)
     content = None if isinstance(file, str | Path) else file["bytes"]
     with Path(name).open("rb") if content is None else io.BytesIO(content) as stream:

@@ -73,7 +73,7 @@ class SplitFiles:
 
 
 def find_layout(root: str | Path, options: FolderOptions = RECOGNISED) -> str:
-    """Tells a data set's layout from what lies in its folder.
+    """Detects a data set's layout from the contents of its folder.
 
     Args:
         root: The data set's folder.

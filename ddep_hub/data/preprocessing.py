@@ -97,7 +97,7 @@ def to_tensor(image: AnyImage) -> torch.Tensor:
 
 
 class Normalize:
-    """Images to normalised `pixel_values`, on the device they lie on.
+    """Converts images to normalised `pixel_values`, on their device.
 
     Args:
         mean: Mean of each channel, of rescaled pixels.

@@ -154,7 +154,7 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
 
     With `weights`, position p takes the n-th example of source k, of size N, where (k, n) is
     `SourceMixture.place(p)`: `epoch_order(N, source_seed, n // N)[n % N]`. A source that runs through an epoch sooner
-    than the others goes on with its next one.
+    than the others continues with its next one.
 
     Args:
         num_examples: Size N of the data set, or the sizes of sources that are laid end to end; `index` counts over

@@ -27,7 +27,7 @@ def parse_fraction(value: str | float | Fraction) -> Fraction:
         The exact fraction; 0.1 is 1/10, not the nearest binary number.
 
     Raises:
-        ValueError: It is no number, or not in (0, 1].
+        ValueError: It is not a number, or not in (0, 1].
     """
     try:
         fraction = Fraction(str(value).replace(" ", ""))
@@ -112,7 +112,7 @@ def groups_of(sample_ids: Iterable[str], pattern: str) -> dict[str, str]:
     """The group of each sample: the first group of a regular expression, or its match, in the sample's name.
 
     Raises:
-        ValueError: It is no regular expression, or does not match a name.
+        ValueError: It is not a regular expression, or does not match a name.
     """
     try:
         expression = re.compile(pattern)

@@ -122,7 +122,7 @@ def channel_statistics(images: Iterable[torch.Tensor]) -> Statistics:
         takes them.
 
     Raises:
-        ValueError: There is no image, or a channel has one value alone.
+        ValueError: There is no image, or a channel is constant.
     """
     count, mean, squares = 0, torch.zeros(()), torch.zeros(())
     for image in images:

@@ -40,7 +40,7 @@ class Cursor:
         lane: This lane, counted over all processes.
         lanes: Number of lanes of all processes, at most the source's shards.
         window: Number of samples that are shuffled, and held, together.
-        num_validation: Shard to the number of its first samples that are left out.
+        num_validation: Maps each shard to the number of its first samples to skip.
         state: From [`state`], to go on from there; None at the start.
 
     Raises:
@@ -130,7 +130,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
     depend on the number of workers. In each epoch the shards are permuted by (seed, epoch) and dealt to the lanes of
     all processes; a lane reads its shards one after another and shuffles them in windows. An epoch of a lane ends
     where its shards do, and shards differ in length: lanes drift apart, but each shows every example of its shards
-    once before it goes on.
+    once before it continues.
 
     To resume, keep `states[batch["lane"]] = batch["state"]` for each batch *used*, store `states` (JSON), and pass it
     with the next step as `start_step` to a stream with the same other arguments: the batches are those of the

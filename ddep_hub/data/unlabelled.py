@@ -19,11 +19,11 @@ _UNLABELLED = ("unlabelled/", "unlabeled/")
 
 
 def unlabelled_images(root: Path) -> list[str]:
-    """The images below a folder, as [`images_below`] gives them, without masks; a warning names what is left out.
+    """The images below a folder, as returned by [`images_below`], without masks; a warning names the skipped files.
 
     Of labelled data in a layout that fine-tuning recognises, these are the images, and those in a folder `unlabelled`.
-    Elsewhere folders are left out that are named like masks. Masks beside their images, such as `a_mask.png`, and what
-    commands of this package wrote are left out everywhere.
+    Elsewhere, folders named like masks are skipped. Masks beside their images, such as `a_mask.png`, and files written
+    by commands of this package are always skipped.
 
     Args:
         root: The folder; its own name does not matter.
@@ -33,7 +33,7 @@ def unlabelled_images(root: Path) -> list[str]:
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: It holds no image, or masks or what commands wrote alone.
+        ValueError: It holds no images, or only masks or files that commands wrote.
     """
     kept = without_written(root, images_below(root))
     found = _images_of_data_set(root, kept)

@@ -36,7 +36,7 @@ def is_prediction(path: Path) -> bool:
 
 
 def without_written(root: Path, names: Sequence[str]) -> list[str]:
-    """The images below a folder but those that a command wrote there; a warning names what is left out.
+    """The images below a folder except those written there by a command; a warning names the skipped files.
 
     Few files are looked at, so that this takes no time with millions of images.
 

@@ -29,7 +29,7 @@ def find_images(names: Sequence[str]) -> dict[str, str]:
         folder that all matches of a pattern share.
 
     Raises:
-        FileNotFoundError: there is no such file, or a pattern matches none.
+        FileNotFoundError: a file does not exist, or a pattern matches none.
         ValueError: a folder holds no image, or two images would have results of one name.
     """
     found: dict[str, str] = {}
@@ -47,7 +47,7 @@ def read_image(place: str, channels: int = 3) -> AnyImage:
 
     Raises:
         OSError: it cannot be read or fetched.
-        BadFileError: it is no image, or damaged.
+        BadFileError: it is not an image, or damaged.
     """
     if not is_url(place):
         return decode_image(place, channels)

@@ -111,7 +111,7 @@ def steps_within(args: StudyArguments, asked: Study) -> Steps:
         asked: The methods, labels and seeds that are to run.
 
     Raises:
-        ValueError: The time is too short for so many runs.
+        ValueError: The time is too short for this number of runs.
     """
     output, full = Path(args.output_dir), own_data_study(args)
     path = output / "steps.json"

@@ -74,7 +74,7 @@ def _image(task: Mapping[str, Any], path: Path, found: Annotated) -> Path | None
 def _regions(results: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
     """The results that belong together: a region, its labels and its attributes share an id, each with its place.
 
-    What is said of the whole image, such as a choice, has no place and is left out.
+    Labels of the whole image, such as a choice, have no region and are skipped.
     """
     regions: dict[Any, list[Mapping[str, Any]]] = {}
     for number, result in enumerate(results):

@@ -67,7 +67,7 @@ def counted(number: int, noun: str) -> str:
 
 
 class ImageFinder:
-    """Finds the images that annotations name, which rarely lie where they lay when they were annotated.
+    """Finds the images that annotations name, which have rarely stayed where they were annotated.
 
     Args:
         root: Folder to look in.
@@ -180,7 +180,7 @@ def ellipse(x: float, y: float, rx: float, ry: float) -> tuple[float, ...]:
 
 
 def turned(polygon: Sequence[float], degrees: float, x: float, y: float) -> tuple[float, ...]:
-    """A polygon turned clockwise, as it is seen in the image, about a point."""
+    """A polygon rotated about a point, clockwise as seen in the image."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     corners = (np.reshape(polygon, (-1, 2)) - (x, y)) @ [[cos, sin], [-sin, cos]] + (x, y)
     return tuple(corners.ravel().tolist())

@@ -241,7 +241,7 @@ def random_box(size: Sequence[int], seed: int) -> torch.Tensor:
 
 @contextlib.contextmanager
 def kept_statistics(model: nn.Module) -> Iterator[None]:
-    """Leaves BatchNorm's running statistics as they are; in training mode it goes on normalising by the batch's."""
+    """Freezes BatchNorm's running statistics; in training mode it still normalises by those of the batch."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
     before = [norm.momentum for norm in norms]
     for norm in norms:

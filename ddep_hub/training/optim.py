@@ -137,7 +137,7 @@ def warmup_warning(args: RunArguments) -> str:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, args: RunArguments) -> float:
-    """Sets the learning rates of a step, a function of the step alone, and gives that of the decoder."""
+    """Sets the learning rates of a step, which depend only on the step, and returns that of the decoder."""
     factor = learning_rate_factor(step, args)
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
@@ -246,7 +246,7 @@ def set_encoder_mode(model: DDePPreTrainedModel, *, frozen: bool, frozen_norms: 
     Args:
         model: a model with `ddep.encoder`.
         frozen: freeze all of the encoder: no gradients, and the norms' statistics stay.
-        frozen_norms: freeze its norms alone.
+        frozen_norms: freeze only its norms.
     """
     encoder = model.ddep.encoder
     trained = any(parameter.requires_grad for parameter in encoder.parameters())

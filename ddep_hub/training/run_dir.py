@@ -46,7 +46,7 @@ def check_run_dir(output: Path, *, overwrite: bool, resume: bool) -> None:
         resume: The folder may hold the run to resume.
 
     Raises:
-        FileExistsError: It holds a run already, or files of others that the run would replace.
+        FileExistsError: It already holds a run, or other files that the run would replace.
     """
     present = [name for name in (*FOLDERS, *FILES) if os.path.lexists(output / name)]
     links = [name for name in (*present, ".lock") if (output / name).is_symlink()]
@@ -154,7 +154,7 @@ def describe(
 
 
 def add_pictures(final: Path, args: RunArguments, predictions: bytes) -> None:
-    """Adds the loss curve and, unless they show images of others, the predictions to the card of a run."""
+    """Adds the loss curve to the card of a run and, unless they show other people's images, the predictions."""
     loss = Path(args.output_dir) / "pictures" / LOSS
     if draw_loss(Path(args.output_dir) / "metrics.jsonl", loss):
         atomic_write(final / LOSS, loss.read_bytes())

@@ -93,7 +93,7 @@ def stage_arguments(args: FinetuneArguments, labelled: SegmentationDataset) -> P
 
 
 def number_of_validation_images(images: int) -> int:
-    """How many of so many unlabelled images are kept out of pretraining: a tenth, `MAX_VAL_IMAGES` at most."""
+    """How many of the unlabelled images to hold out in pretraining: a tenth, at most `MAX_VAL_IMAGES`."""
     return max(1, min(MAX_VAL_IMAGES, images // 10))
 
 
@@ -104,7 +104,7 @@ def record_of(decoder: str) -> dict[str, Any]:
 
 
 def _steps_in(minutes: float, args: PretrainArguments, labelled: SegmentationDataset, accelerator: Accelerator) -> int:
-    """Steps that take so many minutes, measured in a few of them; of a run that goes on, those of its start."""
+    """Steps that take this many minutes, measured in a few of them; for a resumed run, those chosen at its start."""
     config = Path(args.output_dir) / "config.yaml"
     if args.resume_from_checkpoint is not None and config.is_file():
         return parse_arguments(PretrainArguments, ["--config", str(config)]).max_steps

@@ -1,4 +1,4 @@
-"""The trainer: its loop, and the folder that it writes. Subclasses say what is trained, and how it is measured."""
+"""The trainer: its loop and the folder it writes. Subclasses define what is trained and how it is evaluated."""
 
 import contextlib
 import copy

@@ -92,7 +92,7 @@ def build_arguments(cls: type[Arguments], values: Mapping[str, Any], arguments: 
         arguments: Arguments that the keywords are to override; they stay as they are.
 
     Raises:
-        TypeError: An argument does not exist, which names the closest one; or `arguments` is no `cls`, or comes with a
+        TypeError: An argument does not exist (names the closest one), or `arguments` is not a `cls`, or comes with a
             preset.
         ValueError: A value has the wrong type or is out of range, or the preset does not exist.
     """
@@ -228,7 +228,7 @@ def load_yaml(path: str | Path) -> Any:
 
     Raises:
         OSError: It cannot be read.
-        ValueError: It is none, or not in UTF-8; names it.
+        ValueError: It is not a YAML file, or not in UTF-8; names it.
     """
     try:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -322,7 +322,7 @@ def _with_new_name(cls: type[Dataclass], word: str) -> str:
 
 
 def as_flags(values: dict[str, Any]) -> list[str]:
-    """Arguments of a file as a command line; what is null keeps its default."""
+    """Arguments of a file as a command line; null values keep their defaults."""
     flags: list[str] = []
     for name, value in values.items():
         if name == "mixed_precision" and value is False:  # what YAML makes of a bare `no`
