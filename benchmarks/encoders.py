@@ -180,18 +180,18 @@ def document() -> str:
     (version, torch_version) = max(versions)
     ran = [row for row in run_rows if not row["error"]]
     paragraphs = [
-        f"{len(working)} of the {len(shapes_rows)} architectures of timm {version} work as encoders: each was built "
-        f"without weights and took images of {', '.join('x'.join(map(str, size)) for size in SIZES)} pixels forward, "
-        "and the last ones backward, with a gradient for every parameter (torch "
-        f"{torch_version}, [encoders.csv](../benchmarks/encoders.csv)). Of each kind of features, the smallest member "
+        f"{len(working)} of the {len(shapes_rows)} architectures of timm {version} work as encoders. Each was built "
+        f"without weights and ran forward on images of {', '.join('x'.join(map(str, size)) for size in SIZES)} "
+        "pixels, and backward on the last, with a gradient for every parameter (torch "
+        f"{torch_version}, [encoders.csv](../benchmarks/encoders.csv)). For each kind of features, the smallest model "
         f"of at most {LARGEST / 1e6:.0f} M parameters was also trained for a step, saved, loaded and exported: "
-        f"{len(ran)} of {len(run_rows)} did all of it ([encoders_run.csv](../benchmarks/encoders_run.csv)). "
-        "[Concepts](concepts.md#encoder) tells how the decoder gets its pyramid.",
-        "**Sizes**: *any*, with padding by less than a stride or a patch; *one*: images are resampled to the "
-        "encoder's own size and its features resampled back, which costs detail and does not keep the aspect ratio; "
-        '`encoder_kwargs={"img_size": 512}` or `--encoder_img_size 512` sets the size where timm lets it.',
-        "**Weights**: the smallest and the largest of the family among those that were trained on ImageNet-21k or "
-        "more, else on ImageNet-1k, with their licence in timm's list.",
+        f"{len(ran)} of {len(run_rows)} passed ([encoders_run.csv](../benchmarks/encoders_run.csv)). "
+        "[Concepts](concepts.md#encoder) explains how the decoder gets its pyramid.",
+        "**Sizes**: *any* pads by less than a stride or a patch. *one* resamples images to the encoder's own size and "
+        "its features back, which loses detail and does not keep the aspect ratio; "
+        '`encoder_kwargs={"img_size": 512}` or `--encoder_img_size 512` sets the size where timm allows it.',
+        "**Weights**: the smallest and the largest of the family among those trained on ImageNet-21k or more, "
+        "otherwise on ImageNet-1k, with their licence in timm's list.",
     ]
     lines = ["# Encoders", "", "<!-- written by benchmarks/encoders.py -->", ""]
     for paragraph in paragraphs:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from .training.finetuning import finetune
     from .training.pretraining import pretrain
 
-# Public names by their modules, which are imported when a name is first used: `import ddep_hub` imports none of them.
+# Public names and their modules. A module is imported on first use of its name: `import ddep_hub` imports none of
+# them.
 _MODULES = {
     "DDePConfig": "configuration_ddep",
     "DDePForPreTraining": "modeling_ddep",

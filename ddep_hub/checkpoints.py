@@ -22,7 +22,7 @@ from .encoder_weights import WEIGHTS_NAME, StateDict, damaged, hash_weights
 from .encoders import unwrapped
 
 
-# Arguments of `from_pretrained` that say where on the Hub, or in the cache, files are.
+# Arguments of `from_pretrained` that locate files on the Hub or in the cache.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # What torch.compile, FSDP and activation checkpointing add to names; the parallel wrappers add `module`, as timm may.
 ADDED_PARTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -44,7 +44,7 @@ def plain_names(model: nn.Module) -> dict[str, str]:
     """Names of a model's weights, each without what compiled or parallel modules inside add to it."""
     wrappers = [path for path, module in model.named_modules() if unwrapped(module) is not module]
     names = {}
-    # Not from the state dict: under FSDP all processes would have to ask for it together.
+    # Not from the state dict: under FSDP, all processes would have to request it together.
     for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
         plain = name
         for path in sorted(wrappers, key=len, reverse=True):  # innermost first: the paths in front stay as they are
@@ -70,8 +70,8 @@ def rename_weights(state_dict: Mapping[str, torch.Tensor], names: Iterable[str])
     for name, tensor in state_dict.items():
         new = known.get(_bare(name))
         if new is None or new in renamed:
-            problem = "is no weight of this model" if new is None else f"and another weight are both {new}"
-            raise ValueError(f"state_dict: {name} {problem}. Pass the state dict of the model that you save.")
+            problem = "is not a weight of this model" if new is None else f"and another weight are both {new}"
+            raise ValueError(f"state_dict: {name} {problem}. Pass the state dict of the model you are saving.")
         renamed[new] = tensor
     return renamed
 
@@ -140,8 +140,8 @@ def check_arguments_of_decoder(folder: str, arguments: Mapping[str, Any]) -> Non
     ):
         if given:
             raise ValueError(
-                f"{name}: {folder} holds a decoder alone, which is read from its safetensors file. Leave `{name}` "
-                "out, and give the model other weights by load_state_dict."
+                f"{name}: {folder} holds only a decoder, which is read from its safetensors file. Leave `{name}` "
+                "out, and load other weights with load_state_dict."
             )
 
 
@@ -168,9 +168,9 @@ def check_same_encoder(
     expected = config.encoder_weights_hash
     if expected is not None and found != expected:
         logger.warning(
-            f"The decoder of {folder} was trained on `{config.encoder_name}` with weights {expected[:12]}, but is put "
-            f"on {origin} with weights {found[:12]}. Its features differ: expect worse results, or pass the original "
-            "file as `encoder_weights`."
+            f"The decoder of {folder} was trained on `{config.encoder_name}` with weights {expected[:12]}, but is "
+            f"combined with {origin} with weights {found[:12]}. The features differ, so expect worse results, or "
+            "pass the original file as `encoder_weights`."
         )
 
 
@@ -189,7 +189,7 @@ def without_load_report() -> Iterator[None]:
         report.removeFilter(keep)
 
 
-# Parts of the model from input to output, and the fields of the configuration that decide their shapes.
+# Parts of the model from input to output, and the configuration fields that determine their shapes.
 SHAPED_BY = {
     "encoder.": "encoder_name, encoder_kwargs and num_channels",
     "decoder.pyramid.": "encoder_name, encoder_out_indices and num_channels",
@@ -208,7 +208,7 @@ def mismatch_message(source: str, mismatched: Iterable[tuple[str, Any, Any]], ba
         mismatched: Name of each weight, its shape in the file and its shape in the model.
         base_prefix: Prefix of the encoder's and decoder's names.
     """
-    # What changes in one part changes the input of the next: only the first one is to blame.
+    # A change in one part changes the input of the next, so only the first one is the cause.
     parts = list(SHAPED_BY)
     position, name, stored, own = min(
         (next(i for i, part in enumerate(parts) if name.removeprefix(base_prefix).startswith(part)), name, *shapes)
@@ -221,6 +221,6 @@ def mismatch_message(source: str, mismatched: Iterable[tuple[str, Any, Any]], ba
             "or leave `num_labels` out."
         )
     return (
-        f"{source} does not fit the model: {name} is {tuple(stored)} in the file and {tuple(own)} in the model. "
-        f"Set {SHAPED_BY[parts[position]]} as in the configuration that it was trained with."
+        f"{source} does not fit the model: {name} is {tuple(stored)} in the file and {tuple(own)} in the model. Set "
+        f"{SHAPED_BY[parts[position]]} as in the configuration it was trained with."
     )

@@ -17,10 +17,10 @@ from transformers.utils import logging
 
 __version__ = "0.1.0"
 
-# Raised when a folder written today could not be read by an older ddep_hub.
+# Increased when a folder written now could not be read by an older ddep_hub.
 FORMAT_VERSION = 1
 
-# Fields that say together what the classes are.
+# Fields that together define the classes.
 _LABEL_FIELDS = ("num_labels", "id2label", "label2id")
 
 # Arguments of `timm.create_model` that the model sets itself.
@@ -29,14 +29,14 @@ RESERVED_ENCODER_KWARGS = ("pretrained", "num_classes", "in_chans", "features_on
 # Arguments of `from_pretrained`, transformers' and the models' own, that resemble a field.
 _NO_FIELDS = ("code_revision", "encoder_weights")
 
-# What transformers writes into configurations itself: `auto_map` beside code, `use_cache` in its Trainer.
+# Written into configurations by transformers itself: `auto_map` with remote code, `use_cache` by its Trainer.
 _OF_TRANSFORMERS = ("auto_map", "use_cache")
 
 logger = logging.get_logger(__name__)
 
 
 def model_card_folders() -> Path:
-    """Folder of the shipped models: in a wheel inside the package, in a checkout beside it."""
+    """Folder of the shipped models: inside the package in a wheel, next to it in a checkout."""
     package = Path(__file__).parent
     inside = package / "model_cards"
     return inside if inside.is_dir() or package.name != "ddep_hub" else package.parent / "model_cards"
@@ -60,7 +60,7 @@ def resolve(name: str | os.PathLike[str]) -> str:
 
 @contextlib.contextmanager
 def suggesting_shipped(name: str | os.PathLike[str]) -> Iterator[None]:
-    """Names the closest shipped model if reading one from the Hub fails, where `name` may be a misspelt one."""
+    """Suggests the closest shipped model if loading from the Hub fails because `name` may be misspelt."""
     try:
         yield
     except OSError as error:
@@ -80,43 +80,43 @@ class DDePConfig(PreTrainedConfig):
     Args:
         encoder_name: timm name of the encoder, with or without the tag of its weights. The default is the encoder of
             the DDeP paper, TransUNet's R50+ViT-B/16 with ImageNet-21k weights.
-        encoder_kwargs: further arguments of `timm.create_model`, for instance `{"img_size": 384}`.
-        encoder_out_indices: positions of the features to use in timm's `feature_info`, growing, negative ones from the
-            end; at most four of a model of one stride (ViT). `None` takes all of a pyramid (the last of each stride)
-            and four evenly spaced blocks of a ViT.
+        encoder_kwargs: further arguments of `timm.create_model`, such as `{"img_size": 384}`.
+        encoder_out_indices: increasing indices into timm's `feature_info` of the features to use, negative ones
+            counted from the end; at most four for a single-stride model (ViT). `None` uses all features of a pyramid
+            (the last of each stride) and four evenly spaced blocks of a ViT.
         encoder_revision: commit of the timm repository on the Hub that the encoder's weights came from.
-        encoder_weights_hash: SHA-256 of the encoder's weights the decoder was trained on.
-        num_channels: channels of the input images.
+        encoder_weights_hash: SHA-256 of the encoder's weights that the decoder was trained with.
+        num_channels: number of channels of the input images.
         decoder_hidden_sizes: channels of the decoder's blocks, coarsest first; each block doubles the resolution.
-            `None` means `(256, 128, 64, 16)` over an encoder of stride 16 and `(256, 128, 64, 32, 16)` at stride 32.
+            `None` means `(256, 128, 64, 16)` for an encoder of stride 16 and `(256, 128, 64, 32, 16)` for stride 32.
             With fewer blocks than the stride allows, predictions are upsampled bilinearly to the image's size.
-        decoder_bottleneck_size: channels of the 3x3 convolution in front of the first block; 0 leaves it out.
+        decoder_bottleneck_size: channels of the 3x3 convolution before the first block; 0 removes it.
         decoder_width: factor on `decoder_hidden_sizes` (in the paper, we believe, 1x, 2x, 3x); the bottleneck keeps
             its size.
-        decoder_norm: `"batch"` (TransUNet's) or `"group"` (for batches of one, and for exact data parallelism).
-        decoder_interpolation: `"bilinear"` or `"nearest"`, by which each block doubles the resolution.
-        freeze_encoder: `True` is DDeP (the decoder alone is pretrained), `False` is DeP (all of it; the paper's DeP
-            starts from random weights). Read by [`DDePForPreTraining`] only.
+        decoder_norm: `"batch"` (as in TransUNet) or `"group"` (for batches of one, and for exact data parallelism).
+        decoder_interpolation: `"bilinear"` or `"nearest"`, how each block doubles the resolution.
+        freeze_encoder: `True` is DDeP (only the decoder is pretrained), `False` is DeP (everything is; the paper's DeP
+            starts from random weights). Only used by [`DDePForPreTraining`].
         corruption: `"scaled"` keeps the variance, `sqrt(gamma) x + sqrt(1 - gamma) noise` with
             `gamma = 1 / (1 + sigma^2)`; `"simple"` is `x + sigma noise`.
         prediction_type: `"epsilon"` predicts the noise, `"sample"` the clean image.
-        sigma: standard deviation of the noise in units of `pixel_values`, that is after normalisation; or a range
+        sigma: standard deviation of the noise in units of `pixel_values`, that is, after normalisation; or a range
             `(low, high)` from which each example draws its own.
         image_skip: whether the denoising head also sees the noisy image, in units of the noise. The paper's does not.
-            It serves encoders whose finest features carry too little of the noise, such as EfficientNet-Lite0's 16
-            channels at stride 2, and is dropped with the head.
-        label_colors: red, green and blue of each class, 0 to 255, in the order of their ids, for pictures; `None` lets
-            `ddep-hub predict` choose.
-        semantic_loss_ignore_index: label that the segmentation loss leaves out.
+            This is for encoders whose finest features carry too little of the noise, such as EfficientNet-Lite0's 16
+            channels at stride 2. It is dropped together with the head.
+        label_colors: red, green and blue of each class, 0 to 255, in the order of the class ids, for pictures; `None`
+            lets `ddep-hub predict` choose.
+        semantic_loss_ignore_index: label that the segmentation loss ignores.
         initializer_range: standard deviation of a fresh classifier's or denoising head's weights.
-        decoder_only: marks a folder whose weights file holds no encoder. Written by
-            `save_pretrained(..., decoder_only=True)`; not set by hand.
+        decoder_only: marks a folder whose weights file holds no encoder. Set by
+            `save_pretrained(..., decoder_only=True)`, not by hand.
         ddep_hub_version: version of the package that wrote the folder.
-        format_version: version of the folder's format. A newer one than this package knows is refused.
+        format_version: version of the folder's format. A newer version than this package knows raises an error.
 
     Raises:
-        ValueError: an undeclared name that is close to a declared field; a folder of a newer format.
-        huggingface_hub.errors.StrictDataclassError: a field of the wrong type, or out of its range.
+        ValueError: an undeclared name that is close to a declared field; a folder with a newer format.
+        huggingface_hub.errors.StrictDataclassError: a field has the wrong type or is out of range.
 
     Example:
 
@@ -164,14 +164,12 @@ class DDePConfig(PreTrainedConfig):
         config: Any = self  # the fields are transformers', which mypy does not read
         whole = isinstance(num_labels, numbers.Integral) and not isinstance(num_labels, bool)  # NumPy's too
         if num_labels is not None and not (whole and num_labels > 0):
-            raise ValueError(f"num_labels must be a whole number from 1 on, got {num_labels!r}.")
+            raise ValueError(f"num_labels must be a whole number of at least 1, got {num_labels!r}.")
         try:
             if config.label2id is not None:
                 config.label2id = {name: int(label_id) for name, label_id in config.label2id.items()}
         except (AttributeError, TypeError, ValueError):
-            raise ValueError(
-                f"label2id must map names to ids, 'sky' to 0 for one, not be {config.label2id}."
-            ) from None
+            raise ValueError(f"label2id must map names to ids, such as 'sky' to 0, got {config.label2id}.") from None
         if config.id2label is None:
             config.id2label = {i: f"LABEL_{i}" for i in range(2 if num_labels is None else num_labels)}
             if config.label2id is not None:
@@ -179,14 +177,12 @@ class DDePConfig(PreTrainedConfig):
         try:  # JSON has no integer keys
             names = config.id2label = {int(label_id): name for label_id, name in config.id2label.items()}
         except (AttributeError, TypeError, ValueError):
-            raise ValueError(
-                f"id2label must map ids to names, 0 to 'sky' for one, not be {config.id2label}."
-            ) from None
+            raise ValueError(f"id2label must map ids to names, such as 0 to 'sky', got {config.id2label}.") from None
         if not names:
             raise ValueError("id2label names no class. Name at least one, or leave it out.")
         if num_labels is not None and num_labels != len(names):
             raise ValueError(
-                f"num_labels is {num_labels}, but the label map has {len(names)} names. Pass id2label alone."
+                f"num_labels is {num_labels}, but the label map has {len(names)} names. Pass only id2label."
             )
         if sorted(names) != list(range(len(names))):
             raise ValueError(f"id2label must name the ids 0 to {len(names) - 1}, each once; it names {sorted(names)}.")
@@ -195,7 +191,7 @@ class DDePConfig(PreTrainedConfig):
         wrong = [name for name, label_id in config.label2id.items() if names.get(label_id) != name]
         if wrong or set(config.label2id) != set(names.values()):
             raise ValueError(
-                f"label2id does not match id2label: {config.label2id} against {names}. Pass id2label alone; label2id "
+                f"label2id does not match id2label: {config.label2id} against {names}. Pass only id2label; label2id "
                 "follows from it."
             )
 
@@ -218,7 +214,7 @@ class DDePConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be positive, got {value}.")
         sizes = self.decoder_hidden_sizes
         if sizes is not None and (not sizes or min(sizes) < 1):
-            raise ValueError(f"decoder_hidden_sizes needs one positive number a block, got {sizes}.")
+            raise ValueError(f"decoder_hidden_sizes needs one positive number per block, got {sizes}.")
         if any(len(color) != 3 or not 0 <= min(color) <= max(color) <= 255 for color in self.label_colors or ()):
             raise ValueError(
                 f"label_colors needs red, green and blue of each class, 0 to 255, got {self.label_colors}."
@@ -241,7 +237,7 @@ class DDePConfig(PreTrainedConfig):
 
     @classmethod
     def undeclared(cls, names: Iterable[str]) -> list[str]:
-        """Returns the names that are no fields or attributes.
+        """Returns the names that are not fields or attributes.
 
         Raises:
             ValueError: A name is close to a declared field.

@@ -57,7 +57,7 @@ def convert_to_ddep(source: str | Path, output: str | Path) -> dict[str, float]:
         allowed = FIXED.get(name, (None,))
         if name not in KNOWN and value not in allowed:
             known = " or ".join(map(repr, allowed))
-            raise ValueError(f"{name}={value!r} of this U-Net has no counterpart here, which knows {known}.")
+            raise ValueError(f"{name}={value!r} of this U-Net is not supported. Supported: {known}.")
     encoder_name = timm_name(arguments["encoder_name"])
     config = DDePConfig(
         encoder_name=encoder_name,
@@ -156,16 +156,16 @@ def _read_unet(source: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         kind = json.loads(config.read_text(encoding="utf-8")).get("_model_class") if config.is_file() else None
         if kind != "Unet":
             raise OSError(
-                f"{source} holds {kind or 'nothing'} of segmentation_models.pytorch, not a Unet. Pass a folder that "
-                "`save_pretrained` of an `smp.Unet` wrote."
+                f"{source} holds {kind or 'nothing'} of segmentation_models.pytorch, not a Unet. Pass a folder "
+                "written by `save_pretrained` of an `smp.Unet`."
             )
     try:
-        # The folder holds the weights: those it was built with need not be downloaded.
+        # The folder holds the weights, so those it was built with need not be downloaded.
         unet = smp.from_pretrained(str(source), encoder_weights=None).eval()
     except (SafetensorError, pickle.UnpicklingError, KeyError, RuntimeError, TypeError) as error:
         raise OSError(f"{source} cannot be read as a U-Net of segmentation_models.pytorch: {error}") from error
     if type(unet) is not smp.Unet:
-        raise ValueError(f"{source} is {type(unet).__name__}, not a Unet: only that has the decoder of DDeP models.")
+        raise ValueError(f"{source} is {type(unet).__name__}, not a Unet; only a Unet has the decoder of DDeP models.")
     return unet, {name: value for name, value in unet.config.items() if not name.startswith("_")}
 
 
@@ -178,7 +178,7 @@ def _compared(model: Model, unet: nn.Module, what: str) -> dict[str, float]:
     try:
         return compare(unet, functools.partial(prediction, model), [images])
     except (AssertionError, ValueError) as error:  # timm asserts that an image has the only size a model takes
-        raise ValueError(f"The {what} is another function: {error}. Nothing was written.") from error
+        raise ValueError(f"The {what} computes something else: {error}. Nothing was written.") from error
 
 
 def timm_name(encoder_name: str) -> str:
@@ -186,8 +186,8 @@ def timm_name(encoder_name: str) -> str:
     name = encoder_name.removeprefix("tu-").removeprefix("timm-")
     if not timm.is_model(name.split(".")[0]):
         raise ValueError(
-            f"encoder_name: {encoder_name} of segmentation_models.pytorch is no model of timm, as all encoders here "
-            "are. Those that start with `tu-` are, and the ResNets, ResNeXts and some that start with `timm-`."
+            f"encoder_name: {encoder_name} of segmentation_models.pytorch is not a timm model, as encoders must be "
+            "here. Supported are those that start with `tu-`, ResNets, ResNeXts and some that start with `timm-`."
         )
     return name
 

@@ -22,7 +22,7 @@ from .resampling import pad_to_multiple, padded_size, resample
 
 
 DEFAULT_HIDDEN_SIZES = (256, 128, 64, 32, 16)
-# Channels of the levels that an encoder does not have itself, by stride. Those of the stem are its widths.
+# Channels of the levels that an encoder lacks, by stride. For the stem, they are its widths.
 STEM_CHANNELS = {1: 16, 2: 32}
 LEVEL_CHANNELS = {4: 64, 8: 128, 16: 256, 32: 512}
 
@@ -56,7 +56,7 @@ def conv_norm_act(
     if norm == "batch":
         layer: nn.Module = nn.BatchNorm2d(out_channels)
     else:
-        # At least 8 channels a group: with one channel a group the norm would erase each channel's mean, and on a
+        # At least 8 channels per group: with one channel per group the norm would erase each channel's mean, and on a
         # 1x1 map its whole signal.
         groups = math.gcd(32, max(1, out_channels // 8))
         while out_channels % groups:
@@ -187,12 +187,12 @@ def decoder_channels(config: DDePConfig, encoder_stride: int) -> tuple[int, ...]
     doublings = int(math.log2(encoder_stride))
     sizes = config.decoder_hidden_sizes
     if sizes is None:
-        # TransUNet's 256-128-64-16 at stride 16; deeper encoders get one more block in front of the last.
+        # TransUNet's 256-128-64-16 at stride 16; deeper encoders get one more block before the last.
         sizes = (*DEFAULT_HIDDEN_SIZES[: doublings - 1], DEFAULT_HIDDEN_SIZES[-1])
     if len(sizes) > doublings:
         raise ValueError(
             f"decoder_hidden_sizes has {len(sizes)} entries, but {config.encoder_name} has stride {encoder_stride}: "
-            f"{doublings} doublings reach the image's resolution. Give at most {doublings} entries."
+            f"{doublings} doublings reach the image's resolution. Use at most {doublings} entries."
         )
     return tuple(max(1, round(size * config.decoder_width)) for size in sizes)
 

@@ -32,7 +32,7 @@ def check_noise(
     batch = clean.shape[0]
     if noise is not None and noise.shape != clean.shape:
         raise ValueError(
-            f"noise is {tuple(noise.shape)}, but pixel_values are {tuple(clean.shape)}. Draw it for each image, as "
+            f"noise is {tuple(noise.shape)}, but pixel_values are {tuple(clean.shape)}. Draw it per image, as "
             "torch.randn_like(pixel_values) does."
         )
     if sigma is None:

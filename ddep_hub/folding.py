@@ -63,7 +63,7 @@ def _convolutions_before_norms(
 ) -> tuple[list[torch.Tensor], dict[nn.Module, nn.Conv2d]]:
     """Runs a network; returns its outputs and, of each norm that can be folded, the convolution."""
     made: dict[int, nn.Conv2d] = {}  # by the identity of its output
-    alive: list[torch.Tensor] = []  # so that no other tensor gets the identity of one that is gone
+    alive: list[torch.Tensor] = []  # so that no other tensor reuses the id of a deleted one
     calls: list[nn.Module] = []
     pairs: dict[nn.Module, nn.Conv2d] = {}
 

@@ -107,9 +107,9 @@ def _limit(values: np.ndarray, name: str) -> float:
         limit = 1.0 if high <= 1.0 else 255.0
         if 1.0 < high < 2.0:
             _warn_once(
-                "overshoot",  # interpolation has made values in 0..1 larger
-                f"{name} holds floats up to {high:g}: nearly black when 255 is white, as it is if any is above 1. If "
-                "they should lie in 0..1, clip them.",
+                "overshoot",  # interpolation overshot values in 0..1
+                f"{name} holds floats up to {high:g}. As some are above 1, they are read as 0..255 and are nearly "
+                "black. If they should be in 0..1, clip them.",
             )
     else:
         limit = 65535.0 if (values.dtype.itemsize == 2 and values.dtype.kind == "u") or high > 255.0 else 255.0
@@ -123,8 +123,9 @@ def _limit(values: np.ndarray, name: str) -> float:
 def _warn_of_few_bits(name: str, high: float) -> None:
     _warn_once(
         "few bits",
-        f"{name} has 16 bits, but no value above {high:.0f}: nearly black when 65535 is white. If the camera has 12 "
-        "or 14 bits, scale its images to 16, or keep their depth: num_channels=1 measures mean and std.",
+        f"{name} has 16 bits, but no value above {high:.0f}, so it is nearly black: 65535 is white. For a 12-bit or "
+        "14-bit camera, scale the images to 16 bits, or set num_channels=1 to keep their depth and measure mean and "
+        "std.",
     )
 
 
@@ -167,7 +168,7 @@ def _warn_of_opacity(name: str, image: Image.Image) -> None:
     if sum(counts[1:255]) > sum(counts) / 2:
         _warn_once(
             "opacity",
-            f"{name} says that its last channel is opacity, and most pixels are half transparent: they are laid over "
+            f"{name} marks its last channel as alpha, and most pixels are half transparent: they are composited over "
             "white. If it is another channel, such as near infrared, set num_channels=4.",
         )
 
@@ -226,7 +227,7 @@ def channels_first(
         channels: Number of channels that there must be.
         name: What errors call the image.
         axis: The axis of the channels, 0 or -1; by default the one that has as many.
-        rescaled: Whether values are divided by 255 later. If not, floats are left as they are.
+        rescaled: Whether values are divided by 255 later. If not, floats are not changed.
 
     Returns:
         uint8 or float32 `(channels, height, width)`.
@@ -242,7 +243,9 @@ def channels_first(
     if axis is None:
         first, last = values.shape[0] == channels, values.shape[-1] == channels
         if first and last:
-            raise ValueError(f"{name} has shape {values.shape}, in which either axis may be the {channels} channels")
+            raise ValueError(
+                f"{name} has shape {values.shape}, in which more than one axis may be the {channels} channels"
+            )
         axis = 0 if first or (not last and values.shape[0] <= values.shape[-1]) else -1
     if values.shape[axis] != channels:
         raise ValueError(
@@ -262,12 +265,12 @@ def channels_first(
         if rescaled:
             values = values * np.float32(255 / _limit(values, name) if channels == 3 else 255)
     elif values.dtype != np.uint8:
-        raise ValueError(f"{name} holds {values.dtype} values; convert them to 8 or 16 bits without sign, or floats")
+        raise ValueError(f"{name} holds {values.dtype} values; convert them to unsigned 8 or 16 bits, or floats")
     return np.ascontiguousarray(values)
 
 
 def read_channels(file: str | os.PathLike[str] | BinaryIO, channels: int, name: str) -> np.ndarray:
-    """Reads an image with exactly so many channels; see [`channels_first`] for its values.
+    """Reads an image with exactly this number of channels; see [`channels_first`] for its values.
 
     TIFF files are read by `tifffile` where it is installed, which knows any number of channels, and pages, each of
     which is a channel. Without it they are read by Pillow, as the other files are, but for arrays (.npy).
@@ -296,7 +299,7 @@ def read_channels(file: str | os.PathLike[str] | BinaryIO, channels: int, name: 
 
 
 def channels_of(image: Image.Image, channels: int, name: str, *, rescaled: bool = True) -> np.ndarray:
-    """The pixels of an opened image with exactly so many channels; see [`channels_first`] for its values.
+    """The pixels of an opened image with exactly this number of channels; see [`channels_first`] for its values.
 
     Args:
         image: A PIL image; it is turned upright, and a palette gives its colours.

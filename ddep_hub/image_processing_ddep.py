@@ -10,9 +10,9 @@ from .image_processing_pil_ddep import DDePImageProcessorKwargs, DDePImageProces
 class DDePImageProcessor(DDePImageProcessorMixin, SegformerImageProcessor):
     """Processes images and segmentation maps for DDeP models with torchvision, on a GPU too (`device="cuda"`).
 
-    Resizes to 512x512 by default, as batches of any images need; for native resolution (the model takes any size)
-    use `do_resize=False`, for a kept aspect ratio `size={"shortest_edge": 512}`. `preprocessor_config.json` files load
-    into either backend.
+    Resizes to 512x512 by default, so that any images can be batched. For native resolution (the model takes any size)
+    use `do_resize=False`; to keep the aspect ratio, `size={"shortest_edge": 512}`. `preprocessor_config.json` files
+    load into either backend.
 
     Example:
         >>> import torch

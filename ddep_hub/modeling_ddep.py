@@ -34,7 +34,7 @@ class DDePForPreTrainingOutput(ModelOutput):
     Attributes:
         loss: mean squared error of the prediction, a scalar.
         prediction: the predicted noise or image, shape `(batch, C, H, W)`.
-        target: what it should be, same shape.
+        target: what should be predicted, same shape.
         noisy_pixel_values: the corrupted images, same shape.
         sigma: the noise level of each example, shape `(batch,)`.
         hidden_states: features of the encoder, finest first, then of the decoder, coarsest first.
@@ -49,7 +49,7 @@ class DDePForPreTrainingOutput(ModelOutput):
 
 
 def _check_images(pixel_values: torch.Tensor, channels: int) -> None:
-    """Refuses what is no batch of normalised images of so many channels."""
+    """Raises an error for anything but a batch of normalised images with this number of channels."""
     if not isinstance(pixel_values, torch.Tensor):
         raise TypeError(f"pixel_values: expected a tensor, got {type(pixel_values).__name__}.")
     if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or not pixel_values.is_floating_point():
@@ -83,7 +83,7 @@ class DDePModel(DDePPreTrainedModel):
             module._is_ddep_encoder = True
         # A new encoder is initialised in `initialize_weights`, where transformers expects the random draws.
         self.encoder._ddep_initialized = encoder is not None and next(encoder.parameters()).device.type != "meta"
-        # In a tuple, so that it is no part of the model: neither saved nor loaded.
+        # In a tuple, so that it is not a submodule: neither saved nor loaded.
         self._folded_encoder: tuple[nn.Module, ...] = ()
         self.decoder = DDePDecoder(config, feature_maps(self.encoder))
         self.stride = self.decoder.strides[-1]
@@ -102,27 +102,27 @@ class DDePModel(DDePPreTrainedModel):
         """Runs encoder and decoder.
 
         Args:
-            pixel_values: normalised images of shape `(batch, num_channels, H, W)`. Inside, they are padded to
-                multiples of the deepest stride by repeating their last row and column; encoders of one image size
-                (BEiT, MaxViT, ...) see them resampled to it.
+            pixel_values: normalised images of shape `(batch, num_channels, H, W)`. They are padded internally to
+                multiples of the deepest stride by repeating the last row and column; for encoders with a fixed image
+                size (BEiT, MaxViT, ...) they are resampled to it.
             output_hidden_states: also return the features of the encoder, finest first, and of the decoder.
-            frozen_encoder: run the encoder without gradient, so that it stores no activations.
+            frozen_encoder: run the encoder without gradients, so that it stores no activations.
             **kwargs: ignored, as in other vision models.
 
         Returns:
-            `last_hidden_state` of shape `(batch, C, H' / s, W' / s)`: H' and W' are the padded sides, and s is what
-            the decoder leaves to upsample (1 with the default sizes). `hidden_states` where asked for.
+            `last_hidden_state` of shape `(batch, C, H' / s, W' / s)`: H' and W' are the padded sides, and s is the
+            stride the decoder leaves to upsample (1 with the default sizes). `hidden_states` if requested.
 
         Raises:
-            ValueError: another number of channels than `num_channels`, whole numbers, or a training batch so small
-                that a BatchNorm would see a single value a channel.
+            ValueError: the number of channels is not `num_channels`, the images are integers, or the training batch is
+                so small that a BatchNorm would see a single value per channel.
         """
         _check_images(pixel_values, self.config.num_channels)
         batch, _, height, width = pixel_values.shape
         if self.training and batch == 1 and max(height, width) <= self.stride:
             if has_batch_norm_in_training(self):
                 raise ValueError(
-                    f"A batch of one {height}x{width} image leaves BatchNorm a single value a channel at stride "
+                    f"A batch of one {height}x{width} image leaves BatchNorm a single value per channel at stride "
                     f'{self.stride}. Use a larger crop or batch, or decoder_norm="group" (and an encoder without '
                     "BatchNorm, or frozen)."
                 )
@@ -140,8 +140,8 @@ class DDePModel(DDePPreTrainedModel):
     def fold_encoder(self) -> None:
         """Speeds up passes with `frozen_encoder` by folding the encoder's BatchNorms into its convolutions.
 
-        They run a second copy of the encoder from then on, see [`fold_batch_norms`]. It is in nobody's `state_dict`:
-        call this once the model has its weights and its device, and again after either changes.
+        From then on they run a second copy of the encoder, see [`fold_batch_norms`], which is in no `state_dict`. Call
+        this once the model has its weights and its device, and again after either changes.
         """
         images = example_images(self.config.num_channels, self.device)
 
@@ -175,8 +175,8 @@ class DDePModel(DDePPreTrainedModel):
 class DDePForPreTraining(DDePPreTrainedModel):
     """Predicts the noise that was added to its input; with `freeze_encoder`, only the decoder is trained (DDeP).
 
-    A frozen encoder stays in eval mode through `.train()`, runs without gradient, and is left bit-identical, running
-    statistics included.
+    A frozen encoder stays in eval mode even after `.train()`, runs without gradients, and stays bit-identical,
+    including its running statistics.
 
     Example:
 
@@ -200,10 +200,10 @@ class DDePForPreTraining(DDePPreTrainedModel):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Sets the mode; a frozen encoder stays in eval mode, and out of the optimizer's sight."""
+        """Sets the mode; a frozen encoder stays in eval mode and requires no gradients."""
         super().train(mode)
         if self.config.freeze_encoder:
-            # Here and not in __init__ alone: loading replaces the parameters, and ends with .eval().
+            # Here, not just in __init__: loading replaces the parameters and ends with .eval().
             self.ddep.encoder.eval().requires_grad_(False)
         return self
 
@@ -218,24 +218,24 @@ class DDePForPreTraining(DDePPreTrainedModel):
         return_loss: bool = True,
         **kwargs: Any,
     ) -> DDePForPreTrainingOutput:
-        """Corrupts images and predicts what was done to them.
+        """Corrupts images and predicts the noise or the clean images.
 
         Args:
             pixel_values: clean, normalised images of shape `(batch, C, H, W)`.
             noise: standard normal noise of the same shape; drawn if `None`.
-            sigma: level in units of `pixel_values`, a number or one an example, shape `(batch,)`; by default the
-                configuration's, drawn for each example where that is a range.
-            generator: source of what is drawn.
+            sigma: noise level in units of `pixel_values`, one number or one per example, shape `(batch,)`; by default
+                the configuration's, drawn per example if that is a range.
+            generator: random generator for the noise and its level.
             output_hidden_states: also return the features.
-            return_loss: whether to compute the loss; tells `transformers.Trainer` that there is one without labels.
+            return_loss: whether to compute the loss; tells `transformers.Trainer` that no labels are needed for it.
             **kwargs: ignored, as in other vision models.
 
         Returns:
             See [`DDePForPreTrainingOutput`].
 
         Raises:
-            ValueError: `pixel_values`, `noise` or `sigma` of another shape or out of range; the values of a tensor
-                `sigma` are not looked at, as that would wait for its device.
+            ValueError: `pixel_values`, `noise` or `sigma` has the wrong shape or is out of range. The values of a
+                tensor `sigma` are not checked, because that would wait for its device.
         """
         _check_images(pixel_values, self.config.num_channels)
         check_noise(pixel_values, noise, sigma)
@@ -259,7 +259,8 @@ class DDePForPreTraining(DDePPreTrainedModel):
         )
         hidden_state = outputs.last_hidden_state
         if self.config.image_skip:
-            # In units of the noise: a head of small weights would otherwise take long to reach its gain.
+            # In units of the noise: a head with small initial weights would otherwise take long to reach the right
+            # gain.
             seen = noisy / per_example(noise_scale(sigma, self.config.corruption), noisy)
             hidden_state = self.ddep.to_image_size(hidden_state, height, width)
             prediction = self.noise_head(torch.cat([hidden_state, seen.to(hidden_state.dtype)], dim=1))
@@ -312,14 +313,14 @@ class DDePForSemanticSegmentation(DDePPreTrainedModel):
         Args:
             pixel_values: normalised images of shape `(batch, num_channels, H, W)`.
             labels: class ids of shape `(batch, H, W)`, of any integer type; `config.semantic_loss_ignore_index` is
-                left out. With `num_labels=1` they are 0 (background) and 1.
+                ignored. With `num_labels=1` they are 0 (background) and 1.
             output_hidden_states: also return the features.
             **kwargs: ignored, as in other vision models.
 
         Returns:
-            `logits` of shape `(batch, num_labels, H, W)`; with `labels`, `loss`, the mean cross-entropy over the
-            pixels that are not ignored, 0 if all are. One label is told from background: the cross-entropy is binary,
-            and a pixel belongs to it where its logit is above 0.
+            `logits` of shape `(batch, num_labels, H, W)`; with `labels`, also `loss`, the mean cross-entropy over the
+            pixels that are not ignored (0 if all are). A single label is segmented against the background: the
+            cross-entropy is binary, and a pixel belongs to the label if its logit is above 0.
         """
         outputs = self.ddep(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
         logits = self.ddep.to_image_size(self.classifier(outputs.last_hidden_state), *pixel_values.shape[-2:])

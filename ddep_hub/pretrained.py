@@ -1,4 +1,4 @@
-"""Models by name: those that ship with the package, folders, and repositories on the Hub."""
+"""Loads models by name: shipped with the package, from folders, and from repositories on the Hub."""
 
 import json
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class PretrainedInfo:
         encoder_name: timm name of its encoder.
         size: Size of its weights file in MB.
         license: SPDX identifier of its license, in lower case.
-        measured: What was measured of it, in one line.
+        measured: Its measured results, in one line.
     """
 
     name: str
@@ -105,21 +105,23 @@ def stored_config(name: str | Path) -> dict[str, Any]:
     """The fields of a model's `config.json`.
 
     Raises:
-        OSError: There is no such model; names the one in `final/` if it is the folder of a run.
-        ValueError: The file holds something else.
+        OSError: There is no such model; for the folder of a run, names the one in `final/`.
+        ValueError: The file does not hold a JSON object.
     """
     folder = Path(resolve(name))
     if folder.is_dir() and not (folder / "config.json").is_file():
         inside = folder / "final"
-        hint = f"Did you mean {inside}?" if (inside / "config.json").is_file() else "Name a folder that holds a model."
+        hint = f"Did you mean {inside}?" if (inside / "config.json").is_file() else "Pass a folder that holds a model."
         raise FileNotFoundError(f"{name} has no config.json. {hint}")
     local = folder.is_absolute() or len(folder.parts) > 2 or str(name).startswith((".", "~")) or str(name)[-1] == "/"
     if local and not folder.exists():
-        raise FileNotFoundError(f"{name} does not exist. Name a folder, a shipped model or a Hub id (org/name).")
+        raise FileNotFoundError(f"{name} does not exist. Pass a folder, a shipped model or a Hub id (org/name).")
     try:
         stored, _ = DDePConfig.get_config_dict(name)
     except OSError as error:
-        raise OSError(f"{name} is no folder or shipped model, and cannot be loaded from the Hub: {error}") from error
+        raise OSError(
+            f"{name} is not a folder or shipped model, and cannot be loaded from the Hub: {error}"
+        ) from error
     if not isinstance(stored, dict):
         raise ValueError(f"{name}: config.json must hold a JSON object. Write it again.")
     return stored
@@ -134,7 +136,7 @@ def _load(cls: Any, name: str | Path, encoder_weights: str | Path | None, kind: 
 
 
 def load_processor(source: str | Path, config: DDePConfig, **hub: Any) -> DDePImageProcessor:
-    """Loads the image processor beside a model: the one source of its mean, std and size.
+    """Loads the image processor saved with a model: the only source of its mean, std and size.
 
     Args:
         source: A folder, the name of a shipped model, or a Hub id.
@@ -142,8 +144,8 @@ def load_processor(source: str | Path, config: DDePConfig, **hub: Any) -> DDePIm
         **hub: `revision`, `subfolder`, `token`, `cache_dir` and `local_files_only`, as in `from_pretrained`.
 
     Returns:
-        The processor; if there is no `preprocessor_config.json`, one with the mean and std of the encoder's weights
-        in timm and no resizing, which is logged.
+        The processor. If there is no `preprocessor_config.json`, it has timm's mean and std for the encoder's weights
+        and does not resize, and this is logged.
 
     Raises:
         OSError: The file can be neither fetched nor found in the cache.
@@ -173,15 +175,17 @@ def load_processor(source: str | Path, config: DDePConfig, **hub: Any) -> DDePIm
             mean, std = (np.atleast_1d(values).astype(float) for values in given)
             numbers = {1, 3, config.num_channels}
             if not (np.isfinite([*mean, *std]).all() and std.all() and {len(mean), len(std)} <= numbers):
-                raise ValueError("image_mean and image_std need a number per channel, and none of the second may be 0")
+                raise ValueError(
+                    "image_mean and image_std need one number per channel, and image_std must not contain 0"
+                )
             if processor.channel_order:
                 checked_order(processor.channel_order, config.num_channels)
             return processor
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{source}: {PREPROCESSOR} cannot be used ({error}). Write it again.") from error
     logger.warning(
-        f"{source} has no {PREPROCESSOR}: images are normalised by timm's mean and std of {config.encoder_name}, and "
-        "not resized."
+        f"{source} has no {PREPROCESSOR}: images are normalised with timm's mean and std for {config.encoder_name}, "
+        "and not resized."
     )
     return processor_for_encoder(config.encoder_name, num_channels=config.num_channels)
 
@@ -198,11 +202,11 @@ def processor_for_encoder(
 
     Args:
         encoder_name: timm name of the encoder.
-        image_size: Shorter side in pixels that images are resized to; `None` for no resizing.
-        num_channels: Channels of the images.
-        mean_std: Mean and standard deviation of each channel of pixels in 0..1; by default those that the encoder's
-            weights were trained with, of RGB, or for each other channel their average over RGB.
-        channel_order: Which channel of an image each channel that the model sees is, from 0; as they are by default.
+        image_size: Resize images to this shorter side, in pixels; `None` for no resizing.
+        num_channels: Number of channels of the images.
+        mean_std: Mean and standard deviation per channel, for pixels in 0..1. By default those that the encoder's
+            weights were trained with for RGB, otherwise their average over RGB for every channel.
+        channel_order: Order in which the model sees the channels of an image, counted from 0; unchanged by default.
 
     Raises:
         ValueError: `channel_order` does not name each channel once.
@@ -223,17 +227,17 @@ def processor_for_encoder(
 
 
 def with_image_size(processor: DDePImageProcessor, image_size: int) -> DDePImageProcessor:
-    """A processor that resizes images to a shorter side of `image_size` pixels, and else does the same."""
+    """A processor that resizes images to a shorter side of `image_size` pixels and is otherwise the same."""
     return type(processor).from_dict({**processor.to_dict(), "do_resize": True, "size": {"shortest_edge": image_size}})
 
 
 def with_channel_order(processor: DDePImageProcessor, order: Sequence[int], num_channels: int) -> DDePImageProcessor:
-    """A processor for images whose channels lie in another order, which gives the model each as it was before.
+    """A processor for images with their channels in another order, which passes them to the model in the old one.
 
     Args:
         processor: The image processor.
-        order: Which channel of the new images each channel that the model sees is, from 0.
-        num_channels: Channels of the images.
+        order: Order in which the model sees the channels of the new images, counted from 0.
+        num_channels: Number of channels of the images.
 
     Raises:
         ValueError: `order` does not name each channel once.
@@ -254,5 +258,5 @@ def _size_options(image_size: int | None) -> dict[str, Any]:
 
 
 def trained_as(name: str | Path) -> list[str]:
-    """The classes that a model was saved from."""
+    """The model classes that a checkpoint was saved from."""
     return stored_config(name).get("architectures") or []

@@ -17,7 +17,7 @@ def pad_to_multiple(pixel_values: torch.Tensor, multiple: int) -> torch.Tensor:
     """Repeats the last row and column until both sides of `(batch, C, H, W)` are multiples of `multiple`."""
     height, width = pixel_values.shape[-2:]
     if torch.compiler.is_exporting():
-        # By indices: padding would ask whether there is something to pad, and sides may be symbols.
+        # With indices: padding would check whether there is something to pad, and sides may be symbolic.
         rows, columns = (
             torch.arange(padded_size(side, multiple), device=pixel_values.device).clamp(max=side - 1)
             for side in (height, width)

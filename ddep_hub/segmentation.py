@@ -28,7 +28,7 @@ def checked_sizes(sizes: Any, number: int) -> list[tuple[int, int]]:
     """Height and width of each of so many maps, from a list of pairs, or an array or tensor `(number, 2)`.
 
     Raises:
-        ValueError: It is something else.
+        ValueError: It has the wrong form.
     """
     sizes = sizes.tolist() if hasattr(sizes, "tolist") else sizes
     try:

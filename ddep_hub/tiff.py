@@ -57,15 +57,15 @@ def check_tiff(image: Image.Image, name: str, channels: int = 3) -> None:
         return
     if misread(image):
         raise ValueError(
-            f"{name} is a TIFF of YCbCr or of deep planes without compression, which Pillow reads wrongly; convert it "
-            'to RGB with interleaved channels, or pip install "ddep-hub[tiff]" and give its path'
+            f"{name} is an uncompressed TIFF with YCbCr or deep planes, which Pillow reads incorrectly; convert it "
+            'to RGB with interleaved channels, or pip install "ddep-hub[tiff]" and pass its path'
         )
     samples, extra = _tag(image, "SAMPLESPERPIXEL", 1), tuple(_tag(image, "EXTRASAMPLES", ()))
     colours = _COLOUR_CHANNELS.get(_tag(image, "PHOTOMETRIC_INTERPRETATION", 1), 1)
     if samples == colours or (samples == colours + 1 and extra in ((1,), (2,))):  # the two kinds of opacity
         return
     if samples == channels:
-        raise ValueError(f'{name} has {samples} channels; pip install "ddep-hub[tiff]" and give its path')
+        raise ValueError(f'{name} has {samples} channels; pip install "ddep-hub[tiff]" and pass its path')
     raise ValueError(
         f"{name} has {samples} channels, but the model takes {channels}; set num_channels, or convert the image"
     )
@@ -90,7 +90,7 @@ def read_tiff(
         The values without axes of length 1, 0 being black, and the axis of the channels, 0 or -1, if it is known.
 
     Raises:
-        OSError: The file is no TIFF, or damaged.
+        OSError: The file is not a TIFF, or damaged.
         ValueError: Its values are neither RGB nor grey, or need another package.
     """
     import tifffile

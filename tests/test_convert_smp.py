@@ -88,7 +88,7 @@ def test_a_denoiser_becomes_a_unet(tmp_path):
         ({"encoder_name": "resnet18", "activation": "sigmoid"}, "activation='sigmoid'"),
         ({"encoder_name": "resnet18", "encoder_depth": 4, "decoder_channels": [8] * 4}, "encoder_depth=4"),
         ({"encoder_name": "resnet18", "decoder_interpolation": "bicubic"}, "knows 'nearest' or 'bilinear'"),
-        ({"encoder_name": "mobilenet_v2"}, "mobilenet_v2 .* is no model of timm"),
+        ({"encoder_name": "mobilenet_v2"}, "mobilenet_v2 .* is not a timm model"),
         # The same names and shapes as timm's, and yet another function.
         ({"encoder_name": "densenet121"}, "converted model is another function: its outputs differ by"),
     ],

@@ -130,7 +130,7 @@ def test_reduce_labels_touches_maps_only_and_not_the_callers(processor_class):
     [
         ([random_map(), random_map()], r"1 image\(s\) came with 2"),
         (random_map(24, 64), "map 0 is 24x64 .* image is 48x64"),
-        ([random_image()], "one class id a pixel"),
+        ([random_image()], "one class id per pixel"),
         (random_map() / 19, "fractions"),
         (["mask.png"], "map 0 is a str"),
     ],
@@ -256,7 +256,7 @@ def test_sizes_that_are_no_pair_an_image_are_refused(processor_class, sizes):
 def test_what_is_no_image_is_named(processor_class, images, channels):
     kind = type(images[0] if isinstance(images, list) else images).__name__
     processor = processor_class(image_mean=[0.5] * channels, image_std=[0.5] * channels)
-    with pytest.raises(TypeError, match=f"images: got {kind}. Give PIL images, arrays, tensors, paths or URLs"):
+    with pytest.raises(TypeError, match=f"images: got {kind}. Pass PIL images, arrays, tensors, paths or URLs"):
         processor(images)
 
 

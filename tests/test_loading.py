@@ -112,7 +112,7 @@ def test_a_pretrained_folder_gets_a_fresh_classifier_and_says_so(denoiser, caplo
 @pytest.mark.parametrize("load", LOADERS)
 def test_a_pretrained_folder_without_labels_warns(denoiser, caplog, load):
     assert load(denoiser[0]).config.num_labels == 2
-    assert "2 labels is the default. Pass `num_labels=` or `id2label=`" in caplog.text
+    assert "2 labels are the default. Pass `num_labels=` or `id2label=`" in caplog.text
 
 
 def test_a_finetuned_folder_can_be_pretrained_further(finetuned, caplog, monkeypatch):
@@ -185,7 +185,7 @@ def test_an_absent_folder_is_named(tmp_path):
 
 
 def test_encoder_weights_are_for_decoder_only_folders(finetuned):
-    with pytest.raises(ValueError, match=r"encoder_weights: .*holds its encoder itself"):
+    with pytest.raises(ValueError, match=r"encoder_weights: .*includes its encoder"):
         DDePForSemanticSegmentation.from_pretrained(finetuned[0], encoder_weights="x.safetensors")
 
 

@@ -261,7 +261,7 @@ def test_objects_that_reach_over_the_edge(tmp_path):
         ("a.json", {"imagePath": "a.png", "shapes": [{"label": "x", "points": [3]}]}, "of another type"),
         ("a.json", [{"data": {"image": "a.png"}, "annotations": [{}]}], "no field 'result'"),
         ("annotations.xml", '<annotations><image name="a.png"/></annotations>', "no field 'width'"),
-        ("annotations.xml", "<annotations><track/></annotations>", "holds tracks of a video"),
+        ("annotations.xml", "<annotations><track/></annotations>", "holds video tracks"),
     ],
 )
 def test_incomplete_annotations_are_named(tmp_path, name, content, message):
@@ -299,7 +299,7 @@ def test_binary_masks_in_jpegs(tmp_path):
         Image.fromarray(255 * truth).save(tmp_path / "masks" / "masks" / f"{name}.jpg", quality=90)
     check(tmp_path / "masks", tmp_path, truth, labels=["background", "object"])
     Image.linear_gradient("L").resize((WIDTH, HEIGHT)).save(tmp_path / "masks" / "masks" / f"{NAMES[0]}.jpg")
-    with pytest.raises(ValueError, match="is a JPEG, whose compression changes values"):
+    with pytest.raises(ValueError, match="is a JPEG that is not just black and white"):
         ddep_hub.prepare(tmp_path / "masks", tmp_path / "other")
 
 
@@ -433,7 +433,7 @@ def test_nothing_of_others_is_touched(tmp_path, scenes):
     with pytest.raises(FileExistsError, match="--overwrite"):
         ddep_hub.prepare(scenes, output)
     ddep_hub.prepare(scenes, output, overwrite=True)
-    with pytest.raises(ValueError, match="lies in the source"):
+    with pytest.raises(ValueError, match="is inside the source"):
         ddep_hub.prepare(output, output / "inner")
     (tmp_path / "link").symlink_to(output)
     with pytest.raises(FileExistsError, match="is a link"):
@@ -448,7 +448,7 @@ def test_nothing_of_others_is_touched(tmp_path, scenes):
         ({"annotations.xml": "<a>"}, {}, r"annotations\.xml is no XML"),
         ({}, {"source": "nowhere"}, "nowhere does not exist"),
         ({"notes.txt": ""}, {"format": "coco"}, "is not of the format coco"),
-        ({"notes.txt": ""}, {"format": "coca"}, "format 'coca' is not known. Choose one of coco"),
+        ({"notes.txt": ""}, {"format": "coca"}, "format 'coca' is unknown. Choose one of coco"),
         ({"notes.txt": ""}, {"tile": 8, "overlap": 8}, "overlap is 8, which must be 0 to 7"),
     ],
 )

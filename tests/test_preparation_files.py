@@ -34,7 +34,7 @@ def put_masks(root, drawn, size=(WIDTH, HEIGHT), suffix=".png", **options):
 def test_class_ids_in_jpegs_are_refused(tmp_path, values, quality):
     masks = dict.fromkeys("ab", np.array(values, np.uint8)[BLOCKS])
     put_masks(tmp_path / "source", masks, (64, 64), ".jpg", quality=quality)
-    with pytest.raises(ValueError, match=r"a\.jpg is a JPEG, whose .* black and white alone; save the mask as PNG"):
+    with pytest.raises(ValueError, match=r"a\.jpg is a JPEG that is not just black and white.*; save the mask as PNG"):
         ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
 
 
@@ -199,7 +199,7 @@ def test_object_folders_with_other_contents(tmp_path):
     folder = tmp_path / "objects" / NAMES[0]
     (folder / "images" / f"{NAMES[0]}.png").unlink()
     text = ddep_hub.prepare(tmp_path / "objects", tmp_path / "output")
-    assert f"1 folder with masks but no image, such as {NAMES[0]}: left out" in text
+    assert f"1 folder with masks but no image, such as {NAMES[0]}: skipped" in text
     assert len(masks_of(tmp_path / "output")) == len(NAMES) - 1
     put_images(folder / "images", ["x", "y"])
     with pytest.raises(ValueError, match=r"images holds 2 images, x\.png among them\. Keep one"):

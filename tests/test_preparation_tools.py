@@ -155,7 +155,7 @@ def test_lines_of_cvat_are_counted(tmp_path):
 def test_exports_of_several_tasks_are_an_error(tmp_path):
     for task in ("one", "two"):
         cvat(tmp_path / "source" / task, '<box label="x" xtl="4" ytl="5" xbr="30" ybr="25" />')
-    with pytest.raises(ValueError, match="are exports of two tasks"):
+    with pytest.raises(ValueError, match="are exports of different tasks"):
         ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
 
 

@@ -73,7 +73,7 @@ def test_the_command_writes_copies_a_list_and_a_picture(photos, tmp_path, capsys
     (photos / "red" / "red-0.png").rename(photos / "#1.png")
     assert main(["select", str(photos), "--number", "18", "--image_size", "64", "--output_dir", str(output)]) == 0
     captured = capsys.readouterr()
-    assert "shown in selected.png" in captured.err
+    assert "drawn in selected.png" in captured.err
     printed = [Path(line).relative_to(photos).as_posix() for line in captured.out.splitlines()]
     assert len(printed) == 18 and kinds_of(name for name in printed if name[0] != "#") == set(KINDS)
     assert read_split_file(output / "selected.txt") == [name.removesuffix(".png") for name in printed]

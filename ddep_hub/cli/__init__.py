@@ -1,6 +1,6 @@
 """The command `ddep-hub`, and how it and scripts end on a user's mistake.
 
-With one line: the traceback is behind `--debug` or DDEP_DEBUG=1.
+Errors are one line; `--debug` or DDEP_DEBUG=1 shows the traceback.
 """
 
 import os
@@ -11,16 +11,16 @@ from types import TracebackType
 
 COMMANDS = {
     "select": "choose which images to label: a representative subset",
-    "prepare": "turn labelled images of many formats into a folder that fine-tuning reads",
+    "prepare": "convert labelled images in many formats into a folder that fine-tuning reads",
     "pretrain": "pretrain a decoder by denoising, on images without labels",
     "finetune": "fine-tune a segmentation model on few labels",
-    "evaluate": "measure a fine-tuned model on labelled images",
-    "predict": "write the masks and overlays of images",
+    "evaluate": "evaluate a fine-tuned model on labelled images",
+    "predict": "predict the masks of images, and write masks and overlays",
     "compare": "run a label-efficiency study: many runs with and without pretraining, and a report",
-    "stats": "measure mean and standard deviation of the channels of images",
-    "export": "write a fine-tuned model as ONNX and as a torch.export program",
-    "convert": "convert a U-Net from segmentation_models.pytorch, or to it",
-    "card": "write the model card of a folder",
+    "stats": "measure the mean and standard deviation of image channels",
+    "export": "export a fine-tuned model to ONNX and torch.export",
+    "convert": "convert a U-Net from or to segmentation_models.pytorch",
+    "card": "write the model card for a folder",
     "publish": "upload a model to the Hub and check that it loads from there",
     "list": "list the decoders and the presets that ship with the package",
 }
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         SystemExit: After `--help`, for arguments that cannot be parsed (code 2), and from interrupted runs (code 75).
     """
     started = time.monotonic()  # before the imports, which take seconds
-    for stream in (sys.stdout, sys.stderr):  # names of files may hold what the terminal's encoding does not have
+    for stream in (sys.stdout, sys.stderr):  # file names may contain characters that the terminal's encoding lacks
         if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     argv = sys.argv[1:] if argv is None else argv
@@ -76,11 +76,11 @@ def main(argv: list[str] | None = None) -> int:
         if "--debug" in argv or _debugging():
             raise
         print(f"ddep-hub {name}: interrupted", file=sys.stderr)
-        return 130  # as shells have it: 128 and the number of SIGINT
+        return 130  # the shell convention: 128 plus the number of SIGINT
     return 0
 
 
-# What bad files, data, models and settings raise. The rest are errors of the package, whose traceback is needed.
+# Raised for bad files, data, models and settings. Anything else is a bug in the package, and needs its traceback.
 KINDS = (ImportError, OSError, ValueError, RuntimeError, ArithmeticError)
 # Of libraries that are not imported for their names alone, and no kind of the above.
 NAMES = ("StrictDataclassError", "SafetensorError", "YAMLError")

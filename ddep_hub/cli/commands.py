@@ -52,7 +52,7 @@ def predict(argv: list[str]) -> None:
             PredictArguments, argv, command="ddep-hub predict", positionals={"images": images}
         )
     except SystemExit as stop:
-        if stop.code == 2:  # a list, such as --predictions, takes all images that follow it
+        if stop.code == 2:  # a list such as --predictions also takes the images that follow it
             print("usage: ddep-hub predict IMAGES... [arguments], with the images first", file=sys.stderr)
         raise
     from ddep_hub.evaluation.predict import predict_images
@@ -74,9 +74,9 @@ def compare(argv: list[str]) -> None:
 
 @dataclass(kw_only=True)
 class StatsArguments:
-    """Measure mean and standard deviation of the channels of images, as image_mean and image_std take them."""
+    """Measure the mean and standard deviation of image channels, for image_mean and image_std."""
 
-    num_channels: int = arg(3, "Channels of the images.", group="data", common=True)
+    num_channels: int = arg(3, "Number of channels of the images.", group="data", common=True)
 
 
 def stats(argv: list[str]) -> None:
@@ -92,18 +92,19 @@ def stats(argv: list[str]) -> None:
 
 @dataclass(kw_only=True)
 class ExportArguments(ModelArguments):
-    """Write a fine-tuned model as ONNX and as a torch.export program, and check both against it."""
+    """Export a fine-tuned model to ONNX and torch.export, and check both against the model."""
 
     size: list[int] = arg(
         [],
-        "Side of the images in pixels, or height and width. Default: any size, unless the image processor fixes one.",
+        "Image size in pixels: one number for square images, or height and width. Default: any size, unless the "
+        "image processor fixes one.",
         group="evaluation",
         common=True,
     )
-    formats: list[str] = arg(["onnx", "torch"], "Files to write: onnx, torch.", group="evaluation", common=True)
+    formats: list[str] = arg(["onnx", "torch"], "Formats to write: onnx, torch.", group="evaluation", common=True)
     output_dir: str = arg(
         "runs/export",
-        "Folder of the files; those of an earlier export are replaced.",
+        "Folder for the files; replaces those of an earlier export.",
         group="evaluation",
         common=True,
         path=True,
@@ -142,11 +143,11 @@ def export(argv: list[str]) -> None:
 
 @dataclass(kw_only=True)
 class ConvertArguments(EncoderWeightsArguments):
-    """Convert a U-Net from segmentation_models.pytorch to DDeP, or to it."""
+    """Convert a U-Net from or to segmentation_models.pytorch."""
 
     to: Literal["ddep", "smp"] = arg(
         "ddep",
-        "`ddep` from a U-Net of segmentation_models.pytorch, `smp` to it.",
+        "`ddep` converts from a segmentation_models.pytorch U-Net, `smp` converts to one.",
         group="model",
         common=True,
     )
@@ -174,32 +175,32 @@ def convert(argv: list[str]) -> None:
 
 @dataclass(kw_only=True)
 class PrepareArguments:
-    """Turn labelled images of many formats into a folder that fine-tuning reads, with a preview."""
+    """Convert labelled images in many formats into a folder that fine-tuning reads, with a preview."""
 
     output_dir: str = arg("my-data", "Folder to write.", group="data", common=True, path=True)
     format: str | None = arg(
         None,
-        "coco, labelme, cvat, label-studio, roboflow-masks, objects, stacks or masks. Default: recognised.",
+        "coco, labelme, cvat, label-studio, roboflow-masks, objects, stacks or masks. Default: detected.",
         group="data",
         common=True,
     )
     classes: str | None = arg(
-        None, "classes.json with the names of the masks' values or colours.", group="data", common=True, path=True
+        None, "Path of a classes.json that names the masks' values or colours.", group="data", common=True, path=True
     )
-    val_fraction: str = arg("0.2", "Share of the images for validation, if there are no splits.", group="data")
+    val_fraction: str = arg("0.2", "Fraction of the images for validation, if the source has no splits.", group="data")
     group_pattern: str | None = arg(
         None,
-        "Regular expression whose first group in an image's name says which images stay in one split.",
+        "Regular expression whose first group in an image's name identifies images that must stay in one split.",
         group="data",
     )
-    tile: int | None = arg(None, "Side of the tiles that large images are cut into.", group="data", common=True)
-    overlap: int = arg(0, "Pixels that neighbouring tiles share at least.", group="data", common=True)
+    tile: int | None = arg(None, "Cut large images into square tiles with this side.", group="data", common=True)
+    overlap: int = arg(0, "Minimum overlap of neighbouring tiles in pixels.", group="data", common=True)
     overwrite: bool = arg(False, "Replace a folder that this command wrote.", group="data", common=True)
 
 
 def prepare(argv: list[str]) -> None:
     """`ddep-hub prepare`."""
-    source = {"help": "Folder of images with masks or annotations, or the file of the annotations."}
+    source = {"help": "Folder of images with masks or annotations, or an annotation file."}
     arguments, given = parse_command(
         PrepareArguments, argv, command="ddep-hub prepare", positionals={"source": source}
     )
@@ -212,19 +213,19 @@ def prepare(argv: list[str]) -> None:
 class SelectArguments(EncoderWeightsArguments):
     """Choose which images to label: a representative subset, by the features of a pretrained encoder."""
 
-    number: int = arg(12, "How many images to choose.", group="data", common=True)
+    number: int = arg(12, "Number of images to choose.", group="data", common=True)
     labelled: list[str] = arg(
         [],
-        "Images that have labels already, files or folders: they count as chosen before.",
+        "Images that already have labels, files or folders; they count as already chosen.",
         group="data",
         common=True,
         path=True,
     )
     output_dir: str = arg("to-label", "Folder to write, which must be empty.", group="data", common=True, path=True)
-    image_size: int = arg(224, "Shorter side in pixels at which the encoder sees the images.", group="data")
+    image_size: int = arg(224, "Resize images to this shorter side, in pixels, for the encoder.", group="data")
     pretrained: str = arg(
         "ddep-efficientnet-lite0",
-        "Model whose encoder is used: the name of one that ships with the package, a folder or a Hub id.",
+        "Model whose encoder is used: a shipped name, a folder or a Hub id.",
         group="model",
         common=True,
         path=True,
@@ -240,7 +241,7 @@ def select(argv: list[str]) -> None:
     for path in select(given["images"], **vars(arguments)):
         print(path)
     print(
-        f"Copied to {arguments.output_dir}/images, listed in selected.txt, shown in selected.png. Label them in this "
+        f"Copied to {arguments.output_dir}/images, listed in selected.txt, drawn in selected.png. Label them in this "
         "order.",
         file=sys.stderr,
     )
@@ -248,21 +249,21 @@ def select(argv: list[str]) -> None:
 
 @dataclass(kw_only=True)
 class CardArguments:
-    """Write a model's card from its files. Your own text between the marks in README.md is kept."""
+    """Write a model card from the model's files. Your own text between the marks in README.md is kept."""
 
     repository: str | None = arg(
-        None, "Repository that the card's snippets load, org/name. Default: as it is.", group="Hub", common=True
+        None, "Repository that the card's snippets load, org/name. Default: unchanged.", group="Hub", common=True
     )
     baseline: str | None = arg(
         None,
-        "Folder final/ of a run from a random decoder on the same labels, to show its metrics for comparison.",
+        "Folder final/ of a run with a random decoder on the same labels, to show its metrics for comparison.",
         group="Hub",
         common=True,
         path=True,
     )
     evaluation: str | None = arg(
         None,
-        "Folder of `ddep-hub evaluate` on this model, whose metrics replace those of the run.",
+        "Output folder of `ddep-hub evaluate` for this model; its metrics replace those of the run.",
         group="Hub",
         common=True,
         path=True,
@@ -292,30 +293,30 @@ def card(argv: list[str]) -> None:
 
 @dataclass(kw_only=True)
 class PublishArguments:
-    """Upload a folder to the Hub. The token is that of `hf auth login`, or HF_TOKEN."""
+    """Upload a folder to the Hub. The token comes from `hf auth login` or HF_TOKEN."""
 
     private: bool = arg(False, "Make a new repository private.", group="Hub", common=True)
     revision: str | None = arg(
-        None, "Branch to publish to, created from main if there is none. Default: main.", group="Hub"
+        None, "Branch to publish to, created from main if it does not exist. Default: main.", group="Hub"
     )
     tag: str | None = arg(None, "Name for the commit, such as v1.", group="Hub", common=True)
     create_pr: bool = arg(False, "Open a pull request instead of committing.", group="Hub", common=True)
     decoder_only: bool = arg(
-        False, "Leave the encoder out; it must be unchanged since it was loaded.", group="Hub", common=True
+        False, "Leave the encoder out; it must not have changed since it was loaded.", group="Hub", common=True
     )
     remote_code: bool = arg(
         False, "Publish the model's code too, so that trust_remote_code=True loads it without ddep_hub.", group="Hub"
     )
     verify: bool = arg(
-        True, "Read the files back, load the model from the Hub and compare it with the local one.", group="Hub"
+        True, "Download the files again, load the model from the Hub and compare it with the local one.", group="Hub"
     )
 
 
 def publish(argv: list[str]) -> None:
     """`ddep-hub publish`."""
     positionals = {
-        "folder": {"help": "Folder that save_pretrained or a training run wrote, such as runs/finetune/final."},
-        "repository": {"help": "Repository on the Hub, org/name; created if there is none."},
+        "folder": {"help": "Folder written by save_pretrained or a training run, such as runs/finetune/final."},
+        "repository": {"help": "Repository on the Hub, org/name; created if it does not exist."},
     }
     arguments, given = parse_command(PublishArguments, argv, command="ddep-hub publish", positionals=positionals)
     from ddep_hub.hub.publish import publish_folder

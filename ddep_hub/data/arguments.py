@@ -11,32 +11,32 @@ class LabelledDataArguments:
 
     data: str | None = arg(
         None,
-        "Labelled data: a folder of images and masks, whose layout is recognised (docs/data.md); the official folder "
-        "of Cityscapes, ADE20K, Pascal VOC, Pascal Context or CamVid; or hf://datasets/org/name. None: the embedded "
-        "scenes.",
+        "Labelled data: a folder of images and masks in a recognised layout (docs/data.md); the official folder of "
+        "Cityscapes, ADE20K, Pascal VOC, Pascal Context or CamVid; or hf://datasets/org/name. Default: the built-in "
+        "rendered scenes.",
         group="data",
         common=True,
         resumable=True,
         path=True,
     )
     classes: str | None = arg(
-        None, "classes.json, if it is not in the folder of the data.", group="data", resumable=True, path=True
+        None, "Path of classes.json, if it is not in the data folder.", group="data", resumable=True, path=True
     )
     image_dir: str | None = arg(
         None,
-        "Folder of the images below data, with {split} for the split. Default: recognised.",
+        "Folder of the images inside data, with {split} for the split. Default: detected.",
         group="data",
         resumable=True,
         path=True,
     )
     mask_dir: str | None = arg(
-        None, "Folder of the masks, as image_dir. Default: recognised.", group="data", resumable=True, path=True
+        None, "Folder of the masks, in the same form. Default: detected.", group="data", resumable=True, path=True
     )
     mask_suffix: str | None = arg(
         None,
-        "What follows an image's name in that of its mask, such as _mask. Default: recognised.",
+        "Suffix of mask names after the image's name, such as _mask. Default: detected.",
         group="data",
         resumable=True,
     )
-    image_column: str = arg("image", "Column of the images in a Hub data set.", group="data")
-    mask_column: str = arg("annotation", "Column of the masks in a Hub data set.", group="data")
+    image_column: str = arg("image", "Image column of a Hub data set.", group="data")
+    mask_column: str = arg("annotation", "Mask column of a Hub data set.", group="data")

@@ -88,7 +88,7 @@ class ClassTable:
 
     def _add_background(self) -> None:
         if self.names[0] == "background":
-            raise ValueError("the only class is 'background'; name what is to be told from it")
+            raise ValueError("the only class is 'background'; name the class to segment against it")
         values = self.mask_values and ((() if 0 in self.mask_values[0] else (0,)), *self.mask_values)
         more = {"names": ("background", *self.names), "colors": ((0, 0, 0), *self.colors), "mask_values": values}
         for field, value in (more | {"single": True}).items():
@@ -264,10 +264,10 @@ def _in_order(entries: list[Any], path: Path) -> tuple[tuple[str, ...], tuple[Co
         _check_keys(entry, ("id", "name", "color", "mask_values"), path, f"{key}.")
         index = _integer(entry["id"], path, f"{key}.id")
         if index in names:
-            raise ValueError(f"{path}: {key}.id is {index}, which an earlier class has; ids must not repeat")
+            raise ValueError(f"{path}: {key}.id is {index}, the id of an earlier class; ids must not repeat")
         name = entry["name"]
         if not isinstance(name, str) or not name:
-            raise ValueError(f"{path}: {key}.name must be a text that is not empty, not {name!r}")
+            raise ValueError(f"{path}: {key}.name must be a non-empty string, not {name!r}")
         if any(unicodedata.category(character) == "Cc" for character in name):  # they break tables and files of names
             raise ValueError(f"{path}: {key}.name is {name!r}; leave out line breaks and other control characters")
         names[index] = name
@@ -281,8 +281,8 @@ def _in_order(entries: list[Any], path: Path) -> tuple[tuple[str, ...], tuple[Co
         missing = sorted(set(range(len(names))) - set(names))
         wrong = next(index for index in names if not 0 <= index < len(names))
         raise ValueError(
-            f"{path}: ids must be 0..{len(names) - 1} without holes; key 'id' is missing {missing[:10]}. For masks of "
-            f'other values, give each class its own: {{"id": {missing[0]}, "mask_values": {wrong}, ...}}'
+            f"{path}: ids must be 0..{len(names) - 1} without gaps; key 'id' is missing {missing[:10]}. If the masks "
+            f'hold other values, give them to the classes: {{"id": {missing[0]}, "mask_values": {wrong}, ...}}'
         )
     for index, name in names.items():
         if name.lower() == BACKGROUND and index not in given and BACKGROUND_COLOR not in given.values():
@@ -318,8 +318,8 @@ def _palette(number: int, avoid: set[Color]) -> list[Color]:
     found: list[Color] = []
     step = 0
     while len(found) < number:
-        # Golden-ratio steps round the colour circle never come close to an earlier hue soon; brightness and
-        # saturation move at other periods, which keeps long palettes apart as well.
+        # Golden-ratio steps around the colour wheel stay away from earlier hues for long; brightness and saturation
+        # change with other periods, which keeps the colours of long palettes distinct too.
         hue = step * 0.618033988749895 % 1.0
         red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.55, 0.7)[step % 3], (0.95, 0.75, 0.55, 0.85)[step % 4])
         color = (round(255 * red), round(255 * green), round(255 * blue))

@@ -57,7 +57,7 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
         while True:
             try:
                 example = self._example(epoch, (index + len(skipped)) % len(self.samples))
-            except (BadFileError, OSError) as error:  # also what the system does not let us read
+            except (BadFileError, OSError) as error:  # also files that the system does not let us read
                 if not self.skip_bad_files:
                     raise
                 skipped.append(bad_file(error))
@@ -109,7 +109,7 @@ def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-# For the main process to end a step and to write its checkpoint.
+# Time for the main process to finish a step and write its checkpoint.
 SECONDS_AFTER_SIGTERM = 120
 
 
@@ -178,6 +178,6 @@ def reading(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
             raise
         raise BadFileError(message.strip()) from None
     finally:
-        # As Lightning does: torch has no public way to end them.
+        # As in Lightning: torch has no public way to stop them.
         if hasattr(batches, "_shutdown_workers"):
             batches._shutdown_workers()

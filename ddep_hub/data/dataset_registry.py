@@ -27,7 +27,7 @@ class EvaluationProtocol:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a published data set.
+    """Facts about a published data set.
 
     Args:
         name: Its name here, such as `cityscapes`.
@@ -68,11 +68,11 @@ def get_dataset_info(name: str) -> DatasetInfo:
         The data set; every call gives the same object.
 
     Raises:
-        ValueError: The name is not known; the message lists the known ones.
+        ValueError: The name is unknown; the message lists the known ones.
     """
     entries = _entries()
     if name not in entries:
-        raise ValueError(f"data set {name!r} is not known; choose one of {', '.join(entries)}")
+        raise ValueError(f"data set {name!r} is unknown; choose one of {', '.join(entries)}")
     entry = entries[name]
     evaluation = entry["evaluation"]
     classes = ClassTable(

@@ -1,4 +1,4 @@
-"""Which folders hold the images and masks of a data set that is none of the known ones.
+"""Finds the folders of images and masks of a data set that is not a known one.
 
 Recognised are, with other common words for images, masks and splits, any letter case, and folders below:
 
@@ -88,7 +88,7 @@ def find_places(root: Path, image_dir: str | None = None, mask_dir: str | None =
         Images and masks by the split's name; the folder of the masks need not be there.
 
     Raises:
-        FileNotFoundError: `image_dir` is no folder.
+        FileNotFoundError: `image_dir` is not a folder.
         ValueError: Several folders may be meant.
     """
 
@@ -103,7 +103,7 @@ def find_places(root: Path, image_dir: str | None = None, mask_dir: str | None =
             return places
         inner = subfolders(root)
         if not places and len(inner) == 1:
-            return find_places(root / inner[0])  # an archive that was unpacked into a folder of its own
+            return find_places(root / inner[0])  # an archive unpacked into its own folder
         return _loosely_recognised(root) or places
     folders = _expanded(root, image_dir)
     if not folders:
@@ -133,12 +133,12 @@ def _recognised(root: Path, masks_of: Callable[[str | None, Path], Path]) -> dic
         children, loose = subfolders(home), _holds(home, IMAGE_EXTENSIONS, deep=False)
         splits = [name for name in children if not loose or name.lower() in _SPLIT_OF]
         if loose and splits:
-            text = f"{home} holds images beside the folders {', '.join(splits)}: they are in no split, and left out."
+            text = f"{home} holds images next to the folders {', '.join(splits)}: they are in no split, and skipped."
             warnings.warn(text, stacklevel=2)
         places |= {name: Place(home / name, masks_of(name, home / name)) for name in splits}
         named = any(name.lower() in _SPLIT_OF for name in splits)
         if not splits or (not named and "train" not in places and not (root / "annotations").is_dir()):
-            places = {"train": Place(home, masks_of(None, home))}  # its folders are no splits
+            places = {"train": Place(home, masks_of(None, home))}  # its folders are not splits
     for name, meaning in folders.items():
         if meaning is None or meaning[1] is None or meaning[0] == "mask" or place_of(places, name):
             continue
@@ -241,7 +241,7 @@ def subfolders(folder: Path) -> list[str]:
     """Names of the folders in a folder, without hidden ones; none if it is not there."""
     if not folder.is_dir():
         return []
-    with os.scandir(folder) as entries:  # asks for the kind of a link alone: folders may hold many images
+    with os.scandir(folder) as entries:  # only checks the kind of links: folders may hold many images
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__")))
 
 

@@ -90,8 +90,8 @@ def parse_hub_name(name: str) -> tuple[str, str | None, str | None]:
     found = re.fullmatch(r"([^/@]+/[^/@]+)(?:@([^/]+))?(?:/([^/@]+))?", name.removeprefix(HUB_PREFIX))
     if found is None:
         raise ValueError(
-            f"{name} names no data set of the Hub; write {HUB_PREFIX}org/name or {HUB_PREFIX}org/name@revision, "
-            "either with /split behind it (a slash in a revision is written %2F)"
+            f"{name} is not the name of a data set on the Hub; write {HUB_PREFIX}org/name or "
+            f"{HUB_PREFIX}org/name@revision, optionally followed by /split (write a slash in a revision as %2F)"
         )
     return found[1], found[2] and unquote(found[2]), found[3]
 
@@ -113,7 +113,7 @@ def with_undecoded(data: Any, columns: Sequence[str], name: str, keep: Sequence[
     images = [column for column, feature in (data.features or {}).items() if isinstance(feature, datasets.Image)]
     for column in columns:
         if column not in images:
-            raise ValueError(f"{name} has no column {column!r} of images; its columns of images are {images}")
+            raise ValueError(f"{name} has no image column {column!r}; its image columns are {images}")
         data = data.cast_column(column, datasets.Image(decode=False))
     return data.select_columns([*columns, *keep])
 

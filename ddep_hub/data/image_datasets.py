@@ -140,7 +140,7 @@ class ShardedImages:
         if start:
             part = part.skip(start)
         try:
-            # A plain loop over `part` would share it out among the workers of a DataLoader once more.
+            # A plain loop over `part` would split it among the workers of a DataLoader a second time.
             for number, batch in enumerate(part.iter(batch_size=1), start):
                 sample = {name: values[0] for name, values in batch.items()}
                 column = next((name for name in self.columns if sample[name] is not None), self.columns[0])
@@ -151,7 +151,7 @@ class ShardedImages:
                 try:
                     yield undecoded_sample(sample[column], place)
                 except BadFileError:
-                    # A sample like any other, which cannot be decoded: an error here would end the iteration for good.
+                    # Yields a sample that cannot be decoded: an error here would end the iteration for good.
                     yield {"image": {"path": place, "bytes": b""}, "path": place}
         except Exception as error:
             error.add_note(f"while reading shard {shard} of {self.name}")
@@ -189,7 +189,7 @@ def open_images(
             others are not.
     """
     if not names:
-        raise ValueError("no images are given; name at least one folder or data set")
+        raise ValueError("no images are given; pass at least one folder or data set")
     sources = [_open(name, column, streaming) for name in names]
     streams = [source for source in sources if isinstance(source, ShardedImages)]
     whole = [source for source in sources if not isinstance(source, ShardedImages)]
@@ -197,7 +197,7 @@ def open_images(
         raise ValueError(
             f"{[name for name, source in zip(names, sources, strict=True) if source in streams]} are streams, but "
             f"{[name for name, source in zip(names, sources, strict=True) if source in whole]} are not; the two "
-            "cannot be mixed. Switch streaming on and pack folders of images into .tar shards, or unpack the shards"
+            "cannot be mixed. Turn streaming on and pack folders of images into .tar shards, or unpack the shards"
         )
     return streams or whole
 
@@ -260,7 +260,7 @@ def _open(name: str, column: str, streaming: bool) -> MapSource | ShardedImages:
         fingerprint = [shard if _is_url(shard) else local_fingerprint(shard)[0] for shard in shards]
         return ShardedImages(stream_shards(shards), name, fingerprint, column=column)
     if _is_url(name):
-        raise ValueError(f"{name} is neither {HUB_PREFIX}org/name nor the URL of a .tar shard; give one of these")
+        raise ValueError(f"{name} is neither {HUB_PREFIX}org/name nor the URL of a .tar shard; pass one of these")
     if holds_dataset(name):
         if not streaming:
             return HubImages(name, "train", column=column)
@@ -268,7 +268,7 @@ def _open(name: str, column: str, streaming: bool) -> MapSource | ShardedImages:
     folder = ImageFolder(name, decode=False)
     if streaming:
         raise ValueError(
-            f"{name} is a folder of images, which is not streamed; leave streaming off, or pack it into .tar shards"
+            f"{name} is a folder of images, which cannot be streamed; turn streaming off, or pack it into .tar shards"
         )
     return folder
 

@@ -35,7 +35,7 @@ IMAGE_EXTENSIONS = tuple(
 def files_below(root: Path, extensions: tuple[str, ...] = ("",), *, deep: bool = True) -> Iterator[str]:
     """Paths of files relative to `root`, with forward slashes; none if there is no such folder.
 
-    Hidden files and folders are left out. Links to folders are followed, each folder once.
+    Hidden files and folders are skipped. Links to folders are followed, each folder once.
 
     Args:
         root: The folder.
@@ -73,7 +73,7 @@ def images_below(root: Path) -> list[str]:
         ValueError: It holds no image.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} is not a folder; give the folder that holds the images")
+        raise FileNotFoundError(f"{root} is not a folder; pass the folder that holds the images")
     found: list[str] = []
     others: list[str] = []
     for name in files_below(root):
@@ -85,9 +85,7 @@ def images_below(root: Path) -> list[str]:
     if not found:
         raise ValueError(f"{root} holds no image ({', '.join(IMAGE_EXTENSIONS)}); check the path")
     if others:
-        logger.warning(
-            "%s: %d files are left out, as they are no images: %s", root, len(others), first_few(sorted(others))
-        )
+        logger.warning("%s: skipping %d files that are not images: %s", root, len(others), first_few(sorted(others)))
     return sorted(found)
 
 
@@ -123,7 +121,7 @@ def first_few(names: Sequence[object], limit: int = 5) -> str:
 Undecoded = Mapping[str, Any]
 
 
-# What Pillow's plugins raise on damaged files.
+# Raised by Pillow's plugins for damaged files.
 _DECODING_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -155,7 +153,7 @@ class BadFileError(ValueError):
 
 
 def decode_image(file: str | Path | Undecoded, channels: int = 3) -> Image.Image | ChannelImage:
-    """Reads an image, of any common kind as RGB, or with another number of channels as it is.
+    """Reads an image: as RGB, or unchanged with another number of channels.
 
     The EXIF orientation is applied. For RGB, transparent pixels are laid over white, and 16 bits become 8.
     32-bit integers are taken as 8 bits where none is above 255 and as 16 bits where none is above 65535; floats as
@@ -201,7 +199,7 @@ def decode_image(file: str | Path | Undecoded, channels: int = 3) -> Image.Image
 
 
 def decode_channels(file: str | Path | Undecoded, channels: int) -> ChannelImage:
-    """Reads an image with exactly so many channels, see [`read_channels`]."""
+    """Reads an image with exactly this number of channels, see [`read_channels`]."""
     name = file_name(file)
     content = None if isinstance(file, str | Path) else file["bytes"]
     with Path(name).open("rb") if content is None else io.BytesIO(content) as stream:
@@ -211,7 +209,7 @@ def decode_channels(file: str | Path | Undecoded, channels: int) -> ChannelImage
         except _DECODING_ERRORS as error:
             text = str(error)
             problem = (
-                text if text.startswith(name) else f"{name} is damaged or no image ({text}); replace or remove it"
+                text if text.startswith(name) else f"{name} is damaged or not an image ({text}); replace or remove it"
             )
             raise BadFileError(problem, name) from error
 
@@ -288,7 +286,7 @@ def load_upright(file: str | Path | Undecoded, what: str) -> Loaded:
     with opened_image(file, what) as image:
         if what == "mask" and (pages := num_pages(image)) > 1:
             name = file_name(file)
-            raise BadFileError(f"{name} has {pages} pages; save each page as a mask of its own, or merge them", name)
+            raise BadFileError(f"{name} has {pages} pages; save each page as a separate mask, or merge them", name)
         packing = image.tile[0].args if image.tile else None
         mode, *values = packing if isinstance(packing, tuple) else (packing,)
         is_scaled = image.format == "PPM" and mode in ("L", "I") and values
@@ -322,7 +320,7 @@ def page_places(image: ImageFile.ImageFile) -> list[int]:
 
 @contextmanager
 def _no_truncated_images() -> Iterator[None]:
-    # Other libraries switch this on for the whole process; the missing part would come back as grey pixels.
+    # Other libraries turn this on for the whole process; the missing part would then be read as grey pixels.
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:

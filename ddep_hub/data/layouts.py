@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 LAYOUTS = ("folder", *list_datasets())
 _OFFICIAL_NAMES = {"training": "train", "validation": "val"}
 _VOC_LISTS = ("train", "val", "trainval")
-# What a data set of each layout must have, for messages.
+# Required contents of each layout, for messages.
 _NEEDED = {
     "folder": "images/<split>/ and annotations/<split>/, <split>/images/ and <split>/masks/, images/ and masks/, or "
     "pairs.csv",
@@ -73,7 +73,7 @@ class SplitFiles:
 
 
 def find_layout(root: str | Path, options: FolderOptions = RECOGNISED) -> str:
-    """Tells a data set's layout from what lies in its folder.
+    """Detects a data set's layout from the contents of its folder.
 
     Args:
         root: The data set's folder.
@@ -98,7 +98,7 @@ def find_layout(root: str | Path, options: FolderOptions = RECOGNISED) -> str:
         "cityscapes": (root / "leftImg8bit").is_dir(),
         "pascal_context": _is_pascal_context(context),
         "ade20k": is_ade20k,
-        # VOC2010 has such masks as well, of another task.
+        # VOC2010 also has such masks, for another task.
         "pascal_voc": (voc / "SegmentationClass").is_dir() and not _is_pascal_context(voc),
         "camvid": bool(official_places(root, "camvid")),
     }
@@ -186,7 +186,7 @@ def split_files(root: str | Path, split: str, layout: str, options: FolderOption
     classes: ClassTable = info.classes
     mapping: Mapping[int, int] | None = info.mapping
     if options.classes:
-        # Data of one's own in a known layout, as annotation tools export it.
+        # The user's own data in a known layout, as exported by annotation tools.
         found = read_class_table(options.classes)
         if found.names != classes.names or found.mask_values:
             classes, mapping = found, None
@@ -214,7 +214,7 @@ def _folder_files(root: Path, split: str, options: FolderOptions) -> SplitFiles:
         raise FileNotFoundError(f"{where} has no split {split!r}; it has {splits}{_another_split(split)}")
     if pairs.alone:
         logger.warning(
-            "%s: %d masks without an image are left out: %s", place.masks, len(pairs.alone), first_few(pairs.alone)
+            "%s: skipping %d masks without an image: %s", place.masks, len(pairs.alone), first_few(pairs.alone)
         )
     table = Path(options.classes or root / "classes.json")
     if not table.exists() and not options.classes and pairs.masks:
@@ -232,7 +232,7 @@ def _another_split(missing: str) -> str:
     if common_split(missing) == "train":
         return "; choose one of these with --train_split or --eval_split"
     return (
-        "; choose one of these with --eval_split, or have fine-tuning keep a part of the training images with "
+        "; choose one of these with --eval_split, or let fine-tuning hold out a part of the training images with "
         "--val_fraction"
     )
 
@@ -247,9 +247,9 @@ def _nothing_found(root: Path) -> str:
     entries = sorted(path.name + "/" * path.is_dir() for path in root.glob("*") if not path.name.startswith("."))
     known = "; ".join(f"{layout}: {needed}" for layout, needed in _NEEDED.items())
     return (
-        f"{root / 'images'} is not a folder, and nothing else is recognised in {root}, which holds "
-        f"{first_few(entries) if entries else 'nothing'}; give a folder that holds one of these ({known}), name the "
-        f"folders with image_dir and mask_dir, or list the files in {PAIRS}"
+        f"{root / 'images'} is not a folder, and no other layout is recognised in {root}, which holds "
+        f"{first_few(entries) if entries else 'nothing'}; pass a folder with one of these layouts ({known}), set "
+        f"image_dir and mask_dir, or list the files in {PAIRS}"
     )
 
 
@@ -286,7 +286,7 @@ def official_places(root: Path, layout: str) -> dict[str, Place]:
                 path = own if own.is_file() else main
                 places[name] = Place(home / "JPEGImages", home / "SegmentationClassContext", path)
         return places
-    raise ValueError(f"layout {layout!r} is not known; choose one of {', '.join(LAYOUTS)}")
+    raise ValueError(f"layout {layout!r} is unknown; choose one of {', '.join(LAYOUTS)}")
 
 
 def _ade20k_home(root: Path) -> Path:
@@ -296,7 +296,7 @@ def _ade20k_home(root: Path) -> Path:
 
 def _is_ade20k(root: Path) -> bool:
     home = _ade20k_home(root)
-    # The names of its files tell it from a plain data set whose classes.json was forgotten.
+    # Its file names distinguish it from a plain data set with a forgotten classes.json.
     return any(next((home / "images" / official).glob("ADE_*.jpg"), None) for official in _OFFICIAL_NAMES)
 
 
@@ -306,7 +306,7 @@ def _voc_home(root: Path, name: str) -> Path:
 
 
 def _is_pascal_context(home: Path) -> bool:
-    # By its name too, so that VOC2010 without converted masks is not taken for VOC's 21 classes.
+    # Also by its name, so that VOC2010 without converted masks is not mistaken for VOC with its 21 classes.
     named = home.absolute().name == "VOC2010" and (home / "JPEGImages").is_dir()
     return named or (home / "SegmentationClassContext").is_dir()
 
@@ -331,7 +331,7 @@ def _listed_images(folder: Path, list_file: Path) -> dict[str, Path]:
     lines = list_file.read_text(encoding="utf-8").splitlines()
     sample_ids = [PurePosixPath(line.split()[0]).stem for line in lines if line.strip()]
     if not sample_ids:
-        raise ValueError(f"{list_file} lists no image; take it from the official archive again")
+        raise ValueError(f"{list_file} lists no image; extract it from the official archive again")
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     missing = [f"{sample_id}.jpg" for sample_id in sample_ids if f"{sample_id}.jpg" not in there]
     if missing:

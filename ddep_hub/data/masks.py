@@ -59,8 +59,8 @@ def decode_mask(
     if unknown:
         raise BadFileError(
             f"{path} holds the ids {first_few(unknown, 10)}, but classes.json has the ids 0..{num_classes - 1} and "
-            f'ignore_index {ignore_index}; add the classes to classes.json, give its classes "mask_values", or change '
-            "these pixels to ids it has",
+            f'ignore_index {ignore_index}; add the classes to classes.json, give its classes "mask_values", or '
+            "change these pixels to known ids",
             path,
         )
     return values.astype(_id_type(num_classes, ignore_index))
@@ -133,7 +133,7 @@ def _by_color(
     shown = {index: color for index, color in shown.items() if index != ignore_index or is_gif}
     unknown = [index for index, color in shown.items() if color not in colors]
     others = [index for index, color in shown.items() if colors.get(color, index) != index]
-    # One colour of another class may be chance, if the rest is of none.
+    # One colour of another class may be chance, if the others belong to no class.
     if len(others) < 2 and (unknown or not (others or is_gif)):
         return None
     if unknown and not hasattr(colors, "__missing__"):
@@ -147,8 +147,8 @@ def _grey_levels(values: np.ndarray, shown: Mapping[int, Color], path: str | Pat
     """The grey levels of a GIF, from its indices (H, W) and their colours."""
     if any(len(set(color)) > 1 for color in shown.values()):
         raise BadFileError(
-            f"{path} is a GIF, whose palette has no fixed order; save the mask as PNG, or give all classes of "
-            'classes.json the "color" that they have in the masks',
+            f"{path} is a GIF, whose palette has no fixed order; save the mask as PNG, or give all classes in "
+            'classes.json the "color" they have in the masks',
             path,
         )
     table = np.arange(256, dtype=np.uint8)
@@ -166,7 +166,7 @@ def mask_colors(image: Image.Image, path: str | Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
     pixels = np.array(image)
     if not pixels[..., 3].any() and np.ptp(pixels[..., :3], axis=(0, 1)).any():
-        raise BadFileError(f"{path} is transparent everywhere, but has colours; save it without transparency", path)
+        raise BadFileError(f"{path} is fully transparent, but has colours; save it without transparency", path)
     pixels[pixels[..., 3] == 0] = 0
     return pixels[..., :3]
 
@@ -195,7 +195,7 @@ def replaced(pixels: np.ndarray, ids: Mapping[Any, int]) -> np.ndarray:
     if span > 2**24:  # too large a table
         order = np.argsort(keys)
         return found[order][np.searchsorted(keys[order], values)]
-    # From the lowest on, so that a negative value is no position from the end.
+    # Offset by the lowest value, so that a negative value does not index from the end.
     table = np.zeros(span, dtype=np.int32)
     table[keys - low] = found
     return table[values - low]
@@ -213,9 +213,9 @@ def _id_type(num_classes: int, ignore_index: int) -> type[np.generic]:
 def _unknown_color(path: str | Path, color: Color, share: float, colors: Colors) -> BadFileError:
     nearest = min(colors, key=lambda known: sum((a - b) ** 2 for a, b in zip(known, color, strict=True)))
     return BadFileError(
-        f"{path} holds the colour {color} in {100 * share:.3g} % of its pixels, which no class of classes.json has; "
-        f"the nearest is {nearest} of class {colors[nearest]}. Save the mask without smoothing, add the colour to "
-        'classes.json, or set "other_values": "ignore" there',
+        f"{path} holds the colour {color} in {100 * share:.3g} % of its pixels, which belongs to no class in "
+        f"classes.json; the nearest is {nearest} of class {colors[nearest]}. Save the mask without smoothing, add "
+        'the colour to classes.json, or set "other_values": "ignore" there',
         path,
     )
 
@@ -236,7 +236,7 @@ def _mapped(values: np.ndarray, present: list[int], mapping: Mapping[int, int] |
     if unknown:
         raise BadFileError(
             f"{path} holds the values {first_few(unknown, 10)}, which are not among the {len(table)} of the mapping "
-            "to class ids; add them to mask_values in classes.json, or take masks of a known data set from the "
+            "to class ids; add them to mask_values in classes.json; for a known data set, use the masks from its "
             "archive",
             path,
         )
@@ -273,6 +273,6 @@ def classes_to_save(paths: Sequence[Path], *, limit: int = 100) -> str:
     shares = ", ".join(f"{value}: {counts[value] / total:.1%}" for value in values[:20])
     ignored = " 255 is ignored." if len(kept) < len(values) else ""
     return (
-        f"Save this there, with names of your own; {len(chosen)} of {len(paths)} masks were read.{ignored}\n"
-        f'{{"ignore_index": 255, "classes": [\n{lines}\n]}}\nShares of the values: {shares}'
+        f"Save this there, with your own names; {len(chosen)} of {len(paths)} masks were "
+        f'read.{ignored}\n{{"ignore_index": 255, "classes": [\n{lines}\n]}}\nShares of the values: {shares}'
     )

@@ -23,7 +23,7 @@ MASK_WORDS = set(
     "groundtruth "
     "ground truth seg segs segmentation segmentations target targets matte".split()
 )
-# What lies beside masks and is none.
+# Files next to masks that are not masks.
 _OTHER_WORDS = set(
     "color colors colour colours rgb vis overlay overlays instance instances instanceids panoptic depth edges".split()
 )
@@ -128,7 +128,7 @@ def match_names(
     Raises:
         ValueError: Two ways match equally many; names both.
     """
-    # The same name may be written with composed and with decomposed letters, as systems differ in which they store.
+    # The same name may use composed or decomposed letters, because systems differ in which they store.
     composed = [{unicodedata.normalize("NFC", name): name for name in names} for names in (images, masks)]
     if len(composed[0]) == len(images) and len(composed[1]) == len(masks):
         found = _match(list(composed[0]), list(composed[1]), mask_suffix, where)
@@ -142,8 +142,7 @@ def _match(images: Sequence[str], masks: Sequence[str], mask_suffix: str | None,
         return {name: name for name in images}
     best: tuple[int, int] = (0, 0)
     found: dict[tuple[str, str], dict[str, str]] = {}
-    # Masks need not lie in the same folders below, nor have the same capitals and zeros before numbers, if the names
-    # are unique without these.
+    # Masks may differ in subfolders, capitalisation and leading zeros, if the names are still unique without these.
     for folders, exact in itertools.product((True, False), (True, False)):
         if best[0] == len(images):
             break
@@ -283,5 +282,5 @@ def read_pairs(root: Path) -> ListedPairs:
             if "group" in values:
                 groups.setdefault(split, {})[sample_id] = values["group"]
     if not pairs:
-        raise ValueError(f"{path} lists no image. Write one line for each.")
+        raise ValueError(f"{path} lists no image. Write one line per image.")
     return ListedPairs(pairs, groups)

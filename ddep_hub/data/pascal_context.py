@@ -16,7 +16,7 @@ from .dataset_registry import get_dataset_info
 from .image_io import BadFileError
 
 
-# The annotations name 459 things; 0 is what has no name.
+# The annotations name 459 things; 0 is unnamed.
 _LARGEST_ID = 459
 
 
@@ -63,10 +63,10 @@ def convert_annotations(voc: str | Path, annotations: str | Path) -> int:
     """
     voc, annotations = Path(voc), Path(annotations)
     if not (voc / "JPEGImages").is_dir():
-        raise FileNotFoundError(f"{voc / 'JPEGImages'} is not a folder; give the folder VOC2010 of PASCAL VOC 2010")
+        raise FileNotFoundError(f"{voc / 'JPEGImages'} is not a folder; pass the folder VOC2010 of PASCAL VOC 2010")
     sources = sorted(path for path in annotations.glob("*.mat") if not path.name.startswith("."))
     if not sources:
-        raise FileNotFoundError(f"{annotations} holds no .mat file; give the folder of the unpacked annotations")
+        raise FileNotFoundError(f"{annotations} holds no .mat file; pass the folder of the unpacked annotations")
     masks = voc / "SegmentationClassContext"
     masks.mkdir(exist_ok=True)
     unfinished = [path for path in sources if not (masks / f"{path.stem}.png").is_file()]
@@ -93,9 +93,9 @@ def _read_label_map(path: Path) -> np.ndarray:
         ) from error
     try:
         content = loadmat(path, variable_names=["LabelMap"])
-    # What SciPy raises on damaged files is of many unrelated kinds.
+    # SciPy raises many unrelated exceptions for damaged files.
     except Exception as error:
-        raise ValueError(f"it is no MATLAB file that SciPy can read ({error})") from error
+        raise ValueError(f"it is not a MATLAB file that SciPy can read ({error})") from error
     if "LabelMap" not in content:
         raise ValueError("it has no variable LabelMap")
     return np.asarray(content["LabelMap"])

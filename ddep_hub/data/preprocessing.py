@@ -99,7 +99,7 @@ def to_tensor(image: AnyImage) -> torch.Tensor:
 
 
 class Normalize:
-    """Images to normalised `pixel_values`, on the device they lie on.
+    """Converts images to normalised `pixel_values`, on their device.
 
     Args:
         mean: Mean of each channel, of rescaled pixels.
@@ -130,7 +130,7 @@ class Normalize:
         if images.device not in self._by_device:  # once: such a copy waits for the device
             self._by_device[images.device] = (self.mean.to(images.device), self.std.to(images.device))
         mean, std = self._by_device[images.device]
-        # In the usual order of memory, in which a mean for each channel is fast, and in place.
+        # In contiguous memory format, in which per-channel means are fast, and in place.
         values = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
         values.mul_(self.rescale_factor).sub_(mean).div_(std)
         if self.channel_order:
@@ -172,6 +172,6 @@ def checked_image_size(image_size: Size | None) -> Size | None:
     """The size, if it is positive."""
     if image_size is not None and np.min(image_size) < 1:
         raise ValueError(
-            f"image_size is {image_size}; give the shorter side in pixels, or None to keep the image's own"
+            f"image_size is {image_size}; set the shorter side in pixels, or None to keep the image's own"
         )
     return image_size

@@ -52,7 +52,7 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     Returns:
         int64 array (N,), a permutation of 0..N-1.
     """
-    # NumPy promises to keep the raw numbers of a bit generator between versions, not what `permutation` makes of them.
+    # NumPy guarantees the raw numbers of a bit generator across versions, but not the result of `permutation`.
     raw = np.random.PCG64(example_seed(seed, epoch)).random_raw(num_examples)
     return np.argsort(raw, kind="stable")
 
@@ -154,7 +154,7 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
 
     With `weights`, position p takes the n-th example of source k, of size N, where (k, n) is
     `SourceMixture.place(p)`: `epoch_order(N, source_seed, n // N)[n % N]`. A source that runs through an epoch sooner
-    than the others goes on with its next one.
+    than the others continues with its next one.
 
     Args:
         num_examples: Size N of the data set, or the sizes of sources that are laid end to end; `index` counts over

@@ -90,8 +90,8 @@ def _places_of(sample_ids: Sequence[str], known: Iterable[str], where: str) -> l
     unknown = [sample_id for sample_id in sample_ids if sample_id not in places]
     if unknown:
         raise ValueError(
-            f"{len(unknown)} of {len(sample_ids)} sample_ids are not in {where}: {first_few(unknown)}; "
-            f"sample ids there look like {next(iter(places), '')!r}"
+            f"{len(unknown)} of {len(sample_ids)} sample ids are not in {where}: {first_few(unknown)}; sample ids "
+            f"there look like {next(iter(places), '')!r}"
         )
     return [places[sample_id] for sample_id in sample_ids]
 
@@ -168,8 +168,8 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
             raise FileNotFoundError(
                 f"{len(missing)} of {len(self.sample_ids)} images of {files.image_folder} have no mask in "
                 f"{files.mask_folder}{'' if files.mask_folder.is_dir() else ', which is not there'}: "
-                f"{first_few(missing)}; add the masks, leave these images out, or name them by mask_dir, mask_suffix "
-                "or pairs.csv"
+                f"{first_few(missing)}; add the masks, remove these images, or describe the masks with mask_dir, "
+                "mask_suffix or pairs.csv"
             )
         self.groups = files.groups
         self.splits = layout_splits(self.root, self.layout, options)

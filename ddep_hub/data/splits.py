@@ -27,7 +27,7 @@ def parse_fraction(value: str | float | Fraction) -> Fraction:
         The exact fraction; 0.1 is 1/10, not the nearest binary number.
 
     Raises:
-        ValueError: It is no number, or not in (0, 1].
+        ValueError: It is not a number, or not in (0, 1].
     """
     try:
         fraction = Fraction(str(value).replace(" ", ""))
@@ -68,7 +68,7 @@ def choose_labelled(
         repeated = next(sample_id for sample_id, following in itertools.pairwise(pool) if sample_id == following)
         raise ValueError(f"sample id {repeated!r} occurs more than once; list every image once")
     if (fraction is None) == (number is None):
-        raise ValueError(f"give either fraction or number, not fraction={fraction!r} and number={number!r}")
+        raise ValueError(f"set either fraction or number, not fraction={fraction!r} and number={number!r}")
     if fraction is not None:
         number = max(1, round(parse_fraction(fraction) * len(pool)))
     assert number is not None
@@ -99,7 +99,7 @@ def choose_validation(
         members.setdefault(groups[sample_id] if groups else sample_id, []).append(sample_id)
     if len(members) < 2:
         what = f"one group, {next(iter(members))!r}" if groups and members else f"{len(pool)} image"
-        raise ValueError(f"val_fraction: there is {what} only; training and validation need one each")
+        raise ValueError(f"val_fraction: there is only {what}; training and validation need one each")
     wanted, chosen = parse_fraction(fraction) * len(pool), list[str]()
     for group in choose_labelled(members, number=len(members) - 1, seed=0):
         if chosen and len(chosen) + len(members[group]) / 2 > wanted:
@@ -112,12 +112,12 @@ def groups_of(sample_ids: Iterable[str], pattern: str) -> dict[str, str]:
     """The group of each sample: the first group of a regular expression, or its match, in the sample's name.
 
     Raises:
-        ValueError: It is no regular expression, or does not match a name.
+        ValueError: It is not a regular expression, or does not match a name.
     """
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"group_pattern {pattern!r} is no regular expression: {error}") from None
+        raise ValueError(f"group_pattern {pattern!r} is not a regular expression: {error}") from None
     found = {}
     for sample_id in sample_ids:
         match = expression.search(sample_id)
@@ -159,7 +159,7 @@ def read_split_file(path: str | Path, known: Collection[str] = ()) -> list[str]:
             )
         first_line[sample_id] = number
     if not first_line:
-        raise ValueError(f"{path} lists no image; write one image path a line")
+        raise ValueError(f"{path} lists no image; write one image path per line")
     return list(first_line)
 
 

@@ -93,7 +93,7 @@ def check_classes(statistics: ClassStatistics, mask_values: Collection[int] | No
     names = first_few(list(map(repr, statistics.absent)), 10)
     if len(statistics.names) <= 2 and statistics.ignore_index == 255 and set(mask_values) in ({0, 255}, {255}):
         advice = (
-            "The masks hold the values 0 and 255, and 255 is the ignore index, so that no object is seen: set "
+            "The masks hold the values 0 and 255, and 255 is the ignore index, so no object is seen: set "
             f'"mask_values": 255 for {statistics.names[-1]!r} in classes.json, and "mask_values": 0 for '
             f"{statistics.names[0]!r} if it is listed there."
         )
@@ -122,23 +122,23 @@ def channel_statistics(images: Iterable[torch.Tensor]) -> Statistics:
         takes them.
 
     Raises:
-        ValueError: There is no image, or a channel has one value alone.
+        ValueError: There is no image, or a channel is constant.
     """
     count, mean, squares = 0, torch.zeros(()), torch.zeros(())
     for image in images:
         values = image.flatten(1).double() / 255
-        # Chan's way to join two parts: sums of squares would lose digits where the mean is large.
+        # Chan's method of joining two parts: sums of squares would lose digits if the mean is large.
         number, own = values.shape[1], values.mean(1)
         delta = own - mean
         squares = squares + ((values - own[:, None]) ** 2).sum(1) + delta**2 * (count * number / (count + number))
         mean = mean + delta * (number / (count + number))
         count += number
     if not count:
-        raise ValueError("no image to measure mean and standard deviation on; check the path")
+        raise ValueError("no images to measure the mean and standard deviation on; check the path")
     std = (squares / count).sqrt()
     if not (std > 0).all():
         constant = [index for index, value in enumerate(std.tolist()) if value == 0]
-        raise ValueError(f"channel {constant[0]} has one value in all images; leave it out")
+        raise ValueError(f"channel {constant[0]} is constant over all images; leave it out")
     return [round(value, 6) for value in mean.tolist()], [float(f"{value:.6g}") for value in std.tolist()]
 
 

@@ -14,9 +14,9 @@ from .segmentation_datasets import Sample
 State = dict[str, Any]
 MAX_EMPTY_EPOCHS = 100
 MAX_LANES = 8
-# A source of which this much is broken or missing without a break is not worth going on with.
+# Stop reading a source after this many broken or missing files in a row.
 MAX_BAD_IN_A_ROW = 100
-# Tells the random numbers of the augmentation from those of the noise, which has the seed (seed, step, position).
+# Separates the random numbers of the augmentation from those of the noise, which is seeded by (seed, step, position).
 AUGMENTATION = 1
 
 
@@ -40,7 +40,7 @@ class Cursor:
         lane: This lane, counted over all processes.
         lanes: Number of lanes of all processes, at most the source's shards.
         window: Number of samples that are shuffled, and held, together.
-        num_validation: Shard to the number of its first samples that are left out.
+        num_validation: Maps each shard to the number of its first samples to skip.
         state: From [`state`], to go on from there; None at the start.
 
     Raises:
@@ -112,7 +112,7 @@ class Cursor:
                 return
         raise ValueError(
             f"{self.source.name} gave no image in {MAX_EMPTY_EPOCHS} epochs of a lane: its shards are empty or all "
-            "for validation; give more shards, or set a smaller num_validation"
+            "held out for validation; add shards, or set a smaller num_validation"
         )
 
 
@@ -130,7 +130,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
     depend on the number of workers. In each epoch the shards are permuted by (seed, epoch) and dealt to the lanes of
     all processes; a lane reads its shards one after another and shuffles them in windows. An epoch of a lane ends
     where its shards do, and shards differ in length: lanes drift apart, but each shows every example of its shards
-    once before it goes on.
+    once before it continues.
 
     To resume, keep `states[batch["lane"]] = batch["state"]` for each batch *used*, store `states` (JSON), and pass it
     with the next step as `start_step` to a stream with the same other arguments: the batches are those of the
@@ -182,13 +182,13 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         num_validation: int = 0,
     ) -> None:
         if not sources:
-            raise ValueError("sources is empty; give at least one source of images")
+            raise ValueError("sources is empty; pass at least one source of images")
         if not 0 <= start_step <= end_step:
             raise ValueError(f"start_step {start_step} and end_step {end_step} must be in order and not negative")
         if window < 1:
-            raise ValueError(f"window is {window}; give the number of examples to shuffle, at least 1")
+            raise ValueError(f"window is {window}; set the number of examples to shuffle, at least 1")
         if num_validation < 0:
-            raise ValueError(f"num_validation is {num_validation}; give a number of examples, 0 for none")
+            raise ValueError(f"num_validation is {num_validation}; set a number of examples, 0 for none")
         self.sources = list(sources)
         self.transform = transform
         self.seed = seed
@@ -230,12 +230,12 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         workers, worker = (1, 0) if info is None else (info.num_workers, info.id)
         if self.lanes % workers:
             raise ValueError(
-                f"num_workers is {workers}, but {self.lanes} lanes cannot be dealt evenly to that many; use "
+                f"num_workers is {workers}, but {self.lanes} lanes cannot be divided evenly among them; use "
                 f"num_workers={self.usable_workers(workers)}, or more shards"
             )
         cursors: dict[int, list[Cursor]] = {}
-        # The loader asks its workers in turn, beginning with worker 0 at whatever step the run is resumed. As the
-        # number of workers divides that of the lanes, each lane stays with one worker.
+        # The loader asks its workers in turn, starting with worker 0 at whatever step the run is resumed. As the
+        # number of lanes is a multiple of the number of workers, each lane stays with one worker.
         for step in range(self.start_step + worker, self.end_step, workers):
             lane = step % self.lanes
             if lane not in cursors:
@@ -337,8 +337,9 @@ def _number_of_lanes(sources: Sequence[ShardedDataset], world_size: int) -> int:
     for source in sources:
         if source.num_shards < world_size:
             raise ValueError(
-                f"{source.name} has {source.num_shards} shard(s), but each of {world_size} processes reads shards of "
-                f"its own; make it at least {world_size} shards, or start {source.num_shards} process(es) at most"
+                f"{source.name} has {source.num_shards} shard(s), but each of {world_size} processes reads its own "
+                f"shards; split it into at least {world_size} shards, or start at most {source.num_shards} "
+                "process(es)"
             )
     fewest = min(source.num_shards for source in sources) // world_size
     return 1 << (min(fewest, MAX_LANES).bit_length() - 1)

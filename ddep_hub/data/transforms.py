@@ -17,7 +17,7 @@ from .preprocessing import Size, checked_image_size, processor_size, resize, to_
 from .segmentation_datasets import Sample
 
 
-# Tensors are not scaled in Pillow's other ways by every release of torchvision.
+# Not every torchvision release supports Pillow's other resampling filters for tensors.
 _INTERPOLATION = {
     Image.Resampling.NEAREST: InterpolationMode.NEAREST_EXACT,
     Image.Resampling.BICUBIC: InterpolationMode.BICUBIC,
@@ -114,7 +114,8 @@ AUGMENTATIONS = {
         ),
     ),
 }
-# What a student sees of an unlabelled image whose labels a teacher predicts: stronger, as in FixMatch and UniMatch.
+# Strong augmentation of an unlabelled image for the student, whose labels the teacher predicts, as in FixMatch and
+# UniMatch.
 STRONG = v2.Compose(
     [
         v2.RandomApply([v2.ColorJitter(0.5, 0.5, 0.5, 0.15)], p=0.8),
@@ -254,7 +255,7 @@ class SegmentationTrainTransform:
         if self.augmentation is not None and self.augmentation.turns:
             if torch.rand(()).item() < 0.5:
                 pixels, labels = pixels.flip(-2), labels.flip(-2)
-            # With the flips, all eight ways to lay a square; of a rectangle, those that keep its sides.
+            # With the flips, all eight symmetries of a square; for a rectangle, those that keep its sides.
             if pixels.shape[-1] == pixels.shape[-2] and torch.rand(()).item() < 0.5:
                 pixels, labels = pixels.mT, labels.mT
         return {"pixel_values": pixels.contiguous(), "labels": labels.contiguous()}
@@ -286,7 +287,7 @@ def _window(length: int, crop: int, scale: float, pixel: int | None = None) -> t
 def size_pair(size: Size) -> tuple[int, int]:
     height, width = (size, size) if isinstance(size, int) else size
     if height < 1 or width < 1:
-        raise ValueError(f"crop_size is {size}; give pixels, one number or (height, width)")
+        raise ValueError(f"crop_size is {size}; set it in pixels, one number or (height, width)")
     return height, width
 
 
@@ -299,5 +300,5 @@ def checked_range(limits: tuple[float, float]) -> tuple[float, float]:
 
 def checked_probability(probability: float, name: str = "horizontal_flip") -> float:
     if not 0 <= probability <= 1:
-        raise ValueError(f"{name} is {probability}; give a probability in 0..1")
+        raise ValueError(f"{name} is {probability}; set a probability in 0..1")
     return probability

@@ -19,11 +19,11 @@ _UNLABELLED = ("unlabelled/", "unlabeled/")
 
 
 def unlabelled_images(root: Path) -> list[str]:
-    """The images below a folder, as [`images_below`] gives them, without masks; a warning names what is left out.
+    """The images below a folder, as returned by [`images_below`], without masks; a warning names the skipped files.
 
     Of labelled data in a layout that fine-tuning recognises, these are the images, and those in a folder `unlabelled`.
-    Elsewhere folders are left out that are named like masks. Masks beside their images, such as `a_mask.png`, and what
-    commands of this package wrote are left out everywhere.
+    Elsewhere, folders named like masks are skipped. Masks beside their images, such as `a_mask.png`, and files written
+    by commands of this package are always skipped.
 
     Args:
         root: The folder; its own name does not matter.
@@ -33,27 +33,25 @@ def unlabelled_images(root: Path) -> list[str]:
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: It holds no image, or masks or what commands wrote alone.
+        ValueError: It holds no images, or only masks or files that commands wrote.
     """
     kept = without_written(root, images_below(root))
     found = _images_of_data_set(root, kept)
     if found is not None:
-        logger.warning(
-            "%s is labelled data: its %d images are used, and not its masks or other files", root, len(found)
-        )
+        logger.warning("%s is labelled data: using its %d images, but not its masks or other files", root, len(found))
         kept = found
     else:
         masks = [name for name in kept if any(is_mask_folder(part) for part in name.split("/")[:-1])]
         if masks:
-            _warn(root, masks, "lie in folders named like masks; give such a folder itself to use it")
+            _warn(root, masks, "are in folders named like masks; to use such a folder, pass it itself")
             kept = _without(kept, masks)
     beside = _masks_beside_images(kept)
     if beside:
-        _warn(root, beside, "are named like the masks of the images beside them")
+        _warn(root, beside, "are named like masks of the images beside them")
         kept = _without(kept, beside)
     if not kept:
         raise ValueError(
-            f"{root} holds masks alone, by the names of its folders; give the folder of the images itself"
+            f"{root} holds only masks, judging by the names of its folders; pass the folder of the images itself"
         )
     return kept
 
@@ -64,7 +62,7 @@ def _without(names: Sequence[str], others: Sequence[str]) -> list[str]:
 
 
 def _warn(root: Path, names: Sequence[str], reason: str) -> None:
-    logger.warning("%s: %d files are left out, as they %s: %s", root, len(names), reason, first_few(names))
+    logger.warning("%s: skipping %d files that %s: %s", root, len(names), reason, first_few(names))
 
 
 def _images_of_data_set(root: Path, names: list[str]) -> list[str] | None:

@@ -178,8 +178,8 @@ def decode_jpeg_part(file: Undecoded, part: tuple[int, int, int, int], size: tup
         return None if pixels is None else resize(pixels[:, top : top + height, left : left + width], size)
     with opened_image(file) as image:
         transposed, left_right, top_bottom = ORIENTATIONS[orientation(image)]
-        # The part is cut out of the stored image: where its side is no multiple of the factor, the last reduced pixel
-        # stands for less than the others, and turning the image would shift them all.
+        # The part is cut out of the stored image: if its side is not a multiple of the factor, the last reduced pixel
+        # covers less than the others, and rotating the image would shift them all.
         x, y, across, down = (top, left, height, width) if transposed else (left, top, width, height)
         if left_right:
             x = image.width - x - across
@@ -204,11 +204,11 @@ def _decode_whole(file: Undecoded) -> torch.Tensor | None:
     """A whole JPEG by torchvision, which gives the same pixels as Pillow in half the time; None for uncommon kinds."""
     with opened_image(file) as image:
         common = image.format == "JPEG" and image.mode == "RGB" and orientation(image) == 1
-    # What is cut off would come back grey, without an error.
+    # A truncated part would be read as grey, without an error.
     if not common or not file["bytes"].endswith(b"\xff\xd9"):
         return None
     try:
-        from torchvision.io import decode_jpeg  # here, as releases after 0.29 are to do without
+        from torchvision.io import decode_jpeg  # imported here, because releases after 0.29 will not have it
     except ImportError:
         return None
     try:

@@ -15,11 +15,11 @@ from .image_io import first_few
 
 logger = logging.getLogger(__name__)
 
-# Tells pictures of this package from a user's own of the same name.
+# Distinguishes pictures of this package from a user's own files with the same name.
 WRITTEN_BY = "ddep_hub"
 # The kinds of predicted masks, each a folder, and the picture beside these.
 KINDS, LEGEND = ("ids", "colors", "overlays", "cityscapes"), "legend.png"
-# What `ddep-hub select` writes beside the folder `images`.
+# Written by `ddep-hub select` next to the folder `images`.
 SELECTED_LIST, SELECTED_PICTURE = "selected.txt", "selected.png"
 # Where a run has pictures, and those of an evaluation.
 _RUN_FOLDERS = ("pictures/", "final/", "best/", "checkpoints/", "pretraining/")
@@ -36,7 +36,7 @@ def is_prediction(path: Path) -> bool:
 
 
 def without_written(root: Path, names: Sequence[str]) -> list[str]:
-    """The images below a folder but those that a command wrote there; a warning names what is left out.
+    """The images below a folder except those written there by a command; a warning names the skipped files.
 
     Few files are looked at, so that this takes no time with millions of images.
 
@@ -59,9 +59,9 @@ def without_written(root: Path, names: Sequence[str]) -> list[str]:
         return list(names)
     kept = [name for name in names if name not in written]
     if not kept:
-        raise ValueError(f"{root} holds only what ddep-hub wrote there; give the folder of the images themselves")
+        raise ValueError(f"{root} holds only files written by ddep-hub; pass the folder of the images themselves")
     logger.warning(
-        "%s: %d files are left out, as they were written by ddep-hub: %s",
+        "%s: skipping %d files written by ddep-hub: %s",
         root,
         len(written),
         first_few(sorted(written)),

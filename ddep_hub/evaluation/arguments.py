@@ -31,7 +31,7 @@ class EncoderWeightsArguments:
 
 @dataclass(kw_only=True)
 class ModelArguments(EncoderWeightsArguments):
-    """Which fine-tuned model is used."""
+    """Which fine-tuned model to use."""
 
     model: str | None = arg(
         None,
@@ -54,7 +54,7 @@ class InferenceArguments(ModelArguments):
 
     image_size: int | None = arg(
         None,
-        "Shorter side that images are resized to. Default: what the model's image processor says.",
+        "Resize images to this shorter side. Default: the setting of the model's image processor.",
         group="evaluation",
         common=True,
     )
@@ -65,19 +65,19 @@ class InferenceArguments(ModelArguments):
         common=True,
     )
     stride: list[int] = arg(
-        [], "Step of the window: one number, or down and across. Default: half the window.", group="evaluation"
+        [],
+        "Stride of the window: one number, or vertical and horizontal. Default: half the window.",
+        group="evaluation",
     )
-    blending: Literal["uniform", "hann"] = arg("uniform", "Weights of windows where they overlap.", group="evaluation")
+    blending: Literal["uniform", "hann"] = arg("uniform", "How overlapping windows are weighted.", group="evaluation")
     window_batch: int | None = arg(
         None, "Windows per forward pass. Default: 4 on a GPU, 1 on a CPU.", group="evaluation"
     )
-    scales: list[float] = arg(
-        [1.0], "Factors of the image's size whose probabilities are averaged.", group="evaluation"
-    )
-    flip: bool = arg(False, "Average with the prediction of the mirrored image.", group="evaluation", common=True)
+    scales: list[float] = arg([1.0], "Scales of the image whose probabilities are averaged.", group="evaluation")
+    flip: bool = arg(False, "Average with the prediction for the flipped image.", group="evaluation", common=True)
     protocol: str | None = arg(
         None,
-        "Window, stride, scales and flip that a known data set is scored with, such as cityscapes.",
+        "Use the window, stride, scales and flip of a known data set's evaluation, such as cityscapes.",
         group="evaluation",
         common=True,
     )
@@ -103,7 +103,7 @@ class InferenceArguments(ModelArguments):
             given += ["scales"] if list(self.scales) != [1.0] else []
             given += ["blending"] if self.blending != "uniform" else []
             if given:
-                raise ValueError(f"{given[0]} is part of protocol `{self.protocol}`. Pass one of them.")
+                raise ValueError(f"{given[0]} is part of protocol `{self.protocol}`. Pass only one of them.")
             options = InferenceOptions.from_protocol(get_dataset_info(self.protocol).evaluation)
             return dataclasses.replace(options, window_batch=self.window_batch)
         return InferenceOptions(
@@ -118,23 +118,23 @@ class InferenceArguments(ModelArguments):
 
 @dataclass(kw_only=True)
 class EvaluateArguments(LabelledDataArguments, InferenceArguments):
-    """Measure a fine-tuned model on labelled images."""
+    """Evaluate a fine-tuned model on labelled images."""
 
-    eval_split: str = arg("val", "Split to measure on.", group="data", common=True)
+    eval_split: str = arg("val", "Split to evaluate on.", group="data", common=True)
     split_file: str | None = arg(
         None,
-        "File that lists the images of eval_split to measure on, such as the validation.txt of a run.",
+        "File that lists the images of eval_split to evaluate on, such as the validation.txt of a run.",
         group="data",
         path=True,
     )
-    batch_size: int = arg(1, "Images per forward pass, where they have the same size.", group="evaluation")
+    batch_size: int = arg(1, "Images per forward pass, if they have the same size.", group="evaluation")
     dataloader_num_workers: int = arg(
-        0, "Processes that read images; 0: the main one.", group="data", renamed_from="num_workers"
+        0, "Worker processes that read images; 0 uses the main process.", group="data", renamed_from="num_workers"
     )
-    predictions: list[str] = arg([], f"Predicted masks to write as well: {_KINDS}.", group="evaluation")
+    predictions: list[str] = arg([], f"Kinds of predicted masks to write as well: {_KINDS}.", group="evaluation")
     output_dir: str | None = arg(
         "runs/evaluation",
-        "Folder of the results; those of an earlier evaluation are replaced.",
+        "Folder for the results; replaces those of an earlier evaluation.",
         group="evaluation",
         common=True,
         path=True,
@@ -147,19 +147,19 @@ class EvaluateArguments(LabelledDataArguments, InferenceArguments):
         if self.dataloader_num_workers < 0:
             raise ValueError(f"dataloader_num_workers must not be negative, got {self.dataloader_num_workers}.")
         if self.predictions and self.output_dir is None:
-            raise ValueError("predictions are written to a folder. Set output_dir.")
+            raise ValueError("predictions need a folder to be written to. Set output_dir.")
 
 
 @dataclass(kw_only=True)
 class PredictArguments(InferenceArguments):
-    """Write the masks and overlays of images."""
+    """Predict the masks of images, and write masks and overlays."""
 
     predictions: list[str] = arg(
         ["ids", "overlays"], f"What to write for each image: {_KINDS}.", group="evaluation", common=True
     )
     output_dir: str = arg(
         "runs/predictions",
-        "Folder of the results; those of the same name are replaced.",
+        "Folder for the results; replaces those of the same name.",
         group="evaluation",
         common=True,
         path=True,

@@ -49,34 +49,34 @@ def evaluate(
     output_dir: str | Path | None = None,
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """Measures a fine-tuned model on labelled images.
+    """Evaluates a fine-tuned model on labelled images.
 
     Args:
         model: A model, a folder or a Hub id.
-        data: Labelled data, as in fine-tuning: a folder or `hf://datasets/org/name`; or an object with the attributes
-            of [`SegmentationDataset`]; the embedded scenes by default.
-        split: The split to measure on.
-        processor: Gives mean, std and size; by default the image processor beside the model.
-        output_dir: Folder to write `results.json`, `confusion.csv`, `confusion.png`, `predictions.png` and `masks/`
-            to; by default nothing is written.
+        data: Labelled data, as in fine-tuning: a folder or `hf://datasets/org/name`, or an object with the attributes
+            of [`SegmentationDataset`]. Default: the built-in scenes.
+        split: The split to evaluate on.
+        processor: The image processor; by default the one saved with the model.
+        output_dir: Folder for `results.json`, `confusion.csv`, `confusion.png`, `predictions.png` and `masks/`; by
+            default nothing is written.
         **kwargs: Further fields of [`EvaluateArguments`], such as `window=(512, 512)` or `flip=True`.
 
     Returns:
-        Metrics in 0..1 (`mean_iou`, `iou` by class, `mean_boundary_iou`, ...), the number of `images`, and how they
-        were predicted.
+        A dictionary with metrics in 0..1 (`mean_iou`, `iou` per class, `mean_boundary_iou`, ...), the number of
+        `images`, and how they were predicted.
 
     Raises:
         FileExistsError: `output_dir` holds a model, or files that no evaluation wrote.
-        FileNotFoundError: Model or data do not exist.
-        TypeError: Model, data or processor are none of these.
+        FileNotFoundError: The model or data do not exist.
+        TypeError: The model, data or processor has the wrong type.
         ValueError: The model is not fine-tuned or has other classes than the data, or no pixel is labelled.
     """
     if not (
         data is None or isinstance(data, str | Path) or (hasattr(data, "classes") and hasattr(data, "sample_ids"))
     ):
         raise TypeError(
-            f"data: got {type(data).__name__}. Give a folder, such as one that save_to_disk wrote, "
-            "hf://datasets/org/name, or an object with classes and sample_ids (docs/extending.md)."
+            f"data: got {type(data).__name__}. Pass a folder, hf://datasets/org/name, or an object with classes and "
+            "sample_ids (docs/extending.md)."
         )
     values = {"data": data if isinstance(data, str | Path) else None, "eval_split": split, "output_dir": output_dir}
     arguments = build_arguments(EvaluateArguments, {"model": name_of(model), **values, **kwargs})
@@ -91,13 +91,13 @@ def evaluate(
 
 @contextlib.contextmanager
 def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Gives a caller's model back its modes, and its `forward`, which Accelerate wraps for mixed precision."""
+    """Restores the modes of a caller's model, and its `forward`, which Accelerate wraps for mixed precision."""
     own = dict(vars(model))
     try:
         with eval_mode(model):
             yield
     finally:
-        for name in vars(model).keys() - own.keys():  # Accelerate's marks, by which it would not wrap it again
+        for name in vars(model).keys() - own.keys():  # set by Accelerate, which would not wrap it again
             del vars(model)[name]
         vars(model).update(own)
 
@@ -117,7 +117,7 @@ def run_evaluation(
         dataset: The dataset, if it is not the one that `args` names.
         processor: The image processor, if it is not the model's.
     """
-    # Not that of a run in this process before: a model's metrics must not depend on it.
+    # Not the precision of an earlier run in this process: metrics must not depend on it.
     accelerator = build_accelerator(launched_precision() or "no")
     output = None if args.output_dir is None else Path(args.output_dir)
     if output is not None:
@@ -136,7 +136,7 @@ def run_evaluation(
     if known != names:
         raise ValueError(
             f"model: {args.model} was trained for {len(known)} classes ({', '.join(known[:3])}, ...), but the data "
-            f"has {len(names)} ({', '.join(names[:3])}, ...). Use the data that it was trained for."
+            f"has {len(names)} ({', '.join(names[:3])}, ...). Use data with the classes it was trained for."
         )
     order = getattr(processor, "channel_order", None)
     writer = MaskWriter((output or Path()) / "masks", classes, args.predictions, order)
@@ -194,7 +194,7 @@ def run_evaluation(
         output.mkdir(parents=True, exist_ok=True)
         writer.remove_others(dataset.sample_ids)
         table, matrix_picture, predictions = (output / name for name in FILES[1:])
-        # First, as it tells the next evaluation whose files these are.
+        # Written first, because it tells the next evaluation whose files these are.
         atomic_write(output / FILES[0], json.dumps(results, indent=1) + "\n")
         atomic_write(table, confusion_csv(matrix.counts, classes.names))
         confusion_picture(matrix.counts, classes.names).save(matrix_picture)
@@ -207,10 +207,10 @@ def run_evaluation(
 
 
 def check_output(output: Path) -> None:
-    """Checks that a folder holds no files of others which the results would replace.
+    """Checks that the results would not replace somebody else's files.
 
     Raises:
-        FileExistsError: It holds some, or a model, whose training has its own results.
+        FileExistsError: They would, or the folder holds a model, whose training has its own results.
     """
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"output_dir: {output} is a file. Choose another folder.")
@@ -221,7 +221,7 @@ def check_output(output: Path) -> None:
         earlier = False
     if present and (present[0] == "config.json" or not earlier):
         what = "a model" if present[0] == "config.json" else f"{present[0]} that no evaluation wrote"
-        raise FileExistsError(f"output_dir: {output} holds {what}: it is left as it is. Choose another folder.")
+        raise FileExistsError(f"output_dir: {output} holds {what}, and was left unchanged. Choose another folder.")
 
 
 def summary(results: dict[str, Any]) -> str:

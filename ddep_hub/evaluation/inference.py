@@ -15,7 +15,7 @@ from ddep_hub.data.dataset_registry import EvaluationProtocol
 from ddep_hub.segmentation import class_logits
 
 
-# Memory in GB that one pass may take without a warning, and the models that have had theirs.
+# Memory in GB above which a pass gives a warning, and the models that already had theirs.
 GIGABYTES = 4
 _warned: WeakSet[nn.Module] = WeakSet()
 
@@ -49,20 +49,21 @@ class InferenceOptions:
 
     def __post_init__(self) -> None:
         if self.window is None and self.stride is not None:
-            raise ValueError(f"stride is {self.stride}, but there is no window; give window as well.")
+            raise ValueError(f"stride is {self.stride}, but there is no window; set window as well.")
         if self.window is not None:
             if min(self.window) < 1:
-                raise ValueError(f"window is {self.window}; give height and width in pixels.")
+                raise ValueError(f"window is {self.window}; set height and width in pixels.")
             if any(not 1 <= step <= side for step, side in zip(self.steps, self.window, strict=True)):
                 raise ValueError(
-                    f"stride is {self.stride}; give 1 to {self.window}: larger steps would leave gaps between windows."
+                    f"stride is {self.stride}; set 1 to {self.window}: larger strides would leave gaps between "
+                    "windows."
                 )
         if self.blending not in ("uniform", "hann"):
             raise ValueError(f"blending is {self.blending!r}; choose uniform or hann.")
         if not self.scales or min(self.scales) <= 0:
-            raise ValueError(f"scales is {self.scales}; give at least one positive factor.")
+            raise ValueError(f"scales is {self.scales}; set at least one positive factor.")
         if self.window_batch is not None and self.window_batch < 1:
-            raise ValueError(f"window_batch is {self.window_batch}; give at least 1.")
+            raise ValueError(f"window_batch is {self.window_batch}; set at least 1.")
 
     @classmethod
     def from_protocol(cls, protocol: EvaluationProtocol) -> "InferenceOptions":
@@ -269,7 +270,7 @@ def bytes_per_pixel(model: nn.Module) -> float:
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Puts a model into eval mode; afterwards each of its modules has the mode that it had."""
-    # Set one by one, as `.train()` of a model that is frozen in part does more.
+    # Set one by one, because `.train()` of a partly frozen model does more.
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Fonts for names in pictures: what no font at hand can draw is written in other letters, not as boxes."""
+"""Fonts for names in pictures: names that no available font can draw are replaced, not drawn as boxes."""
 
 import functools
 import unicodedata

@@ -44,20 +44,20 @@ class MaskWriter:
         self.folder, self.classes, self.kinds, self.channel_order = Path(folder), classes, kinds, channel_order
         unknown = [kind for kind in kinds if kind not in KINDS]
         if unknown:
-            raise ValueError(f"predictions: {unknown[0]!r} is not known; choose from {', '.join(KINDS)}.")
+            raise ValueError(f"predictions: {unknown[0]!r} is unknown; choose from {', '.join(KINDS)}.")
         if "cityscapes" in kinds:
             names = get_dataset_info("cityscapes").classes.names
             if classes.names != names:
                 raise ValueError(
-                    f"predictions: label ids of Cityscapes need its {len(names)} training classes in their order, "
-                    f"starting with {', '.join(names[:3])}; these are {', '.join(classes.names[:3])}, ... "
-                    "Leave `cityscapes` out."
+                    f"predictions: label ids of Cityscapes need its {len(names)} training classes in order, starting "
+                    f"with {', '.join(names[:3])}; the model has {', '.join(classes.names[:3])}, ... Leave "
+                    "`cityscapes` out."
                 )
         same = _of_one_color(classes)
         if same and {"colors", "overlays"} & set(kinds):
             warnings.warn(
-                f"The classes {' and '.join(same)} have one colour: pictures do not tell them apart. Give each "
-                "its own `color` in classes.json before fine-tuning.",
+                f"The classes {' and '.join(same)} have the same colour, so pictures cannot tell them apart. Give "
+                "each its own `color` in classes.json before fine-tuning.",
                 stacklevel=3,
             )
 
@@ -81,7 +81,8 @@ class MaskWriter:
         for kind in self.kinds:
             path = self.folder / kind / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Photographs under a mask are hard to compress: zlib's default takes four times as long to save a sixth.
+            # Overlays on photographs compress badly: zlib's default level takes four times as long for files a sixth
+            # smaller.
             _save(self._picture(kind, mask, image), path, compress_level=1 if kind == "overlays" else 6)
 
     def write_legend(self) -> None:
@@ -129,7 +130,9 @@ def cityscapes_label_ids() -> np.ndarray:
 
 def _check(path: Path) -> None:
     if path.exists() and not is_prediction(path):
-        raise FileExistsError(f"output_dir: {path} is there already, and not from ddep-hub. Choose another folder.")
+        raise FileExistsError(
+            f"output_dir: {path} already exists and was not written by ddep-hub. Choose another folder."
+        )
 
 
 def _save(picture: Image.Image, path: Path, compress_level: int = 6) -> None:

@@ -67,7 +67,7 @@ class ConfusionMatrix:
         counts = self.counts.double().cpu()
         hit, true, predicted = counts.diag(), counts.sum(1), counts.sum(0)
         if not true.any():
-            raise ValueError("No labelled pixel was counted: every one is the ignore index. Check the masks.")
+            raise ValueError("No labelled pixels: all have the ignore index. Check the masks.")
         overall_accuracy = (hit.sum() / true.sum()).item()
         number = self.num_classes if names is None else len(names)
         hit, true, predicted = hit[-number:], true[-number:], predicted[-number:]
@@ -91,7 +91,8 @@ def absent_message(absent: Sequence[str], num_classes: int, split: str) -> str:
     """What a warning says of classes that the evaluated labels lack."""
     names = first_few(list(map(repr, absent)), 10)
     return (
-        f"No pixel of `{split}` belongs to {names}: the scores say nothing of {len(absent)} of {num_classes} classes."
+        f"No pixel of `{split}` belongs to {names}: the scores say nothing about {len(absent)} of {num_classes} "
+        "classes."
     )
 
 
@@ -128,7 +129,7 @@ class BoundaryIoU:
         self, num_classes: int, ignore_index: int = 255, device: torch.device | str = "cpu", *, ratio: float = 0.02
     ) -> None:
         if not ratio > 0:
-            raise ValueError(f"ratio is {ratio}. Pass a share of the image's diagonal above 0, such as 0.02.")
+            raise ValueError(f"ratio is {ratio}. Pass a fraction of the image's diagonal above 0, such as 0.02.")
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.ratio = ratio

@@ -29,7 +29,7 @@ def find_images(names: Sequence[str]) -> dict[str, str]:
         folder that all matches of a pattern share.
 
     Raises:
-        FileNotFoundError: there is no such file, or a pattern matches none.
+        FileNotFoundError: a file does not exist, or a pattern matches none.
         ValueError: a folder holds no image, or two images would have results of one name.
     """
     found: dict[str, str] = {}
@@ -47,7 +47,7 @@ def read_image(place: str, channels: int = 3) -> AnyImage:
 
     Raises:
         OSError: it cannot be read or fetched.
-        BadFileError: it is no image, or damaged.
+        BadFileError: it is not an image, or damaged.
     """
     if not is_url(place):
         return decode_image(place, channels)
@@ -55,7 +55,7 @@ def read_image(place: str, channels: int = 3) -> AnyImage:
         with urllib.request.urlopen(place, timeout=SECONDS) as response:
             content = response.read()
     except (OSError, http.client.HTTPException) as error:  # the second: cut short, or no address
-        raise OSError(f"{place} could not be fetched ({error}). Check the address.") from error
+        raise OSError(f"{place} could not be downloaded ({error}). Check the address.") from error
     return decode_image({"path": place, "bytes": content}, channels)
 
 
@@ -70,7 +70,7 @@ def _behind(name: str) -> list[tuple[str, str]]:
         return [(path.stem, name)]
     matches = sorted(match for match in glob(_pattern(path), recursive=True) if os.path.isfile(match))
     if not matches:
-        raise FileNotFoundError(f"{name} is no file, folder or URL, and matches none. Check the path.")
+        raise FileNotFoundError(f"{name} is not a file, folder or URL, and matches none. Check the path.")
     shared = os.path.commonpath([os.path.dirname(match) for match in matches])
     return [(_without_suffix(os.path.relpath(match, shared or ".")), match) for match in matches]
 

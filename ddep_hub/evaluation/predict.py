@@ -57,24 +57,24 @@ def predict(
     """Segments images at their own size.
 
     Args:
-        model: A fine-tuned model, a folder or a Hub id. A model object stays on its device and in its mode.
+        model: A fine-tuned model, a folder or a Hub id. A model object keeps its device and its mode.
         images: An image or a list of images: paths, http(s) URLs, PIL images or arrays. Arrays are uint8 (H, W, 3),
-            (H, W, 1) or (H, W), or for models of other channels as [`channels_first`] takes them. A folder or a
-            pattern such as `photos/*.jpg` stands for a list.
+            (H, W, 1) or (H, W); for models with other numbers of channels, see [`channels_first`]. A folder or a
+            pattern such as `photos/*.jpg` counts as a list.
         return_type: `"array"` for class ids (of a single class: 0, background, and 1), or `"pil"` for images with the
             classes' colours as their palette.
-        processor: Gives mean, std and size; by default the image processor beside the model, at the revision and in
-            the subfolder that the model was loaded from.
-        **kwargs: How to predict, fields of [`InferenceArguments`]: `window=(512, 512)`, `flip=True`, ...
+        processor: The image processor; by default the one saved with the model, at the revision and in the subfolder
+            it was loaded from.
+        **kwargs: Fields of [`InferenceArguments`], such as `window=(512, 512)` or `flip=True`.
 
     Returns:
         One mask (H, W) for one image, else a list of masks. Arrays are uint8, or uint16 for more than 256 classes.
 
     Raises:
         OSError: The model or an image cannot be read.
-        TypeError: The model, an image or the processor is none of these.
-        ValueError: The model is not fine-tuned, an image is damaged, an array has another shape, or an argument is out
-            of range.
+        TypeError: The model, an image or the processor has the wrong type.
+        ValueError: The model is not fine-tuned, an image is damaged, an array has the wrong shape, or an argument is
+            out of range.
     """
     if return_type not in ("array", "pil"):
         raise ValueError(f"return_type must be `array` or `pil`, got {return_type!r}.")
@@ -137,19 +137,19 @@ def load_for_prediction(name: str | Path, args: InferenceArguments) -> DDePForSe
 
 
 def name_of(model: str | Path | DDePForSemanticSegmentation) -> str:
-    """A model's name: what was given, or where a model object was loaded from, or its class.
+    """A model's name: the one given, where the model object was loaded from, or its class.
 
     Raises:
-        TypeError: It is no model.
+        TypeError: It is not a model.
         ValueError: It is not fine-tuned.
     """
     if isinstance(model, str | Path):
         return str(model)
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}. Give a fine-tuned model, a folder or a Hub id.")
+        raise TypeError(f"model: got {type(model).__name__}. Pass a fine-tuned model, a folder or a Hub id.")
     config = getattr(model, "config", None)
     name: str = getattr(config, "name_or_path", None) or type(model).__name__
-    # Not by their classes, which remote code has copies of.
+    # Not by class, because remote code has copies of the classes.
     if getattr(config, "model_type", None) != "ddep":
         inside = "Pass the model inside, `.module`." if hasattr(model, "module") else "Pass one, a folder or a Hub id."
         raise ValueError(f"model: {name} is not a DDePForSemanticSegmentation. {inside}")
@@ -159,7 +159,7 @@ def name_of(model: str | Path | DDePForSemanticSegmentation) -> str:
 
 
 def processor_of(model: DDePForSemanticSegmentation) -> DDePImageProcessor:
-    """The image processor beside a model; for a model that was not loaded from anywhere, its encoder's.
+    """The image processor saved with a model; for a model that was not loaded from anywhere, its encoder's.
 
     Raises:
         FileNotFoundError: The folder that the model was loaded from is gone.
@@ -178,11 +178,11 @@ def resized(processor: DDePImageProcessor, args: InferenceArguments) -> DDePImag
     """The processor with `args.image_size`; warns if its own size makes a window pointless.
 
     Raises:
-        TypeError: It is no image processor.
+        TypeError: It is not an image processor.
     """
     if not isinstance(processor, BaseImageProcessor):
         raise TypeError(
-            f"processor: got {type(processor).__name__}. Give an image processor, such as "
+            f"processor: got {type(processor).__name__}. Pass an image processor, such as "
             "DDePImageProcessor.from_pretrained(...)."
         )
     if args.image_size is not None:
@@ -191,8 +191,8 @@ def resized(processor: DDePImageProcessor, args: InferenceArguments) -> DDePImag
     window = args.options().window
     if side is not None and window is not None and side <= min(window):
         warnings.warn(
-            f"The model's image processor resizes images to a shorter side of {side} pixels, which the window of "
-            f"{window[0]}x{window[1]} covers: windows are nearly whole images. Set image_size.",
+            f"The model's image processor resizes images to a shorter side of {side} pixels, so a window of "
+            f"{window[0]}x{window[1]} covers nearly the whole image. Set image_size.",
             stacklevel=2,
         )
     return processor
@@ -203,16 +203,18 @@ def _decoded(image: Any, channels: int) -> AnyImage:
         return read_image(image, channels)
     if isinstance(image, Image.Image):
         if 0 in image.size:
-            raise ValueError(f"images: an image has no pixels: {image.width} wide and {image.height} high.")
+            raise ValueError(f"images: an image has no pixels: its size is {image.width}x{image.height}.")
         name = str(getattr(image, "filename", "") or "images: an image")
         return to_rgb(upright(image), name) if channels == 3 else ChannelImage(channels_of(image, channels, name))
     if not isinstance(image, np.ndarray):
-        column = ' Of a data set, give its column of images, such as data["image"].' * isinstance(image, Mapping)
-        raise TypeError(f"images: got {type(image).__name__}. Give paths, URLs, PIL images or NumPy arrays.{column}")
+        column = ' For a data set, pass its image column, such as data["image"].' * isinstance(image, Mapping)
+        raise TypeError(f"images: got {type(image).__name__}. Pass paths, URLs, PIL images or NumPy arrays.{column}")
     shape = image.shape
     if image.ndim not in (2, 3) or 0 in shape or (channels == 3 and image.ndim == 3 and shape[2] not in (1, 3)):
         colour = f"(height, width, {channels})" + " or (height, width, 1)" * (channels == 3)
-        raise ValueError(f"images: an array has shape {shape}. Give (height, width) or {colour}; a batch as a list.")
+        raise ValueError(
+            f"images: an array has shape {shape}. Pass (height, width) or {colour}, and a batch as a list."
+        )
     if channels != 3:
         return ChannelImage(channels_first(image, channels, "images: an array"))
     if image.dtype != np.uint8:
@@ -239,7 +241,7 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
         The names of the results.
 
     Raises:
-        BadFileError: Images are broken, or cannot be fetched: they are skipped, and named when all others are done.
+        BadFileError: Images are broken or cannot be downloaded. They are skipped, and named once all others are done.
         OSError: The model cannot be read, or a result cannot be written.
         ValueError: An argument does not fit the model.
     """
@@ -253,7 +255,7 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
     writer.check(images, legend=True)
     channels = predictor.model.config.num_channels
     done: list[str] = []
-    # While the model runs, the next images are read and the last masks written.
+    # While the model runs, threads read the next images and write the last masks.
     with ThreadPoolExecutor(THREADS) as readers, ThreadPoolExecutor(THREADS) as writers:
         places = iter(images.items())
         reading = deque(
@@ -269,10 +271,10 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
             except (BadFileError, OSError) as error:
                 if len(images) == 1:
                     raise
-                logger.warning("%s; it is skipped", error)
+                logger.warning("%s; skipping it", error)
                 continue
             mask = predictor(image)
-            if not done:  # so that nothing is left behind where no image can be read
+            if not done:  # so that nothing is left behind if no image can be read
                 writer.write_legend()
             done.append(name)
             written.append(writers.submit(writer.write, name, mask, image))
@@ -298,10 +300,10 @@ def _predicted_before(place: str, output: Path) -> bool:
 
 
 def classes_of(config: PretrainedConfig) -> ClassTable:
-    """A model's classes, in the colours that it was fine-tuned with.
+    """A model's classes, in the colours it was fine-tuned with.
 
-    A model that says none has those of the known data set with these very names, or some that differ from each other.
-    The embedded scenes count as known.
+    If it has none, the colours are those of the known data set with exactly these class names (the built-in scenes
+    count as one), or arbitrary distinct ones.
     """
     names = names_in_order(config.id2label)
     known = find_dataset_by_classes(names)
@@ -313,5 +315,5 @@ def classes_of(config: PretrainedConfig) -> ClassTable:
         return known.classes
     else:
         colors = class_colors(len(names))
-    # A prediction ignores no pixel, so the value can be one that no mask holds.
+    # A prediction has no ignored pixels, so any value that no mask holds will do.
     return ClassTable(names=names, colors=colors, ignore_index=-1)

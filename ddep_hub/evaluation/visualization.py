@@ -189,7 +189,7 @@ def confusion_picture(counts: torch.Tensor, names: Sequence[str]) -> Image.Image
                 color = "white" if shade < 128 else "black"
                 place = (left + CELL // 2 - 1, top + CELL // 2 - 1)
                 draw.text(place, f"{100 * share:.0f}", fill=color, font=small, anchor="mm")
-    # Column names are the row names, turned.
+    # Column names are the row names, rotated.
     turned = Image.new("RGB", (margin, side), "white")
     pen = ImageDraw.Draw(turned)
     for column, name in enumerate(names):

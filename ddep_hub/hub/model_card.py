@@ -35,9 +35,9 @@ from .staging import read_json
 CARD, RUN, RESULTS, BASELINE, EVALUATION = "README.md", "run.json", "results.json", "baseline.json", "evaluation.json"
 PREDICTIONS, LOSS, CONFUSION = "predictions.png", "loss.png", "confusion.png"
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-# What is between the two is the user's.
+# The user's own text is between these two marks.
 BEGIN, END = "<!-- your text: kept when the card is rewritten -->", "<!-- end of your text -->"
-# Stands in the snippets of a card until it is published, or `ddep-hub card --repository` names one.
+# Used in the snippets of a card until it is published, or `ddep-hub card --repository` names a repository.
 PLACEHOLDER = "path/to/this/folder"
 METRICS = {
     "mean_iou": "mIoU",
@@ -46,7 +46,7 @@ METRICS = {
     "frequency_weighted_iou": "frequency-weighted IoU",
     "mean_boundary_iou": "boundary IoU",
 }
-# Of the licences in timm's list, those that allow any use.
+# The licences in timm's list that allow any use.
 OPEN_LICENSES = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0")
 Kind = Literal["pretraining", "finetuning"]
 logger = logging.get_logger(__name__)
@@ -134,7 +134,7 @@ def card_text(folder: Path, repository: str | None = None) -> str | None:
         text = _template().render(values)
     except (jinja2.UndefinedError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{folder}: {RUN} and {RESULTS} lack what a run writes into them ({error}). Copy them again from the run; "
+            f"{folder}: {RUN} and {RESULTS} are incomplete ({error}). Copy them from the run again; "
             "`ddep-hub card --evaluation` adds the results of `ddep-hub evaluate`."
         ) from error
     return _with_metadata_of(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", old)
@@ -163,7 +163,8 @@ def published_card(folder: Path, repository: str, on_hub: str | None = None) -> 
     if theirs not in ours:
         if ours:
             logger.warning(
-                f"Your text in {CARD} and on the Hub differ; the Hub's is kept. Edit it there, or copy it to {CARD}."
+                f"Your text in {CARD} differs from the one on the Hub, which is kept. Edit it there, or copy it to "
+                f"{CARD}."
             )
         before, _, rest = card.partition(BEGIN)
         card = f"{before.rstrip()}\n\n{BEGIN}\n{theirs}\n{END}\n{rest.partition(END)[2]}"
@@ -196,7 +197,7 @@ def add_baseline(folder: Path, other: Path) -> None:
         if one != two:
             raise ValueError(
                 f"baseline: {name} differs: {two} in {other}, {one} in {folder}. Compare runs on the same data and "
-                "labels, with evaluations (`ddep-hub card --evaluation`) of the same options."
+                "labels, with evaluations (`ddep-hub card --evaluation`) that use the same options."
             )
     theirs["decoder_hidden_sizes"] = read_json(other / "config.json").get("decoder_hidden_sizes")
     atomic_write(folder / BASELINE, json.dumps(theirs, indent=1) + "\n")

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 
-# httpx's: the base of what the Hub's client raises for a refusal or a lost connection.
+# From httpx: the base class of the Hub client's errors for refusals and lost connections.
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 from safetensors.torch import save_file
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -42,36 +42,36 @@ def publish_folder(
     remote_code: bool = False,
     verify: bool = True,
 ) -> str:
-    """Uploads all files of a folder in one commit, reads them back, and compares the model with the local one.
+    """Uploads all files of a folder in one commit, downloads them again, and compares the model with the local one.
 
-    The repository is created if there is none. The card is written from the folder's files, see [`published_card`].
-    Weights of an earlier model that the folder does not have are removed in the same commit. The folder itself is not
-    changed.
+    The repository is created if it does not exist. The card is generated from the folder's files, see
+    [`published_card`]. Weights of an earlier model that are not in the folder are removed in the same commit. The
+    folder itself is not changed.
 
     Args:
         folder: A folder that `from_pretrained` loads.
         repo_id: `org/name`.
         private: Make a new repository private.
-        revision: Branch to publish to, created from main if there is none; default: main.
+        revision: Branch to publish to, created from main if it does not exist. Default: main.
         tag: Name for the commit, given after the comparison.
         create_pr: Open a pull request instead of committing to the branch.
         token: Token to use instead of `HF_TOKEN` or the stored one.
         decoder_only: Leave the encoder out.
         remote_code: Publish the model's code too, so that `trust_remote_code=True` loads it without this package.
-        verify: Read back and compare.
+        verify: Download the files again and compare.
 
     Returns:
         URL of the commit, or of the pull request.
 
     Raises:
         FileNotFoundError: The folder has no `config.json`.
-        PublishError: The Hub refused or cannot be reached, and nothing was published; or what was published is not
-            what was sent, and the message names the commit.
+        PublishError: The Hub refused or cannot be reached, and nothing was published; or the published files differ
+            from those sent, and the message names the commit.
         OSError, RuntimeError: The folder cannot be loaded; nothing was published.
-        ValueError: Arguments that exclude each other, or a damaged file in the folder.
+        ValueError: Arguments exclude each other, or a file in the folder is damaged.
     """
     if tag and create_pr:
-        raise ValueError("tag names a commit, and create_pr only proposes one. Set one of them.")
+        raise ValueError("tag names a commit, and create_pr only proposes one. Set only one of them.")
     folder, api = Path(folder), HfApi(token=token)
     with tempfile.TemporaryDirectory(prefix="ddep-publish-") as temporary:
         staged = Path(temporary) / folder.name
@@ -114,14 +114,14 @@ def prepare_repository(
     repo_id = created.repo_id
     if private and not call_hub(lambda: api.repo_info(repo_id), f"looking at {repo_id}").private:
         raise PublishError(
-            f"{repo_id} is public already, and `private` makes only a new repository private. Make it private in its "
+            f"{repo_id} is already public, and `private` only applies to new repositories. Make it private in its "
             "settings on the Hub, choose another name, or leave `private` out."
         )
     if tag or revision:
         refs = call_hub(lambda: api.list_repo_refs(repo_id), f"listing the branches of {repo_id}")
         tags, branches = ([ref.name for ref in kind] for kind in (refs.tags, refs.branches))
         if tag in tags:
-            raise PublishError(f"tag: {repo_id} has a tag {tag} already. Choose another.")
+            raise PublishError(f"tag: {repo_id} already has a tag {tag}. Choose another.")
         if revision in tags:
             raise PublishError(f"revision: {revision} is a tag of {repo_id}. Publish to a branch.")
         if revision and revision not in branches and not revision.startswith("refs/"):
@@ -154,7 +154,7 @@ def _commit(
     commit = call_hub(
         lambda: api.create_commit(repo_id, operations, commit_message=message, **options),
         f"the commit to {repo_id}",
-        once=create_pr,  # nothing would tell a second pull request from the first
+        once=create_pr,  # nothing would distinguish a second pull request from the first
         hint="Check the network and the token, or upload without xet: set HF_HUB_DISABLE_XET=1.",
     )
     return commit, sent
@@ -257,19 +257,19 @@ def _compare_file(repo_id: str, name: str, sent: Path, hub: dict[str, Any]) -> N
 
 
 WAITS = (1.0, 5.0)  # seconds before the second and the third try
-LONGEST_WAIT = 60.0  # upper limit on the time that the Hub asks to wait
+LONGEST_WAIT = 60.0  # upper limit on a waiting time requested by the Hub
 TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 HINTS = {
     401: "The token is missing or unknown. Log in with `hf auth login`, or set HF_TOKEN.",
-    403: "The token has no right to write there. Use one that has.",
+    403: "The token has no write access there. Use one that has.",
     404: "There is no such repository or branch, or the token may not see it. Check the name and the token.",
     409: "Someone else is changing the repository at the same time. Look at the changes, then publish again.",
     412: "Someone else committed at the same time. Look at the changes, then publish again.",
     413: "A file is too large for the Hub. Publish `decoder_only`, or save the model in smaller shards.",
-    429: "The Hub takes no more requests for now. Wait, then publish again.",
+    429: "The Hub accepts no more requests for now. Wait, then publish again.",
 }
-SERVER_ERROR = "The Hub does not work as it should. Wait, then publish again."
-NO_ANSWER = "There was no answer. Check the network, check whether it was done anyway, then publish again."
+SERVER_ERROR = "The Hub has a problem. Wait, then publish again."
+NO_ANSWER = "The Hub did not answer. Check the network and whether it was done anyway, then publish again."
 
 
 class PublishError(OSError):

@@ -78,7 +78,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{folder} has no config.json. Name a folder that save_pretrained or a training script wrote."
+            f"{folder} has no config.json. Pass a folder written by save_pretrained or a training run."
         )
     return read_json(path)
 
@@ -99,8 +99,8 @@ def _remove_encoder(folder: Path, target: Path) -> None:
     recorded = model.config.encoder_weights_hash
     if recorded is not None and hash_weights(model.base_model.encoder.state_dict()) != recorded:
         raise ValueError(
-            f"decoder_only: the encoder of {folder} was trained, and is no longer the pretrained "
-            f"{model.config.encoder_name} that its decoder would be loaded onto. Publish the whole model."
+            f"decoder_only: the encoder of {folder} was trained, so it is no longer the pretrained "
+            f"{model.config.encoder_name} that would be loaded for its decoder. Publish the whole model."
         )
     for weights in target.glob("model*.safetensors*"):
         weights.unlink()

@@ -33,7 +33,7 @@ ENTRIES: dict[str, tuple[Any, str]] = {
 }
 # Arguments that a row states in its own columns, or that follow from its method.
 _ROW = {"seed", "split_seed", "label_fraction", "pretrained"}
-# Arguments that the first studies did not have; at their defaults, those rows stay valid.
+# Arguments that did not exist in the first studies; at their defaults, old rows stay valid.
 _ADDED = {
     *("class_crops", "pretraining_steps", "denoising_weight", "consistency_weight"),
     *("num_channels", "encoder_out_indices", "encoder_img_size", "image_mean", "image_std"),
@@ -41,7 +41,7 @@ _ADDED = {
 }
 
 
-# Arguments of fine-tuning that a comparison takes beside where the data is.
+# Fine-tuning arguments of a comparison, in addition to the location of the data.
 OVERRIDES = (
     *("encoder_name", "encoder_weights", "eval_split", "val_fraction", "group_pattern"),
     *("image_size", "crop_size", "augmentation", "num_channels"),
@@ -55,43 +55,47 @@ class StudyArguments(LabelledDataArguments):
 
     unlabelled: list[str] = arg(
         [],
-        "Unlabelled images, as for `ddep-hub pretrain`, beside the training images.",
+        "Unlabelled images, as for `ddep-hub pretrain`, in addition to the training images.",
         group="data",
         path=True,
         common=True,
         renamed_from="images",
     )
     labels: list[int] = arg([], "Numbers of labelled images to compare with. Default: 6 and 12.", common=True)
-    seeds: int | None = arg(None, "Seeds of each number of labels. Default: 3, or the study file's.", common=True)
+    seeds: int | None = arg(
+        None, "Number of seeds per number of labels. Default: 3, or the study file's.", common=True
+    )
     minutes: float | None = arg(
         None,
-        "Time that all runs should take, by fewer steps. Default: the steps of few-labels.",
+        "Time budget for all runs in minutes, kept by reducing steps. Default: the steps of few-labels.",
         common=True,
     )
     output_dir: str = arg(
-        "runs/label-efficiency", "Folder of the rows, decoders, runs, report and figures.", path=True, common=True
+        "runs/label-efficiency", "Folder for the rows, decoders, runs, report and figures.", path=True, common=True
     )
-    eval_split: str | None = arg(None, "Split to measure on. Default: val.", group="data")
-    val_fraction: str | None = arg(None, "Share of the images to measure on, if there are no splits.", group="data")
+    eval_split: str | None = arg(None, "Split to evaluate on. Default: val.", group="data")
+    val_fraction: str | None = arg(
+        None, "Fraction of the images to evaluate on, if there are no splits.", group="data"
+    )
     group_pattern: str | None = arg(
         None,
-        "Regular expression whose first group in an image's name says which images stay together with val_fraction.",
+        "Regular expression whose first group in an image's name identifies images that val_fraction keeps together.",
         group="data",
     )
-    image_size: int | None = arg(None, "Shorter side that images are resized to.", group="data", common=True)
+    image_size: int | None = arg(None, "Resize images to this shorter side.", group="data", common=True)
     crop_size: int | None = arg(None, "Side of the random crops in pixels.", group="data", common=True)
     augmentation: str | None = arg(None, "Kind of image: photo, overhead or microscopy.", group="data", common=True)
     encoder_name: str | None = arg(None, "timm name of the encoder.", group="model")
     encoder_weights: str | None = arg(
         None, "Weights of the encoder, as for `ddep-hub finetune`.", group="model", path=True
     )
-    num_channels: int | None = arg(None, "Channels of the images, if they are not RGB.", group="model")
+    num_channels: int | None = arg(None, "Number of image channels, if they are not RGB.", group="model")
     study: str | None = arg(
         None, f"YAML file with methods, fractions and seeds. Default: {SCENES}, without data.", path=True, common=True
     )
     methods: list[str] = arg([], "Methods to run; default: all.")
     fractions: list[str] = arg([], "Label fractions to run; default: all of the study file's.")
-    report_only: bool = arg(False, "Write report and figure from the existing rows, and run nothing.")
+    report_only: bool = arg(False, "Write the report and figure from the existing rows without running anything.")
 
     def __post_init__(self) -> None:
         convert_fields(self)
@@ -103,7 +107,7 @@ class StudyArguments(LabelledDataArguments):
             raise ValueError(f"minutes must be positive, got {self.minutes}.")
         own = [name for name in ("labels", "minutes", *OVERRIDES) if getattr(self, name)]
         if own and not self.on_own_data:
-            raise ValueError(f"{own[0]} belongs to a comparison on data of your own: name it by data, without study.")
+            raise ValueError(f"{own[0]} is for comparisons on your own data: pass data, without study.")
 
     @property
     def on_own_data(self) -> bool:
@@ -158,7 +162,7 @@ class Study:
         return args
 
     def _pretraining_digest(self, method: Method, args: PretrainArguments) -> str:
-        # The study's images may move, a method's own images are a setting of it.
+        # The study's images may move; a method's own images are part of its settings.
         own = method.pretraining is not None and "images" in method.pretraining
         return _digest(args, images=args.images) if own else _digest(args)
 
@@ -285,7 +289,7 @@ def _parse(cls: type[Any], values: Mapping[str, Any], where: str) -> Any:
     try:
         return parse_arguments(cls, as_flags(dict(values)))
     except SystemExit as error:
-        raise ValueError(f"{where}: these arguments do not go together; the message above says why.") from error
+        raise ValueError(f"{where}: these arguments cannot be combined; the message above says why.") from error
 
 
 def _digest(args: PretrainArguments | FinetuneArguments, **more: Any) -> str:

@@ -29,7 +29,7 @@ from .report import Curves, Row, curves, paired_difference
 
 RANDOM, TARGET = "random decoder", "DDeP on your images"
 PRESET = "few-labels"
-# With fewer steps, a comparison says little about longer runs.
+# With fewer steps than this, a comparison says little about longer runs.
 FEW_STEPS = 300
 LABELS = (6, 12)
 MIN_SEEDS = 3
@@ -64,7 +64,7 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
     number = len(training)
     labels = args.labels or sorted({min(number, few) for few in LABELS})
     if max(labels) > number:
-        raise ValueError(f"labels: {max(labels)} are more than the {number} training images of {args.data}.")
+        raise ValueError(f"labels: {max(labels)} is more than the {number} training images of {args.data}.")
     fitting = [model.name for model in list_pretrained() if model.encoder_name == settings.encoder_name]
     sizes = _decoder_fields(fitting[0]) if fitting else {}
     encoder = {"encoder_name": settings.encoder_name}
@@ -111,7 +111,7 @@ def steps_within(args: StudyArguments, asked: Study) -> Steps:
         asked: The methods, labels and seeds that are to run.
 
     Raises:
-        ValueError: The time is too short for so many runs.
+        ValueError: The time is too short for this number of runs.
     """
     output, full = Path(args.output_dir), own_data_study(args)
     path = output / "steps.json"
@@ -146,13 +146,13 @@ def steps_within(args: StudyArguments, asked: Study) -> Steps:
     steps = Steps(round(share * longest.finetuning), round(share * longest.pretraining))
     if steps.finetuning < TIMED_STEPS:
         raise ValueError(
-            f"minutes: {args.minutes:g} are too short for {runs} runs. Allow more, or compare fewer methods, labels "
+            f"minutes: {args.minutes:g} is too short for {runs} runs. Allow more, or compare fewer methods, labels "
             "and seeds."
         )
     if steps.finetuning < FEW_STEPS:
         print(
-            f"Only {steps.finetuning} steps of fine-tuning fit into {args.minutes:g} minutes with {runs} runs; "
-            f"{longest.finetuning} are the default, and results may differ there."
+            f"Only {steps.finetuning} fine-tuning steps fit into {args.minutes:g} minutes with {runs} runs; with the "
+            f"default of {longest.finetuning}, results may differ."
         )
     output.mkdir(parents=True, exist_ok=True)
     atomic_write(path, json.dumps(dataclasses.asdict(steps)) + "\n")
@@ -168,7 +168,7 @@ def advice(rows: list[Row]) -> str:
     """
     points: Curves = curves(rows)
     if RANDOM not in points:
-        return f"No row of `{RANDOM}` yet: there is nothing to compare with."
+        return f"There is no row of `{RANDOM}` yet to compare with."
     fraction, baseline = next(iter(points[RANDOM].items()))
     others = {name: by[fraction] for name, by in points.items() if name != RANDOM and fraction in by}
     best: tuple[float, str] | None = None
@@ -190,10 +190,10 @@ def advice(rows: list[Row]) -> str:
         return best[1]
     seeds = len(baseline.scores)
     if seeds < MIN_SEEDS:
-        return f"{seeds} seeds cannot tell a gain from chance: compare with at least {MIN_SEEDS} (`--seeds 5`)."
+        return f"{seeds} seeds cannot tell a gain from chance: use at least {MIN_SEEDS} (`--seeds 5`)."
     return (
-        f"Start from a random decoder: with {baseline.labelled} labels no pretrained one is ahead of it beyond the "
-        f"spread of {seeds} seeds."
+        f"Use a random decoder: with {baseline.labelled} labels, no pretrained one beats it by more than the spread "
+        f"of {seeds} seeds."
     )
 
 

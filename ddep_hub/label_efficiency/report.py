@@ -64,7 +64,7 @@ def read_rows(path: str | Path) -> list[Row]:
             try:
                 row = Row(**{name: _value(name, entry[name]) for name in COLUMNS})
                 if row.key in rows:
-                    raise ValueError("there is one of this method, fraction and seed above")
+                    raise ValueError("an earlier row has the same method, fraction and seed")
             except (TypeError, ValueError) as error:
                 raise ValueError(
                     f"{path}, line {reader.line_num} is not a row of a study ({error}). Remove it."
@@ -211,7 +211,7 @@ def verdict(baseline: Mapping[int, float], treated: Mapping[int, float]) -> str:
     """One line: the paired differences by seed, and "a gain" only if every seed shows one."""
     differences = [treated[seed] - baseline[seed] for seed in baseline]
     listed = ", ".join(f"{difference:+.2f}" for difference in differences)
-    gain = "a gain with every seed" if min(differences) > 0 else "no gain at this budget"
+    gain = "a gain for every seed" if min(differences) > 0 else "no gain at this budget"
     return f"DDeP minus random decoder: {mean(differences):+.2f} mIoU (by seed: {listed}): {gain}"
 
 
@@ -292,9 +292,7 @@ def draw_figure(study: Study, points: Curves, path: Path, *, title: str) -> None
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(
-            "matplotlib draws the figure of a study. Install it with `pip install ddep-hub[plots]`."
-        ) from error
+        raise ImportError("The figure needs matplotlib. Install it with `pip install ddep-hub[plots]`.") from error
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     ticks = {point.labelled: fraction for by in points.values() for fraction, point in by.items()}

@@ -29,17 +29,17 @@ from .own_data import Steps, advice, draw_examples, own_data_study, steps_within
 from .report import Row, add_row, read_rows, write_report
 
 
-WAIT = 5.0  # seconds between two looks at what other processes do
+WAIT = 5.0  # seconds between checks on other processes
 
 
 @counting_time()
 @own_state()
 def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict[str, Any]]:
-    """Compares ways to start fine-tuning: runs what is missing of a study and writes its report.
+    """Compares ways to start fine-tuning: runs the missing parts of a study and writes its report.
 
     Args:
-        arguments: The study's arguments.
-        **kwargs: The same as keywords, which override it, such as `data="my-data"` and `minutes=60`.
+        arguments: The arguments of the study.
+        **kwargs: Arguments as keywords, which override `arguments`, such as `data="my-data"` and `minutes=60`.
 
     Returns:
         The runs, each with its `method`, `fraction` of the labels, `seed`, scores in % (`mean_iou`, ...) and
@@ -47,14 +47,14 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
 
     Raises:
         OSError, ValueError: See [`chosen_study`]; or there is nothing to report.
-        SystemExit: The study is launched on several processes at once.
-        RunInterrupted: A signal came; a checkpoint was written.
+        SystemExit: The study was launched on several processes at once.
+        RunInterrupted: A signal was received; a checkpoint was written.
     """
     args = build_arguments(StudyArguments, kwargs, arguments)
     if PartialState().num_processes > 1:
         raise SystemExit(
-            "A study is many small runs: launch it on one process, and start it several times on one output_dir to "
-            "share them."
+            "A study is many small runs. Launch it as one process; to share the runs, start it several times with "
+            "the same output_dir."
         )
     output = Path(args.output_dir)
     steps = steps_within(args, chosen_study(args)) if args.minutes is not None and not args.report_only else None
@@ -63,7 +63,7 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
         check_study(chosen, output / "results.csv")
     else:
         run_study(chosen, output)
-    # Baselines that have rows are compared with, even if only other methods were asked for.
+    # Include baselines that have rows, even if only other methods were requested.
     rows = read_rows(output / "results.csv")
     asked, measured = {method.name for method in chosen.methods}, {row.method for row in rows}
     every = chosen_study(dataclasses.replace(args, methods=[]), steps).methods
@@ -89,7 +89,7 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
 
 
 def chosen_study(args: StudyArguments, steps: Steps | None = None) -> Study:
-    """The study of a file, or that of the user's own data, with the other arguments applied.
+    """The study from a file or for the user's own data, with the other arguments applied.
 
     Raises:
         OSError, ValueError: See [`read_study`]; or a method does not exist.
@@ -125,19 +125,19 @@ def check_study(study: Study, table: Path) -> None:
         if settings.get(row.method, row.settings) != row.settings:
             raise ValueError(
                 f"{table}: the row of `{row.method}`, fraction {row.fraction}, seed {row.seed} was made with other "
-                "settings than the study file has now. Choose another output_dir, or remove those rows."
+                "settings than those now in the study file. Choose another output_dir, or remove those rows."
             )
 
 
 def check_data(study: Study, output: Path) -> None:
-    """Compares a study's images with those that its folder was started with, by names and sizes.
+    """Compares a study's images with those its folder was started with, by name and size.
 
-    Settings do not include where the images lie, so they may move. `data.json` holds fingerprints of the labelled and
-    the unlabelled images; it is written the first time.
+    Settings do not include the location of the images, so they may move. `data.json` holds fingerprints of the
+    labelled and the unlabelled images; it is written the first time.
 
     Raises:
         OSError: Images are missing.
-        ValueError: The images are others than those of the rows or of the pretrained decoders.
+        ValueError: The images differ from those of the rows or of the pretrained decoders.
     """
     path, now = output / "data.json", _fingerprints(study)
     with locked(path.with_name(f".{path.name}.lock"), wait=True):
@@ -145,8 +145,8 @@ def check_data(study: Study, output: Path) -> None:
         for name, made in (("data", "results.csv has rows"), ("images", "pretrained/ has decoders")):
             if name in before and name in now and before[name] != now[name]:
                 raise ValueError(
-                    f"{output / made} of other images than those of `{name}` now: names or sizes of the files differ. "
-                    "Choose another output_dir, or pass the images that it was started with."
+                    f"{output / made} from other images than `{name}` now has: names or sizes of files differ. "
+                    "Choose another output_dir, or pass the images it was started with."
                 )
         if now.keys() - before.keys():
             atomic_write(path, json.dumps(before | now, indent=2) + "\n")
@@ -166,11 +166,11 @@ def _fingerprints(study: Study) -> dict[str, str]:
 
 
 def run_study(study: Study, output: Path) -> None:
-    """Runs what has no row yet in `output/results.csv`, and adds a row for each finished run.
+    """Runs everything without a row in `output/results.csv`, and adds a row for each finished run.
 
     Decoders are kept in `output/pretrained/`. Of a fine-tuning run, `output/runs/<run>/` keeps the arguments, metrics,
-    chosen images and pictures, but no weights. Interrupted runs resume from their checkpoints. Started several times
-    on one folder, the processes share the runs.
+    chosen images and pictures, but no weights. Interrupted runs resume from their checkpoints. Several processes
+    started on one folder share the runs.
 
     Raises:
         ValueError: See [`check_study`] and [`check_data`].
@@ -214,7 +214,7 @@ def _run(study: Study, method: Method, fraction: str, seed: int, output: Path) -
         Whether there was something to do.
 
     Raises:
-        BlockingIOError: Another process pretrains this decoder or has this run.
+        BlockingIOError: Another process is pretraining this decoder or has this run.
     """
     decoder, error, steps = None, None, 0
     if method.pretraining is not None:
@@ -254,7 +254,7 @@ def _run(study: Study, method: Method, fraction: str, seed: int, output: Path) -
 
 @contextlib.contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
-    """Keeps other processes of the study off a run; its own lock covers the training alone, and not the row.
+    """Keeps other processes of the study off a run; the run's own lock covers only the training, not the row.
 
     Raises:
         BlockingIOError: Another process has it.

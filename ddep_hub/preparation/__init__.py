@@ -1,4 +1,4 @@
-"""Labelled images of many formats as a folder that fine-tuning reads: `ddep-hub prepare`."""
+"""Converts labelled images in many formats into a folder that fine-tuning reads: `ddep-hub prepare`."""
 
 import dataclasses
 import json
@@ -28,10 +28,10 @@ from .source import Example, Source, counted
 from .tools import is_labelme, read_cvat, read_labelme
 
 
-# What tells a folder of ours, which may be replaced, from those of others.
+# Marks a folder written by this command, which may be replaced.
 RECORD = "prepared.json"
 NUM_PREVIEWS = 16
-# What reading a field raises that is not there, or of another type.
+# Raised when a field is missing or has the wrong type.
 INCOMPLETE = (KeyError, TypeError, IndexError, AttributeError)
 FORMATS = ("coco", "labelme", "cvat", "label-studio", "roboflow-masks", "objects", "stacks", "masks")
 _JSON = {"coco": is_coco, "labelme": is_labelme, "label-studio": is_label_studio}
@@ -49,39 +49,39 @@ def prepare(
     overlap: int = 0,
     overwrite: bool = False,
 ) -> str:
-    """Writes labelled images of many formats as `images/<split>`, `annotations/<split>` and `classes.json`.
+    """Converts labelled images in many formats to `images/<split>`, `annotations/<split>` and `classes.json`.
 
-    `preview.png` shows some images under their masks.
+    `preview.png` shows some images with their masks.
 
     Args:
-        source: A folder, or a file of annotations.
+        source: A folder, or an annotation file.
         output_dir: Folder to write.
-        format: One of `FORMATS`; recognised by default.
+        format: One of `FORMATS`; detected by default.
         classes: A `classes.json` with the names of the masks' values or colours.
-        val_fraction: Share of the images for the split `val`, where the source has no splits of its own.
-        group_pattern: Regular expression that says which images stay in one split, see [`groups_of`].
-        tile: Side of the tiles that images are cut into, in pixels; whole images by default.
-        overlap: Pixels that neighbouring tiles share at least.
+        val_fraction: Fraction of the images for the split `val`, if the source has no splits of its own.
+        group_pattern: Regular expression that identifies images that stay in one split, see [`groups_of`].
+        tile: Cut images into square tiles with this side, in pixels; whole images by default.
+        overlap: Minimum overlap of neighbouring tiles in pixels.
         overwrite: Replace a folder that this function wrote.
 
     Returns:
-        What was found and written, in some lines.
+        A summary of what was found and written, in a few lines.
 
     Raises:
-        FileExistsError: The folder holds something already.
+        FileExistsError: The folder is not empty.
         FileNotFoundError: The source does not exist, or nothing in it is recognised.
-        ValueError: The source is damaged, or an argument does not fit; names it.
+        ValueError: The source is damaged, or an argument is wrong; names it.
     """
     source, output = Path(source), Path(output_dir)
     if format is not None and format not in FORMATS:
-        raise ValueError(f"format {format!r} is not known. Choose one of {', '.join(FORMATS)}.")
+        raise ValueError(f"format {format!r} is unknown. Choose one of {', '.join(FORMATS)}.")
     if tile is not None and not 0 <= overlap < tile:
-        raise ValueError(f"overlap is {overlap}, which must be 0 to {tile - 1}, less than the tile.")
+        raise ValueError(f"overlap must be 0 to {tile - 1}, less than the tile, got {overlap}.")
     _check_output(source, output, overwrite=overwrite)
     found = read_source(source, format, Path(classes) if classes else None)
     splits = _with_splits(found.examples, val_fraction, group_pattern)
     statistics = {split: ClassStatistics(found.classes.names, found.classes.ignore_index) for split in splits}
-    # Arrays are images only where there are no others, so that tiles must be arrays too.
+    # Arrays only count as images if there are no others, so tiles must be arrays too.
     as_arrays = any(isinstance(example.image, Path) and is_array(example.image) for example in found.examples)
     with atomic_dir(output) as folder:
         written = []
@@ -112,28 +112,32 @@ def _check_output(source: Path, output: Path, *, overwrite: bool) -> None:
     if output.is_symlink() or (output.exists() and not output.is_dir()):
         raise FileExistsError(f"output_dir: {output} is a link or a file. Choose another folder.")
     if output.resolve().is_relative_to(source.resolve()):
-        raise ValueError(f"output_dir: {output} lies in the source. Choose another folder.")
+        raise ValueError(f"output_dir: {output} is inside the source. Choose another folder.")
     if output.exists() and any(output.iterdir()):
         ours = (output / RECORD).is_file()
         if not (ours and overwrite):
-            hint = "Replace it with --overwrite." if ours else "This command did not write it: choose another folder."
+            hint = (
+                "Replace it with --overwrite."
+                if ours
+                else "It was not written by this command: choose another folder."
+            )
             raise FileExistsError(f"output_dir: {output} is not empty. {hint}")
 
 
 def read_source(source: Path, name: str | None = None, classes: Path | None = None) -> Source:
-    """Reads labelled images of any known format.
+    """Reads labelled images in any known format.
 
     Args:
-        source: A folder, or the file of the annotations.
-        name: One of `FORMATS`; recognised by default.
-        classes: A `classes.json`, for masks whose values or colours say nothing of their names.
+        source: A folder, or an annotation file.
+        name: One of `FORMATS`; detected by default.
+        classes: A `classes.json`, for masks whose values or colours do not tell the class names.
 
     Raises:
         FileNotFoundError: There is no source, or nothing in it is recognised; the message says what was looked for.
         ValueError: The source is damaged or not of this format.
     """
     if not source.exists():
-        raise FileNotFoundError(f"{source} does not exist. Give a folder, or a file of annotations.")
+        raise FileNotFoundError(f"{source} does not exist. Pass a folder or an annotation file.")
     root = source if source.is_dir() else source.parent
     table = read_class_table(classes) if classes else None
     tests = [test for format, test in _JSON.items() if name in (format, None)]
@@ -155,7 +159,7 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
     if name is not None:
         readers = {name: readers[name]}
     if source.is_file() and source.suffix not in (".json", ".xml"):
-        raise ValueError(f"{source} is neither a folder nor a .json or .xml file of annotations.")
+        raise ValueError(f"{source} is neither a folder nor a .json or .xml annotation file.")
     unread = f" Files that cannot be read: {problems[0]}" if problems else ""
     try:
         result = next(filter(None, (read() for read in readers.values())))
@@ -163,25 +167,25 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
         raise ValueError(incomplete(str(source), error)) from error
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{source} holds {_contents(root)}, of which nothing is recognised. Looked for json of COCO, LabelMe or "
-            "Label Studio, annotations.xml of CVAT, _classes.csv of Roboflow, <id>/images and <id>/masks, TIFF stacks "
-            f"and folders of images and masks.{unread}"
+            f"{source} holds {_contents(root)}, in no recognised format. Looked for COCO, LabelMe or Label Studio "
+            "JSON, annotations.xml of CVAT, _classes.csv of Roboflow, <id>/images and <id>/masks, TIFF stacks and "
+            f"folders of images and masks.{unread}"
         ) from error
     except StopIteration:
-        raise ValueError(f"{source} is not of the format {name}: it holds {_contents(root)}.{unread}") from None
+        raise ValueError(f"{source} is not in the format {name}: it holds {_contents(root)}.{unread}") from None
     except ValueError as error:
         if not problems:
             raise
         raise ValueError(f"{error}{unread}") from error
     if problems:
         result.notes.append(
-            f"{counted(len(problems), 'json file')} cannot be read: left out with all labels. {problems[0]}"
+            f"{counted(len(problems), 'JSON file')} cannot be read: skipped with all labels. {problems[0]}"
         )
     return result
 
 
 def incomplete(what: str, error: BaseException) -> str:
-    """What to say of annotations that lack a field, or have one of another type."""
+    """The message for annotations that lack a field, or have one of the wrong type."""
     field = f"no field {error}" if isinstance(error, KeyError) else f"a field of another type ({error})"
     return f"{what}: an annotation has {field}. Export the annotations again, or correct the file."
 
@@ -192,7 +196,7 @@ def _only(files: dict[Path, object], test: Callable[[object], bool]) -> dict[Pat
 
 def _single(files: list[Path]) -> Path:
     if len(files) > 1:
-        raise ValueError(f"{files[0]} and {files[1]} are exports of two tasks. Prepare one at a time.")
+        raise ValueError(f"{files[0]} and {files[1]} are exports of different tasks. Prepare one at a time.")
     return files[0]
 
 
@@ -204,7 +208,7 @@ def _contents(root: Path) -> str:
 def _with_splits(
     examples: list[Example], val_fraction: str | float, group_pattern: str | None
 ) -> dict[str, list[Example]]:
-    """The examples by split, under names that no two have; divided if the source has one split, or none."""
+    """The examples by split, under unique names; split up if the source has only one split, or none."""
     names = Counter[tuple[str | None, str]]()
     unique: list[Example] = []
     for example in examples:
@@ -284,7 +288,7 @@ def _write(folder: Path, split: str, name: str, image: Path | Picture, mask: np.
 
 
 def _preview(folder: Path, chosen: list[tuple[str, str, Path]], classes: ClassTable) -> Image.Image:
-    """A grid of images under their masks, with the colours of the classes."""
+    """A grid of images overlaid with their masks, and a legend of the class colours."""
     pictures = []
     for split, name, file in chosen:
         mask = np.asarray(Image.open(folder / "annotations" / split / f"{name}.png")).astype(np.int64)

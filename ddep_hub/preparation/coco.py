@@ -50,7 +50,7 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
     categories = {path: _categories(content) for path, content in files.items()}
     names = _class_ids(files, categories)
     dropped, homeless, twice = 0, list[str](), list[str]()
-    # Each image file is one example, however often it is listed: else it may come into both splits.
+    # Each image file is one example, however often it is listed; otherwise it might end up in both splits.
     listed: dict[Path, list[_Listed]] = {}
     for path, content in files.items():
         of_image: dict[str, list[Any]] = {image_id: [] for image_id in _image_ids(path, content)}
@@ -85,15 +85,15 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
         examples.append(Example(name_of(image, root), image, mask, splits[file]))
     notes = finder.notes() + notes
     if dropped:
-        notes.append(f"{counted(dropped, 'object')} without a polygon or a mask: left out")
+        notes.append(f"{counted(dropped, 'object')} without a polygon or a mask: skipped")
     if homeless:
         notes.append(
-            f"{counted(len(homeless), 'object')} with an image_id that `images` does not list, such as {homeless[0]}: "
-            "left out"
+            f"{counted(len(homeless), 'object')} with an image_id that `images` does not list, such as "
+            f"{homeless[0]}: skipped"
         )
     if twice:
         notes.append(
-            f"{counted(len(twice), 'image')} listed more than once, such as {twice[0]}: taken once, with all objects"
+            f"{counted(len(twice), 'image')} listed more than once, such as {twice[0]}: used once, with all objects"
         )
     return Source(f"COCO, {counted(len(files), 'file')}", object_classes(names), examples, notes)
 
@@ -129,7 +129,7 @@ def _without_keypoints(files: Mapping[Path, Any]) -> tuple[dict[Path, Any], list
     for path, content in files.items():
         twin = path.with_name(path.name.replace("person_keypoints_", "instances_", 1))
         if twin != path and twin in files:
-            notes.append(f"{path.name} has objects of {twin.name} again: left out")
+            notes.append(f"{path.name} repeats objects of {twin.name}: skipped")
         else:
             kept[path] = content
     return kept, notes
@@ -155,8 +155,7 @@ def _merged(image: Path, entries: Sequence[_Listed]) -> tuple[Path, tuple[int, i
     other_files = [entry.file for entry in drawn if entry.file != drawn[0].file]
     if other_files:
         raise ValueError(
-            f"{drawn[0].file} and {other_files[0]} both have objects of {image}. Keep one of the files, or make one "
-            "of them."
+            f"{drawn[0].file} and {other_files[0]} both have objects of {image}. Keep one of the files, or merge them."
         )
     return drawn[0].file, first.size, [shape for entry in drawn for shape in entry.shapes]
 

@@ -50,9 +50,9 @@ def read_label_studio(root: Path, files: Mapping[Path, Any]) -> Source:
             size = next(iter(sizes)) if len(sizes) == 1 else None
             found.add(image, shapes, size, f"task {task.get('id', number)} of {path}")
     if undone:
-        found.notes.append(f"{counted(undone, 'task')} without an annotation, or with cancelled ones alone: left out")
+        found.notes.append(f"{counted(undone, 'task')} without an annotation, or with only cancelled ones: skipped")
     if several:
-        found.notes.append(f"{counted(several, 'task')} with several annotations: the last with a region was taken")
+        found.notes.append(f"{counted(several, 'task')} with several annotations: used the last with a region")
     if empty:
         found.notes.append(f"{counted(empty, 'task')} annotated without a region: all background")
     return found.source("Label Studio")
@@ -74,7 +74,7 @@ def _image(task: Mapping[str, Any], path: Path, found: Annotated) -> Path | None
 def _regions(results: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
     """The results that belong together: a region, its labels and its attributes share an id, each with its place.
 
-    What is said of the whole image, such as a choice, has no place and is left out.
+    Labels of the whole image, such as a choice, have no region and are skipped.
     """
     regions: dict[Any, list[Mapping[str, Any]]] = {}
     for number, result in enumerate(results):

@@ -47,7 +47,7 @@ class MaskReader:
             self.as_colors = True  # some are black, or grey, as far as they show
             values = self._all(masks)
         if len({isinstance(value, tuple) for value in values}) > 1:
-            raise ValueError("Some masks are in colour, others are not. Make them of one kind.")
+            raise ValueError("Some masks are in colour, others are not. Convert them to one kind.")
         return values
 
     def ids(self, path: Path, page: int | None, mapping: Mapping[Any, int]) -> np.ndarray:
@@ -121,7 +121,7 @@ def raw_values(path: Path, page: int | None, *, as_colors: bool, in_alpha: bool 
     elif page is not None:
         pixels = np.asarray(picture)
         if pixels.ndim != 2 or (pixels.dtype.kind == "f" and (pixels != np.rint(pixels)).any()):
-            raise BadFileError(f"{path}, page {page}, is not a mask: save one whole number for each pixel", path)
+            raise BadFileError(f"{path}, page {page}, is not a mask: save one whole number per pixel", path)
     else:
         # As everywhere: bilevel, 2 and 4 bits, palettes.
         pixels = values_of_mask(mask, path)
@@ -143,8 +143,8 @@ def _black_and_white(image: Image.Image, path: Path) -> np.ndarray:
     rows, columns = (length // 8 for length in values.shape)
     blocks = values[: 8 * rows, : 8 * columns].reshape(rows, 8, columns, 8)
     low, high = blocks.min(axis=(1, 3)), blocks.max(axis=(1, 3))
-    # Edges have values between, but areas do not; four equal blocks are an area. Values near white are white, as of
-    # masks that were saved twice or painted with 254. Without any white, values above black may be class ids.
+    # Edges have values in between, but areas do not; four equal blocks count as an area. Values near white are white,
+    # as in masks saved twice or painted with 254. Without any white, values above black may be class ids.
     areas = np.where((low == high) & (low > black) & (low < 207), low, 0)
     corner = areas[1:, 1:]
     equal = (corner == areas[:-1, 1:]) & (corner == areas[1:, :-1]) & (corner == areas[:-1, :-1])
@@ -153,8 +153,8 @@ def _black_and_white(image: Image.Image, path: Path) -> np.ndarray:
     ids = values.max() <= 127 and values.max() > black
     if ids or has_areas or between.mean() > 0.02:
         raise BadFileError(
-            f"{path} is a JPEG, whose compression changes values, and not of black and white alone; save the mask as "
-            "PNG",
+            f"{path} is a JPEG that is not just black and white, and compression changes its values; save the mask "
+            "as PNG",
             str(path),
         )
     return np.where(values > 127, 255, 0)

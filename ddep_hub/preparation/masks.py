@@ -21,7 +21,7 @@ from .pictures import pages_of, read_picture, sides
 from .source import Example, Source, counted, name_of, object_classes
 
 
-# What systems leave beside files.
+# Files that operating systems leave behind.
 _SYSTEM_FILES = ("Thumbs.db", "desktop.ini")
 
 
@@ -52,9 +52,9 @@ def read_folder(root: Path, table: ClassTable | None) -> Source:
         if sample_id in found.masks
     ]
     if not files:
-        raise ValueError(f"{root}: no image has a mask of its name. List them in {PAIRS}.")
+        raise ValueError(f"{root}: no image has a mask with a matching name. List them in {PAIRS}.")
     without = sum(len(found.images) for found in pairs.values()) - len(files)
-    notes = [f"{counted(without, 'image')} without a mask: left out"] if without else []
+    notes = [f"{counted(without, 'image')} without a mask: skipped"] if without else []
     return _with_values("masks", files, table or _listed_classes(root), notes)
 
 
@@ -91,7 +91,7 @@ def _with_values(
         pages += [(split, name if n is None else f"{name}-{n:04d}", image, mask, n) for n in numbers]
     if as_channels:
         notes.append(
-            f"{counted(as_channels, 'image')} of several pages with a mask of one: the pages are taken as channels"
+            f"{counted(as_channels, 'image')} with several pages and a mask of one: the pages are read as channels"
         )
     read = MaskReader(as_colors=table is not None and len(set(table.colors)) == table.num_classes)
     found = read.found([(mask, page) for *_, mask, page in pages])
@@ -125,17 +125,19 @@ def _classes_of(found: set[Any], table: ClassTable | None, in_colors: bool) -> t
             known |= dict.fromkeys(unknown, IGNORED) if table.ignore_other_values else {}
             unknown = [] if table.ignore_other_values else unknown
         if unknown:
-            raise ValueError(f"The masks hold {first_few(unknown, 8)}, which no class has. Add it to the classes.")
+            raise ValueError(
+                f"The masks hold {first_few(unknown, 8)}, which belongs to no class. Add it to the classes."
+            )
         return known, ClassTable(table.names, table.colors, table.ignore_index, single=table.single)
     values = sorted(found)
     if not in_colors and IGNORED in values and values != [0, IGNORED]:
         values.remove(IGNORED)  # as everywhere, unless it is the object of a binary mask
     if values == [IGNORED] or not values:
-        raise ValueError(f"All masks hold {IGNORED} alone, which means no class. Use masks that show the objects.")
+        raise ValueError(f"All masks hold only {IGNORED}, which means no class. Use masks that show the objects.")
     if len(values) > 256:
         raise ValueError(
-            f"The masks hold {len(values)} different {'colours' if in_colors else 'values'}: smoothed, or no masks. "
-            "Name the right ones with --classes."
+            f"The masks hold {len(values)} different {'colours' if in_colors else 'values'}: they are smoothed, or "
+            "not masks. Name the right ones with --classes."
         )
     names = ["_".join(map(str, ("color", *v))) if in_colors else f"value_{v}" for v in values]
     mapping = {} if in_colors else {IGNORED: IGNORED}
@@ -228,10 +230,10 @@ def read_object_folders(root: Path, table: ClassTable | None) -> Source | None:
     if empty:
         notes.append(f"{counted(empty, 'image')} without an object")
     if without:
-        notes.append(f"{counted(len(without), 'folder')} with masks but no image, such as {without[0]}: left out")
+        notes.append(f"{counted(len(without), 'folder')} with masks but no image, such as {without[0]}: skipped")
     classes = table or object_classes(["object"])
     if classes.num_classes != 2:
-        raise ValueError(f"Masks of objects have two classes, background and object, not {classes.num_classes}.")
+        raise ValueError(f"Object masks have two classes, background and object, not {classes.num_classes}.")
     return Source("one mask for each object", classes, examples, notes)
 
 
@@ -247,7 +249,7 @@ def _union(image: Path, masks: Sequence[Path]) -> np.ndarray:
             pixels = drawn(path, page if count > 1 else None)
             union = pixels if union is None else union
             if pixels.shape != union.shape:
-                raise BadFileError(f"{path} has another size than other masks of its image {image}", str(path))
+                raise BadFileError(f"{path} differs in size from other masks of its image {image}", str(path))
             union = union | pixels
     if union is None:
         union = np.zeros(sides(read_picture(image), None), bool)
@@ -275,5 +277,5 @@ def read_roboflow_masks(root: Path, tables: Sequence[Path]) -> Source:
         if sample_id in found.masks
     ]
     if not files:
-        raise ValueError(f"{tables[0].parent} holds no image with a mask of its name. Export the data set again.")
+        raise ValueError(f"{tables[0].parent} holds no image with a matching mask. Export the data set again.")
     return _with_values("Roboflow's masks", files, table, [])

@@ -37,7 +37,7 @@ def read_picture(path: Path, page: int | None = None) -> Picture:
         try:
             values = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise BadFileError(f"{path} is damaged or no array ({error}); replace or remove it", path) from error
+            raise BadFileError(f"{path} is damaged or not an array ({error}); replace or remove it", path) from error
         return _checked(values, path)
     if not is_tiff(path):
         image = load_upright(path, "image").image
@@ -50,7 +50,7 @@ def read_picture(path: Path, page: int | None = None) -> Picture:
                 place = places[page]
                 opened.seek(place)
             tags, bands = getattr(opened, "tag_v2", {}), len(opened.getbands())
-            # Of colours Pillow keeps 8 bits, and leaves out channels that it does not know.
+            # Pillow reduces colours to 8 bits and drops channels it does not know.
             whole = tags.get(277, bands) == bands and (max(tags.get(258, (1,))) <= 8 or opened.mode[0] in "IF")
             if whole and not misread(opened) and (page is not None or len(places) == 1):
                 image, inverted = upright(opened).copy(), is_inverted(opened)
@@ -73,7 +73,7 @@ def read_picture(path: Path, page: int | None = None) -> Picture:
     except (OSError, ValueError, IndexError, tifffile.TiffFileError) as error:
         text = str(error)
         if not text.startswith(str(path)):
-            text = f"{path} is damaged or no image ({text}); replace or remove it"
+            text = f"{path} is damaged or not an image ({text}); replace or remove it"
         raise BadFileError(text, path) from error
     in_png = values.dtype == np.uint8 and (values.ndim == 2 or values.shape[-1] == 3)
     return Image.fromarray(values) if in_png or (values.dtype == np.uint16 and values.ndim == 2) else values
@@ -100,7 +100,7 @@ def _places_by_tifffile(path: Path) -> list[int]:
         with tifffile.TiffFile(path) as tiff:
             kinds = [int(page.aspage().subfiletype) for page in tiff.pages]
     except (OSError, ValueError, tifffile.TiffFileError) as error:
-        raise BadFileError(f"{path} is damaged or no image ({error}); replace or remove it", path) from error
+        raise BadFileError(f"{path} is damaged or not an image ({error}); replace or remove it", path) from error
     return [place for place, kind in enumerate(kinds) if place == 0 or not kind & COPY_OR_MASK]
 
 

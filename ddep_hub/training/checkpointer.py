@@ -81,7 +81,7 @@ class Checkpointer:
         if self.args.resume_from_checkpoint is None:
             return {}
         output, name = Path(self.args.output_dir), self.args.resume_from_checkpoint
-        # The main process looks, and all read what it found: another node may see another folder.
+        # The main process looks, and all others use what it found: another node may see another folder.
         found = on_main_process(self.accelerator, lambda: find_checkpoint(output, name))
         (path,) = broadcast_object_list([found])
         if path is None:
@@ -91,8 +91,8 @@ class Checkpointer:
         processes = checkpoint.environment["processes"]
         if not self.elastic and processes != self.accelerator.num_processes:
             raise CheckpointError(
-                f"{path}: a stream resumes exactly on the number of processes it was read with: launch {processes}, "
-                f"not {self.accelerator.num_processes}."
+                f"{path}: a stream can only be resumed with the same number of processes: launch {processes}, not "
+                f"{self.accelerator.num_processes}."
             )
         for later in on_main_process(self.accelerator, lambda: set_aside_later(path)) or []:
             self.accelerator.print(f"A checkpoint of a later step was renamed to {later}.")
@@ -103,8 +103,8 @@ class Checkpointer:
         ]
         if changed and self.accelerator.is_main_process:
             warnings.warn(
-                f"{path} was written with other {', '.join(changed)}. The examples of each step are the same; the "
-                "last digits of the weights may differ.",
+                f"{path} was written with different {', '.join(changed)}. The examples of each step are the same; "
+                "the last digits of the weights may differ.",
                 stacklevel=2,
             )
         optimizer = dict(checkpoint.optimizer)
@@ -135,7 +135,9 @@ class Checkpointer:
         assert checkpoint is not None
         records = gather_object([checkpoint.record])
         if len(set(records)) > 1:
-            raise CheckpointError(f"{path} is not the same for all processes. Put output_dir where all nodes see it.")
+            raise CheckpointError(
+                f"{path} is not the same for all processes. Put output_dir on storage that all nodes share."
+            )
         return checkpoint
 
     def save(self, progress: Mapping[str, Any], states: Mapping[str, Any]) -> Path:

@@ -113,7 +113,7 @@ def write_checkpoint(
         # Free again, now that what was written of it is gone.
         free, size = shutil.disk_usage(output).free / 1e6, _size(checkpoint) / 1e6
         raise CheckpointError(
-            f"{path} could not be written: {error} (it takes about {size:.0f} MB, {free:.0f} MB are free there). "
+            f"{path} could not be written: {error} (it needs about {size:.0f} MB, {free:.0f} MB are free there). "
             f"{_what_is_left(output)} Free some space. {how_to_resume}"
         ) from error
     for old in checkpoint_folders(output)[:-limit]:

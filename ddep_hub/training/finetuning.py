@@ -48,17 +48,17 @@ MAX_CLASSES = 12  # whose IoU is printed at the end
 @counting_time()
 @own_state()
 def finetune(arguments: FinetuneArguments | None = None, **kwargs: Any) -> dict[str, Any]:
-    """Fine-tunes a model on few labelled images and writes the run's folder.
+    """Fine-tunes a model on few labelled images and writes the run folder.
 
-    The random generators of the program are afterwards as they were before.
+    The program's random generators are restored afterwards.
 
     Args:
         arguments: The run's arguments.
         **kwargs: The same as keywords, which override it; and `preset`, without `arguments`.
 
     Returns:
-        The metrics of [`evaluate_segmentation`] on `eval_split`; `labelled`, the number of labelled images; `seconds`
-        of training, and `final`, the folder of the model.
+        A dictionary with the metrics of [`evaluate_segmentation`] on `eval_split`, `labelled`, the number of labelled
+        images, the `seconds` of training, and `final`, the model's folder.
     """
     args = build_arguments(FinetuneArguments, kwargs, arguments)
     decoder = None
@@ -80,8 +80,8 @@ def open_train_and_val(args: FinetuneArguments) -> tuple[SegmentationDataset, Se
     """Opens `train_split` and `eval_split`, or divides the former by `val_fraction`.
 
     Raises:
-        FileNotFoundError: Something of the data set is missing.
-        ValueError: There is an `eval_split` besides `val_fraction`, or the images cannot be divided.
+        FileNotFoundError: Part of the data set is missing.
+        ValueError: The data has an `eval_split` despite `val_fraction`, or the images cannot be split.
     """
     channels = channels_of_run(args)
     training = open_split(args, args.train_split, num_channels=channels)
@@ -92,7 +92,7 @@ def open_train_and_val(args: FinetuneArguments) -> tuple[SegmentationDataset, Se
         groups = training.groups
         if place_of(dict.fromkeys(training.splits), args.eval_split):
             raise ValueError(
-                f"val_fraction: {training.root} has a split `{args.eval_split}`. Leave val_fraction out, or "
+                f"val_fraction: {training.root} already has a split `{args.eval_split}`. Leave val_fraction out, or "
                 "set another eval_split."
             )
     if args.group_pattern is not None:
@@ -106,7 +106,7 @@ def open_data(args: FinetuneArguments) -> tuple[SegmentationDataset, Segmentatio
     """Opens the labelled images of a run, all of `train_split` by default, and its validation images.
 
     Raises:
-        FileNotFoundError: Something of the data set is missing.
+        FileNotFoundError: Part of the data set is missing.
         ValueError: The labelled images cannot be chosen, or are also validation images.
     """
     training, validation = open_train_and_val(args)
@@ -118,11 +118,11 @@ def open_data(args: FinetuneArguments) -> tuple[SegmentationDataset, Segmentatio
         )
         training = training.select(chosen)
     if isinstance(training, SegmentationFolder) and isinstance(validation, SegmentationFolder):
-        # Resolved, as one split may be a link to the other.
+        # Resolved, because one split may be a link to the other.
         shared = {path.resolve() for path in training.images} & {path.resolve() for path in validation.images}
         if shared:
             raise ValueError(
-                f"eval_split: {len(shared)} images of `{args.eval_split}` are in `{args.train_split}` too, such as "
+                f"eval_split: {len(shared)} images of `{args.eval_split}` are also in `{args.train_split}`, such as "
                 f"{min(shared)}. Use other images."
             )
     return training, validation
@@ -162,7 +162,7 @@ class FinetuneTrainer(Trainer):
         self.facts = {"encoder_source": source, "evaluated": len(self.validation)}
         if decoder is not None:
             self.facts |= record_of(decoder)
-            # A run without the first stage is another one; what the stage was made from is checked by its own.
+            # A run without the first stage is a different run; the first stage checks its own inputs.
             self.fingerprint = fingerprint_of(self.fingerprint, STAGE)
         transform = SegmentationTrainTransform.from_processor(
             self.processor,
@@ -200,7 +200,7 @@ class FinetuneTrainer(Trainer):
         self.unlabelled_loss = UnlabelledLoss(self.model, args, self.normalize, self._teacher)
 
     def _teacher(self) -> nn.Module:
-        assert self.weights.average is not None, "consistency_weight comes with model_ema_decay"
+        assert self.weights.average is not None, "consistency_weight needs model_ema_decay"
         return self.weights.average.module
 
     def _read_once(

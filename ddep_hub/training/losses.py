@@ -187,7 +187,8 @@ class UnlabelledLoss:
         boxes = torch.stack(
             [random_box(labels.shape[-2:], example_seed(self.args.seed, step, position)) for position in positions]
         ).to(images.device)
-        # The neighbour in the micro-batch: with other processes or micro-batches, an image gets another one's box.
+        # From the neighbour in the micro-batch: the source of the box depends on the number of processes and
+        # micro-batches.
         images = images.roll(1, 0).where(boxes[:, None], images)
         labels = labels.roll(1, 0).where(boxes, labels)
         logits = self.model(pixel_values=images).logits
@@ -240,7 +241,7 @@ def random_box(size: Sequence[int], seed: int) -> torch.Tensor:
 
 @contextlib.contextmanager
 def kept_statistics(model: nn.Module) -> Iterator[None]:
-    """Leaves BatchNorm's running statistics as they are; in training mode it goes on normalising by the batch's."""
+    """Freezes BatchNorm's running statistics; in training mode it still normalises by those of the batch."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
     before = [norm.momentum for norm in norms]
     for norm in norms:

@@ -200,8 +200,8 @@ def check_single_image(model: DDePPreTrainedModel, side: int) -> None:
         if "more than 1 value per channel" not in str(error):
             raise
         raise ValueError(
-            f"batch_size leaves single images, in which a BatchNorm of {model.config.encoder_name} sees one value a "
-            "channel. Give at least 2 images to each process and micro-batch, or freeze the encoder."
+            f"batch_size leaves single images, in which a BatchNorm of {model.config.encoder_name} sees one value "
+            "per channel. Use at least 2 images per process and micro-batch, or freeze the encoder."
         ) from error
 
 

@@ -51,7 +51,7 @@ def _encoder_rates(encoder: nn.Module, factor: float, layer_decay: float) -> dic
     layers: Mapping[str, int]
     if hasattr(encoder, "group_matcher"):
         layers = group_parameters(encoder, encoder.group_matcher(coarse=False), reverse=True)
-    else:  # a few families of timm say nothing: a layer is then a block, `stages.1.blocks.0` for one
+    else:  # a few timm families define no groups: a layer is then a block, such as `stages.1.blocks.0`
         blocks = list(dict.fromkeys(map(_block_of, names)))
         layers = {name: blocks.index(_block_of(name)) for name in names}
     last = max(layers[name] for name in names)
@@ -131,13 +131,13 @@ def learning_rate_factor(step: int, args: RunArguments) -> float:
 def warmup_warning(args: RunArguments) -> str:
     """What to print of a run that ends before the learning rate is at its peak."""
     return (
-        f"Warning: the learning rate does not reach its peak, as warmup_steps ({args.warmup_steps}) is not below "
-        f"max_steps ({args.max_steps}). Set warmup_steps lower."
+        f"Warning: the learning rate does not reach its peak, because warmup_steps ({args.warmup_steps}) is not "
+        f"below max_steps ({args.max_steps}). Lower warmup_steps."
     )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, args: RunArguments) -> float:
-    """Sets the learning rates of a step, a function of the step alone, and gives that of the decoder."""
+    """Sets the learning rates of a step, which depend only on the step, and returns that of the decoder."""
     factor = learning_rate_factor(step, args)
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
@@ -178,8 +178,8 @@ class Weights:
                 raise ValueError(f"{name} does not work with FSDP. Leave it out, or use DDP.")
         if args.sync_bn and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             convert_sync_batchnorm(model)  # timm's: torch's would lose the activation inside timm's own BatchNorm
-        # Channels last is how convolutions run fastest, on GPUs and CPUs alike; files are in the usual order again.
-        # FSDP shards parameters in the usual order alone.
+        # Convolutions run fastest in channels_last, on GPUs and CPUs alike; files use the contiguous format again.
+        # FSDP only shards contiguous parameters.
         order = torch.contiguous_format if self.sharded else torch.channels_last
         self.model = model.to(accelerator.device, memory_format=order)
         if args.activation_checkpointing:
@@ -246,7 +246,7 @@ def set_encoder_mode(model: DDePPreTrainedModel, *, frozen: bool, frozen_norms: 
     Args:
         model: a model with `ddep.encoder`.
         frozen: freeze all of the encoder: no gradients, and the norms' statistics stay.
-        frozen_norms: freeze its norms alone.
+        frozen_norms: freeze only its norms.
     """
     encoder = model.ddep.encoder
     trained = any(parameter.requires_grad for parameter in encoder.parameters())

@@ -37,7 +37,7 @@ from .run_arguments import counting_time, micro_batches
 from .trainer import Batch, Trainer
 
 
-# Training images that the linear filter among the references is fitted on.
+# Number of training images that the linear filter baseline is fitted on.
 REFERENCE_IMAGES = 32
 REFERENCES = ("predicting_zero", "gaussian_blur", "linear_filter")
 
@@ -45,17 +45,17 @@ REFERENCES = ("predicting_zero", "gaussian_blur", "linear_filter")
 @counting_time()
 @own_state()
 def pretrain(arguments: PretrainArguments | None = None, **kwargs: Any) -> dict[str, Any]:
-    """Pretrains a decoder by denoising and writes the run's folder.
+    """Pretrains a decoder by denoising and writes the run folder.
 
-    The random generators of the program are afterwards as they were before.
+    The program's random generators are restored afterwards.
 
     Args:
-        arguments: The run's arguments.
-        **kwargs: The same as keywords, which override it; and `preset`, without `arguments`.
+        arguments: The arguments of the run.
+        **kwargs: Arguments as keywords, which override `arguments`; or, without `arguments`, also `preset`.
 
     Returns:
-        `denoising_error` on validation images and its references, see [`denoising_references`]; `seconds` of training,
-        and `final`, the folder of the model.
+        A dictionary with the `denoising_error` on validation images and its baselines, see [`denoising_references`],
+        the `seconds` of training, and `final`, the model's folder.
     """
     trainer = PretrainTrainer(build_arguments(PretrainArguments, kwargs, arguments))
     results = trainer.run()
@@ -71,16 +71,16 @@ def report(accelerator: Accelerator, results: Mapping[str, float]) -> None:
         f"{results['linear_filter']:.4f})"
     )
     if not has_learned(results):
-        accelerator.print("The decoder does not denoise better than these yet. Train for longer.")
+        accelerator.print("The decoder does not beat these baselines yet. Train for longer.")
 
 
 def has_learned(results: Mapping[str, float]) -> bool:
-    """Whether the model beats every reference that learns no features."""
+    """Whether the model beats every baseline that learns no features."""
     return results["denoising_error"] < min(results[name] for name in REFERENCES)
 
 
 class PretrainTrainer(Trainer):
-    """Minimises the squared error of the prediction; the noise depends on (seed, step, position) alone.
+    """Minimises the squared error of the prediction; the noise depends only on (seed, step, position).
 
     Args:
         args: The run's arguments.
@@ -124,7 +124,7 @@ class PretrainTrainer(Trainer):
             ValueError: There are no more images than `num_val_images`, or a source cannot be used.
         """
         args, number = self.args, self.args.num_val_images
-        # The embedded scenes, which are rendered first, take the place of no images at all.
+        # Without images, the built-in scenes are used; they are rendered first.
         names = source_names(args) if args.images or not self.more_images else []
         sources = [*(open_sources(args) if names else ()), *self.more_images]
         self.fingerprint = images_fingerprint(sources)
@@ -143,13 +143,13 @@ class PretrainTrainer(Trainer):
             self.sizes = np.diff(np.searchsorted(training, [0, *joined.cumulative_sizes])).tolist()
             if args.image_weights and min(self.sizes) == 0:
                 raise ValueError(
-                    f"num_val_images: no image of {names[self.sizes.index(0)]} is left for training. Set it lower."
+                    f"num_val_images: no image of {names[self.sizes.index(0)]} is left for training. Lower it."
                 )
             subset: Any = Subset(joined, training)
             self.dataset = AugmentedDataset(subset, self.transform, args.seed, skip_bad_files=args.skip_bad_files)
             self.data = f"{len(self.dataset)} images"
         if not len(training):
-            raise ValueError(f"num_val_images is {number}, but {names} hold {len(images)} images. Set it lower.")
+            raise ValueError(f"num_val_images is {number}, but {names} hold {len(images)} images. Lower it.")
         return self._crops(images, validation, "validation"), self._crops(
             images, training[:REFERENCE_IMAGES], "of the first training"
         )
@@ -224,7 +224,7 @@ class PretrainTrainer(Trainer):
 def seeded_noise(
     images: torch.Tensor, sigma_range: tuple[float, float], seed: int, step: int, positions: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise and its level for each image, which depend on the seed, the step and the position in the batch alone.
+    """Noise and its level for each image; they depend only on the seed, the step and the position in the batch.
 
     Args:
         images: `(batch, C, H, W)`.
@@ -258,7 +258,7 @@ def train_transform(args: PretrainArguments) -> PretrainTransform | UnlabelledTr
 
 
 def open_sources(args: PretrainArguments) -> list[MapSource] | list[ShardedImages]:
-    """Opens the sources of a run; the embedded scenes by default.
+    """Opens the sources of a run; by default the built-in scenes.
 
     Raises:
         FileNotFoundError, ValueError: A source cannot be used.

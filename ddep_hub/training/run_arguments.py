@@ -31,87 +31,93 @@ class RunArguments:
     """What pretraining and fine-tuning share."""
 
     output_dir: str = save_arg("runs/run", OUTPUT_DIR, common=True, path=True)
-    seed: int = optim_arg(0, "Seed of every random choice of the run.")
+    seed: int = optim_arg(0, "Seed for all random choices of the run.")
     max_steps: int = optim_arg(300, "Optimizer steps.", common=True)
     batch_size: int = optim_arg(16, "Images per step, over all processes and accumulated micro-batches.", common=True)
-    gradient_accumulation_steps: int = optim_arg(1, "Micro-batches that a step is split into.", resumable=True)
+    gradient_accumulation_steps: int = optim_arg(
+        1, "Number of micro-batches that a step is split into.", resumable=True
+    )
 
     optim: Literal["adamw", "adam"] = optim_arg(
-        "adamw", "Adam adds weight decay to the gradient, AdamW does not.", renamed_from="optimizer"
+        "adamw", "Optimizer. Adam adds weight decay to the gradient, AdamW does not.", renamed_from="optimizer"
     )
     learning_rate: float = optim_arg(1e-3, "Peak learning rate.", common=True)
-    weight_decay: float = optim_arg(0.0, "Weight decay; norms and biases have none.")
+    weight_decay: float = optim_arg(0.0, "Weight decay; not applied to normalisation layers and biases.")
     warmup_steps: int = optim_arg(20, "Steps of linear warm-up.")
     lr_scheduler_type: Literal["cosine", "polynomial", "constant"] = optim_arg(
-        "cosine", "Schedule of the learning rate after the warm-up.", renamed_from="lr_scheduler"
+        "cosine", "Learning rate schedule after the warm-up.", renamed_from="lr_scheduler"
     )
-    max_grad_norm: float = optim_arg(0.0, "Norm that gradients are clipped to; 0 leaves them.")
+    max_grad_norm: float = optim_arg(0.0, "Clip gradients to this norm; 0 disables clipping.")
     model_ema_decay: float = optim_arg(
         0.0,
-        "Decay of a moving average of the weights, which is then what is measured and saved; 0 keeps none.",
+        "Decay of an exponential moving average of the weights, which is then evaluated and saved; 0 disables it.",
         renamed_from="ema_decay",
     )
     sync_bn: bool = optim_arg(
         False,
-        "On several GPUs, BatchNorm over the whole batch and not each GPU's part.",
+        "On several GPUs, compute BatchNorm over the whole batch instead of each GPU's part.",
         renamed_from="sync_batch_norm",
     )
     activation_checkpointing: bool = optim_arg(
-        False, "Save memory by computing activations twice; BatchNorm's statistics then move twice a step."
+        False,
+        "Save memory by recomputing activations; BatchNorm's running statistics are then updated twice per step.",
     )
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = optim_arg(
         "auto",
-        "Number format of the forward pass; weights are float32 in any case. auto: as `accelerate launch` was told; "
-        "without it, bf16 on GPUs and CPUs that have units for it (Ampere, AMX), else no (float32).",
+        "Precision of the forward pass; weights are always float32. auto: the setting of `accelerate launch`; "
+        "without it, bf16 on GPUs and CPUs with hardware support (Ampere, AMX), else no (float32).",
         resumable=True,
     )
     torch_compile: bool = optim_arg(False, "Compile the model's training step with torch.compile.", resumable=True)
 
     dataloader_num_workers: int = data_arg(
         0,
-        "Processes that read and augment images; 0 does it in the main one.",
+        "Worker processes that read and augment images; 0 uses the main process.",
         resumable=True,
         renamed_from="num_workers",
     )
     image_mean: list[float] = data_arg(
         [],
-        "Mean of each channel of pixels in 0..1, or in the units of float images. Default: that of the encoder's "
-        "weights for RGB, measured on the training images otherwise.",
+        "Mean per channel, for pixels in 0..1 or in the units of float images. Default: that of the encoder's "
+        "weights for RGB, otherwise measured on the training images.",
     )
-    image_std: list[float] = data_arg([], "Standard deviation of each channel, as image_mean.")
+    image_std: list[float] = data_arg([], "Standard deviation per channel, in the units of image_mean.")
     channel_order: list[int] = data_arg(
         [],
-        "Which channel of an image each channel that the model sees is, from 0: 2 1 0 for BGR. Default: as they are, "
+        "Order in which the model sees the channels of an image, counted from 0: 2 1 0 for BGR. Default: unchanged, "
         "or as in pretraining.",
     )
     skip_bad_files: bool = data_arg(False, "Skip broken images and list them in bad_files.txt.", resumable=True)
 
-    logging_steps: int = log_arg(10, "Steps between two lines of metrics.jsonl.", renamed_from="log_every")
+    logging_steps: int = log_arg(10, "Log to metrics.jsonl every this many steps.", renamed_from="log_every")
     eval_steps: int = eval_arg(
         0,
-        "Steps between two evaluations on validation images; the best model is kept in best/. 0: at the end only.",
+        "Evaluate on the validation images every this many steps, and keep the best model in best/. 0: only at the "
+        "end.",
         resumable=True,
         renamed_from="eval_every",
     )
-    report_to: list[str] = log_arg([], "Accelerate's trackers to log to as well, such as tensorboard or wandb.")
+    report_to: list[str] = log_arg([], "Accelerate trackers to log to as well, such as tensorboard or wandb.")
     save_steps: int = save_arg(
         500,
-        "Steps between two checkpoints, the last step included; 0 writes them on signals alone.",
+        "Save a checkpoint every this many steps and after the last; 0 saves only on signals.",
         renamed_from="save_every",
     )
-    save_total_limit: int = save_arg(2, "Newest checkpoints to keep.", renamed_from="checkpoints_total_limit")
+    save_total_limit: int = save_arg(
+        2, "Number of newest checkpoints to keep.", renamed_from="checkpoints_total_limit"
+    )
     resume_from_checkpoint: str | None = save_arg(
         None,
-        "Checkpoint to resume from: `latest`, if there is one, or a folder checkpoints/step-N of this run.",
+        "Checkpoint to resume from: `latest` (if there is one) or a folder checkpoints/step-N of this run.",
         common=True,
         path=True,
     )
     max_time: str | None = save_arg(
         None,
-        "Time, seconds or [days-]hours:minutes:seconds, after which a checkpoint is written and the script "
-        "ends with exit code 75, as after SIGTERM and SIGINT. Counts from the start of the script, or of the call.",
+        "Time limit, in seconds or [days-]hours:minutes:seconds, counted from the start of the script or of the "
+        "call. When it is up, as on SIGTERM and SIGINT, a checkpoint is written and the script exits with code 75.",
     )
-    overwrite: bool = save_arg(False, "Replace the run that the folder holds.")
+    overwrite: bool = save_arg(False, "Replace an existing run in the folder.")
 
     encoder_name: str = model_arg("tf_efficientnet_lite0", "timm name of the encoder.", common=True)
     encoder_weights: str | None = model_arg(
@@ -129,32 +135,34 @@ class RunArguments:
         renamed_from="model_name_or_path",
     )
     num_channels: int | None = model_arg(
-        None, "Channels of the images, 1 to any number. Default: those of `pretrained`, else 3 (RGB).", common=True
+        None, "Number of image channels, any number from 1. Default: that of `pretrained`, else 3 (RGB).", common=True
     )
     encoder_img_size: int | None = model_arg(
-        None, "Image size of an encoder that takes one alone (BEiT, MaxViT, Hiera, ...). Default: that of its weights."
+        None, "Image size of an encoder with a fixed one (BEiT, MaxViT, Hiera, ...). Default: that of its weights."
     )
     encoder_out_indices: list[int] | None = model_arg(
-        None, "Positions of the encoder's features, or of a ViT's blocks, to use. Default: all, or four of a ViT."
+        None,
+        "Indices of the encoder's features, or of a ViT's blocks, to use. Default: all features, or four blocks "
+        "of a ViT.",
     )
     decoder_hidden_sizes: list[int] | None = model_arg(None, "Channels of the decoder's blocks, coarsest first.")
-    decoder_bottleneck_size: int = model_arg(512, "Channels of the decoder's bottleneck; 0 leaves it out.")
+    decoder_bottleneck_size: int = model_arg(512, "Channels of the decoder's bottleneck; 0 removes it.")
     decoder_width: float = model_arg(1.0, "Factor on the decoder's channels.")
-    decoder_norm: Literal["batch", "group"] = model_arg("batch", "Norm in the decoder.")
+    decoder_norm: Literal["batch", "group"] = model_arg("batch", "Normalisation layers in the decoder.")
     decoder_interpolation: Literal["bilinear", "nearest"] = model_arg("bilinear", "Upsampling in the decoder.")
 
     push_to_hub: bool = hub_arg(False, "Publish final/ on the Hub when the run ends.")
     hub_model_id: str | None = hub_arg(None, "Repository to publish to, `org/name`; needed with push_to_hub.")
     hub_private_repo: bool = hub_arg(False, "Make a new repository private.", renamed_from="hub_private")
     hub_revision: str | None = hub_arg(None, "Branch to publish final/ to; default: main.")
-    hub_decoder_only: bool = hub_arg(False, "Publish final/ without its encoder, which must not have been trained.")
+    hub_decoder_only: bool = hub_arg(False, "Publish final/ without the encoder, which must not have been trained.")
     license: str | None = hub_arg(
-        None, "Licence of the weights for the model card, as the Hub abbreviates it, such as apache-2.0."
+        None, "Licence of the weights for the model card, as a Hub identifier such as apache-2.0."
     )
-    attribution: str | None = hub_arg(None, "Sentences for the card on the data: their licence, and whom to name.")
+    attribution: str | None = hub_arg(None, "Text for the card about the data: their licence, and whom to credit.")
     card_pictures: bool | None = hub_arg(
         None,
-        "Put predictions.png into final/ and the card. Default: for the built-in rendered scenes alone.",
+        "Put predictions.png into final/ and the card. Default: only for the built-in rendered scenes.",
     )
 
     def __post_init__(self) -> None:
@@ -172,10 +180,10 @@ class RunArguments:
         if self.batch_size < self.gradient_accumulation_steps:
             raise ValueError(
                 f"gradient_accumulation_steps ({self.gradient_accumulation_steps}) must not exceed batch_size "
-                f"({self.batch_size}): a micro-batch needs an image."
+                f"({self.batch_size}): each micro-batch needs an image."
             )
         if self.overwrite and self.resume_from_checkpoint is not None:
-            raise ValueError("overwrite replaces a run and resume_from_checkpoint resumes it. Set one of them.")
+            raise ValueError("overwrite replaces a run and resume_from_checkpoint resumes it. Set only one of them.")
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("push_to_hub needs hub_model_id, such as org/name.")
         parse_time(self.max_time)
@@ -183,8 +191,8 @@ class RunArguments:
             raise ValueError(f"num_channels must be positive, got {self.num_channels}.")
         if len(self.image_mean) != len(self.image_std) or not all(value > 0 for value in self.image_std):
             raise ValueError(
-                f"image_mean and image_std need a number per channel each, image_std above 0; got {self.image_mean} "
-                f"and {self.image_std}."
+                f"image_mean and image_std need one number per channel, image_std above 0; got {self.image_mean} and "
+                f"{self.image_std}."
             )
         if sorted(self.channel_order) != list(range(len(self.channel_order))):
             raise ValueError(f"channel_order must name each channel once, from 0; got {self.channel_order}.")
@@ -195,7 +203,7 @@ class RunArguments:
                     and field.name != "decoder_only"
                 )
                 if own and getattr(self, field.name) != field.default:
-                    raise ValueError(f"{field.name} belongs to the model in pretrained. Leave it out.")
+                    raise ValueError(f"{field.name} is set by the model in pretrained. Leave it out.")
 
     @property
     def how_to_resume(self) -> str:
@@ -222,7 +230,7 @@ def micro_batches(args: RunArguments, processes: int) -> int:
     return max(1, min(args.gradient_accumulation_steps, args.batch_size // processes))
 
 
-# When the outermost call or command of this thread began, which runs in other runs count from too.
+# Start of the outermost call or command of this thread; nested runs count from it too.
 _STARTED: ContextVar[float | None] = ContextVar("_STARTED", default=None)
 
 

@@ -33,7 +33,7 @@ from .run_arguments import RunArguments, seconds_since_start
 # What a run writes into its folder.
 FOLDERS = ("final", "best", "checkpoints", "pictures", "pretraining")
 FILES = ("config.yaml", "metrics.jsonl", "bad_files.txt", "labelled.txt", "validation.txt")
-# Arguments that every config.yaml of a run has; a file of another program hardly has all.
+# Arguments in every config.yaml of a run; another program's file is unlikely to have them all.
 KNOWN_FIELDS = {"output_dir", "max_steps", "encoder_name", "decoder_norm"}
 
 
@@ -46,7 +46,7 @@ def check_run_dir(output: Path, *, overwrite: bool, resume: bool) -> None:
         resume: The folder may hold the run to resume.
 
     Raises:
-        FileExistsError: It holds a run already, or files of others that the run would replace, or is a file itself.
+        FileExistsError: It already holds a run, or other files that the run would replace, or is a file.
     """
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"output_dir: {output} is a file. Choose another folder.")
@@ -57,12 +57,12 @@ def check_run_dir(output: Path, *, overwrite: bool, resume: bool) -> None:
             links += [f"{folder}/{path.name}" for path in sorted((output / folder).iterdir()) if path.is_symlink()]
     if links:
         raise FileExistsError(
-            f"output_dir: {output / links[0]} is a link, which a run would replace. Choose another folder, or remove "
+            f"output_dir: {output / links[0]} is a link that a run would replace. Choose another folder, or remove "
             "the link."
         )
     if present and not is_run(output):
         raise FileExistsError(
-            f"output_dir: {output} holds {', '.join(present)}, but no config.yaml of a run: it is left as it is. "
+            f"output_dir: {output} holds {', '.join(present)}, but no config.yaml of a run, and was left unchanged. "
             "Choose another folder."
         )
     if present and not (overwrite or resume) and (output / "metrics.jsonl").exists():
@@ -156,7 +156,7 @@ def describe(
 
 
 def add_pictures(final: Path, args: RunArguments, predictions: bytes) -> None:
-    """Adds the loss curve and, unless they show images of others, the predictions to the card of a run."""
+    """Adds the loss curve to the card of a run and, unless they show other people's images, the predictions."""
     loss = Path(args.output_dir) / "pictures" / LOSS
     if draw_loss(Path(args.output_dir) / "metrics.jsonl", loss):
         atomic_write(final / LOSS, loss.read_bytes())
@@ -178,7 +178,7 @@ def check_publishing(args: RunArguments) -> None:
             prepare_repository(HfApi(), str(args.hub_model_id), private=args.hub_private_repo)
         except OSError as error:
             raise OSError(
-                f"push_to_hub: {args.hub_model_id} cannot be written to: {error} Or leave push_to_hub out, and use "
+                f"push_to_hub: cannot write to {args.hub_model_id}: {error} Or leave push_to_hub out, and use "
                 "`ddep-hub publish` later."
             ) from error
 
@@ -207,7 +207,7 @@ def publish_final(args: RunArguments, final: Path) -> None:
     print(f"Published: {address}")
 
 
-# sysexits.h: a temporary failure, try again. Unlike 128 + signal it also says that the checkpoint was written.
+# sysexits.h: temporary failure, try again. Unlike 128 + signal, it also says that a checkpoint was written.
 EXIT_CODE = 75
 
 

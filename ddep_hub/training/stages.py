@@ -23,7 +23,7 @@ from .trainer import TIMEOUT
 
 
 STAGE = "pretraining"
-# Groups of arguments that the first stage takes from the run; those of the optimisation are pretraining's own.
+# Argument groups that the first stage takes from the run; its optimisation arguments are pretraining's own.
 SHARED = ("data", "model", "checkpoints", "logging")
 # Steps that are timed to turn minutes into steps; the first ones are slow.
 TIMED_STEPS = 12
@@ -57,7 +57,7 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset) -> st
         output.mkdir(parents=True, exist_ok=True)
         write_yaml(args, output / "config.yaml")
 
-    # The first accelerator of a program sets up its processes, with the time that they wait for each other.
+    # A program's first accelerator sets up its processes, including how long they wait for each other.
     accelerator = build_accelerator(args.mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
     on_main_process(accelerator, start)
     if args.pretraining_minutes is not None:
@@ -93,7 +93,7 @@ def stage_arguments(args: FinetuneArguments, labelled: SegmentationDataset) -> P
 
 
 def number_of_validation_images(images: int) -> int:
-    """How many of so many unlabelled images are kept out of pretraining: a tenth, `MAX_VAL_IMAGES` at most."""
+    """How many of the unlabelled images to hold out in pretraining: a tenth, at most `MAX_VAL_IMAGES`."""
     return max(1, min(MAX_VAL_IMAGES, images // 10))
 
 
@@ -104,7 +104,7 @@ def record_of(decoder: str) -> dict[str, Any]:
 
 
 def _steps_in(minutes: float, args: PretrainArguments, labelled: SegmentationDataset, accelerator: Accelerator) -> int:
-    """Steps that take so many minutes, measured in a few of them; of a run that goes on, those of its start."""
+    """Steps that take this many minutes, measured in a few of them; for a resumed run, those chosen at its start."""
     config = Path(args.output_dir) / "config.yaml"
     if args.resume_from_checkpoint is not None and config.is_file():
         return parse_arguments(PretrainArguments, ["--config", str(config)]).max_steps

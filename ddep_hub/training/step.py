@@ -61,7 +61,7 @@ class TrainingStep:
         loss_sum: float,
     ) -> None:
         self.accelerator, self.args, self.optimizer = accelerator, args, optimizer
-        # Elsewhere the plain gradients are as fast; torch.compile traces without modes.
+        # Elsewhere, plain gradients are just as fast; torch.compile traces without modes.
         bf16 = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
         native = bf16 and native_precision(accelerator.device) == "bf16"
         self.slow_depthwise = native and not args.torch_compile and has_slow_gradients(model)
@@ -97,7 +97,7 @@ class TrainingStep:
         self.votes, counts = [*self.votes[-1:], counts[-1]], counts[:-1]
         total = self._backward(losses, batch, step, torch.where(counts > 0, counts, 1.0))
         accelerator.unscale_gradients()
-        # Not Accelerate's own: under FSDP that wants the parameters in the model's order.
+        # Not Accelerate's own: under FSDP it expects the parameters in the model's order.
         norm = nn.utils.clip_grad_norm_(self.trainable, self.args.max_grad_norm or math.inf)
         self.grad_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         set_learning_rate(self.optimizer, step, self.args)
@@ -114,7 +114,7 @@ class TrainingStep:
         finite = total.isfinite()
         if accelerator.scaler is None:
             finite = finite & self.grad_norm.isfinite()
-        # On the device, so that it need not be waited for: it is read before anything is logged or saved.
+        # Kept on the device to avoid waiting for it; it is read before anything is logged or saved.
         self.first_bad = torch.where(finite, self.first_bad, self.first_bad.clamp(max=step + 1))
         self.unchecked.append((step + 1, paths))
 
@@ -146,7 +146,8 @@ class TrainingStep:
             files = gather_object([path for step, paths in self.unchecked if step == first for path in paths])
             raise FloatingPointError(
                 f"The loss or its gradient is not finite in step {first}, with the files {', '.join(files)}. No "
-                "checkpoint holds it. Check these files, lower learning_rate, or set warmup_steps or max_grad_norm."
+                "checkpoint contains it. Check these files, lower learning_rate, or set warmup_steps or "
+                "max_grad_norm."
             )
         self.unchecked.clear()
 
@@ -154,5 +155,5 @@ class TrainingStep:
         """Whether the run stops now, if this process wants to; the same answer in all processes."""
         if self.accelerator.num_processes == 1:
             return wanted
-        # The votes of the step before: those of this one the device has yet to count.
+        # The votes of the previous step: the device has yet to count those of this one.
         return len(self.votes) == 2 and bool(self.votes[0] > 0)

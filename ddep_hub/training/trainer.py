@@ -1,4 +1,4 @@
-"""The trainer: its loop, and the folder that it writes. Subclasses say what is trained, and how it is measured."""
+"""The trainer: its loop and the folder it writes. Subclasses define what is trained and how it is evaluated."""
 
 import contextlib
 import copy
@@ -48,7 +48,7 @@ from .run_dir import (
 from .step import Batch, Losses, TrainingStep
 
 
-# Processes wait for each other this long: the main one may have to list, or to download, millions of files.
+# How long processes wait for each other: the main one may have to list or download millions of files.
 TIMEOUT = timedelta(hours=2)
 
 
@@ -342,7 +342,7 @@ class Trainer(Losses):
             "seconds_at_log": self.seconds_at_log,
             "row": self.row,
             "best": self.best if math.isfinite(self.best) else None,
-            # Those that the file does not list yet would be lost otherwise.
+            # Otherwise, those not yet listed in the file would be lost.
             "bad_files": sorted(set(gather_object(sorted(self.metrics.skipped)))),
         }
         return self.checkpointer.save(progress, self.states)

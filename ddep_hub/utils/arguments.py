@@ -1,4 +1,4 @@
-"""Dataclasses of arguments: from keywords, presets, YAML files and the command line, and back to a file."""
+"""Argument dataclasses: read from keywords, presets, YAML files and the command line, and written to a file."""
 
 import argparse
 import dataclasses
@@ -44,7 +44,7 @@ def arg(
         resumable: Whether a resumed run may have another value: its final weights do not depend on it, except for
             rounding and BatchNorm's view of a micro-batch.
         path: Whether it may hold a local path, of which a model card publishes the last part only.
-        renamed_from: Its earlier name, which still works with a warning.
+        renamed_from: Its old name, which still works, with a warning.
     """
     values = (group, common, resumable, path, renamed_from)
     metadata = {"help": description, **dict(zip(_METADATA, values, strict=True))}
@@ -92,18 +92,18 @@ def build_arguments(cls: type[Arguments], values: Mapping[str, Any], arguments: 
         arguments: Arguments that the keywords are to override; they stay as they are.
 
     Raises:
-        TypeError: An argument does not exist, which names the closest one; or `arguments` is no `cls`, or comes with a
+        TypeError: An argument does not exist (names the closest one), or `arguments` is not a `cls`, or comes with a
             preset.
         ValueError: A value has the wrong type or is out of range, or the preset does not exist.
     """
     if arguments is not None:
         if not isinstance(arguments, cls):
             raise TypeError(
-                f"arguments must be {cls.__name__}, got a {type(arguments).__name__}. Pass single arguments as "
+                f"arguments must be {cls.__name__}, got a {type(arguments).__name__}. Pass individual arguments as "
                 "keywords, such as output_dir=..."
             )
         if values.get("preset") is not None:
-            raise TypeError(f"preset does not go together with {cls.__name__}. Pass keywords alone.")
+            raise TypeError(f"preset cannot be combined with {cls.__name__}. Pass only keywords.")
         values = {**vars(arguments), **values}
     given = {_new_name(cls, name): value for name, value in values.items() if name != "preset"}
     if values.get("preset") is not None:
@@ -148,7 +148,7 @@ def parse_command(
         parser.add_argument(name, **options)
     presets = list_presets(_kind(cls))
     if presets:
-        parser.add_argument("--preset", metavar="NAME", help=f"Settings that ship with it: {', '.join(presets)}.")
+        parser.add_argument("--preset", metavar="NAME", help=f"Shipped settings: {', '.join(presets)}.")
     parser.add_argument("--config", metavar="FILE", help="YAML file of arguments; the command line overrides it.")
     names = [field.name for field in dataclasses.fields(cls)]
     argv = [_with_new_name(cls, word) for word in (sys.argv[1:] if argv is None else argv)]
@@ -167,7 +167,7 @@ def parse_command(
     for flag in unknown:
         if flag.startswith("--"):
             if flag[2:] in positionals:
-                parser.error(f"`{flag}`: write the values first, without this name")
+                parser.error(f"`{flag}`: write the values first, without this flag")
             parser.error(f"unknown argument {did_you_mean(flag.lstrip('-').split('=')[0], names)}")
     if unknown:
         parser.error(f"unexpected values: {' '.join(unknown)}; every argument is written as --name value")
@@ -228,7 +228,7 @@ def load_yaml(path: str | Path) -> Any:
 
     Raises:
         OSError: It cannot be read.
-        ValueError: It is none, or not in UTF-8; names it.
+        ValueError: It is not a YAML file, or not in UTF-8; names it.
     """
     try:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -322,7 +322,7 @@ def _with_new_name(cls: type[Dataclass], word: str) -> str:
 
 
 def as_flags(values: dict[str, Any]) -> list[str]:
-    """Arguments of a file as a command line; what is null keeps its default."""
+    """Arguments of a file as a command line; null values keep their defaults."""
     flags: list[str] = []
     for name, value in values.items():
         if name == "mixed_precision" and value is False:  # what YAML makes of a bare `no`

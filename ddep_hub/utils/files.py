@@ -78,7 +78,7 @@ def warn_on_write_error(what: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        warnings.warn(f"{what} could not be written: {error}. The run goes on without it.", stacklevel=3)
+        warnings.warn(f"{what} could not be written: {error}. The run continues without it.", stacklevel=3)
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
@@ -120,7 +120,8 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except (BlockingIOError, PermissionError) as error:
             raise BlockingIOError(
-                f"output_dir: another process runs in {path.parent}. Wait until it has ended, or choose another one."
+                f"output_dir: another process is running in {path.parent}. Wait until it ends, or choose another "
+                "folder."
             ) from error
         except OSError:
             pass  # a file system without locks

@@ -82,8 +82,8 @@ def own_state() -> Iterator[None]:
     The generators of `random`, NumPy and torch are as before afterwards; of GPUs, that of the current one. So are the
     number format and the micro-batches of the program's own `Accelerator`, which all accelerators share.
     """
-    # Leaving the inference mode turns gradients on too, whether it or `no_grad` has turned them off.
-    # A generator of a GPU that is not in use yet has no state to keep, and asking for it would set the GPU up.
+    # Leaving inference mode also turns gradients on, whether inference mode or `no_grad` had turned them off. The
+    # generator of a GPU that is not in use yet has no state to keep, and asking for it would initialise the GPU.
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     drawn, numpy_drawn = random.getstate(), np.random.get_state()
     shared = [(kind._shared_state, dict(kind._shared_state)) for kind in (AcceleratorState, GradientState)]
@@ -138,7 +138,7 @@ def on_main_process(accelerator: Accelerator, action: Callable[[], Result]) -> R
     if accelerator.is_main_process:
         try:
             result = action()
-        except Exception as caught:  # raised again below, when the others know
+        except Exception as caught:  # raised again below, once the others know
             error = caught
     if accelerator.num_processes > 1:
         (message,) = broadcast_object_list([None if error is None else f"{type(error).__name__}: {error}"])

@@ -13,14 +13,14 @@ from transformers.hf_argparser import string_to_bool
 from .arguments import Dataclass, did_you_mean
 
 
-# How an error calls a type: one value of it, and several.
+# How errors name a type, in singular and plural.
 WORDS = {
     bool: ("true or false", "true or false"),
     int: ("a whole number", "whole numbers"),
     float: ("a number", "numbers"),
     str: ("text", "texts"),
 }
-LONGEST = 60  # characters of a value that an error shows
+LONGEST = 60  # maximum characters of a value shown in an error
 
 
 def convert_fields(arguments: Dataclass) -> None:

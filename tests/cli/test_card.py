@@ -113,7 +113,7 @@ def test_results_that_are_not_those_of_the_run(final, capsys):
         (final / "results.json").write_text(json.dumps({k: v for k, v in results.items() if k != name}))
         assert main(["card", str(final)]) == 1
         (line,) = capsys.readouterr().err.splitlines()
-        assert "results.json lack what a run writes" in line and name in line and read(final) == before
+        assert "results.json are incomplete" in line and name in line and read(final) == before
 
 
 def test_what_it_cannot_do(runs, final, tmp_path, capsys):

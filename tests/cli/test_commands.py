@@ -205,9 +205,9 @@ def test_predict_takes_files_folders_patterns_and_urls(data, model, tmp_path, ca
         assert main([*spaced, "--model", model]) == 1
         server.shutdown()
     said = capsys.readouterr()
-    assert f"{url}/a b.png could not be fetched" in said.err
+    assert f"{url}/a b.png could not be downloaded" in said.err
     assert said.out.split() == ["a", "a", "b", "more/c", "a", "b", "more/c", "a"]
-    assert f"{url}/none.png could not be fetched" in said.err
+    assert f"{url}/none.png could not be downloaded" in said.err
     masks = [np.asarray(Image.open(tmp_path / kind / "ids" / "a.png")) for kind in names]
     assert masks[0].shape == (40, 56) and all(np.array_equal(masks[0], mask) for mask in masks)
     assert Image.open(tmp_path / "pattern" / "overlays" / "more" / "c.png").mode == "RGB"
@@ -239,7 +239,7 @@ def test_the_size_of_the_image_processor_is_used(data, model, tmp_path):
     assert main([*command, str(tmp_path / "a")]) == 0
     assert main([*command, str(tmp_path / "b"), "--image_size", "40"]) == 0
     assert [figures(tmp_path / name)["image_size"] for name in "ab"] == [32, 40]
-    with pytest.warns(UserWarning, match="shorter side of 32 pixels, which the window of 1024x1024"):
+    with pytest.warns(UserWarning, match="shorter side of 32 pixels, so a window of 1024x1024"):
         assert main([*command, str(tmp_path / "c"), "--protocol", "cityscapes"]) == 0
 
 
@@ -275,14 +275,14 @@ def test_brackets_of_a_folder_that_is_there_are_no_pattern(tmp_path, monkeypatch
     [
         (["evaluate"], "model is missing"),
         (["evaluate", "--model", "x", "--window", "8", "8", "8"], "window takes one number or two"),
-        (["evaluate", "--model", "x", "--stride", "8"], "give window as well"),
+        (["evaluate", "--model", "x", "--stride", "8"], "set window as well"),
         (["evaluate", "--model", "x", "--protocol", "camvid", "--flip"], "flip is part of protocol"),
         (["evaluate", "--model", "x", "--protocol", "camvid", "--blending", "hann"], "blending is part"),
         (["evaluate", "--model", "x", "--protocol", "kamvid"], "choose one of cityscapes"),
         (["evaluate", "--model", "x", "--batch_size", "0"], "batch_size must be positive"),
         (["evaluate", "--model", "x", "--windows", "8"], "Did you mean `window`"),
         (["evaluate", "--model", "x", "--split", "val"], "Did you mean `eval_split`"),
-        (["predict", "--model", "x", "--images", "new"], "`--images`: write the values first, without this name"),
+        (["predict", "--model", "x", "--images", "new"], "`--images`: write the values first, without this flag"),
         (["predict", "a.png"], "model is missing"),
         (["predict", "--model", "x"], "images"),
         (

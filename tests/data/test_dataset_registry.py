@@ -56,7 +56,7 @@ def test_settings():
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(ValueError, match=r"'voc' is not known; choose one of cityscapes, .*camvid"):
+    with pytest.raises(ValueError, match=r"'voc' is unknown; choose one of cityscapes, .*camvid"):
         get_dataset_info("voc")
 
 

@@ -104,7 +104,7 @@ def test_one_split_is_called_train(tmp_path, images, masks):
 
 def test_images_in_no_split_are_named(tmp_path):
     root = put(tmp_path, ["images/train/a.jpg", "images/b.jpg"], ["annotations/train/a.png", "annotations/b.png"])
-    with pytest.warns(UserWarning, match="holds images beside the folders train"):
+    with pytest.warns(UserWarning, match="holds images next to the folders train"):
         assert values(SegmentationFolder(root, "train")) == {"a": 1}
 
 
@@ -218,7 +218,7 @@ def test_masks_without_an_image_are_counted(tmp_path, caplog):
     root = put(tmp_path, ["images/a.jpg"], ["masks/a_mask.png", "masks/b_mask.png"])
     with caplog.at_level(logging.WARNING):
         assert values(SegmentationFolder(root, "train")) == {"a": 1}
-    assert "1 masks without an image are left out: b_mask" in caplog.text
+    assert "skipping 1 masks without an image: b_mask" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_what_commands_wrote_among_the_images_has_no_mask(tmp_path, caplog, layo
     )
     put_outputs(root / folder)
     assert SegmentationFolder(root, "val", layout=layout).sample_ids == ["a", "pictures/b"]
-    assert "9 files are left out, as they were written by ddep-hub" in caplog.text
+    assert "skipping 9 files written by ddep-hub" in caplog.text
     assert unlabelled_images(root / folder) == ["a.png", "pictures/b.png"]
     put(root / folder, ["ids/b.png"], [], classes=None)  # one of the user's own
     with pytest.raises(FileNotFoundError, match=r"1 of 3 images .* have no mask in .*: ids/b\.png"):

@@ -69,9 +69,7 @@ def test_missing_splits_and_columns_are_named(tmp_path, image_dataset):
     with pytest.raises(ValueError, match=r"has no split 'test'; it has \['train'\]"):
         HubImages(name, "test")
     for column in ("photo", "label"):
-        with pytest.raises(
-            ValueError, match=rf"no column '{column}' of images; its columns of images are \['image'\]"
-        ):
+        with pytest.raises(ValueError, match=rf"no image column '{column}'; its image columns are \['image'\]"):
             HubImages(name, "train", column=column)
     (tmp_path / "a.csv").write_text("image\n1\n")
     with pytest.raises(ValueError, match=r"a\.csv is a file that cannot be read"):
@@ -131,7 +129,7 @@ def test_segmentation_rows(tmp_path, image_dataset):
         data.name.removesuffix("/train"), "train", CLASSES, mask_column="mask", sample_ids=["00000001"]
     )
     assert np.array_equal(some[0]["annotation"], row["annotation"])
-    with pytest.raises(ValueError, match=r"1 of 1 sample_ids are not in .*: 7; sample ids there look like '00000000'"):
+    with pytest.raises(ValueError, match=r"1 of 1 sample ids are not in .*: 7; sample ids there look like '00000000'"):
         HubSegmentation(data.name.removesuffix("/train"), "train", CLASSES, mask_column="mask", sample_ids=["7"])
 
 

@@ -54,7 +54,7 @@ def test_the_column_of_shards_is_found(tmp_path, write_shards):
     assert source.columns == ["jpeg"]
     assert next(source.samples(0))["path"].endswith("0000.jpeg")
     name = write_shards(tmp_path / "b", [2], suffix="tiff")
-    with pytest.raises(ValueError, match=r"no column 'image' of images; its columns of images are \['tiff'\]"):
+    with pytest.raises(ValueError, match=r"no image column 'image'; its image columns are \['tiff'\]"):
         open_images([name])
     assert open_images([name], column="tiff")[0].columns == ["tiff"]
 
@@ -91,7 +91,7 @@ def test_names_of_the_hub(monkeypatch, image_dataset, name, expected, streaming)
     "name", ["hf://datasets/name", "hf://datasets/a/b/c/d", "hf://datasets/a/b@", "hf://datasets/"]
 )
 def test_wrong_names_of_the_hub(name):
-    with pytest.raises(ValueError, match="names no data set of the Hub; write hf://datasets/org/name"):
+    with pytest.raises(ValueError, match="is not the name of a data set on the Hub; write hf://datasets/org/name"):
         open_images([name])
 
 
@@ -99,7 +99,7 @@ def test_what_cannot_be_opened_is_told(places):
     photos, tars = str(places / "photos"), f"{places / 'tars'}/*.tar"
     with pytest.raises(ValueError, match=r"tar'\] are streams, but .*photos'\] are not; the two cannot be mixed"):
         open_images([photos, tars])
-    with pytest.raises(ValueError, match="is a folder of images, which is not streamed"):
+    with pytest.raises(ValueError, match="is a folder of images, which cannot be streamed"):
         open_images([photos], streaming=True)
     with pytest.raises(ValueError, match="no images are given"):
         open_images([])

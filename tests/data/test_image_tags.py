@@ -140,7 +140,7 @@ def test_suffixes(tmp_path, caplog, suffix, kind):
         (sample,) = list(ImageFolder(tmp_path))
     assert sample["image"].size == (96, 64)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path}: 2 files are left out, as they are no images: b.heic, notes.txt"
+        f"{tmp_path}: skipping 2 files that are not images: b.heic, notes.txt"
     ]
 
 

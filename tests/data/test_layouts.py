@@ -233,7 +233,7 @@ def test_no_layout_lists_what_was_looked_for(tmp_path):
     with pytest.raises(FileNotFoundError, match="images is not a folder") as caught:
         find_layout(tmp_path)
     assert all(layout in str(caught.value) for layout in LAYOUTS)
-    with pytest.raises(ValueError, match=r"layout 'voc' is not known; choose one of folder, cityscapes"):
+    with pytest.raises(ValueError, match=r"layout 'voc' is unknown; choose one of folder, cityscapes"):
         SegmentationFolder(tmp_path, "train", layout="voc")
 
 

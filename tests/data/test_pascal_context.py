@@ -102,7 +102,7 @@ def test_annotations_that_cannot_be_used_are_named(voc, damage):
 
 
 def test_missing_folders_are_named(voc):
-    with pytest.raises(FileNotFoundError, match=r"nowhere/JPEGImages is not a folder; give the folder VOC2010"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere/JPEGImages is not a folder; pass the folder VOC2010"):
         convert_annotations(voc / "nowhere", voc.parent / "trainval")
     with pytest.raises(FileNotFoundError, match=r"JPEGImages holds no \.mat file"):
         convert_annotations(voc, voc / "JPEGImages")

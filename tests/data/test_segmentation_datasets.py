@@ -80,7 +80,7 @@ def test_segmentation_rows(root):
 def test_stems_choose_a_subset_in_their_order(root):
     (root / "annotations" / "train" / "a.png").unlink()  # not asked for, so not needed
     assert SegmentationFolder(root, "train", sample_ids=["sub/c", "b"]).sample_ids == ["sub/c", "b"]
-    with pytest.raises(ValueError, match=r"2 of 3 sample_ids are not in .*train: x, b\.jpg; .*'a'"):
+    with pytest.raises(ValueError, match=r"2 of 3 sample ids are not in .*train: x, b\.jpg; .*'a'"):
         SegmentationFolder(root, "train", sample_ids=["b", "x", "b.jpg"])
 
 

@@ -151,7 +151,7 @@ def test_validation_is_the_same_for_every_order_and_has_its_share():
     assert len(chosen) == 10 and set(chosen) < set(names)
     assert choose_validation(reversed(names), 0.2) == chosen
     assert len(choose_validation(names, 0.001)) == 1 and len(choose_validation(names, 0.999)) == 49
-    with pytest.raises(ValueError, match="val_fraction: there is 1 image only"):
+    with pytest.raises(ValueError, match="val_fraction: there is only 1 image"):
         choose_validation(["a"], 0.5)
 
 
@@ -166,7 +166,7 @@ def test_groups_are_kept_whole(fraction):
     assert groups_of(["a_01", "b_02"], "[a-z]_") == {"a_01": "a_", "b_02": "b_"}
     with pytest.raises(ValueError, match=r"does not match 'x'"):
         groups_of(["x"], "slide")
-    with pytest.raises(ValueError, match="is no regular expression"):
+    with pytest.raises(ValueError, match="is not a regular expression"):
         groups_of(["x"], "(")
     with pytest.raises(ValueError, match="one group, 'a'"):
         choose_validation(["1", "2"], 0.5, {"1": "a", "2": "a"})

@@ -163,7 +163,7 @@ def test_bad_files_are_named_or_skipped():
 
 
 def test_too_few_shards_or_images_are_told(monkeypatch):
-    with pytest.raises(ValueError, match=r"a has 3 shard.*4 processes.*at least 4 shards, or start 3 process"):
+    with pytest.raises(ValueError, match=r"a has 3 shard.*4 processes.*at least 4 shards, or start at most 3 process"):
         stream([1, 1, 1], rank=0, world_size=4)
     with pytest.raises(ValueError, match="num_validation is 3, but a holds 3 images in all"):
         stream([1, 2], num_validation=3)

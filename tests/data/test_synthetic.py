@@ -99,7 +99,7 @@ def test_written_scenes_are_used_again_only_with_the_same_arguments(tmp_path):
     before = (root / "scenes.json").stat().st_mtime_ns
     assert write_scenes(root, splits={"train": 1}, size=(24, 24), seed=0) == root
     assert (root / "scenes.json").stat().st_mtime_ns == before
-    with pytest.raises(FileExistsError, match="scenes holds scenes of another splits, seed"):
+    with pytest.raises(FileExistsError, match="scenes holds scenes with a different splits, seed"):
         write_scenes(root, splits={"train": 2}, size=(24, 24), seed=1)
     record = json.loads((root / "scenes.json").read_text())
     assert record["splits"] == {"train": 1}
@@ -108,7 +108,7 @@ def test_written_scenes_are_used_again_only_with_the_same_arguments(tmp_path):
 def test_foreign_folders_are_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
-    with pytest.raises(FileExistsError, match=r"mine is there already and holds no scenes\.json"):
+    with pytest.raises(FileExistsError, match=r"mine already exists and holds no scenes\.json"):
         write_scenes(tmp_path / "mine", splits={"train": 1}, size=(24, 24))
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
 
@@ -125,7 +125,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"splits": {"train": -1}}, "'train' is -1"), ({"splits": {"../x": 1}}, "no name for a split")],
+    [({"splits": {"train": -1}}, "'train' is -1"), ({"splits": {"../x": 1}}, "not a valid name for a split")],
 )
 def test_bad_arguments_are_named(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):

@@ -49,7 +49,7 @@ def test_what_pillow_reads_wrongly_is_refused_where_it_reads_alone(tmp_path, mon
     with Image.open(path) as image, pytest.raises(ValueError, match=r'deep planes.*pip install "ddep-hub\[tiff\]"'):
         DDePImageProcessor()(image)
     without_tifffile(monkeypatch)
-    with pytest.raises(BadFileError, match=r"a\.tif is a TIFF of .*deep planes"):
+    with pytest.raises(BadFileError, match=r"a\.tif is an uncompressed TIFF .*deep planes"):
         decode_image(path)
     write(path, RGB.astype(np.float32), photometric="rgb")
     with pytest.raises(BadFileError, match=r'a\.tif is not an image.*, or pip install "ddep-hub\[tiff\]"'):
@@ -105,7 +105,7 @@ def test_more_bands_than_rgb_are_refused(tmp_path, monkeypatch, extra, options, 
     np.testing.assert_array_equal(pixels_of(decode_image(path, 3 + extra)), bands)
     if not installed:
         without_tifffile(monkeypatch)
-        with pytest.raises(BadFileError, match=r"a\.tif .*(pip install|no image)"):
+        with pytest.raises(BadFileError, match=r"a\.tif .*(pip install|not an image)"):
             decode_image(path, 3 + extra)
         with pytest.raises(BadFileError, match=r'a\.tif .*(; set num_channels|or pip install "ddep-hub\[tiff\]")'):
             decode_image(path)
@@ -126,7 +126,7 @@ def test_a_fourth_band_without_a_word_on_what_it_is_is_refused(tmp_path):
 def test_a_band_that_is_called_opacity_but_does_not_look_like_it_is_warned_of_once(tmp_path, monkeypatch):
     monkeypatch.setattr(image_conversion, "_warned", set())
     path = write(tmp_path / "a.tif", np.concatenate([RGB, NIR], -1), photometric="rgb", extrasamples=["unassalpha"])
-    with pytest.warns(UserWarning, match=r"a\.tif says that its last channel is opacity.*num_channels=4"):
+    with pytest.warns(UserWarning, match=r"a\.tif marks its last channel as alpha.*num_channels=4"):
         decode_image(path)
     cut_out = np.concatenate([RGB, np.where(COLUMNS < 20, 0, 255)[..., None].astype(np.uint8)], -1)
     write(tmp_path / "b.tif", cut_out, photometric="rgb", extrasamples=["unassalpha"])

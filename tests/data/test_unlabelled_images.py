@@ -26,7 +26,9 @@ def found(root, caplog):
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         names = unlabelled_images(root)
-    messages = [record.getMessage() for record in caplog.records if "are no images" not in record.getMessage()]
+    messages = [
+        record.getMessage() for record in caplog.records if "files that are not images" not in record.getMessage()
+    ]
     assert all("\n" not in message for message in messages) and len(messages) < 2
     return " ".join(names), "".join(messages)
 
@@ -52,7 +54,7 @@ def found(root, caplog):
 def test_of_labelled_data_only_the_images_are_used(tmp_path, caplog, images, masks):
     put(tmp_path, f"{images} {masks}")
     count = len(images.split())
-    message = f"{tmp_path} is labelled data: its {count} images are used, and not its masks or other files"
+    message = f"{tmp_path} is labelled data: using its {count} images, but not its masks or other files"
     assert found(tmp_path, caplog) == (images, message)
     (source,) = open_images([str(tmp_path)])
     assert len(source) == count and folder_statistics([tmp_path])[1] == count
@@ -76,13 +78,13 @@ def test_elsewhere_folders_named_like_masks_are_left_out(tmp_path, caplog):
     put(tmp_path, "one/photos/a.png one/masks/a.png two/photos/b.png two/labels/deep/b.png three/c.png")
     names, message = found(tmp_path, caplog)
     assert names == "one/photos/a.png three/c.png two/photos/b.png"
-    assert "2 files are left out, as they lie in folders named like masks" in message and "one/masks/a.png" in message
+    assert "skipping 2 files that are in folders named like masks" in message and "one/masks/a.png" in message
     assert found(tmp_path / "one" / "masks", caplog) == ("a.png", "")  # what is asked for itself
 
 
 def test_a_folder_of_masks_alone_is_refused(tmp_path):
     put(tmp_path, "masks/a.png labels/a.png")
-    with pytest.raises(ValueError, match="holds masks alone, by the names of its folders"):
+    with pytest.raises(ValueError, match="holds only masks, judging by the names of its folders"):
         unlabelled_images(tmp_path)
 
 
@@ -91,12 +93,12 @@ def test_masks_beside_their_images_are_left_out(tmp_path, caplog, folder):
     put(tmp_path, f"{folder}a.png {folder}a_mask.png {folder}b.png {folder}b_mask.png {folder}unmask.png other/c.jpg")
     names, message = found(tmp_path, caplog)
     assert set(names.split()) == {f"{folder}a.png", f"{folder}b.png", f"{folder}unmask.png", "other/c.jpg"}
-    assert "2 files are left out, as they are named like the masks of the images beside them" in message
+    assert "skipping 2 files that are named like masks of the images beside them" in message
 
 
 def test_what_select_wrote_is_left_out(tmp_path, caplog):
     put(tmp_path, "a.png b.png chosen/images/a.png chosen/selected.png chosen/selected.txt mine/selected.png")
     names, message = found(tmp_path, caplog)
     assert names == "a.png b.png mine/selected.png"
-    assert "2 files are left out, as they were written by ddep-hub: chosen/images/a.png" in message
+    assert "skipping 2 files written by ddep-hub: chosen/images/a.png" in message
     assert found(tmp_path / "chosen", caplog)[0] == "images/a.png"

@@ -92,7 +92,7 @@ def test_damaged_images_are_skipped_and_named_at_the_end(folder, scenes, tmp_pat
     written = sorted((tmp_path / "masks" / "ids").iterdir())
     assert [path.stem for path in written] == ["0", "2", "3", "5"]
     assert all(Image.open(path).size == (64, 64) for path in written)
-    assert "4.png is empty (0 bytes)" in caplog.text and "it is skipped" in caplog.text
+    assert "4.png is empty (0 bytes)" in caplog.text and "skipping it" in caplog.text
 
 
 def test_nothing_is_written_where_no_image_can_be_read(folder, tmp_path):
@@ -333,23 +333,27 @@ def test_evaluate_takes_names_and_objects_and_writes_only_where_it_is_told(folde
     ("arguments", "error", "message"),
     [
         ({"images": np.zeros((4, 4, 3))}, ValueError, "images: arrays must be uint8"),
-        ({"images": torch.zeros(3, 64, 64)}, TypeError, "images: got Tensor. Give paths, URLs, PIL images or NumPy"),
+        ({"images": torch.zeros(3, 64, 64)}, TypeError, "images: got Tensor. Pass paths, URLs, PIL images or NumPy"),
         ({"images": [torch.zeros(3, 64, 64)]}, TypeError, "images: got Tensor"),
         ({"images": b"\x89PNG"}, TypeError, "images: got bytes"),
         ({"images": None}, TypeError, "images: got NoneType"),
-        ({"images": {"image": "a.png"}}, TypeError, r'images: got dict.*its column of images.*data\["image"\]'),
-        ({"images": datasets.Dataset.from_dict({"image": [1]})}, TypeError, "images: got dict.*its column of images"),
-        ({"images": [], "processor": "runs/x"}, TypeError, "processor: got str. Give an image processor, such as"),
-        ({"images": np.zeros((3, 64, 64), np.uint8)}, ValueError, r"shape \(3, 64, 64\). Give \(height, width\) or"),
-        ({"images": np.zeros((2, 64, 64, 3), np.uint8)}, ValueError, r"or \(height, width, 1\); a batch as a list"),
+        ({"images": {"image": "a.png"}}, TypeError, r'images: got dict.*its image column.*data\["image"\]'),
+        ({"images": datasets.Dataset.from_dict({"image": [1]})}, TypeError, "images: got dict.*its image column"),
+        ({"images": [], "processor": "runs/x"}, TypeError, "processor: got str. Pass an image processor, such as"),
+        ({"images": np.zeros((3, 64, 64), np.uint8)}, ValueError, r"shape \(3, 64, 64\). Pass \(height, width\) or"),
+        (
+            {"images": np.zeros((2, 64, 64, 3), np.uint8)},
+            ValueError,
+            r"or \(height, width, 1\), and a batch as a list",
+        ),
         ({"images": np.zeros((64, 64, 2), np.uint8)}, ValueError, r"an array has shape \(64, 64, 2\)"),
         ({"images": np.zeros((64, 64, 4), np.uint8)}, ValueError, r"an array has shape \(64, 64, 4\)"),
         ({"images": np.zeros((0, 64, 3), np.uint8)}, ValueError, r"an array has shape \(0, 64, 3\)"),
-        ({"images": Image.new("RGB", (64, 0))}, ValueError, "no pixels: 64 wide and 0 high"),
+        ({"images": Image.new("RGB", (64, 0))}, ValueError, "no pixels: its size is 64x0"),
         ({"images": "nowhere.png"}, FileNotFoundError, r"nowhere\.png"),
         ({"images": [], "return_type": "torch"}, ValueError, "return_type must be"),
         ({"images": [], "windows": 3}, TypeError, "Did you mean `window`"),
-        ({"images": [], "stride": 3}, ValueError, "give window as well"),
+        ({"images": [], "stride": 3}, ValueError, "set window as well"),
     ],
 )
 def test_mistakes_are_named(arguments, error, message, folder):
@@ -365,7 +369,7 @@ def test_what_is_no_finetuned_model_is_named(call, hybrid_config, tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"^model: {tmp_path} is not a fine-tuned segmentation model. Fine-tune it"):
         call(DDePForPreTraining.from_pretrained(tmp_path))
-    with pytest.raises(TypeError, match=r"^model: got NoneType\. Give a fine-tuned model, a folder or a Hub id"):
+    with pytest.raises(TypeError, match=r"^model: got NoneType\. Pass a fine-tuned model, a folder or a Hub id"):
         call(None)
 
 
@@ -375,5 +379,5 @@ def test_what_is_no_finetuned_model_is_named(call, hybrid_config, tmp_path):
     ids=["list", "dict", "Dataset", "DatasetDict"],
 )
 def test_what_is_no_labelled_data_is_named(data, folder):
-    with pytest.raises(TypeError, match=rf"^data: got {type(data).__name__}\. Give a folder.*docs/extending\.md"):
+    with pytest.raises(TypeError, match=rf"^data: got {type(data).__name__}\. Pass a folder.*docs/extending\.md"):
         ddep_hub.evaluate(folder, data)

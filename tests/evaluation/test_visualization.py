@@ -47,7 +47,7 @@ def test_more_classes_than_eight_bits_hold(tmp_path):
 
 
 def test_messages(tmp_path):
-    with pytest.raises(ValueError, match="'id' is not known; choose from ids"):
+    with pytest.raises(ValueError, match="'id' is unknown; choose from ids"):
         MaskWriter(tmp_path, CITYSCAPES.classes, ["id"])
     with pytest.raises(ValueError, match="19 training classes"):
         MaskWriter(tmp_path, get_dataset_info("camvid").classes, ["cityscapes"])
@@ -81,7 +81,7 @@ def test_names_are_legible_in_any_script(monkeypatch, installed):
 
 def test_classes_of_one_colour_are_warned_of_where_they_are_painted(tmp_path):
     same = ClassTable(names=("sky", "road", "tree"), colors=((1, 2, 3), (4, 5, 6), (1, 2, 3)))
-    with pytest.warns(UserWarning, match=r"The classes sky and tree have one colour.*`color` in classes\.json"):
+    with pytest.warns(UserWarning, match=r"The classes sky and tree have the same colour.*`color` in classes\.json"):
         MaskWriter(tmp_path, same, ["ids", "overlays"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -106,7 +106,7 @@ def test_files_of_others_are_neither_replaced_nor_removed(tmp_path):
     own = tmp_path / "ids" / "own.png"
     Image.fromarray(mask.astype(np.uint8)).save(own)
     writer.check(["a"])
-    with pytest.raises(FileExistsError, match=r"own\.png is there already"):
+    with pytest.raises(FileExistsError, match=r"own\.png already exists"):
         writer.check(["a", "own"])
     writer.write("a", mask)
     writer.write("b", mask)

@@ -115,7 +115,7 @@ def test_one_pass_is_what_is_done_without_options(images):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stride": (4, 4)}, "give window as well"),
+        ({"stride": (4, 4)}, "set window as well"),
         ({"window": (0, 4)}, "window is"),
         ({"window": (4, 4), "stride": (5, 4)}, "gaps"),
         ({"blending": "gauss"}, "uniform or hann"),

@@ -203,7 +203,11 @@ def test_the_users_part_on_the_hub(finetuned, caplog):
     (folder / "README.md").write_text(with_text("Written here."))
     with caplog.at_level("WARNING"):
         card = published_card(folder, "org/name", on_hub)
-    assert "Written on the Hub." in card and "Written here." not in card and "the Hub's is kept" in caplog.text
+    assert (
+        "Written on the Hub." in card
+        and "Written here." not in card
+        and "the one on the Hub, which is kept" in caplog.text
+    )
     assert card.count(BEGIN) == card.count(END) == 1
     assert "More Information" not in published_card(
         folder, "org/name", "---\n---\n# Stub\n[More Information Needed]\n"

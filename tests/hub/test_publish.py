@@ -67,9 +67,9 @@ def test_branch_tag_and_pull_request(hub, folder):
     assert address.endswith("/discussions/1") and not own_files(repository)
     assert set(FILES) < set(repository.commits[repository.pulls["refs/pr/1"]])
     for options, said in (
-        ({"tag": "v2.0"}, "has a tag v2.0 already"),
+        ({"tag": "v2.0"}, "already has a tag v2.0"),
         ({"revision": "v2.0"}, "v2.0 is a tag"),
-        ({"private": True}, "public already"),
+        ({"private": True}, "already public"),
     ):
         with pytest.raises(PublishError, match=said):
             publish_folder(folder, "org/name", **options)
@@ -82,7 +82,7 @@ def test_branch_tag_and_pull_request(hub, folder):
 def test_the_usual_tokens(hub, folder, monkeypatch, token):
     repository = hub.add("org/name", {})
     monkeypatch.setenv("HF_TOKEN", token or "")
-    with pytest.raises(PublishError, match="hf auth login" if token is None else "no right to write"):
+    with pytest.raises(PublishError, match="hf auth login" if token is None else "no write access"):
         publish_folder(folder, "org/name")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -136,7 +136,7 @@ def test_republishing_keeps_the_users_part_on_the_hub(hub, folder, caplog):
     (folder / "README.md").write_text(local.replace("From our roads", "From all roads"))
     with caplog.at_level(logging.WARNING):
         publish_folder(folder, "org/name")
-    assert "From our roads." in card_on_hub(hub) and "the Hub's is kept" in caplog.text
+    assert "From our roads." in card_on_hub(hub) and "the one on the Hub, which is kept" in caplog.text
     assert (folder / "README.md").read_text() == local.replace("From our roads", "From all roads")
 
 

@@ -119,7 +119,7 @@ def test_a_broken_table_is_named_and_left_alone(tmp_path):
         ("a,1,1,1,303,1,1,,0,5,1.5,abc", "303 is not from 0 to 100"),
         ("a,1,1,1,nan,1,1,,0,5,1.5,abc", "nan is not from"),
         ("a,foo,1,1,1,1,1,,0,5,1.5,abc", "label fraction 'foo'"),
-        ("a,1.0,0,1,1,1,1,,0,5,1.5,abc", "there is one of this method"),
+        ("a,1.0,0,1,1,1,1,,0,5,1.5,abc", "an earlier row has the same method"),
     ],
 )
 def test_rows_that_say_nothing_are_refused(tmp_path, line, message):

@@ -55,7 +55,7 @@ def test_all_decoders_that_fit_are_compared_on_equal_terms(data, tmp_path):
     )
     assert [method.name for method in other.methods] == [RANDOM, TARGET] and other.seeds == {"1/2": 2}
     assert other.methods[0].finetuning["encoder_weights"] == other.methods[1].pretraining["encoder_weights"] == "none"
-    with pytest.raises(ValueError, match="labels: 9 are more than the 8 training images"):
+    with pytest.raises(ValueError, match="labels: 9 is more than the 8 training images"):
         own_data_study(arguments(data, tmp_path, labels=[9]))
 
 
@@ -105,7 +105,7 @@ def test_minutes_shorten_all_runs_alike(data, tmp_path, monkeypatch):
     assert steps_within(args, chosen_study(args)) == steps  # from the file: the clock would stop
     clock = iter([0.0, 19.0])
     args = arguments(data, tmp_path / "other", labels=[4], seeds=2, minutes=1.0)
-    with pytest.raises(ValueError, match=r"minutes: 1 are too short for \d+ runs"):
+    with pytest.raises(ValueError, match=r"minutes: 1 is too short for \d+ runs"):
         steps_within(args, chosen_study(args))
     clock = iter([0.0, 13.0])
     args = arguments(data, tmp_path / "fewer", labels=[4], seeds=2, minutes=1.0, methods=[RANDOM])
@@ -130,13 +130,11 @@ def test_advice():
         "Use DDeP on your images (`--unlabelled`): +4.0 points of mIoU over a random decoder with 2 labels "
         "(95 % interval +3.9 to +4.2)."
     )
-    assert advice(rows(random=[50, 52, 51], other=[52, 53, 52])).startswith(
-        "Start from a random"
-    )  # 2, 1, 1: by chance
+    assert advice(rows(random=[50, 52, 51], other=[52, 53, 52])).startswith("Use a random")  # 2, 1, 1: by chance
     assert "(`--pretrained other`): +2.0" in advice(rows(random=[50, 52, 51], target=[51, 53, 52], other=[52, 54, 53]))
     assert "random decoder: with 2 labels" in advice(rows(random=[50, 52, 51], target=[44, 46, 45]))
     assert "at least 3" in advice(rows(random=[50, 52], target=[60, 62]))
-    assert "nothing to compare with" in advice(rows(target=[60, 62, 61]))
+    assert "yet to compare with" in advice(rows(target=[60, 62, 61]))
 
 
 def test_student_quantile():
@@ -148,8 +146,8 @@ def test_student_quantile():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"labels": [6]}, "labels belongs to a comparison on data of your own"),
-        ({"data": "x", "study": "y", "minutes": 5.0}, "minutes belongs to"),
+        ({"labels": [6]}, "labels is for comparisons on your own data"),
+        ({"data": "x", "study": "y", "minutes": 5.0}, "minutes is for comparisons"),
         ({"data": "x", "minutes": -1.0}, "minutes must be positive"),
         ({"data": "x", "labels": [0]}, "labels must be positive"),
     ],

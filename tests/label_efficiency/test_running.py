@@ -93,7 +93,7 @@ def test_two_processes_share_a_study_and_a_lost_row_is_made_again(study, tmp_pat
     next((moved / "unlabelled").iterdir()).rename(moved / "unlabelled" / "another.jpg")
     for flag, folder, made in (("--data", moved, "results.csv"), ("--images", moved / "unlabelled", "decoders")):
         refused = run_fork(*command(study, output, flag, str(folder), "--seeds", "3"))
-        assert refused.returncode != 0 and made in refused.stderr and "of other images" in refused.stderr
+        assert refused.returncode != 0 and made in refused.stderr and "from other images" in refused.stderr
 
     other = tmp_path / "other.yaml"
     other.write_text(study.read_text().replace("pretraining:\n  max_steps: 2", "pretraining:\n  max_steps: 3"))

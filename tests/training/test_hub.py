@@ -88,7 +88,7 @@ def test_a_failed_upload_leaves_the_run_whole(hub, scenes, tiny, tmp_path, monke
     ("cls", "argv", "said"),
     [
         (FinetuneArguments, ["--push_to_hub"], "hub_model_id"),
-        (FinetuneArguments, ["--hub_decoder_only"], "encoder that is fine-tuned"),
+        (FinetuneArguments, ["--hub_decoder_only"], "lose the fine-tuned encoder"),
         (PretrainArguments, ["--hub_decoder_only", "--freeze_encoder", "false"], "freeze_encoder=false"),
     ],
 )

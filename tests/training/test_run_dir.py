@@ -51,7 +51,7 @@ def test_one_process_at_a_time(tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path)]
     with run_lock(tmp_path):
         other = subprocess.run(command, capture_output=True, text=True)
-        assert other.returncode != 0 and "another process runs in" in other.stderr
+        assert other.returncode != 0 and "another process is running in" in other.stderr
     assert subprocess.run(command).returncode == 0
 
 

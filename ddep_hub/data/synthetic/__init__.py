@@ -55,7 +55,7 @@ def render_scene(seed: int, index: int, size: tuple[int, int] = (160, 160)) -> t
     """
     height, width = size
     if min(height, width) < 16:
-        raise ValueError(f"size is {height}x{width}; scenes need at least 16 pixels each way")
+        raise ValueError(f"size is {height}x{width}; scenes need at least 16 pixels per side")
     return draw_scene(np.random.Generator(np.random.PCG64(example_seed(seed, index))), size)
 
 
@@ -92,7 +92,7 @@ def write_scenes(
         if number < 0:
             raise ValueError(f"number of scenes of {name!r} is {number}; it must not be negative")
         if not name or name.startswith(".") or Path(name).name != name:
-            raise ValueError(f"{name!r} is no name for a split; use a plain folder name")
+            raise ValueError(f"{name!r} is not a valid name for a split; use a plain folder name")
     record = {"format": _FORMAT, "splits": dict(splits), "unlabelled": unlabelled, "size": list(size), "seed": seed}
     if _already_there(root, record):
         return root
@@ -124,7 +124,7 @@ def _already_there(root: Path, record: dict[str, Any]) -> bool:
         return False
     file = root / _RECORD
     if not file.is_file():
-        raise FileExistsError(f"{root} is there already and holds no {_RECORD}; choose another folder for the scenes")
+        raise FileExistsError(f"{root} already exists and holds no {_RECORD}; choose another folder for the scenes")
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -132,7 +132,9 @@ def _already_there(root: Path, record: dict[str, Any]) -> bool:
     if found == record:
         return True
     other = [key for key in record if not isinstance(found, dict) or found.get(key) != record[key]]
-    raise FileExistsError(f"{root} holds scenes of another {', '.join(other)}; remove it or choose another folder")
+    raise FileExistsError(
+        f"{root} holds scenes with a different {', '.join(other)}; remove it or choose another folder"
+    )
 
 
 def embedded_scenes() -> Path:

@@ -45,7 +45,7 @@ def fractal_noise(
         height: Rows of the result.
         width: Columns of the result.
         cells: Random values along height and width in the coarsest octave; each further octave doubles them.
-        octaves: How many octaves; those finer than a pixel are left out.
+        octaves: Number of octaves; those finer than a pixel are skipped.
         gain: Amplitude of an octave relative to the one before.
 
     Returns:

@@ -103,7 +103,7 @@ class View:
             label: Class id.
             z: Depth in metres, which decides the haze; a number, or of a shape that broadcasts with `cover`.
         """
-        # Most parts cover little of their object's window; the rest need not be touched.
+        # Most parts cover little of their object's window; the rest is skipped.
         rows, columns = np.flatnonzero(cover.any(axis=1)), np.flatnonzero(cover.any(axis=0))
         if not rows.size:
             return
