@@ -102,11 +102,11 @@ def test_a_float_image_keeps_its_units(tmp_path):
         ("two.tif", 1, r"has 2 channels .*model takes 1"),
         ("rgb.png", 1, r"rgb\.png has 3 channels .*model takes 1"),
         ("grey.png", 2, r"grey\.png has 1 channel .*model takes 2"),
-        ("square.npy", 2, r"either axis may be the 2 channels"),
+        ("square.npy", 2, r"more than one axis may be the 2 channels"),
         ("signed.npy", 1, r"signed\.npy holds int16 values"),
         ("nan.npy", 1, "not finite"),
         ("objects.npy", 1, r"objects\.npy.*allow_pickle"),
-        ("text.tif", 2, r"text\.tif is damaged or no image"),
+        ("text.tif", 2, r"text\.tif is damaged or not an image"),
     ],
 )
 def test_a_file_that_does_not_fit_is_named(tmp_path, file, channels, named):
@@ -189,7 +189,7 @@ def test_statistics_are_those_of_all_pixels():
     together = torch.cat([part.flatten(1) for part in parts], 1).double() / 255
     assert mean == pytest.approx(together.mean(1).tolist(), abs=1e-5)
     assert std == pytest.approx(together.std(1, correction=0).tolist(), rel=1e-5)
-    with pytest.raises(ValueError, match="channel 1 has one value"):
+    with pytest.raises(ValueError, match="channel 1 is constant"):
         channel_statistics([torch.stack([parts[0][0], torch.zeros(3, 7, dtype=torch.uint8)])])
 
 
@@ -300,7 +300,7 @@ def test_arrays_beside_pictures_are_no_images(tmp_path, caplog):
     assert images_below(tmp_path) == ["a.npy"]
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     assert images_below(tmp_path) == ["a.png"]
-    assert "1 files are left out" in caplog.text and "a.npy" in caplog.text
+    assert "skipping 1 files" in caplog.text and "a.npy" in caplog.text
 
 
 def test_crops_of_unlabelled_images_have_the_channels(tmp_path):

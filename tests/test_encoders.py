@@ -161,7 +161,7 @@ def test_normalisation_is_the_encoders_own():
             r"encoder_out_indices: vit_tiny_patch16_224 has 12 features.*0 to 11, at most 4",
         ),
         ({"encoder_name": "vit_tiny_patch16_224", "encoder_out_indices": [1, 2, 3, 4, 5]}, "at most 4"),
-        ({"encoder_name": "resnet18", "encoder_out_indices": [3, 1]}, "growing"),
+        ({"encoder_name": "resnet18", "encoder_out_indices": [3, 1]}, "increasing"),
         ({"encoder_name": "vit_tiny_r_s16_p8_224", "encoder_out_indices": [0]}, "none for a ResNet-ViT hybrid"),
         ({"encoder_name": "resnet18", "encoder_kwargs": {"embed_dim": 3}}, "encoder_kwargs.*resnet18.*embed_dim"),
     ],

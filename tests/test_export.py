@@ -100,7 +100,7 @@ def test_a_file_that_is_not_the_model_is_refused(model, tmp_path, monkeypatch):
     monkeypatch.setattr(
         exporting, "_write_torch", lambda program, file: lambda images: program.module()(images) + 1e-2
     )
-    with pytest.raises(ValueError, match=r"model\.pt2 is not the model"):
+    with pytest.raises(ValueError, match=r"model\.pt2 does not match the model"):
         exporting.export(model, tmp_path / "out", size=(32, 32), processor=HALF, formats=["torch"])
     assert list(tmp_path.iterdir()) == []
 
@@ -111,7 +111,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(model, tmp_path, name):
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (65536, before[1]))
     try:
-        with pytest.raises(OSError, match=r"output_dir: .*out could not be written: File too large\. Make room"):
+        with pytest.raises(OSError, match=r"output_dir: .*out could not be written: File too large\. Free some space"):
             exporting.export(model, tmp_path / "out", size=(32, 32), processor=HALF, formats=[name])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -121,7 +121,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(model, tmp_path, name):
 
 def test_what_cannot_be_exported(model, tmp_path, capsys, monkeypatch):
     (tmp_path / "photo.png").write_text("x")
-    with pytest.raises(FileExistsError, match="something else than an export"):
+    with pytest.raises(FileExistsError, match="something other than an export"):
         exporting.export(model, tmp_path, size=(32, 32), processor=HALF)
     for arguments in (["--size", "0"], ["--formats", "tflite"], ["--size", "1", "2", "3"]):
         with pytest.raises(SystemExit):

@@ -342,7 +342,7 @@ def test_unknown_values_are_an_error(tmp_path):
     (tmp_path / "masks" / "classes.json").write_text('["x", "y"]')
     with pytest.raises(ValueError, match=r"holds the ids 2"):
         ddep_hub.prepare(tmp_path / "masks", tmp_path / "output")
-    with pytest.raises(ValueError, match=r"masks hold 2, which no class has"):
+    with pytest.raises(ValueError, match=r"masks hold 2, which belongs to no class"):
         ddep_hub.prepare(tmp_path / "masks", tmp_path / "output", classes=tmp_path / "masks" / "classes.json")
 
 
@@ -443,13 +443,13 @@ def test_nothing_of_others_is_touched(tmp_path, scenes):
 @pytest.mark.parametrize(
     ("files", "options", "message"),
     [
-        ({"notes.txt": ""}, {}, r"source holds notes\.txt, of which nothing is recognised\. Looked for json of COCO"),
+        ({"notes.txt": ""}, {}, r"source holds notes\.txt, in no recognised format\. Looked for COCO"),
         ({"a.json": "{"}, {"source": "a.json"}, r"a\.json is not valid JSON"),
-        ({"annotations.xml": "<a>"}, {}, r"annotations\.xml is no XML"),
+        ({"annotations.xml": "<a>"}, {}, r"annotations\.xml is not valid XML"),
         ({}, {"source": "nowhere"}, "nowhere does not exist"),
-        ({"notes.txt": ""}, {"format": "coco"}, "is not of the format coco"),
+        ({"notes.txt": ""}, {"format": "coco"}, "is not in the format coco"),
         ({"notes.txt": ""}, {"format": "coca"}, "format 'coca' is unknown. Choose one of coco"),
-        ({"notes.txt": ""}, {"tile": 8, "overlap": 8}, "overlap is 8, which must be 0 to 7"),
+        ({"notes.txt": ""}, {"tile": 8, "overlap": 8}, "overlap must be 0 to 7, less than the tile, got 8"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path, files, options, message):

@@ -127,7 +127,7 @@ def test_colours_under_full_transparency_are_an_error(tmp_path):
     pixels = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
     pixels[..., 0] = 255 * SHAPE
     put_masks(tmp_path / "source", {"a": pixels, "b": pixels})
-    with pytest.raises(ValueError, match=r"a\.png is transparent everywhere, but has colours"):
+    with pytest.raises(ValueError, match=r"a\.png is fully transparent, but has colours"):
         ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
 
 
@@ -141,7 +141,7 @@ def test_opaque_masks_without_an_object_stay_empty(tmp_path):
 
 def test_masks_of_255_alone_are_an_error(tmp_path):
     put_masks(tmp_path / "source", dict.fromkeys("ab", np.full((HEIGHT, WIDTH), 255, np.uint8)))
-    with pytest.raises(ValueError, match="All masks hold 255 alone"):
+    with pytest.raises(ValueError, match="All masks hold only 255"):
         ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
 
 
@@ -259,7 +259,7 @@ def test_depth_and_channels_are_kept(tmp_path, kind, tile):
             config = "contig" if kind == "five channels" else None
             tifffile.imwrite(path, value, photometric=color, planarconfig=config, extrasamples=extra)
     text = ddep_hub.prepare(root, tmp_path / "output", tile=tile)
-    assert ("3 images of several pages with a mask of one" in text) == (kind == "pages")
+    assert ("3 images with several pages and a mask of one" in text) == (kind == "pages")
     files = sorted(path for path in (tmp_path / "output" / "images").rglob("*") if path.is_file())
     assert len(files) == (12 if tile else 3)
     for file in files:

@@ -46,7 +46,7 @@ def test_shapes_of_four_corners(tmp_path, kind):
         shapes = [{"label": "large", "shape_type": kind, "points": corners(LARGE)}, *lines]
         labelme(tmp_path / "source" / f"{name}.json", shapes, f"{name}.png")
     text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
-    assert "4 objects without an area that can be read (2 line, 2 linestrip): left out" in text
+    assert "4 objects without a readable area (2 line, 2 linestrip): skipped" in text
     for mask in masks_of(tmp_path / "output").values():
         assert np.array_equal(mask, box_mask(LARGE))
 
@@ -69,9 +69,7 @@ def test_json_that_cannot_be_decoded_is_named(tmp_path):
     labelme(tmp_path / "source" / "c.json", [polygon("größe")], "c.png", encoding="latin-1")
     text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
     assert (
-        "1 json file cannot be read: left out" in text
-        and "c.json is not UTF-8" in text
-        and len(text.splitlines()) < 20
+        "1 JSON file cannot be read: skipped" in text and "c.json is not UTF-8" in text and len(text.splitlines()) < 20
     )
     for name in "ab":
         (tmp_path / "source" / f"{name}.json").unlink()
@@ -104,7 +102,7 @@ def test_a_renamed_json_belongs_to_the_image_of_its_name(tmp_path):
     labelme(tmp_path / "source" / "b.json", [polygon("small", SMALL)], "a.png")
     labelme(tmp_path / "source" / "c.json", [], "gone.png")
     text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
-    assert "2 json files name another image, such as b.json: a.png; the image that has the name of" in text
+    assert "2 JSON files name another image, such as b.json: a.png; used the image with the name of" in text
     found = masks_of(tmp_path / "output")
     assert np.array_equal(found["a"], box_mask(LARGE)) and np.array_equal(found["b"], 2 * box_mask(SMALL))
     assert not found["c"].any()
@@ -147,7 +145,7 @@ def test_lines_of_cvat_are_counted(tmp_path):
     items = '<polyline label="x" points="0,0;9,9" /><points label="x" points="3,3" /><tag label="x" />'
     cvat(tmp_path / "source", f'{items}<box label="x" xtl="4" ytl="5" xbr="30" ybr="25" />')
     text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
-    assert "4 objects without an area that can be read (2 points, 2 polyline): left out" in text
+    assert "4 objects without a readable area (2 points, 2 polyline): skipped" in text
     for mask in masks_of(tmp_path / "output").values():
         assert np.array_equal(mask, box_mask(LARGE))
 
@@ -183,7 +181,7 @@ def test_labels_apart_from_their_shapes(tmp_path):
         {**region(SMALL, id="r3"), "type": "keypointlabels"},
     ]
     text, found = studio(tmp_path, a=[{"result": results}], b=[{"result": results}])
-    assert "4 objects without an area that can be read (2 keypoint, 2 polygon without a label): left out" in text
+    assert "4 objects without a readable area (2 keypoint, 2 polygon without a label): skipped" in text
     for mask in found.values():
         assert np.array_equal(mask, box_mask(LARGE))
 
@@ -203,8 +201,8 @@ def test_tasks_that_nobody_finished(tmp_path):
     assert sorted(found) == ["background", "several", "wiped"], text
     assert not found["background"].any()
     assert np.array_equal(found["wiped"], box_mask(LARGE)) and np.array_equal(found["several"], box_mask(SMALL))
-    assert "2 tasks without an annotation, or with cancelled ones alone: left out" in text
-    assert "1 task with several annotations: the last with a region was taken" in text
+    assert "2 tasks without an annotation, or with only cancelled ones: skipped" in text
+    assert "1 task with several annotations: used the last with a region" in text
     assert "1 task annotated without a region: all background" in text
 
 
@@ -225,7 +223,7 @@ def test_ids_as_text_and_ids_of_no_image(tmp_path):
     content["annotations"].append({"image_id": 77, "category_id": 9, "segmentation": [flat(LARGE)]})
     put_coco(tmp_path, objects=content)
     text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
-    assert "1 object with an image_id that `images` does not list, such as 77 in objects.json: left out" in text
+    assert "1 object with an image_id that `images` does not list, such as 77 in objects.json: skipped" in text
     found = masks_of(tmp_path / "output")
     assert len(found) == 2 and all(np.array_equal(mask, TRUTH) for mask in found.values())
 
@@ -250,7 +248,7 @@ def test_the_folder_of_the_coco_archive(tmp_path):
     files |= {"person_keypoints_train2017": people, "captions_train2017": captions}
     put_coco(tmp_path, **files)
     text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
-    assert "person_keypoints_train2017.json has objects of instances_train2017.json again: left out" in text
+    assert "person_keypoints_train2017.json repeats objects of instances_train2017.json: skipped" in text
     found = masks_of(tmp_path / "output")
     assert sorted(found) == ["a", "b"] and all(np.array_equal(mask, TRUTH) for mask in found.values())
 
@@ -269,7 +267,7 @@ def test_an_image_that_is_listed_twice_is_one_example(tmp_path):
             annotation["image_id"] = 5
     put_coco(tmp_path, objects=content)
     text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
-    assert "1 image listed more than once, such as a.png: taken once, with all objects" in text
+    assert "1 image listed more than once, such as a.png: used once, with all objects" in text
     found = masks_of(tmp_path / "output")
     assert sorted(found) == ["a", "b"] and all(np.array_equal(mask, TRUTH) for mask in found.values())
 

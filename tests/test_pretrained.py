@@ -45,7 +45,7 @@ def test_a_folder_that_holds_no_model_is_told_from_a_name_on_the_hub(elsewhere, 
         ("runs/mine/final", "runs/mine/final does not exist"),
         ("./none", "./none does not exist"),
         ("runs/mine/", "runs/mine/ does not exist"),
-        ("org/name", "org/name is no folder or shipped model, and cannot be loaded from the Hub"),
+        ("org/name", "org/name is not a folder or shipped model, and cannot be loaded from the Hub"),
     ):
         with pytest.raises(OSError, match=said):
             stored_config(name)

@@ -101,7 +101,7 @@ def test_what_appears_in_the_output_folder_meanwhile_stays(photos, tmp_path, mon
 
 def test_a_damaged_image_is_left_out(photos):
     (photos / "broken.png").write_bytes((photos / "red" / "red-0.png").read_bytes()[:200])
-    with pytest.warns(UserWarning, match=r"broken\.png.*left out"):
+    with pytest.warns(UserWarning, match=r"broken\.png.*skipping it"):
         chosen = ddep_hub.select_images(photos, 18, image_size=64)
     assert len(chosen) == 18 and photos / "broken.png" not in chosen
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="number is 19, but there are 18"):

@@ -284,5 +284,5 @@ def test_what_commands_wrote_among_the_images_has_no_mask(tmp_path, caplog, layo
     put(root / folder, ["ids/b.png"], [], classes=None)  # one of the user's own
     with pytest.raises(FileNotFoundError, match=r"1 of 3 images .* have no mask in .*: ids/b\.png"):
         SegmentationFolder(root, "val", layout=layout)
-    with pytest.raises(ValueError, match="run holds only what ddep-hub wrote there"):
+    with pytest.raises(ValueError, match="run holds only files written by ddep-hub"):
         pair_files(root / folder / "run", root / masks)

@@ -148,4 +148,4 @@ def test_masks_without_a_readable_image_are_counted(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert len(SegmentationFolder(tmp_path, "train")) == 1
     assert "skipping 1 masks without an image: 1" in caplog.text
-    assert "1 files are left out, as they are no images: 1.heic" in caplog.text
+    assert "skipping 1 files that are not images: 1.heic" in caplog.text

@@ -57,7 +57,7 @@ def test_the_written_file_repeats_the_run(tmp_path):
         (["--label_fraction", "1/4", "--num_labelled_images", "3"], "label_fraction"),
         (["--warmup_steps", "-1"], "warmup_steps"),
         (["--eval_split", "train"], "eval_split"),
-        (["--pretrained", "x", "--decoder_width", "2"], "decoder_width belongs to the model"),
+        (["--pretrained", "x", "--decoder_width", "2"], "decoder_width is set by the model"),
     ],
 )
 def test_mistakes_are_named(argv, said, capsys):
@@ -189,7 +189,7 @@ def test_keywords_override_arguments_which_stay():
     assert (found.seed, found.max_steps, found.output_dir) == (1, 3, "other")
     assert (args.max_steps, args.output_dir) == (5, "runs/finetune")
     assert build_arguments(FinetuneArguments, {}, args) == args
-    with pytest.raises(TypeError, match="preset does not go together with FinetuneArguments"):
+    with pytest.raises(TypeError, match="preset cannot be combined with FinetuneArguments"):
         build_arguments(FinetuneArguments, {"preset": "few-labels"}, args)
 
 

@@ -142,7 +142,7 @@ def small_files_alone():
 
 def test_a_full_disk_leaves_the_older_checkpoint_and_nothing_half_written(tmp_path):
     write(tmp_path, 5)
-    said = r"step-10 could not be written: .*it takes about 2 MB, \d+ MB are free.*step-5 is still there.*Go on\."
+    said = r"step-10 could not be written: .*it needs about 2 MB, \d+ MB are free.*step-5 is still there.*Go on\."
     with pytest.raises(CheckpointError, match=said), small_files_alone():
         write(tmp_path, 10, size=100_000)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-5"]

@@ -201,7 +201,7 @@ def test_a_split_that_holds_images_of_the_other_is_refused(finetuning, scenes, t
         shutil.copy(scenes / "annotations" / "train" / f"{stem}.png", voc / "SegmentationClass")
     for split, names in {"train": sample_ids[:3], "val": sample_ids[3:], "trainval": sample_ids}.items():
         (voc / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(names))
-    with pytest.raises(ValueError, match="eval_split: 3 images of `val` are in `trainval` too"):
+    with pytest.raises(ValueError, match="eval_split: 3 images of `val` are also in `trainval`"):
         finetuning(data=str(voc), train_split="trainval")
     finetuning("second", data=str(voc), max_steps=1, allow_empty_classes=True)
 

@@ -56,7 +56,7 @@ def test_one_process_at_a_time(tmp_path):
 
 
 def test_what_is_not_worth_the_run_is_a_warning(tmp_path):
-    with pytest.warns(UserWarning, match=r"picture could not be written: No space.*goes on"):
+    with pytest.warns(UserWarning, match=r"picture could not be written: No space.*continues"):
         with warn_on_write_error(tmp_path / "picture"):
             raise OSError("No space left on device")
 
