@@ -114,6 +114,7 @@ def outcome(args):
     last = f"{folder}/checkpoints/step-{args.max_steps}"
     tensors = {f"final/{k}": v for k, v in load_file(f"{folder}/final/model.safetensors").items()}
     tensors |= load_file(f"{last}/model.safetensors")
+    tensors |= {f"unaveraged/{k}": v for k, v in load_file(f"{last}/unaveraged.safetensors").items()}
     for index, state in torch.load(f"{last}/optimizer.pt", weights_only=True)["state"].items():
         tensors |= {f"{index}.{k}": v for k, v in state.items()}
     rows = read_metrics(f"{folder}/metrics.jsonl")
