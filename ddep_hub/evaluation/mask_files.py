@@ -138,4 +138,13 @@ def _check(path: Path) -> None:
 def _save(picture: Image.Image, path: Path, compress_level: int = 6) -> None:
     info = PngInfo()
     info.add_text("Software", WRITTEN_BY)
-    picture.save(path, pnginfo=info, compress_level=compress_level)
+    partial = path.with_name(f".{path.name}.partial")  # a killed command leaves no half of a mask
+    try:
+        picture.save(partial, "PNG", pnginfo=info, compress_level=compress_level)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        reason = error.strerror or error
+        raise OSError(
+            f"output_dir: {path} could not be written: {reason}. Free some space, or choose another folder."
+        ) from error

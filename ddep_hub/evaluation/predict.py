@@ -28,6 +28,7 @@ from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.pretrained import load_model, load_processor, processor_for_encoder, with_image_size
 from ddep_hub.utils.arguments import build_arguments
+from ddep_hub.utils.files import check_no_file
 from ddep_hub.utils.processes import keep_freed_memory
 
 from .arguments import InferenceArguments, PredictArguments
@@ -247,6 +248,7 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
     """
     keep_freed_memory()
     output = Path(args.output_dir)
+    check_no_file(output)
     images = {name: place for name, place in find_images(names).items() if not _predicted_before(place, output)}
     if not images:
         raise ValueError(f"images: {' '.join(names)} holds only earlier predictions. Choose another output_dir.")

@@ -128,7 +128,7 @@ def card_text(folder: Path, repository: str | None = None) -> str | None:
         values = _template_values(folder)
         values |= {
             "repository": repository or (used[1] if used else PLACEHOLDER),
-            "user_part": f"{BEGIN}\n{_user_text(old)}\n{END}",
+            "user_part": BEGIN,
             "metadata": _metadata(values).to_yaml(),
         }
         text = _template().render(values)
@@ -137,7 +137,9 @@ def card_text(folder: Path, repository: str | None = None) -> str | None:
             f"{folder}: {RUN} and {RESULTS} are incomplete ({error}). Copy them from the run again; "
             "`ddep-hub card --evaluation` adds the results of `ddep-hub evaluate`."
         ) from error
-    return _with_metadata_of(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", old)
+    text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    # Last, as it is kept to the byte.
+    return _with_metadata_of(text.replace(BEGIN, f"{BEGIN}\n{_user_text(old)}\n{END}", 1), old)
 
 
 @functools.cache
@@ -145,7 +147,13 @@ def _template() -> jinja2.Template:
     """The compiled template; a run writes more than one card, and compiling takes longer than all the rest."""
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters["cell"] = lambda value: str(value).replace("|", r"\|")  # which would end a table's cell
+    environment.filters["plain"] = _escaped
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+
+def _escaped(value: Any) -> str:
+    """A name as plain text: what Markdown would take for markup is escaped. Underscores inside words are none."""
+    return re.sub(r"[\\<&\[\]*`|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", str(value))
 
 
 def published_card(folder: Path, repository: str, on_hub: str | None = None) -> str | None:
@@ -338,7 +346,10 @@ def _with_metadata_of(card: str, other: str) -> str:
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{CARD}: the metadata between the lines `---` is not valid: {error}") from error
     for name, value in more.items():
-        if found.data.get(name) is None and name not in ("model-index", "pipeline_tag", "metrics", "base_model"):
+        if name in ("tags", "datasets") and isinstance(value, list):
+            value = list(dict.fromkeys([*(found.data.get(name) or []), *value]))
+            found.data[name] = value or None
+        elif found.data.get(name) is None and name not in ("model-index", "pipeline_tag", "metrics", "base_model"):
             found.data[name] = value
     return str(found)
 

@@ -155,7 +155,8 @@ class Study:
     def pretrain_arguments(self, method: Method, folder: Path) -> PretrainArguments:
         """Arguments of a method's pretraining in a folder below `folder`; methods with equal ones share it."""
         values: dict[str, Any] = {"images": self.images, **(method.pretraining or {})}
-        values.setdefault("decoder_only", values.get("freeze_encoder", True))
+        random = values.get("encoder_weights") == "none"  # an encoder that is nowhere else
+        values.setdefault("decoder_only", values.get("freeze_encoder", True) and not random)
         args: PretrainArguments = _parse(PretrainArguments, values, f"method `{method.name}`, pretraining")
         args.output_dir = str(folder / self._pretraining_digest(method, args))
         args.resume_from_checkpoint = "latest"

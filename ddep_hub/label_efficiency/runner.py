@@ -21,7 +21,7 @@ from ddep_hub.training.finetuning import finetune, open_train_and_val
 from ddep_hub.training.pretraining import PretrainTrainer, open_sources, pretrain
 from ddep_hub.training.run_arguments import counting_time
 from ddep_hub.utils.arguments import build_arguments, did_you_mean
-from ddep_hub.utils.files import atomic_write, locked
+from ddep_hub.utils.files import atomic_write, check_no_file, locked
 from ddep_hub.utils.processes import own_state
 
 from .config import SCENES, Method, Study, StudyArguments, read_study
@@ -157,9 +157,9 @@ def _fingerprints(study: Study) -> dict[str, str]:
     splits = open_train_and_val(finetuning)
     parts = [(dataset.fingerprint, dataset.classes.names, dataset.classes.ignore_index) for dataset in splits]
     found = {"data": fingerprint_of(*parts)}
+    if study.own_data and not study.images:
+        return found | {"images": "none"}
     for method in study.methods:
-        if study.own_data and not study.images:
-            break
         if method.pretraining is not None and "images" not in method.pretraining:
             return found | {"images": images_fingerprint(open_sources(study.pretrain_arguments(method, Path())))}
     return found
@@ -178,6 +178,7 @@ def run_study(study: Study, output: Path) -> None:
         RunInterrupted: A signal came; a checkpoint was written.
     """
     table = output / "results.csv"
+    check_no_file(output)
     output.mkdir(parents=True, exist_ok=True)
     check_study(study, table)
     check_data(study, output)

@@ -23,7 +23,7 @@ from transformers.utils import logging
 from ddep_hub import DDePForSemanticSegmentation, DDePImageProcessor, DDePPreTrainedModel
 from ddep_hub.hub.model_card import LOSS, PREDICTIONS, Kind, write_card, write_run_record
 from ddep_hub.hub.publish import prepare_repository, publish_folder
-from ddep_hub.utils.files import atomic_dir, atomic_write, locked, warn_on_write_error
+from ddep_hub.utils.files import atomic_dir, atomic_write, check_no_file, locked, warn_on_write_error
 from ddep_hub.utils.processes import on_parent_death
 
 from .logging import draw_loss
@@ -48,8 +48,7 @@ def check_run_dir(output: Path, *, overwrite: bool, resume: bool) -> None:
     Raises:
         FileExistsError: It already holds a run, or other files that the run would replace, or is a file.
     """
-    if output.exists() and not output.is_dir():
-        raise FileExistsError(f"output_dir: {output} is a file. Choose another folder.")
+    check_no_file(output)
     present = [name for name in (*FOLDERS, *FILES) if os.path.lexists(output / name)]
     links = [name for name in (*present, ".lock") if (output / name).is_symlink()]
     for folder in FOLDERS:

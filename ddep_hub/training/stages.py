@@ -80,7 +80,8 @@ def stage_arguments(args: FinetuneArguments, labelled: SegmentationDataset) -> P
         "output_dir": str(Path(args.output_dir) / STAGE),
         "images": args.unlabelled,
         "max_steps": args.pretraining_steps,
-        "decoder_only": True,
+        # A random encoder is nowhere else.
+        "decoder_only": args.encoder_weights != "none",
     }
     if args.pretraining_batch_size is not None:
         values["batch_size"] = args.pretraining_batch_size

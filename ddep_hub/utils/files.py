@@ -58,9 +58,16 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
+def check_no_file(output: str | Path) -> None:
+    """Raises a FileExistsError if an output folder is a file."""
+    if os.path.lexists(output) and not Path(output).is_dir():
+        raise FileExistsError(f"output_dir: {output} is a file. Choose another folder.")
+
+
 def check_empty(path: str | Path) -> None:
     """Raises a FileExistsError if there is something under this name that is not an empty folder."""
     path = Path(path)
+    check_no_file(path)
     if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
         raise FileExistsError(f"output_dir: {path} is not empty. Choose another folder.")
 

@@ -96,12 +96,16 @@ def test_an_evaluation(final, scenes, tmp_path):
     assert (final / "confusion.png").read_bytes() == (evaluation / "confusion.png").read_bytes()
 
 
-def test_a_bar_in_a_name_ends_no_cell(final):
-    for name, change in (("results.json", {"iou": {"a|b": 0.5}}), ("run.json", {"non_default": ["data"]})):
+def test_names_are_no_markup(final):
+    for name, change in (
+        ("results.json", {"iou": {"a|b": 0.5, "<void>": 0.25, "traffic_light": 0.75}}),
+        ("run.json", {"non_default": ["data"]}),
+    ):
         content = json.loads((final / name).read_text()) | change
         content.get("arguments", {})["data"] = "c|d"
         (final / name).write_text(json.dumps(content))
     assert main(["card", str(final)]) == 0
+    assert r"| IoU \<void> | 25.00 |" in read(final) and "| IoU traffic_light | 75.00 |" in read(final)
     assert r"| IoU a\|b | 50.00 |" in read(final) and r"`data=c\|d`" in read(final)
     assert r"labelled images of `c\|d`, split" in read(final)
 

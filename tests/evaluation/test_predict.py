@@ -5,6 +5,7 @@ import json
 import pickle
 import shutil
 import warnings
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -381,3 +382,39 @@ def test_what_is_no_finetuned_model_is_named(call, hybrid_config, tmp_path):
 def test_what_is_no_labelled_data_is_named(data, folder):
     with pytest.raises(TypeError, match=rf"^data: got {type(data).__name__}\. Pass a folder.*docs/extending\.md"):
         ddep_hub.evaluate(folder, data)
+
+
+def test_a_killed_command_leaves_no_half_mask_and_runs_again(folder, scenes, tmp_path, monkeypatch):
+    arguments = PredictArguments(model=str(folder), predictions=["ids"], output_dir=str(tmp_path / "masks"))
+    images, original, saved = [str(scenes / "images" / "val")], Image.Image.save, []
+
+    def killed(self, place, *args, **kwargs):
+        saved.append(place)
+        if len(saved) == 3:
+            Path(place).write_bytes(b"half")
+            raise KeyboardInterrupt
+        original(self, place, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Image.Image, "save", killed)
+        predict_images(images, arguments)
+    left = sorted((tmp_path / "masks" / "ids").glob("[!.]*"))
+    assert left and all(Image.open(path).size == (64, 64) for path in left)
+    assert len(predict_images(images, arguments)) == 3
+    assert not list((tmp_path / "masks").rglob("*.partial"))
+
+
+def test_what_cannot_be_written_is_named(folder, scenes, tmp_path, monkeypatch):
+    images = [str(scenes / "images" / "val")]
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match=r"output_dir: .*file is a file"):
+        predict_images(images, PredictArguments(model=str(folder), output_dir=str(tmp_path / "file")))
+
+    def full(self, place, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(
+        OSError, match=r"output_dir: .*legend\.png could not be written: No space left.*Free some space"
+    ):
+        predict_images(images, PredictArguments(model=str(folder), output_dir=str(tmp_path / "masks")))

@@ -169,15 +169,18 @@ def test_the_users_part_is_kept(finetuned):
     folder = finetuned(data="roads")
     write_card(folder, "org/name")
     first = (folder / "README.md").read_text()
-    mine = "## Mine\n\nFrom our {{ roads }} -- thanks to all.\n\n```\n---\n```"
+    mine = "## Mine\n\nFrom our {{ roads }} -- thanks to all.\n\n```\nimport a\n\n\ndef f():\n---\n```"
     (folder / "README.md").write_text(
-        first.replace(BEGIN, f"{BEGIN}\n{mine}").replace("library_name", "language: en\nlibrary_name")
+        first.replace(BEGIN, f"{BEGIN}\n{mine}")
+        .replace("library_name", "language: en\nlibrary_name")
+        .replace("- ddep\n", "- ddep\n- histology\n")
     )
     (folder / "results.json").write_text(json.dumps({**SEGMENTATION, "mean_iou": 0.7}))
     for _ in range(2):  # what is kept once is kept again
         write_card(folder)
         text = (folder / "README.md").read_text()
         assert f"{BEGIN}\n{mine}\n{END}" in text and "| mIoU | 70.00 |" in text and "language: en" in text
+        assert ModelCard(text).data.tags == ["ddep", "semantic-segmentation", "histology"]
         assert text.count("Mine") == 1 and 'model="org/name"' in text
     # A card without the marks is the user's, all of it.
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# By hand\n")

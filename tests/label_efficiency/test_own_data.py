@@ -17,7 +17,7 @@ from ddep_hub.label_efficiency.own_data import (
     student_quantile,
 )
 from ddep_hub.label_efficiency.report import Row, read_rows
-from ddep_hub.label_efficiency.runner import chosen_study, compare
+from ddep_hub.label_efficiency.runner import check_data, chosen_study, compare
 from ddep_hub.pretrained import list_pretrained
 
 
@@ -155,3 +155,14 @@ def test_student_quantile():
 def test_arguments_that_cannot_be(fields, message):
     with pytest.raises(ValueError, match=message):
         StudyArguments(**fields)
+
+
+@pytest.mark.parametrize("first", ["without", "with"])
+def test_rows_without_unlabelled_images_are_not_those_with(first, data, tmp_path):
+    images = {"without": [], "with": [str(data / "unlabelled")]}
+    studies = {name: own_data_study(arguments(data, tmp_path, unlabelled=paths)) for name, paths in images.items()}
+    for _ in range(2):
+        check_data(studies[first], tmp_path)
+    (other,) = (study for name, study in studies.items() if name != first)
+    with pytest.raises(ValueError, match="from other images than `images` now has"):
+        check_data(other, tmp_path)

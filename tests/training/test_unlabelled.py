@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ddep_hub import DDePConfig, DDePForSemanticSegmentation
+from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.data.samplers import PairedBatchSampler, StepBatchSampler
 from ddep_hub.training.arguments import FinetuneArguments
@@ -48,6 +48,18 @@ def weights(run, folder="final"):
 
 def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_random_encoder_is_that_of_both_stages(finetuning):
+    """It is nowhere else: neither on the Hub, nor in a decoder-only checkpoint."""
+    random = {"encoder_name": "test_efficientnet", "encoder_weights": "none"}
+    run = finetuning(**random, freeze_encoder=True)
+    decoder, model = weights(run, "pretraining/final"), weights(run)
+    encoder = {name: tensor for name, tensor in decoder.items() if ".encoder." in name}
+    assert encoder and all(torch.equal(model[name], tensor) for name, tensor in encoder.items())
+    DDePForPreTraining.from_pretrained(run / "pretraining" / "final").save_pretrained(run / "alone", decoder_only=True)
+    with pytest.raises(ValueError, match="encoder_weights: `none` makes a random encoder"):
+        DDePForSemanticSegmentation.from_pretrained(run / "alone", num_labels=2, encoder_weights="none")
 
 
 def test_two_stages_in_one_folder_and_one_card(finetuning, scenes):
