@@ -97,7 +97,8 @@ def print_rows(data: str, recipe: str, points: dict[Fraction, Scores]) -> None:
     for labels, scores in sorted(points.items()):
         for method in ("photographs", "own"):
             if scores[method]:
-                title = f"{TITLES[data]}, {labels} label{'s' * (labels > 1)}"
+                number = f"{labels} label{'s' * (labels > 1)}" if labels >= 1 else f"{labels} of an image"
+                title = f"{TITLES[data]}, {number}"
                 print(table_row(title, recipe, method, scores[method], scores["random"]))
 
 
