@@ -40,9 +40,9 @@ NOTES = {
         "faster the step, the larger that share."
     ),
     ("memory of prediction",): (
-        "The network at 512x512 takes half of it. The rest is the probabilities of the rows of one window, 19 classes "
-        "in float32, the image, the class ids, and freed memory that is kept because that is faster. The probabilities "
-        "of the whole image are not held."
+        "The network at 512x512 takes half of it. The rest is the probabilities of the rows of one window, 19 "
+        "classes in float32, the image, the class ids, and freed memory that is kept because that is faster. The "
+        "probabilities of the whole image are not held."
     ),
     ("loading", "500x375"): (
         "Such a photograph is decoded whole and scaled by torchvision, as fast as libjpeg-turbo allows; the rest is "
