@@ -6,7 +6,7 @@ OPENING = """# Performance
 
 Each row compares this package with a peer, or with its own lower bound, on one machine, alternating between the two.
 It gives the median ratio over rounds, with the quartiles. Above 1, this package is faster. For memory, the ratio is
-the peer's peak divided by this package's. `make benchmark` repeats all measurements in about a quarter of an hour,
+the peer's peak divided by this package's. `make benchmark` repeats all measurements in about twenty minutes,
 writes the CSV files in `benchmarks/speed/results/` and this page, and marks rows that fell by more than 10 %.
 
 {measured}
