@@ -24,7 +24,7 @@ from ddep_hub.data.synthetic import render_scene
 from ddep_hub.evaluation.predict import processor_of
 from ddep_hub.folding import fold_batch_norms
 from ddep_hub.segmentation import class_logits
-from ddep_hub.utils.files import atomic_dir, atomic_write, check_no_file
+from ddep_hub.utils.files import atomic_dir, atomic_write, check_no_file, naming_output
 
 
 Format = Literal["onnx", "torch"]
@@ -104,7 +104,7 @@ def export(
     folded = fold_batch_norms(fast, lambda network: [network(pixel_values=images[0][:1]).logits])
     trace = functools.partial(_program, _Logits(folded), images[0][:2], any_size=size is None)
     program = trace()
-    with _written(folder) as new:
+    with naming_output(folder), atomic_dir(folder) as new:
         checked: dict[Format, dict[str, float]] = {}
         for name in formats:
             if name == "torch":
@@ -143,19 +143,6 @@ def export(
         }
         atomic_write(new / "export.json", json.dumps(described, indent=1) + "\n")
     return checked
-
-
-@contextlib.contextmanager
-def _written(folder: Path) -> Iterator[Path]:
-    """As [`atomic_dir`]; an error of writing, which need not name a file, names the folder."""
-    try:
-        with atomic_dir(folder) as new:
-            yield new
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(
-            f"output_dir: {folder} could not be written: {reason}. Free some space, or choose another folder."
-        ) from error
 
 
 class _Logits(nn.Module):

@@ -12,6 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers.utils import logging
 
 from .configuration_ddep import DDePConfig, model_card_folders, resolve
+from .data.preprocessing import normalization_of
 from .encoders import encoder_mean_std
 from .image_conversion import checked_order
 from .image_processing_ddep import DDePImageProcessor
@@ -148,12 +149,17 @@ def load_processor(source: str | Path, config: DDePConfig, **hub: Any) -> DDePIm
         and does not resize, and this is logged.
 
     Raises:
-        OSError: The file can be neither fetched nor found in the cache.
+        OSError: The folder is gone, or the file can be neither fetched nor found in the cache.
         ValueError: It does not describe a processor for such images.
     """
     folder = resolve(source)
     if Path(folder).is_dir():
         has_processor = (Path(folder) / hub.get("subfolder", "") / PREPROCESSOR).is_file()
+    elif Path(folder).is_absolute():  # no name on the Hub
+        raise FileNotFoundError(
+            f"processor: {folder}, which the model was loaded from, is no longer there. Pass a processor, such as "
+            "DDePImageProcessor.from_pretrained(...)."
+        )
     else:
         try:
             has_processor = bool(hf_hub_download(folder, PREPROCESSOR, **hub))
@@ -171,10 +177,9 @@ def load_processor(source: str | Path, config: DDePConfig, **hub: Any) -> DDePIm
     if has_processor:
         try:
             processor = DDePImageProcessor.from_pretrained(folder, **hub)
-            given = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
-            mean, std = (np.atleast_1d(values).astype(float) for values in given)
+            mean, std, _ = normalization_of(processor)
             numbers = {1, 3, config.num_channels}
-            if not (np.isfinite([*mean, *std]).all() and std.all() and {len(mean), len(std)} <= numbers):
+            if not (np.isfinite([*mean, *std]).all() and all(std) and {len(mean), len(std)} <= numbers):
                 raise ValueError(
                     "image_mean and image_std need one number per channel, and image_std must not contain 0"
                 )

@@ -13,6 +13,7 @@ from ddep_hub.data.classes import ClassTable, colorize
 from ddep_hub.data.dataset_registry import get_dataset_info
 from ddep_hub.data.written import KINDS, LEGEND, WRITTEN_BY, is_prediction
 from ddep_hub.image_conversion import ChannelImage
+from ddep_hub.utils.files import naming_output
 
 from .visualization import legend, overlay, rgb_of
 
@@ -140,11 +141,9 @@ def _save(picture: Image.Image, path: Path, compress_level: int = 6) -> None:
     info.add_text("Software", WRITTEN_BY)
     partial = path.with_name(f".{path.name}.partial")  # a killed command leaves no half of a mask
     try:
-        picture.save(partial, "PNG", pnginfo=info, compress_level=compress_level)
-        partial.replace(path)
-    except OSError as error:
+        with naming_output(path):
+            picture.save(partial, "PNG", pnginfo=info, compress_level=compress_level)
+            partial.replace(path)
+    except OSError:
         partial.unlink(missing_ok=True)
-        reason = error.strerror or error
-        raise OSError(
-            f"output_dir: {path} could not be written: {reason}. Free some space, or choose another folder."
-        ) from error
+        raise

@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import os
 import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -163,13 +162,8 @@ def processor_of(model: DDePForSemanticSegmentation) -> DDePImageProcessor:
     """The image processor saved with a model; for a model that was not loaded from anywhere, its encoder's.
 
     Raises:
-        FileNotFoundError: The folder that the model was loaded from is gone.
+        OSError, ValueError: See [`load_processor`].
     """
-    if model._loaded_from is not None and not os.path.isdir(model._loaded_from):
-        raise FileNotFoundError(
-            f"processor: {model._loaded_from}, which the model was loaded from, is no longer there. Pass a processor, "
-            "such as DDePImageProcessor.from_pretrained(...)."
-        )
     if not model.config.name_or_path:
         return processor_for_encoder(model.config.encoder_name, num_channels=model.config.num_channels)
     return load_processor(model._loaded_from or model.config.name_or_path, model.config, **model._hub_arguments)

@@ -64,6 +64,18 @@ def check_no_file(output: str | Path) -> None:
         raise FileExistsError(f"output_dir: {output} is a file. Choose another folder.")
 
 
+@contextlib.contextmanager
+def naming_output(path: Path) -> Iterator[None]:
+    """Names a file or folder of the output in errors of writing it, which need not name any."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(
+            f"output_dir: {path} could not be written: {reason}. Free some space, or choose another folder."
+        ) from error
+
+
 def check_empty(path: str | Path) -> None:
     """Raises a FileExistsError if there is something under this name that is not an empty folder."""
     path = Path(path)
