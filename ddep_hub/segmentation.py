@@ -51,7 +51,8 @@ def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: 
         ignore_index: Id that does not count.
 
     Raises:
-        ValueError: `labels` are no such tensor, or hold an id that is no class (on a CPU; a GPU fails by itself).
+        ValueError: `labels` are no such tensor, are transposed, or hold an id that is no class (on a CPU; a GPU fails
+            by itself).
     """
     logits = class_logits(logits.float())
     whole = isinstance(labels, torch.Tensor) and not (labels.is_floating_point() or labels.dtype == torch.bool)
@@ -60,7 +61,9 @@ def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: 
         raise ValueError(
             f"labels: expected whole numbers ({len(logits)}, height, width), a class id a pixel, got {kind}."
         )
-    labels = labels.long()
+    (height, width), labels = logits.shape[-2:], labels.long()
+    if labels.shape[-2:] == (width, height) != (height, width):
+        raise ValueError(f"labels: {width}x{height} for images of {height}x{width}: rows and columns are exchanged.")
     if logits.shape[-2:] != labels.shape[-2:]:
         logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
     try:

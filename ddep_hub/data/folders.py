@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .image_io import IMAGE_EXTENSIONS, files_below
-from .pairing import IMAGE_WORDS, MASK_EXTENSIONS, MASK_WORDS, divided
+from .pairing import IMAGE_WORDS, MASK_EXTENSIONS, MASK_WORDS, images_and_masks
 
 
 _SPLITS = {"train": "train training tr", "val": "val valid validation dev", "test": "test testing ts"}
@@ -29,7 +29,7 @@ _FORMAT_WORDS = set("dir png jpg jpeg tif tiff class".split())
 
 
 @dataclass(frozen=True)
-class Place:
+class SplitFolders:
     """Where a split lies; without a list, all images of the folder are in it."""
 
     images: Path
@@ -39,7 +39,7 @@ class Place:
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """Where images and masks lie, if it is to be told rather than recognised; see [`find_places`], [`pair_files`].
+    """Where images and masks lie, where this is not detected; see [`find_split_folders`] and [`pair_files`].
 
     Args:
         image_dir: Folder of the images; `{split}` in it stands for the split.
@@ -59,15 +59,15 @@ class FolderOptions:
         return (self.image_dir, self.mask_dir, self.mask_suffix) != (None, None, None)
 
 
-RECOGNISED = FolderOptions()
+DETECTED = FolderOptions()
 
 
-def place_of(places: Mapping[str, object], split: str) -> str | None:
+def matching_split(by_split: Mapping[str, object], split: str) -> str | None:
     """The key of a split, which may have another common name: `valid` or `validation` for `val`; or `None`."""
-    if split in places:
+    if split in by_split:
         return split
     meant = _SPLIT_OF.get(split.lower())
-    return next((name for name in places if meant and _SPLIT_OF.get(name.lower()) == meant), None)
+    return next((name for name in by_split if meant and _SPLIT_OF.get(name.lower()) == meant), None)
 
 
 def common_split(name: str) -> str | None:
@@ -75,7 +75,9 @@ def common_split(name: str) -> str | None:
     return _SPLIT_OF.get(name.lower())
 
 
-def find_places(root: Path, image_dir: str | None = None, mask_dir: str | None = None) -> dict[str, Place]:
+def find_split_folders(
+    root: Path, image_dir: str | None = None, mask_dir: str | None = None
+) -> dict[str, SplitFolders]:
     """Finds the folders of each split.
 
     Args:
@@ -95,24 +97,26 @@ def find_places(root: Path, image_dir: str | None = None, mask_dir: str | None =
     def masks_of(split: str | None, images: Path) -> Path:
         if mask_dir is None:
             return _mask_folder(root, split, images)
-        return root / mask_dir.replace("{split}", place_of(_expanded(root, mask_dir), split or "train") or str(split))
+        return root / mask_dir.replace(
+            "{split}", matching_split(_expand_pattern(root, mask_dir), split or "train") or str(split)
+        )
 
     if image_dir is None:
-        places = _recognised(root, masks_of)
-        if mask_dir is not None or any(place.masks.is_dir() for place in places.values()):
-            return places
+        by_split = _detect(root, masks_of)
+        if mask_dir is not None or any(folders.masks.is_dir() for folders in by_split.values()):
+            return by_split
         inner = subfolders(root)
-        if not places and len(inner) == 1:
-            return find_places(root / inner[0])  # an archive unpacked into its own folder
-        return _loosely_recognised(root) or places
-    folders = _expanded(root, image_dir)
+        if not by_split and len(inner) == 1:
+            return find_split_folders(root / inner[0])  # an archive unpacked into its own folder
+        return _detect_by_words(root) or by_split
+    folders = _expand_pattern(root, image_dir)
     if not folders:
         raise FileNotFoundError(f"image_dir: {root / image_dir} is not a folder. Correct it, or leave it out.")
     one = "{split}" not in image_dir
-    return {name: Place(folder, masks_of(None if one else name, folder)) for name, folder in folders.items()}
+    return {name: SplitFolders(folder, masks_of(None if one else name, folder)) for name, folder in folders.items()}
 
 
-def _expanded(root: Path, pattern: str) -> dict[str, Path]:
+def _expand_pattern(root: Path, pattern: str) -> dict[str, Path]:
     """Folders of a pattern by split; one split, `train`, without `{split}`."""
     if "{split}" not in pattern:
         return {"train": root / pattern} if (root / pattern).is_dir() else {}
@@ -124,52 +128,58 @@ def _expanded(root: Path, pattern: str) -> dict[str, Path]:
     return {match["split"]: folder for match, folder in matches if match}
 
 
-def _recognised(root: Path, masks_of: Callable[[str | None, Path], Path]) -> dict[str, Place]:
-    folders = {name: _meaning(name) for name in subfolders(root)}
-    whole = _chosen(root, [name for name, meaning in folders.items() if meaning == ("image", None)], "images", "image")
-    places: dict[str, Place] = {}
+def _detect(root: Path, masks_of: Callable[[str | None, Path], Path]) -> dict[str, SplitFolders]:
+    folders = {name: _role_and_split(name) for name in subfolders(root)}
+    whole = _choose_folder(
+        root, [name for name, meaning in folders.items() if meaning == ("image", None)], "images", "image"
+    )
+    by_split: dict[str, SplitFolders] = {}
     if whole is not None:
         home = root / whole
-        children, loose = subfolders(home), _holds(home, IMAGE_EXTENSIONS, deep=False)
+        children, loose = subfolders(home), _contains_files(home, IMAGE_EXTENSIONS, deep=False)
         splits = [name for name in children if not loose or name.lower() in _SPLIT_OF]
         if loose and splits:
             text = f"{home} holds images next to the folders {', '.join(splits)}: they are in no split, and skipped."
             warnings.warn(text, stacklevel=2)
-        places |= {name: Place(home / name, masks_of(name, home / name)) for name in splits}
+        by_split |= {name: SplitFolders(home / name, masks_of(name, home / name)) for name in splits}
         named = any(name.lower() in _SPLIT_OF for name in splits)
-        if not splits or (not named and "train" not in places and not (root / "annotations").is_dir()):
-            places = {"train": Place(home, masks_of(None, home))}  # its folders are not splits
+        if not splits or (not named and "train" not in by_split and not (root / "annotations").is_dir()):
+            by_split = {"train": SplitFolders(home, masks_of(None, home))}  # its folders are not splits
     for name, meaning in folders.items():
-        if meaning is None or meaning[1] is None or meaning[0] == "mask" or place_of(places, name):
+        if meaning is None or meaning[1] is None or meaning[0] == "mask" or matching_split(by_split, name):
             continue
-        inner = [child for child in subfolders(root / name) if _meaning(child) == ("image", None)]
+        inner = [child for child in subfolders(root / name) if _role_and_split(child) == ("image", None)]
         images = root / name
         if meaning[0] is None and inner:
-            images /= _chosen(images, inner, "images", "image") or inner[0]
-        elif not _holds(images, IMAGE_EXTENSIONS):
+            images /= _choose_folder(images, inner, "images", "image") or inner[0]
+        elif not _contains_files(images, IMAGE_EXTENSIONS):
             continue
         masks = masks_of(meaning[1], images)
         if masks.is_dir() or meaning[0] == "image" or inner:
-            places[name if meaning[0] is None else meaning[1]] = Place(images, masks)
-    if not places and divided(root) is not None:
-        places["train"] = Place(root, root)
-    return places
+            by_split[name if meaning[0] is None else meaning[1]] = SplitFolders(images, masks)
+    if not by_split and images_and_masks(root) is not None:
+        by_split["train"] = SplitFolders(root, root)
+    return by_split
 
 
-def _loosely_recognised(root: Path) -> dict[str, Place]:
+def _detect_by_words(root: Path) -> dict[str, SplitFolders]:
     """The only folder whose name has a word for masks, and the only other one that holds images."""
     words = {name: {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)} for name in subfolders(root)}
-    masks = [name for name in words if words[name] & MASK_WORDS and _holds(root / name, MASK_EXTENSIONS)]
-    images = [name for name in words if name not in masks and _holds(root / name, IMAGE_EXTENSIONS)]
+    masks = [name for name in words if words[name] & MASK_WORDS and _contains_files(root / name, MASK_EXTENSIONS)]
+    images = [name for name in words if name not in masks and _contains_files(root / name, IMAGE_EXTENSIONS)]
     named = [name for name in images if words[name] & IMAGE_WORDS]
     images = named if len(named) == 1 else images
     if len(masks) != 1 or len(images) != 1:
         return {}
-    place = Place(root / images[0], root / masks[0])
-    splits = {name: place_of(dict.fromkeys(subfolders(place.masks)), name) for name in subfolders(place.images)}
+    folders = SplitFolders(root / images[0], root / masks[0])
+    splits = {
+        name: matching_split(dict.fromkeys(subfolders(folders.masks)), name) for name in subfolders(folders.images)
+    }
     if splits and all(name.lower() in _SPLIT_OF and other for name, other in splits.items()):
-        return {name: Place(place.images / name, place.masks / str(other)) for name, other in splits.items()}
-    return {"train": place}
+        return {
+            name: SplitFolders(folders.images / name, folders.masks / str(other)) for name, other in splits.items()
+        }
+    return {"train": folders}
 
 
 def _mask_folder(root: Path, split: str | None, images: Path) -> Path:
@@ -178,7 +188,7 @@ def _mask_folder(root: Path, split: str | None, images: Path) -> Path:
     meant = None if split is None else _SPLIT_OF.get(split.lower(), split)
     for parent in (images.parent, root):
         for name in subfolders(parent):
-            meaning = _meaning(name)
+            meaning = _role_and_split(name)
             if meaning == ("mask", None):
                 inside = parent / name
                 same = [child for child in subfolders(inside) if _SPLIT_OF.get(child.lower(), child) == meant]
@@ -191,25 +201,25 @@ def _mask_folder(root: Path, split: str | None, images: Path) -> Path:
                     candidates.append(inside)
             elif meaning is not None and meaning == ("mask", meant):
                 candidates.append(parent / name)
-    unique = list(dict.fromkeys(folder for folder in candidates if _holds(folder, MASK_EXTENSIONS)))
+    unique = list(dict.fromkeys(folder for folder in candidates if _contains_files(folder, MASK_EXTENSIONS)))
     plain = [folder for folder in unique if root / "annotations" in (folder, *folder.parents)]
     if len(unique) > 1 and not plain:
         names = " and ".join(os.path.relpath(folder, root) for folder in unique)
         raise ValueError(f"{root}: both {names} hold masks. Choose with mask_dir.")
     if unique:
         return (plain or unique)[0]
-    if divided(images) is not None:
+    if images_and_masks(images) is not None:
         return images
     return root / "annotations" / split if split is not None and (root / "images").is_dir() else root / "annotations"
 
 
 def is_mask_folder(name: str) -> bool:
     """Whether a folder's name says that it holds masks, such as `masks`, `gt` or `train_labels`."""
-    meaning = _meaning(name)
+    meaning = _role_and_split(name)
     return meaning is not None and meaning[0] == "mask"
 
 
-def _meaning(name: str) -> tuple[str | None, str | None] | None:
+def _role_and_split(name: str) -> tuple[str | None, str | None] | None:
     """Whether a folder's name means images or masks, and which split; `None` if it means something else."""
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)
     words = [name] if name.lower() in IMAGE_WORDS | MASK_WORDS else words
@@ -228,10 +238,10 @@ def _meaning(name: str) -> tuple[str | None, str | None] | None:
     return "mask" if "mask" in roles else "image" if roles else None, next(iter(splits), None)
 
 
-def _chosen(parent: Path, names: Sequence[str], usual: str, what: str) -> str | None:
+def _choose_folder(parent: Path, names: Sequence[str], usual: str, what: str) -> str | None:
     if usual in names:
         return usual
-    holding = [name for name in names if _holds(parent / name, IMAGE_EXTENSIONS)]
+    holding = [name for name in names if _contains_files(parent / name, IMAGE_EXTENSIONS)]
     if len(holding) > 1:
         raise ValueError(f"{parent}: both {' and '.join(holding)} hold images. Choose with {what}_dir.")
     return holding[0] if holding else None
@@ -245,5 +255,5 @@ def subfolders(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__")))
 
 
-def _holds(folder: Path, extensions: tuple[str, ...], *, deep: bool = True) -> bool:
+def _contains_files(folder: Path, extensions: tuple[str, ...], *, deep: bool = True) -> bool:
     return any(files_below(folder, extensions, deep=deep))

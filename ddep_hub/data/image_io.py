@@ -297,10 +297,10 @@ def load_upright(file: str | Path | Undecoded, what: str) -> Loaded:
 
 def num_pages(image: ImageFile.ImageFile) -> int:
     """Pages or frames of a file, without the reduced copies and validity masks that a TIFF may hold."""
-    return len(page_places(image))
+    return len(page_indices(image))
 
 
-def page_places(image: ImageFile.ImageFile) -> list[int]:
+def page_indices(image: ImageFile.ImageFile) -> list[int]:
     """Where the pages or frames of a file lie among all that it holds, see [`num_pages`]; the first is always one."""
     if not isinstance(image, TiffImageFile):
         return list(range(getattr(image, "n_frames", 1)))

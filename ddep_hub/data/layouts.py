@@ -23,11 +23,19 @@ from pathlib import Path, PurePosixPath
 
 from .classes import ClassTable, read_class_table
 from .dataset_registry import get_dataset_info, list_datasets
-from .folders import RECOGNISED, FolderOptions, Place, common_split, find_places, place_of, subfolders
+from .folders import (
+    DETECTED,
+    FolderOptions,
+    SplitFolders,
+    common_split,
+    find_split_folders,
+    matching_split,
+    subfolders,
+)
+from .generated_files import without_generated
 from .image_io import first_few, images_below
 from .masks import classes_to_save
 from .pairing import PAIRS, Pairs, pair_files, read_pairs, without_extension
-from .written import without_written
 
 
 logger = logging.getLogger(__name__)
@@ -72,7 +80,7 @@ class SplitFiles:
     groups: Mapping[str, str] = field(default_factory=dict)
 
 
-def find_layout(root: str | Path, options: FolderOptions = RECOGNISED) -> str:
+def find_layout(root: str | Path, options: FolderOptions = DETECTED) -> str:
     """Detects a data set's layout from the contents of its folder.
 
     Args:
@@ -100,19 +108,19 @@ def find_layout(root: str | Path, options: FolderOptions = RECOGNISED) -> str:
         "ade20k": is_ade20k,
         # VOC2010 also has such masks, for another task.
         "pascal_voc": (voc / "SegmentationClass").is_dir() and not _is_pascal_context(voc),
-        "camvid": bool(official_places(root, "camvid")),
+        "camvid": bool(official_folders(root, "camvid")),
     }
     layouts = [layout for layout in LAYOUTS if found[layout]]
     if len(layouts) > 1:
         raise ValueError(f"{root} has the layouts of {' and '.join(layouts)}; choose one of them with layout=")
     if layouts:
         return layouts[0]
-    if find_places(root):
+    if find_split_folders(root):
         return "folder"
     raise FileNotFoundError(_nothing_found(root))
 
 
-def layout_splits(root: str | Path, layout: str, options: FolderOptions = RECOGNISED) -> list[str]:
+def layout_splits(root: str | Path, layout: str, options: FolderOptions = DETECTED) -> list[str]:
     """The splits of a data set.
 
     Args:
@@ -132,17 +140,17 @@ def layout_splits(root: str | Path, layout: str, options: FolderOptions = RECOGN
     if layout == "folder":
         if _is_listed(root, options):
             return sorted(read_pairs(root).pairs)
-        places = find_places(root, options.image_dir, options.mask_dir)
-        if not places:
+        folders = find_split_folders(root, options.image_dir, options.mask_dir)
+        if not folders:
             raise FileNotFoundError(_nothing_found(root))
-        return sorted(places)
-    places = official_places(root, layout)
-    if not places:
+        return sorted(folders)
+    folders = official_folders(root, layout)
+    if not folders:
         raise FileNotFoundError(f"{root} has no split in the layout {layout!r}, which needs {_NEEDED[layout]}")
-    return sorted(places)
+    return sorted(folders)
 
 
-def split_files(root: str | Path, split: str, layout: str, options: FolderOptions = RECOGNISED) -> SplitFiles:
+def split_files(root: str | Path, split: str, layout: str, options: FolderOptions = DETECTED) -> SplitFiles:
     """Finds the images and masks of a split.
 
     Args:
@@ -164,24 +172,22 @@ def split_files(root: str | Path, split: str, layout: str, options: FolderOption
     root = Path(root)
     if layout == "folder":
         return _folder_files(root, split, options)
-    splits, places = layout_splits(root, layout), official_places(root, layout)
-    name = place_of(places, split)
+    splits, folders = layout_splits(root, layout), official_folders(root, layout)
+    name = matching_split(folders, split)
     if name is None:
         raise FileNotFoundError(
             f"{root} has no split {split!r}; it has {splits}, and a split of {layout} needs {_NEEDED[layout]}"
             f"{_another_split(split)}"
         )
-    place = places[name]
-    if layout == "pascal_context" and not place.masks.is_dir():
+    own = folders[name]
+    if layout == "pascal_context" and not own.masks.is_dir():
         raise FileNotFoundError(
-            f"{place.masks} is missing; make the masks from the official annotations with "
-            f"`python -m ddep_hub.data.pascal_context {place.masks.parent} path/to/trainval`"
+            f"{own.masks} is missing; make the masks from the official annotations with "
+            f"`python -m ddep_hub.data.pascal_context {own.masks.parent} path/to/trainval`"
         )
     image_ending, mask_ending = ("_leftImg8bit", "_gtFine_labelIds") if layout == "cityscapes" else ("", "")
-    images = (
-        _listed_images(place.images, place.list_file) if place.list_file else _all_images(place.images, image_ending)
-    )
-    masks = {sample_id: place.masks / f"{sample_id}{mask_ending}.png" for sample_id in images}
+    images = _listed_images(own.images, own.list_file) if own.list_file else _all_images(own.images, image_ending)
+    masks = {sample_id: own.masks / f"{sample_id}{mask_ending}.png" for sample_id in images}
     info = get_dataset_info(layout)
     classes: ClassTable = info.classes
     mapping: Mapping[int, int] | None = info.mapping
@@ -190,7 +196,7 @@ def split_files(root: str | Path, split: str, layout: str, options: FolderOption
         found = read_class_table(options.classes)
         if found.names != classes.names or found.mask_values:
             classes, mapping = found, None
-    return SplitFiles(place.images, place.masks, images, masks, classes, mapping)
+    return SplitFiles(own.images, own.masks, images, masks, classes, mapping)
 
 
 def _folder_files(root: Path, split: str, options: FolderOptions) -> SplitFiles:
@@ -199,32 +205,32 @@ def _folder_files(root: Path, split: str, options: FolderOptions) -> SplitFiles:
     groups: Mapping[str, str] = {}
     if _is_listed(root, options):
         listed = read_pairs(root)
-        name = place_of(listed.pairs, split)
-        place = Place(root, root)
+        name = matching_split(listed.pairs, split)
+        own = SplitFolders(root, root)
         pairs = listed.pairs.get(name or "", Pairs({}, {}, []))
         groups = listed.groups.get(name or "", {})
     else:
-        places = find_places(root, options.image_dir, options.mask_dir)
-        name = place_of(places, split)
+        folders = find_split_folders(root, options.image_dir, options.mask_dir)
+        name = matching_split(folders, split)
         if name is not None:
-            place = places[name]
-            pairs = pair_files(place.images, place.masks, options.mask_suffix)
+            own = folders[name]
+            pairs = pair_files(own.images, own.masks, options.mask_suffix)
     if name is None:
         where = root / "images" if (root / "images").is_dir() else root
         raise FileNotFoundError(f"{where} has no split {split!r}; it has {splits}{_another_split(split)}")
-    if pairs.alone:
+    if pairs.unmatched:
         logger.warning(
-            "%s: skipping %d masks without an image: %s", place.masks, len(pairs.alone), first_few(pairs.alone)
+            "%s: skipping %d masks without an image: %s", own.masks, len(pairs.unmatched), first_few(pairs.unmatched)
         )
     table = Path(options.classes or root / "classes.json")
     if not table.exists() and not options.classes and pairs.masks:
         raise FileNotFoundError(f"{table} is missing. {classes_to_save(list(pairs.masks.values()))}")
     suffix = without_extension(options.mask_suffix or "")
-    masks = {sample_id: place.masks / f"{sample_id}{suffix}.png" for sample_id in pairs.images}
+    masks = {sample_id: own.masks / f"{sample_id}{suffix}.png" for sample_id in pairs.images}
     # What a missing mask is called in messages must not be the image itself.
-    masks |= {name: place.masks / f"{name}_mask.png" for name, image in pairs.images.items() if masks[name] == image}
+    masks |= {name: own.masks / f"{name}_mask.png" for name, image in pairs.images.items() if masks[name] == image}
     masks |= pairs.masks
-    return SplitFiles(place.images, place.masks, pairs.images, masks, read_class_table(table), None, groups)
+    return SplitFiles(own.images, own.masks, pairs.images, masks, read_class_table(table), None, groups)
 
 
 def _another_split(missing: str) -> str:
@@ -253,39 +259,39 @@ def _nothing_found(root: Path) -> str:
     )
 
 
-def official_places(root: Path, layout: str) -> dict[str, Place]:
+def official_folders(root: Path, layout: str) -> dict[str, SplitFolders]:
     """The splits that are there, by the name that users give."""
     if layout == "cityscapes":
         names = subfolders(root / "leftImg8bit")
-        return {name: Place(root / "leftImg8bit" / name, root / "gtFine" / name) for name in names}
+        return {name: SplitFolders(root / "leftImg8bit" / name, root / "gtFine" / name) for name in names}
     if layout == "ade20k":
         home = _ade20k_home(root)
-        places = {
-            name: Place(home / "images" / official, home / "annotations" / official)
+        folders = {
+            name: SplitFolders(home / "images" / official, home / "annotations" / official)
             for official, name in _OFFICIAL_NAMES.items()
         }
-        return {name: place for name, place in places.items() if place.images.is_dir()}
+        return {name: own for name, own in folders.items() if own.images.is_dir()}
     if layout == "camvid":
-        places = {name: Place(root / name, root / f"{name}annot") for name in ("train", "val", "test")}
-        return {name: place for name, place in places.items() if place.images.is_dir() and place.masks.is_dir()}
+        folders = {name: SplitFolders(root / name, root / f"{name}annot") for name in ("train", "val", "test")}
+        return {name: own for name, own in folders.items() if own.images.is_dir() and own.masks.is_dir()}
     if layout == "pascal_voc":
         home = _voc_home(root, "VOC2012")
         lists = home / "ImageSets" / "Segmentation"
         masks = home / "SegmentationClass"
-        places = {name: Place(home / "JPEGImages", masks, lists / f"{name}.txt") for name in _VOC_LISTS}
+        folders = {name: SplitFolders(home / "JPEGImages", masks, lists / f"{name}.txt") for name in _VOC_LISTS}
         augmented = [lists / name for name in ("train_aug.txt", "trainaug.txt") if (lists / name).is_file()]
         if augmented and (home / "SegmentationClassAug").is_dir():
-            places["train_aug"] = Place(home / "JPEGImages", home / "SegmentationClassAug", augmented[0])
-        return {name: place for name, place in places.items() if place.list_file and place.list_file.is_file()}
+            folders["train_aug"] = SplitFolders(home / "JPEGImages", home / "SegmentationClassAug", augmented[0])
+        return {name: own for name, own in folders.items() if own.list_file and own.list_file.is_file()}
     if layout == "pascal_context":
         home = _voc_home(root, "VOC2010")
-        places = {}
+        folders = {}
         for name in ("train", "val"):
             own, main = (home / "ImageSets" / folder / f"{name}.txt" for folder in ("SegmentationContext", "Main"))
             if own.is_file() or main.is_file():
                 path = own if own.is_file() else main
-                places[name] = Place(home / "JPEGImages", home / "SegmentationClassContext", path)
-        return places
+                folders[name] = SplitFolders(home / "JPEGImages", home / "SegmentationClassContext", path)
+        return folders
     raise ValueError(f"layout {layout!r} is unknown; choose one of {', '.join(LAYOUTS)}")
 
 
@@ -313,7 +319,7 @@ def _is_pascal_context(home: Path) -> bool:
 
 def _all_images(folder: Path, ending: str) -> dict[str, Path]:
     images: dict[str, Path] = {}
-    for name in without_written(folder, images_below(folder)):
+    for name in without_generated(folder, images_below(folder)):
         sample_id = Path(name).with_suffix("").as_posix()
         if not sample_id.endswith(ending):
             continue

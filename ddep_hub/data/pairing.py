@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .generated_files import without_generated
 from .image_io import IMAGE_EXTENSIONS, files_below, images_below, is_array
-from .written import without_written
 
 
 # A PNG comes first where there are several.
@@ -39,12 +39,12 @@ class Pairs:
     Args:
         images: The images.
         masks: Their masks; an image without one has none here.
-        alone: Masks without an image.
+        unmatched: Masks without an image.
     """
 
     images: dict[str, Path]
     masks: dict[str, Path]
-    alone: list[str]
+    unmatched: list[str]
 
 
 def pair_files(image_folder: Path, mask_folder: Path, mask_suffix: str | None = None) -> Pairs:
@@ -67,8 +67,8 @@ def pair_files(image_folder: Path, mask_folder: Path, mask_suffix: str | None = 
     names = [] if together else images_below(image_folder)
     masks = [] if together else sorted(files_below(mask_folder, MASK_EXTENSIONS))
     if together:
-        names, masks = divided(image_folder, mask_suffix) or (images_below(image_folder), [])
-    names = without_written(image_folder, names)
+        names, masks = images_and_masks(image_folder, mask_suffix) or (images_below(image_folder), [])
+    names = without_generated(image_folder, names)
     images: dict[str, str] = {}
     for name in names:
         other = images.setdefault(os.path.splitext(name)[0], name)
@@ -88,13 +88,13 @@ def pair_files(image_folder: Path, mask_folder: Path, mask_suffix: str | None = 
     )
 
 
-def divided(folder: Path, mask_suffix: str | None = None) -> tuple[list[str], list[str]] | None:
+def images_and_masks(folder: Path, mask_suffix: str | None = None) -> tuple[list[str], list[str]] | None:
     """Images and masks of one folder, told apart by their names, or JPEG from PNG; `None` if they cannot be."""
     names = sorted(files_below(folder, IMAGE_EXTENSIONS, deep=False))
-    return divided_names([name for name in names if not is_array(name)], mask_suffix)
+    return separate_masks([name for name in names if not is_array(name)], mask_suffix)
 
 
-def divided_names(names: list[str], mask_suffix: str | None = None) -> tuple[list[str], list[str]] | None:
+def separate_masks(names: list[str], mask_suffix: str | None = None) -> tuple[list[str], list[str]] | None:
     """The same of the names of one folder's files."""
     stems = {name: os.path.splitext(name)[0] for name in names}
     if mask_suffix is not None:
@@ -147,12 +147,12 @@ def _match(images: Sequence[str], masks: Sequence[str], mask_suffix: str | None,
         if best[0] == len(images):
             break
         for image_affix in _image_affixes(images):
-            cores = _cores(images, image_affix, folders=folders, exact=exact)
+            cores = _without_affix(images, image_affix, folders=folders, exact=exact)
             affixes = [("", without_extension(mask_suffix))] if mask_suffix is not None else _affixes(cores, masks)
             for affix in affixes:
-                of_masks = _cores(masks, affix, folders=folders, exact=exact)
+                of_masks = _without_affix(masks, affix, folders=folders, exact=exact)
                 pairs = {image: of_masks[core] for core, image in cores.items() if core in of_masks}
-                score = (len(pairs), -_strangeness(affix))
+                score = (len(pairs), -_affix_rank(affix))
                 if score > best:
                     best, found = score, {}
                 if pairs and score == best and pairs not in found.values():
@@ -172,7 +172,7 @@ def without_extension(suffix: str) -> str:
     return stem if extension.lower() in MASK_EXTENSIONS else suffix
 
 
-def _cores(names: Iterable[str], affix: tuple[str, str], *, folders: bool, exact: bool) -> dict[str, str]:
+def _without_affix(names: Iterable[str], affix: tuple[str, str], *, folders: bool, exact: bool) -> dict[str, str]:
     """Names by what is left of them without an affix; those without it are left out, and those that are then equal."""
     prefix, suffix = affix
     found: dict[str, list[str]] = {}
@@ -220,7 +220,7 @@ def _is_affix(text: str, *, end: bool) -> bool:
     return bool(words) and (edge in "-_. (" or whole)
 
 
-def _strangeness(affix: tuple[str, str]) -> int:
+def _affix_rank(affix: tuple[str, str]) -> int:
     """0 for no affix, 1 for words that mean masks, 2 for other words, 3 for those that mean something else."""
     words = {word.lower() for text in affix for word in re.findall("[A-Z]?[a-z]+|[A-Z]+|[A-Za-z]+", text)}
     words |= {word.lower() for text in affix for word in re.findall("[A-Za-z]+", text)}

@@ -122,7 +122,7 @@ class SourceMixture:
         self._block = -1
         self._sources, self._places = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
 
-    def place(self, position: int) -> tuple[int, int]:
+    def locate(self, position: int) -> tuple[int, int]:
         """The source of a position, and how many examples that source has given before it.
 
         Args:
@@ -153,7 +153,7 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
     was resumed, nor, taken over all ranks, on the number of processes.
 
     With `weights`, position p takes the n-th example of source k, of size N, where (k, n) is
-    `SourceMixture.place(p)`: `epoch_order(N, source_seed, n // N)[n % N]`. A source that runs through an epoch sooner
+    `SourceMixture.locate(p)`: `epoch_order(N, source_seed, n // N)[n % N]`. A source that runs through an epoch sooner
     than the others continues with its next one.
 
     Args:
@@ -209,7 +209,7 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
         for step in range(self.start_step, self.end_step):
             batch = []
             for position in self.positions:
-                source, count = self.mixture.place(step * self.global_batch_size + position)
+                source, count = self.mixture.locate(step * self.global_batch_size + position)
                 epoch, place = divmod(count, self.sizes[source])
                 if epoch != orders[source][0]:
                     seed = source_seed(self.seed, source, len(self.sizes))

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from ddep_hub.image_conversion import ChannelImage
 
 from .classes import ClassTable, class_colors
-from .folders import RECOGNISED, FolderOptions
+from .folders import DETECTED, FolderOptions
 from .hub_loading import (
     load_split,
     local_fingerprint,
@@ -84,16 +84,16 @@ class SegmentationDataset(SizedDataset, Protocol):
         ...
 
 
-def _places_of(sample_ids: Sequence[str], known: Iterable[str], where: str) -> list[int]:
+def _indices_of(sample_ids: Sequence[str], known: Iterable[str], where: str) -> list[int]:
     """Where the sample ids lie among the known ones; raises a ValueError if one does not."""
-    places = {sample_id: place for place, sample_id in enumerate(known)}
-    unknown = [sample_id for sample_id in sample_ids if sample_id not in places]
+    indices = {sample_id: index for index, sample_id in enumerate(known)}
+    unknown = [sample_id for sample_id in sample_ids if sample_id not in indices]
     if unknown:
         raise ValueError(
             f"{len(unknown)} of {len(sample_ids)} sample ids are not in {where}: {first_few(unknown)}; sample ids "
-            f"there look like {next(iter(places), '')!r}"
+            f"there look like {next(iter(indices), '')!r}"
         )
-    return [places[sample_id] for sample_id in sample_ids]
+    return [indices[sample_id] for sample_id in sample_ids]
 
 
 class SegmentationFolder(Dataset[dict[str, Any]]):
@@ -145,7 +145,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         split: str,
         *,
         layout: str | None = None,
-        options: FolderOptions = RECOGNISED,
+        options: FolderOptions = DETECTED,
         sample_ids: Iterable[str] | None = None,
         num_channels: int = 3,
     ) -> None:
@@ -159,7 +159,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         self.classes: ClassTable = files.classes
         self._mapping = files.mapping or files.classes.mask_mapping
         self.sample_ids: list[str] = list(images) if sample_ids is None else list(sample_ids)
-        _places_of(self.sample_ids, images, str(files.image_folder))
+        _indices_of(self.sample_ids, images, str(files.image_folder))
         self._image_folder = files.image_folder
         self.images = [images[sample_id] for sample_id in self.sample_ids]
         self._masks = [files.masks[sample_id] for sample_id in self.sample_ids]
@@ -189,9 +189,9 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         """The same data with these samples only, in this order."""
         chosen = copy.copy(self)
         chosen.sample_ids = list(sample_ids)
-        places = _places_of(chosen.sample_ids, self.sample_ids, str(self._image_folder))
-        chosen.images = [self.images[place] for place in places]
-        chosen._masks = [self._masks[place] for place in places]
+        indices = _indices_of(chosen.sample_ids, self.sample_ids, str(self._image_folder))
+        chosen.images = [self.images[index] for index in indices]
+        chosen._masks = [self._masks[index] for index in indices]
         return chosen
 
     def __len__(self) -> int:
@@ -213,7 +213,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         return make_sample(image, mask, str(path), str(mask_path))
 
 
-def available_splits(root: str | Path, layout: str | None = None, *, options: FolderOptions = RECOGNISED) -> list[str]:
+def available_splits(root: str | Path, layout: str | None = None, *, options: FolderOptions = DETECTED) -> list[str]:
     """The splits of a data set in one of `SegmentationFolder`'s layouts.
 
     Args:
@@ -279,7 +279,7 @@ class HubSegmentation(Dataset[dict[str, Any]]):
         self.data = with_undecoded(data, [image_column, mask_column], self.name)
         known = [f"{index:08d}" for index in range(len(self.data))]
         self.sample_ids: list[str] = known if sample_ids is None else list(sample_ids)
-        self._indices = _places_of(self.sample_ids, known, self.name)
+        self._indices = _indices_of(self.sample_ids, known, self.name)
         self._source_fingerprint: list[str] = local_fingerprint(name) or [data._fingerprint]
 
     @property
@@ -291,8 +291,8 @@ class HubSegmentation(Dataset[dict[str, Any]]):
         """The same data with these samples only, in this order."""
         chosen = copy.copy(self)
         chosen.sample_ids = list(sample_ids)
-        places = _places_of(chosen.sample_ids, self.sample_ids, self.name)
-        chosen._indices = [self._indices[place] for place in places]
+        indices = _indices_of(chosen.sample_ids, self.sample_ids, self.name)
+        chosen._indices = [self._indices[index] for index in indices]
         return chosen
 
     def __len__(self) -> int:

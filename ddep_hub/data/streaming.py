@@ -249,7 +249,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         bad_in_a_row = 0
         while len(pixels) < len(self.positions):
             position = self.positions[len(pixels)]
-            source, _ = self.mixture.place(step * self.global_batch_size + position)
+            source, _ = self.mixture.locate(step * self.global_batch_size + position)
             sample = cursors[source].next_sample()
             try:
                 with seeded(self.seed, step, position, AUGMENTATION):

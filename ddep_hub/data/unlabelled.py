@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from .folders import find_places, is_mask_folder
+from .folders import find_split_folders, is_mask_folder
+from .generated_files import without_generated
 from .image_io import first_few, images_below
-from .layouts import find_layout, official_places
-from .pairing import PAIRS, divided_names, read_pairs
-from .written import without_written
+from .layouts import find_layout, official_folders
+from .pairing import PAIRS, read_pairs, separate_masks
 
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def unlabelled_images(root: Path) -> list[str]:
         FileNotFoundError: There is no such folder.
         ValueError: It holds no images, or only masks or files that commands wrote.
     """
-    kept = without_written(root, images_below(root))
+    kept = without_generated(root, images_below(root))
     found = _images_of_data_set(root, kept)
     if found is not None:
         logger.warning("%s is labelled data: using its %d images, but not its masks or other files", root, len(found))
@@ -71,11 +71,11 @@ def _images_of_data_set(root: Path, names: list[str]) -> list[str] | None:
         if (root / PAIRS).is_file():
             return _images_of_pairs(root, names)
         layout = find_layout(root)
-        places = find_places(root) if layout == "folder" else official_places(root, layout)
+        folders = find_split_folders(root) if layout == "folder" else official_folders(root, layout)
     except (FileNotFoundError, ValueError):  # nothing is recognised, or several layouts
         return None
-    images = {place.images for place in places.values()}
-    masks = {place.masks for place in places.values()} - images
+    images = {split.images for split in folders.values()}
+    masks = {split.masks for split in folders.values()} - images
     if not any(name.startswith(_prefixes(root, masks)) for name in names):
         return None
     return [name for name in names if name.startswith((*_prefixes(root, images), *_UNLABELLED))]
@@ -104,6 +104,6 @@ def _masks_beside_images(names: Sequence[str]) -> list[str]:
         by_folder[folder].append(file)
     masks = []
     for folder, files in by_folder.items():
-        parts = divided_names(files)
+        parts = separate_masks(files)
         masks += [f"{folder}/{file}" if folder else file for file in (parts[1] if parts else [])]
     return masks

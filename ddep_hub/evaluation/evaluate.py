@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ddep_hub.data.classes import names_in_order
-from ddep_hub.data.opening import open_split, summary_of
+from ddep_hub.data.loading import open_split, summary_of
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.data.splits import read_split_file
@@ -28,9 +28,9 @@ from ddep_hub.utils.processes import build_accelerator, launched_precision, on_m
 from .arguments import EvaluateArguments
 from .counting import count_pixels
 from .inference import eval_mode
-from .mask_files import MaskWriter
 from .metrics import BoundaryIoU, absent_message, confusion_csv
 from .predict import name_of, processor_of, resized
+from .prediction_files import MaskWriter
 from .visualization import confusion_picture, segmentation_picture
 
 
@@ -80,7 +80,7 @@ def evaluate(
         )
     values = {"data": data if isinstance(data, str | Path) else None, "eval_split": split, "output_dir": output_dir}
     arguments = build_arguments(EvaluateArguments, {"model": name_of(model), **values, **kwargs})
-    with contextlib.nullcontext() if isinstance(model, str | Path) else _as_it_was(model):
+    with contextlib.nullcontext() if isinstance(model, str | Path) else _restoring_state(model):
         return run_evaluation(
             arguments,
             model=None if isinstance(model, str | Path) else model,
@@ -90,7 +90,7 @@ def evaluate(
 
 
 @contextlib.contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
+def _restoring_state(model: nn.Module) -> Iterator[None]:
     """Restores the modes of a caller's model, and its `forward`, which Accelerate wraps for mixed precision."""
     own = dict(vars(model))
     try:

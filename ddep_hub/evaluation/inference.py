@@ -122,7 +122,7 @@ def predict_probabilities(
     return total.div_(len(options.scales) * (2 if options.flip else 1))
 
 
-def window_places(
+def window_positions(
     size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int]
 ) -> Iterator[tuple[int, int]]:
     """Yields the top left corners of the windows that cover an image, row by row; none reaches over its edge.
@@ -170,7 +170,7 @@ def _bands(model: nn.Module, images: torch.Tensor, options: InferenceOptions) ->
     window = min(options.window[0], height), min(options.window[1], width)
     weights = blending_weights(window, options.blending, images.device)
     batch = options.window_batch or (1 if images.device.type == "cpu" else 4)
-    places = list(window_places((height, width), window, options.steps))
+    places = list(window_positions((height, width), window, options.steps))
     tops, lefts = sorted({top for top, _ in places}), sorted({left for _, left in places})
     row_of_windows = [(index, left) for index in range(len(images)) for left in lefts]
     total: torch.Tensor | None = None

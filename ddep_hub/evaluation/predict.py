@@ -17,10 +17,10 @@ from transformers import BaseImageProcessor, PretrainedConfig
 
 from ddep_hub.data.classes import ClassTable, class_colors, names_in_order
 from ddep_hub.data.dataset_registry import find_dataset_by_classes
+from ddep_hub.data.generated_files import is_prediction
 from ddep_hub.data.image_io import BadFileError, first_few
 from ddep_hub.data.preprocessing import AnyImage, EvalTransform, Normalize
 from ddep_hub.data.synthetic import SCENE_CLASSES
-from ddep_hub.data.written import is_prediction
 from ddep_hub.folding import example_images, fold_batch_norms
 from ddep_hub.image_conversion import ChannelImage, channels_first, channels_of, to_rgb, upright
 from ddep_hub.image_processing_ddep import DDePImageProcessor
@@ -33,8 +33,7 @@ from ddep_hub.utils.processes import keep_freed_memory
 from .arguments import InferenceArguments, PredictArguments
 from .inference import eval_mode
 from .inference import predict as predict_ids
-from .mask_files import MaskWriter
-from .places import find_images, is_url, read_image
+from .prediction_files import MaskWriter, find_images, is_url, read_image
 
 
 logger = logging.getLogger(__name__)

@@ -1,10 +1,13 @@
 """Pictures of predictions, denoising and confusion matrices."""
 
+import functools
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from torch.nn import functional as F
 
@@ -15,13 +18,63 @@ from ddep_hub.image_conversion import ChannelImage
 
 from .denoising import restore, validation_noise
 from .inference import InferenceOptions, predict
-from .lettering import class_lettering, lettering
 
 
 PANEL = 192
 LONGEST = 4 * PANEL  # height of a panel; very narrow images are squeezed
 GAP = 6
 TITLE, TITLE_LENGTH = 22, 30  # height in pixels, characters
+CELL = 22
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+_UNASSIGNED = "\uffff"  # no font has it, so its glyph is the box of a missing letter
+
+
+def font_for(names: Sequence[str], size: int, fallbacks: Sequence[str] = ()) -> tuple[Font, list[str]]:
+    """A font, and names that it can draw; letters that no font has are replaced, not drawn as boxes.
+
+    Pillow's own font has hardly more than ASCII. DejaVu Sans, which comes with matplotlib (extra `plots`), has Latin,
+    Greek, Cyrillic and more, but no Chinese, Japanese or Korean.
+
+    Args:
+        names: What is to be drawn.
+        size: Height in pixels.
+        fallbacks: What is drawn for each name that the font lacks letters for, where dropping accents does not help.
+            Default: the name with the numbers of such letters.
+    """
+    font: Font = ImageFont.load_default(size=size)
+    if not _has(font, "".join(names)):
+        font = _dejavu(size) or font
+    shown = []
+    for index, name in enumerate(names):
+        if not _has(font, name):
+            plain = "".join(
+                letter for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter)
+            )
+            escaped = "".join(x if _has(font, x) else x.encode("ascii", "backslashreplace").decode() for x in plain)
+            name = plain if _has(font, plain) else fallbacks[index] if fallbacks else escaped
+        shown.append(name)
+    return font, shown
+
+
+def class_font(names: Sequence[str], size: int) -> tuple[Font, list[str]]:
+    """The same for the names of all classes, by id: `class 3` stands for one whose letters the font lacks."""
+    return font_for(names, size, [f"class {index}" for index in range(len(names))])
+
+
+def _has(font: Font, text: str) -> bool:
+    """Whether a font has all letters of a text."""
+    box = bytes(font.getmask(_UNASSIGNED))
+    return all(letter.isascii() or bytes(font.getmask(letter)) != box for letter in set(text))
+
+
+@functools.cache
+def _dejavu(size: int) -> Font | None:
+    try:
+        import matplotlib
+
+        return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+    except (ImportError, OSError):
+        return None
 
 
 def panels(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> Image.Image:
@@ -38,7 +91,7 @@ def panels(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> Image
     width = len(titles) * (PANEL + GAP) + GAP
     sheet = Image.new("RGB", (width, TITLE + sum(heights) + GAP * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
-    font, shown = lettering(titles, 13)
+    font, shown = font_for(titles, 13)
     for column, title in enumerate(shown):
         draw.text((GAP + column * (PANEL + GAP), 4), title, fill="black", font=font)
     top = TITLE
@@ -56,7 +109,7 @@ def contact_sheet(pictures: Iterable[Image.Image], titles: Sequence[str], column
     rows = -(-len(titles) // columns)
     sheet = Image.new("RGB", (columns * (PANEL + GAP) + GAP, rows * (TITLE + PANEL) + GAP), "white")
     draw = ImageDraw.Draw(sheet)
-    font, shown = lettering(titles, 11)
+    font, shown = font_for(titles, 11)
     for index, (picture, title) in enumerate(zip(pictures, shown, strict=True)):
         left, top = GAP + index % columns * (PANEL + GAP), index // columns * (TITLE + PANEL)
         short = title if len(title) <= TITLE_LENGTH else f"...{title[3 - TITLE_LENGTH :]}"
@@ -156,9 +209,6 @@ def segmentation_picture(
     return panels(table, ["image", "labels", *models])
 
 
-CELL = 22
-
-
 def confusion_picture(counts: torch.Tensor, names: Sequence[str]) -> Image.Image:
     """Draws a confusion matrix: the shares of each true class (row) by predicted class, in percent from 1 % up.
 
@@ -171,8 +221,8 @@ def confusion_picture(counts: torch.Tensor, names: Sequence[str]) -> Image.Image
     """
     values = counts.double().cpu().numpy()
     shares = values / np.maximum(values.sum(1, keepdims=True), 1)
-    font, names = class_lettering(names, 12)
-    small, _ = lettering([], 10)
+    font, names = class_font(names, 12)
+    small, _ = font_for([], 10)
     margin = 10 + round(max(font.getlength(name) for name in names))
     side = CELL * len(names)
     sheet = Image.new("RGB", (margin + side + 8, margin + side + 8), "white")
@@ -187,8 +237,8 @@ def confusion_picture(counts: torch.Tensor, names: Sequence[str]) -> Image.Image
             draw.rectangle((left, top, left + CELL - 2, top + CELL - 2), fill=(shade, shade, 255))
             if share >= 0.01:
                 color = "white" if shade < 128 else "black"
-                place = (left + CELL // 2 - 1, top + CELL // 2 - 1)
-                draw.text(place, f"{100 * share:.0f}", fill=color, font=small, anchor="mm")
+                center = (left + CELL // 2 - 1, top + CELL // 2 - 1)
+                draw.text(center, f"{100 * share:.0f}", fill=color, font=small, anchor="mm")
     # Column names are the row names, rotated.
     turned = Image.new("RGB", (margin, side), "white")
     pen = ImageDraw.Draw(turned)
@@ -210,7 +260,7 @@ def overlay(image: Image.Image, mask: np.ndarray, classes: ClassTable) -> Image.
 
 def legend(classes: ClassTable) -> Image.Image:
     """Draws the colours of the classes with their names, one per line."""
-    (font, names), line = class_lettering(classes.names, 14), 22
+    (font, names), line = class_font(classes.names, 14), 22
     width = 44 + round(max(font.getlength(name) for name in names))
     sheet = Image.new("RGB", (width, line * classes.num_classes + 8), "white")
     draw = ImageDraw.Draw(sheet)

@@ -16,16 +16,16 @@ from ddep_hub.data.image_io import BadFileError, first_few, is_array
 from ddep_hub.data.pairing import IMAGE_WORDS
 from ddep_hub.data.splits import choose_validation, groups_of
 from ddep_hub.data.statistics import ClassStatistics
-from ddep_hub.evaluation.inference import window_places
+from ddep_hub.evaluation.inference import window_positions
 from ddep_hub.evaluation.visualization import contact_sheet, legend, overlay
 from ddep_hub.utils.files import atomic_dir
 
 from .coco import is_coco, read_coco, read_json, read_json_files
+from .image_files import RawImage, crop, image_size, preview, read_image_file, write_image_file
 from .label_studio import is_label_studio, read_label_studio
+from .labelme_cvat import is_labelme, read_cvat, read_labelme
 from .masks import read_folder, read_object_folders, read_roboflow_masks, read_stacks
-from .pictures import Picture, cut, read_picture, shown, sides, write_picture
 from .source import Example, Source, counted
-from .tools import is_labelme, read_cvat, read_labelme
 
 
 # Marks a folder written by this command, which may be replaced.
@@ -246,7 +246,7 @@ def _short(name: str, split: str | None) -> str:
 
 def _pictures(
     examples: list[Example], tile: int | None, overlap: int
-) -> Iterator[tuple[str, Path | Picture, np.ndarray]]:
+) -> Iterator[tuple[str, Path | RawImage, np.ndarray]]:
     """Name, image and mask of each example, or of each of its tiles."""
     for example in examples:
         try:
@@ -254,8 +254,8 @@ def _pictures(
         except INCOMPLETE as error:
             raise ValueError(incomplete(example.name, error)) from error
         image = example.image if isinstance(example.image, Path) else example.image()
-        picture = read_picture(image) if isinstance(image, Path) else image
-        rows, columns = sides(picture, mask.shape)
+        picture = read_image_file(image) if isinstance(image, Path) else image
+        rows, columns = image_size(picture, mask.shape)
         if (rows, columns) != mask.shape:
             raise BadFileError(
                 f"{example.name}: the mask has {mask.shape[1]}x{mask.shape[0]} pixels, the image {columns}x{rows}. "
@@ -267,12 +267,12 @@ def _pictures(
             continue
         height, width = min(tile, rows), min(tile, columns)
         steps = max(1, height - overlap), max(1, width - overlap)
-        for top, left in window_places(mask.shape, (height, width), steps):
-            part = cut(picture, mask.shape, top, left, height, width)
+        for top, left in window_positions(mask.shape, (height, width), steps):
+            part = crop(picture, mask.shape, top, left, height, width)
             yield f"{example.name}_{top}_{left}", part, mask[top : top + height, left : left + width]
 
 
-def _write(folder: Path, split: str, name: str, image: Path | Picture, mask: np.ndarray, as_array: bool) -> Path:
+def _write(folder: Path, split: str, name: str, image: Path | RawImage, mask: np.ndarray, as_array: bool) -> Path:
     """Writes an image and its mask; returns the image's file."""
     target = folder / "images" / split / name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -280,7 +280,7 @@ def _write(folder: Path, split: str, name: str, image: Path | Picture, mask: np.
         file = target.with_name(target.name + image.suffix)
         shutil.copyfile(image, file)
     else:
-        file = write_picture(target, image, mask.shape, as_array=as_array)
+        file = write_image_file(target, image, mask.shape, as_array=as_array)
     path = folder / "annotations" / split / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(mask if mask.dtype == np.uint8 else mask.astype(np.uint16)).save(path)
@@ -292,7 +292,7 @@ def _preview(folder: Path, chosen: list[tuple[str, str, Path]], classes: ClassTa
     pictures = []
     for split, name, file in chosen:
         mask = np.asarray(Image.open(folder / "annotations" / split / f"{name}.png")).astype(np.int64)
-        pictures.append(overlay(shown(file, mask.shape), mask, classes))
+        pictures.append(overlay(preview(file, mask.shape), mask, classes))
     grid = contact_sheet(pictures, [f"{split}/{name}" for split, name, _ in chosen])
     names = legend(classes)
     sheet = Image.new("RGB", (grid.width + names.width, max(grid.height, names.height)), "white")

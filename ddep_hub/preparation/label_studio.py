@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from .source import Shape, Source, coco_masks, counted, ellipse, rectangle, turned
-from .tools import Annotated
+from .source import ObjectAnnotations, Shape, Source, coco_masks, counted, ellipse, rectangle, turned
 
 
 # A region's kind is one of these, alone or before "labels".
 _AREAS = ("polygon", "rectangle", "ellipse", "brush")
-# Fields that say where a region lies.
-_PLACES = {"x", "points", "rle", "vertices", "imageDataURL", "sequence"}
+# Fields of which a region has at least one.
+_GEOMETRY = {"x", "points", "rle", "vertices", "imageDataURL", "sequence"}
 
 
 def is_label_studio(content: Any) -> bool:
@@ -29,7 +28,7 @@ def read_label_studio(root: Path, files: Mapping[Path, Any]) -> Source:
     with a region counts.
     """
     coco_masks()
-    found = Annotated(root)
+    found = ObjectAnnotations(root)
     undone, several, empty = 0, 0, 0
     for path, tasks in files.items():
         for number, task in enumerate(tasks):
@@ -58,7 +57,7 @@ def read_label_studio(root: Path, files: Mapping[Path, Any]) -> Source:
     return found.source("Label Studio")
 
 
-def _image(task: Mapping[str, Any], path: Path, found: Annotated) -> Path | None:
+def _image(task: Mapping[str, Any], path: Path, found: ObjectAnnotations) -> Path | None:
     texts = [value for value in task["data"].values() if isinstance(value, str)]
     address = next((text for text in texts if "." in text.rsplit("/", 1)[-1]), "")
     if not address:
@@ -72,31 +71,31 @@ def _image(task: Mapping[str, Any], path: Path, found: Annotated) -> Path | None
 
 
 def _regions(results: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """The results that belong together: a region, its labels and its attributes share an id, each with its place.
+    """The results that belong together: a region, its labels and its attributes share an id, each with its geometry.
 
     Labels of the whole image, such as a choice, have no region and are skipped.
     """
     regions: dict[Any, list[Mapping[str, Any]]] = {}
     for number, result in enumerate(results):
-        if _PLACES & set(result.get("value", {})):
+        if _GEOMETRY & set(result.get("value", {})):
             regions.setdefault(result.get("id", number), []).append(result)
     return list(regions.values())
 
 
-def _shape(region: Sequence[Mapping[str, Any]], found: Annotated) -> Shape | None:
+def _shape(region: Sequence[Mapping[str, Any]], found: ObjectAnnotations) -> Shape | None:
     kinds = [result.get("type", "").removesuffix("labels") for result in region]
-    place = next((number for number, kind in enumerate(kinds) if kind in _AREAS), None)
-    if place is None:
+    index = next((number for number, kind in enumerate(kinds) if kind in _AREAS), None)
+    if index is None:
         found.dropped[next(filter(None, kinds), "labels")] += 1
         return None
     # The labels are in the result of the shape, or in one of their own: <Polygon> beside <Labels>.
     listed = [result["value"].get(result["type"]) for result in region if result.get("type", "").endswith("labels")]
     labels = next(filter(None, listed), None)
     if labels is None:
-        found.dropped[f"{kinds[place]} without a label"] += 1
+        found.dropped[f"{kinds[index]} without a label"] += 1
         return None
-    kind, value = kinds[place], region[place]["value"]
-    width, height = region[place]["original_width"], region[place]["original_height"]
+    kind, value = kinds[index], region[index]["value"]
+    width, height = region[index]["original_width"], region[index]["original_height"]
     if kind == "polygon" and len(value["points"]) < 3:
         found.dropped["polygon of fewer than 3 points"] += 1
         return None
@@ -123,12 +122,12 @@ def decode_brush(data: Sequence[int]) -> np.ndarray:
     length (2 bits), the length less 1, and the value, or as many values.
     """
     bits = np.unpackbits(np.array(data, np.uint8))
-    place = 0
+    index = 0
 
     def read(width: int) -> int:
-        nonlocal place
-        place += width
-        return int("".join(map(str, bits[place - width : place])) or "0", 2)
+        nonlocal index
+        index += width
+        return int("".join(map(str, bits[index - width : index])) or "0", 2)
 
     number, word = read(32), read(5) + 1
     widths = [read(4) + 1 for _ in range(4)]

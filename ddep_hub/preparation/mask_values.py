@@ -11,7 +11,7 @@ from ddep_hub.data.classes import Color
 from ddep_hub.data.image_io import BadFileError, load_upright, opened_image
 from ddep_hub.data.masks import count_values, mask_colors, palette_colors, replaced, values_of_mask
 
-from .pictures import read_picture
+from .image_files import read_image_file
 
 
 IGNORED = 255
@@ -103,7 +103,7 @@ def raw_values(path: Path, page: int | None, *, as_colors: bool, in_alpha: bool 
         BadFileError: The values cannot be told; names the file.
     """
     if page is not None:
-        picture = read_picture(path, page)
+        picture = read_image_file(path, page)
     else:
         mask = load_upright(path, "mask")
         picture = mask.image

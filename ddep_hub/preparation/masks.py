@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from ddep_hub.data.classes import ClassTable, Color, class_colors, read_class_table
-from ddep_hub.data.folders import common_split, find_places, subfolders
+from ddep_hub.data.folders import common_split, find_split_folders, subfolders
 from ddep_hub.data.image_io import IMAGE_EXTENSIONS, BadFileError, files_below, first_few, is_array
 from ddep_hub.data.layouts import find_layout
 from ddep_hub.data.pairing import IMAGE_WORDS, MASK_WORDS, PAIRS, Pairs, pair_files, read_pairs
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
 
+from .image_files import count_pages, image_size, read_image_file
 from .mask_values import IGNORED, MaskReader, drawn
-from .pictures import pages_of, read_picture, sides
 from .source import Example, Source, counted, name_of, object_classes
 
 
@@ -30,7 +30,7 @@ _SYSTEM_FILES = ("Thumbs.db", "desktop.ini")
 
 def read_folder(root: Path, table: ClassTable | None) -> Source:
     """A folder that `--data` reads, with its `classes.json`, or with the values or colours found in its masks."""
-    places = find_places(root)
+    places = find_split_folders(root)
     layout = "folder" if places else find_layout(root)
     known = root / "classes.json"
     if table is None and (layout != "folder" or known.is_file()):
@@ -83,7 +83,7 @@ def _with_values(
     pages: list[tuple[str | None, str, Path, Path, int | None]] = []
     as_channels = 0
     for split, name, image, mask in files:
-        count, of_image = pages_of(mask), pages_of(image)
+        count, of_image = count_pages(mask), count_pages(image)
         if count not in (1, of_image):
             raise ValueError(f"{image} has {of_image} pages, but its mask {mask} has {count}.")
         as_channels += of_image > count
@@ -103,7 +103,7 @@ def _with_values(
     examples = [
         Example(
             name,
-            image if page is None else partial(read_picture, image, page),
+            image if page is None else partial(read_image_file, image, page),
             partial(read.ids, mask, page, mapping),
             split,
             None if page is None else str(image),
@@ -178,7 +178,7 @@ def read_stacks(root: Path, table: ClassTable | None) -> Source | None:
         core = tuple(word for word in words if word not in MASK_WORDS | IMAGE_WORDS | {"volume", "stack"})
         (masks if set(words) & MASK_WORDS else images)[core] = path
     pairs = {core: path for core, path in images.items() if core in masks}
-    if not pairs or not any(pages_of(path) > 1 for path in pairs.values()):
+    if not pairs or not any(count_pages(path) > 1 for path in pairs.values()):
         return None
     return _with_values("masks", [(None, path.stem, path, masks[core]) for core, path in pairs.items()], table, [])
 
@@ -244,7 +244,7 @@ def _pictures(folder: Path) -> list[Path]:
 def _union(image: Path, masks: Sequence[Path]) -> np.ndarray:
     union: np.ndarray | None = None
     for path in masks:
-        count = pages_of(path)
+        count = count_pages(path)
         for page in range(count):
             pixels = drawn(path, page if count > 1 else None)
             union = pixels if union is None else union
@@ -252,7 +252,7 @@ def _union(image: Path, masks: Sequence[Path]) -> np.ndarray:
                 raise BadFileError(f"{path} differs in size from other masks of its image {image}", str(path))
             union = union | pixels
     if union is None:
-        union = np.zeros(sides(read_picture(image), None), bool)
+        union = np.zeros(image_size(read_image_file(image), None), bool)
     return union.astype(np.uint8)
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from ddep_hub.data.generated_files import SELECTED_LIST, SELECTED_PICTURE
 from ddep_hub.data.image_io import BadFileError, decode_image
 from ddep_hub.data.preprocessing import Normalize, resize, to_tensor
 from ddep_hub.data.splits import choose_labelled
 from ddep_hub.data.unlabelled import unlabelled_images
-from ddep_hub.data.written import SELECTED_LIST, SELECTED_PICTURE
 from ddep_hub.encoders import extract_features
 from ddep_hub.evaluation.visualization import contact_sheet, rgb_of
 from ddep_hub.pretrained import load_processor, load_trained, stored_config

@@ -3,8 +3,10 @@
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -16,7 +18,7 @@ from ddep_hub.data.classes import BACKGROUND, BACKGROUND_COLOR, ClassTable, clas
 from ddep_hub.data.image_io import IMAGE_EXTENSIONS, images_below, is_tiff, opened_image
 from ddep_hub.image_conversion import ORIENTATIONS, orientation
 
-from .pictures import Picture, read_picture, sides
+from .image_files import RawImage, image_size, read_image_file
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Example:
     """
 
     name: str
-    image: Path | Callable[[], Picture]
+    image: Path | Callable[[], RawImage]
     mask: Callable[[], np.ndarray]
     split: str | None = None
     group: str | None = None
@@ -201,8 +203,8 @@ def shapes_mask(image: Path | Image.Image, shapes: Sequence[Shape], size: tuple[
         ValueError: `size` is not that of the image.
     """
     is_turned = left_right = top_bottom = False
-    picture = read_picture(image) if isinstance(image, Path) else image
-    rows, columns = sides(picture, None if size is None else size[::-1])
+    picture = read_image_file(image) if isinstance(image, Path) else image
+    rows, columns = image_size(picture, None if size is None else size[::-1])
     upright = stored_size = (columns, rows)
     if isinstance(image, Path) and isinstance(picture, Image.Image) and not is_tiff(image):  # none of these is turned
         with opened_image(image) as stored:
@@ -254,3 +256,64 @@ def coco_masks() -> Any:
     except ImportError as error:
         raise ImportError('Drawn objects need pycocotools: pip install "ddep-hub[prepare]".') from error
     return mask
+
+
+class ObjectAnnotations:
+    """Collects the examples and classes that readers of annotation tools find, and counts what they skip.
+
+    Args:
+        root: Folder to look for the images in.
+        may_be_empty: Whether the annotations may hold the images.
+    """
+
+    def __init__(self, root: Path, *, may_be_empty: bool = False) -> None:
+        self.root = root
+        self.finder = ImageFinder(root, may_be_empty=may_be_empty)
+        self.names: dict[str, int] = {}
+        self.examples: list[Example] = []
+        self.dropped = Counter[str]()
+        self.notes: list[str] = []
+        self._sources: dict[Path, str] = {}
+
+    def class_id(self, name: str) -> int:
+        """The class of a name, from 1 on, in the order of appearance; background is 0."""
+        if name not in self.names:
+            used = sum(value > 0 for value in self.names.values())
+            self.names[name] = 0 if name.lower() == BACKGROUND else 1 + used
+        return self.names[name]
+
+    def add(
+        self,
+        image: Path,
+        shapes: Sequence[Shape],
+        size: tuple[int, int] | None,
+        where: str,
+        split: str | None = None,
+    ) -> None:
+        """Adds an image with its objects; `where` says what annotates it.
+
+        Raises:
+            ValueError: The image was added before: one of its masks would be wrong.
+        """
+        if other := self._sources.get(image.resolve()):
+            raise ValueError(
+                f"{image} is annotated by both {other} and {where}. Keep one, or correct its image's name."
+            )
+        self._sources[image.resolve()] = where
+        mask = partial(shapes_mask, image, shapes, size)
+        self.examples.append(Example(name_of(image, self.root), image, mask, split))
+
+    def source(self, kind: str) -> Source:
+        """All that was added.
+
+        Raises:
+            ValueError: It is nothing.
+        """
+        notes = self.finder.notes() + self.notes
+        if not self.examples:
+            raise ValueError(f"{self.root}: no annotated image is left to use. {'; '.join(notes)}")
+        if self.dropped:
+            kinds = ", ".join(f"{count} {name}" for name, count in sorted(self.dropped.items()))
+            objects = counted(self.dropped.total(), "object")
+            notes.append(f"{objects} without a readable area ({kinds}): skipped")
+        return Source(kind, object_classes(name for name, value in self.names.items() if value), self.examples, notes)

@@ -114,7 +114,7 @@ def write_checkpoint(
         free, size = shutil.disk_usage(output).free / 1e6, _size(checkpoint) / 1e6
         raise CheckpointError(
             f"{path} could not be written: {error} (it needs about {size:.0f} MB, {free:.0f} MB are free there). "
-            f"{_what_is_left(output)} Free some space. {how_to_resume}"
+            f"{_remaining_checkpoints(output)} Free some space. {how_to_resume}"
         ) from error
     for old in checkpoint_folders(output)[:-limit]:
         if old != path:
@@ -193,7 +193,7 @@ def read_checkpoint(path: Path, fingerprint: Mapping[str, Any]) -> Checkpoint:
                 raise ValueError(f"{name} is cut off or was changed")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path} is damaged: {error}. {_what_is_left(output, but=path)} Remove the damaged folder, then "
+            f"{path} is damaged: {error}. {_remaining_checkpoints(output, but=path)} Remove the damaged folder, then "
             "resume from the latest one."
         ) from error
     stored = record["fingerprint"]
@@ -237,6 +237,6 @@ def _digest(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _what_is_left(output: Path, but: Path | None = None) -> str:
+def _remaining_checkpoints(output: Path, but: Path | None = None) -> str:
     others = [folder for folder in checkpoint_folders(output) if folder != but]
     return f"{others[-1]} is still there." if others else "There is no other checkpoint."

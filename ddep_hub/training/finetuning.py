@@ -12,10 +12,10 @@ from torch.utils.data import ConcatDataset, DataLoader
 
 from ddep_hub import DDePForSemanticSegmentation
 from ddep_hub.data.dataloading import AugmentedDataset, PairedDataset, bad_file, fingerprint_of, train_dataloader
-from ddep_hub.data.folders import place_of
+from ddep_hub.data.folders import matching_split
 from ddep_hub.data.image_datasets import images_fingerprint
 from ddep_hub.data.image_io import BadFileError
-from ddep_hub.data.opening import open_split, summary_of
+from ddep_hub.data.loading import open_split, summary_of
 from ddep_hub.data.preprocessing import EvalTransform, Normalize, to_tensor
 from ddep_hub.data.samplers import PairedBatchSampler, StepBatchSampler
 from ddep_hub.data.segmentation_datasets import SegmentationDataset, SegmentationFolder
@@ -90,7 +90,7 @@ def open_train_and_val(args: FinetuneArguments) -> tuple[SegmentationDataset, Se
     groups: Mapping[str, str] = {}
     if isinstance(training, SegmentationFolder):
         groups = training.groups
-        if place_of(dict.fromkeys(training.splits), args.eval_split):
+        if matching_split(dict.fromkeys(training.splits), args.eval_split):
             raise ValueError(
                 f"val_fraction: {training.root} already has a split `{args.eval_split}`. Leave val_fraction out, or "
                 "set another eval_split."

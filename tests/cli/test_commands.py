@@ -28,8 +28,8 @@ from ddep_hub.evaluation import evaluate as evaluation
 from ddep_hub.evaluation.arguments import PredictArguments
 from ddep_hub.evaluation.counting import count_pixels, evaluate_segmentation
 from ddep_hub.evaluation.inference import InferenceOptions
-from ddep_hub.evaluation.places import find_images
 from ddep_hub.evaluation.predict import classes_of
+from ddep_hub.evaluation.prediction_files import find_images
 from ddep_hub.pretrained import load_denoiser, load_model
 from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.finetuning import finetune

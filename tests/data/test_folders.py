@@ -14,7 +14,7 @@ from ddep_hub.data.folders import FolderOptions
 from ddep_hub.data.pairing import match_names, pair_files
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
 from ddep_hub.data.unlabelled import unlabelled_images
-from ddep_hub.evaluation.mask_files import MaskWriter
+from ddep_hub.evaluation.prediction_files import MaskWriter
 
 
 CLASSES = [f"class {index}" for index in range(8)]

@@ -10,7 +10,7 @@ from ddep_hub.data.classes import ClassTable, write_class_table
 from ddep_hub.data.hub_loading import stream_split
 from ddep_hub.data.image_datasets import HubImages, ShardedImages
 from ddep_hub.data.image_io import BadFileError, decode_image
-from ddep_hub.data.opening import open_segmentation_dataset
+from ddep_hub.data.loading import open_segmentation_dataset
 from ddep_hub.data.segmentation_datasets import HubSegmentation
 
 

@@ -114,14 +114,14 @@ def test_weights_are_rounded_by_largest_remainder():
 
 def test_a_mixture_is_a_pure_function_of_the_position():
     mixture = SourceMixture([0.5, 0.3, 0.2], 7)
-    stream = [mixture.place(position) for position in range(3000)]
+    stream = [mixture.locate(position) for position in range(3000)]
     for source, count in enumerate(mixture.counts):
         assert [place for number, place in stream if number == source] == list(range(3 * count))
         assert sum(number == source for number, _ in stream[:1000]) == count
     sources = [source for source, _ in stream]
     assert sources[:1000] != sources[1000:2000]
     for position in (2999, 5, 1000, 999):
-        assert mixture.place(position) == SourceMixture([0.5, 0.3, 0.2], 7).place(position) == stream[position]
+        assert mixture.locate(position) == SourceMixture([0.5, 0.3, 0.2], 7).locate(position) == stream[position]
 
 
 @pytest.mark.parametrize("world_size", [1, 3])

@@ -10,9 +10,8 @@ from PIL import Image
 from ddep_hub.data.classes import ClassTable, class_colors
 from ddep_hub.data.dataset_registry import get_dataset_info
 from ddep_hub.data.masks import decode_mask
-from ddep_hub.evaluation.lettering import _dejavu, class_lettering, lettering
-from ddep_hub.evaluation.mask_files import MaskWriter
-from ddep_hub.evaluation.visualization import legend, overlay
+from ddep_hub.evaluation.prediction_files import MaskWriter
+from ddep_hub.evaluation.visualization import _dejavu, class_font, font_for, legend, overlay
 
 
 CITYSCAPES = get_dataset_info("cityscapes")
@@ -67,12 +66,12 @@ def test_names_are_legible_in_any_script(monkeypatch, installed):
     else:
         monkeypatch.setitem(sys.modules, "matplotlib", None)
     names = ("Fläche", "建物", "вода", "road")
-    font, shown = class_lettering(names, 14)
+    font, shown = class_font(names, 14)
     assert shown == (["Fläche", "class 1", "вода", "road"] if installed else ["Flache", "class 1", "class 2", "road"])
     box = bytes(font.getmask("\uffff"))
     assert not any(bytes(font.getmask(letter)) == box for name in shown for letter in name)
-    assert lettering(["photo-建.png"], 11)[1] == ["photo-\\u5efa.png"]
-    assert class_lettering(("sky", "road"), 14)[0].getname()[0] == "Aileron"  # as before
+    assert font_for(["photo-建.png"], 11)[1] == ["photo-\\u5efa.png"]
+    assert class_font(("sky", "road"), 14)[0].getname()[0] == "Aileron"  # as before
     colors = class_colors(4)
     other = ClassTable(names=tuple(shown), colors=colors)
     assert np.array_equal(legend(ClassTable(names=names, colors=colors)), legend(other)) or not installed

@@ -13,7 +13,7 @@ from ddep_hub.evaluation.inference import (
     blending_weights,
     predict,
     predict_probabilities,
-    window_places,
+    window_positions,
 )
 
 
@@ -61,7 +61,7 @@ def test_windows_of_a_pointwise_model_change_nothing(window, stride, blending, i
 
 def test_the_halves_of_cityscapes_are_tiles():
     options = InferenceOptions.from_protocol(get_dataset_info("cityscapes").evaluation)
-    assert list(window_places((1024, 2048), options.window, options.steps)) == [(0, 0), (0, 1024)]
+    assert list(window_positions((1024, 2048), options.window, options.steps)) == [(0, 0), (0, 1024)]
     assert options.flip and options.scales == (1.0,)
     small = InferenceOptions(window=(8, 8), stride=(8, 8))
     found = predict(Sided(), torch.zeros(1, 3, 8, 16), (8, 16), small)
@@ -69,8 +69,8 @@ def test_the_halves_of_cityscapes_are_tiles():
 
 
 def test_places_cover_the_image_and_end_with_it():
-    assert list(window_places((10, 7), (4, 7), (3, 3))) == [(0, 0), (3, 0), (6, 0)]
-    assert list(window_places((11, 7), (4, 7), (3, 3))) == [(0, 0), (3, 0), (6, 0), (7, 0)]
+    assert list(window_positions((10, 7), (4, 7), (3, 3))) == [(0, 0), (3, 0), (6, 0)]
+    assert list(window_positions((11, 7), (4, 7), (3, 3))) == [(0, 0), (3, 0), (6, 0), (7, 0)]
     weights = blending_weights((5, 8), "hann")
     assert weights.shape == (5, 8) and weights.min() > 0 and weights[2, 4] > 10 * weights[0, 0]
     assert torch.allclose(weights, weights.flip(0, 1), atol=1e-6)

@@ -94,7 +94,7 @@ def write_scenes(
         if not name or name.startswith(".") or Path(name).name != name:
             raise ValueError(f"{name!r} is not a valid name for a split; use a plain folder name")
     record = {"format": _FORMAT, "splits": dict(splits), "unlabelled": unlabelled, "size": list(size), "seed": seed}
-    if _already_there(root, record):
+    if _is_up_to_date(root, record):
         return root
     with atomic_dir(root) as folder:
         for name, number in splits.items():
@@ -118,7 +118,7 @@ def _write_split(images: Path, masks: Path | None, split: str, number: int, size
             Image.fromarray(mask).save(masks / f"{index:05d}.png")
 
 
-def _already_there(root: Path, record: dict[str, Any]) -> bool:
+def _is_up_to_date(root: Path, record: dict[str, Any]) -> bool:
     """Whether `root` holds just these scenes; raises where it holds anything else."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False

@@ -4,9 +4,8 @@ import importlib.util
 
 import numpy as np
 import pytest
+from annotated_sources import BLOCKS, HEIGHT, TRUTH, WIDTH, masks_of, put_masks
 from PIL import Image
-from test_preparation import HEIGHT, TRUTH, WIDTH, masks_of
-from test_preparation_files import BLOCKS, put_masks
 
 import ddep_hub
 from ddep_hub.data.image_io import decode_channels, decode_image

@@ -5,8 +5,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from annotated_sources import BLOCKS, HEIGHT, NAMES, TRUTH, WIDTH, check, masks_of, put_images, put_masks
 from PIL import Image
-from test_preparation import HEIGHT, NAMES, TRUTH, WIDTH, check, masks_of, put_images
 
 import ddep_hub
 from ddep_hub.data.image_io import decode_channels
@@ -14,16 +14,6 @@ from ddep_hub.preparation import masks, read_source
 
 
 SHAPE = (TRUTH > 0).astype(np.uint8)
-BLOCKS = np.kron(np.tile([[0, 1], [1, 2]], (2, 2)), np.ones((16, 16), int)).astype(np.uint8)
-
-
-def put_masks(root, drawn, size=(WIDTH, HEIGHT), suffix=".png", **options):
-    put_images(root / "images", drawn, size=size)
-    (root / "masks").mkdir(exist_ok=True)
-    for name, mask in drawn.items():
-        image = mask if isinstance(mask, Image.Image) else Image.fromarray(mask)
-        image.save(root / "masks" / f"{name}{suffix}", **options)
-    return root
 
 
 # --- JPEG

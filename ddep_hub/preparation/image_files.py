@@ -1,4 +1,4 @@
-"""Images with the depth and the channels of their files: read, cut, written, shown."""
+"""Image files with their own depth and channels: reading, cropping, writing and previews."""
 
 from pathlib import Path
 
@@ -12,18 +12,18 @@ from ddep_hub.data.image_io import (
     load_upright,
     num_pages,
     opened_image,
-    page_places,
+    page_indices,
 )
 from ddep_hub.image_conversion import ChannelImage, to_rgb, upright
 from ddep_hub.tiff import COPY_OR_MASK, has_tifffile, is_inverted, misread, read_tiff
 
 
 # An array is (H, W), (H, W, channels) or (channels, H, W).
-Picture = Image.Image | np.ndarray
+RawImage = Image.Image | np.ndarray
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
-def read_picture(path: Path, page: int | None = None) -> Picture:
+def read_image_file(path: Path, page: int | None = None) -> RawImage:
     """An upright image as its file holds it; an array if it is one, or a TIFF that Pillow would read in part.
 
     Args:
@@ -42,24 +42,24 @@ def read_picture(path: Path, page: int | None = None) -> Picture:
     if not is_tiff(path):
         image = load_upright(path, "image").image
         return _sixteen_bits(image) if image.mode.startswith("I") else image
-    place = page
+    index = page
     try:
         with opened_image(path) as opened:
-            places = page_places(opened)
+            indices = page_indices(opened)
             if page is not None:
-                place = places[page]
-                opened.seek(place)
+                index = indices[page]
+                opened.seek(index)
             tags, bands = getattr(opened, "tag_v2", {}), len(opened.getbands())
             # Pillow reduces colours to 8 bits and drops channels it does not know.
             whole = tags.get(277, bands) == bands and (max(tags.get(258, (1,))) <= 8 or opened.mode[0] in "IF")
-            if whole and not misread(opened) and (page is not None or len(places) == 1):
+            if whole and not misread(opened) and (page is not None or len(indices) == 1):
                 image, inverted = upright(opened).copy(), is_inverted(opened)
                 image = _sixteen_bits(image) if image.mode.startswith("I;16") else image
                 return Image.fromarray(~np.asarray(image)) if inverted else image
     except BadFileError:
         if not has_tifffile():
             raise
-        place = None if page is None else _places_by_tifffile(path)[page]
+        index = None if page is None else _page_indices_by_tifffile(path)[page]
     if not has_tifffile():
         raise BadFileError(
             f'{path} has several pages, 16-bit colours or YCbCr; pip install "ddep-hub[tiff]" to read it', path
@@ -67,7 +67,7 @@ def read_picture(path: Path, page: int | None = None) -> Picture:
     import tifffile
 
     try:
-        values = _checked(read_tiff(path, str(path), place)[0], path)
+        values = _checked(read_tiff(path, str(path), index)[0], path)
     except BadFileError:
         raise
     except (OSError, ValueError, IndexError, tifffile.TiffFileError) as error:
@@ -79,7 +79,7 @@ def read_picture(path: Path, page: int | None = None) -> Picture:
     return Image.fromarray(values) if in_png or (values.dtype == np.uint16 and values.ndim == 2) else values
 
 
-def pages_of(path: Path) -> int:
+def count_pages(path: Path) -> int:
     """How many pages a TIFF has, without reduced copies and validity masks; 1 for other files."""
     if not is_tiff(path):
         return 1
@@ -89,11 +89,11 @@ def pages_of(path: Path) -> int:
     except BadFileError:
         if not has_tifffile():
             raise
-    return len(_places_by_tifffile(path))
+    return len(_page_indices_by_tifffile(path))
 
 
-def _places_by_tifffile(path: Path) -> list[int]:
-    """As [`page_places`], of a TIFF that Pillow does not open."""
+def _page_indices_by_tifffile(path: Path) -> list[int]:
+    """As [`page_indices`], of a TIFF that Pillow does not open."""
     import tifffile
 
     try:
@@ -101,71 +101,71 @@ def _places_by_tifffile(path: Path) -> list[int]:
             kinds = [int(page.aspage().subfiletype) for page in tiff.pages]
     except (OSError, ValueError, tifffile.TiffFileError) as error:
         raise BadFileError(f"{path} is damaged or not an image ({error}); replace or remove it", path) from error
-    return [place for place, kind in enumerate(kinds) if place == 0 or not kind & COPY_OR_MASK]
+    return [index for index, kind in enumerate(kinds) if index == 0 or not kind & COPY_OR_MASK]
 
 
-def sides(picture: Picture, expected: tuple[int, ...] | None) -> tuple[int, int]:
+def image_size(image: RawImage, expected: tuple[int, ...] | None) -> tuple[int, int]:
     """Height and width; `expected`, such as those of the mask, decides which axis of an array holds the channels."""
-    if isinstance(picture, Image.Image):
-        return picture.height, picture.width
-    behind, before = picture.shape[:2], picture.shape[-2:]
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    behind, before = image.shape[:2], image.shape[-2:]
     if expected in (behind, before):
         height, width = expected
     else:
-        height, width = before if picture.shape[0] < picture.shape[-1] else behind
+        height, width = before if image.shape[0] < image.shape[-1] else behind
     return int(height), int(width)
 
 
-def cut(picture: Picture, size: tuple[int, ...], top: int, left: int, height: int, width: int) -> Picture:
-    """A part of a picture of this height and width."""
-    if isinstance(picture, Image.Image):
-        return picture.crop((left, top, left + width, top + height))
+def crop(image: RawImage, size: tuple[int, ...], top: int, left: int, height: int, width: int) -> RawImage:
+    """The part of an image that begins at `top` and `left`."""
+    if isinstance(image, Image.Image):
+        return image.crop((left, top, left + width, top + height))
     rows, columns = slice(top, top + height), slice(left, left + width)
-    return picture[rows, columns] if picture.shape[:2] == size else picture[..., rows, columns]
+    return image[rows, columns] if image.shape[:2] == size else image[..., rows, columns]
 
 
-def write_picture(target: Path, picture: Picture, size: tuple[int, ...], *, as_array: bool) -> Path:
-    """Writes a picture with its depth and channels: as PNG if that holds them, else as TIFF.
+def write_image_file(target: Path, image: RawImage, size: tuple[int, ...], *, as_array: bool) -> Path:
+    """Writes an image with its depth and channels: as PNG if that holds them, else as TIFF.
 
     Args:
         target: Path without suffix.
-        picture: The picture.
+        image: The image.
         size: Its height and width.
         as_array: Write an array as .npy.
 
     Returns:
         The file.
     """
-    if isinstance(picture, Image.Image):
-        path = target.with_name(target.name + (".png" if picture.mode in _PNG_MODES else ".tif"))
-        picture.save(path)
+    if isinstance(image, Image.Image):
+        path = target.with_name(target.name + (".png" if image.mode in _PNG_MODES else ".tif"))
+        image.save(path)
         return path
     if as_array:
         path = target.with_name(f"{target.name}.npy")
-        np.save(path, picture)
+        np.save(path, image)
         return path
     import tifffile
 
     path = target.with_name(f"{target.name}.tif")
-    behind = picture.ndim == 3 and picture.shape[:2] == size
-    config = None if picture.ndim == 2 else "contig" if behind else "separate"
-    kind = "rgb" if behind and picture.shape[-1] in (3, 4) else "minisblack"
-    extra = ["unspecified"] if kind == "rgb" and picture.shape[-1] == 4 else None  # a channel, no transparency
+    behind = image.ndim == 3 and image.shape[:2] == size
+    config = None if image.ndim == 2 else "contig" if behind else "separate"
+    kind = "rgb" if behind and image.shape[-1] in (3, 4) else "minisblack"
+    extra = ["unspecified"] if kind == "rgb" and image.shape[-1] == 4 else None  # a channel, no transparency
     tifffile.imwrite(
-        path, np.ascontiguousarray(picture), photometric=kind, planarconfig=config, extrasamples=extra, metadata=None
+        path, np.ascontiguousarray(image), photometric=kind, planarconfig=config, extrasamples=extra, metadata=None
     )
     return path
 
 
-def shown(path: Path, size: tuple[int, ...]) -> Image.Image:
-    """A picture of a file, in RGB; values without a range of their own are stretched."""
-    picture = read_picture(path)
-    if isinstance(picture, Image.Image):
+def preview(path: Path, size: tuple[int, ...]) -> Image.Image:
+    """An image file in RGB; values without a range of their own are stretched."""
+    image = read_image_file(path)
+    if isinstance(image, Image.Image):
         try:
-            return to_rgb(picture, str(path))
+            return to_rgb(image, str(path))
         except ValueError:  # floats of any range
-            picture = np.asarray(picture)
-    values = np.nan_to_num(picture.astype(np.float32), posinf=0, neginf=0)
+            image = np.asarray(image)
+    values = np.nan_to_num(image.astype(np.float32), posinf=0, neginf=0)
     if values.ndim == 2:
         values = values[None]
     elif values.shape[:2] == size:

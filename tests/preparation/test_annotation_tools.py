@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from test_preparation import HEIGHT, LARGE, SMALL, TRUTH, WIDTH, coco, corners, masks_of, put_images
+from annotated_sources import HEIGHT, LARGE, SMALL, TRUTH, WIDTH, coco, corners, masks_of, put_images
 
 import ddep_hub
 from ddep_hub.preparation.coco import is_coco, read_json_files
-from ddep_hub.preparation.tools import is_labelme
+from ddep_hub.preparation.labelme_cvat import is_labelme
 
 
 pytest.importorskip("pycocotools", reason="extra `prepare` is not installed")

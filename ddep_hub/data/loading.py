@@ -8,7 +8,7 @@ from ddep_hub.utils.files import resolve_data
 
 from .arguments import LabelledDataArguments
 from .classes import read_class_table
-from .folders import RECOGNISED, FolderOptions, find_places
+from .folders import DETECTED, FolderOptions, find_split_folders
 from .hub_loading import HUB_PREFIX, holds_dataset, parse_hub_name
 from .layouts import find_layout
 from .pairing import PAIRS
@@ -19,7 +19,7 @@ def open_segmentation_dataset(
     name: str | Path,
     split: str,
     *,
-    options: FolderOptions = RECOGNISED,
+    options: FolderOptions = DETECTED,
     image_column: str = "image",
     mask_column: str = "annotation",
     sample_ids: Iterable[str] | None = None,
@@ -71,7 +71,7 @@ def _is_folder(name: str, options: FolderOptions) -> bool:
         return False
     if layout != "folder" or options.has_folders or (Path(name) / PAIRS).is_file():
         return True
-    return any(place.masks.is_dir() for place in find_places(Path(name)).values())
+    return any(split.masks.is_dir() for split in find_split_folders(Path(name)).values())
 
 
 def open_split(

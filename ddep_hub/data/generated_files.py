@@ -16,7 +16,7 @@ from .image_io import first_few
 logger = logging.getLogger(__name__)
 
 # Distinguishes pictures of this package from a user's own files with the same name.
-WRITTEN_BY = "ddep_hub"
+SOFTWARE = "ddep_hub"
 # The kinds of predicted masks, each a folder, and the picture beside these.
 KINDS, LEGEND = ("ids", "colors", "overlays", "cityscapes"), "legend.png"
 # Written by `ddep-hub select` next to the folder `images`.
@@ -30,12 +30,12 @@ def is_prediction(path: Path) -> bool:
     """Whether a file is a mask, an overlay or a legend that this package has written."""
     try:
         with Image.open(path) as picture:
-            return picture.info.get("Software") == WRITTEN_BY
+            return picture.info.get("Software") == SOFTWARE
     except (OSError, ValueError, Image.DecompressionBombError):
         return False
 
 
-def without_written(root: Path, names: Sequence[str]) -> list[str]:
+def without_generated(root: Path, names: Sequence[str]) -> list[str]:
     """The images below a folder except those written there by a command; a warning names the skipped files.
 
     Few files are looked at, so that this takes no time with millions of images.

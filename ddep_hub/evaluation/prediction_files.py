@@ -1,9 +1,14 @@
-"""Predicted masks as files."""
+"""Files of prediction: the images it is given as paths, folders, patterns or URLs, and the masks it writes."""
 
+import http.client
+import os
+import urllib.parse
+import urllib.request
 import warnings
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from pathlib import Path
+from glob import escape, glob
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -11,11 +16,97 @@ from PIL.PngImagePlugin import PngInfo
 
 from ddep_hub.data.classes import ClassTable, colorize
 from ddep_hub.data.dataset_registry import get_dataset_info
-from ddep_hub.data.written import KINDS, LEGEND, WRITTEN_BY, is_prediction
+from ddep_hub.data.generated_files import KINDS, LEGEND, SOFTWARE, is_prediction
+from ddep_hub.data.image_io import decode_image
+from ddep_hub.data.preprocessing import AnyImage
+from ddep_hub.data.unlabelled import unlabelled_images
 from ddep_hub.image_conversion import ChannelImage
 from ddep_hub.utils.files import naming_output
 
 from .visualization import legend, overlay, rgb_of
+
+
+TIMEOUT = 60  # seconds
+
+
+def find_images(names: Sequence[str]) -> dict[str, str]:
+    """Finds the images to predict, by the names of their results.
+
+    Args:
+        names: image files, folders (searched recursively; masks in them are left out, see [`unlabelled_images`]),
+            patterns such as `photos/*.jpg` (`**` for any depth; a folder that is there is no pattern, whatever its
+            name), and http(s) URLs of images.
+
+    Returns:
+        Path or URL by a relative path without suffix: that of the file's name, or below the folder, or below the
+        folder that all matches of a pattern share.
+
+    Raises:
+        FileNotFoundError: a file does not exist, or a pattern matches none.
+        ValueError: a folder holds no image, or two images would have results of one name.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        for key, source in _expand(name):
+            if not _same(found.setdefault(key, source), source):
+                raise ValueError(
+                    f"{found[key]} and {source} would both be written as {key}.png. Predict them in separate calls."
+                )
+    return found
+
+
+def read_image(source: str, channels: int = 3) -> AnyImage:
+    """Reads an image from a path or an http(s) URL, see [`decode_image`].
+
+    Raises:
+        OSError: it cannot be read or fetched.
+        BadFileError: it is not an image, or damaged.
+    """
+    if not is_url(source):
+        return decode_image(source, channels)
+    try:
+        with urllib.request.urlopen(source, timeout=TIMEOUT) as response:
+            content = response.read()
+    except (OSError, http.client.HTTPException) as error:  # the second: cut short, or no address
+        raise OSError(f"{source} could not be downloaded ({error}). Check the address.") from error
+    return decode_image({"path": source, "bytes": content}, channels)
+
+
+def _expand(name: str) -> list[tuple[str, str]]:
+    path = Path(name)
+    if is_url(name):
+        file = PurePosixPath(urllib.parse.unquote(urllib.parse.urlparse(name).path)).name
+        return [(PurePosixPath(file).stem or "image", name)]
+    if path.is_dir():
+        return [(_without_suffix(image), str(path / image)) for image in unlabelled_images(path)]
+    if path.is_file():
+        return [(path.stem, name)]
+    matches = sorted(match for match in glob(_pattern(path), recursive=True) if os.path.isfile(match))
+    if not matches:
+        raise FileNotFoundError(f"{name} is not a file, folder or URL, and matches none. Check the path.")
+    shared = os.path.commonpath([os.path.dirname(match) for match in matches])
+    return [(_without_suffix(os.path.relpath(match, shared or ".")), match) for match in matches]
+
+
+def _pattern(path: Path) -> str:
+    """A pattern in which folders that are there stand for themselves, such as `photos [1]`."""
+    there = next((parent for parent in path.parents if parent.is_dir()), Path())
+    return os.path.join("" if there == Path() else escape(str(there)), path.relative_to(there))
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether both are the same address or the same file."""
+    if one == other:
+        return True
+    return not (is_url(one) or is_url(other)) and os.path.realpath(one) == os.path.realpath(other)
+
+
+def _without_suffix(path: str) -> str:
+    return str(PurePosixPath(Path(path).as_posix()).with_suffix(""))
+
+
+def is_url(name: str) -> bool:
+    return name.startswith(("http://", "https://"))
 
 
 class MaskWriter:
@@ -138,7 +229,7 @@ def _check(path: Path) -> None:
 
 def _save(picture: Image.Image, path: Path, compress_level: int = 6) -> None:
     info = PngInfo()
-    info.add_text("Software", WRITTEN_BY)
+    info.add_text("Software", SOFTWARE)
     partial = path.with_name(f".{path.name}.partial")  # a killed command leaves no half of a mask
     try:
         with naming_output(path):

@@ -7,7 +7,6 @@ label-studio-sdk brings a web client, datumaro TensorFlow formats and OpenCV.
 import base64
 import io
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,84 +16,20 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from ddep_hub.data.classes import BACKGROUND
-
 from .coco import decode_runs
 from .source import (
     Example,
-    ImageFinder,
+    ObjectAnnotations,
     Shape,
     Source,
     coco_masks,
     counted,
     ellipse,
     name_of,
-    object_classes,
     rectangle,
     shapes_mask,
     turned,
 )
-
-
-class Annotated:
-    """What the readers of tools gather: examples, names, and what they must leave out.
-
-    Args:
-        root: Folder to look for the images in.
-        may_be_empty: Whether the annotations may hold the images.
-    """
-
-    def __init__(self, root: Path, *, may_be_empty: bool = False) -> None:
-        self.root = root
-        self.finder = ImageFinder(root, may_be_empty=may_be_empty)
-        self.names: dict[str, int] = {}
-        self.examples: list[Example] = []
-        self.dropped = Counter[str]()
-        self.notes: list[str] = []
-        self._sources: dict[Path, str] = {}
-
-    def class_id(self, name: str) -> int:
-        """The class of a name, from 1 on, in the order of appearance; background is 0."""
-        if name not in self.names:
-            used = sum(value > 0 for value in self.names.values())
-            self.names[name] = 0 if name.lower() == BACKGROUND else 1 + used
-        return self.names[name]
-
-    def add(
-        self,
-        image: Path,
-        shapes: Sequence[Shape],
-        size: tuple[int, int] | None,
-        where: str,
-        split: str | None = None,
-    ) -> None:
-        """Adds an image with its objects; `where` says what annotates it.
-
-        Raises:
-            ValueError: The image was added before: one of its masks would be wrong.
-        """
-        if other := self._sources.get(image.resolve()):
-            raise ValueError(
-                f"{image} is annotated by both {other} and {where}. Keep one, or correct its image's name."
-            )
-        self._sources[image.resolve()] = where
-        mask = partial(shapes_mask, image, shapes, size)
-        self.examples.append(Example(name_of(image, self.root), image, mask, split))
-
-    def source(self, kind: str) -> Source:
-        """All that was added.
-
-        Raises:
-            ValueError: It is nothing.
-        """
-        notes = self.finder.notes() + self.notes
-        if not self.examples:
-            raise ValueError(f"{self.root}: no annotated image is left to use. {'; '.join(notes)}")
-        if self.dropped:
-            kinds = ", ".join(f"{count} {name}" for name, count in sorted(self.dropped.items()))
-            objects = counted(self.dropped.total(), "object")
-            notes.append(f"{objects} without a readable area ({kinds}): skipped")
-        return Source(kind, object_classes(name for name, value in self.names.items() if value), self.examples, notes)
 
 
 # --- LabelMe
@@ -108,7 +43,7 @@ def is_labelme(content: Any) -> bool:
 def read_labelme(root: Path, files: Mapping[Path, Any]) -> Source:
     """One json per image: polygons, rectangles, circles and masks; the image beside it, or in it."""
     coco_masks()
-    found = Annotated(root, may_be_empty=True)
+    found = ObjectAnnotations(root, may_be_empty=True)
     renamed = []
     for path, content in files.items():
         name = str(content["imagePath"])
@@ -147,7 +82,7 @@ def _embedded_mask(data: str, shapes: Sequence[Shape]) -> np.ndarray:
     return shapes_mask(_embedded(data), shapes, None)
 
 
-def _labelme_shape(entry: Mapping[str, Any], found: Annotated) -> Shape | None:
+def _labelme_shape(entry: Mapping[str, Any], found: ObjectAnnotations) -> Shape | None:
     points = [(float(x), float(y)) for x, y in entry.get("points", [])]
     kind = entry.get("shape_type") or "polygon"
     # AnyLabeling gives rectangles four corners, turned ones too.
@@ -186,7 +121,7 @@ def read_cvat(root: Path, path: Path) -> Source:
         tree = ElementTree.parse(path).getroot()
     except ElementTree.ParseError as error:
         raise ValueError(f"{path} is not valid XML: {error}. Export the task again.") from error
-    found = Annotated(root)
+    found = ObjectAnnotations(root)
     for label in tree.iterfind(".//labels/label/name"):
         found.class_id(str(label.text))
     if tree.find("track") is not None:
@@ -205,7 +140,7 @@ def read_cvat(root: Path, path: Path) -> Source:
     return found.source("CVAT for images")
 
 
-def _cvat_shape(item: ElementTree.Element, found: Annotated) -> Shape | None:
+def _cvat_shape(item: ElementTree.Element, found: ObjectAnnotations) -> Shape | None:
     values, kind = item.attrib, item.tag
     if kind == "tag":
         return None  # of the whole image

@@ -7,7 +7,7 @@ from PIL import Image
 
 from ddep_hub.data.classes import write_class_table
 from ddep_hub.data.folders import FolderOptions
-from ddep_hub.data.opening import open_segmentation_dataset
+from ddep_hub.data.loading import open_segmentation_dataset
 from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
 
 
