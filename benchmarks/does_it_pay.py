@@ -16,7 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from ddep_hub.label_efficiency.own_data import student_quantile
+from ddep_hub.label_efficiency.report import Point, paired_difference
 
 
 RESULTS = Path(__file__).parent / "results"
@@ -82,14 +82,14 @@ def flips() -> dict[tuple[str, Fraction], Scores]:
 
 def table_row(title: str, recipe: str, method: str, treated: dict[int, float], baseline: dict[int, float]) -> str:
     """Means over the seeds that both methods have, and the difference with its 95 % t interval."""
-    shared = sorted(treated.keys() & baseline.keys())
-    paired = [treated[seed] - baseline[seed] for seed in shared]
-    shown = ", ".join(f"{value:+.1f}" for value in paired)
-    if len(paired) >= 3:
-        half = student_quantile(len(paired) - 1) * stdev(paired) / len(paired) ** 0.5
-        shown = f"{mean(paired):+.1f} ({mean(paired) - half:+.1f} to {mean(paired) + half:+.1f})"
-    means = [mean(values[seed] for seed in shared) for values in (baseline, treated)]
-    return f"| {title} | {recipe} | {METHODS[method]} | {len(shared)} | {means[0]:.1f} | {means[1]:.1f} | {shown} |"
+    difference = paired_difference(Point(0, treated), Point(0, baseline))
+    assert difference is not None, f"{title}: no seed of both methods"
+    seeds = difference.by_seed
+    shown = ", ".join(f"{value:+.1f}" for value in seeds.values())
+    if len(seeds) >= 3 and difference.interval:
+        shown = f"{difference.mean:+.1f} ({difference.interval[0]:+.1f} to {difference.interval[1]:+.1f})"
+    means = [mean(values[seed] for seed in seeds) for values in (baseline, treated)]
+    return f"| {title} | {recipe} | {METHODS[method]} | {len(seeds)} | {means[0]:.1f} | {means[1]:.1f} | {shown} |"
 
 
 def print_rows(data: str, recipe: str, points: dict[Fraction, Scores]) -> None:

@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 
 from ddep_hub.data.image_io import images_below
-from ddep_hub.preparation.selection import greedy_medoids, image_features, standardized
+from ddep_hub.preparation.selection import greedy_medoids, image_features, standardize
 
 
 COLUMNS = ["data", "labels", "choice", "seed", "options", "mean_iou", "seconds"]
@@ -46,7 +46,7 @@ def selected(data: Path, number: int, seed: int) -> list[str]:
     files = list(features)
     half = np.sort(np.random.default_rng(seed).permutation(len(files))[: len(files) // 2])
     pool = [files[index] for index in half]
-    chosen = greedy_medoids(standardized([features[path] for path in pool]), number, range(len(pool)))
+    chosen = greedy_medoids(standardize([features[path] for path in pool]), number, range(len(pool)))
     return [pool[index].relative_to(folder).as_posix() for index in chosen]
 
 

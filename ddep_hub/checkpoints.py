@@ -18,8 +18,8 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from .configuration_ddep import DDePConfig
-from .encoder_weights import WEIGHTS_NAME, StateDict, damaged, hash_weights
-from .encoders import unwrapped
+from .encoder_weights import WEIGHTS_NAME, StateDict, corrupt_file_message, hash_weights
+from .encoders import unwrap_model
 
 
 # Arguments of `from_pretrained` that locate files on the Hub or in the cache.
@@ -42,7 +42,7 @@ class HubArguments(dict[str, Any]):
 
 def plain_names(model: nn.Module) -> dict[str, str]:
     """Names of a model's weights, each without what compiled or parallel modules inside add to it."""
-    wrappers = [path for path, module in model.named_modules() if unwrapped(module) is not module]
+    wrappers = [path for path, module in model.named_modules() if unwrap_model(module) is not module]
     names = {}
     # Not from the state dict: under FSDP, all processes would have to request it together.
     for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
@@ -125,7 +125,7 @@ def read_decoder_weights(folder: str | Path, variant: str | None = None, **hub: 
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise OSError(damaged(path, error)) from error
+        raise OSError(corrupt_file_message(path, error)) from error
 
 
 def check_arguments_of_decoder(folder: str, arguments: Mapping[str, Any]) -> None:

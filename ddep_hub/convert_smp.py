@@ -12,13 +12,14 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation
+from ddep_hub.configuration_ddep import DDePConfig
 from ddep_hub.data.image_io import first_few
 from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.decoder import decoder_channels
 from ddep_hub.encoder_weights import hash_weights
 from ddep_hub.encoders import is_hybrid
 from ddep_hub.export import compare, scenes
+from ddep_hub.modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.pretrained import processor_for_encoder
 from ddep_hub.utils.files import atomic_dir, check_empty
 
@@ -69,12 +70,12 @@ def convert_to_ddep(source: str | Path, output: str | Path) -> dict[str, float]:
     )
     model = DDePForSemanticSegmentation(config).eval()
     try:
-        model.load_state_dict(_matched(model.state_dict(), _named_as_ddep(model, unet.state_dict())))
+        model.load_state_dict(_match_names(model.state_dict(), _rename_to_ddep(model, unet.state_dict())))
     except RuntimeError as error:
         first = next(filter(None, map(str.strip, str(error).splitlines()[1:])), str(error))
         raise ValueError(f"{arguments['encoder_name']} of SMP is not {encoder_name} of timm: {first}") from error
     config.encoder_weights_hash = hash_weights(model.ddep.encoder.state_dict())
-    checked = _compared(model, unet, "converted model")
+    checked = _compare_outputs(model, unet, "converted model")
     with atomic_dir(output) as folder:
         model.save_pretrained(folder)
         processor_for_encoder(encoder_name, num_channels=config.num_channels).save_pretrained(folder)
@@ -128,11 +129,11 @@ def convert_from_ddep(model: Model, output: str | Path) -> dict[str, float]:
         .eval()
     )
     state = unet.state_dict()
-    renamed = _named_as_ddep(model, state)
+    renamed = _rename_to_ddep(model, state)
     smp_names = dict(zip(renamed, state, strict=True))
-    found = _matched(renamed, model.state_dict())
+    found = _match_names(renamed, model.state_dict())
     unet.load_state_dict({smp_names[name]: tensor for name, tensor in found.items()})
-    checked = _compared(model, unet, "converted U-Net")
+    checked = _compare_outputs(model, unet, "converted U-Net")
     with atomic_dir(output) as folder:
         unet.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # a card of placeholders
@@ -170,7 +171,7 @@ def _read_unet(source: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     return unet, {name: value for name, value in unet.config.items() if not name.startswith("_")}
 
 
-def _compared(model: Model, unet: nn.Module, what: str) -> dict[str, float]:
+def _compare_outputs(model: Model, unet: nn.Module, what: str) -> dict[str, float]:
     config = model.config
     processor = processor_for_encoder(config.encoder_name, num_channels=config.num_channels)
     normalize = Normalize.from_processor(processor)
@@ -200,7 +201,7 @@ def prediction(model: Model, images: torch.Tensor) -> torch.Tensor:
     return model.ddep.to_image_size(head(hidden_state), *images.shape[-2:])
 
 
-def _named_as_ddep(model: Model, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _rename_to_ddep(model: Model, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A U-Net's weights, in their order, under the prefixes of a DDeP model."""
     prefixes = {
         "encoder.model.": "ddep.encoder.",  # of timm's own models
@@ -215,7 +216,7 @@ def _named_as_ddep(model: Model, state: Mapping[str, torch.Tensor]) -> dict[str,
     return renamed
 
 
-def _matched(wanted: Iterable[str], state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _match_names(wanted: Iterable[str], state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors of `state` under the names `wanted`; timm joins parts of a name with `_` in its feature extractors.
 
     Raises:

@@ -248,7 +248,7 @@ def read_encoder(config: DDePConfig, path: str | os.PathLike[str]) -> nn.Module:
     if not path.is_file():
         raise OSError(f"encoder_weights: {path} does not exist. {HOW_TO_GIVE_ENCODER}")
     if path.suffix == ".npz" and not zipfile.is_zipfile(path):
-        raise OSError(damaged(path, "not an .npz archive"))
+        raise OSError(corrupt_file_message(path, "not an .npz archive"))
     weights = None if path.suffix == ".npz" else _read_state_dict(path)
     encoder = create_timm_model(config)
     whole = encoder.state_dict()
@@ -292,7 +292,7 @@ def _read_state_dict(path: Path) -> StateDict:
     try:
         weights = load_state_dict(str(path), use_ema=False, weights_only=True)
     except (SafetensorError, EOFError, RuntimeError, KeyError, ValueError) as error:
-        raise OSError(damaged(path, error)) from error
+        raise OSError(corrupt_file_message(path, error)) from error
     except pickle.UnpicklingError as error:
         raise OSError(
             f"encoder_weights: {path} is not a plain file of tensors, and nothing else is loaded from a pickle "
@@ -313,7 +313,7 @@ def _classifier_of(config: DDePConfig, weights: StateDict) -> tuple[int, set[str
     return next((weights[name].shape[0] for name in sorted(names)), 0), names
 
 
-def damaged(path: str | Path, error: Exception | str) -> str:
+def corrupt_file_message(path: str | Path, error: Exception | str) -> str:
     """Message for a weights file that cannot be read."""
     return f"{path} is damaged or truncated ({error}). Copy or download it again, or save the model again."
 

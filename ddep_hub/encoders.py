@@ -184,7 +184,7 @@ def finish_encoder(encoder: nn.Module, config: DDePConfig) -> nn.Module:
     return encoder
 
 
-def unwrapped(module: nn.Module) -> nn.Module:
+def unwrap_model(module: nn.Module) -> nn.Module:
     """The module inside what `torch.compile`, DataParallel and DistributedDataParallel put around it."""
     while True:
         if "_orig_mod" in module._modules:
@@ -197,7 +197,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 def is_hybrid(encoder: nn.Module) -> bool:
     """Whether the encoder is a vision transformer over a CNN whose stages are features too."""
-    encoder = unwrapped(encoder)
+    encoder = unwrap_model(encoder)
     if not (isinstance(encoder, VisionTransformer) and isinstance(encoder.patch_embed, HybridEmbed)):
         return False
     backbone = encoder.patch_embed.backbone
@@ -207,7 +207,7 @@ def is_hybrid(encoder: nn.Module) -> bool:
 
 def feature_maps(encoder: nn.Module) -> FeatureMaps:
     """What [`extract_features`] returns of an encoder of [`build_encoder`]."""
-    maps: FeatureMaps = unwrapped(encoder)._ddep_feature_maps
+    maps: FeatureMaps = unwrap_model(encoder)._ddep_feature_maps
     return maps
 
 
@@ -305,7 +305,7 @@ def extract_features(encoder: nn.Module, pixel_values: torch.Tensor) -> tuple[li
     if is_hybrid(encoder):
         return encoder(pixel_values), (covered[0], covered[1])
     try:
-        features = unwrapped(encoder).forward_intermediates(
+        features = unwrap_model(encoder).forward_intermediates(
             pixel_values,
             indices=list(maps.indices),
             norm=maps.norm,
@@ -316,8 +316,8 @@ def extract_features(encoder: nn.Module, pixel_values: torch.Tensor) -> tuple[li
         if "Kernel size can't be greater" not in str(error):
             raise
         raise ValueError(
-            f"Images of {covered[0]}x{covered[1]} pixels are too small for {type(unwrapped(encoder)).__name__}, which "
-            "does not pad. Use larger images or crops, or another encoder."
+            f"Images of {covered[0]}x{covered[1]} pixels are too small for {type(unwrap_model(encoder)).__name__}, "
+            "which does not pad. Use larger images or crops, or another encoder."
         ) from error
     return list(features), (covered[0], covered[1])
 

@@ -17,12 +17,14 @@ from torch import nn
 from torch._dynamo.exc import UserError
 from torch.export import Dim
 
-from ddep_hub import DDePForSemanticSegmentation, DDePImageProcessor, __version__
+from ddep_hub.configuration_ddep import __version__
 from ddep_hub.data.classes import names_in_order
 from ddep_hub.data.preprocessing import Normalize, normalization_of
 from ddep_hub.data.synthetic import render_scene
 from ddep_hub.evaluation.predict import processor_of
 from ddep_hub.folding import fold_batch_norms
+from ddep_hub.image_processing_ddep import DDePImageProcessor
+from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.segmentation import class_logits
 from ddep_hub.utils.files import atomic_dir, atomic_write, check_no_file, naming_output
 

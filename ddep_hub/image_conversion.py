@@ -59,7 +59,7 @@ def orientation(image: Image.Image) -> int:
     return int(found[1]) if found else 1
 
 
-def upright(image: Image.Image) -> Image.Image:
+def apply_orientation(image: Image.Image) -> Image.Image:
     """Turns an image as its orientation says, see [`orientation`]; the result says none."""
     image.load()
     transposed, left_right, top_bottom = ORIENTATIONS[orientation(image)]
@@ -75,7 +75,7 @@ def upright(image: Image.Image) -> Image.Image:
     return turned
 
 
-def eight_bits(values: np.ndarray, name: str) -> np.ndarray:
+def to_8_bit(values: np.ndarray, name: str) -> np.ndarray:
     """Scales pixel values of any type to 0..255.
 
     Bilevel values become 0 and 255. 16-bit values are divided by 257; a warning names the first image that uses a
@@ -101,7 +101,7 @@ def eight_bits(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def _limit(values: np.ndarray, name: str) -> float:
-    """What counts as white, see [`eight_bits`]."""
+    """What counts as white, see [`to_8_bit`]."""
     low, high = float(values.min()), float(values.max())
     if values.dtype.kind == "f":
         limit = 1.0 if high <= 1.0 else 255.0
@@ -137,14 +137,14 @@ def _warn_once(kind: str, message: str) -> None:
 
 
 def to_rgb(image: Image.Image, name: str = "The image") -> Image.Image:
-    """Turns an image of any mode into RGB, as in training: see [`eight_bits`]; transparent pixels turn white.
+    """Turns an image of any mode into RGB, as in training: see [`to_8_bit`]; transparent pixels turn white.
 
     Args:
         image: An upright PIL image.
         name: What errors call the image.
 
     Raises:
-        ValueError: See [`eight_bits`] and [`check_tiff`].
+        ValueError: See [`to_8_bit`] and [`check_tiff`].
     """
     check_tiff(image, name)
     is_tiff = image.format == "TIFF"
@@ -152,7 +152,7 @@ def to_rgb(image: Image.Image, name: str = "The image") -> Image.Image:
         values = np.asarray(image)
         if image.format == "PPM" and image.mode == "I":  # Pillow scales all values above 8 bits to 16
             values = values.astype(np.uint16)
-        image = Image.fromarray(eight_bits(~values if is_inverted(image) else values, name))
+        image = Image.fromarray(to_8_bit(~values if is_inverted(image) else values, name))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if is_tiff:
@@ -202,7 +202,7 @@ class ChannelImage:
         return Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0)))
 
 
-def checked_order(order: Sequence[int], channels: int) -> list[int]:
+def validate_channel_order(order: Sequence[int], channels: int) -> list[int]:
     """Returns the order of channels of an image processor.
 
     Raises:
@@ -220,7 +220,7 @@ def channels_first(
 
     8-bit values stay. 16-bit ones are divided by 257, to the same range 0..255, and not rounded. Floats are multiplied
     by 255: an image processor, which divides by 255, then normalises integers as shares of their range and floats in
-    their own units. Three channels are RGB, whose floats lie in 0..1 or 0..255, see [`eight_bits`].
+    their own units. Three channels are RGB, whose floats lie in 0..1 or 0..255, see [`to_8_bit`].
 
     Args:
         values: `(height, width)`, `(channels, height, width)` or `(height, width, channels)`.
@@ -290,7 +290,7 @@ def read_channels(file: str | os.PathLike[str] | BinaryIO, channels: int, name: 
     if is_tiff and has_tifffile():
         values, axis = read_tiff(file, name)
         if channels == 3 and values.ndim == 2:  # grey
-            values, axis = np.stack([eight_bits(values, name)] * 3), 0
+            values, axis = np.stack([to_8_bit(values, name)] * 3), 0
         return channels_first(values, channels, name, axis)
     with Image.open(file) as opened:
         if is_tiff and getattr(opened, "n_frames", 1) > 1:
@@ -311,7 +311,7 @@ def channels_of(image: Image.Image, channels: int, name: str, *, rescaled: bool 
         ValueError: See [`channels_first`] and [`check_tiff`].
     """
     check_tiff(image, name, channels)
-    file_format, image = image.format, upright(image)
+    file_format, image = image.format, apply_orientation(image)
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     values = np.asarray(image)
@@ -324,12 +324,12 @@ __all__ = [
     "ORIENTATIONS",
     "TIFF_EXTENSIONS",
     "ChannelImage",
+    "apply_orientation",
     "channels_first",
     "channels_of",
-    "checked_order",
-    "eight_bits",
     "orientation",
     "read_channels",
+    "to_8_bit",
     "to_rgb",
-    "upright",
+    "validate_channel_order",
 ]

@@ -24,8 +24,16 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import ImagesKwargs
 
 from .configuration_ddep import resolve, suggesting_shipped
-from .image_conversion import channels_first, channels_of, checked_order, eight_bits, read_channels, to_rgb, upright
-from .segmentation import checked_sizes, class_logits
+from .image_conversion import (
+    apply_orientation,
+    channels_first,
+    channels_of,
+    read_channels,
+    to_8_bit,
+    to_rgb,
+    validate_channel_order,
+)
+from .segmentation import class_logits, validate_target_sizes
 
 
 IGNORE_INDEX = 255
@@ -116,7 +124,7 @@ class DDePImageProcessorMixin:
         pixel_values = super().preprocess(images, None, return_tensors=None, **kwargs)["pixel_values"]  # type: ignore[misc]
         order = kwargs.get("channel_order", self.channel_order)
         if order:
-            pixel_values = [pixels[checked_order(order, len(pixels))] for pixels in pixel_values]
+            pixel_values = [pixels[validate_channel_order(order, len(pixels))] for pixels in pixel_values]
         data = {"pixel_values": pixel_values}
         if segmentation_maps is not None:
             data["labels"] = self._labels(segmentation_maps, images, pixel_values, layout, **kwargs)
@@ -173,7 +181,7 @@ class DDePImageProcessorMixin:
             raise ValueError('subtask: "semantic" has no name for the background of a single label. Leave it out.')
         outputs = SemanticSegmenterOutput(logits=class_logits(outputs.logits))
         if target_sizes is not None:
-            target_sizes = checked_sizes(target_sizes, len(outputs.logits))
+            target_sizes = validate_target_sizes(target_sizes, len(outputs.logits))
         return super().post_process_semantic_segmentation(outputs, target_sizes, **kwargs)  # type: ignore[misc]
 
     def post_process_panoptic_segmentation(
@@ -271,11 +279,11 @@ def _decode(images: Any, channels: int, layout: Any, *, do_rescale: bool | None,
             file.load()
             return _decode(file, channels, layout, **options)
     if isinstance(image, Image.Image):
-        image = upright(image)
+        image = apply_orientation(image)
         if do_convert_rgb:
             return to_rgb(image)
         wide = image.mode.startswith("I") or image.mode == "F"
-        return Image.fromarray(eight_bits(np.asarray(image), "The image")) if wide else image
+        return Image.fromarray(to_8_bit(np.asarray(image), "The image")) if wide else image
     _check_image(image)
     if isinstance(image, torch.Tensor):
         if image.dtype == torch.uint8 and image.ndim == 3 and 3 in (image.shape[0], image.shape[-1]):
@@ -285,7 +293,7 @@ def _decode(images: Any, channels: int, layout: Any, *, do_rescale: bool | None,
     if image.ndim == 2:
         image, layout = image[None], ChannelDimension.FIRST
     if do_convert_rgb and (do_rescale or image.dtype.kind != "f"):
-        image = eight_bits(image, "The image")
+        image = to_8_bit(image, "The image")
         axis = 0 if _layout(image, layout) == ChannelDimension.FIRST else -1
         if image.shape[axis] in (2, 4) and image.shape[axis] != channels:
             # Pillow guesses the mode, LA or RGBA, from the number of channels.
@@ -336,7 +344,9 @@ def _to_class_ids(segmentation_map: Any, index: int) -> np.ndarray:
     elif not isinstance(segmentation_map, (np.ndarray, Image.Image)):
         kind = type(segmentation_map).__name__
         raise ValueError(f"Segmentation map {index} is a {kind}: pass a PIL image, an array or a tensor.")
-    array = np.asarray(upright(segmentation_map) if isinstance(segmentation_map, Image.Image) else segmentation_map)
+    array = np.asarray(
+        apply_orientation(segmentation_map) if isinstance(segmentation_map, Image.Image) else segmentation_map
+    )
     if array.ndim == 3 and 1 in (array.shape[0], array.shape[-1]):
         array = array[0] if array.shape[0] == 1 else array[..., 0]
     if array.ndim != 2:

@@ -31,7 +31,7 @@ from .checkpoints import (
 )
 from .configuration_ddep import DDePConfig, resolve
 from .decoder import DDePDecoderConv
-from .encoder_weights import damaged, encoder_source, hash_weights, load_encoder
+from .encoder_weights import corrupt_file_message, encoder_source, hash_weights, load_encoder
 from .encoders import build_encoder
 
 
@@ -172,7 +172,7 @@ class DDePPreTrainedModel(PreTrainedModel):
                     **kwargs,
                 )
         except SafetensorError as error:
-            raise OSError(damaged(f"The weights file of {source}", error)) from error
+            raise OSError(corrupt_file_message(f"The weights file of {source}", error)) from error
         model.config.name_or_path = model.name_or_path = source
         if os.path.isdir(source):  # found again from another working directory
             model._loaded_from = os.path.abspath(source)

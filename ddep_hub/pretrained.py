@@ -14,7 +14,7 @@ from transformers.utils import logging
 from .configuration_ddep import DDePConfig, model_card_folders, resolve
 from .data.preprocessing import normalization_of
 from .encoders import encoder_mean_std
-from .image_conversion import checked_order
+from .image_conversion import validate_channel_order
 from .image_processing_ddep import DDePImageProcessor
 from .modeling_base_ddep import DDePPreTrainedModel
 from .modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentation
@@ -184,7 +184,7 @@ def load_processor(source: str | Path, config: DDePConfig, **hub: Any) -> DDePIm
                     "image_mean and image_std need one number per channel, and image_std must not contain 0"
                 )
             if processor.channel_order:
-                checked_order(processor.channel_order, config.num_channels)
+                validate_channel_order(processor.channel_order, config.num_channels)
             return processor
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{source}: {PREPROCESSOR} cannot be used ({error}). Write it again.") from error
@@ -227,7 +227,7 @@ def processor_for_encoder(
         return processor
     if mean_std is None:
         return with_channel_order(processor, channel_order, num_channels)
-    processor.channel_order = checked_order(channel_order, num_channels)
+    processor.channel_order = validate_channel_order(channel_order, num_channels)
     return processor
 
 
@@ -247,7 +247,7 @@ def with_channel_order(processor: DDePImageProcessor, order: Sequence[int], num_
     Raises:
         ValueError: `order` does not name each channel once.
     """
-    order = checked_order(order, num_channels)
+    order = validate_channel_order(order, num_channels)
     before = processor.channel_order or range(num_channels)
     changed: dict[str, Any] = {"channel_order": order}
     for name in ("image_mean", "image_std"):

@@ -24,7 +24,7 @@ def class_logits(logits: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
 
 
-def checked_sizes(sizes: Any, number: int) -> list[tuple[int, int]]:
+def validate_target_sizes(sizes: Any, number: int) -> list[tuple[int, int]]:
     """Height and width of each of so many maps, from a list of pairs, or an array or tensor `(number, 2)`.
 
     Raises:

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from ddep_hub import image_conversion
 from ddep_hub.data.image_io import decode_image
-from ddep_hub.image_conversion import eight_bits
+from ddep_hub.image_conversion import to_8_bit
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.image_processing_pil_ddep import DDePImageProcessorPil
 
@@ -372,11 +372,11 @@ def test_tags_that_cannot_be_read_do_not_stop_an_image(processor_class, tmp_path
 def test_images_of_twelve_bits_are_warned_of_once(monkeypatch):
     monkeypatch.setattr(image_conversion, "_warned", set())
     with pytest.warns(UserWarning, match=r"cell\.tif has 16 bits, but no value above 4080.*num_channels=1"):
-        pixels = eight_bits(np.array([[0, 4080]], np.uint16), "cell.tif")
+        pixels = to_8_bit(np.array([[0, 4080]], np.uint16), "cell.tif")
     np.testing.assert_array_equal(pixels, [[0, 16]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        eight_bits(np.array([[0, 4080]], np.uint16), "another.tif")
+        to_8_bit(np.array([[0, 4080]], np.uint16), "another.tif")
         monkeypatch.setattr(image_conversion, "_warned", set())
-        eight_bits(np.array([[0, 40000]], np.uint16), "bright.tif")
-        eight_bits(np.array([[0, 255]], np.int32), "eight-in-32.tif")
+        to_8_bit(np.array([[0, 40000]], np.uint16), "bright.tif")
+        to_8_bit(np.array([[0, 255]], np.int32), "eight-in-32.tif")

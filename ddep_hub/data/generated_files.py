@@ -73,7 +73,7 @@ def _outputs(root: Path, names: Sequence[str]) -> set[str]:
     """What selections, runs and evaluations wrote: names of pictures, and of folders with a slash at the end."""
     selections, runs, evaluations = set[str](), set[str](), set[str]()
     for name in names:
-        folder, file = _divided(name)
+        folder, file = _split_path(name)
         if file == SELECTED_PICTURE:
             selections.add(folder)
         elif file == "confusion.png":
@@ -95,11 +95,11 @@ def _outputs(root: Path, names: Sequence[str]) -> set[str]:
 
 
 def _may_be_prediction(name: str) -> bool:
-    folder, file = _divided(name)
+    folder, file = _split_path(name)
     return file == LEGEND or (file.endswith(".png") and any(part in KINDS for part in folder.split("/")))
 
 
-def _divided(name: str) -> tuple[str, str]:
+def _split_path(name: str) -> tuple[str, str]:
     """A folder, with its slash, and a file's name in it."""
     start = name.rfind("/") + 1
     return name[:start], name[start:]

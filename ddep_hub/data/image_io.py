@@ -18,9 +18,9 @@ from PIL.TiffImagePlugin import TiffImageFile
 from ddep_hub.image_conversion import (
     TIFF_EXTENSIONS,
     ChannelImage,
+    apply_orientation,
     read_channels,
     to_rgb,
-    upright,
 )
 from ddep_hub.tiff import COPY_OR_MASK, has_tifffile, misread
 
@@ -178,7 +178,7 @@ def decode_image(file: str | Path | Undecoded, channels: int = 3) -> Image.Image
     beyond_pillow = False
     try:
         if is_tiff(file):
-            with opened_image(file) as opened:
+            with open_image(file) as opened:
                 # Pages may be the channels; the first alone is not the image.
                 beyond_pillow = num_pages(opened) > 1 or misread(opened)
         if not beyond_pillow:
@@ -232,7 +232,7 @@ def file_name(file: str | Path | Undecoded) -> str:
 
 
 @contextmanager
-def opened_image(file: str | Path | Undecoded, what: str = "image") -> Iterator[ImageFile.ImageFile]:
+def open_image(file: str | Path | Undecoded, what: str = "image") -> Iterator[ImageFile.ImageFile]:
     """Opens an image of which only the header is read yet; what goes wrong inside becomes a `BadFileError`.
 
     Args:
@@ -281,9 +281,9 @@ def load_upright(file: str | Path | Undecoded, what: str) -> Loaded:
     """Decodes an image.
 
     Raises:
-        BadFileError: See [`opened_image`]; or it is a mask of several pages.
+        BadFileError: See [`open_image`]; or it is a mask of several pages.
     """
-    with opened_image(file, what) as image:
+    with open_image(file, what) as image:
         if what == "mask" and (pages := num_pages(image)) > 1:
             name = file_name(file)
             raise BadFileError(f"{name} has {pages} pages; save each page as a separate mask, or merge them", name)
@@ -292,7 +292,7 @@ def load_upright(file: str | Path | Undecoded, what: str) -> Loaded:
         is_scaled = image.format == "PPM" and mode in ("L", "I") and values
         white = values[0] if is_scaled else {"L;2": 3, "L;4": 15}.get(mode or "")
         image.load()
-        return Loaded(upright(image), image.format, white)
+        return Loaded(apply_orientation(image), image.format, white)
 
 
 def num_pages(image: ImageFile.ImageFile) -> int:

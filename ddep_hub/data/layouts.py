@@ -117,7 +117,7 @@ def find_layout(root: str | Path, options: FolderOptions = DETECTED) -> str:
         return layouts[0]
     if find_split_folders(root):
         return "folder"
-    raise FileNotFoundError(_nothing_found(root))
+    raise FileNotFoundError(_not_found_error(root))
 
 
 def layout_splits(root: str | Path, layout: str, options: FolderOptions = DETECTED) -> list[str]:
@@ -142,7 +142,7 @@ def layout_splits(root: str | Path, layout: str, options: FolderOptions = DETECT
             return sorted(read_pairs(root).pairs)
         folders = find_split_folders(root, options.image_dir, options.mask_dir)
         if not folders:
-            raise FileNotFoundError(_nothing_found(root))
+            raise FileNotFoundError(_not_found_error(root))
         return sorted(folders)
     folders = official_folders(root, layout)
     if not folders:
@@ -247,7 +247,7 @@ def _is_listed(root: Path, options: FolderOptions) -> bool:
     return (root / PAIRS).is_file() and not options.has_folders
 
 
-def _nothing_found(root: Path) -> str:
+def _not_found_error(root: Path) -> str:
     if not root.is_dir():
         return f"{root} is not a folder; check the path"
     entries = sorted(path.name + "/" * path.is_dir() for path in root.glob("*") if not path.name.startswith("."))

@@ -53,7 +53,7 @@ def decode_mask(
     values = values_of_mask(mask, path, mapping, colors, ignore_index)
     present = list(count_values(values))
     if mapping is not None:
-        values = _mapped(values, present, mapping, path)
+        values = _map_values(values, present, mapping, path)
         present = sorted({int(mapping[value]) for value in present})
     unknown = [value for value in present if not 0 <= value < num_classes and value != ignore_index]
     if unknown:
@@ -174,7 +174,7 @@ def mask_colors(image: Image.Image, path: str | Path) -> np.ndarray:
 def count_values(pixels: np.ndarray) -> dict[Any, int]:
     """How often each value of pixels (H, W), or colour of pixels (H, W, 3), occurs; sorted."""
     if pixels.ndim == 3:
-        found, counts = np.unique(_packed(pixels), return_counts=True)
+        found, counts = np.unique(_pack_colors(pixels), return_counts=True)
         present: list[Any] = [(value >> 16, value >> 8 & 255, value & 255) for value in found.tolist()]
     elif pixels.dtype == np.uint8:  # counting is some ten times faster than sorting
         counts = np.bincount(pixels.ravel())
@@ -186,11 +186,11 @@ def count_values(pixels: np.ndarray) -> dict[Any, int]:
     return dict(zip(present, counts.tolist(), strict=True))
 
 
-def replaced(pixels: np.ndarray, ids: Mapping[Any, int]) -> np.ndarray:
+def replace_values(pixels: np.ndarray, ids: Mapping[Any, int]) -> np.ndarray:
     """Class ids, int32 (H, W), of values (H, W) or colours (H, W, 3); `ids` has all that occur, and no others."""
     values, keys, found = pixels, np.array(list(ids)), np.array(list(ids.values()), dtype=np.int32)
     if pixels.ndim == 3:
-        values, keys = _packed(pixels), _packed(keys)
+        values, keys = _pack_colors(pixels), _pack_colors(keys)
     low, span = int(keys.min()), int(np.ptp(keys)) + 1
     if span > 2**24:  # too large a table
         order = np.argsort(keys)
@@ -201,7 +201,7 @@ def replaced(pixels: np.ndarray, ids: Mapping[Any, int]) -> np.ndarray:
     return table[values - low]
 
 
-def _packed(colors: np.ndarray) -> np.ndarray:
+def _pack_colors(colors: np.ndarray) -> np.ndarray:
     """Colours (..., 3) in 0..255 as one number each, int32 (...)."""
     return colors.astype(np.int32) @ np.array([65536, 256, 1], dtype=np.int32)
 
@@ -226,11 +226,13 @@ def _ids_of_colors(pixels: np.ndarray, colors: Colors, path: str, num_classes: i
     for color, count in counts.items():
         if color not in colors and not hasattr(colors, "__missing__"):
             raise _unknown_color(path, color, count / sum(counts.values()), colors)
-    ids = replaced(pixels, {color: colors[color] for color in counts})
+    ids = replace_values(pixels, {color: colors[color] for color in counts})
     return ids.astype(_id_type(num_classes, ignore_index))
 
 
-def _mapped(values: np.ndarray, present: list[int], mapping: Mapping[int, int] | np.ndarray, path: str) -> np.ndarray:
+def _map_values(
+    values: np.ndarray, present: list[int], mapping: Mapping[int, int] | np.ndarray, path: str
+) -> np.ndarray:
     table = dict(enumerate(mapping.tolist())) if isinstance(mapping, np.ndarray) else mapping
     unknown = [] if hasattr(table, "__missing__") else [value for value in present if value not in table]
     if unknown:
@@ -240,7 +242,7 @@ def _mapped(values: np.ndarray, present: list[int], mapping: Mapping[int, int] |
             "archive",
             path,
         )
-    return replaced(values, {value: table[value] for value in present})
+    return replace_values(values, {value: table[value] for value in present})
 
 
 def classes_to_save(paths: Sequence[Path], *, limit: int = 100) -> str:

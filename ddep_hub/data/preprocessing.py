@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from ddep_hub.image_conversion import ChannelImage, checked_order
+from ddep_hub.image_conversion import ChannelImage, validate_channel_order
 
 from .segmentation_datasets import Sample
 
@@ -32,7 +32,7 @@ class EvalTransform:
     """
 
     def __init__(self, *, image_size: int | None = None) -> None:
-        self.image_size: Size | None = checked_image_size(image_size)
+        self.image_size: Size | None = validate_image_size(image_size)
         self.processor: Any = None
 
     @classmethod
@@ -58,7 +58,7 @@ class EvalTransform:
         """
         image: AnyImage = sample["image"]
         if self.processor is not None:
-            pixels = resized_by(self.processor, image)
+            pixels = resize_with_processor(self.processor, image)
         else:
             pixels = to_tensor(image)
             if isinstance(self.image_size, int):
@@ -67,7 +67,7 @@ class EvalTransform:
         return {"pixel_values": pixels, "labels": torch.from_numpy(sample["annotation"].astype(np.int64))}
 
 
-def resized_by(processor: Any, image: AnyImage, **options: Any) -> torch.Tensor:
+def resize_with_processor(processor: Any, image: AnyImage, **options: Any) -> torch.Tensor:
     """The pixels of an image, uint8 or float32 (C, h, w), after an image processor's own resizing.
 
     Its own, as its two backends round differently. The channels keep the image's order; [`Normalize`] changes it.
@@ -134,7 +134,7 @@ class Normalize:
         values = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
         values.mul_(self.rescale_factor).sub_(mean).div_(std)
         if self.channel_order:
-            values = values[:, checked_order(self.channel_order, values.shape[1])]
+            values = values[:, validate_channel_order(self.channel_order, values.shape[1])]
         return values.contiguous(memory_format=torch.channels_last)
 
 
@@ -168,7 +168,7 @@ def resize(
     return resized
 
 
-def checked_image_size(image_size: Size | None) -> Size | None:
+def validate_image_size(image_size: Size | None) -> Size | None:
     """The size, if it is positive."""
     if image_size is not None and np.min(image_size) < 1:
         raise ValueError(

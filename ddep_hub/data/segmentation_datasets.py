@@ -300,14 +300,14 @@ class HubSegmentation(Dataset[dict[str, Any]]):
 
     def mask(self, index: int) -> np.ndarray:
         """The `annotation` of a sample alone."""
-        return self._decoded(*self._files(index, self.mask_column))
+        return self._decode(*self._files(index, self.mask_column))
 
     def _files(self, index: int, *columns: str) -> list[dict[str, Any]]:
         number = self._indices[index]
         sample = self.data[number]  # once: it fetches all columns
         return [undecoded_sample(sample[column], f"{self.name}, sample {number}, {column}") for column in columns]
 
-    def _decoded(self, mask: dict[str, Any]) -> np.ndarray:
+    def _decode(self, mask: dict[str, Any]) -> np.ndarray:
         return decode_mask(
             mask["image"],
             num_classes=self.classes.num_classes,
@@ -319,7 +319,7 @@ class HubSegmentation(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         image, mask = self._files(index, self.image_column, self.mask_column)
         pixels = decode_image(image["image"], self.num_channels)
-        return make_sample(pixels, self._decoded(mask), image["path"], mask["path"])
+        return make_sample(pixels, self._decode(mask), image["path"], mask["path"])
 
 
 def _classes_of(features: Any, name: str) -> ClassTable:

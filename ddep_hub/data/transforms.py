@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
-from .preprocessing import Size, checked_image_size, processor_size, resize, to_tensor
+from .preprocessing import Size, processor_size, resize, to_tensor, validate_image_size
 from .segmentation_datasets import Sample
 
 
@@ -185,13 +185,13 @@ class SegmentationTrainTransform:
         resample: InterpolationMode = InterpolationMode.BILINEAR,
     ) -> None:
         self.crop_size = size_pair(crop_size)
-        self.image_size = checked_image_size(image_size)
-        self.scale = checked_range(scale)
-        self.horizontal_flip = checked_probability(horizontal_flip)
+        self.image_size = validate_image_size(image_size)
+        self.scale = validate_range(scale)
+        self.horizontal_flip = validate_probability(horizontal_flip)
         if augmentation is not None and augmentation not in AUGMENTATIONS:
             raise ValueError(f"augmentation is {augmentation!r}; choose {', '.join(AUGMENTATIONS)}.")
         self.augmentation = None if augmentation is None else AUGMENTATIONS[augmentation]
-        self.class_crops = checked_probability(class_crops, "class_crops")
+        self.class_crops = validate_probability(class_crops, "class_crops")
         self.ignore_index = ignore_index
         self.resample = resample
 
@@ -241,7 +241,7 @@ class SegmentationTrainTransform:
         if self.augmentation is not None:
             pixels = (self.augmentation.photometric if is_rgb(pixels) else INTENSITIES)(pixels)
         if (crop_height, crop_width) == self.crop_size:
-            return self._turned(pixels, labels)
+            return self._rotate(pixels, labels)
         inside = (slice(place_top, place_top + crop_height), slice(place_left, place_left + crop_width))
         mean = pixels.float().mean((1, 2))
         mean = mean.round().to(torch.uint8) if pixels.dtype == torch.uint8 else mean
@@ -249,9 +249,9 @@ class SegmentationTrainTransform:
         pixel_values[:, *inside] = pixels
         padded = torch.full(self.crop_size, self.ignore_index, dtype=labels.dtype)
         padded[inside] = labels
-        return self._turned(pixel_values, padded)
+        return self._rotate(pixel_values, padded)
 
-    def _turned(self, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _rotate(self, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         if self.augmentation is not None and self.augmentation.turns:
             if torch.rand(()).item() < 0.5:
                 pixels, labels = pixels.flip(-2), labels.flip(-2)
@@ -291,14 +291,14 @@ def size_pair(size: Size) -> tuple[int, int]:
     return height, width
 
 
-def checked_range(limits: tuple[float, float]) -> tuple[float, float]:
+def validate_range(limits: tuple[float, float]) -> tuple[float, float]:
     low, high = limits
     if not 0 < low <= high:
         raise ValueError(f"range ({low}, {high}) of scale or ratio must be positive and in order")
     return low, high
 
 
-def checked_probability(probability: float, name: str = "horizontal_flip") -> float:
+def validate_probability(probability: float, name: str = "horizontal_flip") -> float:
     if not 0 <= probability <= 1:
         raise ValueError(f"{name} is {probability}; set a probability in 0..1")
     return probability

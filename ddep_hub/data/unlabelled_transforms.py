@@ -15,17 +15,17 @@ from torchvision.transforms.v2 import functional
 
 from ddep_hub.image_conversion import ORIENTATIONS, orientation
 
-from .image_io import Undecoded, decode_image, is_array, is_tiff, opened_image, with_bytes
+from .image_io import Undecoded, decode_image, is_array, is_tiff, open_image, with_bytes
 from .preprocessing import AnyImage, Size, resize, to_tensor
 from .segmentation_datasets import Sample
 from .transforms import (
     STRONG,
     STRONG_INTENSITIES,
     SegmentationTrainTransform,
-    checked_probability,
-    checked_range,
     is_rgb,
     size_pair,
+    validate_probability,
+    validate_range,
 )
 
 
@@ -57,8 +57,8 @@ class PretrainTransform:
     ) -> None:
         self.num_channels = num_channels
         self.crop_size = size_pair(crop_size)
-        self.crop = v2.RandomResizedCrop(self.crop_size, scale=checked_range(scale), ratio=checked_range(ratio))
-        self.horizontal_flip = checked_probability(horizontal_flip)
+        self.crop = v2.RandomResizedCrop(self.crop_size, scale=validate_range(scale), ratio=validate_range(ratio))
+        self.horizontal_flip = validate_probability(horizontal_flip)
 
     def __call__(self, sample: Sample) -> dict[str, torch.Tensor]:
         """Transforms one sample.
@@ -150,7 +150,7 @@ def jpeg_size(file: str | Path | Undecoded) -> tuple[int, int] | None:
         FileNotFoundError: There is no such file.
         BadFileError: It is empty, damaged or no image.
     """
-    with opened_image(file) as image:
+    with open_image(file) as image:
         if image.format != "JPEG":
             return None
         transposed, _, _ = ORIENTATIONS[orientation(image)]
@@ -176,7 +176,7 @@ def decode_jpeg_part(file: Undecoded, part: tuple[int, int, int, int], size: tup
     if factor is None:
         pixels = _decode_whole(file)
         return None if pixels is None else resize(pixels[:, top : top + height, left : left + width], size)
-    with opened_image(file) as image:
+    with open_image(file) as image:
         transposed, left_right, top_bottom = ORIENTATIONS[orientation(image)]
         # The part is cut out of the stored image: if its side is not a multiple of the factor, the last reduced pixel
         # covers less than the others, and rotating the image would shift them all.
@@ -202,7 +202,7 @@ def decode_jpeg_part(file: Undecoded, part: tuple[int, int, int, int], size: tup
 
 def _decode_whole(file: Undecoded) -> torch.Tensor | None:
     """A whole JPEG by torchvision, which gives the same pixels as Pillow in half the time; None for uncommon kinds."""
-    with opened_image(file) as image:
+    with open_image(file) as image:
         common = image.format == "JPEG" and image.mode == "RGB" and orientation(image) == 1
     # A truncated part would be read as grey, without an error.
     if not common or not file["bytes"].endswith(b"\xff\xd9"):

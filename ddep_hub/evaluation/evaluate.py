@@ -29,7 +29,7 @@ from .arguments import EvaluateArguments
 from .counting import count_pixels
 from .inference import eval_mode
 from .metrics import BoundaryIoU, absent_message, confusion_csv
-from .predict import name_of, processor_of, resized
+from .predict import name_of, processor_of, with_size_of
 from .prediction_files import MaskWriter
 from .visualization import confusion_picture, segmentation_picture
 
@@ -130,7 +130,7 @@ def run_evaluation(
             if args.split_file is not None:
                 dataset = dataset.select(read_split_file(args.split_file, set(dataset.sample_ids)))
             accelerator.print(summary_of(dataset))
-        processor = resized(processor or processor_of(model), args)
+        processor = with_size_of(processor or processor_of(model), args)
     classes, names = dataset.classes, list(dataset.classes.labels)
     known = list(names_in_order(model.config.id2label))
     if known != names:

@@ -109,13 +109,13 @@ def predict_probabilities(
     total: torch.Tensor | None = None
     height, width = pixel_values.shape[-2:]
     for scale in options.scales:
-        scaled = _resized(pixel_values, (max(1, round(scale * height)), max(1, round(scale * width))), antialias=True)
+        scaled = _resize(pixel_values, (max(1, round(scale * height)), max(1, round(scale * width))), antialias=True)
         for mirrored in (False, True) if options.flip else (False,):
             images = scaled.flip(-1) if mirrored else scaled
             if options.window is None:
                 probabilities = _class_logits(model, images, size).softmax(1)
             else:
-                probabilities = _resized(_blended(model, images, options), size)
+                probabilities = _resize(_blend_windows(model, images, options), size)
             probabilities = probabilities.flip(-1) if mirrored else probabilities
             total = probabilities if total is None else total.add_(probabilities)
     assert total is not None, "there is at least one scale"
@@ -148,7 +148,7 @@ def blending_weights(window: tuple[int, int], blending: str, device: torch.devic
     return down[:, None] * across
 
 
-def _blended(model: nn.Module, images: torch.Tensor, options: InferenceOptions) -> torch.Tensor:
+def _blend_windows(model: nn.Module, images: torch.Tensor, options: InferenceOptions) -> torch.Tensor:
     """Probabilities (batch, classes, h, w) of images, blended from their windows."""
     total: torch.Tensor | None = None
     for top, band in _bands(model, images, options):
@@ -197,10 +197,10 @@ def _bands(model: nn.Module, images: torch.Tensor, options: InferenceOptions) ->
 
 
 def _class_logits(model: nn.Module, images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return class_logits(_resized(model(pixel_values=images).logits.float(), size))
+    return class_logits(_resize(model(pixel_values=images).logits.float(), size))
 
 
-def _resized(images: torch.Tensor, size: tuple[int, int], *, antialias: bool = False) -> torch.Tensor:
+def _resize(images: torch.Tensor, size: tuple[int, int], *, antialias: bool = False) -> torch.Tensor:
     if tuple(images.shape[-2:]) == tuple(size):
         return images
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=antialias)

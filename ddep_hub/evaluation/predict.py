@@ -22,7 +22,7 @@ from ddep_hub.data.image_io import BadFileError, first_few
 from ddep_hub.data.preprocessing import AnyImage, EvalTransform, Normalize
 from ddep_hub.data.synthetic import SCENE_CLASSES
 from ddep_hub.folding import example_images, fold_batch_norms
-from ddep_hub.image_conversion import ChannelImage, channels_first, channels_of, to_rgb, upright
+from ddep_hub.image_conversion import ChannelImage, apply_orientation, channels_first, channels_of, to_rgb
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.pretrained import load_model, load_processor, processor_for_encoder, with_image_size
@@ -83,7 +83,7 @@ def predict(
         predictor = Predictor(loaded, arguments, processor)
 
         def segment(image: Any) -> Any:
-            mask = predictor(_decoded(image, loaded.config.num_channels))
+            mask = predictor(_to_image(image, loaded.config.num_channels))
             return mask if return_type == "array" else _with_palette(mask, predictor.classes)
 
         if isinstance(images, str | Path):
@@ -110,7 +110,7 @@ class Predictor:
     def __init__(
         self, model: DDePForSemanticSegmentation, args: InferenceArguments, processor: DDePImageProcessor | None = None
     ) -> None:
-        processor = resized(processor or processor_of(model), args)
+        processor = with_size_of(processor or processor_of(model), args)
         self.model, self.classes, self.options = model.eval(), classes_of(model.config), args.options()
         self.channel_order = getattr(processor, "channel_order", None)  # which transformers' own do not have
         self.transform = EvalTransform.from_processor(processor)
@@ -168,7 +168,7 @@ def processor_of(model: DDePForSemanticSegmentation) -> DDePImageProcessor:
     return load_processor(model._loaded_from or model.config.name_or_path, model.config, **model._hub_arguments)
 
 
-def resized(processor: DDePImageProcessor, args: InferenceArguments) -> DDePImageProcessor:
+def with_size_of(processor: DDePImageProcessor, args: InferenceArguments) -> DDePImageProcessor:
     """The processor with `args.image_size`; warns if its own size makes a window pointless.
 
     Raises:
@@ -192,14 +192,18 @@ def resized(processor: DDePImageProcessor, args: InferenceArguments) -> DDePImag
     return processor
 
 
-def _decoded(image: Any, channels: int) -> AnyImage:
+def _to_image(image: Any, channels: int) -> AnyImage:
     if isinstance(image, str):
         return read_image(image, channels)
     if isinstance(image, Image.Image):
         if 0 in image.size:
             raise ValueError(f"images: an image has no pixels: its size is {image.width}x{image.height}.")
         name = str(getattr(image, "filename", "") or "images: an image")
-        return to_rgb(upright(image), name) if channels == 3 else ChannelImage(channels_of(image, channels, name))
+        return (
+            to_rgb(apply_orientation(image), name)
+            if channels == 3
+            else ChannelImage(channels_of(image, channels, name))
+        )
     if not isinstance(image, np.ndarray):
         column = ' For a data set, pass its image column, such as data["image"].' * isinstance(image, Mapping)
         raise TypeError(f"images: got {type(image).__name__}. Pass paths, URLs, PIL images or NumPy arrays.{column}")
@@ -242,7 +246,7 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
     keep_freed_memory()
     output = Path(args.output_dir)
     check_no_file(output)
-    images = {name: place for name, place in find_images(names).items() if not _predicted_before(place, output)}
+    images = {name: place for name, place in find_images(names).items() if not _is_earlier_prediction(place, output)}
     if not images:
         raise ValueError(f"images: {' '.join(names)} holds only earlier predictions. Choose another output_dir.")
     predictor = Predictor(load_for_prediction(str(args.model), args), args)
@@ -288,7 +292,7 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
     return done
 
 
-def _predicted_before(place: str, output: Path) -> bool:
+def _is_earlier_prediction(place: str, output: Path) -> bool:
     """Whether an image lies in the output folder and is the result of an earlier call."""
     path = Path(place)
     return not is_url(place) and output.resolve() in path.resolve().parents and is_prediction(path)

@@ -20,7 +20,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.utils import logging
 
-from ddep_hub import DDePConfig, __version__
+from ddep_hub.configuration_ddep import DDePConfig, __version__
 from ddep_hub.data.dataset_registry import find_dataset_by_classes
 from ddep_hub.data.hub_loading import HUB_PREFIX, parse_hub_name
 from ddep_hub.encoder_weights import encoder_license, encoder_repository
@@ -147,11 +147,11 @@ def _template() -> jinja2.Template:
     """The compiled template; a run writes more than one card, and compiling takes longer than all the rest."""
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters["cell"] = lambda value: str(value).replace("|", r"\|")  # which would end a table's cell
-    environment.filters["plain"] = _escaped
+    environment.filters["plain"] = _escape_markdown
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
-def _escaped(value: Any) -> str:
+def _escape_markdown(value: Any) -> str:
     """A name as plain text: what Markdown would take for markup is escaped. Underscores inside words are none."""
     return re.sub(r"[\\<&\[\]*`|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", str(value))
 

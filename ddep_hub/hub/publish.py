@@ -17,8 +17,9 @@ from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 from safetensors.torch import save_file
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from ddep_hub import DDePConfig, DDePPreTrainedModel
+from ddep_hub.configuration_ddep import DDePConfig
 from ddep_hub.encoders import build_encoder
+from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 
 from .model_card import CARD, published_card
 from .staging import model_class, read_config, stage

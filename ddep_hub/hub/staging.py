@@ -10,8 +10,9 @@ from typing import Any
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import ddep_hub
-from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePModel, DDePPreTrainedModel
 from ddep_hub.encoder_weights import hash_weights
+from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
+from ddep_hub.modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentation, DDePModel
 
 
 MODELS = {cls.__name__: cls for cls in (DDePForSemanticSegmentation, DDePForPreTraining, DDePModel)}

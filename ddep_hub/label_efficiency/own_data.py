@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from statistics import stdev
 from typing import Any
 
 from ddep_hub.data.arguments import LabelledDataArguments
@@ -162,9 +161,8 @@ def steps_within(args: StudyArguments, asked: Study) -> Steps:
 def advice(rows: list[Row]) -> str:
     """Says in one sentence which decoder to start from.
 
-    The one with the highest mean at the fewest labels, if it is ahead of a random decoder beyond the spread of the
-    seeds: the 95 % interval of the paired difference, Student's, is above 0. Three lucky seeds are common among
-    several decoders, so the bootstrap of the table would promise too much.
+    The one with the highest mean at the fewest labels whose 95 % interval of the paired difference to a random decoder
+    is above 0.
     """
     points: Curves = curves(rows)
     if RANDOM not in points:
@@ -174,11 +172,9 @@ def advice(rows: list[Row]) -> str:
     best: tuple[float, str] | None = None
     for name, point in others.items():
         difference = paired_difference(point, baseline)
-        if difference is None or len(difference.by_seed) < MIN_SEEDS:
+        if difference is None or difference.interval is None or len(difference.by_seed) < MIN_SEEDS:
             continue
-        values = list(difference.by_seed.values())
-        half = student_quantile(len(values) - 1) * stdev(values) / len(values) ** 0.5
-        low, high = difference.mean - half, difference.mean + half
+        low, high = difference.interval
         if low > 0 and (best is None or difference.mean > best[0]):
             flag = "`--unlabelled`" if name == TARGET else f"`--pretrained {name}`"
             best = (
@@ -195,16 +191,6 @@ def advice(rows: list[Row]) -> str:
         f"Use a random decoder: with {baseline.labelled} labels, no pretrained one beats it by more than the spread "
         f"of {seeds} seeds."
     )
-
-
-def student_quantile(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t distribution, for a two-sided 95 % interval.
-
-    Args:
-        freedom: Degrees of freedom; above 10, an approximation that is right to 0.01.
-    """
-    table = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-    return table[freedom - 1] if freedom <= len(table) else 1.96 + 2.372 / freedom + 2.82 / freedom**2
 
 
 def draw_examples(study: Study, finals: Mapping[str, Path], path: Path) -> None:

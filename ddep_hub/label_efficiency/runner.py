@@ -224,7 +224,7 @@ def _run(study: Study, method: Method, fraction: str, seed: int, output: Path) -
         steps = pretraining.max_steps
     args = study.finetune_arguments(method, fraction, seed, output / "runs", decoder)
     folder = Path(args.output_dir)
-    with _claimed(folder):
+    with _try_claim(folder):
         if any(row.key == (method.name, fraction, seed) for row in read_rows(output / "results.csv")):
             return False  # another process has just finished it
         print(f"\n=== {method.name}, {fraction} of the labels, seed {seed}", flush=True)
@@ -254,7 +254,7 @@ def _run(study: Study, method: Method, fraction: str, seed: int, output: Path) -
 
 
 @contextlib.contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
+def _try_claim(folder: Path) -> Iterator[None]:
     """Keeps other processes of the study off a run; the run's own lock covers only the training, not the row.
 
     Raises:
@@ -276,7 +276,7 @@ def _decoder(args: PretrainArguments, study: Study) -> tuple[str, float]:
     folder = Path(args.output_dir)
     results = folder / "final" / "results.json"  # written when the decoder is complete and measured
     if not results.exists():
-        with _claimed(folder):
+        with _try_claim(folder):
             if not results.exists():
                 print(f"\n=== pretraining {folder}", flush=True)
                 if study.own_data:

@@ -25,7 +25,7 @@ from .image_files import RawImage, crop, image_size, preview, read_image_file, w
 from .label_studio import is_label_studio, read_label_studio
 from .labelme_cvat import is_labelme, read_cvat, read_labelme
 from .masks import read_folder, read_object_folders, read_roboflow_masks, read_stacks
-from .source import Example, Source, counted
+from .source import Example, Source, pluralize
 
 
 # Marks a folder written by this command, which may be replaced.
@@ -97,10 +97,10 @@ def prepare(
         (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     counts = Counter(split for split, *_ in written)
     lines = [
-        f"{source}: {found.kind}; {counted(len(found.examples), 'image')}, {found.classes.num_classes} classes",
+        f"{source}: {found.kind}; {pluralize(len(found.examples), 'image')}, {found.classes.num_classes} classes",
         *found.notes,
         f"{output}: "
-        + ", ".join(f"{counted(count, 'tile' if tile else 'image')} in {s}" for s, count in counts.items()),
+        + ", ".join(f"{pluralize(count, 'tile' if tile else 'image')} in {s}" for s, count in counts.items()),
     ]
     for split, of_split in statistics.items():
         lines.append(f"Classes in `{split}`:\n{of_split.table()}")
@@ -179,7 +179,7 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
         raise ValueError(f"{error}{unread}") from error
     if problems:
         result.notes.append(
-            f"{counted(len(problems), 'JSON file')} cannot be read: skipped with all labels. {problems[0]}"
+            f"{pluralize(len(problems), 'JSON file')} cannot be read: skipped with all labels. {problems[0]}"
         )
     return result
 

@@ -21,9 +21,9 @@ from .source import (
     Shape,
     Source,
     coco_masks,
-    counted,
     name_of,
     object_classes,
+    pluralize,
     shapes_mask,
 )
 
@@ -74,28 +74,28 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
                     _Listed(path, str(entry["file_name"]), whole, shapes)
                 )
     if not listed:
-        listed_images = counted(len(finder.missing), "listed image")
+        listed_images = pluralize(len(finder.missing), "listed image")
         raise ValueError(f"{root}: none of {listed_images} is there, such as {finder.missing[:1]}.")
     splits = {path: _split(path, root) if len(files) > 1 else None for path in files}
     examples = []
     for image, entries in listed.items():
-        file, whole, all_shapes = _merged(image, entries)
+        file, whole, all_shapes = _merge_entries(image, entries)
         twice += [image.name] * (len(entries) > 1)
         mask = partial(shapes_mask, image, all_shapes, whole)
         examples.append(Example(name_of(image, root), image, mask, splits[file]))
     notes = finder.notes() + notes
     if dropped:
-        notes.append(f"{counted(dropped, 'object')} without a polygon or a mask: skipped")
+        notes.append(f"{pluralize(dropped, 'object')} without a polygon or a mask: skipped")
     if homeless:
         notes.append(
-            f"{counted(len(homeless), 'object')} with an image_id that `images` does not list, such as "
+            f"{pluralize(len(homeless), 'object')} with an image_id that `images` does not list, such as "
             f"{homeless[0]}: skipped"
         )
     if twice:
         notes.append(
-            f"{counted(len(twice), 'image')} listed more than once, such as {twice[0]}: used once, with all objects"
+            f"{pluralize(len(twice), 'image')} listed more than once, such as {twice[0]}: used once, with all objects"
         )
-    return Source(f"COCO, {counted(len(files), 'file')}", object_classes(names), examples, notes)
+    return Source(f"COCO, {pluralize(len(files), 'file')}", object_classes(names), examples, notes)
 
 
 def _class_ids(files: Mapping[Path, Any], categories: Mapping[Path, Mapping[str, str]]) -> dict[str, int]:
@@ -135,7 +135,7 @@ def _without_keypoints(files: Mapping[Path, Any]) -> tuple[dict[Path, Any], list
     return kept, notes
 
 
-def _merged(image: Path, entries: Sequence[_Listed]) -> tuple[Path, tuple[int, int] | None, list[Shape]]:
+def _merge_entries(image: Path, entries: Sequence[_Listed]) -> tuple[Path, tuple[int, int] | None, list[Shape]]:
     """File, size and objects of an image that may be listed more than once.
 
     Raises:

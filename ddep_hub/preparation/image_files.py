@@ -11,10 +11,10 @@ from ddep_hub.data.image_io import (
     is_tiff,
     load_upright,
     num_pages,
-    opened_image,
+    open_image,
     page_indices,
 )
-from ddep_hub.image_conversion import ChannelImage, to_rgb, upright
+from ddep_hub.image_conversion import ChannelImage, apply_orientation, to_rgb
 from ddep_hub.tiff import COPY_OR_MASK, has_tifffile, is_inverted, misread, read_tiff
 
 
@@ -38,13 +38,13 @@ def read_image_file(path: Path, page: int | None = None) -> RawImage:
             values = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise BadFileError(f"{path} is damaged or not an array ({error}); replace or remove it", path) from error
-        return _checked(values, path)
+        return _validate_array(values, path)
     if not is_tiff(path):
         image = load_upright(path, "image").image
-        return _sixteen_bits(image) if image.mode.startswith("I") else image
+        return _to_16_bit(image) if image.mode.startswith("I") else image
     index = page
     try:
-        with opened_image(path) as opened:
+        with open_image(path) as opened:
             indices = page_indices(opened)
             if page is not None:
                 index = indices[page]
@@ -53,8 +53,8 @@ def read_image_file(path: Path, page: int | None = None) -> RawImage:
             # Pillow reduces colours to 8 bits and drops channels it does not know.
             whole = tags.get(277, bands) == bands and (max(tags.get(258, (1,))) <= 8 or opened.mode[0] in "IF")
             if whole and not misread(opened) and (page is not None or len(indices) == 1):
-                image, inverted = upright(opened).copy(), is_inverted(opened)
-                image = _sixteen_bits(image) if image.mode.startswith("I;16") else image
+                image, inverted = apply_orientation(opened).copy(), is_inverted(opened)
+                image = _to_16_bit(image) if image.mode.startswith("I;16") else image
                 return Image.fromarray(~np.asarray(image)) if inverted else image
     except BadFileError:
         if not has_tifffile():
@@ -67,7 +67,7 @@ def read_image_file(path: Path, page: int | None = None) -> RawImage:
     import tifffile
 
     try:
-        values = _checked(read_tiff(path, str(path), index)[0], path)
+        values = _validate_array(read_tiff(path, str(path), index)[0], path)
     except BadFileError:
         raise
     except (OSError, ValueError, IndexError, tifffile.TiffFileError) as error:
@@ -84,7 +84,7 @@ def count_pages(path: Path) -> int:
     if not is_tiff(path):
         return 1
     try:
-        with opened_image(path) as image:
+        with open_image(path) as image:
             return num_pages(image)
     except BadFileError:
         if not has_tifffile():
@@ -173,7 +173,7 @@ def preview(path: Path, size: tuple[int, ...]) -> Image.Image:
     return ChannelImage(values).to_rgb()
 
 
-def _checked(values: np.ndarray, path: Path) -> np.ndarray:
+def _validate_array(values: np.ndarray, path: Path) -> np.ndarray:
     if values.ndim not in (2, 3) or values.dtype.kind not in "buif":
         raise BadFileError(
             f"{path} holds {values.dtype} values of shape {values.shape}; save an array of height, width and channels",
@@ -182,7 +182,7 @@ def _checked(values: np.ndarray, path: Path) -> np.ndarray:
     return values
 
 
-def _sixteen_bits(image: Image.Image) -> Image.Image:
+def _to_16_bit(image: Image.Image) -> Image.Image:
     """One mode for all that have 16 bits: releases of Pillow, and orders of bytes, have others."""
     values = np.asarray(image)
     return Image.fromarray(values.astype(np.uint16)) if values.min() >= 0 and values.max() <= 65535 else image

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .source import ObjectAnnotations, Shape, Source, coco_masks, counted, ellipse, rectangle, turned
+from .source import ObjectAnnotations, Shape, Source, coco_masks, ellipse, pluralize, rectangle, rotate_polygon
 
 
 # A region's kind is one of these, alone or before "labels".
@@ -49,11 +49,11 @@ def read_label_studio(root: Path, files: Mapping[Path, Any]) -> Source:
             size = next(iter(sizes)) if len(sizes) == 1 else None
             found.add(image, shapes, size, f"task {task.get('id', number)} of {path}")
     if undone:
-        found.notes.append(f"{counted(undone, 'task')} without an annotation, or with only cancelled ones: skipped")
+        found.notes.append(f"{pluralize(undone, 'task')} without an annotation, or with only cancelled ones: skipped")
     if several:
-        found.notes.append(f"{counted(several, 'task')} with several annotations: used the last with a region")
+        found.notes.append(f"{pluralize(several, 'task')} with several annotations: used the last with a region")
     if empty:
-        found.notes.append(f"{counted(empty, 'task')} annotated without a region: all background")
+        found.notes.append(f"{pluralize(empty, 'task')} annotated without a region: all background")
     return found.source("Label Studio")
 
 
@@ -111,7 +111,7 @@ def _shape(region: Sequence[Mapping[str, Any]], found: ObjectAnnotations) -> Sha
     else:
         flat = rectangle(x, y, x + value["width"] * scale[0], y + value["height"] * scale[1])
     # About the first corner of a rectangle, the centre of an ellipse.
-    return Shape(class_id, (turned(flat, value.get("rotation") or 0, x, y),))
+    return Shape(class_id, (rotate_polygon(flat, value.get("rotation") or 0, x, y),))
 
 
 def decode_brush(data: Sequence[int]) -> np.ndarray:

@@ -23,12 +23,12 @@ from .source import (
     Shape,
     Source,
     coco_masks,
-    counted,
     ellipse,
     name_of,
+    pluralize,
     rectangle,
+    rotate_polygon,
     shapes_mask,
-    turned,
 )
 
 
@@ -63,23 +63,23 @@ def read_labelme(root: Path, files: Mapping[Path, Any]) -> Source:
             found.add(image, shapes, (int(size[0]), int(size[1])) if all(size) else None, str(path))
         elif data:
             found.finder.missing.pop()
-            mask = partial(_embedded_mask, data, shapes)
-            found.examples.append(Example(name_of(path, root), partial(_embedded, data), mask))
+            mask = partial(_mask_of_embedded, data, shapes)
+            found.examples.append(Example(name_of(path, root), partial(_decode_embedded, data), mask))
     if renamed:
         name = "names" if len(renamed) == 1 else "name"
         found.notes.append(
-            f"{counted(len(renamed), 'JSON file')} {name} another image, such as {renamed[0]}; used the image with "
+            f"{pluralize(len(renamed), 'JSON file')} {name} another image, such as {renamed[0]}; used the image with "
             "the name of the JSON file"
         )
     return found.source("LabelMe")
 
 
-def _embedded(data: str) -> Image.Image:
+def _decode_embedded(data: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
 
 
-def _embedded_mask(data: str, shapes: Sequence[Shape]) -> np.ndarray:
-    return shapes_mask(_embedded(data), shapes, None)
+def _mask_of_embedded(data: str, shapes: Sequence[Shape]) -> np.ndarray:
+    return shapes_mask(_decode_embedded(data), shapes, None)
 
 
 def _labelme_shape(entry: Mapping[str, Any], found: ObjectAnnotations) -> Shape | None:
@@ -158,6 +158,6 @@ def _cvat_shape(item: ElementTree.Element, found: ObjectAnnotations) -> Shape | 
     degrees = float(values.get("rotation") or 0)  # about the centre
     if kind == "box":
         x0, y0, x1, y1 = (float(values[name]) for name in ("xtl", "ytl", "xbr", "ybr"))
-        return Shape(class_id, (turned(rectangle(x0, y0, x1, y1), degrees, (x0 + x1) / 2, (y0 + y1) / 2),))
+        return Shape(class_id, (rotate_polygon(rectangle(x0, y0, x1, y1), degrees, (x0 + x1) / 2, (y0 + y1) / 2),))
     x, y, rx, ry = (float(values[name]) for name in ("cx", "cy", "rx", "ry"))
-    return Shape(class_id, (turned(ellipse(x, y, rx, ry), degrees, x, y),))
+    return Shape(class_id, (rotate_polygon(ellipse(x, y, rx, ry), degrees, x, y),))

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from ddep_hub.data.classes import Color
-from ddep_hub.data.image_io import BadFileError, load_upright, opened_image
-from ddep_hub.data.masks import count_values, mask_colors, palette_colors, replaced, values_of_mask
+from ddep_hub.data.image_io import BadFileError, load_upright, open_image
+from ddep_hub.data.masks import count_values, mask_colors, palette_colors, replace_values, values_of_mask
 
 from .image_files import read_image_file
 
@@ -53,7 +53,7 @@ class MaskReader:
     def ids(self, path: Path, page: int | None, mapping: Mapping[Any, int]) -> np.ndarray:
         """Class ids (H, W) of a mask, from those of its values or colours."""
         values = raw_values(path, page, as_colors=self.as_colors, in_alpha=self.in_alpha)
-        ids = replaced(values, {value: mapping[value] for value in count_values(values)})
+        ids = replace_values(values, {value: mapping[value] for value in count_values(values)})
         return ids.astype(np.uint8) if ids.max(initial=0) < 256 else ids
 
     def _all(self, masks: Sequence[tuple[Path, int | None]]) -> set[Any]:
@@ -68,7 +68,7 @@ def _palettes_differ(paths: Sequence[Path]) -> bool:
     """
     known: dict[int, Color] = {}
     for path in paths:
-        with opened_image(path, "mask") as picture:
+        with open_image(path, "mask") as picture:
             if picture.mode != "P":
                 continue
             colors = palette_colors(picture)
@@ -81,7 +81,7 @@ def _palettes_differ(paths: Sequence[Path]) -> bool:
     return False
 
 
-def drawn(path: Path, page: int | None) -> np.ndarray:
+def object_pixels(path: Path, page: int | None) -> np.ndarray:
     """Where a mask of one object is not black, or its alpha channel shows it: bool (H, W)."""
     values = raw_values(path, page, as_colors=True)
     if not values.any():
@@ -137,7 +137,7 @@ def _black_and_white(image: Image.Image, path: Path) -> np.ndarray:
     """A mask of black and white that was saved as JPEG, without what the compression added."""
     values = np.asarray(image.convert("L"))
     # A black area may come back as another value near it, by the step of the compression.
-    with opened_image(path, "mask") as opened:  # an image that was turned upright does not say the step
+    with open_image(path, "mask") as opened:  # an image that was turned upright does not say the step
         step = getattr(opened, "quantization", {}).get(0, [1])[0]
     black = max(0.0, np.ceil(128 - round(1024 / step) * step / 8))
     rows, columns = (length // 8 for length in values.shape)

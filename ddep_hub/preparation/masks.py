@@ -17,8 +17,8 @@ from ddep_hub.data.pairing import IMAGE_WORDS, MASK_WORDS, PAIRS, Pairs, pair_fi
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
 
 from .image_files import count_pages, image_size, read_image_file
-from .mask_values import IGNORED, MaskReader, drawn
-from .source import Example, Source, counted, name_of, object_classes
+from .mask_values import IGNORED, MaskReader, object_pixels
+from .source import Example, Source, name_of, object_classes, pluralize
 
 
 # Files that operating systems leave behind.
@@ -54,7 +54,7 @@ def read_folder(root: Path, table: ClassTable | None) -> Source:
     if not files:
         raise ValueError(f"{root}: no image has a mask with a matching name. List them in {PAIRS}.")
     without = sum(len(found.images) for found in pairs.values()) - len(files)
-    notes = [f"{counted(without, 'image')} without a mask: skipped"] if without else []
+    notes = [f"{pluralize(without, 'image')} without a mask: skipped"] if without else []
     return _with_values("masks", files, table or _listed_classes(root), notes)
 
 
@@ -91,7 +91,7 @@ def _with_values(
         pages += [(split, name if n is None else f"{name}-{n:04d}", image, mask, n) for n in numbers]
     if as_channels:
         notes.append(
-            f"{counted(as_channels, 'image')} with several pages and a mask of one: the pages are read as channels"
+            f"{pluralize(as_channels, 'image')} with several pages and a mask of one: the pages are read as channels"
         )
     read = MaskReader(as_colors=table is not None and len(set(table.colors)) == table.num_classes)
     found = read.found([(mask, page) for *_, mask, page in pages])
@@ -228,9 +228,9 @@ def read_object_folders(root: Path, table: ClassTable | None) -> Source | None:
         split = folder.parent.name if len(parents) > 1 else None
         examples.append(Example(folder.name, images[0], partial(_union, images[0], masks), split))
     if empty:
-        notes.append(f"{counted(empty, 'image')} without an object")
+        notes.append(f"{pluralize(empty, 'image')} without an object")
     if without:
-        notes.append(f"{counted(len(without), 'folder')} with masks but no image, such as {without[0]}: skipped")
+        notes.append(f"{pluralize(len(without), 'folder')} with masks but no image, such as {without[0]}: skipped")
     classes = table or object_classes(["object"])
     if classes.num_classes != 2:
         raise ValueError(f"Object masks have two classes, background and object, not {classes.num_classes}.")
@@ -246,7 +246,7 @@ def _union(image: Path, masks: Sequence[Path]) -> np.ndarray:
     for path in masks:
         count = count_pages(path)
         for page in range(count):
-            pixels = drawn(path, page if count > 1 else None)
+            pixels = object_pixels(path, page if count > 1 else None)
             union = pixels if union is None else union
             if pixels.shape != union.shape:
                 raise BadFileError(f"{path} differs in size from other masks of its image {image}", str(path))

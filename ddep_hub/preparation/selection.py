@@ -82,7 +82,7 @@ def select_images(
     candidates = choose_labelled(pool, number=min(len(pool), max(MAX_CANDIDATES, number)), seed=0)
     places = {name: first + place for place, name in enumerate(pool)}
     chosen = greedy_medoids(
-        standardized(list(features.values())), number, sorted(places[name] for name in candidates), range(first)
+        standardize(list(features.values())), number, sorted(places[name] for name in candidates), range(first)
     )
     return [root / pool[place - first] for place in chosen]
 
@@ -151,7 +151,7 @@ def image_features(
     return features
 
 
-def standardized(features: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
+def standardize(features: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
     """Joins levels after scaling each channel to mean 0 and standard deviation 1 over the images; levels weigh the
     same."""
     levels = []

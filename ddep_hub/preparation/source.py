@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ddep_hub.data.classes import BACKGROUND, BACKGROUND_COLOR, ClassTable, class_colors
-from ddep_hub.data.image_io import IMAGE_EXTENSIONS, images_below, is_tiff, opened_image
+from ddep_hub.data.image_io import IMAGE_EXTENSIONS, images_below, is_tiff, open_image
 from ddep_hub.image_conversion import ORIENTATIONS, orientation
 
 from .image_files import RawImage, image_size, read_image_file
@@ -63,7 +63,7 @@ def object_classes(names: Iterable[str]) -> ClassTable:
     return ClassTable((BACKGROUND, *names), (BACKGROUND_COLOR, *class_colors(len(names))))
 
 
-def counted(number: int, noun: str) -> str:
+def pluralize(number: int, noun: str) -> str:
     """A number and what it counts, such as "1 image" or "2,000 images"."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
@@ -139,7 +139,7 @@ class ImageFinder:
         """A line on missing images, if there are any."""
         if not self.missing:
             return []
-        return [f"{counted(len(self.missing), 'annotated image')} not found, such as {self.missing[0]}: skipped"]
+        return [f"{pluralize(len(self.missing), 'annotated image')} not found, such as {self.missing[0]}: skipped"]
 
 
 def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
@@ -181,7 +181,7 @@ def ellipse(x: float, y: float, rx: float, ry: float) -> tuple[float, ...]:
     return tuple(value for angle in angles for value in (x + rx * math.cos(angle), y + ry * math.sin(angle)))
 
 
-def turned(polygon: Sequence[float], degrees: float, x: float, y: float) -> tuple[float, ...]:
+def rotate_polygon(polygon: Sequence[float], degrees: float, x: float, y: float) -> tuple[float, ...]:
     """A polygon rotated about a point, clockwise as seen in the image."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     corners = (np.reshape(polygon, (-1, 2)) - (x, y)) @ [[cos, sin], [-sin, cos]] + (x, y)
@@ -207,7 +207,7 @@ def shapes_mask(image: Path | Image.Image, shapes: Sequence[Shape], size: tuple[
     rows, columns = image_size(picture, None if size is None else size[::-1])
     upright = stored_size = (columns, rows)
     if isinstance(image, Path) and isinstance(picture, Image.Image) and not is_tiff(image):  # none of these is turned
-        with opened_image(image) as stored:
+        with open_image(image) as stored:
             is_turned, left_right, top_bottom = ORIENTATIONS[orientation(stored)]
             stored_size = stored.size
     if size is not None and size not in (upright, stored_size):
@@ -314,6 +314,6 @@ class ObjectAnnotations:
             raise ValueError(f"{self.root}: no annotated image is left to use. {'; '.join(notes)}")
         if self.dropped:
             kinds = ", ".join(f"{count} {name}" for name, count in sorted(self.dropped.items()))
-            objects = counted(self.dropped.total(), "object")
+            objects = pluralize(self.dropped.total(), "object")
             notes.append(f"{objects} without a readable area ({kinds}): skipped")
         return Source(kind, object_classes(name for name, value in self.names.items() if value), self.examples, notes)

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from ddep_hub import DDePImageProcessor
+from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.utils.arguments import names_with
 from ddep_hub.utils.processes import on_main_process
 

@@ -17,8 +17,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ddep_hub import DDePConfig, DDePImageProcessor
 from ddep_hub.checkpoints import without_shared_memory
+from ddep_hub.configuration_ddep import DDePConfig
+from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.utils.files import atomic_dir, remove_dir
 
 from .optim import Tensors

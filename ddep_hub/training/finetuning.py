@@ -10,7 +10,6 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader
 
-from ddep_hub import DDePForSemanticSegmentation
 from ddep_hub.data.dataloading import AugmentedDataset, PairedDataset, bad_file, fingerprint_of, train_dataloader
 from ddep_hub.data.folders import matching_split
 from ddep_hub.data.image_datasets import images_fingerprint
@@ -26,6 +25,7 @@ from ddep_hub.data.unlabelled_transforms import UnlabelledTransform
 from ddep_hub.evaluation.counting import evaluate_segmentation
 from ddep_hub.evaluation.metrics import absent_message
 from ddep_hub.evaluation.visualization import segmentation_picture
+from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.pretrained import with_image_size
 from ddep_hub.utils.arguments import build_arguments
 from ddep_hub.utils.processes import own_state, sum_over_processes
@@ -156,7 +156,7 @@ class FinetuneTrainer(Trainer):
         self.statistics, _ = self._read_once(self.labelled, args.train_split, images=False)
         if not args.allow_empty_classes:
             check_classes(self.statistics)
-        self.validation = self._checked(validation)
+        self.validation = self._drop_bad_images(validation)
         self.fingerprint = fingerprint_of(self.labelled.fingerprint, classes.names, classes.ignore_index)
         self.data = f"{len(self.labelled)} images"
         self.facts = {"encoder_source": source, "evaluated": len(self.validation)}
@@ -232,7 +232,7 @@ class FinetuneTrainer(Trainer):
         self.accelerator.print(f"Classes in the {len(dataset)} images of `{split}`:\n{found.table()}")
         return found, dict(gather_object(list(broken.items())))
 
-    def _checked(self, validation: SegmentationDataset) -> SegmentationDataset:
+    def _drop_bad_images(self, validation: SegmentationDataset) -> SegmentationDataset:
         """The validation images without broken ones, so that training does not end on one; warns of absent classes.
 
         Raises:

@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from ddep_hub.utils.arguments import tracked
+from ddep_hub.utils.arguments import tracker_config
 from ddep_hub.utils.files import atomic_write, warn_on_write_error
 
 from .run_arguments import RunArguments
@@ -68,7 +68,7 @@ class MetricsLogger:
         self.listed = 0
         if args.report_to:
             purge = {"tensorboard": {"purge_step": step + 1}} if step and "tensorboard" in args.report_to else {}
-            accelerator.init_trackers("ddep_hub", config=tracked(args), init_kwargs=purge)
+            accelerator.init_trackers("ddep_hub", config=tracker_config(args), init_kwargs=purge)
 
     def write(self, row: dict[str, Any]) -> None:
         """Writes the metrics of a step. Trackers get nested ones by their path, such as `iou/sky`."""

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.data.image_datasets import MapSource, ShardedImages, open_images
 from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.data.samplers import example_seed
 from ddep_hub.data.statistics import ClassStatistics
 from ddep_hub.encoder_weights import needs_image_skip
 from ddep_hub.evaluation.inference import eval_mode
+from ddep_hub.modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.segmentation import class_logits
 
 from .arguments import FinetuneArguments

@@ -8,17 +8,14 @@ import torch
 from accelerate.utils import set_seed
 from torch import nn
 
-from ddep_hub import (
-    DDePConfig,
-    DDePForPreTraining,
-    DDePForSemanticSegmentation,
-    DDePImageProcessor,
-    DDePPreTrainedModel,
-)
+from ddep_hub.configuration_ddep import DDePConfig
 from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.statistics import Statistics, channel_statistics
 from ddep_hub.decoder import restore_weight_norms
 from ddep_hub.encoder_weights import encoder_source, needs_image_skip
+from ddep_hub.image_processing_ddep import DDePImageProcessor
+from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
+from ddep_hub.modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.pretrained import load_processor, processor_for_encoder, stored_config, with_channel_order
 
 from .arguments import FinetuneArguments, PretrainArguments

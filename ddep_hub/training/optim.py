@@ -17,7 +17,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
-from ddep_hub import DDePPreTrainedModel
+from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 
 from .run_arguments import RunArguments
 

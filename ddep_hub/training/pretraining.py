@@ -11,7 +11,6 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
-from ddep_hub import DDePForPreTraining
 from ddep_hub.data.dataloading import AugmentedDataset, bad_file, train_dataloader
 from ddep_hub.data.image_datasets import MapSource, ShardedImages, images_fingerprint, open_images
 from ddep_hub.data.image_io import BadFileError
@@ -26,6 +25,7 @@ from ddep_hub.denoising import sample_sigma
 from ddep_hub.encoder_weights import encoder_file, encoder_source
 from ddep_hub.evaluation.denoising import denoising_error, denoising_references
 from ddep_hub.evaluation.visualization import denoising_picture
+from ddep_hub.modeling_ddep import DDePForPreTraining
 from ddep_hub.pretrained import stored_config
 from ddep_hub.utils.arguments import build_arguments
 from ddep_hub.utils.files import resolve_data

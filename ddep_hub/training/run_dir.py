@@ -20,9 +20,11 @@ from huggingface_hub import HfApi
 from PIL import Image
 from transformers.utils import logging
 
-from ddep_hub import DDePForSemanticSegmentation, DDePImageProcessor, DDePPreTrainedModel
 from ddep_hub.hub.model_card import LOSS, PREDICTIONS, Kind, write_card, write_run_record
 from ddep_hub.hub.publish import prepare_repository, publish_folder
+from ddep_hub.image_processing_ddep import DDePImageProcessor
+from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
+from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.utils.files import atomic_dir, atomic_write, check_no_file, locked, warn_on_write_error
 from ddep_hub.utils.processes import on_parent_death
 

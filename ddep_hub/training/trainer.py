@@ -18,10 +18,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ddep_hub import DDePImageProcessor, DDePPreTrainedModel
 from ddep_hub.data.dataloading import reading
 from ddep_hub.data.samplers import example_seed
 from ddep_hub.hub.model_card import PREDICTIONS, Kind
+from ddep_hub.image_processing_ddep import DDePImageProcessor
+from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 from ddep_hub.utils.arguments import write_yaml
 from ddep_hub.utils.files import remove_dir
 from ddep_hub.utils.processes import build_accelerator, keep_freed_memory, on_main_process

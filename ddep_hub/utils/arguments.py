@@ -278,7 +278,7 @@ def write_yaml(arguments: Any, path: str | Path) -> None:
     atomic_write(Path(path), yaml.safe_dump(dataclasses.asdict(arguments), sort_keys=False))
 
 
-def tracked(arguments: Any) -> dict[str, int | float | str | bool]:
+def tracker_config(arguments: Any) -> dict[str, int | float | str | bool]:
     """All resolved arguments as trackers take them: lists and `None` as text."""
     values = dataclasses.asdict(arguments)
     return {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in values.items()}

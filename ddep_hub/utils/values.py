@@ -50,10 +50,10 @@ def convert(name: str, value: Any, hint: Any) -> Any:
         ValueError: The value is of another type; says what is allowed.
     """
     try:
-        return _converted(value, hint)
+        return _convert_value(value, hint)
     except (TypeError, ValueError, OverflowError, argparse.ArgumentTypeError):
         choices = [choice for kind in (hint, *typing.get_args(hint)) for choice in _choices(kind)]
-        got = did_you_mean(value, choices) if choices and isinstance(value, str) else f"{_shown(value)}."
+        got = did_you_mean(value, choices) if choices and isinstance(value, str) else f"{_format_value(value)}."
         raise ValueError(f"{name} must be {_in_words(hint)}, got {got}") from None
 
 
@@ -62,7 +62,7 @@ def _hints(cls: type[Dataclass]) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def _converted(value: Any, hint: Any) -> Any:
+def _convert_value(value: Any, hint: Any) -> Any:
     if isinstance(value, str):
         value = str.__str__(value)  # of NumPy's strings and of enums
     elif isinstance(value, os.PathLike):
@@ -76,7 +76,7 @@ def _converted(value: Any, hint: Any) -> Any:
         if isinstance(value, Mapping):
             raise TypeError
         values = [value] if isinstance(value, str) or not isinstance(value, Iterable) else value
-        return [_converted(item, typing.get_args(hint)[0]) for item in values]
+        return [_convert_value(item, typing.get_args(hint)[0]) for item in values]
     if choices := _choices(hint):
         if value not in choices:
             raise ValueError
@@ -128,6 +128,6 @@ def _in_words(hint: Any) -> str:
     return WORDS[kind][0] + end
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= LONGEST and "\n" not in text else f"a {type(value).__name__}"

@@ -12,7 +12,7 @@ from PIL import Image
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.image_io import decode_image
-from ddep_hub.data.preprocessing import AnyImage, Normalize, resize, resized_by, to_tensor
+from ddep_hub.data.preprocessing import AnyImage, Normalize, resize, resize_with_processor, to_tensor
 from ddep_hub.evaluation.denoising import restore, validation_noise
 from ddep_hub.evaluation.inference import InferenceOptions, predict_probabilities
 from ddep_hub.evaluation.predict import classes_of
@@ -105,7 +105,7 @@ def fitted(image: AnyImage, pixels: int) -> AnyImage:
 
 def processed(image: AnyImage, processor: DDePImageProcessor, **options: Any) -> torch.Tensor:
     """The `pixel_values` of an image, as in evaluation."""
-    return Normalize.from_processor(processor)(resized_by(processor, image, **options)[None]).contiguous()
+    return Normalize.from_processor(processor)(resize_with_processor(processor, image, **options)[None]).contiguous()
 
 
 def segment(image: AnyImage, name: str) -> Segmentation:

@@ -16,6 +16,7 @@ from ddep_hub.label_efficiency.report import (
     labels_needed,
     paired_difference,
     read_rows,
+    student_quantile,
     write_report,
 )
 
@@ -36,8 +37,8 @@ def test_differences_are_paired_by_seed():
     treated, baseline = Point(10, {0: 12.0, 1: 23.0, 3: 90.0}), Point(10, {1: 20.0, 0: 10.0, 2: 0.0})
     difference = paired_difference(treated, baseline)
     assert difference.by_seed == {0: 2.0, 1: 3.0} and difference.mean == 2.5
-    # Two seeds have three means: both at 2, one of each, both at 3.
-    assert difference.interval == (2.0, 3.0)
+    # The standard error is 0.5, and Student's quantile of one degree of freedom 12.706.
+    assert difference.interval == pytest.approx((2.5 - 6.353, 2.5 + 6.353), abs=1e-3)
     assert paired_difference(treated, Point(10, {7: 1.0})) is None
     assert paired_difference(Point(10, {0: 2.0}), Point(10, {0: 1.0})).interval is None
 
@@ -47,8 +48,14 @@ def test_the_interval_holds_the_mean_and_narrows_with_seeds():
     many = paired_difference(Point(1, {s: float(s % 3) for s in range(60)}), Point(1, dict.fromkeys(range(60), 0.0)))
     for difference in (few, many):
         assert difference.interval[0] < difference.mean == 1.0 < difference.interval[1]
-    # Standard error of 60 values of variance 2/3, times 1.96 on both sides.
-    assert many.interval[1] - many.interval[0] == pytest.approx(2 * 1.96 * math.sqrt(2 / 3 / 60), rel=0.05)
+    # Standard error of 60 values of variance 2/3, times the quantile of 59 degrees of freedom on both sides.
+    assert many.interval[1] - many.interval[0] == pytest.approx(2 * 2.001 * math.sqrt(2 / 3 / 59), rel=0.001)
+
+
+def test_student_quantile():
+    scipy = pytest.importorskip("scipy.stats", reason="scipy is not installed")
+    for freedom in range(1, 60):
+        assert abs(student_quantile(freedom) - scipy.t.ppf(0.975, freedom)) < 0.01
 
 
 def test_labels_needed_is_linear_in_the_logarithm():
@@ -170,5 +177,5 @@ def test_the_report_says_what_was_compared(tmp_path):
     study = Study(methods, {"1/4": 2, "1": 1})
     report = write_report(study, rows, tmp_path, title="Title")
     needed = "long: at most 40 (4.0x)"
-    assert f"| ddep | 1/4 = 10 | encoder | +10.50 [+10.00, +11.00] | +10.00, +11.00 | {needed} |" in report
+    assert f"| ddep | 1/4 = 10 | encoder | +10.50 [+4.15, +16.85] | +10.00, +11.00 | {needed} |" in report
     assert "| ddep | 1 = 40 | long | -2.00 | -2.00 | long: at most 40 (1.0x) |" in report

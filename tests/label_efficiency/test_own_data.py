@@ -14,7 +14,6 @@ from ddep_hub.label_efficiency.own_data import (
     advice,
     own_data_study,
     steps_within,
-    student_quantile,
 )
 from ddep_hub.label_efficiency.report import Row, read_rows
 from ddep_hub.label_efficiency.runner import check_data, chosen_study, compare
@@ -135,12 +134,6 @@ def test_advice():
     assert "random decoder: with 2 labels" in advice(rows(random=[50, 52, 51], target=[44, 46, 45]))
     assert "at least 3" in advice(rows(random=[50, 52], target=[60, 62]))
     assert "yet to compare with" in advice(rows(target=[60, 62, 61]))
-
-
-def test_student_quantile():
-    scipy = pytest.importorskip("scipy.stats", reason="scipy is not installed")
-    for freedom in range(1, 60):
-        assert abs(student_quantile(freedom) - scipy.t.ppf(0.975, freedom)) < 0.01
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import ddep_hub
 from ddep_hub.cli import main
 from ddep_hub.configuration_ddep import resolve
 from ddep_hub.data.splits import read_split_file
-from ddep_hub.preparation.selection import greedy_medoids, image_features, select, standardized
+from ddep_hub.preparation.selection import greedy_medoids, image_features, select, standardize
 
 
 KINDS = ("dark", "striped", "red")
@@ -170,7 +170,7 @@ def test_greedy_medoids_against_all_choices():
 def test_standardized_levels_weigh_the_same_and_constant_channels_nothing():
     generator = torch.Generator().manual_seed(0)
     images = [[torch.rand(3, generator=generator) * 100, torch.cat([torch.rand(6), torch.ones(2)])] for _ in range(9)]
-    table = standardized(images)
+    table = standardize(images)
     assert table.shape == (9, 11) and not table[:, 9:].any()
     variances = table.var(0, correction=0)
     assert variances[:3].sum() == pytest.approx(1) and variances[3:].sum() == pytest.approx(6 / 8)

@@ -10,7 +10,7 @@ from ddep_hub.training import logging as loss_curve
 from ddep_hub.training.logging import draw_loss
 
 
-def drawn(folder, losses):
+def object_pixels(folder, losses):
     """The picture of these losses, as an array; `None` where there is none."""
     rows = [{"step": 10 * (number + 1), "loss": loss} for number, loss in enumerate(losses)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -22,12 +22,12 @@ def drawn(folder, losses):
 
 def test_a_falling_loss_falls(tmp_path):
     pytest.importorskip("matplotlib", reason="extra `plots` is not installed")
-    inside = drawn(tmp_path, [1.0, 0.1, 0.01])[20:-60, 90:-20]
+    inside = object_pixels(tmp_path, [1.0, 0.1, 0.01])[20:-60, 90:-20]
     rows = [np.flatnonzero(column < 130).mean() for column in (inside[:, 20], inside[:, -21])]
     assert rows[0] + 100 < rows[1]  # row 0 is the top
 
 
 def test_no_picture_where_there_is_nothing_to_draw_or_to_draw_it_with(tmp_path, monkeypatch):
-    assert drawn(tmp_path, []) is None and drawn(tmp_path, [1.0]) is None
+    assert object_pixels(tmp_path, []) is None and object_pixels(tmp_path, [1.0]) is None
     monkeypatch.setattr(loss_curve, "find_spec", lambda name: None)
-    assert drawn(tmp_path, [1.0, 0.5]) is None
+    assert object_pixels(tmp_path, [1.0, 0.5]) is None

@@ -15,7 +15,7 @@ def smoothstep(values: Array, low: float, high: float) -> Array:
 
 
 @lru_cache(maxsize=256)
-def _between(length: int, cells: int) -> tuple[Array, Array, Array]:
+def _interpolation_points(length: int, cells: int) -> tuple[Array, Array, Array]:
     """For `length` places on a periodic line of `cells` values: the values before and after, and how far between."""
     place = (np.arange(length) + 0.5) * cells / length
     before = np.floor(place).astype(np.intp)
@@ -26,10 +26,10 @@ def _between(length: int, cells: int) -> tuple[Array, Array, Array]:
 def _stretch(grid: Array, height: int, width: int) -> Array:
     # Not a product with an interpolation matrix: threads of a BLAS library cost more than they save at this size,
     # and round differently from machine to machine.
-    before, after, rest = _between(height, grid.shape[0])
+    before, after, rest = _interpolation_points(height, grid.shape[0])
     lines = grid[before]
     lines += rest[:, None] * (grid[after] - lines)
-    before, after, rest = _between(width, grid.shape[1])
+    before, after, rest = _interpolation_points(width, grid.shape[1])
     picture = lines[:, before]
     picture += rest * (lines[:, after] - picture)
     return picture
