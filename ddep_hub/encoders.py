@@ -326,7 +326,10 @@ def encoder_mean_std(encoder_name: str) -> tuple[list[float], list[float]]:
     """Mean and standard deviation, of pixels in [0, 1], that the encoder's weights were trained with (timm's)."""
     cfg = timm.get_pretrained_cfg(encoder_name)
     if cfg is None:
-        raise ValueError(f"encoder_name: timm {timm.__version__} describes no weights for `{encoder_name}`.")
+        raise ValueError(
+            f"encoder_name: timm {timm.__version__} describes no weights for `{encoder_name}`, so their mean and std "
+            "are unknown. Pass image_mean and image_std."
+        )
     return list(cfg.mean), list(cfg.std)
 
 

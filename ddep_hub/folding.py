@@ -32,7 +32,7 @@ def fold_batch_norms(module: nn.Module, run: Callable[[nn.Module], list[torch.Te
     time, or a weight is not used as it is stored.
 
     Args:
-        module: A float32 network in eval mode; it is not changed.
+        module: A network in eval mode; it is not changed. In half precision it is returned as it is.
         run: Runs a network on an example and returns its outputs.
 
     Returns:
@@ -40,9 +40,11 @@ def fold_batch_norms(module: nn.Module, run: Callable[[nn.Module], list[torch.Te
     """
     if not any(type(child) in _NORMS for child in module.modules()):
         return module
+    if next(module.parameters()).dtype != torch.float32:
+        return module
     folded = copy.deepcopy(module)
     expected, pairs = _convolutions_before_norms(folded, run)
-    if not pairs or next(module.parameters()).dtype != torch.float32:
+    if not pairs:
         return module
     for norm, conv in pairs.items():
         _fold(conv, norm)

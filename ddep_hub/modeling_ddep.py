@@ -78,7 +78,9 @@ class DDePModel(DDePPreTrainedModel):
 
     def __init__(self, config: DDePConfig, encoder: nn.Module | None = None) -> None:
         super().__init__(config)
-        self.encoder = build_encoder(config) if encoder is None else encoder.to(torch.get_default_dtype())
+        # A given encoder may have been frozen by another model's pretraining.
+        self.encoder = (build_encoder(config) if encoder is None else encoder).to(torch.get_default_dtype())
+        self.encoder.train(self.training).requires_grad_(True)
         for module in self.encoder.modules():
             module._is_ddep_encoder = True
         # A new encoder is initialised in `initialize_weights`, where transformers expects the random draws.
@@ -196,15 +198,22 @@ class DDePForPreTraining(DDePPreTrainedModel):
         self.ddep = DDePModel(config, encoder)
         channels = self.ddep.decoder.out_channels + config.num_channels * config.image_skip
         self.noise_head = nn.Conv2d(channels, config.num_channels, kernel_size=3, padding=1)
+        self._has_frozen_encoder = config.freeze_encoder
         self.post_init()
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Sets the mode; a frozen encoder stays in eval mode and requires no gradients."""
+        """Sets the mode; a frozen encoder stays in eval mode and requires no gradients.
+
+        It does again once `config.freeze_encoder` was set to `False`: DDeP first, then DeP.
+        """
         super().train(mode)
         if self.config.freeze_encoder:
             # Here, not just in __init__: loading replaces the parameters and ends with .eval().
             self.ddep.encoder.eval().requires_grad_(False)
+        elif self._has_frozen_encoder:
+            self.ddep.encoder.requires_grad_(True)
+        self._has_frozen_encoder = self.config.freeze_encoder
         return self
 
     @can_return_tuple

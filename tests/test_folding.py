@@ -73,6 +73,8 @@ def test_what_cannot_be_folded_stays():
     assert fold_batch_norms(module, lambda network: [network(images)]) is module
     in_training = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     assert fold_batch_norms(in_training, lambda network: [network(images)]) is in_training
+    half = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval().bfloat16()
+    assert fold_batch_norms(half, lambda network: [network(images)]) is half
 
 
 def test_a_frozen_encoder_runs_folded_and_is_saved_as_it_was(tmp_path):

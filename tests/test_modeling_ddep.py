@@ -214,3 +214,26 @@ def test_labels_that_are_none_are_named(hybrid_config, labels, named):
     model = DDePForSemanticSegmentation(hybrid_config(num_labels=3))
     with pytest.raises(ValueError, match=named):
         model(torch.randn(2, 3, 40, 33), labels=labels)
+
+
+def test_an_encoder_trains_once_it_is_no_longer_frozen(conv_config):
+    """DDeP, then DeP with the same model, then fine-tuning with its encoder."""
+    model = DDePForPreTraining(conv_config())
+    assert not any(parameter.requires_grad for parameter in model.ddep.encoder.parameters())
+    model.config.freeze_encoder = False
+    model.train()
+    model(torch.randn(2, 3, 64, 64)).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.ddep.encoder.parameters())
+    next(model.ddep.encoder.parameters()).requires_grad_(False)  # by hand: stays
+    model.train()
+    assert not next(model.ddep.encoder.parameters()).requires_grad
+    frozen = DDePForPreTraining(conv_config())
+    finetuned = DDePForSemanticSegmentation(frozen.config, frozen.ddep.encoder)
+    assert finetuned.ddep.encoder.training and all(p.requires_grad for p in finetuned.parameters())
+
+
+def test_a_noise_level_that_was_changed_is_checked(conv_config):
+    model = DDePForPreTraining(conv_config())
+    model.config.sigma = -1
+    with pytest.raises(ValueError, match=r"sigma must be positive, or a range .* got -1"):
+        model(torch.randn(1, 3, 64, 64))

@@ -51,6 +51,29 @@ def make_sample(image: Image.Image | ChannelImage, mask: np.ndarray, path: str, 
     return {"image": image, "annotation": mask, "path": path, "annotation_path": mask_path}
 
 
+def check_sample(sample: Sample, classes: ClassTable, name: str) -> None:
+    """Checks a sample of somebody else's dataset.
+
+    Raises:
+        TypeError: `annotation` is not an array.
+        ValueError: It has not the image's size, or holds an id that is no class.
+    """
+    image, mask = sample["image"], sample["annotation"]
+    if not isinstance(mask, np.ndarray):
+        raise TypeError(f"data: `annotation` of {name} is a {type(mask).__name__}. Give an array (height, width).")
+    if mask.shape != (image.height, image.width):
+        raise ValueError(
+            f"data: `annotation` of {name} has shape {mask.shape}, but its image {image.height}x{image.width}."
+        )
+    known = {*range(classes.num_classes), classes.ignore_index}
+    unknown = sorted(set(np.unique(mask).tolist()) - known)
+    if unknown:
+        raise ValueError(
+            f"data: `annotation` of {name} holds {first_few(unknown)}: class ids are 0 to {classes.num_classes - 1}, "
+            f"and {classes.ignore_index} is ignored."
+        )
+
+
 class SizedDataset(Protocol):
     """What holds samples: a data set of this package, or any with a length and whole-number indices."""
 

@@ -1,6 +1,6 @@
 """A model's predictions over a labelled dataset, counted."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,12 +10,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from ddep_hub.data.dataloading import init_worker, reading
 from ddep_hub.data.preprocessing import EvalTransform
-from ddep_hub.data.segmentation_datasets import SegmentationDataset
+from ddep_hub.data.segmentation_datasets import (
+    HubSegmentation,
+    SegmentationDataset,
+    SegmentationFolder,
+    check_sample,
+)
 from ddep_hub.data.statistics import ClassStatistics
 from ddep_hub.utils.processes import sum_over_processes
 
 from .inference import InferenceOptions, eval_mode, predict
-from .metrics import BoundaryIoU, ConfusionMatrix
+from .metrics import ConfusionMatrix, Metric
 
 
 @torch.no_grad()
@@ -29,7 +34,7 @@ def count_pixels(
     num_workers: int = 0,
     accelerator: Accelerator | None = None,
     options: InferenceOptions | None = None,
-    boundary: BoundaryIoU | None = None,
+    metrics: Sequence[Metric] = (),
     statistics: ClassStatistics | None = None,
     on_prediction: Callable[[int, torch.Tensor], None] | None = None,
 ) -> ConfusionMatrix:
@@ -45,7 +50,7 @@ def count_pixels(
         accelerator: Splits the images over its processes; the counts are summed, so they do not depend on the number
             of processes.
         options: How to predict; whole images in one pass by default.
-        boundary: New counts on the model's device, to fill as well.
+        metrics: Further metrics without counts, to fill as well.
         statistics: New counts of the labels, to fill as well.
         on_prediction: Called with the index of a sample and its predicted class ids (H, W), in the process that
             predicted it.
@@ -70,15 +75,15 @@ def count_pixels(
             predicted = predict(model, normalize(pixels.to(device)), tuple(labels.shape[-2:]), options)
             labels = labels.to(device)
             matrix.update(predicted, labels)
-            if boundary is not None:
-                boundary.update(predicted, labels)
+            for metric in metrics:
+                metric.update(predicted, labels)
             if on_prediction is not None:
                 for image in predicted:
                     on_prediction(next(remaining), image)
     if accelerator is not None:
         matrix.counts = accelerator.reduce(matrix.counts, "sum")
-        if boundary is not None:
-            boundary.counts = accelerator.reduce(boundary.counts, "sum")
+        for metric in metrics:
+            metric.counts = accelerator.reduce(metric.counts, "sum")
         if statistics is not None:
             statistics.counts = sum_over_processes(accelerator, statistics.counts)
     return matrix
@@ -91,11 +96,8 @@ def evaluate_segmentation(
     normalize: Callable[[torch.Tensor], torch.Tensor],
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """Computes the metrics of [`ConfusionMatrix`], and of `boundary` if it is given; arguments of [`count_pixels`]."""
-    matrix = count_pixels(model, dataset, transform, normalize, **kwargs)
-    boundary: BoundaryIoU | None = kwargs.get("boundary")
-    labels = dataset.classes.labels
-    return matrix.compute(labels) | (boundary.compute(labels) if boundary else {})
+    """Computes the metrics of [`ConfusionMatrix`]; arguments of [`count_pixels`]."""
+    return count_pixels(model, dataset, transform, normalize, **kwargs).compute(dataset.classes.labels)
 
 
 class _Transformed(Dataset[dict[str, torch.Tensor]]):
@@ -105,7 +107,10 @@ class _Transformed(Dataset[dict[str, torch.Tensor]]):
         self.dataset, self.transform = dataset, transform
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return self.transform(self.dataset[index])
+        sample = self.dataset[index]
+        if not isinstance(self.dataset, SegmentationFolder | HubSegmentation):  # which have checked them
+            check_sample(sample, self.dataset.classes, self.dataset.sample_ids[index])
+        return self.transform(sample)
 
 
 def _batches(

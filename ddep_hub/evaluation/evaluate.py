@@ -147,7 +147,7 @@ def run_evaluation(
     model = accelerator.prepare_model(model, evaluation_mode=True)
     transform, normalize = EvalTransform.from_processor(processor), Normalize.from_processor(processor)
     options = args.options()
-    boundary = BoundaryIoU(classes.num_classes, classes.ignore_index, accelerator.device)
+    metrics = [BoundaryIoU(classes.num_classes, classes.ignore_index, accelerator.device)]
     statistics = ClassStatistics(classes.names, classes.ignore_index)
 
     def write_mask(index: int, predicted: torch.Tensor) -> None:
@@ -164,7 +164,7 @@ def run_evaluation(
         num_workers=args.dataloader_num_workers,
         accelerator=accelerator,
         options=options,
-        boundary=boundary,
+        metrics=metrics,
         statistics=statistics,
         on_prediction=write_mask if args.predictions else None,
     )
@@ -174,12 +174,13 @@ def run_evaluation(
             f"eval_split: no pixel of `{args.eval_split}` is labelled, so there is nothing to measure.{written} "
             "Check the masks, or use `ddep-hub predict` for images without labels."
         )
-    metrics = matrix.compute(names)
-    if metrics["absent_classes"] and accelerator.is_main_process:
-        logger.warning("%s", absent_message(metrics["absent_classes"], len(names), args.eval_split))
+    scores = matrix.compute(names)
+    if scores["absent_classes"] and accelerator.is_main_process:
+        logger.warning("%s", absent_message(scores["absent_classes"], len(names), args.eval_split))
+    for metric in metrics:
+        scores |= metric.compute(names)
     results = {
-        **metrics,
-        **boundary.compute(names),
+        **scores,
         "labelled_pixels": dict(zip(classes.names, statistics.pixels.tolist(), strict=True)),
         "labelled_images": dict(zip(classes.names, statistics.images.tolist(), strict=True)),
         "ignored_share": statistics.ignored_share,

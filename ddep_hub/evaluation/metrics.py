@@ -4,12 +4,30 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn import functional as F
 
 from ddep_hub.data.image_io import first_few
+
+
+class Metric(Protocol):
+    """A metric from counts over pixels; those of several processes add up.
+
+    Attributes:
+        counts: Integer tensor.
+    """
+
+    counts: torch.Tensor
+
+    def update(self, prediction: torch.Tensor, labels: torch.Tensor) -> None:
+        """Adds images: class ids (batch, H, W), and the same with `ignore_index`."""
+        ...
+
+    def compute(self, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """The values by name, from the counts of all images."""
+        ...
 
 
 class ConfusionMatrix:

@@ -66,8 +66,9 @@ def write_run_record(
         kind: What the run was.
         arguments: Its arguments, a dataclass. Paths are shortened to their last part, see `arg(path=True)`.
         results: The metrics, and `seconds` of training.
-        **facts: `encoder_source`; `images` in pretraining, their number in words; `evaluated` in fine-tuning, the
-            number of validation images, and `pretraining`, the record and results of a first stage.
+        **facts: `encoder_source`; in pretraining `images`, their number in words, and `method`, the objective in words
+            if it is not denoising; in fine-tuning `evaluated`, the number of validation images, and `pretraining`, the
+            record and results of a first stage.
     """
     values, paths = dataclasses.asdict(arguments), names_with(type(arguments), "path")
     defaults = dataclasses.asdict(type(arguments)())
@@ -262,6 +263,7 @@ def _template_values(folder: Path) -> dict[str, Any]:
     classes = [config.id2label[label] for label in sorted(config.id2label)]
     return {
         "kind": record["kind"],
+        "method": record.get("method"),
         "config": config,
         "record": record,
         "run": run,

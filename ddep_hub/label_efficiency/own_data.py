@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -144,9 +145,10 @@ def steps_within(args: StudyArguments, asked: Study) -> Steps:
     share = min(1.0, left / seconds)
     steps = Steps(round(share * longest.finetuning), round(share * longest.pretraining))
     if steps.finetuning < TIMED_STEPS:
+        least = around * (runs + pretrains) + seconds * (TIMED_STEPS + 1) / longest.finetuning
         raise ValueError(
-            f"minutes: {args.minutes:g} is too short for {runs} runs. Allow more, or compare fewer methods, labels "
-            "and seeds."
+            f"minutes: {args.minutes:g} is too short for {runs} runs, which take at least {math.ceil(least / 60)}. "
+            "Allow more, or compare fewer methods, labels and seeds."
         )
     if steps.finetuning < FEW_STEPS:
         print(

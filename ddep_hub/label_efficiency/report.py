@@ -298,8 +298,9 @@ def draw_figure(study: Study, points: Curves, path: Path, *, title: str) -> None
         raise ImportError("The figure needs matplotlib. Install it with `pip install ddep-hub[plots]`.") from error
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    ticks = {point.labelled: fraction for by in points.values() for fraction, point in by.items()}
-    most = {f: max(len(by[f].scores) for by in points.values() if f in by) for f in ticks.values()}
+    fractions = {fraction: point.labelled for by in points.values() for fraction, point in by.items()}
+    ticks = {number: fraction for fraction, number in fractions.items()}  # two fractions may be one number of images
+    most = {f: max(len(by[f].scores) for by in points.values() if f in by) for f in fractions}
     drawn = [method for method in study.methods if points.get(method.name)]
     for place, method in enumerate(drawn):
         shift = 1.04 ** (place - (len(drawn) - 1) / 2)  # side by side, or methods of equal scores hide each other

@@ -17,6 +17,7 @@ from ddep_hub.utils.processes import build_accelerator, on_main_process
 
 from .arguments import FinetuneArguments, PretrainArguments
 from .losses import unlabelled_sources
+from .models import channels_of_run
 from .pretraining import PretrainTrainer, report
 from .run_dir import check_run_dir
 from .trainer import TIMEOUT
@@ -58,7 +59,11 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset) -> st
         write_yaml(args, output / "config.yaml")
 
     # A program's first accelerator sets up its processes, including how long they wait for each other.
-    accelerator = build_accelerator(args.mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
+    accelerator = build_accelerator(
+        args.mixed_precision,
+        channels=channels_of_run(args),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
+    )
     on_main_process(accelerator, start)
     if args.pretraining_minutes is not None:
         arguments.max_steps = _steps_in(args.pretraining_minutes, arguments, labelled, accelerator)

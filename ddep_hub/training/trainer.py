@@ -29,7 +29,7 @@ from ddep_hub.utils.processes import build_accelerator, keep_freed_memory, on_ma
 
 from .checkpointer import Checkpointer
 from .logging import MetricsLogger
-from .models import check_single_image
+from .models import channels_of_run, check_single_image
 from .optim import Weights, build_optimizer, in_float32, rate_table, set_learning_rate, warmup_warning
 from .run_arguments import RunArguments, micro_batches, parse_time
 from .run_dir import (
@@ -97,6 +97,7 @@ class Trainer(Losses):
         self.args, self.output = args, Path(args.output_dir)
         self.accelerator = build_accelerator(
             args.mixed_precision,
+            channels=channels_of_run(args),
             log_with=args.report_to or None,
             project_dir=args.output_dir,
             kwargs_handlers=[

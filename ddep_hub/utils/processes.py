@@ -2,6 +2,8 @@
 
 import contextlib
 import ctypes
+import functools
+import logging
 import os
 import platform
 import random
@@ -17,6 +19,10 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import broadcast_object_list
+from torch.nn import functional
+
+
+logger = logging.getLogger(__name__)
 
 
 # From glibc's malloc.h.
@@ -42,15 +48,42 @@ def keep_freed_memory() -> bool:
     return min(mallopt(name, value) for name, value in settings) == 1
 
 
-def native_precision(device: torch.device) -> str:
+# Kernel and stride of the first convolutions of encoders: stems, and patches with and without overlap.
+_FIRST_CONVOLUTIONS = ((2, 2), (3, 2), (4, 4), (7, 4), (8, 8), (12, 12), (14, 14), (16, 16), (16, 8), (32, 32))
+
+
+@functools.cache
+def convolves_in_bf16(channels: int) -> bool:
+    """Whether this CPU convolves images of so many channels correctly in bfloat16.
+
+    With AMX, oneDNN does not for some even numbers of channels and kernels of 4 to 32 pixels, such as 4 channels and
+    patches of 16: the result is noise (torch 2.11 to 2.14). RGB images are not affected.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(1, channels, 128, 128, generator=generator)
+    for kernel, stride in _FIRST_CONVOLUTIONS:
+        weight = torch.randn(64, channels, kernel, kernel, generator=generator)
+        exact = functional.conv2d(images, weight, stride=stride)
+        rounded = functional.conv2d(images.bfloat16(), weight.bfloat16(), stride=stride)
+        if (rounded.float() - exact).norm() > 0.1 * exact.norm():
+            return False
+    return True
+
+
+def native_precision(device: torch.device, channels: int = 3) -> str:
     """Returns `"bf16"` for devices with units for products of bfloat16 matrices, else `"no"`.
 
     These are GPUs from Ampere on and CPUs with AMX. Elsewhere bfloat16 is emulated: hundreds of times slower on a CPU.
+
+    Args:
+        device: The device.
+        channels: Channels of the images, see [`convolves_in_bf16`].
     """
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases have none
-    return "bf16" if device.type == "cpu" and capabilities.get("amx_bf16") else "no"
+    has_amx = device.type == "cpu" and capabilities.get("amx_bf16")
+    return "bf16" if has_amx and convolves_in_bf16(channels) else "no"
 
 
 def launched_precision() -> str | None:
@@ -58,17 +91,24 @@ def launched_precision() -> str | None:
     return os.environ.get("ACCELERATE_MIXED_PRECISION")
 
 
-def build_accelerator(mixed_precision: str, **kwargs: Any) -> Accelerator:
+def build_accelerator(mixed_precision: str, *, channels: int = 3, **kwargs: Any) -> Accelerator:
     """Builds the accelerator of a run.
 
     Args:
         mixed_precision: `"no"`, `"bf16"` or `"fp16"`; `"auto"` for what `accelerate launch` has been told, or, without
             the launcher, for [`native_precision`].
+        channels: Channels of the images. A warning says if bfloat16 was asked for and is wrong for them.
         **kwargs: Passed on to `Accelerator`.
     """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if mixed_precision == "auto":
-        native = native_precision(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        mixed_precision = launched_precision() or native
+        mixed_precision = launched_precision() or native_precision(device, channels)
+    if mixed_precision == "bf16" and device.type == "cpu" and not convolves_in_bf16(channels):
+        logger.warning(
+            "mixed_precision: torch's bfloat16 convolutions of %d channels are wrong on this CPU for some encoders. "
+            "Use `no`.",
+            channels,
+        )
     state = AcceleratorState._shared_state
     if state and state.get("_mixed_precision") != mixed_precision:
         AcceleratorState._reset_state()  # an earlier run of this process, which had another format

@@ -375,6 +375,29 @@ def test_what_is_no_finetuned_model_is_named(call, hybrid_config, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("annotation", "error", "message"),
+    [
+        (np.full((96, 128), 77), ValueError, r"of a holds 77: class ids are 0 to \d, and 255 is ignored"),
+        (np.full((96, 128), -1), ValueError, "of a holds -1: class ids"),
+        (np.zeros((48, 64), int), ValueError, r"of a has shape \(48, 64\), but its image 96x128"),
+        (torch.zeros(96, 128), TypeError, r"of a is a Tensor\. Give an array \(height, width\)"),
+    ],
+)
+def test_samples_of_a_dataset_object_are_checked(annotation, error, message, folder):
+    class Own:
+        classes, sample_ids = SCENE_CLASSES, ["a"]
+
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return {"image": Image.new("RGB", (128, 96)), "annotation": annotation}
+
+    with pytest.raises(error, match=f"^data: `annotation` {message}"):
+        ddep_hub.evaluate(folder, Own())
+
+
+@pytest.mark.parametrize(
     "data",
     [[], {}, datasets.Dataset.from_dict({"image": [1]}), datasets.DatasetDict()],
     ids=["list", "dict", "Dataset", "DatasetDict"],

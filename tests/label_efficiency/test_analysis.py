@@ -168,6 +168,15 @@ def test_report_and_figure(tmp_path):
     assert write_report(Study(methods, {"1/2": 2}), rows, tmp_path, title="Title") == report
 
 
+def test_fractions_of_one_number_of_images(tmp_path):
+    """Of six images, 1/7 and 1/6 are one."""
+    pytest.importorskip("matplotlib", reason="extra `plots` is not installed")
+    methods = [Method("encoder", None, {}, True), Method("ddep", {}, {}, False)]
+    rows = [row(method.name, fraction, 0, 20, 1) for method in methods for fraction in ("1/7", "1/6")]
+    report = write_report(Study(methods, {"1/7": 1, "1/6": 1}), rows, tmp_path, title="Title")
+    assert "| 1/7 = 1 images | 1/6 = 1 images |" in report and (tmp_path / "figure.png").is_file()
+
+
 def test_the_report_says_what_was_compared(tmp_path):
     """The labels of a baseline that was measured from 40 images up are a bound; fewer seeds say so in the figure."""
     pytest.importorskip("matplotlib", reason="extra `plots` is not installed")

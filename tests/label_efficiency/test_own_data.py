@@ -104,7 +104,7 @@ def test_minutes_shorten_all_runs_alike(data, tmp_path, monkeypatch):
     assert steps_within(args, chosen_study(args)) == steps  # from the file: the clock would stop
     clock = iter([0.0, 19.0])
     args = arguments(data, tmp_path / "other", labels=[4], seeds=2, minutes=1.0)
-    with pytest.raises(ValueError, match=r"minutes: 1 is too short for \d+ runs"):
+    with pytest.raises(ValueError, match=r"minutes: 1 is too short for \d+ runs, which take at least \d+\. Allow"):
         steps_within(args, chosen_study(args))
     clock = iter([0.0, 13.0])
     args = arguments(data, tmp_path / "fewer", labels=[4], seeds=2, minutes=1.0, methods=[RANDOM])

@@ -12,8 +12,9 @@ from torch.overrides import _get_current_function_mode_stack
 from ddep_hub.training import step
 from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.optim import build_optimizer
+from ddep_hub.utils import processes
 from ddep_hub.utils.depthwise import FastDepthwise
-from ddep_hub.utils.processes import build_accelerator, native_precision
+from ddep_hub.utils.processes import build_accelerator, convolves_in_bf16, native_precision
 
 
 @pytest.fixture
@@ -37,6 +38,26 @@ def test_the_format_follows_the_cpu(amx, wanted, monkeypatch, fresh_state):
     assert build_accelerator("no").mixed_precision == "no"
     assert build_accelerator("bf16").mixed_precision == "bf16"
     assert build_accelerator("auto").mixed_precision == "no"
+
+
+def test_channels_that_the_cpu_convolves_wrongly_in_bfloat16(monkeypatch, fresh_state, caplog):
+    """oneDNN's AMX kernels return noise for some numbers of channels; whether this CPU's do is not known here."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    exact = torch.nn.functional.conv2d
+
+    def convolve(images, weight, **options):
+        wrong = images.dtype == torch.bfloat16 and images.shape[1] == 4 and weight.shape[-1] == 16
+        return exact(images.float(), weight.float() * (-1 if wrong else 1), **options).to(images.dtype)
+
+    monkeypatch.setattr(processes.functional, "conv2d", convolve)
+    convolves_in_bf16.cache_clear()
+    assert build_accelerator("auto", channels=4).mixed_precision == "no" and not caplog.text
+    assert build_accelerator("bf16", channels=4).mixed_precision == "bf16"
+    assert "bfloat16 convolutions of 4 channels are wrong on this CPU" in caplog.text
+    assert build_accelerator("auto", channels=5).mixed_precision == "bf16"
+    convolves_in_bf16.cache_clear()
 
 
 PROGRAM = """

@@ -24,7 +24,7 @@ from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.logging import read_metrics
 from ddep_hub.training.models import finetuning_model
-from ddep_hub.training.pretraining import pretrain
+from ddep_hub.training.pretraining import PretrainTrainer, pretrain
 from ddep_hub.utils.arguments import parse_arguments
 
 
@@ -254,6 +254,38 @@ def test_other_ways_to_pretrain(fields, scenes, tiny, tmp_path):
         if name in fields:
             assert getattr(config, name) == fields[name]
     assert all(row["grad_norm"] > 0 for row in read_metrics(tmp_path / "run" / "metrics.jsonl"))
+
+
+def test_another_objective_is_one_class(scenes, tiny, tmp_path):
+    """As docs/extending.md says: half of each image is grey, and the decoder fills it in."""
+
+    class MaskedTrainer(PretrainTrainer):
+        def __init__(self, args):
+            super().__init__(args)
+            self.facts["method"] = "the decoder fills in the masked half of an image"
+
+        def loss_sums(self, model, batch, step, positions):
+            return [self.error(model, self.normalize(batch["pixel_values"])) * batch["pixel_values"].numel()]
+
+        def error(self, model, images):
+            masked = images.clone()
+            masked[..., : images.shape[-1] // 2] = 0
+            noise = torch.zeros_like(images)
+            return (model(pixel_values=masked, noise=noise).prediction - images).square().mean()
+
+        def evaluate(self, model):
+            with torch.no_grad():
+                return {"masked_error": float(self.error(model.eval(), self.validation))}
+
+        def score(self, results):
+            return -results["masked_error"]
+
+    args = pretrain_arguments(tmp_path / "run", scenes, tiny, prediction_type="sample", eval_steps=2)
+    results = MaskedTrainer(args).run()
+    card = (tmp_path / "run" / "final" / "README.md").read_text()
+    assert f"| masked_error | {results['masked_error']:.4f} |" in card
+    assert "with another objective: the decoder fills in the masked half" in card and "noise" not in card
+    assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
 
 
 def test_other_ways_to_finetune(scenes, tiny, tmp_path, capsys):
