@@ -35,7 +35,7 @@ from PIL import Image, ImageOps
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation
-from ddep_hub.data.image_io import images_below
+from ddep_hub.data.image_io import list_images
 from ddep_hub.encoder_weights import encoder_file
 from ddep_hub.training.arguments import PretrainArguments
 from ddep_hub.training.logging import read_metrics
@@ -74,7 +74,7 @@ def pack(args: argparse.Namespace) -> None:
     output: Path = args.output
     output.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(encoder_file("pypi"), output / "encoder.safetensors")
-    files = images_below(args.images)
+    files = list_images(args.images)
     used, packed = (output / "encoder.safetensors").stat().st_size, 0
     with tarfile.open(output / "images.tar", "w") as archive:
         for number, file in enumerate(files):

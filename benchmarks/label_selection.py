@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ddep_hub.data.image_io import images_below
+from ddep_hub.data.image_io import list_images
 from ddep_hub.preparation.selection import greedy_medoids, image_features, standardize
 
 
@@ -36,7 +36,7 @@ COLUMNS = ["data", "labels", "choice", "seed", "options", "mean_iou", "seconds"]
 @cache
 def features_of(folder: Path) -> dict[Path, list[torch.Tensor]]:
     """Features of each image of a folder, as `ddep-hub select` computes them."""
-    return image_features([folder / name for name in images_below(folder)], "ddep-efficientnet-lite0", None, 224)
+    return image_features([folder / name for name in list_images(folder)], "ddep-efficientnet-lite0", None, 224)
 
 
 def selected(data: Path, number: int, seed: int) -> list[str]:
@@ -53,7 +53,7 @@ def selected(data: Path, number: int, seed: int) -> list[str]:
 def cropped(data: Path, part: Fraction, seed: int, folder: Path) -> Path:
     """Writes a data set whose one labelled image is a random part of a random one of `data`."""
     random = np.random.default_rng(seed)
-    names = images_below(data / "images" / "train")
+    names = list_images(data / "images" / "train")
     name = names[random.integers(len(names))]
     with Image.open(data / "images" / "train" / name) as image:
         width, height = (round(side * float(part) ** 0.5) for side in image.size)

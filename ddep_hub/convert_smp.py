@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ddep_hub.configuration_ddep import DDePConfig
-from ddep_hub.data.image_io import first_few
+from ddep_hub.data.image_io import format_list
 from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.decoder import decoder_channels
 from ddep_hub.encoder_weights import hash_weights
@@ -226,5 +226,5 @@ def _match_names(wanted: Iterable[str], state: Mapping[str, torch.Tensor]) -> di
     names = {name: name.replace(".", "_") for name in wanted}
     missing = [name for name, plain in names.items() if plain not in by_plain_name]
     if missing:
-        raise RuntimeError(f"there are no weights for {first_few(missing, 3)}")
+        raise RuntimeError(f"there are no weights for {format_list(missing, 3)}")
     return {name: by_plain_name[plain] for name, plain in names.items()}

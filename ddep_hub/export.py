@@ -18,8 +18,8 @@ from torch._dynamo.exc import UserError
 from torch.export import Dim
 
 from ddep_hub.configuration_ddep import __version__
-from ddep_hub.data.classes import names_in_order
-from ddep_hub.data.preprocessing import Normalize, normalization_of
+from ddep_hub.data.classes import ordered_names
+from ddep_hub.data.preprocessing import Normalize, get_normalization
 from ddep_hub.data.synthetic import render_scene
 from ddep_hub.evaluation.predict import processor_of
 from ddep_hub.folding import fold_batch_norms
@@ -99,7 +99,7 @@ def export(
     sizes = (
         [size] if size else [(3 * stride - 5, 4 * stride - 3), (2 * stride, 3 * stride), (5 * stride + 1, stride + 1)]
     )
-    (mean, std, rescale_factor), normalize = normalization_of(processor), Normalize.from_processor(processor)
+    (mean, std, rescale_factor), normalize = get_normalization(processor), Normalize.from_processor(processor)
     images = [scenes(each, max(BATCHES), config.num_channels, normalize) for each in sizes]
     # In its fastest form; the written file is compared with the original model.
     fast = copy.deepcopy(model).to(memory_format=torch.channels_last)
@@ -139,7 +139,7 @@ def export(
             **({"channel_order": processor.channel_order} if processor.channel_order else {}),
             "resize": resize or None,
             **({"resample": Resampling(processor.resample).name.lower()} if resize and processor.resample else {}),
-            "classes": names_in_order(config.id2label),
+            "classes": ordered_names(config.id2label),
             "checked": checked,
             "versions": {"ddep_hub": __version__, "torch": torch.__version__},
         }

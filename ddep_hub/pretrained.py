@@ -12,7 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers.utils import logging
 
 from .configuration_ddep import DDePConfig, model_card_folders, resolve
-from .data.preprocessing import normalization_of
+from .data.preprocessing import get_normalization
 from .encoders import encoder_mean_std
 from .image_conversion import validate_channel_order
 from .image_processing_ddep import DDePImageProcessor
@@ -177,7 +177,7 @@ def load_processor(source: str | Path, config: DDePConfig, **hub: Any) -> DDePIm
     if has_processor:
         try:
             processor = DDePImageProcessor.from_pretrained(folder, **hub)
-            mean, std, _ = normalization_of(processor)
+            mean, std, _ = get_normalization(processor)
             numbers = {1, 3, config.num_channels}
             if not (np.isfinite([*mean, *std]).all() and all(std) and {len(mean), len(std)} <= numbers):
                 raise ValueError(

@@ -13,7 +13,7 @@ from ddep_hub import DDePConfig, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub import export as exporting
 from ddep_hub.cli import main
 from ddep_hub.data.classes import write_class_table
-from ddep_hub.data.image_io import BadFileError, decode_image, images_below
+from ddep_hub.data.image_io import BadFileError, decode_image, list_images
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.statistics import channel_statistics
 from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
@@ -297,9 +297,9 @@ def test_a_shipped_decoder_serves_other_channels(microscopy, tmp_path):
 
 def test_arrays_beside_pictures_are_no_images(tmp_path, caplog):
     np.save(tmp_path / "a.npy", PIXELS)
-    assert images_below(tmp_path) == ["a.npy"]
+    assert list_images(tmp_path) == ["a.npy"]
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    assert images_below(tmp_path) == ["a.png"]
+    assert list_images(tmp_path) == ["a.png"]
     assert "skipping 1 files" in caplog.text and "a.npy" in caplog.text
 
 

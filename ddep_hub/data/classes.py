@@ -18,7 +18,7 @@ BACKGROUND, BACKGROUND_COLOR = "background", (64, 64, 64)
 Value = TypeVar("Value")
 
 
-class _OthersIgnored(dict[Value, int]):
+class _IgnoreDefaultDict(dict[Value, int]):
     """A mapping that gives the ignore value for all other values or colours."""
 
     def __init__(self, known: Mapping[Value, int], ignore_index: int) -> None:
@@ -64,9 +64,9 @@ class ClassTable:
             self._add_background()
         if len(self.colors) != len(self.names):
             raise ValueError(f"colors has {len(self.colors)} entries for {len(self.names)} names; give one per class")
-        repeated = sorted({name for name in self.names if self.names.count(name) > 1})
-        if repeated:
-            raise ValueError(f"names holds {repeated} more than once; give every class its own name")
+        duplicates = sorted({name for name in self.names if self.names.count(name) > 1})
+        if duplicates:
+            raise ValueError(f"names holds {duplicates} more than once; give every class its own name")
         for name, color in zip(self.names, self.colors, strict=True):
             if len(color) != 3 or not all(0 <= channel <= 255 for channel in color):
                 raise ValueError(f"color of {name!r} is {color}; give three numbers in 0..255")
@@ -82,16 +82,16 @@ class ClassTable:
         if self.mask_values and len(self.mask_values) != len(self.names):
             raise ValueError("mask_values is given for some classes only; give it for each of them")
         values = [value for group in self.mask_values for value in group]
-        twice = sorted({value for value in values if values.count(value) > 1})
-        if twice:
-            raise ValueError(f"mask_values {twice} belong to more than one class; give each value to one")
+        duplicate_values = sorted({value for value in values if values.count(value) > 1})
+        if duplicate_values:
+            raise ValueError(f"mask_values {duplicate_values} belong to more than one class; give each value to one")
 
     def _add_background(self) -> None:
         if self.names[0] == "background":
             raise ValueError("the only class is 'background'; name the class to segment against it")
         values = self.mask_values and ((() if 0 in self.mask_values[0] else (0,)), *self.mask_values)
-        more = {"names": ("background", *self.names), "colors": ((0, 0, 0), *self.colors), "mask_values": values}
-        for field, value in (more | {"single": True}).items():
+        fields = {"names": ("background", *self.names), "colors": ((0, 0, 0), *self.colors), "mask_values": values}
+        for field, value in (fields | {"single": True}).items():
             object.__setattr__(self, field, value)  # the class is frozen
 
     @property
@@ -99,17 +99,17 @@ class ClassTable:
         """Class id of every mask value, `None` where the values are the ids."""
         if not self.mask_values:
             return None
-        known = {value: index for index, group in enumerate(self.mask_values) for value in group}
-        known.setdefault(self.ignore_index, self.ignore_index)
-        return _OthersIgnored(known, self.ignore_index) if self.ignore_other_values else known
+        mapping = {value: index for index, group in enumerate(self.mask_values) for value in group}
+        mapping.setdefault(self.ignore_index, self.ignore_index)
+        return _IgnoreDefaultDict(mapping, self.ignore_index) if self.ignore_other_values else mapping
 
     @property
     def mask_colors(self) -> Mapping[Color, int] | None:
         """Class id of every colour of a mask, `None` where masks hold no colours."""
         if not self.read_colors or len(set(self.colors)) < len(self.colors):
             return None
-        known = {color: index for index, color in enumerate(self.colors)}
-        return _OthersIgnored(known, self.ignore_index) if self.ignore_other_values else known
+        mapping = {color: index for index, color in enumerate(self.colors)}
+        return _IgnoreDefaultDict(mapping, self.ignore_index) if self.ignore_other_values else mapping
 
     @property
     def num_classes(self) -> int:
@@ -132,7 +132,7 @@ class ClassTable:
         return {name: index for index, name in enumerate(self.labels)}
 
 
-def names_in_order(id2label: Mapping[int, str]) -> tuple[str, ...]:
+def ordered_names(id2label: Mapping[int, str]) -> tuple[str, ...]:
     """Names of the classes 0..n-1 of a model, from its configuration's `id2label`."""
     return tuple(id2label[index] for index in range(len(id2label)))
 
@@ -170,23 +170,27 @@ def read_class_table(path: str | Path) -> ClassTable:
         raise ValueError(f"{path} is not valid JSON ({error}); correct the file") from error
     ignore_index, other_values = 255, "error"
     if isinstance(content, dict) and "classes" in content:
-        ignore_index = _integer(content.get("ignore_index", 255), path, "ignore_index")
+        ignore_index = _parse_int(content.get("ignore_index", 255), path, "ignore_index")
         other_values = content.get("other_values", "error")
         if other_values not in ("error", "ignore"):
             raise ValueError(f'{path}: other_values is {other_values!r}; set "error" or "ignore"')
         entries = content["classes"]
         _check_keys(content, ("classes", "ignore_index", "other_values"), path, "")
         if not isinstance(entries, list):
-            raise ValueError(f"{path}: key 'classes' must be a list of {{id, name, color}}, not {_kind(entries)}")
+            raise ValueError(
+                f"{path}: key 'classes' must be a list of {{id, name, color}}, not {_describe_type(entries)}"
+            )
     elif isinstance(content, dict):
-        entries = [{"id": _integer_key(key, path), "name": name} for key, name in content.items()]
+        entries = [{"id": _parse_class_id(key, path), "name": name} for key, name in content.items()]
     elif isinstance(content, list):
         entries = [{"id": index, "name": name} for index, name in enumerate(content)]
     else:
-        raise ValueError(f"{path} holds {_kind(content)}; it must be an object with key 'classes' or a list of names")
-    names, colors = _in_order(entries, path)
+        raise ValueError(
+            f"{path} holds {_describe_type(content)}; it must be an object with key 'classes' or a list of names"
+        )
+    names, colors = _parse_entries(entries, path)
     ordered = sorted(entries, key=lambda entry: entry["id"])
-    groups = tuple(_mask_values(entry["mask_values"], path) for entry in ordered if "mask_values" in entry)
+    groups = tuple(_parse_mask_values(entry["mask_values"], path) for entry in ordered if "mask_values" in entry)
     try:
         return ClassTable(
             names=names,
@@ -222,9 +226,9 @@ def write_class_table(table: ClassTable, path: str | Path) -> None:
     Path(path).write_text(text + "\n", encoding="utf-8")
 
 
-def _mask_values(value: Any, path: Path) -> tuple[int, ...]:
+def _parse_mask_values(value: Any, path: Path) -> tuple[int, ...]:
     values = value if isinstance(value, list) else [value]
-    return tuple(_integer(number, path, "mask_values") for number in values)
+    return tuple(_parse_int(number, path, "mask_values") for number in values)
 
 
 def colorize(mask: np.ndarray, table: ClassTable) -> np.ndarray:
@@ -245,24 +249,24 @@ def colorize(mask: np.ndarray, table: ClassTable) -> np.ndarray:
     ignored = mask == table.ignore_index
     unknown = ~ignored & ((mask < 0) | (mask >= table.num_classes))
     if unknown.any():
-        found = np.unique(mask[unknown]).tolist()
-        raise ValueError(f"mask holds {found[:10]}, outside the class ids 0..{table.num_classes - 1}")
+        unknown_ids = np.unique(mask[unknown]).tolist()
+        raise ValueError(f"mask holds {unknown_ids[:10]}, outside the class ids 0..{table.num_classes - 1}")
     palette = np.array([*table.colors, (0, 0, 0)], dtype=np.uint8)
     return palette[np.where(ignored, table.num_classes, mask)]
 
 
-def _in_order(entries: list[Any], path: Path) -> tuple[tuple[str, ...], tuple[Color, ...]]:
+def _parse_entries(entries: list[Any], path: Path) -> tuple[tuple[str, ...], tuple[Color, ...]]:
     names: dict[int, str] = {}
-    given: dict[int, Color] = {}
+    colors_by_id: dict[int, Color] = {}
     for position, entry in enumerate(entries):
         key = f"classes[{position}]"
         if not isinstance(entry, dict):
-            raise ValueError(f"{path}: {key} is {_kind(entry)}; it must be an object with keys id and name")
+            raise ValueError(f"{path}: {key} is {_describe_type(entry)}; it must be an object with keys id and name")
         for field in ("id", "name"):
             if field not in entry:
                 raise ValueError(f"{path}: {key} has no key {field!r}; add it")
         _check_keys(entry, ("id", "name", "color", "mask_values"), path, f"{key}.")
-        index = _integer(entry["id"], path, f"{key}.id")
+        index = _parse_int(entry["id"], path, f"{key}.id")
         if index in names:
             raise ValueError(f"{path}: {key}.id is {index}, the id of an earlier class; ids must not repeat")
         name = entry["name"]
@@ -272,33 +276,33 @@ def _in_order(entries: list[Any], path: Path) -> tuple[tuple[str, ...], tuple[Co
             raise ValueError(f"{path}: {key}.name is {name!r}; leave out line breaks and other control characters")
         names[index] = name
         if entry.get("color") is not None:
-            given[index] = _color(entry["color"], path, f"{key}.color")
+            colors_by_id[index] = _parse_color(entry["color"], path, f"{key}.color")
     if not names:
         raise ValueError(f"{path} lists no classes; add at least one under key 'classes'")
     if list(names) == [1]:  # the value of a single class in masks
-        names, given = {0: names[1]}, ({0: given[1]} if given else {})
+        names, colors_by_id = {0: names[1]}, ({0: colors_by_id[1]} if colors_by_id else {})
     if sorted(names) != list(range(len(names))):
         missing = sorted(set(range(len(names))) - set(names))
-        wrong = next(index for index in names if not 0 <= index < len(names))
+        invalid_id = next(index for index in names if not 0 <= index < len(names))
         raise ValueError(
             f"{path}: ids must be 0..{len(names) - 1} without gaps; key 'id' is missing {missing[:10]}. If the masks "
-            f'hold other values, give them to the classes: {{"id": {missing[0]}, "mask_values": {wrong}, ...}}'
+            f'hold other values, give them to the classes: {{"id": {missing[0]}, "mask_values": {invalid_id}, ...}}'
         )
     for index, name in names.items():
-        if name.lower() == BACKGROUND and index not in given and BACKGROUND_COLOR not in given.values():
-            given[index] = BACKGROUND_COLOR
-    spare = iter(_palette(2 * len(names) + 1, avoid=set(given.values())))
-    colors = tuple(given[index] if index in given else next(spare) for index in range(len(names)))
+        if name.lower() == BACKGROUND and index not in colors_by_id and BACKGROUND_COLOR not in colors_by_id.values():
+            colors_by_id[index] = BACKGROUND_COLOR
+    spare_colors = iter(_make_palette(2 * len(names) + 1, avoid=set(colors_by_id.values())))
+    colors = tuple(colors_by_id[index] if index in colors_by_id else next(spare_colors) for index in range(len(names)))
     return tuple(names[index] for index in range(len(names))), colors
 
 
-def _check_keys(entry: Mapping[str, Any], known: Sequence[str], path: Path, where: str) -> None:
+def _check_keys(entry: Mapping[str, Any], known: Sequence[str], path: Path, prefix: str) -> None:
     """Refuses keys that are known ones misspelt, which would be without effect; other keys are of other programs."""
     for key in entry:
-        close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
-        close += ["ignore_index"] if key.startswith("ignore") and "ignore_index" in known else []
-        if key not in known and close and close[0] not in entry:
-            raise ValueError(f"{path}: {where}{key} is not a known key; did you mean {close[0]}?")
+        matches = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+        matches += ["ignore_index"] if key.startswith("ignore") and "ignore_index" in known else []
+        if key not in known and matches and matches[0] not in entry:
+            raise ValueError(f"{path}: {prefix}{key} is not a known key; did you mean {matches[0]}?")
 
 
 def class_colors(number: int) -> tuple[Color, ...]:
@@ -310,40 +314,40 @@ def class_colors(number: int) -> tuple[Color, ...]:
     Returns:
         Colours that differ from each other and from black.
     """
-    return tuple(_palette(number, avoid=set()))
+    return tuple(_make_palette(number, avoid=set()))
 
 
-def _palette(number: int, avoid: set[Color]) -> list[Color]:
+def _make_palette(number: int, avoid: set[Color]) -> list[Color]:
     """Colours that differ from each other and from `avoid`; none is black, which stands for ignored pixels."""
-    found: list[Color] = []
+    colors: list[Color] = []
     step = 0
-    while len(found) < number:
+    while len(colors) < number:
         # Golden-ratio steps around the colour wheel stay away from earlier hues for long; brightness and saturation
         # change with other periods, which keeps the colours of long palettes distinct too.
         hue = step * 0.618033988749895 % 1.0
         red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.55, 0.7)[step % 3], (0.95, 0.75, 0.55, 0.85)[step % 4])
         color = (round(255 * red), round(255 * green), round(255 * blue))
         if color not in avoid:
-            found.append(color)
+            colors.append(color)
             avoid = avoid | {color}
         step += 1
-    return found
+    return colors
 
 
-def _color(value: Any, path: Path, key: str) -> Color:
+def _parse_color(value: Any, path: Path, key: str) -> Color:
     if not isinstance(value, list) or len(value) != 3:
         raise ValueError(f"{path}: {key} is {value!r}; give three numbers in 0..255")
-    red, green, blue = (_integer(channel, path, key) for channel in value)
+    red, green, blue = (_parse_int(channel, path, key) for channel in value)
     return red, green, blue
 
 
-def _integer(value: Any, path: Path, key: str) -> int:
+def _parse_int(value: Any, path: Path, key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{path}: {key} must be a whole number, not {value!r}")
     return value
 
 
-def _integer_key(key: str, path: Path) -> int:
+def _parse_class_id(key: str, path: Path) -> int:
     if not (key.isascii() and key.isdigit()):
         raise ValueError(
             f"{path}: key {key!r} is neither 'classes' nor a class id; see read_class_table for the shapes"
@@ -351,6 +355,6 @@ def _integer_key(key: str, path: Path) -> int:
     return int(key)
 
 
-def _kind(value: Any) -> str:
+def _describe_type(value: Any) -> str:
     kinds = {dict: "an object", list: "a list", str: "a text", type(None): "null"}
     return kinds.get(type(value), f"the value {value!r}")

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from ddep_hub.utils.processes import on_parent_death
 
 from .image_io import BadFileError
-from .samplers import seeded
+from .samplers import seed_rng
 from .segmentation_datasets import Sample, SizedDataset
 
 
@@ -56,18 +56,18 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
         skipped: list[str] = []
         while True:
             try:
-                example = self._example(epoch, (index + len(skipped)) % len(self.samples))
+                example = self._load_example(epoch, (index + len(skipped)) % len(self.samples))
             except (BadFileError, OSError) as error:  # also files that the system does not let us read
                 if not self.skip_bad_files:
                     raise
-                skipped.append(bad_file(error))
+                skipped.append(bad_file_path(error))
                 if len(skipped) == len(self.samples):
                     raise BadFileError(f"All {len(skipped)} files are broken, the last one: {error}") from error
             else:
                 return {**example, "skipped": skipped}
 
-    def _example(self, epoch: int, index: int) -> dict[str, Any]:
-        with seeded(self.seed, epoch, index):
+    def _load_example(self, epoch: int, index: int) -> dict[str, Any]:
+        with seed_rng(self.seed, epoch, index):
             sample = self.samples[index]
             return {**self.transform(sample), "path": str(sample.get("path", index))}
 
@@ -92,7 +92,7 @@ class PairedDataset(Dataset[dict[str, Any]]):
         return {**unlabelled, "unlabelled": unlabelled["pixel_values"], **labelled, "skipped": skipped}
 
 
-def bad_file(error: BadFileError | OSError) -> str:
+def bad_file_path(error: BadFileError | OSError) -> str:
     """The file that an error is about."""
     return str(error.path if isinstance(error, BadFileError) else error.filename) or str(error)
 
@@ -113,19 +113,19 @@ def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 SECONDS_AFTER_SIGTERM = 120
 
 
-def init_worker(worker: int) -> None:
+def init_worker(worker_id: int) -> None:
     """For a `DataLoader`: a signal to all of a job's processes must not end its workers before the main process.
 
     A worker ends a second after the main process; a worker that hangs, some time after SIGTERM.
     """
 
-    def end_later(number: int, frame: FrameType | None) -> None:
+    def schedule_exit(signum: int, frame: FrameType | None) -> None:
         timer = threading.Timer(SECONDS_AFTER_SIGTERM, os._exit, [1])
         timer.daemon = True
         timer.start()
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, end_later)
+    signal.signal(signal.SIGTERM, schedule_exit)
     on_parent_death(lambda: os._exit(1))
 
 
@@ -140,10 +140,10 @@ def train_dataloader(
         num_workers: Processes that read; 0 reads in this one.
         device: Where the batches go.
     """
-    batches: dict[str, Any] = {"batch_size": None} if sampler is None else {"batch_sampler": sampler}
+    batch_options: dict[str, Any] = {"batch_size": None} if sampler is None else {"batch_sampler": sampler}
     return DataLoader(
         dataset,
-        **batches,
+        **batch_options,
         collate_fn=None if sampler is None else collate,
         num_workers=num_workers,
         worker_init_fn=init_worker,
@@ -151,13 +151,13 @@ def train_dataloader(
     )
 
 
-def fingerprint_of(*parts: Any) -> str:
+def compute_fingerprint(*parts: Any) -> str:
     """Short hash of what makes up the data of a run."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager
-def reading(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
+def iterate_batches(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
     """Iterates over a dataloader whose workers end with the block, and not at the end of the program.
 
     Args:

@@ -70,14 +70,14 @@ def get_dataset_info(name: str) -> DatasetInfo:
     Raises:
         ValueError: The name is unknown; the message lists the known ones.
     """
-    entries = _entries()
+    entries = _load_registry()
     if name not in entries:
         raise ValueError(f"data set {name!r} is unknown; choose one of {', '.join(entries)}")
     entry = entries[name]
     evaluation = entry["evaluation"]
     classes = ClassTable(
         names=tuple(class_name for class_name, _ in entry["classes"]),
-        colors=tuple(_color(text) for _, text in entry["classes"]),
+        colors=tuple(_parse_color(text) for _, text in entry["classes"]),
         ignore_index=entry["ignore_index"],
     )
     return DatasetInfo(
@@ -86,7 +86,7 @@ def get_dataset_info(name: str) -> DatasetInfo:
         home_page=entry["home_page"],
         terms=entry["terms"],
         classes=classes,
-        mapping=_mapping(entry["raw_values"], classes),
+        mapping=_make_mapping(entry["raw_values"], classes),
         splits=entry["splits"],
         crop_size=entry["crop_size"],
         evaluation=EvaluationProtocol(
@@ -101,25 +101,23 @@ def get_dataset_info(name: str) -> DatasetInfo:
 
 def list_datasets() -> list[str]:
     """The names that `get_dataset_info` takes."""
-    return list(_entries())
+    return list(_load_registry())
 
 
 def find_dataset_by_classes(names: Sequence[str]) -> DatasetInfo | None:
     """The known data set that has these very classes, in this order."""
-    return next(
-        (known for known in map(get_dataset_info, list_datasets()) if known.classes.names == tuple(names)), None
-    )
+    return next((info for info in map(get_dataset_info, list_datasets()) if info.classes.names == tuple(names)), None)
 
 
 @cache
-def _entries() -> dict[str, Any]:
+def _load_registry() -> dict[str, Any]:
     entries: dict[str, Any] = json.loads(
         (resources.files(__package__) / "dataset_registry.json").read_text(encoding="utf-8")
     )
     return entries
 
 
-def _mapping(raw_values: dict[str, Any], classes: ClassTable) -> dict[int, int]:
+def _make_mapping(raw_values: dict[str, Any], classes: ClassTable) -> dict[int, int]:
     """Either a table of class ids by raw value, or `raw value = class id + offset` beside the ignored raw values."""
     if "table" in raw_values:
         return dict(enumerate(raw_values["table"]))
@@ -127,6 +125,6 @@ def _mapping(raw_values: dict[str, Any], classes: ClassTable) -> dict[int, int]:
     return ids | dict.fromkeys(raw_values["ignored"], classes.ignore_index)
 
 
-def _color(text: str) -> tuple[int, int, int]:
+def _parse_color(text: str) -> tuple[int, int, int]:
     red, green, blue = bytes.fromhex(text.removeprefix("#"))
     return red, green, blue

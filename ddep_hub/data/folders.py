@@ -19,12 +19,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .image_io import IMAGE_EXTENSIONS, files_below
+from .image_io import IMAGE_EXTENSIONS, iter_files
 from .pairing import IMAGE_WORDS, MASK_EXTENSIONS, MASK_WORDS, images_and_masks
 
 
 _SPLITS = {"train": "train training tr", "val": "val valid validation dev", "test": "test testing ts"}
-_SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words.split()}
+_SPLIT_BY_WORD = {word: split for split, words in _SPLITS.items() for word in words.split()}
 _FORMAT_WORDS = set("dir png jpg jpeg tif tiff class".split())
 
 
@@ -59,20 +59,20 @@ class FolderOptions:
         return (self.image_dir, self.mask_dir, self.mask_suffix) != (None, None, None)
 
 
-DETECTED = FolderOptions()
+DEFAULT_OPTIONS = FolderOptions()
 
 
-def matching_split(by_split: Mapping[str, object], split: str) -> str | None:
+def match_split(by_split: Mapping[str, object], split: str) -> str | None:
     """The key of a split, which may have another common name: `valid` or `validation` for `val`; or `None`."""
     if split in by_split:
         return split
-    meant = _SPLIT_OF.get(split.lower())
-    return next((name for name in by_split if meant and _SPLIT_OF.get(name.lower()) == meant), None)
+    canonical = _SPLIT_BY_WORD.get(split.lower())
+    return next((name for name in by_split if canonical and _SPLIT_BY_WORD.get(name.lower()) == canonical), None)
 
 
-def common_split(name: str) -> str | None:
+def canonical_split(name: str) -> str | None:
     """`train`, `val` or `test` for a common name of a split in any letter case, such as `Validation`; or `None`."""
-    return _SPLIT_OF.get(name.lower())
+    return _SPLIT_BY_WORD.get(name.lower())
 
 
 def find_split_folders(
@@ -94,15 +94,15 @@ def find_split_folders(
         ValueError: Several folders may be meant.
     """
 
-    def masks_of(split: str | None, images: Path) -> Path:
+    def find_masks(split: str | None, images: Path) -> Path:
         if mask_dir is None:
-            return _mask_folder(root, split, images)
+            return _find_mask_folder(root, split, images)
         return root / mask_dir.replace(
-            "{split}", matching_split(_expand_pattern(root, mask_dir), split or "train") or str(split)
+            "{split}", match_split(_expand_pattern(root, mask_dir), split or "train") or str(split)
         )
 
     if image_dir is None:
-        by_split = _detect(root, masks_of)
+        by_split = _detect_folders(root, find_masks)
         if mask_dir is not None or any(folders.masks.is_dir() for folders in by_split.values()):
             return by_split
         inner = subfolders(root)
@@ -112,49 +112,58 @@ def find_split_folders(
     folders = _expand_pattern(root, image_dir)
     if not folders:
         raise FileNotFoundError(f"image_dir: {root / image_dir} is not a folder. Correct it, or leave it out.")
-    one = "{split}" not in image_dir
-    return {name: SplitFolders(folder, masks_of(None if one else name, folder)) for name, folder in folders.items()}
+    has_one_split = "{split}" not in image_dir
+    return {
+        name: SplitFolders(folder, find_masks(None if has_one_split else name, folder))
+        for name, folder in folders.items()
+    }
 
 
 def _expand_pattern(root: Path, pattern: str) -> dict[str, Path]:
     """Folders of a pattern by split; one split, `train`, without `{split}`."""
     if "{split}" not in pattern:
         return {"train": root / pattern} if (root / pattern).is_dir() else {}
-    full = os.path.normpath(root / pattern)
-    expression = re.escape(full).replace(re.escape("{split}"), "(?P<split>[^/]+)", 1)
+    full_pattern = os.path.normpath(root / pattern)
+    expression = re.escape(full_pattern).replace(re.escape("{split}"), "(?P<split>[^/]+)", 1)
     expression = expression.replace(re.escape("{split}"), "(?P=split)")
-    folders = sorted(glob.glob(glob.escape(full).replace("{split}", "*")))
+    folders = sorted(glob.glob(glob.escape(full_pattern).replace("{split}", "*")))
     matches = [(re.fullmatch(expression, folder), Path(folder)) for folder in folders if os.path.isdir(folder)]
     return {match["split"]: folder for match, folder in matches if match}
 
 
-def _detect(root: Path, masks_of: Callable[[str | None, Path], Path]) -> dict[str, SplitFolders]:
-    folders = {name: _role_and_split(name) for name in subfolders(root)}
-    whole = _choose_folder(
+def _detect_folders(root: Path, find_masks: Callable[[str | None, Path], Path]) -> dict[str, SplitFolders]:
+    folders = {name: _parse_folder_name(name) for name in subfolders(root)}
+    image_folder = _choose_folder(
         root, [name for name, meaning in folders.items() if meaning == ("image", None)], "images", "image"
     )
     by_split: dict[str, SplitFolders] = {}
-    if whole is not None:
-        home = root / whole
-        children, loose = subfolders(home), _contains_files(home, IMAGE_EXTENSIONS, deep=False)
-        splits = [name for name in children if not loose or name.lower() in _SPLIT_OF]
-        if loose and splits:
-            text = f"{home} holds images next to the folders {', '.join(splits)}: they are in no split, and skipped."
-            warnings.warn(text, stacklevel=2)
-        by_split |= {name: SplitFolders(home / name, masks_of(name, home / name)) for name in splits}
-        named = any(name.lower() in _SPLIT_OF for name in splits)
-        if not splits or (not named and "train" not in by_split and not (root / "annotations").is_dir()):
-            by_split = {"train": SplitFolders(home, masks_of(None, home))}  # its folders are not splits
+    if image_folder is not None:
+        image_root = root / image_folder
+        children, has_loose_images = (
+            subfolders(image_root),
+            _contains_files(image_root, IMAGE_EXTENSIONS, recursive=False),
+        )
+        splits = [name for name in children if not has_loose_images or name.lower() in _SPLIT_BY_WORD]
+        if has_loose_images and splits:
+            warnings.warn(
+                f"{image_root} holds images next to the folders {', '.join(splits)}: they are in no split, and "
+                "skipped.",
+                stacklevel=2,
+            )
+        by_split |= {name: SplitFolders(image_root / name, find_masks(name, image_root / name)) for name in splits}
+        has_split_names = any(name.lower() in _SPLIT_BY_WORD for name in splits)
+        if not splits or (not has_split_names and "train" not in by_split and not (root / "annotations").is_dir()):
+            by_split = {"train": SplitFolders(image_root, find_masks(None, image_root))}  # its folders are not splits
     for name, meaning in folders.items():
-        if meaning is None or meaning[1] is None or meaning[0] == "mask" or matching_split(by_split, name):
+        if meaning is None or meaning[1] is None or meaning[0] == "mask" or match_split(by_split, name):
             continue
-        inner = [child for child in subfolders(root / name) if _role_and_split(child) == ("image", None)]
+        inner = [child for child in subfolders(root / name) if _parse_folder_name(child) == ("image", None)]
         images = root / name
         if meaning[0] is None and inner:
             images /= _choose_folder(images, inner, "images", "image") or inner[0]
         elif not _contains_files(images, IMAGE_EXTENSIONS):
             continue
-        masks = masks_of(meaning[1], images)
+        masks = find_masks(meaning[1], images)
         if masks.is_dir() or meaning[0] == "image" or inner:
             by_split[name if meaning[0] is None else meaning[1]] = SplitFolders(images, masks)
     if not by_split and images_and_masks(root) is not None:
@@ -167,47 +176,48 @@ def _detect_by_words(root: Path) -> dict[str, SplitFolders]:
     words = {name: {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)} for name in subfolders(root)}
     masks = [name for name in words if words[name] & MASK_WORDS and _contains_files(root / name, MASK_EXTENSIONS)]
     images = [name for name in words if name not in masks and _contains_files(root / name, IMAGE_EXTENSIONS)]
-    named = [name for name in images if words[name] & IMAGE_WORDS]
-    images = named if len(named) == 1 else images
+    named_images = [name for name in images if words[name] & IMAGE_WORDS]
+    images = named_images if len(named_images) == 1 else images
     if len(masks) != 1 or len(images) != 1:
         return {}
     folders = SplitFolders(root / images[0], root / masks[0])
-    splits = {
-        name: matching_split(dict.fromkeys(subfolders(folders.masks)), name) for name in subfolders(folders.images)
-    }
-    if splits and all(name.lower() in _SPLIT_OF and other for name, other in splits.items()):
+    splits = {name: match_split(dict.fromkeys(subfolders(folders.masks)), name) for name in subfolders(folders.images)}
+    if splits and all(name.lower() in _SPLIT_BY_WORD and mask_split for name, mask_split in splits.items()):
         return {
-            name: SplitFolders(folders.images / name, folders.masks / str(other)) for name, other in splits.items()
+            name: SplitFolders(folders.images / name, folders.masks / str(mask_split))
+            for name, mask_split in splits.items()
         }
     return {"train": folders}
 
 
-def _mask_folder(root: Path, split: str | None, images: Path) -> Path:
+def _find_mask_folder(root: Path, split: str | None, images: Path) -> Path:
     """Where the masks of these images belong: a folder that is there, if any is recognised."""
     candidates: list[Path] = []
-    meant = None if split is None else _SPLIT_OF.get(split.lower(), split)
+    canonical = None if split is None else _SPLIT_BY_WORD.get(split.lower(), split)
     for parent in (images.parent, root):
         for name in subfolders(parent):
-            meaning = _role_and_split(name)
+            meaning = _parse_folder_name(name)
             if meaning == ("mask", None):
-                inside = parent / name
-                same = [child for child in subfolders(inside) if _SPLIT_OF.get(child.lower(), child) == meant]
-                exact = [child for child in same if child == split]
+                mask_root = parent / name
+                same_split = [
+                    child for child in subfolders(mask_root) if _SPLIT_BY_WORD.get(child.lower(), child) == canonical
+                ]
+                exact_matches = [child for child in same_split if child == split]
                 if parent != root or split is None:
-                    candidates.append(inside)
-                elif same:
-                    candidates.append(inside / (exact or same)[0])
-                elif not any(child.lower() in _SPLIT_OF for child in subfolders(inside)):
-                    candidates.append(inside)
-            elif meaning is not None and meaning == ("mask", meant):
+                    candidates.append(mask_root)
+                elif same_split:
+                    candidates.append(mask_root / (exact_matches or same_split)[0])
+                elif not any(child.lower() in _SPLIT_BY_WORD for child in subfolders(mask_root)):
+                    candidates.append(mask_root)
+            elif meaning is not None and meaning == ("mask", canonical):
                 candidates.append(parent / name)
     unique = list(dict.fromkeys(folder for folder in candidates if _contains_files(folder, MASK_EXTENSIONS)))
-    plain = [folder for folder in unique if root / "annotations" in (folder, *folder.parents)]
-    if len(unique) > 1 and not plain:
+    in_annotations = [folder for folder in unique if root / "annotations" in (folder, *folder.parents)]
+    if len(unique) > 1 and not in_annotations:
         names = " and ".join(os.path.relpath(folder, root) for folder in unique)
         raise ValueError(f"{root}: both {names} hold masks. Choose with mask_dir.")
     if unique:
-        return (plain or unique)[0]
+        return (in_annotations or unique)[0]
     if images_and_masks(images) is not None:
         return images
     return root / "annotations" / split if split is not None and (root / "images").is_dir() else root / "annotations"
@@ -215,20 +225,20 @@ def _mask_folder(root: Path, split: str | None, images: Path) -> Path:
 
 def is_mask_folder(name: str) -> bool:
     """Whether a folder's name says that it holds masks, such as `masks`, `gt` or `train_labels`."""
-    meaning = _role_and_split(name)
+    meaning = _parse_folder_name(name)
     return meaning is not None and meaning[0] == "mask"
 
 
-def _role_and_split(name: str) -> tuple[str | None, str | None] | None:
+def _parse_folder_name(name: str) -> tuple[str | None, str | None] | None:
     """Whether a folder's name means images or masks, and which split; `None` if it means something else."""
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)
     words = [name] if name.lower() in IMAGE_WORDS | MASK_WORDS else words
     roles, splits = set[str](), set[str]()
     for word in (word.lower() for word in words):
-        joined = re.fullmatch("(train|val|test)([a-z]+)", word)
-        for part in joined.groups() if joined and joined[2] in IMAGE_WORDS | MASK_WORDS else [word]:
-            if part in _SPLIT_OF:
-                splits.add(_SPLIT_OF[part])
+        compound = re.fullmatch("(train|val|test)([a-z]+)", word)
+        for part in compound.groups() if compound and compound[2] in IMAGE_WORDS | MASK_WORDS else [word]:
+            if part in _SPLIT_BY_WORD:
+                splits.add(_SPLIT_BY_WORD[part])
             elif part in MASK_WORDS | IMAGE_WORDS:
                 roles.add("mask" if part in MASK_WORDS else "image")
             elif part not in _FORMAT_WORDS:
@@ -238,13 +248,13 @@ def _role_and_split(name: str) -> tuple[str | None, str | None] | None:
     return "mask" if "mask" in roles else "image" if roles else None, next(iter(splits), None)
 
 
-def _choose_folder(parent: Path, names: Sequence[str], usual: str, what: str) -> str | None:
-    if usual in names:
-        return usual
-    holding = [name for name in names if _contains_files(parent / name, IMAGE_EXTENSIONS)]
-    if len(holding) > 1:
-        raise ValueError(f"{parent}: both {' and '.join(holding)} hold images. Choose with {what}_dir.")
-    return holding[0] if holding else None
+def _choose_folder(parent: Path, names: Sequence[str], default: str, role: str) -> str | None:
+    if default in names:
+        return default
+    with_images = [name for name in names if _contains_files(parent / name, IMAGE_EXTENSIONS)]
+    if len(with_images) > 1:
+        raise ValueError(f"{parent}: both {' and '.join(with_images)} hold images. Choose with {role}_dir.")
+    return with_images[0] if with_images else None
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -255,5 +265,5 @@ def subfolders(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__")))
 
 
-def _contains_files(folder: Path, extensions: tuple[str, ...], *, deep: bool = True) -> bool:
-    return any(files_below(folder, extensions, deep=deep))
+def _contains_files(folder: Path, extensions: tuple[str, ...], *, recursive: bool = True) -> bool:
+    return any(iter_files(folder, extensions, recursive=recursive))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .image_io import first_few
+from .image_io import format_list
 
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 # Distinguishes pictures of this package from a user's own files with the same name.
 SOFTWARE = "ddep_hub"
 # The kinds of predicted masks, each a folder, and the picture beside these.
-KINDS, LEGEND = ("ids", "colors", "overlays", "cityscapes"), "legend.png"
+PREDICTION_KINDS, LEGEND_FILE = ("ids", "colors", "overlays", "cityscapes"), "legend.png"
 # Written by `ddep-hub select` next to the folder `images`.
 SELECTED_LIST, SELECTED_PICTURE = "selected.txt", "selected.png"
 # Where a run has pictures, and those of an evaluation.
@@ -35,19 +35,19 @@ def is_prediction(path: Path) -> bool:
         return False
 
 
-def without_generated(root: Path, names: Sequence[str]) -> list[str]:
+def exclude_generated(root: Path, names: Sequence[str]) -> list[str]:
     """The images below a folder except those written there by a command; a warning names the skipped files.
 
     Few files are looked at, so that this takes no time with millions of images.
 
     Args:
         root: The folder. If it is itself the output folder of `select`, the copies there are images like others.
-        names: Images below it, as [`images_below`] gives them.
+        names: Images below it, as [`list_images`] gives them.
 
     Raises:
         ValueError: None is left.
     """
-    outputs = _outputs(root, names)
+    outputs = _find_outputs(root, names)
     pictures = {name for name in outputs if not name.endswith("/")}
     folders = tuple(outputs - pictures)
     written = {
@@ -64,12 +64,12 @@ def without_generated(root: Path, names: Sequence[str]) -> list[str]:
         "%s: skipping %d files written by ddep-hub: %s",
         root,
         len(written),
-        first_few(sorted(written)),
+        format_list(sorted(written)),
     )
     return kept
 
 
-def _outputs(root: Path, names: Sequence[str]) -> set[str]:
+def _find_outputs(root: Path, names: Sequence[str]) -> set[str]:
     """What selections, runs and evaluations wrote: names of pictures, and of folders with a slash at the end."""
     selections, runs, evaluations = set[str](), set[str](), set[str]()
     for name in names:
@@ -81,22 +81,24 @@ def _outputs(root: Path, names: Sequence[str]) -> set[str]:
         if folder.endswith("/pictures/") or folder == "pictures/":
             runs.add(folder.removesuffix("pictures/"))
 
-    def holds(*files: str) -> Callable[[str], bool]:
+    def has_files(*files: str) -> Callable[[str], bool]:
         return lambda folder: all((root / folder / file).is_file() for file in files)
 
-    found = set[str]()
-    for folder in filter(holds(SELECTED_LIST), selections):
-        found |= {folder or SELECTED_PICTURE}
-    for folder in filter(holds("config.yaml", "metrics.jsonl"), runs):
-        found |= {folder + name for name in _RUN_FOLDERS}
-    for folder in filter(holds("results.json", "confusion.csv"), evaluations):
-        found |= {folder + name for name in _EVALUATION_PICTURES}
-    return found
+    outputs = set[str]()
+    for folder in filter(has_files(SELECTED_LIST), selections):
+        outputs |= {folder or SELECTED_PICTURE}
+    for folder in filter(has_files("config.yaml", "metrics.jsonl"), runs):
+        outputs |= {folder + name for name in _RUN_FOLDERS}
+    for folder in filter(has_files("results.json", "confusion.csv"), evaluations):
+        outputs |= {folder + name for name in _EVALUATION_PICTURES}
+    return outputs
 
 
 def _may_be_prediction(name: str) -> bool:
     folder, file = _split_path(name)
-    return file == LEGEND or (file.endswith(".png") and any(part in KINDS for part in folder.split("/")))
+    return file == LEGEND_FILE or (
+        file.endswith(".png") and any(part in PREDICTION_KINDS for part in folder.split("/"))
+    )
 
 
 def _split_path(name: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from .image_io import BadFileError
 
 
 # A data set saved by `save_to_disk` is mapped into memory and can be cut anywhere: into this many shards.
-SHARDS_OF_SAVED = 256
+NUM_SAVED_SHARDS = 256
 HUB_PREFIX = "hf://datasets/"
 
 
@@ -36,11 +36,11 @@ def load_split(name: str, split: str, *, config: str | None = None, revision: st
         saved = datasets.load_from_disk(name)
         if isinstance(saved, datasets.Dataset):
             return saved
-        return saved[_split_name(name, split, list(saved))]
-    options = _options(name, config, revision)
-    splits = datasets.get_dataset_split_names(*_loader(name), config_name=options.pop("name"), **options)
-    split = _split_name(name, split, splits)
-    return datasets.load_dataset(*_loader(name), split=split, **_options(name, config, revision))
+        return saved[_resolve_split(name, split, list(saved))]
+    options = _load_options(name, config, revision)
+    splits = datasets.get_dataset_split_names(*_builder_args(name), config_name=options.pop("name"), **options)
+    split = _resolve_split(name, split, splits)
+    return datasets.load_dataset(*_builder_args(name), split=split, **_load_options(name, config, revision))
 
 
 def stream_split(name: str, split: str, *, config: str | None = None, revision: str | None = None) -> Any:
@@ -49,8 +49,10 @@ def stream_split(name: str, split: str, *, config: str | None = None, revision: 
 
     if is_saved(name):
         data = load_split(name, split)
-        return data.to_iterable_dataset(num_shards=max(1, min(len(data), SHARDS_OF_SAVED)))
-    return datasets.load_dataset(*_loader(name), split=split, streaming=True, **_options(name, config, revision))
+        return data.to_iterable_dataset(num_shards=max(1, min(len(data), NUM_SAVED_SHARDS)))
+    return datasets.load_dataset(
+        *_builder_args(name), split=split, streaming=True, **_load_options(name, config, revision)
+    )
 
 
 def stream_shards(shards: Sequence[str]) -> Any:
@@ -87,13 +89,13 @@ def parse_hub_name(name: str) -> tuple[str, str | None, str | None]:
     Raises:
         ValueError: It is not of this form.
     """
-    found = re.fullmatch(r"([^/@]+/[^/@]+)(?:@([^/]+))?(?:/([^/@]+))?", name.removeprefix(HUB_PREFIX))
-    if found is None:
+    match = re.fullmatch(r"([^/@]+/[^/@]+)(?:@([^/]+))?(?:/([^/@]+))?", name.removeprefix(HUB_PREFIX))
+    if match is None:
         raise ValueError(
             f"{name} is not the name of a data set on the Hub; write {HUB_PREFIX}org/name or "
             f"{HUB_PREFIX}org/name@revision, optionally followed by /split (write a slash in a revision as %2F)"
         )
-    return found[1], found[2] and unquote(found[2]), found[3]
+    return match[1], match[2] and unquote(match[2]), match[3]
 
 
 def holds_dataset(name: str) -> bool:
@@ -106,7 +108,7 @@ def holds_dataset(name: str) -> bool:
     return is_saved(name) or any(next(root.glob(pattern), None) is not None for pattern in patterns)
 
 
-def with_undecoded(data: Any, columns: Sequence[str], name: str, keep: Sequence[str] = ()) -> Any:
+def select_undecoded(data: Any, columns: Sequence[str], name: str, extra_columns: Sequence[str] = ()) -> Any:
     """Only these columns of a data set, those of images undecoded."""
     import datasets
 
@@ -115,42 +117,42 @@ def with_undecoded(data: Any, columns: Sequence[str], name: str, keep: Sequence[
         if column not in images:
             raise ValueError(f"{name} has no image column {column!r}; its image columns are {images}")
         data = data.cast_column(column, datasets.Image(decode=False))
-    return data.select_columns([*columns, *keep])
+    return data.select_columns([*columns, *extra_columns])
 
 
-def undecoded_sample(value: Any, place: str) -> dict[str, Any]:
+def make_undecoded_sample(value: Any, location: str) -> dict[str, Any]:
     """A sample of what `datasets.Image(decode=False)` gives, named after its file, or else its place."""
     if value is None or (value["bytes"] is None and not value["path"]):
-        raise BadFileError(f"{place} holds no image; remove the sample from the data set", place)
+        raise BadFileError(f"{location} holds no image; remove the sample from the data set", location)
     content, path = value["bytes"], value["path"]
     if content is None and "://" in path:
         import fsspec
 
         with fsspec.open(path, "rb") as file:
             content = file.read()
-    name = path if value["bytes"] is None else f"{place} ({path})" if path else place
+    name = path if value["bytes"] is None else f"{location} ({path})" if path else location
     return {"image": {"path": name, "bytes": content}, "path": name}
 
 
-def _split_name(name: str, split: str, splits: Sequence[str]) -> str:
+def _resolve_split(name: str, split: str, splits: Sequence[str]) -> str:
     """A split by the name that the data set has for it: `datasets` calls files of `val` validation."""
-    for known in (split, {"val": "validation", "validation": "val"}.get(split)):
-        if known in splits:
-            return str(known)
+    for candidate in (split, {"val": "validation", "validation": "val"}.get(split)):
+        if candidate in splits:
+            return str(candidate)
     raise ValueError(f"{name} has no split {split!r}; it has {sorted(splits)}")
 
 
-def _loader(name: str) -> tuple[str, ...]:
+def _builder_args(name: str) -> tuple[str, ...]:
     path = Path(name)
     if not path.is_file():
         return (name,)
-    kind = {".parquet": "parquet", ".arrow": "arrow"}.get(path.suffix)
-    if kind is None:
+    builder = {".parquet": "parquet", ".arrow": "arrow"}.get(path.suffix)
+    if builder is None:
         raise ValueError(f"{name} is a file that cannot be read as a data set; give a .parquet or .arrow file")
-    return (kind,)
+    return (builder,)
 
 
-def _options(name: str, config: str | None, revision: str | None) -> dict[str, Any]:
+def _load_options(name: str, config: str | None, revision: str | None) -> dict[str, Any]:
     options: dict[str, Any] = {"name": config, "revision": revision}
     if Path(name).is_file():
         options["data_files"] = name

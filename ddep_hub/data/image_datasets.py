@@ -16,11 +16,11 @@ from .hub_loading import (
     holds_dataset,
     load_split,
     local_fingerprint,
+    make_undecoded_sample,
     parse_hub_name,
+    select_undecoded,
     stream_shards,
     stream_split,
-    undecoded_sample,
-    with_undecoded,
 )
 from .image_io import BadFileError, PackedNames, decode_image
 from .unlabelled import unlabelled_images
@@ -95,13 +95,13 @@ class HubImages(Dataset[dict[str, Any]]):
         self.column = column
         data = load_split(name, split, config=config, revision=revision)
         self.fingerprint = local_fingerprint(name) or [data._fingerprint]
-        self.data = with_undecoded(data, [column], self.name)
+        self.data = select_undecoded(data, [column], self.name)
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return undecoded_sample(self.data[index][self.column], f"{self.name}, sample {index}")
+        return make_undecoded_sample(self.data[index][self.column], f"{self.name}, sample {index}")
 
 
 class ShardedImages:
@@ -129,30 +129,30 @@ class ShardedImages:
         self.columns = [column]
         if self._is_webdataset and column not in names:
             self.columns = [known for known in WEBDATASET_COLUMNS if known in names] or [column]
-        self.data = with_undecoded(
-            data, self.columns, name, keep=["__key__", "__url__"] if self._is_webdataset else []
+        self.data = select_undecoded(
+            data, self.columns, name, extra_columns=["__key__", "__url__"] if self._is_webdataset else []
         )
         self.num_shards: int = data.num_shards
 
     def samples(self, shard: int, start: int = 0) -> Iterator[dict[str, Any]]:
         """The samples of one shard from sample `start` on."""
-        part = self.data.shard(num_shards=self.num_shards, index=shard)
+        shard_data = self.data.shard(num_shards=self.num_shards, index=shard)
         if start:
-            part = part.skip(start)
+            shard_data = shard_data.skip(start)
         try:
             # A plain loop over `part` would split it among the workers of a DataLoader a second time.
-            for number, batch in enumerate(part.iter(batch_size=1), start):
+            for sample_index, batch in enumerate(shard_data.iter(batch_size=1), start):
                 sample = {name: values[0] for name, values in batch.items()}
                 column = next((name for name in self.columns if sample[name] is not None), self.columns[0])
-                place = f"{self.name}, shard {shard}, sample {number}"
+                location = f"{self.name}, shard {shard}, sample {sample_index}"
                 if self._is_webdataset:
-                    place = f"{sample['__url__']}/{sample['__key__']}.{column}"
+                    location = f"{sample['__url__']}/{sample['__key__']}.{column}"
                     sample[column] = sample[column] and {**sample[column], "path": None}
                 try:
-                    yield undecoded_sample(sample[column], place)
+                    yield make_undecoded_sample(sample[column], location)
                 except BadFileError:
                     # Yields a sample that cannot be decoded: an error here would end the iteration for good.
-                    yield {"image": {"path": place, "bytes": b""}, "path": place}
+                    yield {"image": {"path": location, "bytes": b""}, "path": location}
         except Exception as error:
             error.add_note(f"while reading shard {shard} of {self.name}")
             raise
@@ -190,16 +190,16 @@ def open_images(
     """
     if not names:
         raise ValueError("no images are given; pass at least one folder or data set")
-    sources = [_open(name, column, streaming) for name in names]
+    sources = [_open_source(name, column, streaming) for name in names]
     streams = [source for source in sources if isinstance(source, ShardedImages)]
-    whole = [source for source in sources if not isinstance(source, ShardedImages)]
-    if streams and whole:
+    map_sources = [source for source in sources if not isinstance(source, ShardedImages)]
+    if streams and map_sources:
         raise ValueError(
             f"{[name for name, source in zip(names, sources, strict=True) if source in streams]} are streams, but "
-            f"{[name for name, source in zip(names, sources, strict=True) if source in whole]} are not; the two "
+            f"{[name for name, source in zip(names, sources, strict=True) if source in map_sources]} are not; the two "
             "cannot be mixed. Turn streaming on and pack folders of images into .tar shards, or unpack the shards"
         )
-    return streams or whole
+    return streams or map_sources
 
 
 def images_fingerprint(sources: Sequence[MapSource | ShardedImages]) -> str:
@@ -234,15 +234,15 @@ def expand_shards(pattern: str) -> list[str]:
         FileNotFoundError: A local file is missing, or nothing matches.
         ValueError: A range runs backwards.
     """
-    found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
-    if found:
-        first, last = found.groups()
+    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if match:
+        first, last = match.groups()
         if int(last) < int(first):
-            raise ValueError(f"{found.group()} of {pattern} runs backwards; write {{{last}..{first}}}")
+            raise ValueError(f"{match.group()} of {pattern} runs backwards; write {{{last}..{first}}}")
         width = len(first) if first.startswith("0") else 0
         numbers = range(int(first), int(last) + 1)
-        before, after = pattern[: found.start()], pattern[found.end() :]
-        return [name for number in numbers for name in expand_shards(f"{before}{number:0{width}d}{after}")]
+        prefix, suffix = pattern[: match.start()], pattern[match.end() :]
+        return [name for number in numbers for name in expand_shards(f"{prefix}{number:0{width}d}{suffix}")]
     if _is_url(pattern):
         return [pattern]
     # A plain file comes first: its name may hold brackets.
@@ -252,7 +252,7 @@ def expand_shards(pattern: str) -> list[str]:
     return matches
 
 
-def _open(name: str, column: str, streaming: bool) -> MapSource | ShardedImages:
+def _open_source(name: str, column: str, streaming: bool) -> MapSource | ShardedImages:
     if name.startswith(HUB_PREFIX):
         return _open_hub(name, column, streaming)
     if re.search(r"\.tar([?#].*)?$", name):

@@ -32,7 +32,7 @@ IMAGE_EXTENSIONS = tuple(
 )
 
 
-def files_below(root: Path, extensions: tuple[str, ...] = ("",), *, deep: bool = True) -> Iterator[str]:
+def iter_files(root: Path, extensions: tuple[str, ...] = ("",), *, recursive: bool = True) -> Iterator[str]:
     """Paths of files relative to `root`, with forward slashes; none if there is no such folder.
 
     Hidden files and folders are skipped. Links to folders are followed, each folder once.
@@ -40,24 +40,24 @@ def files_below(root: Path, extensions: tuple[str, ...] = ("",), *, deep: bool =
     Args:
         root: The folder.
         extensions: Endings of the files, in lower case; upper case counts as well.
-        deep: Whether to look into its folders too.
+        recursive: Whether to look into its folders too.
     """
     seen = set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
+        real_path = os.path.realpath(folder)
+        if real_path in seen:
             subfolders.clear()
             continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if deep and not name.startswith("."))
+        seen.add(real_path)
+        subfolders[:] = sorted(name for name in subfolders if recursive and not name.startswith("."))
         parent = Path(folder).relative_to(root)
         for name in files:
             if name.lower().endswith(extensions) and not name.startswith("."):
                 yield (parent / name).as_posix()
 
 
-def images_below(root: Path) -> list[str]:
-    """Images as [`files_below`] finds them, sorted.
+def list_images(root: Path) -> list[str]:
+    """Images as [`iter_files`] finds them, sorted.
 
     A warning counts the files that are left out as they have none of `IMAGE_EXTENSIONS`. Arrays (.npy) are images only
     where there are no others: beside pictures they are features or masks.
@@ -74,19 +74,21 @@ def images_below(root: Path) -> list[str]:
     """
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder; pass the folder that holds the images")
-    found: list[str] = []
-    others: list[str] = []
-    for name in files_below(root):
-        (found if name.lower().endswith(IMAGE_EXTENSIONS) else others).append(name)
-    pictures = [name for name in found if not is_array(name)]
-    if pictures:
-        others += [name for name in found if is_array(name)]
-        found = pictures
-    if not found:
+    images: list[str] = []
+    skipped: list[str] = []
+    for name in iter_files(root):
+        (images if name.lower().endswith(IMAGE_EXTENSIONS) else skipped).append(name)
+    non_arrays = [name for name in images if not is_array(name)]
+    if non_arrays:
+        skipped += [name for name in images if is_array(name)]
+        images = non_arrays
+    if not images:
         raise ValueError(f"{root} holds no image ({', '.join(IMAGE_EXTENSIONS)}); check the path")
-    if others:
-        logger.warning("%s: skipping %d files that are not images: %s", root, len(others), first_few(sorted(others)))
-    return sorted(found)
+    if skipped:
+        logger.warning(
+            "%s: skipping %d files that are not images: %s", root, len(skipped), format_list(sorted(skipped))
+        )
+    return sorted(images)
 
 
 class PackedNames(Sequence[str]):
@@ -106,12 +108,12 @@ class PackedNames(Sequence[str]):
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
+            return [self[position] for position in range(*index.indices(len(self)))]
         index = range(len(self))[index]
         return os.fsdecode(self._bytes[self._ends[index - 1] if index else 0 : self._ends[index]])
 
 
-def first_few(names: Sequence[object], limit: int = 5) -> str:
+def format_list(names: Sequence[object], limit: int = 5) -> str:
     """The first names or numbers of a list, for a message."""
     return ", ".join(map(str, names[:limit])) + (", ..." if len(names) > limit else "")
 
@@ -175,13 +177,13 @@ def decode_image(file: str | Path | Undecoded, channels: int = 3) -> Image.Image
     """
     if channels != 3 or is_array(file):
         return decode_channels(file, channels)
-    beyond_pillow = False
+    unsupported_by_pillow = False
     try:
         if is_tiff(file):
             with open_image(file) as opened:
                 # Pages may be the channels; the first alone is not the image.
-                beyond_pillow = num_pages(opened) > 1 or misread(opened)
-        if not beyond_pillow:
+                unsupported_by_pillow = num_pages(opened) > 1 or misread(opened)
+        if not unsupported_by_pillow:
             image = load_upright(file, "image").image
     except BadFileError as error:
         if not is_tiff(file):
@@ -189,8 +191,8 @@ def decode_image(file: str | Path | Undecoded, channels: int = 3) -> Image.Image
         if not has_tifffile():
             text = f'{error}, or pip install "ddep-hub[tiff]" to read more kinds of TIFF'
             raise BadFileError(text, error.path) from error
-        beyond_pillow = True
-    if beyond_pillow:
+        unsupported_by_pillow = True
+    if unsupported_by_pillow:
         return decode_channels(file, channels)
     try:
         return to_rgb(image, file_name(file))
@@ -204,7 +206,7 @@ def decode_channels(file: str | Path | Undecoded, channels: int) -> ChannelImage
     content = None if isinstance(file, str | Path) else file["bytes"]
     with Path(name).open("rb") if content is None else io.BytesIO(content) as stream:
         try:
-            with _no_truncated_images():
+            with _disallow_truncated_images():
                 return ChannelImage(read_channels(stream, channels, name))
         except _DECODING_ERRORS as error:
             text = str(error)
@@ -232,26 +234,26 @@ def file_name(file: str | Path | Undecoded) -> str:
 
 
 @contextmanager
-def open_image(file: str | Path | Undecoded, what: str = "image") -> Iterator[ImageFile.ImageFile]:
+def open_image(file: str | Path | Undecoded, kind: str = "image") -> Iterator[ImageFile.ImageFile]:
     """Opens an image of which only the header is read yet; what goes wrong inside becomes a `BadFileError`.
 
     Args:
         file: Its path, or an undecoded file.
-        what: What to call it in messages.
+        kind: What to call it in messages.
 
     Raises:
         FileNotFoundError: There is no such file.
         BadFileError: It is empty, cut off, damaged or no image.
     """
     name = file_name(file)
-    hint = f"replace the file or remove this {what} from the data set"
+    hint = f"replace the file or remove this {kind} from the data set"
     content = None if isinstance(file, str | Path) else file["bytes"]
     with Path(name).open("rb") if content is None else io.BytesIO(content) as stream:
         if not stream.read(1):
             raise BadFileError(f"{name} is empty (0 bytes); {hint}", name)
         stream.seek(0)
         try:
-            with _no_truncated_images(), Image.open(stream) as image:
+            with _disallow_truncated_images(), Image.open(stream) as image:
                 yield image
         except UnidentifiedImageError as error:
             raise BadFileError(f"{name} is not an image that Pillow can read; {hint}", name) from error
@@ -263,7 +265,7 @@ def open_image(file: str | Path | Undecoded, what: str = "image") -> Iterator[Im
             raise BadFileError(f"{name} is damaged or cut off ({error}); {hint}", name) from error
 
 
-class Loaded(NamedTuple):
+class DecodedImage(NamedTuple):
     """A decoded image.
 
     Args:
@@ -277,22 +279,22 @@ class Loaded(NamedTuple):
     white: int | None
 
 
-def load_upright(file: str | Path | Undecoded, what: str) -> Loaded:
+def load_upright(file: str | Path | Undecoded, kind: str) -> DecodedImage:
     """Decodes an image.
 
     Raises:
         BadFileError: See [`open_image`]; or it is a mask of several pages.
     """
-    with open_image(file, what) as image:
-        if what == "mask" and (pages := num_pages(image)) > 1:
+    with open_image(file, kind) as image:
+        if kind == "mask" and (pages := num_pages(image)) > 1:
             name = file_name(file)
             raise BadFileError(f"{name} has {pages} pages; save each page as a separate mask, or merge them", name)
         packing = image.tile[0].args if image.tile else None
         mode, *values = packing if isinstance(packing, tuple) else (packing,)
         is_scaled = image.format == "PPM" and mode in ("L", "I") and values
-        white = values[0] if is_scaled else {"L;2": 3, "L;4": 15}.get(mode or "")
+        white_level = values[0] if is_scaled else {"L;2": 3, "L;4": 15}.get(mode or "")
         image.load()
-        return Loaded(apply_orientation(image), image.format, white)
+        return DecodedImage(apply_orientation(image), image.format, white_level)
 
 
 def num_pages(image: ImageFile.ImageFile) -> int:
@@ -304,32 +306,32 @@ def page_indices(image: ImageFile.ImageFile) -> list[int]:
     """Where the pages or frames of a file lie among all that it holds, see [`num_pages`]; the first is always one."""
     if not isinstance(image, TiffImageFile):
         return list(range(getattr(image, "n_frames", 1)))
-    places = [0]
-    for place in itertools.count(1):
+    indices = [0]
+    for index in itertools.count(1):
         try:
-            image.seek(place)
+            image.seek(index)
         except EOFError:
             break
         except SyntaxError:
             pass  # Pillow has read the tags, but has no mode for the pixels, as for those of a mask
         if not image.tag_v2.get(254, 0) & COPY_OR_MASK:
-            places.append(place)
+            indices.append(index)
     image.seek(0)
-    return places
+    return indices
 
 
 @contextmanager
-def _no_truncated_images() -> Iterator[None]:
+def _disallow_truncated_images() -> Iterator[None]:
     # Other libraries turn this on for the whole process; the missing part would then be read as grey pixels.
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    previous = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         yield
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+        ImageFile.LOAD_TRUNCATED_IMAGES = previous
 
 
-def with_bytes(file: str | Path | Undecoded) -> Undecoded:
+def load_bytes(file: str | Path | Undecoded) -> Undecoded:
     """The file with its content read, so that it is read once.
 
     Raises:

@@ -24,18 +24,18 @@ from pathlib import Path, PurePosixPath
 from .classes import ClassTable, read_class_table
 from .dataset_registry import get_dataset_info, list_datasets
 from .folders import (
-    DETECTED,
+    DEFAULT_OPTIONS,
     FolderOptions,
     SplitFolders,
-    common_split,
+    canonical_split,
     find_split_folders,
-    matching_split,
+    match_split,
     subfolders,
 )
-from .generated_files import without_generated
-from .image_io import first_few, images_below
-from .masks import classes_to_save
-from .pairing import PAIRS, Pairs, pair_files, read_pairs, without_extension
+from .generated_files import exclude_generated
+from .image_io import format_list, list_images
+from .masks import suggest_classes
+from .pairing import PAIRS, Pairs, pair_files, read_pairs, strip_extension
 
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ LAYOUTS = ("folder", *list_datasets())
 _OFFICIAL_NAMES = {"training": "train", "validation": "val"}
 _VOC_LISTS = ("train", "val", "trainval")
 # Required contents of each layout, for messages.
-_NEEDED = {
+_REQUIRED_CONTENTS = {
     "folder": "images/<split>/ and annotations/<split>/, <split>/images/ and <split>/masks/, images/ and masks/, or "
     "pairs.csv",
     "cityscapes": "leftImg8bit/<split>/ and gtFine/<split>/",
@@ -80,7 +80,7 @@ class SplitFiles:
     groups: Mapping[str, str] = field(default_factory=dict)
 
 
-def find_layout(root: str | Path, options: FolderOptions = DETECTED) -> str:
+def find_layout(root: str | Path, options: FolderOptions = DEFAULT_OPTIONS) -> str:
     """Detects a data set's layout from the contents of its folder.
 
     Args:
@@ -100,8 +100,8 @@ def find_layout(root: str | Path, options: FolderOptions = DETECTED) -> str:
     if (root / "images").is_dir() and (root / "classes.json").is_file():
         return "folder"
     is_ade20k = _is_ade20k(root)
-    voc, context = _voc_home(root, "VOC2012"), _voc_home(root, "VOC2010")
-    found = {
+    voc, context = _voc_root(root, "VOC2012"), _voc_root(root, "VOC2010")
+    detected = {
         "folder": (root / "images").is_dir() and not is_ade20k,
         "cityscapes": (root / "leftImg8bit").is_dir(),
         "pascal_context": _is_pascal_context(context),
@@ -110,17 +110,17 @@ def find_layout(root: str | Path, options: FolderOptions = DETECTED) -> str:
         "pascal_voc": (voc / "SegmentationClass").is_dir() and not _is_pascal_context(voc),
         "camvid": bool(official_folders(root, "camvid")),
     }
-    layouts = [layout for layout in LAYOUTS if found[layout]]
+    layouts = [layout for layout in LAYOUTS if detected[layout]]
     if len(layouts) > 1:
         raise ValueError(f"{root} has the layouts of {' and '.join(layouts)}; choose one of them with layout=")
     if layouts:
         return layouts[0]
     if find_split_folders(root):
         return "folder"
-    raise FileNotFoundError(_not_found_error(root))
+    raise FileNotFoundError(_not_found_message(root))
 
 
-def layout_splits(root: str | Path, layout: str, options: FolderOptions = DETECTED) -> list[str]:
+def layout_splits(root: str | Path, layout: str, options: FolderOptions = DEFAULT_OPTIONS) -> list[str]:
     """The splits of a data set.
 
     Args:
@@ -138,19 +138,21 @@ def layout_splits(root: str | Path, layout: str, options: FolderOptions = DETECT
     """
     root = Path(root)
     if layout == "folder":
-        if _is_listed(root, options):
+        if _uses_pairs_file(root, options):
             return sorted(read_pairs(root).pairs)
         folders = find_split_folders(root, options.image_dir, options.mask_dir)
         if not folders:
-            raise FileNotFoundError(_not_found_error(root))
+            raise FileNotFoundError(_not_found_message(root))
         return sorted(folders)
     folders = official_folders(root, layout)
     if not folders:
-        raise FileNotFoundError(f"{root} has no split in the layout {layout!r}, which needs {_NEEDED[layout]}")
+        raise FileNotFoundError(
+            f"{root} has no split in the layout {layout!r}, which needs {_REQUIRED_CONTENTS[layout]}"
+        )
     return sorted(folders)
 
 
-def split_files(root: str | Path, split: str, layout: str, options: FolderOptions = DETECTED) -> SplitFiles:
+def split_files(root: str | Path, split: str, layout: str, options: FolderOptions = DEFAULT_OPTIONS) -> SplitFiles:
     """Finds the images and masks of a split.
 
     Args:
@@ -173,69 +175,80 @@ def split_files(root: str | Path, split: str, layout: str, options: FolderOption
     if layout == "folder":
         return _folder_files(root, split, options)
     splits, folders = layout_splits(root, layout), official_folders(root, layout)
-    name = matching_split(folders, split)
+    name = match_split(folders, split)
     if name is None:
         raise FileNotFoundError(
-            f"{root} has no split {split!r}; it has {splits}, and a split of {layout} needs {_NEEDED[layout]}"
-            f"{_another_split(split)}"
+            f"{root} has no split {split!r}; it has {splits}, and a split of {layout} needs "
+            f"{_REQUIRED_CONTENTS[layout]}{_split_hint(split)}"
         )
-    own = folders[name]
-    if layout == "pascal_context" and not own.masks.is_dir():
+    split_dirs = folders[name]
+    if layout == "pascal_context" and not split_dirs.masks.is_dir():
         raise FileNotFoundError(
-            f"{own.masks} is missing; make the masks from the official annotations with "
-            f"`python -m ddep_hub.data.pascal_context {own.masks.parent} path/to/trainval`"
+            f"{split_dirs.masks} is missing; make the masks from the official annotations with "
+            f"`python -m ddep_hub.data.pascal_context {split_dirs.masks.parent} path/to/trainval`"
         )
-    image_ending, mask_ending = ("_leftImg8bit", "_gtFine_labelIds") if layout == "cityscapes" else ("", "")
-    images = _listed_images(own.images, own.list_file) if own.list_file else _all_images(own.images, image_ending)
-    masks = {sample_id: own.masks / f"{sample_id}{mask_ending}.png" for sample_id in images}
+    image_suffix, mask_suffix = ("_leftImg8bit", "_gtFine_labelIds") if layout == "cityscapes" else ("", "")
+    images = (
+        _read_image_list(split_dirs.images, split_dirs.list_file)
+        if split_dirs.list_file
+        else _find_images(split_dirs.images, image_suffix)
+    )
+    masks = {sample_id: split_dirs.masks / f"{sample_id}{mask_suffix}.png" for sample_id in images}
     info = get_dataset_info(layout)
     classes: ClassTable = info.classes
     mapping: Mapping[int, int] | None = info.mapping
     if options.classes:
         # The user's own data in a known layout, as exported by annotation tools.
-        found = read_class_table(options.classes)
-        if found.names != classes.names or found.mask_values:
-            classes, mapping = found, None
-    return SplitFiles(own.images, own.masks, images, masks, classes, mapping)
+        user_classes = read_class_table(options.classes)
+        if user_classes.names != classes.names or user_classes.mask_values:
+            classes, mapping = user_classes, None
+    return SplitFiles(split_dirs.images, split_dirs.masks, images, masks, classes, mapping)
 
 
 def _folder_files(root: Path, split: str, options: FolderOptions) -> SplitFiles:
     """A split of the layout `folder`; warns of masks without an image."""
     splits = layout_splits(root, "folder", options)
     groups: Mapping[str, str] = {}
-    if _is_listed(root, options):
-        listed = read_pairs(root)
-        name = matching_split(listed.pairs, split)
-        own = SplitFolders(root, root)
-        pairs = listed.pairs.get(name or "", Pairs({}, {}, []))
-        groups = listed.groups.get(name or "", {})
+    if _uses_pairs_file(root, options):
+        pairs_file = read_pairs(root)
+        name = match_split(pairs_file.pairs, split)
+        split_dirs = SplitFolders(root, root)
+        pairs = pairs_file.pairs.get(name or "", Pairs({}, {}, []))
+        groups = pairs_file.groups.get(name or "", {})
     else:
         folders = find_split_folders(root, options.image_dir, options.mask_dir)
-        name = matching_split(folders, split)
+        name = match_split(folders, split)
         if name is not None:
-            own = folders[name]
-            pairs = pair_files(own.images, own.masks, options.mask_suffix)
+            split_dirs = folders[name]
+            pairs = pair_files(split_dirs.images, split_dirs.masks, options.mask_suffix)
     if name is None:
-        where = root / "images" if (root / "images").is_dir() else root
-        raise FileNotFoundError(f"{where} has no split {split!r}; it has {splits}{_another_split(split)}")
+        image_root = root / "images" if (root / "images").is_dir() else root
+        raise FileNotFoundError(f"{image_root} has no split {split!r}; it has {splits}{_split_hint(split)}")
     if pairs.unmatched:
         logger.warning(
-            "%s: skipping %d masks without an image: %s", own.masks, len(pairs.unmatched), first_few(pairs.unmatched)
+            "%s: skipping %d masks without an image: %s",
+            split_dirs.masks,
+            len(pairs.unmatched),
+            format_list(pairs.unmatched),
         )
-    table = Path(options.classes or root / "classes.json")
-    if not table.exists() and not options.classes and pairs.masks:
-        raise FileNotFoundError(f"{table} is missing. {classes_to_save(list(pairs.masks.values()))}")
-    suffix = without_extension(options.mask_suffix or "")
-    masks = {sample_id: own.masks / f"{sample_id}{suffix}.png" for sample_id in pairs.images}
+    classes_path = Path(options.classes or root / "classes.json")
+    if not classes_path.exists() and not options.classes and pairs.masks:
+        raise FileNotFoundError(f"{classes_path} is missing. {suggest_classes(list(pairs.masks.values()))}")
+    suffix = strip_extension(options.mask_suffix or "")
+    masks = {sample_id: split_dirs.masks / f"{sample_id}{suffix}.png" for sample_id in pairs.images}
     # What a missing mask is called in messages must not be the image itself.
-    masks |= {name: own.masks / f"{name}_mask.png" for name, image in pairs.images.items() if masks[name] == image}
+    masks |= {
+        name: split_dirs.masks / f"{name}_mask.png" for name, image in pairs.images.items() if masks[name] == image
+    }
     masks |= pairs.masks
-    return SplitFiles(own.images, own.masks, pairs.images, masks, read_class_table(table), None, groups)
+    return SplitFiles(
+        split_dirs.images, split_dirs.masks, pairs.images, masks, read_class_table(classes_path), None, groups
+    )
 
 
-def _another_split(missing: str) -> str:
+def _split_hint(missing: str) -> str:
     """What to do about a split that is not there; a message ends with it."""
-    if common_split(missing) == "train":
+    if canonical_split(missing) == "train":
         return "; choose one of these with --train_split or --eval_split"
     return (
         "; choose one of these with --eval_split, or let fine-tuning hold out a part of the training images with "
@@ -243,18 +256,18 @@ def _another_split(missing: str) -> str:
     )
 
 
-def _is_listed(root: Path, options: FolderOptions) -> bool:
+def _uses_pairs_file(root: Path, options: FolderOptions) -> bool:
     return (root / PAIRS).is_file() and not options.has_folders
 
 
-def _not_found_error(root: Path) -> str:
+def _not_found_message(root: Path) -> str:
     if not root.is_dir():
         return f"{root} is not a folder; check the path"
     entries = sorted(path.name + "/" * path.is_dir() for path in root.glob("*") if not path.name.startswith("."))
-    known = "; ".join(f"{layout}: {needed}" for layout, needed in _NEEDED.items())
+    known = "; ".join(f"{layout}: {contents}" for layout, contents in _REQUIRED_CONTENTS.items())
     return (
         f"{root / 'images'} is not a folder, and no other layout is recognised in {root}, which holds "
-        f"{first_few(entries) if entries else 'nothing'}; pass a folder with one of these layouts ({known}), set "
+        f"{format_list(entries) if entries else 'nothing'}; pass a folder with one of these layouts ({known}), set "
         f"image_dir and mask_dir, or list the files in {PAIRS}"
     )
 
@@ -265,84 +278,94 @@ def official_folders(root: Path, layout: str) -> dict[str, SplitFolders]:
         names = subfolders(root / "leftImg8bit")
         return {name: SplitFolders(root / "leftImg8bit" / name, root / "gtFine" / name) for name in names}
     if layout == "ade20k":
-        home = _ade20k_home(root)
+        base = _ade20k_root(root)
         folders = {
-            name: SplitFolders(home / "images" / official, home / "annotations" / official)
+            name: SplitFolders(base / "images" / official, base / "annotations" / official)
             for official, name in _OFFICIAL_NAMES.items()
         }
-        return {name: own for name, own in folders.items() if own.images.is_dir()}
+        return {name: split_dirs for name, split_dirs in folders.items() if split_dirs.images.is_dir()}
     if layout == "camvid":
         folders = {name: SplitFolders(root / name, root / f"{name}annot") for name in ("train", "val", "test")}
-        return {name: own for name, own in folders.items() if own.images.is_dir() and own.masks.is_dir()}
+        return {
+            name: split_dirs
+            for name, split_dirs in folders.items()
+            if split_dirs.images.is_dir() and split_dirs.masks.is_dir()
+        }
     if layout == "pascal_voc":
-        home = _voc_home(root, "VOC2012")
-        lists = home / "ImageSets" / "Segmentation"
-        masks = home / "SegmentationClass"
-        folders = {name: SplitFolders(home / "JPEGImages", masks, lists / f"{name}.txt") for name in _VOC_LISTS}
+        base = _voc_root(root, "VOC2012")
+        lists = base / "ImageSets" / "Segmentation"
+        masks = base / "SegmentationClass"
+        folders = {name: SplitFolders(base / "JPEGImages", masks, lists / f"{name}.txt") for name in _VOC_LISTS}
         augmented = [lists / name for name in ("train_aug.txt", "trainaug.txt") if (lists / name).is_file()]
-        if augmented and (home / "SegmentationClassAug").is_dir():
-            folders["train_aug"] = SplitFolders(home / "JPEGImages", home / "SegmentationClassAug", augmented[0])
-        return {name: own for name, own in folders.items() if own.list_file and own.list_file.is_file()}
+        if augmented and (base / "SegmentationClassAug").is_dir():
+            folders["train_aug"] = SplitFolders(base / "JPEGImages", base / "SegmentationClassAug", augmented[0])
+        return {
+            name: split_dirs
+            for name, split_dirs in folders.items()
+            if split_dirs.list_file and split_dirs.list_file.is_file()
+        }
     if layout == "pascal_context":
-        home = _voc_home(root, "VOC2010")
+        base = _voc_root(root, "VOC2010")
         folders = {}
         for name in ("train", "val"):
-            own, main = (home / "ImageSets" / folder / f"{name}.txt" for folder in ("SegmentationContext", "Main"))
-            if own.is_file() or main.is_file():
-                path = own if own.is_file() else main
-                folders[name] = SplitFolders(home / "JPEGImages", home / "SegmentationClassContext", path)
+            context_list, main_list = (
+                base / "ImageSets" / folder / f"{name}.txt" for folder in ("SegmentationContext", "Main")
+            )
+            if context_list.is_file() or main_list.is_file():
+                path = context_list if context_list.is_file() else main_list
+                folders[name] = SplitFolders(base / "JPEGImages", base / "SegmentationClassContext", path)
         return folders
     raise ValueError(f"layout {layout!r} is unknown; choose one of {', '.join(LAYOUTS)}")
 
 
-def _ade20k_home(root: Path) -> Path:
+def _ade20k_root(root: Path) -> Path:
     inner = root / "ADEChallengeData2016"
     return inner if inner.is_dir() else root
 
 
 def _is_ade20k(root: Path) -> bool:
-    home = _ade20k_home(root)
+    base = _ade20k_root(root)
     # Its file names distinguish it from a plain data set with a forgotten classes.json.
-    return any(next((home / "images" / official).glob("ADE_*.jpg"), None) for official in _OFFICIAL_NAMES)
+    return any(next((base / "images" / official).glob("ADE_*.jpg"), None) for official in _OFFICIAL_NAMES)
 
 
-def _voc_home(root: Path, name: str) -> Path:
-    homes = (root / "VOCdevkit" / name, root / name)
-    return next((home for home in homes if home.is_dir()), root)
+def _voc_root(root: Path, name: str) -> Path:
+    candidates = (root / "VOCdevkit" / name, root / name)
+    return next((candidate for candidate in candidates if candidate.is_dir()), root)
 
 
-def _is_pascal_context(home: Path) -> bool:
+def _is_pascal_context(voc_root: Path) -> bool:
     # Also by its name, so that VOC2010 without converted masks is not mistaken for VOC with its 21 classes.
-    named = home.absolute().name == "VOC2010" and (home / "JPEGImages").is_dir()
-    return named or (home / "SegmentationClassContext").is_dir()
+    has_name = voc_root.absolute().name == "VOC2010" and (voc_root / "JPEGImages").is_dir()
+    return has_name or (voc_root / "SegmentationClassContext").is_dir()
 
 
-def _all_images(folder: Path, ending: str) -> dict[str, Path]:
+def _find_images(folder: Path, suffix: str) -> dict[str, Path]:
     images: dict[str, Path] = {}
-    for name in without_generated(folder, images_below(folder)):
+    for name in exclude_generated(folder, list_images(folder)):
         sample_id = Path(name).with_suffix("").as_posix()
-        if not sample_id.endswith(ending):
+        if not sample_id.endswith(suffix):
             continue
-        sample_id = sample_id.removesuffix(ending)
+        sample_id = sample_id.removesuffix(suffix)
         if sample_id in images:
             raise ValueError(f"{folder} holds both {images[sample_id].name} and {name}; keep one image per sample id")
         images[sample_id] = folder / name
     if not images:
-        raise ValueError(f"{folder} holds no image whose name ends with {ending}.png; check the path")
+        raise ValueError(f"{folder} holds no image whose name ends with {suffix}.png; check the path")
     return images
 
 
-def _listed_images(folder: Path, list_file: Path) -> dict[str, Path]:
+def _read_image_list(folder: Path, list_file: Path) -> dict[str, Path]:
     # A line is a sample id, or in lists of the augmented masks the paths of image and mask.
     lines = list_file.read_text(encoding="utf-8").splitlines()
     sample_ids = [PurePosixPath(line.split()[0]).stem for line in lines if line.strip()]
     if not sample_ids:
         raise ValueError(f"{list_file} lists no image; extract it from the official archive again")
-    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    missing = [f"{sample_id}.jpg" for sample_id in sample_ids if f"{sample_id}.jpg" not in there]
+    existing_names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    missing = [f"{sample_id}.jpg" for sample_id in sample_ids if f"{sample_id}.jpg" not in existing_names]
     if missing:
         raise FileNotFoundError(
-            f"{len(missing)} of {len(sample_ids)} images of {list_file} are not in {folder}: {first_few(missing)}; "
+            f"{len(missing)} of {len(sample_ids)} images of {list_file} are not in {folder}: {format_list(missing)}; "
             "add the images, or take them out of the list"
         )
     return {sample_id: folder / f"{sample_id}.jpg" for sample_id in sample_ids}

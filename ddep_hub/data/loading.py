@@ -8,7 +8,7 @@ from ddep_hub.utils.files import resolve_data
 
 from .arguments import LabelledDataArguments
 from .classes import read_class_table
-from .folders import DETECTED, FolderOptions, find_split_folders
+from .folders import DEFAULT_OPTIONS, FolderOptions, find_split_folders
 from .hub_loading import HUB_PREFIX, holds_dataset, parse_hub_name
 from .layouts import find_layout
 from .pairing import PAIRS
@@ -19,7 +19,7 @@ def open_segmentation_dataset(
     name: str | Path,
     split: str,
     *,
-    options: FolderOptions = DETECTED,
+    options: FolderOptions = DEFAULT_OPTIONS,
     image_column: str = "image",
     mask_column: str = "annotation",
     sample_ids: Iterable[str] | None = None,
@@ -45,12 +45,12 @@ def open_segmentation_dataset(
         ValueError: There is no such split, column or example.
     """
     name = str(name)
-    on_hub = name.startswith(HUB_PREFIX)
-    if not on_hub and (not holds_dataset(name) or _is_folder(name, options)):
+    is_hub = name.startswith(HUB_PREFIX)
+    if not is_hub and (not holds_dataset(name) or _is_folder(name, options)):
         return SegmentationFolder(name, split, options=options, sample_ids=sample_ids, num_channels=num_channels)
-    repository, revision = parse_hub_name(name)[:2] if on_hub else (name, None)
-    beside = Path(name) / "classes.json"
-    classes = options.classes or (beside if not on_hub and beside.is_file() else None)
+    repository, revision = parse_hub_name(name)[:2] if is_hub else (name, None)
+    classes_path = Path(name) / "classes.json"
+    classes = options.classes or (classes_path if not is_hub and classes_path.is_file() else None)
     return HubSegmentation(
         repository,
         split,
@@ -97,6 +97,6 @@ def open_split(
     )
 
 
-def summary_of(dataset: SegmentationDataset) -> str:
+def dataset_summary(dataset: SegmentationDataset) -> str:
     """What was found of a data set, in a line."""
     return getattr(dataset, "summary", f"{len(dataset)} labelled images")

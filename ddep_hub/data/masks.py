@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from .classes import Color
-from .image_io import BadFileError, Loaded, Undecoded, file_name, first_few, load_upright
+from .image_io import BadFileError, DecodedImage, Undecoded, file_name, format_list, load_upright
 
 
-Colors = Mapping[Color, int]
+ColorMapping = Mapping[Color, int]
 
 
 def decode_mask(
@@ -22,7 +22,7 @@ def decode_mask(
     num_classes: int,
     ignore_index: int,
     mapping: Mapping[int, int] | np.ndarray | None = None,
-    colors: Colors | None = None,
+    colors: ColorMapping | None = None,
 ) -> np.ndarray:
     """Reads a mask of class ids: greyscale of any depth, bilevel, the indices of a palette, or colours of classes.
 
@@ -49,28 +49,28 @@ def decode_mask(
     """
     mask, path = load_upright(path, "mask"), file_name(path)
     if mask.image.mode in ("RGB", "RGBA") and colors and mask.format != "JPEG":
-        return _ids_of_colors(mask_colors(mask.image, path), colors, path, num_classes, ignore_index)
-    values = values_of_mask(mask, path, mapping, colors, ignore_index)
-    present = list(count_values(values))
+        return _colors_to_ids(mask_colors(mask.image, path), colors, path, num_classes, ignore_index)
+    values = get_mask_values(mask, path, mapping, colors, ignore_index)
+    unique_values = list(count_values(values))
     if mapping is not None:
-        values = _map_values(values, present, mapping, path)
-        present = sorted({int(mapping[value]) for value in present})
-    unknown = [value for value in present if not 0 <= value < num_classes and value != ignore_index]
+        values = _map_values(values, unique_values, mapping, path)
+        unique_values = sorted({int(mapping[value]) for value in unique_values})
+    unknown = [value for value in unique_values if not 0 <= value < num_classes and value != ignore_index]
     if unknown:
         raise BadFileError(
-            f"{path} holds the ids {first_few(unknown, 10)}, but classes.json has the ids 0..{num_classes - 1} and "
+            f"{path} holds the ids {format_list(unknown, 10)}, but classes.json has the ids 0..{num_classes - 1} and "
             f'ignore_index {ignore_index}; add the classes to classes.json, give its classes "mask_values", or '
             "change these pixels to known ids",
             path,
         )
-    return values.astype(_id_type(num_classes, ignore_index))
+    return values.astype(_mask_dtype(num_classes, ignore_index))
 
 
-def values_of_mask(
-    mask: Loaded,
+def get_mask_values(
+    mask: DecodedImage,
     path: str | Path,
     mapping: Mapping[int, int] | np.ndarray | None = None,
-    colors: Colors | None = None,
+    colors: ColorMapping | None = None,
     ignore_index: int = 255,
 ) -> np.ndarray:
     """The values (H, W) of a mask that is greyscale, bilevel or of a palette; for arguments see [`decode_mask`].
@@ -78,7 +78,7 @@ def values_of_mask(
     Raises:
         BadFileError: It has other channels, or is a JPEG, or a GIF of colours that are of no class.
     """
-    image, file_format, white = mask
+    image, file_format, white_level = mask
     if file_format == "JPEG":
         raise BadFileError(f"{path} is a JPEG, whose compression changes class ids; save the mask as PNG", path)
     if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
@@ -89,13 +89,15 @@ def values_of_mask(
         )
     values = np.array(image)
     if image.mode == "P" and colors and mapping is None:
-        ids = _by_color(values, palette_colors(image), colors, ignore_index, path, is_gif=file_format == "GIF")
+        ids = _map_palette_colors(
+            values, palette_colors(image), colors, ignore_index, path, is_gif=file_format == "GIF"
+        )
         if ids is not None:
             return ids
     if image.mode == "P" and file_format == "GIF":
-        values = _grey_levels(values, palette_colors(image), path)
-    if white is not None:  # stretched, id 1 is 85 or 17
-        values = np.rint(values * (white / (65535 if image.mode.startswith("I") else 255))).astype(values.dtype)
+        values = _to_grey_levels(values, palette_colors(image), path)
+    if white_level is not None:  # stretched, id 1 is 85 or 17
+        values = np.rint(values * (white_level / (65535 if image.mode.startswith("I") else 255))).astype(values.dtype)
     if image.mode == "1" or (file_format == "GIF" and set(np.unique(values)) <= {0, 255}):
         known_values = mapping if isinstance(mapping, Mapping) else {}
         is_class = known_values.get(255, ignore_index) != ignore_index
@@ -106,15 +108,15 @@ def values_of_mask(
 def palette_colors(image: Image.Image) -> dict[int, Color]:
     """The colours of the indices that occur in a palette image; indices beyond its palette have none."""
     palette = image.getpalette("RGB") or []
-    present = np.flatnonzero(np.bincount(np.asarray(image).ravel(), minlength=256)).tolist()
-    colors = {index: palette[3 * index : 3 * index + 3] for index in present if 3 * index < len(palette)}
+    indices = np.flatnonzero(np.bincount(np.asarray(image).ravel(), minlength=256)).tolist()
+    colors = {index: palette[3 * index : 3 * index + 3] for index in indices if 3 * index < len(palette)}
     return {index: (red, green, blue) for index, (red, green, blue) in colors.items()}
 
 
-def _by_color(
+def _map_palette_colors(
     values: np.ndarray,
-    shown: Mapping[int, Color],
-    colors: Colors,
+    palette: Mapping[int, Color],
+    colors: ColorMapping,
     ignore_index: int,
     path: str | Path,
     *,
@@ -124,35 +126,35 @@ def _by_color(
 
     Args:
         values: Indices (H, W).
-        shown: Colours of the indices, see [`palette_colors`].
+        palette: Colours of the indices, see [`palette_colors`].
         colors: Class id of each colour.
         ignore_index: An index that keeps its meaning, whatever its colour.
         path: The file.
         is_gif: Whether the order of the palette means nothing.
     """
-    shown = {index: color for index, color in shown.items() if index != ignore_index or is_gif}
-    unknown = [index for index, color in shown.items() if color not in colors]
-    others = [index for index, color in shown.items() if colors.get(color, index) != index]
+    palette = {index: color for index, color in palette.items() if index != ignore_index or is_gif}
+    unknown = [index for index, color in palette.items() if color not in colors]
+    mismatched = [index for index, color in palette.items() if colors.get(color, index) != index]
     # One colour of another class may be chance, if the others belong to no class.
-    if len(others) < 2 and (unknown or not (others or is_gif)):
+    if len(mismatched) < 2 and (unknown or not (mismatched or is_gif)):
         return None
     if unknown and not hasattr(colors, "__missing__"):
-        raise _unknown_color(path, shown[unknown[0]], float((values == unknown[0]).mean()), colors)
+        raise _unknown_color_error(path, palette[unknown[0]], float((values == unknown[0]).mean()), colors)
     table = np.arange(256, dtype=np.int32)
-    table[list(shown)] = [colors[color] for color in shown.values()]
+    table[list(palette)] = [colors[color] for color in palette.values()]
     return table[values]
 
 
-def _grey_levels(values: np.ndarray, shown: Mapping[int, Color], path: str | Path) -> np.ndarray:
+def _to_grey_levels(values: np.ndarray, palette: Mapping[int, Color], path: str | Path) -> np.ndarray:
     """The grey levels of a GIF, from its indices (H, W) and their colours."""
-    if any(len(set(color)) > 1 for color in shown.values()):
+    if any(len(set(color)) > 1 for color in palette.values()):
         raise BadFileError(
             f"{path} is a GIF, whose palette has no fixed order; save the mask as PNG, or give all classes in "
             'classes.json the "color" they have in the masks',
             path,
         )
     table = np.arange(256, dtype=np.uint8)
-    table[list(shown)] = [color[0] for color in shown.values()]
+    table[list(palette)] = [color[0] for color in palette.values()]
     return table[values]
 
 
@@ -174,31 +176,31 @@ def mask_colors(image: Image.Image, path: str | Path) -> np.ndarray:
 def count_values(pixels: np.ndarray) -> dict[Any, int]:
     """How often each value of pixels (H, W), or colour of pixels (H, W, 3), occurs; sorted."""
     if pixels.ndim == 3:
-        found, counts = np.unique(_pack_colors(pixels), return_counts=True)
-        present: list[Any] = [(value >> 16, value >> 8 & 255, value & 255) for value in found.tolist()]
+        unique, counts = np.unique(_pack_colors(pixels), return_counts=True)
+        values: list[Any] = [(value >> 16, value >> 8 & 255, value & 255) for value in unique.tolist()]
     elif pixels.dtype == np.uint8:  # counting is some ten times faster than sorting
         counts = np.bincount(pixels.ravel())
-        present = np.flatnonzero(counts).tolist()
-        counts = counts[present]
+        values = np.flatnonzero(counts).tolist()
+        counts = counts[values]
     else:
-        found, counts = np.unique(pixels, return_counts=True)
-        present = found.tolist()
-    return dict(zip(present, counts.tolist(), strict=True))
+        unique, counts = np.unique(pixels, return_counts=True)
+        values = unique.tolist()
+    return dict(zip(values, counts.tolist(), strict=True))
 
 
 def replace_values(pixels: np.ndarray, ids: Mapping[Any, int]) -> np.ndarray:
     """Class ids, int32 (H, W), of values (H, W) or colours (H, W, 3); `ids` has all that occur, and no others."""
-    values, keys, found = pixels, np.array(list(ids)), np.array(list(ids.values()), dtype=np.int32)
+    values, keys, class_ids = pixels, np.array(list(ids)), np.array(list(ids.values()), dtype=np.int32)
     if pixels.ndim == 3:
         values, keys = _pack_colors(pixels), _pack_colors(keys)
-    low, span = int(keys.min()), int(np.ptp(keys)) + 1
+    lowest, span = int(keys.min()), int(np.ptp(keys)) + 1
     if span > 2**24:  # too large a table
         order = np.argsort(keys)
-        return found[order][np.searchsorted(keys[order], values)]
+        return class_ids[order][np.searchsorted(keys[order], values)]
     # Offset by the lowest value, so that a negative value does not index from the end.
     table = np.zeros(span, dtype=np.int32)
-    table[keys - low] = found
-    return table[values - low]
+    table[keys - lowest] = class_ids
+    return table[values - lowest]
 
 
 def _pack_colors(colors: np.ndarray) -> np.ndarray:
@@ -206,46 +208,48 @@ def _pack_colors(colors: np.ndarray) -> np.ndarray:
     return colors.astype(np.int32) @ np.array([65536, 256, 1], dtype=np.int32)
 
 
-def _id_type(num_classes: int, ignore_index: int) -> type[np.generic]:
+def _mask_dtype(num_classes: int, ignore_index: int) -> type[np.generic]:
     return np.uint8 if num_classes <= 256 and 0 <= ignore_index <= 255 else np.int32
 
 
-def _unknown_color(path: str | Path, color: Color, share: float, colors: Colors) -> BadFileError:
+def _unknown_color_error(path: str | Path, color: Color, fraction: float, colors: ColorMapping) -> BadFileError:
     nearest = min(colors, key=lambda known: sum((a - b) ** 2 for a, b in zip(known, color, strict=True)))
     return BadFileError(
-        f"{path} holds the colour {color} in {100 * share:.3g} % of its pixels, which belongs to no class in "
+        f"{path} holds the colour {color} in {100 * fraction:.3g} % of its pixels, which belongs to no class in "
         f"classes.json; the nearest is {nearest} of class {colors[nearest]}. Save the mask without smoothing, add "
         'the colour to classes.json, or set "other_values": "ignore" there',
         path,
     )
 
 
-def _ids_of_colors(pixels: np.ndarray, colors: Colors, path: str, num_classes: int, ignore_index: int) -> np.ndarray:
+def _colors_to_ids(
+    pixels: np.ndarray, colors: ColorMapping, path: str, num_classes: int, ignore_index: int
+) -> np.ndarray:
     """Class ids of a mask in colour, as `decode_mask` gives them."""
     counts = count_values(pixels)
     for color, count in counts.items():
         if color not in colors and not hasattr(colors, "__missing__"):
-            raise _unknown_color(path, color, count / sum(counts.values()), colors)
+            raise _unknown_color_error(path, color, count / sum(counts.values()), colors)
     ids = replace_values(pixels, {color: colors[color] for color in counts})
-    return ids.astype(_id_type(num_classes, ignore_index))
+    return ids.astype(_mask_dtype(num_classes, ignore_index))
 
 
 def _map_values(
-    values: np.ndarray, present: list[int], mapping: Mapping[int, int] | np.ndarray, path: str
+    values: np.ndarray, unique_values: list[int], mapping: Mapping[int, int] | np.ndarray, path: str
 ) -> np.ndarray:
     table = dict(enumerate(mapping.tolist())) if isinstance(mapping, np.ndarray) else mapping
-    unknown = [] if hasattr(table, "__missing__") else [value for value in present if value not in table]
+    unknown = [] if hasattr(table, "__missing__") else [value for value in unique_values if value not in table]
     if unknown:
         raise BadFileError(
-            f"{path} holds the values {first_few(unknown, 10)}, which are not among the {len(table)} of the mapping "
+            f"{path} holds the values {format_list(unknown, 10)}, which are not among the {len(table)} of the mapping "
             "to class ids; add them to mask_values in classes.json; for a known data set, use the masks from its "
             "archive",
             path,
         )
-    return replace_values(values, {value: table[value] for value in present})
+    return replace_values(values, {value: table[value] for value in unique_values})
 
 
-def classes_to_save(paths: Sequence[Path], *, limit: int = 100) -> str:
+def suggest_classes(paths: Sequence[Path], *, limit: int = 100) -> str:
     """What to save as `classes.json`, from the values or colours that masks hold.
 
     Args:
@@ -255,26 +259,26 @@ def classes_to_save(paths: Sequence[Path], *, limit: int = 100) -> str:
     Returns:
         A sentence, the text of the file, and the share of each value.
     """
-    chosen = paths[:: -(-len(paths) // limit)]
+    sampled_paths = paths[:: -(-len(paths) // limit)]
     counts = Counter[Any]()
-    for path in chosen:
+    for path in sampled_paths:
         mask = load_upright(path, "mask")
-        in_colors = mask.image.mode in ("RGB", "RGBA")
-        counts.update(count_values(mask_colors(mask.image, path) if in_colors else values_of_mask(mask, path)))
+        is_color = mask.image.mode in ("RGB", "RGBA")
+        counts.update(count_values(mask_colors(mask.image, path) if is_color else get_mask_values(mask, path)))
     values = sorted(counts, key=lambda value: value if isinstance(value, tuple) else (value,))
-    kept = [value for value in values if value != 255 or set(values) == {0, 255}]
+    class_values = [value for value in values if value != 255 or set(values) == {0, 255}]
     classes: list[dict[str, Any]] = []
-    for index, value in enumerate(kept[:256]):
+    for index, value in enumerate(class_values[:256]):
         classes.append({"id": index, "name": f"class {index}"})
         if isinstance(value, tuple):
             classes[-1]["color"] = list(value)
-        elif kept != list(range(len(kept))):
+        elif class_values != list(range(len(class_values))):
             classes[-1]["mask_values"] = value
     lines = ",\n".join(f"  {json.dumps(entry)}" for entry in classes)
     total = sum(counts.values())
     shares = ", ".join(f"{value}: {counts[value] / total:.1%}" for value in values[:20])
-    ignored = " 255 is ignored." if len(kept) < len(values) else ""
+    ignored = " 255 is ignored." if len(class_values) < len(values) else ""
     return (
-        f"Save this there, with your own names; {len(chosen)} of {len(paths)} masks were "
+        f"Save this there, with your own names; {len(sampled_paths)} of {len(paths)} masks were "
         f'read.{ignored}\n{{"ignore_index": 255, "classes": [\n{lines}\n]}}\nShares of the values: {shares}'
     )

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .generated_files import without_generated
-from .image_io import IMAGE_EXTENSIONS, files_below, images_below, is_array
+from .generated_files import exclude_generated
+from .image_io import IMAGE_EXTENSIONS, is_array, iter_files, list_images
 
 
 # A PNG comes first where there are several.
@@ -63,34 +63,34 @@ def pair_files(image_folder: Path, mask_folder: Path, mask_suffix: str | None = 
         FileNotFoundError: There is no folder of images.
         ValueError: It holds no image, two images share a sample id, or several masks may be meant.
     """
-    together = mask_folder.is_dir() and image_folder.is_dir() and os.path.samefile(mask_folder, image_folder)
-    names = [] if together else images_below(image_folder)
-    masks = [] if together else sorted(files_below(mask_folder, MASK_EXTENSIONS))
-    if together:
-        names, masks = images_and_masks(image_folder, mask_suffix) or (images_below(image_folder), [])
-    names = without_generated(image_folder, names)
+    same_folder = mask_folder.is_dir() and image_folder.is_dir() and os.path.samefile(mask_folder, image_folder)
+    names = [] if same_folder else list_images(image_folder)
+    masks = [] if same_folder else sorted(iter_files(mask_folder, MASK_EXTENSIONS))
+    if same_folder:
+        names, masks = images_and_masks(image_folder, mask_suffix) or (list_images(image_folder), [])
+    names = exclude_generated(image_folder, names)
     images: dict[str, str] = {}
     for name in names:
-        other = images.setdefault(os.path.splitext(name)[0], name)
-        if other != name:
-            raise ValueError(f"{image_folder} holds both {other} and {name}; keep one image per sample id")
+        previous = images.setdefault(os.path.splitext(name)[0], name)
+        if previous != name:
+            raise ValueError(f"{image_folder} holds both {previous} and {name}; keep one image per sample id")
     files: dict[str, str] = {}
     for name in masks:
         sample = os.path.splitext(name)[0]
         if sample not in files or name.lower().endswith(".png"):
             files[sample] = name
-    found = match_names(list(images), list(files), mask_suffix, str(mask_folder))
-    used = set(found.values())
+    matches = match_names(list(images), list(files), mask_suffix, str(mask_folder))
+    matched_masks = set(matches.values())
     return Pairs(
         {sample: image_folder / name for sample, name in images.items()},
-        {sample: mask_folder / files[mask] for sample, mask in found.items()},
-        [mask for mask in files if mask not in used],
+        {sample: mask_folder / files[mask] for sample, mask in matches.items()},
+        [mask for mask in files if mask not in matched_masks],
     )
 
 
 def images_and_masks(folder: Path, mask_suffix: str | None = None) -> tuple[list[str], list[str]] | None:
     """Images and masks of one folder, told apart by their names, or JPEG from PNG; `None` if they cannot be."""
-    names = sorted(files_below(folder, IMAGE_EXTENSIONS, deep=False))
+    names = sorted(iter_files(folder, IMAGE_EXTENSIONS, recursive=False))
     return separate_masks([name for name in names if not is_array(name)], mask_suffix)
 
 
@@ -98,12 +98,16 @@ def separate_masks(names: list[str], mask_suffix: str | None = None) -> tuple[li
     """The same of the names of one folder's files."""
     stems = {name: os.path.splitext(name)[0] for name in names}
     if mask_suffix is not None:
-        ending = without_extension(mask_suffix)
-        masks = [name for name in names if stems[name].endswith(ending)]
+        suffix = strip_extension(mask_suffix)
+        masks = [name for name in names if stems[name].endswith(suffix)]
     else:
-        plain = set(stems.values())
-        ends = {name: re.fullmatch(r"(.+?)[-_. ]([A-Za-z]+)", stem) for name, stem in stems.items()}
-        masks = [n for n, end in ends.items() if end and end[2].lower() in MASK_WORDS and end[1] in plain]
+        all_stems = set(stems.values())
+        stem_matches = {name: re.fullmatch(r"(.+?)[-_. ]([A-Za-z]+)", stem) for name, stem in stems.items()}
+        masks = [
+            name
+            for name, match in stem_matches.items()
+            if match and match[2].lower() in MASK_WORDS and match[1] in all_stems
+        ]
         if not masks:
             jpegs = {stems[name] for name in names if name.lower().endswith((".jpg", ".jpeg"))}
             masks = [name for name in names if stems[name] in jpegs and name.lower().endswith(".png")]
@@ -112,7 +116,7 @@ def separate_masks(names: list[str], mask_suffix: str | None = None) -> tuple[li
 
 
 def match_names(
-    images: Sequence[str], masks: Sequence[str], mask_suffix: str | None = None, where: str = "The folder"
+    images: Sequence[str], masks: Sequence[str], mask_suffix: str | None = None, location: str = "The folder"
 ) -> dict[str, str]:
     """Matches names without extension; what is added to a name must be the same in all.
 
@@ -120,7 +124,7 @@ def match_names(
         images: Names of the images.
         masks: Names of the masks.
         mask_suffix: What follows an image's name in that of its mask; default: what matches most images.
-        where: What messages call the folder of the masks.
+        location: What messages call the folder of the masks.
 
     Returns:
         The mask of each image that has one.
@@ -131,93 +135,93 @@ def match_names(
     # The same name may use composed or decomposed letters, because systems differ in which they store.
     composed = [{unicodedata.normalize("NFC", name): name for name in names} for names in (images, masks)]
     if len(composed[0]) == len(images) and len(composed[1]) == len(masks):
-        found = _match(list(composed[0]), list(composed[1]), mask_suffix, where)
-        return {composed[0][image]: composed[1][mask] for image, mask in found.items()}
-    return _match(images, masks, mask_suffix, where)
+        matches = _match(list(composed[0]), list(composed[1]), mask_suffix, location)
+        return {composed[0][image]: composed[1][mask] for image, mask in matches.items()}
+    return _match(images, masks, mask_suffix, location)
 
 
-def _match(images: Sequence[str], masks: Sequence[str], mask_suffix: str | None, where: str) -> dict[str, str]:
-    known = set(masks)
-    if mask_suffix is None and all(name in known for name in images):
+def _match(images: Sequence[str], masks: Sequence[str], mask_suffix: str | None, location: str) -> dict[str, str]:
+    mask_names = set(masks)
+    if mask_suffix is None and all(name in mask_names for name in images):
         return {name: name for name in images}
-    best: tuple[int, int] = (0, 0)
-    found: dict[tuple[str, str], dict[str, str]] = {}
+    best_score: tuple[int, int] = (0, 0)
+    candidates: dict[tuple[str, str], dict[str, str]] = {}
     # Masks may differ in subfolders, capitalisation and leading zeros, if the names are still unique without these.
     for folders, exact in itertools.product((True, False), (True, False)):
-        if best[0] == len(images):
+        if best_score[0] == len(images):
             break
         for image_affix in _image_affixes(images):
-            cores = _without_affix(images, image_affix, folders=folders, exact=exact)
-            affixes = [("", without_extension(mask_suffix))] if mask_suffix is not None else _affixes(cores, masks)
+            image_cores = _strip_affix(images, image_affix, folders=folders, exact=exact)
+            affixes = [("", strip_extension(mask_suffix))] if mask_suffix is not None else _affixes(image_cores, masks)
             for affix in affixes:
-                of_masks = _without_affix(masks, affix, folders=folders, exact=exact)
-                pairs = {image: of_masks[core] for core, image in cores.items() if core in of_masks}
+                mask_cores = _strip_affix(masks, affix, folders=folders, exact=exact)
+                pairs = {image: mask_cores[core] for core, image in image_cores.items() if core in mask_cores}
                 score = (len(pairs), -_affix_rank(affix))
-                if score > best:
-                    best, found = score, {}
-                if pairs and score == best and pairs not in found.values():
-                    found[affix] = pairs
-    if len(found) > 1:
-        one, other = (f"{prefix}<image>{suffix}" for prefix, suffix in list(found)[:2])
-        raise ValueError(f"{where} has masks named both {one} and {other}. Choose with mask_suffix.")
-    return next(iter(found.values()), {})
+                if score > best_score:
+                    best_score, candidates = score, {}
+                if pairs and score == best_score and pairs not in candidates.values():
+                    candidates[affix] = pairs
+    if len(candidates) > 1:
+        first, second = (f"{prefix}<image>{suffix}" for prefix, suffix in list(candidates)[:2])
+        raise ValueError(f"{location} has masks named both {first} and {second}. Choose with mask_suffix.")
+    return next(iter(candidates.values()), {})
 
 
-def _base(name: str) -> str:
+def _basename(name: str) -> str:
     return name.rsplit("/", 1)[-1]
 
 
-def without_extension(suffix: str) -> str:
+def strip_extension(suffix: str) -> str:
     stem, extension = os.path.splitext(suffix)
     return stem if extension.lower() in MASK_EXTENSIONS else suffix
 
 
-def _without_affix(names: Iterable[str], affix: tuple[str, str], *, folders: bool, exact: bool) -> dict[str, str]:
+def _strip_affix(names: Iterable[str], affix: tuple[str, str], *, folders: bool, exact: bool) -> dict[str, str]:
     """Names by what is left of them without an affix; those without it are left out, and those that are then equal."""
     prefix, suffix = affix
-    found: dict[str, list[str]] = {}
+    names_by_core: dict[str, list[str]] = {}
     for name in names:
-        base = _base(name)
+        base = _basename(name)
         if base.startswith(prefix) and base.endswith(suffix) and len(base) > len(prefix) + len(suffix):
             core = base[len(prefix) : len(base) - len(suffix)]
             parent = name[: len(name) - len(base)] if folders else ""
             core = parent + core
             key = core if exact else re.sub(r"(?<!\d)0+(?=\d)", "", core.casefold())
-            found.setdefault(key, []).append(name)
-    return {core: same[0] for core, same in found.items() if len(same) == 1}
+            names_by_core.setdefault(key, []).append(name)
+    return {core: matching_names[0] for core, matching_names in names_by_core.items() if len(matching_names) == 1}
 
 
 def _image_affixes(images: Sequence[str]) -> list[tuple[str, str]]:
-    found = {NO_AFFIX: None}
-    for base in map(_base, images[:: max(1, len(images) // 5)]):
+    affixes = {NO_AFFIX: None}
+    for base in map(_basename, images[:: max(1, len(images) // 5)]):
         prefix, suffix = _IMAGE_PREFIX.match(base), _IMAGE_SUFFIX.search(base)
-        found |= {(prefix[0] if prefix else "", ""): None, ("", suffix[0] if suffix else ""): None}
-    return list(found)
+        affixes |= {(prefix[0] if prefix else "", ""): None, ("", suffix[0] if suffix else ""): None}
+    return list(affixes)
 
 
 def _affixes(cores: Mapping[str, str], masks: Sequence[str]) -> list[tuple[str, str]]:
     """What may have been added to the images' names to name the masks, found from a few images."""
-    few = list(cores)[:: max(1, len(cores) // 5)]
-    found = {NO_AFFIX: None}
-    for core in map(_base, few):
-        for base in map(_base, masks):
+    sampled_cores = list(cores)[:: max(1, len(cores) // 5)]
+    affixes = {NO_AFFIX: None}
+    for core in map(_basename, sampled_cores):
+        for base in map(_basename, masks):
             start = base.casefold().find(core.casefold())
             while start >= 0:
                 prefix, suffix = base[:start], base[start + len(core) :]
-                if _is_affix(prefix, end=True) and _is_affix(suffix, end=False):
-                    found[prefix, suffix] = None
+                if _is_affix(prefix, is_prefix=True) and _is_affix(suffix, is_prefix=False):
+                    affixes[prefix, suffix] = None
                 start = base.casefold().find(core.casefold(), start + 1)
-    return list(found)
+    return list(affixes)
 
 
-def _is_affix(text: str, *, end: bool) -> bool:
+def _is_affix(text: str, *, is_prefix: bool) -> bool:
     """Whether a text may be an affix: words, not a part of a number or of a word."""
     if not text:
         return True
     words = re.findall("[A-Za-z]+", text)
-    edge = text[-1] if end else text[0]
-    whole = bool(words) and words[-1 if end else 0].lower() in MASK_WORDS and edge.isalpha()
-    return bool(words) and (edge in "-_. (" or whole)
+    boundary = text[-1] if is_prefix else text[0]
+    is_mask_word = bool(words) and words[-1 if is_prefix else 0].lower() in MASK_WORDS and boundary.isalpha()
+    return bool(words) and (boundary in "-_. (" or is_mask_word)
 
 
 def _affix_rank(affix: tuple[str, str]) -> int:
@@ -274,11 +278,11 @@ def read_pairs(root: Path) -> ListedPairs:
                 if not (root / values[name]).is_file():
                     raise FileNotFoundError(f"{line}: {root / values[name]} does not exist. Correct the path.")
             split = values.get("split", "train")
-            own = pairs.setdefault(split, Pairs({}, {}, []))
+            split_pairs = pairs.setdefault(split, Pairs({}, {}, []))
             sample_id = os.path.splitext(values["image"])[0]
-            if any(sample_id in other.images for other in pairs.values()):
+            if any(sample_id in listed.images for listed in pairs.values()):
                 raise ValueError(f"{line}: {values['image']} is listed twice. Remove one line.")
-            own.images[sample_id], own.masks[sample_id] = root / values["image"], root / values["mask"]
+            split_pairs.images[sample_id], split_pairs.masks[sample_id] = root / values["image"], root / values["mask"]
             if "group" in values:
                 groups.setdefault(split, {})[sample_id] = values["group"]
     if not pairs:

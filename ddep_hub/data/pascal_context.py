@@ -17,7 +17,7 @@ from .image_io import BadFileError
 
 
 # The annotations name 459 things; 0 is unnamed.
-_LARGEST_ID = 459
+_MAX_ID = 459
 
 
 def convert_label_map(label_map: np.ndarray) -> np.ndarray:
@@ -34,11 +34,9 @@ def convert_label_map(label_map: np.ndarray) -> np.ndarray:
     """
     if label_map.ndim != 2 or not label_map.size or not np.issubdtype(label_map.dtype, np.integer):
         raise ValueError(f"label map must be integers of shape (H, W), not {label_map.dtype} of {label_map.shape}")
-    if label_map.min() < 0 or label_map.max() > _LARGEST_ID:
-        raise ValueError(
-            f"label map holds {label_map.min()}..{label_map.max()}; the official ids are 0..{_LARGEST_ID}"
-        )
-    table = np.zeros(_LARGEST_ID + 1, dtype=np.uint8)
+    if label_map.min() < 0 or label_map.max() > _MAX_ID:
+        raise ValueError(f"label map holds {label_map.min()}..{label_map.max()}; the official ids are 0..{_MAX_ID}")
+    table = np.zeros(_MAX_ID + 1, dtype=np.uint8)
     ids = get_dataset_info("pascal_context").id459
     table[list(ids)] = np.arange(1, len(ids) + 1)
     return table[label_map]
@@ -69,19 +67,19 @@ def convert_annotations(voc: str | Path, annotations: str | Path) -> int:
         raise FileNotFoundError(f"{annotations} holds no .mat file; pass the folder of the unpacked annotations")
     masks = voc / "SegmentationClassContext"
     masks.mkdir(exist_ok=True)
-    unfinished = [path for path in sources if not (masks / f"{path.stem}.png").is_file()]
-    for path in tqdm(unfinished, desc="masks", disable=None):
+    pending = [path for path in sources if not (masks / f"{path.stem}.png").is_file()]
+    for path in tqdm(pending, desc="masks", disable=None):
         try:
             mask = convert_label_map(_read_label_map(path))
         except ValueError as error:
             raise BadFileError(f"{path} cannot be used: {error}; unpack it again", path) from error
-        temporary = masks / f".{path.stem}.{os.getpid()}.tmp"
+        temp_path = masks / f".{path.stem}.{os.getpid()}.tmp"
         try:
-            Image.fromarray(mask).save(temporary, format="PNG")
-            os.replace(temporary, masks / f"{path.stem}.png")
+            Image.fromarray(mask).save(temp_path, format="PNG")
+            os.replace(temp_path, masks / f"{path.stem}.png")
         finally:
-            temporary.unlink(missing_ok=True)
-    return len(unfinished)
+            temp_path.unlink(missing_ok=True)
+    return len(pending)
 
 
 def _read_label_map(path: Path) -> np.ndarray:

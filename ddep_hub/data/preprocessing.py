@@ -123,7 +123,7 @@ class Normalize:
     @classmethod
     def from_processor(cls, processor: Any) -> Self:
         """Rescales and normalises as an image processor does, as far as it does."""
-        return cls(*normalization_of(processor), getattr(processor, "channel_order", None))
+        return cls(*get_normalization(processor), getattr(processor, "channel_order", None))
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Maps (batch, C, H, W) in 0..255 to float32 of the same shape, channels last in memory."""
@@ -138,7 +138,7 @@ class Normalize:
         return values.contiguous(memory_format=torch.channels_last)
 
 
-def normalization_of(processor: Any) -> tuple[list[float], list[float], float]:
+def get_normalization(processor: Any) -> tuple[list[float], list[float], float]:
     """Mean, standard deviation and rescale factor of an image processor: 0, 1 and 1 of what it does not do."""
     mean, std = [0.0], [1.0]
     if processor.do_normalize:

@@ -33,7 +33,7 @@ def example_seed(*values: int) -> int:
 
 
 @contextlib.contextmanager
-def seeded(*values: int) -> Iterator[None]:
+def seed_rng(*values: int) -> Iterator[None]:
     """Seeds torch's default CPU generator inside the block from these, see [`example_seed`]."""
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would reseed the accelerators' generators as well.
@@ -57,7 +57,7 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     return np.argsort(raw, kind="stable")
 
 
-def slice_of_batch(global_batch_size: int, rank: int, world_size: int) -> range:
+def batch_slice(global_batch_size: int, rank: int, world_size: int) -> range:
     """The positions in the global batch that one process works on.
 
     Args:
@@ -120,7 +120,7 @@ class SourceMixture:
             )
         self.seed = seed
         self._block = -1
-        self._sources, self._places = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        self._sources, self._offsets = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
 
     def locate(self, position: int) -> tuple[int, int]:
         """The source of a position, and how many examples that source has given before it.
@@ -133,15 +133,15 @@ class SourceMixture:
         """
         if len(self.counts) == 1:
             return 0, position
-        block, within = divmod(position, self.BLOCK)
+        block, offset = divmod(position, self.BLOCK)
         if block != self._block:
             shuffled = epoch_order(self.BLOCK, self.seed, block)
             self._sources = np.repeat(np.arange(len(self.counts)), self.counts)[shuffled]
-            self._places = np.empty(self.BLOCK, dtype=np.int64)
+            self._offsets = np.empty(self.BLOCK, dtype=np.int64)
             for source, count in enumerate(self.counts):
-                self._places[self._sources == source] = block * count + np.arange(count)
+                self._offsets[self._sources == source] = block * count + np.arange(count)
             self._block = block
-        return int(self._sources[within]), int(self._places[within])
+        return int(self._sources[offset]), int(self._offsets[offset])
 
 
 class StepBatchSampler(Sampler[list[tuple[int, int]]]):
@@ -164,7 +164,7 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
         start_step: First step to yield, counted from 0.
         end_step: One past the last step.
         rank: This process.
-        world_size: Number of processes; each gets its `slice_of_batch`.
+        world_size: Number of processes; each gets its `batch_slice`.
         weights: Share of each source in the examples. By default the sources are shuffled as one data set.
 
     Raises:
@@ -198,23 +198,23 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
         self.seed = seed
         self.start_step = start_step
         self.end_step = end_step
-        self.positions = slice_of_batch(global_batch_size, rank, world_size)
+        self.positions = batch_slice(global_batch_size, rank, world_size)
 
     def __len__(self) -> int:
         return self.end_step - self.start_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        first = [sum(self.sizes[:source]) for source in range(len(self.sizes))]
+        offsets = [sum(self.sizes[:source]) for source in range(len(self.sizes))]
         orders = [(-1, np.empty(0, dtype=np.int64))] * len(self.sizes)
         for step in range(self.start_step, self.end_step):
             batch = []
             for position in self.positions:
                 source, count = self.mixture.locate(step * self.global_batch_size + position)
-                epoch, place = divmod(count, self.sizes[source])
+                epoch, index = divmod(count, self.sizes[source])
                 if epoch != orders[source][0]:
                     seed = source_seed(self.seed, source, len(self.sizes))
                     orders[source] = (epoch, epoch_order(self.sizes[source], seed, epoch))
-                batch.append((epoch, first[source] + int(orders[source][1][place])))
+                batch.append((epoch, offsets[source] + int(orders[source][1][index])))
             yield batch
 
 
@@ -234,5 +234,5 @@ class PairedBatchSampler(Sampler[list[tuple[Any, Any]]]):
         return len(self.first)
 
     def __iter__(self) -> Iterator[list[tuple[Any, Any]]]:
-        for one, other in zip(self.first, self.second, strict=True):
-            yield list(zip(one, other, strict=True))
+        for first_batch, second_batch in zip(self.first, self.second, strict=True):
+            yield list(zip(first_batch, second_batch, strict=True))

@@ -14,14 +14,14 @@ from torch.utils.data import Dataset
 from ddep_hub.image_conversion import ChannelImage
 
 from .classes import ClassTable, class_colors
-from .folders import DETECTED, FolderOptions
+from .folders import DEFAULT_OPTIONS, FolderOptions
 from .hub_loading import (
     load_split,
     local_fingerprint,
-    undecoded_sample,
-    with_undecoded,
+    make_undecoded_sample,
+    select_undecoded,
 )
-from .image_io import BadFileError, decode_image, first_few
+from .image_io import BadFileError, decode_image, format_list
 from .layouts import find_layout, layout_splits, split_files
 from .masks import decode_mask
 
@@ -65,12 +65,12 @@ def check_sample(sample: Sample, classes: ClassTable, name: str) -> None:
         raise ValueError(
             f"data: `annotation` of {name} has shape {mask.shape}, but its image {image.height}x{image.width}."
         )
-    known = {*range(classes.num_classes), classes.ignore_index}
-    unknown = sorted(set(np.unique(mask).tolist()) - known)
+    valid_ids = {*range(classes.num_classes), classes.ignore_index}
+    unknown = sorted(set(np.unique(mask).tolist()) - valid_ids)
     if unknown:
         raise ValueError(
-            f"data: `annotation` of {name} holds {first_few(unknown)}: class ids are 0 to {classes.num_classes - 1}, "
-            f"and {classes.ignore_index} is ignored."
+            f"data: `annotation` of {name} holds {format_list(unknown)}: class ids are 0 to {classes.num_classes - 1},"
+            f" and {classes.ignore_index} is ignored."
         )
 
 
@@ -107,14 +107,14 @@ class SegmentationDataset(SizedDataset, Protocol):
         ...
 
 
-def _indices_of(sample_ids: Sequence[str], known: Iterable[str], where: str) -> list[int]:
+def _find_indices(sample_ids: Sequence[str], all_ids: Iterable[str], source_name: str) -> list[int]:
     """Where the sample ids lie among the known ones; raises a ValueError if one does not."""
-    indices = {sample_id: index for index, sample_id in enumerate(known)}
+    indices = {sample_id: index for index, sample_id in enumerate(all_ids)}
     unknown = [sample_id for sample_id in sample_ids if sample_id not in indices]
     if unknown:
         raise ValueError(
-            f"{len(unknown)} of {len(sample_ids)} sample ids are not in {where}: {first_few(unknown)}; sample ids "
-            f"there look like {next(iter(indices), '')!r}"
+            f"{len(unknown)} of {len(sample_ids)} sample ids are not in {source_name}: {format_list(unknown)}; sample "
+            f"ids there look like {next(iter(indices), '')!r}"
         )
     return [indices[sample_id] for sample_id in sample_ids]
 
@@ -168,21 +168,21 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         split: str,
         *,
         layout: str | None = None,
-        options: FolderOptions = DETECTED,
+        options: FolderOptions = DEFAULT_OPTIONS,
         sample_ids: Iterable[str] | None = None,
         num_channels: int = 3,
     ) -> None:
         self.root, self.num_channels = Path(root), num_channels
         self.layout = find_layout(self.root, options) if layout is None else layout
-        own = self.root / "classes.json"
-        if layout is None and options.classes is None and own.is_file():
-            options = dataclasses.replace(options, classes=own)
+        classes_path = self.root / "classes.json"
+        if layout is None and options.classes is None and classes_path.is_file():
+            options = dataclasses.replace(options, classes=classes_path)
         files = split_files(self.root, split, self.layout, options)
         images = files.images
         self.classes: ClassTable = files.classes
         self._mapping = files.mapping or files.classes.mask_mapping
         self.sample_ids: list[str] = list(images) if sample_ids is None else list(sample_ids)
-        _indices_of(self.sample_ids, images, str(files.image_folder))
+        _find_indices(self.sample_ids, images, str(files.image_folder))
         self._image_folder = files.image_folder
         self.images = [images[sample_id] for sample_id in self.sample_ids]
         self._masks = [files.masks[sample_id] for sample_id in self.sample_ids]
@@ -191,7 +191,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
             raise FileNotFoundError(
                 f"{len(missing)} of {len(self.sample_ids)} images of {files.image_folder} have no mask in "
                 f"{files.mask_folder}{'' if files.mask_folder.is_dir() else ', which is not there'}: "
-                f"{first_few(missing)}; add the masks, remove these images, or describe the masks with mask_dir, "
+                f"{format_list(missing)}; add the masks, remove these images, or describe the masks with mask_dir, "
                 "mask_suffix or pairs.csv"
             )
         self.groups = files.groups
@@ -210,12 +210,12 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
 
     def select(self, sample_ids: Iterable[str]) -> "SegmentationFolder":
         """The same data with these samples only, in this order."""
-        chosen = copy.copy(self)
-        chosen.sample_ids = list(sample_ids)
-        indices = _indices_of(chosen.sample_ids, self.sample_ids, str(self._image_folder))
-        chosen.images = [self.images[index] for index in indices]
-        chosen._masks = [self._masks[index] for index in indices]
-        return chosen
+        subset = copy.copy(self)
+        subset.sample_ids = list(sample_ids)
+        indices = _find_indices(subset.sample_ids, self.sample_ids, str(self._image_folder))
+        subset.images = [self.images[index] for index in indices]
+        subset._masks = [self._masks[index] for index in indices]
+        return subset
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -236,7 +236,9 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         return make_sample(image, mask, str(path), str(mask_path))
 
 
-def available_splits(root: str | Path, layout: str | None = None, *, options: FolderOptions = DETECTED) -> list[str]:
+def available_splits(
+    root: str | Path, layout: str | None = None, *, options: FolderOptions = DEFAULT_OPTIONS
+) -> list[str]:
     """The splits of a data set in one of `SegmentationFolder`'s layouts.
 
     Args:
@@ -298,11 +300,11 @@ class HubSegmentation(Dataset[dict[str, Any]]):
         self.name = f"{name}/{split}"
         self.image_column, self.mask_column = image_column, mask_column
         data = load_split(name, split, config=config, revision=revision)
-        self.classes: ClassTable = classes or _classes_of(data.features, self.name)
-        self.data = with_undecoded(data, [image_column, mask_column], self.name)
-        known = [f"{index:08d}" for index in range(len(self.data))]
-        self.sample_ids: list[str] = known if sample_ids is None else list(sample_ids)
-        self._indices = _indices_of(self.sample_ids, known, self.name)
+        self.classes: ClassTable = classes or _read_classes(data.features, self.name)
+        self.data = select_undecoded(data, [image_column, mask_column], self.name)
+        all_ids = [f"{index:08d}" for index in range(len(self.data))]
+        self.sample_ids: list[str] = all_ids if sample_ids is None else list(sample_ids)
+        self._indices = _find_indices(self.sample_ids, all_ids, self.name)
         self._source_fingerprint: list[str] = local_fingerprint(name) or [data._fingerprint]
 
     @property
@@ -312,23 +314,23 @@ class HubSegmentation(Dataset[dict[str, Any]]):
 
     def select(self, sample_ids: Iterable[str]) -> "HubSegmentation":
         """The same data with these samples only, in this order."""
-        chosen = copy.copy(self)
-        chosen.sample_ids = list(sample_ids)
-        indices = _indices_of(chosen.sample_ids, self.sample_ids, self.name)
-        chosen._indices = [self._indices[index] for index in indices]
-        return chosen
+        subset = copy.copy(self)
+        subset.sample_ids = list(sample_ids)
+        indices = _find_indices(subset.sample_ids, self.sample_ids, self.name)
+        subset._indices = [self._indices[index] for index in indices]
+        return subset
 
     def __len__(self) -> int:
         return len(self.sample_ids)
 
     def mask(self, index: int) -> np.ndarray:
         """The `annotation` of a sample alone."""
-        return self._decode(*self._files(index, self.mask_column))
+        return self._decode(*self._read_files(index, self.mask_column))
 
-    def _files(self, index: int, *columns: str) -> list[dict[str, Any]]:
+    def _read_files(self, index: int, *columns: str) -> list[dict[str, Any]]:
         number = self._indices[index]
         sample = self.data[number]  # once: it fetches all columns
-        return [undecoded_sample(sample[column], f"{self.name}, sample {number}, {column}") for column in columns]
+        return [make_undecoded_sample(sample[column], f"{self.name}, sample {number}, {column}") for column in columns]
 
     def _decode(self, mask: dict[str, Any]) -> np.ndarray:
         return decode_mask(
@@ -340,17 +342,17 @@ class HubSegmentation(Dataset[dict[str, Any]]):
         )
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image, mask = self._files(index, self.image_column, self.mask_column)
+        image, mask = self._read_files(index, self.image_column, self.mask_column)
         pixels = decode_image(image["image"], self.num_channels)
         return make_sample(pixels, self._decode(mask), image["path"], mask["path"])
 
 
-def _classes_of(features: Any, name: str) -> ClassTable:
+def _read_classes(features: Any, name: str) -> ClassTable:
     """The names of the one list of `ClassLabel`s among the columns."""
     import datasets
 
-    lists = [feature.feature for feature in features.values() if isinstance(feature, datasets.List)]
-    labels = [feature for feature in lists if isinstance(feature, datasets.ClassLabel)]
+    item_features = [feature.feature for feature in features.values() if isinstance(feature, datasets.List)]
+    labels = [feature for feature in item_features if isinstance(feature, datasets.ClassLabel)]
     if len(labels) != 1:
         raise ValueError(
             f"classes: {name} does not name the classes of its masks. Write them to a file and pass it, such as "

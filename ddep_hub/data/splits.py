@@ -65,7 +65,7 @@ def choose_labelled(
     """
     pool = sorted(sample_ids)
     if len(set(pool)) != len(pool):
-        repeated = next(sample_id for sample_id, following in itertools.pairwise(pool) if sample_id == following)
+        repeated = next(sample_id for sample_id, next_id in itertools.pairwise(pool) if sample_id == next_id)
         raise ValueError(f"sample id {repeated!r} occurs more than once; list every image once")
     if (fraction is None) == (number is None):
         raise ValueError(f"set either fraction or number, not fraction={fraction!r} and number={number!r}")
@@ -98,36 +98,36 @@ def choose_validation(
     for sample_id in pool:
         members.setdefault(groups[sample_id] if groups else sample_id, []).append(sample_id)
     if len(members) < 2:
-        what = f"one group, {next(iter(members))!r}" if groups and members else f"{len(pool)} image"
-        raise ValueError(f"val_fraction: there is only {what}; training and validation need one each")
-    wanted, chosen = parse_fraction(fraction) * len(pool), list[str]()
+        available = f"one group, {next(iter(members))!r}" if groups and members else f"{len(pool)} image"
+        raise ValueError(f"val_fraction: there is only {available}; training and validation need one each")
+    target_size, chosen = parse_fraction(fraction) * len(pool), list[str]()
     for group in choose_labelled(members, number=len(members) - 1, seed=0):
-        if chosen and len(chosen) + len(members[group]) / 2 > wanted:
+        if chosen and len(chosen) + len(members[group]) / 2 > target_size:
             break
         chosen += members[group]
     return sorted(chosen)
 
 
-def groups_of(sample_ids: Iterable[str], pattern: str) -> dict[str, str]:
+def extract_groups(sample_ids: Iterable[str], pattern: str) -> dict[str, str]:
     """The group of each sample: the first group of a regular expression, or its match, in the sample's name.
 
     Raises:
         ValueError: It is not a regular expression, or does not match a name.
     """
     try:
-        expression = re.compile(pattern)
+        regex = re.compile(pattern)
     except re.error as error:
         raise ValueError(f"group_pattern {pattern!r} is not a regular expression: {error}") from None
-    found = {}
+    groups = {}
     for sample_id in sample_ids:
-        match = expression.search(sample_id)
+        match = regex.search(sample_id)
         if match is None:
             raise ValueError(f"group_pattern {pattern!r} does not match {sample_id!r}; correct it")
-        found[sample_id] = match[1] if expression.groups and match[1] is not None else match[0]
-    return found
+        groups[sample_id] = match[1] if regex.groups and match[1] is not None else match[0]
+    return groups
 
 
-def read_split_file(path: str | Path, known: Collection[str] = ()) -> list[str]:
+def read_split_file(path: str | Path, known_ids: Collection[str] = ()) -> list[str]:
     """Reads a list of images.
 
     One image a line: its path, and after white space optionally its mask's path, which is not used. Empty lines and
@@ -137,7 +137,7 @@ def read_split_file(path: str | Path, known: Collection[str] = ()) -> list[str]:
 
     Args:
         path: The text file.
-        known: Sample ids; a line that is one of them is taken as it is.
+        known_ids: Sample ids; a line that is one of them is taken as it is.
 
     Returns:
         Sample ids in the file's order.
@@ -149,7 +149,7 @@ def read_split_file(path: str | Path, known: Collection[str] = ()) -> list[str]:
     first_line: dict[str, int] = {}
     for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").split("\n"), start=1):
         sample_id = line
-        if line not in known:
+        if line not in known_ids:
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
             sample_id = _sample_id(line.strip())

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .image_io import decode_image, first_few
+from .image_io import decode_image, format_list
 from .preprocessing import to_tensor
 from .unlabelled import unlabelled_images
 
@@ -90,7 +90,7 @@ def check_classes(statistics: ClassStatistics, mask_values: Collection[int] | No
     if mask_values is None:
         mask_values = {index for index, pixels in enumerate(statistics.pixels.tolist()) if pixels}
         mask_values |= {statistics.ignore_index} if statistics.num_ignored else set()
-    names = first_few(list(map(repr, statistics.absent)), 10)
+    names = format_list(list(map(repr, statistics.absent)), 10)
     if len(statistics.names) <= 2 and statistics.ignore_index == 255 and set(mask_values) in ({0, 255}, {255}):
         advice = (
             "The masks hold the values 0 and 255, and 255 is the ignore index, so no object is seen: set "
@@ -124,18 +124,22 @@ def channel_statistics(images: Iterable[torch.Tensor]) -> Statistics:
     Raises:
         ValueError: There is no image, or a channel is constant.
     """
-    count, mean, squares = 0, torch.zeros(()), torch.zeros(())
+    count, mean, sum_squares = 0, torch.zeros(()), torch.zeros(())
     for image in images:
         values = image.flatten(1).double() / 255
         # Chan's method of joining two parts: sums of squares would lose digits if the mean is large.
-        number, own = values.shape[1], values.mean(1)
-        delta = own - mean
-        squares = squares + ((values - own[:, None]) ** 2).sum(1) + delta**2 * (count * number / (count + number))
-        mean = mean + delta * (number / (count + number))
-        count += number
+        num_pixels, image_mean = values.shape[1], values.mean(1)
+        delta = image_mean - mean
+        sum_squares = (
+            sum_squares
+            + ((values - image_mean[:, None]) ** 2).sum(1)
+            + delta**2 * (count * num_pixels / (count + num_pixels))
+        )
+        mean = mean + delta * (num_pixels / (count + num_pixels))
+        count += num_pixels
     if not count:
         raise ValueError("no images to measure the mean and standard deviation on; check the path")
-    std = (squares / count).sqrt()
+    std = (sum_squares / count).sqrt()
     if not (std > 0).all():
         constant = [index for index, value in enumerate(std.tolist()) if value == 0]
         raise ValueError(f"channel {constant[0]} is constant over all images; leave it out")

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from .image_io import BadFileError
-from .samplers import SourceMixture, epoch_order, example_seed, seeded, slice_of_batch, source_seed
+from .samplers import SourceMixture, batch_slice, epoch_order, example_seed, seed_rng, source_seed
 from .segmentation_datasets import Sample
 
 
@@ -15,7 +15,7 @@ State = dict[str, Any]
 MAX_EMPTY_EPOCHS = 100
 MAX_LANES = 8
 # Stop reading a source after this many broken or missing files in a row.
-MAX_BAD_IN_A_ROW = 100
+MAX_CONSECUTIVE_BAD = 100
 # Separates the random numbers of the augmentation from those of the noise, which is seeded by (seed, step, position).
 AUGMENTATION = 1
 
@@ -38,13 +38,13 @@ class Cursor:
         source: The source.
         seed: Seed of the run and the source.
         lane: This lane, counted over all processes.
-        lanes: Number of lanes of all processes, at most the source's shards.
+        num_lanes: Number of lanes of all processes, at most the source's shards.
         window: Number of samples that are shuffled, and held, together.
         num_validation: Maps each shard to the number of its first samples to skip.
         state: From [`state`], to go on from there; None at the start.
 
     Raises:
-        ValueError: By [`next_sample`]: the lane finds no sample at all.
+        ValueError: By [`read_sample`]: the lane finds no sample at all.
     """
 
     def __init__(
@@ -53,29 +53,29 @@ class Cursor:
         *,
         seed: int,
         lane: int,
-        lanes: int,
+        num_lanes: int,
         window: int,
         num_validation: Mapping[int, int],
         state: State | None,
     ) -> None:
-        self.source, self.seed, self.lane, self.lanes = source, seed, lane, lanes
+        self.source, self.seed, self.lane, self.lanes = source, seed, lane, num_lanes
         self.length, self.num_validation = window, num_validation
-        self.begin: State = {"epoch": 0, "shard": 0, "offset": 0, "window": 0}
-        self.next = dict(self.begin)  # where the window after the present one begins
+        self.window_start: State = {"epoch": 0, "shard": 0, "offset": 0, "window": 0}
+        self.next = dict(self.window_start)  # where the window after the present one begins
         self.samples: list[Sample | None] = []
         self.order: list[int] = []
         self.place = 0
         self.reader: Iterator[Sample] | None = None
         if state is not None:
-            self.next = {name: state[name] for name in self.begin}
+            self.next = {name: state[name] for name in self.window_start}
             self._next_window()
             self.place = state["place"]
 
     def state(self) -> State:
         """Where it is: the window begins at sample `offset` of the lane's `shard`-th shard; `place` is in it."""
-        return {**self.begin, "place": self.place}
+        return {**self.window_start, "place": self.place}
 
-    def next_sample(self) -> Sample:
+    def read_sample(self) -> Sample:
         """The next sample, undecoded."""
         if self.place == len(self.samples):
             self._next_window()
@@ -87,9 +87,11 @@ class Cursor:
 
     def _next_window(self) -> None:
         for _ in range(MAX_EMPTY_EPOCHS):
-            self.begin = dict(self.next)
+            self.window_start = dict(self.next)
             self.samples = []
-            shards = epoch_order(self.source.num_shards, self.seed, self.begin["epoch"])[self.lane :: self.lanes]
+            shards = epoch_order(self.source.num_shards, self.seed, self.window_start["epoch"])[
+                self.lane :: self.lanes
+            ]
             while len(self.samples) < self.length and self.next["shard"] < len(shards):
                 shard = int(shards[self.next["shard"]])
                 if self.reader is None:
@@ -104,10 +106,10 @@ class Cursor:
                     self.next["offset"] += 1
             self.next["window"] += 1
             if self.next["shard"] == len(shards):
-                self.next = {"epoch": self.begin["epoch"] + 1, "shard": 0, "offset": 0, "window": 0}
+                self.next = {"epoch": self.window_start["epoch"] + 1, "shard": 0, "offset": 0, "window": 0}
             if self.samples:
-                seed = example_seed(self.seed, self.begin["epoch"], self.lane)
-                self.order = epoch_order(len(self.samples), seed, self.begin["window"]).tolist()
+                seed = example_seed(self.seed, self.window_start["epoch"], self.lane)
+                self.order = epoch_order(len(self.samples), seed, self.window_start["window"]).tolist()
                 self.place = 0
                 return
         raise ValueError(
@@ -145,7 +147,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         start_step: First step to yield, counted from 0.
         end_step: One past the last step.
         rank: This process.
-        world_size: Number of processes; each gets its `slice_of_batch`.
+        world_size: Number of processes; each gets its `batch_slice`.
         states: States of the lanes, lane to state, after the step before `start_step`; None at the run's start.
         weights: Share of each source in the examples, see [`SourceMixture`]; equal shares by default, as the
             sources' sizes are not known.
@@ -197,13 +199,13 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         self.end_step = end_step
         self.rank = rank
         self.world_size = world_size
-        self.positions = slice_of_batch(global_batch_size, rank, world_size)
+        self.positions = batch_slice(global_batch_size, rank, world_size)
         self.mixture = SourceMixture([1.0] * len(self.sources) if weights is None else weights, seed)
         if len(self.mixture.counts) != len(self.sources):
             raise ValueError(
                 f"weights has {len(self.mixture.counts)} numbers for {len(self.sources)} sources; give one each"
             )
-        self.lanes = _number_of_lanes(self.sources, world_size)
+        self.lanes = _count_lanes(self.sources, world_size)
         self.window = max(1, window // self.lanes)
         self.skip_bad_files = skip_bad_files
         self.num_validation = self._validation_by_shard(num_validation)
@@ -223,64 +225,64 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         Returns:
             `count` samples; fewer where the source holds fewer.
         """
-        return [sample for _, sample in self._head(count)]
+        return [sample for _, sample in self._read_head(count)]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         info = get_worker_info()
-        workers, worker = (1, 0) if info is None else (info.num_workers, info.id)
-        if self.lanes % workers:
+        num_workers, worker_id = (1, 0) if info is None else (info.num_workers, info.id)
+        if self.lanes % num_workers:
             raise ValueError(
-                f"num_workers is {workers}, but {self.lanes} lanes cannot be divided evenly among them; use "
-                f"num_workers={self.usable_workers(workers)}, or more shards"
+                f"num_workers is {num_workers}, but {self.lanes} lanes cannot be divided evenly among them; use "
+                f"num_workers={self.usable_workers(num_workers)}, or more shards"
             )
         cursors: dict[int, list[Cursor]] = {}
         # The loader asks its workers in turn, starting with worker 0 at whatever step the run is resumed. As the
         # number of lanes is a multiple of the number of workers, each lane stays with one worker.
-        for step in range(self.start_step + worker, self.end_step, workers):
+        for step in range(self.start_step + worker_id, self.end_step, num_workers):
             lane = step % self.lanes
             if lane not in cursors:
-                cursors[lane] = self._cursors(lane)
+                cursors[lane] = self._make_cursors(lane)
             yield self._batch(step, lane, cursors[lane])
 
     def _batch(self, step: int, lane: int, cursors: list[Cursor]) -> dict[str, Any]:
         pixels: list[torch.Tensor] = []
         paths: list[str] = []
         skipped: list[str] = []
-        bad_in_a_row = 0
+        num_consecutive_bad = 0
         while len(pixels) < len(self.positions):
             position = self.positions[len(pixels)]
             source, _ = self.mixture.locate(step * self.global_batch_size + position)
-            sample = cursors[source].next_sample()
+            sample = cursors[source].read_sample()
             try:
-                with seeded(self.seed, step, position, AUGMENTATION):
+                with seed_rng(self.seed, step, position, AUGMENTATION):
                     pixels.append(self.transform(sample)["pixel_values"])
             except (BadFileError, OSError) as error:
-                bad_in_a_row += 1
-                if not self.skip_bad_files or bad_in_a_row == MAX_BAD_IN_A_ROW:
+                num_consecutive_bad += 1
+                if not self.skip_bad_files or num_consecutive_bad == MAX_CONSECUTIVE_BAD:
                     raise
                 skipped.append(getattr(error, "path", "") or sample["path"])
             else:
-                bad_in_a_row = 0
+                num_consecutive_bad = 0
                 paths.append(sample["path"])
-        state = {**self._layout(), "step": step, "sources": [cursor.state() for cursor in cursors]}
+        state = {**self._stream_layout(), "step": step, "sources": [cursor.state() for cursor in cursors]}
         return {"pixel_values": torch.stack(pixels), "path": paths, "skipped": skipped, "lane": lane, "state": state}
 
-    def _cursors(self, lane: int) -> list[Cursor]:
+    def _make_cursors(self, lane: int) -> list[Cursor]:
         states = self.states[lane]["sources"] if lane in self.states else [None] * len(self.sources)
         return [
             Cursor(
                 source,
-                seed=source_seed(self.seed, number, len(self.sources)),
+                seed=source_seed(self.seed, source_index, len(self.sources)),
                 lane=self.rank * self.lanes + lane,
-                lanes=self.world_size * self.lanes,
+                num_lanes=self.world_size * self.lanes,
                 window=self.window,
-                num_validation=self.num_validation if number == 0 else {},
+                num_validation=self.num_validation if source_index == 0 else {},
                 state=state,
             )
-            for number, (source, state) in enumerate(zip(self.sources, states, strict=True))
+            for source_index, (source, state) in enumerate(zip(self.sources, states, strict=True))
         ]
 
-    def _layout(self) -> State:
+    def _stream_layout(self) -> State:
         """What a state means something for: other shards or lanes would deal the examples otherwise."""
         return {
             "shards": [source.num_shards for source in self.sources],
@@ -297,31 +299,31 @@ class ImageStream(IterableDataset[dict[str, Any]]):
                     "states stored with that step, or start at step 0"
                 )
         for lane, state in self.states.items():
-            for name, value in self._layout().items():
+            for name, value in self._stream_layout().items():
                 if state[name] != value:
                     raise ValueError(
                         f"the state to resume from was stored with {name} {state[name]}, but now it is {value}; "
                         "resume with the same shards, processes, window and num_validation, or start a new run"
                     )
-            after = state["step"] + self.lanes
-            if state["step"] >= self.start_step or after < self.start_step or after % self.lanes != lane:
+            next_step = state["step"] + self.lanes
+            if state["step"] >= self.start_step or next_step < self.start_step or next_step % self.lanes != lane:
                 raise ValueError(
                     f"the state of lane {lane} was stored after step {state['step']}, which is not its last before "
                     f"start_step {self.start_step}; pass the states and the step of one checkpoint"
                 )
 
-    def _head(self, count: int) -> list[tuple[int, Sample]]:
-        found: list[tuple[int, Sample]] = []
+    def _read_head(self, count: int) -> list[tuple[int, Sample]]:
+        head: list[tuple[int, Sample]] = []
         for shard in range(self.sources[0].num_shards):
-            if len(found) == count:
+            if len(head) == count:
                 break
             samples = self.sources[0].samples(shard)
-            found += [(shard, sample) for _, sample in zip(range(count - len(found)), samples, strict=False)]
-        return found
+            head += [(shard, sample) for _, sample in zip(range(count - len(head)), samples, strict=False)]
+        return head
 
     def _validation_by_shard(self, num_validation: int) -> dict[int, int]:
         """Shard of the first source to the number of its first samples that are for validation."""
-        head = self._head(num_validation + 1) if num_validation else []
+        head = self._read_head(num_validation + 1) if num_validation else []
         if num_validation and len(head) <= num_validation:
             raise ValueError(
                 f"num_validation is {num_validation}, but {self.sources[0].name} holds {len(head)} images in all; "
@@ -333,7 +335,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         return counts
 
 
-def _number_of_lanes(sources: Sequence[ShardedDataset], world_size: int) -> int:
+def _count_lanes(sources: Sequence[ShardedDataset], world_size: int) -> int:
     for source in sources:
         if source.num_shards < world_size:
             raise ValueError(
@@ -341,5 +343,5 @@ def _number_of_lanes(sources: Sequence[ShardedDataset], world_size: int) -> int:
                 f"shards; split it into at least {world_size} shards, or start at most {source.num_shards} "
                 "process(es)"
             )
-    fewest = min(source.num_shards for source in sources) // world_size
-    return 1 << (min(fewest, MAX_LANES).bit_length() - 1)
+    min_shards = min(source.num_shards for source in sources) // world_size
+    return 1 << (min(min_shards, MAX_LANES).bit_length() - 1)

@@ -98,10 +98,10 @@ class SensorNoise(torch.nn.Module):
         return (image + noise).round().clamp(0, 255).to(torch.uint8)
 
 
-_COLORS = v2.ColorJitter(0.3, 0.3, 0.3, 0.05)
+_COLOR_JITTER = v2.ColorJitter(0.3, 0.3, 0.3, 0.05)
 AUGMENTATIONS = {
-    "photo": Augmentation(turns=False, photometric=_COLORS),
-    "overhead": Augmentation(turns=True, photometric=_COLORS),
+    "photo": Augmentation(turns=False, photometric=_COLOR_JITTER),
+    "overhead": Augmentation(turns=True, photometric=_COLOR_JITTER),
     "microscopy": Augmentation(
         turns=True,
         photometric=v2.Compose(
@@ -130,7 +130,7 @@ INTENSITIES = v2.Compose([RandomIntensity(1.5, 0.3), v2.RandomApply([v2.Gaussian
 STRONG_INTENSITIES = v2.Compose([RandomIntensity(2.0, 0.5), v2.RandomApply([v2.GaussianBlur(7, (0.3, 2.0))], p=0.5)])
 
 
-def pixel_of_rare_class(annotation: torch.Tensor, ignore_index: int) -> tuple[int, int] | None:
+def sample_rare_class_pixel(annotation: torch.Tensor, ignore_index: int) -> tuple[int, int] | None:
     """Draws a class among those of a mask, each as likely as the others, and one of its pixels.
 
     Args:
@@ -144,9 +144,9 @@ def pixel_of_rare_class(annotation: torch.Tensor, ignore_index: int) -> tuple[in
     present = present[present != ignore_index]
     if not len(present):
         return None
-    places = (annotation == present[torch.randint(len(present), ())]).flatten().nonzero()[:, 0]
-    place = int(places[torch.randint(len(places), ())])
-    return divmod(place, annotation.shape[1])
+    pixel_indices = (annotation == present[torch.randint(len(present), ())]).flatten().nonzero()[:, 0]
+    pixel_index = int(pixel_indices[torch.randint(len(pixel_indices), ())])
+    return divmod(pixel_index, annotation.shape[1])
 
 
 class SegmentationTrainTransform:
@@ -226,10 +226,10 @@ class SegmentationTrainTransform:
         # Only the part of the image that the crop will show is scaled.
         pixel = None
         if self.class_crops and torch.rand(()).item() < self.class_crops:
-            pixel = pixel_of_rare_class(torch.from_numpy(annotation), self.ignore_index)
+            pixel = sample_rare_class_pixel(torch.from_numpy(annotation), self.ignore_index)
         row, column = pixel or (None, None)
-        top, height, crop_height, place_top = _window(image.height, self.crop_size[0], scales[0], row)
-        left, width, crop_width, place_left = _window(image.width, self.crop_size[1], scales[1], column)
+        top, height, crop_height, offset_top = _random_window(image.height, self.crop_size[0], scales[0], row)
+        left, width, crop_width, offset_left = _random_window(image.width, self.crop_size[1], scales[1], column)
         pixels = to_tensor(image.crop((left, top, left + width, top + height)))
         labels = torch.from_numpy(np.ascontiguousarray(annotation[top : top + height, left : left + width]))
         pixels = resize(pixels, (crop_height, crop_width), self.resample)
@@ -242,13 +242,13 @@ class SegmentationTrainTransform:
             pixels = (self.augmentation.photometric if is_rgb(pixels) else INTENSITIES)(pixels)
         if (crop_height, crop_width) == self.crop_size:
             return self._rotate(pixels, labels)
-        inside = (slice(place_top, place_top + crop_height), slice(place_left, place_left + crop_width))
+        region = (slice(offset_top, offset_top + crop_height), slice(offset_left, offset_left + crop_width))
         mean = pixels.float().mean((1, 2))
         mean = mean.round().to(torch.uint8) if pixels.dtype == torch.uint8 else mean
         pixel_values = mean[:, None, None].repeat(1, *self.crop_size)
-        pixel_values[:, *inside] = pixels
+        pixel_values[:, *region] = pixels
         padded = torch.full(self.crop_size, self.ignore_index, dtype=labels.dtype)
-        padded[inside] = labels
+        padded[region] = labels
         return self._rotate(pixel_values, padded)
 
     def _rotate(self, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -266,7 +266,7 @@ def is_rgb(pixels: torch.Tensor) -> bool:
     return len(pixels) == 3 and pixels.dtype == torch.uint8
 
 
-def _window(length: int, crop: int, scale: float, pixel: int | None = None) -> tuple[int, int, int, int]:
+def _random_window(length: int, crop: int, scale: float, pixel: int | None = None) -> tuple[int, int, int, int]:
     """One axis of a random crop: start and length of the cut, its length once scaled, its place in the crop.
 
     The cut holds `pixel`, if one is given.
@@ -280,8 +280,8 @@ def _window(length: int, crop: int, scale: float, pixel: int | None = None) -> t
     if pixel is not None:
         first, last = max(first, pixel - part + 1), min(last, pixel)
     start = first + int(torch.randint(last - first + 1, ()))
-    place = int(torch.randint(crop - size + 1, ()))
-    return start, part, size, place
+    offset = int(torch.randint(crop - size + 1, ()))
+    return start, part, size, offset
 
 
 def size_pair(size: Size) -> tuple[int, int]:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .folders import find_split_folders, is_mask_folder
-from .generated_files import without_generated
-from .image_io import first_few, images_below
+from .generated_files import exclude_generated
+from .image_io import format_list, list_images
 from .layouts import find_layout, official_folders
 from .pairing import PAIRS, read_pairs, separate_masks
 
@@ -19,7 +19,7 @@ _UNLABELLED = ("unlabelled/", "unlabeled/")
 
 
 def unlabelled_images(root: Path) -> list[str]:
-    """The images below a folder, as returned by [`images_below`], without masks; a warning names the skipped files.
+    """The images below a folder, as returned by [`list_images`], without masks; a warning names the skipped files.
 
     Of labelled data in a layout that fine-tuning recognises, these are the images, and those in a folder `unlabelled`.
     Elsewhere, folders named like masks are skipped. Masks beside their images, such as `a_mask.png`, and files written
@@ -35,20 +35,22 @@ def unlabelled_images(root: Path) -> list[str]:
         FileNotFoundError: There is no such folder.
         ValueError: It holds no images, or only masks or files that commands wrote.
     """
-    kept = without_generated(root, images_below(root))
-    found = _images_of_data_set(root, kept)
-    if found is not None:
-        logger.warning("%s is labelled data: using its %d images, but not its masks or other files", root, len(found))
-        kept = found
+    kept = exclude_generated(root, list_images(root))
+    image_names = _dataset_images(root, kept)
+    if image_names is not None:
+        logger.warning(
+            "%s is labelled data: using its %d images, but not its masks or other files", root, len(image_names)
+        )
+        kept = image_names
     else:
         masks = [name for name in kept if any(is_mask_folder(part) for part in name.split("/")[:-1])]
         if masks:
             _warn(root, masks, "are in folders named like masks; to use such a folder, pass it itself")
-            kept = _without(kept, masks)
-    beside = _masks_beside_images(kept)
-    if beside:
-        _warn(root, beside, "are named like masks of the images beside them")
-        kept = _without(kept, beside)
+            kept = _exclude(kept, masks)
+    adjacent_masks = _masks_beside_images(kept)
+    if adjacent_masks:
+        _warn(root, adjacent_masks, "are named like masks of the images beside them")
+        kept = _exclude(kept, adjacent_masks)
     if not kept:
         raise ValueError(
             f"{root} holds only masks, judging by the names of its folders; pass the folder of the images itself"
@@ -56,20 +58,20 @@ def unlabelled_images(root: Path) -> list[str]:
     return kept
 
 
-def _without(names: Sequence[str], others: Sequence[str]) -> list[str]:
+def _exclude(names: Sequence[str], others: Sequence[str]) -> list[str]:
     left_out = set(others)
     return [name for name in names if name not in left_out]
 
 
 def _warn(root: Path, names: Sequence[str], reason: str) -> None:
-    logger.warning("%s: skipping %d files that %s: %s", root, len(names), reason, first_few(names))
+    logger.warning("%s: skipping %d files that %s: %s", root, len(names), reason, format_list(names))
 
 
-def _images_of_data_set(root: Path, names: list[str]) -> list[str] | None:
+def _dataset_images(root: Path, names: list[str]) -> list[str] | None:
     """The images of labelled data whose masks lie apart from them, and of `unlabelled`; `None` for other folders."""
     try:
         if (root / PAIRS).is_file():
-            return _images_of_pairs(root, names)
+            return _paired_images(root, names)
         layout = find_layout(root)
         folders = find_split_folders(root) if layout == "folder" else official_folders(root, layout)
     except (FileNotFoundError, ValueError):  # nothing is recognised, or several layouts
@@ -81,12 +83,12 @@ def _images_of_data_set(root: Path, names: list[str]) -> list[str] | None:
     return [name for name in names if name.startswith((*_prefixes(root, images), *_UNLABELLED))]
 
 
-def _images_of_pairs(root: Path, names: list[str]) -> list[str]:
+def _paired_images(root: Path, names: list[str]) -> list[str]:
     """All but the masks that `pairs.csv` lists, and what lies beside masks alone."""
     pairs = read_pairs(root).pairs.values()
     images, masks = (
-        {os.path.relpath(path, root).replace(os.sep, "/") for files in found for path in files.values()}
-        for found in ([split.images for split in pairs], [split.masks for split in pairs])
+        {os.path.relpath(path, root).replace(os.sep, "/") for files in path_dicts for path in files.values()}
+        for path_dicts in ([split.images for split in pairs], [split.masks for split in pairs])
     )
     folders = {os.path.dirname(name) for name in masks} - {os.path.dirname(name) for name in images}
     return [name for name in names if name not in masks and os.path.dirname(name) not in folders]

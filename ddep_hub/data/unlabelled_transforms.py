@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional
 
 from ddep_hub.image_conversion import ORIENTATIONS, orientation
 
-from .image_io import Undecoded, decode_image, is_array, is_tiff, open_image, with_bytes
+from .image_io import Undecoded, decode_image, is_array, is_tiff, load_bytes, open_image
 from .preprocessing import AnyImage, Size, resize, to_tensor
 from .segmentation_datasets import Sample
 from .transforms import (
@@ -76,13 +76,13 @@ class PretrainTransform:
         undecoded = not isinstance(image, AnyImage)
         size = None
         if undecoded and self.num_channels == 3 and not is_array(file) and not is_tiff(file):
-            file = with_bytes(file)
+            file = load_bytes(file)
             size = jpeg_size(file)
         if undecoded and size is None:
             image = decode_image(file, self.num_channels)
         height, width = (image.height, image.width) if size is None else size
-        part = self.crop.make_params([torch.empty(3, height, width, device="meta")])
-        top, left, height, width = part["top"], part["left"], part["height"], part["width"]
+        crop_params = self.crop.make_params([torch.empty(3, height, width, device="meta")])
+        top, left, height, width = crop_params["top"], crop_params["left"], crop_params["height"], crop_params["width"]
         pixels = None if size is None else decode_jpeg_part(file, (top, left, height, width), self.crop_size)
         if pixels is None:
             if size is not None:
@@ -157,12 +157,12 @@ def jpeg_size(file: str | Path | Undecoded) -> tuple[int, int] | None:
         return image.size if transposed else (image.height, image.width)
 
 
-def decode_jpeg_part(file: Undecoded, part: tuple[int, int, int, int], size: tuple[int, int]) -> torch.Tensor | None:
+def decode_jpeg_part(file: Undecoded, box: tuple[int, int, int, int], size: tuple[int, int]) -> torch.Tensor | None:
     """Decodes a JPEG at the coarsest scale at which a part of it is no smaller than `size`, and scales the part to it.
 
     Args:
-        file: A file with its bytes, see [`with_bytes`].
-        part: (top, left, height, width) of the part, in pixels of the upright image at full scale.
+        file: A file with its bytes, see [`load_bytes`].
+        box: (top, left, height, width) of the part, in pixels of the upright image at full scale.
         size: (height, width) of the result.
 
     Returns:
@@ -171,20 +171,20 @@ def decode_jpeg_part(file: Undecoded, part: tuple[int, int, int, int], size: tup
     Raises:
         BadFileError: It is empty, cut off, damaged or no image.
     """
-    top, left, height, width = part
+    top, left, height, width = box
     factor = next((factor for factor in (8, 4, 2) if height >= factor * size[0] and width >= factor * size[1]), None)
     if factor is None:
-        pixels = _decode_whole(file)
+        pixels = _decode_full(file)
         return None if pixels is None else resize(pixels[:, top : top + height, left : left + width], size)
     with open_image(file) as image:
         transposed, left_right, top_bottom = ORIENTATIONS[orientation(image)]
         # The part is cut out of the stored image: if its side is not a multiple of the factor, the last reduced pixel
         # covers less than the others, and rotating the image would shift them all.
-        x, y, across, down = (top, left, height, width) if transposed else (left, top, width, height)
+        x, y, crop_width, crop_height = (top, left, height, width) if transposed else (left, top, width, height)
         if left_right:
-            x = image.width - x - across
+            x = image.width - x - crop_width
         if top_bottom:
-            y = image.height - y - down
+            y = image.height - y - crop_height
         if image.draft(None, (image.width // factor, image.height // factor)) is None:
             return None  # stored in a way that the decoder cannot reduce
         image.load()
@@ -192,20 +192,20 @@ def decode_jpeg_part(file: Undecoded, part: tuple[int, int, int, int], size: tup
         scaled = rgb.resize(
             size if transposed else size[::-1],
             Image.Resampling.BILINEAR,
-            box=(x / factor, y / factor, (x + across) / factor, (y + down) / factor),
+            box=(x / factor, y / factor, (x + crop_width) / factor, (y + crop_height) / factor),
         )
     pixels = functional.pil_to_tensor(scaled)
-    mirrored = [axis for axis, is_mirrored in ((-1, left_right), (-2, top_bottom)) if is_mirrored]
-    pixels = pixels.flip(mirrored) if mirrored else pixels
+    flip_axes = [axis for axis, is_mirrored in ((-1, left_right), (-2, top_bottom)) if is_mirrored]
+    pixels = pixels.flip(flip_axes) if flip_axes else pixels
     return pixels.transpose(-1, -2) if transposed else pixels
 
 
-def _decode_whole(file: Undecoded) -> torch.Tensor | None:
+def _decode_full(file: Undecoded) -> torch.Tensor | None:
     """A whole JPEG by torchvision, which gives the same pixels as Pillow in half the time; None for uncommon kinds."""
     with open_image(file) as image:
-        common = image.format == "JPEG" and image.mode == "RGB" and orientation(image) == 1
+        is_supported = image.format == "JPEG" and image.mode == "RGB" and orientation(image) == 1
     # A truncated part would be read as grey, without an error.
-    if not common or not file["bytes"].endswith(b"\xff\xd9"):
+    if not is_supported or not file["bytes"].endswith(b"\xff\xd9"):
         return None
     try:
         from torchvision.io import decode_jpeg  # imported here, because releases after 0.29 will not have it

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from ddep_hub.data.dataloading import init_worker, reading
+from ddep_hub.data.dataloading import init_worker, iterate_batches
 from ddep_hub.data.preprocessing import EvalTransform
 from ddep_hub.data.segmentation_datasets import (
     HubSegmentation,
@@ -67,7 +67,7 @@ def count_pixels(
         worker_init_fn=init_worker,
     )
     remaining = iter(indices)
-    with eval_mode(model), reading(loader) as samples:
+    with eval_mode(model), iterate_batches(loader) as samples:
         for pixels, labels in _batches(samples, batch_size):
             if statistics is not None:
                 for mask in labels.numpy():

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddep_hub.data.classes import names_in_order
-from ddep_hub.data.loading import open_split, summary_of
+from ddep_hub.data.classes import ordered_names
+from ddep_hub.data.loading import dataset_summary, open_split
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.data.splits import read_split_file
@@ -129,10 +129,10 @@ def run_evaluation(
             dataset = open_split(args, args.eval_split, num_channels=model.config.num_channels)
             if args.split_file is not None:
                 dataset = dataset.select(read_split_file(args.split_file, set(dataset.sample_ids)))
-            accelerator.print(summary_of(dataset))
+            accelerator.print(dataset_summary(dataset))
         processor = with_size_of(processor or processor_of(model), args)
     classes, names = dataset.classes, list(dataset.classes.labels)
-    known = list(names_in_order(model.config.id2label))
+    known = list(ordered_names(model.config.id2label))
     if known != names:
         raise ValueError(
             f"model: {args.model} was trained for {len(known)} classes ({', '.join(known[:3])}, ...), but the data "

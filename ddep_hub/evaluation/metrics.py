@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch.nn import functional as F
 
-from ddep_hub.data.image_io import first_few
+from ddep_hub.data.image_io import format_list
 
 
 class Metric(Protocol):
@@ -107,7 +107,7 @@ class ConfusionMatrix:
 
 def absent_message(absent: Sequence[str], num_classes: int, split: str) -> str:
     """What a warning says of classes that the evaluated labels lack."""
-    names = first_few(list(map(repr, absent)), 10)
+    names = format_list(list(map(repr, absent)), 10)
     return (
         f"No pixel of `{split}` belongs to {names}: the scores say nothing about {len(absent)} of {num_classes} "
         "classes."

@@ -15,10 +15,10 @@ from PIL import Image
 from torch import nn
 from transformers import BaseImageProcessor, PretrainedConfig
 
-from ddep_hub.data.classes import ClassTable, class_colors, names_in_order
+from ddep_hub.data.classes import ClassTable, class_colors, ordered_names
 from ddep_hub.data.dataset_registry import find_dataset_by_classes
 from ddep_hub.data.generated_files import is_prediction
-from ddep_hub.data.image_io import BadFileError, first_few
+from ddep_hub.data.image_io import BadFileError, format_list
 from ddep_hub.data.preprocessing import AnyImage, EvalTransform, Normalize
 from ddep_hub.data.synthetic import SCENE_CLASSES
 from ddep_hub.folding import example_images, fold_batch_norms
@@ -286,7 +286,7 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
         others = f"; the results of the others are in {output}" if done else ""
         raise BadFileError(
             f"{len(bad_files)} of {len(images)} images could not be read and were skipped{others}: "
-            f"{first_few(sorted(bad_files), 20)}. Replace or remove them.",
+            f"{format_list(sorted(bad_files), 20)}. Replace or remove them.",
             bad_files[0],
         )
     return done
@@ -304,7 +304,7 @@ def classes_of(config: PretrainedConfig) -> ClassTable:
     If it has none, the colours are those of the known data set with exactly these class names (the built-in scenes
     count as one), or arbitrary distinct ones.
     """
-    names = names_in_order(config.id2label)
+    names = ordered_names(config.id2label)
     known = find_dataset_by_classes(names)
     if config.label_colors and len(config.label_colors) == len(names):
         colors = tuple((red, green, blue) for red, green, blue in config.label_colors)

@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ddep_hub.data.classes import ClassTable, colorize
 from ddep_hub.data.dataset_registry import get_dataset_info
-from ddep_hub.data.generated_files import KINDS, LEGEND, SOFTWARE, is_prediction
+from ddep_hub.data.generated_files import LEGEND_FILE, PREDICTION_KINDS, SOFTWARE, is_prediction
 from ddep_hub.data.image_io import decode_image
 from ddep_hub.data.preprocessing import AnyImage
 from ddep_hub.data.unlabelled import unlabelled_images
@@ -119,7 +119,7 @@ class MaskWriter:
     Args:
         folder: The folder.
         classes: Classes of the masks.
-        kinds: What to write, of `KINDS`.
+        kinds: What to write, of `PREDICTION_KINDS`.
         channel_order: That of the image processor, for overlays.
 
     Raises:
@@ -134,9 +134,9 @@ class MaskWriter:
         channel_order: Sequence[int] | None = None,
     ) -> None:
         self.folder, self.classes, self.kinds, self.channel_order = Path(folder), classes, kinds, channel_order
-        unknown = [kind for kind in kinds if kind not in KINDS]
+        unknown = [kind for kind in kinds if kind not in PREDICTION_KINDS]
         if unknown:
-            raise ValueError(f"predictions: {unknown[0]!r} is unknown; choose from {', '.join(KINDS)}.")
+            raise ValueError(f"predictions: {unknown[0]!r} is unknown; choose from {', '.join(PREDICTION_KINDS)}.")
         if "cityscapes" in kinds:
             names = get_dataset_info("cityscapes").classes.names
             if classes.names != names:
@@ -159,7 +159,7 @@ class MaskWriter:
         Raises:
             FileExistsError: One has.
         """
-        for path in (*self._paths(names), *((self.folder / LEGEND,) if legend else ())):
+        for path in (*self._paths(names), *((self.folder / LEGEND_FILE,) if legend else ())):
             _check(path)
 
     def write(self, name: str, mask: np.ndarray, image: Image.Image | ChannelImage | None = None) -> None:
@@ -179,7 +179,7 @@ class MaskWriter:
 
     def write_legend(self) -> None:
         """Writes the colours of the classes to `legend.png`."""
-        path = self.folder / LEGEND
+        path = self.folder / LEGEND_FILE
         _check(path)
         self.folder.mkdir(parents=True, exist_ok=True)
         _save(legend(self.classes), path)
@@ -187,7 +187,7 @@ class MaskWriter:
     def remove_others(self, names: Collection[str]) -> None:
         """Removes earlier predictions but those of `names`, so that a folder that is handed in holds no others."""
         kept = self._paths(names)
-        for path in [path for kind in KINDS for path in (self.folder / kind).rglob("*.png")]:
+        for path in [path for kind in PREDICTION_KINDS for path in (self.folder / kind).rglob("*.png")]:
             if path not in kept and is_prediction(path):
                 path.unlink()
 

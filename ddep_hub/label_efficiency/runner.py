@@ -12,7 +12,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from ddep_hub.data.dataloading import fingerprint_of
+from ddep_hub.data.dataloading import compute_fingerprint
 from ddep_hub.data.image_datasets import images_fingerprint
 from ddep_hub.data.splits import parse_fraction
 from ddep_hub.evaluation.evaluate import run_evaluation
@@ -156,7 +156,7 @@ def _fingerprints(study: Study) -> dict[str, str]:
     finetuning = study.finetune_arguments(study.methods[0], "1", 0, Path(), None)
     splits = open_train_and_val(finetuning)
     parts = [(dataset.fingerprint, dataset.classes.names, dataset.classes.ignore_index) for dataset in splits]
-    found = {"data": fingerprint_of(*parts)}
+    found = {"data": compute_fingerprint(*parts)}
     if study.own_data and not study.images:
         return found | {"images": "none"}
     for method in study.methods:

@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from ddep_hub.data.classes import ClassTable, read_class_table, write_class_table
-from ddep_hub.data.folders import common_split, subfolders
-from ddep_hub.data.image_io import BadFileError, first_few, is_array
+from ddep_hub.data.folders import canonical_split, subfolders
+from ddep_hub.data.image_io import BadFileError, format_list, is_array
 from ddep_hub.data.pairing import IMAGE_WORDS
-from ddep_hub.data.splits import choose_validation, groups_of
+from ddep_hub.data.splits import choose_validation, extract_groups
 from ddep_hub.data.statistics import ClassStatistics
 from ddep_hub.evaluation.inference import window_positions
 from ddep_hub.evaluation.visualization import contact_sheet, legend, overlay
@@ -59,7 +59,7 @@ def prepare(
         format: One of `FORMATS`; detected by default.
         classes: A `classes.json` with the names of the masks' values or colours.
         val_fraction: Fraction of the images for the split `val`, if the source has no splits of its own.
-        group_pattern: Regular expression that identifies images that stay in one split, see [`groups_of`].
+        group_pattern: Regular expression that identifies images that stay in one split, see [`extract_groups`].
         tile: Cut images into square tiles with this side, in pixels; whole images by default.
         overlap: Minimum overlap of neighbouring tiles in pixels.
         overwrite: Replace a folder that this function wrote.
@@ -202,7 +202,7 @@ def _single(files: list[Path]) -> Path:
 
 def _contents(root: Path) -> str:
     names = [*(f"{name}/" for name in subfolders(root)), *(p.name for p in sorted(root.iterdir()) if p.is_file())]
-    return first_few(names) if names else "nothing"
+    return format_list(names) if names else "nothing"
 
 
 def _with_splits(
@@ -212,7 +212,7 @@ def _with_splits(
     names = Counter[tuple[str | None, str]]()
     unique: list[Example] = []
     for example in examples:
-        split = None if example.split is None else common_split(example.split) or example.split
+        split = None if example.split is None else canonical_split(example.split) or example.split
         short = name = _short(example.name, split)
         while (split, name) in names:
             names[split, short] += 1
@@ -229,7 +229,7 @@ def _with_splits(
     if len(set(groups.values())) < 2:
         groups = {name: name for name in by_name}  # one stack: its pages are divided
     if group_pattern is not None:
-        groups = groups_of(by_name, group_pattern)
+        groups = extract_groups(by_name, group_pattern)
     chosen = set(choose_validation(by_name, val_fraction, groups))
     for name, example in by_name.items():
         splits.setdefault("val" if name in chosen else "train", []).append(example)
@@ -239,7 +239,7 @@ def _with_splits(
 def _short(name: str, split: str | None) -> str:
     """A name without the folders that say what the layout says: the split's, and `images`."""
     parts = name.split("/")
-    while len(parts) > 1 and (parts[0].lower() in IMAGE_WORDS or (split and common_split(parts[0]) == split)):
+    while len(parts) > 1 and (parts[0].lower() in IMAGE_WORDS or (split and canonical_split(parts[0]) == split)):
         parts = parts[1:]
     return "/".join(parts)
 

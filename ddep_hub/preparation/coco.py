@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ddep_hub.data.classes import BACKGROUND
-from ddep_hub.data.folders import common_split
-from ddep_hub.data.image_io import files_below
+from ddep_hub.data.folders import canonical_split
+from ddep_hub.data.image_io import iter_files
 
 from .source import (
     Example,
@@ -212,7 +212,7 @@ def _split(path: Path, root: Path) -> str:
     """The split of a file, from its folder or its name: `train/_annotations.coco.json`, `instances_val2017.json`."""
     words = [path.parent.name] if path.parent != root else []
     words += re.findall("[a-z]+", path.stem.lower())
-    return next((found for word in words if (found := common_split(word))), path.stem)
+    return next((found for word in words if (found := canonical_split(word))), path.stem)
 
 
 def read_json(path: Path) -> Any:
@@ -236,7 +236,7 @@ def read_json_files(root: Path, tests: Sequence[Callable[[Any], bool]]) -> tuple
     like Cityscapes have gigabytes of them.
     """
     found, problems = {}, []
-    for path in sorted(root / name for name in files_below(root, (".json",))):
+    for path in sorted(root / name for name in iter_files(root, (".json",))):
         if path.name == "classes.json":
             continue
         try:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ddep_hub.data.classes import Color
 from ddep_hub.data.image_io import BadFileError, load_upright, open_image
-from ddep_hub.data.masks import count_values, mask_colors, palette_colors, replace_values, values_of_mask
+from ddep_hub.data.masks import count_values, get_mask_values, mask_colors, palette_colors, replace_values
 
 from .image_files import read_image_file
 
@@ -124,7 +124,7 @@ def raw_values(path: Path, page: int | None, *, as_colors: bool, in_alpha: bool 
             raise BadFileError(f"{path}, page {page}, is not a mask: save one whole number per pixel", path)
     else:
         # As everywhere: bilevel, 2 and 4 bits, palettes.
-        pixels = values_of_mask(mask, path)
+        pixels = get_mask_values(mask, path)
     if in_alpha:
         return np.zeros(pixels.shape[:2], np.int64)
     if pixels.ndim == 3:

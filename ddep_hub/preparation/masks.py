@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ddep_hub.data.classes import ClassTable, Color, class_colors, read_class_table
-from ddep_hub.data.folders import common_split, find_split_folders, subfolders
-from ddep_hub.data.image_io import IMAGE_EXTENSIONS, BadFileError, files_below, first_few, is_array
+from ddep_hub.data.folders import canonical_split, find_split_folders, subfolders
+from ddep_hub.data.image_io import IMAGE_EXTENSIONS, BadFileError, format_list, is_array, iter_files
 from ddep_hub.data.layouts import find_layout
 from ddep_hub.data.pairing import IMAGE_WORDS, MASK_WORDS, PAIRS, Pairs, pair_files, read_pairs
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
@@ -110,7 +110,7 @@ def _with_values(
         )
         for split, name, image, mask, page in pages
     ]
-    return Source(f"{kind} with the {described} {first_few(sorted(found), 8)}", classes, examples, notes)
+    return Source(f"{kind} with the {described} {format_list(sorted(found), 8)}", classes, examples, notes)
 
 
 def _classes_of(found: set[Any], table: ClassTable | None, in_colors: bool) -> tuple[dict[Any, int], ClassTable]:
@@ -126,7 +126,7 @@ def _classes_of(found: set[Any], table: ClassTable | None, in_colors: bool) -> t
             unknown = [] if table.ignore_other_values else unknown
         if unknown:
             raise ValueError(
-                f"The masks hold {first_few(unknown, 8)}, which belongs to no class. Add it to the classes."
+                f"The masks hold {format_list(unknown, 8)}, which belongs to no class. Add it to the classes."
             )
         return known, ClassTable(table.names, table.colors, table.ignore_index, single=table.single)
     values = sorted(found)
@@ -195,7 +195,7 @@ def _object_folders(root: Path) -> dict[Path, list[Path]]:
     for parent in (root, *(root / name for name in subfolders(root))):
         for name in subfolders(parent):
             folder = parent / name
-            if {"images", "masks"} <= set(subfolders(folder)) and not common_split(name):
+            if {"images", "masks"} <= set(subfolders(folder)) and not canonical_split(name):
                 found[folder] = _pictures(folder / "images")
     single = sum(len(images) == 1 for images in found.values())
     return found if 2 * single > len(found) else {}
@@ -219,11 +219,11 @@ def read_object_folders(root: Path, table: ClassTable | None) -> Source | None:
             without.append(folder.name)
             continue
         masks = _pictures(folder / "masks")
-        files = sorted(files_below(folder / "masks"))
+        files = sorted(iter_files(folder / "masks"))
         others = [path.name for path in map(Path, files) if path.name not in _SYSTEM_FILES]
         arrays = [path.name for path in masks if is_array(path)]
         if arrays or (others and not masks):
-            raise ValueError(f"{folder / 'masks'} holds {first_few(arrays or others, 1)}: save the masks as PNG.")
+            raise ValueError(f"{folder / 'masks'} holds {format_list(arrays or others, 1)}: save the masks as PNG.")
         empty += not masks
         split = folder.parent.name if len(parents) > 1 else None
         examples.append(Example(folder.name, images[0], partial(_union, images[0], masks), split))
@@ -238,7 +238,7 @@ def read_object_folders(root: Path, table: ClassTable | None) -> Source | None:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(folder / name for name in files_below(folder, IMAGE_EXTENSIONS))
+    return sorted(folder / name for name in iter_files(folder, IMAGE_EXTENSIONS))
 
 
 def _union(image: Path, masks: Sequence[Path]) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ddep_hub.data.classes import BACKGROUND, BACKGROUND_COLOR, ClassTable, class_colors
-from ddep_hub.data.image_io import IMAGE_EXTENSIONS, images_below, is_tiff, open_image
+from ddep_hub.data.image_io import IMAGE_EXTENSIONS, is_tiff, list_images, open_image
 from ddep_hub.image_conversion import ORIENTATIONS, orientation
 
 from .image_files import RawImage, image_size, read_image_file
@@ -81,7 +81,7 @@ class ImageFinder:
         self.by_name: dict[str, list[Path]] = {}
         self.by_stem: dict[str, list[Path]] = {}
         try:
-            names = images_below(root)
+            names = list_images(root)
         except ValueError:
             if not may_be_empty:
                 raise

@@ -10,15 +10,21 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader
 
-from ddep_hub.data.dataloading import AugmentedDataset, PairedDataset, bad_file, fingerprint_of, train_dataloader
-from ddep_hub.data.folders import matching_split
+from ddep_hub.data.dataloading import (
+    AugmentedDataset,
+    PairedDataset,
+    bad_file_path,
+    compute_fingerprint,
+    train_dataloader,
+)
+from ddep_hub.data.folders import match_split
 from ddep_hub.data.image_datasets import images_fingerprint
 from ddep_hub.data.image_io import BadFileError
-from ddep_hub.data.loading import open_split, summary_of
+from ddep_hub.data.loading import dataset_summary, open_split
 from ddep_hub.data.preprocessing import EvalTransform, Normalize, to_tensor
 from ddep_hub.data.samplers import PairedBatchSampler, StepBatchSampler
 from ddep_hub.data.segmentation_datasets import SegmentationDataset, SegmentationFolder
-from ddep_hub.data.splits import choose_labelled, choose_validation, groups_of, read_split_file, write_split_file
+from ddep_hub.data.splits import choose_labelled, choose_validation, extract_groups, read_split_file, write_split_file
 from ddep_hub.data.statistics import ClassStatistics, check_classes
 from ddep_hub.data.transforms import SegmentationTrainTransform
 from ddep_hub.data.unlabelled_transforms import UnlabelledTransform
@@ -90,13 +96,13 @@ def open_train_and_val(args: FinetuneArguments) -> tuple[SegmentationDataset, Se
     groups: Mapping[str, str] = {}
     if isinstance(training, SegmentationFolder):
         groups = training.groups
-        if matching_split(dict.fromkeys(training.splits), args.eval_split):
+        if match_split(dict.fromkeys(training.splits), args.eval_split):
             raise ValueError(
                 f"val_fraction: {training.root} already has a split `{args.eval_split}`. Leave val_fraction out, or "
                 "set another eval_split."
             )
     if args.group_pattern is not None:
-        groups = groups_of(training.sample_ids, args.group_pattern)
+        groups = extract_groups(training.sample_ids, args.group_pattern)
     chosen = choose_validation(training.sample_ids, args.val_fraction, groups)
     others = set(training.sample_ids) - set(chosen)
     return training.select(name for name in training.sample_ids if name in others), training.select(chosen)
@@ -151,19 +157,19 @@ class FinetuneTrainer(Trainer):
         self.processor = processor_of_run(args, decoder or args.pretrained, self.model.config, pixels)
         if args.image_size is not None:
             self.processor = with_image_size(self.processor, args.image_size)
-        self.accelerator.print(summary_of(self.labelled))
+        self.accelerator.print(dataset_summary(self.labelled))
         classes = self.labelled.classes
         self.statistics, _ = self._read_once(self.labelled, args.train_split, images=False)
         if not args.allow_empty_classes:
             check_classes(self.statistics)
         self.validation = self._drop_bad_images(validation)
-        self.fingerprint = fingerprint_of(self.labelled.fingerprint, classes.names, classes.ignore_index)
+        self.fingerprint = compute_fingerprint(self.labelled.fingerprint, classes.names, classes.ignore_index)
         self.data = f"{len(self.labelled)} images"
         self.facts = {"encoder_source": source, "evaluated": len(self.validation)}
         if decoder is not None:
             self.facts |= record_of(decoder)
             # A run without the first stage is a different run; the first stage checks its own inputs.
-            self.fingerprint = fingerprint_of(self.fingerprint, STAGE)
+            self.fingerprint = compute_fingerprint(self.fingerprint, STAGE)
         transform = SegmentationTrainTransform.from_processor(
             self.processor,
             crop_size=args.crop_size,
@@ -185,7 +191,7 @@ class FinetuneTrainer(Trainer):
     def _add_unlabelled(self, transform: SegmentationTrainTransform) -> None:
         """Puts an unlabelled image beside each labelled one; the labelled images are among them."""
         args, sources = self.args, unlabelled_sources(self.args.unlabelled)
-        self.fingerprint = fingerprint_of(self.fingerprint, images_fingerprint(sources))
+        self.fingerprint = compute_fingerprint(self.fingerprint, images_fingerprint(sources))
         images: Any = ConcatDataset([*sources, self.labelled])
         self.data += f", {len(images)} unlabelled ones"
         self.unlabelled = AugmentedDataset(
@@ -227,7 +233,7 @@ class FinetuneTrainer(Trainer):
             except (BadFileError, OSError) as error:
                 if not self.args.skip_bad_files:
                     raise
-                broken[dataset.sample_ids[index]] = bad_file(error)
+                broken[dataset.sample_ids[index]] = bad_file_path(error)
         found.counts = sum_over_processes(self.accelerator, found.counts)
         self.accelerator.print(f"Classes in the {len(dataset)} images of `{split}`:\n{found.table()}")
         return found, dict(gather_object(list(broken.items())))

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
-from ddep_hub.data.dataloading import AugmentedDataset, bad_file, train_dataloader
+from ddep_hub.data.dataloading import AugmentedDataset, bad_file_path, train_dataloader
 from ddep_hub.data.image_datasets import MapSource, ShardedImages, images_fingerprint, open_images
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.preprocessing import Normalize
@@ -175,7 +175,7 @@ class PretrainTrainer(Trainer):
             except (BadFileError, OSError) as error:
                 if not self.args.skip_bad_files:
                     raise
-                broken.append(bad_file(error))
+                broken.append(bad_file_path(error))
         if not crops:
             raise BadFileError(f"All {len(broken)} {what} images are broken, such as {broken[0]}. Check the files.")
         self.bad_files = [*self.bad_files, *broken]

@@ -13,7 +13,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import gather_object
 from torch import nn
 
-from ddep_hub.data.samplers import slice_of_batch
+from ddep_hub.data.samplers import batch_slice
 from ddep_hub.utils.depthwise import FastDepthwise, has_slow_gradients
 from ddep_hub.utils.processes import native_precision
 
@@ -67,7 +67,7 @@ class TrainingStep:
         self.slow_depthwise = native and not args.torch_compile and has_slow_gradients(model)
         self.model = torch.compile(model) if args.torch_compile else model
         self.trainable = [p for group in optimizer.param_groups for p in group["params"]]
-        self.positions = slice_of_batch(args.batch_size, accelerator.process_index, accelerator.num_processes)
+        self.positions = batch_slice(args.batch_size, accelerator.process_index, accelerator.num_processes)
         self.loss_sum = torch.tensor(loss_sum, device=accelerator.device)
         self.grad_norm = torch.zeros((), device=accelerator.device)
         self.first_bad = torch.full((1,), 2**62, device=accelerator.device)  # step, counted from 1

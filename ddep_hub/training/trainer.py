@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ddep_hub.data.dataloading import reading
+from ddep_hub.data.dataloading import iterate_batches
 from ddep_hub.data.samplers import example_seed
 from ddep_hub.hub.model_card import PREDICTIONS, Kind
 from ddep_hub.image_processing_ddep import DDePImageProcessor
@@ -257,7 +257,7 @@ class Trainer(Losses):
             total=args.max_steps, initial=self.step, disable=not self.accelerator.is_main_process, mininterval=2
         )
         started = time.perf_counter()
-        with progress, Interruption(parse_time(args.max_time)) as interruption, reading(loader) as batches:
+        with progress, Interruption(parse_time(args.max_time)) as interruption, iterate_batches(loader) as batches:
             for batch in batches:
                 self._training_step(batch, wants_to_stop=interruption.reason is not None)
                 progress.update()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddep_hub.data.image_io import BadFileError, decode_image, with_bytes
+from ddep_hub.data.image_io import BadFileError, decode_image, load_bytes
 from ddep_hub.data.preprocessing import resize, to_tensor
 from ddep_hub.data.unlabelled_transforms import PretrainTransform, decode_jpeg_part
 
@@ -23,7 +23,7 @@ def photograph():
 def test_a_part_has_the_pixels_of_the_whole(photograph, tmp_path, options):
     path = tmp_path / "a.jpg"
     photograph.save(path, **options)
-    found = decode_jpeg_part(with_bytes(path), (10, 20, 60, 70), (48, 56))
+    found = decode_jpeg_part(load_bytes(path), (10, 20, 60, 70), (48, 56))
     image = decode_image(path)
     wanted = resize(to_tensor(image.crop((20, 10, 90, 70))), (48, 56))
     assert found is not None and torch.equal(found, wanted)
@@ -36,8 +36,8 @@ def test_uncommon_kinds_are_left_to_pillow(photograph, tmp_path):
     for kind, image in kinds.items():
         path = tmp_path / f"{kind}.jpg"
         image.save(path, **({"exif": exif} if kind == "turned" else {}))
-        assert decode_jpeg_part(with_bytes(path), (0, 0, 60, 60), (48, 48)) is None
-        assert PretrainTransform(crop_size=48)({"image": with_bytes(path)})["pixel_values"].shape == (3, 48, 48)
+        assert decode_jpeg_part(load_bytes(path), (0, 0, 60, 60), (48, 48)) is None
+        assert PretrainTransform(crop_size=48)({"image": load_bytes(path)})["pixel_values"].shape == (3, 48, 48)
 
 
 @pytest.mark.parametrize("ending", [b"", b"\xff\xd9"])
@@ -67,10 +67,10 @@ def test_what_follows_the_image_does_not_matter(photograph, tmp_path):
 def test_releases_of_torchvision_without_a_decoder_give_the_same(photograph, tmp_path, monkeypatch):
     path = tmp_path / "a.jpg"
     photograph.save(path)
-    transform, sample = PretrainTransform(crop_size=48), {"image": with_bytes(path)}
+    transform, sample = PretrainTransform(crop_size=48), {"image": load_bytes(path)}
     torch.manual_seed(0)
     wanted = transform(sample)["pixel_values"]
     monkeypatch.delattr("torchvision.io.decode_jpeg")
     torch.manual_seed(0)
     assert torch.equal(transform(sample)["pixel_values"], wanted)
-    assert decode_jpeg_part(with_bytes(path), (10, 20, 60, 70), (48, 56)) is None
+    assert decode_jpeg_part(load_bytes(path), (10, 20, 60, 70), (48, 56)) is None

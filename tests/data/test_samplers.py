@@ -4,9 +4,9 @@ import pytest
 from ddep_hub.data.samplers import (
     SourceMixture,
     StepBatchSampler,
+    batch_slice,
     epoch_order,
     example_seed,
-    slice_of_batch,
     source_seed,
 )
 
@@ -66,7 +66,7 @@ def test_ranks_share_the_same_global_batches(world_size):
 
 @pytest.mark.parametrize(("batch", "world_size"), [(8, 2), (7, 3), (5, 5), (1, 1)])
 def test_slices_cover_the_batch(batch, world_size):
-    places = [place for rank in range(world_size) for place in slice_of_batch(batch, rank, world_size)]
+    places = [place for rank in range(world_size) for place in batch_slice(batch, rank, world_size)]
     assert places == list(range(batch))
 
 

@@ -8,7 +8,7 @@ import pytest
 from ddep_hub.data.splits import (
     choose_labelled,
     choose_validation,
-    groups_of,
+    extract_groups,
     parse_fraction,
     read_split_file,
     write_split_file,
@@ -158,15 +158,15 @@ def test_validation_is_the_same_for_every_order_and_has_its_share():
 @pytest.mark.parametrize("fraction", [0.05, 0.2, 0.5, 0.9])
 def test_groups_are_kept_whole(fraction):
     names = [f"slide{slide}/tile{tile}" for slide in range(12) for tile in range(slide + 1)]
-    groups = groups_of(names, "(slide[0-9]+)/")
+    groups = extract_groups(names, "(slide[0-9]+)/")
     chosen = set(choose_validation(names, fraction, groups))
     kept, left = {groups[name] for name in chosen}, {groups[name] for name in set(names) - chosen}
     assert kept and left and not kept & left
     assert abs(len(chosen) / len(names) - fraction) < 13 / len(names)
-    assert groups_of(["a_01", "b_02"], "[a-z]_") == {"a_01": "a_", "b_02": "b_"}
+    assert extract_groups(["a_01", "b_02"], "[a-z]_") == {"a_01": "a_", "b_02": "b_"}
     with pytest.raises(ValueError, match=r"does not match 'x'"):
-        groups_of(["x"], "slide")
+        extract_groups(["x"], "slide")
     with pytest.raises(ValueError, match="is not a regular expression"):
-        groups_of(["x"], "(")
+        extract_groups(["x"], "(")
     with pytest.raises(ValueError, match="one group, 'a'"):
         choose_validation(["1", "2"], 0.5, {"1": "a", "2": "a"})

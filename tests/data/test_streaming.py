@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from ddep_hub.data import streaming
 from ddep_hub.data.image_datasets import open_images
 from ddep_hub.data.image_io import BadFileError
-from ddep_hub.data.streaming import MAX_BAD_IN_A_ROW, ImageStream
+from ddep_hub.data.streaming import MAX_CONSECUTIVE_BAD, ImageStream
 from ddep_hub.data.unlabelled_transforms import PretrainTransform
 
 
@@ -157,7 +157,7 @@ def test_bad_files_are_named_or_skipped():
     batches = load(stream([5], broken=("a0/3",), skip_bad_files=True, end=5))
     assert Counter(paths(batches)) == Counter({f"a0/{row}": 5 for row in (0, 1, 2, 4)})
     assert [name for batch in batches for name in batch["skipped"]].count("a0/3") in (4, 5)
-    count = MAX_BAD_IN_A_ROW + 1
+    count = MAX_CONSECUTIVE_BAD + 1
     with pytest.raises(BadFileError, match="is broken"):
         load(stream([count], broken=[f"a0/{row}" for row in range(count)], skip_bad_files=True))
 

@@ -88,17 +88,17 @@ def write_scenes(
         FileExistsError: `root` holds something else, or scenes of other arguments; the message says which.
     """
     root = Path(root)
-    for name, number in [*splits.items(), ("unlabelled", unlabelled)]:
-        if number < 0:
-            raise ValueError(f"number of scenes of {name!r} is {number}; it must not be negative")
+    for name, num_scenes in [*splits.items(), ("unlabelled", unlabelled)]:
+        if num_scenes < 0:
+            raise ValueError(f"number of scenes of {name!r} is {num_scenes}; it must not be negative")
         if not name or name.startswith(".") or Path(name).name != name:
             raise ValueError(f"{name!r} is not a valid name for a split; use a plain folder name")
     record = {"format": _FORMAT, "splits": dict(splits), "unlabelled": unlabelled, "size": list(size), "seed": seed}
     if _is_up_to_date(root, record):
         return root
     with atomic_dir(root) as folder:
-        for name, number in splits.items():
-            _write_split(folder / "images" / name, folder / "annotations" / name, name, number, size, seed)
+        for name, num_scenes in splits.items():
+            _write_split(folder / "images" / name, folder / "annotations" / name, name, num_scenes, size, seed)
         if unlabelled:
             _write_split(folder / "unlabelled", None, "unlabelled", unlabelled, size, seed)
         write_class_table(SCENE_CLASSES, folder / "classes.json")
@@ -106,12 +106,14 @@ def write_scenes(
     return root
 
 
-def _write_split(images: Path, masks: Path | None, split: str, number: int, size: tuple[int, int], seed: int) -> None:
+def _write_split(
+    images: Path, masks: Path | None, split: str, num_scenes: int, size: tuple[int, int], seed: int
+) -> None:
     images.mkdir(parents=True)
     if masks is not None:
         masks.mkdir(parents=True)
     split_seed = example_seed(seed, zlib.crc32(split.encode()))
-    for index in range(number):
+    for index in range(num_scenes):
         image, mask = render_scene(split_seed, index, size)
         Image.fromarray(image).save(images / f"{index:05d}.jpg", quality=95)
         if masks is not None:
@@ -126,14 +128,14 @@ def _is_up_to_date(root: Path, record: dict[str, Any]) -> bool:
     if not file.is_file():
         raise FileExistsError(f"{root} already exists and holds no {_RECORD}; choose another folder for the scenes")
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        existing = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise FileExistsError(f"{file} is damaged ({error}); remove {root} to write the scenes again") from error
-    if found == record:
+    if existing == record:
         return True
-    other = [key for key in record if not isinstance(found, dict) or found.get(key) != record[key]]
+    differences = [key for key in record if not isinstance(existing, dict) or existing.get(key) != record[key]]
     raise FileExistsError(
-        f"{root} holds scenes with a different {', '.join(other)}; remove it or choose another folder"
+        f"{root} holds scenes with a different {', '.join(differences)}; remove it or choose another folder"
     )
 
 

@@ -105,48 +105,50 @@ def _populate(view: View, rng: np.random.Generator, road: Road | None, leaves: A
     standing: list[tuple[float, Callable[[], None]]] = []
     half_view = 0.62 * view.mask.shape[1] / view.focal
 
-    def anywhere(nearest: float, farthest: float) -> tuple[float, float]:
+    def random_position(nearest: float, farthest: float) -> tuple[float, float]:
         """A random place (x, z) in view."""
         z = rng.uniform(nearest, farthest)
         return rng.uniform(-half_view, half_view) * z, z
 
-    def free(x: float, z: float, room: float) -> bool:
+    def is_free(x: float, z: float, margin: float) -> bool:
         """Whether (x, z) is off the road by `room` metres, and not in the water."""
-        if road is not None and road.inside(np.array(x), np.array(z)) > -room:
+        if road is not None and road.inside(np.array(x), np.array(z)) > -margin:
             return False
         row, column = view.horizon + view.eye * view.focal / z, view.middle + x * view.focal / z
         height, width = view.mask.shape
         return bool(view.mask[min(int(row), height - 1), min(max(int(column), 0), width - 1)] != WATER)
 
     for _ in range(rng.integers(1, 9)):
-        x, z = anywhere(13.0, 45.0)
-        half, deep = rng.uniform(3.0, 7.0), rng.uniform(8.0, 16.0)
-        if all(free(x + side, z + back, 1.5) for side in (-half, 0.0, half) for back in (0.0, deep)):
+        x, z = random_position(13.0, 45.0)
+        half_width, depth = rng.uniform(3.0, 7.0), rng.uniform(8.0, 16.0)
+        if all(is_free(x + side, z + back, 1.5) for side in (-half_width, 0.0, half_width) for back in (0.0, depth)):
             wall = _vary(rng, _pick(rng, _WALLS), 0.05)
-            tall = rng.uniform(4.0, 9.0) if rng.random() < 0.6 else rng.uniform(9.0, 20.0)
-            view.shadow(x, z + deep / 2, 2 * half, tall)
-            box = (x - half, x + half)
-            standing.append((z, partial(draw_building, view, rng, x=box, z=(z, z + deep), height=tall, wall=wall)))
+            object_height = rng.uniform(4.0, 9.0) if rng.random() < 0.6 else rng.uniform(9.0, 20.0)
+            view.shadow(x, z + depth / 2, 2 * half_width, object_height)
+            box = (x - half_width, x + half_width)
+            standing.append(
+                (z, partial(draw_building, view, rng, x=box, z=(z, z + depth), height=object_height, wall=wall))
+            )
     for _ in range(rng.integers(3, 12)):
-        x, z = anywhere(8.0, 40.0)
-        if free(x, z, 1.0):
+        x, z = random_position(8.0, 40.0)
+        if is_free(x, z, 1.0):
             leaf = _vary(rng, 0.5 * (leaves + np.array(_pick(rng, _LEAVES))), 0.04)
-            tall = rng.uniform(3.0, 9.0)
-            view.shadow(x, z, 0.45 * tall, 0.8 * tall)
-            standing.append((z, partial(draw_tree, view, rng, x=x, z=z, height=tall, leaf=leaf)))
+            object_height = rng.uniform(3.0, 9.0)
+            view.shadow(x, z, 0.45 * object_height, 0.8 * object_height)
+            standing.append((z, partial(draw_tree, view, rng, x=x, z=z, height=object_height, leaf=leaf)))
     for _ in range(rng.integers(2, 9)):
-        x, z = anywhere(4.5, 15.0)
-        if free(x, z, -0.8):
+        x, z = random_position(4.5, 15.0)
+        if is_free(x, z, -0.8):
             view.shadow(x, z, 0.5, 1.7)
             standing.append((z, partial(draw_person, view, rng, x=x, z=z)))
     parked: list[tuple[float, float]] = []
     for _ in range(rng.integers(2, 7)):
         kind = int(rng.choice(3, p=(0.68, 0.22, 0.1)))
         side_on = road.across if road is not None else rng.random() < 0.6
-        x, z = anywhere(8.0, 28.0)
+        x, z = random_position(8.0, 28.0)
         lane = -0.45 if rng.random() < 0.5 else 0.45
         if road is None:
-            if not free(x, z, 0.0):
+            if not is_free(x, z, 0.0):
                 continue
         elif road.across:
             x, z = x * road.offset / z, road.offset + lane * road.half_width
@@ -186,5 +188,5 @@ def _pick(rng: np.random.Generator, choices: Sequence[Choice]) -> Choice:
 
 def _vary(rng: np.random.Generator, color: Array | tuple[float, ...], amount: float) -> Array:
     """The colour a little brighter or darker, and a little off in hue."""
-    changed = np.asarray(color) * rng.uniform(0.85, 1.15) + rng.uniform(-amount, amount, 3)
-    return np.clip(changed, 0.03, 0.97).astype(np.float32)
+    varied = np.asarray(color) * rng.uniform(0.85, 1.15) + rng.uniform(-amount, amount, 3)
+    return np.clip(varied, 0.03, 0.97).astype(np.float32)

@@ -31,9 +31,9 @@ def draw_building(
     facing_front = 0.62 + 0.5 * view.sun * max(view.light[2], 0.0)
     side = x[0] if x[0] > 0 else x[1] if x[1] < 0 else None
     if side is not None:
-        found = view.window((min(side, side * near / far), max(side, side * near / far)), (0.0, height), near)
-        if found is not None:
-            (lines, columns), _, _ = found
+        window = view.window((min(side, side * near / far), max(side, side * near / far)), (0.0, height), near)
+        if window is not None:
+            (lines, columns), _, _ = window
             pixel_x = np.arange(columns.start, columns.stop, dtype=np.float32)[None] + 0.5 - view.middle
             # Every column of the side is one depth: that of X = side on its ray.
             depth = view.focal * side / np.where(np.abs(pixel_x) < 0.5, math.copysign(0.5, side), pixel_x)
@@ -46,15 +46,15 @@ def draw_building(
             colors = facade(np.random.default_rng(face_seed), style, wall, glass, depth, up, seen)
             view.paint((lines, columns), cover, colors * np.float32(shine), BUILDING, np.clip(depth, near, far))
     roof = rng.uniform(0.25, 0.5) * min(x[1] - x[0], 9.0) if rng.random() < 0.7 and height < 10 else 0.0
-    found = view.window((x[0] - 0.5, x[1] + 0.5), (0.0, height + max(roof, 0.5)), near)
-    if found is None:
+    window = view.window((x[0] - 0.5, x[1] + 0.5), (0.0, height + max(roof, 0.5)), near)
+    if window is None:
         return
-    place, up, across = found
+    region, up, across = window
     scale = view.focal / near
     from_edge = np.minimum(across - x[0], x[1] - across)
     inside = np.clip(0.5 + np.minimum(np.minimum(up, height - up), from_edge) * scale, 0.0, 1.0)
     colors = facade(np.random.default_rng(face_seed), style, wall, glass, across - x[0], up, scale)
-    view.paint(place, inside, colors * np.float32(facing_front), BUILDING, near)
+    view.paint(region, inside, colors * np.float32(facing_front), BUILDING, near)
     if roof:
         slope = rng.uniform(0.3, 1.0) * 0.5 * (x[1] - x[0]) / roof
         within = np.minimum(
@@ -64,10 +64,10 @@ def draw_building(
         courses = 0.85 + 0.15 * np.sign(np.sin(up * 9.0)) * min(scale / 8.0, 1.0)
         grain = 1.0 + 0.4 * lookup_grid(view.noise, up * 7.0, across * 7.0)
         tiles = tile * (facing_front * courses * grain)[..., None]
-        view.paint(place, np.clip(0.5 + within * scale, 0.0, 1.0), tiles, BUILDING, near)
+        view.paint(region, np.clip(0.5 + within * scale, 0.0, 1.0), tiles, BUILDING, near)
     else:
         cornice = np.clip(0.5 + np.minimum(0.3 - np.abs(up - height - 0.1), from_edge + 0.3) * scale, 0.0, 1.0)
-        view.paint(place, cornice, wall * np.float32(0.7 * facing_front), BUILDING, near)
+        view.paint(region, cornice, wall * np.float32(0.7 * facing_front), BUILDING, near)
 
 
 def draw_tree(view: View, rng: np.random.Generator, *, x: float, z: float, height: float, leaf: Array) -> None:
@@ -83,10 +83,10 @@ def draw_tree(view: View, rng: np.random.Generator, *, x: float, z: float, heigh
     """
     spread = height * rng.uniform(0.28, 0.42)
     conifer = rng.random() < 0.35
-    found = view.window((x - spread * 1.3, x + spread * 1.3), (0.0, height * 1.05), z)
-    if found is None:
+    window = view.window((x - spread * 1.3, x + spread * 1.3), (0.0, height * 1.05), z)
+    if window is None:
         return
-    place, up, across = found
+    region, up, across = window
     scale = view.focal / z
     away = across - x
     offset = rng.uniform(0.0, 128.0, size=4).astype(np.float32)
@@ -97,7 +97,7 @@ def draw_tree(view: View, rng: np.random.Generator, *, x: float, z: float, heigh
     trunk = np.clip(0.5 + np.minimum(thick - np.abs(away), np.minimum(up, height * 0.6 - up)) * scale, 0.0, 1.0)
     bark = np.array([0.36, 0.27, 0.2], dtype=np.float32) * np.float32(rng.uniform(0.6, 1.3))
     round_trunk = 0.75 + 0.45 * view.light[0] * away / (0.05 * height) + 0.5 * leaves
-    view.paint(place, trunk, bark * np.clip(round_trunk, 0.3, 1.4)[..., None], TREE, z)
+    view.paint(region, trunk, bark * np.clip(round_trunk, 0.3, 1.4)[..., None], TREE, z)
     if conifer:
         foot = 0.1 * height
         t = np.clip((up - foot) / (height - foot), 0.0, 1.0)
@@ -122,16 +122,16 @@ def draw_tree(view: View, rng: np.random.Generator, *, x: float, z: float, heigh
         bulge = view.light[0] * np.take_along_axis(side + 0 * lift, front, axis=0)[0]
         bulge = 0.6 * bulge + 0.6 * view.light[1] * np.take_along_axis(lift + 0 * side, front, axis=0)[0]
     shade = np.clip(0.78 + (0.2 + 0.4 * view.sun) * bulge + 0.75 * leaves + 0.35 * clumps, 0.25, 1.6)
-    view.paint(place, np.clip(0.5 + inside * scale, 0.0, 1.0), leaf * shade[..., None], TREE, z)
+    view.paint(region, np.clip(0.5 + inside * scale, 0.0, 1.0), leaf * shade[..., None], TREE, z)
 
 
 def draw_person(view: View, rng: np.random.Generator, *, x: float, z: float) -> None:
     """A standing or walking person in clothes of random colours."""
     height = rng.uniform(1.5, 1.9)
-    found = view.window((x - 0.6, x + 0.6), (0.0, height + 0.05), z)
-    if found is None:
+    window = view.window((x - 0.6, x + 0.6), (0.0, height + 0.05), z)
+    if window is None:
         return
-    place, up, across = found
+    region, up, across = window
     scale = view.focal / z
     u, v = (across - x) / height, up / height
     stride, swing, lean = rng.uniform(0.02, 0.13), rng.uniform(0.0, 0.12), float(rng.choice([-1.0, 1.0]))
@@ -154,17 +154,17 @@ def draw_person(view: View, rng: np.random.Generator, *, x: float, z: float) -> 
         t = np.clip(((u - x0) * dx + (v - y0) * dy) / (dx * dx + dy * dy + 1e-9), 0.0, 1.0)
         distance = np.sqrt((u - x0 - t * dx) ** 2 + (v - y0 - t * dy) ** 2)
         cover = np.clip(0.5 + (radius - distance) * scale * height, 0.0, 1.0)
-        view.paint(place, cover, color * (round_side * folds)[..., None], PERSON, z)
+        view.paint(region, cover, color * (round_side * folds)[..., None], PERSON, z)
 
 
 def draw_vehicle(view: View, rng: np.random.Generator, *, x: float, z: float, kind: int, side_on: bool) -> None:
     """A car (kind 0), van (1) or bus (2), seen from the side or from its end."""
     tall = (rng.uniform(1.35, 1.6), rng.uniform(1.9, 2.3), rng.uniform(2.8, 3.2))[kind]
     half = 0.5 * ((rng.uniform(3.8, 4.6), rng.uniform(4.6, 5.4), rng.uniform(8.0, 10.0))[kind] if side_on else 1.85)
-    found = view.window((x - half - 0.1, x + half + 0.1), (0.0, tall + 0.1), z)
-    if found is None:
+    clip = view.window((x - half - 0.1, x + half + 0.1), (0.0, tall + 0.1), z)
+    if clip is None:
         return
-    place, up, across = found
+    region, up, across = clip
     scale = view.focal / z
     ahead = (across - x) * float(rng.choice([-1.0, 1.0]))
     paint = rng.uniform(0.08, 0.92, 3).astype(np.float32)
@@ -174,8 +174,8 @@ def draw_vehicle(view: View, rng: np.random.Generator, *, x: float, z: float, ki
     glass = (view.haze * 0.42) * ((0.55 + 0.6 * smoothstep(up, belt, tall)) * np.ones_like(across))[..., None]
     black = np.full(3, 0.07, dtype=np.float32)
 
-    def lay(inside: Array, color: Array) -> None:
-        view.paint(place, np.clip(0.5 + inside * scale, 0.0, 1.0), color, VEHICLE, z)
+    def paint_part(inside: Array, color: Array) -> None:
+        view.paint(region, np.clip(0.5 + inside * scale, 0.0, 1.0), color, VEHICLE, z)
 
     corner = 0.25
     beyond = np.maximum(np.abs(ahead) - half + corner, 0.0) ** 2
@@ -187,26 +187,28 @@ def draw_vehicle(view: View, rng: np.random.Generator, *, x: float, z: float, ki
     cabin = np.minimum(cabin, up - belt + 0.3)
     wheel = 0.34 if kind < 2 else 0.48
     wheels = [-0.62 * half, 0.62 * half] if side_on else [-0.72, 0.72]
-    lay(np.minimum(0.95 * half - np.abs(ahead), np.minimum(up - 0.12, 0.5 - up)), black)
+    paint_part(np.minimum(0.95 * half - np.abs(ahead), np.minimum(up - 0.12, 0.5 - up)), black)
     if not side_on:
         for place_x in wheels:
-            lay(np.minimum(0.16 - np.abs(ahead - place_x), np.minimum(up, wheel - up)), black)
-    lay(np.minimum(lower, up - 0.2), paint * gloss[..., None])
-    lay(cabin, paint * gloss[..., None])
+            paint_part(np.minimum(0.16 - np.abs(ahead - place_x), np.minimum(up, wheel - up)), black)
+    paint_part(np.minimum(lower, up - 0.2), paint * gloss[..., None])
+    paint_part(cabin, paint * gloss[..., None])
     pillars = np.abs((ahead - shift) % 1.3 - 0.65) - 0.06 if side_on else np.float32(1.0)
     window = np.minimum(np.minimum(cabin - 0.14, up - belt - 0.04), np.minimum(pillars, tall - 0.2 - up))
-    lay(window, glass)
+    paint_part(window, glass)
     if side_on:
         for place_x in wheels:
             radius = np.sqrt((ahead - place_x) ** 2 + (up - wheel) ** 2)
-            lay(wheel - radius, black)
-            lay(0.55 * wheel - radius, np.full(3, 0.6, dtype=np.float32))
-        lay(0.14 - np.sqrt((ahead - half + 0.1) ** 2 + (up - 0.65) ** 2), np.array([1.0, 0.95, 0.7], np.float32))
+            paint_part(wheel - radius, black)
+            paint_part(0.55 * wheel - radius, np.full(3, 0.6, dtype=np.float32))
+        paint_part(
+            0.14 - np.sqrt((ahead - half + 0.1) ** 2 + (up - 0.65) ** 2), np.array([1.0, 0.95, 0.7], np.float32)
+        )
     else:
         lamp = np.array([0.85, 0.1, 0.08] if rng.random() < 0.6 else [1.0, 0.95, 0.75], dtype=np.float32)
         for place_x in (-half + 0.24, half - 0.24):
-            lay(np.minimum(0.17 - np.abs(ahead - place_x), 0.1 - np.abs(up - 0.7)), lamp)
-        lay(np.minimum(0.3 - np.abs(ahead), 0.08 - np.abs(up - 0.5)), np.full(3, 0.8, dtype=np.float32))
+            paint_part(np.minimum(0.17 - np.abs(ahead - place_x), 0.1 - np.abs(up - 0.7)), lamp)
+        paint_part(np.minimum(0.3 - np.abs(ahead), 0.08 - np.abs(up - 0.5)), np.full(3, 0.8, dtype=np.float32))
 
 
 def _stripe_of_light(up: Array, tall: float) -> Array:

@@ -17,21 +17,21 @@ def smoothstep(values: Array, low: float, high: float) -> Array:
 @lru_cache(maxsize=256)
 def _interpolation_points(length: int, cells: int) -> tuple[Array, Array, Array]:
     """For `length` places on a periodic line of `cells` values: the values before and after, and how far between."""
-    place = (np.arange(length) + 0.5) * cells / length
-    before = np.floor(place).astype(np.intp)
-    rest = smoothstep(place - before, 0.0, 1.0).astype(np.float32)
-    return before % cells, (before + 1) % cells, rest
+    position = (np.arange(length) + 0.5) * cells / length
+    lower = np.floor(position).astype(np.intp)
+    fraction = smoothstep(position - lower, 0.0, 1.0).astype(np.float32)
+    return lower % cells, (lower + 1) % cells, fraction
 
 
 def _stretch(grid: Array, height: int, width: int) -> Array:
     # Not a product with an interpolation matrix: threads of a BLAS library cost more than they save at this size,
     # and round differently from machine to machine.
-    before, after, rest = _interpolation_points(height, grid.shape[0])
-    lines = grid[before]
-    lines += rest[:, None] * (grid[after] - lines)
-    before, after, rest = _interpolation_points(width, grid.shape[1])
-    picture = lines[:, before]
-    picture += rest * (lines[:, after] - picture)
+    lower, upper, fraction = _interpolation_points(height, grid.shape[0])
+    lines = grid[lower]
+    lines += fraction[:, None] * (grid[upper] - lines)
+    lower, upper, fraction = _interpolation_points(width, grid.shape[1])
+    picture = lines[:, lower]
+    picture += fraction * (lines[:, upper] - picture)
     return picture
 
 
@@ -100,9 +100,9 @@ def lookup_grid(texture: Array, y: Array, x: Array) -> Array:
     return np.asarray(strips[top % rows] * (1 - down) + strips[(top + 1) % rows] * down)
 
 
-def stripes(place: Array, period: float, width: float, pixels_per_unit: Array | float) -> Array:
+def stripes(position: Array, period: float, width: float, pixels_per_unit: Array | float) -> Array:
     """Soft stripes: 1 within `width` of each multiple of `period`, faded where a stripe is finer than a pixel."""
-    distance = np.abs(place / period - np.floor(place / period) - 0.5) * period
+    distance = np.abs(position / period - np.floor(position / period) - 0.5) * period
     inside = np.clip(0.5 + (0.5 * width - distance) * pixels_per_unit, 0.0, 1.0)
     return np.asarray(inside * np.clip(width * pixels_per_unit, 0.0, 1.0))
 

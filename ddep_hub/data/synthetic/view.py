@@ -93,11 +93,11 @@ class View:
             (columns - self.middle) / scale,
         )
 
-    def paint(self, place: tuple[slice, slice], cover: Array, color: Array, label: int, z: Array | float) -> None:
+    def paint(self, region: tuple[slice, slice], cover: Array, color: Array, label: int, z: Array | float) -> None:
         """Lays a colour over the picture.
 
         Args:
-            place: Slices into the picture.
+            region: Slices into the picture.
             cover: Opacity (n, m) in 0..1; from a half on, the pixel takes the label.
             color: (3,) or (n, m, 3).
             label: Class id.
@@ -115,9 +115,9 @@ class View:
             clear = np.broadcast_to(np.exp(-z / self.clarity), cover.shape)[part]
             hazy = self.haze + clear[..., None] * (color - self.haze)
         cover = cover[part]
-        target = self.image[place][part]
+        target = self.image[region][part]
         target += cover[..., None] * (hazy - target)
-        self.mask[place][part][cover >= 0.5] = label
+        self.mask[region][part][cover >= 0.5] = label
 
     def shadow(self, x: float, z: float, width: float, height: float) -> None:
         """Darkens the ground that an object of this size at (x, z) keeps from the sun; metres."""
@@ -135,8 +135,8 @@ class View:
             max(0, int(self.horizon + self.eye * self.focal / far)),
             int(self.horizon + self.eye * self.focal / near) + 1,
         )
-        place = (rows, slice(max(0, int(min(ends))), max(0, int(max(ends)) + 1)))
-        depth, across = self.ground_coordinates(place)
+        region = (rows, slice(max(0, int(min(ends))), max(0, int(max(ends)) + 1)))
+        depth, across = self.ground_coordinates(region)
         if not depth.size or not across.size:
             return
         along_x, along_z = end_x - x, end_z - z
@@ -144,13 +144,13 @@ class View:
         t = np.clip(((across - x) * along_x + (depth - z) * along_z) / length, 0.0, 1.0)
         distance = np.sqrt((across - x - t * along_x) ** 2 + (depth - z - t * along_z) ** 2)
         dark = smoothstep(-distance, -1.25 * radius, -0.6 * radius) * (0.25 + 0.4 * self.sun)
-        self.image[place] *= (1.0 - dark)[..., None]
+        self.image[region] *= (1.0 - dark)[..., None]
 
-    def ground_coordinates(self, place: tuple[slice, slice]) -> tuple[Array, Array]:
+    def ground_coordinates(self, region: tuple[slice, slice]) -> tuple[Array, Array]:
         """Depth Z (n, 1) and X (n, m) of the ground seen in these pixels, which lie below the horizon; metres."""
         height, width = self.mask.shape
-        rows = np.arange(*place[0].indices(height), dtype=np.float32)[:, None] + 0.5
-        columns = np.arange(*place[1].indices(width), dtype=np.float32)[None] + 0.5
+        rows = np.arange(*region[0].indices(height), dtype=np.float32)[:, None] + 0.5
+        columns = np.arange(*region[1].indices(width), dtype=np.float32)[None] + 0.5
         depth = self.focal * self.eye / np.maximum(rows - self.horizon, 0.3)
         return depth, (columns - self.middle) * depth / self.focal
 
@@ -186,12 +186,12 @@ def draw_ridge(view: View, rng: np.random.Generator, color: Array, label: int, h
     line = fractal_noise(rng, 8, columns, (1, min(bumps, columns // 8)), 4, gain)[0]
     top = view.horizon - height * (0.55 + 0.45 * np.clip(1.4 * line, -1.0, 1.0))
     first, last = max(0, int(view.horizon - height) - 1), min(rows, int(view.horizon) + 2)
-    place = (slice(first, last), slice(0, columns))
+    region = (slice(first, last), slice(0, columns))
     lines = np.arange(first, last, dtype=np.float32)[:, None] + 0.5
     grain = fractal_noise(rng, last - first, columns, (max(1, (last - first) // 8), columns // 8), 3, 0.8)
     lit = 0.85 + (0.7 if label == TREE else 0.35) * grain + 0.3 * np.clip((view.horizon - lines) / height, 0.0, 1.0)
     cover = np.clip(0.5 + lines - top, 0.0, 1.0)
-    view.paint(place, cover, color * lit[..., None], label, z)
+    view.paint(region, cover, color * lit[..., None], label, z)
 
 
 def draw_ground(
@@ -218,8 +218,8 @@ def draw_ground(
         lake: `far` (from this depth on), `left` or `right` (from this X on), or None.
     """
     first = max(0, int(view.horizon + 0.5))
-    place = (slice(first, view.mask.shape[0]), slice(0, view.mask.shape[1]))
-    z, x = view.ground_coordinates(place)
+    region = (slice(first, view.mask.shape[0]), slice(0, view.mask.shape[1]))
+    z, x = view.ground_coordinates(region)
     scale = view.focal / z
     coarse = lookup(view.noise, z * 2.1, x * 2.1)
     fine = lookup(view.noise.T, z * 11.0, x * 11.0)
@@ -229,7 +229,7 @@ def draw_ground(
     patches = smoothstep(coarse + 0.35 * fine, -0.25, 0.25)[..., None]
     detail = 1.0 + (0.45 * fine * np.clip(scale / 12.0, 0.0, 1.0) + 0.15 * coarse + 0.55 * grit)[..., None]
     full = np.ones(x.shape, dtype=np.float32)
-    view.paint(place, full, (soil + patches * (growth - soil)) * detail, GROUND, z)
+    view.paint(region, full, (soil + patches * (growth - soil)) * detail, GROUND, z)
 
     if lake is not None:
         kind, limit = lake
@@ -243,8 +243,8 @@ def draw_ground(
         surface = 0.55 * view.image[mirrored] + 0.45 * water
         surface = surface * (0.92 + 0.38 * ripples)[..., None]
         wet = np.clip(0.5 - np.abs(inside + 2.0) / 5.0, 0.0, 0.35)
-        view.image[place] *= (1.0 - wet)[..., None]
-        view.paint(place, np.clip(0.5 + inside, 0.0, 1.0), surface, WATER, z)
+        view.image[region] *= (1.0 - wet)[..., None]
+        view.paint(region, np.clip(0.5 + inside, 0.0, 1.0), surface, WATER, z)
 
     if road is not None:
         steepness = view.eye * view.focal / (z * z) if road.across else scale
@@ -259,4 +259,4 @@ def draw_ground(
         edges = np.clip(0.5 + (0.08 - np.abs(np.abs(aside) - road.half_width + 0.35)) * steepness, 0.0, 1.0)
         lines = (np.maximum(dashed, edges) * np.clip(0.16 * steepness, 0.0, 0.85))[..., None]
         surface = surface + lines * (np.float32(0.88) - surface)
-        view.paint(place, cover, surface, ROAD, z)
+        view.paint(region, cover, surface, ROAD, z)
