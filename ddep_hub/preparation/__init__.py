@@ -29,10 +29,10 @@ from .source import Example, Source, pluralize
 
 
 # Marks a folder written by this command, which may be replaced.
-RECORD = "prepared.json"
+RECORD_FILE = "prepared.json"
 NUM_PREVIEWS = 16
 # Raised when a field is missing or has the wrong type.
-INCOMPLETE = (KeyError, TypeError, IndexError, AttributeError)
+MALFORMED_ERRORS = (KeyError, TypeError, IndexError, AttributeError)
 FORMATS = ("coco", "labelme", "cvat", "label-studio", "roboflow-masks", "objects", "stacks", "masks")
 _JSON = {"coco": is_coco, "labelme": is_labelme, "label-studio": is_label_studio}
 
@@ -78,32 +78,43 @@ def prepare(
     if tile is not None and not 0 <= overlap < tile:
         raise ValueError(f"overlap must be 0 to {tile - 1}, less than the tile, got {overlap}.")
     _check_output(source, output, overwrite=overwrite)
-    found = read_source(source, format, Path(classes) if classes else None)
-    splits = _with_splits(found.examples, val_fraction, group_pattern)
-    statistics = {split: ClassStatistics(found.classes.names, found.classes.ignore_index) for split in splits}
+    dataset = read_source(source, format, Path(classes) if classes else None)
+    splits = _assign_splits(dataset.examples, val_fraction, group_pattern)
+    statistics = {split: ClassStatistics(dataset.classes.names, dataset.classes.ignore_index) for split in splits}
     # Arrays only count as images if there are no others, so tiles must be arrays too.
-    as_arrays = any(isinstance(example.image, Path) and is_array(example.image) for example in found.examples)
+    as_arrays = any(isinstance(example.image, Path) and is_array(example.image) for example in dataset.examples)
     with atomic_dir(output) as folder:
         written = []
         for split, examples in splits.items():
-            for name, image, mask in _pictures(examples, tile, overlap):
-                file = _write(folder, split, name, image, mask, as_arrays)
+            for name, image, mask in _iter_images(examples, tile, overlap):
+                file = _write_example(folder, split, name, image, mask, as_arrays)
                 statistics[split].update(mask)
                 written.append((split, name, file))
-        write_class_table(found.classes, folder / "classes.json")
-        chosen = np.linspace(0, len(written) - 1, min(NUM_PREVIEWS, len(written))).round().astype(int)
-        _preview(folder, [written[index] for index in chosen], found.classes).save(folder / "preview.png")
-        record = {"source": source.name, "found": found.kind, "notes": found.notes, "tile": tile, "overlap": overlap}
-        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_class_table(dataset.classes, folder / "classes.json")
+        preview_indices = np.linspace(0, len(written) - 1, min(NUM_PREVIEWS, len(written))).round().astype(int)
+        _draw_preview(folder, [written[index] for index in preview_indices], dataset.classes).save(
+            folder / "preview.png"
+        )
+        record = {
+            "source": source.name,
+            "found": dataset.kind,
+            "notes": dataset.notes,
+            "tile": tile,
+            "overlap": overlap,
+        }
+        (folder / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     counts = Counter(split for split, *_ in written)
     lines = [
-        f"{source}: {found.kind}; {pluralize(len(found.examples), 'image')}, {found.classes.num_classes} classes",
-        *found.notes,
+        f"{source}: {dataset.kind}; {pluralize(len(dataset.examples), 'image')}, {dataset.classes.num_classes} "
+        "classes",
+        *dataset.notes,
         f"{output}: "
-        + ", ".join(f"{pluralize(count, 'tile' if tile else 'image')} in {s}" for s, count in counts.items()),
+        + ", ".join(
+            f"{pluralize(count, 'tile' if tile else 'image')} in {split_name}" for split_name, count in counts.items()
+        ),
     ]
-    for split, of_split in statistics.items():
-        lines.append(f"Classes in `{split}`:\n{of_split.table()}")
+    for split, split_statistics in statistics.items():
+        lines.append(f"Classes in `{split}`:\n{split_statistics.table()}")
     lines.append(f"Look at {output / 'preview.png'} before training: ddep-hub finetune --data {output}")
     return "\n".join(lines)
 
@@ -114,11 +125,11 @@ def _check_output(source: Path, output: Path, *, overwrite: bool) -> None:
     if output.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"output_dir: {output} is inside the source. Choose another folder.")
     if output.exists() and any(output.iterdir()):
-        ours = (output / RECORD).is_file()
-        if not (ours and overwrite):
+        is_generated = (output / RECORD_FILE).is_file()
+        if not (is_generated and overwrite):
             hint = (
                 "Replace it with --overwrite."
-                if ours
+                if is_generated
                 else "It was not written by this command: choose another folder."
             )
             raise FileExistsError(f"output_dir: {output} is not empty. {hint}")
@@ -140,17 +151,19 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
         raise FileNotFoundError(f"{source} does not exist. Pass a folder or an annotation file.")
     root = source if source.is_dir() else source.parent
     table = read_class_table(classes) if classes else None
-    tests = [test for format, test in _JSON.items() if name in (format, None)]
-    files, problems = read_json_files(source, tests) if source.is_dir() and tests else ({}, [])
+    format_tests = [test for format, test in _JSON.items() if name in (format, None)]
+    files, problems = read_json_files(source, format_tests) if source.is_dir() and format_tests else ({}, [])
     if source.suffix == ".json":
         files = {source: read_json(source)}
     xml = [source] if source.suffix == ".xml" else [*root.glob("annotations.xml"), *root.glob("*/annotations.xml")]
     tables = sorted([*root.glob("_classes.csv"), *root.glob("*/_classes.csv")])
     readers: dict[str, Callable[[], Source | None]] = {
-        "coco": lambda: read_coco(root, found) if (found := _only(files, is_coco)) else None,
-        "labelme": lambda: read_labelme(root, found) if (found := _only(files, is_labelme)) else None,
-        "label-studio": lambda: read_label_studio(root, found) if (found := _only(files, is_label_studio)) else None,
-        "cvat": lambda: read_cvat(root, _single(xml)) if xml else None,
+        "coco": lambda: read_coco(root, matches) if (matches := _filter_files(files, is_coco)) else None,
+        "labelme": lambda: read_labelme(root, matches) if (matches := _filter_files(files, is_labelme)) else None,
+        "label-studio": lambda: (
+            read_label_studio(root, matches) if (matches := _filter_files(files, is_label_studio)) else None
+        ),
+        "cvat": lambda: read_cvat(root, _require_single(xml)) if xml else None,
         "roboflow-masks": lambda: read_roboflow_masks(root, tables) if tables else None,
         "objects": lambda: read_object_folders(root, table),
         "stacks": lambda: read_stacks(root, table),
@@ -160,23 +173,26 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
         readers = {name: readers[name]}
     if source.is_file() and source.suffix not in (".json", ".xml"):
         raise ValueError(f"{source} is neither a folder nor a .json or .xml annotation file.")
-    unread = f" Files that cannot be read: {problems[0]}" if problems else ""
+    unread_note = f" Files that cannot be read: {problems[0]}" if problems else ""
     try:
         result = next(filter(None, (read() for read in readers.values())))
-    except INCOMPLETE as error:
-        raise ValueError(incomplete(str(source), error)) from error
+    except MALFORMED_ERRORS as error:
+        raise ValueError(incomplete_message(str(source), error)) from error
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{source} holds {_contents(root)}, in no recognised format. Looked for COCO, LabelMe or Label Studio "
+            f"{source} holds {_describe_contents(root)}, in no recognised format. Looked for COCO, LabelMe or Label "
+            "Studio "
             "JSON, annotations.xml of CVAT, _classes.csv of Roboflow, <id>/images and <id>/masks, TIFF stacks and "
-            f"folders of images and masks.{unread}"
+            f"folders of images and masks.{unread_note}"
         ) from error
     except StopIteration:
-        raise ValueError(f"{source} is not in the format {name}: it holds {_contents(root)}.{unread}") from None
+        raise ValueError(
+            f"{source} is not in the format {name}: it holds {_describe_contents(root)}.{unread_note}"
+        ) from None
     except ValueError as error:
         if not problems:
             raise
-        raise ValueError(f"{error}{unread}") from error
+        raise ValueError(f"{error}{unread_note}") from error
     if problems:
         result.notes.append(
             f"{pluralize(len(problems), 'JSON file')} cannot be read: skipped with all labels. {problems[0]}"
@@ -184,28 +200,28 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
     return result
 
 
-def incomplete(what: str, error: BaseException) -> str:
+def incomplete_message(source_name: str, error: BaseException) -> str:
     """The message for annotations that lack a field, or have one of the wrong type."""
     field = f"no field {error}" if isinstance(error, KeyError) else f"a field of another type ({error})"
-    return f"{what}: an annotation has {field}. Export the annotations again, or correct the file."
+    return f"{source_name}: an annotation has {field}. Export the annotations again, or correct the file."
 
 
-def _only(files: dict[Path, object], test: Callable[[object], bool]) -> dict[Path, object]:
+def _filter_files(files: dict[Path, object], test: Callable[[object], bool]) -> dict[Path, object]:
     return {path: content for path, content in files.items() if test(content)}
 
 
-def _single(files: list[Path]) -> Path:
+def _require_single(files: list[Path]) -> Path:
     if len(files) > 1:
         raise ValueError(f"{files[0]} and {files[1]} are exports of different tasks. Prepare one at a time.")
     return files[0]
 
 
-def _contents(root: Path) -> str:
+def _describe_contents(root: Path) -> str:
     names = [*(f"{name}/" for name in subfolders(root)), *(p.name for p in sorted(root.iterdir()) if p.is_file())]
     return format_list(names) if names else "nothing"
 
 
-def _with_splits(
+def _assign_splits(
     examples: list[Example], val_fraction: str | float, group_pattern: str | None
 ) -> dict[str, list[Example]]:
     """The examples by split, under unique names; split up if the source has only one split, or none."""
@@ -213,10 +229,10 @@ def _with_splits(
     unique: list[Example] = []
     for example in examples:
         split = None if example.split is None else canonical_split(example.split) or example.split
-        short = name = _short(example.name, split)
+        short_name = name = _shorten_name(example.name, split)
         while (split, name) in names:
-            names[split, short] += 1
-            name = f"{short}_{names[split, short]}"
+            names[split, short_name] += 1
+            name = f"{short_name}_{names[split, short_name]}"
         names[split, name] += 1
         unique.append(dataclasses.replace(example, name=name, split=split))
     splits: dict[str, list[Example]] = {}
@@ -230,13 +246,13 @@ def _with_splits(
         groups = {name: name for name in by_name}  # one stack: its pages are divided
     if group_pattern is not None:
         groups = extract_groups(by_name, group_pattern)
-    chosen = set(choose_validation(by_name, val_fraction, groups))
+    validation_names = set(choose_validation(by_name, val_fraction, groups))
     for name, example in by_name.items():
-        splits.setdefault("val" if name in chosen else "train", []).append(example)
+        splits.setdefault("val" if name in validation_names else "train", []).append(example)
     return dict(sorted(splits.items()))
 
 
-def _short(name: str, split: str | None) -> str:
+def _shorten_name(name: str, split: str | None) -> str:
     """A name without the folders that say what the layout says: the split's, and `images`."""
     parts = name.split("/")
     while len(parts) > 1 and (parts[0].lower() in IMAGE_WORDS or (split and canonical_split(parts[0]) == split)):
@@ -244,15 +260,15 @@ def _short(name: str, split: str | None) -> str:
     return "/".join(parts)
 
 
-def _pictures(
+def _iter_images(
     examples: list[Example], tile: int | None, overlap: int
 ) -> Iterator[tuple[str, Path | RawImage, np.ndarray]]:
     """Name, image and mask of each example, or of each of its tiles."""
     for example in examples:
         try:
             mask = example.mask()
-        except INCOMPLETE as error:
-            raise ValueError(incomplete(example.name, error)) from error
+        except MALFORMED_ERRORS as error:
+            raise ValueError(incomplete_message(example.name, error)) from error
         image = example.image if isinstance(example.image, Path) else example.image()
         picture = read_image_file(image) if isinstance(image, Path) else image
         rows, columns = image_size(picture, mask.shape)
@@ -266,13 +282,15 @@ def _pictures(
             yield example.name, image, mask
             continue
         height, width = min(tile, rows), min(tile, columns)
-        steps = max(1, height - overlap), max(1, width - overlap)
-        for top, left in window_positions(mask.shape, (height, width), steps):
-            part = crop(picture, mask.shape, top, left, height, width)
-            yield f"{example.name}_{top}_{left}", part, mask[top : top + height, left : left + width]
+        strides = max(1, height - overlap), max(1, width - overlap)
+        for top, left in window_positions(mask.shape, (height, width), strides):
+            tile_image = crop(picture, mask.shape, top, left, height, width)
+            yield f"{example.name}_{top}_{left}", tile_image, mask[top : top + height, left : left + width]
 
 
-def _write(folder: Path, split: str, name: str, image: Path | RawImage, mask: np.ndarray, as_array: bool) -> Path:
+def _write_example(
+    folder: Path, split: str, name: str, image: Path | RawImage, mask: np.ndarray, as_array: bool
+) -> Path:
     """Writes an image and its mask; returns the image's file."""
     target = folder / "images" / split / name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -287,13 +305,13 @@ def _write(folder: Path, split: str, name: str, image: Path | RawImage, mask: np
     return file
 
 
-def _preview(folder: Path, chosen: list[tuple[str, str, Path]], classes: ClassTable) -> Image.Image:
+def _draw_preview(folder: Path, samples: list[tuple[str, str, Path]], classes: ClassTable) -> Image.Image:
     """A grid of images overlaid with their masks, and a legend of the class colours."""
     pictures = []
-    for split, name, file in chosen:
+    for split, name, file in samples:
         mask = np.asarray(Image.open(folder / "annotations" / split / f"{name}.png")).astype(np.int64)
         pictures.append(overlay(preview(file, mask.shape), mask, classes))
-    grid = contact_sheet(pictures, [f"{split}/{name}" for split, name, _ in chosen])
+    grid = contact_sheet(pictures, [f"{split}/{name}" for split, name, _ in samples])
     names = legend(classes)
     sheet = Image.new("RGB", (grid.width + names.width, max(grid.height, names.height)), "white")
     sheet.paste(grid, (0, 0))

@@ -51,8 +51,8 @@ def read_image_file(path: Path, page: int | None = None) -> RawImage:
                 opened.seek(index)
             tags, bands = getattr(opened, "tag_v2", {}), len(opened.getbands())
             # Pillow reduces colours to 8 bits and drops channels it does not know.
-            whole = tags.get(277, bands) == bands and (max(tags.get(258, (1,))) <= 8 or opened.mode[0] in "IF")
-            if whole and not misread(opened) and (page is not None or len(indices) == 1):
+            is_complete = tags.get(277, bands) == bands and (max(tags.get(258, (1,))) <= 8 or opened.mode[0] in "IF")
+            if is_complete and not misread(opened) and (page is not None or len(indices) == 1):
                 image, inverted = apply_orientation(opened).copy(), is_inverted(opened)
                 image = _to_16_bit(image) if image.mode.startswith("I;16") else image
                 return Image.fromarray(~np.asarray(image)) if inverted else image
@@ -75,8 +75,8 @@ def read_image_file(path: Path, page: int | None = None) -> RawImage:
         if not text.startswith(str(path)):
             text = f"{path} is damaged or not an image ({text}); replace or remove it"
         raise BadFileError(text, path) from error
-    in_png = values.dtype == np.uint8 and (values.ndim == 2 or values.shape[-1] == 3)
-    return Image.fromarray(values) if in_png or (values.dtype == np.uint16 and values.ndim == 2) else values
+    fits_pillow = values.dtype == np.uint8 and (values.ndim == 2 or values.shape[-1] == 3)
+    return Image.fromarray(values) if fits_pillow or (values.dtype == np.uint16 and values.ndim == 2) else values
 
 
 def count_pages(path: Path) -> int:
@@ -108,11 +108,11 @@ def image_size(image: RawImage, expected: tuple[int, ...] | None) -> tuple[int, 
     """Height and width; `expected`, such as those of the mask, decides which axis of an array holds the channels."""
     if isinstance(image, Image.Image):
         return image.height, image.width
-    behind, before = image.shape[:2], image.shape[-2:]
-    if expected in (behind, before):
+    channels_last_size, channels_first_size = image.shape[:2], image.shape[-2:]
+    if expected in (channels_last_size, channels_first_size):
         height, width = expected
     else:
-        height, width = before if image.shape[0] < image.shape[-1] else behind
+        height, width = channels_first_size if image.shape[0] < image.shape[-1] else channels_last_size
     return int(height), int(width)
 
 
@@ -147,12 +147,18 @@ def write_image_file(target: Path, image: RawImage, size: tuple[int, ...], *, as
     import tifffile
 
     path = target.with_name(f"{target.name}.tif")
-    behind = image.ndim == 3 and image.shape[:2] == size
-    config = None if image.ndim == 2 else "contig" if behind else "separate"
-    kind = "rgb" if behind and image.shape[-1] in (3, 4) else "minisblack"
-    extra = ["unspecified"] if kind == "rgb" and image.shape[-1] == 4 else None  # a channel, no transparency
+    is_channels_last = image.ndim == 3 and image.shape[:2] == size
+    planarconfig = None if image.ndim == 2 else "contig" if is_channels_last else "separate"
+    photometric = "rgb" if is_channels_last and image.shape[-1] in (3, 4) else "minisblack"
+    # A fourth channel is no transparency.
+    extrasamples = ["unspecified"] if photometric == "rgb" and image.shape[-1] == 4 else None
     tifffile.imwrite(
-        path, np.ascontiguousarray(image), photometric=kind, planarconfig=config, extrasamples=extra, metadata=None
+        path,
+        np.ascontiguousarray(image),
+        photometric=photometric,
+        planarconfig=planarconfig,
+        extrasamples=extrasamples,
+        metadata=None,
     )
     return path
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from .source import ObjectAnnotations, Shape, Source, coco_masks, ellipse, pluralize, rectangle, rotate_polygon
+from .source import ObjectAnnotations, Shape, Source, ellipse, import_pycocotools, pluralize, rectangle, rotate_polygon
 
 
 # A region's kind is one of these, alone or before "labels".
-_AREAS = ("polygon", "rectangle", "ellipse", "brush")
+_SHAPE_TYPES = ("polygon", "rectangle", "ellipse", "brush")
 # Fields of which a region has at least one.
-_GEOMETRY = {"x", "points", "rle", "vertices", "imageDataURL", "sequence"}
+_GEOMETRY_FIELDS = {"x", "points", "rle", "vertices", "imageDataURL", "sequence"}
 
 
 def is_label_studio(content: Any) -> bool:
@@ -27,79 +27,85 @@ def read_label_studio(root: Path, files: Mapping[Path, Any]) -> Source:
     Tasks that nobody has finished are left out: their images would be background. Of several annotations the last one
     with a region counts.
     """
-    coco_masks()
-    found = ObjectAnnotations(root)
-    undone, several, empty = 0, 0, 0
+    import_pycocotools()
+    collector = ObjectAnnotations(root)
+    num_unannotated, num_multiple, num_empty = 0, 0, 0
     for path, tasks in files.items():
         for number, task in enumerate(tasks):
             annotations = task.get("annotations", task.get("completions", []))
-            done = [entry for entry in annotations if not entry.get("was_cancelled")]
-            if not done:
-                undone += 1
+            completed = [entry for entry in annotations if not entry.get("was_cancelled")]
+            if not completed:
+                num_unannotated += 1
                 continue
-            image = _image(task, path, found)
+            image = _find_image(task, path, collector)
             if image is None:
                 continue
-            drawn = [regions for entry in done if (regions := _regions(entry["result"]))]
-            several += len(drawn) > 1
-            empty += not drawn
-            regions = drawn[-1] if drawn else []
-            shapes = [shape for region in regions if (shape := _shape(region, found)) is not None]
-            sizes = {(r["original_width"], r["original_height"]) for region in regions for r in region}
+            annotated_regions = [regions for entry in completed if (regions := _group_regions(entry["result"]))]
+            num_multiple += len(annotated_regions) > 1
+            num_empty += not annotated_regions
+            regions = annotated_regions[-1] if annotated_regions else []
+            shapes = [shape for region in regions if (shape := _parse_shape(region, collector)) is not None]
+            sizes = {(item["original_width"], item["original_height"]) for region in regions for item in region}
             size = next(iter(sizes)) if len(sizes) == 1 else None
-            found.add(image, shapes, size, f"task {task.get('id', number)} of {path}")
-    if undone:
-        found.notes.append(f"{pluralize(undone, 'task')} without an annotation, or with only cancelled ones: skipped")
-    if several:
-        found.notes.append(f"{pluralize(several, 'task')} with several annotations: used the last with a region")
-    if empty:
-        found.notes.append(f"{pluralize(empty, 'task')} annotated without a region: all background")
-    return found.source("Label Studio")
+            collector.add(image, shapes, size, f"task {task.get('id', number)} of {path}")
+    if num_unannotated:
+        collector.notes.append(
+            f"{pluralize(num_unannotated, 'task')} without an annotation, or with only cancelled ones: skipped"
+        )
+    if num_multiple:
+        collector.notes.append(
+            f"{pluralize(num_multiple, 'task')} with several annotations: used the last with a region"
+        )
+    if num_empty:
+        collector.notes.append(f"{pluralize(num_empty, 'task')} annotated without a region: all background")
+    return collector.build_source("Label Studio")
 
 
-def _image(task: Mapping[str, Any], path: Path, found: ObjectAnnotations) -> Path | None:
+def _find_image(task: Mapping[str, Any], path: Path, collector: ObjectAnnotations) -> Path | None:
     texts = [value for value in task["data"].values() if isinstance(value, str)]
-    address = next((text for text in texts if "." in text.rsplit("/", 1)[-1]), "")
-    if not address:
-        found.finder.missing.append(f"that of task {task.get('id', '')} of {path}")
+    url = next((text for text in texts if "." in text.rsplit("/", 1)[-1]), "")
+    if not url:
+        collector.finder.missing.append(f"that of task {task.get('id', '')} of {path}")
         return None
-    image = found.finder.find(task.get("file_upload") or address, path.parent)
+    image = collector.finder.find(task.get("file_upload") or url, path.parent)
     if image is None and task.get("file_upload"):
-        found.finder.missing.pop()
-        image = found.finder.find(address, path.parent)
+        collector.finder.missing.pop()
+        image = collector.finder.find(url, path.parent)
     return image
 
 
-def _regions(results: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+def _group_regions(results: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
     """The results that belong together: a region, its labels and its attributes share an id, each with its geometry.
 
     Labels of the whole image, such as a choice, have no region and are skipped.
     """
     regions: dict[Any, list[Mapping[str, Any]]] = {}
     for number, result in enumerate(results):
-        if _GEOMETRY & set(result.get("value", {})):
+        if _GEOMETRY_FIELDS & set(result.get("value", {})):
             regions.setdefault(result.get("id", number), []).append(result)
     return list(regions.values())
 
 
-def _shape(region: Sequence[Mapping[str, Any]], found: ObjectAnnotations) -> Shape | None:
+def _parse_shape(region: Sequence[Mapping[str, Any]], collector: ObjectAnnotations) -> Shape | None:
     kinds = [result.get("type", "").removesuffix("labels") for result in region]
-    index = next((number for number, kind in enumerate(kinds) if kind in _AREAS), None)
+    index = next((number for number, kind in enumerate(kinds) if kind in _SHAPE_TYPES), None)
     if index is None:
-        found.dropped[next(filter(None, kinds), "labels")] += 1
+        collector.dropped[next(filter(None, kinds), "labels")] += 1
         return None
     # The labels are in the result of the shape, or in one of their own: <Polygon> beside <Labels>.
-    listed = [result["value"].get(result["type"]) for result in region if result.get("type", "").endswith("labels")]
-    labels = next(filter(None, listed), None)
+    label_lists = [
+        result["value"].get(result["type"]) for result in region if result.get("type", "").endswith("labels")
+    ]
+    labels = next(filter(None, label_lists), None)
     if labels is None:
-        found.dropped[f"{kinds[index]} without a label"] += 1
+        collector.dropped[f"{kinds[index]} without a label"] += 1
         return None
     kind, value = kinds[index], region[index]["value"]
     width, height = region[index]["original_width"], region[index]["original_height"]
     if kind == "polygon" and len(value["points"]) < 3:
-        found.dropped["polygon of fewer than 3 points"] += 1
+        collector.dropped["polygon of fewer than 3 points"] += 1
         return None
-    class_id = found.class_id(str(labels[0]))
+    class_id = collector.class_id(str(labels[0]))
     if kind == "brush":
         return Shape(class_id, bitmap=decode_brush(value["rle"]).reshape(height, width, 4)[..., 3] > 0)
     scale = np.array([width / 100, height / 100])
@@ -107,11 +113,11 @@ def _shape(region: Sequence[Mapping[str, Any]], found: ObjectAnnotations) -> Sha
         return Shape(class_id, (tuple((np.array(value["points"], float) * scale).ravel().tolist()),))
     x, y = value["x"] * scale[0], value["y"] * scale[1]
     if kind == "ellipse":
-        flat = ellipse(x, y, value["radiusX"] * scale[0], value["radiusY"] * scale[1])
+        polygon = ellipse(x, y, value["radiusX"] * scale[0], value["radiusY"] * scale[1])
     else:
-        flat = rectangle(x, y, x + value["width"] * scale[0], y + value["height"] * scale[1])
+        polygon = rectangle(x, y, x + value["width"] * scale[0], y + value["height"] * scale[1])
     # About the first corner of a rectangle, the centre of an ellipse.
-    return Shape(class_id, (rotate_polygon(flat, value.get("rotation") or 0, x, y),))
+    return Shape(class_id, (rotate_polygon(polygon, value.get("rotation") or 0, x, y),))
 
 
 def decode_brush(data: Sequence[int]) -> np.ndarray:
@@ -132,14 +138,14 @@ def decode_brush(data: Sequence[int]) -> np.ndarray:
     number, word = read(32), read(5) + 1
     widths = [read(4) + 1 for _ in range(4)]
     values = np.zeros(number, np.uint8)
-    done = 0
-    while done < number:
-        repeated = read(1)
+    position = 0
+    while position < number:
+        is_run = read(1)
         length = read(widths[read(2)]) + 1
-        if repeated:
-            values[done : done + length] = read(word)
+        if is_run:
+            values[position : position + length] = read(word)
         else:
-            for index in range(done, min(done + length, number)):
+            for index in range(position, min(position + length, number)):
                 values[index] = read(word)
-        done += length
+        position += length
     return values

@@ -22,9 +22,9 @@ from .source import (
     ObjectAnnotations,
     Shape,
     Source,
-    coco_masks,
     ellipse,
-    name_of,
+    example_name,
+    import_pycocotools,
     pluralize,
     rectangle,
     rotate_polygon,
@@ -42,51 +42,53 @@ def is_labelme(content: Any) -> bool:
 
 def read_labelme(root: Path, files: Mapping[Path, Any]) -> Source:
     """One json per image: polygons, rectangles, circles and masks; the image beside it, or in it."""
-    coco_masks()
-    found = ObjectAnnotations(root, may_be_empty=True)
+    import_pycocotools()
+    collector = ObjectAnnotations(root, may_be_empty=True)
     renamed = []
     for path, content in files.items():
         name = str(content["imagePath"])
-        shapes = [shape for entry in content["shapes"] if (shape := _labelme_shape(entry, found)) is not None]
+        shapes = [
+            shape for entry in content["shapes"] if (shape := _parse_labelme_shape(entry, collector)) is not None
+        ]
         size = (content.get("imageWidth"), content.get("imageHeight"))
-        image = found.finder.find(name, path.parent)
+        image = collector.finder.find(name, path.parent)
         if Path(name.replace("\\", "/")).stem.lower() != path.stem.lower():
             # Renaming or copying an image and its JSON leaves the old name inside.
-            own = found.finder.namesake(path, image)
-            if own is not None:
+            namesake = collector.finder.find_namesake(path, image)
+            if namesake is not None:
                 if image is None:
-                    found.finder.missing.pop()
-                image = own
+                    collector.finder.missing.pop()
+                image = namesake
                 renamed.append(f"{path.name}: {name}")
         data = content.get("imageData")
         if image is not None:
-            found.add(image, shapes, (int(size[0]), int(size[1])) if all(size) else None, str(path))
+            collector.add(image, shapes, (int(size[0]), int(size[1])) if all(size) else None, str(path))
         elif data:
-            found.finder.missing.pop()
-            mask = partial(_mask_of_embedded, data, shapes)
-            found.examples.append(Example(name_of(path, root), partial(_decode_embedded, data), mask))
+            collector.finder.missing.pop()
+            mask = partial(_embedded_mask, data, shapes)
+            collector.examples.append(Example(example_name(path, root), partial(_decode_embedded, data), mask))
     if renamed:
         name = "names" if len(renamed) == 1 else "name"
-        found.notes.append(
+        collector.notes.append(
             f"{pluralize(len(renamed), 'JSON file')} {name} another image, such as {renamed[0]}; used the image with "
             "the name of the JSON file"
         )
-    return found.source("LabelMe")
+    return collector.build_source("LabelMe")
 
 
 def _decode_embedded(data: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
 
 
-def _mask_of_embedded(data: str, shapes: Sequence[Shape]) -> np.ndarray:
+def _embedded_mask(data: str, shapes: Sequence[Shape]) -> np.ndarray:
     return shapes_mask(_decode_embedded(data), shapes, None)
 
 
-def _labelme_shape(entry: Mapping[str, Any], found: ObjectAnnotations) -> Shape | None:
+def _parse_labelme_shape(entry: Mapping[str, Any], collector: ObjectAnnotations) -> Shape | None:
     points = [(float(x), float(y)) for x, y in entry.get("points", [])]
     kind = entry.get("shape_type") or "polygon"
     # AnyLabeling gives rectangles four corners, turned ones too.
-    corners = len(points) == 4 and kind in ("rectangle", "rotation", "oriented_rectangle", "quadrilateral")
+    is_quadrilateral = len(points) == 4 and kind in ("rectangle", "rotation", "oriented_rectangle", "quadrilateral")
     polygon = tuple(value for point in points for value in point)
     patch = None
     if kind == "rectangle" and len(points) == 2:
@@ -95,15 +97,15 @@ def _labelme_shape(entry: Mapping[str, Any], found: ObjectAnnotations) -> Shape 
         radius = math.dist(*points)
         polygon = ellipse(*points[0], radius, radius)
     elif kind == "mask" and entry.get("mask") and points:
-        patch = (round(points[0][0]), round(points[0][1]), _png_mask(entry["mask"]))
-    elif not corners and not (kind == "polygon" and len(points) >= 3):
-        found.dropped[kind] += 1  # points and lines have no area
+        patch = (round(points[0][0]), round(points[0][1]), _decode_png_mask(entry["mask"]))
+    elif not is_quadrilateral and not (kind == "polygon" and len(points) >= 3):
+        collector.dropped[kind] += 1  # points and lines have no area
         return None
-    class_id = found.class_id(str(entry.get("label")))
+    class_id = collector.class_id(str(entry.get("label")))
     return Shape(class_id, (polygon,)) if patch is None else Shape(class_id, patch=patch)
 
 
-def _png_mask(data: str) -> np.ndarray:
+def _decode_png_mask(data: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("L")) > 0
 
 
@@ -116,39 +118,41 @@ def read_cvat(root: Path, path: Path) -> Source:
     Raises:
         ValueError: It is no such file.
     """
-    coco_masks()
+    import_pycocotools()
     try:
-        tree = ElementTree.parse(path).getroot()
+        xml_root = ElementTree.parse(path).getroot()
     except ElementTree.ParseError as error:
         raise ValueError(f"{path} is not valid XML: {error}. Export the task again.") from error
-    found = ObjectAnnotations(root)
-    for label in tree.iterfind(".//labels/label/name"):
-        found.class_id(str(label.text))
-    if tree.find("track") is not None:
+    collector = ObjectAnnotations(root)
+    for label in xml_root.iterfind(".//labels/label/name"):
+        collector.class_id(str(label.text))
+    if xml_root.find("track") is not None:
         raise ValueError(f'{path} holds video tracks. Export the task as "CVAT for images 1.1", with its images.')
-    entries = list(tree.iter("image"))
+    entries = list(xml_root.iter("image"))
     splits = {(entry.attrib.get("subset") or "").lower() or None for entry in entries}
     for number, entry in enumerate(entries):
-        image = found.finder.find(entry.attrib["name"], path.parent)
+        image = collector.finder.find(entry.attrib["name"], path.parent)
         if image is None:
             continue
-        shapes = [shape for item in entry if (shape := _cvat_shape(item, found)) is not None]
+        shapes = [shape for item in entry if (shape := _parse_cvat_shape(item, collector)) is not None]
         size = (int(entry.attrib["width"]), int(entry.attrib["height"]))
         # Later ones lie over earlier ones in CVAT, by z_order; here the smaller ones do, as in all formats.
         split = (entry.attrib.get("subset") or "").lower() or None
-        found.add(image, shapes, size, f"image {number} of {path}", split if len(splits) > 1 else None)
-    return found.source("CVAT for images")
+        collector.add(image, shapes, size, f"image {number} of {path}", split if len(splits) > 1 else None)
+    return collector.build_source("CVAT for images")
 
 
-def _cvat_shape(item: ElementTree.Element, found: ObjectAnnotations) -> Shape | None:
+def _parse_cvat_shape(item: ElementTree.Element, collector: ObjectAnnotations) -> Shape | None:
     values, kind = item.attrib, item.tag
     if kind == "tag":
         return None  # of the whole image
-    points = [float(v) for point in values.get("points", "").split(";") if point for v in point.split(",")]
+    points = [
+        float(coordinate) for point in values.get("points", "").split(";") if point for coordinate in point.split(",")
+    ]
     if kind not in ("polygon", "box", "ellipse", "mask") or (kind == "polygon" and len(points) < 6):
-        found.dropped[kind] += 1
+        collector.dropped[kind] += 1
         return None
-    class_id = found.class_id(values["label"])
+    class_id = collector.class_id(values["label"])
     if kind == "mask":
         left, top, width, height = (int(float(values[name])) for name in ("left", "top", "width", "height"))
         runs = [int(count) for count in values["rle"].split(",")]

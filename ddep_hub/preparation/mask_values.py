@@ -15,7 +15,7 @@ from .image_files import read_image_file
 
 
 IGNORED = 255
-_BLACK: set[Any] = {0, (0, 0, 0)}
+_BLACK_VALUES: set[Any] = {0, (0, 0, 0)}
 
 
 class MaskReader:
@@ -29,34 +29,34 @@ class MaskReader:
         self.as_colors = as_colors
         self.in_alpha = False
 
-    def found(self, masks: Sequence[tuple[Path, int | None]]) -> set[Any]:
+    def collect_values(self, masks: Sequence[tuple[Path, int | None]]) -> set[Any]:
         """The values or colours of all masks, which have a page each, or none.
 
         Raises:
             ValueError: Some masks are in colour, others are not.
         """
         self.as_colors = self.as_colors or _palettes_differ([path for path, page in masks if page is None])
-        values = self._all(masks)
-        if values <= _BLACK:
+        values = self._collect_values(masks)
+        if values <= _BLACK_VALUES:
             # Nothing is drawn, unless in the alpha channel.
             self.in_alpha = True
-            in_alpha = self._all(masks)
-            self.in_alpha = in_alpha == {0, IGNORED}
-            values = in_alpha if self.in_alpha else values
+            alpha_values = self._collect_values(masks)
+            self.in_alpha = alpha_values == {0, IGNORED}
+            values = alpha_values if self.in_alpha else values
         if len({isinstance(value, tuple) for value in values}) > 1 and not self.as_colors:
             self.as_colors = True  # some are black, or grey, as far as they show
-            values = self._all(masks)
+            values = self._collect_values(masks)
         if len({isinstance(value, tuple) for value in values}) > 1:
             raise ValueError("Some masks are in colour, others are not. Convert them to one kind.")
         return values
 
-    def ids(self, path: Path, page: int | None, mapping: Mapping[Any, int]) -> np.ndarray:
+    def read_ids(self, path: Path, page: int | None, mapping: Mapping[Any, int]) -> np.ndarray:
         """Class ids (H, W) of a mask, from those of its values or colours."""
         values = raw_values(path, page, as_colors=self.as_colors, in_alpha=self.in_alpha)
         ids = replace_values(values, {value: mapping[value] for value in count_values(values)})
         return ids.astype(np.uint8) if ids.max(initial=0) < 256 else ids
 
-    def _all(self, masks: Sequence[tuple[Path, int | None]]) -> set[Any]:
+    def _collect_values(self, masks: Sequence[tuple[Path, int | None]]) -> set[Any]:
         options = {"as_colors": self.as_colors, "in_alpha": self.in_alpha}
         return set().union(*(count_values(raw_values(path, page, **options)) for path, page in masks))
 
@@ -66,7 +66,7 @@ def _palettes_differ(paths: Sequence[Path]) -> bool:
 
     So has it in any GIF that is not grey, as GIFs hold the colours that occur and no others.
     """
-    known: dict[int, Color] = {}
+    known_colors: dict[int, Color] = {}
     for path in paths:
         with open_image(path, "mask") as picture:
             if picture.mode != "P":
@@ -76,7 +76,7 @@ def _palettes_differ(paths: Sequence[Path]) -> bool:
         if picture.format == "GIF":
             if any(len(set(color)) > 1 for color in colors.values()):
                 return True
-        elif any(known.setdefault(index, color) != color for index, color in colors.items()):
+        elif any(known_colors.setdefault(index, color) != color for index, color in colors.items()):
             return True
     return False
 
@@ -108,7 +108,7 @@ def raw_values(path: Path, page: int | None, *, as_colors: bool, in_alpha: bool 
         mask = load_upright(path, "mask")
         picture = mask.image
         if mask.format == "JPEG":
-            values = _black_and_white(picture, path)
+            values = _binarize_jpeg(picture, path)
             return np.zeros_like(values) if in_alpha else values
     if isinstance(picture, Image.Image) and picture.mode in ("LA", "PA", "RGBA"):
         alpha = np.asarray(picture.getchannel("A")).astype(np.int64)
@@ -133,7 +133,7 @@ def raw_values(path: Path, page: int | None, *, as_colors: bool, in_alpha: bool 
     return pixels if pixels.dtype == np.uint8 else pixels.astype(np.int64)
 
 
-def _black_and_white(image: Image.Image, path: Path) -> np.ndarray:
+def _binarize_jpeg(image: Image.Image, path: Path) -> np.ndarray:
     """A mask of black and white that was saved as JPEG, without what the compression added."""
     values = np.asarray(image.convert("L"))
     # A black area may come back as another value near it, by the step of the compression.
@@ -149,9 +149,9 @@ def _black_and_white(image: Image.Image, path: Path) -> np.ndarray:
     corner = areas[1:, 1:]
     equal = (corner == areas[:-1, 1:]) & (corner == areas[1:, :-1]) & (corner == areas[:-1, :-1])
     has_areas = (equal & (corner > 0)).any() or np.count_nonzero(areas) > 0.02 * areas.size
-    between = (values > 48) & (values < 207)
-    ids = values.max() <= 127 and values.max() > black
-    if ids or has_areas or between.mean() > 0.02:
+    mid_tones = (values > 48) & (values < 207)
+    has_ids = values.max() <= 127 and values.max() > black
+    if has_ids or has_areas or mid_tones.mean() > 0.02:
         raise BadFileError(
             f"{path} is a JPEG that is not just black and white, and compression changes its values; save the mask "
             "as PNG",

@@ -18,7 +18,7 @@ from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_sp
 
 from .image_files import count_pages, image_size, read_image_file
 from .mask_values import IGNORED, MaskReader, object_pixels
-from .source import Example, Source, name_of, object_classes, pluralize
+from .source import Example, Source, example_name, object_classes, pluralize
 
 
 # Files that operating systems leave behind.
@@ -30,35 +30,35 @@ _SYSTEM_FILES = ("Thumbs.db", "desktop.ini")
 
 def read_folder(root: Path, table: ClassTable | None) -> Source:
     """A folder that `--data` reads, with its `classes.json`, or with the values or colours found in its masks."""
-    places = find_split_folders(root)
-    layout = "folder" if places else find_layout(root)
-    known = root / "classes.json"
-    if table is None and (layout != "folder" or known.is_file()):
-        if known.is_file():
-            table = read_class_table(known)
-        return _read_known(root, table)
+    split_folders = find_split_folders(root)
+    layout = "folder" if split_folders else find_layout(root)
+    classes_path = root / "classes.json"
+    if table is None and (layout != "folder" or classes_path.is_file()):
+        if classes_path.is_file():
+            table = read_class_table(classes_path)
+        return _read_known_layout(root, table)
     pairs: Mapping[str, Pairs] = {}
     if layout == "folder":
-        listed = (root / PAIRS).is_file()
+        has_pairs_file = (root / PAIRS).is_file()
         pairs = (
             read_pairs(root).pairs
-            if listed
-            else {split: pair_files(place.images, place.masks) for split, place in places.items()}
+            if has_pairs_file
+            else {split: pair_files(folders.images, folders.masks) for split, folders in split_folders.items()}
         )
     files = [
-        (split if len(pairs) > 1 else None, sample_id, image, found.masks[sample_id])
-        for split, found in pairs.items()
-        for sample_id, image in found.images.items()
-        if sample_id in found.masks
+        (split if len(pairs) > 1 else None, sample_id, image, split_pairs.masks[sample_id])
+        for split, split_pairs in pairs.items()
+        for sample_id, image in split_pairs.images.items()
+        if sample_id in split_pairs.masks
     ]
     if not files:
         raise ValueError(f"{root}: no image has a mask with a matching name. List them in {PAIRS}.")
-    without = sum(len(found.images) for found in pairs.values()) - len(files)
-    notes = [f"{pluralize(without, 'image')} without a mask: skipped"] if without else []
-    return _with_values("masks", files, table or _listed_classes(root), notes)
+    num_unpaired = sum(len(split_pairs.images) for split_pairs in pairs.values()) - len(files)
+    notes = [f"{pluralize(num_unpaired, 'image')} without a mask: skipped"] if num_unpaired else []
+    return _make_source("masks", files, table or _read_label_file(root), notes)
 
 
-def _read_known(root: Path, table: ClassTable | None) -> Source:
+def _read_known_layout(root: Path, table: ClassTable | None) -> Source:
     examples: list[Example] = []
     splits = available_splits(root)
     datasets = {split: SegmentationFolder(root, split) for split in splits}
@@ -68,12 +68,12 @@ def _read_known(root: Path, table: ClassTable | None) -> Source:
             for index, name in enumerate(dataset.sample_ids)
         ]
     first = next(iter(datasets.values()))
-    found = table or first.classes
-    classes = ClassTable(found.names, found.colors, found.ignore_index, single=found.single)
+    class_table = table or first.classes
+    classes = ClassTable(class_table.names, class_table.colors, class_table.ignore_index, single=class_table.single)
     return Source(f"layout {first.layout}", classes, examples)
 
 
-def _with_values(
+def _make_source(
     kind: str,
     files: Sequence[tuple[str | None, str, Path, Path]],
     table: ClassTable | None,
@@ -81,47 +81,50 @@ def _with_values(
 ) -> Source:
     """Masks whose values or colours become class ids; stacks are taken apart into their pages."""
     pages: list[tuple[str | None, str, Path, Path, int | None]] = []
-    as_channels = 0
+    num_channel_stacks = 0
     for split, name, image, mask in files:
-        count, of_image = count_pages(mask), count_pages(image)
-        if count not in (1, of_image):
-            raise ValueError(f"{image} has {of_image} pages, but its mask {mask} has {count}.")
-        as_channels += of_image > count
-        numbers: list[int | None] = [None] if count == 1 else list(range(count))
-        pages += [(split, name if n is None else f"{name}-{n:04d}", image, mask, n) for n in numbers]
-    if as_channels:
+        num_mask_pages, num_image_pages = count_pages(mask), count_pages(image)
+        if num_mask_pages not in (1, num_image_pages):
+            raise ValueError(f"{image} has {num_image_pages} pages, but its mask {mask} has {num_mask_pages}.")
+        num_channel_stacks += num_image_pages > num_mask_pages
+        page_indices: list[int | None] = [None] if num_mask_pages == 1 else list(range(num_mask_pages))
+        pages += [(split, name if page is None else f"{name}-{page:04d}", image, mask, page) for page in page_indices]
+    if num_channel_stacks:
         notes.append(
-            f"{pluralize(as_channels, 'image')} with several pages and a mask of one: the pages are read as channels"
+            f"{pluralize(num_channel_stacks, 'image')} with several pages and a mask of one: the pages are read as "
+            "channels"
         )
-    read = MaskReader(as_colors=table is not None and len(set(table.colors)) == table.num_classes)
-    found = read.found([(mask, page) for *_, mask, page in pages])
-    in_colors = any(isinstance(value, tuple) for value in found)
-    mapping, classes = _classes_of(found, table, in_colors)
+    reader = MaskReader(as_colors=table is not None and len(set(table.colors)) == table.num_classes)
+    mask_values = reader.collect_values([(mask, page) for *_, mask, page in pages])
+    is_color = any(isinstance(value, tuple) for value in mask_values)
+    mapping, classes = _make_classes(mask_values, table, is_color)
     if any(page is not None for *_, page in pages):
         kind = f"TIFF stacks of {kind}"
-    described = "colours" if in_colors else "values"
+    value_kind = "colours" if is_color else "values"
     examples = [
         Example(
             name,
             image if page is None else partial(read_image_file, image, page),
-            partial(read.ids, mask, page, mapping),
+            partial(reader.read_ids, mask, page, mapping),
             split,
             None if page is None else str(image),
         )
         for split, name, image, mask, page in pages
     ]
-    return Source(f"{kind} with the {described} {format_list(sorted(found), 8)}", classes, examples, notes)
+    return Source(f"{kind} with the {value_kind} {format_list(sorted(mask_values), 8)}", classes, examples, notes)
 
 
-def _classes_of(found: set[Any], table: ClassTable | None, in_colors: bool) -> tuple[dict[Any, int], ClassTable]:
+def _make_classes(
+    mask_values: set[Any], table: ClassTable | None, is_color: bool
+) -> tuple[dict[Any, int], ClassTable]:
     if table is not None:
-        if in_colors:
+        if is_color:
             known: dict[Any, int] = {color: index for index, color in enumerate(table.colors)}
         else:
             known = dict(table.mask_mapping or {index: index for index in range(table.num_classes)})
             known.setdefault(table.ignore_index, table.ignore_index)
-        unknown = sorted(found - known.keys())
-        if unknown and in_colors:
+        unknown = sorted(mask_values - known.keys())
+        if unknown and is_color:
             known |= dict.fromkeys(unknown, IGNORED) if table.ignore_other_values else {}
             unknown = [] if table.ignore_other_values else unknown
         if unknown:
@@ -129,39 +132,41 @@ def _classes_of(found: set[Any], table: ClassTable | None, in_colors: bool) -> t
                 f"The masks hold {format_list(unknown, 8)}, which belongs to no class. Add it to the classes."
             )
         return known, ClassTable(table.names, table.colors, table.ignore_index, single=table.single)
-    values = sorted(found)
-    if not in_colors and IGNORED in values and values != [0, IGNORED]:
+    values = sorted(mask_values)
+    if not is_color and IGNORED in values and values != [0, IGNORED]:
         values.remove(IGNORED)  # as everywhere, unless it is the object of a binary mask
     if values == [IGNORED] or not values:
         raise ValueError(f"All masks hold only {IGNORED}, which means no class. Use masks that show the objects.")
     if len(values) > 256:
         raise ValueError(
-            f"The masks hold {len(values)} different {'colours' if in_colors else 'values'}: they are smoothed, or "
+            f"The masks hold {len(values)} different {'colours' if is_color else 'values'}: they are smoothed, or "
             "not masks. Name the right ones with --classes."
         )
-    names = ["_".join(map(str, ("color", *v))) if in_colors else f"value_{v}" for v in values]
-    mapping = {} if in_colors else {IGNORED: IGNORED}
+    names = ["_".join(map(str, ("color", *value))) if is_color else f"value_{value}" for value in values]
+    mapping = {} if is_color else {IGNORED: IGNORED}
     mapping |= {value: index for index, value in enumerate(values)}
     if values == [0, IGNORED]:
         return mapping, object_classes(["object"])
-    return mapping, ClassTable(tuple(names), tuple(values) if in_colors else class_colors(len(values)))
+    return mapping, ClassTable(tuple(names), tuple(values) if is_color else class_colors(len(values)))
 
 
-def _listed_classes(root: Path) -> ClassTable | None:
+def _read_label_file(root: Path) -> ClassTable | None:
     """Names and colours from `labelmap.txt` (CVAT), `label_colors.txt` (CamVid) or `class_dict.csv` in the folder."""
     for name in ("labelmap.txt", "label_colors.txt", "class_dict.csv"):
         path = root / name
         if not path.is_file():
             continue
-        found: dict[str, Color] = {}
+        colors: dict[str, Color] = {}
         for line in path.read_text(encoding="utf-8-sig").splitlines():
             numbers = re.findall(r"\d+", line)
             label = line.split(":")[0] if ":" in line else re.sub(r"[\d\s,]+", " ", line).strip()
             if label and len(numbers) >= 3 and not line.startswith("#"):
-                r, g, b = map(int, numbers[:3] if ":" not in line else re.findall(r"\d+", line.split(":")[1])[:3])
-                found[label] = (r, g, b)
-        if found:
-            return ClassTable(tuple(found), tuple(found.values()))
+                red, green, blue = map(
+                    int, numbers[:3] if ":" not in line else re.findall(r"\d+", line.split(":")[1])[:3]
+                )
+                colors[label] = (red, green, blue)
+        if colors:
+            return ClassTable(tuple(colors), tuple(colors.values()))
     return None
 
 
@@ -180,7 +185,7 @@ def read_stacks(root: Path, table: ClassTable | None) -> Source | None:
     pairs = {core: path for core, path in images.items() if core in masks}
     if not pairs or not any(count_pages(path) > 1 for path in pairs.values()):
         return None
-    return _with_values("masks", [(None, path.stem, path, masks[core]) for core, path in pairs.items()], table, [])
+    return _make_source("masks", [(None, path.stem, path, masks[core]) for core, path in pairs.items()], table, [])
 
 
 # --- One mask for each object
@@ -191,14 +196,14 @@ def _object_folders(root: Path) -> dict[Path, list[Path]]:
 
     These are `<id>/images/*` and `<id>/masks/*`; none if most of such folders hold several images.
     """
-    found: dict[Path, list[Path]] = {}
+    folders: dict[Path, list[Path]] = {}
     for parent in (root, *(root / name for name in subfolders(root))):
         for name in subfolders(parent):
             folder = parent / name
             if {"images", "masks"} <= set(subfolders(folder)) and not canonical_split(name):
-                found[folder] = _pictures(folder / "images")
-    single = sum(len(images) == 1 for images in found.values())
-    return found if 2 * single > len(found) else {}
+                folders[folder] = _list_mask_images(folder / "images")
+    num_single = sum(len(images) == 1 for images in folders.values())
+    return folders if 2 * num_single > len(folders) else {}
 
 
 def read_object_folders(root: Path, table: ClassTable | None) -> Source | None:
@@ -211,37 +216,41 @@ def read_object_folders(root: Path, table: ClassTable | None) -> Source | None:
     if not folders:
         return None
     parents = {folder.parent for folder in folders}
-    examples, notes, empty, without = [], list[str](), 0, list[str]()
+    examples, notes, num_empty, without_image = [], list[str](), 0, list[str]()
     for folder, images in folders.items():
         if len(images) > 1:
             raise ValueError(f"{folder / 'images'} holds {len(images)} images, {images[0].name} among them. Keep one.")
         if not images:
-            without.append(folder.name)
+            without_image.append(folder.name)
             continue
-        masks = _pictures(folder / "masks")
+        masks = _list_mask_images(folder / "masks")
         files = sorted(iter_files(folder / "masks"))
-        others = [path.name for path in map(Path, files) if path.name not in _SYSTEM_FILES]
+        other_files = [path.name for path in map(Path, files) if path.name not in _SYSTEM_FILES]
         arrays = [path.name for path in masks if is_array(path)]
-        if arrays or (others and not masks):
-            raise ValueError(f"{folder / 'masks'} holds {format_list(arrays or others, 1)}: save the masks as PNG.")
-        empty += not masks
+        if arrays or (other_files and not masks):
+            raise ValueError(
+                f"{folder / 'masks'} holds {format_list(arrays or other_files, 1)}: save the masks as PNG."
+            )
+        num_empty += not masks
         split = folder.parent.name if len(parents) > 1 else None
-        examples.append(Example(folder.name, images[0], partial(_union, images[0], masks), split))
-    if empty:
-        notes.append(f"{pluralize(empty, 'image')} without an object")
-    if without:
-        notes.append(f"{pluralize(len(without), 'folder')} with masks but no image, such as {without[0]}: skipped")
+        examples.append(Example(folder.name, images[0], partial(_merge_object_masks, images[0], masks), split))
+    if num_empty:
+        notes.append(f"{pluralize(num_empty, 'image')} without an object")
+    if without_image:
+        notes.append(
+            f"{pluralize(len(without_image), 'folder')} with masks but no image, such as {without_image[0]}: skipped"
+        )
     classes = table or object_classes(["object"])
     if classes.num_classes != 2:
         raise ValueError(f"Object masks have two classes, background and object, not {classes.num_classes}.")
     return Source("one mask for each object", classes, examples, notes)
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _list_mask_images(folder: Path) -> list[Path]:
     return sorted(folder / name for name in iter_files(folder, IMAGE_EXTENSIONS))
 
 
-def _union(image: Path, masks: Sequence[Path]) -> np.ndarray:
+def _merge_object_masks(image: Path, masks: Sequence[Path]) -> np.ndarray:
     union: np.ndarray | None = None
     for path in masks:
         count = count_pages(path)
@@ -268,14 +277,19 @@ def read_roboflow_masks(root: Path, tables: Sequence[Path]) -> Source:
         names |= {int(row[0]): row[1].strip() for row in rows}
     if sorted(names) != list(range(len(names))):
         raise ValueError(f"{tables[0]}: pixel values {sorted(names)} are not 0, 1, 2, ... Export the data set again.")
-    table = ClassTable(tuple(names[i] for i in range(len(names))), class_colors(len(names)))
+    table = ClassTable(tuple(names[index] for index in range(len(names))), class_colors(len(names)))
     files = [
-        (path.parent.name if len(tables) > 1 else None, name_of(image, path.parent), image, found.masks[sample_id])
+        (
+            path.parent.name if len(tables) > 1 else None,
+            example_name(image, path.parent),
+            image,
+            pairs.masks[sample_id],
+        )
         for path in tables
-        for found in [pair_files(path.parent, path.parent)]
-        for sample_id, image in found.images.items()
-        if sample_id in found.masks
+        for pairs in [pair_files(path.parent, path.parent)]
+        for sample_id, image in pairs.images.items()
+        if sample_id in pairs.masks
     ]
     if not files:
         raise ValueError(f"{tables[0].parent} holds no image with a matching mask. Export the data set again.")
-    return _with_values("Roboflow's masks", files, table, [])
+    return _make_source("Roboflow's masks", files, table, [])

@@ -27,7 +27,7 @@ PRETRAINED = "ddep-efficientnet-lite0"
 # thousands drawn at random cover the variety.
 MAX_CANDIDATES = 5000
 BLOCK = 256  # candidates whose distances to all images are in memory
-LONGEST = 4  # largest aspect ratio that the encoder sees
+MAX_ASPECT_RATIO = 4  # largest aspect ratio that the encoder sees
 
 
 def select_images(
@@ -70,21 +70,21 @@ def select_images(
         raise ValueError(f"image_size must be positive, got {image_size}.")
     root = Path(images)
     names = unlabelled_images(root)
-    before = _files_of([] if labelled is None else labelled)
-    known = {_content(path) for path in before}
-    pool = [name for name in names if not known or _content(root / name) not in known]
+    labelled_paths = _list_paths([] if labelled is None else labelled)
+    labelled_keys = {_content_key(path) for path in labelled_paths}
+    pool = [name for name in names if not labelled_keys or _content_key(root / name) not in labelled_keys]
     _check_number(number, pool)
-    paths = [*before, *(root / name for name in pool)]
+    paths = [*labelled_paths, *(root / name for name in pool)]
     features = image_features(paths, pretrained, encoder_weights, image_size)
     pool = [name for name in pool if root / name in features]
     _check_number(number, pool)
-    first = len(features) - len(pool)
+    num_labelled = len(features) - len(pool)
     candidates = choose_labelled(pool, number=min(len(pool), max(MAX_CANDIDATES, number)), seed=0)
-    places = {name: first + place for place, name in enumerate(pool)}
+    indices = {name: num_labelled + index for index, name in enumerate(pool)}
     chosen = greedy_medoids(
-        standardize(list(features.values())), number, sorted(places[name] for name in candidates), range(first)
+        standardize(list(features.values())), number, sorted(indices[name] for name in candidates), range(num_labelled)
     )
-    return [root / pool[place - first] for place in chosen]
+    return [root / pool[index - num_labelled] for index in chosen]
 
 
 def select(
@@ -142,7 +142,7 @@ def image_features(
         except BadFileError as error:
             warnings.warn(f"{error}; skipping it", stacklevel=3)
             continue
-        scale = min(image_size / min(image.size), LONGEST * image_size / max(image.size))
+        scale = min(image_size / min(image.size), MAX_ASPECT_RATIO * image_size / max(image.size))
         height, width = (max(1, round(side * scale)) for side in (image.height, image.width))
         pixels = resize(to_tensor(image), (height, width))
         with torch.inference_mode():
@@ -179,31 +179,34 @@ def greedy_medoids(
     nearest = torch.full((len(points),), torch.inf, dtype=points.dtype)
     for index in chosen_before:
         nearest = nearest.minimum(_squared_distances(points, points[index : index + 1])[:, 0])
-    left, chosen = torch.tensor(candidates), list[int]()
+    remaining, chosen = torch.tensor(candidates), list[int]()
     for _ in range(number):
         costs = torch.cat(
-            [_squared_distances(points, points[part]).minimum(nearest[:, None]).sum(0) for part in left.split(BLOCK)]
+            [
+                _squared_distances(points, points[block]).minimum(nearest[:, None]).sum(0)
+                for block in remaining.split(BLOCK)
+            ]
         )
-        index = int(left[costs.argmin()])
+        index = int(remaining[costs.argmin()])
         nearest = nearest.minimum(_squared_distances(points, points[index : index + 1])[:, 0])
-        left = left[left != index]
+        remaining = remaining[remaining != index]
         chosen.append(index)
     return chosen
 
 
-def _squared_distances(points: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    return torch.cdist(points, others).square()
+def _squared_distances(points: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
+    return torch.cdist(points, centers).square()
 
 
-def _files_of(places: Sequence[str | Path]) -> list[Path]:
-    files = []
-    for place in [places] if isinstance(places, str | Path) else places:
-        path = Path(place)
-        files += [path] if path.is_file() else [path / name for name in unlabelled_images(path)]
-    return files
+def _list_paths(sources: Sequence[str | Path]) -> list[Path]:
+    paths = []
+    for source in [sources] if isinstance(sources, str | Path) else sources:
+        path = Path(source)
+        paths += [path] if path.is_file() else [path / name for name in unlabelled_images(path)]
+    return paths
 
 
-def _content(path: Path) -> tuple[int, str]:
+def _content_key(path: Path) -> tuple[int, str]:
     with path.open("rb") as file:
         return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -91,49 +91,52 @@ class ImageFinder:
             self.by_stem.setdefault(Path(path).stem.lower(), []).append(root / path)
         self.missing: list[str] = []
 
-    def find(self, name: str, beside: Path) -> Path | None:
+    def find(self, name: str, annotation_dir: Path) -> Path | None:
         """The file of a name, path or address: as a path, or the only one of this name; `None`, and noted, if none is.
 
         Args:
             name: What the annotation says.
-            beside: Folder of the annotation.
+            annotation_dir: Folder of the annotation.
 
         Raises:
             ValueError: Several have the name.
         """
-        address, text = urlsplit(name), name
-        if address.netloc or address.query:
+        url, text = urlsplit(name), name
+        if url.netloc or url.query:
             # An address may hold the path as its query: `/data/local-files/?d=photos/a.jpg`.
-            text = unquote(address.query.removeprefix("d=") if address.query.startswith("d=") else address.path)
+            text = unquote(url.query.removeprefix("d=") if url.query.startswith("d=") else url.path)
         path = text.replace("\\", "/")
-        for base in (beside, beside / "images", self.root, self.root / "images"):
+        for base in (annotation_dir, annotation_dir / "images", self.root, self.root / "images"):
             if path and (base / path).is_file() and path.lower().endswith(IMAGE_EXTENSIONS):
                 return base / path
-        last = path.rsplit("/", 1)[-1].lower()
-        found = self.by_name.get(last) or self.by_name.get(re.sub("^[0-9a-f]{8}-", "", last), [])
-        if len(found) > 1:
+        file_name = path.rsplit("/", 1)[-1].lower()
+        matches = self.by_name.get(file_name) or self.by_name.get(re.sub("^[0-9a-f]{8}-", "", file_name), [])
+        if len(matches) > 1:
             # The longest common end of the paths decides.
-            ends = [_common_end(path.lower().split("/"), [part.lower() for part in p.parts]) for p in found]
-            best = [p for p, end in zip(found, ends, strict=True) if end == max(ends)]
-            if len(best) > 1:
-                names = " and ".join(p.relative_to(self.root).as_posix() for p in best[:2])
+            common_ends = [
+                _count_common_parts(path.lower().split("/"), [part.lower() for part in match.parts])
+                for match in matches
+            ]
+            best_matches = [match for match, end in zip(matches, common_ends, strict=True) if end == max(common_ends)]
+            if len(best_matches) > 1:
+                names = " and ".join(match.relative_to(self.root).as_posix() for match in best_matches[:2])
                 raise ValueError(f"{name!r} may be {names} of {self.root}. Give the images different names.")
-            found = best
-        if not found:
+            matches = best_matches
+        if not matches:
             self.missing.append(name)
             return None
-        return found[0]
+        return matches[0]
 
-    def namesake(self, annotation: Path, named: Path | None) -> Path | None:
+    def find_namesake(self, annotation: Path, image: Path | None) -> Path | None:
         """The only image that has the name of an annotation's file; `None` if there is none, or several.
 
         Args:
             annotation: The file; images beside it count.
-            named: The image that the annotation names: those beside it count too.
+            image: The image that the annotation names: those beside it count too.
         """
-        folders = {path.parent for path in (annotation, named) if path is not None}
-        found = [path for path in self.by_stem.get(annotation.stem.lower(), []) if path.parent in folders]
-        return found[0] if len(found) == 1 else None
+        folders = {path.parent for path in (annotation, image) if path is not None}
+        matches = [path for path in self.by_stem.get(annotation.stem.lower(), []) if path.parent in folders]
+        return matches[0] if len(matches) == 1 else None
 
     def notes(self) -> list[str]:
         """A line on missing images, if there are any."""
@@ -142,12 +145,12 @@ class ImageFinder:
         return [f"{pluralize(len(self.missing), 'annotated image')} not found, such as {self.missing[0]}: skipped"]
 
 
-def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
-    pairs = zip(reversed(one), reversed(other), strict=False)
+def _count_common_parts(first: Sequence[str], second: Sequence[str]) -> int:
+    pairs = zip(reversed(first), reversed(second), strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def name_of(path: Path, root: Path) -> str:
+def example_name(path: Path, root: Path) -> str:
     """The name of an example: its path below the source, without suffix."""
     relative = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
     return relative.with_suffix("").as_posix()
@@ -202,50 +205,50 @@ def shapes_mask(image: Path | Image.Image, shapes: Sequence[Shape], size: tuple[
     Raises:
         ValueError: `size` is not that of the image.
     """
-    is_turned = left_right = top_bottom = False
+    is_transposed = left_right = top_bottom = False
     picture = read_image_file(image) if isinstance(image, Path) else image
     rows, columns = image_size(picture, None if size is None else size[::-1])
-    upright = stored_size = (columns, rows)
+    upright_size = stored_size = (columns, rows)
     if isinstance(image, Path) and isinstance(picture, Image.Image) and not is_tiff(image):  # none of these is turned
-        with open_image(image) as stored:
-            is_turned, left_right, top_bottom = ORIENTATIONS[orientation(stored)]
-            stored_size = stored.size
-    if size is not None and size not in (upright, stored_size):
+        with open_image(image) as stored_image:
+            is_transposed, left_right, top_bottom = ORIENTATIONS[orientation(stored_image)]
+            stored_size = stored_image.size
+    if size is not None and size not in (upright_size, stored_size):
         raise ValueError(
-            f"{image} has {upright[0]}x{upright[1]} pixels, but its annotation is for {size[0]}x{size[1]}. Use the "
-            "image that was annotated."
+            f"{image} has {upright_size[0]}x{upright_size[1]} pixels, but its annotation is for {size[0]}x{size[1]}. "
+            "Use the image that was annotated."
         )
-    width, height = size or upright
-    objects = [(pixels, shape.class_id) for shape in shapes if (pixels := _pixels(shape, width, height)).any()]
+    width, height = size or upright_size
+    objects = [(pixels, shape.class_id) for shape in shapes if (pixels := _rasterize(shape, width, height)).any()]
     mask = np.zeros((height, width), np.int32)
     for pixels, class_id in sorted(objects, key=lambda item: -int(item[0].sum())):
         mask[pixels] = class_id
-    if size is not None and size != upright:
+    if size is not None and size != upright_size:
         mask = mask[:, ::-1] if left_right else mask
         mask = mask[::-1] if top_bottom else mask
-        mask = mask.T if is_turned else mask
+        mask = mask.T if is_transposed else mask
     return mask.astype(np.uint8) if mask.max(initial=0) < 256 else mask
 
 
-def _pixels(shape: Shape, width: int, height: int) -> np.ndarray:
+def _rasterize(shape: Shape, width: int, height: int) -> np.ndarray:
     if shape.bitmap is not None:
         if shape.bitmap.shape != (height, width):
             raise ValueError(f"An object's mask has size {shape.bitmap.shape[::-1]}, its image {width}x{height}.")
         return shape.bitmap
     if shape.patch is not None:
         left, top, part = shape.patch
-        whole = np.zeros((height, width), bool)
-        inside = part[max(0, -top) : height - top, max(0, -left) : width - left]
-        whole[max(0, top) : max(0, top) + inside.shape[0], max(0, left) : max(0, left) + inside.shape[1]] = inside
-        return whole
-    parts = [list(part) for part in shape.polygons if len(part) >= 6]
-    if not parts:
+        mask = np.zeros((height, width), bool)
+        visible = part[max(0, -top) : height - top, max(0, -left) : width - left]
+        mask[max(0, top) : max(0, top) + visible.shape[0], max(0, left) : max(0, left) + visible.shape[1]] = visible
+        return mask
+    polygons = [list(part) for part in shape.polygons if len(part) >= 6]
+    if not polygons:
         return np.zeros((height, width), bool)
-    masks = coco_masks()
-    return masks.decode(masks.merge(masks.frPyObjects(parts, height, width))).astype(bool)
+    mask_utils = import_pycocotools()
+    return mask_utils.decode(mask_utils.merge(mask_utils.frPyObjects(polygons, height, width))).astype(bool)
 
 
-def coco_masks() -> Any:
+def import_pycocotools() -> Any:
     """The module `pycocotools.mask`, which draws polygons and reads run-length codes.
 
     Raises:
@@ -278,8 +281,8 @@ class ObjectAnnotations:
     def class_id(self, name: str) -> int:
         """The class of a name, from 1 on, in the order of appearance; background is 0."""
         if name not in self.names:
-            used = sum(value > 0 for value in self.names.values())
-            self.names[name] = 0 if name.lower() == BACKGROUND else 1 + used
+            num_classes = sum(value > 0 for value in self.names.values())
+            self.names[name] = 0 if name.lower() == BACKGROUND else 1 + num_classes
         return self.names[name]
 
     def add(
@@ -287,23 +290,23 @@ class ObjectAnnotations:
         image: Path,
         shapes: Sequence[Shape],
         size: tuple[int, int] | None,
-        where: str,
+        description: str,
         split: str | None = None,
     ) -> None:
-        """Adds an image with its objects; `where` says what annotates it.
+        """Adds an image with its objects; `description` says what annotates it.
 
         Raises:
             ValueError: The image was added before: one of its masks would be wrong.
         """
-        if other := self._sources.get(image.resolve()):
+        if existing := self._sources.get(image.resolve()):
             raise ValueError(
-                f"{image} is annotated by both {other} and {where}. Keep one, or correct its image's name."
+                f"{image} is annotated by both {existing} and {description}. Keep one, or correct its image's name."
             )
-        self._sources[image.resolve()] = where
+        self._sources[image.resolve()] = description
         mask = partial(shapes_mask, image, shapes, size)
-        self.examples.append(Example(name_of(image, self.root), image, mask, split))
+        self.examples.append(Example(example_name(image, self.root), image, mask, split))
 
-    def source(self, kind: str) -> Source:
+    def build_source(self, kind: str) -> Source:
         """All that was added.
 
         Raises:
