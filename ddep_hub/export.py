@@ -21,12 +21,12 @@ from ddep_hub.configuration_ddep import __version__
 from ddep_hub.data.classes import ordered_names
 from ddep_hub.data.preprocessing import Normalize, get_normalization
 from ddep_hub.data.synthetic import render_scene
-from ddep_hub.evaluation.predict import processor_of
+from ddep_hub.evaluation.predict import get_processor
 from ddep_hub.folding import fold_batch_norms
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.segmentation import class_logits
-from ddep_hub.utils.files import atomic_dir, atomic_write, check_no_file, naming_output
+from ddep_hub.utils.files import atomic_dir, atomic_write, check_no_file, explain_write_errors
 
 
 Format = Literal["onnx", "torch"]
@@ -89,7 +89,7 @@ def export(
             raise ValueError(f'format `onnx` needs {", ".join(missing)}: pip install "ddep-hub[export]".')
     model = model.cpu().float().eval()
     config, stride = model.config, model.ddep.stride
-    processor = processor or processor_of(model)
+    processor = processor or get_processor(model)
     resize = (
         {name: value for name, value in dict(processor.size or {}).items() if value} if processor.do_resize else {}
     )
@@ -106,7 +106,7 @@ def export(
     folded = fold_batch_norms(fast, lambda network: [network(pixel_values=images[0][:1]).logits])
     trace = functools.partial(_program, _Logits(folded), images[0][:2], any_size=size is None)
     program = trace()
-    with naming_output(folder), atomic_dir(folder) as new:
+    with explain_write_errors(folder), atomic_dir(folder) as new:
         checked: dict[Format, dict[str, float]] = {}
         for name in formats:
             if name == "torch":

@@ -20,7 +20,7 @@ from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
 from ddep_hub.data.transforms import SegmentationTrainTransform
 from ddep_hub.data.unlabelled_transforms import PretrainTransform, UnlabelledTransform
 from ddep_hub.encoder_weights import read_encoder
-from ddep_hub.evaluation.visualization import rgb_of
+from ddep_hub.evaluation.visualization import to_rgb_image
 from ddep_hub.image_conversion import ChannelImage, channels_first
 from ddep_hub.image_processing_pil_ddep import DDePImageProcessorPil
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
@@ -414,10 +414,10 @@ def test_a_run_keeps_the_order_in_its_processor_and_another_can_change_it(tmp_pa
 def test_pictures_show_the_channels_that_the_model_sees_first():
     pixels = RNG.integers(0, 256, (4, 8, 8), dtype=np.uint8)
     first = ChannelImage(pixels).to_rgb()
-    ordered = rgb_of(ChannelImage(pixels), [2, 1, 0, 3])
+    ordered = to_rgb_image(ChannelImage(pixels), [2, 1, 0, 3])
     np.testing.assert_array_equal(np.asarray(ordered), np.asarray(first)[..., ::-1])
-    np.testing.assert_array_equal(np.asarray(rgb_of(ChannelImage(pixels))), np.asarray(first))
-    np.testing.assert_array_equal(np.asarray(rgb_of(first, [2, 1, 0])), np.asarray(first)[..., ::-1])
+    np.testing.assert_array_equal(np.asarray(to_rgb_image(ChannelImage(pixels))), np.asarray(first))
+    np.testing.assert_array_equal(np.asarray(to_rgb_image(first, [2, 1, 0])), np.asarray(first)[..., ::-1])
 
 
 def test_overlays_of_prediction_and_evaluation_are_in_that_order(tmp_path):

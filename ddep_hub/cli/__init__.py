@@ -60,11 +60,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{USAGE}\n\nddep-hub: unknown command {name!r}" if name else USAGE, file=sys.stderr)
         return 2
     try:
-        from ddep_hub.training.run_arguments import counting_time
+        from ddep_hub.training.run_arguments import track_time
 
         from . import commands
 
-        with counting_time(started):
+        with track_time(started):
             getattr(commands, name if name != "list" else "list_shipped")(rest)
     except Exception as error:
         line = one_line(error)

@@ -99,11 +99,11 @@ class InferenceArguments(ModelArguments):
         from .inference import InferenceOptions
 
         if self.protocol is not None:
-            given = [name for name in ("window", "stride", "flip") if getattr(self, name)]
-            given += ["scales"] if list(self.scales) != [1.0] else []
-            given += ["blending"] if self.blending != "uniform" else []
-            if given:
-                raise ValueError(f"{given[0]} is part of protocol `{self.protocol}`. Pass only one of them.")
+            conflicts = [name for name in ("window", "stride", "flip") if getattr(self, name)]
+            conflicts += ["scales"] if list(self.scales) != [1.0] else []
+            conflicts += ["blending"] if self.blending != "uniform" else []
+            if conflicts:
+                raise ValueError(f"{conflicts[0]} is part of protocol `{self.protocol}`. Pass only one of them.")
             options = InferenceOptions.from_protocol(get_dataset_info(self.protocol).evaluation)
             return dataclasses.replace(options, window_batch=self.window_batch)
         return InferenceOptions(

@@ -60,7 +60,7 @@ def count_pixels(
     matrix = ConfusionMatrix(dataset.classes.num_classes, dataset.classes.ignore_index, device)
     indices = range(rank, len(dataset), world_size)
     loader = DataLoader(
-        _Transformed(dataset, transform),
+        _TransformedDataset(dataset, transform),
         sampler=indices,
         batch_size=None,
         num_workers=num_workers,
@@ -68,7 +68,7 @@ def count_pixels(
     )
     remaining = iter(indices)
     with eval_mode(model), iterate_batches(loader) as samples:
-        for pixels, labels in _batches(samples, batch_size):
+        for pixels, labels in _iter_batches(samples, batch_size):
             if statistics is not None:
                 for mask in labels.numpy():
                     statistics.update(mask)
@@ -100,7 +100,7 @@ def evaluate_segmentation(
     return count_pixels(model, dataset, transform, normalize, **kwargs).compute(dataset.classes.labels)
 
 
-class _Transformed(Dataset[dict[str, torch.Tensor]]):
+class _TransformedDataset(Dataset[dict[str, torch.Tensor]]):
     """The samples of a dataset under a transform."""
 
     def __init__(self, dataset: SegmentationDataset, transform: EvalTransform) -> None:
@@ -113,21 +113,21 @@ class _Transformed(Dataset[dict[str, torch.Tensor]]):
         return self.transform(sample)
 
 
-def _batches(
+def _iter_batches(
     samples: Iterable[dict[str, torch.Tensor]], batch_size: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Stacks consecutive samples of the same sizes."""
-    waiting: list[dict[str, torch.Tensor]] = []
+    pending: list[dict[str, torch.Tensor]] = []
 
-    def stacked() -> tuple[torch.Tensor, torch.Tensor]:
-        pixels, labels = ([sample[name] for sample in waiting] for name in ("pixel_values", "labels"))
+    def stack_pending() -> tuple[torch.Tensor, torch.Tensor]:
+        pixels, labels = ([sample[name] for sample in pending] for name in ("pixel_values", "labels"))
         return torch.stack(pixels), torch.stack(labels)
 
     for sample in samples:
-        fits = not waiting or all(sample[name].shape == waiting[0][name].shape for name in sample)
-        if waiting and (len(waiting) == batch_size or not fits):
-            yield stacked()
-            waiting = []
-        waiting.append(sample)
-    if waiting:
-        yield stacked()
+        same_shapes = not pending or all(sample[name].shape == pending[0][name].shape for name in sample)
+        if pending and (len(pending) == batch_size or not same_shapes):
+            yield stack_pending()
+            pending = []
+        pending.append(sample)
+    if pending:
+        yield stack_pending()

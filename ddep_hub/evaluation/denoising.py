@@ -58,8 +58,8 @@ def denoising_error(model: nn.Module, clean: torch.Tensor, *, batch_size: int = 
     clean = clean.to(next(model.parameters()).device)
     noise, sigma = validation_noise(clean, seed), sum(model.config.sigma_range) / 2
     total = 0.0
-    for images, part in zip(clean.split(batch_size), noise.split(batch_size), strict=True):
-        restored = restore(model, images, part, sigma)
+    for images, batch_noise in zip(clean.split(batch_size), noise.split(batch_size), strict=True):
+        restored = restore(model, images, batch_noise, sigma)
         total += ((images - restored) / sigma).square().sum().item()
     return total / clean.numel()
 
@@ -87,11 +87,17 @@ def denoising_references(
     def error(predicted: torch.Tensor) -> float:
         return (predicted - noise).square().mean().item()
 
-    blurs = [error((noisy - tvf.gaussian_blur(noisy, _kernel(width), width)) / sigma) for width in BLUR_SIGMAS]
+    blurs = [
+        error((noisy - tvf.gaussian_blur(noisy, _kernel_size(blur_sigma), blur_sigma)) / sigma)
+        for blur_sigma in BLUR_SIGMAS
+    ]
     training_noise = validation_noise(training, seed + 1)
     weights = _linear_filter(training + sigma * training_noise, training_noise)
-    wrong = sum((_patches(i) @ weights - _pixels(n)).square().sum() for i, n in zip(noisy, noise, strict=True))
-    linear = (wrong / noise.numel()).float().item()  # the same in every run, whatever order the CPU adds in
+    squared_error = sum(
+        (_extract_patches(image) @ weights - _flatten_pixels(target)).square().sum()
+        for image, target in zip(noisy, noise, strict=True)
+    )
+    linear = (squared_error / noise.numel()).float().item()  # the same in every run, whatever order the CPU adds in
     return {"predicting_zero": error(torch.zeros_like(noise)), "gaussian_blur": min(blurs), "linear_filter": linear}
 
 
@@ -99,22 +105,22 @@ def _linear_filter(noisy: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """Least squares of the noise on the patches: (9 * C + 1, C); image by image, as all patches may not fit memory."""
     gram, moment = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for image, target in zip(noisy, noise, strict=True):
-        patches = _patches(image)
-        gram, moment = gram + patches.T @ patches, moment + patches.T @ _pixels(target)
+        patches = _extract_patches(image)
+        gram, moment = gram + patches.T @ patches, moment + patches.T @ _flatten_pixels(target)
     return torch.linalg.lstsq(gram, moment).solution
 
 
-def _kernel(sigma: float) -> int:
+def _kernel_size(sigma: float) -> int:
     """Odd kernel size of a Gaussian out to three standard deviations."""
     return 2 * max(1, round(3 * sigma)) + 1
 
 
-def _patches(image: torch.Tensor) -> torch.Tensor:
+def _extract_patches(image: torch.Tensor) -> torch.Tensor:
     """3x3 neighbourhoods of all pixels over all channels, and a constant: float64 (H * W, 9 * C + 1)."""
     columns = F.unfold(image[None].double(), 3, padding=1)[0].T
     return torch.cat([columns, columns.new_ones(len(columns), 1)], dim=1)
 
 
-def _pixels(image: torch.Tensor) -> torch.Tensor:
+def _flatten_pixels(image: torch.Tensor) -> torch.Tensor:
     """All pixels with their channels last: float64 (H * W, C)."""
     return image.permute(1, 2, 0).flatten(0, 1).double()

@@ -23,23 +23,23 @@ from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.pretrained import load_model
 from ddep_hub.utils.arguments import build_arguments
 from ddep_hub.utils.files import atomic_write, check_no_file
-from ddep_hub.utils.processes import build_accelerator, launched_precision, on_main_process, own_state
+from ddep_hub.utils.processes import build_accelerator, isolate_state, launched_precision, on_main_process
 
 from .arguments import EvaluateArguments
 from .counting import count_pixels
 from .inference import eval_mode
 from .metrics import BoundaryIoU, absent_message, confusion_csv
-from .predict import name_of, processor_of, with_size_of
+from .predict import get_model_name, get_processor, override_image_size
 from .prediction_files import MaskWriter
 from .visualization import confusion_picture, segmentation_picture
 
 
 logger = logging.getLogger(__name__)
 
-FILES = ("results.json", "confusion.csv", "confusion.png", "predictions.png")
+RESULT_FILES = ("results.json", "confusion.csv", "confusion.png", "predictions.png")
 
 
-@own_state()
+@isolate_state()
 def evaluate(
     model: str | Path | DDePForSemanticSegmentation,
     data: str | Path | SegmentationDataset | None = None,
@@ -79,8 +79,8 @@ def evaluate(
             "sample_ids (docs/extending.md)."
         )
     values = {"data": data if isinstance(data, str | Path) else None, "eval_split": split, "output_dir": output_dir}
-    arguments = build_arguments(EvaluateArguments, {"model": name_of(model), **values, **kwargs})
-    with contextlib.nullcontext() if isinstance(model, str | Path) else _restoring_state(model):
+    arguments = build_arguments(EvaluateArguments, {"model": get_model_name(model), **values, **kwargs})
+    with contextlib.nullcontext() if isinstance(model, str | Path) else _restore_state(model):
         return run_evaluation(
             arguments,
             model=None if isinstance(model, str | Path) else model,
@@ -90,16 +90,16 @@ def evaluate(
 
 
 @contextlib.contextmanager
-def _restoring_state(model: nn.Module) -> Iterator[None]:
+def _restore_state(model: nn.Module) -> Iterator[None]:
     """Restores the modes of a caller's model, and its `forward`, which Accelerate wraps for mixed precision."""
-    own = dict(vars(model))
+    saved = dict(vars(model))
     try:
         with eval_mode(model):
             yield
     finally:
-        for name in vars(model).keys() - own.keys():  # set by Accelerate, which would not wrap it again
+        for name in vars(model).keys() - saved.keys():  # set by Accelerate, which would not wrap it again
             del vars(model)[name]
-        vars(model).update(own)
+        vars(model).update(saved)
 
 
 def run_evaluation(
@@ -130,13 +130,13 @@ def run_evaluation(
             if args.split_file is not None:
                 dataset = dataset.select(read_split_file(args.split_file, set(dataset.sample_ids)))
             accelerator.print(dataset_summary(dataset))
-        processor = with_size_of(processor or processor_of(model), args)
+        processor = override_image_size(processor or get_processor(model), args)
     classes, names = dataset.classes, list(dataset.classes.labels)
-    known = list(ordered_names(model.config.id2label))
-    if known != names:
+    model_names = list(ordered_names(model.config.id2label))
+    if model_names != names:
         raise ValueError(
-            f"model: {args.model} was trained for {len(known)} classes ({', '.join(known[:3])}, ...), but the data "
-            f"has {len(names)} ({', '.join(names[:3])}, ...). Use data with the classes it was trained for."
+            f"model: {args.model} was trained for {len(model_names)} classes ({', '.join(model_names[:3])}, ...), but "
+            f"the data has {len(names)} ({', '.join(names[:3])}, ...). Use data with the classes it was trained for."
         )
     order = getattr(processor, "channel_order", None)
     writer = MaskWriter((output or Path()) / "masks", classes, args.predictions, order)
@@ -169,9 +169,9 @@ def run_evaluation(
         on_prediction=write_mask if args.predictions else None,
     )
     if not matrix.counts.any():
-        written = f" The masks are in {writer.folder}." if args.predictions else ""
+        masks_note = f" The masks are in {writer.folder}." if args.predictions else ""
         raise ValueError(
-            f"eval_split: no pixel of `{args.eval_split}` is labelled, so there is nothing to measure.{written} "
+            f"eval_split: no pixel of `{args.eval_split}` is labelled, so there is nothing to measure.{masks_note} "
             "Check the masks, or use `ddep-hub predict` for images without labels."
         )
     scores = matrix.compute(names)
@@ -194,9 +194,9 @@ def run_evaluation(
     def write(output: Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
         writer.remove_others(dataset.sample_ids)
-        table, matrix_picture, predictions = (output / name for name in FILES[1:])
+        table, matrix_picture, predictions = (output / name for name in RESULT_FILES[1:])
         # Written first, because it tells the next evaluation whose files these are.
-        atomic_write(output / FILES[0], json.dumps(results, indent=1) + "\n")
+        atomic_write(output / RESULT_FILES[0], json.dumps(results, indent=1) + "\n")
         atomic_write(table, confusion_csv(matrix.counts, classes.names))
         confusion_picture(matrix.counts, classes.names).save(matrix_picture)
         picture = segmentation_picture({"prediction": model}, dataset, transform, normalize, options=options)
@@ -214,14 +214,16 @@ def check_output(output: Path) -> None:
         FileExistsError: They would, or the folder holds a model, whose training has its own results.
     """
     check_no_file(output)
-    present = [name for name in ("config.json", *FILES) if os.path.lexists(output / name)]
+    existing = [name for name in ("config.json", *RESULT_FILES) if os.path.lexists(output / name)]
     try:
-        earlier = "inference" in json.loads((output / FILES[0]).read_text(encoding="utf-8"))
+        is_evaluation = "inference" in json.loads((output / RESULT_FILES[0]).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
-        earlier = False
-    if present and (present[0] == "config.json" or not earlier):
-        what = "a model" if present[0] == "config.json" else f"{present[0]} that no evaluation wrote"
-        raise FileExistsError(f"output_dir: {output} holds {what}, and was left unchanged. Choose another folder.")
+        is_evaluation = False
+    if existing and (existing[0] == "config.json" or not is_evaluation):
+        description = "a model" if existing[0] == "config.json" else f"{existing[0]} that no evaluation wrote"
+        raise FileExistsError(
+            f"output_dir: {output} holds {description}, and was left unchanged. Choose another folder."
+        )
 
 
 def summary(results: dict[str, Any]) -> str:
@@ -233,18 +235,18 @@ def summary(results: dict[str, Any]) -> str:
         "mean_accuracy": "mean accuracy",
         "overall_accuracy": "overall accuracy",
     }
-    shown = {name: "-" if results[name] is None else f"{100 * results[name]:.2f}" for name in titles}
+    formatted = {name: "-" if results[name] is None else f"{100 * results[name]:.2f}" for name in titles}
     if results["absent_classes"]:
-        shown["mean_iou"] += f" (over {results['mean_iou_classes']} of {results['num_classes']} classes)"
-    lines = [f"{title}: {shown[name]}" for name, title in titles.items()]
+        formatted["mean_iou"] += f" (over {results['mean_iou_classes']} of {results['num_classes']} classes)"
+    lines = [f"{title}: {formatted[name]}" for name, title in titles.items()]
     lines += [f"images: {results['images']}; {results['ignored_share']:.2%} of the pixels are ignored", ""]
     pixels, images = results["labelled_pixels"], results["labelled_images"]
     width, total = max(map(len, pixels)), max(1, sum(pixels.values()))
     for name in pixels:
         iou = results["iou"].get(name)
-        shown_iou = "     -" if iou is None else f"{100 * iou:6.2f}"
+        formatted_iou = "     -" if iou is None else f"{100 * iou:6.2f}"
         lines.append(
-            f"{name:{width}}  IoU {shown_iou}  {pixels[name]:>12,} pixels ({pixels[name] / total:6.2%})  "
+            f"{name:{width}}  IoU {formatted_iou}  {pixels[name]:>12,} pixels ({pixels[name] / total:6.2%})  "
             f"{images[name]:>7,} images"
         )
     return "\n".join(lines)

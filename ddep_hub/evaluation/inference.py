@@ -16,7 +16,7 @@ from ddep_hub.segmentation import class_logits
 
 
 # Memory in GB above which a pass gives a warning, and the models that already had theirs.
-GIGABYTES = 4
+MEMORY_WARNING_GB = 4
 _warned: WeakSet[nn.Module] = WeakSet()
 
 
@@ -110,13 +110,13 @@ def predict_probabilities(
     height, width = pixel_values.shape[-2:]
     for scale in options.scales:
         scaled = _resize(pixel_values, (max(1, round(scale * height)), max(1, round(scale * width))), antialias=True)
-        for mirrored in (False, True) if options.flip else (False,):
-            images = scaled.flip(-1) if mirrored else scaled
+        for flipped in (False, True) if options.flip else (False,):
+            images = scaled.flip(-1) if flipped else scaled
             if options.window is None:
                 probabilities = _class_logits(model, images, size).softmax(1)
             else:
                 probabilities = _resize(_blend_windows(model, images, options), size)
-            probabilities = probabilities.flip(-1) if mirrored else probabilities
+            probabilities = probabilities.flip(-1) if flipped else probabilities
             total = probabilities if total is None else total.add_(probabilities)
     assert total is not None, "there is at least one scale"
     return total.div_(len(options.scales) * (2 if options.flip else 1))
@@ -144,14 +144,14 @@ def blending_weights(window: tuple[int, int], blending: str, device: torch.devic
     if blending == "uniform":
         return torch.ones(window, device=device)
     # Without its two ends, which are 0: pixels at the image's edge lie in one window only.
-    down, across = (torch.hann_window(side + 2, periodic=False, device=device)[1:-1] for side in window)
-    return down[:, None] * across
+    row_weights, column_weights = (torch.hann_window(side + 2, periodic=False, device=device)[1:-1] for side in window)
+    return row_weights[:, None] * column_weights
 
 
 def _blend_windows(model: nn.Module, images: torch.Tensor, options: InferenceOptions) -> torch.Tensor:
     """Probabilities (batch, classes, h, w) of images, blended from their windows."""
     total: torch.Tensor | None = None
-    for top, band in _bands(model, images, options):
+    for top, band in _iter_bands(model, images, options):
         if total is None:
             total = band.new_empty(*band.shape[:2], *images.shape[-2:])
         total[:, :, top : top + band.shape[2]] = band
@@ -159,7 +159,9 @@ def _blend_windows(model: nn.Module, images: torch.Tensor, options: InferenceOpt
     return total
 
 
-def _bands(model: nn.Module, images: torch.Tensor, options: InferenceOptions) -> Iterator[tuple[int, torch.Tensor]]:
+def _iter_bands(
+    model: nn.Module, images: torch.Tensor, options: InferenceOptions
+) -> Iterator[tuple[int, torch.Tensor]]:
     """Yields the blended probabilities of a few rows at a time, from top to bottom, each with its first row.
 
     A row is complete when no further window reaches it, so that only as many as a window has need memory at a time. A
@@ -170,8 +172,8 @@ def _bands(model: nn.Module, images: torch.Tensor, options: InferenceOptions) ->
     window = min(options.window[0], height), min(options.window[1], width)
     weights = blending_weights(window, options.blending, images.device)
     batch = options.window_batch or (1 if images.device.type == "cpu" else 4)
-    places = list(window_positions((height, width), window, options.steps))
-    tops, lefts = sorted({top for top, _ in places}), sorted({left for _, left in places})
+    positions = list(window_positions((height, width), window, options.steps))
+    tops, lefts = sorted({top for top, _ in positions}), sorted({left for _, left in positions})
     row_of_windows = [(index, left) for index in range(len(images)) for left in lefts]
     total: torch.Tensor | None = None
     weight = torch.zeros(window[0], width, device=images.device)
@@ -179,21 +181,21 @@ def _bands(model: nn.Module, images: torch.Tensor, options: InferenceOptions) ->
         for left in lefts:
             weight[:, left : left + window[1]] += weights
         for start in range(0, len(row_of_windows), batch):
-            part = row_of_windows[start : start + batch]
-            cut = [images[index, :, top : top + window[0], left : left + window[1]] for index, left in part]
-            weighted = _class_logits(model, torch.stack(cut), window).softmax(1).mul_(weights)
+            chunk = row_of_windows[start : start + batch]
+            crops = [images[index, :, top : top + window[0], left : left + window[1]] for index, left in chunk]
+            weighted = _class_logits(model, torch.stack(crops), window).softmax(1).mul_(weights)
             if total is None:
                 total = weighted.new_zeros(len(images), weighted.shape[1], window[0], width)
-            for (index, left), probabilities in zip(part, weighted, strict=True):
+            for (index, left), probabilities in zip(chunk, weighted, strict=True):
                 total[index, :, :, left : left + window[1]] += probabilities
         assert total is not None, "every image has a window"
-        complete = next_top - top
-        yield top, total[:, :, :complete].div_(weight[:complete])
+        num_rows = next_top - top
+        yield top, total[:, :, :num_rows].div_(weight[:num_rows])
         # The others move up.
         for rows in (total, weight):
-            waiting = rows[..., complete:, :].clone()
-            rows[..., : window[0] - complete, :] = waiting
-            rows[..., window[0] - complete :, :] = 0
+            carried = rows[..., num_rows:, :].clone()
+            rows[..., : window[0] - num_rows, :] = carried
+            rows[..., window[0] - num_rows :, :] = 0
 
 
 def _class_logits(model: nn.Module, images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -226,10 +228,10 @@ def predict(
     """
     options = options or InferenceOptions()
     if options.window is None:
-        _warn_of_size(model, pixel_values.shape, options)
+        _warn_about_memory(model, pixel_values.shape, options)
     if options.only_windows and tuple(pixel_values.shape[-2:]) == tuple(size):
         ids = torch.empty(len(pixel_values), *size, dtype=torch.int64, device=pixel_values.device)
-        for top, band in _bands(model, pixel_values, options):
+        for top, band in _iter_bands(model, pixel_values, options):
             ids[:, top : top + band.shape[2]] = band.argmax(1)
         return ids
     if not options.is_single_pass:
@@ -237,10 +239,10 @@ def predict(
     return _class_logits(model, pixel_values, size).argmax(1)
 
 
-def _warn_of_size(model: nn.Module, shape: Sequence[int], options: InferenceOptions) -> None:
+def _warn_about_memory(model: nn.Module, shape: Sequence[int], options: InferenceOptions) -> None:
     count, _, height, width = shape
     gigabytes = bytes_per_pixel(model) * count * height * width * max(options.scales) ** 2 / 1e9
-    if gigabytes <= GIGABYTES or model in _warned:
+    if gigabytes <= MEMORY_WARNING_GB or model in _warned:
         return
     _warned.add(model)
     images = f"An image of {width}x{height} pixels takes" if count == 1 else f"{count} images of {width}x{height} take"

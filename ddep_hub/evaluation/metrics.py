@@ -83,25 +83,25 @@ class ConfusionMatrix:
             ValueError: No labelled pixel was counted.
         """
         counts = self.counts.double().cpu()
-        hit, true, predicted = counts.diag(), counts.sum(1), counts.sum(0)
+        intersection, true, predicted = counts.diag(), counts.sum(1), counts.sum(0)
         if not true.any():
             raise ValueError("No labelled pixels: all have the ignore index. Check the masks.")
-        overall_accuracy = (hit.sum() / true.sum()).item()
-        number = self.num_classes if names is None else len(names)
-        hit, true, predicted = hit[-number:], true[-number:], predicted[-number:]
-        union = true + predicted - hit
-        iou = torch.where(union > 0, hit / union, torch.nan)
-        accuracy = torch.where(true > 0, hit / true, torch.nan)
+        overall_accuracy = (intersection.sum() / true.sum()).item()
+        num_labels = self.num_classes if names is None else len(names)
+        intersection, true, predicted = intersection[-num_labels:], true[-num_labels:], predicted[-num_labels:]
+        union = true + predicted - intersection
+        iou = torch.where(union > 0, intersection / union, torch.nan)
+        accuracy = torch.where(true > 0, intersection / true, torch.nan)
         return {
             "mean_iou": iou.nanmean().nan_to_num().item(),
             "mean_accuracy": accuracy.nanmean().nan_to_num().item(),
             "overall_accuracy": overall_accuracy,
             "frequency_weighted_iou": ((true / true.sum().clamp(min=1)) * iou.nan_to_num()).sum().item(),
-            "iou": _by_class(names, iou),
-            "accuracy": _by_class(names, accuracy),
-            "num_classes": number,
+            "iou": _to_class_dict(names, iou),
+            "accuracy": _to_class_dict(names, accuracy),
+            "num_classes": num_labels,
             "mean_iou_classes": int((union > 0).sum()),
-            "absent_classes": [name for name, pixels in _by_class(names, true).items() if not pixels],
+            "absent_classes": [name for name, pixels in _to_class_dict(names, true).items() if not pixels],
         }
 
 
@@ -114,7 +114,7 @@ def absent_message(absent: Sequence[str], num_classes: int, split: str) -> str:
     )
 
 
-def _by_class(names: Sequence[str] | None, values: torch.Tensor) -> dict[str, float | None]:
+def _to_class_dict(names: Sequence[str] | None, values: torch.Tensor) -> dict[str, float | None]:
     names = names or [str(index) for index in range(len(values))]
     pairs = zip(names, values.tolist(), strict=True)
     return {name: None if math.isnan(value) else value for name, value in pairs}
@@ -162,12 +162,12 @@ class BoundaryIoU:
         """
         prediction, labels = prediction.to(self.counts.device), labels.to(self.counts.device)
         distance = max(1, round(self.ratio * math.hypot(*labels.shape[-2:])))
-        counted = labels != self.ignore_index
-        true = counted & near_outline(labels, counted, distance)
-        predicted = counted & near_outline(prediction, counted, distance)
+        valid = labels != self.ignore_index
+        true = valid & boundary_mask(labels, valid, distance)
+        predicted = valid & boundary_mask(prediction, valid, distance)
         both = true & predicted & (prediction == labels)
-        for row, (ids, chosen) in enumerate([(labels, both), (labels, true), (prediction, predicted)]):
-            self.counts[row] += torch.bincount(ids[chosen], minlength=self.num_classes)
+        for row, (ids, selected) in enumerate([(labels, both), (labels, true), (prediction, predicted)]):
+            self.counts[row] += torch.bincount(ids[selected], minlength=self.num_classes)
 
     def compute(self, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Computes `mean_boundary_iou`, and `boundary_iou` by class name, in [0, 1].
@@ -176,21 +176,21 @@ class BoundaryIoU:
         is only predicted counts as 0. The mean is `None` if no label has an outline. For fewer names than classes see
         [`ConfusionMatrix.compute`].
         """
-        both, true, predicted = self.counts.double().cpu()[:, -len(names or range(self.num_classes)) :]
-        union = true + predicted - both
-        iou = torch.where(union > 0, both / union, torch.nan)
+        intersection, true, predicted = self.counts.double().cpu()[:, -len(names or range(self.num_classes)) :]
+        union = true + predicted - intersection
+        iou = torch.where(union > 0, intersection / union, torch.nan)
         mean = iou.nanmean().item() if true.any() else None
-        return {"mean_boundary_iou": mean, "boundary_iou": _by_class(names, iou)}
+        return {"mean_boundary_iou": mean, "boundary_iou": _to_class_dict(names, iou)}
 
 
-def near_outline(ids: torch.Tensor, counted: torch.Tensor, distance: int) -> torch.Tensor:
+def boundary_mask(ids: torch.Tensor, valid: torch.Tensor, distance: int) -> torch.Tensor:
     """Finds the pixels whose square of `2 * distance + 1` pixels holds another id or reaches over the image's edge.
 
     One pass does all classes: a square holds another id if its largest or its smallest id is not that of its centre.
 
     Args:
         ids: Integer tensor (batch, H, W).
-        counted: bool tensor of the same shape: the pixels to look at.
+        valid: bool tensor of the same shape: the pixels to look at.
         distance: In pixels.
 
     Returns:
@@ -198,16 +198,16 @@ def near_outline(ids: torch.Tensor, counted: torch.Tensor, distance: int) -> tor
     """
     height, width = ids.shape[-2:]
     values = ids.float()  # exact up to 2 ** 24
-    both = torch.stack([values, -values], dim=1).masked_fill(~counted[:, None], -math.inf)
+    signed = torch.stack([values, -values], dim=1).masked_fill(~valid[:, None], -math.inf)
     side = 2 * distance + 1
     # A square's maximum is that of its rows' maxima; the padding is minus infinity.
-    largest = F.max_pool2d(both, (1, side), stride=1, padding=(0, distance))
-    largest = F.max_pool2d(largest, (side, 1), stride=1, padding=(distance, 0))
-    near = (largest[:, 0] != values) | (largest[:, 1] != -values)
+    maxima = F.max_pool2d(signed, (1, side), stride=1, padding=(0, distance))
+    maxima = F.max_pool2d(maxima, (side, 1), stride=1, padding=(distance, 0))
+    boundary = (maxima[:, 0] != values) | (maxima[:, 1] != -values)
     rows, columns = torch.arange(height, device=ids.device), torch.arange(width, device=ids.device)
-    near |= ((rows < distance) | (rows >= height - distance))[:, None]
-    near |= (columns < distance) | (columns >= width - distance)
-    return near
+    boundary |= ((rows < distance) | (rows >= height - distance))[:, None]
+    boundary |= (columns < distance) | (columns >= width - distance)
+    return boundary
 
 
 def confusion_csv(counts: torch.Tensor, names: Sequence[str]) -> str:

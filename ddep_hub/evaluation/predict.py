@@ -39,7 +39,7 @@ from .prediction_files import MaskWriter, find_images, is_url, read_image
 logger = logging.getLogger(__name__)
 
 # Threads that read images and that write masks, and how many images they may be ahead or behind.
-THREADS, AHEAD = 2, 4
+NUM_THREADS, MAX_PENDING = 2, 4
 
 
 Images = str | Path | Image.Image | np.ndarray
@@ -77,25 +77,25 @@ def predict(
     """
     if return_type not in ("array", "pil"):
         raise ValueError(f"return_type must be `array` or `pil`, got {return_type!r}.")
-    arguments = build_arguments(InferenceArguments, {"model": name_of(model), **kwargs})
-    loaded = load_for_prediction(model, arguments) if isinstance(model, str | Path) else model
-    with eval_mode(loaded):
-        predictor = Predictor(loaded, arguments, processor)
+    arguments = build_arguments(InferenceArguments, {"model": get_model_name(model), **kwargs})
+    network = load_for_prediction(model, arguments) if isinstance(model, str | Path) else model
+    with eval_mode(network):
+        predictor = Predictor(network, arguments, processor)
 
         def segment(image: Any) -> Any:
-            mask = predictor(_to_image(image, loaded.config.num_channels))
-            return mask if return_type == "array" else _with_palette(mask, predictor.classes)
+            mask = predictor(_to_image(image, network.config.num_channels))
+            return mask if return_type == "array" else _apply_palette(mask, predictor.classes)
 
         if isinstance(images, str | Path):
-            places = list(find_images([str(images)]).values())
-            return segment(places[0]) if places == [str(images)] else [segment(place) for place in places]
-        one = isinstance(images, Image.Image | np.ndarray | torch.Tensor | bytes | Mapping)
-        if one or not isinstance(images, Iterable):
+            sources = list(find_images([str(images)]).values())
+            return segment(sources[0]) if sources == [str(images)] else [segment(source) for source in sources]
+        is_single = isinstance(images, Image.Image | np.ndarray | torch.Tensor | bytes | Mapping)
+        if is_single or not isinstance(images, Iterable):
             return segment(images)
-        found: list[Any] = []
+        inputs: list[Any] = []
         for image in images:
-            found += find_images([str(image)]).values() if isinstance(image, str | Path) else [image]
-        return [segment(image) for image in found]
+            inputs += find_images([str(image)]).values() if isinstance(image, str | Path) else [image]
+        return [segment(image) for image in inputs]
 
 
 class Predictor:
@@ -110,8 +110,8 @@ class Predictor:
     def __init__(
         self, model: DDePForSemanticSegmentation, args: InferenceArguments, processor: DDePImageProcessor | None = None
     ) -> None:
-        processor = with_size_of(processor or processor_of(model), args)
-        self.model, self.classes, self.options = model.eval(), classes_of(model.config), args.options()
+        processor = override_image_size(processor or get_processor(model), args)
+        self.model, self.classes, self.options = model.eval(), get_class_table(model.config), args.options()
         self.channel_order = getattr(processor, "channel_order", None)  # which transformers' own do not have
         self.transform = EvalTransform.from_processor(processor)
         self.normalize = Normalize.from_processor(processor)
@@ -135,7 +135,7 @@ def load_for_prediction(name: str | Path, args: InferenceArguments) -> DDePForSe
     return cast(DDePForSemanticSegmentation, folded)
 
 
-def name_of(model: str | Path | DDePForSemanticSegmentation) -> str:
+def get_model_name(model: str | Path | DDePForSemanticSegmentation) -> str:
     """A model's name: the one given, where the model object was loaded from, or its class.
 
     Raises:
@@ -150,14 +150,14 @@ def name_of(model: str | Path | DDePForSemanticSegmentation) -> str:
     name: str = getattr(config, "name_or_path", None) or type(model).__name__
     # Not by class, because remote code has copies of the classes.
     if getattr(config, "model_type", None) != "ddep":
-        inside = "Pass the model inside, `.module`." if hasattr(model, "module") else "Pass one, a folder or a Hub id."
-        raise ValueError(f"model: {name} is not a DDePForSemanticSegmentation. {inside}")
+        hint = "Pass the model inside, `.module`." if hasattr(model, "module") else "Pass one, a folder or a Hub id."
+        raise ValueError(f"model: {name} is not a DDePForSemanticSegmentation. {hint}")
     if not hasattr(model, "classifier"):
         raise ValueError(f"model: {name} is not a fine-tuned segmentation model. Fine-tune it first.")
     return name
 
 
-def processor_of(model: DDePForSemanticSegmentation) -> DDePImageProcessor:
+def get_processor(model: DDePForSemanticSegmentation) -> DDePImageProcessor:
     """The image processor saved with a model; for a model that was not loaded from anywhere, its encoder's.
 
     Raises:
@@ -168,7 +168,7 @@ def processor_of(model: DDePForSemanticSegmentation) -> DDePImageProcessor:
     return load_processor(model._loaded_from or model.config.name_or_path, model.config, **model._hub_arguments)
 
 
-def with_size_of(processor: DDePImageProcessor, args: InferenceArguments) -> DDePImageProcessor:
+def override_image_size(processor: DDePImageProcessor, args: InferenceArguments) -> DDePImageProcessor:
     """The processor with `args.image_size`; warns if its own size makes a window pointless.
 
     Raises:
@@ -220,7 +220,7 @@ def _to_image(image: Any, channels: int) -> AnyImage:
     return to_rgb(Image.fromarray(image[..., 0] if shape[2:] == (1,) else image))
 
 
-def _with_palette(mask: np.ndarray, classes: ClassTable) -> Image.Image:
+def _apply_palette(mask: np.ndarray, classes: ClassTable) -> Image.Image:
     if mask.dtype != np.uint8:
         raise ValueError(f"return_type: a palette holds 256 classes, not {classes.num_classes}. Use `array`.")
     picture = Image.fromarray(mask)
@@ -246,72 +246,75 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
     keep_freed_memory()
     output = Path(args.output_dir)
     check_no_file(output)
-    images = {name: place for name, place in find_images(names).items() if not _is_earlier_prediction(place, output)}
+    images = {
+        name: source for name, source in find_images(names).items() if not _is_earlier_prediction(source, output)
+    }
     if not images:
         raise ValueError(f"images: {' '.join(names)} holds only earlier predictions. Choose another output_dir.")
     predictor = Predictor(load_for_prediction(str(args.model), args), args)
     writer = MaskWriter(output, predictor.classes, args.predictions, predictor.channel_order)
     writer.check(images, legend=True)
     channels = predictor.model.config.num_channels
-    done: list[str] = []
+    predicted: list[str] = []
     # While the model runs, threads read the next images and write the last masks.
-    with ThreadPoolExecutor(THREADS) as readers, ThreadPoolExecutor(THREADS) as writers:
-        places = iter(images.items())
-        reading = deque(
-            (name, readers.submit(read_image, place, channels)) for name, place in itertools.islice(places, AHEAD)
+    with ThreadPoolExecutor(NUM_THREADS) as readers, ThreadPoolExecutor(NUM_THREADS) as writers:
+        sources = iter(images.items())
+        pending_reads = deque(
+            (name, readers.submit(read_image, source, channels))
+            for name, source in itertools.islice(sources, MAX_PENDING)
         )
-        written: deque[Future[None]] = deque()
-        while reading:
-            name, waiting = reading.popleft()
-            for next_name, place in itertools.islice(places, 1):
-                reading.append((next_name, readers.submit(read_image, place, channels)))
+        pending_writes: deque[Future[None]] = deque()
+        while pending_reads:
+            name, future = pending_reads.popleft()
+            for next_name, source in itertools.islice(sources, 1):
+                pending_reads.append((next_name, readers.submit(read_image, source, channels)))
             try:
-                image = waiting.result()
+                image = future.result()
             except (BadFileError, OSError) as error:
                 if len(images) == 1:
                     raise
                 logger.warning("%s; skipping it", error)
                 continue
             mask = predictor(image)
-            if not done:  # so that nothing is left behind if no image can be read
+            if not predicted:  # so that nothing is left behind if no image can be read
                 writer.write_legend()
-            done.append(name)
-            written.append(writers.submit(writer.write, name, mask, image))
-            if len(written) > AHEAD:
-                written.popleft().result()
-        for last in written:
-            last.result()
-    bad_files = [images[name] for name in images.keys() - set(done)]
+            predicted.append(name)
+            pending_writes.append(writers.submit(writer.write, name, mask, image))
+            if len(pending_writes) > MAX_PENDING:
+                pending_writes.popleft().result()
+        for write in pending_writes:
+            write.result()
+    bad_files = [images[name] for name in images.keys() - set(predicted)]
     if bad_files:
-        others = f"; the results of the others are in {output}" if done else ""
+        others = f"; the results of the others are in {output}" if predicted else ""
         raise BadFileError(
             f"{len(bad_files)} of {len(images)} images could not be read and were skipped{others}: "
             f"{format_list(sorted(bad_files), 20)}. Replace or remove them.",
             bad_files[0],
         )
-    return done
+    return predicted
 
 
-def _is_earlier_prediction(place: str, output: Path) -> bool:
+def _is_earlier_prediction(source: str, output: Path) -> bool:
     """Whether an image lies in the output folder and is the result of an earlier call."""
-    path = Path(place)
-    return not is_url(place) and output.resolve() in path.resolve().parents and is_prediction(path)
+    path = Path(source)
+    return not is_url(source) and output.resolve() in path.resolve().parents and is_prediction(path)
 
 
-def classes_of(config: PretrainedConfig) -> ClassTable:
+def get_class_table(config: PretrainedConfig) -> ClassTable:
     """A model's classes, in the colours it was fine-tuned with.
 
     If it has none, the colours are those of the known data set with exactly these class names (the built-in scenes
     count as one), or arbitrary distinct ones.
     """
     names = ordered_names(config.id2label)
-    known = find_dataset_by_classes(names)
+    info = find_dataset_by_classes(names)
     if config.label_colors and len(config.label_colors) == len(names):
         colors = tuple((red, green, blue) for red, green, blue in config.label_colors)
     elif names == SCENE_CLASSES.names:
         return SCENE_CLASSES
-    elif known is not None:
-        return known.classes
+    elif info is not None:
+        return info.classes
     else:
         colors = class_colors(len(names))
     # A prediction has no ignored pixels, so any value that no mask holds will do.

@@ -21,9 +21,9 @@ from ddep_hub.data.image_io import decode_image
 from ddep_hub.data.preprocessing import AnyImage
 from ddep_hub.data.unlabelled import unlabelled_images
 from ddep_hub.image_conversion import ChannelImage
-from ddep_hub.utils.files import naming_output
+from ddep_hub.utils.files import explain_write_errors
 
-from .visualization import legend, overlay, rgb_of
+from .visualization import legend, overlay, to_rgb_image
 
 
 TIMEOUT = 60  # seconds
@@ -45,14 +45,14 @@ def find_images(names: Sequence[str]) -> dict[str, str]:
         FileNotFoundError: a file does not exist, or a pattern matches none.
         ValueError: a folder holds no image, or two images would have results of one name.
     """
-    found: dict[str, str] = {}
+    images: dict[str, str] = {}
     for name in names:
-        for key, source in _expand(name):
-            if not _same(found.setdefault(key, source), source):
+        for key, source in _expand_name(name):
+            if not _is_same_source(images.setdefault(key, source), source):
                 raise ValueError(
-                    f"{found[key]} and {source} would both be written as {key}.png. Predict them in separate calls."
+                    f"{images[key]} and {source} would both be written as {key}.png. Predict them in separate calls."
                 )
-    return found
+    return images
 
 
 def read_image(source: str, channels: int = 3) -> AnyImage:
@@ -72,7 +72,7 @@ def read_image(source: str, channels: int = 3) -> AnyImage:
     return decode_image({"path": source, "bytes": content}, channels)
 
 
-def _expand(name: str) -> list[tuple[str, str]]:
+def _expand_name(name: str) -> list[tuple[str, str]]:
     path = Path(name)
     if is_url(name):
         file = PurePosixPath(urllib.parse.unquote(urllib.parse.urlparse(name).path)).name
@@ -81,24 +81,24 @@ def _expand(name: str) -> list[tuple[str, str]]:
         return [(_without_suffix(image), str(path / image)) for image in unlabelled_images(path)]
     if path.is_file():
         return [(path.stem, name)]
-    matches = sorted(match for match in glob(_pattern(path), recursive=True) if os.path.isfile(match))
+    matches = sorted(match for match in glob(_escape_existing_folders(path), recursive=True) if os.path.isfile(match))
     if not matches:
         raise FileNotFoundError(f"{name} is not a file, folder or URL, and matches none. Check the path.")
-    shared = os.path.commonpath([os.path.dirname(match) for match in matches])
-    return [(_without_suffix(os.path.relpath(match, shared or ".")), match) for match in matches]
+    common_folder = os.path.commonpath([os.path.dirname(match) for match in matches])
+    return [(_without_suffix(os.path.relpath(match, common_folder or ".")), match) for match in matches]
 
 
-def _pattern(path: Path) -> str:
+def _escape_existing_folders(path: Path) -> str:
     """A pattern in which folders that are there stand for themselves, such as `photos [1]`."""
-    there = next((parent for parent in path.parents if parent.is_dir()), Path())
-    return os.path.join("" if there == Path() else escape(str(there)), path.relative_to(there))
+    existing = next((parent for parent in path.parents if parent.is_dir()), Path())
+    return os.path.join("" if existing == Path() else escape(str(existing)), path.relative_to(existing))
 
 
-def _same(one: str, other: str) -> bool:
+def _is_same_source(first: str, second: str) -> bool:
     """Whether both are the same address or the same file."""
-    if one == other:
+    if first == second:
         return True
-    return not (is_url(one) or is_url(other)) and os.path.realpath(one) == os.path.realpath(other)
+    return not (is_url(first) or is_url(second)) and os.path.realpath(first) == os.path.realpath(second)
 
 
 def _without_suffix(path: str) -> str:
@@ -145,11 +145,11 @@ class MaskWriter:
                     f"with {', '.join(names[:3])}; the model has {', '.join(classes.names[:3])}, ... Leave "
                     "`cityscapes` out."
                 )
-        same = _of_one_color(classes)
-        if same and {"colors", "overlays"} & set(kinds):
+        same_color = _find_duplicate_colors(classes)
+        if same_color and {"colors", "overlays"} & set(kinds):
             warnings.warn(
-                f"The classes {' and '.join(same)} have the same colour, so pictures cannot tell them apart. Give "
-                "each its own `color` in classes.json before fine-tuning.",
+                f"The classes {' and '.join(same_color)} have the same colour, so pictures cannot tell them apart. "
+                "Give each its own `color` in classes.json before fine-tuning.",
                 stacklevel=3,
             )
 
@@ -160,7 +160,7 @@ class MaskWriter:
             FileExistsError: One has.
         """
         for path in (*self._paths(names), *((self.folder / LEGEND_FILE,) if legend else ())):
-            _check(path)
+            _check_overwrite(path)
 
     def write(self, name: str, mask: np.ndarray, image: Image.Image | ChannelImage | None = None) -> None:
         """Writes one mask.
@@ -175,26 +175,26 @@ class MaskWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Overlays on photographs compress badly: zlib's default level takes four times as long for files a sixth
             # smaller.
-            _save(self._picture(kind, mask, image), path, compress_level=1 if kind == "overlays" else 6)
+            _save(self._render(kind, mask, image), path, compress_level=1 if kind == "overlays" else 6)
 
     def write_legend(self) -> None:
         """Writes the colours of the classes to `legend.png`."""
         path = self.folder / LEGEND_FILE
-        _check(path)
+        _check_overwrite(path)
         self.folder.mkdir(parents=True, exist_ok=True)
         _save(legend(self.classes), path)
 
     def remove_others(self, names: Collection[str]) -> None:
         """Removes earlier predictions but those of `names`, so that a folder that is handed in holds no others."""
-        kept = self._paths(names)
+        current_paths = self._paths(names)
         for path in [path for kind in PREDICTION_KINDS for path in (self.folder / kind).rglob("*.png")]:
-            if path not in kept and is_prediction(path):
+            if path not in current_paths and is_prediction(path):
                 path.unlink()
 
     def _paths(self, names: Collection[str]) -> set[Path]:
         return {self.folder / kind / f"{name}.png" for kind in self.kinds for name in names}
 
-    def _picture(self, kind: str, mask: np.ndarray, image: Image.Image | ChannelImage | None) -> Image.Image:
+    def _render(self, kind: str, mask: np.ndarray, image: Image.Image | ChannelImage | None) -> Image.Image:
         if kind == "ids":
             return Image.fromarray(mask.astype(np.uint8 if self.classes.num_classes <= 256 else np.uint16))
         if kind == "cityscapes":
@@ -202,10 +202,10 @@ class MaskWriter:
         if kind == "colors":
             return Image.fromarray(colorize(mask, self.classes))
         assert image is not None, "an overlay needs an image"
-        return overlay(rgb_of(image, self.channel_order), mask, self.classes)
+        return overlay(to_rgb_image(image, self.channel_order), mask, self.classes)
 
 
-def _of_one_color(classes: ClassTable) -> list[str]:
+def _find_duplicate_colors(classes: ClassTable) -> list[str]:
     """Names of the first classes that share a colour; none if each has its own."""
     by_color = defaultdict(list)
     for name, color in zip(classes.names, classes.colors, strict=True):
@@ -215,12 +215,12 @@ def _of_one_color(classes: ClassTable) -> list[str]:
 
 def cityscapes_label_ids() -> np.ndarray:
     """The label id of each training id of Cityscapes, uint8 (19,)."""
-    known = get_dataset_info("cityscapes")
-    ids = {train: label for label, train in known.mapping.items() if train != known.classes.ignore_index}
-    return np.array([ids[train] for train in range(known.classes.num_classes)], dtype=np.uint8)
+    info = get_dataset_info("cityscapes")
+    ids = {train: label for label, train in info.mapping.items() if train != info.classes.ignore_index}
+    return np.array([ids[train] for train in range(info.classes.num_classes)], dtype=np.uint8)
 
 
-def _check(path: Path) -> None:
+def _check_overwrite(path: Path) -> None:
     if path.exists() and not is_prediction(path):
         raise FileExistsError(
             f"output_dir: {path} already exists and was not written by ddep-hub. Choose another folder."
@@ -232,7 +232,7 @@ def _save(picture: Image.Image, path: Path, compress_level: int = 6) -> None:
     info.add_text("Software", SOFTWARE)
     partial = path.with_name(f".{path.name}.partial")  # a killed command leaves no half of a mask
     try:
-        with naming_output(path):
+        with explain_write_errors(path):
             picture.save(partial, "PNG", pnginfo=info, compress_level=compress_level)
             partial.replace(path)
     except OSError:

@@ -20,16 +20,16 @@ from .denoising import restore, validation_noise
 from .inference import InferenceOptions, predict
 
 
-PANEL = 192
-LONGEST = 4 * PANEL  # height of a panel; very narrow images are squeezed
+PANEL_SIZE = 192
+MAX_PANEL_HEIGHT = 4 * PANEL_SIZE  # height of a panel; very narrow images are squeezed
 GAP = 6
-TITLE, TITLE_LENGTH = 22, 30  # height in pixels, characters
-CELL = 22
+TITLE_HEIGHT, TITLE_LENGTH = 22, 30  # height in pixels, characters
+CELL_SIZE = 22
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _UNASSIGNED = "\uffff"  # no font has it, so its glyph is the box of a missing letter
 
 
-def font_for(names: Sequence[str], size: int, fallbacks: Sequence[str] = ()) -> tuple[Font, list[str]]:
+def load_font(names: Sequence[str], size: int, fallbacks: Sequence[str] = ()) -> tuple[Font, list[str]]:
     """A font, and names that it can draw; letters that no font has are replaced, not drawn as boxes.
 
     Pillow's own font has hardly more than ASCII. DejaVu Sans, which comes with matplotlib (extra `plots`), has Latin,
@@ -42,33 +42,38 @@ def font_for(names: Sequence[str], size: int, fallbacks: Sequence[str] = ()) -> 
             Default: the name with the numbers of such letters.
     """
     font: Font = ImageFont.load_default(size=size)
-    if not _has(font, "".join(names)):
-        font = _dejavu(size) or font
-    shown = []
+    if not _has_glyphs(font, "".join(names)):
+        font = _load_dejavu(size) or font
+    drawable = []
     for index, name in enumerate(names):
-        if not _has(font, name):
-            plain = "".join(
+        if not _has_glyphs(font, name):
+            without_accents = "".join(
                 letter for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter)
             )
-            escaped = "".join(x if _has(font, x) else x.encode("ascii", "backslashreplace").decode() for x in plain)
-            name = plain if _has(font, plain) else fallbacks[index] if fallbacks else escaped
-        shown.append(name)
-    return font, shown
+            escaped = "".join(
+                letter if _has_glyphs(font, letter) else letter.encode("ascii", "backslashreplace").decode()
+                for letter in without_accents
+            )
+            name = (
+                without_accents if _has_glyphs(font, without_accents) else fallbacks[index] if fallbacks else escaped
+            )
+        drawable.append(name)
+    return font, drawable
 
 
-def class_font(names: Sequence[str], size: int) -> tuple[Font, list[str]]:
+def load_class_font(names: Sequence[str], size: int) -> tuple[Font, list[str]]:
     """The same for the names of all classes, by id: `class 3` stands for one whose letters the font lacks."""
-    return font_for(names, size, [f"class {index}" for index in range(len(names))])
+    return load_font(names, size, [f"class {index}" for index in range(len(names))])
 
 
-def _has(font: Font, text: str) -> bool:
+def _has_glyphs(font: Font, text: str) -> bool:
     """Whether a font has all letters of a text."""
-    box = bytes(font.getmask(_UNASSIGNED))
-    return all(letter.isascii() or bytes(font.getmask(letter)) != box for letter in set(text))
+    missing_glyph = bytes(font.getmask(_UNASSIGNED))
+    return all(letter.isascii() or bytes(font.getmask(letter)) != missing_glyph for letter in set(text))
 
 
 @functools.cache
-def _dejavu(size: int) -> Font | None:
+def _load_dejavu(size: int) -> Font | None:
     try:
         import matplotlib
 
@@ -85,37 +90,37 @@ def panels(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> Image
         titles: Name of each column.
 
     Returns:
-        RGB picture; each panel is `PANEL` pixels wide, and at most `LONGEST` high.
+        RGB picture; each panel is `PANEL_SIZE` pixels wide, and at most `MAX_PANEL_HEIGHT` high.
     """
-    heights = [min(max(1, round(PANEL * row[0].shape[0] / row[0].shape[1])), LONGEST) for row in rows]
-    width = len(titles) * (PANEL + GAP) + GAP
-    sheet = Image.new("RGB", (width, TITLE + sum(heights) + GAP * len(rows)), "white")
+    heights = [min(max(1, round(PANEL_SIZE * row[0].shape[0] / row[0].shape[1])), MAX_PANEL_HEIGHT) for row in rows]
+    width = len(titles) * (PANEL_SIZE + GAP) + GAP
+    sheet = Image.new("RGB", (width, TITLE_HEIGHT + sum(heights) + GAP * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
-    font, shown = font_for(titles, 13)
-    for column, title in enumerate(shown):
-        draw.text((GAP + column * (PANEL + GAP), 4), title, fill="black", font=font)
-    top = TITLE
+    font, drawable = load_font(titles, 13)
+    for column, title in enumerate(drawable):
+        draw.text((GAP + column * (PANEL_SIZE + GAP), 4), title, fill="black", font=font)
+    top = TITLE_HEIGHT
     for row, height in zip(rows, heights, strict=True):
         for column, picture in enumerate(row):
-            panel = Image.fromarray(picture).resize((PANEL, height), Image.Resampling.NEAREST)
-            sheet.paste(panel, (GAP + column * (PANEL + GAP), top))
+            panel = Image.fromarray(picture).resize((PANEL_SIZE, height), Image.Resampling.NEAREST)
+            sheet.paste(panel, (GAP + column * (PANEL_SIZE + GAP), top))
         top += height + GAP
     return sheet
 
 
 def contact_sheet(pictures: Iterable[Image.Image], titles: Sequence[str], columns: int = 4) -> Image.Image:
-    """Draws pictures row by row, each in a square of `PANEL` pixels under its title."""
+    """Draws pictures row by row, each in a square of `PANEL_SIZE` pixels under its title."""
     columns = min(columns, len(titles))
     rows = -(-len(titles) // columns)
-    sheet = Image.new("RGB", (columns * (PANEL + GAP) + GAP, rows * (TITLE + PANEL) + GAP), "white")
+    sheet = Image.new("RGB", (columns * (PANEL_SIZE + GAP) + GAP, rows * (TITLE_HEIGHT + PANEL_SIZE) + GAP), "white")
     draw = ImageDraw.Draw(sheet)
-    font, shown = font_for(titles, 11)
-    for index, (picture, title) in enumerate(zip(pictures, shown, strict=True)):
-        left, top = GAP + index % columns * (PANEL + GAP), index // columns * (TITLE + PANEL)
-        short = title if len(title) <= TITLE_LENGTH else f"...{title[3 - TITLE_LENGTH :]}"
-        draw.text((left, top + 6), short, fill="black", font=font)
-        picture.thumbnail((PANEL, PANEL))
-        sheet.paste(picture, (left, top + TITLE))
+    font, drawable = load_font(titles, 11)
+    for index, (picture, title) in enumerate(zip(pictures, drawable, strict=True)):
+        left, top = GAP + index % columns * (PANEL_SIZE + GAP), index // columns * (TITLE_HEIGHT + PANEL_SIZE)
+        short_title = title if len(title) <= TITLE_LENGTH else f"...{title[3 - TITLE_LENGTH :]}"
+        draw.text((left, top + 6), short_title, fill="black", font=font)
+        picture.thumbnail((PANEL_SIZE, PANEL_SIZE))
+        sheet.paste(picture, (left, top + TITLE_HEIGHT))
     return sheet
 
 
@@ -144,7 +149,7 @@ def three_channels(values: torch.Tensor) -> torch.Tensor:
     return F.pad(values, (0, 0, 0, 0, 0, 1))[:3] if len(values) == 2 else values[:3]
 
 
-def rgb_of(image: Image.Image | ChannelImage, channel_order: Sequence[int] | None = None) -> Image.Image:
+def to_rgb_image(image: Image.Image | ChannelImage, channel_order: Sequence[int] | None = None) -> Image.Image:
     """An image to show: the first three channels, in the order in which the model sees them."""
     order = list(channel_order or ())
     if isinstance(image, ChannelImage):
@@ -169,9 +174,9 @@ def denoising_picture(model: nn.Module, clean: torch.Tensor, *, seed: int = 0) -
     noisy = clean + sigma * noise
     rows = []
     for image, corrupted, restored in zip(clean, noisy, denoised, strict=True):
-        shown = to_uint8(torch.stack([image, corrupted, restored]))
+        pictures = to_uint8(torch.stack([image, corrupted, restored]))
         predicted = to_uint8(torch.stack([(corrupted - restored) / sigma]).clamp(-3, 3))
-        rows.append([shown[0], shown[1], predicted[0], shown[2]])
+        rows.append([pictures[0], pictures[1], predicted[0], pictures[2]])
     return panels(rows, ["image", "noisy image", "predicted noise", "denoised image"])
 
 
@@ -194,19 +199,19 @@ def segmentation_picture(
         number: Images to show.
         options: How to predict; whole images in one pass by default.
     """
-    table = []
+    rows = []
     for index in np.linspace(0, len(dataset) - 1, min(number, len(dataset))).round().astype(int):
         sample = dataset[int(index)]
         inputs = transform(sample)
         size = tuple(inputs["labels"].shape)
         order = getattr(transform.processor, "channel_order", None)
-        shown = [np.asarray(rgb_of(sample["image"], order)), colorize(sample["annotation"], dataset.classes)]
+        row = [np.asarray(to_rgb_image(sample["image"], order)), colorize(sample["annotation"], dataset.classes)]
         for model in models.values():
             device = next(model.parameters()).device
             pixels = normalize(inputs["pixel_values"][None].to(device))
-            shown.append(colorize(predict(model.eval(), pixels, size, options)[0].cpu().numpy(), dataset.classes))
-        table.append(shown)
-    return panels(table, ["image", "labels", *models])
+            row.append(colorize(predict(model.eval(), pixels, size, options)[0].cpu().numpy(), dataset.classes))
+        rows.append(row)
+    return panels(rows, ["image", "labels", *models])
 
 
 def confusion_picture(counts: torch.Tensor, names: Sequence[str]) -> Image.Image:
@@ -220,31 +225,31 @@ def confusion_picture(counts: torch.Tensor, names: Sequence[str]) -> Image.Image
         RGB picture; rows of classes without a pixel are empty.
     """
     values = counts.double().cpu().numpy()
-    shares = values / np.maximum(values.sum(1, keepdims=True), 1)
-    font, names = class_font(names, 12)
-    small, _ = font_for([], 10)
+    fractions = values / np.maximum(values.sum(1, keepdims=True), 1)
+    font, names = load_class_font(names, 12)
+    small_font, _ = load_font([], 10)
     margin = 10 + round(max(font.getlength(name) for name in names))
-    side = CELL * len(names)
+    side = CELL_SIZE * len(names)
     sheet = Image.new("RGB", (margin + side + 8, margin + side + 8), "white")
     draw = ImageDraw.Draw(sheet)
     for row, name in enumerate(names):
-        top = margin + CELL * row
-        draw.text((margin - 4, top + CELL // 2), name, fill="black", font=font, anchor="rm")
-        for column, share in enumerate(shares[row]):
-            left = margin + CELL * column
+        top = margin + CELL_SIZE * row
+        draw.text((margin - 4, top + CELL_SIZE // 2), name, fill="black", font=font, anchor="rm")
+        for column, fraction in enumerate(fractions[row]):
+            left = margin + CELL_SIZE * column
             # Square roots, so that rare confusions can be seen.
-            shade = round(255 * (1 - share**0.5))
-            draw.rectangle((left, top, left + CELL - 2, top + CELL - 2), fill=(shade, shade, 255))
-            if share >= 0.01:
+            shade = round(255 * (1 - fraction**0.5))
+            draw.rectangle((left, top, left + CELL_SIZE - 2, top + CELL_SIZE - 2), fill=(shade, shade, 255))
+            if fraction >= 0.01:
                 color = "white" if shade < 128 else "black"
-                center = (left + CELL // 2 - 1, top + CELL // 2 - 1)
-                draw.text(center, f"{100 * share:.0f}", fill=color, font=small, anchor="mm")
+                center = (left + CELL_SIZE // 2 - 1, top + CELL_SIZE // 2 - 1)
+                draw.text(center, f"{100 * fraction:.0f}", fill=color, font=small_font, anchor="mm")
     # Column names are the row names, rotated.
-    turned = Image.new("RGB", (margin, side), "white")
-    pen = ImageDraw.Draw(turned)
+    rotated = Image.new("RGB", (margin, side), "white")
+    pen = ImageDraw.Draw(rotated)
     for column, name in enumerate(names):
-        pen.text((margin - 4, side - CELL * column - CELL // 2), name, fill="black", font=font, anchor="rm")
-    sheet.paste(turned.transpose(Image.Transpose.ROTATE_270), (margin, 0))
+        pen.text((margin - 4, side - CELL_SIZE * column - CELL_SIZE // 2), name, fill="black", font=font, anchor="rm")
+    sheet.paste(rotated.transpose(Image.Transpose.ROTATE_270), (margin, 0))
     return sheet
 
 
@@ -260,7 +265,7 @@ def overlay(image: Image.Image, mask: np.ndarray, classes: ClassTable) -> Image.
 
 def legend(classes: ClassTable) -> Image.Image:
     """Draws the colours of the classes with their names, one per line."""
-    (font, names), line = class_font(classes.names, 14), 22
+    (font, names), line = load_class_font(classes.names, 14), 22
     width = 44 + round(max(font.getlength(name) for name in names))
     sheet = Image.new("RGB", (width, line * classes.num_classes + 8), "white")
     draw = ImageDraw.Draw(sheet)

@@ -19,10 +19,10 @@ from ddep_hub.evaluation.evaluate import run_evaluation
 from ddep_hub.training.arguments import PretrainArguments
 from ddep_hub.training.finetuning import finetune, open_train_and_val
 from ddep_hub.training.pretraining import PretrainTrainer, open_sources, pretrain
-from ddep_hub.training.run_arguments import counting_time
+from ddep_hub.training.run_arguments import track_time
 from ddep_hub.utils.arguments import build_arguments, did_you_mean
 from ddep_hub.utils.files import atomic_write, check_no_file, locked
-from ddep_hub.utils.processes import own_state
+from ddep_hub.utils.processes import isolate_state
 
 from .config import SCENES, Method, Study, StudyArguments, read_study
 from .own_data import Steps, advice, draw_examples, own_data_study, steps_within
@@ -32,8 +32,8 @@ from .report import Row, add_row, read_rows, write_report
 WAIT = 5.0  # seconds between checks on other processes
 
 
-@counting_time()
-@own_state()
+@track_time()
+@isolate_state()
 def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict[str, Any]]:
     """Compares ways to start fine-tuning: runs the missing parts of a study and writes its report.
 

@@ -16,7 +16,7 @@ from ddep_hub.data.preprocessing import Normalize, resize, to_tensor
 from ddep_hub.data.splits import choose_labelled
 from ddep_hub.data.unlabelled import unlabelled_images
 from ddep_hub.encoders import extract_features
-from ddep_hub.evaluation.visualization import contact_sheet, rgb_of
+from ddep_hub.evaluation.visualization import contact_sheet, to_rgb_image
 from ddep_hub.pretrained import load_processor, load_trained, stored_config
 from ddep_hub.utils.files import atomic_dir, check_empty
 from ddep_hub.utils.values import convert
@@ -122,7 +122,7 @@ def select(
         # A line that starts with # would be a comment.
         lines = [f"./{name}\n" if name.startswith("#") else f"{name}\n" for name in names]
         (folder / SELECTED_LIST).write_text("".join(lines), encoding="utf-8")
-        pictures = (rgb_of(decode_image(path, channels)) for path in chosen)
+        pictures = (to_rgb_image(decode_image(path, channels)) for path in chosen)
         contact_sheet(pictures, names).save(folder / SELECTED_PICTURE)
         check_empty(output_dir)  # again: reading the images may have taken long
     return chosen

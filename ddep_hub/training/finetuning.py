@@ -34,13 +34,13 @@ from ddep_hub.evaluation.visualization import segmentation_picture
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.pretrained import with_image_size
 from ddep_hub.utils.arguments import build_arguments
-from ddep_hub.utils.processes import own_state, sum_over_processes
+from ddep_hub.utils.processes import isolate_state, sum_over_processes
 
 from .arguments import FinetuneArguments
 from .losses import SegmentationLoss, UnlabelledLoss, median_frequency_weights, unlabelled_sources
 from .models import channels_of_run, finetuning_model, processor_of_run
 from .optim import learning_rate_factors, set_encoder_mode
-from .run_arguments import counting_time
+from .run_arguments import track_time
 from .stages import STAGE, pretrain_first, record_of
 from .trainer import Batch, Trainer
 
@@ -51,8 +51,8 @@ logger = logging.getLogger(__name__)
 MAX_CLASSES = 12  # whose IoU is printed at the end
 
 
-@counting_time()
-@own_state()
+@track_time()
+@isolate_state()
 def finetune(arguments: FinetuneArguments | None = None, **kwargs: Any) -> dict[str, Any]:
     """Fine-tunes a model on few labelled images and writes the run folder.
 

@@ -29,11 +29,11 @@ from ddep_hub.modeling_ddep import DDePForPreTraining
 from ddep_hub.pretrained import stored_config
 from ddep_hub.utils.arguments import build_arguments
 from ddep_hub.utils.files import resolve_data
-from ddep_hub.utils.processes import own_state
+from ddep_hub.utils.processes import isolate_state
 
 from .arguments import PretrainArguments
 from .models import channels_of_run, pretraining_model, processor_of_run
-from .run_arguments import counting_time, micro_batches
+from .run_arguments import micro_batches, track_time
 from .trainer import Batch, Trainer
 
 
@@ -42,8 +42,8 @@ REFERENCE_IMAGES = 32
 REFERENCES = ("predicting_zero", "gaussian_blur", "linear_filter")
 
 
-@counting_time()
-@own_state()
+@track_time()
+@isolate_state()
 def pretrain(arguments: PretrainArguments | None = None, **kwargs: Any) -> dict[str, Any]:
     """Pretrains a decoder by denoising and writes the run folder.
 

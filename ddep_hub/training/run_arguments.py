@@ -235,7 +235,7 @@ _STARTED: ContextVar[float | None] = ContextVar("_STARTED", default=None)
 
 
 @contextlib.contextmanager
-def counting_time(started: float | None = None) -> Iterator[None]:
+def track_time(started: float | None = None) -> Iterator[None]:
     """Context in which `max_time` counts from its start; within another such context, from that one's start.
 
     Args:
@@ -252,7 +252,7 @@ def counting_time(started: float | None = None) -> Iterator[None]:
 
 
 def seconds_since_start() -> float:
-    """Seconds since the start that `max_time` counts from, see [`counting_time`]; 0 outside of it."""
+    """Seconds since the start that `max_time` counts from, see [`track_time`]; 0 outside of it."""
     started = _STARTED.get()
     return 0.0 if started is None else time.monotonic() - started
 

@@ -233,7 +233,7 @@ class Interruption:
     As a context manager it takes over the two signals in the main thread, and gives them back.
 
     Args:
-        max_seconds: Time limit, counted as [`counting_time`] says, outside of it from now on; `None` for none.
+        max_seconds: Time limit, counted as [`track_time`] says, outside of it from now on; `None` for none.
     """
 
     def __init__(self, max_seconds: float | None) -> None:

@@ -65,7 +65,7 @@ def check_no_file(output: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def naming_output(path: Path) -> Iterator[None]:
+def explain_write_errors(path: Path) -> Iterator[None]:
     """Names a file or folder of the output in errors of writing it, which need not name any."""
     try:
         yield

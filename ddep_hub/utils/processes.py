@@ -116,7 +116,7 @@ def build_accelerator(mixed_precision: str, *, channels: int = 3, **kwargs: Any)
 
 
 @contextlib.contextmanager
-def own_state() -> Iterator[None]:
+def isolate_state() -> Iterator[None]:
     """Context for a run in a program of others: it trains even where gradients are off, and may seed at will.
 
     The generators of `random`, NumPy and torch are as before afterwards; of GPUs, that of the current one. So are the

@@ -15,8 +15,8 @@ from ddep_hub.data.image_io import decode_image
 from ddep_hub.data.preprocessing import AnyImage, Normalize, resize, resize_with_processor, to_tensor
 from ddep_hub.evaluation.denoising import restore, validation_noise
 from ddep_hub.evaluation.inference import InferenceOptions, predict_probabilities
-from ddep_hub.evaluation.predict import classes_of
-from ddep_hub.evaluation.visualization import overlay, rgb_of, three_channels
+from ddep_hub.evaluation.predict import get_class_table
+from ddep_hub.evaluation.visualization import overlay, three_channels, to_rgb_image
 from ddep_hub.image_conversion import ChannelImage
 from ddep_hub.pretrained import load_denoiser, load_model, load_processor, stored_config
 
@@ -122,7 +122,7 @@ def segment(image: AnyImage, name: str) -> Segmentation:
         ValueError: The model is not fine-tuned.
     """
     model, processor = _segmenter(name)
-    classes = classes_of(model.config)
+    classes = get_class_table(model.config)
     image = fitted(image, MAX_PROBABILITIES // classes.num_classes)
     size = image.height, image.width
     pixel_values = processed(image, processor).to(DEVICE)
@@ -134,7 +134,7 @@ def segment(image: AnyImage, name: str) -> Segmentation:
     counts = np.bincount(ids.ravel(), minlength=classes.num_classes)
     shares = {int(index): counts[index] / ids.size for index in np.argsort(-counts, kind="stable") if counts[index]}
     return Segmentation(
-        overlay(rgb_of(image, processor.channel_order), ids, classes), confidence.cpu().numpy(), shares, classes
+        overlay(to_rgb_image(image, processor.channel_order), ids, classes), confidence.cpu().numpy(), shares, classes
     )
 
 

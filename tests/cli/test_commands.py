@@ -28,7 +28,7 @@ from ddep_hub.evaluation import evaluate as evaluation
 from ddep_hub.evaluation.arguments import PredictArguments
 from ddep_hub.evaluation.counting import count_pixels, evaluate_segmentation
 from ddep_hub.evaluation.inference import InferenceOptions
-from ddep_hub.evaluation.predict import classes_of
+from ddep_hub.evaluation.predict import get_class_table
 from ddep_hub.evaluation.prediction_files import find_images
 from ddep_hub.pretrained import load_denoiser, load_model
 from ddep_hub.training.arguments import FinetuneArguments
@@ -423,7 +423,7 @@ def test_models_are_loaded_as_what_they_were_trained_for(model, tmp_path, hybrid
 
 
 def test_classes_of_the_scenes_have_their_colours(model):
-    assert classes_of(load_model(model, None).config) == SCENE_CLASSES
+    assert get_class_table(load_model(model, None).config) == SCENE_CLASSES
 
 
 def test_predictions_have_the_colours_that_the_model_was_fine_tuned_with(data, tmp_path, capsys):
@@ -441,7 +441,7 @@ def test_predictions_have_the_colours_that_the_model_was_fine_tuned_with(data, t
     for folder in ("images", "annotations"):
         shutil.copytree(data / folder / "val", data / folder / "train")
     final = finetune(FinetuneArguments(data=str(data), output_dir=str(tmp_path / "run"), **fields, **splits))["final"]
-    assert classes_of(load_model(final, None).config).colors == own.colors != SCENE_CLASSES.colors
+    assert get_class_table(load_model(final, None).config).colors == own.colors != SCENE_CLASSES.colors
     command = ["predict", str(data / "images" / "val" / "a.png"), "--model", str(final)]
     assert main([*command, "--output_dir", str(tmp_path / "out"), "--predictions", "colors"]) == 0
     found = np.asarray(Image.open(tmp_path / "out" / "colors" / "a.png")).reshape(-1, 3)

@@ -12,7 +12,14 @@ from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
 from ddep_hub.evaluation.counting import evaluate_segmentation
 from ddep_hub.evaluation.metrics import ConfusionMatrix
-from ddep_hub.evaluation.visualization import GAP, LONGEST, PANEL, TITLE, panels, segmentation_picture
+from ddep_hub.evaluation.visualization import (
+    GAP,
+    MAX_PANEL_HEIGHT,
+    PANEL_SIZE,
+    TITLE_HEIGHT,
+    panels,
+    segmentation_picture,
+)
 
 
 @pytest.fixture
@@ -60,4 +67,4 @@ def test_picture(rows, hybrid_config):
 def test_panels_of_very_flat_and_very_narrow_images():
     flat, narrow = np.zeros((1, 500, 3), np.uint8), np.zeros((500, 1, 3), np.uint8)
     sheet = panels([[flat], [narrow]], ["image"])
-    assert sheet.width == PANEL + 2 * GAP and sheet.height == TITLE + 1 + LONGEST + 2 * GAP
+    assert sheet.width == PANEL_SIZE + 2 * GAP and sheet.height == TITLE_HEIGHT + 1 + MAX_PANEL_HEIGHT + 2 * GAP

@@ -23,7 +23,7 @@ from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.synthetic import SCENE_CLASSES
 from ddep_hub.evaluation import inference
 from ddep_hub.evaluation.arguments import PredictArguments
-from ddep_hub.evaluation.predict import AHEAD, predict_images, processor_of
+from ddep_hub.evaluation.predict import MAX_PENDING, get_processor, predict_images
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_a_folder_gets_the_masks_of_its_images_in_order(folder, scenes, tmp_path
     images = sorted((scenes / "images" / "train").iterdir())
     arguments = PredictArguments(model=str(folder), predictions=["ids"], output_dir=str(tmp_path / "masks"))
     names = predict_images([str(scenes / "images" / "train")], arguments)
-    assert names == [path.stem for path in images] and len(names) > AHEAD
+    assert names == [path.stem for path in images] and len(names) > MAX_PENDING
     for path, mask in zip(images, ddep_hub.predict(folder, images), strict=True):
         assert np.array_equal(np.asarray(Image.open(tmp_path / "masks" / "ids" / f"{path.stem}.png")), mask)
 
@@ -110,7 +110,7 @@ def test_images_that_need_much_memory_are_warned_of_once(action, folder, scenes,
         ddep_hub.predict(folder, images) if action == "predict" else ddep_hub.evaluate(folder, scenes)
 
     images = sorted((scenes / "images" / "val").iterdir())[:2]
-    monkeypatch.setattr(inference, "GIGABYTES", 1e-3)
+    monkeypatch.setattr(inference, "MEMORY_WARNING_GB", 1e-3)
     with pytest.warns(UserWarning) as caught:
         run()
     (said,) = [str(warning.message) for warning in caught if "GB of memory" in str(warning.message)]
@@ -202,12 +202,12 @@ def test_the_processor_lies_where_the_model_was_loaded_from(folder, tmp_path):
     where = {"subfolder": "final", "cache_dir": tmp_path / "cache", "local_files_only": True, "token": "hf_secret"}
     model = DDePForSemanticSegmentation.from_pretrained("org/seg", revision="v1", **where)
     for same in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert tuple(processor_of(same).image_mean) == (0.2, 0.2, 0.2)
+        assert tuple(get_processor(same).image_mean) == (0.2, 0.2, 0.2)
     assert copy.deepcopy(model)._hub_arguments["token"] == "hf_secret" and b"hf_secret" not in pickle.dumps(model)
     model.save_pretrained(tmp_path / "saved")
     assert "final" not in (tmp_path / "saved" / "config.json").read_text()
     local = DDePForSemanticSegmentation.from_pretrained(repository / "snapshots" / ("m" * 40), subfolder="final")
-    assert tuple(processor_of(local).image_mean) == (0.1, 0.1, 0.1)
+    assert tuple(get_processor(local).image_mean) == (0.1, 0.1, 0.1)
 
 
 def test_a_processor_that_cannot_be_had_is_no_missing_one(folder, scenes, tmp_path, monkeypatch):

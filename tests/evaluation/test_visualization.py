@@ -11,7 +11,7 @@ from ddep_hub.data.classes import ClassTable, class_colors
 from ddep_hub.data.dataset_registry import get_dataset_info
 from ddep_hub.data.masks import decode_mask
 from ddep_hub.evaluation.prediction_files import MaskWriter
-from ddep_hub.evaluation.visualization import _dejavu, class_font, font_for, legend, overlay
+from ddep_hub.evaluation.visualization import _load_dejavu, legend, load_class_font, load_font, overlay
 
 
 CITYSCAPES = get_dataset_info("cityscapes")
@@ -60,22 +60,22 @@ def test_the_legend_shows_every_colour():
 @pytest.mark.parametrize("installed", [True, False])
 def test_names_are_legible_in_any_script(monkeypatch, installed):
     """Not boxes: by matplotlib's font, or without accents, or by the class id."""
-    _dejavu.cache_clear()
+    _load_dejavu.cache_clear()
     if installed:
         pytest.importorskip("matplotlib")
     else:
         monkeypatch.setitem(sys.modules, "matplotlib", None)
     names = ("Fläche", "建物", "вода", "road")
-    font, shown = class_font(names, 14)
+    font, shown = load_class_font(names, 14)
     assert shown == (["Fläche", "class 1", "вода", "road"] if installed else ["Flache", "class 1", "class 2", "road"])
     box = bytes(font.getmask("\uffff"))
     assert not any(bytes(font.getmask(letter)) == box for name in shown for letter in name)
-    assert font_for(["photo-建.png"], 11)[1] == ["photo-\\u5efa.png"]
-    assert class_font(("sky", "road"), 14)[0].getname()[0] == "Aileron"  # as before
+    assert load_font(["photo-建.png"], 11)[1] == ["photo-\\u5efa.png"]
+    assert load_class_font(("sky", "road"), 14)[0].getname()[0] == "Aileron"  # as before
     colors = class_colors(4)
     other = ClassTable(names=tuple(shown), colors=colors)
     assert np.array_equal(legend(ClassTable(names=names, colors=colors)), legend(other)) or not installed
-    _dejavu.cache_clear()
+    _load_dejavu.cache_clear()
 
 
 def test_classes_of_one_colour_are_warned_of_where_they_are_painted(tmp_path):

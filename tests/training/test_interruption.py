@@ -11,7 +11,7 @@ from launching import TINY, launcher, start
 from ddep_hub.cli import main
 from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.pretraining import pretrain
-from ddep_hub.training.run_arguments import counting_time, parse_time
+from ddep_hub.training.run_arguments import parse_time, track_time
 from ddep_hub.training.run_dir import EXIT_CODE, Interruption, RunInterrupted
 
 
@@ -41,10 +41,10 @@ def test_a_signal_is_noted_and_handlers_are_given_back(number):
 
 
 def test_time_counts_from_the_start_of_the_command():
-    with counting_time(time.monotonic() - 100), counting_time():
+    with track_time(time.monotonic() - 100), track_time():
         assert Interruption(101).reason is None
         assert "max_time" in Interruption(99).reason
-    with counting_time():  # a later call in the same program
+    with track_time():  # a later call in the same program
         assert Interruption(99).reason is None
     assert Interruption(99).reason is None
 
