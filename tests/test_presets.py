@@ -17,7 +17,7 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.data.dataset_registry import get_dataset_info
 from ddep_hub.label_efficiency.config import StudyArguments
-from ddep_hub.label_efficiency.runner import chosen_study
+from ddep_hub.label_efficiency.runner import build_study
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.utils.arguments import build_arguments, list_presets, parse_arguments, preset_file
 
@@ -227,7 +227,7 @@ def test_lines_are_short(path):
 
 @named(STUDIES)
 def test_studies_resolve_every_run(path, tmp_path):
-    study = chosen_study(StudyArguments(study=str(path), unlabelled=[str(tmp_path)]))
+    study = build_study(StudyArguments(study=str(path), unlabelled=[str(tmp_path)]))
     methods = {method.name: method for method in study.methods}
     assert {"encoder", "ddep", "dep", "random"} <= set(methods)
     assert methods["encoder"].baseline and methods["random"].baseline

@@ -32,9 +32,9 @@ ENTRIES: dict[str, tuple[Any, str]] = {
     "data": (str, "a path or a name"),
 }
 # Arguments that a row states in its own columns, or that follow from its method.
-_ROW = {"seed", "split_seed", "label_fraction", "pretrained"}
+_ROW_ARGUMENTS = {"seed", "split_seed", "label_fraction", "pretrained"}
 # Arguments that did not exist in the first studies; at their defaults, old rows stay valid.
-_ADDED = {
+_LATER_ARGUMENTS = {
     *("class_crops", "pretraining_steps", "denoising_weight", "consistency_weight"),
     *("num_channels", "encoder_out_indices", "encoder_img_size", "image_mean", "image_std"),
     *("channel_order", "head_lr_factor"),
@@ -105,9 +105,9 @@ class StudyArguments(LabelledDataArguments):
             raise ValueError(f"labels must be positive, got {self.labels}.")
         if self.minutes is not None and self.minutes <= 0:
             raise ValueError(f"minutes must be positive, got {self.minutes}.")
-        own = [name for name in ("labels", "minutes", *OVERRIDES) if getattr(self, name)]
-        if own and not self.on_own_data:
-            raise ValueError(f"{own[0]} is for comparisons on your own data: pass data, without study.")
+        own_data_options = [name for name in ("labels", "minutes", *OVERRIDES) if getattr(self, name)]
+        if own_data_options and not self.on_own_data:
+            raise ValueError(f"{own_data_options[0]} is for comparisons on your own data: pass data, without study.")
 
     @property
     def on_own_data(self) -> bool:
@@ -155,8 +155,8 @@ class Study:
     def pretrain_arguments(self, method: Method, folder: Path) -> PretrainArguments:
         """Arguments of a method's pretraining in a folder below `folder`; methods with equal ones share it."""
         values: dict[str, Any] = {"images": self.images, **(method.pretraining or {})}
-        random = values.get("encoder_weights") == "none"  # an encoder that is nowhere else
-        values.setdefault("decoder_only", values.get("freeze_encoder", True) and not random)
+        is_random_encoder = values.get("encoder_weights") == "none"  # an encoder that is nowhere else
+        values.setdefault("decoder_only", values.get("freeze_encoder", True) and not is_random_encoder)
         args: PretrainArguments = _parse(PretrainArguments, values, f"method `{method.name}`, pretraining")
         args.output_dir = str(folder / self._pretraining_digest(method, args))
         args.resume_from_checkpoint = "latest"
@@ -164,8 +164,8 @@ class Study:
 
     def _pretraining_digest(self, method: Method, args: PretrainArguments) -> str:
         # The study's images may move; a method's own images are part of its settings.
-        own = method.pretraining is not None and "images" in method.pretraining
-        return _digest(args, images=args.images) if own else _digest(args)
+        has_own_images = method.pretraining is not None and "images" in method.pretraining
+        return _digest(args, images=args.images) if has_own_images else _digest(args)
 
     def finetune_arguments(
         self, method: Method, fraction: str, seed: int, folder: Path, decoder: str | None
@@ -194,12 +194,14 @@ class Study:
         """Arguments of the evaluation of a fine-tuned model; `None` if the scores of fine-tuning are taken."""
         if self.evaluation is None:
             return None
-        where = {field.name: getattr(finetuning, field.name) for field in dataclasses.fields(LabelledDataArguments)}
-        where["eval_split"] = finetuning.eval_split
+        data_values = {
+            field.name: getattr(finetuning, field.name) for field in dataclasses.fields(LabelledDataArguments)
+        }
+        data_values["eval_split"] = finetuning.eval_split
         if finetuning.val_fraction is not None:
-            where["eval_split"] = finetuning.train_split
-            where["split_file"] = f"{finetuning.output_dir}/validation.txt"
-        values = {**where, **self.evaluation}
+            data_values["eval_split"] = finetuning.train_split
+            data_values["split_file"] = f"{finetuning.output_dir}/validation.txt"
+        values = {**data_values, **self.evaluation}
         values |= {"model": f"{finetuning.output_dir}/final"}
         args: EvaluateArguments = _parse(EvaluateArguments, values, "evaluation")
         args.output_dir = f"{finetuning.output_dir}/evaluation"
@@ -243,24 +245,29 @@ def read_study(path: str | Path) -> Study:
     for name in ("methods", "baselines", "fractions"):
         if not content.get(name):
             raise ValueError(f"{path} lacks `{name}`.")
-    images, baselines = ([v] if isinstance(v := content.get(n) or [], str) else v for n in ("images", "baselines"))
+    images, baselines = (
+        [value] if isinstance(value := content.get(key) or [], str) else value for key in ("images", "baselines")
+    )
     shared = {section: dict(content.get(section) or {}) for section in SECTIONS}
     for section in shared.values():
         if "config" in section:
             section["config"] = str(Path(path).parent / section["config"])
     methods = []
     for name, entry in content["methods"].items():
-        own = {} if entry is None else entry
-        for part in (own, *(own.values() if isinstance(own, dict) else ())):
+        sections = {} if entry is None else entry
+        for part in (
+            sections,
+            *(sections.values() if isinstance(sections, dict) else ()),
+        ):
             if not isinstance(part, dict | None):
                 raise ValueError(f"{path}, method `{name}`: {part!r} must be `name: value` lines.")
-        if unknown := set(own) - set(SECTIONS):
+        if unknown := set(sections) - set(SECTIONS):
             raise ValueError(f"{path}, method `{name}`: unknown {sorted(unknown)}. Use {', '.join(SECTIONS)}.")
-        model, pretraining, finetuning = ({**shared[section], **(own.get(section) or {})} for section in SECTIONS)
+        model, pretraining, finetuning = ({**shared[section], **(sections.get(section) or {})} for section in SECTIONS)
         encoder = {key: value for key, value in model.items() if key == "encoder_weights"}
         if finetuning.get("pretrained"):
             parts: tuple[Any, Any] = None, {**encoder, **finetuning}
-        elif "pretraining" in own:
+        elif "pretraining" in sections:
             # A decoder-only checkpoint gets its encoder again in fine-tuning.
             shape = encoder if pretraining.get("pretrained") else model
             parts = {**shape, **pretraining}, {**encoder, **finetuning}
@@ -280,37 +287,37 @@ def read_study(path: str | Path) -> Study:
     return Study(methods, seeds, content.get("data"), images, content.get("evaluation"))
 
 
-def _parse(cls: type[Any], values: Mapping[str, Any], where: str) -> Any:
+def _parse(cls: type[Any], values: Mapping[str, Any], context: str) -> Any:
     """Arguments through the scripts' own parser, which checks types, ranges and names."""
-    names = [known.name for known in dataclasses.fields(cls)]
+    names = [argument.name for argument in dataclasses.fields(cls)]
     for name in values:
         if name not in (*names, "config", "preset"):
-            raise ValueError(f"{where}: unknown argument {did_you_mean(name, names)}")
-    check_shapes(cls, values, where)
+            raise ValueError(f"{context}: unknown argument {did_you_mean(name, names)}")
+    check_shapes(cls, values, context)
     try:
         return parse_arguments(cls, as_flags(dict(values)))
     except SystemExit as error:
-        raise ValueError(f"{where}: these arguments cannot be combined; the message above says why.") from error
+        raise ValueError(f"{context}: these arguments cannot be combined; the message above says why.") from error
 
 
-def _digest(args: PretrainArguments | FinetuneArguments, **more: Any) -> str:
+def _digest(args: PretrainArguments | FinetuneArguments, **extra: Any) -> str:
     """Short hash of the arguments that a result depends on, and of `more`.
 
     Defaults count, as they may change from one release to the next. Arguments that are off do not, and earlier names
     stand for renamed ones, so the rows of earlier releases stay valid.
     """
-    ignored = _ROW if isinstance(args, FinetuneArguments) else _ROW - {"pretrained"}
+    ignored = _ROW_ARGUMENTS if isinstance(args, FinetuneArguments) else _ROW_ARGUMENTS - {"pretrained"}
     ignored |= set(names_with(PretrainArguments, "resumable")) | set(names_with(FinetuneArguments, "resumable"))
-    chosen = dict(more)
-    for known in dataclasses.fields(args):
-        value = getattr(args, known.name)
-        if known.name in _ADDED and value in (known.default, []):
+    values = dict(extra)
+    for argument in dataclasses.fields(args):
+        value = getattr(args, argument.name)
+        if argument.name in _LATER_ARGUMENTS and value in (argument.default, []):
             continue
-        if known.name not in ignored - {"eval_split"} and value is not None and value is not False:
-            chosen[known.metadata.get("renamed_from") or known.name] = value
+        if argument.name not in ignored - {"eval_split"} and value is not None and value is not False:
+            values[argument.metadata.get("renamed_from") or argument.name] = value
     if getattr(args, "unlabelled", None):  # where they lie may change
-        chosen["unlabelled"] = True
-    return _hash(chosen)
+        values["unlabelled"] = True
+    return _hash(values)
 
 
 def _hash(values: Mapping[str, Any]) -> str:

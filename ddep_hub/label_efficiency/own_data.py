@@ -27,11 +27,11 @@ from .config import OVERRIDES, Method, Study, StudyArguments
 from .report import Curves, Row, curves, paired_difference
 
 
-RANDOM, TARGET = "random decoder", "DDeP on your images"
+RANDOM_DECODER, DDEP_METHOD = "random decoder", "DDeP on your images"
 PRESET = "few-labels"
 # With fewer steps than this, a comparison says little about longer runs.
-FEW_STEPS = 300
-LABELS = (6, 12)
+MIN_RELIABLE_STEPS = 300
+DEFAULT_LABELS = (6, 12)
 MIN_SEEDS = 3
 
 
@@ -56,43 +56,43 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
     Raises:
         OSError, ValueError: The data cannot be opened, or has fewer images than `labels` asks for.
     """
-    shared = _shared(args)
+    shared = _shared_arguments(args)
     settings = build_arguments(FinetuneArguments, {**shared, "data": args.data})
     steps = steps or Steps(settings.max_steps, settings.pretraining_steps)
     shared["max_steps"] = steps.finetuning
     training, _ = open_train_and_val(settings)
-    number = len(training)
-    labels = args.labels or sorted({min(number, few) for few in LABELS})
-    if max(labels) > number:
-        raise ValueError(f"labels: {max(labels)} is more than the {number} training images of {args.data}.")
-    fitting = [model.name for model in list_pretrained() if model.encoder_name == settings.encoder_name]
-    sizes = _decoder_fields(fitting[0]) if fitting else {}
+    num_images = len(training)
+    labels = args.labels or sorted({min(num_images, count) for count in DEFAULT_LABELS})
+    if max(labels) > num_images:
+        raise ValueError(f"labels: {max(labels)} is more than the {num_images} training images of {args.data}.")
+    matching = [model.name for model in list_pretrained() if model.encoder_name == settings.encoder_name]
+    decoder_fields = _decoder_fields(matching[0]) if matching else {}
     encoder = {"encoder_name": settings.encoder_name}
-    images = number + (sum(map(len, unlabelled_sources(args.unlabelled))) if args.unlabelled else 0)
+    num_unlabelled = num_images + (sum(map(len, unlabelled_sources(args.unlabelled))) if args.unlabelled else 0)
     pretraining = {
         **encoder,
-        **sizes,
+        **decoder_fields,
         "encoder_weights": settings.encoder_weights,
         "num_channels": settings.num_channels,
         "max_steps": steps.pretraining,
         "crop_size": settings.crop_size,
         "scale": settings.scale,
         "image_size": settings.image_size,
-        "num_val_images": number_of_validation_images(images),
+        "num_val_images": number_of_validation_images(num_unlabelled),
     }
     without_encoder = {name: value for name, value in shared.items() if name != "encoder_name"}
-    methods = [Method(RANDOM, None, {**shared, **sizes}, baseline=True)]
-    methods += [Method(name, None, {**without_encoder, "pretrained": name}, baseline=False) for name in fitting]
-    methods.append(Method(TARGET, pretraining, without_encoder, baseline=False))
-    seeds = {str(Fraction(count, number)): args.seeds or 3 for count in sorted(labels)}
+    methods = [Method(RANDOM_DECODER, None, {**shared, **decoder_fields}, baseline=True)]
+    methods += [Method(name, None, {**without_encoder, "pretrained": name}, baseline=False) for name in matching]
+    methods.append(Method(DDEP_METHOD, pretraining, without_encoder, baseline=False))
+    seeds = {str(Fraction(count, num_images)): args.seeds or 3 for count in sorted(labels)}
     return Study(methods, seeds, args.data, args.unlabelled, None, own_data=True)
 
 
-def _shared(args: StudyArguments) -> dict[str, Any]:
+def _shared_arguments(args: StudyArguments) -> dict[str, Any]:
     """Arguments of fine-tuning that all methods share, but for where the data is."""
     names = [field.name for field in dataclasses.fields(LabelledDataArguments) if field.name != "data"]
-    given = {name: getattr(args, name) for name in (*names, *OVERRIDES)}
-    return {"preset": PRESET, **{name: value for name, value in given.items() if value is not None}}
+    values = {name: getattr(args, name) for name in (*names, *OVERRIDES)}
+    return {"preset": PRESET, **{name: value for name, value in values.items() if value is not None}}
 
 
 def _decoder_fields(name: str) -> dict[str, Any]:
@@ -101,84 +101,91 @@ def _decoder_fields(name: str) -> dict[str, Any]:
     return {field: value for field, value in stored.items() if field.startswith("decoder_") and field in names}
 
 
-def steps_within(args: StudyArguments, asked: Study) -> Steps:
+def fit_steps(args: StudyArguments, study: Study) -> Steps:
     """Steps with which all runs take `args.minutes`, from a short run of each kind; kept in `steps.json`.
 
     Fine-tuning and pretraining are shortened alike, and never longer than by default.
 
     Args:
         args: With `data` and `minutes`.
-        asked: The methods, labels and seeds that are to run.
+        study: The methods, labels and seeds that are to run.
 
     Raises:
         ValueError: The time is too short for this number of runs.
     """
-    output, full = Path(args.output_dir), own_data_study(args)
+    output, full_study = Path(args.output_dir), own_data_study(args)
     path = output / "steps.json"
     if path.exists():
         return Steps(**json.loads(path.read_text(encoding="utf-8")))
-    method = next(method for method in full.methods if method.name == TARGET)
-    pretrains = TARGET in {method.name for method in asked.methods}
+    method = next(method for method in full_study.methods if method.name == DDEP_METHOD)
+    has_pretraining = DDEP_METHOD in {method.name for method in study.methods}
     folder = output / ".timing"
-    fraction = next(iter(full.seeds))
-    short: dict[str, Any] = {
+    fraction = next(iter(full_study.seeds))
+    overrides: dict[str, Any] = {
         "max_steps": TIMED_STEPS,
         "save_steps": 0,
         "overwrite": True,
         "resume_from_checkpoint": None,
     }
-    pretraining = full.pretrain_arguments(method, folder)
-    finetuning = full.finetune_arguments(full.methods[0], fraction, 0, folder, None)
-    longest = Steps(finetuning.max_steps, pretraining.max_steps)
-    print(f"Timing {TIMED_STEPS} steps of {'pretraining and of ' * pretrains}fine-tuning.", flush=True)
-    started = time.monotonic()
-    first = 0.0
-    if pretrains:
+    pretraining = full_study.pretrain_arguments(method, folder)
+    finetuning = full_study.finetune_arguments(full_study.methods[0], fraction, 0, folder, None)
+    full_steps = Steps(finetuning.max_steps, pretraining.max_steps)
+    print(f"Timing {TIMED_STEPS} steps of {'pretraining and of ' * has_pretraining}fine-tuning.", flush=True)
+    start = time.monotonic()
+    pretraining_seconds = 0.0
+    if has_pretraining:
         training = open_train_and_val(finetuning)[0]
-        first = PretrainTrainer(dataclasses.replace(pretraining, **short), more_images=[training]).run()["seconds"]
-    second = finetune(dataclasses.replace(finetuning, **short))["seconds"]
-    around = time.monotonic() - started - first - second  # of one run: building, reading, evaluating
+        pretraining_seconds = PretrainTrainer(
+            dataclasses.replace(pretraining, **overrides), more_images=[training]
+        ).run()["seconds"]
+    finetuning_seconds = finetune(dataclasses.replace(finetuning, **overrides))["seconds"]
+    # Of one run: building, reading, evaluating.
+    overhead = time.monotonic() - start - pretraining_seconds - finetuning_seconds
     shutil.rmtree(folder, ignore_errors=True)
-    runs = len(asked.methods) * sum(asked.seeds.values())
-    seconds = (runs * longest.finetuning * second + longest.pretraining * first) / TIMED_STEPS
-    left = 60 * float(args.minutes or 0) - around * (runs + pretrains)
-    share = min(1.0, left / seconds)
-    steps = Steps(round(share * longest.finetuning), round(share * longest.pretraining))
+    num_runs = len(study.methods) * sum(study.seeds.values())
+    seconds = (
+        num_runs * full_steps.finetuning * finetuning_seconds + full_steps.pretraining * pretraining_seconds
+    ) / TIMED_STEPS
+    remaining = 60 * float(args.minutes or 0) - overhead * (num_runs + has_pretraining)
+    budget_fraction = min(1.0, remaining / seconds)
+    steps = Steps(round(budget_fraction * full_steps.finetuning), round(budget_fraction * full_steps.pretraining))
     if steps.finetuning < TIMED_STEPS:
-        least = around * (runs + pretrains) + seconds * (TIMED_STEPS + 1) / longest.finetuning
+        min_seconds = overhead * (num_runs + has_pretraining) + seconds * (TIMED_STEPS + 1) / full_steps.finetuning
         raise ValueError(
-            f"minutes: {args.minutes:g} is too short for {runs} runs, which take at least {math.ceil(least / 60)}. "
-            "Allow more, or compare fewer methods, labels and seeds."
+            f"minutes: {args.minutes:g} is too short for {num_runs} runs, which take at least "
+            f"{math.ceil(min_seconds / 60)}. Allow more, or compare fewer methods, labels and seeds."
         )
-    if steps.finetuning < FEW_STEPS:
+    if steps.finetuning < MIN_RELIABLE_STEPS:
         print(
-            f"Only {steps.finetuning} fine-tuning steps fit into {args.minutes:g} minutes with {runs} runs; with the "
-            f"default of {longest.finetuning}, results may differ."
+            f"Only {steps.finetuning} fine-tuning steps fit into {args.minutes:g} minutes with {num_runs} runs; with "
+            f"the default of {full_steps.finetuning}, results may differ."
         )
     output.mkdir(parents=True, exist_ok=True)
     atomic_write(path, json.dumps(dataclasses.asdict(steps)) + "\n")
     return steps
 
 
-def advice(rows: list[Row]) -> str:
+def recommend(rows: list[Row]) -> str:
     """Says in one sentence which decoder to start from.
 
     The one with the highest mean at the fewest labels whose 95 % interval of the paired difference to a random decoder
     is above 0.
     """
     points: Curves = curves(rows)
-    if RANDOM not in points:
-        return f"There is no row of `{RANDOM}` yet to compare with."
-    fraction, baseline = next(iter(points[RANDOM].items()))
-    others = {name: by[fraction] for name, by in points.items() if name != RANDOM and fraction in by}
+    if RANDOM_DECODER not in points:
+        return f"There is no row of `{RANDOM_DECODER}` yet to compare with."
+    fraction, baseline = next(iter(points[RANDOM_DECODER].items()))
+    pretrained_points = {
+        name: curve[fraction] for name, curve in points.items() if name != RANDOM_DECODER and fraction in curve
+    }
     best: tuple[float, str] | None = None
-    for name, point in others.items():
+    for name, point in pretrained_points.items():
         difference = paired_difference(point, baseline)
         if difference is None or difference.interval is None or len(difference.by_seed) < MIN_SEEDS:
             continue
         low, high = difference.interval
         if low > 0 and (best is None or difference.mean > best[0]):
-            flag = "`--unlabelled`" if name == TARGET else f"`--pretrained {name}`"
+            flag = "`--unlabelled`" if name == DDEP_METHOD else f"`--pretrained {name}`"
             best = (
                 difference.mean,
                 f"Use {name} ({flag}): {difference.mean:+.1f} points of mIoU over a random decoder with "
@@ -204,8 +211,8 @@ def draw_examples(study: Study, finals: Mapping[str, Path], path: Path) -> None:
         path: The picture.
     """
     models = {name: load_model(folder) for name, folder in finals.items()}
-    first = next(iter(models.values()))
-    processor = load_processor(next(iter(finals.values())), first.config)
+    first_model = next(iter(models.values()))
+    processor = load_processor(next(iter(finals.values())), first_model.config)
     arguments = study.finetune_arguments(study.methods[0], next(iter(study.seeds)), 0, Path(), None)
     picture = segmentation_picture(
         models,

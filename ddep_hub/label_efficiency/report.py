@@ -57,7 +57,7 @@ def read_rows(path: str | Path) -> list[Row]:
             raise ValueError(f"{path} is not the table of a study: its columns must be {','.join(COLUMNS)}.")
         for entry in reader:
             try:
-                row = Row(**{name: _value(name, entry[name]) for name in COLUMNS})
+                row = Row(**{name: _parse_value(name, entry[name]) for name in COLUMNS})
                 if row.key in rows:
                     raise ValueError("an earlier row has the same method, fraction and seed")
             except (TypeError, ValueError) as error:
@@ -68,7 +68,7 @@ def read_rows(path: str | Path) -> list[Row]:
     return list(rows.values())
 
 
-def _value(name: str, text: str) -> Any:
+def _parse_value(name: str, text: str) -> Any:
     if name == "fraction":
         return str(parse_fraction(text))
     if name == "denoising_error":
@@ -82,11 +82,11 @@ def add_row(path: str | Path, row: Row) -> None:
     """Adds a row to a table that several processes may write to; a kill leaves the old table or the new one."""
     path = Path(path)
     with locked(path.with_name(f".{path.name}.lock"), wait=True):
-        rows = {known.key: known for known in read_rows(path)} | {row.key: row}
+        rows = {existing.key: existing for existing in read_rows(path)} | {row.key: row}
         text = io.StringIO()
         writer = csv.DictWriter(text, list(COLUMNS), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(asdict(known) for known in rows.values())
+        writer.writerows(asdict(existing) for existing in rows.values())
         atomic_write(path, text.getvalue())
 
 
@@ -122,7 +122,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Needed:
+class LabelsNeeded:
     """Number of labelled images with which a method reaches a score; `at_most` if it does so with its fewest."""
 
     number: float
@@ -152,19 +152,19 @@ def paired_difference(treated: Point, baseline: Point) -> Difference | None:
     values = [treated.scores[seed] - baseline.scores[seed] for seed in seeds]
     interval = None
     if len(seeds) > 1:
-        half = student_quantile(len(seeds) - 1) * stdev(values) / len(seeds) ** 0.5
-        interval = mean(values) - half, mean(values) + half
+        margin = student_quantile(len(seeds) - 1) * stdev(values) / len(seeds) ** 0.5
+        interval = mean(values) - margin, mean(values) + margin
     return Difference(dict(zip(seeds, values, strict=True)), interval)
 
 
-def student_quantile(freedom: int) -> float:
+def student_quantile(df: int) -> float:
     """The 97.5 % quantile of Student's t distribution, for a two-sided 95 % interval.
 
     Args:
-        freedom: Degrees of freedom; above 10, an approximation that is right to 0.01.
+        df: Degrees of freedom; above 10, an approximation that is right to 0.01.
     """
     table = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-    return table[freedom - 1] if freedom <= len(table) else 1.96 + 2.372 / freedom + 2.82 / freedom**2
+    return table[df - 1] if df <= len(table) else 1.96 + 2.372 / df + 2.82 / df**2
 
 
 def best_baseline(points: Curves, baselines: Sequence[str], treated: Point, fraction: str) -> str | None:
@@ -172,30 +172,30 @@ def best_baseline(points: Curves, baselines: Sequence[str], treated: Point, frac
 
     It is chosen by the scores that it is then compared on, which favours the baseline.
     """
-    measured = {name: points[name][fraction] for name in baselines if fraction in points.get(name, {})}
-    found = {name: paired_difference(treated, point) for name, point in measured.items()}
-    means = {name: difference.mean for name, difference in found.items() if difference is not None}
+    baseline_points = {name: points[name][fraction] for name in baselines if fraction in points.get(name, {})}
+    differences = {name: paired_difference(treated, point) for name, point in baseline_points.items()}
+    means = {name: difference.mean for name, difference in differences.items() if difference is not None}
     return min(means, key=means.__getitem__, default=None)
 
 
-def labels_needed(curve: dict[str, Point], treated: Point) -> Needed | None:
+def labels_needed(curve: dict[str, Point], treated: Point) -> LabelsNeeded | None:
     """Number of labelled images at which a curve first reaches a point's score; `None` if it never does.
 
     Each fraction is compared on shared seeds, as in [`paired_difference`]. Between fractions, the difference is taken
     as linear in the logarithm of the number of images.
     """
-    before: tuple[int, float] | None = None
+    previous: tuple[int, float] | None = None
     for point in curve.values():
         difference = paired_difference(treated, point)
         if difference is None:
             continue
         lead = difference.mean
         if lead <= 0:
-            if before is None:
-                return Needed(point.labelled, at_most=True)
-            share = before[1] / (before[1] - lead)
-            return Needed(before[0] * (point.labelled / before[0]) ** share, at_most=False)
-        before = point.labelled, lead
+            if previous is None:
+                return LabelsNeeded(point.labelled, at_most=True)
+            fraction = previous[1] / (previous[1] - lead)
+            return LabelsNeeded(previous[0] * (point.labelled / previous[0]) ** fraction, at_most=False)
+        previous = point.labelled, lead
     return None
 
 
@@ -213,9 +213,9 @@ def comparison_table(scores: Mapping[str, Mapping[int, float]]) -> str:
 def verdict(baseline: Mapping[int, float], treated: Mapping[int, float]) -> str:
     """One line: the paired differences by seed, and "a gain" only if every seed shows one."""
     differences = [treated[seed] - baseline[seed] for seed in baseline]
-    listed = ", ".join(f"{difference:+.2f}" for difference in differences)
+    by_seed = ", ".join(f"{difference:+.2f}" for difference in differences)
     gain = "a gain for every seed" if min(differences) > 0 else "no gain at this budget"
-    return f"DDeP minus random decoder: {mean(differences):+.2f} mIoU (by seed: {listed}): {gain}"
+    return f"DDeP minus random decoder: {mean(differences):+.2f} mIoU (by seed: {by_seed}): {gain}"
 
 
 def write_report(study: Study, rows: list[Row], output: Path, *, title: str, summary: str | None = None) -> str:
@@ -225,8 +225,8 @@ def write_report(study: Study, rows: list[Row], output: Path, *, title: str, sum
         ImportError: matplotlib is not installed; says how to install it.
     """
     points = curves(row for row in rows if row.method in [method.name for method in study.methods])
-    head = [f"# {title}", "", *([] if summary is None else [summary, ""])]
-    report = "\n".join([*head, *_means(study, points), "", *_differences(study, points), ""])
+    heading = [f"# {title}", "", *([] if summary is None else [summary, ""])]
+    report = "\n".join([*heading, *_means_table(study, points), "", *_differences_table(study, points), ""])
     atomic_write(output / "report.md", report)
     draw_figure(study, points, output / "figure.png", title=title)
     return report
@@ -237,9 +237,9 @@ def _table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
     return [lines[0], "|" + "---|" * len(head), *lines[1:]]
 
 
-def _means(study: Study, points: Curves) -> list[str]:
+def _means_table(study: Study, points: Curves) -> list[str]:
     # All fractions that have a row, even if only some were asked for: the differences count all of them.
-    labelled = {fraction: point.labelled for by in points.values() for fraction, point in by.items()}
+    labelled = {fraction: point.labelled for curve in points.values() for fraction, point in curve.items()}
     fractions = sorted(labelled, key=parse_fraction)
 
     def cell(point: Point | None) -> str:
@@ -249,11 +249,16 @@ def _means(study: Study, points: Curves) -> list[str]:
         return f"{point.mean:.2f}{spread} ({len(point.scores)})"
 
     names = [method.name for method in study.methods]
-    head = ["mIoU in %, mean ± standard deviation (seeds)", *(f"{f} = {labelled[f]} images" for f in fractions)]
-    return _table(head, ([name, *(cell(points.get(name, {}).get(f)) for f in fractions)] for name in names))
+    head = [
+        "mIoU in %, mean ± standard deviation (seeds)",
+        *(f"{fraction} = {labelled[fraction]} images" for fraction in fractions),
+    ]
+    return _table(
+        head, ([name, *(cell(points.get(name, {}).get(fraction)) for fraction in fractions)] for name in names)
+    )
 
 
-def _differences(study: Study, points: Curves) -> list[str]:
+def _differences_table(study: Study, points: Curves) -> list[str]:
     baselines = [method.name for method in study.methods if method.baseline]
     rows = []
     for name in (method.name for method in study.methods if not method.baseline):
@@ -264,26 +269,32 @@ def _differences(study: Study, points: Curves) -> list[str]:
                 continue
             interval = "" if difference.interval is None else " [{:+.2f}, {:+.2f}]".format(*difference.interval)
             by_seed = ", ".join(f"{value:+.2f}" for value in difference.by_seed.values())
-            needed, labels = _needed(points, baselines, point), f"{fraction} = {point.labelled}"
+            needed, labels = _format_labels_needed(points, baselines, point), f"{fraction} = {point.labelled}"
             rows.append([name, labels, best, f"{difference.mean:+.2f}{interval}", by_seed, needed])
     head = ["method", "labels", "best baseline", "difference, 95 % t interval", "by seed", "labels the baseline needs"]
     return _table(head, rows)
 
 
-def _needed(points: Curves, baselines: list[str], treated: Point) -> str:
+def _format_labels_needed(points: Curves, baselines: list[str], treated: Point) -> str:
     """Labels that the best baseline needs for a method's score, and their ratio to those that the method used."""
-    measured = {name: points[name] for name in baselines if name in points}
-    needed = {name: found for name, curve in measured.items() if (found := labels_needed(curve, treated)) is not None}
+    baseline_curves = {name: points[name] for name in baselines if name in points}
+    needed = {
+        name: estimate
+        for name, curve in baseline_curves.items()
+        if (estimate := labels_needed(curve, treated)) is not None
+    }
     if needed:
         name = min(needed, key=lambda name: needed[name].number)
         bound = "at most " if needed[name].at_most else ""
         return f"{name}: {bound}{needed[name].number:.0f} ({needed[name].number / treated.labelled:.1f}x)"
-    most = {
+    max_labels = {
         name: max((p.labelled for p in curve.values() if treated.scores.keys() & p.scores.keys()), default=0)
-        for name, curve in measured.items()
+        for name, curve in baseline_curves.items()
     }
     # A baseline that was only measured with fewer labels says nothing.
-    return ", ".join(f"{name}: more than {number}" for name, number in most.items() if number >= treated.labelled)
+    return ", ".join(
+        f"{name}: more than {number}" for name, number in max_labels.items() if number >= treated.labelled
+    )
 
 
 def draw_figure(study: Study, points: Curves, path: Path, *, title: str) -> None:
@@ -298,22 +309,22 @@ def draw_figure(study: Study, points: Curves, path: Path, *, title: str) -> None
         raise ImportError("The figure needs matplotlib. Install it with `pip install ddep-hub[plots]`.") from error
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    fractions = {fraction: point.labelled for by in points.values() for fraction, point in by.items()}
+    fractions = {fraction: point.labelled for curve in points.values() for fraction, point in curve.items()}
     ticks = {number: fraction for fraction, number in fractions.items()}  # two fractions may be one number of images
-    most = {f: max(len(by[f].scores) for by in points.values() if f in by) for f in fractions}
-    drawn = [method for method in study.methods if points.get(method.name)]
-    for place, method in enumerate(drawn):
-        shift = 1.04 ** (place - (len(drawn) - 1) / 2)  # side by side, or methods of equal scores hide each other
+    max_seeds = {f: max(len(curve[f].scores) for curve in points.values() if f in curve) for f in fractions}
+    methods = [method for method in study.methods if points.get(method.name)]
+    for index, method in enumerate(methods):
+        shift = 1.04 ** (index - (len(methods) - 1) / 2)  # side by side, or methods of equal scores hide each other
         by_fraction = points[method.name]
         x = [point.labelled * shift for point in by_fraction.values()]
         y = [point.mean for point in by_fraction.values()]
-        bars = [point.std or 0 for point in by_fraction.values()]
+        stds = [point.std or 0 for point in by_fraction.values()]
         line = "--" if method.baseline else "-"
-        axes.errorbar(x, y, yerr=bars, label=method.name, marker="o", linestyle=line, capsize=3)
-        for left, height, (fraction, point) in zip(x, y, by_fraction.items(), strict=True):
-            if len(point.scores) < most[fraction]:  # its mean is not over the same images as the others'
-                note = f" {len(point.scores)} of {most[fraction]} seeds"
-                axes.annotate(note, (left, height), fontsize="x-small")
+        axes.errorbar(x, y, yerr=stds, label=method.name, marker="o", linestyle=line, capsize=3)
+        for x_position, y_position, (fraction, point) in zip(x, y, by_fraction.items(), strict=True):
+            if len(point.scores) < max_seeds[fraction]:  # its mean is not over the same images as the others'
+                note = f" {len(point.scores)} of {max_seeds[fraction]} seeds"
+                axes.annotate(note, (x_position, y_position), fontsize="x-small")
     axes.set_xscale("log")
     axes.set_xticks(list(ticks), [f"{number}\n({fraction})" for number, fraction in ticks.items()])
     axes.minorticks_off()

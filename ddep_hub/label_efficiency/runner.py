@@ -25,11 +25,11 @@ from ddep_hub.utils.files import atomic_write, check_no_file, locked
 from ddep_hub.utils.processes import isolate_state
 
 from .config import SCENES, Method, Study, StudyArguments, read_study
-from .own_data import Steps, advice, draw_examples, own_data_study, steps_within
+from .own_data import Steps, draw_examples, fit_steps, own_data_study, recommend
 from .report import Row, add_row, read_rows, write_report
 
 
-WAIT = 5.0  # seconds between checks on other processes
+POLL_INTERVAL = 5.0  # seconds between checks on other processes
 
 
 @track_time()
@@ -46,7 +46,7 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
         `seconds`. `report.md`, `results.csv` and the pictures are in `output_dir`.
 
     Raises:
-        OSError, ValueError: See [`chosen_study`]; or there is nothing to report.
+        OSError, ValueError: See [`build_study`]; or there is nothing to report.
         SystemExit: The study was launched on several processes at once.
         RunInterrupted: A signal was received; a checkpoint was written.
     """
@@ -57,38 +57,40 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
             "the same output_dir."
         )
     output = Path(args.output_dir)
-    steps = steps_within(args, chosen_study(args)) if args.minutes is not None and not args.report_only else None
-    chosen = chosen_study(args, steps)
+    steps = fit_steps(args, build_study(args)) if args.minutes is not None and not args.report_only else None
+    study = build_study(args, steps)
     if args.report_only:
-        check_study(chosen, output / "results.csv")
+        check_study(study, output / "results.csv")
     else:
-        run_study(chosen, output)
+        run_study(study, output)
     # Include baselines that have rows, even if only other methods were requested.
     rows = read_rows(output / "results.csv")
-    asked, measured = {method.name for method in chosen.methods}, {row.method for row in rows}
-    every = chosen_study(dataclasses.replace(args, methods=[]), steps).methods
-    if not asked & measured:
+    requested, finished = {method.name for method in study.methods}, {row.method for row in rows}
+    all_methods = build_study(dataclasses.replace(args, methods=[]), steps).methods
+    if not requested & finished:
         raise ValueError(
-            f"report_only: {output / 'results.csv'} has no rows of {', '.join(sorted(asked))}. Check output_dir, or "
-            "run the study first, without report_only."
+            f"report_only: {output / 'results.csv'} has no rows of {', '.join(sorted(requested))}. Check output_dir, "
+            "or run the study first, without report_only."
         )
-    shown = [method for method in every if method.name in asked or (method.baseline and method.name in measured)]
-    title = f"Label efficiency on {Path(chosen.data or 'the embedded scenes').name}"
+    reported = [
+        method for method in all_methods if method.name in requested or (method.baseline and method.name in finished)
+    ]
+    title = f"Label efficiency on {Path(study.data or 'the embedded scenes').name}"
     files = [output / "report.md", output / "figure.png"]
     summary = None
-    if chosen.own_data:
-        summary = advice(rows)
-        finals = {method.name: _run_folder(chosen, method, output) / "final" for method in shown}
+    if study.own_data:
+        summary = recommend(rows)
+        finals = {method.name: _run_folder(study, method, output) / "final" for method in reported}
         finals = {name: final for name, final in finals.items() if final.is_dir()}
         if finals:
             files.append(output / "examples.png")
-            draw_examples(chosen, finals, files[-1])
-    print(write_report(dataclasses.replace(chosen, methods=shown), rows, output, title=title, summary=summary))
+            draw_examples(study, finals, files[-1])
+    print(write_report(dataclasses.replace(study, methods=reported), rows, output, title=title, summary=summary))
     print(", ".join(str(file) for file in files))
-    return [dataclasses.asdict(row) for row in rows if row.method in {method.name for method in shown}]
+    return [dataclasses.asdict(row) for row in rows if row.method in {method.name for method in reported}]
 
 
-def chosen_study(args: StudyArguments, steps: Steps | None = None) -> Study:
+def build_study(args: StudyArguments, steps: Steps | None = None) -> Study:
     """The study from a file or for the user's own data, with the other arguments applied.
 
     Raises:
@@ -139,30 +141,32 @@ def check_data(study: Study, output: Path) -> None:
         OSError: Images are missing.
         ValueError: The images differ from those of the rows or of the pretrained decoders.
     """
-    path, now = output / "data.json", _fingerprints(study)
+    path, current = output / "data.json", _fingerprints(study)
     with locked(path.with_name(f".{path.name}.lock"), wait=True):
-        before: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        for name, made in (("data", "results.csv has rows"), ("images", "pretrained/ has decoders")):
-            if name in before and name in now and before[name] != now[name]:
+        recorded: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        for name, contents in (("data", "results.csv has rows"), ("images", "pretrained/ has decoders")):
+            if name in recorded and name in current and recorded[name] != current[name]:
                 raise ValueError(
-                    f"{output / made} from other images than `{name}` now has: names or sizes of files differ. "
+                    f"{output / contents} from other images than `{name}` now has: names or sizes of files differ. "
                     "Choose another output_dir, or pass the images it was started with."
                 )
-        if now.keys() - before.keys():
-            atomic_write(path, json.dumps(before | now, indent=2) + "\n")
+        if current.keys() - recorded.keys():
+            atomic_write(path, json.dumps(recorded | current, indent=2) + "\n")
 
 
 def _fingerprints(study: Study) -> dict[str, str]:
     finetuning = study.finetune_arguments(study.methods[0], "1", 0, Path(), None)
     splits = open_train_and_val(finetuning)
     parts = [(dataset.fingerprint, dataset.classes.names, dataset.classes.ignore_index) for dataset in splits]
-    found = {"data": compute_fingerprint(*parts)}
+    fingerprints = {"data": compute_fingerprint(*parts)}
     if study.own_data and not study.images:
-        return found | {"images": "none"}
+        return fingerprints | {"images": "none"}
     for method in study.methods:
         if method.pretraining is not None and "images" not in method.pretraining:
-            return found | {"images": images_fingerprint(open_sources(study.pretrain_arguments(method, Path())))}
-    return found
+            return fingerprints | {
+                "images": images_fingerprint(open_sources(study.pretrain_arguments(method, Path())))
+            }
+    return fingerprints
 
 
 def run_study(study: Study, output: Path) -> None:
@@ -194,7 +198,7 @@ def run_study(study: Study, output: Path) -> None:
     while pending := runs.keys() - failed.keys() - {row.key for row in read_rows(table)}:
         for key in (key for key in runs if key in pending):
             try:
-                if _run(study, runs[key], *key[1:], output):
+                if _run_method(study, runs[key], *key[1:], output):
                     break
             except BlockingIOError:
                 continue  # another process has it
@@ -202,13 +206,15 @@ def run_study(study: Study, output: Path) -> None:
                 failed[key] = str(error)
                 break
         else:
-            time.sleep(WAIT)
+            time.sleep(POLL_INTERVAL)
     if failed:
-        listed = "\n".join(f"{name}, {part}, seed {seed}: {why}" for (name, part, seed), why in failed.items())
-        raise FloatingPointError(f"{len(failed)} runs have no row:\n{listed}")
+        failures = "\n".join(
+            f"{name}, {fraction}, seed {seed}: {reason}" for (name, fraction, seed), reason in failed.items()
+        )
+        raise FloatingPointError(f"{len(failed)} runs have no row:\n{failures}")
 
 
-def _run(study: Study, method: Method, fraction: str, seed: int, output: Path) -> bool:
+def _run_method(study: Study, method: Method, fraction: str, seed: int, output: Path) -> bool:
     """Pretrains the decoder of a run if there is none yet, fine-tunes and adds the row.
 
     Returns:
@@ -220,7 +226,7 @@ def _run(study: Study, method: Method, fraction: str, seed: int, output: Path) -
     decoder, error, steps = None, None, 0
     if method.pretraining is not None:
         pretraining = study.pretrain_arguments(method, output / "pretrained")
-        decoder, error = _decoder(pretraining, study)
+        decoder, error = _pretrain_decoder(pretraining, study)
         steps = pretraining.max_steps
     args = study.finetune_arguments(method, fraction, seed, output / "runs", decoder)
     folder = Path(args.output_dir)
@@ -246,8 +252,8 @@ def _run(study: Study, method: Method, fraction: str, seed: int, output: Path) -
             settings=study.settings(method),
         )
         add_row(output / "results.csv", row)
-        kept = study.own_data and folder == _run_folder(study, method, output)
-        for name in ("best", "checkpoints") if kept else ("final", "best", "checkpoints"):
+        keeps_model = study.own_data and folder == _run_folder(study, method, output)
+        for name in ("best", "checkpoints") if keeps_model else ("final", "best", "checkpoints"):
             shutil.rmtree(folder / name, ignore_errors=True)
     gc.collect()  # models and optimizers hold cycles
     return True
@@ -267,11 +273,11 @@ def _try_claim(folder: Path) -> Iterator[None]:
 
 def _run_folder(study: Study, method: Method, output: Path) -> Path:
     """The run of a method whose model is kept: the first seed with the most labels."""
-    most = max(study.seeds, key=parse_fraction)
-    return Path(study.finetune_arguments(method, most, 0, output / "runs", None).output_dir)
+    largest_fraction = max(study.seeds, key=parse_fraction)
+    return Path(study.finetune_arguments(method, largest_fraction, 0, output / "runs", None).output_dir)
 
 
-def _decoder(args: PretrainArguments, study: Study) -> tuple[str, float]:
+def _pretrain_decoder(args: PretrainArguments, study: Study) -> tuple[str, float]:
     """Folder of a pretrained decoder, which is trained if it does not exist, and its denoising error."""
     folder = Path(args.output_dir)
     results = folder / "final" / "results.json"  # written when the decoder is complete and measured

@@ -6,7 +6,7 @@ import pytest
 
 from ddep_hub.label_efficiency.config import Method, Study
 from ddep_hub.label_efficiency.report import (
-    Needed,
+    LabelsNeeded,
     Point,
     Row,
     add_row,
@@ -66,7 +66,7 @@ def test_labels_needed_is_linear_in_the_logarithm():
 
     for score, number in ((25.0, 20), (40.0, 80), (30.0, 40)):
         assert needed(score).number == pytest.approx(number) and not needed(score).at_most
-    assert needed(5.0) == Needed(10, at_most=True)
+    assert needed(5.0) == LabelsNeeded(10, at_most=True)
     assert needed(51.0) is None
 
 
@@ -74,8 +74,8 @@ def test_labels_needed_are_counted_on_shared_seeds():
     # The baseline was run on the hard seed alone at first: its mean is lower, but not on that seed.
     curve = {"1/4": Point(10, {0: 12.0}), "1": Point(40, {0: 14.0, 1: 60.0})}
     treated = Point(10, {0: 11.0, 1: 55.0})
-    assert labels_needed(curve, treated) == Needed(10, at_most=True)
-    assert labels_needed({"1/4": Point(10, {2: 90.0}), **curve}, treated) == Needed(10, at_most=True)
+    assert labels_needed(curve, treated) == LabelsNeeded(10, at_most=True)
+    assert labels_needed({"1/4": Point(10, {2: 90.0}), **curve}, treated) == LabelsNeeded(10, at_most=True)
     assert labels_needed({"1/2": Point(20, {7: 90.0})}, treated) is None
 
 

@@ -8,15 +8,15 @@ from PIL import Image
 from ddep_hub.data.synthetic import write_scenes
 from ddep_hub.label_efficiency.config import StudyArguments
 from ddep_hub.label_efficiency.own_data import (
-    RANDOM,
-    TARGET,
+    DDEP_METHOD,
+    RANDOM_DECODER,
     Steps,
-    advice,
+    fit_steps,
     own_data_study,
-    steps_within,
+    recommend,
 )
 from ddep_hub.label_efficiency.report import Row, read_rows
-from ddep_hub.label_efficiency.runner import check_data, chosen_study, compare
+from ddep_hub.label_efficiency.runner import build_study, check_data, compare
 from ddep_hub.pretrained import list_pretrained
 
 
@@ -39,7 +39,7 @@ def test_all_decoders_that_fit_are_compared_on_equal_terms(data, tmp_path):
     args = arguments(data, tmp_path, augmentation="microscopy", crop_size=32, unlabelled=[str(data / "unlabelled")])
     found = own_data_study(args)
     shipped = [model.name for model in list_pretrained()]
-    assert [method.name for method in found.methods] == [RANDOM, *shipped, TARGET]
+    assert [method.name for method in found.methods] == [RANDOM_DECODER, *shipped, DDEP_METHOD]
     assert [method.baseline for method in found.methods] == [True] + [False] * (len(shipped) + 1)
     assert found.seeds == {"3/4": 3, "1": 3}  # 6 and 8 of 8 images
     runs = [found.finetune_arguments(method, "1", 0, tmp_path, None) for method in found.methods]
@@ -52,7 +52,7 @@ def test_all_decoders_that_fit_are_compared_on_equal_terms(data, tmp_path):
     other = own_data_study(
         arguments(data, tmp_path, encoder_name="resnet18", encoder_weights="none", labels=[4], seeds=2)
     )
-    assert [method.name for method in other.methods] == [RANDOM, TARGET] and other.seeds == {"1/2": 2}
+    assert [method.name for method in other.methods] == [RANDOM_DECODER, DDEP_METHOD] and other.seeds == {"1/2": 2}
     assert other.methods[0].finetuning["encoder_weights"] == other.methods[1].pretraining["encoder_weights"] == "none"
     with pytest.raises(ValueError, match="labels: 9 is more than the 8 training images"):
         own_data_study(arguments(data, tmp_path, labels=[9]))
@@ -61,22 +61,24 @@ def test_all_decoders_that_fit_are_compared_on_equal_terms(data, tmp_path):
 def test_a_comparison_and_what_it_leaves(data, tmp_path, capsys):
     tmp_path.joinpath("steps.json").write_text(json.dumps({"finetuning": 2, "pretraining": 2}))
     options = {"labels": [2, 4], "seeds": 1, "minutes": 1.0, "crop_size": 32, "image_size": 48}
-    compare(arguments(data, tmp_path, methods=[RANDOM, TARGET], **options))
+    compare(arguments(data, tmp_path, methods=[RANDOM_DECODER, DDEP_METHOD], **options))
     rows = {row.key: row for row in read_rows(tmp_path / "results.csv")}
-    assert set(rows) == {(name, part, 0) for name in (RANDOM, TARGET) for part in ("1/4", "1/2")}
+    assert set(rows) == {(name, part, 0) for name in (RANDOM_DECODER, DDEP_METHOD) for part in ("1/4", "1/2")}
     assert {row.finetuning_steps for row in rows.values()} == {2}
     (decoder,) = (tmp_path / "pretrained").glob("*/final")
     record = json.loads((decoder / "run.json").read_text())
     assert record["images"] == "7 images"  # the training images, but for one of validation
     report = (tmp_path / "report.md").read_text()
-    assert "1 seeds cannot tell a gain from chance" in report and f"| {TARGET} |" in report
+    assert "1 seeds cannot tell a gain from chance" in report and f"| {DDEP_METHOD} |" in report
     assert "1 seeds cannot tell" in capsys.readouterr().out
     with Image.open(tmp_path / "examples.png") as picture:
         assert picture.width > 4 * 192  # image, truth, and two predictions
     kept = sorted(folder.parent.name for folder in (tmp_path / "runs").glob("*/final"))
     assert kept == ["DDeP-on-your-images-1_2-0", "random-decoder-1_2-0"]  # with the most labels
     before = (tmp_path / "results.csv").read_bytes()
-    again = compare(**vars(arguments(data, tmp_path, methods=[RANDOM, TARGET], **options)))  # nothing to do
+    again = compare(
+        **vars(arguments(data, tmp_path, methods=[RANDOM_DECODER, DDEP_METHOD], **options))
+    )  # nothing to do
     assert (tmp_path / "results.csv").read_bytes() == before
     assert {(row["method"], row["fraction"]): row["mean_iou"] for row in again} == {
         (name, part): row.mean_iou for (name, part, _), row in rows.items()
@@ -97,25 +99,25 @@ def test_minutes_shorten_all_runs_alike(data, tmp_path, monkeypatch):
     monkeypatch.setattr("ddep_hub.label_efficiency.own_data.time.monotonic", lambda: next(clock))
     args = arguments(data, tmp_path, labels=[4], seeds=2, minutes=30.0)
     runs = 2 * len(own_data_study(args).methods)
-    steps = steps_within(args, chosen_study(args))
+    steps = fit_steps(args, build_study(args))
     seconds = runs * (10 + steps.finetuning * 0.25) + 10 + steps.pretraining * 0.5
     assert abs(seconds - 1800) < 10
     assert abs(steps.finetuning / 1800 - steps.pretraining / 1500) < 0.01
-    assert steps_within(args, chosen_study(args)) == steps  # from the file: the clock would stop
+    assert fit_steps(args, build_study(args)) == steps  # from the file: the clock would stop
     clock = iter([0.0, 19.0])
     args = arguments(data, tmp_path / "other", labels=[4], seeds=2, minutes=1.0)
     with pytest.raises(ValueError, match=r"minutes: 1 is too short for \d+ runs, which take at least \d+\. Allow"):
-        steps_within(args, chosen_study(args))
+        fit_steps(args, build_study(args))
     clock = iter([0.0, 13.0])
-    args = arguments(data, tmp_path / "fewer", labels=[4], seeds=2, minutes=1.0, methods=[RANDOM])
+    args = arguments(data, tmp_path / "fewer", labels=[4], seeds=2, minutes=1.0, methods=[RANDOM_DECODER])
     monkeypatch.delattr("ddep_hub.label_efficiency.own_data.PretrainTrainer")  # nothing is pretrained
-    steps = steps_within(args, chosen_study(args))
+    steps = fit_steps(args, build_study(args))
     assert abs(2 * (10 + steps.finetuning * 0.25) - 60) < 1
     assert own_data_study(args, Steps(7, 9)).methods[0].finetuning["max_steps"] == 7
 
 
 def rows(**scores):
-    names = {"random": RANDOM, "target": TARGET}
+    names = {"random": RANDOM_DECODER, "target": DDEP_METHOD}
     return [
         Row(names.get(name, name), "1/4", seed, 2, score, 50.0, 50.0, None, 0, 10, 1.0, "x")
         for name, by_seed in scores.items()
@@ -124,16 +126,18 @@ def rows(**scores):
 
 
 def test_advice():
-    sure = advice(rows(random=[50, 52, 51], target=[54, 56.1, 55], other=[50, 53, 51]))
+    sure = recommend(rows(random=[50, 52, 51], target=[54, 56.1, 55], other=[50, 53, 51]))
     assert sure == (
         "Use DDeP on your images (`--unlabelled`): +4.0 points of mIoU over a random decoder with 2 labels "
         "(95 % interval +3.9 to +4.2)."
     )
-    assert advice(rows(random=[50, 52, 51], other=[52, 53, 52])).startswith("Use a random")  # 2, 1, 1: by chance
-    assert "(`--pretrained other`): +2.0" in advice(rows(random=[50, 52, 51], target=[51, 53, 52], other=[52, 54, 53]))
-    assert "random decoder: with 2 labels" in advice(rows(random=[50, 52, 51], target=[44, 46, 45]))
-    assert "at least 3" in advice(rows(random=[50, 52], target=[60, 62]))
-    assert "yet to compare with" in advice(rows(target=[60, 62, 61]))
+    assert recommend(rows(random=[50, 52, 51], other=[52, 53, 52])).startswith("Use a random")  # 2, 1, 1: by chance
+    assert "(`--pretrained other`): +2.0" in recommend(
+        rows(random=[50, 52, 51], target=[51, 53, 52], other=[52, 54, 53])
+    )
+    assert "random decoder: with 2 labels" in recommend(rows(random=[50, 52, 51], target=[44, 46, 45]))
+    assert "at least 3" in recommend(rows(random=[50, 52], target=[60, 62]))
+    assert "yet to compare with" in recommend(rows(target=[60, 62, 61]))
 
 
 @pytest.mark.parametrize(

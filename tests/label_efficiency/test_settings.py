@@ -8,7 +8,7 @@ import yaml
 
 from ddep_hub.label_efficiency.config import StudyArguments, read_study
 from ddep_hub.label_efficiency.report import read_rows
-from ddep_hub.label_efficiency.runner import chosen_study, compare
+from ddep_hub.label_efficiency.runner import build_study, compare
 from ddep_hub.training.arguments import FinetuneArguments
 
 
@@ -173,7 +173,7 @@ def test_a_wrong_argument_is_named(write, tmp_path):
     with pytest.raises(ValueError, match=r"method `ddep`, pretraining.*Did you mean `sigma`"):
         study.settings(method(study, "ddep"))
     with pytest.raises(ValueError, match=r"methods: unknown `dde`. Did you mean `ddep`"):
-        chosen_study(StudyArguments(study=str(write()), methods=["dde"]))
+        build_study(StudyArguments(study=str(write()), methods=["dde"]))
 
 
 @pytest.mark.parametrize("name", ["camvid", "camvid-dice"])
