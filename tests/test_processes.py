@@ -215,7 +215,7 @@ other, other_weights, other_optimizer = make(1)
 other_weights.load_state_dict(other_optimizer, *copy.deepcopy(broadcast_object_list([stored])[0]))
 step(model, optimizer)
 step(other, other_optimizer)
-one, two = weights.plain().state_dict(), other_weights.plain().state_dict()
+one, two = weights.get_eval_model().state_dict(), other_weights.get_eval_model().state_dict()
 assert [name for name in one if not torch.equal(one[name], two[name])] == []
 if accelerator.is_main_process:
     assert any(not torch.equal(tensor, stored[0][name]) for name, tensor in one.items())

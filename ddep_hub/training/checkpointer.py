@@ -22,7 +22,7 @@ from .checkpointing import (
     checkpoint_folder,
     find_checkpoint,
     read_checkpoint,
-    set_aside_later,
+    rename_later_checkpoints,
     write_checkpoint,
 )
 from .optim import Weights
@@ -82,8 +82,8 @@ class Checkpointer:
             return {}
         output, name = Path(self.args.output_dir), self.args.resume_from_checkpoint
         # The main process looks, and all others use what it found: another node may see another folder.
-        found = on_main_process(self.accelerator, lambda: find_checkpoint(output, name))
-        (path,) = broadcast_object_list([found])
+        main_path = on_main_process(self.accelerator, lambda: find_checkpoint(output, name))
+        (path,) = broadcast_object_list([main_path])
         if path is None:
             self.accelerator.print(f"resume_from_checkpoint: {output} has no checkpoint yet. Starting at step 0.")
             return {}
@@ -94,16 +94,16 @@ class Checkpointer:
                 f"{path}: a stream can only be resumed with the same number of processes: launch {processes}, not "
                 f"{self.accelerator.num_processes}."
             )
-        for later in on_main_process(self.accelerator, lambda: set_aside_later(path)) or []:
-            self.accelerator.print(f"A checkpoint of a later step was renamed to {later}.")
-        changed = [
-            f"{name} ({checkpoint.environment.get(name)} then, {now} now)"
-            for name, now in self.environment.items()
-            if checkpoint.environment.get(name) != now
+        for renamed_path in on_main_process(self.accelerator, lambda: rename_later_checkpoints(path)) or []:
+            self.accelerator.print(f"A checkpoint of a later step was renamed to {renamed_path}.")
+        differences = [
+            f"{name} ({checkpoint.environment.get(name)} then, {current} now)"
+            for name, current in self.environment.items()
+            if checkpoint.environment.get(name) != current
         ]
-        if changed and self.accelerator.is_main_process:
+        if differences and self.accelerator.is_main_process:
             warnings.warn(
-                f"{path} was written with different {', '.join(changed)}. The examples of each step are the same; "
+                f"{path} was written with different {', '.join(differences)}. The examples of each step are the same; "
                 "the last digits of the weights may differ.",
                 stacklevel=2,
             )

@@ -65,8 +65,8 @@ def checkpoint_folder(output: Path, step: int) -> Path:
 
 def checkpoint_folders(output: Path) -> list[Path]:
     """Checkpoints of a run, the one of the last step at the end."""
-    found = (output / "checkpoints").glob("step-*")
-    return sorted((path for path in found if path.name[5:].isdigit()), key=lambda path: int(path.name[5:]))
+    paths = (output / "checkpoints").glob("step-*")
+    return sorted((path for path in paths if path.name[5:].isdigit()), key=lambda path: int(path.name[5:]))
 
 
 def write_checkpoint(
@@ -94,10 +94,10 @@ def write_checkpoint(
     path = checkpoint_folder(output, checkpoint.step)
     try:
         with atomic_dir(path) as folder:
-            used = checkpoint.model if checkpoint.average is None else checkpoint.average
-            save_file(_contiguous(used), folder / MODEL, metadata={"format": "pt"})
+            weights = checkpoint.model if checkpoint.average is None else checkpoint.average
+            save_file(_to_contiguous(weights), folder / MODEL, metadata={"format": "pt"})
             if checkpoint.average is not None:
-                save_file(_contiguous(checkpoint.model), folder / UNAVERAGED, metadata={"format": "pt"})
+                save_file(_to_contiguous(checkpoint.model), folder / UNAVERAGED, metadata={"format": "pt"})
             torch.save(checkpoint.optimizer, folder / "optimizer.pt")
             config.save_pretrained(folder)
             processor.save_pretrained(folder)
@@ -112,18 +112,18 @@ def write_checkpoint(
             (folder / "checkpoint.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap the system's errors
         # Free again, now that what was written of it is gone.
-        free, size = shutil.disk_usage(output).free / 1e6, _size(checkpoint) / 1e6
+        free_mb, needed_mb = shutil.disk_usage(output).free / 1e6, _checkpoint_bytes(checkpoint) / 1e6
         raise CheckpointError(
-            f"{path} could not be written: {error} (it needs about {size:.0f} MB, {free:.0f} MB are free there). "
-            f"{_remaining_checkpoints(output)} Free some space. {how_to_resume}"
+            f"{path} could not be written: {error} (it needs about {needed_mb:.0f} MB, {free_mb:.0f} MB are free "
+            f"there). {_remaining_checkpoints(output)} Free some space. {how_to_resume}"
         ) from error
-    for old in checkpoint_folders(output)[:-limit]:
-        if old != path:
-            remove_dir(old)
+    for folder in checkpoint_folders(output)[:-limit]:
+        if folder != path:
+            remove_dir(folder)
     return path
 
 
-def set_aside_later(path: Path) -> list[Path]:
+def rename_later_checkpoints(path: Path) -> list[Path]:
     """Renames the checkpoints of later steps than the one to resume from, so that `latest` is never one of them.
 
     Args:
@@ -133,13 +133,13 @@ def set_aside_later(path: Path) -> list[Path]:
         Their new names, `set-aside-step-N`.
     """
     step = int(path.name[5:])
-    later = [folder for folder in checkpoint_folders(path.parent.parent) if int(folder.name[5:]) > step]
+    later_folders = [folder for folder in checkpoint_folders(path.parent.parent) if int(folder.name[5:]) > step]
     renamed = []
-    for folder in later:
-        new = folder.with_name(f"set-aside-{folder.name}")
-        if new.exists():
-            remove_dir(new)
-        renamed.append(folder.rename(new))
+    for folder in later_folders:
+        target = folder.with_name(f"set-aside-{folder.name}")
+        if target.exists():
+            remove_dir(target)
+        renamed.append(folder.rename(target))
     return renamed
 
 
@@ -161,13 +161,13 @@ def find_checkpoint(output: Path, name: str) -> Path | None:
         return folders[-1] if folders else None
     path = Path(name)
     if path.resolve() not in [folder.resolve() for folder in folders]:
-        listed = ", ".join(folder.name for folder in folders) or "none"
+        folder_names = ", ".join(folder.name for folder in folders) or "none"
         if path.is_dir():
             raise CheckpointError(
-                f"resume_from_checkpoint: {path} is not a checkpoint of the run in {output} (it has: {listed}). Set "
-                "output_dir to the folder of the run it belongs to."
+                f"resume_from_checkpoint: {path} is not a checkpoint of the run in {output} (it has: {folder_names}). "
+                "Set output_dir to the folder of the run it belongs to."
             )
-        raise CheckpointError(f"resume_from_checkpoint: {path} does not exist. {output} has: {listed}.")
+        raise CheckpointError(f"resume_from_checkpoint: {path} does not exist. {output} has: {folder_names}.")
     return path
 
 
@@ -194,39 +194,39 @@ def read_checkpoint(path: Path, fingerprint: Mapping[str, Any]) -> Checkpoint:
                 raise ValueError(f"{name} is cut off or was changed")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path} is damaged: {error}. {_remaining_checkpoints(output, but=path)} Remove the damaged folder, then "
-            "resume from the latest one."
+            f"{path} is damaged: {error}. {_remaining_checkpoints(output, excluded=path)} Remove the damaged folder, "
+            "then resume from the latest one."
         ) from error
-    stored = record["fingerprint"]
+    stored_fingerprint = record["fingerprint"]
     differences = [
-        f"{name} was {stored.get(name)!r} and is {fingerprint.get(name)!r}"
-        for name in {**stored, **fingerprint}
-        if stored.get(name) != fingerprint.get(name)
+        f"{name} was {stored_fingerprint.get(name)!r} and is {fingerprint.get(name)!r}"
+        for name in {**stored_fingerprint, **fingerprint}
+        if stored_fingerprint.get(name) != fingerprint.get(name)
     ]
     if differences:
         raise CheckpointError(
             f"{path} belongs to another run: {'; '.join(differences)}. Pass the same arguments and data to resume it, "
             "or start a new run in another output_dir."
         )
-    averages = (path / UNAVERAGED).exists()
+    has_average = (path / UNAVERAGED).exists()
     return Checkpoint(
         step=record["step"],
-        fingerprint=stored,
+        fingerprint=stored_fingerprint,
         environment=record["environment"],
         progress=record["progress"],
-        model=load_file(path / (UNAVERAGED if averages else MODEL)),
-        average=load_file(path / MODEL) if averages else None,
+        model=load_file(path / (UNAVERAGED if has_average else MODEL)),
+        average=load_file(path / MODEL) if has_average else None,
         optimizer=torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True),
         record=_digest(path / "checkpoint.json")["sha256"],
     )
 
 
-def _contiguous(tensors: Tensors) -> Tensors:
-    plain = without_shared_memory(tensors)
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in plain.items()}
+def _to_contiguous(tensors: Tensors) -> Tensors:
+    unshared = without_shared_memory(tensors)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in unshared.items()}
 
 
-def _size(checkpoint: Checkpoint) -> int:
+def _checkpoint_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of the tensors that a checkpoint is made of."""
     states = [state for states in checkpoint.optimizer["state"].values() for state in states.values()]
     tensors = [*checkpoint.model.values(), *(checkpoint.average or {}).values(), *states]
@@ -238,6 +238,6 @@ def _digest(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _remaining_checkpoints(output: Path, but: Path | None = None) -> str:
-    others = [folder for folder in checkpoint_folders(output) if folder != but]
+def _remaining_checkpoints(output: Path, excluded: Path | None = None) -> str:
+    others = [folder for folder in checkpoint_folders(output) if folder != excluded]
     return f"{others[-1]} is still there." if others else "There is no other checkpoint."

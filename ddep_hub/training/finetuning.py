@@ -38,17 +38,17 @@ from ddep_hub.utils.processes import isolate_state, sum_over_processes
 
 from .arguments import FinetuneArguments
 from .losses import SegmentationLoss, UnlabelledLoss, median_frequency_weights, unlabelled_sources
-from .models import channels_of_run, finetuning_model, processor_of_run
+from .models import build_processor, finetuning_model, get_num_channels
 from .optim import learning_rate_factors, set_encoder_mode
 from .run_arguments import track_time
-from .stages import STAGE, pretrain_first, record_of
+from .stages import STAGE, pretrain_first, read_stage_record
 from .trainer import Batch, Trainer
 
 
 logger = logging.getLogger(__name__)
 
 
-MAX_CLASSES = 12  # whose IoU is printed at the end
+MAX_PRINTED_CLASSES = 12  # whose IoU is printed at the end
 
 
 @track_time()
@@ -73,11 +73,11 @@ def finetune(arguments: FinetuneArguments | None = None, **kwargs: Any) -> dict[
     trainer = FinetuneTrainer(args, decoder)
     results = trainer.run()
     iou = {name: value for name, value in results["iou"].items() if value is not None}
-    shown = sorted(iou, key=iou.__getitem__)[:MAX_CLASSES] if len(iou) > MAX_CLASSES else list(iou)
+    printed = sorted(iou, key=iou.__getitem__)[:MAX_PRINTED_CLASSES] if len(iou) > MAX_PRINTED_CLASSES else list(iou)
     trainer.accelerator.print(
         f"mIoU on {trainer.args.eval_split}: {100 * results['mean_iou']:.2f} ({results['labelled']} labelled images); "
-        + ("lowest: " if len(shown) < len(iou) else "")
-        + ", ".join(f"{name} {100 * iou[name]:.2f}" for name in shown)
+        + ("lowest: " if len(printed) < len(iou) else "")
+        + ", ".join(f"{name} {100 * iou[name]:.2f}" for name in printed)
     )
     return results
 
@@ -89,10 +89,10 @@ def open_train_and_val(args: FinetuneArguments) -> tuple[SegmentationDataset, Se
         FileNotFoundError: Part of the data set is missing.
         ValueError: The data has an `eval_split` despite `val_fraction`, or the images cannot be split.
     """
-    channels = channels_of_run(args)
-    training = open_split(args, args.train_split, num_channels=channels)
+    num_channels = get_num_channels(args)
+    training = open_split(args, args.train_split, num_channels=num_channels)
     if args.val_fraction is None:
-        return training, open_split(args, args.eval_split, num_channels=channels)
+        return training, open_split(args, args.eval_split, num_channels=num_channels)
     groups: Mapping[str, str] = {}
     if isinstance(training, SegmentationFolder):
         groups = training.groups
@@ -103,9 +103,11 @@ def open_train_and_val(args: FinetuneArguments) -> tuple[SegmentationDataset, Se
             )
     if args.group_pattern is not None:
         groups = extract_groups(training.sample_ids, args.group_pattern)
-    chosen = choose_validation(training.sample_ids, args.val_fraction, groups)
-    others = set(training.sample_ids) - set(chosen)
-    return training.select(name for name in training.sample_ids if name in others), training.select(chosen)
+    validation_ids = choose_validation(training.sample_ids, args.val_fraction, groups)
+    training_ids = set(training.sample_ids) - set(validation_ids)
+    return training.select(name for name in training.sample_ids if name in training_ids), training.select(
+        validation_ids
+    )
 
 
 def open_data(args: FinetuneArguments) -> tuple[SegmentationDataset, SegmentationDataset]:
@@ -119,10 +121,10 @@ def open_data(args: FinetuneArguments) -> tuple[SegmentationDataset, Segmentatio
     if args.split_file is not None:
         training = training.select(read_split_file(args.split_file, set(training.sample_ids)))
     elif args.label_fraction is not None or args.num_labelled_images is not None:
-        chosen = choose_labelled(
+        labelled_ids = choose_labelled(
             training.sample_ids, fraction=args.label_fraction, number=args.num_labelled_images, seed=args.split_seed
         )
-        training = training.select(chosen)
+        training = training.select(labelled_ids)
     if isinstance(training, SegmentationFolder) and isinstance(validation, SegmentationFolder):
         # Resolved, because one split may be a link to the other.
         shared = {path.resolve() for path in training.images} & {path.resolve() for path in validation.images}
@@ -154,12 +156,12 @@ class FinetuneTrainer(Trainer):
             self.model, source = finetuning_model(args, self.labelled.classes, decoder)
         self.set_mode(args.freeze_encoder_steps)
         pixels = (to_tensor(self.labelled[index]["image"]) for index in range(len(self.labelled)))
-        self.processor = processor_of_run(args, decoder or args.pretrained, self.model.config, pixels)
+        self.processor = build_processor(args, decoder or args.pretrained, self.model.config, pixels)
         if args.image_size is not None:
             self.processor = with_image_size(self.processor, args.image_size)
         self.accelerator.print(dataset_summary(self.labelled))
         classes = self.labelled.classes
-        self.statistics, _ = self._read_once(self.labelled, args.train_split, images=False)
+        self.statistics, _ = self._scan_dataset(self.labelled, args.train_split, images=False)
         if not args.allow_empty_classes:
             check_classes(self.statistics)
         self.validation = self._drop_bad_images(validation)
@@ -167,7 +169,7 @@ class FinetuneTrainer(Trainer):
         self.data = f"{len(self.labelled)} images"
         self.facts = {"encoder_source": source, "evaluated": len(self.validation)}
         if decoder is not None:
-            self.facts |= record_of(decoder)
+            self.facts |= read_stage_record(decoder)
             # A run without the first stage is a different run; the first stage checks its own inputs.
             self.fingerprint = compute_fingerprint(self.fingerprint, STAGE)
         transform = SegmentationTrainTransform.from_processor(
@@ -203,13 +205,13 @@ class FinetuneTrainer(Trainer):
             skip_bad_files=args.skip_bad_files,
         )
         set_seed(args.seed)
-        self.unlabelled_loss = UnlabelledLoss(self.model, args, self.normalize, self._teacher)
+        self.unlabelled_loss = UnlabelledLoss(self.model, args, self.normalize, self._get_teacher)
 
-    def _teacher(self) -> nn.Module:
+    def _get_teacher(self) -> nn.Module:
         assert self.weights.average is not None, "consistency_weight needs model_ema_decay"
         return self.weights.average.module
 
-    def _read_once(
+    def _scan_dataset(
         self, dataset: SegmentationDataset, split: str, *, images: bool
     ) -> tuple[ClassStatistics, dict[str, str]]:
         """Reads each file once, in one of the processes, and prints how often each class occurs.
@@ -225,18 +227,18 @@ class FinetuneTrainer(Trainer):
         Raises:
             BadFileError: A file is broken, and `skip_bad_files` is off.
         """
-        broken, classes = dict[str, str](), dataset.classes
-        found = ClassStatistics(classes.names, classes.ignore_index)
+        bad_files, classes = dict[str, str](), dataset.classes
+        statistics = ClassStatistics(classes.names, classes.ignore_index)
         for index in range(self.accelerator.process_index, len(dataset), self.accelerator.num_processes):
             try:
-                found.update(dataset[index]["annotation"] if images else dataset.mask(index))
+                statistics.update(dataset[index]["annotation"] if images else dataset.mask(index))
             except (BadFileError, OSError) as error:
                 if not self.args.skip_bad_files:
                     raise
-                broken[dataset.sample_ids[index]] = bad_file_path(error)
-        found.counts = sum_over_processes(self.accelerator, found.counts)
-        self.accelerator.print(f"Classes in the {len(dataset)} images of `{split}`:\n{found.table()}")
-        return found, dict(gather_object(list(broken.items())))
+                bad_files[dataset.sample_ids[index]] = bad_file_path(error)
+        statistics.counts = sum_over_processes(self.accelerator, statistics.counts)
+        self.accelerator.print(f"Classes in the {len(dataset)} images of `{split}`:\n{statistics.table()}")
+        return statistics, dict(gather_object(list(bad_files.items())))
 
     def _drop_bad_images(self, validation: SegmentationDataset) -> SegmentationDataset:
         """The validation images without broken ones, so that training does not end on one; warns of absent classes.
@@ -246,10 +248,10 @@ class FinetuneTrainer(Trainer):
             ValueError: All of them are, or no pixel is labelled.
         """
         split = self.args.eval_split
-        statistics, broken = self._read_once(validation, split, images=True)
-        if broken:
-            self.bad_files = list(broken.values())
-            usable = [sample_id for sample_id in validation.sample_ids if sample_id not in broken]
+        statistics, bad_files = self._scan_dataset(validation, split, images=True)
+        if bad_files:
+            self.bad_files = list(bad_files.values())
+            usable = [sample_id for sample_id in validation.sample_ids if sample_id not in bad_files]
             if not usable:
                 raise ValueError(f"eval_split: every file of `{split}` is broken, such as {self.bad_files[0]}.")
             validation = validation.select(usable)
@@ -264,9 +266,13 @@ class FinetuneTrainer(Trainer):
         if not weights:
             return None
         if weights == ["median_frequency"]:
-            found = median_frequency_weights(self.statistics)
+            class_weights = median_frequency_weights(self.statistics)
             # A single class has one weight, against the background's.
-            return found[1:] / found[0] if classes.single and found.all() else found[-len(classes.labels) :]
+            return (
+                class_weights[1:] / class_weights[0]
+                if classes.single and class_weights.all()
+                else class_weights[-len(classes.labels) :]
+            )
         if len(weights) != len(classes.labels):
             raise ValueError(
                 f"class_weights has {len(weights)} numbers, but the data has {len(classes.labels)} classes: "
@@ -280,8 +286,8 @@ class FinetuneTrainer(Trainer):
         sampler: Any = StepBatchSampler(len(self.dataset), seed=args.seed, **options)
         dataset: Any = self.dataset
         if self.unlabelled is not None:
-            others = StepBatchSampler(len(self.unlabelled), seed=args.seed, **options)
-            dataset, sampler = PairedDataset(dataset, self.unlabelled), PairedBatchSampler(sampler, others)
+            unlabelled_sampler = StepBatchSampler(len(self.unlabelled), seed=args.seed, **options)
+            dataset, sampler = PairedDataset(dataset, self.unlabelled), PairedBatchSampler(sampler, unlabelled_sampler)
         return train_dataloader(
             dataset, sampler, num_workers=args.dataloader_num_workers, device=self.accelerator.device
         )

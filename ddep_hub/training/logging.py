@@ -22,14 +22,14 @@ class MetricsLog:
 
     Args:
         path: The file; `None` on processes that do not write.
-        keep: Last step whose row is kept from an earlier part of the run; later steps are written again.
+        last_step: Last step whose row is kept from an earlier part of the run; later steps are written again.
     """
 
-    def __init__(self, path: Path | None, *, keep: int = 0) -> None:
+    def __init__(self, path: Path | None, *, last_step: int = 0) -> None:
         self.path = path
         if path is not None:
-            rows = read_metrics(path) if keep and path.exists() else []
-            atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= keep))
+            rows = read_metrics(path) if last_step and path.exists() else []
+            atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= last_step))
 
     def write(self, row: dict[str, Any]) -> None:
         """Appends a row."""
@@ -61,20 +61,20 @@ class MetricsLogger:
         self.accelerator, self.args = accelerator, args
         output = Path(args.output_dir)
         # The last step's row is written at the very end, with its evaluation: a resumed run writes it again.
-        keep = min(step, args.max_steps - 1)
-        self.log = MetricsLog(output / "metrics.jsonl" if accelerator.is_main_process else None, keep=keep)
+        last_step = min(step, args.max_steps - 1)
+        self.log = MetricsLog(output / "metrics.jsonl" if accelerator.is_main_process else None, last_step=last_step)
         self.bad_files = output / "bad_files.txt"
         self.skipped = set(skipped)
-        self.listed = 0
+        self.num_listed = 0
         if args.report_to:
-            purge = {"tensorboard": {"purge_step": step + 1}} if step and "tensorboard" in args.report_to else {}
-            accelerator.init_trackers("ddep_hub", config=tracker_config(args), init_kwargs=purge)
+            init_kwargs = {"tensorboard": {"purge_step": step + 1}} if step and "tensorboard" in args.report_to else {}
+            accelerator.init_trackers("ddep_hub", config=tracker_config(args), init_kwargs=init_kwargs)
 
     def write(self, row: dict[str, Any]) -> None:
         """Writes the metrics of a step. Trackers get nested ones by their path, such as `iou/sky`."""
         self.log.write(row)
         if self.args.report_to:
-            metrics = {name: value for name, value in flat(row).items() if name != "step" and value is not None}
+            metrics = {name: value for name, value in flatten(row).items() if name != "step" and value is not None}
             self.accelerator.log(metrics, step=row["step"])
 
     def bad_file_count(self) -> dict[str, int]:
@@ -82,8 +82,8 @@ class MetricsLogger:
         if not self.args.skip_bad_files:
             return {}
         self.skipped = set(gather_object(sorted(self.skipped)))
-        if self.accelerator.is_main_process and len(self.skipped) > self.listed:
-            self.listed = len(self.skipped)
+        if self.accelerator.is_main_process and len(self.skipped) > self.num_listed:
+            self.num_listed = len(self.skipped)
             atomic_write(self.bad_files, "".join(f"{path}\n" for path in sorted(self.skipped)))
         return {"bad_files": len(self.skipped)}
 
@@ -93,18 +93,18 @@ class MetricsLogger:
             tracker.finish()
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flattens a nested dictionary, its keys joined by `/`."""
     result: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
-            result.update(flat(value, f"{prefix}{name}/"))
+            result.update(flatten(value, f"{prefix}{name}/"))
         else:
             result[prefix + name] = value
     return result
 
 
-def draw_loss(metrics: Path, picture: Path) -> bool:
+def plot_loss(metrics: Path, picture: Path) -> bool:
     """Draws the loss over the steps of a run, on a logarithmic axis.
 
     Args:

@@ -17,7 +17,7 @@ from ddep_hub.modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentati
 from ddep_hub.segmentation import class_logits
 
 from .arguments import FinetuneArguments
-from .pretraining import resolve_sources, seeded_noise
+from .pretraining import resolve_sources, sample_noise
 
 
 class SegmentationLoss:
@@ -37,8 +37,8 @@ class SegmentationLoss:
         self, ignore_index: int, *, class_weights: torch.Tensor | None = None, dice_weight: float = 0.0
     ) -> None:
         self.ignore_index = ignore_index
-        self.single = class_weights is not None and len(class_weights) == 1
-        if class_weights is not None and self.single:
+        self.has_single_class = class_weights is not None and len(class_weights) == 1
+        if class_weights is not None and self.has_single_class:
             class_weights = torch.cat([torch.ones_like(class_weights), class_weights])
         self.class_weights = class_weights
         self.dice_weight = dice_weight
@@ -47,8 +47,8 @@ class SegmentationLoss:
         """Counts the pixels that are not ignored, or adds up their weights; with Dice, also images that have any."""
         valid = labels != self.ignore_index
         pixels = valid.sum()
-        weights = self._weights_on(labels.device)
-        if weights is not None and not self.single:
+        weights = self._move_weights(labels.device)
+        if weights is not None and not self.has_single_class:
             # Without indexing by `valid`, which would wait for the device.
             pixels = (weights[labels.long().where(valid, 0)] * valid).sum()
         return [pixels, valid.flatten(1).any(1).sum()] if self.dice_weight else [pixels]
@@ -56,7 +56,7 @@ class SegmentationLoss:
     def sums(self, logits: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
         """Sums the cross-entropy over those pixels, and Dice over those images."""
         logits, labels = logits.float(), labels.long()
-        weights = self._weights_on(logits.device)
+        weights = self._move_weights(logits.device)
         entropy = F.cross_entropy(
             class_logits(logits), labels, weights, ignore_index=self.ignore_index, reduction="sum"
         )
@@ -64,7 +64,7 @@ class SegmentationLoss:
             return [entropy]
         return [entropy, self.dice_weight * dice_losses(logits, labels, self.ignore_index).sum()]
 
-    def _weights_on(self, device: torch.device) -> torch.Tensor | None:
+    def _move_weights(self, device: torch.device) -> torch.Tensor | None:
         if self.class_weights is not None and self.class_weights.device != device:
             self.class_weights = self.class_weights.to(device)  # once: such a copy waits for the device
         return self.class_weights
@@ -83,15 +83,15 @@ def dice_losses(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -
     Returns:
         `(batch,)`, in [0, 1]; 0 for an image whose pixels are all ignored.
     """
-    valid, labels_of_model = labels != ignore_index, logits.shape[1]
+    valid, num_labels = labels != ignore_index, logits.shape[1]
     logits = class_logits(logits)
-    truth = F.one_hot(labels.where(valid, 0), logits.shape[1]).movedim(-1, 1)
-    probabilities, truth = (x[:, -labels_of_model:] * valid[:, None] for x in (logits.softmax(1), truth))
-    size = truth.sum((2, 3))
-    overlap = 2 * (probabilities * truth).sum((2, 3))
-    score = overlap / (probabilities.sum((2, 3)) + size).clamp(min=1e-6)
-    present = size > 0  # a class that is not in the image has no overlap to gain
-    return ((1 - score) * present).sum(1) / present.sum(1).clamp(min=1)
+    targets = F.one_hot(labels.where(valid, 0), logits.shape[1]).movedim(-1, 1)
+    probabilities, targets = (values[:, -num_labels:] * valid[:, None] for values in (logits.softmax(1), targets))
+    target_size = targets.sum((2, 3))
+    overlap = 2 * (probabilities * targets).sum((2, 3))
+    score = overlap / (probabilities.sum((2, 3)) + target_size).clamp(min=1e-6)
+    is_present = target_size > 0  # a class that is not in the image has no overlap to gain
+    return ((1 - score) * is_present).sum(1) / is_present.sum(1).clamp(min=1)
 
 
 def median_frequency_weights(statistics: ClassStatistics) -> torch.Tensor:
@@ -110,10 +110,10 @@ def median_frequency_weights(statistics: ClassStatistics) -> torch.Tensor:
         ValueError: No pixel is labelled.
     """
     frequency = torch.from_numpy(statistics.pixels) / torch.from_numpy(statistics.pixels_around).clamp(min=1)
-    present = frequency > 0
-    if not present.any():
+    is_present = frequency > 0
+    if not is_present.any():
         raise ValueError("class_weights: the labelled images have no labelled pixel. Check the masks.")
-    return torch.where(present, frequency[present].median() / frequency.clamp(min=1e-12), 0.0)
+    return torch.where(is_present, frequency[is_present].median() / frequency.clamp(min=1e-12), 0.0)
 
 
 Batch = dict[str, torch.Tensor]
@@ -122,7 +122,7 @@ Batch = dict[str, torch.Tensor]
 CONFIDENCE = 0.95
 BOX_PROBABILITY = 0.5
 BOX_AREA = (0.02, 0.4)
-IGNORED = -100
+IGNORE_INDEX = -100
 
 
 class UnlabelledLoss:
@@ -148,7 +148,7 @@ class UnlabelledLoss:
         self.model, self.args, self.normalize, self.teacher = model, args, normalize, teacher
         self.denoiser: DDePForPreTraining | None = None
         if args.denoising_weight:
-            self.denoiser = denoiser_of(model)
+            self.denoiser = build_denoiser(model)
 
     def counts(self, batch: Batch) -> list[torch.Tensor]:
         """Numbers of values and of pixels that the two sums are divided by."""
@@ -162,27 +162,27 @@ class UnlabelledLoss:
     def sums(self, batch: Batch, step: int, positions: Sequence[int]) -> list[torch.Tensor]:
         """Sums the squared error over values, and the cross-entropy over confident pixels, times their weights."""
         sums = []
-        with kept_statistics(self.model):
+        with freeze_batch_norm_statistics(self.model):
             if self.denoiser is not None:
-                sums.append(self.args.denoising_weight * self._denoising(self.denoiser, batch, step, positions))
+                sums.append(self.args.denoising_weight * self._denoising_loss(self.denoiser, batch, step, positions))
             if self.args.consistency_weight:
-                sums.append(self.args.consistency_weight * self._consistency(batch, step, positions))
+                sums.append(self.args.consistency_weight * self._consistency_loss(batch, step, positions))
         return sums
 
-    def _denoising(
+    def _denoising_loss(
         self, denoiser: DDePForPreTraining, batch: Batch, step: int, positions: Sequence[int]
     ) -> torch.Tensor:
         images = self.normalize(batch["unlabelled"])
-        noise, sigma = seeded_noise(images, denoiser.config.sigma_range, self.args.seed, step, positions)
+        noise, sigma = sample_noise(images, denoiser.config.sigma_range, self.args.seed, step, positions)
         with eval_mode(self.model.ddep.encoder):  # as in pretraining
             loss: torch.Tensor = denoiser(pixel_values=images, noise=noise, sigma=sigma).loss
         return loss * images.numel()
 
-    def _consistency(self, batch: Batch, step: int, positions: Sequence[int]) -> torch.Tensor:
+    def _consistency_loss(self, batch: Batch, step: int, positions: Sequence[int]) -> torch.Tensor:
         with torch.no_grad():
             logits = self.teacher()(pixel_values=self.normalize(batch["unlabelled"])).logits
             confidence, labels = class_logits(logits.float()).softmax(1).max(1)
-            labels = labels.where((confidence >= CONFIDENCE) & batch["inside"], IGNORED)
+            labels = labels.where((confidence >= CONFIDENCE) & batch["inside"], IGNORE_INDEX)
         images = self.normalize(batch["strong"])
         boxes = torch.stack(
             [random_box(labels.shape[-2:], example_seed(self.args.seed, step, position)) for position in positions]
@@ -192,7 +192,7 @@ class UnlabelledLoss:
         images = images.roll(1, 0).where(boxes[:, None], images)
         labels = labels.roll(1, 0).where(boxes, labels)
         logits = self.model(pixel_values=images).logits
-        return F.cross_entropy(class_logits(logits.float()), labels, ignore_index=IGNORED, reduction="sum")
+        return F.cross_entropy(class_logits(logits.float()), labels, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 def unlabelled_sources(names: Sequence[str]) -> list[MapSource]:
@@ -208,7 +208,7 @@ def unlabelled_sources(names: Sequence[str]) -> list[MapSource]:
     return sources
 
 
-def denoiser_of(model: DDePForSemanticSegmentation) -> DDePForPreTraining:
+def build_denoiser(model: DDePForSemanticSegmentation) -> DDePForPreTraining:
     """A denoiser that shares encoder and decoder with a segmentation model, which gets its `noise_head`.
 
     Noise and target are as in pretraining: those of the model's configuration, which keeps what its decoder was
@@ -232,22 +232,22 @@ def random_box(size: Sequence[int], seed: int) -> torch.Tensor:
     area = BOX_AREA[0] + draws[1] * (BOX_AREA[1] - BOX_AREA[0])
     ratio = 0.3 ** (2 * draws[2] - 1)
     height, width = size
-    tall = max(1, min(height, round(height * (area * ratio) ** 0.5)))
-    wide = max(1, min(width, round(width * (area / ratio) ** 0.5)))
-    top, left = int(draws[3] * (height - tall + 1)), int(draws[4] * (width - wide + 1))
-    mask[top : top + tall, left : left + wide] = True
+    box_height = max(1, min(height, round(height * (area * ratio) ** 0.5)))
+    box_width = max(1, min(width, round(width * (area / ratio) ** 0.5)))
+    top, left = int(draws[3] * (height - box_height + 1)), int(draws[4] * (width - box_width + 1))
+    mask[top : top + box_height, left : left + box_width] = True
     return mask
 
 
 @contextlib.contextmanager
-def kept_statistics(model: nn.Module) -> Iterator[None]:
+def freeze_batch_norm_statistics(model: nn.Module) -> Iterator[None]:
     """Freezes BatchNorm's running statistics; in training mode it still normalises by those of the batch."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
-    before = [norm.momentum for norm in norms]
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, before, strict=True):
+        for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -25,39 +25,39 @@ from .run_arguments import RunArguments
 Model = TypeVar("Model", bound=DDePPreTrainedModel)
 
 
-def channels_of_run(args: RunArguments) -> int:
+def get_num_channels(args: RunArguments) -> int:
     """Channels of a run's images."""
     if args.num_channels is not None:
         return args.num_channels
     return 3 if args.pretrained is None else int(stored_config(args.pretrained).get("num_channels", 3))
 
 
-def processor_of_run(
-    args: RunArguments, start: str | None, config: DDePConfig, images: Iterable[torch.Tensor]
+def build_processor(
+    args: RunArguments, checkpoint: str | None, config: DDePConfig, images: Iterable[torch.Tensor]
 ) -> DDePImageProcessor:
     """The image processor of a run: that of the model it starts from, or a new one, with what the arguments say.
 
     Args:
         args: The run's arguments.
-        start: Model that the run starts from.
+        checkpoint: Model that the run starts from.
         config: Configuration of the run's model.
         images: Images `(C, H, W)` in 0..255, to measure mean and std on; read only if needed.
 
     Raises:
         ValueError: Mean, std or the order are for another number of channels.
     """
-    channels, loaded = config.num_channels, None
-    if start is not None and stored_config(start).get("num_channels", 3) == channels:
-        loaded = load_processor(start, config)
-    if loaded is None or args.image_mean:
-        inherited = () if loaded is None else loaded.channel_order or ()
+    num_channels, processor = config.num_channels, None
+    if checkpoint is not None and stored_config(checkpoint).get("num_channels", 3) == num_channels:
+        processor = load_processor(checkpoint, config)
+    if processor is None or args.image_mean:
+        channel_order = () if processor is None else processor.channel_order or ()
         return processor_for_encoder(
             config.encoder_name,
-            num_channels=channels,
-            mean_std=image_statistics(args, channels, images),
-            channel_order=args.channel_order or inherited,
+            num_channels=num_channels,
+            mean_std=image_statistics(args, num_channels, images),
+            channel_order=args.channel_order or channel_order,
         )
-    return with_channel_order(loaded, args.channel_order, channels) if args.channel_order else loaded
+    return with_channel_order(processor, args.channel_order, num_channels) if args.channel_order else processor
 
 
 def image_statistics(args: RunArguments, channels: int, images: Iterable[torch.Tensor]) -> Statistics | None:
@@ -95,7 +95,7 @@ def new_model(cls: type[Model], args: Any, source: str, **fields: Any) -> Model:
     fields |= {"encoder_out_indices": args.encoder_out_indices}
     if args.encoder_img_size is not None:
         fields["encoder_kwargs"] = {"img_size": args.encoder_img_size}
-    fields.setdefault("num_channels", channels_of_run(args))
+    fields.setdefault("num_channels", get_num_channels(args))
     if source == "none":
         return cls(DDePConfig(encoder_name=args.encoder_name, **fields))
     return cls.from_pretrained_encoder(args.encoder_name, encoder_weights=source, **fields)
@@ -118,7 +118,7 @@ def pretraining_model(args: PretrainArguments, source: str, stored: Mapping[str,
         "prediction_type": args.prediction_type,
         "sigma": args.sigma[0] if len(args.sigma) == 1 else args.sigma,
         "image_skip": image_skip,
-        "num_channels": channels_of_run(args),
+        "num_channels": get_num_channels(args),
     }
     if args.pretrained is None:
         return new_model(DDePForPreTraining, args, source, **fields)
@@ -152,13 +152,13 @@ def finetuning_model(
         "semantic_loss_ignore_index": classes.ignore_index,
     }
     stored: dict[str, Any] = {}
-    start = decoder or args.pretrained
-    if start is None:
+    checkpoint = decoder or args.pretrained
+    if checkpoint is None:
         source = encoder_source(args.encoder_name, args.encoder_weights)
         model = new_model(cls, args, source, **labels)
     else:
-        stored = stored_config(start)
-        source, weights = start, None
+        stored = stored_config(checkpoint)
+        source, weights = checkpoint, None
         if stored.get("decoder_only"):  # other folders hold their encoder
             weights = source = encoder_source(
                 stored["encoder_name"],
@@ -168,7 +168,7 @@ def finetuning_model(
             )
         if args.num_channels is not None:
             labels["num_channels"] = args.num_channels
-        model = cls.from_pretrained(start, encoder_weights=weights, ignore_mismatched_sizes=True, **labels)
+        model = cls.from_pretrained(checkpoint, encoder_weights=weights, ignore_mismatched_sizes=True, **labels)
     if args.restore_decoder_norms and "DDePForPreTraining" in (stored.get("architectures") or ()):
         restore_weight_norms(model.ddep.decoder)
     if args.keep_decoder_blocks is not None:
@@ -202,19 +202,19 @@ def check_single_image(model: DDePPreTrainedModel, side: int) -> None:
         ) from error
 
 
-def reinit_blocks(model: DDePForSemanticSegmentation, keep: int) -> None:
+def reinit_blocks(model: DDePForSemanticSegmentation, num_kept: int) -> None:
     """Initialises the finest blocks of a decoder newly.
 
     Args:
         model: A model with a pretrained decoder.
-        keep: Blocks to keep, from the coarsest on; the bottleneck is kept in any case.
+        num_kept: Blocks to keep, from the coarsest on; the bottleneck is kept in any case.
 
     Raises:
         ValueError: The decoder has fewer blocks.
     """
     blocks = model.ddep.decoder.blocks
-    if keep > len(blocks):
-        raise ValueError(f"keep_decoder_blocks is {keep}, but the decoder has {len(blocks)} blocks.")
-    new = type(model)(model.config).ddep.decoder.blocks
-    for old_block, new_block in list(zip(blocks, new, strict=True))[keep:]:
+    if num_kept > len(blocks):
+        raise ValueError(f"keep_decoder_blocks is {num_kept}, but the decoder has {len(blocks)} blocks.")
+    new_blocks = type(model)(model.config).ddep.decoder.blocks
+    for old_block, new_block in list(zip(blocks, new_blocks, strict=True))[num_kept:]:
         old_block.load_state_dict(new_block.state_dict())

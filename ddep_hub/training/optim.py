@@ -41,10 +41,12 @@ def learning_rate_factors(
     """
     factors = {name: head if name.startswith(HEAD) else 1.0 for name, _ in model.named_parameters()}
     timm_model = model.get_submodule(ENCODER[:-1])
-    return factors | {ENCODER + name: rate for name, rate in _encoder_rates(timm_model, encoder, layer_decay).items()}
+    return factors | {
+        ENCODER + name: factor for name, factor in _encoder_factors(timm_model, encoder, layer_decay).items()
+    }
 
 
-def _encoder_rates(encoder: nn.Module, factor: float, layer_decay: float) -> dict[str, float]:
+def _encoder_factors(encoder: nn.Module, factor: float, layer_decay: float) -> dict[str, float]:
     names = [name for name, _ in encoder.named_parameters()]
     if layer_decay == 1.0:
         return dict.fromkeys(names, factor)
@@ -52,13 +54,13 @@ def _encoder_rates(encoder: nn.Module, factor: float, layer_decay: float) -> dic
     if hasattr(encoder, "group_matcher"):
         layers = group_parameters(encoder, encoder.group_matcher(coarse=False), reverse=True)
     else:  # a few timm families define no groups: a layer is then a block, such as `stages.1.blocks.0`
-        blocks = list(dict.fromkeys(map(_block_of, names)))
-        layers = {name: blocks.index(_block_of(name)) for name in names}
-    last = max(layers[name] for name in names)
-    return {name: factor * layer_decay ** (last - layers[name]) for name in names}
+        blocks = list(dict.fromkeys(map(_block_name, names)))
+        layers = {name: blocks.index(_block_name(name)) for name in names}
+    last_layer = max(layers[name] for name in names)
+    return {name: factor * layer_decay ** (last_layer - layers[name]) for name in names}
 
 
-def _block_of(name: str) -> str:
+def _block_name(name: str) -> str:
     match = re.match(r"(?:[^.]+\.)*?\d+\.(?:[^.\d]+\.\d+\.)?", name)
     return match[0] if match else name.split(".")[0]
 
@@ -76,14 +78,14 @@ def rate_table(model: nn.Module, args: RunArguments, factors: Mapping[str, float
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             part = "encoder" if name.startswith(ENCODER) else "head" if name.startswith(HEAD) else "decoder"
-            names.setdefault((part, factors[name]), []).append(_block_of(name.removeprefix(ENCODER)).rstrip("."))
+            names.setdefault((part, factors[name]), []).append(_block_name(name.removeprefix(ENCODER)).rstrip("."))
             sizes[part, factors[name]] += parameter.numel()
     lines = [f"{'weights':40} {'number':>12} {'learning rate':>14}"]
-    order = ["encoder", "decoder", "head"]
-    for part, factor in sorted(names, key=lambda row: (order.index(row[0]), row[1])):
+    part_order = ["encoder", "decoder", "head"]
+    for part, factor in sorted(names, key=lambda row: (part_order.index(row[0]), row[1])):
         first, last = names[part, factor][0], names[part, factor][-1]
-        where = f"encoder: {first}" + (f" to {last}" if last != first else "") if part == "encoder" else part
-        lines.append(f"{where:40} {sizes[part, factor]:12,} {args.learning_rate * factor:14.3g}")
+        label = f"encoder: {first}" + (f" to {last}" if last != first else "") if part == "encoder" else part
+        lines.append(f"{label:40} {sizes[part, factor]:12,} {args.learning_rate * factor:14.3g}")
     return "\n".join(lines)
 
 
@@ -150,8 +152,8 @@ def build_optimizer(
     """Adam or AdamW over the trainable parameters, fused where the device has it."""
     groups = parameter_groups(model, args, factors)
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
-    kind = torch.optim.AdamW if args.optim == "adamw" else torch.optim.Adam
-    return kind(groups, lr=args.learning_rate, fused=fused)
+    optimizer_class = torch.optim.AdamW if args.optim == "adamw" else torch.optim.Adam
+    return optimizer_class(groups, lr=args.learning_rate, fused=fused)
 
 
 class Weights:
@@ -190,7 +192,7 @@ class Weights:
         self.average = ModelEmaV3(model, decay=args.model_ema_decay, use_warmup=True) if args.model_ema_decay else None
         self._unsharded = copy.deepcopy(model) if self.sharded else model
 
-    def plain(self) -> DDePPreTrainedModel:
+    def get_eval_model(self) -> DDePPreTrainedModel:
         """The model to measure and save, the same in every process: the average where there is one.
 
         BatchNorm's statistics are the first process's, as DDP has it.
@@ -230,14 +232,14 @@ class Weights:
 
 
 @contextlib.contextmanager
-def in_float32(model: nn.Module) -> Iterator[None]:
+def disable_mixed_precision(model: nn.Module) -> Iterator[None]:
     """Takes back Accelerate's mixed precision, which replaces `forward`: a model is measured as it will be loaded."""
-    mixed = model.__dict__.pop("forward", None)
+    mixed_forward = model.__dict__.pop("forward", None)
     try:
         yield
     finally:
-        if mixed is not None:
-            model.__dict__["forward"] = mixed
+        if mixed_forward is not None:
+            model.__dict__["forward"] = mixed_forward
 
 
 def set_encoder_mode(model: DDePPreTrainedModel, *, frozen: bool, frozen_norms: bool) -> None:
@@ -249,8 +251,8 @@ def set_encoder_mode(model: DDePPreTrainedModel, *, frozen: bool, frozen_norms: 
         frozen_norms: freeze only its norms.
     """
     encoder = model.ddep.encoder
-    trained = any(parameter.requires_grad for parameter in encoder.parameters())
-    if model.training and encoder.training == trained == (not frozen) and not frozen_norms:
+    is_trained = any(parameter.requires_grad for parameter in encoder.parameters())
+    if model.training and encoder.training == is_trained == (not frozen) and not frozen_norms:
         return  # to set it takes milliseconds, in each step
     model.train()
     encoder.train(not frozen).requires_grad_(not frozen)
@@ -262,5 +264,5 @@ def set_encoder_mode(model: DDePPreTrainedModel, *, frozen: bool, frozen_norms: 
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module normalises activations; timm has its own kinds, whose names say it."""
-    known = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
-    return isinstance(module, known) or "Norm" in type(module).__name__
+    norm_types = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+    return isinstance(module, norm_types) or "Norm" in type(module).__name__

@@ -32,7 +32,7 @@ from ddep_hub.utils.files import resolve_data
 from ddep_hub.utils.processes import isolate_state
 
 from .arguments import PretrainArguments
-from .models import channels_of_run, pretraining_model, processor_of_run
+from .models import build_processor, get_num_channels, pretraining_model
 from .run_arguments import micro_batches, track_time
 from .trainer import Batch, Trainer
 
@@ -96,7 +96,7 @@ class PretrainTrainer(Trainer):
         self.more_images = more_images
         stored = {} if args.pretrained is None else stored_config(args.pretrained)
         encoder_name = stored.get("encoder_name", args.encoder_name)
-        channels = channels_of_run(args)
+        channels = get_num_channels(args)
         source = encoder_source(encoder_name, args.encoder_weights, stored.get("encoder_weights_hash"), channels)
         self.transform = train_transform(args)
         with self.accelerator.main_process_first():
@@ -105,7 +105,7 @@ class PretrainTrainer(Trainer):
         set_seed(args.seed)  # the decoder's initialisation depends on the seed alone
         self.model = pretraining_model(args, source, stored)
         self.facts = {"encoder_source": source, "images": self.data}
-        self.processor = processor_of_run(args, args.pretrained, self.model.config, examples)
+        self.processor = build_processor(args, args.pretrained, self.model.config, examples)
         self.processor.do_resize = False
         self.normalize = Normalize.from_processor(self.processor)
         self.sigma_range = self.model.config.sigma_range
@@ -123,7 +123,7 @@ class PretrainTrainer(Trainer):
         Raises:
             ValueError: There are no more images than `num_val_images`, or a source cannot be used.
         """
-        args, number = self.args, self.args.num_val_images
+        args, num_validation = self.args, self.args.num_val_images
         # Without images, the built-in scenes are used; they are rendered first.
         names = source_names(args) if args.images or not self.more_images else []
         sources = [*(open_sources(args) if names else ()), *self.more_images]
@@ -132,29 +132,31 @@ class PretrainTrainer(Trainer):
         if self.streams:
             self.elastic = False
             self.data = f"a stream of {sum(source.num_shards for source in self.streams)} shards"
-            head = self._stream(global_batch_size=1, start_step=0, end_step=0).head(number + REFERENCE_IMAGES)
+            head = self._make_stream(global_batch_size=1, start_step=0, end_step=0).head(
+                num_validation + REFERENCE_IMAGES
+            )
             images: SizedDataset = head
-            validation, training = np.split(np.arange(len(head)), [number])
+            validation, training = np.split(np.arange(len(head)), [num_validation])
         else:
-            images = joined = ConcatDataset(sources)
+            images = dataset = ConcatDataset(sources)
             # One choice for all seeds, so that the errors of their runs can be compared.
-            validation, training = np.split(epoch_order(len(joined), 0, 0), [number])
+            validation, training = np.split(epoch_order(len(dataset), 0, 0), [num_validation])
             training.sort()
-            self.sizes = np.diff(np.searchsorted(training, [0, *joined.cumulative_sizes])).tolist()
+            self.sizes = np.diff(np.searchsorted(training, [0, *dataset.cumulative_sizes])).tolist()
             if args.image_weights and min(self.sizes) == 0:
                 raise ValueError(
                     f"num_val_images: no image of {names[self.sizes.index(0)]} is left for training. Lower it."
                 )
-            subset: Any = Subset(joined, training)
+            subset: Any = Subset(dataset, training)
             self.dataset = AugmentedDataset(subset, self.transform, args.seed, skip_bad_files=args.skip_bad_files)
             self.data = f"{len(self.dataset)} images"
         if not len(training):
-            raise ValueError(f"num_val_images is {number}, but {names} hold {len(images)} images. Lower it.")
-        return self._crops(images, validation, "validation"), self._crops(
+            raise ValueError(f"num_val_images is {num_validation}, but {names} hold {len(images)} images. Lower it.")
+        return self._load_crops(images, validation, "validation"), self._load_crops(
             images, training[:REFERENCE_IMAGES], "of the first training"
         )
 
-    def _stream(self, **options: Any) -> ImageStream:
+    def _make_stream(self, **options: Any) -> ImageStream:
         args = self.args
         return ImageStream(
             self.streams,
@@ -167,26 +169,28 @@ class PretrainTrainer(Trainer):
             **options,
         )
 
-    def _crops(self, images: SizedDataset, indices: Iterable[int], what: str) -> torch.Tensor:
-        fixed, crops, broken = AugmentedDataset(images, self.transform, 0), [], list[str]()
+    def _load_crops(self, images: SizedDataset, indices: Iterable[int], description: str) -> torch.Tensor:
+        dataset, crops, bad_files = AugmentedDataset(images, self.transform, 0), [], list[str]()
         for index in indices:
             try:
-                crops.append(fixed[(0, int(index))]["pixel_values"])
+                crops.append(dataset[(0, int(index))]["pixel_values"])
             except (BadFileError, OSError) as error:
                 if not self.args.skip_bad_files:
                     raise
-                broken.append(bad_file_path(error))
+                bad_files.append(bad_file_path(error))
         if not crops:
-            raise BadFileError(f"All {len(broken)} {what} images are broken, such as {broken[0]}. Check the files.")
-        self.bad_files = [*self.bad_files, *broken]
+            raise BadFileError(
+                f"All {len(bad_files)} {description} images are broken, such as {bad_files[0]}. Check the files."
+            )
+        self.bad_files = [*self.bad_files, *bad_files]
         return torch.stack(crops)
 
     def dataloader(self, start_step: int, states: dict[str, Any] | None) -> DataLoader[Any]:
         args, options = self.args, self.batch_options(start_step)
         if self.streams:
-            stream = self._stream(states=states, **options)
-            workers = stream.usable_workers(args.dataloader_num_workers)
-            return train_dataloader(stream, num_workers=workers, device=self.accelerator.device)
+            stream = self._make_stream(states=states, **options)
+            num_workers = stream.usable_workers(args.dataloader_num_workers)
+            return train_dataloader(stream, num_workers=num_workers, device=self.accelerator.device)
         sampler = StepBatchSampler(
             self.sizes if args.image_weights else len(self.dataset),
             weights=args.image_weights or None,
@@ -207,7 +211,7 @@ class PretrainTrainer(Trainer):
 
     def loss_sums(self, model: nn.Module, batch: Batch, step: int, positions: Sequence[int]) -> list[torch.Tensor]:
         images = self.normalize(batch["pixel_values"])
-        noise, sigma = seeded_noise(images, self.sigma_range, self.args.seed, step, positions)
+        noise, sigma = sample_noise(images, self.sigma_range, self.args.seed, step, positions)
         return [model(pixel_values=images, noise=noise, sigma=sigma).loss * images.numel()]
 
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
@@ -221,7 +225,7 @@ class PretrainTrainer(Trainer):
         return denoising_picture(model, self.validation[:4])
 
 
-def seeded_noise(
+def sample_noise(
     images: torch.Tensor, sigma_range: tuple[float, float], seed: int, step: int, positions: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Noise and its level for each image; they depend only on the seed, the step and the position in the batch.
@@ -249,12 +253,12 @@ def train_transform(args: PretrainArguments) -> PretrainTransform | UnlabelledTr
     """The random crops of a run: of any scale, or those of fine-tuning."""
     if args.scale is None:
         return PretrainTransform(
-            crop_size=args.crop_size, scale=(args.crop_scale_min, 1.0), num_channels=channels_of_run(args)
+            crop_size=args.crop_size, scale=(args.crop_scale_min, 1.0), num_channels=get_num_channels(args)
         )
     geometry = SegmentationTrainTransform(
         crop_size=args.crop_size, image_size=args.image_size, scale=(args.scale[0], args.scale[1])
     )
-    return UnlabelledTransform(geometry, num_channels=channels_of_run(args))
+    return UnlabelledTransform(geometry, num_channels=get_num_channels(args))
 
 
 def open_sources(args: PretrainArguments) -> list[MapSource] | list[ShardedImages]:

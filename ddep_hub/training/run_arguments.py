@@ -198,11 +198,11 @@ class RunArguments:
             raise ValueError(f"channel_order must name each channel once, from 0; got {self.channel_order}.")
         if self.pretrained is not None:
             for field in dataclasses.fields(self):
-                own = (
+                is_model_field = (
                     field.name.startswith(("decoder_", "encoder_name", "encoder_out_indices", "encoder_img_size"))
                     and field.name != "decoder_only"
                 )
-                if own and getattr(self, field.name) != field.default:
+                if is_model_field and getattr(self, field.name) != field.default:
                     raise ValueError(f"{field.name} is set by the model in pretrained. Leave it out.")
 
     @property
@@ -231,30 +231,30 @@ def micro_batches(args: RunArguments, processes: int) -> int:
 
 
 # Start of the outermost call or command of this thread; nested runs count from it too.
-_STARTED: ContextVar[float | None] = ContextVar("_STARTED", default=None)
+_START_TIME: ContextVar[float | None] = ContextVar("_START_TIME", default=None)
 
 
 @contextlib.contextmanager
-def track_time(started: float | None = None) -> Iterator[None]:
+def track_time(start: float | None = None) -> Iterator[None]:
     """Context in which `max_time` counts from its start; within another such context, from that one's start.
 
     Args:
-        started: The start as `time.monotonic` gives it, if it was earlier.
+        start: The start as `time.monotonic` gives it, if it was earlier.
     """
-    first = _STARTED.get()
-    if first is None:
-        first = time.monotonic() if started is None else started
-    token = _STARTED.set(first)
+    outer_start = _START_TIME.get()
+    if outer_start is None:
+        outer_start = time.monotonic() if start is None else start
+    token = _START_TIME.set(outer_start)
     try:
         yield
     finally:
-        _STARTED.reset(token)
+        _START_TIME.reset(token)
 
 
 def seconds_since_start() -> float:
     """Seconds since the start that `max_time` counts from, see [`track_time`]; 0 outside of it."""
-    started = _STARTED.get()
-    return 0.0 if started is None else time.monotonic() - started
+    start = _START_TIME.get()
+    return 0.0 if start is None else time.monotonic() - start
 
 
 def parse_time(text: str | None) -> float | None:
@@ -268,8 +268,8 @@ def parse_time(text: str | None) -> float | None:
     match = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):(\d\d):)?(\d+(?:\.\d+)?)", text.strip())
     seconds = 0.0
     if match:
-        days, hours, minutes, rest = (float(part or 0) for part in match.groups())
-        seconds = ((days * 24 + hours) * 60 + minutes) * 60 + rest
+        days, hours, minutes, seconds_part = (float(part or 0) for part in match.groups())
+        seconds = ((days * 24 + hours) * 60 + minutes) * 60 + seconds_part
     if seconds <= 0:
         raise ValueError(f"max_time is {text!r}. Write seconds, or [days-]hours:minutes:seconds such as 11:30:00.")
     return seconds

@@ -28,15 +28,15 @@ from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.utils.files import atomic_dir, atomic_write, check_no_file, locked, warn_on_write_error
 from ddep_hub.utils.processes import on_parent_death
 
-from .logging import draw_loss
+from .logging import plot_loss
 from .run_arguments import RunArguments, seconds_since_start
 
 
 # What a run writes into its folder.
-FOLDERS = ("final", "best", "checkpoints", "pictures", "pretraining")
-FILES = ("config.yaml", "metrics.jsonl", "bad_files.txt", "labelled.txt", "validation.txt")
+RUN_FOLDERS = ("final", "best", "checkpoints", "pictures", "pretraining")
+RUN_FILES = ("config.yaml", "metrics.jsonl", "bad_files.txt", "labelled.txt", "validation.txt")
 # Arguments in every config.yaml of a run; another program's file is unlikely to have them all.
-KNOWN_FIELDS = {"output_dir", "max_steps", "encoder_name", "decoder_norm"}
+CONFIG_FIELDS = {"output_dir", "max_steps", "encoder_name", "decoder_norm"}
 
 
 def check_run_dir(output: Path, *, overwrite: bool, resume: bool) -> None:
@@ -51,22 +51,22 @@ def check_run_dir(output: Path, *, overwrite: bool, resume: bool) -> None:
         FileExistsError: It already holds a run, or other files that the run would replace, or is a file.
     """
     check_no_file(output)
-    present = [name for name in (*FOLDERS, *FILES) if os.path.lexists(output / name)]
-    links = [name for name in (*present, ".lock") if (output / name).is_symlink()]
-    for folder in FOLDERS:
-        if folder in present and (output / folder).is_dir():
+    existing = [name for name in (*RUN_FOLDERS, *RUN_FILES) if os.path.lexists(output / name)]
+    links = [name for name in (*existing, ".lock") if (output / name).is_symlink()]
+    for folder in RUN_FOLDERS:
+        if folder in existing and (output / folder).is_dir():
             links += [f"{folder}/{path.name}" for path in sorted((output / folder).iterdir()) if path.is_symlink()]
     if links:
         raise FileExistsError(
             f"output_dir: {output / links[0]} is a link that a run would replace. Choose another folder, or remove "
             "the link."
         )
-    if present and not is_run(output):
+    if existing and not is_run(output):
         raise FileExistsError(
-            f"output_dir: {output} holds {', '.join(present)}, but no config.yaml of a run, and was left unchanged. "
+            f"output_dir: {output} holds {', '.join(existing)}, but no config.yaml of a run, and was left unchanged. "
             "Choose another folder."
         )
-    if present and not (overwrite or resume) and (output / "metrics.jsonl").exists():
+    if existing and not (overwrite or resume) and (output / "metrics.jsonl").exists():
         raise FileExistsError(
             f"output_dir: {output} holds a run. Choose another folder, resume it with `--resume_from_checkpoint "
             'latest`, or replace it with `--overwrite` (in Python resume_from_checkpoint="latest", overwrite=True).'
@@ -79,7 +79,7 @@ def is_run(output: Path) -> bool:
         config = yaml.safe_load((output / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return False
-    return isinstance(config, dict) and KNOWN_FIELDS <= config.keys()
+    return isinstance(config, dict) and CONFIG_FIELDS <= config.keys()
 
 
 @contextlib.contextmanager
@@ -94,11 +94,11 @@ def run_lock(output: Path) -> Iterator[None]:
     """
     output.mkdir(parents=True, exist_ok=True)
     with locked(output / ".lock"):
-        left_over = [path for name in (*FOLDERS, *FILES) for path in output.glob(f".{name}*.partial")]
-        for path in (*left_over, *(output / "checkpoints").glob(".*.partial")):
-            replaced = path.parent / path.name[1:].rsplit("-", 1)[0]
-            if (path / "old").is_dir() and not replaced.exists():
-                (path / "old").rename(replaced)  # killed between the two renames of `atomic_dir`
+        partial_paths = [path for name in (*RUN_FOLDERS, *RUN_FILES) for path in output.glob(f".{name}*.partial")]
+        for path in (*partial_paths, *(output / "checkpoints").glob(".*.partial")):
+            target = path.parent / path.name[1:].rsplit("-", 1)[0]
+            if (path / "old").is_dir() and not target.exists():
+                (path / "old").rename(target)  # killed between the two renames of `atomic_dir`
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
@@ -113,10 +113,10 @@ def save_model(model: DDePPreTrainedModel, processor: DDePImageProcessor, args: 
     # Fine-tuning may have trained a denoising head beside the model.
     if isinstance(model, DDePForSemanticSegmentation):
         state = {name: tensor for name, tensor in state.items() if not name.startswith("noise_head.")}
-    shown = logging.is_progress_bar_enabled()
+    was_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # it would break the run's own bar
     model.save_pretrained(folder, decoder_only=getattr(args, "decoder_only", False), state_dict=state)
-    if shown:
+    if was_enabled:
         logging.enable_progress_bar()
     processor.save_pretrained(folder)
 
@@ -158,12 +158,12 @@ def describe(
 
 def add_pictures(final: Path, args: RunArguments, predictions: bytes) -> None:
     """Adds the loss curve to the card of a run and, unless they show other people's images, the predictions."""
-    loss = Path(args.output_dir) / "pictures" / LOSS
-    if draw_loss(Path(args.output_dir) / "metrics.jsonl", loss):
-        atomic_write(final / LOSS, loss.read_bytes())
+    loss_picture = Path(args.output_dir) / "pictures" / LOSS
+    if plot_loss(Path(args.output_dir) / "metrics.jsonl", loss_picture):
+        atomic_write(final / LOSS, loss_picture.read_bytes())
     # Images of others have their own license.
-    others = getattr(args, "images", None) or getattr(args, "data", None)
-    if args.card_pictures or (args.card_pictures is None and not others):
+    has_user_images = getattr(args, "images", None) or getattr(args, "data", None)
+    if args.card_pictures or (args.card_pictures is None and not has_user_images):
         atomic_write(final / PREDICTIONS, predictions)
     write_card(final)
 
@@ -193,7 +193,7 @@ def publish_final(args: RunArguments, final: Path) -> None:
     if not args.push_to_hub:
         return
     try:
-        address = publish_folder(
+        url = publish_folder(
             final,
             str(args.hub_model_id),
             private=args.hub_private_repo,
@@ -205,7 +205,7 @@ def publish_final(args: RunArguments, final: Path) -> None:
             f"Publishing to {args.hub_model_id} failed: {error} The run is complete in {final}. Publish it with "
             f"`ddep-hub publish {final} {args.hub_model_id}`."
         ) from error
-    print(f"Published: {address}")
+    print(f"Published: {url}")
 
 
 # sysexits.h: temporary failure, try again. Unlike 128 + signal, it also says that a checkpoint was written.
@@ -240,22 +240,22 @@ class Interruption:
         self.max_seconds = max_seconds
         self.stop_at = math.inf if max_seconds is None else time.monotonic() + max_seconds - seconds_since_start()
         self.received: str | None = None
-        self._before: dict[int, Any] = {}
+        self._previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._receive)
+            for signum in (signal.SIGTERM, signal.SIGINT):
+                self._previous_handlers[signum] = signal.signal(signum, self._handle_signal)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        for signum, handler in self._previous_handlers.items():
+            signal.signal(signum, handler)
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
+    def _handle_signal(self, signum: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(signum).name
 
     @property
     def reason(self) -> str | None:

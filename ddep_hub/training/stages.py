@@ -17,7 +17,7 @@ from ddep_hub.utils.processes import build_accelerator, on_main_process
 
 from .arguments import FinetuneArguments, PretrainArguments
 from .losses import unlabelled_sources
-from .models import channels_of_run
+from .models import get_num_channels
 from .pretraining import PretrainTrainer, report
 from .run_dir import check_run_dir
 from .trainer import TIMEOUT
@@ -25,7 +25,7 @@ from .trainer import TIMEOUT
 
 STAGE = "pretraining"
 # Argument groups that the first stage takes from the run; its optimisation arguments are pretraining's own.
-SHARED = ("data", "model", "checkpoints", "logging")
+SHARED_GROUPS = ("data", "model", "checkpoints", "logging")
 # Steps that are timed to turn minutes into steps; the first ones are slow.
 TIMED_STEPS = 12
 # More would only take longer to measure.
@@ -50,23 +50,23 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset) -> st
     arguments, output = stage_arguments(args, labelled), Path(args.output_dir)
     resume = args.resume_from_checkpoint is not None
 
-    def start() -> None:
+    def prepare_folder() -> None:
         check_run_dir(output, overwrite=args.overwrite, resume=resume)
-        for old in (STAGE, "checkpoints", "best"):  # or a later run would resume from those of an earlier one
-            if args.overwrite and (output / old).exists():
-                remove_dir(output / old)
+        for name in (STAGE, "checkpoints", "best"):  # or a later run would resume from those of an earlier one
+            if args.overwrite and (output / name).exists():
+                remove_dir(output / name)
         output.mkdir(parents=True, exist_ok=True)
         write_yaml(args, output / "config.yaml")
 
     # A program's first accelerator sets up its processes, including how long they wait for each other.
     accelerator = build_accelerator(
         args.mixed_precision,
-        channels=channels_of_run(args),
+        channels=get_num_channels(args),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
     )
-    on_main_process(accelerator, start)
+    on_main_process(accelerator, prepare_folder)
     if args.pretraining_minutes is not None:
-        arguments.max_steps = _steps_in(args.pretraining_minutes, arguments, labelled, accelerator)
+        arguments.max_steps = _steps_for_minutes(args.pretraining_minutes, arguments, labelled, accelerator)
     trainer = PretrainTrainer(arguments, more_images=[labelled])
     trainer.accelerator.print(f"Stage 1 of 2: pretraining the decoder in {arguments.output_dir}")
     results = trainer.run()
@@ -77,9 +77,11 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset) -> st
 
 def stage_arguments(args: FinetuneArguments, labelled: SegmentationDataset) -> PretrainArguments:
     """Arguments of the first stage: those that it shares with fine-tuning, and what follows from its images."""
-    shared = [field.name for field in dataclasses.fields(PretrainArguments) if field.metadata["group"] in SHARED]
-    known = {field.name for field in dataclasses.fields(FinetuneArguments)} - {"freeze_encoder"}
-    names = known & {*shared, "seed", "sync_bn", "activation_checkpointing", "torch_compile"}
+    shared_names = [
+        field.name for field in dataclasses.fields(PretrainArguments) if field.metadata["group"] in SHARED_GROUPS
+    ]
+    finetune_names = {field.name for field in dataclasses.fields(FinetuneArguments)} - {"freeze_encoder"}
+    names = finetune_names & {*shared_names, "seed", "sync_bn", "activation_checkpointing", "torch_compile"}
     values: dict[str, Any] = {name: getattr(args, name) for name in names}
     values |= {
         "output_dir": str(Path(args.output_dir) / STAGE),
@@ -93,29 +95,31 @@ def stage_arguments(args: FinetuneArguments, labelled: SegmentationDataset) -> P
     if args.resume_from_checkpoint is not None:  # its checkpoints are others than the run's
         values["resume_from_checkpoint"] = "latest"
     arguments = PretrainArguments(**values)
-    number = sum(len(source) for source in unlabelled_sources(args.unlabelled)) + len(labelled)
-    arguments.num_val_images = number_of_validation_images(number)
+    num_images = sum(len(source) for source in unlabelled_sources(args.unlabelled)) + len(labelled)
+    arguments.num_val_images = count_validation_images(num_images)
     return arguments
 
 
-def number_of_validation_images(images: int) -> int:
+def count_validation_images(images: int) -> int:
     """How many of the unlabelled images to hold out in pretraining: a tenth, at most `MAX_VAL_IMAGES`."""
     return max(1, min(MAX_VAL_IMAGES, images // 10))
 
 
-def record_of(decoder: str) -> dict[str, Any]:
+def read_stage_record(decoder: str) -> dict[str, Any]:
     """What the card of the second stage says of the first one: its record and its results."""
     record, results = (read_json(Path(decoder) / name) for name in (RUN, RESULTS))
     return {"pretraining": {**record, "results": results}}
 
 
-def _steps_in(minutes: float, args: PretrainArguments, labelled: SegmentationDataset, accelerator: Accelerator) -> int:
+def _steps_for_minutes(
+    minutes: float, args: PretrainArguments, labelled: SegmentationDataset, accelerator: Accelerator
+) -> int:
     """Steps that take this many minutes, measured in a few of them; for a resumed run, those chosen at its start."""
     config = Path(args.output_dir) / "config.yaml"
     if args.resume_from_checkpoint is not None and config.is_file():
         return parse_arguments(PretrainArguments, ["--config", str(config)]).max_steps
     folder = Path(args.output_dir).with_name(".timing")
-    timed = dataclasses.replace(
+    timing_args = dataclasses.replace(
         args,
         output_dir=str(folder),
         max_steps=TIMED_STEPS,
@@ -126,7 +130,7 @@ def _steps_in(minutes: float, args: PretrainArguments, labelled: SegmentationDat
         resume_from_checkpoint=None,
         num_val_images=1,
     )
-    seconds = PretrainTrainer(timed, more_images=[labelled]).run()["seconds"]
+    seconds = PretrainTrainer(timing_args, more_images=[labelled]).run()["seconds"]
     accelerator.wait_for_everyone()
     on_main_process(accelerator, lambda: shutil.rmtree(folder, ignore_errors=True))
     (steps,) = broadcast_object_list([max(TIMED_STEPS, round(60 * minutes / seconds * TIMED_STEPS))])

@@ -62,11 +62,11 @@ class TrainingStep:
     ) -> None:
         self.accelerator, self.args, self.optimizer = accelerator, args, optimizer
         # Elsewhere, plain gradients are just as fast; torch.compile traces without modes.
-        bf16 = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
-        native = bf16 and native_precision(accelerator.device) == "bf16"
-        self.slow_depthwise = native and not args.torch_compile and has_slow_gradients(model)
+        is_cpu_bf16 = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
+        is_native_bf16 = is_cpu_bf16 and native_precision(accelerator.device) == "bf16"
+        self.slow_depthwise = is_native_bf16 and not args.torch_compile and has_slow_gradients(model)
         self.model = torch.compile(model) if args.torch_compile else model
-        self.trainable = [p for group in optimizer.param_groups for p in group["params"]]
+        self.trainable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.positions = batch_slice(args.batch_size, accelerator.process_index, accelerator.num_processes)
         self.loss_sum = torch.tensor(loss_sum, device=accelerator.device)
         self.grad_norm = torch.zeros((), device=accelerator.device)
@@ -95,7 +95,7 @@ class TrainingStep:
         counts = torch.stack([count.float() for count in losses.loss_counts(batch)] + [vote])
         counts = accelerator.reduce(counts, "sum")
         self.votes, counts = [*self.votes[-1:], counts[-1]], counts[:-1]
-        total = self._backward(losses, batch, step, torch.where(counts > 0, counts, 1.0))
+        loss = self._backward(losses, batch, step, torch.where(counts > 0, counts, 1.0))
         accelerator.unscale_gradients()
         # Not Accelerate's own: under FSDP it expects the parameters in the model's order.
         norm = nn.utils.clip_grad_norm_(self.trainable, self.args.max_grad_norm or math.inf)
@@ -110,12 +110,12 @@ class TrainingStep:
                 f"The gradients were not finite in the {MAX_SKIPPED_STEPS} steps up to step {step + 1}, none of which "
                 "changed the weights. Train in bf16 or float32, or lower learning_rate."
             )
-        self.loss_sum += total
-        finite = total.isfinite()
+        self.loss_sum += loss
+        is_finite = loss.isfinite()
         if accelerator.scaler is None:
-            finite = finite & self.grad_norm.isfinite()
+            is_finite = is_finite & self.grad_norm.isfinite()
         # Kept on the device to avoid waiting for it; it is read before anything is logged or saved.
-        self.first_bad = torch.where(finite, self.first_bad, self.first_bad.clamp(max=step + 1))
+        self.first_bad = torch.where(is_finite, self.first_bad, self.first_bad.clamp(max=step + 1))
         self.unchecked.append((step + 1, paths))
 
     def _backward(self, losses: Losses, batch: Batch, step: int, counts: torch.Tensor) -> torch.Tensor:
@@ -124,11 +124,11 @@ class TrainingStep:
         bounds = [len(self.positions) * part // parts for part in range(parts + 1)]
         total = torch.zeros((), device=self.accelerator.device)
         for part, (start, end) in enumerate(itertools.pairwise(bounds)):
-            piece = {name: value[start:end] for name, value in batch.items()}
-            last = part == parts - 1
-            sync = contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
+            micro_batch = {name: value[start:end] for name, value in batch.items()}
+            is_last = part == parts - 1
+            sync = contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.model)
             with sync, FastDepthwise() if self.slow_depthwise else contextlib.nullcontext():
-                sums = losses.loss_sums(self.model, piece, step, self.positions[start:end])
+                sums = losses.loss_sums(self.model, micro_batch, step, self.positions[start:end])
                 loss = sum(term / count for term, count in zip(sums, counts.unbind(), strict=True))
                 # Gradients are averaged over processes; the sum is wanted.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
@@ -141,19 +141,19 @@ class TrainingStep:
         Raises:
             FloatingPointError: A step since the last call was not finite.
         """
-        first = int(self.accelerator.gather(self.first_bad).min())
-        if first < 2**62:
-            files = gather_object([path for step, paths in self.unchecked if step == first for path in paths])
+        first_bad = int(self.accelerator.gather(self.first_bad).min())
+        if first_bad < 2**62:
+            files = gather_object([path for step, paths in self.unchecked if step == first_bad for path in paths])
             raise FloatingPointError(
-                f"The loss or its gradient is not finite in step {first}, with the files {', '.join(files)}. No "
+                f"The loss or its gradient is not finite in step {first_bad}, with the files {', '.join(files)}. No "
                 "checkpoint contains it. Check these files, lower learning_rate, or set warmup_steps or "
                 "max_grad_norm."
             )
         self.unchecked.clear()
 
-    def agreed_to_stop(self, wanted: bool) -> bool:
+    def should_stop(self, wants_to_stop: bool) -> bool:
         """Whether the run stops now, if this process wants to; the same answer in all processes."""
         if self.accelerator.num_processes == 1:
-            return wanted
+            return wants_to_stop
         # The votes of the previous step: the device has yet to count those of this one.
         return len(self.votes) == 2 and bool(self.votes[0] > 0)

@@ -29,8 +29,8 @@ from ddep_hub.utils.processes import build_accelerator, keep_freed_memory, on_ma
 
 from .checkpointer import Checkpointer
 from .logging import MetricsLogger
-from .models import channels_of_run, check_single_image
-from .optim import Weights, build_optimizer, in_float32, rate_table, set_learning_rate, warmup_warning
+from .models import check_single_image, get_num_channels
+from .optim import Weights, build_optimizer, disable_mixed_precision, rate_table, set_learning_rate, warmup_warning
 from .run_arguments import RunArguments, micro_batches, parse_time
 from .run_dir import (
     Interruption,
@@ -90,14 +90,14 @@ class Trainer(Losses):
     def __init__(self, args: RunArguments, *, unused_parameters: bool = False) -> None:
         end_with_launcher()
         keep_freed_memory()
-        known = [str(name) for name in get_available_trackers()]
+        trackers = [str(name) for name in get_available_trackers()]
         for name in args.report_to:
-            if name not in known:
-                raise ValueError(f"report_to: {name} is not available ({', '.join(known)} are). Install it.")
+            if name not in trackers:
+                raise ValueError(f"report_to: {name} is not available ({', '.join(trackers)} are). Install it.")
         self.args, self.output = args, Path(args.output_dir)
         self.accelerator = build_accelerator(
             args.mixed_precision,
-            channels=channels_of_run(args),
+            channels=get_num_channels(args),
             log_with=args.report_to or None,
             project_dir=args.output_dir,
             kwargs_handlers=[
@@ -178,12 +178,12 @@ class Trainer(Losses):
             self.metrics = MetricsLogger(self.accelerator, self.args, self.step, {*self.bad_files, *self.skipped})
             try:
                 row = self._train()
-                model = self.weights.plain().eval()
+                model = self.weights.get_eval_model().eval()
                 on_main_process(self.accelerator, lambda: save_final(model, self.processor, self.args, final))
-                with in_float32(model):
+                with disable_mixed_precision(model):
                     results = self.evaluate(model)
                 if self.args.eval_steps:
-                    self._keep_if_best(results, model)
+                    self._save_if_best(results, model)
                 results = {**results, "seconds": round(self.seconds, 1)}
                 self.metrics.write({**row, **results})
             finally:
@@ -203,7 +203,7 @@ class Trainer(Losses):
         if factors and len(set(factors.values())) > 1:
             accelerator.print(rate_table(self.model, args, factors))
         self.weights = Weights(accelerator, self.model, args)
-        wrapped, self.optimizer = accelerator.prepare(self.model, build_optimizer(self.model, args, factors))
+        wrapped_model, self.optimizer = accelerator.prepare(self.model, build_optimizer(self.model, args, factors))
         self.checkpointer = Checkpointer(
             accelerator,
             self.weights,
@@ -224,7 +224,7 @@ class Trainer(Losses):
         self.skipped: list[str] = progress.get("bad_files", [])
         self.states: dict[str, Any] = progress.get("states", {})
         loss_sum = progress.get("loss_sum", 0.0) if accelerator.is_main_process else 0.0
-        self.steps = TrainingStep(accelerator, args, wrapped, self.optimizer, loss_sum)
+        self.steps = TrainingStep(accelerator, args, wrapped_model, self.optimizer, loss_sum)
         self.before_training()
 
     def _check_single_images(self) -> None:
@@ -237,9 +237,9 @@ class Trainer(Losses):
             self.model = model
 
     def _start_folder(self) -> None:
-        for old in ("checkpoints", "best"):
-            if self.args.overwrite and (self.output / old).exists():
-                remove_dir(self.output / old)
+        for name in ("checkpoints", "best"):
+            if self.args.overwrite and (self.output / name).exists():
+                remove_dir(self.output / name)
         write_yaml(self.args, self.output / "config.yaml")
         self.save_data_files()
 
@@ -256,29 +256,29 @@ class Trainer(Losses):
         progress = tqdm(
             total=args.max_steps, initial=self.step, disable=not self.accelerator.is_main_process, mininterval=2
         )
-        started = time.perf_counter()
+        start = time.perf_counter()
         with progress, Interruption(parse_time(args.max_time)) as interruption, iterate_batches(loader) as batches:
             for batch in batches:
                 self._training_step(batch, wants_to_stop=interruption.reason is not None)
                 progress.update()
-                at_the_end = self.step == args.max_steps
-                due = self.step % args.logging_steps == 0 or at_the_end
-                if due:
+                is_last_step = self.step == args.max_steps
+                should_log = self.step % args.logging_steps == 0 or is_last_step
+                if should_log:
                     self.steps.check_finite()  # waits for the device
-                self.seconds += time.perf_counter() - started
-                self.row = self._measured_row() if due else {}
-                if due:
+                self.seconds += time.perf_counter() - start
+                self.row = self._measure_row() if should_log else {}
+                if should_log:
                     progress.set_postfix(
                         loss=f"{self.row['loss']:.4f}", images_per_s=self.row["images_per_second"], refresh=False
                     )
-                if args.eval_steps and self.step % args.eval_steps == 0 and not at_the_end:
+                if args.eval_steps and self.step % args.eval_steps == 0 and not is_last_step:
                     self.row = {"step": self.step, **self.row, **self._evaluate()}
-                if self.row and not at_the_end:
+                if self.row and not is_last_step:
                     self.metrics.write(self.row)
-                stop = self.steps.agreed_to_stop(interruption.reason is not None) and not at_the_end
-                if stop or (args.save_steps and (self.step % args.save_steps == 0 or at_the_end)):
+                should_stop = self.steps.should_stop(interruption.reason is not None) and not is_last_step
+                if should_stop or (args.save_steps and (self.step % args.save_steps == 0 or is_last_step)):
                     path = self._save_checkpoint()
-                if stop:
+                if should_stop:
                     reason = interruption.reason or "another process"
                     message = (
                         f"Stopped by {reason} after step {self.step} of {args.max_steps}; checkpoint: {path}. "
@@ -286,7 +286,7 @@ class Trainer(Losses):
                     )
                     self.accelerator.print(message, flush=True)
                     raise RunInterrupted(message)
-                started = time.perf_counter()
+                start = time.perf_counter()
         return self.row
 
     def _training_step(self, batch: Batch, *, wants_to_stop: bool) -> None:
@@ -303,7 +303,7 @@ class Trainer(Losses):
         if self.weights.average is not None:
             self.weights.average.update(self.model, step=self.step)
 
-    def _measured_row(self) -> dict[str, Any]:
+    def _measure_row(self) -> dict[str, Any]:
         steps = self.step - self.logged_at
         row = {
             "step": self.step,
@@ -318,15 +318,15 @@ class Trainer(Losses):
 
     def _evaluate(self) -> dict[str, Any]:
         self.steps.check_finite()
-        model = self.weights.plain()
-        with in_float32(model):
+        model = self.weights.get_eval_model()
+        with disable_mixed_precision(model):
             results = self.evaluate(model)
-        self._keep_if_best(results, model)
+        self._save_if_best(results, model)
         if self.accelerator.is_main_process:
             self._save_picture(model, f"step-{self.step}.png")
         return results
 
-    def _keep_if_best(self, results: Mapping[str, Any], model: DDePPreTrainedModel) -> None:
+    def _save_if_best(self, results: Mapping[str, Any], model: DDePPreTrainedModel) -> None:
         score = self.score(results)
         if score <= self.best:
             return

@@ -16,7 +16,7 @@ from ddep_hub.training.checkpointing import (
     checkpoint_folders,
     find_checkpoint,
     read_checkpoint,
-    set_aside_later,
+    rename_later_checkpoints,
     write_checkpoint,
 )
 
@@ -65,7 +65,7 @@ def test_later_ones_are_set_aside_when_an_older_one_is_gone_on_from(tmp_path):
     for step in (20, 60, 80):
         write(tmp_path, step)
     for _ in range(2):
-        set_aside_later(tmp_path / "checkpoints" / "step-20")
+        rename_later_checkpoints(tmp_path / "checkpoints" / "step-20")
         assert find_checkpoint(tmp_path, "latest").name == "step-20"
         write(tmp_path, 60)
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ddep_hub.training import logging as loss_curve
-from ddep_hub.training.logging import draw_loss
+from ddep_hub.training.logging import plot_loss
 
 
 def object_pixels(folder, losses):
@@ -16,7 +16,7 @@ def object_pixels(folder, losses):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     picture = folder / "loss.png"
     picture.unlink(missing_ok=True)
-    assert draw_loss(folder / "metrics.jsonl", picture) == picture.exists()
+    assert plot_loss(folder / "metrics.jsonl", picture) == picture.exists()
     return np.asarray(Image.open(picture).convert("L")) if picture.exists() else None
 
 

@@ -64,7 +64,7 @@ def test_what_is_not_worth_the_run_is_a_warning(tmp_path):
 def test_metrics_of_a_resumed_run(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo')
-    MetricsLog(path, keep=2).write({"step": 3, "again": True})
+    MetricsLog(path, last_step=2).write({"step": 3, "again": True})
     assert read_metrics(path) == [{"step": 1}, {"step": 2}, {"step": 3, "again": True}]
 
 

