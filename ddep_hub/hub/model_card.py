@@ -24,9 +24,9 @@ from ddep_hub.configuration_ddep import DDePConfig, __version__
 from ddep_hub.data.dataset_registry import find_dataset_by_classes
 from ddep_hub.data.hub_loading import HUB_PREFIX, parse_hub_name
 from ddep_hub.encoder_weights import encoder_license, encoder_repository
-from ddep_hub.utils.arguments import names_with
+from ddep_hub.utils.arguments import list_field_names
 from ddep_hub.utils.files import atomic_write
-from ddep_hub.utils.processes import hardware
+from ddep_hub.utils.processes import describe_hardware
 
 from .staging import read_json
 
@@ -70,20 +70,20 @@ def write_run_record(
             if it is not denoising; in fine-tuning `evaluated`, the number of validation images, and `pretraining`, the
             record and results of a first stage.
     """
-    values, paths = dataclasses.asdict(arguments), names_with(type(arguments), "path")
+    values, paths = dataclasses.asdict(arguments), list_field_names(type(arguments), "path")
     defaults = dataclasses.asdict(type(arguments)())
     groups = {field.name: field.metadata.get("group") for field in dataclasses.fields(arguments)}
     modules = (torch, timm, transformers, accelerate)
     record = {
         "kind": kind,
-        "arguments": {name: _without_path(value) if name in paths else value for name, value in values.items()},
+        "arguments": {name: _strip_path(value) if name in paths else value for name, value in values.items()},
         "non_default": [
             name
             for name, value in values.items()
             if value != defaults[name] and name not in paths and groups[name] in ("data", "model", "optimisation")
         ],
-        **{name: _without_path(value) if name == "encoder_source" else value for name, value in facts.items()},
-        "hardware": hardware(),
+        **{name: _strip_path(value) if name == "encoder_source" else value for name, value in facts.items()},
+        "hardware": describe_hardware(),
         "versions": {"ddep_hub": __version__, **{module.__name__: module.__version__ for module in modules}},
     }
     for name, content in ((RESULTS, results), (RUN, record)):
@@ -121,14 +121,14 @@ def card_text(folder: Path, repository: str | None = None) -> str | None:
     Raises:
         ValueError: A file is damaged; names it.
     """
-    old = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
+    old_card = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
     if not all((folder / name).is_file() for name in ("config.json", RUN, RESULTS)):
-        return (old.replace(PLACEHOLDER, repository) if repository else old) or None
-    used = re.search(r'(?:from_pretrained\(|model=)"([^"]+)"', old)
+        return (old_card.replace(PLACEHOLDER, repository) if repository else old_card) or None
+    match = re.search(r'(?:from_pretrained\(|model=)"([^"]+)"', old_card)
     try:
         values = _template_values(folder)
         values |= {
-            "repository": repository or (used[1] if used else PLACEHOLDER),
+            "repository": repository or (match[1] if match else PLACEHOLDER),
             "user_part": BEGIN,
             "metadata": _metadata(values).to_yaml(),
         }
@@ -140,7 +140,7 @@ def card_text(folder: Path, repository: str | None = None) -> str | None:
         ) from error
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     # Last, as it is kept to the byte.
-    return _with_metadata_of(text.replace(BEGIN, f"{BEGIN}\n{_user_text(old)}\n{END}", 1), old)
+    return _merge_metadata(text.replace(BEGIN, f"{BEGIN}\n{_user_text(old_card)}\n{END}", 1), old_card)
 
 
 @functools.cache
@@ -157,27 +157,27 @@ def _escape_markdown(value: Any) -> str:
     return re.sub(r"[\\<&\[\]*`|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", str(value))
 
 
-def published_card(folder: Path, repository: str, on_hub: str | None = None) -> str | None:
+def published_card(folder: Path, repository: str, hub_card: str | None = None) -> str | None:
     """The card to publish: the folder's, with what only the Hub's card has in the user's part and in its metadata.
 
     Args:
         folder: Folder of the model.
         repository: `org/name`.
-        on_hub: The card that is there now.
+        hub_card: The card that is there now.
     """
     card = card_text(folder, repository)
-    if card is None or on_hub is None or (BEGIN not in card and BEGIN not in on_hub):
+    if card is None or hub_card is None or (BEGIN not in card and BEGIN not in hub_card):
         return card
-    ours, theirs = _user_text(card) if BEGIN in card else "", _user_text(on_hub)
+    ours, theirs = _user_text(card) if BEGIN in card else "", _user_text(hub_card)
     if theirs not in ours:
         if ours:
             logger.warning(
                 f"Your text in {CARD} differs from the one on the Hub, which is kept. Edit it there, or copy it to "
                 f"{CARD}."
             )
-        before, _, rest = card.partition(BEGIN)
-        card = f"{before.rstrip()}\n\n{BEGIN}\n{theirs}\n{END}\n{rest.partition(END)[2]}"
-    return _with_metadata_of(card, on_hub)
+        head, _, tail = card.partition(BEGIN)
+        card = f"{head.rstrip()}\n\n{BEGIN}\n{theirs}\n{END}\n{tail.partition(END)[2]}"
+    return _merge_metadata(card, hub_card)
 
 
 def add_baseline(folder: Path, other: Path) -> None:
@@ -190,23 +190,25 @@ def add_baseline(folder: Path, other: Path) -> None:
     Raises:
         ValueError: The two cannot be compared; says why.
     """
-    for place in (folder, other):
-        if not ((place / RUN).is_file() and (place / RESULTS).is_file()):
-            raise ValueError(f"baseline: {place} has no {RUN} and {RESULTS} of a run.")
-    ours, theirs = ({**read_json(place / RUN), **_measured(place)} for place in (folder, other))
+    for run_folder in (folder, other):
+        if not ((run_folder / RUN).is_file() and (run_folder / RESULTS).is_file()):
+            raise ValueError(f"baseline: {run_folder} has no {RUN} and {RESULTS} of a run.")
+    ours, theirs = ({**read_json(run_folder / RUN), **_read_metrics(run_folder)} for run_folder in (folder, other))
     if not ours["kind"] == theirs["kind"] == "finetuning":
         raise ValueError("baseline: both models must be fine-tuned.")
     if theirs["arguments"]["pretrained"] is not None or theirs.get("pretraining"):
         raise ValueError(f"baseline: {other} did not start from a random decoder. Name a run without `pretrained`.")
     if ours["arguments"]["pretrained"] is None and not ours.get("pretraining"):
         raise ValueError(f"baseline: {folder} itself started from a random decoder, and needs no baseline.")
-    same = ("data", "train_split", "eval_split", "val_fraction", "image_size", "split_seed", "labelled", "inference")
-    for name in (*same, "classes"):
-        one, two = ({**run["arguments"], **run, "classes": list(run["iou"])}.get(name) for run in (ours, theirs))
-        if one != two:
+    fields = ("data", "train_split", "eval_split", "val_fraction", "image_size", "split_seed", "labelled", "inference")
+    for name in (*fields, "classes"):
+        value, other_value = (
+            {**run["arguments"], **run, "classes": list(run["iou"])}.get(name) for run in (ours, theirs)
+        )
+        if value != other_value:
             raise ValueError(
-                f"baseline: {name} differs: {two} in {other}, {one} in {folder}. Compare runs on the same data and "
-                "labels, with evaluations (`ddep-hub card --evaluation`) that use the same options."
+                f"baseline: {name} differs: {other_value} in {other}, {value} in {folder}. Compare runs on the same "
+                "data and labels, with evaluations (`ddep-hub card --evaluation`) that use the same options."
             )
     theirs["decoder_hidden_sizes"] = read_json(other / "config.json").get("decoder_hidden_sizes")
     atomic_write(folder / BASELINE, json.dumps(theirs, indent=1) + "\n")
@@ -223,20 +225,20 @@ def add_evaluation(folder: Path, evaluation: Path) -> None:
         OSError: It has no results.
         ValueError: They are of another model, or damaged.
     """
-    found = read_json(evaluation / RESULTS)
-    arguments = found.pop("arguments", {})
+    results = read_json(evaluation / RESULTS)
+    arguments = results.pop("arguments", {})
     model = arguments.get("model") or arguments.get("model_name_or_path")
-    if model is None or "inference" not in found:
+    if model is None or "inference" not in results:
         raise ValueError(f"evaluation: {evaluation / RESULTS} was not written by `ddep-hub evaluate`.")
     if Path(model).resolve() != folder.resolve():
         raise ValueError(f"evaluation: {evaluation} measured {model}, not {folder}. Evaluate this model.")
-    found["split"] = arguments.get("split") or arguments["eval_split"]
-    atomic_write(folder / EVALUATION, json.dumps(found, indent=1) + "\n")
+    results["split"] = arguments.get("split") or arguments["eval_split"]
+    atomic_write(folder / EVALUATION, json.dumps(results, indent=1) + "\n")
     if (evaluation / CONFUSION).is_file():
         atomic_write(folder / CONFUSION, (evaluation / CONFUSION).read_bytes())
 
 
-def _measured(folder: Path) -> dict[str, Any]:
+def _read_metrics(folder: Path) -> dict[str, Any]:
     """Metrics of the run, replaced by those of an evaluation."""
     evaluation = read_json(folder / EVALUATION) if (folder / EVALUATION).is_file() else {}
     return {**read_json(folder / RESULTS), **evaluation}
@@ -244,12 +246,12 @@ def _measured(folder: Path) -> dict[str, Any]:
 
 def _template_values(folder: Path) -> dict[str, Any]:
     """What the template is filled with, except for the user's part and the metadata."""
-    config, record, results = DDePConfig.from_pretrained(folder), read_json(folder / RUN), _measured(folder)
-    run, finetuned = record["arguments"], record["kind"] == "finetuning"
-    encoder, start, data = encoder_repository(config.encoder_name), run.get("pretrained"), run.get("data")
+    config, record, results = DDePConfig.from_pretrained(folder), read_json(folder / RUN), _read_metrics(folder)
+    run, is_finetuning = record["arguments"], record["kind"] == "finetuning"
+    encoder, pretrained, data = encoder_repository(config.encoder_name), run.get("pretrained"), run.get("data")
     base_model = encoder if record["encoder_source"] == "hub" else None
-    if start is not None:  # a folder's name alone is not a repository
-        base_model = start if re.fullmatch(r"[\w.-]+/[\w.-]+", start) else None
+    if pretrained is not None:  # a folder's name alone is not a repository
+        base_model = pretrained if re.fullmatch(r"[\w.-]+/[\w.-]+", pretrained) else None
     license = None if record["encoder_source"] == "none" else encoder_license(config.encoder_name)
     names = [*(run.get("images") or [data or ""]), *run.get("unlabelled", [])]
     sources = [name for name in names if name.startswith(HUB_PREFIX)]
@@ -269,7 +271,7 @@ def _template_values(folder: Path) -> dict[str, Any]:
         "run": run,
         "results": results,
         "baseline": baseline,
-        "metrics": _metric_rows(results, baseline) if finetuned else [],
+        "metrics": _metric_rows(results, baseline) if is_finetuning else [],
         "inference": inference,
         "split": results.get("split") or split,
         "image_size": results.get("image_size", run.get("image_size")),
@@ -281,7 +283,7 @@ def _template_values(folder: Path) -> dict[str, Any]:
         "name": Path(run["output_dir"]).name,
         "classes": classes,
         "dataset": data or "embedded rendered scenes",
-        "known_dataset": find_dataset_by_classes(classes) if finetuned else None,
+        "known_dataset": find_dataset_by_classes(classes) if is_finetuning else None,
         "rendered": not (run.get("images") or data),
         "remote_code": "auto_map" in read_json(folder / "config.json"),
         "files": {path.name for path in folder.iterdir()},
@@ -300,17 +302,17 @@ def _metric_rows(results: Mapping[str, Any], baseline: Mapping[str, Any] | None)
 
 def _metadata(values: Mapping[str, Any]) -> ModelCardData:
     """The metadata of a card. A pretrained decoder has no `pipeline_tag`, as it segments nothing yet."""
-    shared: dict[str, Any] = {
+    common_fields: dict[str, Any] = {
         "library_name": "transformers",
         "license": values["run"]["license"],
         "base_model": values["base_model"],
         "datasets": values["hub_datasets"],
     }
     if values["kind"] == "pretraining":
-        return ModelCardData(**shared, tags=["ddep", "decoder-pretraining", "semantic-segmentation"])
+        return ModelCardData(**common_fields, tags=["ddep", "decoder-pretraining", "semantic-segmentation"])
     results, dataset = values["results"], values["dataset"]
     return ModelCardData(
-        **shared,
+        **common_fields,
         model_name=values["name"],
         pipeline_tag="image-segmentation",
         metrics=["mean_iou"],
@@ -339,27 +341,27 @@ def _user_text(card: str) -> str:
     return "" if "[More Information Needed]" in text else text  # transformers' own stub
 
 
-def _with_metadata_of(card: str, other: str) -> str:
+def _merge_metadata(card: str, other_card: str) -> str:
     """The card with the metadata that another one has besides, such as a licence; what is generated stays."""
-    if not other.startswith("---"):
+    if not other_card.startswith("---"):
         return card
     try:
-        found, more = ModelCard(card), ModelCard(other, ignore_metadata_errors=True).data.to_dict()
+        merged, other_metadata = ModelCard(card), ModelCard(other_card, ignore_metadata_errors=True).data.to_dict()
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{CARD}: the metadata between the lines `---` is not valid: {error}") from error
-    for name, value in more.items():
+    for name, value in other_metadata.items():
         if name in ("tags", "datasets") and isinstance(value, list):
-            value = list(dict.fromkeys([*(found.data.get(name) or []), *value]))
-            found.data[name] = value or None
-        elif found.data.get(name) is None and name not in ("model-index", "pipeline_tag", "metrics", "base_model"):
-            found.data[name] = value
-    return str(found)
+            value = list(dict.fromkeys([*(merged.data.get(name) or []), *value]))
+            merged.data[name] = value or None
+        elif merged.data.get(name) is None and name not in ("model-index", "pipeline_tag", "metrics", "base_model"):
+            merged.data[name] = value
+    return str(merged)
 
 
-def _without_path(value: Any) -> Any:
+def _strip_path(value: Any) -> Any:
     """The last part of each path. Names of repositories and data sets on the Hub stay as they are."""
     if isinstance(value, list):
-        return [_without_path(item) for item in value]
+        return [_strip_path(item) for item in value]
     if not isinstance(value, str) or "://" in value:
         return value
     path = Path(value)

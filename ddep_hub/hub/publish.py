@@ -27,7 +27,7 @@ from .staging import model_class, read_config, stage
 
 Result = TypeVar("Result")
 
-WEIGHTS = "model*.safetensors*"
+WEIGHTS_PATTERN = "model*.safetensors*"
 
 
 def publish_folder(
@@ -75,28 +75,28 @@ def publish_folder(
         raise ValueError("tag names a commit, and create_pr only proposes one. Set only one of them.")
     folder, api = Path(folder), HfApi(token=token)
     with tempfile.TemporaryDirectory(prefix="ddep-publish-") as temporary:
-        staged = Path(temporary) / folder.name
-        staged.mkdir()
-        stage(folder, staged, decoder_only=decoder_only, remote_code=remote_code)
-        published_card(staged, repo_id)  # a damaged file shows up before anything is sent
-        verifier = Verifier(staged) if verify else None
-        message = f"Upload {model_class(staged).__name__}"
-        message += ", decoder only" if read_config(staged).get("decoder_only") else ""
+        staging_dir = Path(temporary) / folder.name
+        staging_dir.mkdir()
+        stage(folder, staging_dir, decoder_only=decoder_only, remote_code=remote_code)
+        published_card(staging_dir, repo_id)  # a damaged file shows up before anything is sent
+        verifier = Verifier(staging_dir) if verify else None
+        message = f"Upload {model_class(staging_dir).__name__}"
+        message += ", decoder only" if read_config(staging_dir).get("decoder_only") else ""
         message += ", with its code" if remote_code else ""
         repo_id = prepare_repository(api, repo_id, private=private, revision=revision, tag=tag)
         try:
-            commit, sent = _commit(api, repo_id, staged, revision, message, create_pr)
+            commit, files = _create_commit(api, repo_id, staging_dir, revision, message, create_pr)
         except StaleError:
             # Someone else committed meanwhile, or the answer to our commit was lost: then nothing is left to commit.
-            commit, sent = _commit(api, repo_id, staged, revision, message, create_pr)
+            commit, files = _create_commit(api, repo_id, staging_dir, revision, message, create_pr)
         if verifier is not None:
             try:
-                verifier.check(repo_id, commit.oid, sent, token=token, remote_code=remote_code)
+                verifier.check(repo_id, commit.oid, files, token=token, remote_code=remote_code)
             except PublishError as error:
                 raise PublishError(f"{error} The commit is {commit.oid} ({commit.commit_url}).") from error
     if tag:
-        what = f"{commit.commit_url} is published, but the tag {tag} on it"
-        call_hub(lambda: api.create_tag(repo_id, tag=tag, revision=commit.oid), what)
+        operation = f"{commit.commit_url} is published, but the tag {tag} on it"
+        call_hub(lambda: api.create_tag(repo_id, tag=tag, revision=commit.oid), operation)
     return str(commit.pr_url or commit.commit_url)
 
 
@@ -111,8 +111,8 @@ def prepare_repository(
     Raises:
         PublishError: The Hub refused, the tag is taken, or the repository is public and should be private.
     """
-    created = call_hub(lambda: api.create_repo(repo_id, private=private, exist_ok=True), f"creating {repo_id}")
-    repo_id = created.repo_id
+    repo = call_hub(lambda: api.create_repo(repo_id, private=private, exist_ok=True), f"creating {repo_id}")
+    repo_id = repo.repo_id
     if private and not call_hub(lambda: api.repo_info(repo_id), f"looking at {repo_id}").private:
         raise PublishError(
             f"{repo_id} is already public, and `private` only applies to new repositories. Make it private in its "
@@ -120,48 +120,52 @@ def prepare_repository(
         )
     if tag or revision:
         refs = call_hub(lambda: api.list_repo_refs(repo_id), f"listing the branches of {repo_id}")
-        tags, branches = ([ref.name for ref in kind] for kind in (refs.tags, refs.branches))
+        tags, branches = ([ref.name for ref in ref_list] for ref_list in (refs.tags, refs.branches))
         if tag in tags:
             raise PublishError(f"tag: {repo_id} already has a tag {tag}. Choose another.")
         if revision in tags:
             raise PublishError(f"revision: {revision} is a tag of {repo_id}. Publish to a branch.")
         if revision and revision not in branches and not revision.startswith("refs/"):
-            what = f"creating the branch {revision} of {repo_id}"
-            call_hub(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True), what)
+            operation = f"creating the branch {revision} of {repo_id}"
+            call_hub(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True), operation)
     return repo_id
 
 
-def _commit(
-    api: HfApi, repo_id: str, staged: Path, revision: str | None, message: str, create_pr: bool
+def _create_commit(
+    api: HfApi, repo_id: str, staging_dir: Path, revision: str | None, message: str, create_pr: bool
 ) -> tuple[CommitInfo, dict[str, Path]]:
     """The one commit, onto the branch as it is now."""
-    head = call_hub(lambda: api.repo_info(repo_id, revision=revision), f"looking at {repo_id}")
-    existing = [sibling.rfilename for sibling in head.siblings or []]
-    sent = {file.relative_to(staged).as_posix(): file for file in sorted(staged.rglob("*")) if file.is_file()}
-    card = staged.parent / CARD  # not in `staged`, where the user's is a link
-    on_hub = None
+    repo_info = call_hub(lambda: api.repo_info(repo_id, revision=revision), f"looking at {repo_id}")
+    existing = [sibling.rfilename for sibling in repo_info.siblings or []]
+    files = {
+        file.relative_to(staging_dir).as_posix(): file for file in sorted(staging_dir.rglob("*")) if file.is_file()
+    }
+    card = staging_dir.parent / CARD  # not in `staging_dir`, where the user's is a link
+    hub_card = None
     if CARD in existing:
-        place = {"revision": head.sha, "cache_dir": staged.parent, "token": api.token}
-        path = call_hub(lambda: hf_hub_download(repo_id, CARD, **place), f"reading the card of {repo_id}")
-        on_hub = Path(path).read_text(encoding="utf-8")
-    text = published_card(staged, repo_id, on_hub)
+        download_options = {"revision": repo_info.sha, "cache_dir": staging_dir.parent, "token": api.token}
+        path = call_hub(lambda: hf_hub_download(repo_id, CARD, **download_options), f"reading the card of {repo_id}")
+        hub_card = Path(path).read_text(encoding="utf-8")
+    text = published_card(staging_dir, repo_id, hub_card)
     if text is not None:
         card.write_text(text, encoding="utf-8")
-        sent[CARD] = card
-    old = [name for name in existing if name not in sent and fnmatch(name, WEIGHTS) and "/" not in name]
-    operations: list[Any] = [CommitOperationAdd(name, file) for name, file in sent.items()]
-    operations += [CommitOperationDelete(name) for name in old]
-    options: dict[str, Any] = {"revision": revision, "parent_commit": head.sha, "create_pr": create_pr}
+        files[CARD] = card
+    stale_files = [
+        name for name in existing if name not in files and fnmatch(name, WEIGHTS_PATTERN) and "/" not in name
+    ]
+    operations: list[Any] = [CommitOperationAdd(name, file) for name, file in files.items()]
+    operations += [CommitOperationDelete(name) for name in stale_files]
+    options: dict[str, Any] = {"revision": revision, "parent_commit": repo_info.sha, "create_pr": create_pr}
     commit = call_hub(
         lambda: api.create_commit(repo_id, operations, commit_message=message, **options),
         f"the commit to {repo_id}",
         once=create_pr,  # nothing would distinguish a second pull request from the first
         hint="Check the network and the token, or upload without xet: set HF_HUB_DISABLE_XET=1.",
     )
-    return commit, sent
+    return commit, files
 
 
-SIZE = (64, 96)
+IMAGE_SIZE = (64, 96)
 TOLERANCE = 1e-4  # relative to the largest output; the same weights on the same machine agree to the last digits
 
 
@@ -183,17 +187,17 @@ class Verifier:
         self.cls = model_class(folder)
         self.config = DDePConfig.from_pretrained(folder)
         self.decoder_only = bool(read_config(folder).get("decoder_only"))
-        self.expected = self._outputs(self.cls, folder)
+        self.expected = self._compute_outputs(self.cls, folder)
 
     def check(
-        self, repo_id: str, commit: str, sent: Mapping[str, Path], *, token: str | None, remote_code: bool
+        self, repo_id: str, commit: str, files: Mapping[str, Path], *, token: str | None, remote_code: bool
     ) -> None:
         """Reads a commit back into an empty cache and compares files and model.
 
         Args:
             repo_id: The repository.
             commit: Hash of the commit.
-            sent: The uploaded files by their path in the repository.
+            files: The uploaded files by their path in the repository.
             token: Token to use instead of the stored one.
             remote_code: Load the model with the published code.
 
@@ -201,15 +205,15 @@ class Verifier:
             PublishError: The files cannot be read back, differ, or do not make the same model.
         """
         with tempfile.TemporaryDirectory(prefix="ddep-read-back-", ignore_cleanup_errors=True) as cache:
-            hub: dict[str, Any] = {"revision": commit, "cache_dir": cache, "token": token}
-            for name, file in sent.items():
-                _compare_file(repo_id, name, file, hub)
+            hub_kwargs: dict[str, Any] = {"revision": commit, "cache_dir": cache, "token": token}
+            for name, file in files.items():
+                _compare_file(repo_id, name, file, hub_kwargs)
 
             def load() -> torch.Tensor:
                 cls: Any = self.cls
                 if remote_code:
-                    cls = get_class_from_dynamic_module(f"modeling_ddep.{cls.__name__}", repo_id, **hub)
-                return self._outputs(cls, repo_id, **hub)
+                    cls = get_class_from_dynamic_module(f"modeling_ddep.{cls.__name__}", repo_id, **hub_kwargs)
+                return self._compute_outputs(cls, repo_id, **hub_kwargs)
 
             try:
                 outputs = call_hub(load, f"loading {repo_id} at {commit}")
@@ -223,15 +227,15 @@ class Verifier:
             )
 
     @torch.no_grad()
-    def _outputs(self, cls: type[DDePPreTrainedModel], source: str | Path, **hub: Any) -> torch.Tensor:
+    def _compute_outputs(self, cls: type[DDePPreTrainedModel], source: str | Path, **hub_kwargs: Any) -> torch.Tensor:
         """What a model computes for a fixed input; a pretrained one with fixed noise."""
         with tempfile.TemporaryDirectory(prefix="ddep-encoder-") as temporary:
             if self.decoder_only:
                 # Without the recorded hash: these are not the weights that the decoder was trained on.
-                hub |= {"encoder_weights": self._random_encoder(Path(temporary)), "encoder_weights_hash": None}
-            model = cls.from_pretrained(source, dtype=torch.float32, **hub).eval()
+                hub_kwargs |= {"encoder_weights": self._random_encoder(Path(temporary)), "encoder_weights_hash": None}
+            model = cls.from_pretrained(source, dtype=torch.float32, **hub_kwargs).eval()
         generator = torch.Generator().manual_seed(0)
-        images = torch.randn(1, model.config.num_channels, *SIZE, generator=generator)
+        images = torch.randn(1, model.config.num_channels, *IMAGE_SIZE, generator=generator)
         if cls.__name__ == "DDePForPreTraining":
             noise = torch.randn(images.shape, generator=generator)
             return model(images, noise=noise, sigma=sum(model.config.sigma_range) / 2).prediction
@@ -247,19 +251,19 @@ class Verifier:
         return folder / "encoder.safetensors"
 
 
-def _compare_file(repo_id: str, name: str, sent: Path, hub: dict[str, Any]) -> None:
+def _compare_file(repo_id: str, name: str, local_file: Path, hub_kwargs: dict[str, Any]) -> None:
     """Raises a PublishError if a file is not what was sent; a corrupt download is repeated once."""
     for force in (False, True):
-        download = functools.partial(hf_hub_download, repo_id, name, force_download=force, **hub)
-        if filecmp.cmp(call_hub(download, f"reading {name} of {repo_id} back"), sent, shallow=False):
+        download = functools.partial(hf_hub_download, repo_id, name, force_download=force, **hub_kwargs)
+        if filecmp.cmp(call_hub(download, f"reading {name} of {repo_id} back"), local_file, shallow=False):
             return
         filecmp.clear_cache()
-    raise PublishError(f"{name} of {repo_id} at {hub['revision']} is not what was sent. Publish again.")
+    raise PublishError(f"{name} of {repo_id} at {hub_kwargs['revision']} is not what was sent. Publish again.")
 
 
-WAITS = (1.0, 5.0)  # seconds before the second and the third try
-LONGEST_WAIT = 60.0  # upper limit on a waiting time requested by the Hub
-TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
+RETRY_DELAYS = (1.0, 5.0)  # seconds before the second and the third try
+MAX_RETRY_DELAY = 60.0  # upper limit on a waiting time requested by the Hub
+TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 HINTS = {
     401: "The token is missing or unknown. Log in with `hf auth login`, or set HF_TOKEN.",
     403: "The token has no write access there. Use one that has.",
@@ -281,12 +285,12 @@ class StaleError(PublishError):
     """The branch moved between reading it and committing to it."""
 
 
-def call_hub(action: Callable[[], Result], what: str, *, once: bool = False, hint: str = "") -> Result:
+def call_hub(action: Callable[[], Result], operation: str, *, once: bool = False, hint: str = "") -> Result:
     """Calls the Hub, with up to `len(WAITS)` retries after a lost connection or a transient server error.
 
     Args:
         action: The call; it may be made several times.
-        what: What it does, for messages, such as `"the commit to org/name"`.
+        operation: What it does, for messages, such as `"the commit to org/name"`.
         once: Do not repeat a call that the server may have carried out.
         hint: What to do about an error that is not an answer of the Hub.
 
@@ -294,7 +298,7 @@ def call_hub(action: Callable[[], Result], what: str, *, once: bool = False, hin
         StaleError: The repository was changed at the same time.
         PublishError: The Hub refused, or cannot be reached.
     """
-    for wait in (*WAITS, None):
+    for delay in (*RETRY_DELAYS, None):
         try:
             return action()
         except PublishError:
@@ -306,8 +310,8 @@ def call_hub(action: Callable[[], Result], what: str, *, once: bool = False, hin
                 cause = cause.__cause__
             response = getattr(cause, "response", None)
             status = None if response is None else response.status_code
-            transient = status in TRANSIENT or (status is None and cause is not None)
-            if wait is None or not transient or (once and status not in (429, 503)):
+            is_transient = status in TRANSIENT_STATUSES or (status is None and cause is not None)
+            if delay is None or not is_transient or (once and status not in (429, 503)):
                 if status is not None:
                     hint = HINTS.get(status, SERVER_ERROR)
                 elif isinstance(error, OfflineModeIsEnabled):
@@ -315,8 +319,8 @@ def call_hub(action: Callable[[], Result], what: str, *, once: bool = False, hin
                 elif cause is not None:
                     hint = NO_ANSWER
                 reason = " ".join(str(cause or error).split()) or type(cause or error).__name__
-                kind = StaleError if status in (409, 412) else PublishError
-                raise kind(f"{what} failed ({reason}). {hint}".rstrip()) from error
-            asked = "" if response is None else response.headers.get("Retry-After", "")
-            time.sleep(max(wait, min(float(asked), LONGEST_WAIT)) if asked.isdigit() else wait)
+                error_class = StaleError if status in (409, 412) else PublishError
+                raise error_class(f"{operation} failed ({reason}). {hint}".rstrip()) from error
+            retry_after = "" if response is None else response.headers.get("Retry-After", "")
+            time.sleep(max(delay, min(float(retry_after), MAX_RETRY_DELAY)) if retry_after.isdigit() else delay)
     raise AssertionError("the last try returns or raises")

@@ -48,11 +48,11 @@ def stage(folder: Path, target: Path, *, decoder_only: bool, remote_code: bool) 
         ValueError: It is not a model of this package, or its encoder was trained and cannot be left out.
     """
     model_class(folder)
-    inside = folder.resolve()
+    source_root = folder.resolve()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if not path.is_file() or hidden or not path.resolve().is_relative_to(inside):
+        is_hidden = any(part.startswith(".") for part in name.parts)
+        if not path.is_file() or is_hidden or not path.resolve().is_relative_to(source_root):
             continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -97,8 +97,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _remove_encoder(folder: Path, target: Path) -> None:
     model = model_class(folder).from_pretrained(folder)
-    recorded = model.config.encoder_weights_hash
-    if recorded is not None and hash_weights(model.base_model.encoder.state_dict()) != recorded:
+    recorded_hash = model.config.encoder_weights_hash
+    if recorded_hash is not None and hash_weights(model.base_model.encoder.state_dict()) != recorded_hash:
         raise ValueError(
             f"decoder_only: the encoder of {folder} was trained, so it is no longer the pretrained "
             f"{model.config.encoder_name} that would be loaded for its decoder. Publish the whole model."
@@ -106,9 +106,9 @@ def _remove_encoder(folder: Path, target: Path) -> None:
     for weights in target.glob("model*.safetensors*"):
         weights.unlink()
     # Not straight into `target`: it holds links, and writing through one would change the user's folder.
-    with tempfile.TemporaryDirectory(dir=target.parent) as new:
-        model.save_pretrained(new, decoder_only=True)
-        for file in Path(new).iterdir():
+    with tempfile.TemporaryDirectory(dir=target.parent) as temp_dir:
+        model.save_pretrained(temp_dir, decoder_only=True)
+        for file in Path(temp_dir).iterdir():
             os.replace(file, target / file.name)
 
 

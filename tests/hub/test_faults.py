@@ -11,7 +11,7 @@ import pytest
 from fake_hub import Fault, Repository
 from huggingface_hub import constants
 
-from ddep_hub.hub.publish import LONGEST_WAIT, WAITS, PublishError, publish_folder
+from ddep_hub.hub.publish import MAX_RETRY_DELAY, RETRY_DELAYS, PublishError, publish_folder
 
 
 DOCS = Path(__file__).parents[2] / "docs" / "publishing.md"
@@ -123,20 +123,20 @@ CASES = [
     ),
     Case(
         "429 again and again, with an hour to wait",
-        f"error after {len(WAITS)} waits of {LONGEST_WAIT:.0f} s",
+        f"error after {len(RETRY_DELAYS)} waits of {MAX_RETRY_DELAY:.0f} s",
         [fault("POST", CREATE, 429, ALWAYS, Retry_After="3600")],
         error="creating org/name failed.*no more requests for now",
         commits=0,
-        waited=(LONGEST_WAIT, LONGEST_WAIT),
+        waited=(MAX_RETRY_DELAY, MAX_RETRY_DELAY),
     ),
-    Case("500 once", "published after a second", [fault("POST", COMMIT, 500)], waited=WAITS[:1]),
+    Case("500 once", "published after a second", [fault("POST", COMMIT, 500)], waited=RETRY_DELAYS[:1]),
     Case(
         "500 again and again",
-        f"error after {len(WAITS) + 1} tries",
+        f"error after {len(RETRY_DELAYS) + 1} tries",
         [fault("POST", COMMIT, 500, ALWAYS)],
         error="the commit to org/name failed.*has a problem",
         commits=0,
-        waited=WAITS,
+        waited=RETRY_DELAYS,
     ),
     Case(
         "503 on two requests",
@@ -145,11 +145,11 @@ CASES = [
     ),
     Case(
         "503 again and again",
-        f"error after {len(WAITS) + 1} tries",
+        f"error after {len(RETRY_DELAYS) + 1} tries",
         [fault("GET", "/api/models/org/name", 503, ALWAYS)],
         error="looking at org/name failed.*has a problem",
         commits=0,
-        waited=WAITS,
+        waited=RETRY_DELAYS,
     ),
     Case(
         "connection cut in the middle of an upload",
