@@ -47,12 +47,12 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         SystemExit: After `--help`, for arguments that cannot be parsed (code 2), and from interrupted runs (code 75).
     """
-    started = time.monotonic()  # before the imports, which take seconds
+    start = time.monotonic()  # before the imports, which take seconds
     for stream in (sys.stdout, sys.stderr):  # file names may contain characters that the terminal's encoding lacks
         if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     argv = sys.argv[1:] if argv is None else argv
-    name, *rest = [word for word in argv if word != "--debug"] or [""]
+    name, *arguments = [argument for argument in argv if argument != "--debug"] or [""]
     if name in ("-h", "--help"):
         print(USAGE)
         return 0
@@ -64,16 +64,16 @@ def main(argv: list[str] | None = None) -> int:
 
         from . import commands
 
-        with track_time(started):
-            getattr(commands, name if name != "list" else "list_shipped")(rest)
+        with track_time(start):
+            getattr(commands, name if name != "list" else "list_shipped")(arguments)
     except Exception as error:
-        line = one_line(error)
+        line = format_error(error)
         if line is None or "--debug" in argv:
             raise
         print(f"ddep-hub {name}: {line}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        if "--debug" in argv or _debugging():
+        if "--debug" in argv or _is_debug():
             raise
         print(f"ddep-hub {name}: interrupted", file=sys.stderr)
         return 130  # the shell convention: 128 plus the number of SIGINT
@@ -81,25 +81,25 @@ def main(argv: list[str] | None = None) -> int:
 
 
 # Raised for bad files, data, models and settings. Anything else is a bug in the package, and needs its traceback.
-KINDS = (ImportError, OSError, ValueError, RuntimeError, ArithmeticError)
+USER_ERRORS = (ImportError, OSError, ValueError, RuntimeError, ArithmeticError)
 # Of libraries that are not imported for their names alone, and no kind of the above.
-NAMES = ("StrictDataclassError", "SafetensorError", "YAMLError")
+USER_ERROR_NAMES = ("StrictDataclassError", "SafetensorError", "YAMLError")
 
 
-def one_line(error: BaseException) -> str | None:
+def format_error(error: BaseException) -> str | None:
     """What to print of a user's mistake; `None` for other errors, and for all when a traceback is asked for."""
-    named = any(kind.__name__ in NAMES for kind in type(error).__mro__)
-    if _debugging() or not (named or isinstance(error, KINDS)):
+    is_named = any(kind.__name__ in USER_ERROR_NAMES for kind in type(error).__mro__)
+    if _is_debug() or not (is_named or isinstance(error, USER_ERRORS)):
         return None
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None and text.startswith("[Errno"):
         text = f"{error.filename}: {error.strerror}. Check the path."
-    elif named and error.__cause__ is not None:  # without the names of validators
+    elif is_named and error.__cause__ is not None:  # without the names of validators
         text = str(error.__cause__)
     return " ".join(text.split()) or type(error).__name__
 
 
-def _debugging() -> bool:
+def _is_debug() -> bool:
     return os.environ.get("DDEP_DEBUG") == "1"
 
 
@@ -114,13 +114,13 @@ def explain_mistakes(program: str) -> None:
     if "--debug" in sys.argv:
         sys.argv.remove("--debug")
         return
-    previous = sys.excepthook
+    previous_hook = sys.excepthook
 
-    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        line = one_line(error)
+    def print_error(error_type: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        line = format_error(error)
         if line is None:
-            previous(kind, error, trace)
+            previous_hook(error_type, error, traceback)
         else:
             print(f"{program}: {line}", file=sys.stderr)
 
-    sys.excepthook = show
+    sys.excepthook = print_error
