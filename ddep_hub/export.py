@@ -26,7 +26,7 @@ from ddep_hub.folding import fold_batch_norms
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.segmentation import class_logits
-from ddep_hub.utils.files import atomic_dir, atomic_write, check_no_file, explain_write_errors
+from ddep_hub.utils.files import atomic_dir, atomic_write, check_not_file, explain_write_errors
 
 
 Format = Literal["onnx", "torch"]
@@ -80,7 +80,7 @@ def export(
     if isinstance(formats, str) or unknown or not formats:
         raise ValueError(f"formats: got {formats!r}. Pass a list with {' or '.join(FILES)}, or both.")
     folder = Path(folder)
-    check_no_file(folder)
+    check_not_file(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / "export.json").is_file():
         raise FileExistsError(f"{folder} holds something other than an export. Choose another output_dir.")
     if "onnx" in formats:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddep_hub.utils.processes import native_precision
+from ddep_hub.utils.processes import get_native_precision
 
 
 RESULTS = Path(__file__).parent / "results"
@@ -148,7 +148,7 @@ def rounds_of(ways: Mapping[str, Make], rounds: int = 7, warm_up: int = 2) -> di
 
 def formats(device: str) -> dict[str, str]:
     """Formats to measure by title: float32, and what `--mixed_precision auto` chooses. Asked in a child: see below."""
-    native = value_of(lambda: lambda: float(native_precision(torch.device(device)) == "bf16"))
+    native = value_of(lambda: lambda: float(get_native_precision(torch.device(device)) == "bf16"))
     return {"float32": "no", "bf16": "bf16"} if native else {"float32": "no"}
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 from ddep_hub.evaluation.arguments import EncoderWeightsArguments, EvaluateArguments, ModelArguments, PredictArguments
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
-from ddep_hub.utils.arguments import arg, list_presets, pair, parse_command
+from ddep_hub.utils.arguments import arg, list_presets, parse_command, to_pair
 
 
 def pretrain(argv: list[str]) -> None:
@@ -48,16 +48,16 @@ def predict(argv: list[str]) -> None:
     """`ddep-hub predict`."""
     images = {"nargs": "+", "help": "Image files, folders, patterns such as 'photos/*.jpg', or URLs."}
     try:
-        arguments, given = parse_command(
+        arguments, values = parse_command(
             PredictArguments, argv, command="ddep-hub predict", positionals={"images": images}
         )
-    except SystemExit as stop:
-        if stop.code == 2:  # a list such as --predictions also takes the images that follow it
+    except SystemExit as error:
+        if error.code == 2:  # a list such as --predictions also takes the images that follow it
             print("usage: ddep-hub predict IMAGES... [arguments], with the images first", file=sys.stderr)
         raise
     from ddep_hub.evaluation.predict import predict_images
 
-    for name in predict_images(given["images"], arguments):
+    for name in predict_images(values["images"], arguments):
         print(name)
     print(f"Written to {arguments.output_dir}: {', '.join(arguments.predictions)}", file=sys.stderr)
 
@@ -82,11 +82,11 @@ class StatsArguments:
 def stats(argv: list[str]) -> None:
     """`ddep-hub stats`."""
     folders = {"nargs": "+", "help": "Folders of images, searched recursively."}
-    arguments, given = parse_command(StatsArguments, argv, command="ddep-hub stats", positionals={"folders": folders})
+    arguments, values = parse_command(StatsArguments, argv, command="ddep-hub stats", positionals={"folders": folders})
     from ddep_hub.data.statistics import folder_statistics
 
-    (mean, std), number = folder_statistics(given["folders"], arguments.num_channels)
-    print(f"{number} images, {len(mean)} channels")
+    (mean, std), num_images = folder_statistics(values["folders"], arguments.num_channels)
+    print(f"{num_images} images, {len(mean)} channels")
     print(f"--num_channels {len(mean)} --image_mean {' '.join(map(str, mean))} --image_std {' '.join(map(str, std))}")
 
 
@@ -114,7 +114,7 @@ class ExportArguments(ModelArguments):
         super().__post_init__()
         if not set(self.formats) <= {"onnx", "torch"} or not self.formats:
             raise ValueError(f"formats takes onnx and torch, got {self.formats}.")
-        pair("size", self.size)
+        to_pair("size", self.size)
         if any(side < 1 for side in self.size):
             raise ValueError(f"size takes one positive number or two, got {self.size}.")
 
@@ -127,17 +127,17 @@ def export(argv: list[str]) -> None:
 
     model = load_model(str(arguments.model), arguments.encoder_weights)
     processor = load_processor(str(arguments.model), model.config)
-    found = export(
+    results = export(
         model,
         arguments.output_dir,
-        size=pair("size", arguments.size),
+        size=to_pair("size", arguments.size),
         processor=processor,
         formats=cast(Any, arguments.formats),
     )
-    for name, checked in found.items():
+    for name, comparison in results.items():
         print(
-            f"{arguments.output_dir}/{FILES[name]}: largest difference {checked['difference']:.1e} of the "
-            f"largest logit, {100 * checked['same_class']:.3f} % of the pixels in the same class"
+            f"{arguments.output_dir}/{FILES[name]}: largest difference {comparison['difference']:.1e} of the "
+            f"largest logit, {100 * comparison['same_class']:.3f} % of the pixels in the same class"
         )
 
 
@@ -159,18 +159,18 @@ class ConvertArguments(EncoderWeightsArguments):
 def convert(argv: list[str]) -> None:
     """`ddep-hub convert`."""
     source = {"help": "Folder or Hub id of a DDeP model or an smp.Unet."}
-    arguments, given = parse_command(
+    arguments, values = parse_command(
         ConvertArguments, argv, command="ddep-hub convert", positionals={"source": source}
     )
     from ddep_hub.convert_smp import convert_from_ddep, convert_to_ddep
     from ddep_hub.pretrained import load_trained
 
     if arguments.to == "ddep":
-        found = convert_to_ddep(given["source"], arguments.output_dir)
+        comparison = convert_to_ddep(values["source"], arguments.output_dir)
     else:
-        model = load_trained(given["source"], arguments.encoder_weights)
-        found = convert_from_ddep(model, arguments.output_dir)
-    print(f"{arguments.output_dir}: outputs differ by at most {found['difference']:.1e} of the largest one")
+        model = load_trained(values["source"], arguments.encoder_weights)
+        comparison = convert_from_ddep(model, arguments.output_dir)
+    print(f"{arguments.output_dir}: outputs differ by at most {comparison['difference']:.1e} of the largest one")
 
 
 @dataclass(kw_only=True)
@@ -201,12 +201,12 @@ class PrepareArguments:
 def prepare(argv: list[str]) -> None:
     """`ddep-hub prepare`."""
     source = {"help": "Folder of images with masks or annotations, or an annotation file."}
-    arguments, given = parse_command(
+    arguments, values = parse_command(
         PrepareArguments, argv, command="ddep-hub prepare", positionals={"source": source}
     )
     from ddep_hub.preparation import prepare
 
-    print(prepare(given["source"], **vars(arguments)))
+    print(prepare(values["source"], **vars(arguments)))
 
 
 @dataclass(kw_only=True)
@@ -235,10 +235,10 @@ class SelectArguments(EncoderWeightsArguments):
 def select(argv: list[str]) -> None:
     """`ddep-hub select`."""
     images = {"help": "Folder of images, searched recursively."}
-    arguments, given = parse_command(SelectArguments, argv, command="ddep-hub select", positionals={"images": images})
+    arguments, values = parse_command(SelectArguments, argv, command="ddep-hub select", positionals={"images": images})
     from ddep_hub.preparation.selection import select
 
-    for path in select(given["images"], **vars(arguments)):
+    for path in select(values["images"], **vars(arguments)):
         print(path)
     print(
         f"Copied to {arguments.output_dir}/images, listed in selected.txt, drawn in selected.png. Label them in this "
@@ -277,18 +277,18 @@ class CardArguments:
 def card(argv: list[str]) -> None:
     """`ddep-hub card`."""
     folder = {"help": "Folder of a model, such as runs/finetune/final.", "type": Path}
-    arguments, given = parse_command(CardArguments, argv, command="ddep-hub card", positionals={"folder": folder})
+    arguments, values = parse_command(CardArguments, argv, command="ddep-hub card", positionals={"folder": folder})
     from ddep_hub.hub.model_card import CARD, add_baseline, add_evaluation, write_card
     from ddep_hub.hub.staging import model_class
 
-    model_class(given["folder"])
+    model_class(values["folder"])
     # The evaluation first: a baseline must have been evaluated in the same way.
     if arguments.evaluation is not None:
-        add_evaluation(given["folder"], Path(arguments.evaluation))
+        add_evaluation(values["folder"], Path(arguments.evaluation))
     if arguments.baseline is not None:
-        add_baseline(given["folder"], Path(arguments.baseline))
-    write_card(given["folder"], arguments.repository)
-    print(f"{given['folder'] / CARD} written")
+        add_baseline(values["folder"], Path(arguments.baseline))
+    write_card(values["folder"], arguments.repository)
+    print(f"{values['folder'] / CARD} written")
 
 
 @dataclass(kw_only=True)
@@ -318,10 +318,10 @@ def publish(argv: list[str]) -> None:
         "folder": {"help": "Folder written by save_pretrained or a training run, such as runs/finetune/final."},
         "repository": {"help": "Repository on the Hub, org/name; created if it does not exist."},
     }
-    arguments, given = parse_command(PublishArguments, argv, command="ddep-hub publish", positionals=positionals)
+    arguments, values = parse_command(PublishArguments, argv, command="ddep-hub publish", positionals=positionals)
     from ddep_hub.hub.publish import publish_folder
 
-    print(f"Published: {publish_folder(given['folder'], given['repository'], **vars(arguments))}")
+    print(f"Published: {publish_folder(values['folder'], values['repository'], **vars(arguments))}")
 
 
 def list_shipped(argv: list[str]) -> None:

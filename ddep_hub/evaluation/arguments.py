@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ddep_hub.data.arguments import LabelledDataArguments
-from ddep_hub.utils.arguments import arg, pair
+from ddep_hub.utils.arguments import arg, to_pair
 from ddep_hub.utils.values import convert_fields
 
 
@@ -107,8 +107,8 @@ class InferenceArguments(ModelArguments):
             options = InferenceOptions.from_protocol(get_dataset_info(self.protocol).evaluation)
             return dataclasses.replace(options, window_batch=self.window_batch)
         return InferenceOptions(
-            window=pair("window", self.window),
-            stride=pair("stride", self.stride),
+            window=to_pair("window", self.window),
+            stride=to_pair("stride", self.stride),
             blending=self.blending,
             scales=tuple(self.scales),
             flip=self.flip,

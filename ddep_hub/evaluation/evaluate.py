@@ -22,8 +22,8 @@ from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.pretrained import load_model
 from ddep_hub.utils.arguments import build_arguments
-from ddep_hub.utils.files import atomic_write, check_no_file
-from ddep_hub.utils.processes import build_accelerator, isolate_state, launched_precision, on_main_process
+from ddep_hub.utils.files import atomic_write, check_not_file
+from ddep_hub.utils.processes import build_accelerator, get_launcher_precision, isolate_state, on_main_process
 
 from .arguments import EvaluateArguments
 from .counting import count_pixels
@@ -118,7 +118,7 @@ def run_evaluation(
         processor: The image processor, if it is not the model's.
     """
     # Not the precision of an earlier run in this process: metrics must not depend on it.
-    accelerator = build_accelerator(launched_precision() or "no")
+    accelerator = build_accelerator(get_launcher_precision() or "no")
     output = None if args.output_dir is None else Path(args.output_dir)
     if output is not None:
         on_main_process(accelerator, lambda: check_output(output))
@@ -213,7 +213,7 @@ def check_output(output: Path) -> None:
     Raises:
         FileExistsError: They would, or the folder holds a model, whose training has its own results.
     """
-    check_no_file(output)
+    check_not_file(output)
     existing = [name for name in ("config.json", *RESULT_FILES) if os.path.lexists(output / name)]
     try:
         is_evaluation = "inference" in json.loads((output / RESULT_FILES[0]).read_text(encoding="utf-8"))

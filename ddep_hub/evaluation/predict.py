@@ -27,7 +27,7 @@ from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.pretrained import load_model, load_processor, processor_for_encoder, with_image_size
 from ddep_hub.utils.arguments import build_arguments
-from ddep_hub.utils.files import check_no_file
+from ddep_hub.utils.files import check_not_file
 from ddep_hub.utils.processes import keep_freed_memory
 
 from .arguments import InferenceArguments, PredictArguments
@@ -245,7 +245,7 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
     """
     keep_freed_memory()
     output = Path(args.output_dir)
-    check_no_file(output)
+    check_not_file(output)
     images = {
         name: source for name, source in find_images(names).items() if not _is_earlier_prediction(source, output)
     }

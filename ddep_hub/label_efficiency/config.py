@@ -14,12 +14,12 @@ from ddep_hub.evaluation.arguments import EvaluateArguments
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.utils.arguments import (
     arg,
-    as_flags,
     check_shapes,
     did_you_mean,
+    list_field_names,
     load_yaml,
-    names_with,
     parse_arguments,
+    to_flags,
 )
 from ddep_hub.utils.values import convert_fields
 
@@ -295,7 +295,7 @@ def _parse(cls: type[Any], values: Mapping[str, Any], context: str) -> Any:
             raise ValueError(f"{context}: unknown argument {did_you_mean(name, names)}")
     check_shapes(cls, values, context)
     try:
-        return parse_arguments(cls, as_flags(dict(values)))
+        return parse_arguments(cls, to_flags(dict(values)))
     except SystemExit as error:
         raise ValueError(f"{context}: these arguments cannot be combined; the message above says why.") from error
 
@@ -307,7 +307,9 @@ def _digest(args: PretrainArguments | FinetuneArguments, **extra: Any) -> str:
     stand for renamed ones, so the rows of earlier releases stay valid.
     """
     ignored = _ROW_ARGUMENTS if isinstance(args, FinetuneArguments) else _ROW_ARGUMENTS - {"pretrained"}
-    ignored |= set(names_with(PretrainArguments, "resumable")) | set(names_with(FinetuneArguments, "resumable"))
+    ignored |= set(list_field_names(PretrainArguments, "resumable")) | set(
+        list_field_names(FinetuneArguments, "resumable")
+    )
     values = dict(extra)
     for argument in dataclasses.fields(args):
         value = getattr(args, argument.name)

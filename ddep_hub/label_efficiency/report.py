@@ -10,7 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from ddep_hub.data.splits import parse_fraction
-from ddep_hub.utils.files import atomic_write, locked
+from ddep_hub.utils.files import atomic_write, lock_file
 
 from .config import Study
 
@@ -81,7 +81,7 @@ def _parse_value(name: str, text: str) -> Any:
 def add_row(path: str | Path, row: Row) -> None:
     """Adds a row to a table that several processes may write to; a kill leaves the old table or the new one."""
     path = Path(path)
-    with locked(path.with_name(f".{path.name}.lock"), wait=True):
+    with lock_file(path.with_name(f".{path.name}.lock"), wait=True):
         rows = {existing.key: existing for existing in read_rows(path)} | {row.key: row}
         text = io.StringIO()
         writer = csv.DictWriter(text, list(COLUMNS), lineterminator="\n")

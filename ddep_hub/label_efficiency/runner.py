@@ -21,7 +21,7 @@ from ddep_hub.training.finetuning import finetune, open_train_and_val
 from ddep_hub.training.pretraining import PretrainTrainer, open_sources, pretrain
 from ddep_hub.training.run_arguments import track_time
 from ddep_hub.utils.arguments import build_arguments, did_you_mean
-from ddep_hub.utils.files import atomic_write, check_no_file, locked
+from ddep_hub.utils.files import atomic_write, check_not_file, lock_file
 from ddep_hub.utils.processes import isolate_state
 
 from .config import SCENES, Method, Study, StudyArguments, read_study
@@ -142,7 +142,7 @@ def check_data(study: Study, output: Path) -> None:
         ValueError: The images differ from those of the rows or of the pretrained decoders.
     """
     path, current = output / "data.json", _fingerprints(study)
-    with locked(path.with_name(f".{path.name}.lock"), wait=True):
+    with lock_file(path.with_name(f".{path.name}.lock"), wait=True):
         recorded: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         for name, contents in (("data", "results.csv has rows"), ("images", "pretrained/ has decoders")):
             if name in recorded and name in current and recorded[name] != current[name]:
@@ -182,7 +182,7 @@ def run_study(study: Study, output: Path) -> None:
         RunInterrupted: A signal came; a checkpoint was written.
     """
     table = output / "results.csv"
-    check_no_file(output)
+    check_not_file(output)
     output.mkdir(parents=True, exist_ok=True)
     check_study(study, table)
     check_data(study, output)
@@ -267,7 +267,7 @@ def _try_claim(folder: Path) -> Iterator[None]:
         BlockingIOError: Another process has it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.with_name(f".{folder.name}.claim")):
+    with lock_file(folder.with_name(f".{folder.name}.claim")):
         yield
 
 

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from ddep_hub.image_processing_ddep import DDePImageProcessor
-from ddep_hub.utils.arguments import names_with
+from ddep_hub.utils.arguments import list_field_names
 from ddep_hub.utils.processes import on_main_process
 
 from .checkpointing import (
@@ -56,7 +56,7 @@ class Checkpointer:
         self.accelerator, self.weights, self.args, self.elastic = accelerator, weights, args, elastic
         self.processor = processor
         self.optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
-        resumable = names_with(type(args), "resumable")
+        resumable = list_field_names(type(args), "resumable")
         fields = {name: value for name, value in dataclasses.asdict(args).items() if name not in resumable}
         # As JSON has it, such as lists for tuples.
         self.fingerprint = json.loads(json.dumps({"script": type(args).__name__, **fields, "data": fingerprint}))

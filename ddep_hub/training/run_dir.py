@@ -25,7 +25,7 @@ from ddep_hub.hub.publish import prepare_repository, publish_folder
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
-from ddep_hub.utils.files import atomic_dir, atomic_write, check_no_file, locked, warn_on_write_error
+from ddep_hub.utils.files import atomic_dir, atomic_write, check_not_file, lock_file, warn_on_write_error
 from ddep_hub.utils.processes import on_parent_death
 
 from .logging import plot_loss
@@ -50,7 +50,7 @@ def check_run_dir(output: Path, *, overwrite: bool, resume: bool) -> None:
     Raises:
         FileExistsError: It already holds a run, or other files that the run would replace, or is a file.
     """
-    check_no_file(output)
+    check_not_file(output)
     existing = [name for name in (*RUN_FOLDERS, *RUN_FILES) if os.path.lexists(output / name)]
     links = [name for name in (*existing, ".lock") if (output / name).is_symlink()]
     for folder in RUN_FOLDERS:
@@ -93,7 +93,7 @@ def run_lock(output: Path) -> Iterator[None]:
         BlockingIOError: Another process runs in it.
     """
     output.mkdir(parents=True, exist_ok=True)
-    with locked(output / ".lock"):
+    with lock_file(output / ".lock"):
         partial_paths = [path for name in (*RUN_FOLDERS, *RUN_FILES) for path in output.glob(f".{name}*.partial")]
         for path in (*partial_paths, *(output / "checkpoints").glob(".*.partial")):
             target = path.parent / path.name[1:].rsplit("-", 1)[0]

@@ -15,7 +15,7 @@ from torch import nn
 
 from ddep_hub.data.samplers import batch_slice
 from ddep_hub.utils.depthwise import FastDepthwise, has_slow_gradients
-from ddep_hub.utils.processes import native_precision
+from ddep_hub.utils.processes import get_native_precision
 
 from .optim import set_learning_rate
 from .run_arguments import RunArguments, micro_batches
@@ -63,7 +63,7 @@ class TrainingStep:
         self.accelerator, self.args, self.optimizer = accelerator, args, optimizer
         # Elsewhere, plain gradients are just as fast; torch.compile traces without modes.
         is_cpu_bf16 = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
-        is_native_bf16 = is_cpu_bf16 and native_precision(accelerator.device) == "bf16"
+        is_native_bf16 = is_cpu_bf16 and get_native_precision(accelerator.device) == "bf16"
         self.slow_depthwise = is_native_bf16 and not args.torch_compile and has_slow_gradients(model)
         self.model = torch.compile(model) if args.torch_compile else model
         self.trainable = [parameter for group in optimizer.param_groups for parameter in group["params"]]

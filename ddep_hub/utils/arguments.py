@@ -21,7 +21,7 @@ from .files import atomic_write
 PRESETS = Path(__file__).parent.parent / "presets"
 # The order of the groups in `--help`; arguments without a group come under the last one.
 GROUPS = ("data", "model", "optimisation", "evaluation", "checkpoints", "logging", "Hub", "other")
-_METADATA = ("group", "common", "resumable", "path", "renamed_from")
+_METADATA_KEYS = ("group", "common", "resumable", "path", "renamed_from")
 
 
 def arg(
@@ -47,7 +47,7 @@ def arg(
         renamed_from: Its old name, which still works, with a warning.
     """
     values = (group, common, resumable, path, renamed_from)
-    metadata = {"help": description, **dict(zip(_METADATA, values, strict=True))}
+    metadata = {"help": description, **dict(zip(_METADATA_KEYS, values, strict=True))}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -62,7 +62,7 @@ class Dataclass(Protocol):
 Arguments = TypeVar("Arguments", bound=Dataclass)
 
 
-def names_with(cls: type[Dataclass], key: str) -> list[str]:
+def list_field_names(cls: type[Dataclass], key: str) -> list[str]:
     """Names of the fields whose metadata has a true value under `key`, such as `"resumable"`."""
     return [field.name for field in dataclasses.fields(cls) if field.metadata.get(key)]
 
@@ -105,15 +105,15 @@ def build_arguments(cls: type[Arguments], values: Mapping[str, Any], arguments: 
         if values.get("preset") is not None:
             raise TypeError(f"preset cannot be combined with {cls.__name__}. Pass only keywords.")
         values = {**vars(arguments), **values}
-    given = {_new_name(cls, name): value for name, value in values.items() if name != "preset"}
+    fields = {_current_name(cls, name): value for name, value in values.items() if name != "preset"}
     if values.get("preset") is not None:
-        preset_file(_kind(cls), values["preset"])  # raises where the parser would exit
-        given = {**vars(parse_arguments(cls, ["--preset", values["preset"]])), **given}
+        preset_file(_command_name(cls), values["preset"])  # raises where the parser would exit
+        fields = {**vars(parse_arguments(cls, ["--preset", values["preset"]])), **fields}
     names = [field.name for field in dataclasses.fields(cls)]
-    for name in given:
+    for name in fields:
         if name not in names:
             raise TypeError(f"{cls.__name__} has no argument {did_you_mean(name, names)}")
-    return cls(**given)
+    return cls(**fields)
 
 
 def parse_arguments(cls: type[Arguments], argv: list[str] | None = None) -> Arguments:
@@ -146,19 +146,23 @@ def parse_command(
     parser = _Parser(cls, prog=command, allow_abbrev=False, description=cls.__doc__)
     for name, options in positionals.items():
         parser.add_argument(name, **options)
-    presets = list_presets(_kind(cls))
+    presets = list_presets(_command_name(cls))
     if presets:
         parser.add_argument("--preset", metavar="NAME", help=f"Shipped settings: {', '.join(presets)}.")
     parser.add_argument("--config", metavar="FILE", help="YAML file of arguments; the command line overrides it.")
     names = [field.name for field in dataclasses.fields(cls)]
-    argv = [_with_new_name(cls, word) for word in (sys.argv[1:] if argv is None else argv)]
+    argv = [_rename_flag(cls, word) for word in (sys.argv[1:] if argv is None else argv)]
     known, _ = parser.parse_known_args(argv)
     flags: list[str] = []
     try:
         if presets and known.preset:
-            flags += [*as_flags(read_yaml(preset_file(_kind(cls), known.preset), cls)), "--preset", known.preset]
+            flags += [
+                *to_flags(read_yaml(preset_file(_command_name(cls), known.preset), cls)),
+                "--preset",
+                known.preset,
+            ]
         if known.config:
-            flags += [*as_flags(read_yaml(known.config, cls)), "--config", known.config]
+            flags += [*to_flags(read_yaml(known.config, cls)), "--config", known.config]
     except (OSError, ValueError) as error:
         parser.error(str(error))
     # Before the command line, so that one parser checks the types of all. `--preset` and `--config` are repeated so
@@ -198,7 +202,7 @@ class _Parser(HfArgumentParser):
             options.setdefault("metavar", "VALUE")
         if names[0].startswith("--no_"):
             options["help"] = argparse.SUPPRESS
-        action = super().add_argument(*names, **{k: v for k, v in options.items() if k not in _METADATA})
+        action = super().add_argument(*names, **{k: v for k, v in options.items() if k not in _METADATA_KEYS})
         # transformers adds `--foo-bar` to `--foo_bar`; it works without being shown.
         action.option_strings = [option for option in action.option_strings if "-" not in option[2:]]
         return action
@@ -248,7 +252,7 @@ def read_yaml(path: str | Path, cls: type[Dataclass]) -> dict[str, Any]:
     values = load_yaml(path) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold `argument: value` lines, got a {type(values).__name__}.")
-    values = {_new_name(cls, str(name)): value for name, value in values.items()}
+    values = {_current_name(cls, str(name)): value for name, value in values.items()}
     names = [field.name for field in dataclasses.fields(cls)]
     for name in values:
         if name in ("preset", "config"):
@@ -259,18 +263,20 @@ def read_yaml(path: str | Path, cls: type[Dataclass]) -> dict[str, Any]:
     return values
 
 
-def check_shapes(cls: type[Dataclass], values: Mapping[str, Any], where: str) -> None:
+def check_shapes(cls: type[Dataclass], values: Mapping[str, Any], context: str) -> None:
     """Checks what a command line could not express: lists of arguments that take one value, and nested values.
 
     Raises:
-        ValueError: There is one; names it and `where` it is.
+        ValueError: There is one; names it and `context`.
     """
     hints = get_type_hints(cls)
     for name, value in values.items():
-        several = "list" in str(hints.get(name, ""))
-        items = value if several and isinstance(value, list) else [value]
+        is_list = "list" in str(hints.get(name, ""))
+        items = value if is_list and isinstance(value, list) else [value]
         if any(isinstance(item, list | dict) for item in items):
-            raise ValueError(f"{where}: `{name}` takes {'a list of values' if several else 'one value'}, not {value}.")
+            raise ValueError(
+                f"{context}: `{name}` takes {'a list of values' if is_list else 'one value'}, not {value}."
+            )
 
 
 def write_yaml(arguments: Any, path: str | Path) -> None:
@@ -284,7 +290,7 @@ def tracker_config(arguments: Any) -> dict[str, int | float | str | bool]:
     return {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in values.items()}
 
 
-def pair(name: str, values: list[int]) -> tuple[int, int] | None:
+def to_pair(name: str, values: list[int]) -> tuple[int, int] | None:
     """One number twice, or two numbers; `None` for none.
 
     Raises:
@@ -295,18 +301,18 @@ def pair(name: str, values: list[int]) -> tuple[int, int] | None:
     return (values[0], values[-1]) if values else None
 
 
-def _kind(cls: type[Dataclass]) -> str:
+def _command_name(cls: type[Dataclass]) -> str:
     return cls.__name__.removesuffix("Arguments").lower()
 
 
 def did_you_mean(name: str, names: list[str]) -> str:
     """The name in quotes, and the one that was meant: `eval_split` for `split`, else the most similar one."""
-    longer = [other for other in names if other.endswith(f"_{name}")]
-    close = longer or difflib.get_close_matches(name, names, n=1)
-    return f"`{name}`. Did you mean `{close[0]}`?" if close else f"`{name}`."
+    suffix_matches = [other for other in names if other.endswith(f"_{name}")]
+    matches = suffix_matches or difflib.get_close_matches(name, names, n=1)
+    return f"`{name}`. Did you mean `{matches[0]}`?" if matches else f"`{name}`."
 
 
-def _new_name(cls: type[Dataclass], name: str) -> str:
+def _current_name(cls: type[Dataclass], name: str) -> str:
     """The name of an argument that may be given by its earlier one, which warns."""
     for field in dataclasses.fields(cls):
         if field.metadata.get("renamed_from") == name:
@@ -315,13 +321,13 @@ def _new_name(cls: type[Dataclass], name: str) -> str:
     return name
 
 
-def _with_new_name(cls: type[Dataclass], word: str) -> str:
-    """As [`_new_name`], for a word of the command line: `--name`, `--name=value` or `--no_name`."""
-    start, name, rest = re.fullmatch(r"((?:--(?:no_)?)?)([^=]*)(.*)", word, re.DOTALL).groups()  # type: ignore[union-attr]
-    return start + _new_name(cls, name) + rest if start else word
+def _rename_flag(cls: type[Dataclass], word: str) -> str:
+    """As [`_current_name`], for a word of the command line: `--name`, `--name=value` or `--no_name`."""
+    prefix, name, suffix = re.fullmatch(r"((?:--(?:no_)?)?)([^=]*)(.*)", word, re.DOTALL).groups()  # type: ignore[union-attr]
+    return prefix + _current_name(cls, name) + suffix if prefix else word
 
 
-def as_flags(values: dict[str, Any]) -> list[str]:
+def to_flags(values: dict[str, Any]) -> list[str]:
     """Arguments of a file as a command line; null values keep their defaults."""
     flags: list[str] = []
     for name, value in values.items():

@@ -28,8 +28,8 @@ class FastDepthwise(TorchFunctionMode):
         if func is torch.conv2d and len(args) == 7 and torch.is_grad_enabled():
             hidden, weight, bias, stride, padding, dilation, groups = args
             options = [] if isinstance(padding, str) else [_pair(value) for value in (stride, padding, dilation)]
-            depthwise = hidden.ndim == 4 and len(weight) == hidden.shape[1] == groups
-            if options and depthwise and _is_slow(weight.shape[2:], options[0]):
+            is_depthwise = hidden.ndim == 4 and len(weight) == hidden.shape[1] == groups
+            if options and is_depthwise and _is_slow(weight.shape[2:], options[0]):
                 if torch.is_autocast_enabled("cpu") and hidden.dtype != torch.float64:
                     dtype = torch.get_autocast_dtype("cpu")
                     hidden, weight = hidden.to(dtype), weight.to(dtype)
@@ -64,57 +64,57 @@ class _DepthwiseConv(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight = ctx.saved_tensors
         stride, padding, dilation = ctx.options
-        of_hidden = of_weight = None
+        grad_hidden = grad_weight = None
         if ctx.needs_input_grad[0]:
-            tensors = gradient, hidden, weight
+            tensors = grad_output, hidden, weight
             if max(stride) > 1:
-                tensors = gradient.float(), hidden.float(), weight.float()
-            of_hidden = _gradients(*tensors, stride, padding, dilation, wanted=0).to(hidden.dtype)
+                tensors = grad_output.float(), hidden.float(), weight.float()
+            grad_hidden = _conv_gradient(*tensors, stride, padding, dilation, index=0).to(hidden.dtype)
         if ctx.needs_input_grad[1]:
-            sizes = weight.shape[2:]
-            if min(sizes) > TILE and all(size % 2 for size in sizes) and max(dilation) == 1:
-                of_weight = _tiled_weight_gradient(gradient, hidden, weight, stride, padding)
+            kernel_size = weight.shape[2:]
+            if min(kernel_size) > TILE and all(size % 2 for size in kernel_size) and max(dilation) == 1:
+                grad_weight = _tiled_weight_gradient(grad_output, hidden, weight, stride, padding)
             else:
-                of_weight = _gradients(gradient, hidden, weight, stride, padding, dilation, wanted=1)
-        return of_hidden, of_weight, None, None, None
+                grad_weight = _conv_gradient(grad_output, hidden, weight, stride, padding, dilation, index=1)
+        return grad_hidden, grad_weight, None, None, None
 
 
 def _tiled_weight_gradient(
-    gradient: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, stride: Any, padding: Any
+    grad_output: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, stride: Any, padding: Any
 ) -> torch.Tensor:
     """Covers a kernel of odd size with 3x3 ones that share a row or column: each sees a shifted part of the input."""
     padded = F.pad(hidden, (padding[1], padding[1], padding[0], padding[0])) if max(padding) else hidden
-    height, width = [(size - 1) * step + TILE for size, step in zip(gradient.shape[2:], stride, strict=True)]
+    height, width = [(size - 1) * step + TILE for size, step in zip(grad_output.shape[2:], stride, strict=True)]
     result, tile = torch.empty_like(weight), weight[:, :, :TILE, :TILE]
     for row in range(0, weight.shape[2] - 1, TILE - 1):
         for column in range(0, weight.shape[3] - 1, TILE - 1):
-            part = padded[:, :, row : row + height, column : column + width]
-            part = part.contiguous(memory_format=torch.channels_last)
-            result[:, :, row : row + TILE, column : column + TILE] = _gradients(
-                gradient, part, tile, stride, (0, 0), (1, 1), wanted=1
+            window = padded[:, :, row : row + height, column : column + width]
+            window = window.contiguous(memory_format=torch.channels_last)
+            result[:, :, row : row + TILE, column : column + TILE] = _conv_gradient(
+                grad_output, window, tile, stride, (0, 0), (1, 1), index=1
             )
     return result
 
 
-def _gradients(
-    gradient: torch.Tensor,
+def _conv_gradient(
+    grad_output: torch.Tensor,
     hidden: torch.Tensor,
     weight: torch.Tensor,
     stride: Any,
     padding: Any,
     dilation: Any,
     *,
-    wanted: int,
+    index: int,
 ) -> torch.Tensor:
-    """The gradient with respect to the input (`wanted` 0) or the weight (1)."""
-    mask = [wanted == 0, wanted == 1, False]
+    """The gradient with respect to the input (`index` 0) or the weight (1)."""
+    mask = [index == 0, index == 1, False]
     gradients: Sequence[torch.Tensor] = torch.ops.aten.convolution_backward(
-        gradient, hidden, weight, None, stride, padding, dilation, False, [0, 0], len(weight), mask
+        grad_output, hidden, weight, None, stride, padding, dilation, False, [0, 0], len(weight), mask
     )
-    return gradients[wanted]
+    return gradients[index]
 
 
 def _pair(value: Any) -> tuple[int, int]:

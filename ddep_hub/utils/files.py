@@ -40,25 +40,25 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent))
+    temp_dir = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent))
     try:
-        new.chmod(0o755)
-        yield new
-        for entry in (*new.rglob("*"), new):
+        temp_dir.chmod(0o755)
+        yield temp_dir
+        for entry in (*temp_dir.rglob("*"), temp_dir):
             _flush(entry)
         if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent)) / "old"
-            path.rename(old)
-            new.rename(path)
-            shutil.rmtree(old.parent)
+            backup = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent)) / "old"
+            path.rename(backup)
+            temp_dir.rename(path)
+            shutil.rmtree(backup.parent)
         else:
-            new.rename(path)
+            temp_dir.rename(path)
         _flush(path.parent)
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(temp_dir, ignore_errors=True)
 
 
-def check_no_file(output: str | Path) -> None:
+def check_not_file(output: str | Path) -> None:
     """Raises a FileExistsError if an output folder is a file."""
     if os.path.lexists(output) and not Path(output).is_dir():
         raise FileExistsError(f"output_dir: {output} is a file. Choose another folder.")
@@ -79,47 +79,47 @@ def explain_write_errors(path: Path) -> Iterator[None]:
 def check_empty(path: str | Path) -> None:
     """Raises a FileExistsError if there is something under this name that is not an empty folder."""
     path = Path(path)
-    check_no_file(path)
+    check_not_file(path)
     if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
         raise FileExistsError(f"output_dir: {path} is not empty. Choose another folder.")
 
 
 def remove_dir(path: Path) -> None:
     """Removes a folder, which a kill never leaves half-removed under its name."""
-    going = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent))
-    path.rename(going / "going")
-    shutil.rmtree(going)
+    trash = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent))
+    path.rename(trash / "going")
+    shutil.rmtree(trash)
 
 
 @contextlib.contextmanager
-def warn_on_write_error(what: Path) -> Iterator[None]:
+def warn_on_write_error(path: Path) -> Iterator[None]:
     """Says in a warning that a picture or a line could not be written, as on a full disk, and lets the run go on."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        warnings.warn(f"{what} could not be written: {error}. The run continues without it.", stacklevel=3)
+        warnings.warn(f"{path} could not be written: {error}. The run continues without it.", stacklevel=3)
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
     """Writes a file, text or bytes, that appears under its name only when it is whole."""
-    partial = path.with_name(f".{path.name}.partial")
+    temp_path = path.with_name(f".{path.name}.partial")
     # File names need not be UTF-8; they are written as they are.
-    partial.write_bytes(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
-    _flush(partial)
-    partial.replace(path)
+    temp_path.write_bytes(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
+    _flush(temp_path)
+    temp_path.replace(path)
 
 
 def _flush(path: Path) -> None:
     """Waits until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    fd = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        os.fsync(fd)
     finally:
-        os.close(descriptor)
+        os.close(fd)
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
+def lock_file(path: Path, *, wait: bool = False) -> Iterator[None]:
     """A lock that the system takes away when the process ends, however that comes about.
 
     Args:

@@ -40,8 +40,10 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it does: not without glibc, nor where an environment variable sets up malloc already.
     """
-    chosen = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
-    if chosen or "LD_PRELOAD" in os.environ or platform.libc_ver()[0] != "glibc":
+    is_configured = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get(
+        "GLIBC_TUNABLES", ""
+    )
+    if is_configured or "LD_PRELOAD" in os.environ or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
     settings = [(_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, TOP_PAD)]
@@ -53,7 +55,7 @@ _FIRST_CONVOLUTIONS = ((2, 2), (3, 2), (4, 4), (7, 4), (8, 8), (12, 12), (14, 14
 
 
 @functools.cache
-def convolves_in_bf16(channels: int) -> bool:
+def supports_bf16_convolution(channels: int) -> bool:
     """Whether this CPU convolves images of so many channels correctly in bfloat16.
 
     With AMX, oneDNN does not for some even numbers of channels and kernels of 4 to 32 pixels, such as 4 channels and
@@ -63,30 +65,30 @@ def convolves_in_bf16(channels: int) -> bool:
     images = torch.randn(1, channels, 128, 128, generator=generator)
     for kernel, stride in _FIRST_CONVOLUTIONS:
         weight = torch.randn(64, channels, kernel, kernel, generator=generator)
-        exact = functional.conv2d(images, weight, stride=stride)
-        rounded = functional.conv2d(images.bfloat16(), weight.bfloat16(), stride=stride)
-        if (rounded.float() - exact).norm() > 0.1 * exact.norm():
+        expected = functional.conv2d(images, weight, stride=stride)
+        actual = functional.conv2d(images.bfloat16(), weight.bfloat16(), stride=stride)
+        if (actual.float() - expected).norm() > 0.1 * expected.norm():
             return False
     return True
 
 
-def native_precision(device: torch.device, channels: int = 3) -> str:
+def get_native_precision(device: torch.device, channels: int = 3) -> str:
     """Returns `"bf16"` for devices with units for products of bfloat16 matrices, else `"no"`.
 
     These are GPUs from Ampere on and CPUs with AMX. Elsewhere bfloat16 is emulated: hundreds of times slower on a CPU.
 
     Args:
         device: The device.
-        channels: Channels of the images, see [`convolves_in_bf16`].
+        channels: Channels of the images, see [`supports_bf16_convolution`].
     """
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases have none
     has_amx = device.type == "cpu" and capabilities.get("amx_bf16")
-    return "bf16" if has_amx and convolves_in_bf16(channels) else "no"
+    return "bf16" if has_amx and supports_bf16_convolution(channels) else "no"
 
 
-def launched_precision() -> str | None:
+def get_launcher_precision() -> str | None:
     """The number format that `accelerate launch` has been told, `None` without the launcher."""
     return os.environ.get("ACCELERATE_MIXED_PRECISION")
 
@@ -96,14 +98,14 @@ def build_accelerator(mixed_precision: str, *, channels: int = 3, **kwargs: Any)
 
     Args:
         mixed_precision: `"no"`, `"bf16"` or `"fp16"`; `"auto"` for what `accelerate launch` has been told, or, without
-            the launcher, for [`native_precision`].
+            the launcher, for [`get_native_precision`].
         channels: Channels of the images. A warning says if bfloat16 was asked for and is wrong for them.
         **kwargs: Passed on to `Accelerator`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if mixed_precision == "auto":
-        mixed_precision = launched_precision() or native_precision(device, channels)
-    if mixed_precision == "bf16" and device.type == "cpu" and not convolves_in_bf16(channels):
+        mixed_precision = get_launcher_precision() or get_native_precision(device, channels)
+    if mixed_precision == "bf16" and device.type == "cpu" and not supports_bf16_convolution(channels):
         logger.warning(
             "mixed_precision: torch's bfloat16 convolutions of %d channels are wrong on this CPU for some encoders. "
             "Use `no`.",
@@ -125,27 +127,27 @@ def isolate_state() -> Iterator[None]:
     # Leaving inference mode also turns gradients on, whether inference mode or `no_grad` had turned them off. The
     # generator of a GPU that is not in use yet has no state to keep, and asking for it would initialise the GPU.
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    drawn, numpy_drawn = random.getstate(), np.random.get_state()
-    shared = [(kind._shared_state, dict(kind._shared_state)) for kind in (AcceleratorState, GradientState)]
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    shared_states = [(kind._shared_state, dict(kind._shared_state)) for kind in (AcceleratorState, GradientState)]
     try:
         with torch.random.fork_rng(devices, device_type="cuda"), torch.inference_mode(False):
             yield
     finally:
-        random.setstate(drawn)
-        np.random.set_state(numpy_drawn)
-        for state, before in shared:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        for state, saved in shared_states:
             state.clear()
-            state.update(before)
+            state.update(saved)
 
 
 Result = TypeVar("Result")
 
 
-def hardware() -> str:
+def describe_hardware() -> str:
     """What the processes of this run run on, in words."""
     threads, info = torch.get_num_threads(), Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
-    processor = found[1].strip() if found else platform.processor() or platform.machine()
+    match = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
+    processor = match[1].strip() if match else platform.processor() or platform.machine()
     device = f"{threads} thread{'s' if threads > 1 else ''} of {processor}"
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()

@@ -14,13 +14,13 @@ from .arguments import Dataclass, did_you_mean
 
 
 # How errors name a type, in singular and plural.
-WORDS = {
+TYPE_NAMES = {
     bool: ("true or false", "true or false"),
     int: ("a whole number", "whole numbers"),
     float: ("a number", "numbers"),
     str: ("text", "texts"),
 }
-LONGEST = 60  # maximum characters of a value shown in an error
+MAX_VALUE_LENGTH = 60  # maximum characters of a value shown in an error
 
 
 def convert_fields(arguments: Dataclass) -> None:
@@ -29,7 +29,7 @@ def convert_fields(arguments: Dataclass) -> None:
     Raises:
         ValueError: A value is not of its field's type.
     """
-    for name, hint in _hints(type(arguments)).items():
+    for name, hint in _get_type_hints(type(arguments)).items():
         setattr(arguments, name, convert(name, getattr(arguments, name), hint))
 
 
@@ -52,13 +52,13 @@ def convert(name: str, value: Any, hint: Any) -> Any:
     try:
         return _convert_value(value, hint)
     except (TypeError, ValueError, OverflowError, argparse.ArgumentTypeError):
-        choices = [choice for kind in (hint, *typing.get_args(hint)) for choice in _choices(kind)]
-        got = did_you_mean(value, choices) if choices and isinstance(value, str) else f"{_format_value(value)}."
-        raise ValueError(f"{name} must be {_in_words(hint)}, got {got}") from None
+        choices = [choice for kind in (hint, *typing.get_args(hint)) for choice in _get_choices(kind)]
+        received = did_you_mean(value, choices) if choices and isinstance(value, str) else f"{_format_value(value)}."
+        raise ValueError(f"{name} must be {_describe_hint(hint)}, got {received}") from None
 
 
 @functools.cache
-def _hints(cls: type[Dataclass]) -> dict[str, Any]:
+def _get_type_hints(cls: type[Dataclass]) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
@@ -71,13 +71,13 @@ def _convert_value(value: Any, hint: Any) -> Any:
         value = value.tolist()
     if value is None and type(None) in typing.get_args(hint):
         return None
-    hint = _without_none(hint)
+    hint = _strip_none(hint)
     if typing.get_origin(hint) is list:
         if isinstance(value, Mapping):
             raise TypeError
         values = [value] if isinstance(value, str) or not isinstance(value, Iterable) else value
         return [_convert_value(item, typing.get_args(hint)[0]) for item in values]
-    if choices := _choices(hint):
+    if choices := _get_choices(hint):
         if value not in choices:
             raise ValueError
         return value
@@ -109,25 +109,25 @@ def _read_str(value: Any) -> str:
 _READERS = {bool: _read_bool, int: _read_int, float: _read_float, str: _read_str}
 
 
-def _without_none(hint: Any) -> Any:
+def _strip_none(hint: Any) -> Any:
     kinds = typing.get_args(hint)
     return next(kind for kind in kinds if kind is not type(None)) if type(None) in kinds else hint
 
 
-def _choices(hint: Any) -> tuple[str, ...]:
+def _get_choices(hint: Any) -> tuple[str, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
 
 
-def _in_words(hint: Any) -> str:
-    kind, end = _without_none(hint), " or None" if type(None) in typing.get_args(hint) else ""
-    if choices := _choices(kind):
+def _describe_hint(hint: Any) -> str:
+    kind, suffix = _strip_none(hint), " or None" if type(None) in typing.get_args(hint) else ""
+    if choices := _get_choices(kind):
         *others, last = (f"`{choice}`" for choice in choices)
-        return (f"{', '.join(others)} or {last}" if others else last) + end
+        return (f"{', '.join(others)} or {last}" if others else last) + suffix
     if typing.get_origin(kind) is list:
-        return f"a list of {WORDS[typing.get_args(kind)[0]][1]}{end}"
-    return WORDS[kind][0] + end
+        return f"a list of {TYPE_NAMES[typing.get_args(kind)[0]][1]}{suffix}"
+    return TYPE_NAMES[kind][0] + suffix
 
 
 def _format_value(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= LONGEST and "\n" not in text else f"a {type(value).__name__}"
+    return text if len(text) <= MAX_VALUE_LENGTH and "\n" not in text else f"a {type(value).__name__}"

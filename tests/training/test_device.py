@@ -14,7 +14,7 @@ from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.optim import build_optimizer
 from ddep_hub.utils import processes
 from ddep_hub.utils.depthwise import FastDepthwise
-from ddep_hub.utils.processes import build_accelerator, convolves_in_bf16, native_precision
+from ddep_hub.utils.processes import build_accelerator, get_native_precision, supports_bf16_convolution
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def fresh_state():
 def test_the_format_follows_the_cpu(amx, wanted, monkeypatch, fresh_state):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": amx}, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert native_precision(torch.device("cpu")) == wanted
+    assert get_native_precision(torch.device("cpu")) == wanted
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
     assert build_accelerator("auto").mixed_precision == wanted
     # The launcher's word counts for more, an argument for most; one process can have runs in both formats.
@@ -52,12 +52,12 @@ def test_channels_that_the_cpu_convolves_wrongly_in_bfloat16(monkeypatch, fresh_
         return exact(images.float(), weight.float() * (-1 if wrong else 1), **options).to(images.dtype)
 
     monkeypatch.setattr(processes.functional, "conv2d", convolve)
-    convolves_in_bf16.cache_clear()
+    supports_bf16_convolution.cache_clear()
     assert build_accelerator("auto", channels=4).mixed_precision == "no" and not caplog.text
     assert build_accelerator("bf16", channels=4).mixed_precision == "bf16"
     assert "bfloat16 convolutions of 4 channels are wrong on this CPU" in caplog.text
     assert build_accelerator("auto", channels=5).mixed_precision == "bf16"
-    convolves_in_bf16.cache_clear()
+    supports_bf16_convolution.cache_clear()
 
 
 PROGRAM = """
@@ -100,7 +100,7 @@ def test_freed_memory_is_kept_unless_malloc_is_set_up_already(own, monkeypatch):
 def test_slow_gradients_are_replaced_where_bf16_is_native(
     precision, native, encoder, wanted, monkeypatch, fresh_state
 ):
-    monkeypatch.setattr(step, "native_precision", lambda device: native)
+    monkeypatch.setattr(step, "get_native_precision", lambda device: native)
     accelerator = build_accelerator(precision, cpu=True)
     model = timm.create_model(encoder, num_classes=2)
     args = FinetuneArguments(batch_size=2, mixed_precision=precision)
