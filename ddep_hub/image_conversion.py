@@ -11,21 +11,9 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from .tiff import check_tiff, has_tifffile, is_inverted, read_tiff
+from .tiff import ORIENTATIONS, check_tiff, has_tifffile, is_inverted, read_tiff
 
 
-# EXIF orientation to (transposed, mirrored left-right, mirrored top-bottom): how the stored image differs from the
-# upright one, whose transposition comes last when it is made upright.
-ORIENTATIONS = {
-    1: (False, False, False),
-    2: (False, True, False),
-    3: (False, True, True),
-    4: (False, False, True),
-    5: (True, False, False),
-    6: (True, False, True),
-    7: (True, True, True),
-    8: (True, True, False),
-}
 TIFF_EXTENSIONS = (".tif", ".tiff")
 # Where an orientation may stand.
 EXIF_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
@@ -314,7 +302,7 @@ def channels_of(image: Image.Image, channels: int, name: str, *, rescaled: bool 
     file_format, image = image.format, apply_orientation(image)
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    values = np.asarray(image)
+    values = np.array(image)  # its own memory, which torch may write to
     if values.dtype == np.int32 and file_format not in (None, "TIFF") and 0 <= values.min() and values.max() <= 65535:
         values = values.astype(np.uint16)  # how some releases of Pillow hold 16 bits
     return channels_first(values, channels, name, -1, rescaled=rescaled)

@@ -9,6 +9,18 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 
 
+# EXIF orientation to (transposed, mirrored left-right, mirrored top-bottom): how the stored image differs from the
+# upright one, whose transposition comes last when it is made upright.
+ORIENTATIONS = {
+    1: (False, False, False),
+    2: (False, True, False),
+    3: (False, True, True),
+    4: (False, False, True),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
 # Of the tag NewSubfileType: 1 is a reduced copy, 4 a mask of valid pixels. Such pages are no images of their own.
 COPY_OR_MASK = 5
 # What the values of a pixel are, by the tag PhotometricInterpretation.
@@ -79,7 +91,7 @@ def is_inverted(image: Image.Image) -> bool:
 def read_tiff(
     file: str | os.PathLike[str] | BinaryIO, name: str, page: int | None = None
 ) -> tuple[np.ndarray, int | None]:
-    """Reads the first image of a TIFF with all its channels or pages, or one page, in the depth of the file.
+    """Reads the first image of a TIFF with all its channels or pages, or one page, upright, in the depth of the file.
 
     Args:
         file: Path, or file opened in binary mode.
@@ -108,6 +120,8 @@ def read_tiff(
                 raise
             raise ValueError(f"{name} is compressed: {error}; pip install imagecodecs") from error
         labels = [label for label, length in zip(part.axes, part.shape, strict=True) if length > 1]
+        stored = part.keyframe.tags.get(274)
+        values = _make_upright(values, part.axes, 1 if stored is None else int(stored.value))
     if kind == _WHITE_IS_ZERO and values.dtype.kind in "bu":
         values = ~values
     if values.ndim > 2:
@@ -116,4 +130,15 @@ def read_tiff(
     return values, None if len(labels) != 3 else (-1 if labels[0] == "Y" else 0)
 
 
-__all__ = ["COPY_OR_MASK", "check_tiff", "has_tifffile", "is_inverted", "misread", "read_tiff"]
+def _make_upright(values: np.ndarray, axes: str, orientation: int) -> np.ndarray:
+    """Turns values, whose rows and columns are the axes Y and X, as the tag Orientation says."""
+    if not ("Y" in axes and "X" in axes):
+        return values
+    rows, columns = axes.index("Y"), axes.index("X")
+    is_transposed, left_right, top_bottom = ORIENTATIONS.get(orientation, ORIENTATIONS[1])
+    values = np.flip(values, columns) if left_right else values
+    values = np.flip(values, rows) if top_bottom else values
+    return values.swapaxes(rows, columns) if is_transposed else values
+
+
+__all__ = ["COPY_OR_MASK", "ORIENTATIONS", "check_tiff", "has_tifffile", "is_inverted", "misread", "read_tiff"]

@@ -140,8 +140,8 @@ def ordered_names(id2label: Mapping[int, str]) -> tuple[str, ...]:
 def read_class_table(path: str | Path) -> ClassTable:
     """Reads a `classes.json`.
 
-    Three shapes are accepted: `{"classes": [{"id": 0, "name": "sky", "color": [70, 130, 180]}, ...],
-    "ignore_index": 255}` with `color` and `ignore_index` optional, a list of names, or `{"0": "sky", ...}`.
+    Accepted are `{"classes": [{"id": 0, "name": "sky", "color": [70, 130, 180]}, ...], "ignore_index": 255}` with
+    `color` and `ignore_index` optional, that list alone, a list of names, `{"0": "sky", ...}` and `{"sky": 0, ...}`.
 
     Where masks do not hold the ids, each class has `"mask_values"`, a value or a list of them; with
     `"other_values": "ignore"` beside `classes` all further values are ignored, otherwise they are an error. Where all
@@ -161,7 +161,7 @@ def read_class_table(path: str | Path) -> ClassTable:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise FileNotFoundError(
             f'{path} is missing; write the class names there, for example {{"classes": [{{"id": 0, "name": "sky"}}]}}'
@@ -180,10 +180,13 @@ def read_class_table(path: str | Path) -> ClassTable:
             raise ValueError(
                 f"{path}: key 'classes' must be a list of {{id, name, color}}, not {_describe_type(entries)}"
             )
+    elif isinstance(content, dict) and content and all(type(value) is int for value in content.values()):
+        entries = [{"id": index, "name": name} for name, index in content.items()]
     elif isinstance(content, dict):
         entries = [{"id": _parse_class_id(key, path), "name": name} for key, name in content.items()]
     elif isinstance(content, list):
-        entries = [{"id": index, "name": name} for index, name in enumerate(content)]
+        has_objects = all(isinstance(entry, dict) for entry in content)
+        entries = content if has_objects else [{"id": index, "name": name} for index, name in enumerate(content)]
     else:
         raise ValueError(
             f"{path} holds {_describe_type(content)}; it must be an object with key 'classes' or a list of names"
@@ -350,7 +353,7 @@ def _parse_int(value: Any, path: Path, key: str) -> int:
 def _parse_class_id(key: str, path: Path) -> int:
     if not (key.isascii() and key.isdigit()):
         raise ValueError(
-            f"{path}: key {key!r} is neither 'classes' nor a class id; see read_class_table for the shapes"
+            f"{path}: key {key!r} is neither 'classes' nor a class id; see docs/data.md for what it may hold"
         )
     return int(key)
 

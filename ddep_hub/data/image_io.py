@@ -247,6 +247,7 @@ def open_image(file: str | Path | Undecoded, kind: str = "image") -> Iterator[Im
     """
     name = file_name(file)
     hint = f"replace the file or remove this {kind} from the data set"
+    hint += ", or save the mask with 8 or 16 bits" * (kind == "mask" and is_tiff(file))
     content = None if isinstance(file, str | Path) else file["bytes"]
     with Path(name).open("rb") if content is None else io.BytesIO(content) as stream:
         if not stream.read(1):

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +81,15 @@ def get_mask_values(
     image, file_format, white_level = mask
     if file_format == "JPEG":
         raise BadFileError(f"{path} is a JPEG, whose compression changes class ids; save the mask as PNG", path)
-    if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+    values = np.array(image)
+    if image.mode == "F" and np.isfinite(values).all() and (values == np.rint(values)).all():
+        values = values.astype(np.int32)  # labels of ImageJ, which has no integers of 32 bits
+    elif image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
         raise BadFileError(
             f"{path} has colour mode {image.mode}, but masks hold class ids in a single channel; "
             "convert the colours to the ids of classes.json and save them as 8-bit greyscale or palette PNG",
             path,
         )
-    values = np.array(image)
     if image.mode == "P" and colors and mapping is None:
         ids = _map_palette_colors(
             values, palette_colors(image), colors, ignore_index, path, is_gif=file_format == "GIF"
@@ -249,6 +251,11 @@ def _map_values(
     return replace_values(values, {value: table[value] for value in unique_values})
 
 
+def looks_smoothed(values: Collection[Any]) -> bool:
+    """Whether the values of masks are those of black and white with soft borders, and no ids of classes."""
+    return len(values) > 32 and {0, 255} <= set(values) and sum(value >= 250 for value in values if value != 255) > 0
+
+
 def suggest_classes(paths: Sequence[Path], *, limit: int = 100) -> str:
     """What to save as `classes.json`, from the values or colours that masks hold.
 
@@ -266,6 +273,11 @@ def suggest_classes(paths: Sequence[Path], *, limit: int = 100) -> str:
         is_color = mask.image.mode in ("RGB", "RGBA")
         counts.update(count_values(mask_colors(mask.image, path) if is_color else get_mask_values(mask, path)))
     values = sorted(counts, key=lambda value: value if isinstance(value, tuple) else (value,))
+    if not any(isinstance(value, tuple) for value in values) and looks_smoothed(values):
+        return (
+            f"The masks hold {len(values)} values from 0 to 255: their borders are smoothed. Save them again with the "
+            "values 0 and 255 alone, such as by a threshold."
+        )
     class_values = [value for value in values if value != 255 or set(values) == {0, 255}]
     classes: list[dict[str, Any]] = []
     for index, value in enumerate(class_values[:256]):

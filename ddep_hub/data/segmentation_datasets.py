@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from ddep_hub.image_conversion import ChannelImage
 
 from .classes import ClassTable, class_colors
-from .folders import DEFAULT_OPTIONS, FolderOptions
+from .folders import DEFAULT_OPTIONS, FolderOptions, is_mask_folder
 from .hub_loading import (
     load_split,
     local_fingerprint,
@@ -119,6 +119,13 @@ def _find_indices(sample_ids: Sequence[str], all_ids: Iterable[str], source_name
     return [indices[sample_id] for sample_id in sample_ids]
 
 
+def _hint_of_arrays(root: Path) -> str:
+    """What to say if masks are arrays."""
+    arrays = (path for path in root.rglob("*.np[yz]") if is_mask_folder(path.parent.name))
+    found = next(arrays, None)
+    return "" if found is None else f". Masks are images: save {found} and others as PNG"
+
+
 class SegmentationFolder(Dataset[dict[str, Any]]):
     """Images with masks of class ids, in the official layout of a known data set (`layouts.py` lists them) or in
 
@@ -192,7 +199,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
                 f"{len(missing)} of {len(self.sample_ids)} images of {files.image_folder} have no mask in "
                 f"{files.mask_folder}{'' if files.mask_folder.is_dir() else ', which is not there'}: "
                 f"{format_list(missing)}; add the masks, remove these images, or describe the masks with mask_dir, "
-                "mask_suffix or pairs.csv"
+                "mask_suffix or pairs.csv" + _hint_of_arrays(self.root)
             )
         self.groups = files.groups
         self.splits = layout_splits(self.root, self.layout, options)

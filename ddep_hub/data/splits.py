@@ -99,7 +99,10 @@ def choose_validation(
         members.setdefault(groups[sample_id] if groups else sample_id, []).append(sample_id)
     if len(members) < 2:
         available = f"one group, {next(iter(members))!r}" if groups and members else f"{len(pool)} image"
-        raise ValueError(f"val_fraction: there is only {available}; training and validation need one each")
+        raise ValueError(
+            f"val_fraction: there is only {available}; training and validation need one each. Label another, or cut it "
+            "in two"
+        )
     target_size, chosen = parse_fraction(fraction) * len(pool), list[str]()
     for group in choose_labelled(members, number=len(members) - 1, seed=0):
         if chosen and len(chosen) + len(members[group]) / 2 > target_size:

@@ -179,6 +179,8 @@ def run_evaluation(
         logger.warning("%s", absent_message(scores["absent_classes"], len(names), args.eval_split))
     for metric in metrics:
         scores |= metric.compute(names)
+    # Absolute, so that `ddep-hub card` knows the folder from anywhere.
+    location = os.path.abspath(str(args.model)) if os.path.isdir(str(args.model)) else args.model
     results = {
         **scores,
         "labelled_pixels": dict(zip(classes.names, statistics.pixels.tolist(), strict=True)),
@@ -188,7 +190,7 @@ def run_evaluation(
         "image_size": transform.image_size,
         "inference": dataclasses.asdict(options),
         "mixed_precision": accelerator.mixed_precision,
-        "arguments": dataclasses.asdict(args),
+        "arguments": dataclasses.asdict(args) | {"model": location},
     }
 
     def write(output: Path) -> None:

@@ -46,6 +46,8 @@ METRICS = {
     "frequency_weighted_iou": "frequency-weighted IoU",
     "mean_boundary_iou": "boundary IoU",
 }
+# What a card calls the built-in data.
+EMBEDDED = "embedded rendered scenes"
 # The licences in timm's list that allow any use.
 OPEN_LICENSES = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0")
 Kind = Literal["pretraining", "finetuning"]
@@ -200,7 +202,17 @@ def add_baseline(folder: Path, other: Path) -> None:
         raise ValueError(f"baseline: {other} did not start from a random decoder. Name a run without `pretrained`.")
     if ours["arguments"]["pretrained"] is None and not ours.get("pretraining"):
         raise ValueError(f"baseline: {folder} itself started from a random decoder, and needs no baseline.")
-    fields = ("data", "train_split", "eval_split", "val_fraction", "image_size", "split_seed", "labelled", "inference")
+    fields = (
+        "data",
+        "train_split",
+        "eval_split",
+        "val_fraction",
+        "image_size",
+        "split_seed",
+        "labelled",
+        "inference",
+        "evaluated_data",
+    )
     for name in (*fields, "classes"):
         value, other_value = (
             {**run["arguments"], **run, "classes": list(run["iou"])}.get(name) for run in (ours, theirs)
@@ -233,6 +245,7 @@ def add_evaluation(folder: Path, evaluation: Path) -> None:
     if Path(model).resolve() != folder.resolve():
         raise ValueError(f"evaluation: {evaluation} measured {model}, not {folder}. Evaluate this model.")
     results["split"] = arguments.get("split") or arguments["eval_split"]
+    results["evaluated_data"] = _strip_path(arguments.get("data")) or EMBEDDED
     atomic_write(folder / EVALUATION, json.dumps(results, indent=1) + "\n")
     if (evaluation / CONFUSION).is_file():
         atomic_write(folder / CONFUSION, (evaluation / CONFUSION).read_bytes())
@@ -249,10 +262,11 @@ def _template_values(folder: Path) -> dict[str, Any]:
     config, record, results = DDePConfig.from_pretrained(folder), read_json(folder / RUN), _read_metrics(folder)
     run, is_finetuning = record["arguments"], record["kind"] == "finetuning"
     encoder, pretrained, data = encoder_repository(config.encoder_name), run.get("pretrained"), run.get("data")
-    base_model = encoder if record["encoder_source"] == "hub" else None
+    source = record.get("pretraining", record)["encoder_source"]  # a second stage has that of the first
+    base_model = encoder if source == "hub" else None
     if pretrained is not None:  # a folder's name alone is not a repository
         base_model = pretrained if re.fullmatch(r"[\w.-]+/[\w.-]+", pretrained) else None
-    license = None if record["encoder_source"] == "none" else encoder_license(config.encoder_name)
+    license = None if source == "none" else encoder_license(config.encoder_name)
     names = [*(run.get("images") or [data or ""]), *run.get("unlabelled", [])]
     sources = [name for name in names if name.startswith(HUB_PREFIX)]
     inference = {"window": None, "scales": [1.0], "flip": False, **results.get("inference", {})}
@@ -276,13 +290,15 @@ def _template_values(folder: Path) -> dict[str, Any]:
         "split": results.get("split") or split,
         "image_size": results.get("image_size", run.get("image_size")),
         "base_model": base_model,
+        "encoder_source": source,
         "encoder_repository": encoder,
         "encoder_license": license,
         "restricted_encoder": license is not None and license not in OPEN_LICENSES,
         "hub_datasets": list(dict.fromkeys(parse_hub_name(name)[0] for name in sources)) or None,
         "name": Path(run["output_dir"]).name,
         "classes": classes,
-        "dataset": data or "embedded rendered scenes",
+        "dataset": data or EMBEDDED,
+        "evaluated_data": results.get("evaluated_data", data or EMBEDDED),
         "known_dataset": find_dataset_by_classes(classes) if is_finetuning else None,
         "rendered": not (run.get("images") or data),
         "remote_code": "auto_map" in read_json(folder / "config.json"),
@@ -310,7 +326,8 @@ def _metadata(values: Mapping[str, Any]) -> ModelCardData:
     }
     if values["kind"] == "pretraining":
         return ModelCardData(**common_fields, tags=["ddep", "decoder-pretraining", "semantic-segmentation"])
-    results, dataset = values["results"], values["dataset"]
+    results, dataset = values["results"], values["evaluated_data"]
+    is_own_data = dataset == values["dataset"]
     return ModelCardData(
         **common_fields,
         model_name=values["name"],
@@ -320,7 +337,7 @@ def _metadata(values: Mapping[str, Any]) -> ModelCardData:
         eval_results=[
             EvalResult(
                 task_type="image-segmentation",
-                dataset_type=(values["hub_datasets"] or [dataset.lower().replace(" ", "-")])[0],
+                dataset_type=((is_own_data and values["hub_datasets"]) or [dataset.lower().replace(" ", "-")])[0],
                 dataset_name=dataset,
                 dataset_split=values["split"],
                 metric_type=name,

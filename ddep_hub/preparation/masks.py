@@ -13,6 +13,7 @@ from ddep_hub.data.classes import ClassTable, Color, class_colors, read_class_ta
 from ddep_hub.data.folders import canonical_split, find_split_folders, subfolders
 from ddep_hub.data.image_io import IMAGE_EXTENSIONS, BadFileError, format_list, is_array, iter_files
 from ddep_hub.data.layouts import find_layout
+from ddep_hub.data.masks import looks_smoothed
 from ddep_hub.data.pairing import IMAGE_WORDS, MASK_WORDS, PAIRS, Pairs, pair_files, read_pairs
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
 
@@ -137,7 +138,7 @@ def _make_classes(
         values.remove(IGNORED)  # as everywhere, unless it is the object of a binary mask
     if values == [IGNORED] or not values:
         raise ValueError(f"All masks hold only {IGNORED}, which means no class. Use masks that show the objects.")
-    if len(values) > 256:
+    if len(values) > 256 or (not is_color and looks_smoothed(mask_values)):
         raise ValueError(
             f"The masks hold {len(values)} different {'colours' if is_color else 'values'}: they are smoothed, or "
             "not masks. Name the right ones with --classes."

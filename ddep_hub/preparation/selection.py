@@ -139,7 +139,7 @@ def image_features(
     for path in tqdm(paths, desc="features", unit="image", mininterval=2):
         try:
             image = decode_image(path, model.config.num_channels)
-        except BadFileError as error:
+        except (BadFileError, OSError) as error:
             warnings.warn(f"{error}; skipping it", stacklevel=3)
             continue
         scale = min(image_size / min(image.size), MAX_ASPECT_RATIO * image_size / max(image.size))
