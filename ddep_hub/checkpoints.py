@@ -223,8 +223,8 @@ def mismatch_message(source: str, mismatched: Iterable[tuple[str, Any, Any]], ba
     if parts[part_index] == "classifier." and stored_shape[0] != model_shape[0]:
         return (
             f"{source} was fine-tuned for {stored_shape[0]} labels, but num_labels is {model_shape[0]}: {name} is "
-            f"{tuple(stored_shape)} in the file and {tuple(model_shape)} in the model. Pass `ignore_mismatched_sizes=True` for "
-            "a new classifier, or leave `num_labels` out."
+            f"{tuple(stored_shape)} in the file and {tuple(model_shape)} in the model. Pass "
+            "`ignore_mismatched_sizes=True` for a new classifier, or leave `num_labels` out."
         )
     return (
         f"{source} does not fit the model: {name} is {tuple(stored_shape)} in the file and {tuple(model_shape)} in "

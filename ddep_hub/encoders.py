@@ -321,7 +321,8 @@ def extract_features(encoder: nn.Module, pixel_values: torch.Tensor) -> tuple[li
             raise
         raise ValueError(
             f"Images of {covered_size[0]}x{covered_size[1]} pixels are too small for "
-            f"{type(unwrap_model(encoder)).__name__}, which does not pad. Use larger images or crops, or another encoder."
+            f"{type(unwrap_model(encoder)).__name__}, which does not pad. Use larger images or crops, or another "
+            "encoder."
         ) from error
     return list(features), (covered_size[0], covered_size[1])
 
