@@ -27,7 +27,7 @@ from ddep_hub.data.dataloading import AugmentedDataset
 from ddep_hub.data.image_datasets import ImageFolder
 from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.data.unlabelled_transforms import PretrainTransform
-from ddep_hub.decoder import fresh_weight_norm
+from ddep_hub.decoder import expected_weight_norm
 from ddep_hub.encoder_weights import encoder_file, encoder_source
 from ddep_hub.evaluation.denoising import denoising_error
 from ddep_hub.pretrained import processor_for_encoder
@@ -75,7 +75,7 @@ def effective_rank(output: torch.Tensor) -> float:
 def weight_norm(block: nn.Module) -> float:
     """Geometric mean over the convolutions of a block."""
     convs = [module.weight.detach() for module in block.modules() if isinstance(module, nn.Conv2d)]
-    ratios = [weight.norm() / fresh_weight_norm(weight) for weight in convs]
+    ratios = [weight.norm() / expected_weight_norm(weight) for weight in convs]
     return torch.stack(ratios).log().mean().exp().item()
 
 

@@ -15,16 +15,16 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 
-AUTO = "transformers.models.auto"
+AUTO_PACKAGE = "transformers.models.auto"
 # The tables by the module that holds them.
-CLASSES: dict[str, dict[str, str | dict[str, str]]] = {
-    f"{AUTO}.configuration_auto": {"CONFIG_MAPPING": "DDePConfig"},
-    f"{AUTO}.modeling_auto": {
+AUTO_MAPPINGS: dict[str, dict[str, str | dict[str, str]]] = {
+    f"{AUTO_PACKAGE}.configuration_auto": {"CONFIG_MAPPING": "DDePConfig"},
+    f"{AUTO_PACKAGE}.modeling_auto": {
         "MODEL_MAPPING": "DDePModel",
         "MODEL_FOR_PRETRAINING_MAPPING": "DDePForPreTraining",
         "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING": "DDePForSemanticSegmentation",
     },
-    f"{AUTO}.image_processing_auto": {
+    f"{AUTO_PACKAGE}.image_processing_auto": {
         "IMAGE_PROCESSOR_MAPPING": {"torchvision": "DDePImageProcessor", "pil": "DDePImageProcessorPil"}
     },
 }
@@ -34,26 +34,26 @@ def register_auto_classes() -> None:
     """Adds this package's classes to transformers' tables: now where they are imported, else when they are."""
     # Where transformers looks for the classes of the model type `ddep`; the package imports them lazily.
     sys.modules["transformers.models.ddep"] = sys.modules["ddep_hub"]
-    for name in CLASSES:
+    for name in AUTO_MAPPINGS:
         if name in sys.modules:
             _add_names(sys.modules[name])
-    sys.meta_path.insert(0, _AfterImport())
+    sys.meta_path.insert(0, _RegisterAfterImport())
 
 
 def _add_names(module: ModuleType) -> None:
-    for name, classes in CLASSES[module.__name__].items():
+    for name, classes in AUTO_MAPPINGS[module.__name__].items():
         getattr(module, f"{name}_NAMES")["ddep"] = classes
         if name != "CONFIG_MAPPING":  # the others look a config's class up in an index of their own
             getattr(module, name)._reverse_config_mapping["DDePConfig"] = "ddep"
 
 
-class _AfterImport(MetaPathFinder):
+class _RegisterAfterImport(MetaPathFinder):
     """Lets the usual finders find a module with a table, and adds the names after it was executed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname not in CLASSES:
+        if fullname not in AUTO_MAPPINGS:
             return None
         sys.meta_path.remove(self)
         try:
@@ -61,10 +61,10 @@ class _AfterImport(MetaPathFinder):
         finally:
             sys.meta_path.insert(0, self)
         if spec is not None and spec.loader is not None:
-            execute: Callable[[ModuleType], None] = spec.loader.exec_module
+            original_exec_module: Callable[[ModuleType], None] = spec.loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
-                execute(module)
+                original_exec_module(module)
                 _add_names(module)
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]

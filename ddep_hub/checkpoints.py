@@ -25,7 +25,7 @@ from .encoders import unwrap_model
 # Arguments of `from_pretrained` that locate files on the Hub or in the cache.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # What torch.compile, FSDP and activation checkpointing add to names; the parallel wrappers add `module`, as timm may.
-ADDED_PARTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+WRAPPER_PARTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 logger = logging.get_logger(__name__)
 
@@ -40,18 +40,18 @@ class HubArguments(dict[str, Any]):
         return HubArguments, ({name: value for name, value in self.items() if name != "token"},)
 
 
-def plain_names(model: nn.Module) -> dict[str, str]:
+def unwrapped_names(model: nn.Module) -> dict[str, str]:
     """Names of a model's weights, each without what compiled or parallel modules inside add to it."""
     wrappers = [path for path, module in model.named_modules() if unwrap_model(module) is not module]
     names = {}
     # Not from the state dict: under FSDP, all processes would have to request it together.
     for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
-        plain = name
+        unwrapped = name
         for path in sorted(wrappers, key=len, reverse=True):  # innermost first: the paths in front stay as they are
-            before = f"{path}." if path else ""
-            if plain.startswith(before):
-                plain = before + plain[len(before) :].partition(".")[2]
-        names[name] = ".".join(part for part in plain.split(".") if part not in ADDED_PARTS)
+            prefix = f"{path}." if path else ""
+            if unwrapped.startswith(prefix):
+                unwrapped = prefix + unwrapped[len(prefix) :].partition(".")[2]
+        names[name] = ".".join(part for part in unwrapped.split(".") if part not in WRAPPER_PARTS)
     return names
 
 
@@ -65,30 +65,32 @@ def rename_weights(state_dict: Mapping[str, torch.Tensor], names: Iterable[str])
     Raises:
         ValueError: There are weights of another model, or two of one name; names one.
     """
-    known = {_bare(name): name for name in names}
+    names_by_stripped = {_strip_wrappers(name): name for name in names}
     renamed: StateDict = {}
     for name, tensor in state_dict.items():
-        new = known.get(_bare(name))
-        if new is None or new in renamed:
-            problem = "is not a weight of this model" if new is None else f"and another weight are both {new}"
+        new_name = names_by_stripped.get(_strip_wrappers(name))
+        if new_name is None or new_name in renamed:
+            problem = (
+                "is not a weight of this model" if new_name is None else f"and another weight are both {new_name}"
+            )
             raise ValueError(f"state_dict: {name} {problem}. Pass the state dict of the model you are saving.")
-        renamed[new] = tensor
+        renamed[new_name] = tensor
     return renamed
 
 
-def without_shared_memory(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
+def clone_shared_tensors(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
     """Copies weights that go by several names, as CoaT's do: safetensors stores each name's own."""
     seen = set[tuple[int, torch.Size]]()
-    plain: StateDict = {}
+    unshared: StateDict = {}
     for name, tensor in state_dict.items():
-        place = (tensor.data_ptr(), tensor.shape)
-        plain[name] = tensor.clone() if tensor.data_ptr() and place in seen else tensor
-        seen.add(place)
-    return plain
+        storage = (tensor.data_ptr(), tensor.shape)
+        unshared[name] = tensor.clone() if tensor.data_ptr() and storage in seen else tensor
+        seen.add(storage)
+    return unshared
 
 
-def _bare(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in ADDED_PARTS and part != "module")
+def _strip_wrappers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPER_PARTS and part != "module")
 
 
 def decoder_state_dict(state_dict: Mapping[str, torch.Tensor], encoder_prefix: str, *, half: bool) -> StateDict:
@@ -100,13 +102,13 @@ def decoder_state_dict(state_dict: Mapping[str, torch.Tensor], encoder_prefix: s
         half: write convolution weights in float16. Norms and their statistics stay in float32, and so does a
             weight that float16 cannot hold.
     """
-    kept = {name: tensor for name, tensor in state_dict.items() if not name.startswith(encoder_prefix)}
+    decoder_weights = {name: tensor for name, tensor in state_dict.items() if not name.startswith(encoder_prefix)}
     if half:
         limit = torch.finfo(torch.float16).max
-        for name, tensor in kept.items():
+        for name, tensor in decoder_weights.items():
             if tensor.dtype == torch.float32 and tensor.ndim > 1 and tensor.abs().max() < limit:
-                kept[name] = tensor.half()
-    return kept
+                decoder_weights[name] = tensor.half()
+    return decoder_weights
 
 
 def read_decoder_weights(folder: str | Path, variant: str | None = None, **hub: Any) -> StateDict:
@@ -128,17 +130,17 @@ def read_decoder_weights(folder: str | Path, variant: str | None = None, **hub: 
         raise OSError(corrupt_file_message(path, error)) from error
 
 
-def check_arguments_of_decoder(folder: str, arguments: Mapping[str, Any]) -> None:
+def check_decoder_arguments(folder: str, arguments: Mapping[str, Any]) -> None:
     """Refuses arguments of `from_pretrained` that a decoder-only folder has no use for.
 
     Raises:
         ValueError: There is one.
     """
-    for name, given in (
+    for name, is_given in (
         ("state_dict", arguments.get("state_dict") is not None),
         ("use_safetensors", arguments.get("use_safetensors") is False),
     ):
-        if given:
+        if is_given:
             raise ValueError(
                 f"{name}: {folder} holds only a decoder, which is read from its safetensors file. Leave `{name}` "
                 "out, and load other weights with load_state_dict."
@@ -164,33 +166,33 @@ def check_same_encoder(
     config: DDePConfig, weights: Mapping[str, torch.Tensor], origin: str, folder: str | Path
 ) -> None:
     """Warns if a decoder is put on other encoder weights than those it was trained on."""
-    found = hash_weights(weights)
-    expected = config.encoder_weights_hash
-    if expected is not None and found != expected:
+    actual_hash = hash_weights(weights)
+    expected_hash = config.encoder_weights_hash
+    if expected_hash is not None and actual_hash != expected_hash:
         logger.warning(
-            f"The decoder of {folder} was trained on `{config.encoder_name}` with weights {expected[:12]}, but is "
-            f"combined with {origin} with weights {found[:12]}. The features differ, so expect worse results, or "
-            "pass the original file as `encoder_weights`."
+            f"The decoder of {folder} was trained on `{config.encoder_name}` with weights {expected_hash[:12]}, but "
+            f"is combined with {origin} with weights {actual_hash[:12]}. The features differ, so expect worse "
+            "results, or pass the original file as `encoder_weights`."
         )
 
 
 @contextlib.contextmanager
-def without_load_report() -> Iterator[None]:
+def hide_load_report() -> Iterator[None]:
     """Leaves out transformers' table of weights that are new or unused: `from_pretrained` says which."""
     report = logging.get_logger("transformers.modeling_utils")
 
-    def keep(record: Any) -> bool:
+    def is_other_record(record: Any) -> bool:
         return "LOAD REPORT" not in record.getMessage()
 
-    report.addFilter(keep)
+    report.addFilter(is_other_record)
     try:
         yield
     finally:
-        report.removeFilter(keep)
+        report.removeFilter(is_other_record)
 
 
 # Parts of the model from input to output, and the configuration fields that determine their shapes.
-SHAPED_BY = {
+SHAPE_FIELDS = {
     "encoder.": "encoder_name, encoder_kwargs and num_channels",
     "decoder.pyramid.": "encoder_name, encoder_out_indices and num_channels",
     "decoder.bottleneck.": "encoder_name and decoder_bottleneck_size",
@@ -209,18 +211,22 @@ def mismatch_message(source: str, mismatched: Iterable[tuple[str, Any, Any]], ba
         base_prefix: Prefix of the encoder's and decoder's names.
     """
     # A change in one part changes the input of the next, so only the first one is the cause.
-    parts = list(SHAPED_BY)
-    position, name, stored, own = min(
-        (next(i for i, part in enumerate(parts) if name.removeprefix(base_prefix).startswith(part)), name, *shapes)
+    parts = list(SHAPE_FIELDS)
+    part_index, name, stored_shape, model_shape = min(
+        (
+            next(index for index, part in enumerate(parts) if name.removeprefix(base_prefix).startswith(part)),
+            name,
+            *shapes,
+        )
         for name, *shapes in mismatched
     )
-    if parts[position] == "classifier." and stored[0] != own[0]:
+    if parts[part_index] == "classifier." and stored_shape[0] != model_shape[0]:
         return (
-            f"{source} was fine-tuned for {stored[0]} labels, but num_labels is {own[0]}: {name} is {tuple(stored)} "
-            f"in the file and {tuple(own)} in the model. Pass `ignore_mismatched_sizes=True` for a new classifier, "
-            "or leave `num_labels` out."
+            f"{source} was fine-tuned for {stored_shape[0]} labels, but num_labels is {model_shape[0]}: {name} is "
+            f"{tuple(stored_shape)} in the file and {tuple(model_shape)} in the model. Pass "
+            "`ignore_mismatched_sizes=True` for a new classifier, or leave `num_labels` out."
         )
     return (
-        f"{source} does not fit the model: {name} is {tuple(stored)} in the file and {tuple(own)} in the model. Set "
-        f"{SHAPED_BY[parts[position]]} as in the configuration it was trained with."
+        f"{source} does not fit the model: {name} is {tuple(stored_shape)} in the file and {tuple(model_shape)} in "
+        f"the model. Set {SHAPE_FIELDS[parts[part_index]]} as in the configuration it was trained with."
     )

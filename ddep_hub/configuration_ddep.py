@@ -27,10 +27,10 @@ _LABEL_FIELDS = ("num_labels", "id2label", "label2id")
 RESERVED_ENCODER_KWARGS = ("pretrained", "num_classes", "in_chans", "features_only", "out_indices", "block_fn")
 
 # Arguments of `from_pretrained`, transformers' and the models' own, that resemble a field.
-_NO_FIELDS = ("code_revision", "encoder_weights")
+_NON_FIELD_ARGUMENTS = ("code_revision", "encoder_weights")
 
 # Written into configurations by transformers itself: `auto_map` with remote code, `use_cache` by its Trainer.
-_OF_TRANSFORMERS = ("auto_map", "use_cache")
+_TRANSFORMERS_FIELDS = ("auto_map", "use_cache")
 
 logger = logging.get_logger(__name__)
 
@@ -38,11 +38,11 @@ logger = logging.get_logger(__name__)
 def model_card_folders() -> Path:
     """Folder of the shipped models: inside the package in a wheel, next to it in a checkout."""
     package = Path(__file__).parent
-    inside = package / "model_cards"
-    return inside if inside.is_dir() or package.name != "ddep_hub" else package.parent / "model_cards"
+    packaged = package / "model_cards"
+    return packaged if packaged.is_dir() or package.name != "ddep_hub" else package.parent / "model_cards"
 
 
-def resolve(name: str | os.PathLike[str]) -> str:
+def resolve_name(name: str | os.PathLike[str]) -> str:
     """Finds a model by name.
 
     Args:
@@ -59,16 +59,16 @@ def resolve(name: str | os.PathLike[str]) -> str:
 
 
 @contextlib.contextmanager
-def suggesting_shipped(name: str | os.PathLike[str]) -> Iterator[None]:
+def suggest_shipped_models(name: str | os.PathLike[str]) -> Iterator[None]:
     """Suggests the closest shipped model if loading from the Hub fails because `name` may be misspelt."""
     try:
         yield
     except OSError as error:
         shipped = [weights.parent.name for weights in model_card_folders().glob("*/model.safetensors")]
-        close = [] if Path(name).exists() else difflib.get_close_matches(str(name), shipped, n=1, cutoff=0.8)
-        if not close:
+        matches = [] if Path(name).exists() else difflib.get_close_matches(str(name), shipped, n=1, cutoff=0.8)
+        if not matches:
             raise
-        raise OSError(f"There is no model {name}. Did you mean `{close[0]}`?") from error
+        raise OSError(f"There is no model {name}. Did you mean `{matches[0]}`?") from error
 
 
 @strict
@@ -155,15 +155,15 @@ class DDePConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._check_format(self.format_version, self.ddep_hub_version)
-        for name in self.undeclared(kwargs):
+        for name in self.find_undeclared_fields(kwargs):
             logger.warning(f"DDePConfig has no field `{name}`; it is kept as an attribute and does nothing.")
         self._match_labels(kwargs.get("num_labels"))
         super().__post_init__(**kwargs)
 
     def _match_labels(self, num_labels: Any) -> None:
         config: Any = self  # the fields are transformers', which mypy does not read
-        whole = isinstance(num_labels, numbers.Integral) and not isinstance(num_labels, bool)  # NumPy's too
-        if num_labels is not None and not (whole and num_labels > 0):
+        is_integer = isinstance(num_labels, numbers.Integral) and not isinstance(num_labels, bool)  # NumPy's too
+        if num_labels is not None and not (is_integer and num_labels > 0):
             raise ValueError(f"num_labels must be a whole number of at least 1, got {num_labels!r}.")
         try:
             if config.label2id is not None:
@@ -171,7 +171,7 @@ class DDePConfig(PreTrainedConfig):
         except (AttributeError, TypeError, ValueError):
             raise ValueError(f"label2id must map names to ids, such as 'sky' to 0, got {config.label2id}.") from None
         if config.id2label is None:
-            config.id2label = {i: f"LABEL_{i}" for i in range(2 if num_labels is None else num_labels)}
+            config.id2label = {index: f"LABEL_{index}" for index in range(2 if num_labels is None else num_labels)}
             if config.label2id is not None:
                 config.id2label = {label_id: name for name, label_id in config.label2id.items()}
         try:  # JSON has no integer keys
@@ -188,19 +188,19 @@ class DDePConfig(PreTrainedConfig):
             raise ValueError(f"id2label must name the ids 0 to {len(names) - 1}, each once; it names {sorted(names)}.")
         if config.label2id is None:
             config.label2id = {name: label_id for label_id, name in names.items()}
-        wrong = [name for name, label_id in config.label2id.items() if names.get(label_id) != name]
-        if wrong or set(config.label2id) != set(names.values()):
+        mismatched = [name for name, label_id in config.label2id.items() if names.get(label_id) != name]
+        if mismatched or set(config.label2id) != set(names.values()):
             raise ValueError(
                 f"label2id does not match id2label: {config.label2id} against {names}. Pass only id2label; label2id "
                 "follows from it."
             )
 
     @staticmethod
-    def _check_format(found: Any, writer: Any) -> None:
-        if isinstance(found, int) and found > FORMAT_VERSION:
+    def _check_format(format_version: Any, version: Any) -> None:
+        if isinstance(format_version, int) and format_version > FORMAT_VERSION:
             raise ValueError(
-                f"format_version is {found} (written by ddep_hub {writer}), but ddep_hub {__version__} reads formats "
-                f"up to {FORMAT_VERSION}. Upgrade with `pip install --upgrade ddep_hub`."
+                f"format_version is {format_version} (written by ddep_hub {version}), but ddep_hub {__version__} "
+                f"reads formats up to {FORMAT_VERSION}. Upgrade with `pip install --upgrade ddep_hub`."
             )
 
     def validate_architecture(self) -> None:
@@ -233,16 +233,16 @@ class DDePConfig(PreTrainedConfig):
         Raises:
             ValueError: It is neither a positive number nor a range of them.
         """
-        levels = [self.sigma] * 2 if isinstance(self.sigma, (int, float)) else self.sigma
-        if len(levels) != 2:
+        sigmas = [self.sigma] * 2 if isinstance(self.sigma, (int, float)) else self.sigma
+        if len(sigmas) != 2:
             raise ValueError(f"sigma must be one number or a range (low, high), got {self.sigma}.")
-        low, high = levels
+        low, high = sigmas
         if not (0 < low <= high and math.isfinite(high)):
             raise ValueError(f"sigma must be positive, or a range (low, high) of positive numbers, got {self.sigma}.")
         return float(low), float(high)
 
     @classmethod
-    def undeclared(cls, names: Iterable[str]) -> list[str]:
+    def find_undeclared_fields(cls, names: Iterable[str]) -> list[str]:
         """Returns the names that are not fields or attributes.
 
         Raises:
@@ -253,34 +253,34 @@ class DDePConfig(PreTrainedConfig):
             name
             for name in names
             if not (name.startswith("_") or hasattr(cls, name) or hasattr(cls, f"_{name}"))
-            and name not in (*declared, *_OF_TRANSFORMERS)
+            and name not in (*declared, *_TRANSFORMERS_FIELDS)
         ]
         for name in unknown:
-            close = difflib.get_close_matches(name, declared, n=1, cutoff=0.8)
-            if close and name not in _NO_FIELDS:
-                raise ValueError(f"DDePConfig has no field `{name}`. Did you mean `{close[0]}`?")
+            matches = difflib.get_close_matches(name, declared, n=1, cutoff=0.8)
+            if matches and name not in _NON_FIELD_ARGUMENTS:
+                raise ValueError(f"DDePConfig has no field `{name}`. Did you mean `{matches[0]}`?")
         return unknown
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """As in transformers; also takes the name of a shipped model."""
-        with suggesting_shipped(pretrained_model_name_or_path):
-            return super().get_config_dict(resolve(pretrained_model_name_or_path), **kwargs)
+        with suggest_shipped_models(pretrained_model_name_or_path):
+            return super().get_config_dict(resolve_name(pretrained_model_name_or_path), **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers; keyword arguments are checked as at construction, instead of being dropped."""
         cls._check_format(config_dict.get("format_version"), config_dict.get("ddep_hub_version"))
         config_dict = dict(config_dict)
-        unknown = cls.undeclared(kwargs)
+        unknown = cls.find_undeclared_fields(kwargs)
         if not kwargs.get("return_unused_kwargs"):
             config_dict |= {name: kwargs.pop(name) for name in unknown}
         labels = {name: kwargs.pop(name) for name in _LABEL_FIELDS if kwargs.get(name) is not None}
         stored = config_dict.get("id2label")
         # Another label map replaces the stored one as a whole; the same number of labels leaves the names alone.
         if labels and (set(labels) != {"num_labels"} or stored is None or len(stored) != labels["num_labels"]):
-            dropped = (*_LABEL_FIELDS, "label_colors")  # other classes have other colours
-            config_dict = {name: value for name, value in config_dict.items() if name not in dropped} | labels
+            replaced_fields = (*_LABEL_FIELDS, "label_colors")  # other classes have other colours
+            config_dict = {name: value for name, value in config_dict.items() if name not in replaced_fields} | labels
         return super().from_dict(config_dict, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
@@ -291,13 +291,13 @@ class DDePConfig(PreTrainedConfig):
         self._match_labels(None)
         # A map left by a folder that carried code; entries with "--" point to a repository, which still does.
         auto_map = self.__dict__.pop("auto_map", {})
-        kept = {
+        valid_entries = {
             auto_class: code
             for auto_class, code in auto_map.items()
             if "--" in code or Path(save_directory, code.split(".")[0] + ".py").is_file()
         }
-        if kept:
-            self.__dict__["auto_map"] = kept
+        if valid_entries:
+            self.__dict__["auto_map"] = valid_entries
         super().save_pretrained(save_directory, **kwargs)
 
 

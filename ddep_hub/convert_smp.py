@@ -18,7 +18,7 @@ from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.decoder import decoder_channels
 from ddep_hub.encoder_weights import hash_weights
 from ddep_hub.encoders import is_hybrid
-from ddep_hub.export import compare, scenes
+from ddep_hub.export import compare, render_images
 from ddep_hub.modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.pretrained import processor_for_encoder
 from ddep_hub.utils.files import atomic_dir, check_empty
@@ -27,8 +27,8 @@ from ddep_hub.utils.files import atomic_dir, check_empty
 Model = DDePForPreTraining | DDePForSemanticSegmentation
 HEADS = {DDePForPreTraining: "noise_head", DDePForSemanticSegmentation: "classifier"}
 # Arguments of `smp.Unet` that DDeP models have too, and what the others must be (`None` if they are not listed).
-KNOWN = ("encoder_name", "encoder_weights", "decoder_channels", "in_channels", "classes")
-FIXED: dict[str, tuple[Any, ...]] = {
+SHARED_ARGUMENTS = ("encoder_name", "encoder_weights", "decoder_channels", "in_channels", "classes")
+ALLOWED_VALUES: dict[str, tuple[Any, ...]] = {
     "encoder_depth": (5,),
     "decoder_use_norm": ("batchnorm", True, {"type": "batchnorm"}),
     "decoder_interpolation": ("nearest", "bilinear"),
@@ -55,10 +55,10 @@ def convert_to_ddep(source: str | Path, output: str | Path) -> dict[str, float]:
     check_empty(output)
     unet, arguments = _read_unet(source)
     for name, value in arguments.items():
-        allowed = FIXED.get(name, (None,))
-        if name not in KNOWN and value not in allowed:
-            known = " or ".join(map(repr, allowed))
-            raise ValueError(f"{name}={value!r} of this U-Net is not supported. Supported: {known}.")
+        allowed = ALLOWED_VALUES.get(name, (None,))
+        if name not in SHARED_ARGUMENTS and value not in allowed:
+            supported = " or ".join(map(repr, allowed))
+            raise ValueError(f"{name}={value!r} of this U-Net is not supported. Supported: {supported}.")
     encoder_name = timm_name(arguments["encoder_name"])
     config = DDePConfig(
         encoder_name=encoder_name,
@@ -72,14 +72,16 @@ def convert_to_ddep(source: str | Path, output: str | Path) -> dict[str, float]:
     try:
         model.load_state_dict(_match_names(model.state_dict(), _rename_to_ddep(model, unet.state_dict())))
     except RuntimeError as error:
-        first = next(filter(None, map(str.strip, str(error).splitlines()[1:])), str(error))
-        raise ValueError(f"{arguments['encoder_name']} of SMP is not {encoder_name} of timm: {first}") from error
+        first_problem = next(filter(None, map(str.strip, str(error).splitlines()[1:])), str(error))
+        raise ValueError(
+            f"{arguments['encoder_name']} of SMP is not {encoder_name} of timm: {first_problem}"
+        ) from error
     config.encoder_weights_hash = hash_weights(model.ddep.encoder.state_dict())
-    checked = _compare_outputs(model, unet, "converted model")
+    comparison = _compare_outputs(model, unet, "converted model")
     with atomic_dir(output) as folder:
         model.save_pretrained(folder)
         processor_for_encoder(encoder_name, num_channels=config.num_channels).save_pretrained(folder)
-    return checked
+    return comparison
 
 
 def convert_from_ddep(model: Model, output: str | Path) -> dict[str, float]:
@@ -100,7 +102,7 @@ def convert_from_ddep(model: Model, output: str | Path) -> dict[str, float]:
     check_empty(output)
     model = model.float().eval()
     config, stride = model.config, model.ddep.stride
-    wanted = {
+    requirements = {
         "decoder_bottleneck_size": (config.decoder_bottleneck_size, 0),
         "decoder_norm": (config.decoder_norm, "batch"),
         "image_skip": (config.image_skip and isinstance(model, DDePForPreTraining), False),
@@ -109,11 +111,11 @@ def convert_from_ddep(model: Model, output: str | Path) -> dict[str, float]:
         "hybrid encoder": (is_hybrid(model.ddep.encoder), False),
         "levels that the decoder makes of the encoder's": (len(model.ddep.decoder.pyramid.stem) > 0, False),
     }
-    for name, (value, needed) in wanted.items():
-        if value != needed:
+    for name, (value, required) in requirements.items():
+        if value != required:
             raise ValueError(
-                f"{name}: {value} has no counterpart in a U-Net of segmentation_models.pytorch, which needs {needed}. "
-                "Only a model that was pretrained or fine-tuned that way can be converted."
+                f"{name}: {value} has no counterpart in a U-Net of segmentation_models.pytorch, which needs "
+                f"{required}. Only a model that was pretrained or fine-tuned that way can be converted."
             )
     unet = (
         _import_smp()
@@ -131,13 +133,13 @@ def convert_from_ddep(model: Model, output: str | Path) -> dict[str, float]:
     state = unet.state_dict()
     renamed = _rename_to_ddep(model, state)
     smp_names = dict(zip(renamed, state, strict=True))
-    found = _match_names(renamed, model.state_dict())
-    unet.load_state_dict({smp_names[name]: tensor for name, tensor in found.items()})
-    checked = _compare_outputs(model, unet, "converted U-Net")
+    tensors = _match_names(renamed, model.state_dict())
+    unet.load_state_dict({smp_names[name]: tensor for name, tensor in tensors.items()})
+    comparison = _compare_outputs(model, unet, "converted U-Net")
     with atomic_dir(output) as folder:
         unet.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # a card of placeholders
-    return checked
+    return comparison
 
 
 def _import_smp() -> Any:
@@ -171,16 +173,16 @@ def _read_unet(source: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     return unet, {name: value for name, value in unet.config.items() if not name.startswith("_")}
 
 
-def _compare_outputs(model: Model, unet: nn.Module, what: str) -> dict[str, float]:
+def _compare_outputs(model: Model, unet: nn.Module, description: str) -> dict[str, float]:
     config = model.config
     processor = processor_for_encoder(config.encoder_name, num_channels=config.num_channels)
     normalize = Normalize.from_processor(processor)
     # At other sizes SMP does not pad, and resizes skips instead.
-    images = scenes((2 * model.ddep.stride, 3 * model.ddep.stride), 2, model.config.num_channels, normalize)
+    images = render_images((2 * model.ddep.stride, 3 * model.ddep.stride), 2, model.config.num_channels, normalize)
     try:
         return compare(unet, functools.partial(prediction, model), [images])
     except (AssertionError, ValueError) as error:  # timm asserts that an image has the only size a model takes
-        raise ValueError(f"The {what} computes something else: {error}. Nothing was written.") from error
+        raise ValueError(f"The {description} computes something else: {error}. Nothing was written.") from error
 
 
 def timm_name(encoder_name: str) -> str:
@@ -211,19 +213,19 @@ def _rename_to_ddep(model: Model, state: Mapping[str, torch.Tensor]) -> dict[str
     }
     renamed = {}
     for name, tensor in state.items():
-        old = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
-        renamed[prefixes.get(old, "") + name.removeprefix(old)] = tensor
+        prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
+        renamed[prefixes.get(prefix, "") + name.removeprefix(prefix)] = tensor
     return renamed
 
 
-def _match_names(wanted: Iterable[str], state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of `state` under the names `wanted`; timm joins parts of a name with `_` in its feature extractors.
+def _match_names(expected_names: Iterable[str], state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of `state` under `expected_names`; timm joins parts of a name with `_` in its feature extractors.
 
     Raises:
         RuntimeError: a name has no tensor; names the first ones.
     """
     by_plain_name = {name.replace(".", "_"): tensor for name, tensor in state.items()}
-    names = {name: name.replace(".", "_") for name in wanted}
+    names = {name: name.replace(".", "_") for name in expected_names}
     missing = [name for name, plain in names.items() if plain not in by_plain_name]
     if missing:
         raise RuntimeError(f"there are no weights for {format_list(missing, 3)}")

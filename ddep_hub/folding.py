@@ -53,47 +53,47 @@ def fold_batch_norms(module: nn.Module, run: Callable[[nn.Module], list[torch.Te
             if child in pairs:
                 parent.register_module(name, child.act if isinstance(child, BatchNormAct2d) else nn.Identity())
     outputs = run(folded)
-    same = all(
+    is_equivalent = all(
         (output - reference).norm() <= TOLERANCE * reference.norm()
         for output, reference in zip(outputs, expected, strict=True)
     )
-    return folded if same else module
+    return folded if is_equivalent else module
 
 
 def _convolutions_before_norms(
     module: nn.Module, run: Callable[[nn.Module], list[torch.Tensor]]
 ) -> tuple[list[torch.Tensor], dict[nn.Module, nn.Conv2d]]:
     """Runs a network; returns its outputs and, of each norm that can be folded, the convolution."""
-    made: dict[int, nn.Conv2d] = {}  # by the identity of its output
-    alive: list[torch.Tensor] = []  # so that no other tensor reuses the id of a deleted one
+    conv_by_output: dict[int, nn.Conv2d] = {}  # by the identity of its output
+    live_outputs: list[torch.Tensor] = []  # so that no other tensor reuses the id of a deleted one
     calls: list[nn.Module] = []
     pairs: dict[nn.Module, nn.Conv2d] = {}
 
-    def after_convolution(conv: nn.Module, inputs: object, output: torch.Tensor) -> None:
+    def record_convolution(conv: nn.Module, inputs: object, output: torch.Tensor) -> None:
         calls.append(conv)
-        alive.append(output)
+        live_outputs.append(output)
         if isinstance(conv, nn.Conv2d):
-            made[id(output)] = conv
+            conv_by_output[id(output)] = conv
 
-    def before_norm(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    def record_norm(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         calls.append(norm)
-        conv = made.get(id(inputs[0]))
+        conv = conv_by_output.get(id(inputs[0]))
         if conv is not None and not norm.training:
             pairs[norm] = conv
 
-    def hooks() -> Iterator[torch.utils.hooks.RemovableHandle]:
+    def register_hooks() -> Iterator[torch.utils.hooks.RemovableHandle]:
         for child in module.modules():
             if type(child) in _CONVOLUTIONS:
-                yield child.register_forward_hook(after_convolution)
+                yield child.register_forward_hook(record_convolution)
             elif type(child) in _NORMS:
-                yield child.register_forward_pre_hook(before_norm)
+                yield child.register_forward_pre_hook(record_norm)
 
-    handles = list(hooks())
+    handles = list(register_hooks())
     outputs = run(module)
     for handle in handles:
         handle.remove()
-    once = {child for child in calls if calls.count(child) == 1}
-    return outputs, {norm: conv for norm, conv in pairs.items() if norm in once and conv in once}
+    called_once = {child for child in calls if calls.count(child) == 1}
+    return outputs, {norm: conv for norm, conv in pairs.items() if norm in called_once and conv in called_once}
 
 
 def _fold(conv: nn.Conv2d, norm: nn.Module) -> None:

@@ -24,43 +24,43 @@ def orientation(image: Image.Image) -> int:
     """The EXIF or XMP orientation, 1..8. No other tag is read, so that none that is damaged matters."""
     if image.format == "TIFF":
         return 1  # Pillow has turned it
-    block = image.info.get("exif", b"")
+    exif = image.info.get("exif", b"")
     if "Raw profile type exif" in image.info:  # how ImageMagick writes it into a PNG: three lines, then hexadecimals
         digits = "".join(str(image.info["Raw profile type exif"]).split("\n")[3:])
-        block = bytes.fromhex(digits) if re.fullmatch("([0-9a-fA-F]{2})+", digits) else block
-    block = block[6:] if block.startswith(b"Exif\0\0") else block
-    order = {b"II": "<", b"MM": ">"}.get(block[:2])
+        exif = bytes.fromhex(digits) if re.fullmatch("([0-9a-fA-F]{2})+", digits) else exif
+    exif = exif[6:] if exif.startswith(b"Exif\0\0") else exif
+    byte_order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     try:
-        first, count = 0, 0
-        if order is not None:
-            (first,) = struct.unpack_from(f"{order}I", block, 4)
-            (count,) = struct.unpack_from(f"{order}H", block, first)
-        for place in range(first + 2, first + 2 + 12 * count, 12):
-            tag, kind = struct.unpack_from(f"{order}HH", block, place)
-            if tag == 0x0112 and kind in (3, 4):
-                (value,) = struct.unpack_from(f"{order}{'H' if kind == 3 else 'I'}", block, place + 8)
+        ifd_offset, count = 0, 0
+        if byte_order is not None:
+            (ifd_offset,) = struct.unpack_from(f"{byte_order}I", exif, 4)
+            (count,) = struct.unpack_from(f"{byte_order}H", exif, ifd_offset)
+        for entry_offset in range(ifd_offset + 2, ifd_offset + 2 + 12 * count, 12):
+            tag, field_type = struct.unpack_from(f"{byte_order}HH", exif, entry_offset)
+            if tag == 0x0112 and field_type in (3, 4):
+                (value,) = struct.unpack_from(f"{byte_order}{'H' if field_type == 3 else 'I'}", exif, entry_offset + 8)
                 return value if value in ORIENTATIONS else 1
     except struct.error:
         pass  # the block ends too early
     xmp = image.info.get("xmp", b"")
-    found = re.search(rb'tiff:Orientation(?:="|>)([1-8])', xmp if isinstance(xmp, bytes) else str(xmp).encode())
-    return int(found[1]) if found else 1
+    match = re.search(rb'tiff:Orientation(?:="|>)([1-8])', xmp if isinstance(xmp, bytes) else str(xmp).encode())
+    return int(match[1]) if match else 1
 
 
 def apply_orientation(image: Image.Image) -> Image.Image:
     """Turns an image as its orientation says, see [`orientation`]; the result says none."""
     image.load()
     transposed, left_right, top_bottom = ORIENTATIONS[orientation(image)]
-    turned = image
+    upright = image
     if left_right:
-        turned = turned.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        upright = upright.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if top_bottom:
-        turned = turned.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+        upright = upright.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
     if transposed:
-        turned = turned.transpose(Image.Transpose.TRANSPOSE)
-    if turned is not image:
-        turned.info = {key: value for key, value in turned.info.items() if key not in EXIF_KEYS}
-    return turned
+        upright = upright.transpose(Image.Transpose.TRANSPOSE)
+    if upright is not image:
+        upright.info = {key: value for key, value in upright.info.items() if key not in EXIF_KEYS}
+    return upright
 
 
 def to_8_bit(values: np.ndarray, name: str) -> np.ndarray:
@@ -82,17 +82,17 @@ def to_8_bit(values: np.ndarray, name: str) -> np.ndarray:
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * np.uint8(255)
     values = values.astype(np.float32 if values.dtype == np.float16 else values.dtype)
-    limit, high = _limit(values, name), float(values.max())
-    if limit == 65535.0 and high < 65535.0 / 4:
-        _warn_of_few_bits(name, high)
-    return np.asarray(np.rint(values.astype(np.float64) * (255.0 / limit)), dtype=np.uint8)
+    white, high = _white_level(values, name), float(values.max())
+    if white == 65535.0 and high < 65535.0 / 4:
+        _warn_about_bit_depth(name, high)
+    return np.asarray(np.rint(values.astype(np.float64) * (255.0 / white)), dtype=np.uint8)
 
 
-def _limit(values: np.ndarray, name: str) -> float:
+def _white_level(values: np.ndarray, name: str) -> float:
     """What counts as white, see [`to_8_bit`]."""
     low, high = float(values.min()), float(values.max())
     if values.dtype.kind == "f":
-        limit = 1.0 if high <= 1.0 else 255.0
+        white = 1.0 if high <= 1.0 else 255.0
         if 1.0 < high < 2.0:
             _warn_once(
                 "overshoot",  # interpolation overshot values in 0..1
@@ -100,15 +100,15 @@ def _limit(values: np.ndarray, name: str) -> float:
                 "black. If they should be in 0..1, clip them.",
             )
     else:
-        limit = 65535.0 if (values.dtype.itemsize == 2 and values.dtype.kind == "u") or high > 255.0 else 255.0
-    if not (low >= 0.0 and high <= limit):
+        white = 65535.0 if (values.dtype.itemsize == 2 and values.dtype.kind == "u") or high > 255.0 else 255.0
+    if not (low >= 0.0 and high <= white):
         raise ValueError(
-            f"{name} holds values from {low:g} to {high:g}, outside 0..{limit:g}; convert it to an 8-bit image"
+            f"{name} holds values from {low:g} to {high:g}, outside 0..{white:g}; convert it to an 8-bit image"
         )
-    return limit
+    return white
 
 
-def _warn_of_few_bits(name: str, high: float) -> None:
+def _warn_about_bit_depth(name: str, high: float) -> None:
     _warn_once(
         "few bits",
         f"{name} has 16 bits, but no value above {high:.0f}, so it is nearly black: 65535 is white. For a 12-bit or "
@@ -144,13 +144,13 @@ def to_rgb(image: Image.Image, name: str = "The image") -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if is_tiff:
-            _warn_of_opacity(name, image)
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
+            _warn_about_alpha(name, image)
+        background = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(background, image)
     return image.convert("RGB")
 
 
-def _warn_of_opacity(name: str, image: Image.Image) -> None:
+def _warn_about_alpha(name: str, image: Image.Image) -> None:
     """Warns once if the opacity of most pixels is neither none nor full: GDAL marks any fourth channel as opacity."""
     counts = image.getchannel("A").histogram()
     if sum(counts[1:255]) > sum(counts) / 2:
@@ -183,10 +183,10 @@ class ChannelImage:
 
         One channel is shown in grey, two as red and green.
         """
-        shown = self.pixels[[0, 0, 0]] if len(self.pixels) == 1 else self.pixels[:3]
-        low, high = (np.percentile(shown, share, axis=(1, 2), keepdims=True) for share in (1, 99))
+        channels = self.pixels[[0, 0, 0]] if len(self.pixels) == 1 else self.pixels[:3]
+        low, high = (np.percentile(channels, percentile, axis=(1, 2), keepdims=True) for percentile in (1, 99))
         picture = np.zeros((3, self.height, self.width), dtype=np.uint8)
-        picture[: len(shown)] = np.clip((shown - low) / np.maximum(high - low, 1e-6), 0, 1) * 255
+        picture[: len(channels)] = np.clip((channels - low) / np.maximum(high - low, 1e-6), 0, 1) * 255
         return Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0)))
 
 
@@ -229,12 +229,12 @@ def channels_first(
     if values.ndim != 3:
         raise ValueError(f"{name} has {values.ndim} axes, of shape {values.shape}; an image has two or three")
     if axis is None:
-        first, last = values.shape[0] == channels, values.shape[-1] == channels
-        if first and last:
+        is_first, is_last = values.shape[0] == channels, values.shape[-1] == channels
+        if is_first and is_last:
             raise ValueError(
                 f"{name} has shape {values.shape}, in which more than one axis may be the {channels} channels"
             )
-        axis = 0 if first or (not last and values.shape[0] <= values.shape[-1]) else -1
+        axis = 0 if is_first or (not is_last and values.shape[0] <= values.shape[-1]) else -1
     if values.shape[axis] != channels:
         raise ValueError(
             f"{name} has {values.shape[axis]} channel{'s' * (values.shape[axis] != 1)} (shape {values.shape}), but "
@@ -251,7 +251,7 @@ def channels_first(
         if not np.isfinite(values).all():
             raise ValueError(f"{name} holds values that are not finite; replace them")
         if rescaled:
-            values = values * np.float32(255 / _limit(values, name) if channels == 3 else 255)
+            values = values * np.float32(255 / _white_level(values, name) if channels == 3 else 255)
     elif values.dtype != np.uint8:
         raise ValueError(f"{name} holds {values.dtype} values; convert them to unsigned 8 or 16 bits, or floats")
     return np.ascontiguousarray(values)
@@ -280,13 +280,13 @@ def read_channels(file: str | os.PathLike[str] | BinaryIO, channels: int, name: 
         if channels == 3 and values.ndim == 2:  # grey
             values, axis = np.stack([to_8_bit(values, name)] * 3), 0
         return channels_first(values, channels, name, axis)
-    with Image.open(file) as opened:
-        if is_tiff and getattr(opened, "n_frames", 1) > 1:
+    with Image.open(file) as image:
+        if is_tiff and getattr(image, "n_frames", 1) > 1:
             raise ValueError(f'{name} has several pages; pip install "ddep-hub[tiff]" to read it')
-        return channels_of(opened, channels, name)
+        return extract_channels(image, channels, name)
 
 
-def channels_of(image: Image.Image, channels: int, name: str, *, rescaled: bool = True) -> np.ndarray:
+def extract_channels(image: Image.Image, channels: int, name: str, *, rescaled: bool = True) -> np.ndarray:
     """The pixels of an opened image with exactly this number of channels; see [`channels_first`] for its values.
 
     Args:
@@ -314,7 +314,7 @@ __all__ = [
     "ChannelImage",
     "apply_orientation",
     "channels_first",
-    "channels_of",
+    "extract_channels",
     "orientation",
     "read_channels",
     "to_8_bit",

@@ -23,11 +23,11 @@ from transformers.image_utils import (
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import ImagesKwargs
 
-from .configuration_ddep import resolve, suggesting_shipped
+from .configuration_ddep import resolve_name, suggest_shipped_models
 from .image_conversion import (
     apply_orientation,
     channels_first,
-    channels_of,
+    extract_channels,
     read_channels,
     to_8_bit,
     to_rgb,
@@ -76,8 +76,8 @@ class DDePImageProcessorMixin:
     @classmethod
     def get_image_processor_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """As in transformers; also takes the name of a shipped model."""
-        with suggesting_shipped(pretrained_model_name_or_path):
-            return super().get_image_processor_dict(resolve(pretrained_model_name_or_path), **kwargs)  # type: ignore[misc]
+        with suggest_shipped_models(pretrained_model_name_or_path):
+            return super().get_image_processor_dict(resolve_name(pretrained_model_name_or_path), **kwargs)  # type: ignore[misc]
 
     def preprocess(
         self, images: ImageInput, segmentation_maps: Any = None, *, return_tensors: str | None = None, **kwargs: Any
@@ -119,7 +119,7 @@ class DDePImageProcessorMixin:
             images = _decode(images, channels, layout, **options)
         else:
             rescaled = bool(options["do_rescale"])
-            images, layout = _as_channels(images, channels, layout, rescaled=rescaled), "channels_first"
+            images, layout = _to_channels(images, channels, layout, rescaled=rescaled), "channels_first"
             kwargs |= {"do_convert_rgb": False, "input_data_format": layout}
         pixel_values = super().preprocess(images, None, return_tensors=None, **kwargs)["pixel_values"]  # type: ignore[misc]
         order = kwargs.get("channel_order", self.channel_order)
@@ -127,7 +127,7 @@ class DDePImageProcessorMixin:
             pixel_values = [pixels[validate_channel_order(order, len(pixels))] for pixels in pixel_values]
         data = {"pixel_values": pixel_values}
         if segmentation_maps is not None:
-            data["labels"] = self._labels(segmentation_maps, images, pixel_values, layout, **kwargs)
+            data["labels"] = self._process_labels(segmentation_maps, images, pixel_values, layout, **kwargs)
         sizes = {tuple(pixels.shape[-2:]) for pixels in pixel_values}
         if return_tensors is not None and len(sizes) > 1:
             raise ValueError(
@@ -136,17 +136,17 @@ class DDePImageProcessorMixin:
             )
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def _labels(self, maps: Any, images: Any, pixel_values: Any, layout: Any, **kwargs: Any) -> list[Any]:
+    def _process_labels(self, maps: Any, images: Any, pixel_values: Any, layout: Any, **kwargs: Any) -> list[Any]:
         """Checks maps against their images, and gives them the sizes of the processed ones."""
-        maps, images = _list_of_maps(maps), images if isinstance(images, list) else [images]
+        maps, images = _list_maps(maps), images if isinstance(images, list) else [images]
         if len(maps) != len(pixel_values):
             raise ValueError(
                 f"{len(pixel_values)} image(s) came with {len(maps)} segmentation map(s): pass one map per image, "
                 "each (height, width)."
             )
         labels = []
-        for index, (item, image, pixels) in enumerate(zip(maps, images, pixel_values, strict=True)):
-            class_ids, size = _to_class_ids(item, index), _size(image, layout)
+        for index, (segmentation_map, image, pixels) in enumerate(zip(maps, images, pixel_values, strict=True)):
+            class_ids, size = _to_class_ids(segmentation_map, index), _image_size(image, layout)
             if class_ids.shape != size:
                 raise ValueError(
                     f"Segmentation map {index} is {class_ids.shape[0]}x{class_ids.shape[1]} (height x width), but its "
@@ -282,8 +282,8 @@ def _decode(images: Any, channels: int, layout: Any, *, do_rescale: bool | None,
         image = apply_orientation(image)
         if do_convert_rgb:
             return to_rgb(image)
-        wide = image.mode.startswith("I") or image.mode == "F"
-        return Image.fromarray(to_8_bit(np.asarray(image), "The image")) if wide else image
+        is_high_depth = image.mode.startswith("I") or image.mode == "F"
+        return Image.fromarray(to_8_bit(np.asarray(image), "The image")) if is_high_depth else image
     _check_image(image)
     if isinstance(image, torch.Tensor):
         if image.dtype == torch.uint8 and image.ndim == 3 and 3 in (image.shape[0], image.shape[-1]):
@@ -294,7 +294,7 @@ def _decode(images: Any, channels: int, layout: Any, *, do_rescale: bool | None,
         image, layout = image[None], ChannelDimension.FIRST
     if do_convert_rgb and (do_rescale or image.dtype.kind != "f"):
         image = to_8_bit(image, "The image")
-        axis = 0 if _layout(image, layout) == ChannelDimension.FIRST else -1
+        axis = 0 if _infer_layout(image, layout) == ChannelDimension.FIRST else -1
         if image.shape[axis] in (2, 4) and image.shape[axis] != channels:
             # Pillow guesses the mode, LA or RGBA, from the number of channels.
             rgb = np.array(to_rgb(Image.fromarray(np.ascontiguousarray(np.moveaxis(image, axis, -1)))))
@@ -302,34 +302,34 @@ def _decode(images: Any, channels: int, layout: Any, *, do_rescale: bool | None,
     return image
 
 
-def _as_channels(images: Any, channels: int, layout: Any, *, rescaled: bool) -> Any:
+def _to_channels(images: Any, channels: int, layout: Any, *, rescaled: bool) -> Any:
     """Converts images that are not RGB to arrays or tensors `(channels, height, width)`; lists stay lists."""
     if isinstance(images, (list, tuple)) or getattr(images, "ndim", None) == 4:
-        return [_as_channels(image, channels, layout, rescaled=rescaled) for image in images]
+        return [_to_channels(image, channels, layout, rescaled=rescaled) for image in images]
     if isinstance(images, (str, Path)):
         return read_channels(images, channels, str(images))
     if isinstance(images, Image.Image):
-        return channels_of(images, channels, "The image", rescaled=rescaled)
+        return extract_channels(images, channels, "The image", rescaled=rescaled)
     _check_image(images)
-    tensor = isinstance(images, torch.Tensor)
-    values = images.cpu().numpy() if tensor else images
+    is_tensor = isinstance(images, torch.Tensor)
+    values = images.cpu().numpy() if is_tensor else images
     axis = None if layout is None else (0 if layout == ChannelDimension.FIRST else -1)
     values = channels_first(values, channels, "The image", axis, rescaled=rescaled)
-    return torch.from_numpy(values).to(images.device) if tensor else values
+    return torch.from_numpy(values).to(images.device) if is_tensor else values
 
 
-def _layout(image: Any, layout: Any) -> Any:
+def _infer_layout(image: Any, layout: Any) -> Any:
     return layout or infer_channel_dimension_format(image, num_channels=(1, 2, 3, 4))
 
 
-def _size(image: Any, layout: Any) -> tuple[int, int]:
+def _image_size(image: Any, layout: Any) -> tuple[int, int]:
     """Height and width of an image from [`_decode`]."""
     if isinstance(image, Image.Image):
         return image.height, image.width
-    return get_image_size(image, channel_dim=_layout(image, layout))
+    return get_image_size(image, channel_dim=_infer_layout(image, layout))
 
 
-def _list_of_maps(maps: Any) -> list[Any]:
+def _list_maps(maps: Any) -> list[Any]:
     """Lists the maps of an argument: a single map, a batch as one array, or a sequence."""
     if isinstance(maps, (list, tuple)):
         return list(maps)

@@ -18,18 +18,18 @@ from transformers.utils import logging
 from .checkpoints import (
     HUB_ARGUMENTS,
     HubArguments,
-    check_arguments_of_decoder,
+    check_decoder_arguments,
     check_default_device,
     check_same_encoder,
+    clone_shared_tensors,
     decoder_state_dict,
+    hide_load_report,
     mismatch_message,
-    plain_names,
     read_decoder_weights,
     rename_weights,
-    without_load_report,
-    without_shared_memory,
+    unwrapped_names,
 )
-from .configuration_ddep import DDePConfig, resolve
+from .configuration_ddep import DDePConfig, resolve_name
 from .decoder import DDePDecoderConv
 from .encoder_weights import corrupt_file_message, encoder_source, hash_weights, load_encoder
 from .encoders import build_encoder
@@ -137,12 +137,12 @@ class DDePPreTrainedModel(PreTrainedModel):
             return super().from_pretrained(
                 None, *model_args, config=config, output_loading_info=output_loading_info, **kwargs
             )
-        source = resolve(pretrained_model_name_or_path)
-        number_given = "num_labels" in kwargs
-        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
-        stored, _ = cls.config_class.get_config_dict(source, **hub)
-        config = cls._config_with_overrides(source if config is None else config, hub, kwargs)
-        new_head = kwargs.pop("ignore_mismatched_sizes", False)
+        source = resolve_name(pretrained_model_name_or_path)
+        has_num_labels = "num_labels" in kwargs
+        hub_kwargs = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+        stored, _ = cls.config_class.get_config_dict(source, **hub_kwargs)
+        config = cls._override_config(source if config is None else config, hub_kwargs, kwargs)
+        allows_new_head = kwargs.pop("ignore_mismatched_sizes", False)
 
         folder: str | None = source
         if stored.get("decoder_only"):
@@ -151,10 +151,10 @@ class DDePPreTrainedModel(PreTrainedModel):
             kwargs = {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS}
             same_channels = config.num_channels == stored.get("num_channels", 3)
             check_default_device()
-            check_arguments_of_decoder(source, kwargs)
+            check_decoder_arguments(source, kwargs)
             variant = kwargs.pop("variant", None)
-            kwargs |= cls._decoder_and_encoder(
-                source, config, encoder_weights, hub, variant=variant, same_channels=same_channels
+            kwargs |= cls._load_decoder_and_encoder(
+                source, config, encoder_weights, hub_kwargs, variant=variant, same_channels=same_channels
             )
         elif encoder_weights is not None:
             raise ValueError(
@@ -162,7 +162,7 @@ class DDePPreTrainedModel(PreTrainedModel):
                 "saved with `decoder_only=True`."
             )
         try:
-            with without_load_report():
+            with hide_load_report():
                 model, info = super().from_pretrained(
                     folder,
                     *model_args,
@@ -176,46 +176,48 @@ class DDePPreTrainedModel(PreTrainedModel):
         model.config.name_or_path = model.name_or_path = source
         if os.path.isdir(source):  # found again from another working directory
             model._loaded_from = os.path.abspath(source)
-        model._hub_arguments = HubArguments((name, hub[name]) for name in hub if name != "force_download")
+        model._hub_arguments = HubArguments(
+            (name, hub_kwargs[name]) for name in hub_kwargs if name != "force_download"
+        )
         prefix = model._base_prefix
-        wrong = [item for item in info["mismatched_keys"] if item[0].startswith(prefix) or not new_head]
-        if wrong:
-            raise RuntimeError(mismatch_message(source, wrong, prefix))
+        mismatched = [entry for entry in info["mismatched_keys"] if entry[0].startswith(prefix) or not allows_new_head]
+        if mismatched:
+            raise RuntimeError(mismatch_message(source, mismatched, prefix))
         if output_loading_info:
             return model, info
         head = model._check_loaded(source, stored, info)
-        if head is not None and not new_head:
+        if head is not None and not allows_new_head:
             size = f" with {model.config.num_labels} labels" if head == "classifier" else ""
             logger.warning(
                 f"{source} has no {head}: it is newly initialised{size}. Fine-tune the model before you use it."
             )
-            nameless = model.config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
-            if head == "classifier" and nameless and not number_given and stored.get("id2label") is None:
+            has_default_names = model.config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
+            if head == "classifier" and has_default_names and not has_num_labels and stored.get("id2label") is None:
                 logger.warning("2 labels are the default. Pass `num_labels=` or `id2label=` for yours.")
         if "DDePForPreTraining" in (stored.get("architectures") or ()) and cls.__name__ != "DDePForPreTraining":
-            (logger.info if new_head else logger.warning)(
+            (logger.info if allows_new_head else logger.warning)(
                 f"The denoising head of {source} was dropped, as DDeP does before fine-tuning."
             )
         return model
 
     @classmethod
-    def _config_with_overrides(cls, config: Any, hub: dict[str, Any], kwargs: dict[str, Any]) -> DDePConfig:
+    def _override_config(cls, config: Any, hub_kwargs: dict[str, Any], kwargs: dict[str, Any]) -> DDePConfig:
         """Returns the given or stored configuration, updated with the fields in `kwargs`, which are removed there."""
-        DDePConfig.undeclared(kwargs)
+        DDePConfig.find_undeclared_fields(kwargs)
         fields = {*DDePConfig.__dataclass_fields__, "num_labels"} - {"dtype"}
         overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in fields}
         # As remote code, the file of the configuration may be loaded twice, and its class exist twice.
         if not isinstance(config, PreTrainedConfig):
-            return DDePConfig.from_pretrained(config, **hub, **overrides)
+            return DDePConfig.from_pretrained(config, **hub_kwargs, **overrides)
         return DDePConfig.from_dict(config.to_dict(), **overrides) if overrides else config
 
     @classmethod
-    def _decoder_and_encoder(
+    def _load_decoder_and_encoder(
         cls,
         source: str,
         config: DDePConfig,
         encoder_weights: Any,
-        hub: dict[str, Any],
+        hub_kwargs: dict[str, Any],
         *,
         variant: str | None,
         same_channels: bool,
@@ -226,15 +228,17 @@ class DDePPreTrainedModel(PreTrainedModel):
             `state_dict` of the whole model, and `encoder`, the module without its weights.
         """
         prefix = f"{cls.base_model_prefix}."
-        decoder = read_decoder_weights(source, variant, **hub)
+        decoder = read_decoder_weights(source, variant, **hub_kwargs)
         if not any(name.startswith(prefix) for name in decoder):  # saved from a DDePModel
             decoder = {prefix + name: tensor for name, tensor in decoder.items()}
         encoder_weights = encoder_source(
             config.encoder_name, encoder_weights, config.encoder_weights_hash, config.num_channels
         )
         # The folder's own revision and subfolder say nothing about timm's repository.
-        encoder_hub = {name: value for name, value in hub.items() if name not in ("revision", "subfolder")}
-        encoder, origin = load_encoder(config, encoder_weights, **encoder_hub)
+        encoder_hub_kwargs = {
+            name: value for name, value in hub_kwargs.items() if name not in ("revision", "subfolder")
+        }
+        encoder, origin = load_encoder(config, encoder_weights, **encoder_hub_kwargs)
         weights = encoder.state_dict()
         if (
             same_channels
@@ -249,15 +253,15 @@ class DDePPreTrainedModel(PreTrainedModel):
     def _check_loaded(self, source: str, stored: dict[str, Any], info: dict[str, Any]) -> str | None:
         """Returns the name of the head if it is new; raises an error if a weight below the heads is missing."""
         missing = sorted(info["missing_keys"])
-        own, trained = type(self).__name__, stored.get("architectures") or ()
+        class_name, architectures = type(self).__name__, stored.get("architectures") or ()
         # A denoising head may be new on another model's weights, but not if the folder claims to hold it.
-        whole = own == "DDePForPreTraining" and own in trained
-        lost = [name for name in missing if whole or name.startswith(self._base_prefix)]
-        if lost:
-            shown = ", ".join(lost[:5]) + (", ..." if len(lost) > 5 else "")
+        needs_head = class_name == "DDePForPreTraining" and class_name in architectures
+        lost_weights = [name for name in missing if needs_head or name.startswith(self._base_prefix)]
+        if lost_weights:
+            names = ", ".join(lost_weights[:5]) + (", ..." if len(lost_weights) > 5 else "")
             raise RuntimeError(
-                f"{source} lacks {len(lost)} weights of {own}: {shown}. They would be randomly initialised. Load the "
-                "folder with its own config.json."
+                f"{source} lacks {len(lost_weights)} weights of {class_name}: {names}. They would be randomly "
+                "initialised. Load the folder with its own config.json."
             )
         return missing[0].split(".")[0] if missing else None
 
@@ -333,9 +337,9 @@ class DDePPreTrainedModel(PreTrainedModel):
                 f"config.id2label names {config.num_labels} classes, but the classifier has "
                 f"{classifier.out_channels}. Name as many, or build the model with the new number."
             )
-        recorded = config.encoder_weights_hash
-        state_dict = without_shared_memory(
-            rename_weights(self.state_dict() if state_dict is None else state_dict, plain_names(self).values())
+        recorded_hash = config.encoder_weights_hash
+        state_dict = clone_shared_tensors(
+            rename_weights(self.state_dict() if state_dict is None else state_dict, unwrapped_names(self).values())
         )
         try:
             config.decoder_only = decoder_only
@@ -347,29 +351,29 @@ class DDePPreTrainedModel(PreTrainedModel):
             super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
         finally:
             config.decoder_only = False
-            config.encoder_weights_hash = recorded
+            config.encoder_weights_hash = recorded_hash
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads weights as in torch; where modules are compiled or parallel, also those that were saved."""
-        own = {plain: name for name, plain in plain_names(self).items()}
-        if any(plain != name for plain, name in own.items()):
-            state_dict = {own.get(name, name): tensor for name, tensor in state_dict.items()}
+        wrapped_names = {unwrapped: name for name, unwrapped in unwrapped_names(self).items()}
+        if any(unwrapped != name for unwrapped, name in wrapped_names.items()):
+            state_dict = {wrapped_names.get(name, name): tensor for name, tensor in state_dict.items()}
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def _encoder_hash(self, state_dict: dict[str, torch.Tensor], prefix: str, folder: Any) -> str | None:
         """Returns the hash to record beside a decoder; warns if the encoder is not the one that was loaded."""
         encoder = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
-        recorded = self.config.encoder_weights_hash
+        recorded_hash = self.config.encoder_weights_hash
         if any(tensor.dtype != torch.float32 for tensor in encoder.values() if tensor.is_floating_point()):
-            return recorded  # rounded weights have another hash than the file they are from
-        found = hash_weights(encoder)
-        if recorded is not None and found != recorded:
+            return recorded_hash  # rounded weights have another hash than the file they are from
+        current_hash = hash_weights(encoder)
+        if recorded_hash is not None and current_hash != recorded_hash:
             logger.warning(
-                f"The encoder has changed since {self.config.encoder_name} was loaded ({recorded[:12]}, now "
-                f"{found[:12]}), but {Path(folder)} will load with the original. To keep a fine-tuned encoder, save "
-                "the whole model."
+                f"The encoder has changed since {self.config.encoder_name} was loaded ({recorded_hash[:12]}, now "
+                f"{current_hash[:12]}), but {Path(folder)} will load with the original. To keep a fine-tuned encoder, "
+                "save the whole model."
             )
-        return found
+        return current_hash
 
     def push_to_hub(self, repo_id: str, *, decoder_only: bool = False, **kwargs: Any) -> str:
         """Uploads the model as in transformers; `decoder_only` leaves the encoder out, see [`save_pretrained`]."""

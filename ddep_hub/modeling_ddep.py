@@ -131,8 +131,8 @@ class DDePModel(DDePPreTrainedModel):
         pixel_values = pixel_values.to(self.dtype)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_encoder):
             encoder = self._folded_encoder[0] if frozen_encoder and self._folded_encoder else self.encoder
-            features, covered = extract_features(encoder, pixel_values)
-        decoded = self.decoder(features, pixel_values, covered)
+            features, covered_size = extract_features(encoder, pixel_values)
+        decoded = self.decoder(features, pixel_values, covered_size)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         return BaseModelOutput(
@@ -147,11 +147,11 @@ class DDePModel(DDePPreTrainedModel):
         """
         images = example_images(self.config.num_channels, self.device)
 
-        def run(encoder: nn.Module) -> list[torch.Tensor]:
+        def encode(encoder: nn.Module) -> list[torch.Tensor]:
             return extract_features(encoder, images)[0]
 
         training = self.encoder.training
-        self._folded_encoder = (fold_batch_norms(self.encoder.eval(), run),)
+        self._folded_encoder = (fold_batch_norms(self.encoder.eval(), encode),)
         self.encoder.train(training)
 
     def to_image_size(self, prediction: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -252,8 +252,8 @@ class DDePForPreTraining(DDePPreTrainedModel):
             self.ddep.encoder.eval()  # `.train()` was called on a part of the model
         batch, _, height, width = pixel_values.shape
         if noise is None:
-            draw_on = generator.device if generator is not None else pixel_values.device
-            noise = torch.randn(pixel_values.shape, generator=generator, device=draw_on).to(pixel_values)
+            generator_device = generator.device if generator is not None else pixel_values.device
+            noise = torch.randn(pixel_values.shape, generator=generator, device=generator_device).to(pixel_values)
         if sigma is None:
             low, high = self.config.sigma_range
             level: float | tuple[float, float] = low if low == high else (low, high)
@@ -270,9 +270,9 @@ class DDePForPreTraining(DDePPreTrainedModel):
         if self.config.image_skip:
             # In units of the noise: a head with small initial weights would otherwise take long to reach the right
             # gain.
-            seen = noisy / per_example(noise_scale(sigma, self.config.corruption), noisy)
+            scaled_noisy = noisy / per_example(noise_scale(sigma, self.config.corruption), noisy)
             hidden_state = self.ddep.to_image_size(hidden_state, height, width)
-            prediction = self.noise_head(torch.cat([hidden_state, seen.to(hidden_state.dtype)], dim=1))
+            prediction = self.noise_head(torch.cat([hidden_state, scaled_noisy.to(hidden_state.dtype)], dim=1))
         else:
             prediction = self.ddep.to_image_size(self.noise_head(hidden_state), height, width)
         target = denoising_target(pixel_values, noise, self.config.prediction_type)

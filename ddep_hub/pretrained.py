@@ -11,7 +11,7 @@ from huggingface_hub import _CACHED_NO_EXIST, ModelCard, hf_hub_download, try_to
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers.utils import logging
 
-from .configuration_ddep import DDePConfig, model_card_folders, resolve
+from .configuration_ddep import DDePConfig, model_card_folders, resolve_name
 from .data.preprocessing import get_normalization
 from .encoders import encoder_mean_std
 from .image_conversion import validate_channel_order
@@ -46,18 +46,20 @@ class PretrainedInfo:
 
 def list_pretrained() -> list[PretrainedInfo]:
     """Lists the models that ship with the package, by name; needs no network."""
-    found = []
+    models = []
     for weights in sorted(model_card_folders().glob("*/model.safetensors")):
         folder = weights.parent
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         card = ModelCard.load(folder / "README.md").data
         megabytes = round(weights.stat().st_size / 1e6, 1)
-        found.append(PretrainedInfo(folder.name, config["encoder_name"], megabytes, card.license, _measured(results)))
-    return found
+        models.append(
+            PretrainedInfo(folder.name, config["encoder_name"], megabytes, card.license, _format_results(results))
+        )
+    return models
 
 
-def _measured(results: dict[str, Any]) -> str:
+def _format_results(results: dict[str, Any]) -> str:
     if "denoising_error" in results:
         best_filter = min(results["linear_filter"], results["gaussian_blur"])
         return (
@@ -98,7 +100,7 @@ def load_denoiser(name: str | Path, encoder_weights: str | Path | None = None) -
 
 def load_trained(name: str | Path, encoder_weights: str | Path | None = None) -> DDePPreTrainedModel:
     """Loads a pretrained or a fine-tuned model, whichever it is; see [`load_denoiser`] and [`load_model`]."""
-    load = load_denoiser if "DDePForPreTraining" in trained_as(name) else load_model
+    load = load_denoiser if "DDePForPreTraining" in get_architectures(name) else load_model
     return load(name, encoder_weights)
 
 
@@ -109,13 +111,19 @@ def stored_config(name: str | Path) -> dict[str, Any]:
         OSError: There is no such model; for the folder of a run, names the one in `final/`.
         ValueError: The file does not hold a JSON object.
     """
-    folder = Path(resolve(name))
+    folder = Path(resolve_name(name))
     if folder.is_dir() and not (folder / "config.json").is_file():
-        inside = folder / "final"
-        hint = f"Did you mean {inside}?" if (inside / "config.json").is_file() else "Pass a folder that holds a model."
+        final_folder = folder / "final"
+        hint = (
+            f"Did you mean {final_folder}?"
+            if (final_folder / "config.json").is_file()
+            else "Pass a folder that holds a model."
+        )
         raise FileNotFoundError(f"{name} has no config.json. {hint}")
-    local = folder.is_absolute() or len(folder.parts) > 2 or str(name).startswith((".", "~")) or str(name)[-1] == "/"
-    if local and not folder.exists():
+    is_local = (
+        folder.is_absolute() or len(folder.parts) > 2 or str(name).startswith((".", "~")) or str(name)[-1] == "/"
+    )
+    if is_local and not folder.exists():
         raise FileNotFoundError(f"{name} does not exist. Pass a folder, a shipped model or a Hub id (org/name).")
     try:
         stored, _ = DDePConfig.get_config_dict(name)
@@ -132,8 +140,8 @@ def _load(cls: Any, name: str | Path, encoder_weights: str | Path | None, kind: 
     stored = stored_config(name)
     if cls.__name__ not in (stored.get("architectures") or ()):
         raise ValueError(f"{name} is not {kind} first.")
-    more = {"encoder_weights": encoder_weights} if stored.get("decoder_only") else {}
-    return cls.from_pretrained(name, **more).eval()
+    options = {"encoder_weights": encoder_weights} if stored.get("decoder_only") else {}
+    return cls.from_pretrained(name, **options).eval()
 
 
 def load_processor(source: str | Path, config: DDePConfig, **hub: Any) -> DDePImageProcessor:
@@ -152,7 +160,7 @@ def load_processor(source: str | Path, config: DDePConfig, **hub: Any) -> DDePIm
         OSError: The folder is gone, or the file can be neither fetched nor found in the cache.
         ValueError: It does not describe a processor for such images.
     """
-    folder = resolve(source)
+    folder = resolve_name(source)
     if Path(folder).is_dir():
         has_processor = (Path(folder) / hub.get("subfolder", "") / PREPROCESSOR).is_file()
     elif Path(folder).is_absolute():  # no name on the Hub
@@ -164,9 +172,9 @@ def load_processor(source: str | Path, config: DDePConfig, **hub: Any) -> DDePIm
         try:
             has_processor = bool(hf_hub_download(folder, PREPROCESSOR, **hub))
         except LocalEntryNotFoundError as error:
-            where = {name: hub[name] for name in ("cache_dir", "revision") if hub.get(name)}
+            cache_options = {name: hub[name] for name in ("cache_dir", "revision") if hub.get(name)}
             file = PurePosixPath(hub.get("subfolder") or "", PREPROCESSOR).as_posix()
-            if try_to_load_from_cache(folder, file, **where) is not _CACHED_NO_EXIST:
+            if try_to_load_from_cache(folder, file, **cache_options) is not _CACHED_NO_EXIST:
                 raise OSError(
                     f"{source}: {PREPROCESSOR} is not in the cache, and the Hub cannot be reached to fetch it. "
                     "Connect once, or pass `processor`."
@@ -178,8 +186,8 @@ def load_processor(source: str | Path, config: DDePConfig, **hub: Any) -> DDePIm
         try:
             processor = DDePImageProcessor.from_pretrained(folder, **hub)
             mean, std, _ = get_normalization(processor)
-            numbers = {1, 3, config.num_channels}
-            if not (np.isfinite([*mean, *std]).all() and all(std) and {len(mean), len(std)} <= numbers):
+            valid_lengths = {1, 3, config.num_channels}
+            if not (np.isfinite([*mean, *std]).all() and all(std) and {len(mean), len(std)} <= valid_lengths):
                 raise ValueError(
                     "image_mean and image_std need one number per channel, and image_std must not contain 0"
                 )
@@ -248,13 +256,13 @@ def with_channel_order(processor: DDePImageProcessor, order: Sequence[int], num_
         ValueError: `order` does not name each channel once.
     """
     order = validate_channel_order(order, num_channels)
-    before = processor.channel_order or range(num_channels)
-    changed: dict[str, Any] = {"channel_order": order}
+    old_order = processor.channel_order or range(num_channels)
+    overrides: dict[str, Any] = {"channel_order": order}
     for name in ("image_mean", "image_std"):
         values = getattr(processor, name)
         if isinstance(values, Sequence) and len(values) == num_channels:
-            changed[name] = [values[before[order.index(channel)]] for channel in range(num_channels)]
-    return type(processor).from_dict({**processor.to_dict(), **changed})
+            overrides[name] = [values[old_order[order.index(channel)]] for channel in range(num_channels)]
+    return type(processor).from_dict({**processor.to_dict(), **overrides})
 
 
 def _size_options(image_size: int | None) -> dict[str, Any]:
@@ -262,6 +270,6 @@ def _size_options(image_size: int | None) -> dict[str, Any]:
     return size
 
 
-def trained_as(name: str | Path) -> list[str]:
+def get_architectures(name: str | Path) -> list[str]:
     """The model classes that a checkpoint was saved from."""
     return stored_config(name).get("architectures") or []

@@ -23,11 +23,13 @@ def pad_to_multiple(pixel_values: torch.Tensor, multiple: int) -> torch.Tensor:
             for side in (height, width)
         )
         return pixel_values[:, :, rows][..., columns]
-    down, right = -height % multiple, -width % multiple
-    return F.pad(pixel_values, (0, right, 0, down), mode="replicate") if down or right else pixel_values
+    bottom, right = -height % multiple, -width % multiple
+    return F.pad(pixel_values, (0, right, 0, bottom), mode="replicate") if bottom or right else pixel_values
 
 
-def resample(feature: torch.Tensor, covered: tuple[int, int], stride: float, size: tuple[int, int]) -> torch.Tensor:
+def resample(
+    feature: torch.Tensor, covered_size: tuple[int, int], stride: float, size: tuple[int, int]
+) -> torch.Tensor:
     """Resamples a feature bilinearly to a grid of another stride, where both begin at the image's upper left corner.
 
     Interpolation by `torch.nn.functional` stretches one grid onto the other. These need not cover the same: with
@@ -35,18 +37,19 @@ def resample(feature: torch.Tensor, covered: tuple[int, int], stride: float, siz
 
     Args:
         feature: Shape `(batch, C, rows, columns)`.
-        covered: Height and width in pixels that the feature covers.
+        covered_size: Height and width in pixels that the feature covers.
         stride: Stride of the new grid in pixels.
         size: Rows and columns of the new grid; what it covers beyond the feature repeats the feature's border.
 
     Returns:
         Tensor of shape `(batch, C, *size)`; the feature itself where its grid is the new one.
     """
-    known = all(isinstance(side, int) for side in (*size, *covered))  # in an export for any size they are symbols
-    if known and feature.shape[-2:] == size and covered == (size[0] * stride, size[1] * stride):
+    # In an export for any size they are symbols.
+    is_static = all(isinstance(side, int) for side in (*size, *covered_size))
+    if is_static and feature.shape[-2:] == size and covered_size == (size[0] * stride, size[1] * stride):
         return feature
-    rows = _interpolation(feature.shape[-2], covered[0], size[0], stride, feature)
-    columns = _interpolation(feature.shape[-1], covered[1], size[1], stride, feature)
+    rows = _interpolation(feature.shape[-2], covered_size[0], size[0], stride, feature)
+    columns = _interpolation(feature.shape[-1], covered_size[1], size[1], stride, feature)
     return rows @ feature @ columns.mT
 
 
@@ -63,16 +66,18 @@ def resize(pixel_values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return rows @ pixel_values @ columns.mT
 
 
-def _interpolation(cells: int, covered: int, size: int, stride: float, like: torch.Tensor) -> torch.Tensor:
+def _interpolation(
+    num_cells: int, covered_length: int, size: int, stride: float, reference: torch.Tensor
+) -> torch.Tensor:
     """Weights `(size, cells)` with which the cells of one grid are averaged to those of another.
 
     A triangle about each new cell's centre, as wide as the coarser grid's cells on either side: bilinear interpolation
     on a finer grid, and without aliasing on a coarser one.
     """
-    old_stride = covered / cells
-    old = (torch.arange(cells, device=like.device, dtype=torch.float32) + 0.5) * old_stride
-    new = (torch.arange(size, device=like.device, dtype=torch.float32) + 0.5) * stride
-    new = new.clamp(max=covered - 0.5 * old_stride)  # beyond the last cell there is no other
-    reach = torch.full_like(new, old_stride).clamp(min=stride)
-    weights = (1 - (new[:, None] - old).abs() / reach[:, None]).clamp(min=0)
-    return (weights / weights.sum(1, keepdim=True)).to(like.dtype)
+    old_stride = covered_length / num_cells
+    old_centers = (torch.arange(num_cells, device=reference.device, dtype=torch.float32) + 0.5) * old_stride
+    new_centers = (torch.arange(size, device=reference.device, dtype=torch.float32) + 0.5) * stride
+    new_centers = new_centers.clamp(max=covered_length - 0.5 * old_stride)  # beyond the last cell there is no other
+    support = torch.full_like(new_centers, old_stride).clamp(min=stride)
+    weights = (1 - (new_centers[:, None] - old_centers).abs() / support[:, None]).clamp(min=0)
+    return (weights / weights.sum(1, keepdim=True)).to(reference.dtype)

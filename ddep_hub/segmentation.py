@@ -55,11 +55,13 @@ def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: 
             by itself).
     """
     logits = class_logits(logits.float())
-    whole = isinstance(labels, torch.Tensor) and not (labels.is_floating_point() or labels.dtype == torch.bool)
-    if not whole or labels.ndim != 3 or len(labels) != len(logits):
-        kind = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, torch.Tensor) else type(labels).__name__
+    is_integer = isinstance(labels, torch.Tensor) and not (labels.is_floating_point() or labels.dtype == torch.bool)
+    if not is_integer or labels.ndim != 3 or len(labels) != len(logits):
+        description = (
+            f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, torch.Tensor) else type(labels).__name__
+        )
         raise ValueError(
-            f"labels: expected whole numbers ({len(logits)}, height, width), a class id a pixel, got {kind}."
+            f"labels: expected whole numbers ({len(logits)}, height, width), a class id a pixel, got {description}."
         )
     (height, width), labels = logits.shape[-2:], labels.long()
     if labels.shape[-2:] == (width, height) != (height, width):

@@ -26,7 +26,7 @@ COPY_OR_MASK = 5
 # What the values of a pixel are, by the tag PhotometricInterpretation.
 _WHITE_IS_ZERO, _PALETTE, _YCBCR = 0, 3, 6
 _COLOUR_CHANNELS = {2: 3, 5: 4, 6: 3, 8: 3}  # RGB, CMYK, YCbCr and CIE Lab; the others have one
-_NEITHER_RGB_NOR_GREY = {
+_UNSUPPORTED_COLOURS = {
     3: "palette",
     6: "YCbCr",
     8: "CIE Lab",
@@ -46,7 +46,7 @@ def _tag(image: Image.Image, name: str, default: Any) -> Any:
     return getattr(image, "tag_v2", {}).get(getattr(TiffImagePlugin, name), default)
 
 
-def misread(image: Image.Image) -> bool:
+def is_misread_by_pillow(image: Image.Image) -> bool:
     """Whether Pillow opens a TIFF, but gives other pixels than it holds, without an error."""
     if image.format != "TIFF" or _tag(image, "COMPRESSION", 1) != 1:  # libtiff decodes what is compressed
         return False
@@ -67,14 +67,14 @@ def check_tiff(image: Image.Image, name: str, channels: int = 3) -> None:
     """
     if image.format != "TIFF":
         return
-    if misread(image):
+    if is_misread_by_pillow(image):
         raise ValueError(
             f"{name} is an uncompressed TIFF with YCbCr or deep planes, which Pillow reads incorrectly; convert it "
             'to RGB with interleaved channels, or pip install "ddep-hub[tiff]" and pass its path'
         )
-    samples, extra = _tag(image, "SAMPLESPERPIXEL", 1), tuple(_tag(image, "EXTRASAMPLES", ()))
+    samples, extra_samples = _tag(image, "SAMPLESPERPIXEL", 1), tuple(_tag(image, "EXTRASAMPLES", ()))
     colours = _COLOUR_CHANNELS.get(_tag(image, "PHOTOMETRIC_INTERPRETATION", 1), 1)
-    if samples == colours or (samples == colours + 1 and extra in ((1,), (2,))):  # the two kinds of opacity
+    if samples == colours or (samples == colours + 1 and extra_samples in ((1,), (2,))):  # the two kinds of opacity
         return
     if samples == channels:
         raise ValueError(f'{name} has {samples} channels; pip install "ddep-hub[tiff]" and pass its path')
@@ -108,26 +108,26 @@ def read_tiff(
     import tifffile
 
     with tifffile.TiffFile(file) as tiff:
-        part = tiff.series[0] if page is None else tiff.pages[page].aspage()
-        kind = int(part.keyframe.photometric)
+        image = tiff.series[0] if page is None else tiff.pages[page].aspage()
+        photometric = int(image.keyframe.photometric)
         # The palette of ImageJ only says how intensities are shown.
-        if kind in _NEITHER_RGB_NOR_GREY and not (kind == _PALETTE and tiff.is_imagej):
-            raise ValueError(f"{name} holds {_NEITHER_RGB_NOR_GREY[kind]} colours; convert it to RGB or grey")
+        if photometric in _UNSUPPORTED_COLOURS and not (photometric == _PALETTE and tiff.is_imagej):
+            raise ValueError(f"{name} holds {_UNSUPPORTED_COLOURS[photometric]} colours; convert it to RGB or grey")
         try:
-            values = part.asarray()
+            values = image.asarray()
         except ValueError as error:
             if "imagecodecs" not in str(error):
                 raise
             raise ValueError(f"{name} is compressed: {error}; pip install imagecodecs") from error
-        labels = [label for label, length in zip(part.axes, part.shape, strict=True) if length > 1]
-        stored = part.keyframe.tags.get(274)
-        values = _make_upright(values, part.axes, 1 if stored is None else int(stored.value))
-    if kind == _WHITE_IS_ZERO and values.dtype.kind in "bu":
+        axes = [axis for axis, length in zip(image.axes, image.shape, strict=True) if length > 1]
+        orientation = image.keyframe.tags.get(274)
+        values = _make_upright(values, image.axes, 1 if orientation is None else int(orientation.value))
+    if photometric == _WHITE_IS_ZERO and values.dtype.kind in "bu":
         values = ~values
     if values.ndim > 2:
         values = values.reshape([length for length in values.shape if length > 1])
     # Rows and columns are Y and X; the third axis, of samples, channels or pages, stands before or behind them.
-    return values, None if len(labels) != 3 else (-1 if labels[0] == "Y" else 0)
+    return values, None if len(axes) != 3 else (-1 if axes[0] == "Y" else 0)
 
 
 def _make_upright(values: np.ndarray, axes: str, orientation: int) -> np.ndarray:
@@ -141,4 +141,12 @@ def _make_upright(values: np.ndarray, axes: str, orientation: int) -> np.ndarray
     return values.swapaxes(rows, columns) if is_transposed else values
 
 
-__all__ = ["COPY_OR_MASK", "ORIENTATIONS", "check_tiff", "has_tifffile", "is_inverted", "misread", "read_tiff"]
+__all__ = [
+    "COPY_OR_MASK",
+    "ORIENTATIONS",
+    "check_tiff",
+    "has_tifffile",
+    "is_inverted",
+    "is_misread_by_pillow",
+    "read_tiff",
+]

@@ -14,7 +14,7 @@ from ddep_hub import (
     DDePImageProcessor,
     DDePImageProcessorPil,
 )
-from ddep_hub.configuration_ddep import resolve
+from ddep_hub.configuration_ddep import resolve_name
 from ddep_hub.pretrained import (
     list_pretrained,
     load_denoiser,
@@ -59,9 +59,9 @@ def test_the_shipped_models_are_listed():
 
 def test_a_shipped_name_is_resolved_unless_a_folder_has_it(elsewhere, tmp_path):
     assert DDePConfig.from_pretrained(SHIPPED).encoder_name == "tf_efficientnet_lite0"
-    assert resolve("org/model") == "org/model" and resolve("ddep-transunet") == "ddep-transunet"
+    assert resolve_name("org/model") == "org/model" and resolve_name("ddep-transunet") == "ddep-transunet"
     DDePForSemanticSegmentation(DDePConfig(encoder_name="resnet18")).save_pretrained(tmp_path / SHIPPED)
-    assert resolve(SHIPPED) == SHIPPED
+    assert resolve_name(SHIPPED) == SHIPPED
     assert DDePForSemanticSegmentation.from_pretrained(SHIPPED).config.encoder_name == "resnet18"
 
 

@@ -22,7 +22,7 @@ from ddep_hub.image_conversion import (
     read_channels,
     to_rgb,
 )
-from ddep_hub.tiff import COPY_OR_MASK, has_tifffile, misread
+from ddep_hub.tiff import COPY_OR_MASK, has_tifffile, is_misread_by_pillow
 
 
 logger = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ def decode_image(file: str | Path | Undecoded, channels: int = 3) -> Image.Image
         if is_tiff(file):
             with open_image(file) as opened:
                 # Pages may be the channels; the first alone is not the image.
-                unsupported_by_pillow = num_pages(opened) > 1 or misread(opened)
+                unsupported_by_pillow = num_pages(opened) > 1 or is_misread_by_pillow(opened)
         if not unsupported_by_pillow:
             image = load_upright(file, "image").image
     except BadFileError as error:

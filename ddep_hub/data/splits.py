@@ -100,8 +100,8 @@ def choose_validation(
     if len(members) < 2:
         available = f"one group, {next(iter(members))!r}" if groups and members else f"{len(pool)} image"
         raise ValueError(
-            f"val_fraction: there is only {available}; training and validation need one each. Label another, or cut it "
-            "in two"
+            f"val_fraction: there is only {available}; training and validation need one each. Label another, or cut "
+            "it in two"
         )
     target_size, chosen = parse_fraction(fraction) * len(pool), list[str]()
     for group in choose_labelled(members, number=len(members) - 1, seed=0):

@@ -22,7 +22,7 @@ from ddep_hub.data.image_io import BadFileError, format_list
 from ddep_hub.data.preprocessing import AnyImage, EvalTransform, Normalize
 from ddep_hub.data.synthetic import SCENE_CLASSES
 from ddep_hub.folding import example_images, fold_batch_norms
-from ddep_hub.image_conversion import ChannelImage, apply_orientation, channels_first, channels_of, to_rgb
+from ddep_hub.image_conversion import ChannelImage, apply_orientation, channels_first, extract_channels, to_rgb
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.pretrained import load_model, load_processor, processor_for_encoder, with_image_size
@@ -202,7 +202,7 @@ def _to_image(image: Any, channels: int) -> AnyImage:
         return (
             to_rgb(apply_orientation(image), name)
             if channels == 3
-            else ChannelImage(channels_of(image, channels, name))
+            else ChannelImage(extract_channels(image, channels, name))
         )
     if not isinstance(image, np.ndarray):
         column = ' For a data set, pass its image column, such as data["image"].' * isinstance(image, Mapping)

@@ -181,9 +181,8 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{source} holds {_describe_contents(root)}, in no recognised format. Looked for COCO, LabelMe or Label "
-            "Studio "
-            "JSON, annotations.xml of CVAT, _classes.csv of Roboflow, <id>/images and <id>/masks, TIFF stacks and "
-            f"folders of images and masks.{unread_note}"
+            "Studio JSON, annotations.xml of CVAT, _classes.csv of Roboflow, <id>/images and <id>/masks, TIFF stacks "
+            f"and folders of images and masks.{unread_note}"
         ) from error
     except StopIteration:
         raise ValueError(

@@ -15,7 +15,7 @@ from ddep_hub.data.image_io import (
     page_indices,
 )
 from ddep_hub.image_conversion import ChannelImage, apply_orientation, to_rgb
-from ddep_hub.tiff import COPY_OR_MASK, has_tifffile, is_inverted, misread, read_tiff
+from ddep_hub.tiff import COPY_OR_MASK, has_tifffile, is_inverted, is_misread_by_pillow, read_tiff
 
 
 # An array is (H, W), (H, W, channels) or (channels, H, W).
@@ -52,7 +52,7 @@ def read_image_file(path: Path, page: int | None = None) -> RawImage:
             tags, bands = getattr(opened, "tag_v2", {}), len(opened.getbands())
             # Pillow reduces colours to 8 bits and drops channels it does not know.
             is_complete = tags.get(277, bands) == bands and (max(tags.get(258, (1,))) <= 8 or opened.mode[0] in "IF")
-            if is_complete and not misread(opened) and (page is not None or len(indices) == 1):
+            if is_complete and not is_misread_by_pillow(opened) and (page is not None or len(indices) == 1):
                 image, inverted = apply_orientation(opened).copy(), is_inverted(opened)
                 image = _to_16_bit(image) if image.mode.startswith("I;16") else image
                 return Image.fromarray(~np.asarray(image)) if inverted else image

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ddep_hub.checkpoints import without_shared_memory
+from ddep_hub.checkpoints import clone_shared_tensors
 from ddep_hub.configuration_ddep import DDePConfig
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.utils.files import atomic_dir, remove_dir
@@ -222,7 +222,7 @@ def read_checkpoint(path: Path, fingerprint: Mapping[str, Any]) -> Checkpoint:
 
 
 def _to_contiguous(tensors: Tensors) -> Tensors:
-    unshared = without_shared_memory(tensors)
+    unshared = clone_shared_tensors(tensors)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in unshared.items()}
 
 

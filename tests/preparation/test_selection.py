@@ -11,7 +11,7 @@ from PIL import Image
 
 import ddep_hub
 from ddep_hub.cli import main
-from ddep_hub.configuration_ddep import resolve
+from ddep_hub.configuration_ddep import resolve_name
 from ddep_hub.data.splits import read_split_file
 from ddep_hub.preparation.selection import greedy_medoids, image_features, select, standardize
 
@@ -143,7 +143,7 @@ def test_features_are_the_means_of_what_the_encoder_gives(tmp_path):
     Image.new("RGB", (3000, 4)).save(tmp_path / "long.png")
     found = image_features([tmp_path / "a.png", tmp_path / "long.png"], "ddep-efficientnet-lite0", None, 64)
     model = ddep_hub.DDePForPreTraining.from_pretrained("ddep-efficientnet-lite0").eval()
-    processor = ddep_hub.DDePImageProcessor.from_pretrained(resolve("ddep-efficientnet-lite0"))
+    processor = ddep_hub.DDePImageProcessor.from_pretrained(resolve_name("ddep-efficientnet-lite0"))
     with torch.no_grad():
         levels = model.ddep(**processor(pixels, do_resize=False, return_tensors="pt"), output_hidden_states=True)
     for mean, level in zip(found[tmp_path / "a.png"], levels.hidden_states, strict=False):
