@@ -266,6 +266,21 @@ def open_image(file: str | Path | Undecoded, kind: str = "image") -> Iterator[Im
             raise BadFileError(f"{name} is damaged or cut off ({error}); {hint}", name) from error
 
 
+def read_size(file: str | Path) -> tuple[int, int] | None:
+    """Width and height that the header of an image states; `None` for arrays and for what Pillow cannot open.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    if is_array(file):
+        return None
+    try:
+        with open_image(file) as image:
+            return image.size
+    except BadFileError:  # as reading it will say
+        return None
+
+
 class DecodedImage(NamedTuple):
     """A decoded image.
 

@@ -21,7 +21,7 @@ from .hub_loading import (
     make_undecoded_sample,
     select_undecoded,
 )
-from .image_io import BadFileError, decode_image, format_list
+from .image_io import BadFileError, decode_image, format_list, read_size
 from .layouts import find_layout, layout_splits, split_files
 from .masks import decode_mask
 
@@ -41,14 +41,18 @@ def make_sample(image: Image.Image | ChannelImage, mask: np.ndarray, path: str, 
     Raises:
         BadFileError: They are not of one size.
     """
-    height, width = mask.shape
-    if image.size != (width, height):
-        raise BadFileError(
-            f"{mask_path} is {width}x{height} pixels, but its image {path} is {image.width}x{image.height} (EXIF "
-            "orientation applied); make the mask from that image, or resize the mask with nearest neighbour",
-            mask_path,
-        )
+    if image.size != mask.shape[::-1]:
+        raise _size_error(image.size, mask, path, mask_path)
     return {"image": image, "annotation": mask, "path": path, "annotation_path": mask_path}
+
+
+def _size_error(size: tuple[int, ...], mask: np.ndarray, path: str, mask_path: str) -> BadFileError:
+    height, width = mask.shape
+    return BadFileError(
+        f"{mask_path} is {width}x{height} pixels, but its image {path} is {size[0]}x{size[1]} (EXIF orientation "
+        "applied); make the mask from that image, or resize the mask with nearest neighbour",
+        mask_path,
+    )
 
 
 def check_sample(sample: Sample, classes: ClassTable, name: str) -> None:
@@ -228,7 +232,14 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         return len(self.sample_ids)
 
     def mask(self, index: int) -> np.ndarray:
-        """The `annotation` of a sample alone."""
+        """The `annotation` of a sample alone; of its image, only the size is read."""
+        mask, path = self._read_mask(index), self.images[index]
+        size = read_size(path)
+        if size is not None and sorted(size) != sorted(mask.shape):  # the header may not say that the image is turned
+            raise _size_error(size, mask, str(path), str(self._masks[index]))
+        return mask
+
+    def _read_mask(self, index: int) -> np.ndarray:
         return decode_mask(
             self._masks[index],
             num_classes=self.classes.num_classes,
@@ -239,7 +250,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path, mask_path = self.images[index], self._masks[index]
-        image, mask = decode_image(path, self.num_channels), self.mask(index)
+        image, mask = decode_image(path, self.num_channels), self._read_mask(index)
         return make_sample(image, mask, str(path), str(mask_path))
 
 

@@ -179,8 +179,9 @@ def run_evaluation(
         logger.warning("%s", absent_message(scores["absent_classes"], len(names), args.eval_split))
     for metric in metrics:
         scores |= metric.compute(names)
-    # Absolute, so that `ddep-hub card` knows the folder from anywhere.
-    location = os.path.abspath(str(args.model)) if os.path.isdir(str(args.model)) else args.model
+    # Absolute, so that `ddep-hub card` knows the folders from anywhere.
+    named = {"model": args.model, "data": args.data}
+    folders = {name: os.path.abspath(path) for name, path in named.items() if path and os.path.isdir(path)}
     results = {
         **scores,
         "labelled_pixels": dict(zip(classes.names, statistics.pixels.tolist(), strict=True)),
@@ -190,7 +191,7 @@ def run_evaluation(
         "image_size": transform.image_size,
         "inference": dataclasses.asdict(options),
         "mixed_precision": accelerator.mixed_precision,
-        "arguments": dataclasses.asdict(args) | {"model": location},
+        "arguments": dataclasses.asdict(args) | folders,
     }
 
     def write(output: Path) -> None:

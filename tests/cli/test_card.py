@@ -1,6 +1,7 @@
 """`ddep-hub card`: written from the files of a run, with a baseline and an evaluation."""
 
 import json
+import os
 import re
 import runpy
 import shutil
@@ -94,6 +95,25 @@ def test_an_evaluation(final, scenes, tmp_path):
     assert "and the mirrored images" in read(final) and "boundary IoU" in read(final)
     assert "![Confusion matrix](confusion.png)" in read(final)
     assert (final / "confusion.png").read_bytes() == (evaluation / "confusion.png").read_bytes()
+
+
+def test_an_evaluation_on_other_data_from_another_folder(runs, final, scenes, tmp_path, monkeypatch, capsys):
+    """The card names the data that was measured; the model is the same folder by whatever path, and no other."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "others").symlink_to(scenes)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    model = os.path.relpath(final)
+    assert main(["evaluate", "--model", model, "--data", "../others", "--output_dir", "ev"]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["card", str(final), "--evaluation", "elsewhere/ev"]) == 0
+    assert "images of `others`, split `val`" in read(final) and "name: others" in read(final)
+    other = tmp_path / "b" / "final"
+    shutil.copytree(final, other)
+    monkeypatch.chdir(final.parent)
+    assert main(["evaluate", "--model", "final", "--data", str(scenes), "--output_dir", str(tmp_path / "ev")]) == 0
+    monkeypatch.chdir(other.parent)
+    assert main(["card", "final", "--evaluation", str(tmp_path / "ev")]) == 1
+    assert f"measured {final}, not final. Evaluate this model" in capsys.readouterr().err
 
 
 def test_names_are_no_markup(final):

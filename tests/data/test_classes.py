@@ -30,6 +30,8 @@ def test_table_gives_both_label_maps():
         ({"classes": [{"id": 1, "name": "road"}, {"id": 0, "name": "sky"}], "num_classes": 2}, ("sky", "road")),
         (["sky", "road", "tree"], ("sky", "road", "tree")),
         ({"0": "sky", "1": "road"}, ("sky", "road")),
+        ({"sky": 0, "road": 1}, ("sky", "road")),
+        ([{"id": 1, "name": "road"}, {"id": 0, "name": "sky"}], ("sky", "road")),
     ],
 )
 def test_accepted_shapes(tmp_path, content, names):
@@ -144,3 +146,9 @@ def test_misspelt_keys_are_refused(tmp_path, content, said):
     entry = {"id": 0, "name": "x", "supercategory": "thing", "uid": 7}
     (tmp_path / "classes.json").write_text(json.dumps({"classes": [entry], "description": "of another program"}))
     assert read_class_table(tmp_path / "classes.json").labels == ("x",)
+
+
+def test_a_byte_order_mark_is_none_of_the_content(tmp_path):
+    """Editors on Windows write one."""
+    (tmp_path / "classes.json").write_text('["sky", "road"]', encoding="utf-8-sig")
+    assert read_class_table(tmp_path / "classes.json").names == ("sky", "road")

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from ddep_hub.data.image_io import BadFileError
-from ddep_hub.data.masks import decode_mask
+from ddep_hub.data.masks import decode_mask, suggest_classes
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 
 
@@ -141,3 +141,28 @@ def test_an_image_is_not_its_own_mask(tmp_path):
     (tmp_path / "classes.json").write_text('["background", "cell"]')
     with pytest.raises(FileNotFoundError, match=r"c_mask\.png"):
         SegmentationFolder(tmp_path, "train")
+
+
+def test_whole_numbers_in_floats_are_ids(tmp_path):
+    """ImageJ saves labels as floats of 32 bits."""
+    ids = np.array([[0, 1, 2]] * 3)
+    Image.fromarray(ids.astype(np.float32)).save(tmp_path / "a.tif")
+    assert np.array_equal(decode_mask(tmp_path / "a.tif", num_classes=3, ignore_index=255), ids)
+    Image.fromarray(ids.astype(np.float32) / 2).save(tmp_path / "a.tif")
+    with pytest.raises(BadFileError, match="has colour mode F"):
+        decode_mask(tmp_path / "a.tif", num_classes=3, ignore_index=255)
+
+
+def test_masks_that_pillow_cannot_open(tmp_path):
+    tifffile = pytest.importorskip("tifffile", reason="extra `tiff` is not installed")
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((8, 8), np.int64))
+    with pytest.raises(BadFileError, match=r"a\.tif is not an image that Pillow can read.*save the mask with 8 or 16"):
+        decode_mask(tmp_path / "a.tif", num_classes=3, ignore_index=255)
+
+
+def test_no_classes_are_suggested_for_soft_borders(tmp_path):
+    soft = np.clip(np.arange(256) * np.ones((4, 1)), 0, 255).astype(np.uint8)
+    Image.fromarray(soft).save(tmp_path / "a.png")
+    assert suggest_classes([tmp_path / "a.png"]).startswith("The masks hold 256 values from 0 to 255: their borders")
+    Image.fromarray(np.minimum(soft, 150)).save(tmp_path / "a.png")  # ADE20K has 150 classes
+    assert "mask_values" not in suggest_classes([tmp_path / "a.png"])

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,24 @@ def test_mask_of_another_size(root):
     with pytest.raises(BadFileError, match=r"a\.png is 4x3 pixels, but its image .*a\.jpg is 8x6") as caught:
         SegmentationFolder(root, "train")[0]
     assert caught.value.path.endswith("a.png")
+
+
+def test_masks_alone_are_held_against_the_sizes_of_their_images(root):
+    """So that training names such a mask before its first step; a photo on its side may not say so in its header."""
+    put_mask(root / "annotations" / "train" / "a.png", size=(6, 8))
+    data = SegmentationFolder(root, "train")
+    assert data.mask(data.sample_ids.index("a")).shape == (8, 6)
+    put_mask(root / "annotations" / "train" / "a.png", size=(9, 6))
+    with pytest.raises(BadFileError, match=r"a\.png is 9x6 pixels, but its image .* is 8x6"):
+        data.mask(data.sample_ids.index("a"))
+
+
+def test_masks_that_are_arrays_are_named(root):
+    shutil.rmtree(root / "annotations")
+    (root / "masks").mkdir()
+    np.save(root / "masks" / "a.npy", np.zeros((6, 8), np.uint8))
+    with pytest.raises(FileNotFoundError, match=r"Masks are images: save .*a\.npy and others as PNG"):
+        SegmentationFolder(root, "train")
 
 
 def test_ids_beyond_the_classes(root):

@@ -171,10 +171,36 @@ def test_a_palette_is_colours_unless_it_is_imagejs_way_to_show_grey(tmp_path):
     np.testing.assert_array_equal(decode_image(path, 1).pixels[0], FIRST[0])
 
 
-def test_a_compression_that_needs_another_package_is_no_damage(tmp_path):
-    if importlib.util.find_spec("imagecodecs") is not None:
-        pytest.skip("imagecodecs is installed")
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_upright_with_any_number_of_channels(tmp_path, orientation, channels):
+    stored = {1: FIRST[0], 3: RGB, 4: np.concatenate([RGB, NIR], -1)}[channels]
+    options = {"photometric": "minisblack" if channels == 1 else "rgb", "extratags": [(274, 3, 1, orientation, False)]}
+    path = write(tmp_path / "a.tif", stored, **options)
+    # What each orientation says of the stored rows and columns, from the TIFF 6.0 specification.
+    upright = {
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.swapaxes(0, 1),
+        6: stored.swapaxes(0, 1)[:, ::-1],
+        7: stored.swapaxes(0, 1)[::-1, ::-1],
+        8: stored.swapaxes(0, 1)[::-1],
+    }[orientation]
+    found = pixels_of(decode_image(path, channels))
+    np.testing.assert_array_equal(found[..., 0] if channels == 1 else found, upright)
+
+
+def test_a_compression_that_needs_another_package_is_no_damage(tmp_path, monkeypatch):
     Image.fromarray(RGB).convert("RGBA").save(tmp_path / "a.tif", compression="tiff_lzw")
+    if importlib.util.find_spec("imagecodecs") is not None:
+        assert np.array_equal(decode_image(tmp_path / "a.tif", 4).pixels[:3].transpose(1, 2, 0), RGB)
+
+    def fail(self, *args, **kwargs):
+        raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
+
+    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", fail)
     with pytest.raises(BadFileError, match=r"a\.tif is compressed: .*; pip install imagecodecs$"):
         decode_image(tmp_path / "a.tif", 4)
 

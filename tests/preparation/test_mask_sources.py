@@ -296,3 +296,10 @@ def test_a_palette_that_stays_the_same_is_read_by_index(tmp_path):
     put_masks(tmp_path / "source", masks, (64, 64))
     ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
     assert all(np.array_equal(mask, ids) for mask in masks_of(tmp_path / "output").values())
+
+
+def test_masks_with_soft_borders_are_refused(tmp_path):
+    soft = np.linspace(0, 255, HEIGHT * WIDTH).astype(np.uint8).reshape(HEIGHT, WIDTH)
+    put_masks(tmp_path / "source", {"a": soft, "b": soft})
+    with pytest.raises(ValueError, match=r"The masks hold 255 different values: they are smoothed, or not masks"):
+        ddep_hub.prepare(tmp_path / "source", tmp_path / "output")

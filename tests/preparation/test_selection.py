@@ -104,6 +104,8 @@ def test_a_damaged_image_is_left_out(photos):
     with pytest.warns(UserWarning, match=r"broken\.png.*skipping it"):
         chosen = ddep_hub.select_images(photos, 18, image_size=64)
     assert len(chosen) == 18 and photos / "broken.png" not in chosen
+    (photos / "broken.png").unlink()
+    (photos / "broken.png").symlink_to(photos / "gone.png")
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="number is 19, but there are 18"):
         ddep_hub.select_images(photos, 19, image_size=64)
 
