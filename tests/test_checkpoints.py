@@ -290,6 +290,7 @@ WRAPPINGS = [
 ]
 
 
+@pytest.mark.skipif(not timm.is_model("iformer_t"), reason="this release of timm has no iFormer")
 @pytest.mark.parametrize("given", [False, True], ids=["own", "given"])
 @pytest.mark.parametrize("wrap", WRAPPINGS, ids=range(len(WRAPPINGS)))
 def test_wrapped_models_are_saved_under_plain_names(tmp_path, conv_config, wrap, given):

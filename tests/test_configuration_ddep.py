@@ -156,11 +156,14 @@ def test_labels():
         ({"num_labels": True}, "num_labels must be a whole number of at least 1, got True"),
         ({"id2label": {}}, "id2label names no class"),
         ({"label2id": {"a": "zero"}}, "label2id must map names to ids"),
-        ({"label2id": ["a", "b"]}, "label2id must map names to ids"),
+        (
+            {"label2id": ["a", "b"]},
+            "label2id must map names to ids|label2id.* expected a dict",
+        ),  # by an older Hub library
     ],
 )
 def test_a_label_map_that_does_not_match_is_refused(labels, named):
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises((ValueError, StrictDataclassError), match=named):
         DDePConfig(**labels)
 
 

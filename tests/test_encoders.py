@@ -171,6 +171,9 @@ def test_what_cannot_serve_is_refused(config, named):
         build_encoder(DDePConfig(**config))
 
 
+@pytest.mark.skipif(
+    not hasattr(timm.models.InceptionV3, "forward_intermediates"), reason="of this release of timm, it has no features"
+)
 def test_too_small_an_image_for_an_encoder_without_padding_is_named():
     with torch.device("meta"):
         encoder = build_encoder(DDePConfig(encoder_name="inception_v3"))
