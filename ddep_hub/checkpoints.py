@@ -93,17 +93,19 @@ def _strip_wrappers(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPER_PARTS and part != "module")
 
 
-def decoder_state_dict(state_dict: Mapping[str, torch.Tensor], encoder_prefix: str, *, half: bool) -> StateDict:
+def decoder_state_dict(
+    state_dict: Mapping[str, torch.Tensor], encoder_prefix: str, *, half_precision: bool
+) -> StateDict:
     """What a decoder-only file holds: everything but the encoder.
 
     Args:
         state_dict: the model's weights.
         encoder_prefix: prefix of the encoder's names, such as `"ddep.encoder."`.
-        half: write convolution weights in float16. Norms and their statistics stay in float32, and so does a
+        half_precision: write convolution weights in float16. Norms and their statistics stay in float32, and so does a
             weight that float16 cannot hold.
     """
     decoder_weights = {name: tensor for name, tensor in state_dict.items() if not name.startswith(encoder_prefix)}
-    if half:
+    if half_precision:
         limit = torch.finfo(torch.float16).max
         for name, tensor in decoder_weights.items():
             if tensor.dtype == torch.float32 and tensor.ndim > 1 and tensor.abs().max() < limit:

@@ -226,7 +226,7 @@ def _match_names(expected_names: Iterable[str], state: Mapping[str, torch.Tensor
     """
     by_plain_name = {name.replace(".", "_"): tensor for name, tensor in state.items()}
     names = {name: name.replace(".", "_") for name in expected_names}
-    missing = [name for name, plain in names.items() if plain not in by_plain_name]
+    missing = [name for name, flat_name in names.items() if flat_name not in by_plain_name]
     if missing:
         raise RuntimeError(f"there are no weights for {format_list(missing, 3)}")
-    return {name: by_plain_name[plain] for name, plain in names.items()}
+    return {name: by_plain_name[flat_name] for name, flat_name in names.items()}

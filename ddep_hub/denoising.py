@@ -79,7 +79,7 @@ def sample_sigma(
     return low + (high - low) * uniform
 
 
-def per_example(values: torch.Tensor | float, reference: torch.Tensor) -> torch.Tensor:
+def broadcast_like(values: torch.Tensor | float, reference: torch.Tensor) -> torch.Tensor:
     """Levels of shape `(batch,)` or a number, shaped and typed to multiply `reference` of shape `(batch, C, H, W)`."""
     values = torch.as_tensor(values, dtype=reference.dtype, device=reference.device)
     return values.reshape(-1, *[1] * (reference.ndim - 1)) if values.ndim else values
@@ -98,7 +98,7 @@ def corrupt(clean: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor | floa
         The corrupted images `x~`, same shape.
     """
     _check(corruption, "scaled", "simple")
-    sigma = per_example(sigma, clean)
+    sigma = broadcast_like(sigma, clean)
     noisy = clean + sigma * noise
     return noisy * gamma_from_sigma(sigma) ** 0.5 if corruption == "scaled" else noisy
 
@@ -138,6 +138,6 @@ def denoise(
     _check(prediction_type, "epsilon", "sample")
     if prediction_type == "sample":
         return prediction
-    sigma = per_example(sigma, noisy)
+    sigma = broadcast_like(sigma, noisy)
     simple = noisy / gamma_from_sigma(sigma) ** 0.5 if corruption == "scaled" else noisy
     return simple - sigma * prediction

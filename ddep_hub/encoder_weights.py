@@ -55,8 +55,8 @@ def timm_name(name: str) -> str:
     """timm's name of a weight in EfficientNet-PyTorch's naming."""
     block = re.match(r"_blocks\.(\d+)\.(\w+)\.(.+)", name)
     if block is None:
-        part, _, rest = name.partition(".")
-        return f"{_STEM_AND_HEAD[part]}.{rest}"
+        part, _, suffix = name.partition(".")
+        return f"{_STEM_AND_HEAD[part]}.{suffix}"
     index = int(block[1])
     stage = 0
     while index >= _DEPTHS[stage]:

@@ -20,7 +20,7 @@ EXIF_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 _warned = set[str]()
 
 
-def orientation(image: Image.Image) -> int:
+def read_orientation(image: Image.Image) -> int:
     """The EXIF or XMP orientation, 1..8. No other tag is read, so that none that is damaged matters."""
     if image.format == "TIFF":
         return 1  # Pillow has turned it
@@ -48,9 +48,9 @@ def orientation(image: Image.Image) -> int:
 
 
 def apply_orientation(image: Image.Image) -> Image.Image:
-    """Turns an image as its orientation says, see [`orientation`]; the result says none."""
+    """Turns an image as its orientation says, see [`read_orientation`]; the result says none."""
     image.load()
-    transposed, left_right, top_bottom = ORIENTATIONS[orientation(image)]
+    transposed, left_right, top_bottom = ORIENTATIONS[read_orientation(image)]
     upright = image
     if left_right:
         upright = upright.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -315,8 +315,8 @@ __all__ = [
     "apply_orientation",
     "channels_first",
     "extract_channels",
-    "orientation",
     "read_channels",
+    "read_orientation",
     "to_8_bit",
     "to_rgb",
     "validate_channel_order",

@@ -346,7 +346,7 @@ class DDePPreTrainedModel(PreTrainedModel):
             if decoder_only:
                 prefix = f"{self._base_prefix}encoder."
                 config.encoder_weights_hash = self._encoder_hash(state_dict, prefix, save_directory)
-                state_dict = decoder_state_dict(state_dict, prefix, half=half_precision)
+                state_dict = decoder_state_dict(state_dict, prefix, half_precision=half_precision)
                 kwargs["max_shard_size"] = "1TB"  # a decoder is read from one file
             super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
         finally:

@@ -13,7 +13,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_ddep import DDePConfig
 from .decoder import DDePDecoder
-from .denoising import check_noise, corrupt, denoising_target, noise_scale, per_example, sample_sigma
+from .denoising import broadcast_like, check_noise, corrupt, denoising_target, noise_scale, sample_sigma
 from .encoders import (
     build_encoder,
     extract_features,
@@ -270,7 +270,7 @@ class DDePForPreTraining(DDePPreTrainedModel):
         if self.config.image_skip:
             # In units of the noise: a head with small initial weights would otherwise take long to reach the right
             # gain.
-            scaled_noisy = noisy / per_example(noise_scale(sigma, self.config.corruption), noisy)
+            scaled_noisy = noisy / broadcast_like(noise_scale(sigma, self.config.corruption), noisy)
             hidden_state = self.ddep.to_image_size(hidden_state, height, width)
             prediction = self.noise_head(torch.cat([hidden_state, scaled_noisy.to(hidden_state.dtype)], dim=1))
         else:

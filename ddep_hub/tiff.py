@@ -42,16 +42,16 @@ def has_tifffile() -> bool:
     return importlib.util.find_spec("tifffile") is not None
 
 
-def _tag(image: Image.Image, name: str, default: Any) -> Any:
+def _get_tag(image: Image.Image, name: str, default: Any) -> Any:
     return getattr(image, "tag_v2", {}).get(getattr(TiffImagePlugin, name), default)
 
 
 def is_misread_by_pillow(image: Image.Image) -> bool:
     """Whether Pillow opens a TIFF, but gives other pixels than it holds, without an error."""
-    if image.format != "TIFF" or _tag(image, "COMPRESSION", 1) != 1:  # libtiff decodes what is compressed
+    if image.format != "TIFF" or _get_tag(image, "COMPRESSION", 1) != 1:  # libtiff decodes what is compressed
         return False
-    is_planar, bits = _tag(image, "PLANAR_CONFIGURATION", 1) == 2, _tag(image, "BITSPERSAMPLE", (1,))
-    return (is_planar and max(bits) > 8) or _tag(image, "PHOTOMETRIC_INTERPRETATION", None) == _YCBCR
+    is_planar, bits = _get_tag(image, "PLANAR_CONFIGURATION", 1) == 2, _get_tag(image, "BITSPERSAMPLE", (1,))
+    return (is_planar and max(bits) > 8) or _get_tag(image, "PHOTOMETRIC_INTERPRETATION", None) == _YCBCR
 
 
 def check_tiff(image: Image.Image, name: str, channels: int = 3) -> None:
@@ -72,8 +72,8 @@ def check_tiff(image: Image.Image, name: str, channels: int = 3) -> None:
             f"{name} is an uncompressed TIFF with YCbCr or deep planes, which Pillow reads incorrectly; convert it "
             'to RGB with interleaved channels, or pip install "ddep-hub[tiff]" and pass its path'
         )
-    samples, extra_samples = _tag(image, "SAMPLESPERPIXEL", 1), tuple(_tag(image, "EXTRASAMPLES", ()))
-    colours = _COLOUR_CHANNELS.get(_tag(image, "PHOTOMETRIC_INTERPRETATION", 1), 1)
+    samples, extra_samples = _get_tag(image, "SAMPLESPERPIXEL", 1), tuple(_get_tag(image, "EXTRASAMPLES", ()))
+    colours = _COLOUR_CHANNELS.get(_get_tag(image, "PHOTOMETRIC_INTERPRETATION", 1), 1)
     if samples == colours or (samples == colours + 1 and extra_samples in ((1,), (2,))):  # the two kinds of opacity
         return
     if samples == channels:
@@ -85,7 +85,7 @@ def check_tiff(image: Image.Image, name: str, channels: int = 3) -> None:
 
 def is_inverted(image: Image.Image) -> bool:
     """Whether Pillow gives a TIFF whose 0 is white as it is: 16 bits, as it turns 8 bits around."""
-    return image.mode.startswith("I;16") and _tag(image, "PHOTOMETRIC_INTERPRETATION", 1) == _WHITE_IS_ZERO
+    return image.mode.startswith("I;16") and _get_tag(image, "PHOTOMETRIC_INTERPRETATION", 1) == _WHITE_IS_ZERO
 
 
 def read_tiff(

@@ -21,7 +21,7 @@ import ddep_hub
 from ddep_hub.cli import explain_mistakes
 from ddep_hub.data.classes import colorize, read_class_table
 from ddep_hub.data.synthetic import SCENE_CLASSES, write_scenes
-from ddep_hub.evaluation.visualization import panels
+from ddep_hub.evaluation.visualization import draw_panels
 from ddep_hub.hub.publish import publish_folder
 
 
@@ -89,7 +89,7 @@ def draw(name: str, **columns: list[np.ndarray]) -> None:
     for index, path in enumerate(shown):
         photo = np.asarray(Image.open(path).convert("RGB"))
         rows.append([photo, *(colorize(column[index], table) for column in columns.values())])
-    panels(rows, ["photo", *(title.replace("_", " ") for title in columns)]).save(output / name)
+    draw_panels(rows, ["photo", *(title.replace("_", " ") for title in columns)]).save(output / name)
     print(f"Look at {output / name}")
 
 

@@ -254,13 +254,13 @@ def test_decoder_state_dict():
         "ddep.decoder.bias": torch.ones(2),
         "ddep.decoder.big": torch.full((2, 2), 1e6),
     }
-    half = decoder_state_dict(state, "ddep.encoder.", half=True)
+    half = decoder_state_dict(state, "ddep.encoder.", half_precision=True)
     assert {name: tensor.dtype for name, tensor in half.items()} == {
         "ddep.decoder.weight": torch.float16,
         "ddep.decoder.bias": torch.float32,
         "ddep.decoder.big": torch.float32,
     }
-    whole = decoder_state_dict(state, "ddep.encoder.", half=False)
+    whole = decoder_state_dict(state, "ddep.encoder.", half_precision=False)
     assert {tensor.dtype for tensor in whole.values()} == {torch.float32}
 
 

@@ -18,7 +18,7 @@ from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.data.synthetic import render_scene
 from ddep_hub.encoder_weights import encoder_file
 from ddep_hub.evaluation.denoising import denoising_error, denoising_references
-from ddep_hub.hub.model_card import BEGIN, PREDICTIONS, card_text, published_card
+from ddep_hub.hub.model_card import BEGIN, PREDICTIONS, build_published_card, render_card
 from ddep_hub.training.arguments import PretrainArguments
 from ddep_hub.utils.arguments import parse_arguments
 
@@ -73,9 +73,9 @@ def test_it_denoises_images_it_has_not_seen():
 
 def test_its_card_can_be_published(folder):
     card = (folder / "README.md").read_text()
-    assert card_text(folder) == card  # it is what template and files give
+    assert render_card(folder) == card  # it is what template and files give
     assert f'from_pretrained("{folder.name}", num_labels=19)' in card
-    published = published_card(folder, "org/name")
+    published = build_published_card(folder, "org/name")
     snippet = re.search(r"```python\n(.*?)```", published, re.DOTALL)[1]
     assert '"org/name"' in snippet and folder.name not in snippet and BEGIN in published
     links = re.findall(r"\]\((?!https?:)([^)]+)\)", card)

@@ -50,21 +50,21 @@ def exclude_generated(root: Path, names: Sequence[str]) -> list[str]:
     outputs = _find_outputs(root, names)
     pictures = {name for name in outputs if not name.endswith("/")}
     folders = tuple(outputs - pictures)
-    written = {
+    generated = {
         name
         for name in names
         if name in pictures or name.startswith(folders) or (_may_be_prediction(name) and is_prediction(root / name))
     }
-    if not written:
+    if not generated:
         return list(names)
-    kept = [name for name in names if name not in written]
+    kept = [name for name in names if name not in generated]
     if not kept:
         raise ValueError(f"{root} holds only files written by ddep-hub; pass the folder of the images themselves")
     logger.warning(
         "%s: skipping %d files written by ddep-hub: %s",
         root,
-        len(written),
-        format_list(sorted(written)),
+        len(generated),
+        format_list(sorted(generated)),
     )
     return kept
 

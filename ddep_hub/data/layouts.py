@@ -264,11 +264,11 @@ def _not_found_message(root: Path) -> str:
     if not root.is_dir():
         return f"{root} is not a folder; check the path"
     entries = sorted(path.name + "/" * path.is_dir() for path in root.glob("*") if not path.name.startswith("."))
-    known = "; ".join(f"{layout}: {contents}" for layout, contents in _REQUIRED_CONTENTS.items())
+    requirements = "; ".join(f"{layout}: {contents}" for layout, contents in _REQUIRED_CONTENTS.items())
     return (
         f"{root / 'images'} is not a folder, and no other layout is recognised in {root}, which holds "
-        f"{format_list(entries) if entries else 'nothing'}; pass a folder with one of these layouts ({known}), set "
-        f"image_dir and mask_dir, or list the files in {PAIRS}"
+        f"{format_list(entries) if entries else 'nothing'}; pass a folder with one of these layouts ({requirements}), "
+        f"set image_dir and mask_dir, or list the files in {PAIRS}"
     )
 
 

@@ -55,7 +55,7 @@ class ClassStatistics:
         return int(self.counts[0, -1])
 
     @property
-    def absent(self) -> list[str]:
+    def absent_classes(self) -> list[str]:
         """Names of the classes without a pixel."""
         return [name for name, pixels in zip(self.names, self.pixels.tolist(), strict=True) if not pixels]
 
@@ -85,12 +85,12 @@ def check_classes(statistics: ClassStatistics, mask_values: Collection[int] | No
     Raises:
         ValueError: A class has no pixel; names it and what to do.
     """
-    if not statistics.absent:
+    if not statistics.absent_classes:
         return
     if mask_values is None:
         mask_values = {index for index, pixels in enumerate(statistics.pixels.tolist()) if pixels}
         mask_values |= {statistics.ignore_index} if statistics.num_ignored else set()
-    names = format_list(list(map(repr, statistics.absent)), 10)
+    names = format_list(list(map(repr, statistics.absent_classes)), 10)
     if len(statistics.names) <= 2 and statistics.ignore_index == 255 and set(mask_values) in ({0, 255}, {255}):
         advice = (
             "The masks hold the values 0 and 255, and 255 is the ignore index, so no object is seen: set "

@@ -47,7 +47,7 @@ def unlabelled_images(root: Path) -> list[str]:
         if masks:
             _warn(root, masks, "are in folders named like masks; to use such a folder, pass it itself")
             kept = _exclude(kept, masks)
-    adjacent_masks = _masks_beside_images(kept)
+    adjacent_masks = _find_adjacent_masks(kept)
     if adjacent_masks:
         _warn(root, adjacent_masks, "are named like masks of the images beside them")
         kept = _exclude(kept, adjacent_masks)
@@ -58,8 +58,8 @@ def unlabelled_images(root: Path) -> list[str]:
     return kept
 
 
-def _exclude(names: Sequence[str], others: Sequence[str]) -> list[str]:
-    left_out = set(others)
+def _exclude(names: Sequence[str], excluded: Sequence[str]) -> list[str]:
+    left_out = set(excluded)
     return [name for name in names if name not in left_out]
 
 
@@ -99,13 +99,13 @@ def _prefixes(root: Path, folders: set[Path]) -> tuple[str, ...]:
     return tuple("" if path == "." else f"{path}/" for path in paths)
 
 
-def _masks_beside_images(names: Sequence[str]) -> list[str]:
+def _find_adjacent_masks(names: Sequence[str]) -> list[str]:
     by_folder = defaultdict(list)
     for name in names:
         folder, _, file = name.rpartition("/")
         by_folder[folder].append(file)
     masks = []
     for folder, files in by_folder.items():
-        parts = separate_masks(files)
-        masks += [f"{folder}/{file}" if folder else file for file in (parts[1] if parts else [])]
+        separated = separate_masks(files)
+        masks += [f"{folder}/{file}" if folder else file for file in (separated[1] if separated else [])]
     return masks

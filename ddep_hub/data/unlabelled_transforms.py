@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from ddep_hub.image_conversion import ORIENTATIONS, orientation
+from ddep_hub.image_conversion import ORIENTATIONS, read_orientation
 
 from .image_io import Undecoded, decode_image, is_array, is_tiff, load_bytes, open_image
 from .preprocessing import AnyImage, Size, resize, to_tensor
@@ -153,7 +153,7 @@ def jpeg_size(file: str | Path | Undecoded) -> tuple[int, int] | None:
     with open_image(file) as image:
         if image.format != "JPEG":
             return None
-        transposed, _, _ = ORIENTATIONS[orientation(image)]
+        transposed, _, _ = ORIENTATIONS[read_orientation(image)]
         return image.size if transposed else (image.height, image.width)
 
 
@@ -177,7 +177,7 @@ def decode_jpeg_part(file: Undecoded, box: tuple[int, int, int, int], size: tupl
         pixels = _decode_full(file)
         return None if pixels is None else resize(pixels[:, top : top + height, left : left + width], size)
     with open_image(file) as image:
-        transposed, left_right, top_bottom = ORIENTATIONS[orientation(image)]
+        transposed, left_right, top_bottom = ORIENTATIONS[read_orientation(image)]
         # The part is cut out of the stored image: if its side is not a multiple of the factor, the last reduced pixel
         # covers less than the others, and rotating the image would shift them all.
         x, y, crop_width, crop_height = (top, left, height, width) if transposed else (left, top, width, height)
@@ -203,7 +203,7 @@ def decode_jpeg_part(file: Undecoded, box: tuple[int, int, int, int], size: tupl
 def _decode_full(file: Undecoded) -> torch.Tensor | None:
     """A whole JPEG by torchvision, which gives the same pixels as Pillow in half the time; None for uncommon kinds."""
     with open_image(file) as image:
-        is_supported = image.format == "JPEG" and image.mode == "RGB" and orientation(image) == 1
+        is_supported = image.format == "JPEG" and image.mode == "RGB" and read_orientation(image) == 1
     # A truncated part would be read as grey, without an error.
     if not is_supported or not file["bytes"].endswith(b"\xff\xd9"):
         return None

@@ -82,7 +82,7 @@ class InferenceOptions:
         return self.window is None and self.scales == (1.0,) and not self.flip
 
     @property
-    def only_windows(self) -> bool:
+    def is_windows_only(self) -> bool:
         """Whether windows at the image's own scale are all."""
         return self.window is not None and self.scales == (1.0,) and not self.flip
 
@@ -229,7 +229,7 @@ def predict(
     options = options or InferenceOptions()
     if options.window is None:
         _warn_about_memory(model, pixel_values.shape, options)
-    if options.only_windows and tuple(pixel_values.shape[-2:]) == tuple(size):
+    if options.is_windows_only and tuple(pixel_values.shape[-2:]) == tuple(size):
         ids = torch.empty(len(pixel_values), *size, dtype=torch.int64, device=pixel_values.device)
         for top, band in _iter_bands(model, pixel_values, options):
             ids[:, top : top + band.shape[2]] = band.argmax(1)

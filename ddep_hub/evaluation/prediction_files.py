@@ -23,7 +23,7 @@ from ddep_hub.data.unlabelled import unlabelled_images
 from ddep_hub.image_conversion import ChannelImage
 from ddep_hub.utils.files import explain_write_errors
 
-from .visualization import legend, overlay, to_rgb_image
+from .visualization import draw_legend, overlay, to_rgb_image
 
 
 TIMEOUT = 60  # seconds
@@ -78,14 +78,14 @@ def _expand_name(name: str) -> list[tuple[str, str]]:
         file = PurePosixPath(urllib.parse.unquote(urllib.parse.urlparse(name).path)).name
         return [(PurePosixPath(file).stem or "image", name)]
     if path.is_dir():
-        return [(_without_suffix(image), str(path / image)) for image in unlabelled_images(path)]
+        return [(_strip_suffix(image), str(path / image)) for image in unlabelled_images(path)]
     if path.is_file():
         return [(path.stem, name)]
     matches = sorted(match for match in glob(_escape_existing_folders(path), recursive=True) if os.path.isfile(match))
     if not matches:
         raise FileNotFoundError(f"{name} is not a file, folder or URL, and matches none. Check the path.")
     common_folder = os.path.commonpath([os.path.dirname(match) for match in matches])
-    return [(_without_suffix(os.path.relpath(match, common_folder or ".")), match) for match in matches]
+    return [(_strip_suffix(os.path.relpath(match, common_folder or ".")), match) for match in matches]
 
 
 def _escape_existing_folders(path: Path) -> str:
@@ -101,7 +101,7 @@ def _is_same_source(first: str, second: str) -> bool:
     return not (is_url(first) or is_url(second)) and os.path.realpath(first) == os.path.realpath(second)
 
 
-def _without_suffix(path: str) -> str:
+def _strip_suffix(path: str) -> str:
     return str(PurePosixPath(Path(path).as_posix()).with_suffix(""))
 
 
@@ -182,7 +182,7 @@ class MaskWriter:
         path = self.folder / LEGEND_FILE
         _check_overwrite(path)
         self.folder.mkdir(parents=True, exist_ok=True)
-        _save(legend(self.classes), path)
+        _save(draw_legend(self.classes), path)
 
     def remove_others(self, names: Collection[str]) -> None:
         """Removes earlier predictions but those of `names`, so that a folder that is handed in holds no others."""

@@ -82,7 +82,7 @@ def _load_dejavu(size: int) -> Font | None:
         return None
 
 
-def panels(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> Image.Image:
+def draw_panels(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> Image.Image:
     """Draws a table of pictures.
 
     Args:
@@ -139,10 +139,10 @@ def to_uint8(images: torch.Tensor) -> list[np.ndarray]:
     images = images.float().cpu()
     low, high = images[0].min(), images[0].max()
     scaled = ((images - low) / (high - low).clamp(min=1e-6)).clamp(0, 1) * 255
-    return [three_channels(image).permute(1, 2, 0).byte().numpy() for image in scaled]
+    return [to_three_channels(image).permute(1, 2, 0).byte().numpy() for image in scaled]
 
 
-def three_channels(values: torch.Tensor) -> torch.Tensor:
+def to_three_channels(values: torch.Tensor) -> torch.Tensor:
     """What is shown of (C, H, W) as RGB: one channel in grey, two as red and green, of more the first three."""
     if len(values) == 1:
         return values.expand(3, -1, -1)
@@ -177,7 +177,7 @@ def denoising_picture(model: nn.Module, clean: torch.Tensor, *, seed: int = 0) -
         pictures = to_uint8(torch.stack([image, corrupted, restored]))
         predicted = to_uint8(torch.stack([(corrupted - restored) / sigma]).clamp(-3, 3))
         rows.append([pictures[0], pictures[1], predicted[0], pictures[2]])
-    return panels(rows, ["image", "noisy image", "predicted noise", "denoised image"])
+    return draw_panels(rows, ["image", "noisy image", "predicted noise", "denoised image"])
 
 
 def segmentation_picture(
@@ -211,7 +211,7 @@ def segmentation_picture(
             pixels = normalize(inputs["pixel_values"][None].to(device))
             row.append(colorize(predict(model.eval(), pixels, size, options)[0].cpu().numpy(), dataset.classes))
         rows.append(row)
-    return panels(rows, ["image", "labels", *models])
+    return draw_panels(rows, ["image", "labels", *models])
 
 
 def confusion_picture(counts: torch.Tensor, names: Sequence[str]) -> Image.Image:
@@ -263,7 +263,7 @@ def overlay(image: Image.Image, mask: np.ndarray, classes: ClassTable) -> Image.
     return Image.composite(blended, image, Image.fromarray(~np.isin(mask, background))) if background else blended
 
 
-def legend(classes: ClassTable) -> Image.Image:
+def draw_legend(classes: ClassTable) -> Image.Image:
     """Draws the colours of the classes with their names, one per line."""
     (font, names), line = load_class_font(classes.names, 14), 22
     width = 44 + round(max(font.getlength(name) for name in names))

@@ -104,13 +104,13 @@ def write_card(folder: str | Path, repository: str | None = None) -> None:
         ValueError: A file is damaged; names it.
     """
     folder = Path(folder)
-    card = card_text(folder, repository)
+    card = render_card(folder, repository)
     if card is None:
         raise FileNotFoundError(f"{folder} has neither {CARD} nor {RUN}. Name the folder final/ of a run.")
     atomic_write(folder / CARD, card)
 
 
-def card_text(folder: Path, repository: str | None = None) -> str | None:
+def render_card(folder: Path, repository: str | None = None) -> str | None:
     """The card of a folder: from its template where there is a record of a run, else the one in the folder.
 
     Args:
@@ -132,9 +132,9 @@ def card_text(folder: Path, repository: str | None = None) -> str | None:
         values |= {
             "repository": repository or (match[1] if match else PLACEHOLDER),
             "user_part": BEGIN,
-            "metadata": _metadata(values).to_yaml(),
+            "metadata": _build_metadata(values).to_yaml(),
         }
-        text = _template().render(values)
+        text = _load_template().render(values)
     except (jinja2.UndefinedError, KeyError, TypeError) as error:
         raise ValueError(
             f"{folder}: {RUN} and {RESULTS} are incomplete ({error}). Copy them from the run again; "
@@ -142,11 +142,11 @@ def card_text(folder: Path, repository: str | None = None) -> str | None:
         ) from error
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     # Last, as it is kept to the byte.
-    return _merge_metadata(text.replace(BEGIN, f"{BEGIN}\n{_user_text(old_card)}\n{END}", 1), old_card)
+    return _merge_metadata(text.replace(BEGIN, f"{BEGIN}\n{_extract_user_text(old_card)}\n{END}", 1), old_card)
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def _load_template() -> jinja2.Template:
     """The compiled template; a run writes more than one card, and compiling takes longer than all the rest."""
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters["cell"] = lambda value: str(value).replace("|", r"\|")  # which would end a table's cell
@@ -159,7 +159,7 @@ def _escape_markdown(value: Any) -> str:
     return re.sub(r"[\\<&\[\]*`|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", str(value))
 
 
-def published_card(folder: Path, repository: str, hub_card: str | None = None) -> str | None:
+def build_published_card(folder: Path, repository: str, hub_card: str | None = None) -> str | None:
     """The card to publish: the folder's, with what only the Hub's card has in the user's part and in its metadata.
 
     Args:
@@ -167,10 +167,10 @@ def published_card(folder: Path, repository: str, hub_card: str | None = None) -
         repository: `org/name`.
         hub_card: The card that is there now.
     """
-    card = card_text(folder, repository)
+    card = render_card(folder, repository)
     if card is None or hub_card is None or (BEGIN not in card and BEGIN not in hub_card):
         return card
-    ours, theirs = _user_text(card) if BEGIN in card else "", _user_text(hub_card)
+    ours, theirs = _extract_user_text(card) if BEGIN in card else "", _extract_user_text(hub_card)
     if theirs not in ours:
         if ours:
             logger.warning(
@@ -316,7 +316,7 @@ def _metric_rows(results: Mapping[str, Any], baseline: Mapping[str, Any] | None)
     return [[title, *("-" if value is None else f"{100 * value:.2f}" for value in values)] for title, *values in rows]
 
 
-def _metadata(values: Mapping[str, Any]) -> ModelCardData:
+def _build_metadata(values: Mapping[str, Any]) -> ModelCardData:
     """The metadata of a card. A pretrained decoder has no `pipeline_tag`, as it segments nothing yet."""
     common_fields: dict[str, Any] = {
         "library_name": "transformers",
@@ -349,7 +349,7 @@ def _metadata(values: Mapping[str, Any]) -> ModelCardData:
     )
 
 
-def _user_text(card: str) -> str:
+def _extract_user_text(card: str) -> str:
     """The user's part of a card. A card without marks is the user's, all of it but the metadata."""
     card = card.replace("\r\n", "\n")
     if BEGIN in card:

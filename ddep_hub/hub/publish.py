@@ -21,7 +21,7 @@ from ddep_hub.configuration_ddep import DDePConfig
 from ddep_hub.encoders import build_encoder
 from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 
-from .model_card import CARD, published_card
+from .model_card import CARD, build_published_card
 from .staging import model_class, read_config, stage
 
 
@@ -46,8 +46,8 @@ def publish_folder(
     """Uploads all files of a folder in one commit, downloads them again, and compares the model with the local one.
 
     The repository is created if it does not exist. The card is generated from the folder's files, see
-    [`published_card`]. Weights of an earlier model that are not in the folder are removed in the same commit. The
-    folder itself is not changed.
+    [`build_published_card`]. Weights of an earlier model that are not in the folder are removed in the same commit.
+    The folder itself is not changed.
 
     Args:
         folder: A folder that `from_pretrained` loads.
@@ -78,7 +78,7 @@ def publish_folder(
         staging_dir = Path(temporary) / folder.name
         staging_dir.mkdir()
         stage(folder, staging_dir, decoder_only=decoder_only, remote_code=remote_code)
-        published_card(staging_dir, repo_id)  # a damaged file shows up before anything is sent
+        build_published_card(staging_dir, repo_id)  # a damaged file shows up before anything is sent
         verifier = Verifier(staging_dir) if verify else None
         message = f"Upload {model_class(staging_dir).__name__}"
         message += ", decoder only" if read_config(staging_dir).get("decoder_only") else ""
@@ -146,7 +146,7 @@ def _create_commit(
         download_options = {"revision": repo_info.sha, "cache_dir": staging_dir.parent, "token": api.token}
         path = call_hub(lambda: hf_hub_download(repo_id, CARD, **download_options), f"reading the card of {repo_id}")
         hub_card = Path(path).read_text(encoding="utf-8")
-    text = published_card(staging_dir, repo_id, hub_card)
+    text = build_published_card(staging_dir, repo_id, hub_card)
     if text is not None:
         card.write_text(text, encoding="utf-8")
         files[CARD] = card

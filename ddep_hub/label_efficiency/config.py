@@ -106,11 +106,11 @@ class StudyArguments(LabelledDataArguments):
         if self.minutes is not None and self.minutes <= 0:
             raise ValueError(f"minutes must be positive, got {self.minutes}.")
         own_data_options = [name for name in ("labels", "minutes", *OVERRIDES) if getattr(self, name)]
-        if own_data_options and not self.on_own_data:
+        if own_data_options and not self.uses_own_data:
             raise ValueError(f"{own_data_options[0]} is for comparisons on your own data: pass data, without study.")
 
     @property
-    def on_own_data(self) -> bool:
+    def uses_own_data(self) -> bool:
         """Whether the methods are the fixed ones, on the user's data, and not those of a study file."""
         return self.study is None and self.data is not None
 

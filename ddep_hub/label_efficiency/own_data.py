@@ -24,7 +24,7 @@ from ddep_hub.utils.arguments import build_arguments
 from ddep_hub.utils.files import atomic_write
 
 from .config import OVERRIDES, Method, Study, StudyArguments
-from .report import Curves, Row, curves, paired_difference
+from .report import Curves, Row, build_curves, paired_difference
 
 
 RANDOM_DECODER, DDEP_METHOD = "random decoder", "DDeP on your images"
@@ -171,7 +171,7 @@ def recommend(rows: list[Row]) -> str:
     The one with the highest mean at the fewest labels whose 95 % interval of the paired difference to a random decoder
     is above 0.
     """
-    points: Curves = curves(rows)
+    points: Curves = build_curves(rows)
     if RANDOM_DECODER not in points:
         return f"There is no row of `{RANDOM_DECODER}` yet to compare with."
     fraction, baseline = next(iter(points[RANDOM_DECODER].items()))

@@ -132,7 +132,7 @@ class LabelsNeeded:
 Curves = dict[str, dict[str, Point]]
 
 
-def curves(rows: Iterable[Row]) -> Curves:
+def build_curves(rows: Iterable[Row]) -> Curves:
     """Points by method and fraction, the smallest fraction first."""
     points: Curves = {}
     for row in sorted(rows, key=lambda row: (parse_fraction(row.fraction), row.seed)):
@@ -224,7 +224,7 @@ def write_report(study: Study, rows: list[Row], output: Path, *, title: str, sum
     Raises:
         ImportError: matplotlib is not installed; says how to install it.
     """
-    points = curves(row for row in rows if row.method in [method.name for method in study.methods])
+    points = build_curves(row for row in rows if row.method in [method.name for method in study.methods])
     heading = [f"# {title}", "", *([] if summary is None else [summary, ""])]
     report = "\n".join([*heading, *_means_table(study, points), "", *_differences_table(study, points), ""])
     atomic_write(output / "report.md", report)

@@ -96,7 +96,7 @@ def build_study(args: StudyArguments, steps: Steps | None = None) -> Study:
     Raises:
         OSError, ValueError: See [`read_study`]; or a method does not exist.
     """
-    if args.on_own_data:
+    if args.uses_own_data:
         study = own_data_study(args, steps)
     else:
         study = read_study(args.study or SCENES)

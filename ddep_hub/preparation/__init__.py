@@ -17,11 +17,11 @@ from ddep_hub.data.pairing import IMAGE_WORDS
 from ddep_hub.data.splits import choose_validation, extract_groups
 from ddep_hub.data.statistics import ClassStatistics
 from ddep_hub.evaluation.inference import window_positions
-from ddep_hub.evaluation.visualization import contact_sheet, legend, overlay
+from ddep_hub.evaluation.visualization import contact_sheet, draw_legend, overlay
 from ddep_hub.utils.files import atomic_dir
 
 from .coco import is_coco, read_coco, read_json, read_json_files
-from .image_files import RawImage, crop, image_size, preview, read_image_file, write_image_file
+from .image_files import RawImage, crop, image_size, load_preview, read_image_file, write_image_file
 from .label_studio import is_label_studio, read_label_studio
 from .labelme_cvat import is_labelme, read_cvat, read_labelme
 from .masks import read_folder, read_object_folders, read_roboflow_masks, read_stacks
@@ -84,15 +84,17 @@ def prepare(
     # Arrays only count as images if there are no others, so tiles must be arrays too.
     as_arrays = any(isinstance(example.image, Path) and is_array(example.image) for example in dataset.examples)
     with atomic_dir(output) as folder:
-        written = []
+        written_files = []
         for split, examples in splits.items():
             for name, image, mask in _iter_images(examples, tile, overlap):
                 file = _write_example(folder, split, name, image, mask, as_arrays)
                 statistics[split].update(mask)
-                written.append((split, name, file))
+                written_files.append((split, name, file))
         write_class_table(dataset.classes, folder / "classes.json")
-        preview_indices = np.linspace(0, len(written) - 1, min(NUM_PREVIEWS, len(written))).round().astype(int)
-        _draw_preview(folder, [written[index] for index in preview_indices], dataset.classes).save(
+        preview_indices = (
+            np.linspace(0, len(written_files) - 1, min(NUM_PREVIEWS, len(written_files))).round().astype(int)
+        )
+        _draw_preview(folder, [written_files[index] for index in preview_indices], dataset.classes).save(
             folder / "preview.png"
         )
         record = {
@@ -103,7 +105,7 @@ def prepare(
             "overlap": overlap,
         }
         (folder / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    counts = Counter(split for split, *_ in written)
+    counts = Counter(split for split, *_ in written_files)
     lines = [
         f"{source}: {dataset.kind}; {pluralize(len(dataset.examples), 'image')}, {dataset.classes.num_classes} "
         "classes",
@@ -309,9 +311,9 @@ def _draw_preview(folder: Path, samples: list[tuple[str, str, Path]], classes: C
     pictures = []
     for split, name, file in samples:
         mask = np.asarray(Image.open(folder / "annotations" / split / f"{name}.png")).astype(np.int64)
-        pictures.append(overlay(preview(file, mask.shape), mask, classes))
+        pictures.append(overlay(load_preview(file, mask.shape), mask, classes))
     grid = contact_sheet(pictures, [f"{split}/{name}" for split, name, _ in samples])
-    names = legend(classes)
+    names = draw_legend(classes)
     sheet = Image.new("RGB", (grid.width + names.width, max(grid.height, names.height)), "white")
     sheet.paste(grid, (0, 0))
     sheet.paste(names, (grid.width, 0))

@@ -59,7 +59,7 @@ def read_image_file(path: Path, page: int | None = None) -> RawImage:
     except BadFileError:
         if not has_tifffile():
             raise
-        index = None if page is None else _page_indices_by_tifffile(path)[page]
+        index = None if page is None else _read_page_indices(path)[page]
     if not has_tifffile():
         raise BadFileError(
             f'{path} has several pages, 16-bit colours or YCbCr; pip install "ddep-hub[tiff]" to read it', path
@@ -89,10 +89,10 @@ def count_pages(path: Path) -> int:
     except BadFileError:
         if not has_tifffile():
             raise
-    return len(_page_indices_by_tifffile(path))
+    return len(_read_page_indices(path))
 
 
-def _page_indices_by_tifffile(path: Path) -> list[int]:
+def _read_page_indices(path: Path) -> list[int]:
     """As [`page_indices`], of a TIFF that Pillow does not open."""
     import tifffile
 
@@ -163,7 +163,7 @@ def write_image_file(target: Path, image: RawImage, size: tuple[int, ...], *, as
     return path
 
 
-def preview(path: Path, size: tuple[int, ...]) -> Image.Image:
+def load_preview(path: Path, size: tuple[int, ...]) -> Image.Image:
     """An image file in RGB; values without a range of their own are stretched."""
     image = read_image_file(path)
     if isinstance(image, Image.Image):

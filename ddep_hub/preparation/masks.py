@@ -120,19 +120,19 @@ def _make_classes(
 ) -> tuple[dict[Any, int], ClassTable]:
     if table is not None:
         if is_color:
-            known: dict[Any, int] = {color: index for index, color in enumerate(table.colors)}
+            known_values: dict[Any, int] = {color: index for index, color in enumerate(table.colors)}
         else:
-            known = dict(table.mask_mapping or {index: index for index in range(table.num_classes)})
-            known.setdefault(table.ignore_index, table.ignore_index)
-        unknown = sorted(mask_values - known.keys())
+            known_values = dict(table.mask_mapping or {index: index for index in range(table.num_classes)})
+            known_values.setdefault(table.ignore_index, table.ignore_index)
+        unknown = sorted(mask_values - known_values.keys())
         if unknown and is_color:
-            known |= dict.fromkeys(unknown, IGNORED) if table.ignore_other_values else {}
+            known_values |= dict.fromkeys(unknown, IGNORED) if table.ignore_other_values else {}
             unknown = [] if table.ignore_other_values else unknown
         if unknown:
             raise ValueError(
                 f"The masks hold {format_list(unknown, 8)}, which belongs to no class. Add it to the classes."
             )
-        return known, ClassTable(table.names, table.colors, table.ignore_index, single=table.single)
+        return known_values, ClassTable(table.names, table.colors, table.ignore_index, single=table.single)
     values = sorted(mask_values)
     if not is_color and IGNORED in values and values != [0, IGNORED]:
         values.remove(IGNORED)  # as everywhere, unless it is the object of a binary mask

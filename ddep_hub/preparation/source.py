@@ -16,7 +16,7 @@ from PIL import Image
 
 from ddep_hub.data.classes import BACKGROUND, BACKGROUND_COLOR, ClassTable, class_colors
 from ddep_hub.data.image_io import IMAGE_EXTENSIONS, is_tiff, list_images, open_image
-from ddep_hub.image_conversion import ORIENTATIONS, orientation
+from ddep_hub.image_conversion import ORIENTATIONS, read_orientation
 
 from .image_files import RawImage, image_size, read_image_file
 
@@ -211,7 +211,7 @@ def shapes_mask(image: Path | Image.Image, shapes: Sequence[Shape], size: tuple[
     upright_size = stored_size = (columns, rows)
     if isinstance(image, Path) and isinstance(picture, Image.Image) and not is_tiff(image):  # none of these is turned
         with open_image(image) as stored_image:
-            is_transposed, left_right, top_bottom = ORIENTATIONS[orientation(stored_image)]
+            is_transposed, left_right, top_bottom = ORIENTATIONS[read_orientation(stored_image)]
             stored_size = stored_image.size
     if size is not None and size not in (upright_size, stored_size):
         raise ValueError(

@@ -170,7 +170,9 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        chosen = [n for n in ("label_fraction", "num_labelled_images", "split_file") if getattr(self, n) is not None]
+        chosen = [
+            name for name in ("label_fraction", "num_labelled_images", "split_file") if getattr(self, name) is not None
+        ]
         if len(chosen) > 1:
             raise ValueError(f"Set only one of label_fraction, num_labelled_images and split_file, not {chosen}.")
         if self.val_fraction is not None and _parse_fraction(self.val_fraction) == 1:

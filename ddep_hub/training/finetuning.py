@@ -257,8 +257,8 @@ class FinetuneTrainer(Trainer):
             validation = validation.select(usable)
         if not statistics.pixels.any():
             raise ValueError(f"eval_split: no pixel of `{split}` is labelled. Check the masks.")
-        if statistics.absent and self.accelerator.is_main_process:
-            logger.warning("%s", absent_message(statistics.absent, len(statistics.names), split))
+        if statistics.absent_classes and self.accelerator.is_main_process:
+            logger.warning("%s", absent_message(statistics.absent_classes, len(statistics.names), split))
         return validation
 
     def _class_weights(self) -> torch.Tensor | None:

@@ -59,11 +59,11 @@ def pretrain(arguments: PretrainArguments | None = None, **kwargs: Any) -> dict[
     """
     trainer = PretrainTrainer(build_arguments(PretrainArguments, kwargs, arguments))
     results = trainer.run()
-    report(trainer.accelerator, results)
+    print_report(trainer.accelerator, results)
     return results
 
 
-def report(accelerator: Accelerator, results: Mapping[str, float]) -> None:
+def print_report(accelerator: Accelerator, results: Mapping[str, float]) -> None:
     """Prints what pretraining has reached."""
     accelerator.print(
         f"Error of the predicted noise on validation images: {results['denoising_error']:.4f} (predicting zero "

@@ -148,7 +148,7 @@ def save_picture(picture: Image.Image, path: Path) -> bytes:
     return buffer.getvalue()
 
 
-def describe(
+def write_card_files(
     final: Path, kind: Kind, args: RunArguments, results: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> None:
     """Writes the record of a run, its results and its card; arguments of [`write_run_record`]."""

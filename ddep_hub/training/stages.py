@@ -18,7 +18,7 @@ from ddep_hub.utils.processes import build_accelerator, on_main_process
 from .arguments import FinetuneArguments, PretrainArguments
 from .losses import unlabelled_sources
 from .models import get_num_channels
-from .pretraining import PretrainTrainer, report
+from .pretraining import PretrainTrainer, print_report
 from .run_dir import check_run_dir
 from .trainer import TIMEOUT
 
@@ -70,7 +70,7 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset) -> st
     trainer = PretrainTrainer(arguments, more_images=[labelled])
     trainer.accelerator.print(f"Stage 1 of 2: pretraining the decoder in {arguments.output_dir}")
     results = trainer.run()
-    report(trainer.accelerator, results)
+    print_report(trainer.accelerator, results)
     trainer.accelerator.print("Stage 2 of 2: fine-tuning")
     return str(results["final"])
 

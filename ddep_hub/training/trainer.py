@@ -38,13 +38,13 @@ from .run_dir import (
     add_pictures,
     check_publishing,
     check_run_dir,
-    describe,
     end_with_launcher,
     publish_final,
     run_lock,
     save_best,
     save_final,
     save_picture,
+    write_card_files,
 )
 from .step import Batch, Losses, TrainingStep
 
@@ -353,5 +353,6 @@ class Trainer(Losses):
         return save_picture(self.draw(model), self.output / "pictures" / name)
 
     def _describe(self, model: nn.Module, final: Path, results: dict[str, Any]) -> None:
-        describe(final, self.kind, self.args, results, self.facts)  # a run that fails to draw still has its card
+        # A run that fails to draw still has its card.
+        write_card_files(final, self.kind, self.args, results, self.facts)
         add_pictures(final, self.args, self._save_picture(model, PREDICTIONS))

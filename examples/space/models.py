@@ -16,7 +16,7 @@ from ddep_hub.data.preprocessing import AnyImage, Normalize, resize, resize_with
 from ddep_hub.evaluation.denoising import restore, validation_noise
 from ddep_hub.evaluation.inference import InferenceOptions, predict_probabilities
 from ddep_hub.evaluation.predict import get_class_table
-from ddep_hub.evaluation.visualization import overlay, three_channels, to_rgb_image
+from ddep_hub.evaluation.visualization import overlay, to_rgb_image, to_three_channels
 from ddep_hub.image_conversion import ChannelImage
 from ddep_hub.pretrained import load_denoiser, load_model, load_processor, stored_config
 
@@ -196,5 +196,5 @@ def _denormalized(values: torch.Tensor, processor: DDePImageProcessor) -> torch.
 
 def _picture(values: torch.Tensor) -> Image.Image:
     """Values (C, H, W), of which 0..1 are shown, as an RGB image: the first three channels, or one in grey."""
-    values = three_channels(values)
+    values = to_three_channels(values)
     return Image.fromarray((values.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())

@@ -17,7 +17,7 @@ from ddep_hub.evaluation.visualization import (
     MAX_PANEL_HEIGHT,
     PANEL_SIZE,
     TITLE_HEIGHT,
-    panels,
+    draw_panels,
     segmentation_picture,
 )
 
@@ -66,5 +66,5 @@ def test_picture(rows, hybrid_config):
 
 def test_panels_of_very_flat_and_very_narrow_images():
     flat, narrow = np.zeros((1, 500, 3), np.uint8), np.zeros((500, 1, 3), np.uint8)
-    sheet = panels([[flat], [narrow]], ["image"])
+    sheet = draw_panels([[flat], [narrow]], ["image"])
     assert sheet.width == PANEL_SIZE + 2 * GAP and sheet.height == TITLE_HEIGHT + 1 + MAX_PANEL_HEIGHT + 2 * GAP

@@ -11,7 +11,7 @@ from ddep_hub.data.classes import ClassTable, class_colors
 from ddep_hub.data.dataset_registry import get_dataset_info
 from ddep_hub.data.masks import decode_mask
 from ddep_hub.evaluation.prediction_files import MaskWriter
-from ddep_hub.evaluation.visualization import _load_dejavu, legend, load_class_font, load_font, overlay
+from ddep_hub.evaluation.visualization import _load_dejavu, draw_legend, load_class_font, load_font, overlay
 
 
 CITYSCAPES = get_dataset_info("cityscapes")
@@ -53,7 +53,7 @@ def test_messages(tmp_path):
 
 
 def test_the_legend_shows_every_colour():
-    colors = {tuple(color) for color in np.asarray(legend(CITYSCAPES.classes)).reshape(-1, 3).tolist()}
+    colors = {tuple(color) for color in np.asarray(draw_legend(CITYSCAPES.classes)).reshape(-1, 3).tolist()}
     assert set(CITYSCAPES.classes.colors) <= colors
 
 
@@ -74,7 +74,7 @@ def test_names_are_legible_in_any_script(monkeypatch, installed):
     assert load_class_font(("sky", "road"), 14)[0].getname()[0] == "Aileron"  # as before
     colors = class_colors(4)
     other = ClassTable(names=tuple(shown), colors=colors)
-    assert np.array_equal(legend(ClassTable(names=names, colors=colors)), legend(other)) or not installed
+    assert np.array_equal(draw_legend(ClassTable(names=names, colors=colors)), draw_legend(other)) or not installed
     _load_dejavu.cache_clear()
 
 

@@ -13,8 +13,8 @@ from ddep_hub.hub.model_card import (
     END,
     add_baseline,
     add_evaluation,
-    card_text,
-    published_card,
+    build_published_card,
+    render_card,
     write_card,
     write_run_record,
 )
@@ -62,7 +62,7 @@ def finetuned(tmp_path, hybrid_config):
 
 
 def parsed(folder, repository=None):
-    return ModelCard(card_text(folder, repository), ignore_metadata_errors=False)
+    return ModelCard(render_card(folder, repository), ignore_metadata_errors=False)
 
 
 def test_a_denoising_card(tmp_path, conv_config):
@@ -198,21 +198,21 @@ def test_the_users_part_on_the_hub(finetuned, caplog):
         return generated.replace(BEGIN, f"{BEGIN}\n{text}")
 
     on_hub = with_text("Written on the Hub.").replace("library_name", "license: mit\nlibrary_name")
-    card = published_card(folder, "org/name", on_hub)
+    card = build_published_card(folder, "org/name", on_hub)
     assert "Written on the Hub." in card and "license: mit" in card and 'model="org/name"' in card
     assert "differ" not in caplog.text
     (folder / "README.md").write_text(with_text("Written on the Hub.\n\nAnd more here."))
-    assert "And more here." in published_card(folder, "org/name", on_hub)
+    assert "And more here." in build_published_card(folder, "org/name", on_hub)
     (folder / "README.md").write_text(with_text("Written here."))
     with caplog.at_level("WARNING"):
-        card = published_card(folder, "org/name", on_hub)
+        card = build_published_card(folder, "org/name", on_hub)
     assert (
         "Written on the Hub." in card
         and "Written here." not in card
         and "the one on the Hub, which is kept" in caplog.text
     )
     assert card.count(BEGIN) == card.count(END) == 1
-    assert "More Information" not in published_card(
+    assert "More Information" not in build_published_card(
         folder, "org/name", "---\n---\n# Stub\n[More Information Needed]\n"
     )
 

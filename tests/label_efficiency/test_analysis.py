@@ -11,8 +11,8 @@ from ddep_hub.label_efficiency.report import (
     Row,
     add_row,
     best_baseline,
+    build_curves,
     comparison_table,
-    curves,
     labels_needed,
     paired_difference,
     read_rows,
@@ -27,7 +27,7 @@ def row(method, fraction, seed, score, labelled=10):
 
 def test_curves_are_in_the_order_of_the_fractions():
     rows = [row("a", "1", 0, 50, 300), row("a", "1/30", 1, 20), row("a", "1/30", 0, 10), row("a", "1/4", 0, 40, 75)]
-    points = curves(rows)["a"]
+    points = build_curves(rows)["a"]
     assert list(points) == ["1/30", "1/4", "1"]
     assert points["1/30"].scores == {0: 10, 1: 20} and points["1/30"].mean == 15
     assert points["1/30"].std == pytest.approx(math.sqrt(50)) and points["1"].std is None
@@ -80,7 +80,9 @@ def test_labels_needed_are_counted_on_shared_seeds():
 
 
 def test_the_best_baseline_is_chosen_at_each_fraction():
-    points = curves([row("a", "1/30", 0, 10), row("b", "1/30", 0, 20), row("a", "1", 0, 60), row("c", "1", 0, 90)])
+    points = build_curves(
+        [row("a", "1/30", 0, 10), row("b", "1/30", 0, 20), row("a", "1", 0, 60), row("c", "1", 0, 90)]
+    )
     treated = Point(10, {0: 30.0})
     assert best_baseline(points, ["a", "b"], treated, "1/30") == "b"
     assert best_baseline(points, ["a", "b"], treated, "1") == "a"
@@ -90,7 +92,7 @@ def test_the_best_baseline_is_chosen_at_each_fraction():
 
 def test_the_best_baseline_is_chosen_on_shared_seeds():
     # `long` was run on the hard seed alone, and is ahead there, though its mean is lower.
-    points = curves([row("encoder", "1", 0, 20), row("encoder", "1", 1, 60), row("long", "1", 0, 25)])
+    points = build_curves([row("encoder", "1", 0, 20), row("encoder", "1", 1, 60), row("long", "1", 0, 25)])
     assert best_baseline(points, ["encoder", "long"], Point(10, {0: 22.0, 1: 61.0}), "1") == "long"
 
 

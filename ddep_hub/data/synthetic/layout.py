@@ -155,7 +155,8 @@ def _populate(view: View, rng: np.random.Generator, road: Road | None, leaves: A
         else:
             x = road.offset + road.slope * z + road.bend * z * z + lane * road.half_width
         if any(
-            abs(x - x_) < (9.0 if side_on else 1.9) and abs(z - z_) < (2.0 if side_on else 7.0) for x_, z_ in parked
+            abs(x - parked_x) < (9.0 if side_on else 1.9) and abs(z - parked_z) < (2.0 if side_on else 7.0)
+            for parked_x, parked_z in parked
         ):
             continue
         parked.append((x, z))

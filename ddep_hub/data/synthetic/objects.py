@@ -159,42 +159,44 @@ def draw_person(view: View, rng: np.random.Generator, *, x: float, z: float) -> 
 
 def draw_vehicle(view: View, rng: np.random.Generator, *, x: float, z: float, kind: int, side_on: bool) -> None:
     """A car (kind 0), van (1) or bus (2), seen from the side or from its end."""
-    tall = (rng.uniform(1.35, 1.6), rng.uniform(1.9, 2.3), rng.uniform(2.8, 3.2))[kind]
-    half = 0.5 * ((rng.uniform(3.8, 4.6), rng.uniform(4.6, 5.4), rng.uniform(8.0, 10.0))[kind] if side_on else 1.85)
-    clip = view.window((x - half - 0.1, x + half + 0.1), (0.0, tall + 0.1), z)
+    height = (rng.uniform(1.35, 1.6), rng.uniform(1.9, 2.3), rng.uniform(2.8, 3.2))[kind]
+    half_extent = 0.5 * (
+        (rng.uniform(3.8, 4.6), rng.uniform(4.6, 5.4), rng.uniform(8.0, 10.0))[kind] if side_on else 1.85
+    )
+    clip = view.window((x - half_extent - 0.1, x + half_extent + 0.1), (0.0, height + 0.1), z)
     if clip is None:
         return
     region, up, across = clip
     scale = view.focal / z
     ahead = (across - x) * float(rng.choice([-1.0, 1.0]))
     paint = rng.uniform(0.08, 0.92, 3).astype(np.float32)
-    gloss = np.clip(0.62 + 0.3 * smoothstep(up, 0.3, tall) + 0.25 * view.sun * view.light[2], 0.4, 1.2)
-    gloss = (gloss + 0.5 * _stripe_of_light(up, tall)) * np.ones_like(across)
-    belt = (0.58, 0.52, 0.42)[kind] * tall
-    glass = (view.haze * 0.42) * ((0.55 + 0.6 * smoothstep(up, belt, tall)) * np.ones_like(across))[..., None]
+    gloss = np.clip(0.62 + 0.3 * smoothstep(up, 0.3, height) + 0.25 * view.sun * view.light[2], 0.4, 1.2)
+    gloss = (gloss + 0.5 * _stripe_of_light(up, height)) * np.ones_like(across)
+    belt = (0.58, 0.52, 0.42)[kind] * height
+    glass = (view.haze * 0.42) * ((0.55 + 0.6 * smoothstep(up, belt, height)) * np.ones_like(across))[..., None]
     black = np.full(3, 0.07, dtype=np.float32)
 
     def paint_part(inside: Array, color: Array) -> None:
         view.paint(region, np.clip(0.5 + inside * scale, 0.0, 1.0), color, VEHICLE, z)
 
     corner = 0.25
-    beyond = np.maximum(np.abs(ahead) - half + corner, 0.0) ** 2
+    beyond = np.maximum(np.abs(ahead) - half_extent + corner, 0.0) ** 2
     lower = corner - np.sqrt(beyond + np.maximum(np.abs(up - 0.5 * belt - 0.12) - 0.5 * belt + corner, 0.0) ** 2)
     lean = 0.9 if kind == 0 and side_on else 0.22 if kind == 0 else 0.12
-    length = half * (0.68 if kind == 0 and side_on else 0.97)
-    shift = -0.1 * half if kind == 0 and side_on else 0.0
-    cabin = np.minimum(length - lean * np.maximum(up - belt, 0.0) - np.abs(ahead - shift), tall - up)
+    length = half_extent * (0.68 if kind == 0 and side_on else 0.97)
+    shift = -0.1 * half_extent if kind == 0 and side_on else 0.0
+    cabin = np.minimum(length - lean * np.maximum(up - belt, 0.0) - np.abs(ahead - shift), height - up)
     cabin = np.minimum(cabin, up - belt + 0.3)
     wheel = 0.34 if kind < 2 else 0.48
-    wheels = [-0.62 * half, 0.62 * half] if side_on else [-0.72, 0.72]
-    paint_part(np.minimum(0.95 * half - np.abs(ahead), np.minimum(up - 0.12, 0.5 - up)), black)
+    wheels = [-0.62 * half_extent, 0.62 * half_extent] if side_on else [-0.72, 0.72]
+    paint_part(np.minimum(0.95 * half_extent - np.abs(ahead), np.minimum(up - 0.12, 0.5 - up)), black)
     if not side_on:
         for place_x in wheels:
             paint_part(np.minimum(0.16 - np.abs(ahead - place_x), np.minimum(up, wheel - up)), black)
     paint_part(np.minimum(lower, up - 0.2), paint * gloss[..., None])
     paint_part(cabin, paint * gloss[..., None])
     pillars = np.abs((ahead - shift) % 1.3 - 0.65) - 0.06 if side_on else np.float32(1.0)
-    window = np.minimum(np.minimum(cabin - 0.14, up - belt - 0.04), np.minimum(pillars, tall - 0.2 - up))
+    window = np.minimum(np.minimum(cabin - 0.14, up - belt - 0.04), np.minimum(pillars, height - 0.2 - up))
     paint_part(window, glass)
     if side_on:
         for place_x in wheels:
@@ -202,15 +204,15 @@ def draw_vehicle(view: View, rng: np.random.Generator, *, x: float, z: float, ki
             paint_part(wheel - radius, black)
             paint_part(0.55 * wheel - radius, np.full(3, 0.6, dtype=np.float32))
         paint_part(
-            0.14 - np.sqrt((ahead - half + 0.1) ** 2 + (up - 0.65) ** 2), np.array([1.0, 0.95, 0.7], np.float32)
+            0.14 - np.sqrt((ahead - half_extent + 0.1) ** 2 + (up - 0.65) ** 2), np.array([1.0, 0.95, 0.7], np.float32)
         )
     else:
         lamp = np.array([0.85, 0.1, 0.08] if rng.random() < 0.6 else [1.0, 0.95, 0.75], dtype=np.float32)
-        for place_x in (-half + 0.24, half - 0.24):
+        for place_x in (-half_extent + 0.24, half_extent - 0.24):
             paint_part(np.minimum(0.17 - np.abs(ahead - place_x), 0.1 - np.abs(up - 0.7)), lamp)
         paint_part(np.minimum(0.3 - np.abs(ahead), 0.08 - np.abs(up - 0.5)), np.full(3, 0.8, dtype=np.float32))
 
 
-def _stripe_of_light(up: Array, tall: float) -> Array:
+def _stripe_of_light(up: Array, height: float) -> Array:
     """The bright line that the sky draws along a vehicle's flank."""
-    return np.asarray(np.exp(-(((up - 0.52 * tall) / (0.05 * tall)) ** 2)))
+    return np.asarray(np.exp(-(((up - 0.52 * height) / (0.05 * height)) ** 2)))
