@@ -171,9 +171,7 @@ class RunArguments:
             self.report_to = []
         self.check_positive("max_steps", "batch_size", "gradient_accumulation_steps", "logging_steps", "learning_rate")
         self.check_positive("save_total_limit")
-        self.check_not_negative(
-            "warmup_steps", "dataloader_num_workers", "max_grad_norm", "weight_decay", "eval_steps"
-        )
+        self.check_not_negative("warmup_steps", "dataloader_num_workers", "max_grad_norm", "weight_decay")
         self.check_not_negative("eval_steps", "save_steps")
         if not 0 <= self.model_ema_decay < 1:
             raise ValueError(f"model_ema_decay must be in [0, 1), got {self.model_ema_decay}.")
