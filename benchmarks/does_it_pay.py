@@ -30,7 +30,7 @@ COLORS = {"random": "0.45", "photographs": "tab:orange", "own": "tab:blue"}
 TITLES = {"camvid": "CamVid", "nuclei": "Nuclei", "em": "Electron microscopy"}
 PANELS = {
     ("camvid", 1800): "CamVid, random labels",
-    ("nuclei", 600): "Nuclei, selected labels",
+    ("nuclei", 600): "Nuclei, selected labels (random below 3)",
     ("em", 600): "Electron microscopy, random labels",
 }
 # Other files call the methods otherwise.
