@@ -205,7 +205,7 @@ class DDePForPreTraining(DDePPreTrainedModel):
     def train(self, mode: bool = True) -> Self:
         """Sets the mode; a frozen encoder stays in eval mode and requires no gradients.
 
-        It does again once `config.freeze_encoder` was set to `False`: DDeP first, then DeP.
+        Once `config.freeze_encoder` is set to `False`, the encoder requires gradients again: DDeP first, then DeP.
         """
         super().train(mode)
         if self.config.freeze_encoder:

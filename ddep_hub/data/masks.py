@@ -252,8 +252,9 @@ def _map_values(
 
 
 def looks_smoothed(values: Collection[Any]) -> bool:
-    """Whether the values of masks are those of black and white with soft borders, and no ids of classes."""
-    return len(values) > 32 and {0, 255} <= set(values) and sum(value >= 250 for value in values if value != 255) > 0
+    """Whether the values of masks may be black and white with soft borders: many of 8 bits, up to both ends."""
+    has_ends = {0, 255} <= set(values) and any(250 <= value < 255 for value in values)
+    return len(values) > 32 and has_ends and max(values) == 255
 
 
 def suggest_classes(paths: Sequence[Path], *, limit: int = 100) -> str:
@@ -275,8 +276,8 @@ def suggest_classes(paths: Sequence[Path], *, limit: int = 100) -> str:
     values = sorted(counts, key=lambda value: value if isinstance(value, tuple) else (value,))
     if not any(isinstance(value, tuple) for value in values) and looks_smoothed(values):
         return (
-            f"The masks hold {len(values)} values from 0 to 255: their borders are smoothed. Save them again with the "
-            "values 0 and 255 alone, such as by a threshold."
+            f"The masks hold {len(values)} values from 0 to 255. If their borders are smoothed, save them again with "
+            "0 and 255 alone; if each object has an id of its own, list the ids as the `mask_values` of their class."
         )
     class_values = [value for value in values if value != 255 or set(values) == {0, 255}]
     classes: list[dict[str, Any]] = []

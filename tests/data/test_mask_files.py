@@ -163,6 +163,10 @@ def test_masks_that_pillow_cannot_open(tmp_path):
 def test_no_classes_are_suggested_for_soft_borders(tmp_path):
     soft = np.clip(np.arange(256) * np.ones((4, 1)), 0, 255).astype(np.uint8)
     Image.fromarray(soft).save(tmp_path / "a.png")
-    assert suggest_classes([tmp_path / "a.png"]).startswith("The masks hold 256 values from 0 to 255: their borders")
+    assert suggest_classes([tmp_path / "a.png"]).startswith(
+        "The masks hold 256 values from 0 to 255. If their borders are smoothed"
+    )
     Image.fromarray(np.minimum(soft, 150)).save(tmp_path / "a.png")  # ADE20K has 150 classes
     assert "mask_values" not in suggest_classes([tmp_path / "a.png"])
+    Image.fromarray(soft.astype(np.uint16) + 100).save(tmp_path / "a.png")  # objects with ids of their own
+    assert "mask_values" in suggest_classes([tmp_path / "a.png"])
