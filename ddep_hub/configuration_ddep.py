@@ -224,7 +224,7 @@ class DDePConfig(PreTrainedConfig):
             raise ValueError(f"encoder_kwargs must not hold {reserved}: the model sets them itself. Leave them out.")
         if (self.encoder_kwargs or {}).get("patch_drop_rate"):
             raise ValueError("encoder_kwargs: patch_drop_rate drops patches that the decoder needs. Leave it out.")
-        _ = self.sigma_range
+        _ = self.sigma_range  # raises an error if it is none
 
     @property
     def sigma_range(self) -> tuple[float, float]:

@@ -156,10 +156,8 @@ def test_labels():
         ({"num_labels": True}, "num_labels must be a whole number of at least 1, got True"),
         ({"id2label": {}}, "id2label names no class"),
         ({"label2id": {"a": "zero"}}, "label2id must map names to ids"),
-        (
-            {"label2id": ["a", "b"]},
-            "label2id must map names to ids|label2id.* expected a dict",
-        ),  # by an older Hub library
+        # The second message is that of an older Hub library.
+        ({"label2id": ["a", "b"]}, "label2id must map names to ids|label2id.* expected a dict"),
     ],
 )
 def test_a_label_map_that_does_not_match_is_refused(labels, named):

@@ -262,11 +262,11 @@ def _template_values(folder: Path) -> dict[str, Any]:
     config, record, results = DDePConfig.from_pretrained(folder), read_json(folder / RUN), _read_metrics(folder)
     run, is_finetuning = record["arguments"], record["kind"] == "finetuning"
     encoder, pretrained, data = encoder_repository(config.encoder_name), run.get("pretrained"), run.get("data")
-    source = record.get("pretraining", record)["encoder_source"]  # a second stage has that of the first
-    base_model = encoder if source == "hub" else None
+    encoder_source = record.get("pretraining", record)["encoder_source"]  # a second stage has that of the first
+    base_model = encoder if encoder_source == "hub" else None
     if pretrained is not None:  # a folder's name alone is not a repository
         base_model = pretrained if re.fullmatch(r"[\w.-]+/[\w.-]+", pretrained) else None
-    license = None if source == "none" else encoder_license(config.encoder_name)
+    license = None if encoder_source == "none" else encoder_license(config.encoder_name)
     names = [*(run.get("images") or [data or ""]), *run.get("unlabelled", [])]
     sources = [name for name in names if name.startswith(HUB_PREFIX)]
     inference = {"window": None, "scales": [1.0], "flip": False, **results.get("inference", {})}
@@ -290,13 +290,14 @@ def _template_values(folder: Path) -> dict[str, Any]:
         "split": results.get("split") or split,
         "image_size": results.get("image_size", run.get("image_size")),
         "base_model": base_model,
-        "encoder_source": source,
+        "encoder_source": encoder_source,
         "encoder_repository": encoder,
         "encoder_license": license,
         "restricted_encoder": license is not None and license not in OPEN_LICENSES,
         "hub_datasets": list(dict.fromkeys(parse_hub_name(name)[0] for name in sources)) or None,
         "name": Path(run["output_dir"]).name,
         "classes": classes,
+        "embedded": EMBEDDED,
         "dataset": data or EMBEDDED,
         "evaluated_data": results.get("evaluated_data", data or EMBEDDED),
         "known_dataset": find_dataset_by_classes(classes) if is_finetuning else None,
@@ -327,7 +328,7 @@ def _build_metadata(values: Mapping[str, Any]) -> ModelCardData:
     if values["kind"] == "pretraining":
         return ModelCardData(**common_fields, tags=["ddep", "decoder-pretraining", "semantic-segmentation"])
     results, dataset = values["results"], values["evaluated_data"]
-    is_own_data = dataset == values["dataset"]
+    repositories = values["hub_datasets"] if dataset == values["dataset"] else None
     return ModelCardData(
         **common_fields,
         model_name=values["name"],
@@ -337,7 +338,7 @@ def _build_metadata(values: Mapping[str, Any]) -> ModelCardData:
         eval_results=[
             EvalResult(
                 task_type="image-segmentation",
-                dataset_type=((is_own_data and values["hub_datasets"]) or [dataset.lower().replace(" ", "-")])[0],
+                dataset_type=repositories[0] if repositories else dataset.lower().replace(" ", "-"),
                 dataset_name=dataset,
                 dataset_split=values["split"],
                 metric_type=name,

@@ -255,10 +255,7 @@ def read_study(path: str | Path) -> Study:
     methods = []
     for name, entry in content["methods"].items():
         sections = {} if entry is None else entry
-        for part in (
-            sections,
-            *(sections.values() if isinstance(sections, dict) else ()),
-        ):
+        for part in (sections, *(sections.values() if isinstance(sections, dict) else ())):
             if not isinstance(part, dict | None):
                 raise ValueError(f"{path}, method `{name}`: {part!r} must be `name: value` lines.")
         if unknown := set(sections) - set(SECTIONS):

@@ -146,11 +146,11 @@ def fit_steps(args: StudyArguments, study: Study) -> Steps:
     seconds = (
         num_runs * full_steps.finetuning * finetuning_seconds + full_steps.pretraining * pretraining_seconds
     ) / TIMED_STEPS
-    remaining = 60 * float(args.minutes or 0) - overhead * (num_runs + has_pretraining)
-    budget_fraction = min(1.0, remaining / seconds)
+    fixed_seconds = overhead * (num_runs + has_pretraining)
+    budget_fraction = min(1.0, (60 * float(args.minutes or 0) - fixed_seconds) / seconds)
     steps = Steps(round(budget_fraction * full_steps.finetuning), round(budget_fraction * full_steps.pretraining))
     if steps.finetuning < TIMED_STEPS:
-        min_seconds = overhead * (num_runs + has_pretraining) + seconds * (TIMED_STEPS + 1) / full_steps.finetuning
+        min_seconds = fixed_seconds + seconds * (TIMED_STEPS + 1) / full_steps.finetuning
         raise ValueError(
             f"minutes: {args.minutes:g} is too short for {num_runs} runs, which take at least "
             f"{math.ceil(min_seconds / 60)}. Allow more, or compare fewer methods, labels and seeds."

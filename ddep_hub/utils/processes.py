@@ -40,9 +40,8 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it does: not without glibc, nor where an environment variable sets up malloc already.
     """
-    is_configured = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get(
-        "GLIBC_TUNABLES", ""
-    )
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    is_configured = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in tunables
     if is_configured or "LD_PRELOAD" in os.environ or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
