@@ -36,7 +36,7 @@ COLUMNS = ["data", "labels", "choice", "seed", "options", "mean_iou", "seconds"]
 @cache
 def features_of(folder: Path) -> dict[Path, list[torch.Tensor]]:
     """Features of each image of a folder, as `ddep-hub select` computes them."""
-    return image_features([folder / name for name in list_images(folder)], "ddep-efficientnet-lite0", None, 224)
+    return image_features([folder / name for name in list_images(folder)], "ddep-efficientnet-lite0")
 
 
 def selected(data: Path, number: int, seed: int) -> list[str]:

@@ -35,6 +35,17 @@ _TRANSFORMERS_FIELDS = ("auto_map", "use_cache")
 logger = logging.get_logger(__name__)
 
 
+def _to_name(name: Any) -> str:
+    """A class's name; integers are names too, but JSON has them as text where they are keys.
+
+    Raises:
+        TypeError: It is neither.
+    """
+    if not isinstance(name, str | numbers.Integral) or isinstance(name, bool):
+        raise TypeError(f"{name!r} is no name")
+    return str(name)
+
+
 def model_card_folders() -> Path:
     """Folder of the shipped models: inside the package in a wheel, next to it in a checkout."""
     package = Path(__file__).parent
@@ -167,7 +178,7 @@ class DDePConfig(PreTrainedConfig):
             raise ValueError(f"num_labels must be a whole number of at least 1, got {num_labels!r}.")
         try:
             if config.label2id is not None:
-                config.label2id = {name: int(label_id) for name, label_id in config.label2id.items()}
+                config.label2id = {_to_name(name): int(label_id) for name, label_id in config.label2id.items()}
         except (AttributeError, TypeError, ValueError):
             raise ValueError(f"label2id must map names to ids, such as 'sky' to 0, got {config.label2id}.") from None
         if config.id2label is None:
@@ -175,7 +186,7 @@ class DDePConfig(PreTrainedConfig):
             if config.label2id is not None:
                 config.id2label = {label_id: name for name, label_id in config.label2id.items()}
         try:  # JSON has no integer keys
-            names = config.id2label = {int(label_id): name for label_id, name in config.id2label.items()}
+            names = config.id2label = {int(label_id): _to_name(name) for label_id, name in config.id2label.items()}
         except (AttributeError, TypeError, ValueError):
             raise ValueError(f"id2label must map ids to names, such as 0 to 'sky', got {config.id2label}.") from None
         if not names:

@@ -301,9 +301,9 @@ def _read_state_dict(path: Path) -> StateDict:
     """Tensors of a `.safetensors` or `.pth` file."""
     try:
         weights = load_state_dict(str(path), use_ema=False, weights_only=True)
-    except (SafetensorError, EOFError, RuntimeError, KeyError, ValueError) as error:
-        raise OSError(corrupt_file_message(path, error)) from error
-    except pickle.UnpicklingError as error:
+    except (SafetensorError, EOFError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        if not isinstance(error, pickle.UnpicklingError) and "weights_only" not in str(error):
+            raise OSError(corrupt_file_message(path, error)) from error
         raise OSError(
             f"encoder_weights: {path} is not a plain file of tensors, and nothing else is loaded from a pickle "
             f"({error}). {ENCODER_WEIGHTS_HINT}"

@@ -9,6 +9,7 @@ CNN part gives the skips and whose transformer gives the deepest feature; and mo
 
 import difflib
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -126,10 +127,19 @@ def encoder_arguments(config: DDePConfig) -> dict[str, Any]:
     name = config.encoder_name
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
-        matches = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        own_name = re.sub("^(hf[-_]hub:)?(timm/)?", "", name)  # without timm's address on the Hub
+        matches = difflib.get_close_matches(own_name.split(".")[0], timm.list_models(), n=3)
+        matches = [own_name] if own_name != name and timm.is_model(own_name.split(".")[0]) else matches
         raise ValueError(
             f"encoder_name: timm {timm.__version__} has no model `{name}`. Close to it: {matches or 'none'}."
         )
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tags = timm.list_pretrained(f"{architecture}.*")
+        raise ValueError(
+            f"encoder_name: timm {timm.__version__} has no weights `{name}`, but {', '.join(tags) or 'none'}."
+        ) from error
     defaults: dict[str, Any] = _DYNAMIC_SIZE_KWARGS.get(_family(name), {})
     return {"num_classes": 0, "in_chans": config.num_channels, **defaults, **(config.encoder_kwargs or {})}
 
@@ -241,6 +251,7 @@ def _out_indices(config: DDePConfig, strides: list[int], hybrid: bool) -> tuple[
         chosen_strides = [strides[index] for index in indices]
         if (
             hybrid
+            or not indices
             or len(indices) != len(config.encoder_out_indices)
             or any(first >= second for first, second in itertools.pairwise(indices))
             or not (_is_pyramid(chosen_strides) or len(chosen_strides) <= _NUM_LEVELS)
@@ -308,8 +319,13 @@ def extract_features(encoder: nn.Module, pixel_values: torch.Tensor) -> tuple[li
         pixel_values = resize(pixel_values, maps.image_size)
     if is_hybrid(encoder):
         return encoder(pixel_values), (covered_size[0], covered_size[1])
+    model = unwrap_model(encoder)
+    # How accelerate moves offloaded weights and inputs to their device: it wraps `forward`, which does not run here.
+    hook = getattr(model, "_hf_hook", None)
+    if hook is not None:
+        (pixel_values,), _ = hook.pre_forward(model, pixel_values)
     try:
-        features = unwrap_model(encoder).forward_intermediates(
+        features = model.forward_intermediates(
             pixel_values,
             indices=list(maps.indices),
             norm=maps.norm,
@@ -321,9 +337,10 @@ def extract_features(encoder: nn.Module, pixel_values: torch.Tensor) -> tuple[li
             raise
         raise ValueError(
             f"Images of {covered_size[0]}x{covered_size[1]} pixels are too small for "
-            f"{type(unwrap_model(encoder)).__name__}, which does not pad. Use larger images or crops, or another "
-            "encoder."
+            f"{type(model).__name__}, which does not pad. Use larger images or crops, or another encoder."
         ) from error
+    if hook is not None:
+        features = hook.post_forward(model, features)
     return list(features), (covered_size[0], covered_size[1])
 
 

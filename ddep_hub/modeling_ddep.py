@@ -307,6 +307,7 @@ class DDePForSemanticSegmentation(DDePPreTrainedModel):
         super().__init__(config)
         self.ddep = DDePModel(config, encoder)
         self.classifier = nn.Conv2d(self.ddep.decoder.out_channels, config.num_labels, kernel_size=3, padding=1)
+        self.loss_function = segmentation_loss
         self.post_init()
 
     @can_return_tuple
@@ -335,7 +336,7 @@ class DDePForSemanticSegmentation(DDePPreTrainedModel):
         logits = self.ddep.to_image_size(self.classifier(outputs.last_hidden_state), *pixel_values.shape[-2:])
         loss = None
         if labels is not None:
-            loss = segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index)
+            loss = self.loss_function(logits, labels, ignore_index=self.config.semantic_loss_ignore_index)
         return SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
 

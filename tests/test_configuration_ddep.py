@@ -137,6 +137,7 @@ def test_labels():
     assert named.label2id == {"road": 0, "sky": 1, "car": 2}
     assert DDePConfig(label2id={"road": 0, "sky": 1}).id2label == {0: "road", 1: "sky"}
     assert DDePConfig(label2id={"road": "0", "sky": "1"}).label2id == {"road": 0, "sky": 1}
+    assert DDePConfig(id2label={0: 10, 1: 20}).label2id == {"10": 0, "20": 1}
     assert DDePConfig(num_labels=np.int64(3)).num_labels == 3
     numbered = DDePConfig(num_labels=5)
     assert len(numbered.id2label) == len(numbered.label2id) == 5
@@ -155,6 +156,7 @@ def test_labels():
         ({"num_labels": "3"}, "num_labels must be a whole number of at least 1, got '3'"),
         ({"num_labels": True}, "num_labels must be a whole number of at least 1, got True"),
         ({"id2label": {}}, "id2label names no class"),
+        ({"id2label": {0: None, 1: "b"}}, "id2label must map ids to names|id2label"),
         ({"label2id": {"a": "zero"}}, "label2id must map names to ids"),
         # The second message is that of an older Hub library.
         ({"label2id": ["a", "b"]}, "label2id must map names to ids|label2id.* expected a dict"),

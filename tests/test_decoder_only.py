@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSemanticSegmentation, pipeline
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor, DDePModel
-from ddep_hub.encoder_weights import hash_weights
+from ddep_hub.encoder_weights import PYPI_HASH, hash_weights
 
 
 REPO = "timm/vit_tiny_r_s16_p8_224.augreg_in21k"
@@ -254,7 +254,10 @@ def test_a_finetuned_encoder_is_not_left_out_silently(saved, tmp_path, caplog):
     assert "has changed since" not in caplog.text
     model.ddep.encoder.cls_token.data += 1
     model.save_pretrained(tmp_path / "moved", decoder_only=True)
-    assert f"has changed since {TAGGED}" in caplog.text
+    assert f"has changed since {TAGGED}" in caplog.text and "pypi" not in caplog.text
+    model.config.encoder_weights_hash = PYPI_HASH
+    model.save_pretrained(tmp_path / "moved", decoder_only=True)
+    assert 'loads the original with `encoder_weights="pypi"`' in caplog.text
 
 
 def test_a_whole_model_saved_later_is_whole(saved, tmp_path):

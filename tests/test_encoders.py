@@ -156,6 +156,9 @@ def test_normalisation_is_the_encoders_own():
     "config, named",
     [
         ({"encoder_name": "resnet5O"}, "no model `resnet5O`.*resnet50"),
+        ({"encoder_name": "hf-hub:timm/resnet18.a1_in1k"}, r"Close to it: \['resnet18.a1_in1k'\]"),
+        ({"encoder_name": "resnet18.nope"}, "encoder_name: .* no weights `resnet18.nope`, but .*resnet18.a1_in1k"),
+        ({"encoder_name": "resnet18", "encoder_out_indices": []}, "encoder_out_indices: .*increasing"),
         (
             {"encoder_name": "vit_tiny_patch16_224", "encoder_out_indices": [2, 12]},
             r"encoder_out_indices: vit_tiny_patch16_224 has 12 features.*0 to 11, at most 4",

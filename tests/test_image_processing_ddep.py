@@ -97,6 +97,7 @@ def test_ids_beyond_a_byte_survive_resizing(processor_class, dtype):
         lambda ids: [ids[..., None]],
         lambda ids: torch.from_numpy(ids)[None],
         lambda ids: [Image.fromarray(ids).convert("I")],
+        lambda ids: [[ids]],
     ],
 )
 def test_forms_of_a_map(processor_class, convert):

@@ -225,7 +225,10 @@ def test_devices_and_subfolders(finetuned, tmp_path):
     assert same_weights(loaded, model)
 
 
-@pytest.mark.parametrize("encoder", [{}, {"encoder_name": "tf_efficientnet_lite0", "encoder_kwargs": None}])
+VIT = {"encoder_name": "vit_tiny_patch16_224", "encoder_kwargs": {"depth": 2}}
+
+
+@pytest.mark.parametrize("encoder", [{}, {"encoder_name": "tf_efficientnet_lite0", "encoder_kwargs": None}, VIT])
 def test_weights_may_be_kept_on_disk(tmp_path, hybrid_config, encoder):
     model = DDePForSemanticSegmentation(hybrid_config(**encoder)).eval()
     model.save_pretrained(tmp_path)

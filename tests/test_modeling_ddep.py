@@ -77,6 +77,13 @@ def test_segmentation_loss_is_the_cross_entropy_of_the_pixels_that_count(hybrid_
     assert model(pixel_values).loss is None
 
 
+def test_the_loss_can_be_replaced_as_in_transformers(hybrid_config):
+    model = DDePForSemanticSegmentation(hybrid_config(num_labels=3))
+    model.loss_function = lambda logits, labels, ignore_index: logits.sum() + labels.sum() + ignore_index
+    outputs = model(torch.randn(2, 3, 32, 32), labels=torch.ones(2, 32, 32, dtype=torch.long))
+    assert outputs.loss == outputs.logits.sum() + 2 * 32 * 32 + 255
+
+
 @pytest.mark.parametrize("corruption", ["scaled", "simple"])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample"])
 def test_denoising_outputs(hybrid_config, corruption, prediction_type):

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from ddep_step import ours
-from measuring import RESULTS, Make, machine, peak_memory, rounds_of
+from measuring import RESULTS, Make, machine, time_and_memory
 from torch.nn import functional as F
 
 from ddep_hub import DDePConfig, DDePForSemanticSegmentation
@@ -180,8 +180,7 @@ def main() -> None:
         points = []
         for value in values:
             repeat = rounds if value != 2000 else 1
-            (times,) = rounds_of({axis: way(value)}, repeat, warm_up=min(1, repeat - 1)).values()
-            points.append((value, statistics.median(times), max(0.0, peak_memory(way(value), calls=1))))
+            points.append((value, *time_and_memory(way(value), repeat, warm_up=min(1, repeat - 1))))
         rows += rows_of(axis, unit, points)
     rows += rows_of("DDeP step by processes", "processes", [(number, *on_processes(number)) for number in (1, 2)])
     with (RESULTS / "growth.csv").open("w", newline="") as file:

@@ -152,16 +152,26 @@ def formats(device: str) -> dict[str, str]:
     return {"float32": "no", "bf16": "bf16"} if native else {"float32": "no"}
 
 
-def peak_memory(make: Make, calls: int = 2) -> float:
-    """MiB by which a process grows at most in `calls` rounds, above what it holds after its set-up."""
+def time_and_memory(make: Make, rounds: int, warm_up: int = 1) -> tuple[float, float]:
+    """Median seconds of a round, and the MiB by which its process grows at most above what it holds after its set-up.
+
+    Args:
+        make: Sets a way up and returns one round of it. Called in a process of its own.
+        rounds: Timed rounds.
+        warm_up: Rounds before these, whose memory counts too.
+    """
     process = _Process(make)
     try:
         before = process.ask("reset memory")
-        for _ in range(calls):
-            process.round()
-        return process.ask("peak memory") - before
+        times = [process.round() for _ in range(warm_up + rounds)]
+        return statistics.median(times[warm_up:]), max(0.0, process.ask("peak memory") - before)
     finally:
         process.close()
+
+
+def peak_memory(make: Make, calls: int = 2) -> float:
+    """MiB by which a process grows at most in `calls` rounds, see [`time_and_memory`]."""
+    return time_and_memory(make, calls, warm_up=0)[1]
 
 
 def value_of(make: Make) -> float:

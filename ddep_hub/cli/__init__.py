@@ -3,6 +3,7 @@
 Errors are one line; `--debug` or DDEP_DEBUG=1 shows the traceback.
 """
 
+import errno
 import os
 import sys
 import time
@@ -93,7 +94,8 @@ def format_error(error: BaseException) -> str | None:
         return None
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None and text.startswith("[Errno"):
-        text = f"{error.filename}: {error.strerror}. Check the path."
+        hint = "Free some space." if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Check the path."
+        text = f"{error.filename2 or error.filename}: {error.strerror}. {hint}"
     elif is_named and error.__cause__ is not None:  # without the names of validators
         text = str(error.__cause__)
     return " ".join(text.split()) or type(error).__name__

@@ -223,6 +223,11 @@ class SelectArguments(EncoderWeightsArguments):
     )
     output_dir: str = arg("to-label", "Folder to write, which must be empty.", group="data", common=True, path=True)
     image_size: int = arg(224, "Resize images to this shorter side, in pixels, for the encoder.", group="data")
+    num_channels: int | None = arg(
+        None,
+        "Channels of the images, by default those of the model. A model of three sees the first three of others.",
+        group="data",
+    )
     pretrained: str = arg(
         "ddep-efficientnet-lite0",
         "Model whose encoder is used: a shipped name, a folder or a Hub id.",
@@ -278,7 +283,7 @@ def card(argv: list[str]) -> None:
     """`ddep-hub card`."""
     folder = {"help": "Folder of a model, such as runs/finetune/final.", "type": Path}
     arguments, values = parse_command(CardArguments, argv, command="ddep-hub card", positionals={"folder": folder})
-    from ddep_hub.hub.model_card import CARD, add_baseline, add_evaluation, write_card
+    from ddep_hub.hub.model_card import CARD, RUN, add_baseline, add_evaluation, write_card
     from ddep_hub.hub.staging import model_class
 
     model_class(values["folder"])
@@ -287,8 +292,13 @@ def card(argv: list[str]) -> None:
         add_evaluation(values["folder"], Path(arguments.evaluation))
     if arguments.baseline is not None:
         add_baseline(values["folder"], Path(arguments.baseline))
+    path = values["folder"] / CARD
+    previous = path.read_bytes() if path.is_file() else None
     write_card(values["folder"], arguments.repository)
-    print(f"{values['folder'] / CARD} written")
+    if (values["folder"] / RUN).is_file() or previous != path.read_bytes():
+        print(f"{path} written")
+    else:
+        print(f"{path} left as it is: there is no {RUN} of a training run to make a card from")
 
 
 @dataclass(kw_only=True)

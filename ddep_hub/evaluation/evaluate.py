@@ -133,10 +133,15 @@ def run_evaluation(
         processor = override_image_size(processor or get_processor(model), args)
     classes, names = dataset.classes, list(dataset.classes.labels)
     model_names = list(ordered_names(model.config.id2label))
-    if model_names != names:
+    if len(model_names) == len(names) and model_names == [f"LABEL_{index}" for index in range(len(names))]:
+        accelerator.print(f"{args.model} has no class names: its classes are taken to be those of the data, in order.")
+    elif model_names != names:
+        hint = "Use data with the classes it was trained for"
+        if len(model_names) == len(names):
+            hint += ", or correct the model's config.id2label if they are the same classes in this order"
         raise ValueError(
             f"model: {args.model} was trained for {len(model_names)} classes ({', '.join(model_names[:3])}, ...), but "
-            f"the data has {len(names)} ({', '.join(names[:3])}, ...). Use data with the classes it was trained for."
+            f"the data has {len(names)} ({', '.join(names[:3])}, ...). {hint}."
         )
     order = getattr(processor, "channel_order", None)
     writer = MaskWriter((output or Path()) / "masks", classes, args.predictions, order)

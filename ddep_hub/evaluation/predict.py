@@ -186,7 +186,7 @@ def override_image_size(processor: DDePImageProcessor, args: InferenceArguments)
     if side is not None and window is not None and side <= min(window):
         warnings.warn(
             f"The model's image processor resizes images to a shorter side of {side} pixels, so a window of "
-            f"{window[0]}x{window[1]} covers nearly the whole image. Set image_size.",
+            f"{window[0]}x{window[1]} covers the whole of that side. Set image_size to predict at a larger size.",
             stacklevel=2,
         )
     return processor

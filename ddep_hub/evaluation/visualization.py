@@ -22,6 +22,7 @@ from .inference import InferenceOptions, predict
 
 PANEL_SIZE = 192
 MAX_PANEL_HEIGHT = 4 * PANEL_SIZE  # height of a panel; very narrow images are squeezed
+WIDE = 3  # from this aspect ratio on, a picture takes a whole row
 GAP = 6
 TITLE_HEIGHT, TITLE_LENGTH = 22, 30  # height in pixels, characters
 CELL_SIZE = 22
@@ -90,8 +91,11 @@ def draw_panels(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> 
         titles: Name of each column.
 
     Returns:
-        RGB picture; each panel is `PANEL_SIZE` pixels wide, and at most `MAX_PANEL_HEIGHT` high.
+        RGB picture; each panel is `PANEL_SIZE` pixels wide, and at most `MAX_PANEL_HEIGHT` high. Of wide images, each
+        panel takes a row.
     """
+    if any(row[0].shape[1] >= WIDE * row[0].shape[0] for row in rows):
+        return contact_sheet([Image.fromarray(picture) for row in rows for picture in row], [*titles] * len(rows))
     heights = [min(max(1, round(PANEL_SIZE * row[0].shape[0] / row[0].shape[1])), MAX_PANEL_HEIGHT) for row in rows]
     width = len(titles) * (PANEL_SIZE + GAP) + GAP
     sheet = Image.new("RGB", (width, TITLE_HEIGHT + sum(heights) + GAP * len(rows)), "white")
@@ -109,17 +113,29 @@ def draw_panels(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> 
 
 
 def contact_sheet(pictures: Iterable[Image.Image], titles: Sequence[str], columns: int = 4) -> Image.Image:
-    """Draws pictures row by row, each in a square of `PANEL_SIZE` pixels under its title."""
-    columns = min(columns, len(titles))
-    rows = -(-len(titles) // columns)
-    sheet = Image.new("RGB", (columns * (PANEL_SIZE + GAP) + GAP, rows * (TITLE_HEIGHT + PANEL_SIZE) + GAP), "white")
+    """Draws pictures row by row, each in a square of `PANEL_SIZE` pixels under its title; wide ones below each other.
+
+    Args:
+        pictures: RGB pictures, which are scaled in place.
+        titles: Their titles.
+        columns: Pictures in a row at most.
+    """
+    thumbnails, row_width = [], columns * (PANEL_SIZE + GAP) - GAP
+    for picture in pictures:
+        is_wide = picture.width >= WIDE * picture.height
+        picture.thumbnail((row_width if is_wide else PANEL_SIZE, PANEL_SIZE))
+        thumbnails.append(picture)
+    columns = 1 if any(picture.width > PANEL_SIZE for picture in thumbnails) else min(columns, len(titles))
+    groups = [thumbnails[start : start + columns] for start in range(0, len(thumbnails), columns)]
+    cell_width = max(PANEL_SIZE, *(picture.width for picture in thumbnails)) + GAP
+    heights = [TITLE_HEIGHT + max(picture.height for picture in group) for group in groups]
+    sheet = Image.new("RGB", (columns * cell_width + GAP, sum(heights) + GAP), "white")
     draw = ImageDraw.Draw(sheet)
     font, drawable = load_font(titles, 11)
-    for index, (picture, title) in enumerate(zip(pictures, drawable, strict=True)):
-        left, top = GAP + index % columns * (PANEL_SIZE + GAP), index // columns * (TITLE_HEIGHT + PANEL_SIZE)
+    for index, (picture, title) in enumerate(zip(thumbnails, drawable, strict=True)):
+        left, top = GAP + index % columns * cell_width, sum(heights[: index // columns])
         short_title = title if len(title) <= TITLE_LENGTH else f"...{title[3 - TITLE_LENGTH :]}"
         draw.text((left, top + 6), short_title, fill="black", font=font)
-        picture.thumbnail((PANEL_SIZE, PANEL_SIZE))
         sheet.paste(picture, (left, top + TITLE_HEIGHT))
     return sheet
 

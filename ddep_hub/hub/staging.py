@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -37,6 +38,8 @@ AUTO_MAP: dict[str, dict[str, Any]] = {
 def stage(folder: Path, target: Path, *, decoder_only: bool, remote_code: bool) -> None:
     """Puts the files to publish into an empty folder: no hidden files, and no links that lead out of `folder`.
 
+    Checkpoints of transformers' Trainer, which hold the optimizer's state, stay behind as in its `push_to_hub`.
+
     Args:
         folder: A folder that `from_pretrained` loads.
         target: The empty folder; files that stay as they are become links.
@@ -51,7 +54,7 @@ def stage(folder: Path, target: Path, *, decoder_only: bool, remote_code: bool) 
     source_root = folder.resolve()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        is_hidden = any(part.startswith(".") for part in name.parts)
+        is_hidden = any(part.startswith(".") or re.fullmatch(r"checkpoint-\d+", part) for part in name.parts)
         if not path.is_file() or is_hidden or not path.resolve().is_relative_to(source_root):
             continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)

@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from ddep_hub.data.classes import ClassTable, read_class_table, write_class_table
-from ddep_hub.data.folders import canonical_split, subfolders
+from ddep_hub.data.folders import canonical_split, find_split_folders, subfolders
 from ddep_hub.data.image_io import BadFileError, format_list, is_array
+from ddep_hub.data.layouts import find_layout
 from ddep_hub.data.pairing import IMAGE_WORDS
 from ddep_hub.data.splits import choose_validation, extract_groups
 from ddep_hub.data.statistics import ClassStatistics
@@ -117,6 +118,12 @@ def prepare(
     ]
     for split, split_statistics in statistics.items():
         lines.append(f"Classes in `{split}`:\n{split_statistics.table()}")
+    absent = [set(split_statistics.absent_classes) for split_statistics in statistics.values()]
+    if empty := [name for name in dataset.classes.names if all(name in names for names in absent)]:
+        lines.append(
+            f"No pixel shows {format_list(empty)}. If the masks have another value for it, such as 255, give it as "
+            "mask_values in --classes"
+        )
     lines.append(f"Look at {output / 'preview.png'} before training: ddep-hub finetune --data {output}")
     return "\n".join(lines)
 
@@ -181,6 +188,8 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
     except MALFORMED_ERRORS as error:
         raise ValueError(incomplete_message(str(source), error)) from error
     except FileNotFoundError as error:
+        if _has_layout(root):
+            raise  # the folder is known, but something in it is missing
         raise FileNotFoundError(
             f"{source} holds {_describe_contents(root)}, in no recognised format. Looked for COCO, LabelMe or Label "
             "Studio JSON, annotations.xml of CVAT, _classes.csv of Roboflow, <id>/images and <id>/masks, TIFF stacks "
@@ -205,6 +214,13 @@ def incomplete_message(source_name: str, error: BaseException) -> str:
     """The message for annotations that lack a field, or have one of the wrong type."""
     field = f"no field {error}" if isinstance(error, KeyError) else f"a field of another type ({error})"
     return f"{source_name}: an annotation has {field}. Export the annotations again, or correct the file."
+
+
+def _has_layout(root: Path) -> bool:
+    try:
+        return bool(find_split_folders(root) or find_layout(root))
+    except FileNotFoundError:
+        return False
 
 
 def _filter_files(files: dict[Path, object], test: Callable[[object], bool]) -> dict[Path, object]:

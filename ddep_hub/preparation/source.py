@@ -245,7 +245,12 @@ def _rasterize(shape: Shape, width: int, height: int) -> np.ndarray:
     if not polygons:
         return np.zeros((height, width), bool)
     mask_utils = import_pycocotools()
-    return mask_utils.decode(mask_utils.merge(mask_utils.frPyObjects(polygons, height, width))).astype(bool)
+    mask = mask_utils.decode(mask_utils.merge(mask_utils.frPyObjects(polygons, height, width))).astype(bool)
+    if not mask.any():  # smaller than a pixel, but an object
+        column, row = np.floor(np.reshape(polygons[0], (-1, 2)).mean(0)).astype(int)
+        if 0 <= row < height and 0 <= column < width:
+            mask[row, column] = True
+    return mask
 
 
 def import_pycocotools() -> Any:

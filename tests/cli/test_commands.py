@@ -304,6 +304,13 @@ def test_models_that_do_not_fit(data, model, tmp_path, hybrid_config, capsys):
     DDePForSemanticSegmentation(hybrid_config(num_labels=3)).save_pretrained(tmp_path / "other")
     assert main(["evaluate", "--model", str(tmp_path / "other"), "--data", str(data)]) == 1
     assert "was trained for 3 classes" in capsys.readouterr().err
+    names = {index: f"own {index}" for index in range(len(SegmentationFolder(data, "val").classes.labels))}
+    DDePForSemanticSegmentation(hybrid_config(id2label=names)).save_pretrained(tmp_path / "renamed")
+    assert main(["evaluate", "--model", str(tmp_path / "renamed"), "--data", str(data)]) == 1
+    assert "correct the model's config.id2label" in capsys.readouterr().err
+    DDePForSemanticSegmentation(hybrid_config(num_labels=len(names))).save_pretrained(tmp_path / "unnamed")
+    assert main(["evaluate", "--model", str(tmp_path / "unnamed"), "--data", str(data)]) == 0
+    assert "no class names: its classes are taken to be those of the data" in capsys.readouterr().out
 
 
 def test_a_mistake_is_one_line_and_its_traceback_is_there_to_debug(data, tmp_path, capsys, monkeypatch):

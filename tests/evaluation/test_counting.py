@@ -64,7 +64,17 @@ def test_picture(rows, hybrid_config):
     assert picture.width > 4 * 190 and len(np.unique(np.asarray(picture))) > 20
 
 
-def test_panels_of_very_flat_and_very_narrow_images():
-    flat, narrow = np.zeros((1, 500, 3), np.uint8), np.zeros((500, 1, 3), np.uint8)
-    sheet = draw_panels([[flat], [narrow]], ["image"])
-    assert sheet.width == PANEL_SIZE + 2 * GAP and sheet.height == TITLE_HEIGHT + 1 + MAX_PANEL_HEIGHT + 2 * GAP
+def test_a_panel_of_a_very_narrow_image():
+    narrow = np.zeros((500, 1, 3), np.uint8)
+    sheet = draw_panels([[narrow], [narrow]], ["image"])
+    assert sheet.width == PANEL_SIZE + 2 * GAP and sheet.height == TITLE_HEIGHT + 2 * (MAX_PANEL_HEIGHT + GAP)
+
+
+def test_panels_of_wide_images_take_a_row_each():
+    image, labels = np.zeros((512, 4096, 3), np.uint8), np.zeros((512, 4096, 3), np.uint8)
+    labels[200:212, 3000:3012] = 255, 0, 0
+    sheet = np.asarray(draw_panels([[image, labels]], ["image", "labels"])).astype(int)
+    assert sheet.shape[1] > 4 * PANEL_SIZE and 2 * (TITLE_HEIGHT + 90) < sheet.shape[0] < 2 * (TITLE_HEIGHT + 110)
+    assert (sheet[..., 0] - sheet[..., 1]).max() > 200, "a small object is seen"
+    flat = np.zeros((1, 5000, 3), np.uint8)
+    assert draw_panels([[flat]], ["image"]).height == TITLE_HEIGHT + 1 + GAP

@@ -41,6 +41,8 @@ def test_one_commit_of_all_files(hub, folder, monkeypatch, xet):
     (folder / "outside").symlink_to(Path(__file__))
     (folder / "pictures").mkdir()
     (folder / "pictures" / "one.png").write_bytes(b"png")
+    (folder / "checkpoint-500").mkdir()
+    (folder / "checkpoint-500" / "optimizer.pt").write_bytes(b"state")
     before = state(folder)
     address = publish_folder(folder, "org/name", private=True)
     repository = hub.repositories["org/name"]

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from annotated_sources import HEIGHT, LARGE, SMALL, TRUTH, WIDTH, coco, corners, masks_of, put_images
+from annotated_sources import HEIGHT, LARGE, SMALL, TRUTH, WIDTH, check, coco, corners, masks_of, put_images
 
 import ddep_hub
 from ddep_hub.preparation.coco import is_coco, read_json_files
@@ -49,6 +49,16 @@ def test_shapes_of_four_corners(tmp_path, kind):
     assert "4 objects without a readable area (2 line, 2 linestrip): skipped" in text
     for mask in masks_of(tmp_path / "output").values():
         assert np.array_equal(mask, box_mask(LARGE))
+
+
+def test_an_object_smaller_than_a_pixel_is_one(tmp_path):
+    put_images(tmp_path / "source", "ab")
+    outside = polygon(box=(-3.6, -3.6, -3.4, -3.4))
+    for name in "ab":
+        labelme(tmp_path / "source" / f"{name}.json", [polygon(box=(20.6, 9.6, 21.3, 10.3)), outside], f"{name}.png")
+    truth = np.zeros((HEIGHT, WIDTH), np.uint8)
+    truth[9, 20] = 1
+    check(tmp_path / "source", tmp_path, truth, "ab", ("background", "large"))
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])

@@ -303,3 +303,53 @@ def test_masks_with_soft_borders_are_refused(tmp_path):
     put_masks(tmp_path / "source", {"a": soft, "b": soft})
     with pytest.raises(ValueError, match=r"The masks hold 255 different values: they are smoothed, or not masks"):
         ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+
+
+# --- Classes by name
+
+
+@pytest.mark.parametrize("kind", ["palette", "grey RGB"])
+def test_names_alone_name_the_values_of_masks(tmp_path, kind):
+    image = Image.fromarray(BLOCKS)
+    if kind == "palette":
+        image.putpalette([0, 0, 0, 255, 0, 0, 0, 0, 255])
+    put_masks(
+        tmp_path / "source", dict.fromkeys("ab", image.convert("RGB") if kind == "grey RGB" else image), (64, 64)
+    )
+    (tmp_path / "classes.json").write_text('["sky", "road", "car"]')
+    ddep_hub.prepare(tmp_path / "source", tmp_path / "output", classes=tmp_path / "classes.json")
+    assert all(np.array_equal(mask, BLOCKS) for mask in masks_of(tmp_path / "output").values())
+
+
+def test_names_alone_do_not_name_colours(tmp_path):
+    colors = np.array([[0, 0, 0], [200, 0, 0], [0, 0, 200]], np.uint8)[BLOCKS]
+    put_masks(tmp_path / "source", dict.fromkeys("ab", colors), (64, 64))
+    (tmp_path / "classes.json").write_text('["sky", "road", "car"]')
+    with pytest.raises(ValueError, match=r'belongs to no class\. Add it to the classes, with a "color" for each'):
+        ddep_hub.prepare(tmp_path / "source", tmp_path / "output", classes=tmp_path / "classes.json")
+
+
+@pytest.mark.parametrize(("values", "noted"), [([0, 128, 255], True), ([0, 1, 2], False), ([0, 255, 255], False)])
+def test_white_that_is_ignored_is_told(tmp_path, values, noted):
+    put_masks(tmp_path / "source", dict.fromkeys("ab", np.array(values, np.uint8)[BLOCKS]), (64, 64))
+    text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    assert ("255 is read as pixels to ignore" in text) == noted
+
+
+def test_a_class_without_a_pixel_is_told(tmp_path):
+    folder = put_masks(tmp_path / "source", dict.fromkeys("ab", circle()), (96, 128))
+    (folder / "classes.json").write_text('["object"]')
+    text = ddep_hub.prepare(folder, tmp_path / "output")
+    assert "No pixel shows object. If the masks have another value for it, such as 255" in text
+
+
+def test_a_missing_mask_of_a_known_folder_is_named(tmp_path):
+    for split in ("train", "val"):
+        put_images(tmp_path / "source" / "images" / split, ["a", "b"])
+        (tmp_path / "source" / "annotations" / split).mkdir(parents=True)
+        for name in ("a", "b"):
+            Image.fromarray(TRUTH).save(tmp_path / "source" / "annotations" / split / f"{name}.png")
+    (tmp_path / "source" / "classes.json").write_text('["sky", "road", "car"]')
+    (tmp_path / "source" / "annotations" / "train" / "b.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 images .* have no mask .*: b\.png"):
+        ddep_hub.prepare(tmp_path / "source", tmp_path / "output")

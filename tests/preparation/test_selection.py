@@ -13,7 +13,7 @@ import ddep_hub
 from ddep_hub.cli import main
 from ddep_hub.configuration_ddep import resolve_name
 from ddep_hub.data.splits import read_split_file
-from ddep_hub.preparation.selection import greedy_medoids, image_features, select, standardize
+from ddep_hub.preparation.selection import greedy_medoids, image_features, select, select_images, standardize
 
 
 KINDS = ("dark", "striped", "red")
@@ -151,6 +151,15 @@ def test_features_are_the_means_of_what_the_encoder_gives(tmp_path):
     for mean, level in zip(found[tmp_path / "a.png"], levels.hidden_states, strict=False):
         torch.testing.assert_close(mean, level[0].mean((1, 2)), rtol=1e-4, atol=1e-4)
     assert len(found[tmp_path / "a.png"]) == 5
+
+
+def test_images_of_other_channels_are_seen_by_their_first_three(tmp_path):
+    generator = np.random.default_rng(0)
+    for index in range(4):
+        values = generator.integers(0, 4000, (64, 64, 4)).astype(np.uint16)
+        np.save(tmp_path / f"{index}.npy", values)
+    chosen = select_images(tmp_path, 2, num_channels=4)
+    assert len(set(chosen)) == 2
 
 
 def test_greedy_medoids_against_all_choices():
