@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from .tiff import ORIENTATIONS, check_tiff, has_tifffile, is_inverted, read_tiff
+from .tiff import ORIENTATIONS, check_tiff, has_tifffile, is_inverted, is_reduced_by_pillow, read_nodata, read_tiff
 
 
 TIFF_EXTENSIONS = (".tif", ".tiff")
@@ -112,9 +112,15 @@ def _warn_about_bit_depth(name: str, high: float) -> None:
     _warn_once(
         "few bits",
         f"{name} has 16 bits, but no value above {high:.0f}, so it is nearly black: 65535 is white. For a 12-bit or "
-        "14-bit camera, scale the images to 16 bits, or set num_channels=1 to keep their depth and measure mean and "
-        "std.",
+        "14-bit camera, scale the images to 16 bits, or, if they are grey, set num_channels=1 to keep their depth and "
+        "measure mean and std.",
     )
+
+
+def warn_about_dark_colours(image: Image.Image, name: str) -> None:
+    """Warns once if colours of which Pillow kept the upper 8 of 16 bits use a quarter of their range at most."""
+    if image.mode.startswith("RGB") and (high := int(np.asarray(image)[..., :3].max())) < 64:
+        _warn_about_bit_depth(name, 256 * high + 255)
 
 
 def _warn_once(kind: str, message: str) -> None:
@@ -140,6 +146,7 @@ def to_rgb(image: Image.Image, name: str = "The image") -> Image.Image:
         values = np.asarray(image)
         if image.format == "PPM" and image.mode == "I":  # Pillow scales all values above 8 bits to 16
             values = values.astype(np.uint16)
+        values = _fill_nodata(values, read_nodata(image), name)
         image = Image.fromarray(to_8_bit(~values if is_inverted(image) else values, name))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -222,7 +229,7 @@ def channels_first(
 
     Raises:
         ValueError: The image has another number of channels, both axes may be the channels, the type of the values is
-            none of these, or some are not finite or, of RGB, out of range.
+            none of these, or some are not finite, too large to be multiplied or, of RGB, out of range.
     """
     if values.ndim == 2:
         values, axis = values[None], 0
@@ -245,16 +252,51 @@ def channels_first(
     if values.dtype == np.bool_:
         values = values.astype(np.uint8) * np.uint8(255)
     elif values.dtype == np.uint16:
+        if channels == 3 and (high := float(values.max())) < 65535.0 / 4:
+            _warn_about_bit_depth(name, high)
         values = values.astype(np.float32) / np.float32(257)
     elif values.dtype.kind == "f":
-        values = values.astype(np.float32)
-        if not np.isfinite(values).all():
-            raise ValueError(f"{name} holds values that are not finite; replace them")
-        if rescaled:
-            values = values * np.float32(255 / _white_level(values, name) if channels == 3 else 255)
+        with np.errstate(over="ignore"):
+            values = values.astype(np.float32)
+            scaled = values * np.float32(255 if rescaled and channels != 3 else 1)
+        if not np.isfinite(scaled).all():
+            raise ValueError(
+                f"{name} holds values that are not finite, or too large; replace them, or mark them in the tag "
+                "GDAL_NODATA of a TIFF"
+            )
+        values = values * np.float32(255 / _white_level(values, name)) if rescaled and channels == 3 else scaled
     elif values.dtype != np.uint8:
         raise ValueError(f"{name} holds {values.dtype} values; convert them to unsigned 8 or 16 bits, or floats")
     return np.ascontiguousarray(values)
+
+
+def _fill_nodata(values: np.ndarray, nodata: float | None, name: str, axis: int | None = None) -> np.ndarray:
+    """Replaces the pixels without data by the mean of the others of their channel, or 0 where there are none.
+
+    A warning names the first image that has any. Integers stay, as 0 and 255 are also colours.
+
+    Args:
+        values: `(height, width)`, or with channels.
+        nodata: The value of these pixels.
+        name: What the warning calls the image.
+        axis: The axis of the channels, 0 or -1.
+    """
+    if nodata is None or values.dtype.kind != "f":
+        return values
+    with np.errstate(over="ignore"):
+        value = values.dtype.type(nodata)
+    has_data = ~np.isnan(values) if np.isnan(value) else values != value
+    if has_data.all():
+        return values
+    _warn_once(
+        "no data",
+        f"{name} has pixels without data, of the value {nodata:g} in its tag GDAL_NODATA. In all such images they are "
+        "read as the mean of the other pixels of their channel; label them as ignored to keep them out of training.",
+    )
+    rows_and_columns = (0, 1) if axis == -1 else (-2, -1)
+    counts = has_data.sum(rows_and_columns, keepdims=True)
+    sums = values.sum(rows_and_columns, keepdims=True, where=has_data, dtype=np.float64)
+    return np.where(has_data, values, sums / np.maximum(counts, 1)).astype(values.dtype)
 
 
 def read_channels(file: str | os.PathLike[str] | BinaryIO, channels: int, name: str) -> np.ndarray:
@@ -276,7 +318,8 @@ def read_channels(file: str | os.PathLike[str] | BinaryIO, channels: int, name: 
         return channels_first(np.load(file, allow_pickle=False), channels, name)
     is_tiff = name.lower().endswith(TIFF_EXTENSIONS)
     if is_tiff and has_tifffile():
-        values, axis = read_tiff(file, name)
+        values, axis, nodata = read_tiff(file, name)
+        values = _fill_nodata(values, nodata, name, axis)
         if channels == 3 and values.ndim == 2:  # grey
             values, axis = np.stack([to_8_bit(values, name)] * 3), 0
         return channels_first(values, channels, name, axis)
@@ -296,16 +339,22 @@ def extract_channels(image: Image.Image, channels: int, name: str, *, rescaled: 
         rescaled: Whether values are divided by 255 later.
 
     Raises:
-        ValueError: See [`channels_first`] and [`check_tiff`].
+        ValueError: See [`channels_first`] and [`check_tiff`]; or Pillow drops bits, see [`is_reduced_by_pillow`].
     """
     check_tiff(image, name, channels)
+    if is_reduced_by_pillow(image):
+        advice = "save it as TIFF or .npy"
+        if image.format == "TIFF":
+            advice = 'pip install "ddep-hub[tiff]" and pass its path'
+        raise ValueError(f"{name} has colours of 16 bits, of which Pillow keeps 8; {advice}")
+    nodata = read_nodata(image)
     file_format, image = image.format, apply_orientation(image)
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     values = np.array(image)  # its own memory, which torch may write to
     if values.dtype == np.int32 and file_format not in (None, "TIFF") and 0 <= values.min() and values.max() <= 65535:
         values = values.astype(np.uint16)  # how some releases of Pillow hold 16 bits
-    return channels_first(values, channels, name, -1, rescaled=rescaled)
+    return channels_first(_fill_nodata(values, nodata, name), channels, name, -1, rescaled=rescaled)
 
 
 __all__ = [
@@ -320,4 +369,5 @@ __all__ = [
     "to_8_bit",
     "to_rgb",
     "validate_channel_order",
+    "warn_about_dark_colours",
 ]

@@ -25,6 +25,7 @@ ORIENTATIONS = {
 COPY_OR_MASK = 5
 # What the values of a pixel are, by the tag PhotometricInterpretation.
 _WHITE_IS_ZERO, _PALETTE, _YCBCR = 0, 3, 6
+_GDAL_NODATA = 42113  # a tag: a number, as text
 _COLOUR_CHANNELS = {2: 3, 5: 4, 6: 3, 8: 3}  # RGB, CMYK, YCbCr and CIE Lab; the others have one
 _UNSUPPORTED_COLOURS = {
     3: "palette",
@@ -52,6 +53,14 @@ def is_misread_by_pillow(image: Image.Image) -> bool:
         return False
     is_planar, bits = _get_tag(image, "PLANAR_CONFIGURATION", 1) == 2, _get_tag(image, "BITSPERSAMPLE", (1,))
     return (is_planar and max(bits) > 8) or _get_tag(image, "PHOTOMETRIC_INTERPRETATION", None) == _YCBCR
+
+
+def is_reduced_by_pillow(image: Image.Image) -> bool:
+    """Whether Pillow keeps 8 of the 16 bits of a TIFF's or a PNG's colours; a PNG must not be loaded yet."""
+    if len(image.getbands()) == 1:
+        return False
+    is_deep_png = image.format == "PNG" and any(str(tile[3]).endswith(";16B") for tile in getattr(image, "tile", ()))
+    return is_deep_png or max(_get_tag(image, "BITSPERSAMPLE", (1,))) > 8
 
 
 def check_tiff(image: Image.Image, name: str, channels: int = 3) -> None:
@@ -88,9 +97,21 @@ def is_inverted(image: Image.Image) -> bool:
     return image.mode.startswith("I;16") and _get_tag(image, "PHOTOMETRIC_INTERPRETATION", 1) == _WHITE_IS_ZERO
 
 
+def read_nodata(image: Image.Image) -> float | None:
+    """The value of the pixels without data, of a TIFF that Pillow opened; `None` if the file states none."""
+    return _parse_nodata(getattr(image, "tag_v2", {}).get(_GDAL_NODATA))
+
+
+def _parse_nodata(text: Any) -> float | None:
+    try:
+        return float(str(text).strip(" \0"))
+    except ValueError:  # also where there is no such tag
+        return None
+
+
 def read_tiff(
     file: str | os.PathLike[str] | BinaryIO, name: str, page: int | None = None
-) -> tuple[np.ndarray, int | None]:
+) -> tuple[np.ndarray, int | None, float | None]:
     """Reads the first image of a TIFF with all its channels or pages, or one page, upright, in the depth of the file.
 
     Args:
@@ -99,7 +120,8 @@ def read_tiff(
         page: Index of a page among all in the file.
 
     Returns:
-        The values without axes of length 1, 0 being black, and the axis of the channels, 0 or -1, if it is known.
+        The values, 0 being black, without axes of length 1 other than rows and columns; the axis of the channels, 0 or
+        -1, if it is known; the value of the pixels without data, if the file states one.
 
     Raises:
         OSError: The file is not a TIFF, or damaged.
@@ -119,15 +141,17 @@ def read_tiff(
             if "imagecodecs" not in str(error):
                 raise
             raise ValueError(f"{name} is compressed: {error}; pip install imagecodecs") from error
-        axes = [axis for axis, length in zip(image.axes, image.shape, strict=True) if length > 1]
-        orientation = image.keyframe.tags.get(274)
-        values = _make_upright(values, image.axes, 1 if orientation is None else int(orientation.value))
+        tags = image.keyframe.tags
+        values = _make_upright(values, image.axes, int(tags.valueof(274, 1)))
+        nodata = _parse_nodata(tags.valueof(_GDAL_NODATA))
+    # A picture may have one row, or one column.
+    dropped = [index for index, axis in enumerate(image.axes) if axis not in "YX" and values.shape[index] == 1]
+    axes = [axis for index, axis in enumerate(image.axes) if index not in dropped]
+    values = values.squeeze(tuple(dropped))
     if photometric == _WHITE_IS_ZERO and values.dtype.kind in "bu":
         values = ~values
-    if values.ndim > 2:
-        values = values.reshape([length for length in values.shape if length > 1])
     # Rows and columns are Y and X; the third axis, of samples, channels or pages, stands before or behind them.
-    return values, None if len(axes) != 3 else (-1 if axes[0] == "Y" else 0)
+    return values, None if len(axes) != 3 else (-1 if axes[0] == "Y" else 0), nodata
 
 
 def _make_upright(values: np.ndarray, axes: str, orientation: int) -> np.ndarray:
@@ -148,5 +172,7 @@ __all__ = [
     "has_tifffile",
     "is_inverted",
     "is_misread_by_pillow",
+    "is_reduced_by_pillow",
+    "read_nodata",
     "read_tiff",
 ]

@@ -191,6 +191,8 @@ def test_statistics_are_those_of_all_pixels():
     assert std == pytest.approx(together.std(1, correction=0).tolist(), rel=1e-5)
     with pytest.raises(ValueError, match="channel 1 is constant"):
         channel_statistics([torch.stack([parts[0][0], torch.zeros(3, 7, dtype=torch.uint8)])])
+    with pytest.raises(ValueError, match=r"channel 1 holds values that are not finite; replace them"):
+        channel_statistics([torch.stack([parts[0][0], torch.full((3, 7), torch.nan)])])
 
 
 def test_a_picture_of_the_channels_can_be_shown():

@@ -21,8 +21,9 @@ from ddep_hub.image_conversion import (
     apply_orientation,
     read_channels,
     to_rgb,
+    warn_about_dark_colours,
 )
-from ddep_hub.tiff import COPY_OR_MASK, has_tifffile, is_misread_by_pillow
+from ddep_hub.tiff import COPY_OR_MASK, has_tifffile, is_misread_by_pillow, is_reduced_by_pillow
 
 
 logger = logging.getLogger(__name__)
@@ -177,23 +178,22 @@ def decode_image(file: str | Path | Undecoded, channels: int = 3) -> Image.Image
     """
     if channels != 3 or is_array(file):
         return decode_channels(file, channels)
-    unsupported_by_pillow = False
+    image = None
     try:
-        if is_tiff(file):
-            with open_image(file) as opened:
-                # Pages may be the channels; the first alone is not the image.
-                unsupported_by_pillow = num_pages(opened) > 1 or is_misread_by_pillow(opened)
-        if not unsupported_by_pillow:
-            image = load_upright(file, "image").image
+        with open_image(file) as opened:
+            # Pages may be the channels; the first alone is not the image.
+            if not (is_tiff(file) and (num_pages(opened) > 1 or is_misread_by_pillow(opened))):
+                is_reduced, image = is_reduced_by_pillow(opened), apply_orientation(opened)
     except BadFileError as error:
         if not is_tiff(file):
             raise
         if not has_tifffile():
             text = f'{error}, or pip install "ddep-hub[tiff]" to read more kinds of TIFF'
             raise BadFileError(text, error.path) from error
-        unsupported_by_pillow = True
-    if unsupported_by_pillow:
+    if image is None:
         return decode_channels(file, channels)
+    if is_reduced:
+        warn_about_dark_colours(image, file_name(file))
     try:
         return to_rgb(image, file_name(file))
     except ValueError as error:

@@ -122,7 +122,7 @@ def channel_statistics(images: Iterable[torch.Tensor]) -> Statistics:
         takes them.
 
     Raises:
-        ValueError: There is no image, or a channel is constant.
+        ValueError: There is no image, or a channel is constant or holds values that are not finite.
     """
     count, mean, sum_squares = 0, torch.zeros(()), torch.zeros(())
     for image in images:
@@ -140,9 +140,11 @@ def channel_statistics(images: Iterable[torch.Tensor]) -> Statistics:
     if not count:
         raise ValueError("no images to measure the mean and standard deviation on; check the path")
     std = (sum_squares / count).sqrt()
-    if not (std > 0).all():
-        constant = [index for index, value in enumerate(std.tolist()) if value == 0]
-        raise ValueError(f"channel {constant[0]} is constant over all images; leave it out")
+    for channel, value in enumerate(std.tolist()):
+        if value == 0:
+            raise ValueError(f"channel {channel} is constant over all images; leave it out")
+        if not np.isfinite(value):
+            raise ValueError(f"channel {channel} holds values that are not finite; replace them in the images")
     return [round(value, 6) for value in mean.tolist()], [float(f"{value:.6g}") for value in std.tolist()]
 
 

@@ -1,11 +1,13 @@
 import pickle
 import struct
+import warnings
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from ddep_hub import image_conversion
 from ddep_hub.data.image_io import BadFileError, decode_image
 from ddep_hub.data.masks import decode_mask
 
@@ -65,6 +67,53 @@ def test_transparent_pixels_turn_white(tmp_path):
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     values = np.array([[0, 257, 32768, 65535]], dtype=np.uint16)
     assert decoded(save(tmp_path / "a.png", values))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def png(size, depth, colour_type, lines):
+    """A PNG of any depth; the lines begin with a byte for their filter."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", *size, depth, colour_type, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def deep_png(pixels):
+    """A PNG of 16 bits of (height, width, channels), which Pillow does not write: LA, RGB or RGBA."""
+    height, width, channels = pixels.shape
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    return png((width, height), 16, {2: 4, 3: 2, 4: 6}[channels], lines)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_deep_colours_of_a_png_are_refused_where_their_depth_counts(tmp_path, channels):
+    """Pillow keeps 8 of the 16 bits."""
+    pixels = np.random.default_rng(0).integers(0, 65536, (6, 9, channels), dtype=np.uint16)
+    (tmp_path / "a.png").write_bytes(deep_png(pixels))
+    with pytest.raises(BadFileError, match=r"a\.png has colours of 16 bits.*keeps 8; save it as TIFF or \.npy$"):
+        decode_image(tmp_path / "a.png", channels)
+    assert decoded(tmp_path / "a.png").shape == (6, 9, 3)
+    (tmp_path / "b.png").write_bytes(save(tmp_path / "c.png", pixels.astype(np.uint8)).read_bytes())
+    assert np.array_equal(decode_image(tmp_path / "b.png", channels).pixels[0], pixels[..., 0].astype(np.uint8))
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_deep_colours_of_a_png_that_use_few_bits_are_warned_of_once(tmp_path, monkeypatch, channels):
+    monkeypatch.setattr(image_conversion, "_warned", set())
+    pixels = np.full((6, 9, channels), 65535, np.uint16)
+    (tmp_path / "bright.png").write_bytes(deep_png(pixels))
+    pixels[..., : 1 if channels == 2 else 3] = 4095  # all but the opacity
+    (tmp_path / "dark.png").write_bytes(deep_png(pixels))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decode_image(tmp_path / "bright.png")
+    with pytest.warns(UserWarning, match=r"dark\.png has 16 bits, but no value above 4095"):
+        decode_image(tmp_path / "dark.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decode_image(tmp_path / "dark.png")
 
 
 @pytest.mark.parametrize(
@@ -162,17 +211,11 @@ def test_sixteen_bit_and_bilevel_masks_give_ids(tmp_path):
 
 def shallow_png(rows, depth):
     """A greyscale PNG of 2 or 4 bits a pixel, which Pillow reads but does not write."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     lines = b""
     for row in rows:
         bits = "".join(format(value, f"0{depth}b") for value in row)
         lines += b"\0" + int(bits.ljust(-len(bits) % 8 + len(bits), "0"), 2).to_bytes(-(-len(bits) // 8), "big")
-    header = struct.pack(">IIBBBBB", len(rows[0]), len(rows), depth, 0, 0, 0, 0)
-    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunks
+    return png((len(rows[0]), len(rows)), depth, 0, lines)
 
 
 @pytest.mark.parametrize(("depth", "rows"), [(2, [[0, 1, 2, 3, 1]]), (4, [[0, 9, 15], [3, 2, 1]])])

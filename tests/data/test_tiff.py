@@ -10,6 +10,7 @@ from PIL import Image
 
 from ddep_hub import DDePImageProcessor, image_conversion
 from ddep_hub.data.image_io import BadFileError, decode_image
+from ddep_hub.data.statistics import folder_statistics
 from ddep_hub.data.unlabelled_transforms import PretrainTransform
 from ddep_hub.image_conversion import ChannelImage
 
@@ -208,6 +209,123 @@ def test_a_compression_that_needs_another_package_is_no_damage(tmp_path, monkeyp
 def test_arrays_of_either_byte_order(tmp_path):
     np.save(tmp_path / "a.npy", DEEP.astype(">u2"))
     np.testing.assert_allclose(pixels_of(decode_image(tmp_path / "a.npy")), RGB, atol=1e-4)
+
+
+@pytest.mark.parametrize("planar", [False, True])
+def test_colours_of_twelve_bits_are_warned_of(tmp_path, monkeypatch, planar):
+    """Pillow reads the interleaved ones, with 8 bits, and `tifffile` the planes."""
+    monkeypatch.setattr(image_conversion, "_warned", set())
+    options = PLANES if planar else {"photometric": "rgb"}
+    pixels = DEEP if planar else np.moveaxis(DEEP, 0, -1)
+    write(tmp_path / "bright.tif", pixels, **options)
+    write(tmp_path / "dark.tif", np.minimum(pixels, 4095), **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decode_image(tmp_path / "bright.tif")
+    with pytest.warns(UserWarning, match=r"dark\.tif has 16 bits, but no value above 4095"):
+        decode_image(tmp_path / "dark.tif")
+
+
+def test_deep_colours_are_refused_where_pillow_reads_alone_and_their_depth_counts(tmp_path, monkeypatch):
+    pixels = np.moveaxis(np.concatenate([DEEP, DEEP[:1]]), 0, -1)
+    path = write(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unassalpha"])
+    np.testing.assert_allclose(pixels_of(decode_image(path, 4)), pixels / 257, atol=1e-4)
+    without_tifffile(monkeypatch)
+    with pytest.raises(BadFileError, match=r'a\.tif has colours of 16 bits.*pip install "ddep-hub\[tiff\]"'):
+        decode_image(path, 4)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 60), (40, 1), (1, 1)])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("layout", ["pages", "separate", "contig"])
+def test_one_row_or_column_is_an_image(tmp_path, height, width, channels, layout):
+    pixels = np.concatenate([DEEP, DEEP[:1]])[:channels, -height:, :width]
+    if layout == "pages" or channels == 1:
+        with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+            for page in pixels:
+                writer.write(page, photometric="minisblack", metadata=None)
+    else:
+        stored = np.moveaxis(pixels, 0, -1) if layout == "contig" else pixels
+        photometric = "rgb" if channels == 3 else "minisblack"
+        write(tmp_path / "a.tif", np.ascontiguousarray(stored), photometric=photometric, planarconfig=layout)
+    found = pixels_of(decode_image(tmp_path / "a.tif", channels))
+    assert found.shape == (height, width, channels)
+    np.testing.assert_allclose(found, np.moveaxis(pixels, 0, -1) / 257, atol=1e-4)
+
+
+def nodata_tag(text):
+    return {"extratags": [(42113, "s", 0, text, True)]}
+
+
+@pytest.mark.parametrize("text", ["-9999", "-3.4028234663852886e+38", "nan", "-inf"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("layout", ["contig", "separate", "pages"])
+def test_pixels_without_data_are_the_mean_of_the_others(tmp_path, monkeypatch, text, dtype, layout):
+    monkeypatch.setattr(image_conversion, "_warned", set())
+    bands = (np.concatenate([FIRST, FIRST[:1]]) / 255).astype(dtype)
+    expected = bands.astype(np.float32)
+    missing = np.zeros(bands.shape, bool)
+    missing[:, :9, :9] = missing[1, 20] = missing[3] = True
+    for channel, mask in zip(expected, missing, strict=True):
+        channel[mask] = 0 if mask.all() else channel[~mask].mean()
+    with np.errstate(over="ignore"):
+        bands[missing] = dtype(float(text))
+    stored = np.moveaxis(bands, 0, -1) if layout == "contig" else bands
+    options = {} if layout == "pages" else {"planarconfig": layout}
+    write(tmp_path / "a.tif", np.ascontiguousarray(stored), photometric="minisblack", **options, **nodata_tag(text))
+    with pytest.warns(UserWarning, match=r"a\.tif has pixels without data, of the value .*GDAL_NODATA.*mean of"):
+        image = decode_image(tmp_path / "a.tif", 4)
+    np.testing.assert_allclose(image.pixels, expected * 255, rtol=2e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decode_image(tmp_path / "a.tif", 4)
+    with pytest.raises(ValueError, match="channel 3 is constant"):
+        folder_statistics([tmp_path], 4)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_without_data_is_read_alike_by_pillow(tmp_path, monkeypatch, channels, installed):
+    monkeypatch.setattr(image_conversion, "_warned", set())
+    values = FIRST[0].astype(np.float32)
+    mean = values[:, 9:].mean()
+    values[:, :9] = -9999
+    path = write(tmp_path / "a.tif", values, **nodata_tag("-9999"))
+    if not installed:
+        without_tifffile(monkeypatch)
+    with pytest.warns(UserWarning, match=r"a\.tif has pixels without data, of the value -9999"):
+        found = pixels_of(decode_image(path, channels)) / (255 if channels == 1 else 1)
+    np.testing.assert_allclose(found[:, :9], np.broadcast_to(mean, (40, 9, channels)), atol=1)
+    np.testing.assert_allclose(found[:, 9:, 0], FIRST[0][:, 9:], atol=1e-3)
+
+
+def test_colours_without_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_conversion, "_warned", set())
+    values = RGB / np.float32(255)
+    values[:5] = np.nan
+    path = write(tmp_path / "a.tif", values, photometric="rgb", **nodata_tag("nan"))
+    with pytest.warns(UserWarning, match=r"a\.tif has pixels without data, of the value nan"):
+        found = pixels_of(decode_image(path))
+    np.testing.assert_allclose(found[5:], RGB[5:], atol=1e-3)
+    np.testing.assert_allclose(found[:5], np.broadcast_to(RGB[5:].mean((0, 1)), (5, 60, 3)), rtol=1e-4)
+
+
+def test_integers_keep_the_value_that_means_no_data(tmp_path):
+    for bands in (DEEP[:2], FIRST[:2]):
+        path = write(tmp_path / "a.tif", bands, photometric="minisblack", **nodata_tag("0"))
+        np.testing.assert_allclose(decode_image(path, 2).pixels, FIRST[:2], atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [-3.4028234663852886e38, np.nan, -1e300])
+def test_values_that_cannot_be_scaled_are_refused_with_their_file(tmp_path, value):
+    bands = FIRST[:2].astype(np.float64)
+    bands[0, 0, 0] = value
+    for name, tag in (("a", {}), ("b", nodata_tag("-9999")), ("c", nodata_tag("none"))):
+        path = write(tmp_path / f"{name}.tif", bands, photometric="minisblack", **tag)
+        with pytest.raises(BadFileError, match=rf"{name}\.tif holds values that are not finite, or too large.*NODATA"):
+            decode_image(path, 2)
+    with pytest.raises(BadFileError, match=r"a\.tif holds values that are not finite"):
+        folder_statistics([tmp_path], 2)
 
 
 def test_pretraining_sees_the_same_pixels(tmp_path):

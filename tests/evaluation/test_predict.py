@@ -96,6 +96,22 @@ def test_damaged_images_are_skipped_and_named_at_the_end(folder, scenes, tmp_pat
     assert "4.png is empty (0 bytes)" in caplog.text and "skipping it" in caplog.text
 
 
+def test_values_that_cannot_be_scaled_are_skipped_too(model_of, tmp_path, caplog):
+    model_of(2).save_pretrained(tmp_path / "model")
+    processor = DDePImageProcessor(image_mean=[0.4] * 2, image_std=[0.3] * 2, do_convert_rgb=False, do_resize=False)
+    processor.save_pretrained(tmp_path / "model")
+    (tmp_path / "images").mkdir()
+    for name, value in (("a", 0.5), ("b", -3.4e38), ("c", 0.2)):
+        np.save(tmp_path / "images" / f"{name}.npy", np.full((2, 48, 64), value, np.float32))
+    arguments = PredictArguments(
+        model=str(tmp_path / "model"), predictions=["ids"], output_dir=str(tmp_path / "masks")
+    )
+    with pytest.raises(BadFileError, match=r"1 of 3 images could not be read and were skipped.*/b\.npy\."):
+        predict_images([str(tmp_path / "images")], arguments)
+    assert sorted(path.stem for path in (tmp_path / "masks" / "ids").iterdir()) == ["a", "c"]
+    assert "b.npy holds values that are not finite, or too large" in caplog.text
+
+
 def test_nothing_is_written_where_no_image_can_be_read(folder, tmp_path):
     (tmp_path / "a.png").touch()
     arguments = PredictArguments(model=str(folder), output_dir=str(tmp_path / "masks"))
