@@ -141,6 +141,9 @@ _DECODING_ERRORS = (
 )
 
 
+_TOO_LARGE = "cut it into tiles with `ddep-hub prepare --tile`, or scale it down"
+
+
 class BadFileError(ValueError):
     """A file that cannot be used; the message names it and what to do.
 
@@ -208,6 +211,8 @@ def decode_channels(file: str | Path | Undecoded, channels: int) -> ChannelImage
         try:
             with _disallow_truncated_images():
                 return ChannelImage(read_channels(stream, channels, name))
+        except Image.DecompressionBombError as error:
+            raise BadFileError(f"{name} is too large ({error}); {_TOO_LARGE}", name) from error
         except _DECODING_ERRORS as error:
             text = str(error)
             problem = (
@@ -259,7 +264,7 @@ def open_image(file: str | Path | Undecoded, kind: str = "image") -> Iterator[Im
         except UnidentifiedImageError as error:
             raise BadFileError(f"{name} is not an image that Pillow can read; {hint}", name) from error
         except Image.DecompressionBombError as error:
-            raise BadFileError(f"{name} is too large ({error}); scale it down", name) from error
+            raise BadFileError(f"{name} is too large ({error}); {_TOO_LARGE}", name) from error
         except BadFileError:
             raise
         except _DECODING_ERRORS as error:

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from ddep_hub.data.folders import canonical_split, find_split_folders, subfolder
 from ddep_hub.data.image_io import BadFileError, format_list, is_array
 from ddep_hub.data.layouts import find_layout
 from ddep_hub.data.pairing import IMAGE_WORDS
-from ddep_hub.data.splits import choose_validation, extract_groups
+from ddep_hub.data.splits import choose_validation, extract_groups, parse_fraction
 from ddep_hub.data.statistics import ClassStatistics
 from ddep_hub.evaluation.inference import window_positions
 from ddep_hub.evaluation.visualization import contact_sheet, draw_legend, overlay
@@ -38,6 +39,18 @@ FORMATS = ("coco", "labelme", "cvat", "label-studio", "roboflow-masks", "objects
 _JSON = {"coco": is_coco, "labelme": is_labelme, "label-studio": is_label_studio}
 
 
+@contextmanager
+def _lift_size_limit() -> Iterator[None]:
+    """Has Pillow open large rasters: its limit is for images of strangers, and here they are cut into tiles."""
+    previous = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = previous
+
+
+@_lift_size_limit()
 def prepare(
     source: str | Path,
     output_dir: str | Path,
@@ -59,7 +72,8 @@ def prepare(
         output_dir: Folder to write.
         format: One of `FORMATS`; detected by default.
         classes: A `classes.json` with the names of the masks' values or colours.
-        val_fraction: Fraction of the images for the split `val`, if the source has no splits of its own.
+        val_fraction: Fraction of the images for the split `val`, if the source has no splits of its own; of a single
+            image that is cut into tiles, the fraction of its rows, from the bottom.
         group_pattern: Regular expression that identifies images that stay in one split, see [`extract_groups`].
         tile: Cut images into square tiles with this side, in pixels; whole images by default.
         overlap: Minimum overlap of neighbouring tiles in pixels.
@@ -80,14 +94,21 @@ def prepare(
         raise ValueError(f"overlap must be 0 to {tile - 1}, less than the tile, got {overlap}.")
     _check_output(source, output, overwrite=overwrite)
     dataset = read_source(source, format, Path(classes) if classes else None)
-    splits = _assign_splits(dataset.examples, val_fraction, group_pattern)
+    parts: dict[str, tuple[float, float]] = {}
+    if tile is not None and len(dataset.examples) == 1:  # one large raster: its lower end is for validation
+        (example,) = dataset.examples
+        splits = {"train": [example], "val": [example]}
+        share = float(parse_fraction(val_fraction))
+        parts = {"train": (0.0, 1 - share), "val": (1 - share, 1.0)}
+    else:
+        splits = _assign_splits(dataset.examples, val_fraction, group_pattern)
     statistics = {split: ClassStatistics(dataset.classes.names, dataset.classes.ignore_index) for split in splits}
     # Arrays only count as images if there are no others, so tiles must be arrays too.
     as_arrays = any(isinstance(example.image, Path) and is_array(example.image) for example in dataset.examples)
     with atomic_dir(output) as folder:
         written_files = []
         for split, examples in splits.items():
-            for name, image, mask in _iter_images(examples, tile, overlap):
+            for name, image, mask in _iter_images(examples, tile, overlap, parts.get(split, (0.0, 1.0))):
                 file = _write_example(folder, split, name, image, mask, as_arrays)
                 statistics[split].update(mask)
                 written_files.append((split, name, file))
@@ -278,9 +299,9 @@ def _shorten_name(name: str, split: str | None) -> str:
 
 
 def _iter_images(
-    examples: list[Example], tile: int | None, overlap: int
+    examples: list[Example], tile: int | None, overlap: int, part: tuple[float, float]
 ) -> Iterator[tuple[str, Path | RawImage, np.ndarray]]:
-    """Name, image and mask of each example, or of each of its tiles."""
+    """Name, image and mask of each example, or of each of its tiles in a part of the rows, from 0.0 to 1.0."""
     for example in examples:
         try:
             mask = example.mask()
@@ -298,9 +319,11 @@ def _iter_images(
         if tile is None:
             yield example.name, image, mask
             continue
-        height, width = min(tile, rows), min(tile, columns)
+        first_row, end = (round(rows * share) for share in part)
+        height, width = min(tile, end - first_row), min(tile, columns)
         strides = max(1, height - overlap), max(1, width - overlap)
-        for top, left in window_positions(mask.shape, (height, width), strides):
+        for top, left in window_positions((end - first_row, columns), (height, width), strides):
+            top += first_row
             tile_image = crop(picture, mask.shape, top, left, height, width)
             yield f"{example.name}_{top}_{left}", tile_image, mask[top : top + height, left : left + width]
 

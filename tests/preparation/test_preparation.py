@@ -342,6 +342,27 @@ def test_folders_that_are_read_already(tmp_path, scenes):
         assert all(np.array_equal(before.mask(index), after.mask(index)) for index in range(len(before)))
 
 
+def test_tiles_of_a_single_raster_are_divided(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # the limit is for images of strangers
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, (100, 40), dtype=np.uint8)
+    (tmp_path / "source" / "images").mkdir(parents=True)
+    (tmp_path / "source" / "masks").mkdir()
+    Image.fromarray(np.stack([truth * 9] * 3, -1)).save(tmp_path / "source" / "images" / "ortho.png")
+    Image.fromarray(truth).save(tmp_path / "source" / "masks" / "ortho.png")
+    ddep_hub.prepare(tmp_path / "source", tmp_path / "output", tile=32, overlap=4, val_fraction=0.3)
+    rows = {"train": set(), "val": set()}
+    for split, found in rows.items():
+        dataset = SegmentationFolder(tmp_path / "output", split)
+        for index, name in enumerate(dataset.sample_ids):
+            top, left = map(int, name.split("_")[1:])
+            mask = dataset.mask(index)
+            assert np.array_equal(mask, truth[top : top + mask.shape[0], left : left + 32])
+            assert np.array_equal(np.asarray(dataset[index]["image"])[..., 0], mask * 9)
+            found.update(range(top, top + mask.shape[0]))
+    assert rows == {"train": set(range(70)), "val": set(range(70, 100))}
+
+
 def test_tiles_cover_every_pixel(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "large" / "images").mkdir(parents=True)
