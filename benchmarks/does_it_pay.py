@@ -25,8 +25,9 @@ METHODS = {
     "random": "random decoder",
     "photographs": "DDeP on photographs",
     "own": "DDeP on images of the same kind",
+    "masked": "masked blocks of images of the same kind",
 }
-COLORS = {"random": "0.45", "photographs": "tab:orange", "own": "tab:blue"}
+COLORS = {"random": "0.45", "photographs": "tab:orange", "own": "tab:blue", "masked": "tab:green"}
 TITLES = {"camvid": "CamVid", "nuclei": "Nuclei", "em": "Electron microscopy"}
 PANELS = {
     ("camvid", 1800): "CamVid, random labels",
@@ -45,7 +46,10 @@ PRETRAINED = {
     "--pretrained ddep-efficientnet-lite0": "photographs",
     "--pretrained ddep-nuclei-lite0": "own",
     "--pretrained ddep-em-lite0-nc": "own",
+    "--pretrained runs/masked_blocks/final": "masked",
 }
+# Pretexts of a length of their own, which only docs/results.md compares.
+OTHER_PRETEXTS = tuple(f"runs/{name}/final" for name in ("gaussian", "shared_noise", "poisson_gaussian"))
 Scores = dict[str, dict[int, float]]  # mIoU in % by method and seed
 
 
@@ -62,7 +66,9 @@ def curves() -> dict[tuple[str, int], dict[Fraction, Scores]]:
         if row["method"] in NAMES:
             scores = found["camvid", 1800][Fraction(row["labelled"])][NAMES[row["method"]]]
             scores[int(row["seed"])] = float(row["mean_iou"])
-    for row in read("label_curves.csv"):
+    for row in [*read("label_curves.csv"), *read("pretexts.csv")]:
+        if row["options"].endswith(OTHER_PRETEXTS):
+            continue
         steps = 600 if "--max_steps 600" in row["options"] else 1800  # the preset's
         method = next((method for option, method in PRETRAINED.items() if option in row["options"]), "random")
         scores = found[row["data"], steps][Fraction(row["labels"])][method]
@@ -95,7 +101,7 @@ def table_row(title: str, recipe: str, method: str, treated: dict[int, float], b
 def print_rows(data: str, recipe: str, points: dict[Fraction, Scores]) -> None:
     """Prints a row for each number of labels and each pretrained decoder."""
     for labels, scores in sorted(points.items()):
-        for method in ("photographs", "own"):
+        for method in ("photographs", "own", "masked"):
             if scores[method]:
                 number = f"{labels} label{'s' * (labels > 1)}" if labels >= 1 else f"{labels} of an image"
                 title = f"{TITLES[data]}, {number}"
@@ -133,7 +139,7 @@ def main() -> None:
         axis.set(title=title)
     axes[0].set(ylabel="mIoU in %")
     lines = {name: line for axis in axes for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(lines.values(), lines.keys(), loc="lower center", ncols=3, frameon=False)
+    figure.legend(lines.values(), lines.keys(), loc="lower center", ncols=4, frameon=False)
     figure.tight_layout(rect=(0, 0.08, 1, 1))
     figure.savefig(FIGURE, dpi=110)
 

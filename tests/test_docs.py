@@ -221,6 +221,17 @@ def test_the_scores_of_the_quickstart_are_those_of_the_csv():
     )
 
 
+def test_the_scores_of_pretexts_are_those_of_the_csv():
+    text = " ".join(read(ROOT / "docs" / "results.md").split())
+    scores: dict[tuple[str, str], list[str]] = {}
+    with (ROOT / "benchmarks" / "results" / "pretexts.csv").open() as file:
+        for row in sorted(csv.DictReader(file), key=lambda row: int(row["seed"])):
+            scores.setdefault((row["labels"], row["options"]), []).append(row["mean_iou"])
+    assert len(scores) >= 5
+    for values in scores.values():
+        assert ", ".join(values) in text.replace(" and ", ", ")
+
+
 def test_the_scores_of_selected_images_are_those_of_the_csv():
     with (ROOT / "benchmarks" / "results" / "label_selection.csv").open() as file:
         rows = list(csv.DictReader(file))
