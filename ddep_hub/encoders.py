@@ -320,10 +320,14 @@ def extract_features(encoder: nn.Module, pixel_values: torch.Tensor) -> tuple[li
     if is_hybrid(encoder):
         return encoder(pixel_values), (covered_size[0], covered_size[1])
     model = unwrap_model(encoder)
-    # How accelerate moves offloaded weights and inputs to their device: it wraps `forward`, which does not run here.
-    hook = getattr(model, "_hf_hook", None)
-    if hook is not None:
-        (pixel_values,), _ = hook.pre_forward(model, pixel_values)
+    # accelerate moves weights and inputs to their device where a module is called. `forward_intermediates` is not, and
+    # timm also reads weights of layers that it does not call (EVA, BEiT, Swin V2), so all are loaded for the pass.
+    hooks = {module: vars(module)["_hf_hook"] for module in model.modules() if "_hf_hook" in vars(module)}
+    model_hook = hooks.pop(model, None)
+    if model_hook is not None:
+        (pixel_values,), _ = model_hook.pre_forward(model, pixel_values)
+    for module, hook in hooks.items():
+        hook.pre_forward(module)
     try:
         features = model.forward_intermediates(
             pixel_values,
@@ -339,8 +343,10 @@ def extract_features(encoder: nn.Module, pixel_values: torch.Tensor) -> tuple[li
             f"Images of {covered_size[0]}x{covered_size[1]} pixels are too small for "
             f"{type(model).__name__}, which does not pad. Use larger images or crops, or another encoder."
         ) from error
-    if hook is not None:
-        features = hook.post_forward(model, features)
+    for module, hook in hooks.items():
+        hook.post_forward(module, None)
+    if model_hook is not None:
+        features = model_hook.post_forward(model, features)
     return list(features), (covered_size[0], covered_size[1])
 
 

@@ -226,9 +226,11 @@ def test_devices_and_subfolders(finetuned, tmp_path):
 
 
 VIT = {"encoder_name": "vit_tiny_patch16_224", "encoder_kwargs": {"depth": 2}}
+# timm reads the weights of a layer without calling it.
+EVA = {"encoder_name": "eva02_tiny_patch14_224", "encoder_kwargs": {"depth": 2}}
 
 
-@pytest.mark.parametrize("encoder", [{}, {"encoder_name": "tf_efficientnet_lite0", "encoder_kwargs": None}, VIT])
+@pytest.mark.parametrize("encoder", [{}, {"encoder_name": "tf_efficientnet_lite0", "encoder_kwargs": None}, VIT, EVA])
 def test_weights_may_be_kept_on_disk(tmp_path, hybrid_config, encoder):
     model = DDePForSemanticSegmentation(hybrid_config(**encoder)).eval()
     model.save_pretrained(tmp_path)
