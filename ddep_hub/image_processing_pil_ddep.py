@@ -138,7 +138,7 @@ class DDePImageProcessorMixin:
 
     def _process_labels(self, maps: Any, images: Any, pixel_values: Any, layout: Any, **kwargs: Any) -> list[Any]:
         """Checks maps against their images, and gives them the sizes of the processed ones."""
-        maps, images = _list_maps(maps), images if isinstance(images, list) else [images]
+        maps, images = _list_maps(maps), _flatten(images)
         if len(maps) != len(pixel_values):
             raise ValueError(
                 f"{len(pixel_values)} image(s) came with {len(maps)} segmentation map(s): pass one map per image, "
@@ -329,10 +329,17 @@ def _image_size(image: Any, layout: Any) -> tuple[int, int]:
     return get_image_size(image, channel_dim=_infer_layout(image, layout))
 
 
+def _flatten(items: Any) -> list[Any]:
+    """Lists one item, or those of a sequence, also a nested one, as transformers does with images."""
+    if not isinstance(items, (list, tuple)):
+        return [items]
+    return [item for entry in items for item in (entry if isinstance(entry, (list, tuple)) else [entry])]
+
+
 def _list_maps(maps: Any) -> list[Any]:
-    """Lists the maps of an argument: a single map, a batch as one array, or a sequence, also of batches."""
+    """Lists the maps of an argument: a single map, a batch as one array, or a sequence, see [`_flatten`]."""
     if isinstance(maps, (list, tuple)):
-        return [one for entry in maps for one in (entry if isinstance(entry, (list, tuple)) else [entry])]
+        return _flatten(maps)
     is_batch = not isinstance(maps, Image.Image) and getattr(maps, "ndim", 2) == 3 and maps.shape[-1] != 1
     return list(maps) if is_batch else [maps]
 

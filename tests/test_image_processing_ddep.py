@@ -106,6 +106,13 @@ def test_forms_of_a_map(processor_class, convert):
     np.testing.assert_array_equal(labels, ids[None])
 
 
+def test_nested_images_and_maps(processor_class):
+    maps = [random_map(), random_map() + 1]
+    processor = processor_class(do_resize=False)
+    labels = processor([[random_image()], [random_image()]], [[ids] for ids in maps], return_tensors="np")["labels"]
+    np.testing.assert_array_equal(labels, np.stack(maps))
+
+
 def test_palette_map_counts_as_its_indices(processor_class):
     ids = random_map()
     image = Image.fromarray(ids)
