@@ -258,13 +258,15 @@ def channels_first(
     elif values.dtype.kind == "f":
         with np.errstate(over="ignore"):
             values = values.astype(np.float32)
-            scaled = values * np.float32(255 if rescaled and channels != 3 else 1)
-        if not np.isfinite(scaled).all():
+            if rescaled and channels != 3:
+                values = values * np.float32(255)
+        if not np.isfinite(values).all():
             raise ValueError(
                 f"{name} holds values that are not finite, or too large; replace them, or mark them in the tag "
                 "GDAL_NODATA of a TIFF"
             )
-        values = values * np.float32(255 / _white_level(values, name)) if rescaled and channels == 3 else scaled
+        if rescaled and channels == 3:
+            values = values * np.float32(255 / _white_level(values, name))
     elif values.dtype != np.uint8:
         raise ValueError(f"{name} holds {values.dtype} values; convert them to unsigned 8 or 16 bits, or floats")
     return np.ascontiguousarray(values)
@@ -286,6 +288,8 @@ def _fill_nodata(values: np.ndarray, nodata: float | None, name: str, axis: int 
     with np.errstate(over="ignore"):
         value = values.dtype.type(nodata)
     has_data = ~np.isnan(values) if np.isnan(value) else values != value
+    if np.isinf(value):  # GDAL and QGIS write the largest double with 15 digits, which is beyond it
+        has_data &= values != np.copysign(np.finfo(values.dtype).max, value)
     if has_data.all():
         return values
     _warn_once(
