@@ -79,9 +79,7 @@ def blind_spots(clean: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor,
     return masked, mask
 
 
-def masked_blocks(
-    clean: torch.Tensor, noise: torch.Tensor, size: int = BLOCK_SIZE
-) -> tuple[torch.Tensor, torch.Tensor]:
+def masked_blocks(clean: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Images in which half of the blocks are 0, the middle of the range, and where these are, `(batch, 1, H, W)`.
 
     Args:

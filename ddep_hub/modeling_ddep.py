@@ -289,6 +289,9 @@ class DDePForPreTraining(DDePPreTrainedModel):
 class DDePForSemanticSegmentation(DDePPreTrainedModel):
     """Labels each pixel: encoder, decoder, and a 3x3 convolution to `num_labels` classes at full resolution.
 
+    To replace the loss, set `model.loss_function` to a function of `logits`, `labels` and the keyword `ignore_index`.
+    As in transformers, a module would be ignored: set its `forward`. The loss is not saved with the model.
+
     Example:
 
     ```python

@@ -206,6 +206,8 @@ def test_from_pretrained_encoder(saved, tmp_path):
         DDePForPreTraining.from_pretrained_encoder(TAGGED, **fields)
     with pytest.raises(ValueError, match="Did you mean `num_labels`"):
         DDePForPreTraining.from_pretrained_encoder(TAGGED, encoder_weights=encoder, num_label=3)
+    with pytest.raises(ValueError, match="device_map is an argument of from_pretrained, not of"):
+        DDePForPreTraining.from_pretrained_encoder(TAGGED, encoder_weights=encoder, device_map="cpu")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16"])

@@ -283,7 +283,7 @@ def card(argv: list[str]) -> None:
     """`ddep-hub card`."""
     folder = {"help": "Folder of a model, such as runs/finetune/final.", "type": Path}
     arguments, values = parse_command(CardArguments, argv, command="ddep-hub card", positionals={"folder": folder})
-    from ddep_hub.hub.model_card import CARD, RUN, add_baseline, add_evaluation, write_card
+    from ddep_hub.hub.model_card import CARD, RESULTS, RUN, add_baseline, add_evaluation, write_card
     from ddep_hub.hub.staging import model_class
 
     model_class(values["folder"])
@@ -295,10 +295,11 @@ def card(argv: list[str]) -> None:
     path = values["folder"] / CARD
     previous = path.read_bytes() if path.is_file() else None
     write_card(values["folder"], arguments.repository)
-    if (values["folder"] / RUN).is_file() or previous != path.read_bytes():
-        print(f"{path} written")
+    missing = [name for name in (RUN, RESULTS) if not (values["folder"] / name).is_file()]
+    if missing and previous == path.read_bytes():
+        print(f"{path} left as it is: there is no {missing[0]} of a training run to make a card from")
     else:
-        print(f"{path} left as it is: there is no {RUN} of a training run to make a card from")
+        print(f"{path} written")
 
 
 @dataclass(kw_only=True)

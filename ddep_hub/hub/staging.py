@@ -54,8 +54,8 @@ def stage(folder: Path, target: Path, *, decoder_only: bool, remote_code: bool) 
     source_root = folder.resolve()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        is_hidden = any(part.startswith(".") or re.fullmatch(r"checkpoint-\d+", part) for part in name.parts)
-        if not path.is_file() or is_hidden or not path.resolve().is_relative_to(source_root):
+        is_excluded = any(part.startswith(".") or re.fullmatch(r"checkpoint-\d+", part) for part in name.parts)
+        if not path.is_file() or is_excluded or not path.resolve().is_relative_to(source_root):
             continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -87,11 +87,12 @@ def test_rewritten_with_the_users_part(runs, final, capsys):
     assert main(["card", str(final)]) == 0 and read(final) == text
 
 
-def test_a_card_from_elsewhere_is_left_as_it_is(final, capsys):
-    (final / "run.json").unlink()
+@pytest.mark.parametrize("missing", ["run.json", "results.json"])
+def test_a_card_from_elsewhere_is_left_as_it_is(final, capsys, missing):
+    (final / missing).unlink()
     (final / "README.md").write_text("Mine.\n")
     assert main(["card", str(final)]) == 0
-    assert "left as it is: there is no run.json" in capsys.readouterr().out and read(final) == "Mine.\n"
+    assert f"left as it is: there is no {missing}" in capsys.readouterr().out and read(final) == "Mine.\n"
 
 
 def test_an_evaluation(final, scenes, tmp_path):

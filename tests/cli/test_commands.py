@@ -1,5 +1,6 @@
 """`ddep-hub evaluate` and `ddep-hub predict`, from the command line to the files."""
 
+import errno
 import functools
 import io
 import json
@@ -19,7 +20,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
-from ddep_hub.cli import COMMANDS, commands, explain_mistakes, main
+from ddep_hub.cli import COMMANDS, commands, explain_mistakes, format_error, main
 from ddep_hub.data.classes import ClassTable, class_colors, write_class_table
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
@@ -323,6 +324,13 @@ def test_a_mistake_is_one_line_and_its_traceback_is_there_to_debug(data, tmp_pat
     monkeypatch.setenv("DDEP_DEBUG", "1")
     with pytest.raises(OSError, match="tarin"):
         main(command)
+
+
+def test_errors_of_the_system_name_the_file_and_what_to_do():
+    full = OSError(errno.ENOSPC, "No space left on device", "masks/a.png")
+    assert format_error(full) == "masks/a.png: No space left on device. Free some space."
+    moved = OSError(errno.EACCES, "Permission denied", ".tmp", None, "final")
+    assert format_error(moved) == "final: Permission denied. Check the path."
 
 
 @pytest.mark.parametrize(
