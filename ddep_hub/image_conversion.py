@@ -117,7 +117,7 @@ def _warn_about_bit_depth(name: str, high: float) -> None:
     )
 
 
-def warn_about_dark_colours(image: Image.Image, name: str) -> None:
+def warn_about_dark_colors(image: Image.Image, name: str) -> None:
     """Warns once if colours of which Pillow kept the upper 8 of 16 bits use a quarter of their range at most."""
     if image.mode.startswith("RGB") and (high := int(np.asarray(image)[..., :3].max())) < 64:
         _warn_about_bit_depth(name, 256 * high + 255)
@@ -373,5 +373,5 @@ __all__ = [
     "to_8_bit",
     "to_rgb",
     "validate_channel_order",
-    "warn_about_dark_colours",
+    "warn_about_dark_colors",
 ]

@@ -21,7 +21,7 @@ from ddep_hub.image_conversion import (
     apply_orientation,
     read_channels,
     to_rgb,
-    warn_about_dark_colours,
+    warn_about_dark_colors,
 )
 from ddep_hub.tiff import COPY_OR_MASK, has_tifffile, is_misread_by_pillow, is_reduced_by_pillow
 
@@ -196,7 +196,7 @@ def decode_image(file: str | Path | Undecoded, channels: int = 3) -> Image.Image
     if image is None:
         return decode_channels(file, channels)
     if is_reduced:
-        warn_about_dark_colours(image, file_name(file))
+        warn_about_dark_colors(image, file_name(file))
     try:
         return to_rgb(image, file_name(file))
     except ValueError as error:

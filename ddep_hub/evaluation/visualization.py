@@ -91,12 +91,13 @@ def draw_panels(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> 
         titles: Name of each column.
 
     Returns:
-        RGB picture; each panel is `PANEL_SIZE` pixels wide, and at most `MAX_PANEL_HEIGHT` high. Of wide images, each
-        panel takes a row.
+        RGB picture; each panel is `PANEL_SIZE` pixels wide, and at most `MAX_PANEL_HEIGHT` high. If an image is wide,
+        and wider than a panel, each picture takes a row.
     """
-    if any(row[0].shape[1] >= WIDE * row[0].shape[0] for row in rows):
+    sizes = [row[0].shape[:2] for row in rows]
+    if any(width > PANEL_SIZE and width >= WIDE * height for height, width in sizes):
         return contact_sheet([Image.fromarray(picture) for row in rows for picture in row], [*titles] * len(rows))
-    heights = [min(max(1, round(PANEL_SIZE * row[0].shape[0] / row[0].shape[1])), MAX_PANEL_HEIGHT) for row in rows]
+    heights = [min(max(1, round(PANEL_SIZE * height / width)), MAX_PANEL_HEIGHT) for height, width in sizes]
     width = len(titles) * (PANEL_SIZE + GAP) + GAP
     sheet = Image.new("RGB", (width, TITLE_HEIGHT + sum(heights) + GAP * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)

@@ -78,3 +78,9 @@ def test_panels_of_wide_images_take_a_row_each():
     assert (sheet[..., 0] - sheet[..., 1]).max() > 200, "a small object is seen"
     flat = np.zeros((1, 5000, 3), np.uint8)
     assert draw_panels([[flat]], ["image"]).height == TITLE_HEIGHT + 1 + GAP
+
+
+def test_panels_of_small_wide_images_stay_a_table():
+    small = np.zeros((16, 64, 3), np.uint8)
+    sheet = draw_panels([[small] * 3] * 2, ["image", "labels", "model"])
+    assert sheet.size == (3 * (PANEL_SIZE + GAP) + GAP, TITLE_HEIGHT + 2 * (PANEL_SIZE // 4 + GAP))
