@@ -283,11 +283,13 @@ def test_pixels_without_data_are_the_mean_of_the_others(tmp_path, monkeypatch, t
         folder_statistics([tmp_path], 4)
 
 
-def test_the_largest_double_means_no_data_if_the_tag_rounds_it_up(tmp_path):
+def test_the_largest_double_means_no_data_if_the_tag_rounds_it_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_conversion, "_warned", set())
     bands = FIRST[:2] / 255
     bands[:, :9] = -np.finfo(np.float64).max
     path = write(tmp_path / "a.tif", bands, photometric="minisblack", **nodata_tag("-1.79769313486232e+308"))
-    found = decode_image(path, 2).pixels
+    with pytest.warns(UserWarning, match=r"a\.tif has pixels without data"):
+        found = decode_image(path, 2).pixels
     np.testing.assert_allclose(found[:, 9:], FIRST[:2, 9:], atol=1e-3)
     np.testing.assert_allclose(found[:, 0, 0], FIRST[:2, 9:].mean((1, 2)), rtol=1e-4)
 
