@@ -322,7 +322,9 @@ def extract_features(encoder: nn.Module, pixel_values: torch.Tensor) -> tuple[li
     model = unwrap_model(encoder)
     # accelerate moves weights and inputs to their device where a module is called. `forward_intermediates` is not, and
     # timm also reads weights of layers that it does not call (EVA, BEiT, Swin V2), so all are loaded for the pass.
-    hooks = {module: vars(module)["_hf_hook"] for module in model.modules() if "_hf_hook" in vars(module)}
+    hooks = {}
+    if "_hf_hook" in vars(model) or next(model.parameters()).device.type == "meta":
+        hooks = {module: vars(module)["_hf_hook"] for module in model.modules() if "_hf_hook" in vars(module)}
     model_hook = hooks.pop(model, None)
     if model_hook is not None:
         (pixel_values,), _ = model_hook.pre_forward(model, pixel_values)

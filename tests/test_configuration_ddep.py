@@ -156,7 +156,7 @@ def test_labels():
         ({"num_labels": "3"}, "num_labels must be a whole number of at least 1, got '3'"),
         ({"num_labels": True}, "num_labels must be a whole number of at least 1, got True"),
         ({"id2label": {}}, "id2label names no class"),
-        ({"id2label": {0: None, 1: "b"}}, "id2label must map ids to names|id2label"),
+        ({"id2label": {0: None, 1: "b"}}, "id2label must map ids to names|id2label.* expected"),
         ({"label2id": {"a": "zero"}}, "label2id must map names to ids"),
         # The second message is that of an older Hub library.
         ({"label2id": ["a", "b"]}, "label2id must map names to ids|label2id.* expected a dict"),

@@ -57,6 +57,13 @@ def losses(output):
     return [row["loss"] for row in read_metrics(output / "metrics.jsonl")]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_processes_that_accelerate_does_not_join_are_refused(scenes, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError, match="WORLD_SIZE is 2, but accelerate found no GPU"):
+        here("pretrain.py", *arguments("pretrain.py", scenes, tmp_path / "run", "--max_steps", "2"))
+
+
 @pytest.mark.parametrize("script", ["pretrain.py", "finetune.py"])
 def test_two_processes_are_the_same_run_as_one(script, scenes, tmp_path):
     here(script, *arguments(script, scenes, tmp_path / "1", "--max_steps", "50"))

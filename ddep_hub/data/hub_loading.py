@@ -4,13 +4,14 @@
 """
 
 import re
+import tarfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from .image_io import BadFileError
+from .image_io import BadFileError, format_list
 
 
 # A data set saved by `save_to_disk` is mapped into memory and can be cut anywhere: into this many shards.
@@ -66,7 +67,10 @@ def stream_shards(shards: Sequence[str]) -> Any:
 
     if any(shard.startswith(("http://", "https://")) for shard in shards) and find_spec("aiohttp") is None:
         raise ImportError(f"{shards[0]} is read with aiohttp; install it with `pip install aiohttp`")
-    return datasets.load_dataset("webdataset", data_files=list(shards), split="train", streaming=True)
+    try:
+        return datasets.load_dataset("webdataset", data_files=list(shards), split="train", streaming=True)
+    except tarfile.TarError as error:  # it reads the first samples
+        raise ValueError(f"one of the shards {format_list(shards)} is damaged ({error}); replace it") from error
 
 
 def is_saved(name: str) -> bool:

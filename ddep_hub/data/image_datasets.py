@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import os
 import re
+import tarfile
 from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path
@@ -153,6 +154,8 @@ class ShardedImages:
                 except BadFileError:
                     # Yields a sample that cannot be decoded: an error here would end the iteration for good.
                     yield {"image": {"path": location, "bytes": b""}, "path": location}
+        except tarfile.TarError as error:
+            raise ValueError(f"shard {shard} of {self.name} is damaged ({error}); replace or remove it") from error
         except Exception as error:
             error.add_note(f"while reading shard {shard} of {self.name}")
             raise

@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 
+from ddep_hub.utils.files import atomic_write
+
 from .image_io import IMAGE_EXTENSIONS
 
 
@@ -150,7 +152,8 @@ def read_split_file(path: str | Path, known_ids: Collection[str] = ()) -> list[s
         ValueError: The file lists no image, or one twice; the message gives the line.
     """
     first_line: dict[str, int] = {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").split("\n"), start=1):
+    text = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape")  # names of files need not be UTF-8
+    for number, line in enumerate(text.split("\n"), start=1):
         sample_id = line
         if line not in known_ids:
             if not line.strip() or line.lstrip().startswith("#"):
@@ -173,7 +176,7 @@ def write_split_file(path: str | Path, sample_ids: Iterable[str]) -> None:
         path: The text file to write; its folder must exist.
         sample_ids: One line each.
     """
-    Path(path).write_text("".join(f"{sample_id}\n" for sample_id in sample_ids), encoding="utf-8")
+    atomic_write(Path(path), "".join(f"{sample_id}\n" for sample_id in sample_ids))
 
 
 def _sample_id(line: str) -> str:

@@ -1,5 +1,6 @@
 """Pretraining on the user's own unlabelled images, as the first stage of a fine-tuning run."""
 
+import contextlib
 import dataclasses
 import shutil
 from pathlib import Path
@@ -19,7 +20,7 @@ from .arguments import FinetuneArguments, PretrainArguments
 from .losses import unlabelled_sources
 from .models import get_num_channels
 from .pretraining import PretrainTrainer, print_report
-from .run_dir import check_run_dir
+from .run_dir import check_run_dir, run_lock
 from .trainer import TIMEOUT
 
 
@@ -45,6 +46,7 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset) -> st
         Folder of the decoder.
 
     Raises:
+        BlockingIOError: Another process runs in the folder.
         What [`PretrainTrainer`] raises.
     """
     arguments, output = stage_arguments(args, labelled), Path(args.output_dir)
@@ -52,10 +54,10 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset) -> st
 
     def prepare_folder() -> None:
         check_run_dir(output, overwrite=args.overwrite, resume=resume)
+        stack.enter_context(run_lock(output))  # before anything changes: another run may be in its second stage
         for name in (STAGE, "checkpoints", "best"):  # or a later run would resume from those of an earlier one
             if args.overwrite and (output / name).exists():
                 remove_dir(output / name)
-        output.mkdir(parents=True, exist_ok=True)
         write_yaml(args, output / "config.yaml")
 
     # A program's first accelerator sets up its processes, including how long they wait for each other.
@@ -64,12 +66,13 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset) -> st
         channels=get_num_channels(args),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
     )
-    on_main_process(accelerator, prepare_folder)
-    if args.pretraining_minutes is not None:
-        arguments.max_steps = _steps_for_minutes(args.pretraining_minutes, arguments, labelled, accelerator)
-    trainer = PretrainTrainer(arguments, more_images=[labelled])
-    trainer.accelerator.print(f"Stage 1 of 2: pretraining the decoder in {arguments.output_dir}")
-    results = trainer.run()
+    with contextlib.ExitStack() as stack:
+        on_main_process(accelerator, prepare_folder)
+        if args.pretraining_minutes is not None:
+            arguments.max_steps = _steps_for_minutes(args.pretraining_minutes, arguments, labelled, accelerator)
+        trainer = PretrainTrainer(arguments, more_images=[labelled])
+        trainer.accelerator.print(f"Stage 1 of 2: pretraining the decoder in {arguments.output_dir}")
+        results = trainer.run()
     print_report(trainer.accelerator, results)
     trainer.accelerator.print("Stage 2 of 2: fine-tuning")
     return str(results["final"])

@@ -333,6 +333,10 @@ def to_flags(values: dict[str, Any]) -> list[str]:
     for name, value in values.items():
         if name == "mixed_precision" and value is False:  # what YAML makes of a bare `no`
             value = "no"
-        if value is not None and value != []:
+        if value is None or value == []:
+            continue
+        if str(value).startswith("-"):  # or it would be taken for a flag
+            flags.append(f"--{name}={value}")
+        else:
             flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return flags

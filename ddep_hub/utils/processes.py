@@ -100,6 +100,9 @@ def build_accelerator(mixed_precision: str, *, channels: int = 3, **kwargs: Any)
             the launcher, for [`get_native_precision`].
         channels: Channels of the images. A warning says if bfloat16 was asked for and is wrong for them.
         **kwargs: Passed on to `Accelerator`.
+
+    Raises:
+        RuntimeError: A launcher has started several processes, but accelerate takes each for a run of its own.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if mixed_precision == "auto":
@@ -113,7 +116,13 @@ def build_accelerator(mixed_precision: str, *, channels: int = 3, **kwargs: Any)
     state = AcceleratorState._shared_state
     if state and state.get("_mixed_precision") != mixed_precision:
         AcceleratorState._reset_state()  # an earlier run of this process, which had another format
-    return Accelerator(mixed_precision=mixed_precision, **kwargs)
+    accelerator = Accelerator(mixed_precision=mixed_precision, **kwargs)
+    if accelerator.num_processes == 1 < int(os.environ.get("WORLD_SIZE", "1")):
+        raise RuntimeError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but accelerate found no GPU for several processes. To train "
+            "on CPUs, set ACCELERATE_USE_CPU=true."
+        )
+    return accelerator
 
 
 @contextlib.contextmanager

@@ -98,6 +98,12 @@ def test_split_file_round_trip(tmp_path):
     assert read_split_file(tmp_path / "list.txt") == sample_ids
 
 
+def test_names_of_files_need_not_be_utf_8(tmp_path):
+    write_split_file(tmp_path / "list.txt", ["\udcfcber"])
+    assert (tmp_path / "list.txt").read_bytes() == b"\xfcber\n"
+    assert read_split_file(tmp_path / "list.txt") == ["\udcfcber"]
+
+
 def test_names_that_look_like_something_else_survive_a_round_trip(tmp_path):
     names = ["train0.jpg", "# 1", " a", "b_leftImg8bit", "images/x/c", "d.png e.png"]
     write_split_file(tmp_path / "list.txt", names)

@@ -38,7 +38,8 @@ def test_a_file_may_give_one_value_for_a_list_and_nothing_for_a_default(tmp_path
 
 def test_the_written_file_repeats_the_run(tmp_path):
     args = parse_arguments(
-        FinetuneArguments, ["--label_fraction", "1/30", "--scale", "0.8", "1.2", "--max_steps", "3"]
+        FinetuneArguments,
+        ["--label_fraction", "1/30", "--scale", "0.8", "1.2", "--max_steps", "3", "--mask_suffix=-mask"],
     )
     write_yaml(args, tmp_path / "config.yaml")
     assert parse_arguments(FinetuneArguments, ["--config", str(tmp_path / "config.yaml")]) == args

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import types
 
 import pytest
@@ -48,6 +50,22 @@ def weights(run, folder="final"):
 
 def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_in_the_folder_of_a_running_one_changes_nothing(finetuning, tmp_path):
+    run = finetuning()
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    code = (
+        "import pathlib, sys; from ddep_hub.training.run_dir import run_lock\n"
+        "with run_lock(pathlib.Path(sys.argv[1])): print('locked', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(run)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(BlockingIOError, match="another process is running in"):
+            finetuning(overwrite=True, max_steps=2)
+        other.stdin.close()
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
 
 def test_a_random_encoder_is_that_of_both_stages(finetuning):
