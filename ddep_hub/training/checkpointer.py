@@ -104,7 +104,7 @@ class Checkpointer:
         if differences and self.accelerator.is_main_process:
             warnings.warn(
                 f"{path} was written with different {', '.join(differences)}. The examples of each step are the same; "
-                "the last digits of the weights may differ.",
+                "the last digits of the weights may differ, and more where a BatchNorm is trained.",
                 stacklevel=2,
             )
         optimizer = dict(checkpoint.optimizer)

@@ -125,13 +125,24 @@ def build_accelerator(mixed_precision: str, *, channels: int = 3, **kwargs: Any)
     return accelerator
 
 
+_run_lock = threading.RLock()  # a comparison's runs are nested in it, in one thread
+
+
 @contextlib.contextmanager
 def isolate_state() -> Iterator[None]:
     """Context for a run in a program of others: it trains even where gradients are off, and may seed at will.
 
     The generators of `random`, NumPy and torch are as before afterwards; of GPUs, that of the current one. So are the
     number format and the micro-batches of the program's own `Accelerator`, which all accelerators share.
+
+    Raises:
+        RuntimeError: Another thread of the process is in such a context: the two would share all of this.
     """
+    if not _run_lock.acquire(blocking=False):
+        raise RuntimeError(
+            "Another thread of this process is training or evaluating, and random generators and accelerate's state "
+            "are the process's. Start one run after the other, or each in a process of its own."
+        )
     # Leaving inference mode also turns gradients on, whether inference mode or `no_grad` had turned them off. The
     # generator of a GPU that is not in use yet has no state to keep, and asking for it would initialise the GPU.
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
@@ -146,6 +157,7 @@ def isolate_state() -> Iterator[None]:
         for state, saved in shared_states:
             state.clear()
             state.update(saved)
+        _run_lock.release()
 
 
 Result = TypeVar("Result")

