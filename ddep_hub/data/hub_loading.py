@@ -62,6 +62,7 @@ def stream_shards(shards: Sequence[str]) -> Any:
     Raises:
         ImportError: Shards are behind http(s), and a package for that is missing; not all releases of `datasets` bring
             it along.
+        ValueError: One of the first shards is damaged.
     """
     import datasets
 

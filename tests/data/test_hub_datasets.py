@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ddep_hub.data.classes import ClassTable, write_class_table
-from ddep_hub.data.hub_loading import stream_split
+from ddep_hub.data.hub_loading import stream_shards, stream_split
 from ddep_hub.data.image_datasets import HubImages, ShardedImages
 from ddep_hub.data.image_io import BadFileError, decode_image
 from ddep_hub.data.loading import open_segmentation_dataset
@@ -181,9 +181,12 @@ def test_reading_errors_name_the_shard(tmp_path, write_shards):
     )
     with open(paths[1], "r+b") as file:
         file.truncate(700)
-    with pytest.raises(Exception) as caught:
+    with pytest.raises(ValueError, match=r"shard 1 of tars is damaged \(.*\); replace or remove it"):
         list(source.samples(1))
-    assert "while reading shard 1 of tars" in caught.value.__notes__
+    with open(paths[0], "r+b") as file:
+        file.truncate(700)
+    with pytest.raises(ValueError, match=r"one of the shards .*tar is damaged"):
+        stream_shards(paths)
 
 
 def test_datasets_is_imported_late():
