@@ -94,7 +94,7 @@ def masked_blocks(clean: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tenso
     return clean * (1 - mask), mask
 
 
-class SharedNoiseTrainer(PretrainTrainer):
+class PretextTrainer(PretrainTrainer):
     """Noise that the channels share, Gaussian or that of a microscope."""
 
     def __init__(self, args: PretrainArguments, pretext: str) -> None:
@@ -104,38 +104,27 @@ class SharedNoiseTrainer(PretrainTrainer):
 
     def loss_sums(self, model: nn.Module, batch: Batch, step: int, positions: Sequence[int]) -> list[torch.Tensor]:
         images = self.normalize(batch["pixel_values"])
-        noise, sigma = self._noise(images, step, positions)
-        return [model(pixel_values=images, noise=noise, sigma=sigma).loss * images.numel()]
-
-    @torch.no_grad()
-    def evaluate(self, model: nn.Module) -> dict[str, Any]:
-        model.eval()
-        noise, sigma = self._noise(self.validation, 0, range(len(self.validation)))
-        loss = model(pixel_values=self.validation, noise=noise, sigma=sigma).loss
-        return {"pretext_error": float(loss)}
-
-    def score(self, results: dict[str, Any]) -> float:
-        return -results["pretext_error"]
-
-    def _noise(self, images: torch.Tensor, step: int, positions: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        noise, sigma = sample_noise(images, self.sigma_range, self.args.seed, step, positions)
-        noise = noise[:, :1]
-        if self.pretext == "poisson_gaussian":
-            generator = torch.Generator(images.device).manual_seed(example_seed(self.args.seed, step, positions[0]))
-            noise = poisson_gaussian_noise(images.mean(1, keepdim=True), noise, sigma, generator)
-        return noise.expand_as(images), sigma
-
-
-class MaskTrainer(SharedNoiseTrainer):
-    """A part of the image is hidden, and predicted from the rest."""
-
-    def loss_sums(self, model: nn.Module, batch: Batch, step: int, positions: Sequence[int]) -> list[torch.Tensor]:
-        images = self.normalize(batch["pixel_values"])
         return [self._error(model, images, step, positions) * images.numel()]
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
         return {"pretext_error": float(self._error(model.eval(), self.validation, 0, range(len(self.validation))))}
+
+    def score(self, results: dict[str, Any]) -> float:
+        return -results["pretext_error"]
+
+    def _error(self, model: nn.Module, images: torch.Tensor, step: int, positions: Sequence[int]) -> torch.Tensor:
+        noise, sigma = sample_noise(images, self.sigma_range, self.args.seed, step, positions)
+        noise = noise[:, :1]
+        if self.pretext == "poisson_gaussian":
+            generator = torch.Generator(images.device).manual_seed(example_seed(self.args.seed, step, positions[0]))
+            noise = poisson_gaussian_noise(images.mean(1, keepdim=True), noise, sigma, generator)
+        loss: torch.Tensor = model(pixel_values=images, noise=noise.expand_as(images), sigma=sigma).loss
+        return loss
+
+
+class MaskTrainer(PretextTrainer):
+    """A part of the image is hidden, and predicted from the rest."""
 
     def _error(self, model: nn.Module, images: torch.Tensor, step: int, positions: Sequence[int]) -> torch.Tensor:
         noise, sigma = sample_noise(images, self.sigma_range, self.args.seed, step, positions)
@@ -148,8 +137,8 @@ class MaskTrainer(SharedNoiseTrainer):
 
 PRETEXTS = {
     "gaussian": PretrainTrainer,
-    "shared_noise": SharedNoiseTrainer,
-    "poisson_gaussian": SharedNoiseTrainer,
+    "shared_noise": PretextTrainer,
+    "poisson_gaussian": PretextTrainer,
     "blind_spot": MaskTrainer,
     "masked_blocks": MaskTrainer,
 }

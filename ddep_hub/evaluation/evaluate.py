@@ -133,7 +133,7 @@ def run_evaluation(
         processor = override_image_size(processor or get_processor(model), args)
     classes, names = dataset.classes, list(dataset.classes.labels)
     model_names = list(ordered_names(model.config.id2label))
-    if len(model_names) == len(names) and model_names == [f"LABEL_{index}" for index in range(len(names))]:
+    if model_names == [f"LABEL_{index}" for index in range(len(names))]:
         accelerator.print(f"{args.model} has no class names: its classes are taken to be those of the data, in order.")
     elif model_names != names:
         hint = "Use data with the classes it was trained for"
