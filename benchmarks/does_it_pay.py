@@ -25,7 +25,7 @@ METHODS = {
     "random": "random decoder",
     "photographs": "DDeP on photographs",
     "own": "DDeP on images of the same kind",
-    "masked": "masked blocks of images of the same kind",
+    "masked": "masked patches of images of the same kind",
 }
 COLORS = {"random": "0.45", "photographs": "tab:orange", "own": "tab:blue", "masked": "tab:green"}
 TITLES = {"camvid": "CamVid", "nuclei": "Nuclei", "em": "Electron microscopy"}

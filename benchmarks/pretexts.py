@@ -9,9 +9,9 @@ other, `--pretrained runs/shared/final`. The pretexts:
 - `shared_noise`: Gaussian noise that the three channels share, as a grey image that was noisy before it became RGB.
 - `poisson_gaussian`: shared noise of a microscope, four fifths of its variance from counting photons or electrons.
 - `blind_spot`: one pixel in 32 is replaced by a neighbour; the network predicts it (Noise2Void, arXiv 1811.10980).
-- `masked_blocks`: half of the blocks of 16x16 pixels are grey; the network fills them in.
 
-The last two predict the image from the features alone: `--prediction_type sample --image_skip false` is set for them.
+The last one predicts the image from the features alone: `--prediction_type sample --image_skip false` is set for it.
+Masked patches are in the package: `ddep-hub pretrain --corruption masked`.
 """
 
 import argparse
@@ -33,7 +33,6 @@ from ddep_hub.utils.arguments import parse_arguments
 
 SHOT_SHARE = 0.8
 BLIND_SPOTS = 1 / 32
-BLOCK_SIZE = 16
 
 
 def poisson_gaussian_noise(
@@ -79,21 +78,6 @@ def blind_spots(clean: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor,
     return masked, mask
 
 
-def masked_blocks(clean: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images in which half of the blocks are 0, the middle of the range, and where these are, `(batch, 1, H, W)`.
-
-    Args:
-        clean: Images of shape `(batch, C, H, W)`.
-        noise: Noise of shape `(batch, 1, H, W)`; its order at the corners of the blocks selects them.
-    """
-    size = BLOCK_SIZE
-    corners = noise[:, :, ::size, ::size]
-    rank = corners.flatten(1).argsort(1).argsort(1).reshape(corners.shape)
-    mask = (rank < corners[0].numel() // 2).to(clean)
-    mask = mask.repeat_interleave(size, 2).repeat_interleave(size, 3)[:, :, : clean.shape[2], : clean.shape[3]]
-    return clean * (1 - mask), mask
-
-
 class PretextTrainer(PretrainTrainer):
     """Noise that the channels share, Gaussian or that of a microscope."""
 
@@ -123,13 +107,12 @@ class PretextTrainer(PretrainTrainer):
         return loss
 
 
-class MaskTrainer(PretextTrainer):
-    """A part of the image is hidden, and predicted from the rest."""
+class BlindSpotTrainer(PretextTrainer):
+    """Single pixels are replaced, and predicted from the rest."""
 
     def _error(self, model: nn.Module, images: torch.Tensor, step: int, positions: Sequence[int]) -> torch.Tensor:
         noise, sigma = sample_noise(images, self.sigma_range, self.args.seed, step, positions)
-        hide, channels = (blind_spots, 2) if self.pretext == "blind_spot" else (masked_blocks, 1)
-        masked, mask = hide(images, noise[:, :channels])
+        masked, mask = blind_spots(images, noise[:, :2])
         prediction = model(pixel_values=masked, noise=torch.zeros_like(images), sigma=sigma).prediction
         squared_error = F.mse_loss(prediction.float(), images, reduction="none")
         return (squared_error * mask).sum() / (mask.sum() * images.shape[1]).clamp(min=1)
@@ -139,8 +122,7 @@ PRETEXTS = {
     "gaussian": PretrainTrainer,
     "shared_noise": PretextTrainer,
     "poisson_gaussian": PretextTrainer,
-    "blind_spot": MaskTrainer,
-    "masked_blocks": MaskTrainer,
+    "blind_spot": BlindSpotTrainer,
 }
 
 
@@ -149,7 +131,7 @@ def main() -> None:
     parser.add_argument("pretext", choices=PRETEXTS)
     pretext = parser.parse_args(sys.argv[1:2]).pretext
     trainer = PRETEXTS[pretext]
-    flags = "--prediction_type sample --image_skip false --corruption simple" if trainer is MaskTrainer else ""
+    flags = "--prediction_type sample --image_skip false --corruption simple" if trainer is BlindSpotTrainer else ""
     args = parse_arguments(PretrainArguments, [*flags.split(), *sys.argv[2:]])
     (trainer(args) if pretext == "gaussian" else trainer(args, pretext)).run()
 

@@ -109,10 +109,13 @@ class DDePConfig(PreTrainedConfig):
         freeze_encoder: `True` is DDeP (only the decoder is pretrained), `False` is DeP (everything is; the paper's DeP
             starts from random weights). Only used by [`DDePForPreTraining`].
         corruption: `"scaled"` keeps the variance, `sqrt(gamma) x + sqrt(1 - gamma) noise` with
-            `gamma = 1 / (1 + sigma^2)`; `"simple"` is `x + sigma noise`.
+            `gamma = 1 / (1 + sigma^2)`; `"simple"` is `x + sigma noise`; `"masked"` sets patches to 0 instead, which
+            are then predicted (`prediction_type="sample"`), and is not in the DDeP paper.
         prediction_type: `"epsilon"` predicts the noise, `"sample"` the clean image.
         sigma: standard deviation of the noise in units of `pixel_values`, that is, after normalisation; or a range
-            `(low, high)` from which each example draws its own.
+            `(low, high)` from which each example draws its own. Unused by `corruption="masked"`.
+        mask_ratio: share of the patches that `corruption="masked"` masks.
+        mask_patch_size: side of these patches in pixels.
         image_skip: whether the denoising head also sees the noisy image, in units of the noise. The paper's does not.
             This is for encoders whose finest features carry too little of the noise, such as EfficientNet-Lite0's 16
             channels at stride 2. It is dropped together with the head.
@@ -153,9 +156,11 @@ class DDePConfig(PreTrainedConfig):
     decoder_norm: Literal["batch", "group"] = "batch"
     decoder_interpolation: Literal["bilinear", "nearest"] = "bilinear"
     freeze_encoder: bool = True
-    corruption: Literal["scaled", "simple"] = "scaled"
+    corruption: Literal["scaled", "simple", "masked"] = "scaled"
     prediction_type: Literal["epsilon", "sample"] = "epsilon"
     sigma: float | int | list[float | int] | tuple[float | int, ...] = 0.22
+    mask_ratio: float | int = 0.5
+    mask_patch_size: int = 16
     image_skip: bool = False
     label_colors: list[list[int]] | None = None
     semantic_loss_ignore_index: int = 255
@@ -236,6 +241,15 @@ class DDePConfig(PreTrainedConfig):
         if (self.encoder_kwargs or {}).get("patch_drop_rate"):
             raise ValueError("encoder_kwargs: patch_drop_rate drops patches that the decoder needs. Leave it out.")
         _ = self.sigma_range  # raises an error if it is none
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio must be between 0 and 1, got {self.mask_ratio}.")
+        if self.mask_patch_size < 1:
+            raise ValueError(f"mask_patch_size must be positive, got {self.mask_patch_size}.")
+        if self.corruption == "masked" and (self.prediction_type != "sample" or self.image_skip):
+            raise ValueError(
+                'corruption="masked" predicts the image, and its head does not see the masked one. Set '
+                'prediction_type="sample" and image_skip=False.'
+            )
 
     @property
     def sigma_range(self) -> tuple[float, float]:

@@ -1,12 +1,13 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
 """The denoising objective (DDeP paper, section 3): corruption, target, and the way back. Pure functions.
 
-Both corruptions belong to one family. With `gamma = 1 / (1 + sigma^2)`,
+Both corruptions by noise belong to one family. With `gamma = 1 / (1 + sigma^2)`,
 
     simple:  x~ = x + sigma * noise
     scaled:  x~ = sqrt(gamma) * x + sqrt(1 - gamma) * noise  =  sqrt(gamma) * simple
 
-so at equal sigma they carry the same signal-to-noise ratio and differ by a factor alone.
+so at equal sigma they carry the same signal-to-noise ratio and differ by a factor alone. Masking, the third kind of
+corruption, sets patches of the image to 0, as in SimMIM (arXiv 2111.09886); it is not in the DDeP paper.
 """
 
 import math
@@ -101,6 +102,24 @@ def corrupt(clean: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor | floa
     sigma = broadcast_like(sigma, clean)
     noisy = clean + sigma * noise
     return noisy * gamma_from_sigma(sigma) ** 0.5 if corruption == "scaled" else noisy
+
+
+def draw_mask(noise: torch.Tensor, mask_ratio: float, patch_size: int) -> torch.Tensor:
+    """Draws the patches to mask, the same number in each image.
+
+    Args:
+        noise: standard normal noise, shape `(batch, C, H, W)`; its order at the patches' corners chooses them.
+        mask_ratio: share of the patches to mask.
+        patch_size: side of a patch in pixels.
+
+    Returns:
+        bool tensor of shape `(batch, 1, H, W)`, true where a pixel is masked. At least one patch is.
+    """
+    corners = noise[:, 0, ::patch_size, ::patch_size]
+    ranks = corners.flatten(1).argsort(1).argsort(1).reshape(corners.shape)
+    mask = ranks < max(1, round(mask_ratio * corners[0].numel()))
+    mask = mask.repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2)
+    return mask[:, None, : noise.shape[2], : noise.shape[3]]
 
 
 def noise_scale(sigma: torch.Tensor | float, corruption: str) -> torch.Tensor | float:

@@ -13,7 +13,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_ddep import DDePConfig
 from .decoder import DDePDecoder
-from .denoising import broadcast_like, check_noise, corrupt, denoising_target, noise_scale, sample_sigma
+from .denoising import broadcast_like, check_noise, corrupt, denoising_target, draw_mask, noise_scale, sample_sigma
 from .encoders import (
     build_encoder,
     extract_features,
@@ -32,11 +32,13 @@ class DDePForPreTrainingOutput(ModelOutput):
     """Output of [`DDePForPreTraining`].
 
     Attributes:
-        loss: mean squared error of the prediction, a scalar.
+        loss: mean squared error of the prediction, a scalar; with `corruption="masked"`, that of the masked pixels,
+            averaged over the images.
         prediction: the predicted noise or image, shape `(batch, C, H, W)`.
         target: what should be predicted, same shape.
         noisy_pixel_values: the corrupted images, same shape.
         sigma: the noise level of each example, shape `(batch,)`.
+        mask: which pixels were masked, bool of shape `(batch, 1, H, W)`; only with `corruption="masked"`.
         hidden_states: features of the encoder, finest first, then of the decoder, coarsest first.
     """
 
@@ -45,6 +47,7 @@ class DDePForPreTrainingOutput(ModelOutput):
     target: torch.Tensor | None = None
     noisy_pixel_values: torch.Tensor | None = None
     sigma: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
@@ -231,7 +234,8 @@ class DDePForPreTraining(DDePPreTrainedModel):
 
         Args:
             pixel_values: clean, normalised images of shape `(batch, C, H, W)`.
-            noise: standard normal noise of the same shape; drawn if `None`.
+            noise: standard normal noise of the same shape; drawn if `None`. With `corruption="masked"` it chooses the
+                patches to mask.
             sigma: noise level in units of `pixel_values`, one number or one per example, shape `(batch,)`; by default
                 the configuration's, drawn per example if that is a range.
             generator: random generator for the noise and its level.
@@ -259,7 +263,12 @@ class DDePForPreTraining(DDePPreTrainedModel):
             level: float | tuple[float, float] = low if low == high else (low, high)
             sigma = sample_sigma(level, batch, generator=generator, device=pixel_values.device)
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=pixel_values.device).expand(batch)
-        noisy = corrupt(pixel_values, noise, sigma, self.config.corruption)
+        mask = None
+        if self.config.corruption == "masked":
+            mask = draw_mask(noise, self.config.mask_ratio, self.config.mask_patch_size)
+            noisy = pixel_values.masked_fill(mask, 0)
+        else:
+            noisy = corrupt(pixel_values, noise, sigma, self.config.corruption)
         outputs = self.ddep(
             noisy,
             output_hidden_states=output_hidden_states,
@@ -277,13 +286,23 @@ class DDePForPreTraining(DDePPreTrainedModel):
             prediction = self.ddep.to_image_size(self.noise_head(hidden_state), height, width)
         target = denoising_target(pixel_values, noise, self.config.prediction_type)
         return DDePForPreTrainingOutput(
-            loss=F.mse_loss(prediction.float(), target.float()) if return_loss else None,
+            loss=_squared_error(prediction.float(), target.float(), mask) if return_loss else None,
             prediction=prediction,
             target=target,
             noisy_pixel_values=noisy,
             sigma=sigma,
+            mask=mask,
             hidden_states=outputs.hidden_states,
         )
+
+
+def _squared_error(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Mean squared error; with a mask, the mean over the images of that of their masked pixels."""
+    if mask is None:
+        return F.mse_loss(prediction, target)
+    # Per image, so that the loss does not depend on how a batch is divided, however many pixels are masked in each.
+    squared_error = ((prediction - target).square() * mask).mean((1, 2, 3))
+    return (squared_error / mask.float().mean((1, 2, 3))).mean()
 
 
 class DDePForSemanticSegmentation(DDePPreTrainedModel):

@@ -60,6 +60,11 @@ def list_pretrained() -> list[PretrainedInfo]:
 
 
 def _format_results(results: dict[str, Any]) -> str:
+    if "predicting_mean" in results:
+        return (
+            f"error of masked patches {results['denoising_error']:.3f} on validation images (best blur "
+            f"{results['gaussian_blur']:.3f}, mean of the visible pixels {results['predicting_mean']:.3f})"
+        )
     if "denoising_error" in results:
         best_filter = min(results["linear_filter"], results["gaussian_blur"])
         return (

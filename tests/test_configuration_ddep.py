@@ -38,6 +38,8 @@ from ddep_hub.configuration_ddep import FORMAT_VERSION
         ("sigma", [0.1, 0.2, 0.3]),
         ("sigma", float("inf")),
         ("sigma", "0.2"),
+        ("mask_ratio", 1.0),
+        ("mask_patch_size", 0),
         ("encoder_kwargs", [1]),
         ("encoder_kwargs", {"features_only": True}),
         ("encoder_name", None),
@@ -46,6 +48,12 @@ from ddep_hub.configuration_ddep import FORMAT_VERSION
 def test_a_wrong_value_is_refused_and_its_field_named(field, value):
     with pytest.raises(StrictDataclassError, match=field):
         DDePConfig(**{field: value})
+
+
+@pytest.mark.parametrize("fields", [{}, {"prediction_type": "sample", "image_skip": True}])
+def test_masked_images_are_predicted_without_seeing_them(fields):
+    with pytest.raises(StrictDataclassError, match='Set prediction_type="sample" and image_skip=False'):
+        DDePConfig(corruption="masked", **fields)
 
 
 def test_assignment_is_checked_too():

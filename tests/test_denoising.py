@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ddep_hub.denoising import corrupt, denoise, denoising_target, gamma_from_sigma, sample_sigma
+from ddep_hub.denoising import corrupt, denoise, denoising_target, draw_mask, gamma_from_sigma, sample_sigma
 
 
 # sigma -> gamma = 1 / (1 + sigma^2), worked out by hand.
@@ -39,6 +39,19 @@ def test_scaled_keeps_the_variance(sigma):
     clean, noise = torch.randn(2, 3, 200, 200), torch.randn(2, 3, 200, 200)
     assert corrupt(clean, noise, sigma, "scaled").var().item() == pytest.approx(1, abs=0.02)
     assert corrupt(clean, noise, sigma, "simple").var().item() == pytest.approx(1 + sigma**2, rel=0.02)
+
+
+@pytest.mark.parametrize("ratio, count", [(0.5, 18), (0.75, 26), (0.001, 1)])
+def test_the_same_number_of_patches_is_masked_in_each_image(ratio, count):
+    noise = torch.randn(3, 2, 70, 100)
+    mask = draw_mask(noise, ratio, 16)
+    assert mask.shape == (3, 1, 70, 100) and mask.dtype == torch.bool
+    patches = mask[:, 0, ::16, ::16]
+    assert patches.sum((1, 2)).tolist() == [count] * 3  # of 5 x 7
+    whole = patches.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, :70, :100]
+    assert torch.equal(mask[:, 0], whole)
+    assert count == 1 or not torch.equal(patches[0], patches[1])
+    assert torch.equal(draw_mask(noise[1:2], ratio, 16), mask[1:2])  # whatever else is in the batch
 
 
 def test_target():

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePModel
-from ddep_hub.denoising import corrupt
+from ddep_hub.denoising import corrupt, draw_mask
 from ddep_hub.encoders import build_encoder
 
 
@@ -98,6 +98,25 @@ def test_denoising_outputs(hybrid_config, corruption, prediction_type):
     # The prediction sees the corrupted image and nothing else.
     seen = model.ddep(outputs.noisy_pixel_values).last_hidden_state
     torch.testing.assert_close(outputs.prediction, model.noise_head(seen)[..., :40, :])
+
+
+def test_masked_patches_are_predicted(hybrid_config):
+    fields = {"corruption": "masked", "prediction_type": "sample", "mask_ratio": 0.4, "mask_patch_size": 24}
+    model = DDePForPreTraining(hybrid_config(**fields)).eval()
+    clean, noise = torch.randn(2, 3, 40, 64), torch.randn(2, 3, 40, 64)
+    outputs = model(clean, noise=noise)
+    assert torch.equal(outputs.mask, draw_mask(noise, 0.4, 24)) and torch.equal(outputs.target, clean)
+    assert torch.equal(outputs.noisy_pixel_values, clean.masked_fill(outputs.mask, 0))
+    seen = model.ddep(outputs.noisy_pixel_values).last_hidden_state
+    torch.testing.assert_close(outputs.prediction, model.noise_head(seen)[..., :40, :])
+    errors = [
+        (outputs.prediction - clean)[index, :, outputs.mask[index, 0]].square().mean() for index in range(len(clean))
+    ]
+    # Patches at the border are smaller, and yet every image counts the same.
+    assert outputs.mask.sum((1, 2, 3)).unique().numel() == 2
+    torch.testing.assert_close(outputs.loss, sum(errors) / 2)
+    # Of the noise, only the order at the corners of the patches matters.
+    torch.testing.assert_close(model(clean, noise=0.1 * noise + 3, sigma=0.5).loss, outputs.loss)
 
 
 def test_noise_and_levels_follow_the_generator(hybrid_config):

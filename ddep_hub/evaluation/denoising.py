@@ -5,10 +5,19 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tvf
 
-from ddep_hub.denoising import denoise
+from ddep_hub.denoising import denoise, draw_mask
 
 
 BLUR_SIGMAS = [0.1 * step for step in range(2, 31)]
+# Widths of the blur that fills in masked patches, in sides of a patch.
+MASK_BLURS = (0.125, 0.25, 0.5, 1.0, 2.0)
+# What reports call the references; each model has those of its corruption.
+REFERENCES = {
+    "linear_filter": "best linear 3x3 filter",
+    "gaussian_blur": "best Gaussian blur",
+    "predicting_mean": "mean of the visible pixels",
+    "predicting_zero": "predicting no noise",
+}
 
 
 def validation_noise(images: torch.Tensor, seed: int = 0) -> torch.Tensor:
@@ -18,12 +27,13 @@ def validation_noise(images: torch.Tensor, seed: int = 0) -> torch.Tensor:
 
 @torch.no_grad()
 def restore(model: nn.Module, clean: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Corrupts images as in pretraining and removes the predicted noise.
+    """Adds noise to images as in pretraining and removes the predicted noise.
 
-    For every corruption and prediction type, the predicted noise is `(clean + sigma * noise - restored) / sigma`.
+    For every corruption by noise and every prediction type, the predicted noise is
+    `(clean + sigma * noise - restored) / sigma`.
 
     Args:
-        model: A [`DDePForPreTraining`] in eval mode.
+        model: A [`DDePForPreTraining`] in eval mode, whose `corruption` is not `"masked"`.
         clean: Normalised images (n, C, H, W).
         noise: Standard normal noise of the same shape.
         sigma: Its level in units of `clean`, above 0.
@@ -46,7 +56,8 @@ def denoising_error(model: nn.Module, clean: torch.Tensor, *, batch_size: int = 
     """Computes the mean squared error of the predicted standard normal noise on validation images.
 
     It is the error of the noise for every prediction type, as an estimate of the image implies one of the noise. The
-    noise is fixed by `seed`; its level is the middle of the model's range.
+    noise is fixed by `seed`; its level is the middle of the model's range. With `corruption="masked"` it is the error
+    of the masked pixels, in units of normalised pixels.
 
     Args:
         model: A [`DDePForPreTraining`]; it is put into eval mode.
@@ -59,8 +70,11 @@ def denoising_error(model: nn.Module, clean: torch.Tensor, *, batch_size: int = 
     noise, sigma = validation_noise(clean, seed), sum(model.config.sigma_range) / 2
     total = 0.0
     for images, batch_noise in zip(clean.split(batch_size), noise.split(batch_size), strict=True):
-        restored = restore(model, images, batch_noise, sigma)
-        total += ((images - restored) / sigma).square().sum().item()
+        if model.config.corruption == "masked":
+            total += model(pixel_values=images, noise=batch_noise).loss.item() * images.numel()
+        else:
+            restored = restore(model, images, batch_noise, sigma)
+            total += ((images - restored) / sigma).square().sum().item()
     return total / clean.numel()
 
 
@@ -99,6 +113,41 @@ def denoising_references(
     )
     linear = (squared_error / noise.numel()).float().item()  # the same in every run, whatever order the CPU adds in
     return {"predicting_zero": error(torch.zeros_like(noise)), "gaussian_blur": min(blurs), "linear_filter": linear}
+
+
+@torch.no_grad()
+def masking_references(
+    clean: torch.Tensor, mask_ratio: float, mask_patch_size: int, *, seed: int = 0
+) -> dict[str, float]:
+    """Computes the error of masked pixels, with the same masks as [`denoising_error`], without learned features.
+
+    Args:
+        clean: The validation images (n, C, H, W).
+        mask_ratio: See [`DDePConfig`].
+        mask_patch_size: See [`DDePConfig`].
+        seed: Seed of the masks.
+
+    Returns:
+        `predicting_mean`, the error of each image's mean of the visible pixels; and `gaussian_blur`, the best blur of
+        the visible pixels, its width chosen on the validation images themselves.
+    """
+    mask = draw_mask(validation_noise(clean, seed), mask_ratio, mask_patch_size)
+    visible = (~mask).to(clean)
+    shares = mask.float().mean((1, 2, 3))
+    means = (clean * visible).mean((2, 3), keepdim=True) / visible.mean((2, 3), keepdim=True).clamp(min=1e-6)
+
+    def error(predicted: torch.Tensor) -> float:
+        squared_error = ((predicted - clean).square() * mask).mean((1, 2, 3))
+        return (squared_error / shares).mean().item()
+
+    blurs = []
+    for patches in MASK_BLURS:
+        sigma = patches * mask_patch_size
+        # As wide as the image allows, and with the mean wherever no visible pixel is near.
+        size = min(_kernel_size(sigma), 2 * min(clean.shape[-2:]) - 1)
+        weight, blurred = (tvf.gaussian_blur(values, size, sigma) for values in (visible, clean * visible))
+        blurs.append(error((blurred + 1e-6 * means) / (weight + 1e-6)))
+    return {"predicting_mean": error(means.expand_as(clean)), "gaussian_blur": min(blurs)}
 
 
 def _linear_filter(noisy: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

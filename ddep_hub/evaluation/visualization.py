@@ -176,7 +176,7 @@ def to_rgb_image(image: Image.Image | ChannelImage, channel_order: Sequence[int]
 
 @torch.no_grad()
 def denoising_picture(model: nn.Module, clean: torch.Tensor, *, seed: int = 0) -> Image.Image:
-    """Draws image, noisy image, predicted noise and denoised image, one row per image.
+    """Draws image, corrupted image, prediction and restored image, one row per image.
 
     Args:
         model: A [`DDePForPreTraining`]; it is put into eval mode.
@@ -187,6 +187,8 @@ def denoising_picture(model: nn.Module, clean: torch.Tensor, *, seed: int = 0) -
     sigma = sum(model.config.sigma_range) / 2
     clean = clean.to(next(model.parameters()).device)
     noise = validation_noise(clean, seed)
+    if model.config.corruption == "masked":
+        return _masking_picture(model, clean, noise)
     denoised = restore(model, clean, noise, sigma)
     noisy = clean + sigma * noise
     rows = []
@@ -195,6 +197,16 @@ def denoising_picture(model: nn.Module, clean: torch.Tensor, *, seed: int = 0) -
         predicted = to_uint8(torch.stack([(corrupted - restored) / sigma]).clamp(-3, 3))
         rows.append([pictures[0], pictures[1], predicted[0], pictures[2]])
     return draw_panels(rows, ["image", "noisy image", "predicted noise", "denoised image"])
+
+
+def _masking_picture(model: nn.Module, clean: torch.Tensor, noise: torch.Tensor) -> Image.Image:
+    output = model(pixel_values=clean, noise=noise)
+    rows = []
+    for image, masked, predicted, mask in zip(
+        clean, output.noisy_pixel_values, output.prediction.float(), output.mask, strict=True
+    ):
+        rows.append(to_uint8(torch.stack([image, masked, predicted, predicted.where(mask, image)])))
+    return draw_panels(rows, ["image", "masked image", "prediction", "filled-in image"])
 
 
 def segmentation_picture(

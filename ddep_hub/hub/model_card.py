@@ -24,6 +24,7 @@ from ddep_hub.configuration_ddep import DDePConfig, __version__
 from ddep_hub.data.dataset_registry import find_dataset_by_classes
 from ddep_hub.data.hub_loading import HUB_PREFIX, parse_hub_name
 from ddep_hub.encoder_weights import encoder_license, encoder_repository
+from ddep_hub.evaluation.denoising import REFERENCES
 from ddep_hub.utils.arguments import list_field_names
 from ddep_hub.utils.files import atomic_write
 from ddep_hub.utils.processes import describe_hardware
@@ -281,6 +282,8 @@ def _template_values(folder: Path) -> dict[str, Any]:
         "kind": record["kind"],
         "method": record.get("method"),
         "config": config,
+        "is_masked": config.corruption == "masked",
+        "reference_names": REFERENCES,
         "record": record,
         "run": run,
         "results": results,

@@ -37,7 +37,7 @@ _ROW_ARGUMENTS = {"seed", "split_seed", "label_fraction", "pretrained"}
 _LATER_ARGUMENTS = {
     *("class_crops", "pretraining_steps", "denoising_weight", "consistency_weight"),
     *("num_channels", "encoder_out_indices", "encoder_img_size", "image_mean", "image_std"),
-    *("channel_order", "head_lr_factor"),
+    *("channel_order", "head_lr_factor", "mask_ratio", "mask_patch_size", "pretraining_corruption"),
 }
 
 

@@ -27,8 +27,9 @@ from .config import OVERRIDES, Method, Study, StudyArguments
 from .report import Curves, Row, build_curves, paired_difference
 
 
-RANDOM_DECODER, DDEP_METHOD = "random decoder", "DDeP on your images"
-PRESET = "few-labels"
+RANDOM_DECODER, DDEP_METHOD, MASKED_METHOD = "random decoder", "DDeP on your images", "masked patches of your images"
+# How the methods that pretrain corrupt images.
+CORRUPTIONS = {DDEP_METHOD: "scaled", MASKED_METHOD: "masked"}
 # With fewer steps than this, a comparison says little about longer runs.
 MIN_RELIABLE_STEPS = 300
 DEFAULT_LABELS = (6, 12)
@@ -44,10 +45,10 @@ class Steps:
 
 
 def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
-    """The study of a user's data: random decoder, shipped decoders that fit, and DDeP on the images themselves.
+    """The study of a user's data: random decoder, shipped decoders that fit, and pretraining on the images themselves.
 
-    DDeP pretrains on the images of `unlabelled` and on all training images, whether their labels are used or not, at
-    the scales of fine-tuning.
+    Pretraining, by denoising (DDeP) and by filling in masked patches, is on the images of `unlabelled` and on all
+    training images, whether their labels are used or not, at the scales of fine-tuning.
 
     Args:
         args: With `data`.
@@ -83,7 +84,10 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
     without_encoder = {name: value for name, value in shared.items() if name != "encoder_name"}
     methods = [Method(RANDOM_DECODER, None, {**shared, **decoder_fields}, baseline=True)]
     methods += [Method(name, None, {**without_encoder, "pretrained": name}, baseline=False) for name in matching]
-    methods.append(Method(DDEP_METHOD, pretraining, without_encoder, baseline=False))
+    methods += [
+        Method(name, {**pretraining, "corruption": corruption}, without_encoder, baseline=False)
+        for name, corruption in CORRUPTIONS.items()
+    ]
     seeds = {str(Fraction(count, num_images)): args.seeds or 3 for count in sorted(labels)}
     return Study(methods, seeds, args.data, args.unlabelled, None, own_data=True)
 
@@ -92,7 +96,8 @@ def _shared_arguments(args: StudyArguments) -> dict[str, Any]:
     """Arguments of fine-tuning that all methods share, but for where the data is."""
     names = [field.name for field in dataclasses.fields(LabelledDataArguments) if field.name != "data"]
     values = {name: getattr(args, name) for name in (*names, *OVERRIDES)}
-    return {"preset": PRESET, **{name: value for name, value in values.items() if value is not None}}
+    preset = "few-labels-microscopy" if args.augmentation == "microscopy" else "few-labels"
+    return {"preset": preset, **{name: value for name, value in values.items() if value is not None}}
 
 
 def _decoder_fields(name: str) -> dict[str, Any]:
@@ -118,7 +123,7 @@ def fit_steps(args: StudyArguments, study: Study) -> Steps:
     if path.exists():
         return Steps(**json.loads(path.read_text(encoding="utf-8")))
     method = next(method for method in full_study.methods if method.name == DDEP_METHOD)
-    has_pretraining = DDEP_METHOD in {method.name for method in study.methods}
+    num_pretrainings = len(CORRUPTIONS.keys() & {method.name for method in study.methods})
     folder = output / ".timing"
     fraction = next(iter(full_study.seeds))
     overrides: dict[str, Any] = {
@@ -130,10 +135,10 @@ def fit_steps(args: StudyArguments, study: Study) -> Steps:
     pretraining = full_study.pretrain_arguments(method, folder)
     finetuning = full_study.finetune_arguments(full_study.methods[0], fraction, 0, folder, None)
     full_steps = Steps(finetuning.max_steps, pretraining.max_steps)
-    print(f"Timing {TIMED_STEPS} steps of {'pretraining and of ' * has_pretraining}fine-tuning.", flush=True)
+    print(f"Timing {TIMED_STEPS} steps of {'pretraining and of ' * bool(num_pretrainings)}fine-tuning.", flush=True)
     start = time.monotonic()
     pretraining_seconds = 0.0
-    if has_pretraining:
+    if num_pretrainings:
         training = open_train_and_val(finetuning)[0]
         pretraining_seconds = PretrainTrainer(
             dataclasses.replace(pretraining, **overrides), more_images=[training]
@@ -144,9 +149,10 @@ def fit_steps(args: StudyArguments, study: Study) -> Steps:
     shutil.rmtree(folder, ignore_errors=True)
     num_runs = len(study.methods) * sum(study.seeds.values())
     seconds = (
-        num_runs * full_steps.finetuning * finetuning_seconds + full_steps.pretraining * pretraining_seconds
+        num_runs * full_steps.finetuning * finetuning_seconds
+        + num_pretrainings * full_steps.pretraining * pretraining_seconds
     ) / TIMED_STEPS
-    fixed_seconds = overhead * (num_runs + has_pretraining)
+    fixed_seconds = overhead * (num_runs + num_pretrainings)
     budget_fraction = min(1.0, (60 * float(args.minutes or 0) - fixed_seconds) / seconds)
     steps = Steps(round(budget_fraction * full_steps.finetuning), round(budget_fraction * full_steps.pretraining))
     if steps.finetuning < TIMED_STEPS:
@@ -185,7 +191,9 @@ def recommend(rows: list[Row]) -> str:
             continue
         low, high = difference.interval
         if low > 0 and (best is None or difference.mean > best[0]):
-            flag = "`--unlabelled`" if name == DDEP_METHOD else f"`--pretrained {name}`"
+            flag = f"`--pretrained {name}`"
+            if name in CORRUPTIONS:
+                flag = f"`--unlabelled` with `--pretraining_corruption {CORRUPTIONS[name]}`"
             best = (
                 difference.mean,
                 f"Use {name} ({flag}): {difference.mean:+.1f} points of mIoU over a random decoder with "

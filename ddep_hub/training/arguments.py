@@ -44,14 +44,24 @@ class PretrainArguments(RunArguments):
     freeze_encoder: bool = model_arg(
         True, "True is DDeP. False also trains the encoder; DeP does this from random weights."
     )
-    corruption: Literal["scaled", "simple"] = optim_arg("scaled", "How noise is added.")
-    prediction_type: Literal["epsilon", "sample"] = model_arg("epsilon", "Predict the noise or the clean image.")
+    corruption: Literal["scaled", "simple", "masked"] = optim_arg(
+        "scaled",
+        "How images are corrupted: by noise, scaled (keeps the variance) or simple; or by masking patches, which "
+        "the decoder fills in (not in the DDeP paper).",
+        common=True,
+    )
+    mask_ratio: float = optim_arg(0.5, "Share of the patches that corruption=masked masks.")
+    mask_patch_size: int = optim_arg(16, "Side of these patches in pixels.")
+    prediction_type: Literal["epsilon", "sample"] = model_arg(
+        "epsilon", "Predict the noise or the clean image; corruption=masked always predicts the image."
+    )
     sigma: list[float] = optim_arg(
         [0.22], "Noise level in units of normalised pixels; two numbers define a range.", common=True
     )
     image_skip: bool | None = model_arg(
         None,
-        "Feed the noisy image to the denoising head too. Default: only for EfficientNet-Lite0, which loses the noise.",
+        "Feed the noisy image to the denoising head too. Default: only for EfficientNet-Lite0, which loses the noise, "
+        "and not with corruption=masked.",
     )
     decoder_only: bool = save_arg(False, "Leave the encoder out of final/.")
 
@@ -63,7 +73,18 @@ class PretrainArguments(RunArguments):
             raise ValueError("image_size needs scale. Set both, or neither.")
         if self.scale is not None and len(self.scale) != 2:
             raise ValueError(f"scale takes two numbers, got {self.scale}.")
-        self.check_positive("num_val_images", "shuffle_window", "crop_size", "crop_scale_min")
+        self.check_positive("num_val_images", "shuffle_window", "crop_size", "crop_scale_min", "mask_patch_size")
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio must be between 0 and 1, got {self.mask_ratio}.")
+        if self.corruption == "masked":
+            self.prediction_type = "sample"
+            if self.image_skip:
+                raise ValueError("image_skip would only show the masked image to the head. Leave it out.")
+            if self.mask_patch_size > self.crop_size // 2:
+                raise ValueError(
+                    f"mask_patch_size is {self.mask_patch_size}, but must be at most half of crop_size, "
+                    f"{self.crop_size}, so that a part of each crop stays visible."
+                )
         if self.image_weights and len(self.image_weights) != len(self.images):
             raise ValueError(f"image_weights has {len(self.image_weights)} numbers for {len(self.images)} images.")
         if any(weight <= 0 for weight in self.image_weights):
@@ -140,6 +161,9 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
     )
     pretraining_batch_size: int | None = optim_arg(
         None, "Images per step of that pretraining. Default: as in `ddep-hub pretrain`."
+    )
+    pretraining_corruption: Literal["scaled", "simple", "masked"] = optim_arg(
+        "scaled", "How that pretraining corrupts images: as corruption of `ddep-hub pretrain`."
     )
     denoising_weight: float = optim_arg(
         0.0, "Weight of the denoising loss on unlabelled images during fine-tuning (DenoiSeg)."

@@ -211,12 +211,13 @@ def unlabelled_sources(names: Sequence[str]) -> list[MapSource]:
 def build_denoiser(model: DDePForSemanticSegmentation) -> DDePForPreTraining:
     """A denoiser that shares encoder and decoder with a segmentation model, which gets its `noise_head`.
 
-    Noise and target are as in pretraining: those of the model's configuration, which keeps what its decoder was
+    Corruption and target are as in pretraining: those of the model's configuration, which keeps what its decoder was
     pretrained with.
     """
     config = type(model.config).from_dict(model.config.to_dict())
     config.freeze_encoder = True
-    config.image_skip = config.image_skip or needs_image_skip(config.encoder_name)
+    if config.corruption != "masked":
+        config.image_skip = config.image_skip or needs_image_skip(config.encoder_name)
     denoiser = DDePForPreTraining(config, model.ddep.encoder)
     denoiser.ddep = model.ddep
     model.noise_head = denoiser.noise_head

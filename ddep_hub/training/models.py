@@ -110,11 +110,17 @@ def pretraining_model(args: PretrainArguments, source: str, stored: Mapping[str,
         stored: Configuration of `args.pretrained`, empty if there is none.
     """
     image_skip = args.image_skip
-    if image_skip is None:
-        image_skip = stored.get("image_skip", needs_image_skip(args.encoder_name))
+    if args.corruption == "masked":
+        image_skip = False
+    elif image_skip is None and "image_skip" in stored and stored.get("corruption") != "masked":
+        image_skip = stored["image_skip"]
+    elif image_skip is None:
+        image_skip = needs_image_skip(stored.get("encoder_name", args.encoder_name))
     fields: dict[str, Any] = {
         "freeze_encoder": args.freeze_encoder,
         "corruption": args.corruption,
+        "mask_ratio": args.mask_ratio,
+        "mask_patch_size": args.mask_patch_size,
         "prediction_type": args.prediction_type,
         "sigma": args.sigma[0] if len(args.sigma) == 1 else args.sigma,
         "image_skip": image_skip,

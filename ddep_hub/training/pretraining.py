@@ -23,7 +23,7 @@ from ddep_hub.data.transforms import SegmentationTrainTransform
 from ddep_hub.data.unlabelled_transforms import PretrainTransform, UnlabelledTransform
 from ddep_hub.denoising import sample_sigma
 from ddep_hub.encoder_weights import encoder_file, encoder_source
-from ddep_hub.evaluation.denoising import denoising_error, denoising_references
+from ddep_hub.evaluation.denoising import REFERENCES, denoising_error, denoising_references, masking_references
 from ddep_hub.evaluation.visualization import denoising_picture
 from ddep_hub.modeling_ddep import DDePForPreTraining
 from ddep_hub.pretrained import stored_config
@@ -39,7 +39,6 @@ from .trainer import Batch, Trainer
 
 # Number of training images that the linear filter baseline is fitted on.
 REFERENCE_IMAGES = 32
-REFERENCES = ("predicting_zero", "gaussian_blur", "linear_filter")
 
 
 @track_time()
@@ -54,8 +53,8 @@ def pretrain(arguments: PretrainArguments | None = None, **kwargs: Any) -> dict[
         **kwargs: Arguments as keywords, which override `arguments`; or, without `arguments`, also `preset`.
 
     Returns:
-        A dictionary with the `denoising_error` on validation images and its baselines, see [`denoising_references`],
-        the `seconds` of training, and `final`, the model's folder.
+        A dictionary with the `denoising_error` on validation images and its baselines, see [`denoising_references`]
+        and [`masking_references`], the `seconds` of training, and `final`, the model's folder.
     """
     trainer = PretrainTrainer(build_arguments(PretrainArguments, kwargs, arguments))
     results = trainer.run()
@@ -65,22 +64,20 @@ def pretrain(arguments: PretrainArguments | None = None, **kwargs: Any) -> dict[
 
 def print_report(accelerator: Accelerator, results: Mapping[str, float]) -> None:
     """Prints what pretraining has reached."""
-    accelerator.print(
-        f"Error of the predicted noise on validation images: {results['denoising_error']:.4f} (predicting zero "
-        f"{results['predicting_zero']:.4f}, best Gaussian blur {results['gaussian_blur']:.4f}, best linear filter "
-        f"{results['linear_filter']:.4f})"
-    )
+    references = ", ".join(f"{label} {results[name]:.4f}" for name, label in REFERENCES.items() if name in results)
+    predicted = "the masked patches" if "predicting_mean" in results else "the predicted noise"
+    accelerator.print(f"Error of {predicted} on validation images: {results['denoising_error']:.4f} ({references})")
     if not has_learned(results):
         accelerator.print("The decoder does not beat these baselines yet. Train for longer.")
 
 
 def has_learned(results: Mapping[str, float]) -> bool:
     """Whether the model beats every baseline that learns no features."""
-    return results["denoising_error"] < min(results[name] for name in REFERENCES)
+    return results["denoising_error"] < min(results[name] for name in REFERENCES if name in results)
 
 
 class PretrainTrainer(Trainer):
-    """Minimises the squared error of the prediction; the noise depends only on (seed, step, position).
+    """Minimises the squared error of the prediction; noise and masks depend only on (seed, step, position).
 
     Args:
         args: The run's arguments.
@@ -105,12 +102,22 @@ class PretrainTrainer(Trainer):
         set_seed(args.seed)  # the decoder's initialisation depends on the seed alone
         self.model = pretraining_model(args, source, stored)
         self.facts = {"encoder_source": source, "images": self.data}
+        if args.corruption == "masked":
+            self.facts["method"] = (
+                f"{100 * args.mask_ratio:g} % of an image's patches of {args.mask_patch_size}x{args.mask_patch_size} "
+                "pixels are masked, and the decoder fills them in"
+            )
         self.processor = build_processor(args, args.pretrained, self.model.config, examples)
         self.processor.do_resize = False
         self.normalize = Normalize.from_processor(self.processor)
         self.sigma_range = self.model.config.sigma_range
         self.validation = self.normalize(validation)
-        self.references = denoising_references(self.validation, self.normalize(examples), sum(self.sigma_range) / 2)
+        if args.corruption == "masked":
+            self.references = masking_references(self.validation, args.mask_ratio, args.mask_patch_size)
+        else:
+            self.references = denoising_references(
+                self.validation, self.normalize(examples), sum(self.sigma_range) / 2
+            )
         processes = self.accelerator.num_processes
         self.eval_batch_size = -(-args.batch_size // (processes * micro_batches(args, processes)))
 

@@ -90,6 +90,7 @@ def stage_arguments(args: FinetuneArguments, labelled: SegmentationDataset) -> P
         "output_dir": str(Path(args.output_dir) / STAGE),
         "images": args.unlabelled,
         "max_steps": args.pretraining_steps,
+        "corruption": args.pretraining_corruption,
         # A random encoder is nowhere else.
         "decoder_only": args.encoder_weights != "none",
     }

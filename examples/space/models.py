@@ -151,11 +151,13 @@ def denoise_image(image: AnyImage, name: str, sigma: float, seed: int) -> Denois
         ImportError: The package with the encoder's weights is not installed.
         OSError: The model or its encoder's weights do not exist.
         RuntimeError: The weights do not fit the configuration.
-        ValueError: The model has no denoising head, or `sigma` is not positive.
+        ValueError: The model has no denoising head or was not pretrained with noise, or `sigma` is not positive.
     """
     if sigma <= 0:
         raise ValueError(f"sigma is {sigma}. Set a noise level above 0.")
     model, processor = _denoiser(name)
+    if model.config.corruption == "masked":
+        raise ValueError(f"{name} was pretrained with masked images, not with noise. Choose another model.")
     # At its own scale: the noise level belongs to pixels, not to objects.
     clean = processed(fitted(image, MAX_DENOISED), processor, do_resize=False).to(DEVICE)
     noise = validation_noise(clean, seed)

@@ -6,8 +6,13 @@ from torch import nn
 from torchvision.transforms.v2 import functional as tvf
 
 from ddep_hub import DDePForPreTraining
-from ddep_hub.denoising import corrupt
-from ddep_hub.evaluation.denoising import denoising_error, denoising_references
+from ddep_hub.denoising import corrupt, draw_mask
+from ddep_hub.evaluation.denoising import (
+    denoising_error,
+    denoising_references,
+    masking_references,
+    validation_noise,
+)
 
 
 class Oracle(nn.Module):
@@ -65,3 +70,24 @@ def test_the_error_is_that_of_the_model_and_does_not_depend_on_the_batch(hybrid_
     noise = torch.randn(smooth.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert one == pytest.approx(model(smooth, noise=noise).loss.item(), rel=1e-4)
+
+
+def test_references_fill_in_smooth_images_well_and_noise_not_at_all(smooth):
+    easy = masking_references(smooth, 0.5, 8)
+    assert easy["gaussian_blur"] < 0.3 * easy["predicting_mean"]
+    constant = smooth.mean((2, 3), keepdim=True).expand_as(smooth)
+    assert masking_references(constant, 0.5, 8)["predicting_mean"] < 1e-9
+    hard = masking_references(torch.randn(4, 3, 48, 48), 0.5, 8)
+    assert min(hard.values()) > 0.95
+
+
+def test_the_error_of_masked_patches_is_the_loss_and_does_not_depend_on_the_batch(hybrid_config, smooth):
+    fields = {"corruption": "masked", "prediction_type": "sample", "mask_patch_size": 20}
+    model = DDePForPreTraining(hybrid_config(**fields))
+    one, other = (denoising_error(model, smooth, batch_size=size) for size in (1, 4))
+    assert one == pytest.approx(other, rel=1e-5)
+    nn.init.zeros_(model.noise_head.weight)
+    nn.init.constant_(model.noise_head.bias, 0.5)
+    masks = draw_mask(validation_noise(smooth), 0.5, 20)
+    expected = [(image[:, mask[0]] - 0.5).square().mean().item() for image, mask in zip(smooth, masks, strict=True)]
+    assert denoising_error(model, smooth) == pytest.approx(sum(expected) / 6, rel=1e-4)

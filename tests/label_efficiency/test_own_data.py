@@ -9,6 +9,7 @@ from ddep_hub.data.synthetic import write_scenes
 from ddep_hub.label_efficiency.config import StudyArguments
 from ddep_hub.label_efficiency.own_data import (
     DDEP_METHOD,
+    MASKED_METHOD,
     RANDOM_DECODER,
     Steps,
     fit_steps,
@@ -39,20 +40,23 @@ def test_all_decoders_that_fit_are_compared_on_equal_terms(data, tmp_path):
     args = arguments(data, tmp_path, augmentation="microscopy", crop_size=32, unlabelled=[str(data / "unlabelled")])
     found = own_data_study(args)
     shipped = [model.name for model in list_pretrained()]
-    assert [method.name for method in found.methods] == [RANDOM_DECODER, *shipped, DDEP_METHOD]
-    assert [method.baseline for method in found.methods] == [True] + [False] * (len(shipped) + 1)
+    assert [method.name for method in found.methods] == [RANDOM_DECODER, *shipped, DDEP_METHOD, MASKED_METHOD]
+    assert [method.baseline for method in found.methods] == [True] + [False] * (len(shipped) + 2)
     assert found.seeds == {"3/4": 3, "1": 3}  # 6 and 8 of 8 images
     runs = [found.finetune_arguments(method, "1", 0, tmp_path, None) for method in found.methods]
     for run in runs:
         assert (run.augmentation, run.crop_size, run.max_steps, run.learning_rate) == ("microscopy", 32, 1800, 1e-3)
+        assert run.model_ema_decay == 0.99  # of few-labels-microscopy
     assert runs[0].decoder_hidden_sizes == [192, 96, 64, 32, 16]  # as the shipped decoders
-    assert [run.pretrained for run in runs] == [None, *shipped, None]
-    pretraining = found.pretrain_arguments(found.methods[-1], tmp_path)
+    assert [run.pretrained for run in runs] == [None, *shipped, None, None]
+    pretraining, masking = (found.pretrain_arguments(method, tmp_path) for method in found.methods[-2:])
+    assert (pretraining.corruption, masking.corruption) == ("scaled", "masked")
     assert (pretraining.decoder_hidden_sizes, pretraining.scale) == (runs[0].decoder_hidden_sizes, runs[0].scale)
     other = own_data_study(
         arguments(data, tmp_path, encoder_name="resnet18", encoder_weights="none", labels=[4], seeds=2)
     )
-    assert [method.name for method in other.methods] == [RANDOM_DECODER, DDEP_METHOD] and other.seeds == {"1/2": 2}
+    assert [method.name for method in other.methods] == [RANDOM_DECODER, DDEP_METHOD, MASKED_METHOD]
+    assert other.seeds == {"1/2": 2}
     assert other.methods[0].finetuning["encoder_weights"] == other.methods[1].pretraining["encoder_weights"] == "none"
     with pytest.raises(ValueError, match="labels: 9 is more than the 8 training images"):
         own_data_study(arguments(data, tmp_path, labels=[9]))
@@ -61,23 +65,23 @@ def test_all_decoders_that_fit_are_compared_on_equal_terms(data, tmp_path):
 def test_a_comparison_and_what_it_leaves(data, tmp_path, capsys):
     tmp_path.joinpath("steps.json").write_text(json.dumps({"finetuning": 2, "pretraining": 2}))
     options = {"labels": [2, 4], "seeds": 1, "minutes": 1.0, "crop_size": 32, "image_size": 48}
-    compare(arguments(data, tmp_path, methods=[RANDOM_DECODER, DDEP_METHOD], **options))
+    compare(arguments(data, tmp_path, methods=[RANDOM_DECODER, MASKED_METHOD], **options))
     rows = {row.key: row for row in read_rows(tmp_path / "results.csv")}
-    assert set(rows) == {(name, part, 0) for name in (RANDOM_DECODER, DDEP_METHOD) for part in ("1/4", "1/2")}
+    assert set(rows) == {(name, part, 0) for name in (RANDOM_DECODER, MASKED_METHOD) for part in ("1/4", "1/2")}
     assert {row.finetuning_steps for row in rows.values()} == {2}
     (decoder,) = (tmp_path / "pretrained").glob("*/final")
     record = json.loads((decoder / "run.json").read_text())
     assert record["images"] == "7 images"  # the training images, but for one of validation
     report = (tmp_path / "report.md").read_text()
-    assert "1 seeds cannot tell a gain from chance" in report and f"| {DDEP_METHOD} |" in report
+    assert "1 seeds cannot tell a gain from chance" in report and f"| {MASKED_METHOD} |" in report
     assert "1 seeds cannot tell" in capsys.readouterr().out
     with Image.open(tmp_path / "examples.png") as picture:
         assert picture.width > 4 * 192  # image, truth, and two predictions
     kept = sorted(folder.parent.name for folder in (tmp_path / "runs").glob("*/final"))
-    assert kept == ["DDeP-on-your-images-1_2-0", "random-decoder-1_2-0"]  # with the most labels
+    assert kept == ["masked-patches-of-your-images-1_2-0", "random-decoder-1_2-0"]  # with the most labels
     before = (tmp_path / "results.csv").read_bytes()
     again = compare(
-        **vars(arguments(data, tmp_path, methods=[RANDOM_DECODER, DDEP_METHOD], **options))
+        **vars(arguments(data, tmp_path, methods=[RANDOM_DECODER, MASKED_METHOD], **options))
     )  # nothing to do
     assert (tmp_path / "results.csv").read_bytes() == before
     assert {(row["method"], row["fraction"]): row["mean_iou"] for row in again} == {
@@ -100,7 +104,7 @@ def test_minutes_shorten_all_runs_alike(data, tmp_path, monkeypatch):
     args = arguments(data, tmp_path, labels=[4], seeds=2, minutes=30.0)
     runs = 2 * len(own_data_study(args).methods)
     steps = fit_steps(args, build_study(args))
-    seconds = runs * (10 + steps.finetuning * 0.25) + 10 + steps.pretraining * 0.5
+    seconds = runs * (10 + steps.finetuning * 0.25) + 2 * (10 + steps.pretraining * 0.5)
     assert abs(seconds - 1800) < 10
     assert abs(steps.finetuning / 1800 - steps.pretraining / 1500) < 0.01
     assert fit_steps(args, build_study(args)) == steps  # from the file: the clock would stop
@@ -128,8 +132,8 @@ def rows(**scores):
 def test_advice():
     sure = recommend(rows(random=[50, 52, 51], target=[54, 56.1, 55], other=[50, 53, 51]))
     assert sure == (
-        "Use DDeP on your images (`--unlabelled`): +4.0 points of mIoU over a random decoder with 2 labels "
-        "(95 % interval +3.9 to +4.2)."
+        "Use DDeP on your images (`--unlabelled` with `--pretraining_corruption scaled`): +4.0 points of mIoU over a "
+        "random decoder with 2 labels (95 % interval +3.9 to +4.2)."
     )
     assert recommend(rows(random=[50, 52, 51], other=[52, 53, 52])).startswith("Use a random")  # 2, 1, 1: by chance
     assert "(`--pretrained other`): +2.0" in recommend(

@@ -247,21 +247,43 @@ def test_a_classifier_is_kept_for_its_own_classes_alone(scenes, tiny, tmp_path):
         {"freeze_encoder": False, "encoder_weights": "none", "max_grad_norm": 0.1},
         {"corruption": "simple", "prediction_type": "sample", "image_skip": False},
         {"sigma": [0.1, 0.3], "weight_decay": 0.1, "lr_scheduler_type": "polynomial"},
+        {"corruption": "masked", "mask_ratio": 0.6, "mask_patch_size": 8},
     ],
 )
 def test_other_ways_to_pretrain(fields, scenes, tiny, tmp_path):
     results = pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, **fields))
     config = DDePForPreTraining.from_pretrained(results["final"]).config
-    for name in ("freeze_encoder", "corruption", "prediction_type", "image_skip"):
+    for name in ("freeze_encoder", "corruption", "prediction_type", "image_skip", "mask_ratio", "mask_patch_size"):
         if name in fields:
             assert getattr(config, name) == fields[name]
     assert all(row["grad_norm"] > 0 for row in read_metrics(tmp_path / "run" / "metrics.jsonl"))
 
 
+def test_pretraining_on_masked_images(scenes, tiny, tmp_path, capsys):
+    masked = {"corruption": "masked", "mask_patch_size": 8, "max_steps": 4, "eval_steps": 2}
+    results = pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, **masked))
+    assert "Error of the masked patches on validation images: " in capsys.readouterr().out
+    assert 0 < results["predicting_mean"] and "predicting_zero" not in results
+    final = tmp_path / "run" / "final"
+    card = (final / "README.md").read_text()
+    assert "50 % of an image's patches of 8x8 pixels are masked, and the decoder fills them in" in card
+    assert f"| **This model** | **{results['denoising_error']:.4f}** |" in card
+    assert f"| Mean of the visible pixels | {results['predicting_mean']:.4f} |" in card
+    assert "noise" not in card.partition("## Citation")[0]
+    config = DDePForPreTraining.from_pretrained(final).config
+    assert config.prediction_type == "sample" and not config.image_skip
+
+    # From noise to masks and back: the head is another one, the decoder goes on.
+    for name, fields in (("noise", {}), ("masks", masked)):
+        start = final if name == "noise" else tmp_path / "noise" / "final"
+        pretrain(pretrain_arguments(tmp_path / name, scenes, tiny, pretrained=str(start), **fields))
+        assert DDePForPreTraining.from_pretrained(tmp_path / name / "final").config.image_skip is (name == "noise")
+
+
 def test_another_objective_is_one_class(scenes, tiny, tmp_path):
     """As docs/extending.md says: half of each image is grey, and the decoder fills it in."""
 
-    class MaskedTrainer(PretrainTrainer):
+    class HalfTrainer(PretrainTrainer):
         def __init__(self, args):
             super().__init__(args)
             self.facts["method"] = "the decoder fills in the masked half of an image"
@@ -283,7 +305,7 @@ def test_another_objective_is_one_class(scenes, tiny, tmp_path):
             return -results["masked_error"]
 
     args = pretrain_arguments(tmp_path / "run", scenes, tiny, prediction_type="sample", eval_steps=2)
-    results = MaskedTrainer(args).run()
+    results = HalfTrainer(args).run()
     card = (tmp_path / "run" / "final" / "README.md").read_text()
     assert f"| masked_error | {results['masked_error']:.4f} |" in card
     assert "with another objective: the decoder fills in the masked half" in card and "noise" not in card

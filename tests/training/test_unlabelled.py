@@ -117,6 +117,14 @@ def test_two_stages_in_one_folder_and_one_card(finetuning, scenes):
     assert not same(weights(run), weights(without))
 
 
+def test_the_first_stage_on_masked_images(finetuning):
+    run = finetuning(pretraining_corruption="masked", denoising_weight=0.1)
+    card = (run / "final" / "README.md").read_text()
+    assert "| First stage | random decoder, trained to fill in masked patches of" in card and "sigma" not in card
+    config = DDePConfig.from_pretrained(run / "final")
+    assert config.corruption == "masked" and not config.image_skip  # joint denoising fills in patches, too
+
+
 def test_files_of_others_are_left_alone(finetuning, tmp_path):
     (tmp_path / "run" / "pretraining").mkdir(parents=True)
     (tmp_path / "run" / "pretraining" / "notes.txt").write_text("mine")
