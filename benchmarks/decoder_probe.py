@@ -39,7 +39,8 @@ def load(name: str, like: str) -> DDePForPreTraining:
     weights = encoder_file(encoder_source(config.encoder_name, None))
     if name == "random":
         torch.manual_seed(0)
-        fields = ("decoder_hidden_sizes", "decoder_bottleneck_size", "decoder_norm", "image_skip", "sigma")
+        fields = ["decoder_hidden_sizes", "decoder_bottleneck_size", "decoder_norm", "image_skip", "sigma"]
+        fields += ["corruption", "prediction_type", "mask_ratio", "mask_patch_size"]
         return DDePForPreTraining.from_pretrained_encoder(
             config.encoder_name, encoder_weights=weights, **{field: getattr(config, field) for field in fields}
         )

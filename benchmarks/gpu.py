@@ -226,6 +226,7 @@ def train(args: argparse.Namespace) -> None:
         "decoder_only": True,
         "batch_size": args.batch_size,
         "crop_size": args.crop_size,
+        "corruption": args.corruption,
         "dataloader_num_workers": args.num_workers,
         "num_val_images": 64,
         "save_steps": 0,
@@ -302,6 +303,7 @@ def main() -> None:
             sub.add_argument("--minutes", type=float, default=9.0)
             sub.add_argument("--batch_size", type=int, default=64)
             sub.add_argument("--crop_size", type=int, default=128)
+            sub.add_argument("--corruption", default="scaled", choices=["scaled", "simple", "masked"])
             sub.add_argument("--num_workers", type=int, default=8)
             sub.add_argument("--learning_rate", type=float, default=3e-3)
         if part is study:

@@ -113,11 +113,13 @@ def draw_mask(noise: torch.Tensor, mask_ratio: float, patch_size: int) -> torch.
         patch_size: side of a patch in pixels.
 
     Returns:
-        bool tensor of shape `(batch, 1, H, W)`, true where a pixel is masked. At least one patch is.
+        bool tensor of shape `(batch, 1, H, W)`, true where a pixel is masked. At least one patch is; at least one is
+        not, where an image has more than one.
     """
     corners = noise[:, 0, ::patch_size, ::patch_size]
     ranks = corners.flatten(1).argsort(1).argsort(1).reshape(corners.shape)
-    mask = ranks < max(1, round(mask_ratio * corners[0].numel()))
+    num_patches = corners[0].numel()
+    mask = ranks < max(1, min(round(mask_ratio * num_patches), num_patches - 1))
     mask = mask.repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2)
     return mask[:, None, : noise.shape[2], : noise.shape[3]]
 

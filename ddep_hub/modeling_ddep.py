@@ -198,6 +198,7 @@ class DDePForPreTraining(DDePPreTrainedModel):
 
     def __init__(self, config: DDePConfig, encoder: nn.Module | None = None) -> None:
         super().__init__(config)
+        config.validate_architecture()  # fields given to `from_pretrained` were set one by one
         self.ddep = DDePModel(config, encoder)
         channels = self.ddep.decoder.out_channels + config.num_channels * config.image_skip
         self.noise_head = nn.Conv2d(channels, config.num_channels, kernel_size=3, padding=1)

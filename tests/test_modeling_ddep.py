@@ -119,6 +119,14 @@ def test_masked_patches_are_predicted(hybrid_config):
     torch.testing.assert_close(model(clean, noise=0.1 * noise + 3, sigma=0.5).loss, outputs.loss)
 
 
+def test_a_denoiser_becomes_one_of_masked_patches_only_with_all_their_fields(hybrid_config, tmp_path):
+    DDePForPreTraining(hybrid_config()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match='Set prediction_type="sample" and image_skip=False'):
+        DDePForPreTraining.from_pretrained(tmp_path, corruption="masked")
+    masked = DDePForPreTraining.from_pretrained(tmp_path, corruption="masked", prediction_type="sample")
+    assert masked(torch.randn(2, 3, 32, 32)).mask is not None
+
+
 def test_noise_and_levels_follow_the_generator(hybrid_config):
     model = DDePForPreTraining(hybrid_config(sigma=[0.2, 0.3])).eval()
     clean = torch.randn(4, 3, 32, 32)

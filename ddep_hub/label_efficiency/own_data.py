@@ -19,7 +19,7 @@ from ddep_hub.training.finetuning import finetune, open_train_and_val
 from ddep_hub.training.losses import unlabelled_sources
 from ddep_hub.training.pretraining import PretrainTrainer
 from ddep_hub.training.run_dir import save_picture
-from ddep_hub.training.stages import TIMED_STEPS, count_validation_images
+from ddep_hub.training.stages import TIMED_STEPS, count_validation_images, mask_patch_size
 from ddep_hub.utils.arguments import build_arguments
 from ddep_hub.utils.files import atomic_write
 
@@ -80,6 +80,7 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
         "scale": settings.scale,
         "image_size": settings.image_size,
         "num_val_images": count_validation_images(num_unlabelled),
+        "mask_patch_size": mask_patch_size(settings.crop_size),
     }
     without_encoder = {name: value for name, value in shared.items() if name != "encoder_name"}
     methods = [Method(RANDOM_DECODER, None, {**shared, **decoder_fields}, baseline=True)]

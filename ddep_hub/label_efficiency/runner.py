@@ -127,7 +127,7 @@ def check_study(study: Study, table: Path) -> None:
         if settings.get(row.method, row.settings) != row.settings:
             raise ValueError(
                 f"{table}: the row of `{row.method}`, fraction {row.fraction}, seed {row.seed} was made with other "
-                "settings than those now in the study file. Choose another output_dir, or remove those rows."
+                "settings than this study has now. Choose another output_dir, or remove those rows."
             )
 
 

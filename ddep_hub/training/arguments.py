@@ -10,6 +10,9 @@ from ddep_hub.data.arguments import LabelledDataArguments
 from .run_arguments import OUTPUT_DIR, RunArguments, data_arg, eval_arg, model_arg, optim_arg, save_arg
 
 
+MASK_PATCH_SIZE = 16
+
+
 @dataclass(kw_only=True)
 class PretrainArguments(RunArguments):
     """Pretrain a decoder by denoising, on images without labels."""
@@ -50,8 +53,8 @@ class PretrainArguments(RunArguments):
         "the decoder fills in (not in the DDeP paper).",
         common=True,
     )
-    mask_ratio: float = optim_arg(0.5, "Share of the patches that corruption=masked masks.")
-    mask_patch_size: int = optim_arg(16, "Side of these patches in pixels.")
+    mask_ratio: float = optim_arg(0.5, "Share of the patches that are masked with corruption=masked.")
+    mask_patch_size: int = optim_arg(MASK_PATCH_SIZE, "Side of these patches in pixels.")
     prediction_type: Literal["epsilon", "sample"] = model_arg(
         "epsilon", "Predict the noise or the clean image; corruption=masked always predicts the image."
     )
@@ -61,7 +64,7 @@ class PretrainArguments(RunArguments):
     image_skip: bool | None = model_arg(
         None,
         "Feed the noisy image to the denoising head too. Default: only for EfficientNet-Lite0, which loses the noise, "
-        "and not with corruption=masked.",
+        "and never with corruption=masked.",
     )
     decoder_only: bool = save_arg(False, "Leave the encoder out of final/.")
 
@@ -77,9 +80,6 @@ class PretrainArguments(RunArguments):
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must be between 0 and 1, got {self.mask_ratio}.")
         if self.corruption == "masked":
-            self.prediction_type = "sample"
-            if self.image_skip:
-                raise ValueError("image_skip would only show the masked image to the head. Leave it out.")
             if self.mask_patch_size > self.crop_size // 2:
                 raise ValueError(
                     f"mask_patch_size is {self.mask_patch_size}, but must be at most half of crop_size, "
@@ -163,7 +163,9 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
         None, "Images per step of that pretraining. Default: as in `ddep-hub pretrain`."
     )
     pretraining_corruption: Literal["scaled", "simple", "masked"] = optim_arg(
-        "scaled", "How that pretraining corrupts images: as corruption of `ddep-hub pretrain`."
+        "scaled",
+        "How that pretraining corrupts images, as corruption of `ddep-hub pretrain`: by noise, or by masking patches "
+        "of 16 pixels, or of half of a smaller crop.",
     )
     denoising_weight: float = optim_arg(
         0.0, "Weight of the denoising loss on unlabelled images during fine-tuning (DenoiSeg)."

@@ -109,9 +109,9 @@ def pretraining_model(args: PretrainArguments, source: str, stored: Mapping[str,
         source: Where the encoder's weights come from, see [`encoder_source`].
         stored: Configuration of `args.pretrained`, empty if there is none.
     """
-    image_skip = args.image_skip
+    image_skip, prediction_type = args.image_skip, args.prediction_type
     if args.corruption == "masked":
-        image_skip = False
+        image_skip, prediction_type = False, "sample"
     elif image_skip is None and "image_skip" in stored and stored.get("corruption") != "masked":
         image_skip = stored["image_skip"]
     elif image_skip is None:
@@ -121,7 +121,7 @@ def pretraining_model(args: PretrainArguments, source: str, stored: Mapping[str,
         "corruption": args.corruption,
         "mask_ratio": args.mask_ratio,
         "mask_patch_size": args.mask_patch_size,
-        "prediction_type": args.prediction_type,
+        "prediction_type": prediction_type,
         "sigma": args.sigma[0] if len(args.sigma) == 1 else args.sigma,
         "image_skip": image_skip,
         "num_channels": get_num_channels(args),
@@ -129,9 +129,14 @@ def pretraining_model(args: PretrainArguments, source: str, stored: Mapping[str,
     if args.pretrained is None:
         return new_model(DDePForPreTraining, args, source, **fields)
     weights = source if stored.get("decoder_only") else None  # other folders hold their encoder
-    return DDePForPreTraining.from_pretrained(
+    model = DDePForPreTraining.from_pretrained(
         args.pretrained, encoder_weights=weights, ignore_mismatched_sizes=True, **fields
     )
+    if stored.get("prediction_type", "epsilon") != prediction_type:  # a head for another target
+        set_seed(args.seed)
+        nn.init.normal_(model.noise_head.weight, std=model.config.initializer_range)
+        nn.init.zeros_(model.noise_head.bias)
+    return model
 
 
 def finetuning_model(

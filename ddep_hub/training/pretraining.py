@@ -102,11 +102,6 @@ class PretrainTrainer(Trainer):
         set_seed(args.seed)  # the decoder's initialisation depends on the seed alone
         self.model = pretraining_model(args, source, stored)
         self.facts = {"encoder_source": source, "images": self.data}
-        if args.corruption == "masked":
-            self.facts["method"] = (
-                f"{100 * args.mask_ratio:g} % of an image's patches of {args.mask_patch_size}x{args.mask_patch_size} "
-                "pixels are masked, and the decoder fills them in"
-            )
         self.processor = build_processor(args, args.pretrained, self.model.config, examples)
         self.processor.do_resize = False
         self.normalize = Normalize.from_processor(self.processor)

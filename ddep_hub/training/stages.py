@@ -16,7 +16,7 @@ from ddep_hub.utils.arguments import parse_arguments, write_yaml
 from ddep_hub.utils.files import remove_dir
 from ddep_hub.utils.processes import build_accelerator, on_main_process
 
-from .arguments import FinetuneArguments, PretrainArguments
+from .arguments import MASK_PATCH_SIZE, FinetuneArguments, PretrainArguments
 from .losses import unlabelled_sources
 from .models import get_num_channels
 from .pretraining import PretrainTrainer, print_report
@@ -91,6 +91,7 @@ def stage_arguments(args: FinetuneArguments, labelled: SegmentationDataset) -> P
         "images": args.unlabelled,
         "max_steps": args.pretraining_steps,
         "corruption": args.pretraining_corruption,
+        "mask_patch_size": mask_patch_size(args.crop_size),
         # A random encoder is nowhere else.
         "decoder_only": args.encoder_weights != "none",
     }
@@ -102,6 +103,11 @@ def stage_arguments(args: FinetuneArguments, labelled: SegmentationDataset) -> P
     num_images = sum(len(source) for source in unlabelled_sources(args.unlabelled)) + len(labelled)
     arguments.num_val_images = count_validation_images(num_images)
     return arguments
+
+
+def mask_patch_size(crop_size: int) -> int:
+    """Side of the patches to mask: the default, or half of a smaller crop."""
+    return max(1, min(MASK_PATCH_SIZE, crop_size // 2))
 
 
 def count_validation_images(images: int) -> int:

@@ -8,6 +8,7 @@ from torchvision.transforms.v2 import functional as tvf
 from ddep_hub import DDePForPreTraining
 from ddep_hub.denoising import corrupt, draw_mask
 from ddep_hub.evaluation.denoising import (
+    _wide_blur,
     denoising_error,
     denoising_references,
     masking_references,
@@ -79,6 +80,12 @@ def test_references_fill_in_smooth_images_well_and_noise_not_at_all(smooth):
     assert masking_references(constant, 0.5, 8)["predicting_mean"] < 1e-9
     hard = masking_references(torch.randn(4, 3, 48, 48), 0.5, 8)
     assert min(hard.values()) > 0.95
+
+
+def test_a_wide_blur_is_that_of_torchvision():
+    images = torch.randn(2, 3, 40, 56)
+    torch.testing.assert_close(_wide_blur(images, 5.0), tvf.gaussian_blur(images, 31, 5.0), atol=1e-6, rtol=1e-5)
+    assert _wide_blur(images, 100.0).shape == images.shape  # wider than the image
 
 
 def test_the_error_of_masked_patches_is_the_loss_and_does_not_depend_on_the_batch(hybrid_config, smooth):

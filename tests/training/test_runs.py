@@ -266,17 +266,21 @@ def test_pretraining_on_masked_images(scenes, tiny, tmp_path, capsys):
     assert 0 < results["predicting_mean"] and "predicting_zero" not in results
     final = tmp_path / "run" / "final"
     card = (final / "README.md").read_text()
-    assert "50 % of an image's patches of 8x8 pixels are masked, and the decoder fills them in" in card
+    assert "by filling in masked patches" in card and "The encoder was frozen; the decoder learned to" in card
+    assert "| Objective | 50 % of the patches of 8x8 pixels masked and predicted |" in card
+    assert "| Method | frozen encoder, decoder trained to fill in masked patches |" in card
     assert f"| **This model** | **{results['denoising_error']:.4f}** |" in card
     assert f"| Mean of the visible pixels | {results['predicting_mean']:.4f} |" in card
-    assert "noise" not in card.partition("## Citation")[0]
+    assert "noise" not in card
     config = DDePForPreTraining.from_pretrained(final).config
     assert config.prediction_type == "sample" and not config.image_skip
 
-    # From noise to masks and back: the head is another one, the decoder goes on.
+    # From masks to noise and back: the head is another one, the decoder goes on.
+    settings = {name: value for name, value in tiny.items() if not name.startswith("decoder_")}
     for name, fields in (("noise", {}), ("masks", masked)):
         start = final if name == "noise" else tmp_path / "noise" / "final"
-        pretrain(pretrain_arguments(tmp_path / name, scenes, tiny, pretrained=str(start), **fields))
+        continued = pretrain_arguments(tmp_path / name, scenes, settings, pretrained=str(start), **fields)
+        pretrain(continued)
         assert DDePForPreTraining.from_pretrained(tmp_path / name / "final").config.image_skip is (name == "noise")
 
 

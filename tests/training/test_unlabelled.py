@@ -121,8 +121,9 @@ def test_the_first_stage_on_masked_images(finetuning):
     run = finetuning(pretraining_corruption="masked", denoising_weight=0.1)
     card = (run / "final" / "README.md").read_text()
     assert "| First stage | random decoder, trained to fill in masked patches of" in card and "sigma" not in card
-    config = DDePConfig.from_pretrained(run / "final")
-    assert config.corruption == "masked" and not config.image_skip  # joint denoising fills in patches, too
+    assert "(50 % of those of 16 px)" in card
+    # Joint denoising fills in patches, too: its head sees the decoder's 8 channels, and not the image.
+    assert weights(run, "checkpoints/step-4")["noise_head.weight"].shape == (3, 8, 3, 3)
 
 
 def test_files_of_others_are_left_alone(finetuning, tmp_path):
