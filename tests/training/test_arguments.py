@@ -82,6 +82,8 @@ def test_mistakes_are_named(argv, said, capsys):
         ("max_steps: [1, 2]", "run.yaml: `max_steps` takes one value, not [1, 2]"),
         ("sigma: [[0.2], 0.3]", "run.yaml: `sigma` takes a list of values"),
         ("seed: {a: 1}", "run.yaml: `seed` takes one value"),
+        ("license: no", "run.yaml: `license` is false, which YAML makes of yes, no, on and off. Put text in quotes"),
+        ("image_column: yes", "run.yaml: `image_column` is true"),
         ("preset: transunet-1x", "run.yaml: `preset` cannot be set in a file. Pass `--preset` on the command line"),
     ],
 )
