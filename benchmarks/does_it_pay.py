@@ -26,8 +26,15 @@ METHODS = {
     "photographs": "DDeP on photographs",
     "own": "DDeP on images of the same kind",
     "masked": "masked patches of images of the same kind",
+    "masked_longer": "the same, twice the steps",
 }
-COLORS = {"random": "0.45", "photographs": "tab:orange", "own": "tab:blue", "masked": "tab:green"}
+COLORS = {
+    "random": "0.45",
+    "photographs": "tab:orange",
+    "own": "tab:blue",
+    "masked": "tab:green",
+    "masked_longer": "tab:olive",
+}
 TITLES = {"camvid": "CamVid", "nuclei": "Nuclei", "em": "Electron microscopy"}
 PANELS = {
     ("camvid", 1800): "CamVid, random labels",
@@ -47,6 +54,7 @@ PRETRAINED = {
     "--pretrained ddep-nuclei-lite0": "own",
     "--pretrained ddep-em-lite0-nc": "own",
     "--pretrained runs/masked_blocks/final": "masked",
+    "--pretrained runs/ddep-em-lite0-masked-nc/final": "masked_longer",
 }
 # Pretexts of a length of their own, which only docs/results.md compares.
 OTHER_PRETEXTS = tuple(f"runs/{name}/final" for name in ("gaussian", "shared_noise", "poisson_gaussian"))
@@ -101,8 +109,8 @@ def table_row(title: str, recipe: str, method: str, treated: dict[int, float], b
 def print_rows(data: str, recipe: str, points: dict[Fraction, Scores]) -> None:
     """Prints a row for each number of labels and each pretrained decoder."""
     for labels, scores in sorted(points.items()):
-        for method in ("photographs", "own", "masked"):
-            if scores[method]:
+        for method in METHODS:
+            if method != "random" and scores[method]:
                 number = f"{labels} label{'s' * (labels > 1)}" if labels >= 1 else f"{labels} of an image"
                 title = f"{TITLES[data]}, {number}"
                 print(table_row(title, recipe, method, scores[method], scores["random"]))

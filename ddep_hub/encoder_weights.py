@@ -15,7 +15,7 @@ import timm
 import torch
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from timm.models import load_state_dict
 from torch import nn
 
@@ -95,7 +95,7 @@ def lite0_weights_file(folder: str | Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     # Another process may be writing the same file: only a complete one gets this name.
     partial = target.with_suffix(f".{uuid.uuid4().hex}.partial")
-    save_file(renamed, partial, metadata={"format": "pt"})
+    partial.write_bytes(save(renamed, metadata={"format": "pt"}))  # unlike `save_file`, with the umask's permissions
     partial.replace(target)
     return target
 

@@ -42,8 +42,12 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temp_dir = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent))
     try:
-        temp_dir.chmod(0o755)
+        umask = os.umask(0o077)  # which can only be read by setting it
+        os.umask(umask)
+        temp_dir.chmod(0o777 & ~umask)
         yield temp_dir
+        for weights in temp_dir.rglob("*.safetensors"):  # which safetensors 0.8 writes for the owner alone (#782)
+            weights.chmod(0o666 & ~umask)
         for entry in (*temp_dir.rglob("*"), temp_dir):
             _flush(entry)
         if path.exists():

@@ -1,9 +1,12 @@
 """Folders that appear only when they are whole."""
 
+import os
 import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from ddep_hub.training.arguments import PretrainArguments
 from ddep_hub.training.logging import MetricsLog, read_metrics
@@ -19,6 +22,20 @@ def test_the_new_folder_replaces_the_old_one(tmp_path):
             assert folder.parent == tmp_path
     assert (tmp_path / "final" / "file").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+@pytest.mark.parametrize("umask, folder_mode, file_mode", [(0o022, 0o755, 0o644), (0o077, 0o700, 0o600)])
+def test_others_may_read_what_the_umask_lets_them(umask, folder_mode, file_mode, tmp_path):
+    """safetensors 0.8 writes files that only their owner can read, and so does a plain `mkdtemp`."""
+    before = os.umask(umask)
+    try:
+        with atomic_dir(tmp_path / "final") as folder:
+            save_file({"weight": torch.zeros(2)}, folder / "model.safetensors")
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "final", tmp_path / "final" / "model.safetensors")]
+    assert modes == [folder_mode, file_mode]
 
 
 def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path):
