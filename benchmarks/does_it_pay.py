@@ -26,7 +26,7 @@ METHODS = {
     "photographs": "DDeP on photographs",
     "own": "DDeP on images of the same kind",
     "masked": "masked patches of images of the same kind",
-    "masked_longer": "the same, twice the steps",
+    "masked_longer": "masked patches, twice the steps",
 }
 COLORS = {
     "random": "0.45",
@@ -147,8 +147,8 @@ def main() -> None:
         axis.set(title=title)
     axes[0].set(ylabel="mIoU in %")
     lines = {name: line for axis in axes for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(lines.values(), lines.keys(), loc="lower center", ncols=4, frameon=False)
-    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    figure.legend(lines.values(), lines.keys(), loc="lower center", ncols=3, frameon=False)
+    figure.tight_layout(rect=(0, 0.12, 1, 1))
     figure.savefig(FIGURE, dpi=110)
 
 

@@ -122,6 +122,31 @@ def test_the_comparison_in_a_domain_decoders_card_is_recomputed(name):
     assert not (CARDS / name / PREDICTIONS).exists(), "pictures of the data stay out"
 
 
+def test_the_comparison_in_the_card_of_masked_patches_is_recomputed():
+    with (CARDS.parent / "benchmarks" / "results" / "pretexts.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if int(row["seed"]) > 6 and row["labels"] == "1/4"]
+    scores = {
+        masked: {
+            int(row["seed"]): float(row["mean_iou"]) for row in rows if ("--pretrained" in row["options"]) is masked
+        }
+        for masked in (False, True)
+    }
+    text = (CARDS / MASKED / "README.md").read_text()
+    assert list(scores[False]) == list(scores[True]) == [7, 8, 9, 10, 11]
+    paired = [scores[True][seed] - scores[False][seed] for seed in scores[True]]
+    mean, half = statistics.mean(paired), 2.776445 * statistics.stdev(paired) / 5**0.5
+    for title, by_seed, difference in (
+        ("random", scores[False], ""),
+        ("**this decoder**", scores[True], f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f}) "),
+    ):
+        values = list(by_seed.values())
+        spread = f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+        assert f"| {title} | {', '.join(f'{value:.2f}' for value in values)} | {spread} | {difference}|" in text
+    (info,) = [info for info in list_pretrained() if info.name == MASKED]
+    assert info.license == "cc-by-nc-sa-3.0" and "error of masked patches" in info.measured
+    assert not (CARDS / MASKED / PREDICTIONS).exists(), "pictures of the data stay out"
+
+
 def test_the_comparison_in_the_photographs_card_is_the_studys():
     """Means over the seeds, of a random decoder, of this one, and of a longer training without pretraining."""
     with (CARDS.parent / "benchmarks" / "results" / "label_efficiency_camvid_dice.csv").open() as file:

@@ -189,7 +189,8 @@ def test_few_labels_of_microscopes_differ_from_few_labels_in_what_was_measured()
     """Three runs of the table had these arguments, but for those on the size of the images and on the decoder."""
     own, other = load_finetune("few-labels-microscopy"), load_finetune("few-labels")
     different = {name for name, value in vars(own).items() if value != getattr(other, name)}
-    assert different == {"output_dir", "image_size", "augmentation", "model_ema_decay", "encoder_lr_factor"}
+    measured = {"augmentation", "model_ema_decay", "encoder_lr_factor", "pretraining_corruption"}
+    assert different == {"output_dir", "image_size", *measured}
     assert own.head_lr_factor == 10  # for short runs; the rows below have 1
     with (ROOT / "benchmarks" / "results" / "microscopy_learning_rates.csv").open() as file:
         rows = [
