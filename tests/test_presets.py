@@ -19,6 +19,7 @@ from ddep_hub.data.dataset_registry import get_dataset_info
 from ddep_hub.label_efficiency.config import StudyArguments
 from ddep_hub.label_efficiency.runner import build_study
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
+from ddep_hub.training.models import pretraining_model
 from ddep_hub.utils.arguments import build_arguments, list_presets, parse_arguments, preset_file
 
 
@@ -38,8 +39,8 @@ def named(paths):
     return pytest.mark.parametrize("path", paths, ids=lambda path: path.stem)
 
 
-def load_pretrain(name: str) -> PretrainArguments:
-    return parse_arguments(PretrainArguments, ["--preset", name])
+def load_pretrain(name: str, *more: str) -> PretrainArguments:
+    return parse_arguments(PretrainArguments, ["--preset", name, *more])
 
 
 def load_finetune(name: str, *more: str) -> FinetuneArguments:
@@ -204,6 +205,13 @@ def test_few_labels_of_microscopes_differ_from_few_labels_in_what_was_measured()
         scores.setdefault(rates, {})[row["seed"]] = float(row["mean_iou"])
     chosen, before = (scores[args.encoder_lr_factor, args.learning_rate] for args in (own, other))
     assert len(chosen) >= 3 and all(score > before[seed] for seed, score in chosen.items())
+
+
+def test_a_preset_with_an_image_skip_masks_images_too():
+    args = load_pretrain("efficientnet-lite0", "--corruption", "masked", "--encoder_weights", "none")
+    assert args.image_skip and args.prediction_type == "epsilon"  # of denoising
+    config = pretraining_model(args, "none", {}).config
+    assert (config.corruption, config.prediction_type, config.image_skip) == ("masked", "sample", False)
 
 
 @pytest.mark.parametrize("kind, name", [("pretrain", n) for n in PRETRAIN] + [("finetune", n) for n in FINETUNE])
