@@ -307,14 +307,16 @@ def _digest(args: PretrainArguments | FinetuneArguments, **extra: Any) -> str:
     ignored |= set(list_field_names(PretrainArguments, "resumable")) | set(
         list_field_names(FinetuneArguments, "resumable")
     )
-    values = dict(extra)
+    values, unlabelled = dict(extra), getattr(args, "unlabelled", [])
     for argument in dataclasses.fields(args):
         value = getattr(args, argument.name)
+        if argument.name.startswith("pretraining_") and not unlabelled:  # of a first stage, which there is not
+            continue
         if argument.name in _LATER_ARGUMENTS and value in (argument.default, []):
             continue
         if argument.name not in ignored - {"eval_split"} and value is not None and value is not False:
             values[argument.metadata.get("renamed_from") or argument.name] = value
-    if getattr(args, "unlabelled", None):  # where they lie may change
+    if unlabelled:  # where they lie may change
         values["unlabelled"] = True
     return _hash(values)
 

@@ -30,6 +30,7 @@ from .report import Curves, Row, build_curves, paired_difference
 RANDOM_DECODER, DDEP_METHOD, MASKED_METHOD = "random decoder", "DDeP on your images", "masked patches of your images"
 # How the methods that pretrain corrupt images.
 CORRUPTIONS = {DDEP_METHOD: "scaled", MASKED_METHOD: "masked"}
+STEPS = "steps.json"
 # With fewer steps than this, a comparison says little about longer runs.
 MIN_RELIABLE_STEPS = 300
 DEFAULT_LABELS = (6, 12)
@@ -107,6 +108,12 @@ def _decoder_fields(name: str) -> dict[str, Any]:
     return {field: value for field, value in stored.items() if field.startswith("decoder_") and field in names}
 
 
+def read_steps(output: Path) -> Steps | None:
+    """The steps that [`fit_steps`] chose for the runs in a folder; `None` if it did not."""
+    path = output / STEPS
+    return Steps(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
 def fit_steps(args: StudyArguments, study: Study) -> Steps:
     """Steps with which all runs take `args.minutes`, from a short run of each kind; kept in `steps.json`.
 
@@ -120,9 +127,8 @@ def fit_steps(args: StudyArguments, study: Study) -> Steps:
         ValueError: The time is too short for this number of runs.
     """
     output, full_study = Path(args.output_dir), own_data_study(args)
-    path = output / "steps.json"
-    if path.exists():
-        return Steps(**json.loads(path.read_text(encoding="utf-8")))
+    if (chosen_steps := read_steps(output)) is not None:
+        return chosen_steps
     method = next(method for method in full_study.methods if method.name == DDEP_METHOD)
     num_pretrainings = len(CORRUPTIONS.keys() & {method.name for method in study.methods})
     folder = output / ".timing"
@@ -168,7 +174,7 @@ def fit_steps(args: StudyArguments, study: Study) -> Steps:
             f"the default of {full_steps.finetuning}, results may differ."
         )
     output.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, json.dumps(dataclasses.asdict(steps)) + "\n")
+    atomic_write(output / STEPS, json.dumps(dataclasses.asdict(steps)) + "\n")
     return steps
 
 

@@ -307,7 +307,7 @@ def draw_figure(study: Study, points: Curves, path: Path, *, title: str) -> None
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("The figure needs matplotlib. Install it with `pip install ddep-hub[plots]`.") from error
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()
     fractions = {fraction: point.labelled for curve in points.values() for fraction, point in curve.items()}
     ticks = {number: fraction for fraction, number in fractions.items()}  # two fractions may be one number of images
@@ -331,7 +331,7 @@ def draw_figure(study: Study, points: Curves, path: Path, *, title: str) -> None
     axes.set(xlabel="labelled images (share)", ylabel="mIoU in %", title=title)
     axes.grid(alpha=0.3)
     if ticks:
-        axes.legend()
+        figure.legend(loc="outside lower center", ncols=2)  # inside, it would hide points of many methods
     picture = io.BytesIO()
     figure.savefig(picture, dpi=120, format="png")
     atomic_write(path, picture.getvalue())

@@ -25,7 +25,7 @@ from ddep_hub.utils.files import atomic_write, check_not_file, lock_file
 from ddep_hub.utils.processes import isolate_state
 
 from .config import SCENES, Method, Study, StudyArguments, read_study
-from .own_data import Steps, draw_examples, fit_steps, own_data_study, recommend
+from .own_data import Steps, draw_examples, fit_steps, own_data_study, read_steps, recommend
 from .report import Row, add_row, read_rows, write_report
 
 
@@ -57,7 +57,11 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
             "the same output_dir."
         )
     output = Path(args.output_dir)
-    steps = fit_steps(args, build_study(args)) if args.minutes is not None and not args.report_only else None
+    steps = None
+    if args.report_only and args.uses_own_data:
+        steps = read_steps(output)
+    elif args.minutes is not None:
+        steps = fit_steps(args, build_study(args))
     study = build_study(args, steps)
     if args.report_only:
         check_study(study, output / "results.csv")

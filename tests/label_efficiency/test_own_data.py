@@ -84,6 +84,10 @@ def test_a_comparison_and_what_it_leaves(data, tmp_path, capsys):
         **vars(arguments(data, tmp_path, methods=[RANDOM_DECODER, MASKED_METHOD], **options))
     )  # nothing to do
     assert (tmp_path / "results.csv").read_bytes() == before
+    (tmp_path / "report.md").unlink()  # made again, without the minutes that the steps follow from
+    fields = {name: value for name, value in options.items() if name != "minutes"}
+    compare(arguments(data, tmp_path, methods=[RANDOM_DECODER, MASKED_METHOD], report_only=True, **fields))
+    assert (tmp_path / "report.md").read_text() == report
     assert {(row["method"], row["fraction"]): row["mean_iou"] for row in again} == {
         (name, part): row.mean_iou for (name, part, _), row in rows.items()
     }
