@@ -54,6 +54,7 @@ PRETRAINED = {
     "--pretrained ddep-nuclei-lite0": "own",
     "--pretrained ddep-em-lite0-nc": "own",
     "--pretrained runs/masked_blocks/final": "masked",
+    "--pretrained runs/masked_nuclei/final": "masked",
     "--pretrained runs/ddep-em-lite0-masked-nc/final": "masked_longer",
 }
 # Pretexts of a length of their own, which only docs/results.md compares.
