@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 
 def _check(kind: str, *allowed: str) -> None:
@@ -133,6 +134,17 @@ def denoising_target(clean: torch.Tensor, noise: torch.Tensor, prediction_type: 
     """What the network is trained to predict: the noise (`"epsilon"`) or the clean image (`"sample"`)."""
     _check(prediction_type, "epsilon", "sample")
     return noise if prediction_type == "epsilon" else clean
+
+
+def mean_squared_error(
+    prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean squared error; with a mask of [`draw_mask`], the mean over the images of that of their masked pixels."""
+    if mask is None:
+        return F.mse_loss(prediction, target)
+    # Per image, so that the loss does not depend on how a batch is divided, however many pixels are masked in each.
+    squared_error = ((prediction - target).square() * mask).mean((1, 2, 3))
+    return (squared_error / mask.float().mean((1, 2, 3))).mean()
 
 
 def denoise(

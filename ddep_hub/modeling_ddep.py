@@ -13,7 +13,16 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_ddep import DDePConfig
 from .decoder import DDePDecoder
-from .denoising import broadcast_like, check_noise, corrupt, denoising_target, draw_mask, noise_scale, sample_sigma
+from .denoising import (
+    broadcast_like,
+    check_noise,
+    corrupt,
+    denoising_target,
+    draw_mask,
+    mean_squared_error,
+    noise_scale,
+    sample_sigma,
+)
 from .encoders import (
     build_encoder,
     extract_features,
@@ -287,7 +296,7 @@ class DDePForPreTraining(DDePPreTrainedModel):
             prediction = self.ddep.to_image_size(self.noise_head(hidden_state), height, width)
         target = denoising_target(pixel_values, noise, self.config.prediction_type)
         return DDePForPreTrainingOutput(
-            loss=_squared_error(prediction.float(), target.float(), mask) if return_loss else None,
+            loss=mean_squared_error(prediction.float(), target.float(), mask) if return_loss else None,
             prediction=prediction,
             target=target,
             noisy_pixel_values=noisy,
@@ -295,15 +304,6 @@ class DDePForPreTraining(DDePPreTrainedModel):
             mask=mask,
             hidden_states=outputs.hidden_states,
         )
-
-
-def _squared_error(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Mean squared error; with a mask, the mean over the images of that of their masked pixels."""
-    if mask is None:
-        return F.mse_loss(prediction, target)
-    # Per image, so that the loss does not depend on how a batch is divided, however many pixels are masked in each.
-    squared_error = ((prediction - target).square() * mask).mean((1, 2, 3))
-    return (squared_error / mask.float().mean((1, 2, 3))).mean()
 
 
 class DDePForSemanticSegmentation(DDePPreTrainedModel):

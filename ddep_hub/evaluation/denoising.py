@@ -5,19 +5,12 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tvf
 
-from ddep_hub.denoising import denoise, draw_mask
+from ddep_hub.denoising import denoise, draw_mask, mean_squared_error
 
 
 BLUR_SIGMAS = [0.1 * step for step in range(2, 31)]
 # Widths of the blur that fills in masked patches, in sides of a patch.
 MASK_BLURS = (0.125, 0.25, 0.5, 1.0, 2.0)
-# What reports call the references; each model has those of its corruption.
-REFERENCES = {
-    "linear_filter": "best linear 3x3 filter",
-    "gaussian_blur": "best Gaussian blur",
-    "predicting_mean": "mean of the visible pixels",
-    "predicting_zero": "predicting no noise",
-}
 
 
 def validation_noise(images: torch.Tensor, seed: int = 0) -> torch.Tensor:
@@ -133,18 +126,16 @@ def masking_references(
     """
     mask = draw_mask(validation_noise(clean, seed), mask_ratio, mask_patch_size)
     visible = (~mask).to(clean)
-    shares = mask.float().mean((1, 2, 3))
     means = (clean * visible).mean((2, 3), keepdim=True) / visible.mean((2, 3), keepdim=True).clamp(min=1e-6)
 
     def error(predicted: torch.Tensor) -> float:
-        squared_error = ((predicted - clean).square() * mask).mean((1, 2, 3))
-        return (squared_error / shares).mean().item()
+        return mean_squared_error(predicted, clean, mask).item()
 
     blurs = []
     for patches in MASK_BLURS:
         weight, blurred = (_wide_blur(values, patches * mask_patch_size) for values in (visible, clean * visible))
         blurs.append(error((blurred + 1e-6 * means) / (weight + 1e-6)))  # the mean where no visible pixel is near
-    return {"predicting_mean": error(means.expand_as(clean)), "gaussian_blur": min(blurs)}
+    return {"predicting_mean": error(means), "gaussian_blur": min(blurs)}
 
 
 def _linear_filter(noisy: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

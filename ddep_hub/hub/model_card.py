@@ -24,7 +24,6 @@ from ddep_hub.configuration_ddep import DDePConfig, __version__
 from ddep_hub.data.dataset_registry import find_dataset_by_classes
 from ddep_hub.data.hub_loading import HUB_PREFIX, parse_hub_name
 from ddep_hub.encoder_weights import encoder_license, encoder_repository
-from ddep_hub.evaluation.denoising import REFERENCES
 from ddep_hub.utils.arguments import list_field_names
 from ddep_hub.utils.files import atomic_write
 from ddep_hub.utils.processes import describe_hardware
@@ -46,6 +45,13 @@ METRICS = {
     "overall_accuracy": "overall accuracy",
     "frequency_weighted_iou": "frequency-weighted IoU",
     "mean_boundary_iou": "boundary IoU",
+}
+# References of the denoising error, without learned features; each model has those of its corruption.
+REFERENCES = {
+    "linear_filter": "best linear 3x3 filter",
+    "gaussian_blur": "best Gaussian blur",
+    "predicting_mean": "mean of the visible pixels",
+    "predicting_zero": "predicting no noise",
 }
 # What a card calls the built-in data.
 EMBEDDED = "embedded rendered scenes"

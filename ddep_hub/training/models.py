@@ -133,9 +133,7 @@ def pretraining_model(args: PretrainArguments, source: str, stored: Mapping[str,
         args.pretrained, encoder_weights=weights, ignore_mismatched_sizes=True, **fields
     )
     if stored.get("prediction_type", "epsilon") != prediction_type:  # a head for another target
-        set_seed(args.seed)
-        nn.init.normal_(model.noise_head.weight, std=model.config.initializer_range)
-        nn.init.zeros_(model.noise_head.bias)
+        _reinit_head(model.noise_head, model.config, args.seed)
     return model
 
 
@@ -186,10 +184,15 @@ def finetuning_model(
         reinit_blocks(model, args.keep_decoder_blocks)
     names = {int(label): name for label, name in (stored.get("id2label") or {}).items()}
     if cls.__name__ not in (stored.get("architectures") or ()) or names != classes.id2label:
-        set_seed(args.seed)
-        nn.init.normal_(model.classifier.weight, std=model.config.initializer_range)
-        nn.init.zeros_(model.classifier.bias)
+        _reinit_head(model.classifier, model.config, args.seed)
     return model, source
+
+
+def _reinit_head(head: nn.Conv2d, config: DDePConfig, seed: int) -> None:
+    """Initialises a classifier or denoising head newly, by the seed alone."""
+    set_seed(seed)
+    nn.init.normal_(head.weight, std=config.initializer_range)
+    nn.init.zeros_(head.bias)
 
 
 def check_single_image(model: DDePPreTrainedModel, side: int) -> None:
