@@ -25,13 +25,12 @@ from ddep_hub.utils.processes import keep_freed_memory
 SIZES = [256, 128, 64, 32, 16]
 # The network that segmentation_models.pytorch has, as `ddep-hub convert` makes it; batch and side of a step.
 PEER = {"decoder_bottleneck_size": 0, "decoder_interpolation": "nearest", "decoder_hidden_sizes": SIZES}
-MODELS: dict[str, tuple[dict[str, Any], int, int]] = {
-    "ResNet-50": ({"encoder_name": "resnet50", **PEER}, 8, 224),
-    "EfficientNet-Lite0": ({"encoder_name": "tf_efficientnet_lite0", **PEER}, 16, 128),
-    "TransUNet": ({"encoder_name": "vit_base_r50_s16_224"}, 4, 224),
+MODELS: dict[str, tuple[dict[str, Any], dict[str, int], int]] = {
+    "ResNet-50": ({"encoder_name": "resnet50", **PEER}, {"cpu": 4, "cuda": 128}, 224),
+    "EfficientNet-Lite0": ({"encoder_name": "tf_efficientnet_lite0", **PEER}, {"cpu": 16, "cuda": 256}, 128),
+    "TransUNet": ({"encoder_name": "vit_base_r50_s16_224"}, {"cpu": 2, "cuda": 64}, 224),
 }
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
-ON_GPU = 16  # times the batch
 GOALS = {"cpu": (1.3, 1.2, 1.3), "cuda": (3.0, 1.5, 3.0)}
 SHARES = {"ResNet-50": 0.65, "EfficientNet-Lite0": 0.5}
 
@@ -118,8 +117,8 @@ def main() -> None:
     goals, titles, rows = GOALS[device], formats(device), []
     contiguous, last = torch.contiguous_format, torch.channels_last
     for name in args.models:
-        config, batch, side = MODELS[name]
-        batch *= ON_GPU if device == "cuda" else 1
+        config, batches, side = MODELS[name]
+        batch = batches[device]
         setting = f"{name}, {batch} images of {side} px"
         ways = {title: ours(config, batch, side, device, precision) for title, precision in titles.items()}
         peers = {

@@ -102,7 +102,7 @@ def step_of(
             keep_freed_memory()
         order = torch.channels_last if tuned else torch.contiguous_format
         network = build().train().to(device, memory_format=order)
-        batch, side = case.batch[device], case.side
+        batch, side = case.batch.get(device, case.batch["cpu"]), case.side
         images = torch.randn(batch, 3, side, side, device=device).contiguous(memory_format=order)
         labels = torch.randint(0, CLASSES, (batch, side, side), device=device)
         slow = tuned and device == "cpu" and precision == "bf16" and has_slow_gradients(network)
@@ -110,7 +110,7 @@ def step_of(
 
         def step() -> None:
             with FastDepthwise() if slow and fast_depthwise else contextlib.nullcontext():
-                with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+                with torch.autocast(device, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext():
                     output = network(images)
                 logits = getattr(output, "logits", output).float()
                 if logits.shape[-1] != side:
@@ -135,7 +135,9 @@ def large(device: str, rounds: int) -> list[Row]:
         peers = {SMP: (partial(smp, LARGE.encoder_name), 1.15), **peers}
     ways = {peer: step_of(build, LARGE, device) for peer, (build, _) in peers.items()}
     times = rounds_of({**mine, **ways}, rounds, warm_up=1)
-    flop = {name: operations(make) for name, make in {**mine, **ways}.items() if name != "bf16"}
+    builds = {"float32": partial(ours, LARGE.encoder_name), **{peer: build for peer, (build, _) in peers.items()}}
+    # The meta device has operations, but does not compute them.
+    flop = {name: operations(step_of(build, LARGE, "meta")) for name, build in builds.items()}
     rows = []
     for way in mine:
         # What a peer would take for our operations.
@@ -181,7 +183,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    rows = [*large(args.device, args.rounds), *small(args.device, 5 * args.rounds)]
+    rows = [*large(args.device, args.rounds), *small(args.device, 3 * args.rounds)]
     write_rows("finetuning_step" if args.device == "cpu" else "finetuning_step_gpu", rows)
 
 

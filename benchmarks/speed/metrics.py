@@ -86,7 +86,7 @@ def main() -> None:
             "torchmetrics": functools.partial(torchmetrics, num_classes),
             "evaluate": functools.partial(evaluate, num_classes),
         }
-        times = rounds_of(ways, rounds=9)
+        times = rounds_of(ways, rounds=5, warm_up=1)
         setting = f"{num_classes} classes, {HEIGHT}x{WIDTH} pixels"
         peers = {name: (times[name], goal) for name in times if name != "ours"}
         rows += compare("confusion matrix", setting, times["ours"], peers, "s")

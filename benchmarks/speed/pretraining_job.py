@@ -25,7 +25,7 @@ from ddep_hub.training.logging import read_metrics
 from ddep_hub.training.pretraining import pretrain
 
 
-CROP, WARM_UP, STEPS = 128, 10, 30
+CROP, WARM_UP, STEPS = 128, 10, 20
 DECODER = {"decoder_hidden_sizes": [192, 96, 64, 32, 16], "decoder_bottleneck_size": 192}
 BATCH = {"cpu": 16, "cuda": 256}
 

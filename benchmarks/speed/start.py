@@ -79,7 +79,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         value_of(lambda: save(folder))
         ways = {"ours": ours(folder), "constructor": constructor(folder), "reading": reading(folder)}
-        times = rounds_of(ways, rounds)
+        times = rounds_of(ways, rounds, warm_up=1)
         peers = {
             "the constructor and load_state_dict": (times["constructor"], 1 / 1.1),
             "load_file and a copy, no model": (times["reading"], None),

@@ -171,12 +171,15 @@ def find_checkpoint(output: Path, name: str) -> Path | None:
     return path
 
 
-def read_checkpoint(path: Path, fingerprint: Mapping[str, Any]) -> Checkpoint:
+def read_checkpoint(
+    path: Path, fingerprint: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> Checkpoint:
     """Reads a checkpoint; checks first that it is complete and belongs to the run.
 
     Args:
         path: its folder.
         fingerprint: the run's, as in [`Checkpoint`].
+        defaults: defaults of its arguments: the values of those that the version which wrote the checkpoint lacked.
 
     Raises:
         CheckpointError: A file is missing, cut off or changed, or the checkpoint belongs to another run; names what
@@ -197,7 +200,7 @@ def read_checkpoint(path: Path, fingerprint: Mapping[str, Any]) -> Checkpoint:
             f"{path} is damaged: {error}. {_remaining_checkpoints(output, excluded=path)} Remove the damaged folder, "
             "then resume from the latest one."
         ) from error
-    stored_fingerprint = record["fingerprint"]
+    stored_fingerprint = {**(defaults or {}), **record["fingerprint"]}
     differences = [
         f"{name} was {stored_fingerprint.get(name)!r} and is {fingerprint.get(name)!r}"
         for name in {**stored_fingerprint, **fingerprint}
