@@ -41,10 +41,9 @@ def check_noise(
         return
     if isinstance(sigma, torch.Tensor):
         is_valid = sigma.ndim == 0 or (sigma.ndim == 1 and sigma.shape[0] == batch)
-    elif isinstance(sigma, (int, float, np.number)):
-        is_valid = 0 < sigma < math.inf
     else:
-        is_valid = len(sigma) == batch and all(0 < level < math.inf for level in sigma)
+        levels = np.asarray(sigma)
+        is_valid = levels.shape in ((), (batch,)) and bool(((levels > 0) & (levels < math.inf)).all())
     if not is_valid:
         description = f"a tensor of shape {tuple(sigma.shape)}" if isinstance(sigma, torch.Tensor) else sigma
         raise ValueError(f"sigma must be a positive number, or one for each of {batch} images, got {description}.")

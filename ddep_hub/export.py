@@ -32,6 +32,7 @@ from ddep_hub.utils.files import atomic_dir, atomic_write, check_not_file, expla
 Format = Literal["onnx", "torch"]
 Function = Callable[[torch.Tensor], torch.Tensor]
 FILES: dict[Format, str] = {"onnx": "model.onnx", "torch": "model.pt2"}
+WRITTEN_FILES = {*FILES.values(), "model.onnx.data", "export.json"}
 BATCH_SIZES = (1, 3)
 MAX_SIDE = 8192  # of images of any size, in pixels
 # Largest difference of an output as a share of the largest one, and the share of pixels whose class must be the same.
@@ -81,7 +82,8 @@ def export(
         raise ValueError(f"formats: got {formats!r}. Pass a list with {' or '.join(FILES)}, or both.")
     folder = Path(folder)
     check_not_file(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "export.json").is_file():
+    existing = {path.name for path in folder.iterdir()} if folder.exists() else set[str]()
+    if existing - WRITTEN_FILES or (existing and "export.json" not in existing):
         raise FileExistsError(f"{folder} holds something other than an export. Choose another output_dir.")
     if "onnx" in formats:
         missing_packages = [
@@ -97,6 +99,7 @@ def export(
     )
     if size is None and resize.keys() == {"height", "width"}:
         size = resize["height"], resize["width"]
+    resample = processor.resample
     # For any size: multiples of the stride and others, and a side that is padded by nearly a whole stride.
     sizes = (
         [size] if size else [(3 * stride - 5, 4 * stride - 3), (2 * stride, 3 * stride), (5 * stride + 1, stride + 1)]
@@ -142,7 +145,7 @@ def export(
             "image_std": std,
             **({"channel_order": processor.channel_order} if processor.channel_order else {}),
             "resize": resize or None,
-            **({"resample": Resampling(processor.resample).name.lower()} if resize and processor.resample else {}),
+            **({"resample": Resampling(resample).name.lower()} if resize and resample is not None else {}),
             "classes": ordered_names(config.id2label),
             "checked": comparisons,
             "versions": {"ddep_hub": __version__, "torch": torch.__version__},

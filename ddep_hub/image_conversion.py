@@ -10,11 +10,20 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
-from .tiff import ORIENTATIONS, check_tiff, has_tifffile, is_inverted, is_reduced_by_pillow, read_nodata, read_tiff
+from .tiff import (
+    ORIENTATIONS,
+    check_tiff,
+    has_tifffile,
+    is_inverted,
+    is_reduced_by_pillow,
+    looks_like_tiff,
+    read_nodata,
+    read_tiff,
+)
 
 
-TIFF_EXTENSIONS = (".tif", ".tiff")
 # Where an orientation may stand.
 EXIF_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 _warned = set[str]()
@@ -49,6 +58,10 @@ def read_orientation(image: Image.Image) -> int:
 
 def apply_orientation(image: Image.Image) -> Image.Image:
     """Turns an image as its orientation says, see [`read_orientation`]; the result says none."""
+    if isinstance(image, TiffImageFile):
+        filename, image.filename = image.filename, ""  # else Pillow maps the file with the size of the turned image
+        image.load()
+        image.filename = filename
     image.load()
     transposed, left_right, top_bottom = ORIENTATIONS[read_orientation(image)]
     upright = image
@@ -312,7 +325,7 @@ def read_channels(file: str | os.PathLike[str] | BinaryIO, channels: int, name: 
     Args:
         file: Path, or file opened in binary mode.
         channels: Number of channels that there must be.
-        name: What errors call the image, and how its kind is told.
+        name: What errors call the image, and how its kind is told, as by the first bytes of an opened file.
 
     Raises:
         OSError: The file is none of these, or damaged.
@@ -320,7 +333,11 @@ def read_channels(file: str | os.PathLike[str] | BinaryIO, channels: int, name: 
     """
     if name.lower().endswith(".npy"):
         return channels_first(np.load(file, allow_pickle=False), channels, name)
-    is_tiff = name.lower().endswith(TIFF_EXTENSIONS)
+    content = b""
+    if not isinstance(file, str | os.PathLike):
+        content = file.read(4)
+        file.seek(0)
+    is_tiff = looks_like_tiff(name, content)
     if is_tiff and has_tifffile():
         values, axis, nodata = read_tiff(file, name)
         values = _fill_nodata(values, nodata, name, axis)
@@ -363,7 +380,6 @@ def extract_channels(image: Image.Image, channels: int, name: str, *, rescaled: 
 
 __all__ = [
     "ORIENTATIONS",
-    "TIFF_EXTENSIONS",
     "ChannelImage",
     "apply_orientation",
     "channels_first",

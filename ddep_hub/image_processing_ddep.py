@@ -21,7 +21,5 @@ class DDePImageProcessor(DDePImageProcessorMixin, SegformerImageProcessor):
         torch.Size([2, 3, 512, 512])
     """
 
-    valid_kwargs = DDePImageProcessorKwargs
-
 
 __all__ = ["DDePImageProcessor", "DDePImageProcessorKwargs"]

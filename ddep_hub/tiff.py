@@ -2,6 +2,7 @@
 """TIFF files: their values by tifffile, and what Pillow reads wrongly without saying so."""
 
 import importlib.util
+import itertools
 import os
 from typing import Any, BinaryIO
 
@@ -38,6 +39,11 @@ _UNSUPPORTED_COLOURS = {
 }
 
 
+def looks_like_tiff(name: str, content: bytes = b"") -> bool:
+    """Whether a file is a TIFF, by its name or its first four bytes; images inside a data set may have no name."""
+    return name.lower().endswith((".tif", ".tiff")) or content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
 def has_tifffile() -> bool:
     """Whether `tifffile` is installed."""
     return importlib.util.find_spec("tifffile") is not None
@@ -45,6 +51,29 @@ def has_tifffile() -> bool:
 
 def _get_tag(image: Image.Image, name: str, default: Any) -> Any:
     return getattr(image, "tag_v2", {}).get(getattr(TiffImagePlugin, name), default)
+
+
+def num_pages(image: Image.Image) -> int:
+    """Pages or frames of a file, without the reduced copies and validity masks that a TIFF may hold."""
+    return len(page_indices(image))
+
+
+def page_indices(image: Image.Image) -> list[int]:
+    """Where the pages or frames of a file lie among all that it holds, see [`num_pages`]; the first is always one."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return list(range(getattr(image, "n_frames", 1)))
+    indices = [0]
+    for index in itertools.count(1):
+        try:
+            image.seek(index)
+        except EOFError:
+            break
+        except SyntaxError:
+            pass  # Pillow has read the tags, but has no mode for the pixels, as for those of a mask
+        if not image.tag_v2.get(254, 0) & COPY_OR_MASK:
+            indices.append(index)
+    image.seek(0)
+    return indices
 
 
 def is_misread_by_pillow(image: Image.Image) -> bool:
@@ -173,6 +202,9 @@ __all__ = [
     "is_inverted",
     "is_misread_by_pillow",
     "is_reduced_by_pillow",
+    "looks_like_tiff",
+    "num_pages",
+    "page_indices",
     "read_nodata",
     "read_tiff",
 ]

@@ -20,6 +20,7 @@ from PIL import Image
 import ddep_hub
 from ddep_hub.cli import explain_mistakes
 from ddep_hub.data.classes import colorize, read_class_table
+from ddep_hub.data.image_io import IMAGE_EXTENSIONS
 from ddep_hub.data.synthetic import SCENE_CLASSES, write_scenes
 from ddep_hub.evaluation.visualization import draw_panels
 from ddep_hub.hub.publish import publish_folder
@@ -45,6 +46,19 @@ if options.photos is None:
 if options.masks is None or options.classes is None:
     parser.error("--photos needs --masks and --classes.")
 
+
+def new_folder(name: str) -> Path:
+    """Makes a folder below the output; replaces that of an earlier run, and nothing else."""
+    folder = output / name
+    mark = folder / ".your_own_data"
+    if folder.exists() and not mark.is_file():
+        parser.error(f"--output_dir: {folder} exists and is not of an earlier run. Choose another output_dir.")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    mark.touch()
+    return folder
+
+
 # %% [markdown]
 # ## 1. Split
 #
@@ -52,7 +66,7 @@ if options.masks is None or options.classes is None:
 # something on photos that are unlike those that were trained on.
 
 # %%
-photos = {path.stem: path for path in sorted(options.photos.iterdir()) if path.is_file()}
+photos = {path.stem: path for path in sorted(options.photos.iterdir()) if path.suffix.lower() in IMAGE_EXTENSIONS}
 masks = {path.stem: path for path in sorted(options.masks.glob("*.png"))}
 labelled = sorted(set(photos) & set(masks))
 if len(labelled) < 2:
@@ -60,8 +74,7 @@ if len(labelled) < 2:
 random.Random(0).shuffle(labelled)
 num_val = max(1, round(options.val_fraction * len(labelled)))
 
-data = output / "data"
-shutil.rmtree(data, ignore_errors=True)
+data = new_folder("data")
 for split, names in (("val", labelled[:num_val]), ("train", labelled[num_val:])):
     for kind, files in (("images", photos), ("annotations", masks)):
         (data / kind / split).mkdir(parents=True)
@@ -105,9 +118,7 @@ draw("1-labels.png", labels=truth)
 pretrained = "ddep-efficientnet-lite0"
 size = {"decoder_hidden_sizes": [192, 96, 64, 32, 16], "decoder_bottleneck_size": 192}
 if options.pretrain_steps and unlabelled:
-    pool = output / "unlabelled"
-    shutil.rmtree(pool, ignore_errors=True)
-    pool.mkdir()
+    pool = new_folder("unlabelled")
     for path in unlabelled:
         shutil.copy(path, pool)
     result = ddep_hub.pretrain(

@@ -189,6 +189,10 @@ def test_statistics_are_those_of_all_pixels():
     together = torch.cat([part.flatten(1) for part in parts], 1).double() / 255
     assert mean == pytest.approx(together.mean(1).tolist(), abs=1e-5)
     assert std == pytest.approx(together.std(1, correction=0).tolist(), rel=1e-5)
+    small = [(part.float() + 1) * 1e-7 for part in parts]  # such as reflectance in small units
+    assert channel_statistics(small)[0] == pytest.approx(
+        (together.mean(1) * 255 + 1).mul(1e-7 / 255).tolist(), rel=1e-5
+    )
     with pytest.raises(ValueError, match="channel 1 is constant"):
         channel_statistics([torch.stack([parts[0][0], torch.zeros(3, 7, dtype=torch.uint8)])])
     with pytest.raises(ValueError, match=r"channel 1 holds values that are not finite; replace them"):

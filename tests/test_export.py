@@ -37,6 +37,11 @@ def test_the_command_writes_files_that_others_can_run(model, tmp_path, capsys):
     assert {path.name for path in output.iterdir()} == {"model.onnx", "model.pt2", "export.json"}
     assert capsys.readouterr().out.count("of the pixels in the same class") == 2
 
+    (output / "serve.py").write_text("mine")
+    assert main([*command, "--output_dir", str(output)]) == 1  # at once: nothing is traced
+    assert "holds something other than an export" in capsys.readouterr().err
+    assert (output / "serve.py").read_text() == "mine"
+
     # As a caller without this package would: the file and the constants beside it.
     described = json.loads((output / "export.json").read_text())
     assert described["classes"] == ["LABEL_0", "LABEL_1", "LABEL_2"]

@@ -388,3 +388,17 @@ def test_images_of_twelve_bits_are_warned_of_once(monkeypatch):
         monkeypatch.setattr(image_conversion, "_warned", set())
         to_8_bit(np.array([[0, 40000]], np.uint16), "bright.tif")
         to_8_bit(np.array([[0, 255]], np.int32), "eight-in-32.tif")
+
+
+def test_files_that_pillow_does_not_read_have_the_values_of_training(processor_class, tmp_path):
+    tifffile = pytest.importorskip("tifffile", reason="extra `tiff` is not installed")
+    colour = random_image(20, 30)
+    planes = np.ascontiguousarray(np.moveaxis(colour, -1, 0))
+    tifffile.imwrite(tmp_path / "pages.tif", planes, photometric="minisblack", metadata=None)
+    tifffile.imwrite(tmp_path / "floats.tif", colour.astype(np.float32), photometric="rgb")
+    np.save(tmp_path / "array.npy", planes.astype(np.uint16) * 257)
+    for name in ("pages.tif", "floats.tif", "array.npy"):
+        np.testing.assert_allclose(decode_image(tmp_path / name).pixels, planes, atol=1e-3)
+        for layout in (None, "channels_last"):
+            pixels = processor_class(do_resize=False)(tmp_path / name, input_data_format=layout, return_tensors="np")
+            np.testing.assert_allclose(pixels["pixel_values"][0], planes / 127.5 - 1, atol=1e-4)

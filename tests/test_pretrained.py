@@ -49,6 +49,9 @@ def test_a_folder_that_holds_no_model_is_told_from_a_name_on_the_hub(elsewhere, 
     ):
         with pytest.raises(OSError, match=said):
             stored_config(name)
+    (tmp_path / "empty" / "config.json").write_text("{")
+    with pytest.raises(OSError, match=r"empty: config\.json cannot be read .*Write it again"):
+        stored_config(tmp_path / "empty")
 
 
 def test_the_shipped_models_are_listed():
@@ -109,6 +112,8 @@ def test_the_processor_beside_a_model_is_used(tmp_path, caplog):
     config = DDePConfig(encoder_name="resnet18")
     DDePImageProcessor(size={"shortest_edge": 96}).save_pretrained(tmp_path / "with")
     assert load_processor(tmp_path / "with", config).size == {"shortest_edge": 96}
+    with pytest.raises(ValueError, match="image_mean and image_std need one number per channel"):
+        load_processor(tmp_path / "with", DDePConfig(encoder_name="resnet18", num_channels=4))
     assert load_processor(SHIPPED, config).image_mean == (0.5, 0.5, 0.5) and caplog.text == ""
     (tmp_path / "without").mkdir()
     processor = load_processor(tmp_path / "without", config)

@@ -44,6 +44,19 @@ def test_from_photos_to_a_published_model(scenes, hub, tmp_path, monkeypatch):
     assert list(model.config.id2label.values()) == list(SCENE_CLASSES.names)
 
 
+def test_a_folder_of_somebody_else_is_left_alone(scenes, tmp_path, monkeypatch, capsys):
+    shutil.copytree(scenes / "images" / "train", tmp_path / "data" / "photos")
+    before = sorted(path.name for path in (tmp_path / "data").rglob("*"))
+    with pytest.raises(SystemExit):
+        run(
+            monkeypatch,
+            *("--photos", tmp_path / "data" / "photos", "--masks", scenes / "annotations" / "train"),
+            *("--classes", *SCENE_CLASSES.names, "--output_dir", tmp_path),
+        )
+    assert "is not of an earlier run" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "data").rglob("*")) == before
+
+
 def test_what_is_missing_is_named(tmp_path, monkeypatch, capsys):
     (tmp_path / "photos").mkdir()
     with pytest.raises(SystemExit):

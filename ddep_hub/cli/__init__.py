@@ -57,6 +57,11 @@ def main(argv: list[str] | None = None) -> int:
     if name in ("-h", "--help"):
         print(USAGE)
         return 0
+    if name == "--version":
+        from ddep_hub.configuration_ddep import __version__
+
+        print(f"ddep-hub {__version__}")
+        return 0
     if name not in COMMANDS:
         print(f"{USAGE}\n\nddep-hub: unknown command {name!r}" if name else USAGE, file=sys.stderr)
         return 2

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import json
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ class ClassTable:
         if self.mask_values and len(self.mask_values) != len(self.names):
             raise ValueError("mask_values is given for some classes only; give it for each of them")
         values = [value for group in self.mask_values for value in group]
-        duplicate_values = sorted({value for value in values if values.count(value) > 1})
+        duplicate_values = sorted(value for value, count in Counter(values).items() if count > 1)
         if duplicate_values:
             raise ValueError(f"mask_values {duplicate_values} belong to more than one class; give each value to one")
 

@@ -94,7 +94,7 @@ class PairedDataset(Dataset[dict[str, Any]]):
 
 def bad_file_path(error: BadFileError | OSError) -> str:
     """The file that an error is about."""
-    return str(error.path if isinstance(error, BadFileError) else error.filename) or str(error)
+    return str((error.path if isinstance(error, BadFileError) else error.filename) or error)
 
 
 def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -3,15 +3,16 @@
 `datasets` is imported where it is used: it is slow to import, and folders of images do without it.
 """
 
+import itertools
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from .image_io import BadFileError, format_list
+from .image_io import IMAGE_EXTENSIONS, BadFileError, format_list, iter_files
 
 
 # A data set saved by `save_to_disk` is mapped into memory and can be cut anywhere: into this many shards.
@@ -38,9 +39,7 @@ def load_split(name: str, split: str, *, config: str | None = None, revision: st
         if isinstance(saved, datasets.Dataset):
             return saved
         return saved[_resolve_split(name, split, list(saved))]
-    options = _load_options(name, config, revision)
-    splits = datasets.get_dataset_split_names(*_builder_args(name), config_name=options.pop("name"), **options)
-    split = _resolve_split(name, split, splits)
+    split = _find_split(name, split, config, revision)
     return datasets.load_dataset(*_builder_args(name), split=split, **_load_options(name, config, revision))
 
 
@@ -51,6 +50,7 @@ def stream_split(name: str, split: str, *, config: str | None = None, revision: 
     if is_saved(name):
         data = load_split(name, split)
         return data.to_iterable_dataset(num_shards=max(1, min(len(data), NUM_SAVED_SHARDS)))
+    split = _find_split(name, split, config, revision)
     return datasets.load_dataset(
         *_builder_args(name), split=split, streaming=True, **_load_options(name, config, revision)
     )
@@ -76,7 +76,10 @@ def stream_shards(shards: Sequence[str]) -> Any:
 
 def is_saved(name: str) -> bool:
     """Whether it is a folder that `save_to_disk` wrote."""
-    return any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json"))
+    files = {
+        file for file in ("state.json", "dataset_info.json", "dataset_dict.json") if (Path(name) / file).is_file()
+    }
+    return "dataset_dict.json" in files or {"state.json", "dataset_info.json"} <= files
 
 
 def local_fingerprint(name: str) -> list[str]:
@@ -108,9 +111,19 @@ def holds_dataset(name: str) -> bool:
     root = Path(name)
     if root.is_file():
         return root.suffix in (".parquet", ".arrow")
+    return is_saved(name) or next(_data_files(root), None) is not None
+
+
+def holds_more_images(name: str) -> bool:
+    """Whether a local folder has more images than parquet or arrow files, which then tell something of the images."""
+    num_files = sum(1 for _ in _data_files(Path(name)))
+    images = iter_files(Path(name), IMAGE_EXTENSIONS)
+    return not is_saved(name) and sum(1 for _ in itertools.islice(images, num_files + 1)) > num_files
+
+
+def _data_files(root: Path) -> Iterator[Path]:
     # The Hub's layouts have their files at the top or one folder below.
-    patterns = [f"{depth}*{suffix}" for depth in ("", "*/") for suffix in (".parquet", ".arrow")]
-    return is_saved(name) or any(next(root.glob(pattern), None) is not None for pattern in patterns)
+    return (path for depth in ("", "*/") for kind in ("parquet", "arrow") for path in root.glob(f"{depth}*.{kind}"))
 
 
 def select_undecoded(data: Any, columns: Sequence[str], name: str, extra_columns: Sequence[str] = ()) -> Any:
@@ -137,6 +150,14 @@ def make_undecoded_sample(value: Any, location: str) -> dict[str, Any]:
             content = file.read()
     name = path if value["bytes"] is None else f"{location} ({path})" if path else location
     return {"image": {"path": name, "bytes": content}, "path": name}
+
+
+def _find_split(name: str, split: str, config: str | None, revision: str | None) -> str:
+    import datasets
+
+    options = _load_options(name, config, revision)
+    splits = datasets.get_dataset_split_names(*_builder_args(name), config_name=options.pop("name"), **options)
+    return _resolve_split(name, split, splits)
 
 
 def _resolve_split(name: str, split: str, splits: Sequence[str]) -> str:

@@ -1,7 +1,6 @@
 """Image and mask files: found, opened, decoded."""
 
 import io
-import itertools
 import logging
 import os
 import struct
@@ -13,17 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
-from PIL.TiffImagePlugin import TiffImageFile
 
 from ddep_hub.image_conversion import (
-    TIFF_EXTENSIONS,
     ChannelImage,
     apply_orientation,
     read_channels,
     to_rgb,
     warn_about_dark_colors,
 )
-from ddep_hub.tiff import COPY_OR_MASK, has_tifffile, is_misread_by_pillow, is_reduced_by_pillow
+from ddep_hub.tiff import has_tifffile, is_misread_by_pillow, is_reduced_by_pillow, looks_like_tiff, num_pages
 
 
 logger = logging.getLogger(__name__)
@@ -36,15 +33,21 @@ IMAGE_EXTENSIONS = tuple(
 def iter_files(root: Path, extensions: tuple[str, ...] = ("",), *, recursive: bool = True) -> Iterator[str]:
     """Paths of files relative to `root`, with forward slashes; none if there is no such folder.
 
-    Hidden files and folders are skipped. Links to folders are followed, each folder once.
+    Hidden files and folders are skipped, and with a warning folders that cannot be read. Links to folders are
+    followed, each folder once.
 
     Args:
         root: The folder.
         extensions: Endings of the files, in lower case; upper case counts as well.
         recursive: Whether to look into its folders too.
     """
+
+    def warn(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            logger.warning("%s: skipping this folder, which cannot be read: %s", error.filename, error.strerror)
+
     seen = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+    for folder, subfolders, files in os.walk(root, onerror=warn, followlinks=True):
         real_path = os.path.realpath(folder)
         if real_path in seen:
             subfolders.clear()
@@ -141,7 +144,21 @@ _DECODING_ERRORS = (
 )
 
 
-_TOO_LARGE = "cut it into tiles with `ddep-hub prepare --tile`, or scale it down"
+_TOO_LARGE = (
+    "scale it down, cut it into tiles with `ddep-hub prepare --tile`, or predict it in windows with `ddep-hub predict "
+    "--window`"
+)
+
+
+@contextmanager
+def lift_size_limit() -> Iterator[None]:
+    """Has Pillow open large rasters: its limit is for images of strangers."""
+    previous = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = previous
 
 
 class BadFileError(ValueError):
@@ -211,14 +228,17 @@ def decode_channels(file: str | Path | Undecoded, channels: int) -> ChannelImage
         try:
             with _disallow_truncated_images():
                 return ChannelImage(read_channels(stream, channels, name))
-        except Image.DecompressionBombError as error:
+        except (Image.DecompressionBombError, MemoryError) as error:
             raise BadFileError(f"{name} is too large ({error}); {_TOO_LARGE}", name) from error
         except _DECODING_ERRORS as error:
             text = str(error)
-            problem = (
-                text if text.startswith(name) else f"{name} is damaged or not an image ({text}); replace or remove it"
-            )
-            raise BadFileError(problem, name) from error
+            if isinstance(error, UnidentifiedImageError):  # whose text has the address of the opened file
+                text = f"{name} is not an image that Pillow can read; replace or remove it"
+                if is_tiff(file) and not has_tifffile():
+                    text += ', or pip install "ddep-hub[tiff]" to read more kinds of TIFF'
+            elif not text.startswith(name):
+                text = f"{name} is damaged or not an image ({text}); replace or remove it"
+            raise BadFileError(text, name) from error
 
 
 def is_array(file: str | Path | Undecoded) -> bool:
@@ -227,8 +247,8 @@ def is_array(file: str | Path | Undecoded) -> bool:
 
 
 def is_tiff(file: str | Path | Undecoded) -> bool:
-    """Whether a file is called a TIFF."""
-    return file_name(file).lower().endswith(TIFF_EXTENSIONS)
+    """Whether a file is a TIFF by its name, or else by the first of its bytes, if these are read."""
+    return looks_like_tiff(file_name(file), b"" if isinstance(file, str | Path) else file["bytes"] or b"")
 
 
 def file_name(file: str | Path | Undecoded) -> str:
@@ -293,11 +313,13 @@ class DecodedImage(NamedTuple):
         image: The image, upright.
         format: Pillow's name of the file's format.
         white: What the file has for white, where Pillow stretches its greys to 255, or to 65535 in modes of integers.
+        is_lossy: Whether its compression changes values: JPEG, also in a TIFF, or WebP with loss.
     """
 
     image: Image.Image
     format: str | None
     white: int | None
+    is_lossy: bool
 
 
 def load_upright(file: str | Path | Undecoded, kind: str) -> DecodedImage:
@@ -314,31 +336,12 @@ def load_upright(file: str | Path | Undecoded, kind: str) -> DecodedImage:
         mode, *values = packing if isinstance(packing, tuple) else (packing,)
         is_scaled = image.format == "PPM" and mode in ("L", "I") and values
         white_level = values[0] if is_scaled else {"L;2": 3, "L;4": 15}.get(mode or "")
-        image.load()
-        return DecodedImage(apply_orientation(image), image.format, white_level)
-
-
-def num_pages(image: ImageFile.ImageFile) -> int:
-    """Pages or frames of a file, without the reduced copies and validity masks that a TIFF may hold."""
-    return len(page_indices(image))
-
-
-def page_indices(image: ImageFile.ImageFile) -> list[int]:
-    """Where the pages or frames of a file lie among all that it holds, see [`num_pages`]; the first is always one."""
-    if not isinstance(image, TiffImageFile):
-        return list(range(getattr(image, "n_frames", 1)))
-    indices = [0]
-    for index in itertools.count(1):
-        try:
-            image.seek(index)
-        except EOFError:
-            break
-        except SyntaxError:
-            pass  # Pillow has read the tags, but has no mode for the pixels, as for those of a mask
-        if not image.tag_v2.get(254, 0) & COPY_OR_MASK:
-            indices.append(index)
-    image.seek(0)
-    return indices
+        is_lossy = image.format == "JPEG" or image.info.get("compression") in ("jpeg", "tiff_jpeg")
+        if image.format == "WEBP" and image.fp is not None:
+            image.fp.seek(0)
+            header = image.fp.read(34)  # of one chunk, or else with the first chunk that is of pixels from byte 30 on
+            is_lossy = header[12:16] == b"VP8 " or header[30:34] in (b"VP8 ", b"ALPH")
+        return DecodedImage(apply_orientation(image), image.format, white_level, is_lossy)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ these two in `VOCdevkit`. Cityscapes' test masks are there, but without any clas
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from .classes import ClassTable, read_class_table
 from .dataset_registry import get_dataset_info, list_datasets
@@ -33,9 +33,10 @@ from .folders import (
     subfolders,
 )
 from .generated_files import exclude_generated
-from .image_io import format_list, list_images
+from .image_io import IMAGE_EXTENSIONS, format_list, list_images
 from .masks import suggest_classes
-from .pairing import PAIRS, Pairs, pair_files, read_pairs, strip_extension
+from .pairing import PAIRS, ListedPairs, Pairs, pair_files, read_pairs, strip_extension
+from .splits import read_split_file
 
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class SplitFiles:
     Args:
         image_folder: Holds the images.
         mask_folder: Holds the masks.
+        splits: The splits of the data set, sorted.
         images: The image of every sample id, in the order of the official list, or sorted.
         masks: Where the mask of every sample id belongs; it need not be there.
         classes: The data set's classes.
@@ -73,6 +75,7 @@ class SplitFiles:
 
     image_folder: Path
     mask_folder: Path
+    splits: list[str]
     images: dict[str, Path]
     masks: dict[str, Path]
     classes: ClassTable
@@ -112,7 +115,10 @@ def find_layout(root: str | Path, options: FolderOptions = DEFAULT_OPTIONS) -> s
     }
     layouts = [layout for layout in LAYOUTS if detected[layout]]
     if len(layouts) > 1:
-        raise ValueError(f"{root} has the layouts of {' and '.join(layouts)}; choose one of them with layout=")
+        raise ValueError(
+            f"{root} has the layouts of {' and '.join(layouts)}; pass the folder of one of them, set image_dir and "
+            "mask_dir, or choose one in Python with layout="
+        )
     if layouts:
         return layouts[0]
     if find_split_folders(root):
@@ -120,7 +126,9 @@ def find_layout(root: str | Path, options: FolderOptions = DEFAULT_OPTIONS) -> s
     raise FileNotFoundError(_not_found_message(root))
 
 
-def layout_splits(root: str | Path, layout: str, options: FolderOptions = DEFAULT_OPTIONS) -> list[str]:
+def find_splits(
+    root: Path, layout: str, options: FolderOptions = DEFAULT_OPTIONS
+) -> tuple[dict[str, SplitFolders], ListedPairs | None]:
     """The splits of a data set.
 
     Args:
@@ -129,27 +137,27 @@ def layout_splits(root: str | Path, layout: str, options: FolderOptions = DEFAUL
         options: Where images and masks lie, for the layout `folder`.
 
     Returns:
-        Their names, sorted. Official names such as `training` are given as `train` and `val`, those of the layout
-        `folder` as they are.
+        Their folders by name, and what `pairs.csv` lists where it is in use. Official names such as `training` are
+        given as `train` and `val`, those of the layout `folder` as they are.
 
     Raises:
         FileNotFoundError: There is no data set of this layout.
         ValueError: There is no such layout.
     """
-    root = Path(root)
+    if layout == "folder" and (root / PAIRS).is_file() and not options.has_folders:
+        listed = read_pairs(root)
+        return dict.fromkeys(listed.pairs, SplitFolders(root, root)), listed
     if layout == "folder":
-        if _uses_pairs_file(root, options):
-            return sorted(read_pairs(root).pairs)
         folders = find_split_folders(root, options.image_dir, options.mask_dir)
-        if not folders:
-            raise FileNotFoundError(_not_found_message(root))
-        return sorted(folders)
-    folders = official_folders(root, layout)
+    else:
+        folders = official_folders(root, layout)
     if not folders:
         raise FileNotFoundError(
-            f"{root} has no split in the layout {layout!r}, which needs {_REQUIRED_CONTENTS[layout]}"
+            _not_found_message(root)
+            if layout == "folder"
+            else f"{root} has no split in the layout {layout!r}, which needs {_REQUIRED_CONTENTS[layout]}"
         )
-    return sorted(folders)
+    return folders, None
 
 
 def split_files(root: str | Path, split: str, layout: str, options: FolderOptions = DEFAULT_OPTIONS) -> SplitFiles:
@@ -157,7 +165,7 @@ def split_files(root: str | Path, split: str, layout: str, options: FolderOption
 
     Args:
         root: The data set's folder.
-        split: One of `layout_splits`, or another common name of it: `validation`, `valid` or `dev` for `val`,
+        split: One of `find_splits`, or another common name of it: `validation`, `valid` or `dev` for `val`,
             `training` for `train`, `testing` for `test`.
         layout: One of `LAYOUTS`.
         options: Where images and masks lie, for the layout `folder`; and the classes, for any.
@@ -172,16 +180,18 @@ def split_files(root: str | Path, split: str, layout: str, options: FolderOption
         ValueError: There is no such layout, the split is empty, or two images share a sample id.
     """
     root = Path(root)
-    if layout == "folder":
-        return _folder_files(root, split, options)
-    splits, folders = layout_splits(root, layout), official_folders(root, layout)
-    name = match_split(folders, split)
+    folders, listed = find_splits(root, layout, options)
+    splits, name = sorted(folders), match_split(folders, split)
     if name is None:
-        raise FileNotFoundError(
-            f"{root} has no split {split!r}; it has {splits}, and a split of {layout} needs "
-            f"{_REQUIRED_CONTENTS[layout]}{_split_hint(split)}"
-        )
+        folder = root / "images" if layout == "folder" and (root / "images").is_dir() else root
+        needs = "" if layout == "folder" else f", and a split of {layout} needs {_REQUIRED_CONTENTS[layout]}"
+        raise FileNotFoundError(f"{folder} has no split {split!r}; it has {splits}{needs}{_split_hint(split)}")
     split_dirs = folders[name]
+    if layout == "folder":
+        pairs = listed.pairs[name] if listed else pair_files(split_dirs.images, split_dirs.masks, options.mask_suffix)
+        masks, classes = _folder_files(root, split_dirs, pairs, options)
+        groups = listed.groups.get(name, {}) if listed else {}
+        return SplitFiles(split_dirs.images, split_dirs.masks, splits, pairs.images, masks, classes, None, groups)
     if layout == "pascal_context" and not split_dirs.masks.is_dir():
         raise FileNotFoundError(
             f"{split_dirs.masks} is missing; make the masks from the official annotations with "
@@ -195,35 +205,20 @@ def split_files(root: str | Path, split: str, layout: str, options: FolderOption
     )
     masks = {sample_id: split_dirs.masks / f"{sample_id}{mask_suffix}.png" for sample_id in images}
     info = get_dataset_info(layout)
-    classes: ClassTable = info.classes
+    classes = info.classes
     mapping: Mapping[int, int] | None = info.mapping
     if options.classes:
         # The user's own data in a known layout, as exported by annotation tools.
         user_classes = read_class_table(options.classes)
         if user_classes.names != classes.names or user_classes.mask_values:
             classes, mapping = user_classes, None
-    return SplitFiles(split_dirs.images, split_dirs.masks, images, masks, classes, mapping)
+    return SplitFiles(split_dirs.images, split_dirs.masks, splits, images, masks, classes, mapping)
 
 
-def _folder_files(root: Path, split: str, options: FolderOptions) -> SplitFiles:
-    """A split of the layout `folder`; warns of masks without an image."""
-    splits = layout_splits(root, "folder", options)
-    groups: Mapping[str, str] = {}
-    if _uses_pairs_file(root, options):
-        pairs_file = read_pairs(root)
-        name = match_split(pairs_file.pairs, split)
-        split_dirs = SplitFolders(root, root)
-        pairs = pairs_file.pairs.get(name or "", Pairs({}, {}, []))
-        groups = pairs_file.groups.get(name or "", {})
-    else:
-        folders = find_split_folders(root, options.image_dir, options.mask_dir)
-        name = match_split(folders, split)
-        if name is not None:
-            split_dirs = folders[name]
-            pairs = pair_files(split_dirs.images, split_dirs.masks, options.mask_suffix)
-    if name is None:
-        image_root = root / "images" if (root / "images").is_dir() else root
-        raise FileNotFoundError(f"{image_root} has no split {split!r}; it has {splits}{_split_hint(split)}")
+def _folder_files(
+    root: Path, split_dirs: SplitFolders, pairs: Pairs, options: FolderOptions
+) -> tuple[dict[str, Path], ClassTable]:
+    """The masks and classes of a split of the layout `folder`; warns of masks without an image."""
     if pairs.unmatched:
         logger.warning(
             "%s: skipping %d masks without an image: %s",
@@ -240,10 +235,7 @@ def _folder_files(root: Path, split: str, options: FolderOptions) -> SplitFiles:
     masks |= {
         name: split_dirs.masks / f"{name}_mask.png" for name, image in pairs.images.items() if masks[name] == image
     }
-    masks |= pairs.masks
-    return SplitFiles(
-        split_dirs.images, split_dirs.masks, pairs.images, masks, read_class_table(classes_path), None, groups
-    )
+    return masks | pairs.masks, read_class_table(classes_path)
 
 
 def _split_hint(missing: str) -> str:
@@ -254,10 +246,6 @@ def _split_hint(missing: str) -> str:
         "; choose one of these with --eval_split, or let fine-tuning hold out a part of the training images with "
         "--val_fraction"
     )
-
-
-def _uses_pairs_file(root: Path, options: FolderOptions) -> bool:
-    return (root / PAIRS).is_file() and not options.has_folders
 
 
 def _not_found_message(root: Path) -> str:
@@ -356,16 +344,13 @@ def _find_images(folder: Path, suffix: str) -> dict[str, Path]:
 
 
 def _read_image_list(folder: Path, list_file: Path) -> dict[str, Path]:
-    # A line is a sample id, or in lists of the augmented masks the paths of image and mask.
-    lines = list_file.read_text(encoding="utf-8").splitlines()
-    sample_ids = [PurePosixPath(line.split()[0]).stem for line in lines if line.strip()]
-    if not sample_ids:
-        raise ValueError(f"{list_file} lists no image; extract it from the official archive again")
-    existing_names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    missing = [f"{sample_id}.jpg" for sample_id in sample_ids if f"{sample_id}.jpg" not in existing_names]
+    files = sorted(folder.iterdir(), key=lambda path: (path.suffix == ".jpg", path)) if folder.is_dir() else []
+    images = {path.stem: path for path in files if path.suffix.lower() in IMAGE_EXTENSIONS}
+    sample_ids = read_split_file(list_file, images)
+    missing = [f"{sample_id}.jpg" for sample_id in sample_ids if sample_id not in images]
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of {len(sample_ids)} images of {list_file} are not in {folder}: {format_list(missing)}; "
             "add the images, or take them out of the list"
         )
-    return {sample_id: folder / f"{sample_id}.jpg" for sample_id in sample_ids}
+    return {sample_id: images[sample_id] for sample_id in sample_ids}

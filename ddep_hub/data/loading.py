@@ -1,6 +1,6 @@
 """From a name or the arguments of a run to labelled images."""
 
-from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from ddep_hub.data.synthetic import embedded_scenes
@@ -12,7 +12,8 @@ from .folders import DEFAULT_OPTIONS, FolderOptions, find_split_folders
 from .hub_loading import HUB_PREFIX, holds_dataset, parse_hub_name
 from .layouts import find_layout
 from .pairing import PAIRS
-from .segmentation_datasets import HubSegmentation, SegmentationDataset, SegmentationFolder
+from .segmentation_datasets import HubSegmentation, SampleIds, SegmentationDataset, SegmentationFolder
+from .splits import read_split_file
 
 
 def open_segmentation_dataset(
@@ -22,7 +23,7 @@ def open_segmentation_dataset(
     options: FolderOptions = DEFAULT_OPTIONS,
     image_column: str = "image",
     mask_column: str = "annotation",
-    sample_ids: Iterable[str] | None = None,
+    sample_ids: SampleIds = None,
     num_channels: int = 3,
 ) -> SegmentationDataset:
     """Opens a split of a folder, of a data set of the Hub, or of one that `datasets` wrote.
@@ -34,7 +35,7 @@ def open_segmentation_dataset(
         options: Where the images and masks of a folder lie; and the classes, which a data set may not name.
         image_column: Column of the images in a data set.
         mask_column: Column of the masks in a data set.
-        sample_ids: The examples to use, in this order; all by default.
+        sample_ids: The examples to use, in this order, or a function that chooses them from all; all by default.
         num_channels: Channels of the images, see [`decode_image`].
 
     Returns:
@@ -48,7 +49,11 @@ def open_segmentation_dataset(
     is_hub = name.startswith(HUB_PREFIX)
     if not is_hub and (not holds_dataset(name) or _is_folder(name, options)):
         return SegmentationFolder(name, split, options=options, sample_ids=sample_ids, num_channels=num_channels)
-    repository, revision = parse_hub_name(name)[:2] if is_hub else (name, None)
+    repository, revision, named_split = parse_hub_name(name) if is_hub else (name, None, None)
+    if named_split is not None:
+        raise ValueError(
+            f"{name} names a split; leave /{named_split} out, and choose it with --train_split or --eval_split"
+        )
     classes_path = Path(name) / "classes.json"
     classes = options.classes or (classes_path if not is_hub and classes_path.is_file() else None)
     return HubSegmentation(
@@ -75,14 +80,14 @@ def _is_folder(name: str, options: FolderOptions) -> bool:
 
 
 def open_split(
-    args: LabelledDataArguments, split: str, sample_ids: Iterable[str] | None = None, *, num_channels: int = 3
+    args: LabelledDataArguments, split: str, split_file: str | None = None, *, num_channels: int = 3
 ) -> SegmentationDataset:
     """A split of labelled data: a folder, a data set of the Hub or one that `datasets` wrote.
 
     Args:
         args: Where it is; the embedded scenes where they name none.
         split: Its name.
-        sample_ids: The examples to use; all by default.
+        split_file: List of the examples to use, see [`read_split_file`]; all by default. Others need no mask.
         num_channels: Channels of the images, see [`decode_image`].
     """
     name = args.data or str(embedded_scenes())
@@ -92,7 +97,7 @@ def open_split(
         options=FolderOptions(args.image_dir, args.mask_dir, args.mask_suffix, args.classes),
         image_column=args.image_column,
         mask_column=args.mask_column,
-        sample_ids=sample_ids,
+        sample_ids=None if split_file is None else partial(read_split_file, split_file),
         num_channels=num_channels,
     )
 

@@ -21,7 +21,7 @@ def decode_mask(
     *,
     num_classes: int,
     ignore_index: int,
-    mapping: Mapping[int, int] | np.ndarray | None = None,
+    mapping: Mapping[int, int] | None = None,
     colors: ColorMapping | None = None,
 ) -> np.ndarray:
     """Reads a mask of class ids: greyscale of any depth, bilevel, the indices of a palette, or colours of classes.
@@ -35,8 +35,8 @@ def decode_mask(
         path: Its path, or an undecoded file.
         num_classes: Class ids are 0..num_classes-1.
         ignore_index: The one other value allowed.
-        mapping: Class id, or `ignore_index`, of every value that the file may hold; an array has the id of value i
-            at position i. Without it the file's values are the ids.
+        mapping: Class id, or `ignore_index`, of every value that the file may hold. Without it the file's values are
+            the ids.
         colors: Class id, or `ignore_index`, of every colour of a mask. Without it masks in colour are refused.
 
     Returns:
@@ -44,11 +44,11 @@ def decode_mask(
 
     Raises:
         FileNotFoundError: There is no such file.
-        BadFileError: It is damaged, holds colours instead of ids, has several pages, is a lossy JPEG, holds another
-            id, or a value that is not in `mapping`.
+        BadFileError: It is damaged, holds colours instead of ids, has several pages, is compressed with loss,
+            holds another id, or a value that is not in `mapping`.
     """
     mask, path = load_upright(path, "mask"), file_name(path)
-    if mask.image.mode in ("RGB", "RGBA") and colors and mask.format != "JPEG":
+    if mask.image.mode in ("RGB", "RGBA") and colors and not mask.is_lossy:
         return _colors_to_ids(mask_colors(mask.image, path), colors, path, num_classes, ignore_index)
     values = get_mask_values(mask, path, mapping, colors, ignore_index)
     unique_values = list(count_values(values))
@@ -69,27 +69,32 @@ def decode_mask(
 def get_mask_values(
     mask: DecodedImage,
     path: str | Path,
-    mapping: Mapping[int, int] | np.ndarray | None = None,
+    mapping: Mapping[int, int] | None = None,
     colors: ColorMapping | None = None,
     ignore_index: int = 255,
 ) -> np.ndarray:
     """The values (H, W) of a mask that is greyscale, bilevel or of a palette; for arguments see [`decode_mask`].
 
     Raises:
-        BadFileError: It has other channels, or is a JPEG, or a GIF of colours that are of no class.
+        BadFileError: It has other channels, or is compressed with loss, or a GIF of colours that are of no class.
     """
-    image, file_format, white_level = mask
-    if file_format == "JPEG":
-        raise BadFileError(f"{path} is a JPEG, whose compression changes class ids; save the mask as PNG", path)
+    image, file_format, white_level, is_lossy = mask
+    if is_lossy:
+        kind = "a JPEG" if file_format == "JPEG" else f"a {file_format} compressed with loss"
+        raise BadFileError(f"{path} is {kind}, which changes class ids; save the mask as PNG", path)
     values = np.array(image)
     if image.mode == "F" and np.isfinite(values).all() and (values == np.rint(values)).all():
         values = values.astype(np.int32)  # labels of ImageJ, which has no integers of 32 bits
     elif image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
-        raise BadFileError(
-            f"{path} has colour mode {image.mode}, but masks hold class ids in a single channel; "
-            "convert the colours to the ids of classes.json and save them as 8-bit greyscale or palette PNG",
-            path,
+        problem = {
+            "F": "with fractions or NaN, which are no class ids; save whole numbers",
+            "LA": "but masks hold class ids in a single channel; save it without transparency",
+        }.get(
+            image.mode,
+            "but masks hold class ids in a single channel; convert the colours to the ids of classes.json and save "
+            "them as 8-bit greyscale or palette PNG, or give each class in classes.json a colour of its own",
         )
+        raise BadFileError(f"{path} has colour mode {image.mode}, {problem}", path)
     if image.mode == "P" and colors and mapping is None:
         ids = _map_palette_colors(
             values, palette_colors(image), colors, ignore_index, path, is_gif=file_format == "GIF"
@@ -101,7 +106,7 @@ def get_mask_values(
     if white_level is not None:  # stretched, id 1 is 85 or 17
         values = np.rint(values * (white_level / (65535 if image.mode.startswith("I") else 255))).astype(values.dtype)
     if image.mode == "1" or (file_format == "GIF" and set(np.unique(values)) <= {0, 255}):
-        known_values = mapping if isinstance(mapping, Mapping) else {}
+        known_values = mapping or {}
         is_class = known_values.get(255, ignore_index) != ignore_index
         values = (values != 0).astype(np.uint8) * np.uint8(255 if is_class and 1 not in known_values else 1)
     return values
@@ -236,19 +241,16 @@ def _colors_to_ids(
     return ids.astype(_mask_dtype(num_classes, ignore_index))
 
 
-def _map_values(
-    values: np.ndarray, unique_values: list[int], mapping: Mapping[int, int] | np.ndarray, path: str
-) -> np.ndarray:
-    table = dict(enumerate(mapping.tolist())) if isinstance(mapping, np.ndarray) else mapping
-    unknown = [] if hasattr(table, "__missing__") else [value for value in unique_values if value not in table]
+def _map_values(values: np.ndarray, unique_values: list[int], mapping: Mapping[int, int], path: str) -> np.ndarray:
+    unknown = [] if hasattr(mapping, "__missing__") else [value for value in unique_values if value not in mapping]
     if unknown:
         raise BadFileError(
-            f"{path} holds the values {format_list(unknown, 10)}, which are not among the {len(table)} of the mapping "
-            "to class ids; add them to mask_values in classes.json; for a known data set, use the masks from its "
-            "archive",
+            f"{path} holds the values {format_list(unknown, 10)}, which are not among the {len(mapping)} of the "
+            "mapping to class ids; add them to mask_values in classes.json; for a known data set, use the masks from "
+            "its archive",
             path,
         )
-    return replace_values(values, {value: table[value] for value in unique_values})
+    return replace_values(values, {value: mapping[value] for value in unique_values})
 
 
 def looks_smoothed(values: Collection[Any]) -> bool:
@@ -280,8 +282,14 @@ def suggest_classes(paths: Sequence[Path], *, limit: int = 100) -> str:
             "0 and 255 alone; if each object has an id of its own, list the ids as the `mask_values` of their class."
         )
     class_values = [value for value in values if value != 255 or set(values) == {0, 255}]
+    if len(class_values) > 255:  # too many for ids beside the ignore index 255
+        return (
+            f"The masks hold {len(values)} values. If each object has an id of its own, list the ids as the "
+            "`mask_values` of their class; if colours are smoothed, save the masks without smoothing; if they are "
+            'classes, name them there and set "ignore_index": -1.'
+        )
     classes: list[dict[str, Any]] = []
-    for index, value in enumerate(class_values[:256]):
+    for index, value in enumerate(class_values):
         classes.append({"id": index, "name": f"class {index}"})
         if isinstance(value, tuple):
             classes[-1]["color"] = list(value)

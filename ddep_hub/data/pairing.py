@@ -200,10 +200,14 @@ def _image_affixes(images: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _affixes(cores: Mapping[str, str], masks: Sequence[str]) -> list[tuple[str, str]]:
-    """What may have been added to the images' names to name the masks, found from a few images."""
-    sampled_cores = list(cores)[:: max(1, len(cores) // 5)]
+    """What may have been added to the images' names to name the masks, found from a few of the fewer of both."""
+    names = list(cores)
+    if len(masks) < len(names):  # few images are labelled: of few images none may be
+        masks = masks[:: max(1, len(masks) // 5)]
+    else:
+        names = names[:: max(1, len(names) // 5)]
     affixes = {NO_AFFIX: None}
-    for core in map(_basename, sampled_cores):
+    for core in map(_basename, names):
         for base in map(_basename, masks):
             start = base.casefold().find(core.casefold())
             while start >= 0:

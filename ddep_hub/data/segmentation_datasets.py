@@ -2,8 +2,7 @@
 
 import copy
 import dataclasses
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +21,7 @@ from .hub_loading import (
     select_undecoded,
 )
 from .image_io import BadFileError, decode_image, format_list, read_size
-from .layouts import find_layout, layout_splits, split_files
+from .layouts import find_layout, find_splits, split_files
 from .masks import decode_mask
 
 
@@ -111,6 +110,14 @@ class SegmentationDataset(SizedDataset, Protocol):
         ...
 
 
+# Samples to use in this order, or what chooses them from all of a split; all by default.
+SampleIds = Iterable[str] | Callable[[Collection[str]], Iterable[str]] | None
+
+
+def _choose(sample_ids: SampleIds, all_ids: Collection[str]) -> list[str]:
+    return list(all_ids if sample_ids is None else sample_ids(all_ids) if callable(sample_ids) else sample_ids)
+
+
 def _find_indices(sample_ids: Sequence[str], all_ids: Iterable[str], source_name: str) -> list[int]:
     """Where the sample ids lie among the known ones; raises a ValueError if one does not."""
     indices = {sample_id: index for index, sample_id in enumerate(all_ids)}
@@ -154,8 +161,8 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         layout: One of `layouts.LAYOUTS`; found from what lies in the folder by default.
         options: Where images and masks lie; recognised by default.
         sample_ids: The samples to use, in this order: paths relative to `root/images/<split>` without suffix, or as
-            `read_split_file` gives them for published lists. All of the split by default, sorted or in the order of
-            the official list.
+            `read_split_file` gives them for published lists; or a function that chooses them from those of the
+            split. All of the split by default, sorted or in the order of the official list. Others need no mask.
         num_channels: Channels of the images, see [`decode_image`].
 
     Attributes:
@@ -180,7 +187,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         *,
         layout: str | None = None,
         options: FolderOptions = DEFAULT_OPTIONS,
-        sample_ids: Iterable[str] | None = None,
+        sample_ids: SampleIds = None,
         num_channels: int = 3,
     ) -> None:
         self.root, self.num_channels = Path(root), num_channels
@@ -192,12 +199,13 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         images = files.images
         self.classes: ClassTable = files.classes
         self._mapping = files.mapping or files.classes.mask_mapping
-        self.sample_ids: list[str] = list(images) if sample_ids is None else list(sample_ids)
+        self.sample_ids = _choose(sample_ids, images)
         _find_indices(self.sample_ids, images, str(files.image_folder))
         self._image_folder = files.image_folder
         self.images = [images[sample_id] for sample_id in self.sample_ids]
         self._masks = [files.masks[sample_id] for sample_id in self.sample_ids]
-        missing = [mask.relative_to(files.mask_folder).as_posix() for mask in self._masks if not mask.is_file()]
+        absent = {mask for mask in files.masks.values() if not mask.is_file()}
+        missing = [mask.relative_to(files.mask_folder).as_posix() for mask in self._masks if mask in absent]
         if missing:
             raise FileNotFoundError(
                 f"{len(missing)} of {len(self.sample_ids)} images of {files.image_folder} have no mask in "
@@ -206,11 +214,14 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
                 "mask_suffix or pairs.csv" + _hint_of_arrays(self.root)
             )
         self.groups = files.groups
-        self.splits = layout_splits(self.root, self.layout, options)
-        folders = [os.path.relpath(folder, self.root) for folder in (files.image_folder, files.mask_folder)]
+        self.splits = files.splits
+        folders = [  # relative ones, if they are inside
+            folder.relative_to(self.root) if folder.is_relative_to(self.root) else folder
+            for folder in (files.image_folder, files.mask_folder)
+        ]
         self.summary = (
-            f"{self.root}: {len(images):,} images in {folders[0]}, {len(files.masks):,} masks in {folders[1]}; "
-            f"splits: {', '.join(self.splits)}"
+            f"{self.root}: {len(images):,} images in {folders[0]}, {len(files.masks) - len(absent):,} masks in "
+            f"{folders[1]}; splits: {', '.join(self.splits)}"
         )
 
     @property
@@ -272,7 +283,7 @@ def available_splits(
         FileNotFoundError: `root/images` is not a folder, and nothing else there is a known layout.
         ValueError: The layout is not known or not clear.
     """
-    return layout_splits(root, find_layout(root, options) if layout is None else layout, options)
+    return sorted(find_splits(Path(root), find_layout(root, options) if layout is None else layout, options)[0])
 
 
 class HubSegmentation(Dataset[dict[str, Any]]):
@@ -289,7 +300,7 @@ class HubSegmentation(Dataset[dict[str, Any]]):
         mask_column: Column of the masks: images of one channel, pixel value = class id.
         config: Configuration of the data set, where it has several.
         revision: Branch, tag or commit on the Hub.
-        sample_ids: The examples to use, in this order; all by default.
+        sample_ids: The examples to use, in this order, or a function that chooses them from all; all by default.
         num_channels: Channels of the images, see [`decode_image`].
 
     Attributes:
@@ -311,7 +322,7 @@ class HubSegmentation(Dataset[dict[str, Any]]):
         mask_column: str = "annotation",
         config: str | None = None,
         revision: str | None = None,
-        sample_ids: Iterable[str] | None = None,
+        sample_ids: SampleIds = None,
         num_channels: int = 3,
     ) -> None:
         self.num_channels = num_channels
@@ -320,8 +331,8 @@ class HubSegmentation(Dataset[dict[str, Any]]):
         data = load_split(name, split, config=config, revision=revision)
         self.classes: ClassTable = classes or _read_classes(data.features, self.name)
         self.data = select_undecoded(data, [image_column, mask_column], self.name)
-        all_ids = [f"{index:08d}" for index in range(len(self.data))]
-        self.sample_ids: list[str] = all_ids if sample_ids is None else list(sample_ids)
+        all_ids = dict.fromkeys(f"{index:08d}" for index in range(len(self.data)))
+        self.sample_ids = _choose(sample_ids, all_ids)
         self._indices = _find_indices(self.sample_ids, all_ids, self.name)
         self._source_fingerprint: list[str] = local_fingerprint(name) or [data._fingerprint]
 

@@ -76,7 +76,11 @@ def choose_labelled(
     assert number is not None
     if not 1 <= number <= len(pool):
         raise ValueError(f"number of labelled images is {number}, but there are {len(pool)}; choose 1..{len(pool)}")
-    return sorted(pool, key=lambda sample_id: hashlib.sha256(f"{seed}:{sample_id}".encode()).digest())[:number]
+
+    def order(sample_id: str) -> bytes:  # names of files need not be UTF-8
+        return hashlib.sha256(f"{seed}:{sample_id}".encode(errors="surrogateescape")).digest()
+
+    return sorted(pool, key=order)[:number]
 
 
 def choose_validation(
@@ -137,12 +141,12 @@ def read_split_file(path: str | Path, known_ids: Collection[str] = ()) -> list[s
 
     One image a line: its path, and after white space optionally its mask's path, which is not used. Empty lines and
     lines that start with # are passed over. A sample id is the image's path without suffix and without a leading
-    `images/<split>/`; of Cityscapes' names `leftImg8bit/<split>/` and the ending `_leftImg8bit` go too, so that the
-    sample id names the frame.
+    `images/<split>/`, or `JPEGImages/` as in VOC's lists; of Cityscapes' names `leftImg8bit/<split>/` and the ending
+    `_leftImg8bit` go too, so that the sample id names the frame.
 
     Args:
         path: The text file.
-        known_ids: Sample ids; a line that is one of them is taken as it is.
+        known_ids: Sample ids; a line that is one of them, with or without a suffix, is taken as it is.
 
     Returns:
         Sample ids in the file's order.
@@ -158,7 +162,7 @@ def read_split_file(path: str | Path, known_ids: Collection[str] = ()) -> list[s
         if line not in known_ids:
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
-            sample_id = _sample_id(line.strip())
+            sample_id = _sample_id(line.strip(), known_ids)
         if sample_id in first_line:
             raise ValueError(
                 f"{path}, line {number}: {sample_id} is already in line {first_line[sample_id]}; remove one of them"
@@ -179,12 +183,16 @@ def write_split_file(path: str | Path, sample_ids: Iterable[str]) -> None:
     atomic_write(Path(path), "".join(f"{sample_id}\n" for sample_id in sample_ids))
 
 
-def _sample_id(line: str) -> str:
+def _sample_id(line: str, known_ids: Collection[str]) -> str:
     pair = _IMAGE_AND_MASK.fullmatch(line)
     image = PurePosixPath((pair.group(1) if pair else line).replace("\\", "/"))
     if image.suffix.lower() in IMAGE_EXTENSIONS:
         image = image.with_suffix("")
-    parts = image.parts
+    if str(image) in known_ids:  # of pairs.csv, where it is the whole path
+        return str(image)
+    parts = image.parts[image.is_absolute() :]
     if len(parts) > 2 and parts[0] in _IMAGE_FOLDERS:
         parts = parts[2:]
+    elif parts[:1] == ("JPEGImages",):
+        parts = parts[1:]
     return "/".join(parts).removesuffix(_CITYSCAPES_SUFFIX)

@@ -1,5 +1,6 @@
 """Statistics of images: how often each class occurs, and mean and standard deviation of the channels."""
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
@@ -145,7 +146,10 @@ def channel_statistics(images: Iterable[torch.Tensor]) -> Statistics:
             raise ValueError(f"channel {channel} is constant over all images; leave it out")
         if not np.isfinite(value):
             raise ValueError(f"channel {channel} holds values that are not finite; replace them in the images")
-    return [round(value, 6) for value in mean.tolist()], [float(f"{value:.6g}") for value in std.tolist()]
+    # Means of small values, as of reflectance in floats, need more digits than six.
+    digits = [max(6, 6 - math.ceil(math.log10(value))) for value in std.tolist()]
+    means = [round(value, number) for value, number in zip(mean.tolist(), digits, strict=True)]
+    return means, [float(f"{value:.6g}") for value in std.tolist()]
 
 
 def folder_statistics(folders: Sequence[str | Path], num_channels: int = 3) -> tuple[Statistics, int]:

@@ -98,6 +98,14 @@ class SensorNoise(torch.nn.Module):
         return (image + noise).round().clamp(0, 255).to(torch.uint8)
 
 
+class Blur(v2.GaussianBlur):
+    """Blurs an image, unless it is too small to be mirrored at its edges."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Maps an image (C, h, w) to the same."""
+        return image if min(image.shape[-2:]) <= self.kernel_size[0] // 2 else super().forward(image)
+
+
 _COLOR_JITTER = v2.ColorJitter(0.3, 0.3, 0.3, 0.05)
 AUGMENTATIONS = {
     "photo": Augmentation(turns=False, photometric=_COLOR_JITTER),
@@ -108,7 +116,7 @@ AUGMENTATIONS = {
             [
                 v2.ColorJitter(0.2, 0.3, 0.2, 0.03),
                 RandomGamma(1.5),
-                v2.RandomApply([v2.GaussianBlur(5, (0.3, 1.2))], p=0.3),
+                v2.RandomApply([Blur(5, (0.3, 1.2))], p=0.3),
                 v2.RandomApply([SensorNoise(8.0)], p=0.3),
             ]
         ),
@@ -120,14 +128,14 @@ STRONG = v2.Compose(
     [
         v2.RandomApply([v2.ColorJitter(0.5, 0.5, 0.5, 0.15)], p=0.8),
         v2.RandomGrayscale(0.2),
-        v2.RandomApply([v2.GaussianBlur(7, (0.3, 2.0))], p=0.5),
+        v2.RandomApply([Blur(7, (0.3, 2.0))], p=0.5),
     ]
 )
 
 
 # The same two for images that are not RGB: what they share with these.
-INTENSITIES = v2.Compose([RandomIntensity(1.5, 0.3), v2.RandomApply([v2.GaussianBlur(5, (0.3, 1.2))], p=0.3)])
-STRONG_INTENSITIES = v2.Compose([RandomIntensity(2.0, 0.5), v2.RandomApply([v2.GaussianBlur(7, (0.3, 2.0))], p=0.5)])
+INTENSITIES = v2.Compose([RandomIntensity(1.5, 0.3), v2.RandomApply([Blur(5, (0.3, 1.2))], p=0.3)])
+STRONG_INTENSITIES = v2.Compose([RandomIntensity(2.0, 0.5), v2.RandomApply([Blur(7, (0.3, 2.0))], p=0.5)])
 
 
 def sample_rare_class_pixel(annotation: torch.Tensor, ignore_index: int) -> tuple[int, int] | None:

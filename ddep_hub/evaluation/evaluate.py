@@ -28,7 +28,7 @@ from ddep_hub.utils.processes import build_accelerator, get_launcher_precision, 
 from .arguments import EvaluateArguments
 from .counting import count_pixels
 from .inference import eval_mode
-from .metrics import BoundaryIoU, absent_message, confusion_csv
+from .metrics import METRICS, BoundaryIoU, absent_message, confusion_csv
 from .predict import get_model_name, get_processor, override_image_size
 from .prediction_files import MaskWriter
 from .visualization import confusion_picture, segmentation_picture
@@ -120,15 +120,20 @@ def run_evaluation(
     # Not the precision of an earlier run in this process: metrics must not depend on it.
     accelerator = build_accelerator(get_launcher_precision() or "no")
     output = None if args.output_dir is None else Path(args.output_dir)
+    # What the results call a dataset that is an object; its split is not known.
+    given_data: dict[str, Any] = {}
+    if dataset is not None:
+        given_data = {"data": str(getattr(dataset, "root", type(dataset).__name__)), "eval_split": None}
     if output is not None:
         on_main_process(accelerator, lambda: check_output(output))
     with accelerator.main_process_first():
         if model is None:  # no `or`: a compiled model has no truth value
             model = load_model(str(args.model), args.encoder_weights)
         if dataset is None:
-            dataset = open_split(args, args.eval_split, num_channels=model.config.num_channels)
-            if args.split_file is not None:
-                dataset = dataset.select(read_split_file(args.split_file, set(dataset.sample_ids)))
+            dataset = open_split(args, args.eval_split, args.split_file, num_channels=model.config.num_channels)
+        elif args.split_file is not None:
+            dataset = dataset.select(read_split_file(args.split_file, set(dataset.sample_ids)))
+        if not given_data:
             accelerator.print(dataset_summary(dataset))
         processor = override_image_size(processor or get_processor(model), args)
     classes, names = dataset.classes, list(dataset.classes.labels)
@@ -196,7 +201,7 @@ def run_evaluation(
         "image_size": transform.image_size,
         "inference": dataclasses.asdict(options),
         "mixed_precision": accelerator.mixed_precision,
-        "arguments": dataclasses.asdict(args) | folders,
+        "arguments": dataclasses.asdict(args) | folders | given_data,
     }
 
     def write(output: Path) -> None:
@@ -236,17 +241,10 @@ def check_output(output: Path) -> None:
 
 def summary(results: dict[str, Any]) -> str:
     """The metrics in a few lines, in percent."""
-    titles = {
-        "mean_iou": "mIoU",
-        "frequency_weighted_iou": "frequency-weighted IoU",
-        "mean_boundary_iou": "boundary IoU",
-        "mean_accuracy": "mean accuracy",
-        "overall_accuracy": "overall accuracy",
-    }
-    formatted = {name: "-" if results[name] is None else f"{100 * results[name]:.2f}" for name in titles}
+    formatted = {name: "-" if results[name] is None else f"{100 * results[name]:.2f}" for name in METRICS}
     if results["absent_classes"]:
         formatted["mean_iou"] += f" (over {results['mean_iou_classes']} of {results['num_classes']} classes)"
-    lines = [f"{title}: {formatted[name]}" for name, title in titles.items()]
+    lines = [f"{title}: {formatted[name]}" for name, title in METRICS.items()]
     lines += [f"images: {results['images']}; {results['ignored_share']:.2%} of the pixels are ignored", ""]
     pixels, images = results["labelled_pixels"], results["labelled_images"]
     width, total = max(map(len, pixels)), max(1, sum(pixels.values()))

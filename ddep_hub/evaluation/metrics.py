@@ -12,6 +12,16 @@ from torch.nn import functional as F
 from ddep_hub.data.image_io import format_list
 
 
+# The metrics of a segmentation model, and what tables call them.
+METRICS = {
+    "mean_iou": "mIoU",
+    "mean_accuracy": "mean accuracy",
+    "overall_accuracy": "overall accuracy",
+    "frequency_weighted_iou": "frequency-weighted IoU",
+    "mean_boundary_iou": "boundary IoU",
+}
+
+
 class Metric(Protocol):
     """A metric from counts over pixels; those of several processes add up.
 

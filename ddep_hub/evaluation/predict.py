@@ -1,5 +1,6 @@
 """Masks of images: given as files, folders, patterns, URLs, PIL images or arrays."""
 
+import contextlib
 import itertools
 import logging
 import warnings
@@ -18,7 +19,7 @@ from transformers import BaseImageProcessor, PretrainedConfig
 from ddep_hub.data.classes import ClassTable, class_colors, ordered_names
 from ddep_hub.data.dataset_registry import find_dataset_by_classes
 from ddep_hub.data.generated_files import is_prediction
-from ddep_hub.data.image_io import BadFileError, format_list
+from ddep_hub.data.image_io import BadFileError, format_list, lift_size_limit
 from ddep_hub.data.preprocessing import AnyImage, EvalTransform, Normalize
 from ddep_hub.data.synthetic import SCENE_CLASSES
 from ddep_hub.folding import example_images, fold_batch_norms
@@ -256,8 +257,11 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
     writer.check(images, legend=True)
     channels = predictor.model.config.num_channels
     predicted: list[str] = []
-    # While the model runs, threads read the next images and write the last masks.
-    with ThreadPoolExecutor(NUM_THREADS) as readers, ThreadPoolExecutor(NUM_THREADS) as writers:
+    with contextlib.ExitStack() as stack:
+        if args.window:  # rasters of any size
+            stack.enter_context(lift_size_limit())
+        # While the model runs, threads read the next images and write the last masks.
+        readers, writers = (stack.enter_context(ThreadPoolExecutor(NUM_THREADS)) for _ in range(2))
         sources = iter(images.items())
         pending_reads = deque(
             (name, readers.submit(read_image, source, channels))

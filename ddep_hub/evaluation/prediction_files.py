@@ -21,7 +21,7 @@ from ddep_hub.data.image_io import decode_image
 from ddep_hub.data.preprocessing import AnyImage
 from ddep_hub.data.unlabelled import unlabelled_images
 from ddep_hub.image_conversion import ChannelImage
-from ddep_hub.utils.files import explain_write_errors
+from ddep_hub.utils.files import explain_write_errors, path_below
 
 from .visualization import draw_legend, overlay, to_rgb_image
 
@@ -158,7 +158,12 @@ class MaskWriter:
 
         Raises:
             FileExistsError: One has.
+            ValueError: Two masks would have the same name.
         """
+        by_path: dict[str, str] = {}
+        for name in names:
+            if (other := by_path.setdefault(path_below(name), name)) != name:
+                raise ValueError(f"{other} and {name} would both be written as {path_below(name)}.png. Rename one.")
         for path in (*self._paths(names), *((self.folder / LEGEND_FILE,) if legend else ())):
             _check_overwrite(path)
 
@@ -166,12 +171,12 @@ class MaskWriter:
         """Writes one mask.
 
         Args:
-            name: Path below the kind's folder, without suffix.
+            name: Path below the kind's folder, without suffix; see [`path_below`] for absolute ones.
             mask: Integer class ids (H, W).
             image: Image of the same size; only needed for overlays.
         """
         for kind in self.kinds:
-            path = self.folder / kind / f"{name}.png"
+            path = self._path(kind, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             # Overlays on photographs compress badly: zlib's default level takes four times as long for files a sixth
             # smaller.
@@ -192,7 +197,10 @@ class MaskWriter:
                 path.unlink()
 
     def _paths(self, names: Collection[str]) -> set[Path]:
-        return {self.folder / kind / f"{name}.png" for kind in self.kinds for name in names}
+        return {self._path(kind, name) for kind in self.kinds for name in names}
+
+    def _path(self, kind: str, name: str) -> Path:
+        return self.folder / kind / f"{path_below(name)}.png"
 
     def _render(self, kind: str, mask: np.ndarray, image: Image.Image | ChannelImage | None) -> Image.Image:
         if kind == "ids":

@@ -6,6 +6,7 @@ The text of the cards is in `model_card_template.md`. One marked part of a card 
 import dataclasses
 import functools
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,11 +25,12 @@ from ddep_hub.configuration_ddep import DDePConfig, __version__
 from ddep_hub.data.dataset_registry import find_dataset_by_classes
 from ddep_hub.data.hub_loading import HUB_PREFIX, parse_hub_name
 from ddep_hub.encoder_weights import encoder_license, encoder_repository
+from ddep_hub.evaluation.metrics import METRICS
 from ddep_hub.utils.arguments import list_field_names
 from ddep_hub.utils.files import atomic_write
 from ddep_hub.utils.processes import describe_hardware
 
-from .staging import read_json
+from .staging import read_json, read_text
 
 
 # Files beside the model that a card is made from, and pictures that it shows.
@@ -39,13 +41,6 @@ TEMPLATE = Path(__file__).with_name("model_card_template.md")
 BEGIN, END = "<!-- your text: kept when the card is rewritten -->", "<!-- end of your text -->"
 # Used in the snippets of a card until it is published, or `ddep-hub card --repository` names a repository.
 PLACEHOLDER = "path/to/this/folder"
-METRICS = {
-    "mean_iou": "mIoU",
-    "mean_accuracy": "mean accuracy",
-    "overall_accuracy": "overall accuracy",
-    "frequency_weighted_iou": "frequency-weighted IoU",
-    "mean_boundary_iou": "boundary IoU",
-}
 # References of the denoising error, without learned features; each model has those of its corruption.
 REFERENCES = {
     "linear_filter": "best linear 3x3 filter",
@@ -130,7 +125,7 @@ def render_card(folder: Path, repository: str | None = None) -> str | None:
     Raises:
         ValueError: A file is damaged; names it.
     """
-    old_card = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
+    old_card = read_text(folder / CARD) if (folder / CARD).is_file() else ""
     if not all((folder / name).is_file() for name in ("config.json", RUN, RESULTS)):
         return (old_card.replace(PLACEHOLDER, repository) if repository else old_card) or None
     match = re.search(r'(?:from_pretrained\(|model=)"([^"]+)"', old_card)
@@ -215,8 +210,12 @@ def add_baseline(folder: Path, other: Path) -> None:
         "eval_split",
         "val_fraction",
         "image_size",
+        "group_pattern",
         "split_seed",
+        "split_file",
         "labelled",
+        "split",
+        "images",
         "inference",
         "evaluated_data",
     )
@@ -251,7 +250,8 @@ def add_evaluation(folder: Path, evaluation: Path) -> None:
         raise ValueError(f"evaluation: {evaluation / RESULTS} was not written by `ddep-hub evaluate`.")
     if Path(model).resolve() != folder.resolve():
         raise ValueError(f"evaluation: {evaluation} measured {model}, not {folder}. Evaluate this model.")
-    results["split"] = arguments.get("split") or arguments["eval_split"]
+    split, split_file = arguments.get("split") or arguments["eval_split"], arguments.get("split_file")
+    results["split"] = f"{split} ({Path(split_file).name})" if split and split_file else split
     results["evaluated_data"] = _strip_path(arguments.get("data")) or EMBEDDED
     atomic_write(folder / EVALUATION, json.dumps(results, indent=1) + "\n")
     if (evaluation / CONFUSION).is_file():
@@ -296,7 +296,7 @@ def _template_values(folder: Path) -> dict[str, Any]:
         "baseline": baseline,
         "metrics": _metric_rows(results, baseline) if is_finetuning else [],
         "inference": inference,
-        "split": results.get("split") or split,
+        "split": results["split"] if "split" in results else split,
         "image_size": results.get("image_size", run.get("image_size")),
         "base_model": base_model,
         "encoder_source": encoder_source,
@@ -391,7 +391,7 @@ def _strip_path(value: Any) -> Any:
         return [_strip_path(item) for item in value]
     if not isinstance(value, str) or "://" in value:
         return value
-    path = Path(value)
+    path = Path(os.path.abspath(value)) if os.path.exists(value) else Path(value)  # the current folder has a name
     # `org/name` is a repository, unless there is such a folder.
     if not path.exists() and not path.is_absolute() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value):
         return value

@@ -2,6 +2,7 @@
 
 import filecmp
 import functools
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -22,12 +23,10 @@ from ddep_hub.encoders import build_encoder
 from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 
 from .model_card import CARD, build_published_card
-from .staging import model_class, read_config, stage
+from .staging import WEIGHTS_PATTERN, model_class, read_config, read_text, stage
 
 
 Result = TypeVar("Result")
-
-WEIGHTS_PATTERN = "model*.safetensors*"
 
 
 def publish_folder(
@@ -73,7 +72,7 @@ def publish_folder(
     """
     if tag and create_pr:
         raise ValueError("tag names a commit, and create_pr only proposes one. Set only one of them.")
-    folder, api = Path(folder), HfApi(token=token)
+    folder, api = Path(os.path.abspath(folder)), HfApi(token=token)
     with tempfile.TemporaryDirectory(prefix="ddep-publish-") as temporary:
         staging_dir = Path(temporary) / folder.name
         staging_dir.mkdir()
@@ -145,7 +144,7 @@ def _create_commit(
     if CARD in existing:
         download_options = {"revision": repo_info.sha, "cache_dir": staging_dir.parent, "token": api.token}
         path = call_hub(lambda: hf_hub_download(repo_id, CARD, **download_options), f"reading the card of {repo_id}")
-        hub_card = Path(path).read_text(encoding="utf-8")
+        hub_card = read_text(Path(path))
     text = build_published_card(staging_dir, repo_id, hub_card)
     if text is not None:
         card.write_text(text, encoding="utf-8")
@@ -286,7 +285,7 @@ class StaleError(PublishError):
 
 
 def call_hub(action: Callable[[], Result], operation: str, *, once: bool = False, hint: str = "") -> Result:
-    """Calls the Hub, with up to `len(WAITS)` retries after a lost connection or a transient server error.
+    """Calls the Hub, with up to `len(RETRY_DELAYS)` retries after a lost connection or a transient server error.
 
     Args:
         action: The call; it may be made several times.

@@ -5,10 +5,12 @@ import os
 import re
 import shutil
 import tempfile
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.utils import logging
 
 import ddep_hub
 from ddep_hub.encoder_weights import hash_weights
@@ -16,6 +18,8 @@ from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 from ddep_hub.modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentation, DDePModel
 
 
+WEIGHTS_PATTERN = "model*.safetensors*"
+logger = logging.get_logger(__name__)
 MODELS = {cls.__name__: cls for cls in (DDePForSemanticSegmentation, DDePForPreTraining, DDePModel)}
 # What `register_for_auto_class` and `save_pretrained` would write, without marking the classes of this process.
 AUTO_MAP: dict[str, dict[str, Any]] = {
@@ -36,7 +40,7 @@ AUTO_MAP: dict[str, dict[str, Any]] = {
 
 
 def stage(folder: Path, target: Path, *, decoder_only: bool, remote_code: bool) -> None:
-    """Puts the files to publish into an empty folder: no hidden files, and no links that lead out of `folder`.
+    """Puts the files to publish into an empty folder: no hidden files, and no links out of `folder`.
 
     Checkpoints of transformers' Trainer, which hold the optimizer's state, stay behind as in its `push_to_hub`.
 
@@ -48,21 +52,28 @@ def stage(folder: Path, target: Path, *, decoder_only: bool, remote_code: bool) 
 
     Raises:
         FileNotFoundError: The folder has no `config.json`.
-        ValueError: It is not a model of this package, or its encoder was trained and cannot be left out.
+        ValueError: It is not a model of this package, a file of the model is a link out of the folder, or its encoder
+            was trained and cannot be left out.
     """
     model_class(folder)
     source_root = folder.resolve()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         is_excluded = any(part.startswith(".") or re.fullmatch(r"checkpoint-\d+", part) for part in name.parts)
-        if not path.is_file() or is_excluded or not path.resolve().is_relative_to(source_root):
+        if is_excluded or not (path.is_file() or path.is_symlink()):
+            continue
+        if not path.resolve().is_relative_to(source_root):
+            if fnmatch(path.name, WEIGHTS_PATTERN) or path.name == "config.json":
+                raise ValueError(f"{path} is a link out of the folder. Replace it with the file.")
+            logger.warning(f"{path} is a link out of the folder, and is not published.")
+            continue
+        if not path.is_file():  # a folder, which a link inside `folder` gives another name
             continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         try:
             (target / name).symlink_to(path.resolve())
         except OSError:  # Windows, without the right to make links
             shutil.copy2(path, target / name)
-    read_config(target)  # there is none if it was a link that leads out
     if decoder_only and not read_config(target).get("decoder_only"):
         _remove_encoder(folder, target)
     if remote_code:
@@ -81,10 +92,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The content of a folder's `config.json`; raises a FileNotFoundError if there is none."""
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} has no config.json. Pass a folder written by save_pretrained or a training run."
-        )
+        hint = "Pass a folder written by save_pretrained"
+        hint = f"Did you mean {folder / 'final'}" if (folder / "final" / "config.json").is_file() else hint
+        raise FileNotFoundError(f"{folder} has no config.json. {hint}{'?' if 'mean' in hint else '.'}")
     return read_json(path)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, in UTF-8 with or without a mark of the byte order; a ValueError names a file in another."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}. Save it as UTF-8.") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -106,7 +125,7 @@ def _remove_encoder(folder: Path, target: Path) -> None:
             f"decoder_only: the encoder of {folder} was trained, so it is no longer the pretrained "
             f"{model.config.encoder_name} that would be loaded for its decoder. Publish the whole model."
         )
-    for weights in target.glob("model*.safetensors*"):
+    for weights in target.glob(WEIGHTS_PATTERN):
         weights.unlink()
     # Not straight into `target`: it holds links, and writing through one would change the user's folder.
     with tempfile.TemporaryDirectory(dir=target.parent) as temp_dir:

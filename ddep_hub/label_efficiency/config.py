@@ -105,7 +105,11 @@ class StudyArguments(LabelledDataArguments):
             raise ValueError(f"labels must be positive, got {self.labels}.")
         if self.minutes is not None and self.minutes <= 0:
             raise ValueError(f"minutes must be positive, got {self.minutes}.")
+        locations = {field.name: field.default for field in dataclasses.fields(LabelledDataArguments)}
         own_data_options = [name for name in ("labels", "minutes", *OVERRIDES) if getattr(self, name)]
+        own_data_options += [
+            name for name, default in locations.items() if name != "data" and getattr(self, name) != default
+        ]
         if own_data_options and not self.uses_own_data:
             raise ValueError(f"{own_data_options[0]} is for comparisons on your own data: pass data, without study.")
 

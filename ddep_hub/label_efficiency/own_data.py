@@ -128,6 +128,11 @@ def fit_steps(args: StudyArguments, study: Study) -> Steps:
     """
     output, full_study = Path(args.output_dir), own_data_study(args)
     if (chosen_steps := read_steps(output)) is not None:
+        print(
+            f"{output / STEPS} of an earlier call sets {chosen_steps.finetuning} steps of fine-tuning and "
+            f"{chosen_steps.pretraining} of pretraining: `minutes` changes neither. For others, choose another "
+            "output_dir."
+        )
         return chosen_steps
     method = next(method for method in full_study.methods if method.name == DDEP_METHOD)
     num_pretrainings = len(CORRUPTIONS.keys() & {method.name for method in study.methods})
@@ -210,7 +215,9 @@ def recommend(rows: list[Row]) -> str:
         return best[1]
     seeds = len(baseline.scores)
     if seeds < MIN_SEEDS:
-        return f"{seeds} seeds cannot tell a gain from chance: use at least {MIN_SEEDS} (`--seeds 5`)."
+        return (
+            f"{seeds} seed{'s' * (seeds != 1)} cannot tell a gain from chance: use at least {MIN_SEEDS} (`--seeds 5`)."
+        )
     return (
         f"Use a random decoder: with {baseline.labelled} labels, no pretrained one beats it by more than the spread "
         f"of {seeds} seeds."

@@ -297,8 +297,8 @@ def _format_labels_needed(points: Curves, baselines: list[str], treated: Point) 
     )
 
 
-def draw_figure(study: Study, points: Curves, path: Path, *, title: str) -> None:
-    """Draws mean and standard deviation of each method over the number of labelled images.
+def import_figure() -> Any:
+    """matplotlib's class `Figure`.
 
     Raises:
         ImportError: matplotlib is not installed; says how to install it.
@@ -307,7 +307,16 @@ def draw_figure(study: Study, points: Curves, path: Path, *, title: str) -> None
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("The figure needs matplotlib. Install it with `pip install ddep-hub[plots]`.") from error
-    figure = Figure(figsize=(7, 5), layout="constrained")
+    return Figure
+
+
+def draw_figure(study: Study, points: Curves, path: Path, *, title: str) -> None:
+    """Draws mean and standard deviation of each method over the number of labelled images.
+
+    Raises:
+        ImportError: matplotlib is not installed; says how to install it.
+    """
+    figure = import_figure()(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()
     fractions = {fraction: point.labelled for curve in points.values() for fraction, point in curve.items()}
     ticks = {number: fraction for fraction, number in fractions.items()}  # two fractions may be one number of images

@@ -16,17 +16,20 @@ from ddep_hub.data.dataloading import compute_fingerprint
 from ddep_hub.data.image_datasets import images_fingerprint
 from ddep_hub.data.splits import parse_fraction
 from ddep_hub.evaluation.evaluate import run_evaluation
+from ddep_hub.pretrained import stored_config
 from ddep_hub.training.arguments import PretrainArguments
+from ddep_hub.training.checkpointing import checkpoint_folders
 from ddep_hub.training.finetuning import finetune, open_train_and_val
 from ddep_hub.training.pretraining import PretrainTrainer, open_sources, pretrain
 from ddep_hub.training.run_arguments import track_time
+from ddep_hub.training.run_dir import is_finished
 from ddep_hub.utils.arguments import build_arguments, did_you_mean
-from ddep_hub.utils.files import atomic_write, check_not_file, lock_file
+from ddep_hub.utils.files import atomic_write, check_not_file, lock_file, remove_dir
 from ddep_hub.utils.processes import isolate_state
 
 from .config import SCENES, Method, Study, StudyArguments, read_study
 from .own_data import Steps, draw_examples, fit_steps, own_data_study, read_steps, recommend
-from .report import Row, add_row, read_rows, write_report
+from .report import Row, add_row, import_figure, read_rows, write_report
 
 
 POLL_INTERVAL = 5.0  # seconds between checks on other processes
@@ -56,6 +59,7 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
             "A study is many small runs. Launch it as one process; to share the runs, start it several times with "
             "the same output_dir."
         )
+    import_figure()  # an error now, not after all runs
     output = Path(args.output_dir)
     steps = None
     if args.report_only and args.uses_own_data:
@@ -110,13 +114,12 @@ def build_study(args: StudyArguments, steps: Steps | None = None) -> Study:
             raise ValueError(f"methods: unknown {did_you_mean(name, names)}")
     fractions = [str(parse_fraction(fraction)) for fraction in args.fractions] or list(study.seeds)
     seeds = {fraction: args.seeds or study.seeds.get(fraction, max(study.seeds.values())) for fraction in fractions}
-    return Study(
-        [method for method in study.methods if not args.methods or method.name in args.methods],
-        dict(sorted(seeds.items(), key=lambda item: parse_fraction(item[0]))),
-        args.data or study.data,
-        args.unlabelled or study.images,
-        study.evaluation,
-        study.own_data,
+    return dataclasses.replace(
+        study,
+        methods=[method for method in study.methods if not args.methods or method.name in args.methods],
+        seeds=dict(sorted(seeds.items(), key=lambda item: parse_fraction(item[0]))),
+        data=args.data or study.data,
+        images=args.unlabelled or study.images,
     )
 
 
@@ -238,6 +241,10 @@ def _run_method(study: Study, method: Method, fraction: str, seed: int, output: 
         if any(row.key == (method.name, fraction, seed) for row in read_rows(output / "results.csv")):
             return False  # another process has just finished it
         print(f"\n=== {method.name}, {fraction} of the labels, seed {seed}", flush=True)
+        if is_finished(folder) and not checkpoint_folders(folder):  # its row was removed: train it again
+            remove_dir(folder / "final")
+        if args.pretrained is not None and not stored_config(args.pretrained).get("decoder_only"):
+            args.encoder_weights = None  # the model includes its encoder
         results = finetune(args)
         if (evaluation := study.evaluate_arguments(args)) is not None:
             results |= run_evaluation(evaluation)

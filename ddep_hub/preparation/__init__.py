@@ -5,7 +5,6 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +12,14 @@ from PIL import Image
 
 from ddep_hub.data.classes import ClassTable, read_class_table, write_class_table
 from ddep_hub.data.folders import canonical_split, find_split_folders, subfolders
-from ddep_hub.data.image_io import BadFileError, format_list, is_array
+from ddep_hub.data.image_io import BadFileError, format_list, is_array, lift_size_limit
 from ddep_hub.data.layouts import find_layout
 from ddep_hub.data.pairing import IMAGE_WORDS
 from ddep_hub.data.splits import choose_validation, extract_groups, parse_fraction
 from ddep_hub.data.statistics import ClassStatistics
 from ddep_hub.evaluation.inference import window_positions
 from ddep_hub.evaluation.visualization import contact_sheet, draw_legend, overlay
-from ddep_hub.utils.files import atomic_dir
+from ddep_hub.utils.files import atomic_dir, path_below
 
 from .coco import is_coco, read_coco, read_json, read_json_files
 from .image_files import RawImage, crop, image_size, load_preview, read_image_file, write_image_file
@@ -32,6 +31,8 @@ from .source import Example, Source, pluralize
 
 # Marks a folder written by this command, which may be replaced.
 RECORD_FILE = "prepared.json"
+_WRITTEN_FILES = {"images", "annotations", "classes.json", "preview.png", RECORD_FILE}
+_SYSTEM_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}  # which operating systems add
 NUM_PREVIEWS = 16
 # Raised when a field is missing or has the wrong type.
 MALFORMED_ERRORS = (KeyError, TypeError, IndexError, AttributeError)
@@ -39,18 +40,7 @@ FORMATS = ("coco", "labelme", "cvat", "label-studio", "roboflow-masks", "objects
 _JSON = {"coco": is_coco, "labelme": is_labelme, "label-studio": is_label_studio}
 
 
-@contextmanager
-def _lift_size_limit() -> Iterator[None]:
-    """Has Pillow open large rasters: its limit is for images of strangers, and here they are cut into tiles."""
-    previous = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = previous
-
-
-@_lift_size_limit()
+@lift_size_limit()
 def prepare(
     source: str | Path,
     output_dir: str | Path,
@@ -88,8 +78,14 @@ def prepare(
         ValueError: The source is damaged, or an argument is wrong; names it.
     """
     source, output = Path(source), Path(output_dir)
+    try:
+        parse_fraction(val_fraction)
+    except ValueError as error:
+        raise ValueError(f"val_fraction: {error}") from None
     if format is not None and format not in FORMATS:
         raise ValueError(f"format {format!r} is unknown. Choose one of {', '.join(FORMATS)}.")
+    if tile is not None and tile < 1:
+        raise ValueError(f"tile must be positive, got {tile}.")
     if tile is not None and not 0 <= overlap < tile:
         raise ValueError(f"overlap must be 0 to {tile - 1}, less than the tile, got {overlap}.")
     _check_output(source, output, overwrite=overwrite)
@@ -126,6 +122,7 @@ def prepare(
             "notes": dataset.notes,
             "tile": tile,
             "overlap": overlap,
+            "classes": (folder / "classes.json").read_text(encoding="utf-8"),
         }
         (folder / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     counts = Counter(split for split, *_ in written_files)
@@ -163,6 +160,23 @@ def _check_output(source: Path, output: Path, *, overwrite: bool) -> None:
                 else "It was not written by this command: choose another folder."
             )
             raise FileExistsError(f"output_dir: {output} is not empty. {hint}")
+        _check_unchanged(output)
+
+
+def _check_unchanged(output: Path) -> None:
+    """Refuses to replace a folder that holds the user's own work beside what was written."""
+    added = sorted({path.name for path in output.iterdir()} - _WRITTEN_FILES - _SYSTEM_FILES)
+    if added:
+        raise FileExistsError(
+            f"output_dir: {output} also holds {format_list(added)}, which this command did not write. Move it first."
+        )
+    written_classes = read_json(output / RECORD_FILE).get("classes")
+    classes_path = output / "classes.json"
+    if written_classes and classes_path.is_file() and classes_path.read_text(encoding="utf-8") != written_classes:
+        raise FileExistsError(
+            f"output_dir: {classes_path} was edited. Save it elsewhere and remove it, or choose another folder; "
+            "pass it as --classes to keep names and colours of masks."
+        )
 
 
 def read_source(source: Path, name: str | None = None, classes: Path | None = None) -> Source:
@@ -201,6 +215,8 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
     }
     if name is not None:
         readers = {name: readers[name]}
+    elif source.is_file():  # the folder around it may hold something else
+        readers = {format: readers[format] for format in (*_JSON, "cvat")}
     if source.is_file() and source.suffix not in (".json", ".xml"):
         raise ValueError(f"{source} is neither a folder nor a .json or .xml annotation file.")
     unread_note = f" Files that cannot be read: {problems[0]}" if problems else ""
@@ -217,9 +233,11 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
             f"and folders of images and masks.{unread_note}"
         ) from error
     except StopIteration:
-        raise ValueError(
-            f"{source} is not in the format {name}: it holds {_describe_contents(root)}.{unread_note}"
-        ) from None
+        if name is None:
+            message = f"{source} is not an annotation file of COCO, LabelMe, Label Studio or CVAT."
+        else:
+            message = f"{source} is not in the format {name}: it holds {_describe_contents(root)}."
+        raise ValueError(message + unread_note) from None
     except ValueError as error:
         if not problems:
             raise
@@ -262,7 +280,12 @@ def _describe_contents(root: Path) -> str:
 def _assign_splits(
     examples: list[Example], val_fraction: str | float, group_pattern: str | None
 ) -> dict[str, list[Example]]:
-    """The examples by split, under unique names; split up if the source has only one split, or none."""
+    """The examples by split, under unique names; split up if the source has only one split, or none.
+
+    Names such as `batch1` and `batch2` are no splits.
+    """
+    if not any(example.split and canonical_split(example.split) for example in examples):
+        examples = [dataclasses.replace(example, split=None) for example in examples]
     names = Counter[tuple[str | None, str]]()
     unique: list[Example] = []
     for example in examples:
@@ -291,8 +314,8 @@ def _assign_splits(
 
 
 def _shorten_name(name: str, split: str | None) -> str:
-    """A name without the folders that say what the layout says: the split's, and `images`."""
-    parts = name.split("/")
+    """A name below the output, without the folders that say what the layout says: the split's, and `images`."""
+    parts = path_below(name).split("/")
     while len(parts) > 1 and (parts[0].lower() in IMAGE_WORDS or (split and canonical_split(parts[0]) == split)):
         parts = parts[1:]
     return "/".join(parts)

@@ -1,15 +1,12 @@
 """COCO's json of objects: one file, one for each split, or one in the folder of each split as Roboflow exports it."""
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ddep_hub.data.classes import BACKGROUND
 from ddep_hub.data.folders import canonical_split
@@ -70,7 +67,7 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
                     num_dropped += shape is None
                     shapes += [shape] if shape is not None else []
                 image_size = (int(size[0]), int(size[1])) if all(size) else None
-                entries_by_image.setdefault(Path(os.path.normpath(image)), []).append(
+                entries_by_image.setdefault(image, []).append(
                     _ImageEntry(path, str(entry["file_name"]), image_size, shapes)
                 )
     if not entries_by_image:
@@ -211,7 +208,7 @@ def _parse_shape(annotation: Mapping[str, Any], class_id: int, size: Sequence[An
         rle = mask_utils.frPyObjects({"counts": rle["counts"], "size": [height, width]}, height, width)
     elif isinstance(rle["counts"], str):
         rle["counts"] = rle["counts"].encode()
-    return Shape(class_id, bitmap=mask_utils.decode(rle).astype(bool))
+    return Shape(class_id, rle={**rle, "size": [int(height), int(width)]})
 
 
 def _infer_split(path: Path, root: Path) -> str:
@@ -253,11 +250,3 @@ def read_json_files(root: Path, format_tests: Sequence[Callable[[Any], bool]]) -
         if any(test(content) for test in format_tests):
             contents[path] = content
     return contents, problems
-
-
-def decode_runs(counts: Sequence[int], height: int, width: int) -> np.ndarray:
-    """A bool (H, W) from the lengths of runs of background and object in turn, row by row."""
-    flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-    if flat.size != height * width:
-        raise ValueError(f"a mask has {flat.size} pixels in an image of {width}x{height}")
-    return flat.reshape(height, width)

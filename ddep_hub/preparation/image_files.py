@@ -10,12 +10,18 @@ from ddep_hub.data.image_io import (
     is_array,
     is_tiff,
     load_upright,
-    num_pages,
     open_image,
-    page_indices,
 )
 from ddep_hub.image_conversion import ChannelImage, apply_orientation, to_rgb
-from ddep_hub.tiff import COPY_OR_MASK, has_tifffile, is_inverted, is_misread_by_pillow, read_tiff
+from ddep_hub.tiff import (
+    COPY_OR_MASK,
+    has_tifffile,
+    is_inverted,
+    is_misread_by_pillow,
+    num_pages,
+    page_indices,
+    read_tiff,
+)
 
 
 # An array is (H, W), (H, W, channels) or (channels, H, W).

@@ -6,7 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from .source import ObjectAnnotations, Shape, Source, ellipse, import_pycocotools, pluralize, rectangle, rotate_polygon
+from ddep_hub.data.image_io import IMAGE_EXTENSIONS
+
+from .source import (
+    ObjectAnnotations,
+    Shape,
+    Source,
+    ellipse,
+    encode_bitmap,
+    import_pycocotools,
+    pluralize,
+    rectangle,
+    rotate_polygon,
+)
 
 
 # A region's kind is one of these, alone or before "labels".
@@ -63,7 +75,8 @@ def read_label_studio(root: Path, files: Mapping[Path, Any]) -> Source:
 
 def _find_image(task: Mapping[str, Any], path: Path, collector: ObjectAnnotations) -> Path | None:
     texts = [value for value in task["data"].values() if isinstance(value, str)]
-    url = next((text for text in texts if "." in text.rsplit("/", 1)[-1]), "")
+    names = [text for text in texts if "." in text.rsplit("/", 1)[-1]]
+    url = next((text for text in names if text.lower().split("?")[0].endswith(IMAGE_EXTENSIONS)), (*names, "")[0])
     if not url:
         collector.finder.missing.append(f"that of task {task.get('id', '')} of {path}")
         return None
@@ -107,7 +120,7 @@ def _parse_shape(region: Sequence[Mapping[str, Any]], collector: ObjectAnnotatio
         return None
     class_id = collector.class_id(str(labels[0]))
     if kind == "brush":
-        return Shape(class_id, bitmap=decode_brush(value["rle"]).reshape(height, width, 4)[..., 3] > 0)
+        return Shape(class_id, rle=encode_bitmap(decode_brush(value["rle"]).reshape(height, width, 4)[..., 3] > 0))
     scale = np.array([width / 100, height / 100])
     if kind == "polygon":
         return Shape(class_id, (tuple((np.array(value["points"], float) * scale).ravel().tolist()),))

@@ -16,7 +16,6 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from .coco import decode_runs
 from .source import (
     Example,
     ObjectAnnotations,
@@ -140,6 +139,14 @@ def read_cvat(root: Path, path: Path) -> Source:
         split = (entry.attrib.get("subset") or "").lower() or None
         collector.add(image, shapes, size, f"image {number} of {path}", split if len(splits) > 1 else None)
     return collector.build_source("CVAT for images")
+
+
+def decode_runs(counts: Sequence[int], height: int, width: int) -> np.ndarray:
+    """A bool (H, W) from the lengths of runs of background and object in turn, row by row."""
+    flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    if flat.size != height * width:
+        raise ValueError(f"a mask has {flat.size} pixels in an image of {width}x{height}")
+    return flat.reshape(height, width)
 
 
 def _parse_cvat_shape(item: ElementTree.Element, collector: ObjectAnnotations) -> Shape | None:

@@ -39,13 +39,13 @@ def read_folder(root: Path, table: ClassTable | None) -> Source:
             table = read_class_table(classes_path)
         return _read_known_layout(root, table)
     pairs: Mapping[str, Pairs] = {}
-    if layout == "folder":
-        has_pairs_file = (root / PAIRS).is_file()
-        pairs = (
-            read_pairs(root).pairs
-            if has_pairs_file
-            else {split: pair_files(folders.images, folders.masks) for split, folders in split_folders.items()}
-        )
+    groups: Mapping[str, str] = {}
+    if layout == "folder" and (root / PAIRS).is_file():
+        listed = read_pairs(root)
+        pairs = listed.pairs
+        groups = {name: group for split_groups in listed.groups.values() for name, group in split_groups.items()}
+    elif layout == "folder":
+        pairs = {split: pair_files(folders.images, folders.masks) for split, folders in split_folders.items()}
     files = [
         (split if len(pairs) > 1 else None, sample_id, image, split_pairs.masks[sample_id])
         for split, split_pairs in pairs.items()
@@ -56,7 +56,7 @@ def read_folder(root: Path, table: ClassTable | None) -> Source:
         raise ValueError(f"{root}: no image has a mask with a matching name. List them in {PAIRS}.")
     num_unpaired = sum(len(split_pairs.images) for split_pairs in pairs.values()) - len(files)
     notes = [f"{pluralize(num_unpaired, 'image')} without a mask: skipped"] if num_unpaired else []
-    return _make_source("masks", files, table or _read_label_file(root), notes)
+    return _make_source("masks", files, table or _read_label_file(root), notes, groups)
 
 
 def _read_known_layout(root: Path, table: ClassTable | None) -> Source:
@@ -65,7 +65,13 @@ def _read_known_layout(root: Path, table: ClassTable | None) -> Source:
     datasets = {split: SegmentationFolder(root, split) for split in splits}
     for split, dataset in datasets.items():
         examples += [
-            Example(name, dataset.images[index], partial(dataset.mask, index), split if len(splits) > 1 else None)
+            Example(
+                name,
+                dataset.images[index],
+                partial(dataset.mask, index),
+                split if len(splits) > 1 else None,
+                dataset.groups.get(name),
+            )
             for index, name in enumerate(dataset.sample_ids)
         ]
     first = next(iter(datasets.values()))
@@ -79,9 +85,19 @@ def _make_source(
     files: Sequence[tuple[str | None, str, Path, Path]],
     table: ClassTable | None,
     notes: list[str],
+    groups: Mapping[str, str] | None = None,
 ) -> Source:
-    """Masks whose values or colours become class ids; stacks are taken apart into their pages."""
-    pages: list[tuple[str | None, str, Path, Path, int | None]] = []
+    """Masks whose values or colours become class ids; stacks are taken apart into their pages.
+
+    Args:
+        kind: The format, in words.
+        files: Split, name, image and mask of each sample.
+        table: The classes, if they are known.
+        notes: Is extended.
+        groups: What a sample belongs to, by its name.
+    """
+    groups = groups or {}
+    pages: list[tuple[str | None, str, Path, Path, int | None, str | None]] = []
     num_channel_stacks = 0
     for split, name, image, mask in files:
         num_mask_pages, num_image_pages = count_pages(mask), count_pages(image)
@@ -89,21 +105,23 @@ def _make_source(
             raise ValueError(f"{image} has {num_image_pages} pages, but its mask {mask} has {num_mask_pages}.")
         num_channel_stacks += num_image_pages > num_mask_pages
         page_indices: list[int | None] = [None] if num_mask_pages == 1 else list(range(num_mask_pages))
-        pages += [(split, name if page is None else f"{name}-{page:04d}", image, mask, page) for page in page_indices]
+        for page in page_indices:
+            page_name, stack = (name, None) if page is None else (f"{name}-{page:04d}", str(image))
+            pages.append((split, page_name, image, mask, page, groups.get(name, stack)))
     if num_channel_stacks:
         notes.append(
             f"{pluralize(num_channel_stacks, 'image')} with several pages and a mask of one: the pages are read as "
             "channels"
         )
     reader = MaskReader(as_colors=table is not None and table.mask_colors is not None)
-    mask_values = reader.collect_values([(mask, page) for *_, mask, page in pages])
+    mask_values = reader.collect_values([(mask, page) for *_, mask, page, _ in pages])
     is_color = any(isinstance(value, tuple) for value in mask_values)
     mapping, classes = _make_classes(mask_values, table, is_color)
     if table is None and not is_color and IGNORED in mask_values and len(mask_values) > 2:
         notes.append(
             f"{IGNORED} is read as pixels to ignore. If it is a class, name it with --classes and mask_values"
         )
-    if any(page is not None for *_, page in pages):
+    if any(page is not None for *_, page, _ in pages):
         kind = f"TIFF stacks of {kind}"
     value_kind = "colours" if is_color else "values"
     examples = [
@@ -112,9 +130,9 @@ def _make_source(
             image if page is None else partial(read_image_file, image, page),
             partial(reader.read_ids, mask, page, mapping),
             split,
-            None if page is None else str(image),
+            group,
         )
-        for split, name, image, mask, page in pages
+        for split, name, image, mask, page, group in pages
     ]
     return Source(f"{kind} with the {value_kind} {format_list(sorted(mask_values), 8)}", classes, examples, notes)
 
@@ -129,10 +147,9 @@ def _make_classes(
             known_values = dict(table.mask_mapping or {index: index for index in range(table.num_classes)})
             known_values.setdefault(table.ignore_index, table.ignore_index)
         unknown = sorted(mask_values - known_values.keys())
-        if unknown and is_color:
-            known_values |= dict.fromkeys(unknown, IGNORED) if table.ignore_other_values else {}
-            unknown = [] if table.ignore_other_values else unknown
-        if unknown:
+        if table.ignore_other_values:
+            known_values |= dict.fromkeys(unknown, table.ignore_index)
+        elif unknown:
             raise ValueError(
                 f"The masks hold {format_list(unknown, 8)}, which belongs to no class. Add it to the classes"
                 + (', with a "color" for each.' if is_color and table.mask_colors is None else ".")
@@ -156,21 +173,25 @@ def _make_classes(
     return mapping, ClassTable(tuple(names), tuple(values) if is_color else class_colors(len(values)))
 
 
+# Lines of files of class names and colours; a name may hold digits.
+_LABEL_LINES = {
+    "labelmap.txt": r"(?P<name>[^#:][^:]*):(?P<red>\d+),(?P<green>\d+),(?P<blue>\d+)(:.*)?",
+    "label_colors.txt": r"(?P<red>\d+)[\s,]+(?P<green>\d+)[\s,]+(?P<blue>\d+)[\s,]+(?P<name>.+)",
+    "class_dict.csv": r"(?P<name>.+?)\s*,\s*(?P<red>\d+)\s*,\s*(?P<green>\d+)\s*,\s*(?P<blue>\d+)",
+}
+
+
 def _read_label_file(root: Path) -> ClassTable | None:
     """Names and colours from `labelmap.txt` (CVAT), `label_colors.txt` (CamVid) or `class_dict.csv` in the folder."""
-    for name in ("labelmap.txt", "label_colors.txt", "class_dict.csv"):
+    for name in _LABEL_LINES:
         path = root / name
         if not path.is_file():
             continue
         colors: dict[str, Color] = {}
+        pattern = re.compile(_LABEL_LINES[name])
         for line in path.read_text(encoding="utf-8-sig").splitlines():
-            numbers = re.findall(r"\d+", line)
-            label = line.split(":")[0] if ":" in line else re.sub(r"[\d\s,]+", " ", line).strip()
-            if label and len(numbers) >= 3 and not line.startswith("#"):
-                red, green, blue = map(
-                    int, numbers[:3] if ":" not in line else re.findall(r"\d+", line.split(":")[1])[:3]
-                )
-                colors[label] = (red, green, blue)
+            if match := pattern.fullmatch(line.strip()):
+                colors[match["name"].strip('" ')] = (int(match["red"]), int(match["green"]), int(match["blue"]))
         if colors:
             return ClassTable(tuple(colors), tuple(colors.values()), read_colors=True)
     return None

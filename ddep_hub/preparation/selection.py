@@ -18,7 +18,7 @@ from ddep_hub.data.unlabelled import unlabelled_images
 from ddep_hub.encoders import extract_features
 from ddep_hub.evaluation.visualization import contact_sheet, to_rgb_image
 from ddep_hub.pretrained import load_processor, load_trained, stored_config
-from ddep_hub.utils.files import atomic_dir, check_empty
+from ddep_hub.utils.files import atomic_dir, atomic_write, check_empty
 from ddep_hub.utils.values import convert
 
 
@@ -117,6 +117,7 @@ def select(
     check_empty(output_dir)
     chosen = select_images(images, number, pretrained=pretrained, num_channels=num_channels, **options)
     channels = num_channels or stored_config(pretrained).get("num_channels", 3)
+    check_empty(output_dir)  # again: reading the images may have taken long
     with atomic_dir(output_dir) as folder:
         names = [path.relative_to(images).as_posix() for path in chosen]
         for name, path in zip(names, chosen, strict=True):
@@ -125,10 +126,9 @@ def select(
             shutil.copyfile(path, target)
         # A line that starts with # would be a comment.
         lines = [f"./{name}\n" if name.startswith("#") else f"{name}\n" for name in names]
-        (folder / SELECTED_LIST).write_text("".join(lines), encoding="utf-8")
+        atomic_write(folder / SELECTED_LIST, "".join(lines))  # whatever the encoding of the names
         pictures = (to_rgb_image(decode_image(path, channels)) for path in chosen)
         contact_sheet(pictures, names).save(folder / SELECTED_PICTURE)
-        check_empty(output_dir)  # again: reading the images may have taken long
     return chosen
 
 

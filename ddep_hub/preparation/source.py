@@ -2,9 +2,10 @@
 
 import itertools
 import math
+import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -60,7 +61,8 @@ class Source:
 def object_classes(names: Iterable[str]) -> ClassTable:
     """The classes of drawn objects: background, in grey, and these."""
     names = tuple(names)
-    return ClassTable((BACKGROUND, *names), (BACKGROUND_COLOR, *class_colors(len(names))))
+    ignore_index = 255 if len(names) < 255 else 65535  # no id of a class
+    return ClassTable((BACKGROUND, *names), (BACKGROUND_COLOR, *class_colors(len(names))), ignore_index)
 
 
 def pluralize(number: int, noun: str) -> str:
@@ -108,7 +110,7 @@ class ImageFinder:
         path = text.replace("\\", "/")
         for base in (annotation_dir, annotation_dir / "images", self.root, self.root / "images"):
             if path and (base / path).is_file() and path.lower().endswith(IMAGE_EXTENSIONS):
-                return base / path
+                return Path(os.path.normpath(base / path))  # `../images/a.jpg` is an image of that name
         file_name = path.rsplit("/", 1)[-1].lower()
         matches = self.by_name.get(file_name) or self.by_name.get(re.sub("^[0-9a-f]{8}-", "", file_name), [])
         if len(matches) > 1:
@@ -163,13 +165,13 @@ class Shape:
     Args:
         class_id: Its class.
         polygons: Corners x0, y0, x1, y1, ... in pixels, one list per part.
-        bitmap: Pixels of the object, bool (H, W), in place of polygons.
+        rle: Run-length code of pycocotools, in place of polygons; a bitmap of each of many objects would fill memory.
         patch: Left, top and pixels of a part of the image, bool (h, w), in place of polygons.
     """
 
     class_id: int
     polygons: tuple[tuple[float, ...], ...] = ()
-    bitmap: np.ndarray | None = None
+    rle: Mapping[str, Any] | None = None
     patch: tuple[int, int, np.ndarray] | None = None
 
 
@@ -219,10 +221,11 @@ def shapes_mask(image: Path | Image.Image, shapes: Sequence[Shape], size: tuple[
             "Use the image that was annotated."
         )
     width, height = size or upright_size
-    objects = [(pixels, shape.class_id) for shape in shapes if (pixels := _rasterize(shape, width, height)).any()]
+    mask_utils = import_pycocotools()
+    objects = [(_encode(shape, width, height), shape.class_id) for shape in shapes]
     mask = np.zeros((height, width), np.int32)
-    for pixels, class_id in sorted(objects, key=lambda item: -int(item[0].sum())):
-        mask[pixels] = class_id
+    for code, class_id in sorted(objects, key=lambda item: -int(mask_utils.area(item[0]))):
+        mask[mask_utils.decode(code).astype(bool)] = class_id
     if size is not None and size != upright_size:
         mask = mask[:, ::-1] if left_right else mask
         mask = mask[::-1] if top_bottom else mask
@@ -230,27 +233,35 @@ def shapes_mask(image: Path | Image.Image, shapes: Sequence[Shape], size: tuple[
     return mask.astype(np.uint8) if mask.max(initial=0) < 256 else mask
 
 
-def _rasterize(shape: Shape, width: int, height: int) -> np.ndarray:
-    if shape.bitmap is not None:
-        if shape.bitmap.shape != (height, width):
-            raise ValueError(f"An object's mask has size {shape.bitmap.shape[::-1]}, its image {width}x{height}.")
-        return shape.bitmap
+def encode_bitmap(pixels: np.ndarray) -> dict[str, Any]:
+    """The run-length code of a bool (H, W)."""
+    code: dict[str, Any] = import_pycocotools().encode(np.asfortranarray(pixels, dtype=np.uint8))
+    return code
+
+
+def _encode(shape: Shape, width: int, height: int) -> Mapping[str, Any]:
+    if shape.rle is not None:
+        if tuple(shape.rle["size"]) != (height, width):
+            rows, columns = shape.rle["size"]
+            raise ValueError(f"An object's mask has size {columns}x{rows}, its image {width}x{height}.")
+        return shape.rle
     if shape.patch is not None:
         left, top, part = shape.patch
         mask = np.zeros((height, width), bool)
         visible = part[max(0, -top) : height - top, max(0, -left) : width - left]
         mask[max(0, top) : max(0, top) + visible.shape[0], max(0, left) : max(0, left) + visible.shape[1]] = visible
-        return mask
+        return encode_bitmap(mask)
     polygons = [list(part) for part in shape.polygons if len(part) >= 6]
     if not polygons:
-        return np.zeros((height, width), bool)
+        return encode_bitmap(np.zeros((height, width), bool))
     mask_utils = import_pycocotools()
-    mask = mask_utils.decode(mask_utils.merge(mask_utils.frPyObjects(polygons, height, width))).astype(bool)
-    if not mask.any():  # smaller than a pixel, but an object
-        column, row = np.floor(np.reshape(polygons[0], (-1, 2)).mean(0)).astype(int)
-        if 0 <= row < height and 0 <= column < width:
-            mask[row, column] = True
-    return mask
+    code: dict[str, Any] = mask_utils.merge(mask_utils.frPyObjects(polygons, height, width))
+    column, row = np.floor(np.reshape(polygons[0], (-1, 2)).mean(0)).astype(int)
+    if mask_utils.area(code) == 0 and 0 <= row < height and 0 <= column < width:  # smaller than a pixel, but an object
+        mask = np.zeros((height, width), bool)
+        mask[row, column] = True
+        return encode_bitmap(mask)
+    return code
 
 
 def import_pycocotools() -> Any:

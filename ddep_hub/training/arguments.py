@@ -76,7 +76,9 @@ class PretrainArguments(RunArguments):
             raise ValueError("image_size needs scale. Set both, or neither.")
         if self.scale is not None and len(self.scale) != 2:
             raise ValueError(f"scale takes two numbers, got {self.scale}.")
-        self.check_positive("num_val_images", "shuffle_window", "crop_size", "crop_scale_min", "mask_patch_size")
+        self.check_positive("num_val_images", "shuffle_window", "crop_size", "mask_patch_size")
+        if not 0 < self.crop_scale_min <= 1:
+            raise ValueError(f"crop_scale_min must be in (0, 1], got {self.crop_scale_min}.")
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must be between 0 and 1, got {self.mask_ratio}.")
         if self.corruption == "masked":
@@ -236,8 +238,8 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
                 )
         if self.keep_decoder_blocks is not None:
             self.check_not_negative("keep_decoder_blocks")
-            if self.pretrained is None:
-                raise ValueError("keep_decoder_blocks needs pretrained. Set both, or neither.")
+            if self.pretrained is None and not (self.unlabelled and self.pretraining_steps):
+                raise ValueError("keep_decoder_blocks needs a pretrained decoder. Set pretrained or unlabelled.")
 
     def _check_unlabelled(self) -> None:
         weights = [name for name in ("denoising_weight", "consistency_weight") if getattr(self, name)]

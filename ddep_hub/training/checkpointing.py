@@ -160,7 +160,9 @@ def find_checkpoint(output: Path, name: str) -> Path | None:
     if name == "latest":
         return folders[-1] if folders else None
     path = Path(name)
-    if path.resolve() not in [folder.resolve() for folder in folders]:
+    # The run's own path: the name may be a link, or relative to a folder of the run.
+    found = {folder.resolve(): folder for folder in folders}.get(path.resolve())
+    if found is None:
         folder_names = ", ".join(folder.name for folder in folders) or "none"
         if path.is_dir():
             raise CheckpointError(
@@ -168,7 +170,7 @@ def find_checkpoint(output: Path, name: str) -> Path | None:
                 "Set output_dir to the folder of the run it belongs to."
             )
         raise CheckpointError(f"resume_from_checkpoint: {path} does not exist. {output} has: {folder_names}.")
-    return path
+    return found
 
 
 def read_checkpoint(

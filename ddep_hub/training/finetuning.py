@@ -1,7 +1,7 @@
 """Fine-tuning on few labelled images."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ from .losses import SegmentationLoss, UnlabelledLoss, median_frequency_weights, 
 from .models import build_processor, finetuning_model, get_num_channels
 from .optim import learning_rate_factors, set_encoder_mode
 from .run_arguments import track_time
-from .stages import STAGE, pretrain_first, read_stage_record
+from .stages import STAGE, keep_image_size, pretrain_first, read_stage_record
 from .trainer import Batch, Trainer
 
 
@@ -69,6 +69,7 @@ def finetune(arguments: FinetuneArguments | None = None, **kwargs: Any) -> dict[
     args = build_arguments(FinetuneArguments, kwargs, arguments)
     decoder = None
     if args.unlabelled and args.pretraining_steps:
+        args = keep_image_size(args)
         decoder = pretrain_first(args, open_data(args)[0])
     trainer = FinetuneTrainer(args, decoder)
     results = trainer.run()
@@ -90,7 +91,9 @@ def open_train_and_val(args: FinetuneArguments) -> tuple[SegmentationDataset, Se
         ValueError: The data has an `eval_split` despite `val_fraction`, or the images cannot be split.
     """
     num_channels = get_num_channels(args)
-    training = open_split(args, args.train_split, num_channels=num_channels)
+    # With val_fraction, all images of the split take part in the choice of the validation images.
+    split_file = args.split_file if args.val_fraction is None else None
+    training = open_split(args, args.train_split, split_file, num_channels=num_channels)
     if args.val_fraction is None:
         return training, open_split(args, args.eval_split, num_channels=num_channels)
     groups: Mapping[str, str] = {}
@@ -154,9 +157,7 @@ class FinetuneTrainer(Trainer):
             self.labelled, validation = open_data(args)
             set_seed(args.seed)  # the decoder's initialisation depends on the seed alone
             self.model, source = finetuning_model(args, self.labelled.classes, decoder)
-        self.set_mode(args.freeze_encoder_steps)
-        pixels = (to_tensor(self.labelled[index]["image"]) for index in range(len(self.labelled)))
-        self.processor = build_processor(args, decoder or args.pretrained, self.model.config, pixels)
+        self.processor = build_processor(args, decoder or args.pretrained, self.model.config, self._labelled_pixels())
         if args.image_size is not None:
             self.processor = with_image_size(self.processor, args.image_size)
         self.accelerator.print(dataset_summary(self.labelled))
@@ -170,6 +171,7 @@ class FinetuneTrainer(Trainer):
         self.facts = {"encoder_source": source, "evaluated": len(self.validation)}
         if decoder is not None:
             self.facts |= read_stage_record(decoder)
+            self.earlier_stages = (STAGE,)
             # A run without the first stage is a different run; the first stage checks its own inputs.
             self.fingerprint = compute_fingerprint(self.fingerprint, STAGE)
         transform = SegmentationTrainTransform.from_processor(
@@ -189,18 +191,31 @@ class FinetuneTrainer(Trainer):
         self.unlabelled: AugmentedDataset | None = None
         if args.denoising_weight or args.consistency_weight:
             self._add_unlabelled(transform)
+        self.set_mode(args.freeze_encoder_steps)  # last: the denoiser freezes the encoder, which it shares
+
+    def _labelled_pixels(self) -> Iterator[torch.Tensor]:
+        """Pixels of the labelled images; with `skip_bad_files`, of those that can be read."""
+        for index in range(len(self.labelled)):
+            try:
+                yield to_tensor(self.labelled[index]["image"])
+            except (BadFileError, OSError):
+                if not self.args.skip_bad_files:
+                    raise
 
     def _add_unlabelled(self, transform: SegmentationTrainTransform) -> None:
         """Puts an unlabelled image beside each labelled one; the labelled images are among them."""
-        args, sources = self.args, unlabelled_sources(self.args.unlabelled)
+        args, sources, config = self.args, unlabelled_sources(self.args.unlabelled), self.model.config
+        if args.denoising_weight and config.corruption == "masked" and config.mask_patch_size > args.crop_size // 2:
+            raise ValueError(
+                f"denoising_weight: the decoder was pretrained with masked patches of {config.mask_patch_size} "
+                f"pixels, which must be at most half of crop_size, {args.crop_size}. Use larger crops."
+            )
         self.fingerprint = compute_fingerprint(self.fingerprint, images_fingerprint(sources))
         images: Any = ConcatDataset([*sources, self.labelled])
         self.data += f", {len(images)} unlabelled ones"
         self.unlabelled = AugmentedDataset(
             images,
-            UnlabelledTransform(
-                transform, strong=args.consistency_weight > 0, num_channels=self.model.config.num_channels
-            ),
+            UnlabelledTransform(transform, strong=args.consistency_weight > 0, num_channels=config.num_channels),
             args.seed,
             skip_bad_files=args.skip_bad_files,
         )

@@ -18,6 +18,7 @@ from ddep_hub.segmentation import class_logits
 
 from .arguments import FinetuneArguments
 from .pretraining import resolve_sources, sample_noise
+from .step import Batch
 
 
 class SegmentationLoss:
@@ -85,8 +86,9 @@ def dice_losses(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -
     """
     valid, num_labels = labels != ignore_index, logits.shape[1]
     logits = class_logits(logits)
-    targets = F.one_hot(labels.where(valid, 0), logits.shape[1]).movedim(-1, 1)
-    probabilities, targets = (values[:, -num_labels:] * valid[:, None] for values in (logits.softmax(1), targets))
+    classes = torch.arange(logits.shape[1], device=logits.device)[-num_labels:, None, None]
+    targets = (labels[:, None] == classes) & valid[:, None]
+    probabilities = logits.softmax(1)[:, -num_labels:] * valid[:, None]
     target_size = targets.sum((2, 3))
     overlap = 2 * (probabilities * targets).sum((2, 3))
     score = overlap / (probabilities.sum((2, 3)) + target_size).clamp(min=1e-6)
@@ -116,7 +118,6 @@ def median_frequency_weights(statistics: ClassStatistics) -> torch.Tensor:
     return torch.where(is_present, frequency[is_present].median() / frequency.clamp(min=1e-12), 0.0)
 
 
-Batch = dict[str, torch.Tensor]
 # The teacher's predictions count from this probability on, as in FixMatch (arXiv 2001.07685) and UniMatch (arXiv
 # 2208.09910), and a box of another image is pasted into half of the images, with a share of the area from this range.
 CONFIDENCE = 0.95

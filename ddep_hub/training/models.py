@@ -49,15 +49,44 @@ def build_processor(
     num_channels, processor = config.num_channels, None
     if checkpoint is not None and stored_config(checkpoint).get("num_channels", 3) == num_channels:
         processor = load_processor(checkpoint, config)
-    if processor is None or args.image_mean:
-        channel_order = () if processor is None else processor.channel_order or ()
+    mean_std = image_statistics(args, num_channels, images) if processor is None or args.image_mean else None
+    if processor is None:
         return processor_for_encoder(
-            config.encoder_name,
-            num_channels=num_channels,
-            mean_std=image_statistics(args, num_channels, images),
-            channel_order=args.channel_order or channel_order,
+            config.encoder_name, num_channels=num_channels, mean_std=mean_std, channel_order=args.channel_order
         )
-    return with_channel_order(processor, args.channel_order, num_channels) if args.channel_order else processor
+    if args.channel_order:
+        processor = with_channel_order(processor, args.channel_order, num_channels)
+    if mean_std is None:
+        return processor
+    fields = {"do_normalize": True, "image_mean": mean_std[0], "image_std": mean_std[1]}
+    return type(processor).from_dict({**processor.to_dict(), **fields})
+
+
+def find_encoder(args: RunArguments, checkpoint: str | None) -> str:
+    """Where the encoder of a run comes from.
+
+    Args:
+        args: The run's arguments.
+        checkpoint: Model that the run starts from.
+
+    Returns:
+        `checkpoint`, unless it lacks its encoder; otherwise a source of weights, see [`encoder_source`].
+
+    Raises:
+        ValueError: `encoder_weights` is a file, but the model includes its encoder; or see [`encoder_source`].
+    """
+    stored = {} if checkpoint is None else stored_config(checkpoint)
+    if checkpoint is not None and not stored.get("decoder_only"):
+        # The other values are also those of presets and of first stages.
+        if checkpoint == args.pretrained and args.encoder_weights not in (None, "hub", "pypi", "none"):
+            raise ValueError(f"encoder_weights: {checkpoint} includes its encoder. Leave encoder_weights out.")
+        return checkpoint
+    return encoder_source(
+        stored.get("encoder_name", args.encoder_name),
+        args.encoder_weights,
+        stored.get("encoder_weights_hash"),
+        get_num_channels(args),
+    )
 
 
 def image_statistics(args: RunArguments, channels: int, images: Iterable[torch.Tensor]) -> Statistics | None:
@@ -106,7 +135,7 @@ def pretraining_model(args: PretrainArguments, source: str, stored: Mapping[str,
 
     Args:
         args: The run's arguments.
-        source: Where the encoder's weights come from, see [`encoder_source`].
+        source: Where the encoder comes from, see [`find_encoder`].
         stored: Configuration of `args.pretrained`, empty if there is none.
     """
     image_skip, prediction_type = args.image_skip, args.prediction_type
@@ -128,7 +157,7 @@ def pretraining_model(args: PretrainArguments, source: str, stored: Mapping[str,
     }
     if args.pretrained is None:
         return new_model(DDePForPreTraining, args, source, **fields)
-    weights = source if stored.get("decoder_only") else None  # other folders hold their encoder
+    weights = None if source == args.pretrained else source
     model = DDePForPreTraining.from_pretrained(
         args.pretrained, encoder_weights=weights, ignore_mismatched_sizes=True, **fields
     )
@@ -162,19 +191,11 @@ def finetuning_model(
     }
     stored: dict[str, Any] = {}
     checkpoint = decoder or args.pretrained
+    source = find_encoder(args, checkpoint)
     if checkpoint is None:
-        source = encoder_source(args.encoder_name, args.encoder_weights)
         model = new_model(cls, args, source, **labels)
     else:
-        stored = stored_config(checkpoint)
-        source, weights = checkpoint, None
-        if stored.get("decoder_only"):  # other folders hold their encoder
-            weights = source = encoder_source(
-                stored["encoder_name"],
-                args.encoder_weights,
-                stored.get("encoder_weights_hash"),
-                args.num_channels or stored.get("num_channels", 3),
-            )
+        stored, weights = stored_config(checkpoint), None if source == checkpoint else source
         if args.num_channels is not None:
             labels["num_channels"] = args.num_channels
         model = cls.from_pretrained(checkpoint, encoder_weights=weights, ignore_mismatched_sizes=True, **labels)

@@ -126,8 +126,6 @@ def learning_rate_factor(step: int, args: RunArguments) -> float:
             return (1.0 - progress) ** 0.9
         case "constant":
             return 1.0
-        case other:
-            raise ValueError(f"lr_scheduler_type must be cosine, polynomial or constant, got {other}.")
 
 
 def warmup_warning(args: RunArguments) -> str:

@@ -22,7 +22,7 @@ from ddep_hub.data.synthetic import embedded_scenes
 from ddep_hub.data.transforms import SegmentationTrainTransform
 from ddep_hub.data.unlabelled_transforms import PretrainTransform, UnlabelledTransform
 from ddep_hub.denoising import sample_sigma
-from ddep_hub.encoder_weights import encoder_file, encoder_source
+from ddep_hub.encoder_weights import encoder_file
 from ddep_hub.evaluation.denoising import denoising_error, denoising_references, masking_references
 from ddep_hub.evaluation.visualization import denoising_picture
 from ddep_hub.hub.model_card import REFERENCES
@@ -33,7 +33,7 @@ from ddep_hub.utils.files import resolve_data
 from ddep_hub.utils.processes import isolate_state
 
 from .arguments import PretrainArguments
-from .models import build_processor, get_num_channels, pretraining_model
+from .models import build_processor, find_encoder, get_num_channels, pretraining_model
 from .run_arguments import micro_batches, track_time
 from .trainer import Batch, Trainer
 
@@ -93,9 +93,7 @@ class PretrainTrainer(Trainer):
         super().__init__(args)
         self.more_images = more_images
         stored = {} if args.pretrained is None else stored_config(args.pretrained)
-        encoder_name = stored.get("encoder_name", args.encoder_name)
-        channels = get_num_channels(args)
-        source = encoder_source(encoder_name, args.encoder_weights, stored.get("encoder_weights_hash"), channels)
+        source = find_encoder(args, args.pretrained)
         self.transform = train_transform(args)
         with self.accelerator.main_process_first():
             validation, examples = self._open_data()

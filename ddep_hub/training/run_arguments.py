@@ -173,6 +173,8 @@ class RunArguments:
         self.check_positive("save_total_limit")
         self.check_not_negative("warmup_steps", "dataloader_num_workers", "max_grad_norm", "weight_decay")
         self.check_not_negative("eval_steps", "save_steps")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be at least 0 and below 2**32, got {self.seed}.")
         if not 0 <= self.model_ema_decay < 1:
             raise ValueError(f"model_ema_decay must be in [0, 1), got {self.model_ema_decay}.")
         if self.batch_size < self.gradient_accumulation_steps:

@@ -10,7 +10,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -20,21 +20,23 @@ from huggingface_hub import HfApi
 from PIL import Image
 from transformers.utils import logging
 
-from ddep_hub.hub.model_card import LOSS, PREDICTIONS, Kind, write_card, write_run_record
+from ddep_hub.hub.model_card import LOSS, PREDICTIONS, RESULTS, Kind, write_card, write_run_record
 from ddep_hub.hub.publish import prepare_repository, publish_folder
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
-from ddep_hub.utils.files import atomic_dir, atomic_write, check_not_file, lock_file, warn_on_write_error
+from ddep_hub.utils.files import atomic_dir, atomic_write, check_not_file, lock_file, remove_dir, warn_on_write_error
 from ddep_hub.utils.processes import on_parent_death
 
+from .checkpointing import checkpoint_folders
 from .logging import plot_loss
 from .run_arguments import RunArguments, seconds_since_start
 
 
 # What a run writes into its folder.
 RUN_FOLDERS = ("final", "best", "checkpoints", "pictures", "pretraining")
-RUN_FILES = ("config.yaml", "metrics.jsonl", "bad_files.txt", "labelled.txt", "validation.txt")
+LISTS = ("bad_files.txt", "labelled.txt", "validation.txt")
+RUN_FILES = ("config.yaml", "metrics.jsonl", *LISTS)
 # Arguments in every config.yaml of a run; another program's file is unlikely to have them all.
 CONFIG_FIELDS = {"output_dir", "max_steps", "encoder_name", "decoder_norm"}
 
@@ -44,11 +46,12 @@ def check_run_dir(output: Path, *, overwrite: bool, resume: bool) -> None:
 
     Args:
         output: The folder.
-        overwrite: The folder may hold a run, whose checkpoints are removed when the new one begins.
+        overwrite: The folder may hold a run, see [`remove_old_run`].
         resume: The folder may hold the run to resume.
 
     Raises:
-        FileExistsError: It already holds a run, or other files that the run would replace, or is a file.
+        FileExistsError: It already holds a run, a finished one that cannot be resumed, or other files that the run
+            would replace; or is a file.
     """
     check_not_file(output)
     existing = [name for name in (*RUN_FOLDERS, *RUN_FILES) if os.path.lexists(output / name)]
@@ -71,6 +74,30 @@ def check_run_dir(output: Path, *, overwrite: bool, resume: bool) -> None:
             f"output_dir: {output} holds a run. Choose another folder, resume it with `--resume_from_checkpoint "
             'latest`, or replace it with `--overwrite` (in Python resume_from_checkpoint="latest", overwrite=True).'
         )
+    if resume and is_finished(output) and not checkpoint_folders(output):
+        raise FileExistsError(
+            f"output_dir: {output} holds a finished run without checkpoints. Choose another folder, or replace it "
+            "with `--overwrite` instead of `--resume_from_checkpoint`."
+        )
+
+
+def is_finished(output: Path) -> bool:
+    """Whether a folder holds the result of a run, which is written at its end."""
+    return (output / "final" / RESULTS).is_file()
+
+
+def remove_old_run(output: Path, keep: Sequence[str] = ()) -> None:
+    """Removes what a new run does not replace by itself; the old model stays until the new one is saved.
+
+    Args:
+        output: Folder of the run.
+        keep: Folders in it that belong to the new run.
+    """
+    for name in RUN_FOLDERS[1:]:
+        if name not in keep and (output / name).exists():
+            remove_dir(output / name)
+    for name in LISTS:
+        (output / name).unlink(missing_ok=True)
 
 
 def is_run(output: Path) -> bool:

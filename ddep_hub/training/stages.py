@@ -9,18 +9,21 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
+from ddep_hub.configuration_ddep import DDePConfig
+from ddep_hub.data.preprocessing import processor_size
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.hub.model_card import RESULTS, RUN
 from ddep_hub.hub.staging import read_json
-from ddep_hub.utils.arguments import parse_arguments, write_yaml
-from ddep_hub.utils.files import remove_dir
+from ddep_hub.pretrained import load_processor, stored_config
+from ddep_hub.utils.arguments import list_field_names, parse_arguments, write_yaml
 from ddep_hub.utils.processes import build_accelerator, on_main_process
 
 from .arguments import MASK_PATCH_SIZE, FinetuneArguments, PretrainArguments
+from .checkpointing import checkpoint_folders
 from .losses import unlabelled_sources
 from .models import get_num_channels
 from .pretraining import PretrainTrainer, print_report
-from .run_dir import check_run_dir, run_lock
+from .run_dir import RunInterrupted, check_run_dir, is_finished, remove_old_run, run_lock
 from .trainer import TIMEOUT
 
 
@@ -55,9 +58,8 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset) -> st
     def prepare_folder() -> None:
         check_run_dir(output, overwrite=args.overwrite, resume=resume)
         stack.enter_context(run_lock(output))  # before anything changes: another run may be in its second stage
-        for name in (STAGE, "checkpoints", "best"):  # or a later run would resume from those of an earlier one
-            if args.overwrite and (output / name).exists():
-                remove_dir(output / name)
+        if args.overwrite:
+            remove_old_run(output)
         write_yaml(args, output / "config.yaml")
 
     # A program's first accelerator sets up its processes, including how long they wait for each other.
@@ -70,6 +72,9 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset) -> st
         on_main_process(accelerator, prepare_folder)
         if args.pretraining_minutes is not None:
             arguments.max_steps = _steps_for_minutes(args.pretraining_minutes, arguments, labelled, accelerator)
+        if resume and _is_complete(arguments):
+            accelerator.print(f"Stage 1 of 2 is complete in {arguments.output_dir}")
+            return str(output / STAGE / "final")
         trainer = PretrainTrainer(arguments, more_images=[labelled])
         trainer.accelerator.print(f"Stage 1 of 2: pretraining the decoder in {arguments.output_dir}")
         results = trainer.run()
@@ -78,25 +83,44 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset) -> st
     return str(results["final"])
 
 
+def keep_image_size(args: FinetuneArguments) -> FinetuneArguments:
+    """The arguments with the size that `pretrained` resizes images to: a first stage trains and saves without it.
+
+    Raises:
+        ValueError: It resizes them to a height and width, which `image_size` does not say.
+    """
+    if args.pretrained is None or args.image_size is not None:
+        return args
+    config = DDePConfig.from_pretrained(args.pretrained)
+    if config.num_channels != get_num_channels(args):  # fine-tuned with a new image processor
+        return args
+    size = processor_size(load_processor(args.pretrained, config))
+    if isinstance(size, tuple):
+        raise ValueError(f"image_size: {args.pretrained} resizes images to {size[0]}x{size[1]}. Set a shorter side.")
+    return dataclasses.replace(args, image_size=size)
+
+
 def stage_arguments(args: FinetuneArguments, labelled: SegmentationDataset) -> PretrainArguments:
     """Arguments of the first stage: those that it shares with fine-tuning, and what follows from its images."""
     shared_names = [
         field.name for field in dataclasses.fields(PretrainArguments) if field.metadata["group"] in SHARED_GROUPS
     ]
     finetune_names = {field.name for field in dataclasses.fields(FinetuneArguments)} - {"freeze_encoder"}
-    names = finetune_names & {*shared_names, "seed", "sync_bn", "activation_checkpointing", "torch_compile"}
-    values: dict[str, Any] = {name: getattr(args, name) for name in names}
+    shared_names += ["seed", "sync_bn", "activation_checkpointing", "mixed_precision", "torch_compile"]
+    values: dict[str, Any] = {name: getattr(args, name) for name in finetune_names & {*shared_names}}
+    batch_size = args.pretraining_batch_size or PretrainArguments.batch_size
+    has_stock_encoder = args.pretrained is None or stored_config(args.pretrained).get("decoder_only")
     values |= {
         "output_dir": str(Path(args.output_dir) / STAGE),
         "images": args.unlabelled,
         "max_steps": args.pretraining_steps,
         "corruption": args.pretraining_corruption,
         "mask_patch_size": mask_patch_size(args.crop_size),
-        # A random encoder is nowhere else.
-        "decoder_only": args.encoder_weights != "none",
+        "batch_size": batch_size,
+        "gradient_accumulation_steps": min(args.gradient_accumulation_steps, batch_size),
+        # A random encoder, or that of a whole model, is nowhere else.
+        "decoder_only": args.encoder_weights != "none" and bool(has_stock_encoder),
     }
-    if args.pretraining_batch_size is not None:
-        values["batch_size"] = args.pretraining_batch_size
     if args.resume_from_checkpoint is not None:  # its checkpoints are others than the run's
         values["resume_from_checkpoint"] = "latest"
     arguments = PretrainArguments(**values)
@@ -121,6 +145,16 @@ def read_stage_record(decoder: str) -> dict[str, Any]:
     return {"pretraining": {**record, "results": results}}
 
 
+def _is_complete(args: PretrainArguments) -> bool:
+    """Whether the first stage is in its folder, made with these arguments, but without checkpoints to resume from."""
+    output = Path(args.output_dir)
+    if not is_finished(output) or checkpoint_folders(output):
+        return False
+    stored = dataclasses.asdict(parse_arguments(PretrainArguments, ["--config", str(output / "config.yaml")]))
+    names = stored.keys() - set(list_field_names(PretrainArguments, "resumable"))
+    return all(stored[name] == getattr(args, name) for name in names)
+
+
 def _steps_for_minutes(
     minutes: float, args: PretrainArguments, labelled: SegmentationDataset, accelerator: Accelerator
 ) -> int:
@@ -140,8 +174,14 @@ def _steps_for_minutes(
         resume_from_checkpoint=None,
         num_val_images=1,
     )
-    seconds = PretrainTrainer(timing_args, more_images=[labelled]).run()["seconds"]
-    accelerator.wait_for_everyone()
-    on_main_process(accelerator, lambda: shutil.rmtree(folder, ignore_errors=True))
+    try:
+        seconds = PretrainTrainer(timing_args, more_images=[labelled]).run()["seconds"]
+    except RunInterrupted as error:
+        message = "Stopped while pretraining_minutes was measured; nothing is kept of it. Repeat the same command."
+        accelerator.print(message, flush=True)
+        raise RunInterrupted(message) from error
+    finally:
+        if accelerator.is_main_process:  # which ends last, see `Trainer.run`
+            shutil.rmtree(folder, ignore_errors=True)
     (steps,) = broadcast_object_list([max(TIMED_STEPS, round(60 * minutes / seconds * TIMED_STEPS))])
     return int(steps)

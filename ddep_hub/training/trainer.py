@@ -24,7 +24,6 @@ from ddep_hub.hub.model_card import PREDICTIONS, Kind
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 from ddep_hub.utils.arguments import write_yaml
-from ddep_hub.utils.files import remove_dir
 from ddep_hub.utils.processes import build_accelerator, keep_freed_memory, on_main_process
 
 from .checkpointer import Checkpointer
@@ -40,6 +39,7 @@ from .run_dir import (
     check_run_dir,
     end_with_launcher,
     publish_final,
+    remove_old_run,
     run_lock,
     save_best,
     save_final,
@@ -72,6 +72,7 @@ class Trainer(Losses):
         facts: What the card says beside the arguments and the results, see [`write_run_record`].
         elastic: Whether the run can resume on another number of processes.
         bad_files: Broken files that were skipped before training.
+        earlier_stages: Folders in the run's folder that hold earlier stages of this run.
 
     Raises:
         FileExistsError: The folder holds another run, or files that are not a run's.
@@ -86,6 +87,7 @@ class Trainer(Losses):
     facts: dict[str, Any]
     elastic: bool = True
     bad_files: Sequence[str] = ()
+    earlier_stages: Sequence[str] = ()
 
     def __init__(self, args: RunArguments, *, unused_parameters: bool = False) -> None:
         end_with_launcher()
@@ -237,9 +239,8 @@ class Trainer(Losses):
             self.model = model
 
     def _start_folder(self) -> None:
-        for name in ("checkpoints", "best"):
-            if self.args.overwrite and (self.output / name).exists():
-                remove_dir(self.output / name)
+        if self.args.overwrite:
+            remove_old_run(self.output, self.earlier_stages)
         write_yaml(self.args, self.output / "config.yaml")
         self.save_data_files()
 

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from safetensors import SafetensorError
 
@@ -24,6 +24,12 @@ def resolve_data(name: str | Path) -> Path:
     return Path(name)
 
 
+def path_below(name: str) -> str:
+    """A sample's name as a path that stays below any folder: without its root, if it is absolute, and without `..`."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return "/".join(part for part in path.parts if part not in ("..", path.anchor))
+
+
 @contextlib.contextmanager
 def atomic_dir(path: str | Path) -> Iterator[Path]:
     """A folder to write into that takes its final name when the block ends without an error.
@@ -32,15 +38,27 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     be a hidden folder, which [`run_lock`] removes. Everything is on the disk, and not in the system's buffers alone,
     before the name is given.
 
+    The current folder and mounted ones cannot get another name. If they are empty, they are filled instead.
+
     Args:
         path: the final name.
 
     Yields:
         A temporary folder beside it.
+
+    Raises:
+        FileExistsError: The current folder or a mounted one is not empty.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temp_dir = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent))
+    path = Path(os.path.abspath(path))
+    is_fixed = path.exists() and (path.is_mount() or path.samefile(os.curdir))
+    if is_fixed and any(path.iterdir()):
+        raise FileExistsError(
+            f"output_dir: {path} is the current folder or a mounted one, and not empty, so it cannot be replaced. "
+            "Choose a folder inside it."
+        )
+    parent = path if is_fixed else path.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    temp_dir = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=parent))
     try:
         umask = os.umask(0o077)  # which can only be read by setting it
         os.umask(umask)
@@ -50,7 +68,10 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
             weights.chmod(0o666 & ~umask)
         for entry in (*temp_dir.rglob("*"), temp_dir):
             _flush(entry)
-        if path.exists():
+        if is_fixed:
+            for entry in list(temp_dir.iterdir()):
+                entry.rename(path / entry.name)
+        elif path.exists():
             backup = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent)) / "old"
             path.rename(backup)
             temp_dir.rename(path)
@@ -115,7 +136,10 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 
 def _flush(path: Path) -> None:
     """Waits until a file or folder is on the disk."""
-    fd = os.open(path, os.O_RDONLY)
+    is_windows = os.name == "nt"
+    if is_windows and path.is_dir():  # which cannot be opened there
+        return
+    fd = os.open(path, os.O_RDWR if is_windows else os.O_RDONLY)  # Windows flushes only what may be written
     try:
         os.fsync(fd)
     finally:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from torch.nn import functional
 
 
@@ -104,7 +104,8 @@ def build_accelerator(mixed_precision: str, *, channels: int = 3, **kwargs: Any)
     Raises:
         RuntimeError: A launcher has started several processes, but accelerate takes each for a run of its own.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    uses_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    device = torch.device("cuda" if uses_gpu else "cpu")
     if mixed_precision == "auto":
         mixed_precision = get_launcher_precision() or get_native_precision(device, channels)
     if mixed_precision == "bf16" and device.type == "cpu" and not supports_bf16_convolution(channels):
@@ -168,11 +169,10 @@ def describe_hardware() -> str:
     threads, info = torch.get_num_threads(), Path("/proc/cpuinfo")
     match = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
     processor = match[1].strip() if match else platform.processor() or platform.machine()
-    device = f"{threads} thread{'s' if threads > 1 else ''} of {processor}"
-    if torch.cuda.is_available():
+    device, state = f"{threads} thread{'s' if threads > 1 else ''} of {processor}", PartialState()
+    if state.device.type == "cuda":
         device = torch.cuda.get_device_name()
-    processes = PartialState().num_processes
-    return device if processes == 1 else f"{processes} processes, each on {device}"
+    return device if state.num_processes == 1 else f"{state.num_processes} processes, each on {device}"
 
 
 def sum_over_processes(accelerator: Accelerator, counts: np.ndarray) -> np.ndarray:

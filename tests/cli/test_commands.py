@@ -19,6 +19,7 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
+import ddep_hub
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.cli import COMMANDS, commands, explain_mistakes, format_error, main
 from ddep_hub.data.classes import ClassTable, class_colors, write_class_table
@@ -39,6 +40,11 @@ from ddep_hub.utils.processes import build_accelerator
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from launching import torchrun
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ddep-hub {ddep_hub.__version__}\n"
 
 
 @pytest.fixture

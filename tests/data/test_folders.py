@@ -286,3 +286,9 @@ def test_what_commands_wrote_among_the_images_has_no_mask(tmp_path, caplog, layo
         SegmentationFolder(root, "val", layout=layout)
     with pytest.raises(ValueError, match="run holds only files written by ddep-hub"):
         pair_files(root / folder / "run", root / masks)
+
+
+def test_affixes_are_found_where_few_images_have_a_mask():
+    images = [f"{number:04d}" for number in range(1000)]
+    masks = [f"{number:04d}_mask" for number in (5, 77, 301, 412, 555, 613)]
+    assert match_names(images, masks) == {mask.removesuffix("_mask"): mask for mask in masks}

@@ -201,3 +201,30 @@ def test_a_table_of_classes_may_lie_in_the_folder_of_the_data(tmp_path, image_da
         open_segmentation_dataset(folder, "train", mask_column="mask")
     write_class_table(CLASSES, folder / "classes.json")
     assert open_segmentation_dataset(folder, "train", mask_column="mask").classes == CLASSES
+
+
+def test_common_names_of_splits_can_be_streamed_too(tmp_path, image_dataset):
+    image_dataset(2).to_parquet(str(tmp_path / "validation-0.parquet"))
+    for name in ("val", "validation"):
+        assert len(list(stream_split(str(tmp_path), name))) == 2
+    with pytest.raises(ValueError, match=r"has no split 'test'; it has \['validation'\]"):
+        stream_split(str(tmp_path), "test")
+
+
+def test_a_tiff_without_a_name_is_a_tiff(tmp_path):
+    import datasets
+
+    tifffile = pytest.importorskip("tifffile", reason="extra `tiff` is not installed")
+    pages = np.random.default_rng(0).integers(0, 256, (4, 3, 4), dtype=np.uint8)
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, pages, photometric="minisblack", metadata=None)
+    for number, path in enumerate([None, "a.tif"]):
+        data = datasets.Dataset.from_dict({"image": [{"bytes": stream.getvalue(), "path": path}], "mask": [png(IDS)]})
+        for column in ("image", "mask"):
+            data = data.cast_column(column, datasets.Image(decode=False))
+        data.to_parquet(str(tmp_path / f"{number}.parquet"))
+        options = {"classes": CLASSES, "mask_column": "mask"}
+        rows = HubSegmentation(str(tmp_path / f"{number}.parquet"), "train", num_channels=4, **options)
+        assert np.array_equal(rows[0]["image"].pixels, pages)
+        with pytest.raises(BadFileError, match="has 4 channels"):
+            HubSegmentation(str(tmp_path / f"{number}.parquet"), "train", **options)[0]

@@ -139,3 +139,23 @@ def test_identity_tells_contents_but_not_places_apart(places, tmp_path_factory, 
     (other / "tars" / "train-001.tar").unlink()
     assert images_fingerprint(open_images([str(other / "photos")])) != before[0]
     assert images_fingerprint(open_images([str(other / "tars/*.tar")])) != before[3]
+
+
+def test_metadata_beside_photos_do_not_take_their_place(tmp_path, jpeg):
+    import datasets
+
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
+    datasets.Dataset.from_dict({"file_name": ["0.jpg"]}).to_parquet(str(tmp_path / "metadata.parquet"))
+    (tmp_path / "state.json").write_text("{}")  # of a program of the user's
+    assert not opening.is_saved(str(tmp_path))
+    (source,) = open_images([str(tmp_path)])
+    assert isinstance(source, ImageFolder) and len(source) == 3
+
+
+def test_pictures_for_the_readme_do_not_hide_a_data_set(tmp_path, jpeg, image_dataset):
+    (tmp_path / "teaser.jpg").write_bytes(jpeg(0))
+    (tmp_path / "data").mkdir()
+    image_dataset(2).to_parquet(str(tmp_path / "data" / "train-0.parquet"))
+    (source,) = open_images([str(tmp_path)])
+    assert isinstance(source, HubImages) and len(source) == 2

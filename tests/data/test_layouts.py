@@ -302,3 +302,13 @@ def test_published_lists_resolve(tmp_path, name):
             == sample_ids
         )
     assert set(SegmentationFolder(tmp_path, "val").sample_ids) == set(read_split_file(lists[-1]))
+
+
+def test_lists_of_other_names_and_formats(pascal_voc):
+    names = ["my b", "c.v1", "2007_000032"]
+    for name in names[:2]:
+        put_image(pascal_voc / "JPEGImages" / f"{name}.png")
+        put_mask(pascal_voc / "SegmentationClass" / f"{name}.png", [0, 255, 20, 15], palette=True)
+    put_list(pascal_voc / "ImageSets" / "Segmentation" / "train.txt", names)
+    rows = SegmentationFolder(pascal_voc, "train")
+    assert rows.sample_ids == names and [path.suffix for path in rows.images] == [".png", ".png", ".jpg"]

@@ -1,9 +1,12 @@
 """Masks whose pixels do not say plainly what their ids are: palettes, GIFs, transparency, pages, few bits."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from ddep_hub.data.classes import read_class_table
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.masks import decode_mask, suggest_classes
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
@@ -149,7 +152,7 @@ def test_whole_numbers_in_floats_are_ids(tmp_path):
     Image.fromarray(ids.astype(np.float32)).save(tmp_path / "a.tif")
     assert np.array_equal(decode_mask(tmp_path / "a.tif", num_classes=3, ignore_index=255), ids)
     Image.fromarray(ids.astype(np.float32) / 2).save(tmp_path / "a.tif")
-    with pytest.raises(BadFileError, match="has colour mode F"):
+    with pytest.raises(BadFileError, match="has colour mode F, with fractions or NaN"):
         decode_mask(tmp_path / "a.tif", num_classes=3, ignore_index=255)
 
 
@@ -170,3 +173,26 @@ def test_no_classes_are_suggested_for_soft_borders(tmp_path):
     assert "mask_values" not in suggest_classes([tmp_path / "a.png"])
     Image.fromarray(soft.astype(np.uint16) + 100).save(tmp_path / "a.png")  # objects with ids of their own
     assert "mask_values" in suggest_classes([tmp_path / "a.png"])
+
+
+@pytest.mark.parametrize(("name", "options"), [("a.tif", {"compression": "jpeg"}), ("a.webp", {"quality": 80})])
+def test_masks_compressed_with_loss_are_refused(tmp_path, name, options):
+    rgb = np.zeros((64, 64, 3), np.uint8)
+    rgb[20:40, 20:40] = (255, 0, 0)
+    Image.fromarray(rgb).save(tmp_path / name, **options)
+    with pytest.raises(BadFileError, match=r"compressed with loss, which changes class ids; save the mask as PNG"):
+        decode_mask(tmp_path / name, num_classes=3, ignore_index=255, colors=COLORS)
+    Image.fromarray(rgb).save(tmp_path / name, lossless=True)
+    found = decode_mask(tmp_path / name, num_classes=3, ignore_index=255, colors=COLORS)
+    assert found[0, 0] == 0 and found[30, 30] == 2
+
+
+def test_more_values_than_ids_are_no_suggestion_that_is_refused(tmp_path):
+    for values in (np.arange(300).astype(np.uint16), np.stack([np.arange(256), np.zeros(256), np.ones(256)], -1)):
+        mask = values if values.ndim == 1 else values.astype(np.uint8)
+        Image.fromarray(mask[None]).save(tmp_path / "a.png")
+        message = suggest_classes([tmp_path / "a.png"])
+        assert message.startswith(f"The masks hold {len(values)} values. ") and '"ignore_index": -1' in message
+    classes = [{"id": index, "name": f"class {index}"} for index in range(300)]
+    (tmp_path / "classes.json").write_text(json.dumps({"ignore_index": -1, "classes": classes}))
+    assert read_class_table(tmp_path / "classes.json").ignore_index == -1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddep_hub.data.classes import read_class_table, write_class_table
+from ddep_hub.data.classes import ClassTable, read_class_table, write_class_table
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.statistics import ClassStatistics, check_classes
@@ -149,3 +149,10 @@ def test_masks_without_a_readable_image_are_counted(tmp_path, caplog):
         assert len(SegmentationFolder(tmp_path, "train")) == 1
     assert "skipping 1 masks without an image: 1" in caplog.text
     assert "skipping 1 files that are not images: 1.heic" in caplog.text
+
+
+def test_tens_of_thousands_of_mask_values_take_no_time():
+    """Such as ids of objects; counting each among all would take minutes."""
+    values = tuple(range(1, 60_000))
+    table = ClassTable(("background", "cell"), ((0, 0, 0), (1, 1, 1)), mask_values=((0,), values))
+    assert len(table.mask_mapping) == 60_000

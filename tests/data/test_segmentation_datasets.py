@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddep_hub.data import layouts
+from ddep_hub.data.arguments import LabelledDataArguments
+from ddep_hub.data.folders import FolderOptions
 from ddep_hub.data.image_datasets import ImageFolder
 from ddep_hub.data.image_io import BadFileError
+from ddep_hub.data.loading import open_segmentation_dataset, open_split
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
 
 
@@ -156,3 +160,39 @@ def test_camvid():
     assert rows.classes.num_classes == 11
     assert rows[0]["image"].size == (480, 360)
     assert set(np.unique(rows[0]["annotation"])) <= {*range(11), 255}
+
+
+def test_only_listed_images_need_masks(root, tmp_path):
+    for number in range(40):
+        put_image(root / "images" / "train" / f"n{number}.png")
+    (tmp_path / "list.txt").write_text("a.jpg\nimages/train/sub/c.jpg\n")
+    args = LabelledDataArguments(data=str(root))
+    data = open_split(args, "train", str(tmp_path / "list.txt"))
+    assert data.sample_ids == ["a", "sub/c"] and "43 images in images/train, 3 masks in" in data.summary
+    (tmp_path / "list.txt").write_text("a.jpg\nn1.png\n")
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 images of .* have no mask in .*: n1\.png"):
+        open_split(args, "train", str(tmp_path / "list.txt"))
+
+
+def test_images_and_masks_elsewhere_are_named_by_their_whole_path(root, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    shutil.move(root / "annotations" / "train", elsewhere / "masks")
+    data = SegmentationFolder(
+        root, "train", options=FolderOptions(image_dir="images/train", mask_dir=str(elsewhere / "masks"))
+    )
+    assert f"3 images in images/train, 3 masks in {elsewhere / 'masks'}; " in data.summary
+
+
+def test_the_list_of_pairs_is_read_once(tmp_path, monkeypatch):
+    put_image(tmp_path / "a.jpg")
+    put_mask(tmp_path / "m" / "b.png")
+    (tmp_path / "pairs.csv").write_text("image,mask\na.jpg,m/b.png\n")
+    (tmp_path / "classes.json").write_text('["sky", "road"]')
+    read, calls = layouts.read_pairs, []
+    monkeypatch.setattr(layouts, "read_pairs", lambda root: calls.append(root) or read(root))
+    assert SegmentationFolder(tmp_path, "train").splits == ["train"] and len(calls) == 1
+
+
+def test_a_name_of_the_hub_does_not_choose_the_split():
+    with pytest.raises(ValueError, match=r"names a split; leave /validation out, .*--train_split or --eval_split"):
+        open_segmentation_dataset("hf://datasets/org/name/validation", "train")

@@ -176,3 +176,16 @@ def test_groups_are_kept_whole(fraction):
         extract_groups(["x"], "(")
     with pytest.raises(ValueError, match="one group, 'a'"):
         choose_validation(["1", "2"], 0.5, {"1": "a", "2": "a"})
+
+
+def test_names_that_are_not_utf_8_can_be_chosen_from():
+    assert "\udcfcber" in choose_labelled(["\udcfcber", "a"], number=2, seed=0)
+    assert len(choose_validation(["\udcfcber", "a", "b"], "1/3")) == 1
+
+
+def test_lines_may_be_the_paths_of_pairs_csv_or_of_voc(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("images/train/x1.png\n")
+    assert read_split_file(path, {"images/train/x1"}) == ["images/train/x1"]
+    path.write_text("JPEGImages/2007_32.jpg SegmentationClass/2007_32.png\n/JPEGImages/2007_33.jpg\n")
+    assert read_split_file(path) == ["2007_32", "2007_33"]

@@ -344,3 +344,26 @@ def test_pretraining_sees_the_same_pixels(tmp_path):
     file = {"path": str(write(tmp_path / "a.tif", RGB.astype(np.float32), photometric="rgb")), "bytes": None}
     whole = PretrainTransform(crop_size=(40, 60), scale=(1.0, 1.0), ratio=(1.5, 1.5), horizontal_flip=0)
     torch.testing.assert_close(whole({"image": file})["pixel_values"], torch.from_numpy(FIRST).float())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_uncompressed_file_on_its_side_is_upright_in_every_form(tmp_path, orientation):
+    """Pillow maps such a file with the size of the turned image, where it has its name."""
+    path = write(tmp_path / "a.tif", FIRST[0], extratags=[(274, 3, 1, orientation, False)])
+    upright = np.asarray(decode_image(path))[..., 0]
+    processor = DDePImageProcessor(do_resize=False, do_rescale=False, do_normalize=False)
+    with Image.open(path) as image:
+        for form in (path, image):
+            np.testing.assert_array_equal(processor(form, return_tensors="np")["pixel_values"][0, 0], upright)
+        assert image.filename == str(path)
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(image_conversion.extract_channels(image, 1, "it")[0], upright)
+
+
+def test_multispectral_files_ask_for_the_package_that_reads_them(tmp_path, monkeypatch):
+    bands = np.ascontiguousarray(np.moveaxis(np.concatenate([DEEP, DEEP[:1]]), 0, -1))
+    path = write(tmp_path / "a.tif", bands, photometric="minisblack", planarconfig="contig")
+    without_tifffile(monkeypatch)
+    with pytest.raises(BadFileError, match=r"a\.tif is not an image that Pillow can read.*pip install") as caught:
+        decode_image(path, 4)
+    assert "0x" not in str(caught.value)

@@ -8,13 +8,14 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from torch.utils.data import DataLoader
 
-from ddep_hub.data.dataloading import AugmentedDataset
+from ddep_hub.data.dataloading import AugmentedDataset, bad_file_path
 from ddep_hub.data.image_datasets import ImageFolder
 from ddep_hub.data.image_io import BadFileError, decode_image
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.samplers import StepBatchSampler
-from ddep_hub.data.transforms import SegmentationTrainTransform
+from ddep_hub.data.transforms import STRONG, STRONG_INTENSITIES, SegmentationTrainTransform
 from ddep_hub.data.unlabelled_transforms import PretrainTransform, UnlabelledTransform
+from ddep_hub.image_conversion import ChannelImage
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.image_processing_pil_ddep import DDePImageProcessorPil
 
@@ -393,3 +394,23 @@ def test_unlabelled_crops_are_those_of_labelled_images():
         strong += not torch.equal(result["strong"], result["pixel_values"])
     assert len(sizes) > 10 and strong > 10
     assert "strong" not in UnlabelledTransform(geometry)({"image": lettered()["image"]})
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+@pytest.mark.parametrize(("height", "width"), [(40, 4), (4, 40), (1, 1), (2, 3)])
+def test_images_smaller_than_a_blur_are_taken(channels, height, width):
+    pixels = np.random.default_rng(0).integers(0, 256, (channels, height, width), dtype=np.uint8)
+    image = Image.fromarray(np.moveaxis(pixels, 0, -1)) if channels == 3 else ChannelImage(pixels)
+    sample = {"image": image, "annotation": np.zeros((height, width), np.uint8)}
+    transform = SegmentationTrainTransform(crop_size=16, augmentation="microscopy")
+    for seed in range(20):  # blurred at random
+        torch.manual_seed(seed)
+        assert transform(sample)["pixel_values"].shape == (channels, 16, 16)
+        tensor = torch.from_numpy(pixels)
+        assert (STRONG if channels == 3 else STRONG_INTENSITIES)(tensor).shape == tensor.shape
+
+
+def test_a_file_that_the_system_names_in_no_error_is_called_by_the_error():
+    assert bad_file_path(OSError("no more memory")) == "no more memory"
+    assert bad_file_path(BadFileError("a.png is empty")) == "a.png is empty"
+    assert bad_file_path(FileNotFoundError(2, "missing", "a.png")) == "a.png"

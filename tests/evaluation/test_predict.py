@@ -24,6 +24,7 @@ from ddep_hub.data.synthetic import SCENE_CLASSES
 from ddep_hub.evaluation import inference
 from ddep_hub.evaluation.arguments import PredictArguments
 from ddep_hub.evaluation.predict import MAX_PENDING, get_processor, predict_images
+from ddep_hub.evaluation.prediction_files import MaskWriter
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,16 @@ def test_values_that_cannot_be_scaled_are_skipped_too(model_of, tmp_path, caplog
         predict_images([str(tmp_path / "images")], arguments)
     assert sorted(path.stem for path in (tmp_path / "masks" / "ids").iterdir()) == ["a", "c"]
     assert "b.npy holds values that are not finite, or too large" in caplog.text
+
+
+def test_windows_take_images_beyond_the_limit_of_pillow(folder, tmp_path, monkeypatch):
+    Image.new("RGB", (64, 48)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    names = [str(tmp_path / "large.png")]
+    with pytest.raises(BadFileError, match=r"large\.png is too large.*predict it in windows"):
+        predict_images(names, PredictArguments(model=str(folder), output_dir=str(tmp_path / "whole")))
+    args = PredictArguments(model=str(folder), output_dir=str(tmp_path / "windows"), window=[32, 32])
+    assert predict_images(names, args) == ["large"] and Image.MAX_IMAGE_PIXELS == 1000
 
 
 def test_nothing_is_written_where_no_image_can_be_read(folder, tmp_path):
@@ -344,6 +355,24 @@ def test_evaluate_takes_names_and_objects_and_writes_only_where_it_is_told(folde
     assert list(tmp_path.iterdir()) == []
     ddep_hub.evaluate(model, scenes, output_dir=tmp_path / "out", predictions=["ids"])
     assert (tmp_path / "out" / "results.json").is_file() and (tmp_path / "out" / "masks" / "ids").is_dir()
+    dataset = SegmentationFolder(scenes, "train")
+    (tmp_path / "two.txt").write_text("\n".join(dataset.sample_ids[:2]))
+    results = ddep_hub.evaluate(model, dataset, split_file=str(tmp_path / "two.txt"))
+    assert results["images"] == 2 and results["arguments"]["eval_split"] is None
+    assert results["arguments"]["data"] == str(scenes)
+
+
+def test_masks_stay_in_their_folder(tmp_path):
+    writer = MaskWriter(tmp_path / "out", SCENE_CLASSES, ["ids", "colors"])
+    names = [f"{tmp_path}/photos/x", "../photos/y"]
+    writer.check(names)
+    for name in names:
+        writer.write(name, np.zeros((2, 2), int))
+    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")}
+    expected = {f"{tmp_path.as_posix().lstrip('/')}/photos/x", "photos/y"}
+    assert written == {f"out/{kind}/{name}.png" for kind in ("ids", "colors") for name in expected}
+    with pytest.raises(ValueError, match=r"\.\./a and a would both be written as a\.png"):
+        writer.check(["../a", "a"])
 
 
 @pytest.mark.parametrize(

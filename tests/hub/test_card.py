@@ -132,6 +132,7 @@ def test_the_baseline_beside_it(finetuned, tmp_path):
         ("b", "data differs", {"data": "lanes"}),
         ("c", "split_seed differs", {"data": "roads", "split_seed": 1}),
         ("d", "image_size differs", {"data": "roads", "image_size": 64}),
+        ("f", "split_file differs", {"data": "roads", "split_file": "selected.txt"}),
     ):
         with pytest.raises(ValueError, match=said):
             add_baseline(ours, finetuned(name, **fields))
@@ -159,6 +160,13 @@ def test_an_evaluation_in_place_of_the_runs_figures(finetuned, tmp_path):
     assert "Averaged over scales 0.5, 1.0 and the mirrored images." in card.text
     assert card.data.eval_results[0].metric_value == 0.61 and card.data.eval_results[0].dataset_split == "test"
     assert "someone" not in (folder / "evaluation.json").read_text()
+    for changes, said in (
+        ({"eval_split": "train", "split_file": "/x/validation.txt"}, "of `roads`, split `train (validation.txt)`,"),
+        ({"eval_split": None, "data": "MyDataset"}, "60 images of `MyDataset`,\nresized"),
+    ):
+        place.write_text(json.dumps({**found, "inference": inference, "arguments": {**arguments, **changes}}))
+        add_evaluation(folder, place.parent)
+        assert said in parsed(folder).text
     with pytest.raises(ValueError, match="Evaluate this model"):
         add_evaluation(finetuned("other"), place.parent)
     with pytest.raises(ValueError, match="was not written by `ddep-hub evaluate`"):
@@ -187,6 +195,17 @@ def test_the_users_part_is_kept(finetuned):
     write_card(folder)
     text = (folder / "README.md").read_text()
     assert f"{BEGIN}\n# By hand\n{END}" in text and "license: mit" in text and "| mIoU | 70.00 |" in text
+
+
+def test_a_card_from_notepad(finetuned):
+    folder = finetuned()
+    (folder / "README.md").write_text("---\nlicense: mit\nthumbnail: a.png\n---\n# Größe\n", encoding="utf-8-sig")
+    write_card(folder)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "license: mit" in text and "thumbnail: a.png" in text and f"{BEGIN}\n# Größe\n{END}" in text
+    (folder / "README.md").write_text("# Größe\n", encoding="cp1252")
+    with pytest.raises(ValueError, match=r"README\.md is not UTF-8.*Save it as UTF-8"):
+        write_card(folder)
 
 
 def test_the_users_part_on_the_hub(finetuned, caplog):

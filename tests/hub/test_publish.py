@@ -60,6 +60,20 @@ def test_one_commit_of_all_files(hub, folder, monkeypatch, xet):
     assert publish_folder(folder, "org/name") == address and len(repository.commits) == 2
 
 
+def test_the_current_folder_and_links_out_of_it(hub, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    publish_folder(".", "org/name")
+    assert set(own_files(hub.repositories["org/name"])) == FILES
+    weights = (folder / "model.safetensors").rename(tmp_path / "weights")
+    (folder / "model.safetensors").symlink_to(weights)
+    with pytest.raises(ValueError, match=r"model\.safetensors is a link out of the folder\. Replace it"):
+        publish_folder(folder, "org/name")
+    (tmp_path / "run").mkdir()
+    folder.rename(tmp_path / "run" / "final")
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json\. Did you mean .*run/final\?"):
+        publish_folder(tmp_path / "run", "org/name")
+
+
 def test_branch_tag_and_pull_request(hub, folder):
     publish_folder(folder, "org/name", revision="v2", tag="v2.0")
     repository = hub.repositories["org/name"]

@@ -73,8 +73,8 @@ def test_a_comparison_and_what_it_leaves(data, tmp_path, capsys):
     record = json.loads((decoder / "run.json").read_text())
     assert record["images"] == "7 images"  # the training images, but for one of validation
     report = (tmp_path / "report.md").read_text()
-    assert "1 seeds cannot tell a gain from chance" in report and f"| {MASKED_METHOD} |" in report
-    assert "1 seeds cannot tell" in capsys.readouterr().out
+    assert "1 seed cannot tell a gain from chance" in report and f"| {MASKED_METHOD} |" in report
+    assert "1 seed cannot tell" in capsys.readouterr().out
     with Image.open(tmp_path / "examples.png") as picture:
         assert picture.width > 4 * 192  # image, truth, and two predictions
     kept = sorted(folder.parent.name for folder in (tmp_path / "runs").glob("*/final"))
@@ -93,7 +93,7 @@ def test_a_comparison_and_what_it_leaves(data, tmp_path, capsys):
     }
 
 
-def test_minutes_shorten_all_runs_alike(data, tmp_path, monkeypatch):
+def test_minutes_shorten_all_runs_alike(data, tmp_path, monkeypatch, capsys):
     class Trainer:
         def __init__(self, *args, **kwargs):
             pass
@@ -112,6 +112,7 @@ def test_minutes_shorten_all_runs_alike(data, tmp_path, monkeypatch):
     assert abs(seconds - 1800) < 10
     assert abs(steps.finetuning / 1800 - steps.pretraining / 1500) < 0.01
     assert fit_steps(args, build_study(args)) == steps  # from the file: the clock would stop
+    assert "`minutes` changes neither" in capsys.readouterr().out
     clock = iter([0.0, 19.0])
     args = arguments(data, tmp_path / "other", labels=[4], seeds=2, minutes=1.0)
     with pytest.raises(ValueError, match=r"minutes: 1 is too short for \d+ runs, which take at least \d+\. Allow"):
@@ -145,6 +146,7 @@ def test_advice():
     )
     assert "random decoder: with 2 labels" in recommend(rows(random=[50, 52, 51], target=[44, 46, 45]))
     assert "at least 3" in recommend(rows(random=[50, 52], target=[60, 62]))
+    assert recommend(rows(random=[50], target=[60])).startswith("1 seed cannot")
     assert "yet to compare with" in recommend(rows(target=[60, 62, 61]))
 
 
@@ -155,6 +157,8 @@ def test_advice():
         ({"data": "x", "study": "y", "minutes": 5.0}, "minutes is for comparisons"),
         ({"data": "x", "minutes": -1.0}, "minutes must be positive"),
         ({"data": "x", "labels": [0]}, "labels must be positive"),
+        ({"data": "x", "study": "y", "mask_dir": "masks"}, "mask_dir is for comparisons"),
+        ({"data": "x", "study": "y", "mask_column": "label"}, "mask_column is for comparisons"),
     ],
 )
 def test_arguments_that_cannot_be(fields, message):

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ddep_hub.label_efficiency.config import StudyArguments, read_study
+from ddep_hub.label_efficiency import runner
+from ddep_hub.label_efficiency.config import Method, Study, StudyArguments, read_study
 from ddep_hub.label_efficiency.report import read_rows
 from ddep_hub.label_efficiency.runner import build_study, compare
 from ddep_hub.training.arguments import FinetuneArguments
@@ -27,6 +28,22 @@ CONTENT = {
     },
     "baselines": ["encoder", "long"],
 }
+
+
+def test_a_run_whose_row_was_removed_starts_again(tmp_path, monkeypatch, hybrid_config):
+    hybrid_config().save_pretrained(tmp_path / "whole")
+    fields = {"pretrained": str(tmp_path / "whole"), "encoder_weights": "for-decoders.pth"}
+    method = Method("tuned", None, fields, baseline=True)
+    final = tmp_path / "runs" / "tuned-1-0" / "final"
+    final.mkdir(parents=True)
+    (final / "results.json").touch()
+
+    def finetune(args):
+        raise FloatingPointError(f"{args.encoder_weights} {final.exists()}")
+
+    monkeypatch.setattr(runner, "finetune", finetune)
+    with pytest.raises(FloatingPointError, match="None False"):
+        runner._run_method(Study([method], {"1": 1}), method, "1", 0, tmp_path)
 
 
 @pytest.fixture

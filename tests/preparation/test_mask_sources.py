@@ -10,6 +10,7 @@ from PIL import Image
 
 import ddep_hub
 from ddep_hub.data.image_io import decode_channels
+from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.preparation import masks, read_source
 
 
@@ -353,3 +354,33 @@ def test_a_missing_mask_of_a_known_folder_is_named(tmp_path):
     (tmp_path / "source" / "annotations" / "train" / "b.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 2 images .* have no mask .*: b\.png"):
         ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+
+
+@pytest.mark.parametrize("ignore_index", [255, 254])
+def test_other_values_and_colours_are_ignored_on_request(tmp_path, ignore_index):
+    entries = [{"id": 0, "name": "a", "color": [0, 0, 0]}, {"id": 1, "name": "b", "color": [255, 0, 0]}]
+    table = {"classes": entries, "ignore_index": ignore_index, "other_values": "ignore"}
+    values = np.repeat([[0, 1, 77]], 16, axis=0).repeat(8, axis=1).astype(np.uint8)
+    colors = np.array([[0, 0, 0], [255, 0, 0], [3, 3, 3]], np.uint8)[np.where(values == 77, 2, values)]
+    (tmp_path / "classes.json").write_text(json.dumps(table))
+    for kind, mask in (("values", values), ("colours", colors)):
+        source = put_masks(tmp_path / kind, {"x": mask, "y": mask}, size=(24, 16))
+        ddep_hub.prepare(source, tmp_path / f"{kind}-out", classes=tmp_path / "classes.json")
+        for found in masks_of(tmp_path / f"{kind}-out").values():
+            assert np.array_equal(found, np.where(values == 77, ignore_index, values))
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("class_dict.csv", ["name,r,g,b", "level1,255,0,0", '"level 2", 0,255,0']),
+        ("label_colors.txt", ["255 0 0\tlevel1", "0 255 0 level 2"]),
+        ("labelmap.txt", ["# label:color_rgb:parts:actions", "level1:255,0,0::", "level 2:0,255,0::"]),
+    ],
+)
+def test_names_of_colours_may_hold_digits(tmp_path, name, lines):
+    colors = np.array([[255, 0, 0], [0, 255, 0]], np.uint8)[np.repeat([[0, 1]], 16, axis=0).repeat(8, axis=1)]
+    source = put_masks(tmp_path / "source", {"x": colors, "y": colors}, size=(16, 16))
+    (source / name).write_text("\n".join(lines))
+    ddep_hub.prepare(source, tmp_path / "output")
+    assert SegmentationFolder(tmp_path / "output", "train").classes.names == ("level1", "level 2")

@@ -19,6 +19,7 @@ from annotated_sources import (
     corners,
     masks_of,
     put_images,
+    put_masks,
 )
 from PIL import Image
 
@@ -406,6 +407,78 @@ def test_nothing_of_others_is_touched(tmp_path, scenes):
     (tmp_path / "link").symlink_to(output)
     with pytest.raises(FileExistsError, match="is a link"):
         ddep_hub.prepare(scenes, tmp_path / "link", overwrite=True)
+    (output / "unlabelled").mkdir()
+    with pytest.raises(FileExistsError, match="also holds unlabelled, which"):
+        ddep_hub.prepare(scenes, output, overwrite=True)
+    (output / "unlabelled").rmdir()
+    classes = (output / "classes.json").read_text()
+    (output / "classes.json").write_text(classes.replace("sky", "clouds"))
+    with pytest.raises(FileExistsError, match=r"classes\.json was edited"):
+        ddep_hub.prepare(scenes, output, overwrite=True)
+    assert "clouds" in (output / "classes.json").read_text()
+
+
+def test_names_stay_below_the_output(tmp_path):
+    """Lists name images beside them, or by absolute paths; LabelMe those beside its folder."""
+    put_masks(tmp_path / "data", dict.fromkeys(NAMES, TRUTH))
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    rows = [f"../data/images/{name}.png,../data/masks/{name}.png" for name in NAMES[:2]]
+    rows += [f"{tmp_path}/data/images/{name}.png,{tmp_path}/data/masks/{name}.png" for name in NAMES[2:]]
+    (lists / "pairs.csv").write_text("\n".join(["image,mask", *rows]))
+    before = sorted((tmp_path / "data").rglob("*"))
+    for tile, count in ((None, 5), (15, 30)):
+        output = tmp_path / f"output-{tile}"
+        ddep_hub.prepare(lists, output, tile=tile)
+        assert len(masks_of(output)) == count
+        assert sorted(path.name for path in (output / "images").iterdir()) == ["train", "val"]
+    assert sorted((tmp_path / "data").rglob("*")) == before
+    annotations = tmp_path / "data" / "json"
+    annotations.mkdir()
+    for name in NAMES:
+        shape = {"label": "large", "points": corners(LARGE), "shape_type": "polygon"}
+        content = {"imagePath": f"..\\images\\{name}.png", "shapes": [shape]}
+        (annotations / f"{name}.json").write_text(json.dumps(content))
+    ddep_hub.prepare(tmp_path / "data", tmp_path / "labelme")
+    assert {name.split("/")[-1] for name in masks_of(tmp_path / "labelme")} == set(NAMES)
+
+
+def test_groups_of_a_list_stay_together(tmp_path):
+    names = [f"{index:02}" for index in range(12)]
+    put_masks(tmp_path / "data", dict.fromkeys(names, TRUTH))
+    rows = [f"images/{name}.png,masks/{name}.png,{int(name) % 3}" for name in names]
+    (tmp_path / "data" / "pairs.csv").write_text("\n".join(["image,mask,group", *rows]))
+    ddep_hub.prepare(tmp_path / "data", tmp_path / "output", val_fraction=0.3)
+    validation = SegmentationFolder(tmp_path / "output", "val").sample_ids
+    assert len(validation) == 4 and len({int(name) % 3 for name in validation}) == 1
+
+
+def test_batches_are_no_splits(tmp_path):
+    for batch, names in (("batch1", NAMES[:3]), ("batch2", NAMES[3:])):
+        put_images(tmp_path / "coco" / batch, names)
+        (tmp_path / "coco" / f"{batch}.json").write_text(json.dumps(coco(names)))
+    check(tmp_path / "coco", tmp_path)
+
+
+def test_the_current_folder_is_filled(tmp_path, scenes, monkeypatch):
+    (tmp_path / "output").mkdir()
+    monkeypatch.chdir(tmp_path / "output")
+    ddep_hub.prepare(scenes, ".")
+    assert SegmentationFolder(".", "train").sample_ids and not list((tmp_path / "output").glob(".*"))
+    with pytest.raises(FileExistsError, match="is the current folder"):
+        ddep_hub.prepare(scenes, ".", overwrite=True)
+    assert SegmentationFolder(".", "train").sample_ids
+
+
+def test_more_classes_than_8_bits_hold(tmp_path):
+    content = coco()
+    content["categories"] = [{"id": index, "name": f"class {index}"} for index in range(300)]
+    put_images(tmp_path / "coco" / "images")
+    (tmp_path / "coco" / "labels.json").write_text(json.dumps(content))
+    ddep_hub.prepare(tmp_path / "coco", tmp_path / "output")
+    dataset = SegmentationFolder(tmp_path / "output", "train")
+    assert dataset.classes.num_classes == 301 and dataset.classes.ignore_index == 65535
+    assert set(np.unique(dataset.mask(0))) == {0, 10, 13}
 
 
 @pytest.mark.parametrize(
@@ -417,6 +490,9 @@ def test_nothing_of_others_is_touched(tmp_path, scenes):
         ({}, {"source": "nowhere"}, "nowhere does not exist"),
         ({"notes.txt": ""}, {"format": "coco"}, "is not in the format coco"),
         ({"notes.txt": ""}, {"format": "coca"}, "format 'coca' is unknown. Choose one of coco"),
+        ({"a.json": "{}", "pairs.csv": "image,mask\n"}, {"source": "a.json"}, "is not an annotation file of COCO"),
+        ({"notes.txt": ""}, {"tile": 0}, "tile must be positive, got 0"),
+        ({"notes.txt": ""}, {"val_fraction": 0}, r"val_fraction: label fraction 0 is not in \(0, 1\]"),
         ({"notes.txt": ""}, {"tile": 8, "overlap": 8}, "overlap must be 0 to 7, less than the tile, got 8"),
     ],
 )

@@ -5,6 +5,7 @@ import json
 import resource
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,6 +88,16 @@ def test_a_checkpoint_that_is_not_there_is_named_with_those_that_are(tmp_path):
     write(tmp_path / "other", 6)
     with pytest.raises(CheckpointError, match=r"not a checkpoint of the run in .*output_dir"):
         find_checkpoint(tmp_path / "run", str(tmp_path / "other" / "checkpoints" / "step-6"))
+
+
+def test_a_link_or_a_relative_path_is_the_runs_own_checkpoint(tmp_path, monkeypatch):
+    write(tmp_path, 5)
+    write(tmp_path, 10)
+    (tmp_path / "last").symlink_to(tmp_path / "checkpoints" / "step-5")
+    assert find_checkpoint(tmp_path, str(tmp_path / "last")) == tmp_path / "checkpoints" / "step-5"
+    monkeypatch.chdir(tmp_path / "checkpoints")
+    (renamed,) = rename_later_checkpoints(find_checkpoint(Path(".."), "step-5"))
+    assert renamed.name == "set-aside-step-10"
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "unaveraged.safetensors", "optimizer.pt", "config.json"])

@@ -60,6 +60,14 @@ def test_channels_that_the_cpu_convolves_wrongly_in_bfloat16(monkeypatch, fresh_
     supports_bf16_convolution.cache_clear()
 
 
+def test_a_run_that_is_told_to_use_the_cpu_has_its_format(monkeypatch, fresh_state):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(processes, "get_native_precision", lambda device, _: "no" if device.type == "cpu" else "bf16")
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert build_accelerator("auto").mixed_precision == "no"
+
+
 PROGRAM = """
 import resource, torch
 from ddep_hub.utils.processes import keep_freed_memory

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from ddep_hub.data.splits import read_split_file
 from ddep_hub.encoders import feature_maps
 from ddep_hub.evaluation.evaluate import summary
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
-from ddep_hub.training.finetuning import finetune
+from ddep_hub.training.finetuning import FinetuneTrainer, finetune
 from ddep_hub.training.logging import read_metrics
 from ddep_hub.training.pretraining import pretrain
 
@@ -116,6 +117,21 @@ def test_bad_labelled_files_are_listed(finetuning, scenes, tmp_path):
     broken(data / "annotations" / "val", 3)
     with pytest.raises(ValueError, match="every file of `val` is broken"):
         finetuning("second", data=str(data), skip_bad_files=True)
+
+
+def test_statistics_are_measured_without_bad_images():
+    class Images(list):
+        def __getitem__(self, index):
+            if index == 1:
+                raise BadFileError("broken.png is broken")
+            return {"image": super().__getitem__(index)}
+
+    trainer = types.SimpleNamespace(labelled=Images([Image.new("RGB", (2, 3))] * 3))
+    trainer.args = FinetuneArguments(skip_bad_files=True)
+    assert [pixels.shape for pixels in FinetuneTrainer._labelled_pixels(trainer)] == [(3, 3, 2)] * 2
+    trainer.args = FinetuneArguments()
+    with pytest.raises(BadFileError, match="broken"):
+        list(FinetuneTrainer._labelled_pixels(trainer))
 
 
 def test_what_the_system_does_not_let_us_read_is_a_bad_file_too(pretraining, scenes, tmp_path):

@@ -340,8 +340,14 @@ def test_a_killed_run_leaves_what_an_uninterrupted_one_does(method, step, argume
 def test_overwriting_takes_the_old_checkpoints_away(arguments, monkeypatch):
     stopped(arguments("pretrain", "run"), monkeypatch, 5)
     args = arguments("pretrain", "run", overwrite=True, save_steps=0)
+    parts = [f"{args.output_dir}/{name}" for name in ("pretraining", "validation.txt", "bad_files.txt")]
+    os.mkdir(parts[0])
+    for path in parts[1:]:
+        open(path, "x").close()
+    assert os.path.exists(f"{args.output_dir}/pictures/step-3.png")
     stopped(args, monkeypatch, 2)
     assert os.listdir(f"{args.output_dir}/checkpoints") == ["step-2"]
+    assert not any(map(os.path.exists, [*parts, f"{args.output_dir}/pictures"]))
 
 
 def test_another_number_of_threads_is_said(arguments, monkeypatch):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from ddep_hub.training.arguments import PretrainArguments
 from ddep_hub.training.logging import MetricsLog, read_metrics
 from ddep_hub.training.run_dir import check_run_dir, run_lock
+from ddep_hub.utils import files
 from ddep_hub.utils.arguments import write_yaml
 from ddep_hub.utils.files import atomic_dir, warn_on_write_error
 
@@ -136,6 +138,22 @@ def test_a_run_is_overwritten_and_resumed(tmp_path):
     check_run_dir(tmp_path, overwrite=False, resume=True)
     with pytest.raises(FileExistsError, match="holds a run"):
         check_run_dir(tmp_path, overwrite=False, resume=False)
+    (tmp_path / "final" / "results.json").touch()
+    with pytest.raises(FileExistsError, match="holds a finished run without checkpoints"):
+        check_run_dir(tmp_path, overwrite=False, resume=True)
+    check_run_dir(tmp_path, overwrite=True, resume=False)
+    (tmp_path / "checkpoints" / "step-3").mkdir(parents=True)
+    check_run_dir(tmp_path, overwrite=False, resume=True)
+
+
+def test_windows_flushes_files_that_can_be_written_and_no_folders(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    opened = []
+    recording = {"name": "nt", "open": lambda path, flags: opened.append((path, flags)) or os.open(path, flags)}
+    monkeypatch.setattr(files, "os", types.SimpleNamespace(**{**vars(os), **recording}))
+    for path in (tmp_path, tmp_path / "file"):
+        files._flush(path)
+    assert opened == [(tmp_path / "file", os.O_RDWR)]
 
 
 def test_hidden_files_of_others_stay(tmp_path):

@@ -24,7 +24,7 @@ from ddep_hub.training import trainer as loop
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.logging import read_metrics
-from ddep_hub.training.models import finetuning_model
+from ddep_hub.training.models import build_processor, find_encoder, finetuning_model
 from ddep_hub.training.pretraining import PretrainTrainer, pretrain
 from ddep_hub.utils.arguments import parse_arguments
 from ddep_hub.utils.processes import isolate_state
@@ -281,7 +281,27 @@ def test_pretraining_on_masked_images(scenes, tiny, tmp_path, capsys):
         start = final if name == "noise" else tmp_path / "noise" / "final"
         continued = pretrain_arguments(tmp_path / name, scenes, settings, pretrained=str(start), **fields)
         pretrain(continued)
+        record = json.loads((tmp_path / name / "final" / "run.json").read_text())
+        assert record["encoder_source"] == start.parent.name  # the model's own
         assert DDePForPreTraining.from_pretrained(tmp_path / name / "final").config.image_skip is (name == "noise")
+
+
+def test_a_file_of_encoder_weights_beside_a_whole_model_is_refused(tmp_path, hybrid_config):
+    hybrid_config().save_pretrained(tmp_path)
+    for kind in (PretrainArguments, FinetuneArguments):
+        with pytest.raises(ValueError, match=r"encoder_weights: .* includes its encoder\. Leave encoder_weights out"):
+            find_encoder(kind(pretrained=str(tmp_path), encoder_weights="/nonexistent"), str(tmp_path))
+        # A preset's is not the user's.
+        assert find_encoder(kind(pretrained=str(tmp_path), encoder_weights="hub"), str(tmp_path)) == str(tmp_path)
+
+
+def test_a_given_mean_changes_nothing_else_of_a_processor(tmp_path, hybrid_config):
+    hybrid_config().save_pretrained(tmp_path)
+    DDePImageProcessor(size={"shortest_edge": 48}, channel_order=[2, 1, 0]).save_pretrained(tmp_path)
+    args = FinetuneArguments(pretrained=str(tmp_path), image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6])
+    processor = build_processor(args, str(tmp_path), hybrid_config(), ())
+    assert (*processor.image_mean, *processor.image_std) == (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+    assert processor.do_resize and processor.size == {"shortest_edge": 48} and processor.channel_order == [2, 1, 0]
 
 
 def test_another_objective_is_one_class(scenes, tiny, tmp_path):

