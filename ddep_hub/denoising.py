@@ -42,8 +42,11 @@ def check_noise(
     if isinstance(sigma, torch.Tensor):
         is_valid = sigma.ndim == 0 or (sigma.ndim == 1 and sigma.shape[0] == batch)
     else:
-        levels = np.asarray(sigma)
-        is_valid = levels.shape in ((), (batch,)) and bool(((levels > 0) & (levels < math.inf)).all())
+        levels = sigma.tolist() if isinstance(sigma, (np.ndarray, np.number)) else sigma
+        if isinstance(levels, (int, float)):
+            is_valid = 0 < levels < math.inf
+        else:
+            is_valid = len(levels) == batch and all(0 < level < math.inf for level in levels)
     if not is_valid:
         description = f"a tensor of shape {tuple(sigma.shape)}" if isinstance(sigma, torch.Tensor) else sigma
         raise ValueError(f"sigma must be a positive number, or one for each of {batch} images, got {description}.")

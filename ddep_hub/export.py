@@ -26,7 +26,14 @@ from ddep_hub.folding import fold_batch_norms
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.segmentation import class_logits
-from ddep_hub.utils.files import atomic_dir, atomic_write, check_not_file, explain_write_errors
+from ddep_hub.utils.files import (
+    SYSTEM_FILES,
+    atomic_dir,
+    atomic_write,
+    check_not_file,
+    check_replaceable,
+    explain_write_errors,
+)
 
 
 Format = Literal["onnx", "torch"]
@@ -82,7 +89,8 @@ def export(
         raise ValueError(f"formats: got {formats!r}. Pass a list with {' or '.join(FILES)}, or both.")
     folder = Path(folder)
     check_not_file(folder)
-    existing = {path.name for path in folder.iterdir()} if folder.exists() else set[str]()
+    check_replaceable(folder)
+    existing = {path.name for path in folder.iterdir()} - SYSTEM_FILES if folder.exists() else set[str]()
     if existing - WRITTEN_FILES or (existing and "export.json" not in existing):
         raise FileExistsError(f"{folder} holds something other than an export. Choose another output_dir.")
     if "onnx" in formats:

@@ -5,7 +5,7 @@
 Each point is a process of its own; its memory is the peak above what the process had after it was set up. Lite0 with
 the shipped decoder's sizes where nothing else is said, random weights, float32. Steps on several processes are those
 of a whole `ddep-hub pretrain`, with one thread each and the same batch in all; the memory is that of the larger
-process. Writes results/growth.csv with an exponent for each axis: the slope of the logarithms between the two largest
+process. Writes growth.csv with an exponent for each axis: the slope of the logarithms between the two largest
 values, 1 for linear growth.
 """
 
@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from ddep_step import ours
-from measuring import RESULTS, Make, machine, time_and_memory
+from measuring import Make, machine, results_dir, time_and_memory
 from torch.nn import functional as F
 
 from ddep_hub import DDePConfig, DDePForSemanticSegmentation
@@ -177,7 +177,7 @@ def rows_of(axis: str, unit: str, points: list[tuple[int, float, float]]) -> lis
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
     rounds = parser.parse_args().rounds
     rows: list[dict[str, Any]] = []
     for axis, (unit, way, values) in AXES.items():
@@ -187,7 +187,7 @@ def main() -> None:
             points.append((value, *time_and_memory(way(value), repeat, warm_up=min(1, repeat - 1))))
         rows += rows_of(axis, unit, points)
     rows += rows_of("DDeP step by processes", "processes", [(number, *on_processes(number)) for number in (1, 2)])
-    with (RESULTS / "growth.csv").open("w", newline="") as file:
+    with (results_dir() / "growth.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -48,6 +48,12 @@ class Row:
     unit: str
 
 
+def results_dir() -> Path:
+    """Where the CSVs of this kind of CPU (or GPU) are: a table of one kind says little of another."""
+    amx = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16")
+    return RESULTS / ("amx" if amx else torch.backends.cpu.get_cpu_capability().lower())
+
+
 @functools.cache
 def machine() -> dict[str, str]:
     """What the CSVs say of machine, versions and code."""
@@ -70,13 +76,13 @@ def machine() -> dict[str, str]:
 
 
 def write_rows(name: str, rows: list[Row]) -> None:
-    """Writes `results/<name>.csv` and prints the rows."""
-    RESULTS.mkdir(exist_ok=True)
+    """Writes `<name>.csv` in [`results_dir`] and prints the rows."""
+    results_dir().mkdir(parents=True, exist_ok=True)
     rounded = [
         {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in asdict(row).items()} | machine()
         for row in rows
     ]
-    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
+    with (results_dir() / f"{name}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rounded[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rounded)

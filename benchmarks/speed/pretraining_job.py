@@ -91,7 +91,7 @@ def main() -> None:
     args = parser.parse_args()
     batch = BATCH[args.device]
     with tempfile.TemporaryDirectory() as root:
-        images = write_photographs(Path(root) / "photographs", 400 if args.device == "cpu" else 4000, 500, 375)
+        images = write_photographs(Path(root) / "photographs", 100 if args.device == "cpu" else 4000, 500, 375)
         rows = []
         for title, precision in formats(args.device).items():
             jobs, steps = [], []

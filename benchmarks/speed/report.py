@@ -1,9 +1,8 @@
-"""Prints the table of the CSVs in results/, marks what fell, and writes docs/performance.md with its figure.
+"""Prints the table of this kind of machine, marks what fell, and writes docs/performance.md with its figures.
 
     python benchmarks/speed/report.py
 
-A line is marked where its ratio is more than 10 % below that of the last commit, on whatever machine that was
-measured.
+A line is marked where its ratio is more than 10 % below that of the last commit on this kind of machine.
 """
 
 import argparse
@@ -14,30 +13,30 @@ import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from measuring import RESULTS
+from measuring import RESULTS, results_dir
 from text import CLOSING, NOTES, OPENING
 
 
 ROOT = Path(__file__).parents[2]
-PAGE, FIGURE = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.png"
+PAGE = ROOT / "docs" / "performance.md"
 ORDER = ("ddep_step", "finetuning_step", "pretraining_job", "prediction", "metrics", "loading", "start")
 FALL = 0.9
 Line = dict[str, str]
 
 
-def committed(name: str) -> dict[tuple[str, ...], float]:
+def committed(file: Path) -> dict[tuple[str, ...], float]:
     """Ratios of a file at the last commit, by question, setting and peer."""
-    path = f"HEAD:{(RESULTS / name).relative_to(ROOT).as_posix()}.csv"
+    path = f"HEAD:{file.relative_to(ROOT).as_posix()}"
     shown = subprocess.run(["git", "-C", str(ROOT), "show", path], capture_output=True, text=True)
     rows = csv.DictReader(io.StringIO(shown.stdout)) if shown.returncode == 0 else []
     return {(row["question"], row["setting"], row["peer"]): float(row["ratio"]) for row in rows}
 
 
-def read(name: str) -> list[Line]:
+def read(file: Path) -> list[Line]:
     """Rows of a file, with `before`, the committed ratio, where the present one is more than 10 % below."""
-    before = committed(name)
-    with (RESULTS / f"{name}.csv").open(newline="") as file:
-        rows: list[Line] = list(csv.DictReader(file))
+    before = committed(file)
+    with file.open(newline="") as lines:
+        rows: list[Line] = list(csv.DictReader(lines))
     for row in rows:
         last = before.get((row["question"], row["setting"], row["peer"]))
         row["before"] = f"{last:.2f}" if last is not None and float(row["ratio"]) < FALL * last else ""
@@ -65,20 +64,24 @@ def table(rows: list[Line]) -> str:
 
 
 def missed(rows: list[Line]) -> str:
-    """Each line below its goal, with the reason."""
-    found = []
+    """The lines below their goals, by the reason."""
+    by_reason: dict[str, list[str]] = {}
     for row in rows:
         if reached(row) == "no":
             what = f"{row['question']}, {row['setting']}, against {row['peer']}"
             reason = next((note for start, note in NOTES.items() if all(part in what for part in start)), "")
-            line = f"- **{what}: {number(row['ratio'])} of {number(row['goal'])}.** {reason}"
-            found.append(textwrap.fill(line, width=119, subsequent_indent="  ", break_long_words=False))
-    return "\n".join(found) or "Every line reached its goal."
+            by_reason.setdefault(reason, []).append(f"{what}: {number(row['ratio'])} of {number(row['goal'])}")
+    lines = [f"- **{'; '.join(found)}.** {reason}" for reason, found in by_reason.items()]
+    filled = [textwrap.fill(line, width=119, subsequent_indent="  ", break_long_words=False) for line in lines]
+    return "\n".join(filled) or "Every line reached its goal."
 
 
-def growth() -> str:
-    with (RESULTS / "growth.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+def read_growth(folder: Path) -> list[Line]:
+    with (folder / "growth.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def growth(rows: list[Line]) -> str:
     lines = ["| axis | time grows with the power | memory | measured |", "|---|---|---|---|"]
     for axis in dict.fromkeys(row["axis"] for row in rows):
         points = [row for row in rows if row["axis"] == axis]
@@ -87,23 +90,34 @@ def growth() -> str:
     return "\n".join(lines)
 
 
-def page(rows: list[Line]) -> str:
-    """docs/performance.md."""
-    about = rows[0]
-    measured = (
-        f"Measured on {about['device']}, Python {about['python']}, torch {about['torch']}, at commit "
-        f"{about['commit']}. Where a CPU has AMX, `--mixed_precision auto` trains in bf16, so steps are given in both "
-        "formats; peers run as their own examples run, in float32."
-    )
-    head = OPENING.format(measured=textwrap.fill(measured, width=119, break_on_hyphens=False))
-    parts = [head, table(rows), "## What is not reached, and why", missed(rows), "## Growth", growth(), CLOSING]
-    return "\n\n".join(parts) + "\n"
+def figure_of(folder: Path) -> Path:
+    return PAGE.with_name(f"performance-{folder.name}.png")
 
 
-def draw(rows: list[Line]) -> None:
+def page() -> str:
+    """docs/performance.md: a section for each kind of machine."""
+    parts = [OPENING]
+    for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
+        rows = read_rows(folder)
+        about = rows[0]
+        measured = (
+            f"Measured on {about['device']}, Python {about['python']}, torch {about['torch']}, at commit "
+            f"{about['commit']}."
+        )
+        title = f"CPU with {folder.name.upper()}"
+        parts += [f"## {title}", textwrap.fill(measured, width=119, break_on_hyphens=False)]
+        parts += [f"![Ratios with quartiles, and growth]({figure_of(folder).name})", table(rows)]
+        parts += [f"### What is not reached, and why ({folder.name.upper()})", missed(rows)]
+        parts += [f"### Growth ({folder.name.upper()})", growth(read_growth(folder))]
+    return "\n\n".join([*parts, CLOSING]) + "\n"
+
+
+def read_rows(folder: Path) -> list[Line]:
+    return [row for name in ORDER for row in read(folder / f"{name}.csv")]
+
+
+def draw(rows: list[Line], points: list[Line], file: Path) -> None:
     """Ratios with their quartiles and goals, and how time and memory grow."""
-    with (RESULTS / "growth.csv").open(newline="") as file:
-        points = list(csv.DictReader(file))
     axes = list(dict.fromkeys(point["axis"] for point in points))
     figure = plt.figure(figsize=(11, 0.24 * len(rows) + 6), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[0.24 * len(rows), 5])
@@ -136,20 +150,21 @@ def draw(rows: list[Line]) -> None:
             scale.tick_params(labelsize=6)
         plot.set_xlim(left=0)
     bottom.supylabel("seconds (blue), MiB (orange, dashed)", fontsize=7)
-    figure.savefig(FIGURE, dpi=110)
+    figure.savefig(file, dpi=110)
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    rows = [row for name in ORDER for row in read(name)]
+    folder = results_dir()
+    rows = read_rows(folder)
     for row in rows:
         mark = f"   FELL, {row['before']} before" if row["before"] else ""
         goal = f" (goal {number(row['goal'])}: {reached(row)})" if row["goal"] else ""
         print(f"{number(row['ratio']):>6}  {row['question']}, {row['setting']}, against {row['peer']}{goal}{mark}")
-    PAGE.write_text(page(rows))
-    draw(rows)
+    PAGE.write_text(page())
+    draw(rows, read_growth(folder), figure_of(folder))
     fallen = sum(bool(row["before"]) for row in rows)
-    print(f"{PAGE} and {FIGURE.name} written; {fallen} of {len(rows)} lines fell by more than 10 %")
+    print(f"{PAGE} and {figure_of(folder).name} written; {fallen} of {len(rows)} lines fell by more than 10 %")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 `datasets` is imported where it is used: it is slow to import, and folders of images do without it.
 """
 
-import itertools
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -114,11 +113,17 @@ def holds_dataset(name: str) -> bool:
     return is_saved(name) or next(_data_files(root), None) is not None
 
 
-def holds_more_images(name: str) -> bool:
-    """Whether a local folder has more images than parquet or arrow files, which then tell something of the images."""
-    num_files = sum(1 for _ in _data_files(Path(name)))
-    images = iter_files(Path(name), IMAGE_EXTENSIONS)
-    return not is_saved(name) and sum(1 for _ in itertools.islice(images, num_files + 1)) > num_files
+def describes_images(name: str) -> bool:
+    """Whether a local folder has images, and a parquet file without any: it tells something of them."""
+    parquet = next((path for path in _data_files(Path(name)) if path.suffix == ".parquet"), None)
+    if parquet is None or is_saved(name) or next(iter_files(Path(name), IMAGE_EXTENSIONS), None) is None:
+        return False
+    import pyarrow
+    from pyarrow import parquet as pq
+
+    types = [field.type for field in pq.read_schema(parquet)]
+    # An image is stored as a struct of its bytes and its path.
+    return not any(pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 for kind in types)
 
 
 def _data_files(root: Path) -> Iterator[Path]:

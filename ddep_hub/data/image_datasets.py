@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 
 from .hub_loading import (
     HUB_PREFIX,
+    describes_images,
     holds_dataset,
-    holds_more_images,
     load_split,
     local_fingerprint,
     make_undecoded_sample,
@@ -172,7 +172,7 @@ def open_images(
 
     A name is one of
 
-    - a folder of images, which may hold fewer parquet or arrow files about them,
+    - a folder of images, which may hold parquet files about them,
     - `hf://datasets/org/name`, `hf://datasets/org/name@revision`, either with `/split` behind it (`train` by default),
     - a local folder with parquet or arrow files, or one that `save_to_disk` wrote (split `train`),
     - WebDataset shards: a .tar file or its http(s) URL, or a pattern of them such as `shards/*.tar` or
@@ -265,7 +265,7 @@ def _open_source(name: str, column: str, streaming: bool) -> MapSource | Sharded
         return ShardedImages(stream_shards(shards), name, fingerprint, column=column)
     if _is_url(name):
         raise ValueError(f"{name} is neither {HUB_PREFIX}org/name nor the URL of a .tar shard; pass one of these")
-    if holds_dataset(name) and not holds_more_images(name):
+    if holds_dataset(name) and not describes_images(name):
         if not streaming:
             return HubImages(name, "train", column=column)
         return ShardedImages(stream_split(name, "train"), f"{name}/train", local_fingerprint(name), column=column)

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -229,7 +229,8 @@ def decode_channels(file: str | Path | Undecoded, channels: int) -> ChannelImage
             with _disallow_truncated_images():
                 return ChannelImage(read_channels(stream, channels, name))
         except (Image.DecompressionBombError, MemoryError) as error:
-            raise BadFileError(f"{name} is too large ({error}); {_TOO_LARGE}", name) from error
+            reason = str(error) or "it does not fit into memory"
+            raise BadFileError(f"{name} is too large ({reason}); {_TOO_LARGE}", name) from error
         except _DECODING_ERRORS as error:
             text = str(error)
             if isinstance(error, UnidentifiedImageError):  # whose text has the address of the opened file
@@ -338,10 +339,19 @@ def load_upright(file: str | Path | Undecoded, kind: str) -> DecodedImage:
         white_level = values[0] if is_scaled else {"L;2": 3, "L;4": 15}.get(mode or "")
         is_lossy = image.format == "JPEG" or image.info.get("compression") in ("jpeg", "tiff_jpeg")
         if image.format == "WEBP" and image.fp is not None:
-            image.fp.seek(0)
-            header = image.fp.read(34)  # of one chunk, or else with the first chunk that is of pixels from byte 30 on
-            is_lossy = header[12:16] == b"VP8 " or header[30:34] in (b"VP8 ", b"ALPH")
+            is_lossy = _is_lossy_webp(image.fp)
         return DecodedImage(apply_orientation(image), image.format, white_level, is_lossy)
+
+
+def _is_lossy_webp(file: IO[bytes]) -> bool:
+    """Whether a WebP has a chunk of pixels that are compressed with loss."""
+    file.seek(12)
+    while len(header := file.read(8)) == 8:
+        if header[:4] == b"VP8 ":
+            return True
+        size = int.from_bytes(header[4:], "little")
+        file.seek(size + size % 2, os.SEEK_CUR)
+    return False
 
 
 @contextmanager

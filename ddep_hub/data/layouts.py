@@ -346,7 +346,9 @@ def _find_images(folder: Path, suffix: str) -> dict[str, Path]:
 def _read_image_list(folder: Path, list_file: Path) -> dict[str, Path]:
     files = sorted(folder.iterdir(), key=lambda path: (path.suffix == ".jpg", path)) if folder.is_dir() else []
     images = {path.stem: path for path in files if path.suffix.lower() in IMAGE_EXTENSIONS}
-    sample_ids = read_split_file(list_file, images)
+    # Lists of a class have a column that says whether an image shows it.
+    listed = read_split_file(list_file, images)
+    sample_ids = [sample_id if sample_id in images else sample_id.split()[0] for sample_id in listed]
     missing = [f"{sample_id}.jpg" for sample_id in sample_ids if sample_id not in images]
     if missing:
         raise FileNotFoundError(

@@ -1,6 +1,5 @@
 """From a name or the arguments of a run to labelled images."""
 
-from functools import partial
 from pathlib import Path
 
 from ddep_hub.data.synthetic import embedded_scenes
@@ -12,8 +11,7 @@ from .folders import DEFAULT_OPTIONS, FolderOptions, find_split_folders
 from .hub_loading import HUB_PREFIX, holds_dataset, parse_hub_name
 from .layouts import find_layout
 from .pairing import PAIRS
-from .segmentation_datasets import HubSegmentation, SampleIds, SegmentationDataset, SegmentationFolder
-from .splits import read_split_file
+from .segmentation_datasets import HubSegmentation, SegmentationDataset, SegmentationFolder
 
 
 def open_segmentation_dataset(
@@ -23,7 +21,7 @@ def open_segmentation_dataset(
     options: FolderOptions = DEFAULT_OPTIONS,
     image_column: str = "image",
     mask_column: str = "annotation",
-    sample_ids: SampleIds = None,
+    split_file: str | Path | None = None,
     num_channels: int = 3,
 ) -> SegmentationDataset:
     """Opens a split of a folder, of a data set of the Hub, or of one that `datasets` wrote.
@@ -35,7 +33,7 @@ def open_segmentation_dataset(
         options: Where the images and masks of a folder lie; and the classes, which a data set may not name.
         image_column: Column of the images in a data set.
         mask_column: Column of the masks in a data set.
-        sample_ids: The examples to use, in this order, or a function that chooses them from all; all by default.
+        split_file: List of the examples to use, see `read_split_file`; all by default. Others need no mask.
         num_channels: Channels of the images, see [`decode_image`].
 
     Returns:
@@ -48,7 +46,7 @@ def open_segmentation_dataset(
     name = str(name)
     is_hub = name.startswith(HUB_PREFIX)
     if not is_hub and (not holds_dataset(name) or _is_folder(name, options)):
-        return SegmentationFolder(name, split, options=options, sample_ids=sample_ids, num_channels=num_channels)
+        return SegmentationFolder(name, split, options=options, split_file=split_file, num_channels=num_channels)
     repository, revision, named_split = parse_hub_name(name) if is_hub else (name, None, None)
     if named_split is not None:
         raise ValueError(
@@ -63,7 +61,7 @@ def open_segmentation_dataset(
         image_column=image_column,
         mask_column=mask_column,
         revision=revision,
-        sample_ids=sample_ids,
+        split_file=split_file,
         num_channels=num_channels,
     )
 
@@ -97,7 +95,7 @@ def open_split(
         options=FolderOptions(args.image_dir, args.mask_dir, args.mask_suffix, args.classes),
         image_column=args.image_column,
         mask_column=args.mask_column,
-        sample_ids=None if split_file is None else partial(read_split_file, split_file),
+        split_file=split_file,
         num_channels=num_channels,
     )
 

@@ -66,6 +66,13 @@ def decode_mask(
     return values.astype(_mask_dtype(num_classes, ignore_index))
 
 
+def check_lossless(mask: DecodedImage, path: str | Path) -> None:
+    """Raises a BadFileError for a mask whose compression changes values."""
+    if mask.is_lossy:
+        kind = "a JPEG" if mask.format == "JPEG" else f"a {mask.format} compressed with loss"
+        raise BadFileError(f"{path} is {kind}, which changes class ids; save the mask as PNG", path)
+
+
 def get_mask_values(
     mask: DecodedImage,
     path: str | Path,
@@ -78,10 +85,8 @@ def get_mask_values(
     Raises:
         BadFileError: It has other channels, or is compressed with loss, or a GIF of colours that are of no class.
     """
-    image, file_format, white_level, is_lossy = mask
-    if is_lossy:
-        kind = "a JPEG" if file_format == "JPEG" else f"a {file_format} compressed with loss"
-        raise BadFileError(f"{path} is {kind}, which changes class ids; save the mask as PNG", path)
+    check_lossless(mask, path)
+    image, file_format, white_level, _ = mask
     values = np.array(image)
     if image.mode == "F" and np.isfinite(values).all() and (values == np.rint(values)).all():
         values = values.astype(np.int32)  # labels of ImageJ, which has no integers of 32 bits

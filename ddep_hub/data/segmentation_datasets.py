@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from .hub_loading import (
 from .image_io import BadFileError, decode_image, format_list, read_size
 from .layouts import find_layout, find_splits, split_files
 from .masks import decode_mask
+from .splits import read_split_file
 
 
 Sample = dict[str, Any]
@@ -110,14 +111,6 @@ class SegmentationDataset(SizedDataset, Protocol):
         ...
 
 
-# Samples to use in this order, or what chooses them from all of a split; all by default.
-SampleIds = Iterable[str] | Callable[[Collection[str]], Iterable[str]] | None
-
-
-def _choose(sample_ids: SampleIds, all_ids: Collection[str]) -> list[str]:
-    return list(all_ids if sample_ids is None else sample_ids(all_ids) if callable(sample_ids) else sample_ids)
-
-
 def _find_indices(sample_ids: Sequence[str], all_ids: Iterable[str], source_name: str) -> list[int]:
     """Where the sample ids lie among the known ones; raises a ValueError if one does not."""
     indices = {sample_id: index for index, sample_id in enumerate(all_ids)}
@@ -161,8 +154,9 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         layout: One of `layouts.LAYOUTS`; found from what lies in the folder by default.
         options: Where images and masks lie; recognised by default.
         sample_ids: The samples to use, in this order: paths relative to `root/images/<split>` without suffix, or as
-            `read_split_file` gives them for published lists; or a function that chooses them from those of the
-            split. All of the split by default, sorted or in the order of the official list. Others need no mask.
+            `read_split_file` gives them for published lists. All of the split by default, sorted or in the order of
+            the official list. Others need no mask.
+        split_file: List of the samples to use, see `read_split_file`, in place of `sample_ids`.
         num_channels: Channels of the images, see [`decode_image`].
 
     Attributes:
@@ -187,7 +181,8 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         *,
         layout: str | None = None,
         options: FolderOptions = DEFAULT_OPTIONS,
-        sample_ids: SampleIds = None,
+        sample_ids: Iterable[str] | None = None,
+        split_file: str | Path | None = None,
         num_channels: int = 3,
     ) -> None:
         self.root, self.num_channels = Path(root), num_channels
@@ -199,7 +194,9 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         images = files.images
         self.classes: ClassTable = files.classes
         self._mapping = files.mapping or files.classes.mask_mapping
-        self.sample_ids = _choose(sample_ids, images)
+        if split_file is not None:
+            sample_ids = read_split_file(split_file, images)
+        self.sample_ids: list[str] = list(images if sample_ids is None else sample_ids)
         _find_indices(self.sample_ids, images, str(files.image_folder))
         self._image_folder = files.image_folder
         self.images = [images[sample_id] for sample_id in self.sample_ids]
@@ -300,7 +297,8 @@ class HubSegmentation(Dataset[dict[str, Any]]):
         mask_column: Column of the masks: images of one channel, pixel value = class id.
         config: Configuration of the data set, where it has several.
         revision: Branch, tag or commit on the Hub.
-        sample_ids: The examples to use, in this order, or a function that chooses them from all; all by default.
+        sample_ids: The examples to use, in this order; all by default.
+        split_file: List of the examples to use, see `read_split_file`, in place of `sample_ids`.
         num_channels: Channels of the images, see [`decode_image`].
 
     Attributes:
@@ -322,7 +320,8 @@ class HubSegmentation(Dataset[dict[str, Any]]):
         mask_column: str = "annotation",
         config: str | None = None,
         revision: str | None = None,
-        sample_ids: SampleIds = None,
+        sample_ids: Iterable[str] | None = None,
+        split_file: str | Path | None = None,
         num_channels: int = 3,
     ) -> None:
         self.num_channels = num_channels
@@ -332,7 +331,9 @@ class HubSegmentation(Dataset[dict[str, Any]]):
         self.classes: ClassTable = classes or _read_classes(data.features, self.name)
         self.data = select_undecoded(data, [image_column, mask_column], self.name)
         all_ids = dict.fromkeys(f"{index:08d}" for index in range(len(self.data)))
-        self.sample_ids = _choose(sample_ids, all_ids)
+        if split_file is not None:
+            sample_ids = read_split_file(split_file, all_ids)
+        self.sample_ids: list[str] = list(all_ids if sample_ids is None else sample_ids)
         self._indices = _find_indices(self.sample_ids, all_ids, self.name)
         self._source_fingerprint: list[str] = local_fingerprint(name) or [data._fingerprint]
 

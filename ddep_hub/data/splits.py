@@ -19,11 +19,12 @@ _IMAGE_FOLDERS = ("images", "leftImg8bit")
 _CITYSCAPES_SUFFIX = "_leftImg8bit"
 
 
-def parse_fraction(value: str | float | Fraction) -> Fraction:
+def parse_fraction(value: str | float | Fraction, name: str = "label fraction") -> Fraction:
     """Reads a share of the labels.
 
     Args:
         value: A quotient such as `"1/30"`, or a decimal number as text or number.
+        name: What errors call it.
 
     Returns:
         The exact fraction; 0.1 is 1/10, not the nearest binary number.
@@ -34,9 +35,9 @@ def parse_fraction(value: str | float | Fraction) -> Fraction:
     try:
         fraction = Fraction(str(value).replace(" ", ""))
     except (ValueError, ZeroDivisionError):
-        raise ValueError(f"label fraction {value!r} is not a number; write it like 1/30 or 0.1") from None
+        raise ValueError(f"{name} {value!r} is not a number; write it like 1/30 or 0.1") from None
     if not 0 < fraction <= 1:
-        raise ValueError(f"label fraction {value!r} is not in (0, 1]; write it like 1/30 or 0.1")
+        raise ValueError(f"{name} {value!r} is not in (0, 1]; write it like 1/30 or 0.1")
     return fraction
 
 
@@ -193,6 +194,6 @@ def _sample_id(line: str, known_ids: Collection[str]) -> str:
     parts = image.parts[image.is_absolute() :]
     if len(parts) > 2 and parts[0] in _IMAGE_FOLDERS:
         parts = parts[2:]
-    elif parts[:1] == ("JPEGImages",):
-        parts = parts[1:]
+    elif "JPEGImages" in parts[:-1]:
+        parts = parts[parts.index("JPEGImages") + 1 :]
     return "/".join(parts).removesuffix(_CITYSCAPES_SUFFIX)

@@ -120,10 +120,7 @@ def run_evaluation(
     # Not the precision of an earlier run in this process: metrics must not depend on it.
     accelerator = build_accelerator(get_launcher_precision() or "no")
     output = None if args.output_dir is None else Path(args.output_dir)
-    # What the results call a dataset that is an object; its split is not known.
-    given_data: dict[str, Any] = {}
-    if dataset is not None:
-        given_data = {"data": str(getattr(dataset, "root", type(dataset).__name__)), "eval_split": None}
+    is_given = dataset is not None
     if output is not None:
         on_main_process(accelerator, lambda: check_output(output))
     with accelerator.main_process_first():
@@ -133,7 +130,7 @@ def run_evaluation(
             dataset = open_split(args, args.eval_split, args.split_file, num_channels=model.config.num_channels)
         elif args.split_file is not None:
             dataset = dataset.select(read_split_file(args.split_file, set(dataset.sample_ids)))
-        if not given_data:
+        if not is_given:
             accelerator.print(dataset_summary(dataset))
         processor = override_image_size(processor or get_processor(model), args)
     classes, names = dataset.classes, list(dataset.classes.labels)
@@ -191,6 +188,10 @@ def run_evaluation(
         scores |= metric.compute(names)
     # Absolute, so that `ddep-hub card` knows the folders from anywhere.
     named = {"model": args.model, "data": args.data}
+    given: dict[str, Any] = {}
+    if is_given:  # the split of an object is not known
+        source = getattr(dataset, "root", None) or getattr(dataset, "name", None) or type(dataset).__name__
+        given = {"data": str(source), "eval_split": None}
     folders = {name: os.path.abspath(path) for name, path in named.items() if path and os.path.isdir(path)}
     results = {
         **scores,
@@ -201,7 +202,7 @@ def run_evaluation(
         "image_size": transform.image_size,
         "inference": dataclasses.asdict(options),
         "mixed_precision": accelerator.mixed_precision,
-        "arguments": dataclasses.asdict(args) | folders | given_data,
+        "arguments": dataclasses.asdict(args) | folders | given,
     }
 
     def write(output: Path) -> None:

@@ -71,8 +71,8 @@ def write_run_record(
         arguments: Its arguments, a dataclass. Paths are shortened to their last part, see `arg(path=True)`.
         results: The metrics, and `seconds` of training.
         **facts: `encoder_source`; in pretraining `images`, their number in words, and `method`, the objective in words
-            if it is not denoising; in fine-tuning `evaluated`, the number of validation images, and `pretraining`, the
-            record and results of a first stage.
+            if it is not denoising; in fine-tuning `evaluated`, the number of validation images, `labelled_ids`, a hash
+            of the names of the labelled ones, and `pretraining`, the record and results of a first stage.
     """
     values, paths = dataclasses.asdict(arguments), list_field_names(type(arguments), "path")
     defaults = dataclasses.asdict(type(arguments)())
@@ -204,22 +204,14 @@ def add_baseline(folder: Path, other: Path) -> None:
         raise ValueError(f"baseline: {other} did not start from a random decoder. Name a run without `pretrained`.")
     if ours["arguments"]["pretrained"] is None and not ours.get("pretraining"):
         raise ValueError(f"baseline: {folder} itself started from a random decoder, and needs no baseline.")
+    # Records of earlier versions do not tell the labelled images.
+    has_ids = "labelled_ids" in ours and "labelled_ids" in theirs
     fields = (
-        "data",
-        "train_split",
-        "eval_split",
-        "val_fraction",
-        "image_size",
-        "group_pattern",
-        "split_seed",
-        "split_file",
-        "labelled",
-        "split",
-        "images",
-        "inference",
-        "evaluated_data",
+        *("data", "train_split", "eval_split", "val_fraction", "group_pattern", "image_size"),
+        *(("labelled_ids",) if has_ids else ("split_seed", "split_file")),
+        *("labelled", "split", "images", "inference", "evaluated_data", "classes"),
     )
-    for name in (*fields, "classes"):
+    for name in fields:
         value, other_value = (
             {**run["arguments"], **run, "classes": list(run["iou"])}.get(name) for run in (ours, theirs)
         )

@@ -92,9 +92,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The content of a folder's `config.json`; raises a FileNotFoundError if there is none."""
     path = folder / "config.json"
     if not path.is_file():
-        hint = "Pass a folder written by save_pretrained"
-        hint = f"Did you mean {folder / 'final'}" if (folder / "final" / "config.json").is_file() else hint
-        raise FileNotFoundError(f"{folder} has no config.json. {hint}{'?' if 'mean' in hint else '.'}")
+        is_run = (folder / "final" / "config.json").is_file()
+        hint = f"Did you mean {folder / 'final'}?" if is_run else "Pass a folder written by save_pretrained."
+        raise FileNotFoundError(f"{folder} has no config.json. {hint}")
     return read_json(path)
 
 

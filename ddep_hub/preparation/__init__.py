@@ -19,7 +19,7 @@ from ddep_hub.data.splits import choose_validation, extract_groups, parse_fracti
 from ddep_hub.data.statistics import ClassStatistics
 from ddep_hub.evaluation.inference import window_positions
 from ddep_hub.evaluation.visualization import contact_sheet, draw_legend, overlay
-from ddep_hub.utils.files import atomic_dir, path_below
+from ddep_hub.utils.files import SYSTEM_FILES, atomic_dir, check_replaceable, path_below
 
 from .coco import is_coco, read_coco, read_json, read_json_files
 from .image_files import RawImage, crop, image_size, load_preview, read_image_file, write_image_file
@@ -32,7 +32,6 @@ from .source import Example, Source, pluralize
 # Marks a folder written by this command, which may be replaced.
 RECORD_FILE = "prepared.json"
 _WRITTEN_FILES = {"images", "annotations", "classes.json", "preview.png", RECORD_FILE}
-_SYSTEM_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}  # which operating systems add
 NUM_PREVIEWS = 16
 # Raised when a field is missing or has the wrong type.
 MALFORMED_ERRORS = (KeyError, TypeError, IndexError, AttributeError)
@@ -78,10 +77,6 @@ def prepare(
         ValueError: The source is damaged, or an argument is wrong; names it.
     """
     source, output = Path(source), Path(output_dir)
-    try:
-        parse_fraction(val_fraction)
-    except ValueError as error:
-        raise ValueError(f"val_fraction: {error}") from None
     if format is not None and format not in FORMATS:
         raise ValueError(f"format {format!r} is unknown. Choose one of {', '.join(FORMATS)}.")
     if tile is not None and tile < 1:
@@ -95,7 +90,7 @@ def prepare(
         (example,) = dataset.examples
         example = dataclasses.replace(example, name=_shorten_name(example.name, None))
         splits = {"train": [example], "val": [example]}
-        share = float(parse_fraction(val_fraction))
+        share = float(parse_fraction(val_fraction, "val_fraction"))
         parts = {"train": (0.0, 1 - share), "val": (1 - share, 1.0)}
     else:
         splits = _assign_splits(dataset.examples, val_fraction, group_pattern)
@@ -160,12 +155,13 @@ def _check_output(source: Path, output: Path, *, overwrite: bool) -> None:
                 else "It was not written by this command: choose another folder."
             )
             raise FileExistsError(f"output_dir: {output} is not empty. {hint}")
+        check_replaceable(output)
         _check_unchanged(output)
 
 
 def _check_unchanged(output: Path) -> None:
     """Refuses to replace a folder that holds the user's own work beside what was written."""
-    added = sorted({path.name for path in output.iterdir()} - _WRITTEN_FILES - _SYSTEM_FILES)
+    added = sorted({path.name for path in output.iterdir()} - _WRITTEN_FILES - SYSTEM_FILES)
     if added:
         raise FileExistsError(
             f"output_dir: {output} also holds {format_list(added)}, which this command did not write. Move it first."
@@ -280,12 +276,7 @@ def _describe_contents(root: Path) -> str:
 def _assign_splits(
     examples: list[Example], val_fraction: str | float, group_pattern: str | None
 ) -> dict[str, list[Example]]:
-    """The examples by split, under unique names; split up if the source has only one split, or none.
-
-    Names such as `batch1` and `batch2` are no splits.
-    """
-    if not any(example.split and canonical_split(example.split) for example in examples):
-        examples = [dataclasses.replace(example, split=None) for example in examples]
+    """The examples by split, under unique names; split up if the source has only one split, or none."""
     names = Counter[tuple[str | None, str]]()
     unique: list[Example] = []
     for example in examples:
@@ -307,7 +298,8 @@ def _assign_splits(
         groups = {name: name for name in by_name}  # one stack: its pages are divided
     if group_pattern is not None:
         groups = extract_groups(by_name, group_pattern)
-    validation_names = set(choose_validation(by_name, val_fraction, groups))
+    fraction = parse_fraction(val_fraction, "val_fraction")
+    validation_names = set(choose_validation(by_name, fraction, groups))
     for name, example in by_name.items():
         splits.setdefault("val" if name in validation_names else "train", []).append(example)
     return dict(sorted(splits.items()))

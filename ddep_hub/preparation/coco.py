@@ -73,7 +73,9 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
     if not entries_by_image:
         listed_images = pluralize(len(finder.missing), "listed image")
         raise ValueError(f"{root}: none of {listed_images} is there, such as {finder.missing[:1]}.")
-    splits = {path: _infer_split(path, root) if len(files) > 1 else None for path in files}
+    splits: dict[Path, str | None] = {path: _infer_split(path, root) if len(files) > 1 else None for path in files}
+    if not any(split and canonical_split(split) for split in splits.values()):
+        splits = dict.fromkeys(files)  # batch1.json and batch2.json are no splits
     examples = []
     for image, entries in entries_by_image.items():
         file, image_size, all_shapes = _merge_entries(image, entries)

@@ -9,7 +9,14 @@ from PIL import Image
 
 from ddep_hub.data.classes import Color
 from ddep_hub.data.image_io import BadFileError, load_upright, open_image
-from ddep_hub.data.masks import count_values, get_mask_values, mask_colors, palette_colors, replace_values
+from ddep_hub.data.masks import (
+    check_lossless,
+    count_values,
+    get_mask_values,
+    mask_colors,
+    palette_colors,
+    replace_values,
+)
 
 from .image_files import read_image_file
 
@@ -110,6 +117,7 @@ def raw_values(path: Path, page: int | None, *, as_colors: bool, in_alpha: bool 
         if mask.format == "JPEG":
             values = _binarize_jpeg(picture, path)
             return np.zeros_like(values) if in_alpha else values
+        check_lossless(mask, path)
     if isinstance(picture, Image.Image) and picture.mode in ("LA", "PA", "RGBA"):
         alpha = np.asarray(picture.getchannel("A")).astype(np.int64)
         if in_alpha:

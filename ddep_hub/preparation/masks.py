@@ -16,14 +16,11 @@ from ddep_hub.data.layouts import find_layout
 from ddep_hub.data.masks import looks_smoothed
 from ddep_hub.data.pairing import IMAGE_WORDS, MASK_WORDS, PAIRS, Pairs, pair_files, read_pairs
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
+from ddep_hub.utils.files import SYSTEM_FILES
 
 from .image_files import count_pages, image_size, read_image_file
 from .mask_values import IGNORED, MaskReader, object_pixels
 from .source import Example, Source, example_name, object_classes, pluralize
-
-
-# Files that operating systems leave behind.
-_SYSTEM_FILES = ("Thumbs.db", "desktop.ini")
 
 
 # --- One mask for each image
@@ -252,7 +249,7 @@ def read_object_folders(root: Path, table: ClassTable | None) -> Source | None:
             continue
         masks = _list_mask_images(folder / "masks")
         files = sorted(iter_files(folder / "masks"))
-        other_files = [path.name for path in map(Path, files) if path.name not in _SYSTEM_FILES]
+        other_files = [path.name for path in map(Path, files) if path.name not in SYSTEM_FILES]
         arrays = [path.name for path in masks if is_array(path)]
         if arrays or (other_files and not masks):
             raise ValueError(

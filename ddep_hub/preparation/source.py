@@ -256,10 +256,11 @@ def _encode(shape: Shape, width: int, height: int) -> Mapping[str, Any]:
         return encode_bitmap(np.zeros((height, width), bool))
     mask_utils = import_pycocotools()
     code: dict[str, Any] = mask_utils.merge(mask_utils.frPyObjects(polygons, height, width))
-    column, row = np.floor(np.reshape(polygons[0], (-1, 2)).mean(0)).astype(int)
-    if mask_utils.area(code) == 0 and 0 <= row < height and 0 <= column < width:  # smaller than a pixel, but an object
+    if mask_utils.area(code) == 0:  # smaller than a pixel, but an object
         mask = np.zeros((height, width), bool)
-        mask[row, column] = True
+        column, row = np.floor(np.reshape(polygons[0], (-1, 2)).mean(0)).astype(int)
+        if 0 <= row < height and 0 <= column < width:
+            mask[row, column] = True
         return encode_bitmap(mask)
     return code
 

@@ -121,7 +121,7 @@ def open_data(args: FinetuneArguments) -> tuple[SegmentationDataset, Segmentatio
         ValueError: The labelled images cannot be chosen, or are also validation images.
     """
     training, validation = open_train_and_val(args)
-    if args.split_file is not None:
+    if args.split_file is not None and args.val_fraction is not None:
         training = training.select(read_split_file(args.split_file, set(training.sample_ids)))
     elif args.label_fraction is not None or args.num_labelled_images is not None:
         labelled_ids = choose_labelled(
@@ -168,7 +168,8 @@ class FinetuneTrainer(Trainer):
         self.validation = self._drop_bad_images(validation)
         self.fingerprint = compute_fingerprint(self.labelled.fingerprint, classes.names, classes.ignore_index)
         self.data = f"{len(self.labelled)} images"
-        self.facts = {"encoder_source": source, "evaluated": len(self.validation)}
+        labelled_ids = compute_fingerprint(sorted(self.labelled.sample_ids))
+        self.facts = {"encoder_source": source, "evaluated": len(self.validation), "labelled_ids": labelled_ids}
         if decoder is not None:
             self.facts |= read_stage_record(decoder)
             self.earlier_stages = (STAGE,)

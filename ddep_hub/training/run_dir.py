@@ -41,19 +41,25 @@ RUN_FILES = ("config.yaml", "metrics.jsonl", *LISTS)
 CONFIG_FIELDS = {"output_dir", "max_steps", "encoder_name", "decoder_norm"}
 
 
-def check_run_dir(output: Path, *, overwrite: bool, resume: bool) -> None:
-    """Checks the folder of a run.
-
-    Args:
-        output: The folder.
-        overwrite: The folder may hold a run, see [`remove_old_run`].
-        resume: The folder may hold the run to resume.
+def check_run_dir(args: RunArguments) -> None:
+    """Checks the folder of a run, which may hold one with `overwrite`, see [`remove_old_run`], or to be resumed.
 
     Raises:
         FileExistsError: It already holds a run, a finished one that cannot be resumed, or other files that the run
             would replace; or is a file.
+        ValueError: The run reads something that `overwrite` would remove.
     """
+    output, resume = Path(args.output_dir), args.resume_from_checkpoint is not None
     check_not_file(output)
+    for name in ("pretrained", "split_file"):
+        value = getattr(args, name, None)
+        if (
+            args.overwrite
+            and value
+            and Path(value).exists()
+            and Path(value).resolve().is_relative_to(output.resolve())
+        ):
+            raise ValueError(f"{name}: {value} is in output_dir, which overwrite empties. Copy it elsewhere first.")
     existing = [name for name in (*RUN_FOLDERS, *RUN_FILES) if os.path.lexists(output / name)]
     links = [name for name in (*existing, ".lock") if (output / name).is_symlink()]
     for folder in RUN_FOLDERS:
@@ -69,7 +75,7 @@ def check_run_dir(output: Path, *, overwrite: bool, resume: bool) -> None:
             f"output_dir: {output} holds {', '.join(existing)}, but no config.yaml of a run, and was left unchanged. "
             "Choose another folder."
         )
-    if existing and not (overwrite or resume) and (output / "metrics.jsonl").exists():
+    if existing and not (args.overwrite or resume) and (output / "metrics.jsonl").exists():
         raise FileExistsError(
             f"output_dir: {output} holds a run. Choose another folder, resume it with `--resume_from_checkpoint "
             'latest`, or replace it with `--overwrite` (in Python resume_from_checkpoint="latest", overwrite=True).'
@@ -96,7 +102,7 @@ def remove_old_run(output: Path, keep: Sequence[str] = ()) -> None:
     for name in RUN_FOLDERS[1:]:
         if name not in keep and (output / name).exists():
             remove_dir(output / name)
-    for name in LISTS:
+    for name in (*LISTS, f"final/{RESULTS}"):  # with results, the folder would be that of a finished run
         (output / name).unlink(missing_ok=True)
 
 

@@ -56,7 +56,7 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset) -> st
     resume = args.resume_from_checkpoint is not None
 
     def prepare_folder() -> None:
-        check_run_dir(output, overwrite=args.overwrite, resume=resume)
+        check_run_dir(args)
         stack.enter_context(run_lock(output))  # before anything changes: another run may be in its second stage
         if args.overwrite:
             remove_old_run(output)

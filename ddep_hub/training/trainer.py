@@ -107,8 +107,7 @@ class Trainer(Losses):
                 InitProcessGroupKwargs(timeout=TIMEOUT),
             ],
         )
-        resume = args.resume_from_checkpoint is not None
-        on_main_process(self.accelerator, lambda: check_run_dir(self.output, overwrite=args.overwrite, resume=resume))
+        on_main_process(self.accelerator, lambda: check_run_dir(args))
 
     @abstractmethod
     def dataloader(self, start_step: int, states: dict[str, Any] | None) -> DataLoader[Any]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 import warnings
@@ -9,6 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from safetensors import SafetensorError
+
+
+SYSTEM_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}  # which operating systems leave in folders
 
 
 def cache_dir() -> Path:
@@ -26,8 +30,21 @@ def resolve_data(name: str | Path) -> Path:
 
 def path_below(name: str) -> str:
     """A sample's name as a path that stays below any folder: without its root, if it is absolute, and without `..`."""
-    path = PurePosixPath(name.replace("\\", "/"))
+    path = PurePosixPath(re.sub("^[A-Za-z]:", "", name.replace("\\", "/")))
     return "/".join(part for part in path.parts if part not in ("..", path.anchor))
+
+
+def _is_fixed(path: Path) -> bool:
+    return path.exists() and (os.path.ismount(path) or path.samefile(os.curdir))
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises a FileExistsError if a folder is not empty and cannot be renamed: the current one, or a mounted one."""
+    if _is_fixed(path) and any(path.iterdir()):
+        raise FileExistsError(
+            f"output_dir: {path} is the current folder or a mounted one, and not empty, so it cannot be replaced. "
+            "Choose a folder inside it."
+        )
 
 
 @contextlib.contextmanager
@@ -50,12 +67,8 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         FileExistsError: The current folder or a mounted one is not empty.
     """
     path = Path(os.path.abspath(path))
-    is_fixed = path.exists() and (path.is_mount() or path.samefile(os.curdir))
-    if is_fixed and any(path.iterdir()):
-        raise FileExistsError(
-            f"output_dir: {path} is the current folder or a mounted one, and not empty, so it cannot be replaced. "
-            "Choose a folder inside it."
-        )
+    check_replaceable(path)
+    is_fixed = _is_fixed(path)
     parent = path if is_fixed else path.parent
     parent.mkdir(parents=True, exist_ok=True)
     temp_dir = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=parent))

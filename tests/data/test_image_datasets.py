@@ -154,7 +154,8 @@ def test_metadata_beside_photos_do_not_take_their_place(tmp_path, jpeg):
 
 
 def test_pictures_for_the_readme_do_not_hide_a_data_set(tmp_path, jpeg, image_dataset):
-    (tmp_path / "teaser.jpg").write_bytes(jpeg(0))
+    for number in range(2):
+        (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
     (tmp_path / "data").mkdir()
     image_dataset(2).to_parquet(str(tmp_path / "data" / "train-0.parquet"))
     (source,) = open_images([str(tmp_path)])

@@ -309,6 +309,7 @@ def test_lists_of_other_names_and_formats(pascal_voc):
     for name in names[:2]:
         put_image(pascal_voc / "JPEGImages" / f"{name}.png")
         put_mask(pascal_voc / "SegmentationClass" / f"{name}.png", [0, 255, 20, 15], palette=True)
-    put_list(pascal_voc / "ImageSets" / "Segmentation" / "train.txt", names)
+    # Lists of a class say in a second column whether an image shows it.
+    put_list(pascal_voc / "ImageSets" / "Segmentation" / "train.txt", [*names[:2], f"{names[2]}  1"])
     rows = SegmentationFolder(pascal_voc, "train")
     assert rows.sample_ids == names and [path.suffix for path in rows.images] == [".png", ".png", ".jpg"]

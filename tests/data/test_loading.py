@@ -18,7 +18,8 @@ def test_a_folder(tmp_path):
         for stem in "ab":
             Image.fromarray(pixels).save(tmp_path / folder / "val" / f"{stem}.png")
     write_class_table(SCENE_CLASSES, tmp_path / "classes.json")
-    rows = open_segmentation_dataset(tmp_path, "val", sample_ids=["b"])
+    (tmp_path / "b.txt").write_text("b")
+    rows = open_segmentation_dataset(tmp_path, "val", split_file=tmp_path / "b.txt")
     assert rows.sample_ids == ["b"] and np.array_equal(rows[0]["annotation"], mask)
     (tmp_path / "meta.parquet").touch()  # something of the user's
     assert open_segmentation_dataset(str(tmp_path), "val").sample_ids == ["a", "b"]

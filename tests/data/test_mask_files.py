@@ -4,12 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from ddep_hub.data.classes import read_class_table
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.masks import decode_mask, suggest_classes
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
+from ddep_hub.preparation.mask_values import raw_values
 
 
 COLORS = {(0, 0, 0): 0, (0, 255, 0): 1, (255, 0, 0): 2}
@@ -175,11 +176,20 @@ def test_no_classes_are_suggested_for_soft_borders(tmp_path):
     assert "mask_values" in suggest_classes([tmp_path / "a.png"])
 
 
-@pytest.mark.parametrize(("name", "options"), [("a.tif", {"compression": "jpeg"}), ("a.webp", {"quality": 80})])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.tif", {"compression": "jpeg"}),
+        ("a.webp", {"quality": 80}),
+        ("a.webp", {"quality": 80, "icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()}),
+    ],
+)
 def test_masks_compressed_with_loss_are_refused(tmp_path, name, options):
     rgb = np.zeros((64, 64, 3), np.uint8)
     rgb[20:40, 20:40] = (255, 0, 0)
     Image.fromarray(rgb).save(tmp_path / name, **options)
+    with pytest.raises(BadFileError, match=r"compressed with loss, which changes class ids; save the mask as PNG"):
+        raw_values(tmp_path / name, None, as_colors=True)  # of `ddep-hub prepare`
     with pytest.raises(BadFileError, match=r"compressed with loss, which changes class ids; save the mask as PNG"):
         decode_mask(tmp_path / name, num_classes=3, ignore_index=255, colors=COLORS)
     Image.fromarray(rgb).save(tmp_path / name, lossless=True)

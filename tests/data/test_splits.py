@@ -187,5 +187,5 @@ def test_lines_may_be_the_paths_of_pairs_csv_or_of_voc(tmp_path):
     path = tmp_path / "list.txt"
     path.write_text("images/train/x1.png\n")
     assert read_split_file(path, {"images/train/x1"}) == ["images/train/x1"]
-    path.write_text("JPEGImages/2007_32.jpg SegmentationClass/2007_32.png\n/JPEGImages/2007_33.jpg\n")
+    path.write_text("JPEGImages/2007_32.jpg SegmentationClass/2007_32.png\n/VOC2012/JPEGImages/2007_33.jpg\n")
     assert read_split_file(path) == ["2007_32", "2007_33"]

@@ -364,12 +364,12 @@ def test_evaluate_takes_names_and_objects_and_writes_only_where_it_is_told(folde
 
 def test_masks_stay_in_their_folder(tmp_path):
     writer = MaskWriter(tmp_path / "out", SCENE_CLASSES, ["ids", "colors"])
-    names = [f"{tmp_path}/photos/x", "../photos/y"]
+    names = [f"{tmp_path}/photos/x", "../photos/y", "C:\\photos\\z"]
     writer.check(names)
     for name in names:
         writer.write(name, np.zeros((2, 2), int))
     written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")}
-    expected = {f"{tmp_path.as_posix().lstrip('/')}/photos/x", "photos/y"}
+    expected = {f"{tmp_path.as_posix().lstrip('/')}/photos/x", "photos/y", "photos/z"}
     assert written == {f"out/{kind}/{name}.png" for kind in ("ids", "colors") for name in expected}
     with pytest.raises(ValueError, match=r"\.\./a and a would both be written as a\.png"):
         writer.check(["../a", "a"])

@@ -136,6 +136,14 @@ def test_the_baseline_beside_it(finetuned, tmp_path):
     ):
         with pytest.raises(ValueError, match=said):
             add_baseline(ours, finetuned(name, **fields))
+    # Where the records tell them, the labelled images count, and not how they were chosen.
+    chosen = finetuned("chosen", data="roads", split_file="labelled.txt")
+    for folder, ids in ((ours, "1"), (chosen, "1"), (other, "2")):
+        record = json.loads((folder / "run.json").read_text()) | {"labelled_ids": ids}
+        (folder / "run.json").write_text(json.dumps(record))
+    add_baseline(ours, chosen)
+    with pytest.raises(ValueError, match="labelled_ids differs"):
+        add_baseline(ours, other)
     with pytest.raises(ValueError, match="itself started from a random decoder"):
         add_baseline(other, finetuned("e", data="roads"))
     with pytest.raises(ValueError, match="did not start from a random"):

@@ -61,6 +61,17 @@ def test_an_object_smaller_than_a_pixel_is_one(tmp_path):
     check(tmp_path / "source", tmp_path, truth, "ab", ("background", "large"))
 
 
+def test_a_coordinate_too_many_is_left_out(tmp_path):
+    put_images(tmp_path / "coco" / "images")
+    content = coco()
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = [[value for corner in corners(LARGE) for value in corner] + [9]]
+    (tmp_path / "coco" / "labels.json").write_text(json.dumps(content))
+    ddep_hub.prepare(tmp_path / "coco", tmp_path / "output")
+    for mask in masks_of(tmp_path / "output").values():
+        assert np.array_equal(mask > 0, box_mask(LARGE) > 0)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_json_with_a_byte_order_mark_at_any_depth(tmp_path, encoding):
     deep = tmp_path / "source" / "1" / "2" / "3"

@@ -426,13 +426,13 @@ def test_names_stay_below_the_output(tmp_path):
     rows = [f"../data/images/{name}.png,../data/masks/{name}.png" for name in NAMES[:2]]
     rows += [f"{tmp_path}/data/images/{name}.png,{tmp_path}/data/masks/{name}.png" for name in NAMES[2:]]
     (lists / "pairs.csv").write_text("\n".join(["image,mask", *rows]))
-    before = sorted((tmp_path / "data").rglob("*"))
+    before = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*.png")}
     for tile, count in ((None, 5), (15, 30)):
         output = tmp_path / f"output-{tile}"
         ddep_hub.prepare(lists, output, tile=tile)
         assert len(masks_of(output)) == count
         assert sorted(path.name for path in (output / "images").iterdir()) == ["train", "val"]
-    assert sorted((tmp_path / "data").rglob("*")) == before
+    assert {path: path.read_bytes() for path in (tmp_path / "data").rglob("*.png")} == before
     annotations = tmp_path / "data" / "json"
     annotations.mkdir()
     for name in NAMES:
@@ -451,6 +451,14 @@ def test_groups_of_a_list_stay_together(tmp_path):
     ddep_hub.prepare(tmp_path / "data", tmp_path / "output", val_fraction=0.3)
     validation = SegmentationFolder(tmp_path / "output", "val").sample_ids
     assert len(validation) == 4 and len({int(name) % 3 for name in validation}) == 1
+
+
+def test_splits_of_the_users_own_stay(tmp_path):
+    put_masks(tmp_path / "data", dict.fromkeys(NAMES, TRUTH))
+    rows = [f"images/{name}.png,masks/{name}.png,site{int(name[0]) % 2}" for name in NAMES]
+    (tmp_path / "data" / "pairs.csv").write_text("\n".join(["image,mask,split", *rows]))
+    ddep_hub.prepare(tmp_path / "data", tmp_path / "output", val_fraction=0)
+    assert sorted(path.name for path in (tmp_path / "output" / "images").iterdir()) == ["site0", "site1"]
 
 
 def test_batches_are_no_splits(tmp_path):
@@ -492,7 +500,6 @@ def test_more_classes_than_8_bits_hold(tmp_path):
         ({"notes.txt": ""}, {"format": "coca"}, "format 'coca' is unknown. Choose one of coco"),
         ({"a.json": "{}", "pairs.csv": "image,mask\n"}, {"source": "a.json"}, "is not an annotation file of COCO"),
         ({"notes.txt": ""}, {"tile": 0}, "tile must be positive, got 0"),
-        ({"notes.txt": ""}, {"val_fraction": 0}, r"val_fraction: label fraction 0 is not in \(0, 1\]"),
         ({"notes.txt": ""}, {"tile": 8, "overlap": 8}, "overlap must be 0 to 7, less than the tile, got 8"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ddep_hub.training.arguments import PretrainArguments
+from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.logging import MetricsLog, read_metrics
 from ddep_hub.training.run_dir import check_run_dir, run_lock
 from ddep_hub.utils import files
@@ -95,6 +95,10 @@ def test_metrics(tmp_path):
     MetricsLog(None).write({"step": 3})
 
 
+def arguments(output, resume=False, **fields):
+    return PretrainArguments(output_dir=str(output), resume_from_checkpoint="latest" if resume else None, **fields)
+
+
 def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -109,7 +113,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, config, name, options):
         (tmp_path / "config.yaml").write_bytes(config if isinstance(config, bytes) else config.encode())
     before = contents(tmp_path)
     with pytest.raises(FileExistsError, match=f"holds .*{name.split('/')[0]}.* but no config.yaml of a run"):
-        check_run_dir(tmp_path, **{"overwrite": False, "resume": False, **options})
+        check_run_dir(arguments(tmp_path, **options))
     assert contents(tmp_path) == before
 
 
@@ -126,7 +130,7 @@ def test_a_run_with_links_is_refused(tmp_path, name, dangling):
         write_yaml(PretrainArguments(), target)
     (run / name).symlink_to(target)
     with pytest.raises(FileExistsError, match=f"{name} is a link"):
-        check_run_dir(run, overwrite=True, resume=False)
+        check_run_dir(arguments(run, overwrite=True))
     assert (run / name).is_symlink() and target.exists() is not dangling
 
 
@@ -134,16 +138,26 @@ def test_a_run_is_overwritten_and_resumed(tmp_path):
     write_yaml(PretrainArguments(), tmp_path / "config.yaml")
     (tmp_path / "final").mkdir()
     (tmp_path / "metrics.jsonl").touch()
-    check_run_dir(tmp_path, overwrite=True, resume=False)
-    check_run_dir(tmp_path, overwrite=False, resume=True)
+    check_run_dir(arguments(tmp_path, overwrite=True))
+    check_run_dir(arguments(tmp_path, resume=True))
     with pytest.raises(FileExistsError, match="holds a run"):
-        check_run_dir(tmp_path, overwrite=False, resume=False)
+        check_run_dir(arguments(tmp_path))
     (tmp_path / "final" / "results.json").touch()
     with pytest.raises(FileExistsError, match="holds a finished run without checkpoints"):
-        check_run_dir(tmp_path, overwrite=False, resume=True)
-    check_run_dir(tmp_path, overwrite=True, resume=False)
+        check_run_dir(arguments(tmp_path, resume=True))
+    check_run_dir(arguments(tmp_path, overwrite=True))
     (tmp_path / "checkpoints" / "step-3").mkdir(parents=True)
-    check_run_dir(tmp_path, overwrite=False, resume=True)
+    check_run_dir(arguments(tmp_path, resume=True))
+
+
+@pytest.mark.parametrize("name", ["pretrained", "split_file"])
+def test_what_a_run_reads_is_not_overwritten(tmp_path, name):
+    write_yaml(PretrainArguments(), tmp_path / "config.yaml")
+    (tmp_path / "labelled.txt").touch()
+    args = FinetuneArguments(output_dir=str(tmp_path), overwrite=True, **{name: str(tmp_path / "labelled.txt")})
+    with pytest.raises(ValueError, match=rf"{name}: .*labelled\.txt is in output_dir, which overwrite empties"):
+        check_run_dir(args)
+    assert (tmp_path / "labelled.txt").exists()
 
 
 def test_windows_flushes_files_that_can_be_written_and_no_folders(tmp_path, monkeypatch):

@@ -126,7 +126,9 @@ def test_two_stages_in_one_folder_and_one_card(finetuning, scenes):
         finetuning()
     with pytest.raises(CheckpointError, match="max_steps was 2 and is 3"):
         finetuning(pretraining_steps=3, resume_from_checkpoint="latest")
-    finetuning(pretraining_steps=3, overwrite=True)
+    with pytest.raises(RunInterrupted):
+        finetuning(pretraining_steps=3, overwrite=True, max_time="0.1")
+    finetuning(pretraining_steps=3, resume_from_checkpoint="latest")  # the old model is not its end
     assert json.loads((run / "pretraining" / "final" / "run.json").read_text())["arguments"]["max_steps"] == 3
     without = finetuning("without", unlabelled=[])
     with pytest.raises(CheckpointError, match="data was"):  # and not the end of the run without a first stage
