@@ -90,7 +90,7 @@ the change before it; single runs):
 
 In fine-tuning, the encoder needs gradients too. In bf16, depthwise convolutions have no fast gradient kernels for 5x5
 and larger weights, nor for strided inputs. Larger kernels are therefore covered with 3x3 ones, and gradients of
-strided inputs are computed in float32 (`ddep_hub/utils/depthwise.py`). The first table shows the gain with
+strided inputs are computed in float32 (`ddep_hub/utils/conv_gradients.py`). The first table shows the gain with
 EfficientNet-Lite0.
 
 These were tried and left out:
