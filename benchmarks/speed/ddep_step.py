@@ -8,7 +8,6 @@ is the usual one: float32, contiguous, the encoder's parameters without gradient
 """
 
 import argparse
-import contextlib
 import functools
 import importlib.util
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from ddep_hub import DDePConfig, DDePForPreTraining
-from ddep_hub.utils.conv_gradients import FastConvGradients
 from ddep_hub.utils.processes import keep_freed_memory
 
 
@@ -50,13 +48,10 @@ def ours(config: dict[str, Any], batch: int, side: int, device: str, precision: 
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, 1e-4, fused=True)
 
-        is_slow = device == "cpu" and precision == "no" and torch.backends.cpu.get_cpu_capability() == "AVX2"
-
         def step() -> None:
-            with FastConvGradients(dense=True) if is_slow else contextlib.nullcontext():
-                with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-                    loss = model(pixel_values=images).loss
-                loss.backward()
+            with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+                loss = model(pixel_values=images).loss
+            loss.backward()
             optimizer.step()
             optimizer.zero_grad()
 

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from ddep_hub import DDePConfig, DDePForSemanticSegmentation
-from ddep_hub.utils.conv_gradients import FastConvGradients, has_slow_gradients
+from ddep_hub.utils.depthwise import FastDepthwise, has_slow_gradients
 from ddep_hub.utils.processes import keep_freed_memory
 
 
@@ -105,15 +105,11 @@ def step_of(
         batch, side = case.batch.get(device, case.batch["cpu"]), case.side
         images = torch.randn(batch, 3, side, side, device=device).contiguous(memory_format=order)
         labels = torch.randint(0, CLASSES, (batch, side, side), device=device)
-        slow = {
-            "depthwise": fast_depthwise and precision == "bf16" and has_slow_gradients(network),
-            "dense": precision == "no" and torch.backends.cpu.get_cpu_capability() == "AVX2",
-        }
-        is_slow = tuned and device == "cpu" and any(slow.values())
+        slow = tuned and device == "cpu" and precision == "bf16" and has_slow_gradients(network)
         optimizer = torch.optim.AdamW(network.parameters(), 1e-4, fused=True if tuned else None)
 
         def step() -> None:
-            with FastConvGradients(**slow) if is_slow else contextlib.nullcontext():
+            with FastDepthwise() if slow and fast_depthwise else contextlib.nullcontext():
                 with torch.autocast(device, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext():
                     output = network(images)
                 logits = getattr(output, "logits", output).float()

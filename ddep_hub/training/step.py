@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from ddep_hub.data.samplers import batch_slice
-from ddep_hub.utils.conv_gradients import FastConvGradients, has_slow_gradients
+from ddep_hub.utils.depthwise import FastDepthwise, has_slow_gradients
 from ddep_hub.utils.processes import get_native_precision
 
 from .optim import set_learning_rate
@@ -62,12 +62,9 @@ class TrainingStep:
     ) -> None:
         self.accelerator, self.args, self.optimizer = accelerator, args, optimizer
         # Elsewhere, plain gradients are just as fast; torch.compile traces without modes.
-        precision = accelerator.mixed_precision if accelerator.device.type == "cpu" and not args.torch_compile else ""
-        is_native_bf16 = precision == "bf16" and get_native_precision(accelerator.device) == "bf16"
-        self.slow_gradients = {
-            "depthwise": is_native_bf16 and has_slow_gradients(model),
-            "dense": precision == "no" and torch.backends.cpu.get_cpu_capability() == "AVX2",
-        }
+        is_cpu_bf16 = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
+        is_native_bf16 = is_cpu_bf16 and get_native_precision(accelerator.device) == "bf16"
+        self.slow_depthwise = is_native_bf16 and not args.torch_compile and has_slow_gradients(model)
         self.model = torch.compile(model) if args.torch_compile else model
         self.trainable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.positions = batch_slice(args.batch_size, accelerator.process_index, accelerator.num_processes)
@@ -130,8 +127,7 @@ class TrainingStep:
             micro_batch = {name: value[start:end] for name, value in batch.items()}
             is_last = part == parts - 1
             sync = contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.model)
-            is_slow = any(self.slow_gradients.values())
-            with sync, FastConvGradients(**self.slow_gradients) if is_slow else contextlib.nullcontext():
+            with sync, FastDepthwise() if self.slow_depthwise else contextlib.nullcontext():
                 sums = losses.loss_sums(self.model, micro_batch, step, self.positions[start:end])
                 loss = sum(term / count for term, count in zip(sums, counts.unbind(), strict=True))
                 # Gradients are averaged over processes; the sum is wanted.

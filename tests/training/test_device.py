@@ -13,7 +13,7 @@ from ddep_hub.training import step
 from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.optim import build_optimizer
 from ddep_hub.utils import processes
-from ddep_hub.utils.conv_gradients import FastConvGradients
+from ddep_hub.utils.depthwise import FastDepthwise
 from ddep_hub.utils.processes import build_accelerator, get_native_precision, supports_bf16_convolution
 
 
@@ -121,12 +121,7 @@ def test_slow_gradients_are_replaced_where_bf16_is_native(
             return [torch.tensor(2.0)]
 
         def loss_sums(self, model, batch, step, positions):
-            used.append(
-                any(
-                    isinstance(mode, FastConvGradients) and mode.depthwise
-                    for mode in _get_current_function_mode_stack()
-                )
-            )
+            used.append(any(isinstance(mode, FastDepthwise) for mode in _get_current_function_mode_stack()))
             return [model(batch["image"]).float().square().sum()]
 
     training_step.take(Losses(), {"image": torch.randn(2, 3, 32, 32)}, 0, [], wants_to_stop=False)

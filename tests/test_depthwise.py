@@ -1,4 +1,4 @@
-"""Faster gradients of convolutions, against the plain ones."""
+"""Depthwise convolutions' gradients, against the plain ones."""
 
 import contextlib
 
@@ -7,9 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ddep_hub.decoder import DDePDecoderConv
-from ddep_hub.utils import conv_gradients
-from ddep_hub.utils.conv_gradients import FastConvGradients, has_slow_gradients
+from ddep_hub.utils.depthwise import FastDepthwise, has_slow_gradients
 
 
 CASES = [
@@ -28,7 +26,7 @@ CASES = [
 
 def gradients(conv: nn.Module, image: torch.Tensor, *, fast: bool) -> list[torch.Tensor]:
     inputs = [image.clone().requires_grad_(), *conv.parameters()]
-    with FastConvGradients(depthwise=True, dense=True) if fast else contextlib.nullcontext():
+    with FastDepthwise() if fast else contextlib.nullcontext():
         output = conv(inputs[0])
         target = torch.linspace(-1, 1, output.numel()).reshape(output.shape)
         return [output, *torch.autograd.grad((output.float() * target).sum(), inputs)]
@@ -41,35 +39,6 @@ def test_gradients_equal_the_plain_ones(options, memory_format):
     image = torch.randn(2, 6, 15, 18).to(memory_format=memory_format)
     for plain, fast in zip(gradients(conv, image, fast=False), gradients(conv, image, fast=True), strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"padding": 1}, {"stride": 2, "padding": 1, "bias": True}, {"dilation": 2}, {"padding": "same"}],
-    ids=str,
-)
-def test_gradients_of_dense_convolutions_equal_the_plain_ones(options):
-    conv = nn.Conv2d(5, 6, 3, **{"bias": False, **options}).to(memory_format=torch.channels_last)
-    image = torch.randn(2, 5, 15, 18).to(memory_format=torch.channels_last)
-    for plain, fast in zip(gradients(conv, image, fast=False), gradients(conv, image, fast=True), strict=True):
-        torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-4)
-
-
-def test_the_decoder_takes_the_fast_way(monkeypatch):
-    """Its convolutions over two parts as well, which leave out arguments."""
-    used = []
-    plain = conv_gradients._conv_gradient
-    monkeypatch.setattr(
-        conv_gradients, "_conv_gradient", lambda *args, index: used.append(index) or plain(*args, index=index)
-    )
-    conv = DDePDecoderConv(8, 4).to(memory_format=torch.channels_last)
-    parts = [torch.randn(2, 4, 9, 7).to(memory_format=torch.channels_last) for _ in range(2)]
-    with FastConvGradients(dense=True):
-        conv(*parts).sum().backward()
-    fast, conv.weight.grad = conv.weight.grad, None
-    conv(*parts).sum().backward()
-    torch.testing.assert_close(fast, conv.weight.grad)
-    assert used == [1, 1]
 
 
 def test_under_autocast_results_have_the_formats_of_the_plain_ones():
@@ -87,9 +56,9 @@ def test_other_convolutions_and_no_grad_take_the_plain_way(monkeypatch):
     def fail(*args):
         raise AssertionError
 
-    monkeypatch.setattr("ddep_hub.utils.conv_gradients._Conv.apply", fail)
+    monkeypatch.setattr("ddep_hub.utils.depthwise._DepthwiseConv.apply", fail)
     image, weight = torch.randn(1, 4, 8, 8), torch.randn(4, 1, 5, 5)
-    with FastConvGradients(depthwise=True, dense=True):
+    with FastDepthwise():
         nn.Conv2d(4, 4, 3, groups=4)(image)
         nn.Conv2d(4, 8, 5, groups=4)(image)
         nn.Conv2d(4, 4, 5)(image)

@@ -1,4 +1,4 @@
-"""Gradients of convolutions on a CPU for which oneDNN has no fast kernels: faster ways to the same sums."""
+"""Gradients of depthwise convolutions in bfloat16 on a CPU, for which oneDNN has no fast kernels of most shapes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,53 +11,35 @@ from torch.overrides import TorchFunctionMode
 
 
 TILE = 3  # the size of kernel whose gradient is fast
-_DEFAULTS = (None, 1, 0, 1, 1)  # of torch.conv2d: bias, stride, padding, dilation, groups
 
 
-class FastConvGradients(TorchFunctionMode):
-    """Takes gradients of convolutions by faster ways to the same sums, for forward and backward inside.
+class FastDepthwise(TorchFunctionMode):
+    """Takes the gradients of depthwise convolutions by faster ways to the same sums, for forward and backward inside.
 
-    Depthwise, in bfloat16: on a CPU with AMX, in torch 2.14, the gradient of a 5x5 kernel takes 30 to 130 times as
-    long as the convolution itself, that of a 3x3 kernel twice as long; with a stride, the input's takes 10 to 100
-    times as long in bfloat16, twice in float32. Larger kernels are therefore covered with 3x3 ones, and a strided
-    input's gradient is taken in float32.
-
-    Dense, in float32: on a CPU with AVX2, in torch 2.14, the gradient of a weight takes 1.5 to 3 times as long in
-    channels_last as in contiguous tensors, which are therefore made for it alone.
-
-    Gradients equal the plain ones but for rounding. Other convolutions are left alone.
-
-    Args:
-        depthwise: Whether depthwise convolutions with large or strided kernels are meant.
-        dense: Whether convolutions without groups are meant.
+    On a CPU with AMX, in torch 2.14, the gradient of a 5x5 kernel takes 30 to 130 times as long as the convolution
+    itself, that of a 3x3 kernel twice as long; with a stride, the input's takes 10 to 100 times as long in bfloat16,
+    twice in float32. Larger kernels are therefore covered with 3x3 ones, and a strided input's gradient is taken in
+    float32. Gradients equal the plain ones but for rounding. Other convolutions are left alone.
     """
-
-    def __init__(self, *, depthwise: bool = False, dense: bool = False) -> None:
-        super().__init__()
-        self.depthwise, self.dense = depthwise, dense
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func is torch.conv2d and not kwargs and torch.is_grad_enabled():
-            values: tuple[Any, ...] = (*args, *_DEFAULTS[len(args) - 2 :])
-            hidden, weight, bias, stride, padding, dilation, groups = values
+        if func is torch.conv2d and len(args) == 7 and torch.is_grad_enabled():
+            hidden, weight, bias, stride, padding, dilation, groups = args
             options = [] if isinstance(padding, str) else [_pair(value) for value in (stride, padding, dilation)]
             is_depthwise = hidden.ndim == 4 and len(weight) == hidden.shape[1] == groups
-            if options and (
-                (self.depthwise and is_depthwise and _is_slow(weight.shape[2:], options[0]))
-                or (self.dense and groups == 1 and _is_slow_dense(hidden, weight))
-            ):
+            if options and is_depthwise and _is_slow(weight.shape[2:], options[0]):
                 if torch.is_autocast_enabled("cpu") and hidden.dtype != torch.float64:
                     dtype = torch.get_autocast_dtype("cpu")
                     hidden, weight = hidden.to(dtype), weight.to(dtype)
-                output: torch.Tensor = _Conv.apply(hidden, weight, *options, groups)
+                output: torch.Tensor = _DepthwiseConv.apply(hidden, weight, *options)
                 return output if bias is None else output + bias.to(output.dtype)[:, None, None]
         return func(*args, **(kwargs or {}))
 
 
 def has_slow_gradients(model: nn.Module) -> bool:
-    """Whether a model trains depthwise convolutions that [`FastConvGradients`] speeds up."""
+    """Whether a model trains depthwise convolutions that [`FastDepthwise`] speeds up."""
     return any(
         isinstance(module, nn.Conv2d)
         and module.groups == module.in_channels == module.out_channels > 1
@@ -71,42 +53,33 @@ def _is_slow(kernel_size: Sequence[int], stride: Sequence[int]) -> bool:
     return max(kernel_size) > TILE or max(stride) > 1
 
 
-def _is_slow_dense(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
-    is_channels_last = hidden.is_contiguous(memory_format=torch.channels_last) and not hidden.is_contiguous()
-    is_trained_kernel = weight.requires_grad and max(weight.shape[2:]) > 1
-    return is_channels_last and is_trained_kernel and hidden.dtype == weight.dtype == torch.float32
-
-
-class _Conv(torch.autograd.Function):
+class _DepthwiseConv(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, stride: Any, padding: Any, dilation: Any, groups: int
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, stride: Any, padding: Any, dilation: Any
     ) -> torch.Tensor:
         ctx.save_for_backward(hidden, weight)
-        ctx.options = stride, padding, dilation, groups
-        return F.conv2d(hidden, weight, None, *ctx.options)
+        ctx.options = stride, padding, dilation
+        return F.conv2d(hidden, weight, None, stride, padding, dilation, len(weight))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight = ctx.saved_tensors
-        stride, padding, dilation, groups = ctx.options
+        stride, padding, dilation = ctx.options
         grad_hidden = grad_weight = None
         if ctx.needs_input_grad[0]:
             tensors = grad_output, hidden, weight
             if max(stride) > 1:
                 tensors = grad_output.float(), hidden.float(), weight.float()
-            grad_hidden = _conv_gradient(*tensors, *ctx.options, index=0).to(hidden.dtype)
+            grad_hidden = _conv_gradient(*tensors, stride, padding, dilation, index=0).to(hidden.dtype)
         if ctx.needs_input_grad[1]:
             kernel_size = weight.shape[2:]
-            if groups == 1:
-                tensors = grad_output.contiguous(), hidden.contiguous(), weight.contiguous()
-                grad_weight = _conv_gradient(*tensors, *ctx.options, index=1)
-            elif min(kernel_size) > TILE and all(size % 2 for size in kernel_size) and max(dilation) == 1:
+            if min(kernel_size) > TILE and all(size % 2 for size in kernel_size) and max(dilation) == 1:
                 grad_weight = _tiled_weight_gradient(grad_output, hidden, weight, stride, padding)
             else:
-                grad_weight = _conv_gradient(grad_output, hidden, weight, *ctx.options, index=1)
-        return grad_hidden, grad_weight, None, None, None, None
+                grad_weight = _conv_gradient(grad_output, hidden, weight, stride, padding, dilation, index=1)
+        return grad_hidden, grad_weight, None, None, None
 
 
 def _tiled_weight_gradient(
@@ -121,7 +94,7 @@ def _tiled_weight_gradient(
             window = padded[:, :, row : row + height, column : column + width]
             window = window.contiguous(memory_format=torch.channels_last)
             result[:, :, row : row + TILE, column : column + TILE] = _conv_gradient(
-                grad_output, window, tile, stride, (0, 0), (1, 1), len(weight), index=1
+                grad_output, window, tile, stride, (0, 0), (1, 1), index=1
             )
     return result
 
@@ -133,14 +106,13 @@ def _conv_gradient(
     stride: Any,
     padding: Any,
     dilation: Any,
-    groups: int,
     *,
     index: int,
 ) -> torch.Tensor:
     """The gradient with respect to the input (`index` 0) or the weight (1)."""
     mask = [index == 0, index == 1, False]
     gradients: Sequence[torch.Tensor] = torch.ops.aten.convolution_backward(
-        grad_output, hidden, weight, None, stride, padding, dilation, False, [0, 0], groups, mask
+        grad_output, hidden, weight, None, stride, padding, dilation, False, [0, 0], len(weight), mask
     )
     return gradients[index]
 
