@@ -143,23 +143,34 @@ def test_the_comparison_in_the_card_of_masked_patches_is_recomputed():
         spread = f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
         assert f"| {title} | {', '.join(f'{value:.2f}' for value in values)} | {spread} | {difference}|" in text
 
-    # All twelve quarters: seven of them with half the steps of pretraining, in bf16, as their random decoders.
-    scores = {False: {}, True: {}}
+    # All quarters and sixteenths: some of them with half the steps of pretraining, in bf16, as their random decoders.
+    scores = {labels: {False: {}, True: {}} for labels in ("1/4", "1/16")}
     for name in ("label_curves.csv", "pretexts.csv"):
         with (CARDS.parent / "benchmarks" / "results" / name).open() as file:
             for row in csv.DictReader(file):
                 start = re.search(r"--pretrained (\S+)", row["options"])
                 masked = start is not None and "masked" in start[1]
-                quarter = (row["data"], row["labels"]) == ("em", "1/4") and "--max_steps 600" in row["options"]
-                if quarter and (masked or start is None):
-                    scores[masked][int(row["seed"])] = float(row["mean_iou"])
-    paired = [scores[True][seed] - scores[False][seed] for seed in range(12)]
-    mean, half = statistics.mean(paired), 2.200985 * statistics.stdev(paired) / 12**0.5
-    pooled = f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
-    results = (CARDS.parent / "docs" / "results.md").read_text()
-    assert pooled in " ".join(text.split()) and pooled in " ".join(results.split())
-    readme = " ".join((CARDS.parent / "README.md").read_text().split())
-    assert f"{mean:+.1f} mIoU ({mean - half:+.1f} to {mean + half:+.1f}, twelve seeds)" in readme
+                is_part = row["data"] == "em" and row["labels"] in scores and "--max_steps 600" in row["options"]
+                if is_part and (masked or start is None):
+                    scores[row["labels"]][masked][int(row["seed"])] = float(row["mean_iou"])
+    readme, results, card = (
+        " ".join(path.read_text().split())
+        for path in (CARDS.parent / "README.md", CARDS.parent / "docs" / "results.md", CARDS / MASKED / "README.md")
+    )
+    for labels, seeds, number, quantile in (
+        ("1/4", range(12), "twelve", 2.200985),
+        ("1/16", range(10), "ten", 2.262157),
+    ):
+        random, masked = scores[labels].values()
+        paired = [masked[seed] - random[seed] for seed in seeds]
+        assert labels == "1/4" or min(paired) > 0
+        mean, half = statistics.mean(paired), quantile * statistics.stdev(paired) / len(paired) ** 0.5
+        pooled = f"{mean - half:+.1f} to {mean + half:+.1f}"
+        assert f"{mean:+.1f} ({pooled})" in card and f"{mean:+.1f} ({pooled})" in results
+        assert f"{mean:+.1f} mIoU ({pooled}, {number} seeds)" in readme
+    paired = [scores["1/16"][True][seed] - scores["1/16"][False][seed] for seed in range(5, 10)]
+    mean, half = statistics.mean(paired), 2.776445 * statistics.stdev(paired) / 5**0.5
+    assert f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f}); over ten" in card
     (info,) = [info for info in list_pretrained() if info.name == MASKED]
     assert info.license == "cc-by-nc-sa-3.0" and "error of masked patches" in info.measured
     assert not (CARDS / MASKED / PREDICTIONS).exists(), "pictures of the data stay out"
