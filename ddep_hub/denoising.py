@@ -46,7 +46,9 @@ def check_noise(
         if isinstance(levels, (int, float)):
             is_valid = 0 < levels < math.inf
         else:
-            is_valid = len(levels) == batch and all(0 < level < math.inf for level in levels)
+            is_valid = len(levels) == batch and all(
+                isinstance(level, (int, float, np.number)) and 0 < level < math.inf for level in levels
+            )
     if not is_valid:
         description = f"a tensor of shape {tuple(sigma.shape)}" if isinstance(sigma, torch.Tensor) else sigma
         raise ValueError(f"sigma must be a positive number, or one for each of {batch} images, got {description}.")

@@ -65,7 +65,7 @@ def test_lines_that_fell_are_marked(speed, tmp_path, monkeypatch):
 def test_the_page_is_what_the_files_say(speed):
     _, report = speed
     assert report.PAGE.read_text() == report.page()
-    folders = [path for path in report.RESULTS.iterdir() if path.is_dir()]
+    folders = report.complete_folders()
     assert {"amx", "avx2"} <= {folder.name for folder in folders}
     for folder in folders:
         reasons = report.missed(report.read_rows(folder)).split("\n- ")

@@ -49,9 +49,11 @@ class Row:
 
 
 def results_dir() -> Path:
-    """Where the CSVs of this kind of CPU (or GPU) are: a table of one kind says little of another."""
+    """Where the CSVs of this kind of CPU are: a table of one kind says little of another."""
     amx = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16")
-    return RESULTS / ("amx" if amx else torch.backends.cpu.get_cpu_capability().lower())
+    folder = RESULTS / ("amx" if amx else torch.backends.cpu.get_cpu_capability().lower())
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @functools.cache
@@ -77,7 +79,6 @@ def machine() -> dict[str, str]:
 
 def write_rows(name: str, rows: list[Row]) -> None:
     """Writes `<name>.csv` in [`results_dir`] and prints the rows."""
-    results_dir().mkdir(parents=True, exist_ok=True)
     rounded = [
         {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in asdict(row).items()} | machine()
         for row in rows

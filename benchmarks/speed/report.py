@@ -90,6 +90,12 @@ def growth(rows: list[Line]) -> str:
     return "\n".join(lines)
 
 
+def complete_folders() -> list[Path]:
+    """Those of the kinds of machines on which all was measured."""
+    names = [f"{name}.csv" for name in (*ORDER, "growth")]
+    return sorted(folder for folder in RESULTS.iterdir() if all((folder / name).is_file() for name in names))
+
+
 def figure_of(folder: Path) -> Path:
     return PAGE.with_name(f"performance-{folder.name}.png")
 
@@ -97,7 +103,7 @@ def figure_of(folder: Path) -> Path:
 def page() -> str:
     """docs/performance.md: a section for each kind of machine."""
     parts = [OPENING]
-    for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
+    for folder in complete_folders():
         rows = read_rows(folder)
         about = rows[0]
         measured = (

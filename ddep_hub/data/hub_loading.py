@@ -114,16 +114,22 @@ def holds_dataset(name: str) -> bool:
 
 
 def describes_images(name: str) -> bool:
-    """Whether a local folder has images, and a parquet file without any: it tells something of them."""
-    parquet = next((path for path in _data_files(Path(name)) if path.suffix == ".parquet"), None)
-    if parquet is None or is_saved(name) or next(iter_files(Path(name), IMAGE_EXTENSIONS), None) is None:
+    """Whether a local folder has images, and parquet files without any: these tell something of them."""
+    if is_saved(name) or next(iter_files(Path(name), IMAGE_EXTENSIONS), None) is None:
         return False
-    import pyarrow
-    from pyarrow import parquet as pq
+    return not any(path.suffix == ".arrow" or _holds_images(path) for path in _data_files(Path(name)))
 
-    types = [field.type for field in pq.read_schema(parquet)]
-    # An image is stored as a struct of its bytes and its path.
-    return not any(pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 for kind in types)
+
+def _holds_images(file: Path) -> bool:
+    """Whether a parquet file has a column of images, each a struct of its bytes and its path."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        types = [field.type for field in parquet.read_schema(file)]
+    except pyarrow.ArrowInvalid:  # damaged
+        return False
+    return any(pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 for kind in types)
 
 
 def _data_files(root: Path) -> Iterator[Path]:

@@ -137,7 +137,9 @@ def prepare(
         has_masks = "mask" in dataset.kind or "layout" in dataset.kind
         hint = ". If the masks have another value for it, such as 255, give it as mask_values in --classes"
         lines.append(f"No pixel shows {format_list(empty)}{hint if has_masks else ''}")
-    lines.append(f"Look at {output / 'preview.png'} before training: ddep-hub finetune --data {output}")
+    # Splits of the user's own need their names.
+    names = "" if "train" in splits else f" --train_split {next(iter(splits))} --eval_split {list(splits)[-1]}"
+    lines.append(f"Look at {output / 'preview.png'} before training: ddep-hub finetune --data {output}{names}")
     return "\n".join(lines)
 
 

@@ -258,7 +258,8 @@ def _encode(shape: Shape, width: int, height: int) -> Mapping[str, Any]:
     code: dict[str, Any] = mask_utils.merge(mask_utils.frPyObjects(polygons, height, width))
     if mask_utils.area(code) == 0:  # smaller than a pixel, but an object
         mask = np.zeros((height, width), bool)
-        column, row = np.floor(np.reshape(polygons[0], (-1, 2)).mean(0)).astype(int)
+        corners = polygons[0][: len(polygons[0]) // 2 * 2]
+        column, row = np.floor(np.reshape(corners, (-1, 2)).mean(0)).astype(int)
         if 0 <= row < height and 0 <= column < width:
             mask[row, column] = True
         return encode_bitmap(mask)

@@ -51,15 +51,11 @@ def check_run_dir(args: RunArguments) -> None:
     """
     output, resume = Path(args.output_dir), args.resume_from_checkpoint is not None
     check_not_file(output)
+    replaced = [(output / name).resolve() for name in (*RUN_FOLDERS, *RUN_FILES)] if args.overwrite else []
     for name in ("pretrained", "split_file"):
         value = getattr(args, name, None)
-        if (
-            args.overwrite
-            and value
-            and Path(value).exists()
-            and Path(value).resolve().is_relative_to(output.resolve())
-        ):
-            raise ValueError(f"{name}: {value} is in output_dir, which overwrite empties. Copy it elsewhere first.")
+        if value and Path(value).exists() and any(map(Path(value).resolve().is_relative_to, replaced)):
+            raise ValueError(f"{name}: {value} is what overwrite replaces. Copy it elsewhere first.")
     existing = [name for name in (*RUN_FOLDERS, *RUN_FILES) if os.path.lexists(output / name)]
     links = [name for name in (*existing, ".lock") if (output / name).is_symlink()]
     for folder in RUN_FOLDERS:

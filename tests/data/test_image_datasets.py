@@ -151,6 +151,9 @@ def test_metadata_beside_photos_do_not_take_their_place(tmp_path, jpeg):
     assert not opening.is_saved(str(tmp_path))
     (source,) = open_images([str(tmp_path)])
     assert isinstance(source, ImageFolder) and len(source) == 3
+    (tmp_path / "empty.parquet").touch()
+    (source,) = open_images([str(tmp_path)])
+    assert isinstance(source, ImageFolder) and len(source) == 3
 
 
 def test_pictures_for_the_readme_do_not_hide_a_data_set(tmp_path, jpeg, image_dataset):

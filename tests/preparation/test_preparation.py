@@ -457,8 +457,15 @@ def test_splits_of_the_users_own_stay(tmp_path):
     put_masks(tmp_path / "data", dict.fromkeys(NAMES, TRUTH))
     rows = [f"images/{name}.png,masks/{name}.png,site{int(name[0]) % 2}" for name in NAMES]
     (tmp_path / "data" / "pairs.csv").write_text("\n".join(["image,mask,split", *rows]))
-    ddep_hub.prepare(tmp_path / "data", tmp_path / "output", val_fraction=0)
+    text = ddep_hub.prepare(tmp_path / "data", tmp_path / "output", val_fraction=0)
+    assert "--train_split site0 --eval_split site1" in text
     assert sorted(path.name for path in (tmp_path / "output" / "images").iterdir()) == ["site0", "site1"]
+
+
+def test_a_share_that_cannot_be_is_named(tmp_path):
+    put_masks(tmp_path / "data", dict.fromkeys(NAMES, TRUTH))
+    with pytest.raises(ValueError, match=r"val_fraction 0 is not in \(0, 1\]"):
+        ddep_hub.prepare(tmp_path / "data", tmp_path / "output", val_fraction=0)
 
 
 def test_batches_are_no_splits(tmp_path):

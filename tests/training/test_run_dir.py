@@ -155,9 +155,11 @@ def test_what_a_run_reads_is_not_overwritten(tmp_path, name):
     write_yaml(PretrainArguments(), tmp_path / "config.yaml")
     (tmp_path / "labelled.txt").touch()
     args = FinetuneArguments(output_dir=str(tmp_path), overwrite=True, **{name: str(tmp_path / "labelled.txt")})
-    with pytest.raises(ValueError, match=rf"{name}: .*labelled\.txt is in output_dir, which overwrite empties"):
+    with pytest.raises(ValueError, match=rf"{name}: .*labelled\.txt is what overwrite replaces"):
         check_run_dir(args)
     assert (tmp_path / "labelled.txt").exists()
+    (tmp_path / "mine.txt").touch()
+    check_run_dir(FinetuneArguments(output_dir=str(tmp_path), overwrite=True, **{name: str(tmp_path / "mine.txt")}))
 
 
 def test_windows_flushes_files_that_can_be_written_and_no_folders(tmp_path, monkeypatch):
