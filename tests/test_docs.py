@@ -139,7 +139,8 @@ def workplace(tmp_path_factory):
     shutil.copy(photo, root / "photo.jpg")
     shutil.copy(photo, data / "images" / "val" / "0007.jpg")
     shutil.copy(next((data / "annotations" / "val").iterdir()), data / "annotations" / "val" / "0007.png")
-    shutil.copytree(data / "unlabelled", root / "path" / "to" / "images")
+    for name in ("images", "photos"):
+        shutil.copytree(data / "unlabelled", root / "path" / "to" / name)
     return root
 
 
