@@ -110,7 +110,7 @@ def choose_validation(
             f"val_fraction: there is only {available}; training and validation need one each. Label another, or cut "
             "it in two"
         )
-    target_size, validation_ids = parse_fraction(fraction) * len(pool), list[str]()
+    target_size, validation_ids = parse_fraction(fraction, "val_fraction") * len(pool), list[str]()
     for group in choose_labelled(members, number=len(members) - 1, seed=0):
         if validation_ids and len(validation_ids) + len(members[group]) / 2 > target_size:
             break

@@ -300,8 +300,7 @@ def _assign_splits(
         groups = {name: name for name in by_name}  # one stack: its pages are divided
     if group_pattern is not None:
         groups = extract_groups(by_name, group_pattern)
-    fraction = parse_fraction(val_fraction, "val_fraction")
-    validation_names = set(choose_validation(by_name, fraction, groups))
+    validation_names = set(choose_validation(by_name, val_fraction, groups))
     for name, example in by_name.items():
         splits.setdefault("val" if name in validation_names else "train", []).append(example)
     return dict(sorted(splits.items()))

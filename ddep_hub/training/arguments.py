@@ -203,7 +203,7 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
         ]
         if len(chosen) > 1:
             raise ValueError(f"Set only one of label_fraction, num_labelled_images and split_file, not {chosen}.")
-        if self.val_fraction is not None and _parse_fraction(self.val_fraction, "val_fraction") == 1:
+        if self.val_fraction is not None and _parse_val_fraction(self.val_fraction) == 1:
             raise ValueError("val_fraction is 1, which leaves nothing to train on. Hold out less, such as 0.2.")
         if self.group_pattern is not None and self.val_fraction is None:
             raise ValueError("group_pattern needs val_fraction. Set both, or neither.")
@@ -264,7 +264,7 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
             self.check_positive("pretraining_batch_size")
 
 
-def _parse_fraction(value: str, name: str) -> Fraction:
+def _parse_val_fraction(value: str) -> Fraction:
     from ddep_hub.data.splits import parse_fraction  # imports torch, which `--help` does without
 
-    return parse_fraction(value, name)
+    return parse_fraction(value, "val_fraction")

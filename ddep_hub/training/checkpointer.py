@@ -60,11 +60,8 @@ class Checkpointer:
         fields = {name: value for name, value in dataclasses.asdict(args).items() if name not in resumable}
         # As JSON has it, such as lists for tuples.
         self.fingerprint = json.loads(json.dumps({"script": type(args).__name__, **fields, "data": fingerprint}))
-        self.defaults = {
-            field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-            for field in dataclasses.fields(args)
-            if field.name in fields
-        }
+        defaults = dataclasses.asdict(type(args)())
+        self.defaults = {name: defaults[name] for name in fields}
         self.environment = {
             "processes": accelerator.num_processes,
             "micro-batches": args.gradient_accumulation_steps,
