@@ -66,12 +66,12 @@ def test_processes_that_accelerate_does_not_join_are_refused(scenes, tmp_path, m
 
 @pytest.mark.parametrize("script", ["pretrain.py", "finetune.py"])
 def test_two_processes_are_the_same_run_as_one(script, scenes, tmp_path):
-    here(script, *arguments(script, scenes, tmp_path / "1", "--max_steps", "50"))
-    result = on_processes(2, script, *arguments(script, scenes, tmp_path / "2", "--max_steps", "50"))
+    here(script, *arguments(script, scenes, tmp_path / "1", "--max_steps", "12"))
+    result = on_processes(2, script, *arguments(script, scenes, tmp_path / "2", "--max_steps", "12"))
     assert result.returncode == 0, result.stderr
     assert "on 2 process(es)" in result.stdout
     one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
-    assert len(one) == 50
+    assert len(one) == 12
     assert two == pytest.approx(one, rel=1e-5)
 
 

@@ -118,17 +118,17 @@ def plot_loss(metrics: Path, picture: Path) -> bool:
     if len(rows) < 2 or find_spec("matplotlib") is None:
         return False
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, NullLocator
 
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(6, 3.5))
+    axes = figure.add_axes((0.16, 0.15, 0.81, 0.81))  # a layout that measures its texts takes twice as long
     axes.plot([row["step"] for row in rows], [row["loss"] for row in rows])
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     # A loss falls by less than a decade or two: more ticks than the powers of ten, written as plain numbers.
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.grid(alpha=0.3, which="both")
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.grid(alpha=0.3)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, format="png")
     atomic_write(picture, buffer.getvalue())

@@ -295,13 +295,14 @@ def test_published_lists_resolve(tmp_path, name):
         (tmp_path / folder).mkdir(parents=True)
     for path in paths:
         (tmp_path / path.replace("labelTrainIds", "labelIds")).touch()
-    for path in lists:
-        sample_ids = read_split_file(path)
-        assert (
-            SegmentationFolder(tmp_path, "val" if path.stem == "val" else "train", sample_ids=sample_ids).sample_ids
-            == sample_ids
-        )
-    assert set(SegmentationFolder(tmp_path, "val").sample_ids) == set(read_split_file(lists[-1]))
+    sample_ids = {path: read_split_file(path) for path in lists}
+    longest = max(lists, key=lambda path: len(sample_ids[path]))
+    for path in (lists[0], longest, lists[-1]):
+        split = "val" if path.stem == "val" else "train"
+        assert SegmentationFolder(tmp_path, split, sample_ids=sample_ids[path]).sample_ids == sample_ids[path]
+    known = {split: set(SegmentationFolder(tmp_path, split).sample_ids) for split in ("train", "val")}
+    assert all(known["val" if path.stem == "val" else "train"].issuperset(sample_ids[path]) for path in lists)
+    assert known["val"] == set(sample_ids[lists[-1]])
 
 
 def test_lists_of_other_names_and_formats(pascal_voc):
