@@ -256,9 +256,11 @@ def channels_first(
             )
         axis = 0 if is_first or (not is_last and values.shape[0] <= values.shape[-1]) else -1
     if values.shape[axis] != channels:
+        is_stack = axis == 0 and name.lower().endswith((".tif", ".tiff"))
+        hint = ", or save each page as a file if it is an image of its own" if is_stack else ", or convert the image"
         raise ValueError(
             f"{name} has {values.shape[axis]} channel{'s' * (values.shape[axis] != 1)} (shape {values.shape}), but "
-            f"the model takes {channels}; set num_channels, or convert the image"
+            f"the model takes {channels}; set num_channels{hint}"
         )
     values = np.moveaxis(values, axis, 0)
     values = values.astype(values.dtype.newbyteorder("="), copy=False)

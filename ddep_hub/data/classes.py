@@ -19,15 +19,15 @@ BACKGROUND, BACKGROUND_COLOR = "background", (64, 64, 64)
 Value = TypeVar("Value")
 
 
-class _IgnoreDefaultDict(dict[Value, int]):
-    """A mapping that gives the ignore value for all other values or colours."""
+class _DefaultDict(dict[Value, int]):
+    """A mapping that gives one id for all other values or colours."""
 
-    def __init__(self, known: Mapping[Value, int], ignore_index: int) -> None:
+    def __init__(self, known: Mapping[Value, int], default: int) -> None:
         super().__init__(known)
-        self.ignore_index = ignore_index
+        self.default = default
 
     def __missing__(self, value: Value) -> int:
-        return self.ignore_index
+        return self.default
 
 
 @dataclass(frozen=True)
@@ -41,20 +41,21 @@ class ClassTable:
         colors: One RGB colour in 0..255 per class.
         ignore_index: Mask value of unlabelled pixels; not one of the class ids.
         mask_values: For masks whose values are not the ids: the values of each class. Empty where they are.
-        ignore_other_values: Whether values and colours that no class has are ignored; otherwise they are an error.
+        other_values: What values and colours are that no class has: an `"error"`, to `"ignore"`, or of the class of
+            this name, as where each object has an id of its own.
         read_colors: Whether masks in colour hold `colors`.
         single: Whether there is one class, and the first entry is its background; set by giving one name.
 
     Raises:
         ValueError: The lengths differ, a name repeats, a mask value belongs to two classes, a colour is out of range,
-            or `ignore_index` is a class id.
+            `ignore_index` is a class id, or `other_values` names no class.
     """
 
     names: tuple[str, ...]
     colors: tuple[Color, ...]
     ignore_index: int = 255
     mask_values: tuple[tuple[int, ...], ...] = ()
-    ignore_other_values: bool = False
+    other_values: str = "error"
     read_colors: bool = dataclasses.field(default=False, compare=False)
     single: bool = False
 
@@ -80,6 +81,8 @@ class ClassTable:
                 f"choose a value outside 0..{len(self.names) - 1}"
             )
 
+        if self.other_values not in ("error", "ignore", *self.names):
+            raise ValueError(f'other_values is {self.other_values!r}; set "error", "ignore" or the name of a class')
         if self.mask_values and len(self.mask_values) != len(self.names):
             raise ValueError("mask_values is given for some classes only; give it for each of them")
         values = [value for group in self.mask_values for value in group]
@@ -98,19 +101,26 @@ class ClassTable:
     @property
     def mask_mapping(self) -> Mapping[int, int] | None:
         """Class id of every mask value, `None` where the values are the ids."""
-        if not self.mask_values:
+        if not self.mask_values and self.other_values == "error":
             return None
-        mapping = {value: index for index, group in enumerate(self.mask_values) for value in group}
-        mapping.setdefault(self.ignore_index, self.ignore_index)
-        return _IgnoreDefaultDict(mapping, self.ignore_index) if self.ignore_other_values else mapping
+        groups = self.mask_values or [(index,) for index in range(self.num_classes)]
+        mapping = {value: index for index, group in enumerate(groups) for value in group}
+        if self.other_values not in self.names:  # or an object's id may be the ignored value
+            mapping.setdefault(self.ignore_index, self.ignore_index)
+        return self._with_other_values(mapping)
 
     @property
     def mask_colors(self) -> Mapping[Color, int] | None:
         """Class id of every colour of a mask, `None` where masks hold no colours."""
         if not self.read_colors or len(set(self.colors)) < len(self.colors):
             return None
-        mapping = {color: index for index, color in enumerate(self.colors)}
-        return _IgnoreDefaultDict(mapping, self.ignore_index) if self.ignore_other_values else mapping
+        return self._with_other_values({color: index for index, color in enumerate(self.colors)})
+
+    def _with_other_values(self, mapping: dict[Value, int]) -> dict[Value, int]:
+        if self.other_values == "error":
+            return mapping
+        is_class = self.other_values in self.names
+        return _DefaultDict(mapping, self.names.index(self.other_values) if is_class else self.ignore_index)
 
     @property
     def num_classes(self) -> int:
@@ -145,8 +155,9 @@ def read_class_table(path: str | Path) -> ClassTable:
     `color` and `ignore_index` optional, that list alone, a list of names, `{"0": "sky", ...}` and `{"sky": 0, ...}`.
 
     Where masks do not hold the ids, each class has `"mask_values"`, a value or a list of them; with
-    `"other_values": "ignore"` beside `classes` all further values are ignored, otherwise they are an error. Where all
-    classes have a `color`, masks in colour are read by these, and `other_values` is about further colours.
+    `"other_values": "ignore"` beside `classes` all further values are ignored, with the name of a class they belong to
+    it, otherwise they are an error. Where all classes have a `color`, masks in colour are read by these, and
+    `other_values` is about further colours.
 
     A single class is told from background: masks hold 0 and 1, or 0 and its `mask_values`, or black and its colour.
 
@@ -173,8 +184,6 @@ def read_class_table(path: str | Path) -> ClassTable:
     if isinstance(content, dict) and "classes" in content:
         ignore_index = _parse_int(content.get("ignore_index", 255), path, "ignore_index")
         other_values = content.get("other_values", "error")
-        if other_values not in ("error", "ignore"):
-            raise ValueError(f'{path}: other_values is {other_values!r}; set "error" or "ignore"')
         entries = content["classes"]
         _check_keys(content, ("classes", "ignore_index", "other_values"), path, "")
         if not isinstance(entries, list):
@@ -201,7 +210,7 @@ def read_class_table(path: str | Path) -> ClassTable:
             colors=colors,
             ignore_index=ignore_index,
             mask_values=groups,
-            ignore_other_values=other_values == "ignore",
+            other_values=other_values,
             read_colors=all(entry.get("color") is not None for entry in entries),
         )
     except ValueError as error:
@@ -224,8 +233,8 @@ def write_class_table(table: ClassTable, path: str | Path) -> None:
     if table.single:
         classes = [{**classes[1], "id": 0}]
     content: dict[str, Any] = {"ignore_index": table.ignore_index}
-    if table.ignore_other_values:
-        content["other_values"] = "ignore"
+    if table.other_values != "error":
+        content["other_values"] = table.other_values
     text = json.dumps({**content, "classes": classes}, indent=1, ensure_ascii=False)
     Path(path).write_text(text + "\n", encoding="utf-8")
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +258,23 @@ def _map_values(values: np.ndarray, unique_values: list[int], mapping: Mapping[i
     return replace_values(values, {value: mapping[value] for value in unique_values})
 
 
+def number_objects(values_by_mask: Iterable[Collection[Any]]) -> bool:
+    """Whether masks number their objects, each mask from 1 on, as Cellpose, StarDist and ImageJ do.
+
+    Then a mask holds about as many ids as its highest one says, and that differs between masks, whose classes would be
+    others.
+    """
+    highest = set[int]()
+    for values in values_by_mask:
+        ids = [value for value in values if value != 0]
+        if any(isinstance(value, tuple) for value in ids):
+            return False
+        if ids and (min(ids) < 0 or len(ids) < 0.9 * max(ids)):
+            return False
+        highest |= {max(ids)} if ids else set()
+    return len(highest) > 1 and max(highest) > 10
+
+
 def looks_smoothed(values: Collection[Any]) -> bool:
     """Whether the values of masks may be black and white with soft borders: many of 8 bits, up to both ends."""
     has_ends = {0, 255} <= set(values) and any(250 <= value < 255 for value in values)
@@ -275,23 +292,29 @@ def suggest_classes(paths: Sequence[Path], *, limit: int = 100) -> str:
         A sentence, the text of the file, and the share of each value.
     """
     sampled_paths = paths[:: -(-len(paths) // limit)]
-    counts = Counter[Any]()
+    counts, values_by_mask = Counter[Any](), []
     for path in sampled_paths:
         mask = load_upright(path, "mask")
         is_color = mask.image.mode in ("RGB", "RGBA")
-        counts.update(count_values(mask_colors(mask.image, path) if is_color else get_mask_values(mask, path)))
+        values_by_mask.append(count_values(mask_colors(mask.image, path) if is_color else get_mask_values(mask, path)))
+        counts.update(values_by_mask[-1])
+    if number_objects(values_by_mask):
+        return (
+            "Each mask numbers its objects, from 1 on. To make one class of them, save this there, with your own "
+            'name:\n{"classes": [{"id": 0, "name": "object"}], "other_values": "object"}'
+        )
     values = sorted(counts, key=lambda value: value if isinstance(value, tuple) else (value,))
     if not any(isinstance(value, tuple) for value in values) and looks_smoothed(values):
         return (
             f"The masks hold {len(values)} values from 0 to 255. If their borders are smoothed, save them again with "
-            "0 and 255 alone; if each object has an id of its own, list the ids as the `mask_values` of their class."
+            "0 and 255 alone; if each object has an id of its own, set `other_values` to the name of their class."
         )
     class_values = [value for value in values if value != 255 or set(values) == {0, 255}]
     if len(class_values) > 255:  # too many for ids beside the ignore index 255
         return (
-            f"The masks hold {len(values)} values. If each object has an id of its own, list the ids as the "
-            "`mask_values` of their class; if colours are smoothed, save the masks without smoothing; if they are "
-            'classes, name them there and set "ignore_index": -1.'
+            f"The masks hold {len(values)} values. If each object has an id of its own, set `other_values` to the "
+            "name of their class; if colours are smoothed, save the masks without smoothing; if they are classes, "
+            'name them there and set "ignore_index": -1.'
         )
     classes: list[dict[str, Any]] = []
     for index, value in enumerate(class_values):

@@ -28,7 +28,7 @@ _OTHER_WORDS = set(
     "color colors colour colours rgb vis overlay overlays instance instances instanceids panoptic depth edges".split()
 )
 _IMAGE_PREFIX = re.compile(r"(images?|imgs?|im|rgb|photos?|raw|sat)[-_. ]?", re.IGNORECASE)
-_IMAGE_SUFFIX = re.compile(r"[-_. ]?(images?|img|rgb|leftImg8bit|photo|raw|sat|0000)$", re.IGNORECASE)
+_IMAGE_SUFFIX = re.compile(r"[-_. ]?(images?|img|rgb|leftImg8bit|photo|raw|sat|0000|ome)$", re.IGNORECASE)
 NO_AFFIX = ("", "")
 
 
@@ -96,7 +96,7 @@ def images_and_masks(folder: Path, mask_suffix: str | None = None) -> tuple[list
 
 def separate_masks(names: list[str], mask_suffix: str | None = None) -> tuple[list[str], list[str]] | None:
     """The same of the names of one folder's files."""
-    stems = {name: os.path.splitext(name)[0] for name in names}
+    stems = {name: os.path.splitext(name)[0].removesuffix(".ome") for name in names}
     if mask_suffix is not None:
         suffix = strip_extension(mask_suffix)
         masks = [name for name in names if stems[name].endswith(suffix)]
@@ -108,6 +108,14 @@ def separate_masks(names: list[str], mask_suffix: str | None = None) -> tuple[li
             for name, match in stem_matches.items()
             if match and match[2].lower() in MASK_WORDS and match[1] in all_stems
         ]
+        if not masks:  # mask_1 beside 1 or image_1
+            cores = all_stems | {_IMAGE_PREFIX.sub("", stem, count=1) for stem in all_stems}
+            stem_matches = {name: re.fullmatch(r"([A-Za-z]+)[-_. ]?(.+)", stem) for name, stem in stems.items()}
+            masks = [
+                name
+                for name, match in stem_matches.items()
+                if match and match[1].lower() in MASK_WORDS and match[2] in cores
+            ]
         if not masks:
             jpegs = {stems[name] for name in names if name.lower().endswith((".jpg", ".jpeg"))}
             masks = [name for name in names if stems[name] in jpegs and name.lower().endswith(".png")]

@@ -108,7 +108,7 @@ def choose_validation(
         available = f"one group, {next(iter(members))!r}" if groups and members else f"{len(pool)} image"
         raise ValueError(
             f"val_fraction: there is only {available}; training and validation need one each. Label another, or cut "
-            "it in two"
+            "it into tiles with `ddep-hub prepare --tile`"
         )
     target_size, validation_ids = parse_fraction(fraction, "val_fraction") * len(pool), list[str]()
     for group in choose_labelled(members, number=len(members) - 1, seed=0):

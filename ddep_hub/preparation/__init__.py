@@ -296,11 +296,14 @@ def _assign_splits(
         return splits
     by_name = {example.name: example for example in unique}
     groups = {name: example.group or name for name, example in by_name.items()}
-    if len(set(groups.values())) < 2:
-        groups = {name: name for name in by_name}  # one stack: its pages are divided
     if group_pattern is not None:
         groups = extract_groups(by_name, group_pattern)
-    validation_names = set(choose_validation(by_name, val_fraction, groups))
+    if group_pattern is None and len(by_name) > 1 and len(set(groups.values())) == 1:
+        # One stack: neighbouring pages look alike, so its last ones are for validation.
+        count = round(parse_fraction(val_fraction, "val_fraction") * len(by_name))
+        validation_names = set(list(by_name)[-min(max(1, count), len(by_name) - 1) :])
+    else:
+        validation_names = set(choose_validation(by_name, val_fraction, groups))
     for name, example in by_name.items():
         splits.setdefault("val" if name in validation_names else "train", []).append(example)
     return dict(sorted(splits.items()))

@@ -158,7 +158,7 @@ def decode_brush(data: Sequence[int]) -> np.ndarray:
         if is_run:
             values[position : position + length] = read(word)
         else:
-            for index in range(position, min(position + length, number)):
-                values[index] = read(word)
+            for target in range(position, min(position + length, number)):
+                values[target] = read(word)
         position += length
     return values

@@ -65,6 +65,7 @@ def read_labelme(root: Path, files: Mapping[Path, Any]) -> Source:
         elif data:
             collector.finder.missing.pop()
             mask = partial(_embedded_mask, data, shapes)
+            collector.num_shapes += len(shapes)
             collector.examples.append(Example(example_name(path, root), partial(_decode_embedded, data), mask))
     if renamed:
         name = "names" if len(renamed) == 1 else "name"

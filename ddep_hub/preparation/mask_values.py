@@ -14,6 +14,7 @@ from ddep_hub.data.masks import (
     count_values,
     get_mask_values,
     mask_colors,
+    number_objects,
     palette_colors,
     replace_values,
 )
@@ -35,6 +36,7 @@ class MaskReader:
     def __init__(self, *, as_colors: bool) -> None:
         self.as_colors = as_colors
         self.in_alpha = False
+        self.number_objects = False  # see [`number_objects`]
 
     def collect_values(self, masks: Sequence[tuple[Path, int | None]]) -> set[Any]:
         """The values or colours of all masks, which have a page each, or none.
@@ -65,7 +67,9 @@ class MaskReader:
 
     def _collect_values(self, masks: Sequence[tuple[Path, int | None]]) -> set[Any]:
         options = {"as_colors": self.as_colors, "in_alpha": self.in_alpha}
-        return set().union(*(count_values(raw_values(path, page, **options)) for path, page in masks))
+        values = [set(count_values(raw_values(path, page, **options))) for path, page in masks]
+        self.number_objects = number_objects(values)
+        return set().union(*values)
 
 
 def _palettes_differ(paths: Sequence[Path]) -> bool:

@@ -113,11 +113,18 @@ def _make_source(
     reader = MaskReader(as_colors=table is not None and table.mask_colors is not None)
     mask_values = reader.collect_values([(mask, page) for *_, mask, page, _ in pages])
     is_color = any(isinstance(value, tuple) for value in mask_values)
-    mapping, classes = _make_classes(mask_values, table, is_color)
-    if table is None and not is_color and IGNORED in mask_values and len(mask_values) > 2:
+    if table is None and reader.number_objects:
         notes.append(
-            f"{IGNORED} is read as pixels to ignore. If it is a class, name it with --classes and mask_values"
+            "each mask numbers its objects, from 1 on, so all are read as one class. If the values are classes, name "
+            "them with --classes"
         )
+        mapping, classes = {value: int(value != 0) for value in mask_values}, object_classes(["object"])
+    else:
+        mapping, classes = _make_classes(mask_values, table, is_color)
+        if table is None and not is_color and IGNORED in mask_values and len(mask_values) > 2:
+            notes.append(
+                f"{IGNORED} is read as pixels to ignore. If it is a class, name it with --classes and mask_values"
+            )
     if any(page is not None for *_, page, _ in pages):
         kind = f"TIFF stacks of {kind}"
     value_kind = "colours" if is_color else "values"
@@ -139,18 +146,19 @@ def _make_classes(
 ) -> tuple[dict[Any, int], ClassTable]:
     if table is not None:
         if is_color:
-            known_values: dict[Any, int] = {color: index for index, color in enumerate(table.colors)}
+            known_values: Mapping[Any, int] = table.mask_colors or {
+                color: index for index, color in enumerate(table.colors)
+            }
         else:
-            known_values = dict(table.mask_mapping or {index: index for index in range(table.num_classes)})
-            known_values.setdefault(table.ignore_index, table.ignore_index)
+            ids = [*range(table.num_classes), table.ignore_index]
+            known_values = table.mask_mapping or {index: index for index in ids}
         unknown = sorted(mask_values - known_values.keys())
-        if table.ignore_other_values:
-            known_values |= dict.fromkeys(unknown, table.ignore_index)
-        elif unknown:
+        if unknown and table.other_values == "error":
             raise ValueError(
                 f"The masks hold {format_list(unknown, 8)}, which belongs to no class. Add it to the classes"
                 + (', with a "color" for each.' if is_color and table.mask_colors is None else ".")
             )
+        known_values = {value: known_values[value] for value in mask_values}
         return known_values, ClassTable(table.names, table.colors, table.ignore_index, single=table.single)
     values = sorted(mask_values)
     if not is_color and IGNORED in values and values != [0, IGNORED]:
@@ -160,13 +168,17 @@ def _make_classes(
     if len(values) > 256 or (not is_color and looks_smoothed(mask_values)):
         raise ValueError(
             f"The masks hold {len(values)} different {'colours' if is_color else 'values'}: they are smoothed, or "
-            "not masks. Name the right ones with --classes."
+            'not masks. Name the right ones with --classes; "other_values": "ignore" there ignores the others.'
         )
+    if values in ([0], [(0, 0, 0)]):
+        raise ValueError("All masks hold only 0: they show no object. Use masks that show the objects.")
     names = ["_".join(map(str, ("color", *value))) if is_color else f"value_{value}" for value in values]
     mapping = {} if is_color else {IGNORED: IGNORED}
     mapping |= {value: index for index, value in enumerate(values)}
     if values == [0, IGNORED]:
         return mapping, object_classes(["object"])
+    if len(values) == 1:  # of the only class, and the rest is unlabelled
+        return {**mapping, values[0]: 1}, object_classes(["object"])
     return mapping, ClassTable(tuple(names), tuple(values) if is_color else class_colors(len(values)))
 
 

@@ -82,6 +82,7 @@ class ImageFinder:
         self.root = root
         self.by_name: dict[str, list[Path]] = {}
         self.by_stem: dict[str, list[Path]] = {}
+        self.by_upload: dict[str, list[Path]] = {}
         try:
             names = list_images(root)
         except ValueError:
@@ -91,6 +92,7 @@ class ImageFinder:
         for path in names:
             self.by_name.setdefault(Path(path).name.lower(), []).append(root / path)
             self.by_stem.setdefault(Path(path).stem.lower(), []).append(root / path)
+            self.by_upload.setdefault(_upload_name(Path(path).name), []).append(root / path)
         self.missing: list[str] = []
 
     def find(self, name: str, annotation_dir: Path) -> Path | None:
@@ -112,7 +114,8 @@ class ImageFinder:
             if path and (base / path).is_file() and path.lower().endswith(IMAGE_EXTENSIONS):
                 return Path(os.path.normpath(base / path))  # `../images/a.jpg` is an image of that name
         file_name = path.rsplit("/", 1)[-1].lower()
-        matches = self.by_name.get(file_name) or self.by_name.get(re.sub("^[0-9a-f]{8}-", "", file_name), [])
+        uploaded = re.sub("^[0-9a-f]{8}-", "", file_name)
+        matches = self.by_name.get(file_name) or self.by_name.get(uploaded) or self.by_upload.get(uploaded, [])
         if len(matches) > 1:
             # The longest common end of the paths decides.
             common_ends = [
@@ -145,6 +148,11 @@ class ImageFinder:
         if not self.missing:
             return []
         return [f"{pluralize(len(self.missing), 'annotated image')} not found, such as {self.missing[0]}: skipped"]
+
+
+def _upload_name(name: str) -> str:
+    """A file's name as Label Studio stores what is uploaded, before it puts eight digits in front."""
+    return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_")).lower()
 
 
 def _count_common_parts(first: Sequence[str], second: Sequence[str]) -> int:
@@ -294,10 +302,12 @@ class ObjectAnnotations:
         self.examples: list[Example] = []
         self.dropped = Counter[str]()
         self.notes: list[str] = []
+        self.num_shapes = 0
         self._sources: dict[Path, str] = {}
 
     def class_id(self, name: str) -> int:
         """The class of a name, from 1 on, in the order of appearance; background is 0."""
+        name = name.strip()
         if name not in self.names:
             num_classes = sum(value > 0 for value in self.names.values())
             self.names[name] = 0 if name.lower() == BACKGROUND else 1 + num_classes
@@ -321,6 +331,7 @@ class ObjectAnnotations:
                 f"{image} is annotated by both {existing} and {description}. Keep one, or correct its image's name."
             )
         self._sources[image.resolve()] = description
+        self.num_shapes += len(shapes)
         mask = partial(shapes_mask, image, shapes, size)
         self.examples.append(Example(example_name(image, self.root), image, mask, split))
 
@@ -336,5 +347,13 @@ class ObjectAnnotations:
         if self.dropped:
             kinds = ", ".join(f"{count} {name}" for name, count in sorted(self.dropped.items()))
             objects = pluralize(self.dropped.total(), "object")
+            if not self.num_shapes:
+                raise ValueError(
+                    f"{self.root}: {objects} without a readable area ({kinds}), and no other. Export areas."
+                )
             notes.append(f"{objects} without a readable area ({kinds}): skipped")
-        return Source(kind, object_classes(name for name, value in self.names.items() if value), self.examples, notes)
+        names = [name for name, value in self.names.items() if value]
+        folded = Counter(name.casefold() for name in names)
+        if variants := [name for name in names if folded[name.casefold()] > 1]:
+            notes.append(f"the classes {' and '.join(map(repr, variants))} differ in capitals alone")
+        return Source(kind, object_classes(names), self.examples, notes)

@@ -1,5 +1,6 @@
 """Pretraining of a decoder by denoising."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,8 @@ from .models import build_processor, find_encoder, get_num_channels, pretraining
 from .run_arguments import micro_batches, track_time
 from .trainer import Batch, Trainer
 
+
+logger = logging.getLogger(__name__)
 
 # Number of training images that the linear filter baseline is fitted on.
 REFERENCE_IMAGES = 32
@@ -151,6 +154,12 @@ class PretrainTrainer(Trainer):
             subset: Any = Subset(dataset, training)
             self.dataset = AugmentedDataset(subset, self.transform, args.seed, skip_bad_files=args.skip_bad_files)
             self.data = f"{len(self.dataset)} images"
+            if num_validation > len(training) and self.accelerator.is_main_process:
+                logger.warning(
+                    "num_val_images: %d of %d images are held out for validation; lower it to train on more",
+                    num_validation,
+                    len(dataset),
+                )
         if not len(training):
             raise ValueError(f"num_val_images is {num_validation}, but {names} hold {len(images)} images. Lower it.")
         return self._load_crops(images, validation, "validation"), self._load_crops(

@@ -94,6 +94,12 @@ def test_layouts(tmp_path, name):
         (["images/1.png", "images/12.png"], ["masks/001.png", "masks/012.png"]),
         (["t_1.bmp", "t_2.bmp"], ["t_1_anno.bmp", "t_2_anno.bmp"]),
         (["img/img1.png", "img/img2.png"], ["mask/mask1.png", "mask/mask2.png"]),
+        (["image_0.png", "image_1.png"], ["mask_0.png", "mask_1.png"]),
+        (["0.png", "1.png"], ["label0.png", "label1.png"]),
+        (["images/s0.ome.tif", "images/s1.ome.tif"], ["masks/s0.tif", "masks/s1.tif"]),
+        (["images/s0.ome.tif", "images/s1.ome.tif"], ["masks/s0_mask.tif", "masks/s1_mask.tif"]),
+        (["s0.ome.tif", "s1.ome.tif"], ["s0_mask.tif", "s1_mask.tif"]),
+        (["s0.png", "s1.png"], ["s0_mask.ome.tif", "s1_mask.ome.tif"]),
     ],
 )
 def test_one_split_is_called_train(tmp_path, images, masks):

@@ -51,6 +51,29 @@ def test_shapes_of_four_corners(tmp_path, kind):
         assert np.array_equal(mask, box_mask(LARGE))
 
 
+def test_names_of_classes_are_told_apart(tmp_path):
+    put_images(tmp_path / "source", "abc")
+    for name, label in zip("abc", ("cell", " cell ", "Cell"), strict=True):
+        labelme(tmp_path / "source" / f"{name}.json", [polygon(label)], f"{name}.png")
+    text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    assert "3 classes" in text and "the classes 'cell' and 'Cell' differ in capitals alone" in text
+
+
+def test_boxes_alone_are_an_error(tmp_path):
+    put_images(tmp_path / "source", "ab")
+    for name in "ab":
+        shapes = [{"label": "cell", "shape_type": "line", "points": [[0, 0], [9, 9]]}]
+        labelme(tmp_path / "source" / f"{name}.json", shapes, f"{name}.png")
+    with pytest.raises(ValueError, match=r"2 objects without a readable area \(2 line\), and no other. Export areas"):
+        ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    content = coco(["a", "b"])
+    for annotation in content["annotations"]:
+        annotation |= {"segmentation": [], "bbox": [1, 1, 5, 5]}
+    put_coco(tmp_path / "coco", all=content)
+    with pytest.raises(ValueError, match="none of 8 objects has a polygon or a mask"):
+        ddep_hub.prepare(tmp_path / "coco" / "source", tmp_path / "output")
+
+
 def test_an_object_smaller_than_a_pixel_is_one(tmp_path):
     put_images(tmp_path / "source", "ab")
     outside = polygon(box=(-3.6, -3.6, -3.4, -3.4))
@@ -205,6 +228,19 @@ def test_labels_apart_from_their_shapes(tmp_path):
     assert "4 objects without a readable area (2 keypoint, 2 polygon without a label): skipped" in text
     for mask in found.values():
         assert np.array_equal(mask, box_mask(LARGE))
+
+
+def test_uploads_are_found_by_their_first_names(tmp_path):
+    """Label Studio puts eight digits in front, underscores for spaces, and drops other signs."""
+    names = {"my photo 1.png": "0a1b2c3d-my_photo_1.png", "Zelle (3).png": "00000000-Zelle_3.png"}
+    put_images(tmp_path / "source", [name.removesuffix(".png") for name in names])
+    result = [region(LARGE, "large", "polygonlabels")]
+    tasks = [
+        {"data": {"image": f"/data/upload/1/{name}"}, "annotations": [{"result": result}]} for name in names.values()
+    ]
+    (tmp_path / "source" / "export.json").write_text(json.dumps(tasks))
+    text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    assert "2 images" in text and "not found" not in text
 
 
 def test_tasks_that_nobody_finished(tmp_path):

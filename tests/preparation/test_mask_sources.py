@@ -122,12 +122,13 @@ def test_colours_under_full_transparency_are_an_error(tmp_path):
         ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
 
 
-def test_opaque_masks_without_an_object_stay_empty(tmp_path):
+@pytest.mark.parametrize("alpha", [0, 255])
+def test_masks_without_an_object_are_an_error(tmp_path, alpha):
     pixels = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
-    pixels[..., 3] = 255
+    pixels[..., 3] = alpha
     put_masks(tmp_path / "source", {"a": pixels, "b": pixels})
-    ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
-    assert not any(mask.any() for mask in masks_of(tmp_path / "output").values())
+    with pytest.raises(ValueError, match="All masks hold only 0: they show no object"):
+        ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
 
 
 def test_masks_of_255_alone_are_an_error(tmp_path):
@@ -354,6 +355,52 @@ def test_a_missing_mask_of_a_known_folder_is_named(tmp_path):
     (tmp_path / "source" / "annotations" / "train" / "b.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 2 images .* have no mask .*: b\.png"):
         ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+
+
+@pytest.mark.parametrize("values", [[1, 255], [1], [7, 255]])
+def test_one_value_is_the_object(tmp_path, values):
+    """And what is not drawn is unlabelled, if anything."""
+    mask = np.where(BLOCKS > 0, values[0], values[-1]).astype(np.uint8)
+    put_masks(tmp_path / "source", {"a": mask, "b": mask}, (64, 64))
+    ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    assert SegmentationFolder(tmp_path / "output", "train").classes.names == ("background", "object")
+    for found in masks_of(tmp_path / "output").values():
+        assert np.array_equal(found, np.where(mask == 255, 255, 1))
+
+
+def numbered(number, dtype):
+    """A mask of so many objects, each with an id of its own."""
+    mask = np.zeros(64 * 64, dtype)
+    mask[2 : 2 + 3 * number] = np.repeat(np.arange(1, number + 1), 3)
+    return mask.reshape(64, 64)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "numbers", "dtype"), [(".png", (9, 14), np.uint8), (".tif", (300, 280), np.uint16)]
+)
+def test_masks_that_number_their_objects_are_one_class(tmp_path, suffix, numbers, dtype):
+    masks = {name: numbered(number, dtype) for name, number in zip("abc", (*numbers, 0), strict=True)}
+    source = put_masks(tmp_path / "source", masks, (64, 64), suffix)
+    text = ddep_hub.prepare(source, tmp_path / "output")
+    assert "each mask numbers its objects" in text and "2 classes" in text
+    found = masks_of(tmp_path / "output")
+    assert all(np.array_equal(found[name], mask > 0) for name, mask in masks.items())
+
+    # Without preparing them, the file to save says the same.
+    with pytest.raises(FileNotFoundError, match="Each mask numbers its objects") as caught:
+        SegmentationFolder(source, "train")
+    (source / "classes.json").write_text(str(caught.value)[str(caught.value).index("{") :])
+    dataset = SegmentationFolder(source, "train")
+    assert dataset.classes.single and dataset.classes.labels == ("object",)
+    for name, index in zip(dataset.sample_ids, range(3), strict=True):
+        assert np.array_equal(dataset.mask(index), masks[name] > 0)
+
+
+@pytest.mark.parametrize("numbers", [(12, 12), (9, 10)])
+def test_values_that_may_be_classes_stay_classes(tmp_path, numbers):
+    masks = dict(zip("ab", (numbered(number, np.uint8) for number in numbers), strict=True))
+    put_masks(tmp_path / "source", masks, (64, 64))
+    assert f"{max(numbers) + 1} classes" in ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
 
 
 @pytest.mark.parametrize("ignore_index", [255, 254])

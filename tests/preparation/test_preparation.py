@@ -25,6 +25,7 @@ from PIL import Image
 
 import ddep_hub
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
+from ddep_hub.preparation.label_studio import decode_brush
 
 
 pytest.importorskip("pycocotools", reason="extra `prepare` is not installed")
@@ -149,6 +150,18 @@ def brush(mask):
         bits += "1" + "11" + f"{end - start - 1:016b}" + f"{flat[start]:08b}"
     bits += "0" * (-len(bits) % 8)
     return [int(bits[place : place + 8], 2) for place in range(0, len(bits), 8)]
+
+
+def test_brushes_of_label_studio_with_literal_values():
+    """Runs of equal values, and values one after the other."""
+    values = [0] * 20 + [227, 26, 28, 255] * 30 + [0] * 7 + [9]
+    bits = f"{len(values):032b}" + f"{7:05b}" + "".join(f"{width - 1:04b}" for width in (3, 4, 8, 16))
+    bits += "1" + "10" + f"{19:08b}" + f"{0:08b}"
+    bits += "0" + "10" + f"{119:08b}" + "".join(f"{value:08b}" for value in values[20:140])
+    bits += "1" + "00" + f"{6:03b}" + f"{0:08b}" + "0" + "00" + f"{0:03b}" + f"{9:08b}"
+    bits += "0" * (-len(bits) % 8)
+    packed = [int(bits[place : place + 8], 2) for place in range(0, len(bits), 8)]
+    assert decode_brush(packed).tolist() == values
 
 
 def test_label_studio(tmp_path):

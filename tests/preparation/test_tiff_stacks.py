@@ -32,6 +32,19 @@ def test_stacks_of_floats(tmp_path):
         ddep_hub.prepare(root, tmp_path / "other")
 
 
+@pytest.mark.parametrize(("val_fraction", "last"), [("0.2", 2), ("0.01", 1), ("0.5", 5)])
+def test_the_last_pages_of_a_stack_are_for_validation(tmp_path, val_fraction, last):
+    """Neighbouring pages look alike, so pages between those of training would flatter the model."""
+    source = tmp_path / "stacks"
+    source.mkdir()
+    values = np.random.default_rng(0).integers(0, 2**16, (10, 16, 16), np.uint16)
+    tifffile.imwrite(source / "volume.tif", values, photometric="minisblack")
+    tifffile.imwrite(source / "labels.tif", np.tile(np.eye(16, dtype=np.uint8), (10, 1, 1)), photometric="minisblack")
+    ddep_hub.prepare(source, tmp_path / "output", val_fraction=val_fraction)
+    names = sorted(path.stem[-4:] for path in (tmp_path / "output" / "images" / "val").iterdir())
+    assert names == [f"{page:04d}" for page in range(10 - last, 10)]
+
+
 @pytest.mark.parametrize("options", [{"photometric": "miniswhite"}, {"photometric": "miniswhite", "rowsperstrip": 8}])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_white_stays_white_in_tiles(tmp_path, dtype, options):
