@@ -233,6 +233,22 @@ def test_the_scores_of_pretexts_are_those_of_the_csv():
         assert ", ".join(values) in text.replace(" and ", ", ")
 
 
+def test_the_scores_of_masked_patches_on_camvid_are_those_of_the_csv():
+    scores: dict[bool, dict[str, str]] = {False: {}, True: {}}
+    with (ROOT / "benchmarks" / "results" / "camvid_masked.csv").open() as file:
+        for row in csv.DictReader(file):
+            scores["--pretrained" in row["options"]][row["seed"]] = row["mean_iou"]
+    random, masked = ([values[seed] for seed in "01234"] for values in scores.values())
+    gains = [float(after) - float(before) for before, after in zip(random, masked, strict=True)]
+    half = 2.776445 * statistics.stdev(gains) / 5**0.5
+    mean = statistics.mean(gains)
+    text = " ".join(read(ROOT / "docs" / "results.md").split()).replace(" and ", ", ")
+    for values in (random, masked):
+        assert ", ".join(values) in text
+    assert max(gains) < 0 and f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f}), behind with each" in text
+    assert f"({mean:+.1f}, {mean - half:+.1f} to {mean + half:+.1f})" in read(ROOT / "docs" / "does-it-pay.md")
+
+
 def test_the_scores_of_selected_images_are_those_of_the_csv():
     with (ROOT / "benchmarks" / "results" / "label_selection.csv").open() as file:
         rows = list(csv.DictReader(file))

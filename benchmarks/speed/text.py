@@ -99,8 +99,8 @@ These were tried and left out:
 - bilinear upsampling as a transposed convolution: no gain;
 - on AVX2, gradients of weights in contiguous instead of channels_last tensors: on one thread, a step of ResNet-50 and
   TransUNet is 1.2 times as fast, but on two only 1.05, Lite0's is slower, and memory grows by up to a third;
-- on AVX2, the decoder or the whole network in contiguous format: of three measurements on two days and two threads,
-  between 0.93 and 1.09 times as fast;
+- on AVX2, the whole network in contiguous format, on two threads: ResNet-50 1.08 and 1.07, TransUNet 1.10 and 0.96,
+  Lite0 0.82 and 0.94 times as fast, on two days;
 - compiling the encoder with inductor, weights frozen: its forward pass is another 1.2 to 1.4 times as fast, after 10 s
   of compiling with a C++ compiler; `--torch_compile` compiles the whole step;
 - recomputing the decoder's norms, activations and upsampling in the backward pass: a step of Lite0 and of TransUNet

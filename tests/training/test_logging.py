@@ -22,7 +22,7 @@ def object_pixels(folder, losses):
 
 def test_a_falling_loss_falls(tmp_path):
     pytest.importorskip("matplotlib", reason="extra `plots` is not installed")
-    inside = object_pixels(tmp_path, [1.0, 0.1, 0.01])[20:-60, 90:-20]
+    inside = object_pixels(tmp_path, [1.0, 0.1, 0.01])[20:-70, 120:-30]
     rows = [np.flatnonzero(column < 130).mean() for column in (inside[:, 20], inside[:, -21])]
     assert rows[0] + 100 < rows[1]  # row 0 is the top
 
