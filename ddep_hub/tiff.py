@@ -154,7 +154,6 @@ def read_tiff(
 
     Raises:
         OSError: The file is not a TIFF, or damaged.
-        PIL.Image.DecompressionBombError: It has more pixels than Pillow would read.
         ValueError: Its values are neither RGB nor grey, or need another package.
     """
     import tifffile
@@ -165,10 +164,9 @@ def read_tiff(
         # The palette of ImageJ only says how intensities are shown.
         if photometric in _UNSUPPORTED_COLOURS and not (photometric == _PALETTE and tiff.is_imagej):
             raise ValueError(f"{name} holds {_UNSUPPORTED_COLOURS[photometric]} colours; convert it to RGB or grey")
-        width, height = image.keyframe.imagewidth, image.keyframe.imagelength
-        # As Pillow does, which did not look at this file: a damaged tag may ask for gigabytes.
-        if Image.MAX_IMAGE_PIXELS is not None and width * height > 2 * Image.MAX_IMAGE_PIXELS:
-            raise Image.DecompressionBombError(f"{width}x{height} pixels, which Pillow would refuse")
+        # Damaged tags may ask for gigabytes. Eight pixels a byte are the most without compression.
+        if image.nbytes > (8 if image.keyframe.compression == 1 else 10_000) * tiff.filehandle.size:
+            raise OSError(f"the size of {'x'.join(map(str, image.shape))} does not fit the file")
         try:
             values = image.asarray()
         except ValueError as error:

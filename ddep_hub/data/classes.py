@@ -101,26 +101,25 @@ class ClassTable:
     @property
     def mask_mapping(self) -> Mapping[int, int] | None:
         """Class id of every mask value, `None` where the values are the ids."""
-        if not self.mask_values and self.other_values == "error":
+        if not self.mask_values:
             return None
-        groups = self.mask_values or [(index,) for index in range(self.num_classes)]
-        mapping = {value: index for index, group in enumerate(groups) for value in group}
-        if self.other_values not in self.names:  # or an object's id may be the ignored value
-            mapping.setdefault(self.ignore_index, self.ignore_index)
-        return self._with_other_values(mapping)
+        mapping = {value: index for index, group in enumerate(self.mask_values) for value in group}
+        mapping.setdefault(self.ignore_index, self.ignore_index)
+        return mapping if self.other_id is None else _DefaultDict(mapping, self.other_id)
 
     @property
     def mask_colors(self) -> Mapping[Color, int] | None:
         """Class id of every colour of a mask, `None` where masks hold no colours."""
         if not self.read_colors or len(set(self.colors)) < len(self.colors):
             return None
-        return self._with_other_values({color: index for index, color in enumerate(self.colors)})
+        mapping = {color: index for index, color in enumerate(self.colors)}
+        return mapping if self.other_id is None else _DefaultDict(mapping, self.other_id)
 
-    def _with_other_values(self, mapping: dict[Value, int]) -> dict[Value, int]:
-        if self.other_values == "error":
-            return mapping
-        is_class = self.other_values in self.names
-        return _DefaultDict(mapping, self.names.index(self.other_values) if is_class else self.ignore_index)
+    @property
+    def other_id(self) -> int | None:
+        """What values and colours are read as that no class has; `None` where they are an error."""
+        ids = {"error": None, "ignore": self.ignore_index}
+        return ids[self.other_values] if self.other_values in ids else self.names.index(self.other_values)
 
     @property
     def num_classes(self) -> int:

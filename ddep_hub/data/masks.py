@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ def decode_mask(
     ignore_index: int,
     mapping: Mapping[int, int] | None = None,
     colors: ColorMapping | None = None,
+    other_id: int | None = None,
 ) -> np.ndarray:
     """Reads a mask of class ids: greyscale of any depth, bilevel, the indices of a palette, or colours of classes.
 
@@ -38,6 +39,7 @@ def decode_mask(
         mapping: Class id, or `ignore_index`, of every value that the file may hold. Without it the file's values are
             the ids.
         colors: Class id, or `ignore_index`, of every colour of a mask. Without it masks in colour are refused.
+        other_id: Class id, or `ignore_index`, of values that are neither, without `mapping`.
 
     Returns:
         Array (H, W): uint8, or int32 where the class ids or `ignore_index` do not fit 0..255.
@@ -56,7 +58,9 @@ def decode_mask(
         values = _map_values(values, unique_values, mapping, path)
         unique_values = sorted({int(mapping[value]) for value in unique_values})
     unknown = [value for value in unique_values if not 0 <= value < num_classes and value != ignore_index]
-    if unknown:
+    if unknown and other_id is not None:
+        values = np.where(np.isin(values, unknown), other_id, values)
+    elif unknown:
         raise BadFileError(
             f"{path} holds the ids {format_list(unknown, 10)}, but classes.json has the ids 0..{num_classes - 1} and "
             f'ignore_index {ignore_index}; add the classes to classes.json, give its classes "mask_values", or '
@@ -258,21 +262,27 @@ def _map_values(values: np.ndarray, unique_values: list[int], mapping: Mapping[i
     return replace_values(values, {value: mapping[value] for value in unique_values})
 
 
-def number_objects(values_by_mask: Iterable[Collection[Any]]) -> bool:
-    """Whether masks number their objects, each mask from 1 on, as Cellpose, StarDist and ImageJ do.
+def count_objects(pixels: np.ndarray) -> int | None:
+    """The highest value of a mask (H, W) that may number its objects from 1 on; `None` of any other.
 
-    Then a mask holds about as many ids as its highest one says, and that differs between masks, whose classes would be
-    others.
+    Nearly all values up to the highest must occur, and neighbouring pixels mostly have the same, unlike in a photo.
     """
-    highest = set[int]()
-    for values in values_by_mask:
-        ids = [value for value in values if value != 0]
-        if any(isinstance(value, tuple) for value in ids):
-            return False
-        if ids and (min(ids) < 0 or len(ids) < 0.9 * max(ids)):
-            return False
-        highest |= {max(ids)} if ids else set()
-    return len(highest) > 1 and max(highest) > 10
+    ids = [value for value in count_values(pixels) if value != 0] if pixels.ndim == 2 else [-1]
+    changes = np.count_nonzero(pixels[:, 1:] != pixels[:, :-1])
+    if ids and (min(ids) < 0 or len(ids) < 0.9 * max(ids) or changes > 0.25 * pixels.size):
+        return None
+    return int(max(ids, default=0))
+
+
+def number_objects(counts: Collection[int | None]) -> bool:
+    """Whether masks number their objects, as Cellpose, StarDist and ImageJ do, by what [`count_objects`] gives.
+
+    The highest value must differ more between masks than that of classes does, of which a few may be missing.
+    """
+    if None in counts:
+        return False
+    positive = [count for count in counts if count]
+    return bool(positive) and max(positive) > 10 and max(positive) >= 1.5 * min(positive)
 
 
 def looks_smoothed(values: Collection[Any]) -> bool:
@@ -292,16 +302,18 @@ def suggest_classes(paths: Sequence[Path], *, limit: int = 100) -> str:
         A sentence, the text of the file, and the share of each value.
     """
     sampled_paths = paths[:: -(-len(paths) // limit)]
-    counts, values_by_mask = Counter[Any](), []
+    counts, num_objects = Counter[Any](), list[int | None]()
     for path in sampled_paths:
         mask = load_upright(path, "mask")
         is_color = mask.image.mode in ("RGB", "RGBA")
-        values_by_mask.append(count_values(mask_colors(mask.image, path) if is_color else get_mask_values(mask, path)))
-        counts.update(values_by_mask[-1])
-    if number_objects(values_by_mask):
+        pixels = mask_colors(mask.image, path) if is_color else get_mask_values(mask, path)
+        counts.update(count_values(pixels))
+        num_objects.append(count_objects(pixels))
+    if number_objects(num_objects) and not looks_smoothed(counts):
+        ignore = '"ignore_index": -1, ' if 255 in counts else ""  # 255 is an object
         return (
             "Each mask numbers its objects, from 1 on. To make one class of them, save this there, with your own "
-            'name:\n{"classes": [{"id": 0, "name": "object"}], "other_values": "object"}'
+            f'name:\n{{{ignore}"classes": [{{"id": 0, "name": "object"}}], "other_values": "object"}}'
         )
     values = sorted(counts, key=lambda value: value if isinstance(value, tuple) else (value,))
     if not any(isinstance(value, tuple) for value in values) and looks_smoothed(values):

@@ -96,7 +96,7 @@ def images_and_masks(folder: Path, mask_suffix: str | None = None) -> tuple[list
 
 def separate_masks(names: list[str], mask_suffix: str | None = None) -> tuple[list[str], list[str]] | None:
     """The same of the names of one folder's files."""
-    stems = {name: os.path.splitext(name)[0].removesuffix(".ome") for name in names}
+    stems = {name: re.sub(r"\.ome$", "", os.path.splitext(name)[0], flags=re.IGNORECASE) for name in names}
     if mask_suffix is not None:
         suffix = strip_extension(mask_suffix)
         masks = [name for name in names if stems[name].endswith(suffix)]
@@ -116,6 +116,7 @@ def separate_masks(names: list[str], mask_suffix: str | None = None) -> tuple[li
                 for name, match in stem_matches.items()
                 if match and match[1].lower() in MASK_WORDS and match[2] in cores
             ]
+            masks = masks if len(masks) > 1 else []  # one may be chance
         if not masks:
             jpegs = {stems[name] for name in names if name.lower().endswith((".jpg", ".jpeg"))}
             masks = [name for name in names if stems[name] in jpegs and name.lower().endswith(".png")]

@@ -253,6 +253,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
             num_classes=self.classes.num_classes,
             ignore_index=self.classes.ignore_index,
             mapping=self._mapping,
+            other_id=self.classes.other_id,
             colors=self.classes.mask_colors,
         )
 
@@ -368,6 +369,7 @@ class HubSegmentation(Dataset[dict[str, Any]]):
             num_classes=self.classes.num_classes,
             ignore_index=self.classes.ignore_index,
             mapping=self.classes.mask_mapping,
+            other_id=self.classes.other_id,
             colors=self.classes.mask_colors,
         )
 

@@ -298,12 +298,13 @@ def _assign_splits(
     groups = {name: example.group or name for name, example in by_name.items()}
     if group_pattern is not None:
         groups = extract_groups(by_name, group_pattern)
-    if group_pattern is None and len(by_name) > 1 and len(set(groups.values())) == 1:
+    has_one_group = group_pattern is None and len(set(groups.values())) == 1 < len(by_name)
+    if has_one_group and not any(isinstance(example.image, Path) for example in unique):
         # One stack: neighbouring pages look alike, so its last ones are for validation.
         count = round(parse_fraction(val_fraction, "val_fraction") * len(by_name))
         validation_names = set(list(by_name)[-min(max(1, count), len(by_name) - 1) :])
     else:
-        validation_names = set(choose_validation(by_name, val_fraction, groups))
+        validation_names = set(choose_validation(by_name, val_fraction, None if has_one_group else groups))
     for name, example in by_name.items():
         splits.setdefault("val" if name in validation_names else "train", []).append(example)
     return dict(sorted(splits.items()))

@@ -83,7 +83,7 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
         mask = partial(shapes_mask, image, all_shapes, image_size)
         examples.append(Example(example_name(image, root), image, mask, splits[file]))
     notes = finder.notes() + notes
-    if num_dropped and not any(entry.shapes for entries in entries_by_image.values() for entry in entries):
+    if not any(entry.shapes for entries in entries_by_image.values() for entry in entries):
         raise ValueError(
             f"{root}: none of {pluralize(num_dropped, 'object')} has a polygon or a mask. Export these, not boxes."
         )

@@ -11,8 +11,10 @@ from ddep_hub.data.classes import Color
 from ddep_hub.data.image_io import BadFileError, load_upright, open_image
 from ddep_hub.data.masks import (
     check_lossless,
+    count_objects,
     count_values,
     get_mask_values,
+    looks_smoothed,
     mask_colors,
     number_objects,
     palette_colors,
@@ -67,9 +69,13 @@ class MaskReader:
 
     def _collect_values(self, masks: Sequence[tuple[Path, int | None]]) -> set[Any]:
         options = {"as_colors": self.as_colors, "in_alpha": self.in_alpha}
-        values = [set(count_values(raw_values(path, page, **options))) for path, page in masks]
-        self.number_objects = number_objects(values)
-        return set().union(*values)
+        values, num_objects = set[Any](), list[int | None]()
+        for path, page in masks:
+            pixels = raw_values(path, page, **options)
+            values |= count_values(pixels).keys()
+            num_objects.append(count_objects(pixels))
+        self.number_objects = number_objects(num_objects) and not looks_smoothed(values)
+        return values
 
 
 def _palettes_differ(paths: Sequence[Path]) -> bool:

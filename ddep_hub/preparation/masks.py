@@ -153,13 +153,15 @@ def _make_classes(
             ids = [*range(table.num_classes), table.ignore_index]
             known_values = table.mask_mapping or {index: index for index in ids}
         unknown = sorted(mask_values - known_values.keys())
-        if unknown and table.other_values == "error":
+        if unknown and table.other_id is None:
             raise ValueError(
                 f"The masks hold {format_list(unknown, 8)}, which belongs to no class. Add it to the classes"
                 + (', with a "color" for each.' if is_color and table.mask_colors is None else ".")
             )
-        known_values = {value: known_values[value] for value in mask_values}
-        return known_values, ClassTable(table.names, table.colors, table.ignore_index, single=table.single)
+        mapping = dict.fromkeys(unknown, table.other_id) | {
+            value: known_values[value] for value in mask_values.difference(unknown)
+        }
+        return mapping, ClassTable(table.names, table.colors, table.ignore_index, single=table.single)
     values = sorted(mask_values)
     if not is_color and IGNORED in values and values != [0, IGNORED]:
         values.remove(IGNORED)  # as everywhere, unless it is the object of a binary mask

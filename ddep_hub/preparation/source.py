@@ -115,7 +115,9 @@ class ImageFinder:
                 return Path(os.path.normpath(base / path))  # `../images/a.jpg` is an image of that name
         file_name = path.rsplit("/", 1)[-1].lower()
         uploaded = re.sub("^[0-9a-f]{8}-", "", file_name)
-        matches = self.by_name.get(file_name) or self.by_name.get(uploaded) or self.by_upload.get(uploaded, [])
+        matches = self.by_name.get(file_name) or self.by_name.get(uploaded, [])
+        if uploaded != file_name:
+            matches = matches or self.by_upload.get(uploaded, [])
         if len(matches) > 1:
             # The longest common end of the paths decides.
             common_ends = [
@@ -347,11 +349,9 @@ class ObjectAnnotations:
         if self.dropped:
             kinds = ", ".join(f"{count} {name}" for name, count in sorted(self.dropped.items()))
             objects = pluralize(self.dropped.total(), "object")
-            if not self.num_shapes:
-                raise ValueError(
-                    f"{self.root}: {objects} without a readable area ({kinds}), and no other. Export areas."
-                )
             notes.append(f"{objects} without a readable area ({kinds}): skipped")
+        if not self.num_shapes:
+            raise ValueError(f"{self.root}: no object with an area and a label is drawn. {'; '.join(notes)}".strip())
         names = [name for name, value in self.names.items() if value]
         folded = Counter(name.casefold() for name in names)
         if variants := [name for name in names if folded[name.casefold()] > 1]:

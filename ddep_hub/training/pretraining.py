@@ -154,14 +154,14 @@ class PretrainTrainer(Trainer):
             subset: Any = Subset(dataset, training)
             self.dataset = AugmentedDataset(subset, self.transform, args.seed, skip_bad_files=args.skip_bad_files)
             self.data = f"{len(self.dataset)} images"
-            if num_validation > len(training) and self.accelerator.is_main_process:
-                logger.warning(
-                    "num_val_images: %d of %d images are held out for validation; lower it to train on more",
-                    num_validation,
-                    len(dataset),
-                )
         if not len(training):
             raise ValueError(f"num_val_images is {num_validation}, but {names} hold {len(images)} images. Lower it.")
+        if not self.streams and num_validation > len(training) and self.accelerator.is_main_process:
+            logger.warning(
+                "num_val_images: %d of %d images are held out for validation; lower it to train on more",
+                num_validation,
+                len(images),
+            )
         return self._load_crops(images, validation, "validation"), self._load_crops(
             images, training[:REFERENCE_IMAGES], "of the first training"
         )

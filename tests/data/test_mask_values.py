@@ -142,6 +142,19 @@ def test_other_colours_are_ignored_if_told(tmp_path):
     assert pickle.loads(pickle.dumps(data))[0]["annotation"].tolist() == [[1, 255, 0]]
 
 
+@pytest.mark.parametrize("other", ["ignore", "b"])
+def test_other_values_leave_palettes_and_ignored_pixels_alone(tmp_path, other):
+    """A palette whose colours are those of other classes is read by them, and 255 stays what is ignored."""
+    entries = [{"id": 0, "name": "a", "color": [255, 0, 0]}, {"id": 1, "name": "b", "color": [0, 255, 0]}]
+    picture = Image.fromarray(np.array([[1, 0, 0], [0, 1, 1]], np.uint8), mode="P")
+    picture.putpalette([0, 255, 0, 255, 0, 0])
+    values = np.array([[0, 1, 255], [7, 99, 255]], np.uint8)
+    data = folder(tmp_path, [picture, values], {"classes": entries, "other_values": other})
+    assert data.mask(0).tolist() == [[0, 1, 1], [1, 0, 0]]
+    id_of_other = 255 if other == "ignore" else 1
+    assert data.mask(1).tolist() == [[0, 1, 255], [id_of_other, id_of_other, 255]]
+
+
 def test_masks_without_a_readable_image_are_counted(tmp_path, caplog):
     folder(tmp_path, [BINARY // 255] * 2, TWO)
     (tmp_path / "images" / "train" / "1.JPG").rename(tmp_path / "images" / "train" / "1.heic")

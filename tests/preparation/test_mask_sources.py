@@ -370,15 +370,16 @@ def test_one_value_is_the_object(tmp_path, values):
 
 def numbered(number, dtype):
     """A mask of so many objects, each with an id of its own."""
-    mask = np.zeros(64 * 64, dtype)
-    mask[2 : 2 + 3 * number] = np.repeat(np.arange(1, number + 1), 3)
-    return mask.reshape(64, 64)
+    mask = np.zeros((64, 64), dtype)
+    for index in range(number):
+        row, column = divmod(index, 16)
+        mask[3 * row : 3 * row + 3, 4 * column : 4 * column + 4] = index + 1
+    return mask
 
 
-@pytest.mark.parametrize(
-    ("suffix", "numbers", "dtype"), [(".png", (9, 14), np.uint8), (".tif", (300, 280), np.uint16)]
-)
-def test_masks_that_number_their_objects_are_one_class(tmp_path, suffix, numbers, dtype):
+@pytest.mark.parametrize(("suffix", "numbers"), [(".png", (9, 14)), (".tif", (300, 180))])
+def test_masks_that_number_their_objects_are_one_class(tmp_path, suffix, numbers):
+    dtype = np.uint8 if max(numbers) < 256 else np.uint16
     masks = {name: numbered(number, dtype) for name, number in zip("abc", (*numbers, 0), strict=True)}
     source = put_masks(tmp_path / "source", masks, (64, 64), suffix)
     text = ddep_hub.prepare(source, tmp_path / "output")
@@ -396,11 +397,30 @@ def test_masks_that_number_their_objects_are_one_class(tmp_path, suffix, numbers
         assert np.array_equal(dataset.mask(index), masks[name] > 0)
 
 
-@pytest.mark.parametrize("numbers", [(12, 12), (9, 10)])
+@pytest.mark.parametrize("numbers", [(12, 12), (9, 10), (12, 11)])
 def test_values_that_may_be_classes_stay_classes(tmp_path, numbers):
     masks = dict(zip("ab", (numbered(number, np.uint8) for number in numbers), strict=True))
     put_masks(tmp_path / "source", masks, (64, 64))
     assert f"{max(numbers) + 1} classes" in ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+
+
+def test_grey_values_number_no_objects(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)
+    put_masks(tmp_path / "source", {"a": noise, "b": noise // 2}, (64, 64))
+    with pytest.raises(ValueError, match="they are smoothed, or not masks"):
+        ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+
+
+@pytest.mark.parametrize("other", ["ignore", "cell"])
+def test_other_colours_without_colours_of_the_classes(tmp_path, other):
+    """Each object in a colour of its own, on black."""
+    colors = np.array([[0, 0, 0], [200, 10, 30], [9, 8, 7]], np.uint8)[BLOCKS]
+    source = put_masks(tmp_path / "source", {"a": colors, "b": colors}, (64, 64))
+    table = {"classes": [{"id": 0, "name": "cell"}], "other_values": other}
+    (tmp_path / "classes.json").write_text(json.dumps(table))
+    ddep_hub.prepare(source, tmp_path / "output", classes=tmp_path / "classes.json")
+    for found in masks_of(tmp_path / "output").values():
+        assert np.array_equal(found, np.where(BLOCKS > 0, 1 if other == "cell" else 255, 0))
 
 
 @pytest.mark.parametrize("ignore_index", [255, 254])

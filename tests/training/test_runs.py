@@ -143,6 +143,13 @@ def test_accumulation_gives_the_same_gradient(scenes, tiny, tmp_path):
     assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in three], rel=1e-5)
 
 
+@pytest.mark.parametrize(("held_out", "warned"), [(7, True), (6, False)])
+def test_images_held_out_of_few_are_told(held_out, warned, scenes, tiny, tmp_path, caplog):
+    fields = {"images": [str(scenes / "unlabelled")], "num_val_images": held_out, "output_dir": str(tmp_path)}
+    PretrainTrainer(PretrainArguments(**{**tiny, **fields}))
+    assert (f"{held_out} of 12 images are held out" in caplog.text) is warned
+
+
 def test_decoder_only(scenes, tiny, tmp_path):
     results = pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, max_steps=1, decoder_only=True))
     assert not any(".encoder." in name for name in weights(tmp_path / "run"))
