@@ -59,7 +59,7 @@ def decode_mask(
         unique_values = sorted({int(mapping[value]) for value in unique_values})
     unknown = [value for value in unique_values if not 0 <= value < num_classes and value != ignore_index]
     if unknown and other_id is not None:
-        values = np.where(np.isin(values, unknown), other_id, values)
+        values = replace_values(values, {value: other_id if value in unknown else value for value in unique_values})
     elif unknown:
         raise BadFileError(
             f"{path} holds the ids {format_list(unknown, 10)}, but classes.json has the ids 0..{num_classes - 1} and "
@@ -262,12 +262,12 @@ def _map_values(values: np.ndarray, unique_values: list[int], mapping: Mapping[i
     return replace_values(values, {value: mapping[value] for value in unique_values})
 
 
-def count_objects(pixels: np.ndarray) -> int | None:
+def count_objects(pixels: np.ndarray, values: Collection[Any]) -> int | None:
     """The highest value of a mask (H, W) that may number its objects from 1 on; `None` of any other.
 
     Nearly all values up to the highest must occur, and neighbouring pixels mostly have the same, unlike in a photo.
     """
-    ids = [value for value in count_values(pixels) if value != 0] if pixels.ndim == 2 else [-1]
+    ids = [value for value in values if value != 0] if pixels.ndim == 2 else [-1]
     changes = np.count_nonzero(pixels[:, 1:] != pixels[:, :-1])
     if ids and (min(ids) < 0 or len(ids) < 0.9 * max(ids) or changes > 0.25 * pixels.size):
         return None
@@ -307,8 +307,9 @@ def suggest_classes(paths: Sequence[Path], *, limit: int = 100) -> str:
         mask = load_upright(path, "mask")
         is_color = mask.image.mode in ("RGB", "RGBA")
         pixels = mask_colors(mask.image, path) if is_color else get_mask_values(mask, path)
-        counts.update(count_values(pixels))
-        num_objects.append(count_objects(pixels))
+        mask_counts = count_values(pixels)
+        counts.update(mask_counts)
+        num_objects.append(count_objects(pixels, mask_counts))
     if number_objects(num_objects) and not looks_smoothed(counts):
         ignore = '"ignore_index": -1, ' if 255 in counts else ""  # 255 is an object
         return (

@@ -72,8 +72,9 @@ class MaskReader:
         values, num_objects = set[Any](), list[int | None]()
         for path, page in masks:
             pixels = raw_values(path, page, **options)
-            values |= count_values(pixels).keys()
-            num_objects.append(count_objects(pixels))
+            mask_values = count_values(pixels).keys()
+            values |= mask_values
+            num_objects.append(count_objects(pixels, mask_values))
         self.number_objects = number_objects(num_objects) and not looks_smoothed(values)
         return values
 

@@ -115,9 +115,9 @@ class ImageFinder:
                 return Path(os.path.normpath(base / path))  # `../images/a.jpg` is an image of that name
         file_name = path.rsplit("/", 1)[-1].lower()
         uploaded = re.sub("^[0-9a-f]{8}-", "", file_name)
-        matches = self.by_name.get(file_name) or self.by_name.get(uploaded, [])
+        matches = self.by_name.get(file_name, [])
         if uploaded != file_name:
-            matches = matches or self.by_upload.get(uploaded, [])
+            matches = matches or self.by_name.get(uploaded) or self.by_upload.get(uploaded, [])
         if len(matches) > 1:
             # The longest common end of the paths decides.
             common_ends = [

@@ -153,6 +153,9 @@ def test_other_values_leave_palettes_and_ignored_pixels_alone(tmp_path, other):
     assert data.mask(0).tolist() == [[0, 1, 1], [1, 0, 0]]
     id_of_other = 255 if other == "ignore" else 1
     assert data.mask(1).tolist() == [[0, 1, 255], [id_of_other, id_of_other, 255]]
+    below = {"classes": entries, "other_values": other, "ignore_index": -1}
+    id_of_other = -1 if other == "ignore" else 1
+    assert folder(tmp_path / "below", [values], below).mask(0).tolist()[1] == [id_of_other] * 3
 
 
 def test_masks_without_a_readable_image_are_counted(tmp_path, caplog):
