@@ -292,7 +292,7 @@ def open_image(file: str | Path | Undecoded, kind: str = "image") -> Iterator[Im
             raise BadFileError(f"{name} is damaged or cut off ({error}); {hint}", name) from error
 
 
-def read_size(file: str | Path) -> tuple[int, int] | None:
+def read_size(file: str | Path | Undecoded) -> tuple[int, int] | None:
     """Width and height that the header of an image states; `None` for arrays and for what Pillow cannot open.
 
     Raises:

@@ -55,6 +55,14 @@ def _size_error(size: tuple[int, ...], mask: np.ndarray, path: str, mask_path: s
     )
 
 
+def _check_header(mask: np.ndarray, image: Any, path: str, mask_path: str) -> np.ndarray:
+    """A mask that has the size in the header of its image, which may not say that the image is turned."""
+    size = read_size(image)
+    if size is not None and sorted(size) != sorted(mask.shape):
+        raise _size_error(size, mask, path, mask_path)
+    return mask
+
+
 def check_sample(sample: Sample, classes: ClassTable, name: str) -> None:
     """Checks a sample of somebody else's dataset.
 
@@ -242,10 +250,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
     def mask(self, index: int) -> np.ndarray:
         """The `annotation` of a sample alone; of its image, only the size is read."""
         mask, path = self._read_mask(index), self.images[index]
-        size = read_size(path)
-        if size is not None and sorted(size) != sorted(mask.shape):  # the header may not say that the image is turned
-            raise _size_error(size, mask, str(path), str(self._masks[index]))
-        return mask
+        return _check_header(mask, path, str(path), str(self._masks[index]))
 
     def _read_mask(self, index: int) -> np.ndarray:
         return decode_mask(
@@ -355,8 +360,9 @@ class HubSegmentation(Dataset[dict[str, Any]]):
         return len(self.sample_ids)
 
     def mask(self, index: int) -> np.ndarray:
-        """The `annotation` of a sample alone."""
-        return self._decode(*self._read_files(index, self.mask_column))
+        """The `annotation` of a sample alone; of its image, only the size is read."""
+        image, mask = self._read_files(index, self.image_column, self.mask_column)
+        return _check_header(self._decode(mask), image["image"], image["path"], mask["path"])
 
     def _read_files(self, index: int, *columns: str) -> list[dict[str, Any]]:
         number = self._indices[index]

@@ -69,10 +69,11 @@ def write_run_record(
         folder: Folder of the trained model.
         kind: What the run was.
         arguments: Its arguments, a dataclass. Paths are shortened to their last part, see `arg(path=True)`.
-        results: The metrics, and `seconds` of training.
-        **facts: `encoder_source`; in pretraining `images`, their number in words, and `method`, the objective in words
-            if it is not denoising; in fine-tuning `evaluated`, the number of validation images, `labelled_ids`, a hash
-            of the names of the labelled ones, and `pretraining`, the record and results of a first stage.
+        results: The metrics, `seconds` of training, and `step`, after which the model was saved, if not at the end.
+        **facts: `encoder_source`; in pretraining `images`, their number in words, `data_fingerprint`, a hash of them,
+            and `method`, the objective in words if it is not denoising; in fine-tuning `evaluated`, the number of
+            validation images, `labelled_ids`, a hash of the names of the labelled ones, and `pretraining`, the record
+            and results of a first stage.
     """
     values, paths = dataclasses.asdict(arguments), list_field_names(type(arguments), "path")
     defaults = dataclasses.asdict(type(arguments)())

@@ -103,7 +103,7 @@ class PretrainTrainer(Trainer):
             encoder_file(source)
         set_seed(args.seed)  # the decoder's initialisation depends on the seed alone
         self.model = pretraining_model(args, source, stored)
-        self.facts = {"encoder_source": source, "images": self.data}
+        self.facts = {"encoder_source": source, "images": self.data, "data_fingerprint": self.fingerprint}
         self.processor = build_processor(args, args.pretrained, self.model.config, examples)
         self.processor.do_resize = False
         self.normalize = Normalize.from_processor(self.processor)

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import io
-import json
 import math
 import os
 import shutil
@@ -151,13 +150,18 @@ def save_model(model: DDePPreTrainedModel, processor: DDePImageProcessor, args: 
 
 
 def save_best(
-    model: DDePPreTrainedModel, processor: DDePImageProcessor, args: RunArguments, row: Mapping[str, Any]
+    model: DDePPreTrainedModel,
+    processor: DDePImageProcessor,
+    args: RunArguments,
+    kind: Kind,
+    results: Mapping[str, Any],
+    facts: Mapping[str, Any],
 ) -> None:
-    """Saves the best model so far to `best/`, with its metrics; only warns if the disk is full."""
+    """Saves the best model so far to `best/`, with its results and card; only warns if the disk is full."""
     best = Path(args.output_dir) / "best"
     with warn_on_write_error(best), atomic_dir(best) as folder:
         save_model(model, processor, args, folder)
-        atomic_write(folder / "results.json", json.dumps(row, indent=1) + "\n")
+        write_card_files(folder, kind, args, results, facts)
 
 
 def save_final(model: DDePPreTrainedModel, processor: DDePImageProcessor, args: RunArguments, final: Path) -> None:
@@ -178,11 +182,11 @@ def save_picture(picture: Image.Image, path: Path) -> bytes:
 
 
 def write_card_files(
-    final: Path, kind: Kind, args: RunArguments, results: Mapping[str, Any], facts: Mapping[str, Any]
+    folder: Path, kind: Kind, args: RunArguments, results: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> None:
     """Writes the record of a run, its results and its card; arguments of [`write_run_record`]."""
-    write_run_record(final, kind, args, results, **facts)
-    write_card(final)
+    write_run_record(folder, kind, args, results, **facts)
+    write_card(folder)
 
 
 def add_pictures(final: Path, args: RunArguments, predictions: bytes) -> None:

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from ddep_hub.configuration_ddep import DDePConfig
+from ddep_hub.data.image_datasets import images_fingerprint
 from ddep_hub.data.preprocessing import processor_size
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.hub.model_card import RESULTS, RUN
@@ -72,7 +73,7 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset) -> st
         on_main_process(accelerator, prepare_folder)
         if args.pretraining_minutes is not None:
             arguments.max_steps = _steps_for_minutes(args.pretraining_minutes, arguments, labelled, accelerator)
-        if resume and _is_complete(arguments):
+        if resume and _is_complete(arguments, labelled):
             accelerator.print(f"Stage 1 of 2 is complete in {arguments.output_dir}")
             return str(output / STAGE / "final")
         trainer = PretrainTrainer(arguments, more_images=[labelled])
@@ -145,14 +146,29 @@ def read_stage_record(decoder: str) -> dict[str, Any]:
     return {"pretraining": {**record, "results": results}}
 
 
-def _is_complete(args: PretrainArguments) -> bool:
-    """Whether the first stage is in its folder, made with these arguments, but without checkpoints to resume from."""
+def _is_complete(args: PretrainArguments, labelled: SegmentationDataset) -> bool:
+    """Whether the first stage is in its folder, without checkpoints to resume from.
+
+    Raises:
+        ValueError: It was made with other arguments or images; names the argument.
+    """
     output = Path(args.output_dir)
     if not is_finished(output) or checkpoint_folders(output):
         return False
     stored = dataclasses.asdict(parse_arguments(PretrainArguments, ["--config", str(output / "config.yaml")]))
     names = stored.keys() - set(list_field_names(PretrainArguments, "resumable"))
-    return all(stored[name] == getattr(args, name) for name in names)
+    changed = sorted(name for name in names if stored[name] != getattr(args, name))
+    sources: list[Any] = [*unlabelled_sources(args.images), labelled]
+    fingerprint = images_fingerprint(sources)
+    # Records of earlier versions do not tell the images.
+    if read_json(output / "final" / RUN).get("data_fingerprint", fingerprint) != fingerprint:
+        changed.append("images")
+    if changed:
+        raise ValueError(
+            f"resume_from_checkpoint: {', '.join(changed)} of {output} changed since it was pretrained. "
+            "Undo that, start again with `--overwrite`, or choose another output_dir."
+        )
+    return True
 
 
 def _steps_for_minutes(

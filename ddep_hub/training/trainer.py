@@ -332,7 +332,8 @@ class Trainer(Losses):
             return
         self.best = score
         if self.accelerator.is_main_process:
-            save_best(model, self.processor, self.args, {"step": self.step, **results})
+            results = {"step": self.step, **results, "seconds": round(self.seconds, 1)}
+            save_best(model, self.processor, self.args, self.kind, results, self.facts)
 
     def _save_checkpoint(self) -> Path:
         self.steps.check_finite()

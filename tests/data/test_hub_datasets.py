@@ -125,6 +125,7 @@ def test_segmentation_rows(tmp_path, image_dataset):
     assert np.array_equal(row["annotation"], IDS[::-1, ::-1])
     assert row["path"].endswith("train, sample 1, image")
     assert row["annotation_path"].endswith("train, sample 1, mask")
+    assert np.array_equal(data.mask(1), row["annotation"])
     some = HubSegmentation(
         data.name.removesuffix("/train"), "train", CLASSES, mask_column="mask", sample_ids=["00000001"]
     )
@@ -139,8 +140,9 @@ def test_bad_masks_are_named(tmp_path, image_dataset):
     for index, message in enumerate(
         ["sample 0, mask holds the ids 9", "sample 1, mask has colour mode RGB", "is 4x4 pixels"]
     ):
-        with pytest.raises(BadFileError, match=message):
-            data[index]
+        for read in (data.__getitem__, data.mask):
+            with pytest.raises(BadFileError, match=message):
+                read(index)
 
 
 def test_classes_come_from_a_list_of_labels_or_the_caller(tmp_path, image_dataset):

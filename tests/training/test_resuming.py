@@ -288,7 +288,7 @@ def everything(folder):
         elif name.endswith("checkpoint.json"):
             record = json.loads(content)
             content = {k: v for k, v in record["progress"].items() if not k.startswith("seconds") and k != "row"}
-        elif name == "final/results.json":
+        elif name in ("final/results.json", "best/results.json"):
             content = {k: v for k, v in json.loads(content).items() if k not in TIMINGS}
         found[name] = content
     return found
@@ -380,3 +380,7 @@ def test_the_best_model_is_kept(arguments):
     with open(f"{args.output_dir}/best/results.json") as file:
         found = json.load(file)
     assert (found["step"], found["mean_iou"]) == (best["step"], best["mean_iou"])
+    card = open(f"{args.output_dir}/best/README.md").read()
+    told = f"| the best model of the run, after step {best['step']} of {args.max_steps} steps of" in card
+    assert told == (best["step"] < args.max_steps)
+    assert f"| mIoU | {100 * best['mean_iou']:.2f} |" in card

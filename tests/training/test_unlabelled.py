@@ -1,6 +1,7 @@
 """Fine-tuning with unlabelled images: pretraining as a first stage, joint denoising, and consistency."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -116,6 +117,10 @@ def test_two_stages_in_one_folder_and_one_card(finetuning, scenes):
         shutil.rmtree(again / part)
     decoder_file = again / "pretraining" / "final" / "model.safetensors"
     written = decoder_file.stat().st_mtime_ns
+    more = shutil.copy(next((scenes / "unlabelled").iterdir()), scenes / "unlabelled" / "more.png")
+    with pytest.raises(ValueError, match=r"images of .* changed since it was pretrained.*--overwrite"):
+        finetuning("again", save_steps=2, resume_from_checkpoint="latest")
+    os.remove(more)
     finetuning("again", save_steps=2, resume_from_checkpoint="latest")
     assert same(weights(again), model) and decoder_file.stat().st_mtime_ns == written
     shutil.rmtree(again / "checkpoints")
