@@ -4,9 +4,9 @@
     python benchmarks/encoders.py run             # the smallest of each family, computing: benchmarks/encoders_run.csv
     python benchmarks/encoders.py document        # docs/encoders.md from both
 
-`shapes` builds encoder and decoder on torch's meta device and takes images of three sizes through them, forward, and
-backward at the last one. `run` also compares the features with timm's, saves and loads the model, and exports it. Both
-go on where they were interrupted.
+`shapes` builds encoder and decoder on torch's meta device and takes images of three sizes through them, the last one
+in training, forward and backward. `run` also compares the features with timm's, saves and loads the model, and exports
+it. Both go on where they were interrupted.
 """
 
 import argparse
@@ -66,20 +66,19 @@ class Network(nn.Module):
 
 
 def shapes(architecture: str, device: str = "meta", sizes: Sequence[tuple[int, int]] = SIZES) -> dict[str, Any]:
-    """Builds an architecture and takes images of some sizes through it; raises what goes wrong."""
+    """Builds an architecture, takes images of some sizes through it, the last in training; raises what goes wrong."""
     with torch.device(device):
         network = Network(DDePConfig(encoder_name=architecture))
         maps, deepest = feature_maps(network.encoder), network.decoder.strides[-1]
         one_size = "any" if maps.image_size is None else "resampled to {}x{}".format(*maps.image_size)
-        network.eval()
-        with torch.no_grad():
-            for height, width in sizes:
-                result = network(torch.zeros(2, 3, height, width))
-                wanted = tuple(-(-side // deepest) * deepest for side in (height, width))
-                if result.shape[-2:] != wanted:
-                    raise ValueError(f"{height}x{width} comes out as {tuple(result.shape[-2:])}, not {wanted}")
-        network.train()
-        network(torch.zeros(2, 3, *sizes[-1])).sum().backward()
+        for height, width in sizes:
+            is_last = (height, width) == sizes[-1]
+            with torch.set_grad_enabled(is_last):
+                result = network.train(is_last)(torch.zeros(2, 3, height, width))
+            wanted = tuple(-(-side // deepest) * deepest for side in (height, width))
+            if result.shape[-2:] != wanted:
+                raise ValueError(f"{height}x{width} comes out as {tuple(result.shape[-2:])}, not {wanted}")
+        result.sum().backward()
         idle = [name for name, parameter in network.named_parameters() if parameter.grad is None]
         if idle:
             raise ValueError(f"{len(idle)} parameters without a gradient: {', '.join(idle[:3])}")

@@ -180,7 +180,8 @@ class PrepareArguments:
     output_dir: str = arg("my-data", "Folder to write.", group="data", common=True, path=True)
     format: str | None = arg(
         None,
-        "coco, labelme, cvat, label-studio, roboflow-masks, objects, stacks or masks. Default: detected.",
+        "coco, labelme, cvat, label-studio, roboflow-masks, objects, stacks or masks, by default detected; or "
+        "unlabelled, for pages and tiles of images without masks.",
         group="data",
         common=True,
     )
@@ -200,7 +201,7 @@ class PrepareArguments:
 
 def prepare(argv: list[str]) -> None:
     """`ddep-hub prepare`."""
-    source = {"help": "Folder of images with masks or annotations, or an annotation file."}
+    source = {"help": "Folder of images, usually with masks or annotations, or an annotation file."}
     arguments, values = parse_command(
         PrepareArguments, argv, command="ddep-hub prepare", positionals={"source": source}
     )

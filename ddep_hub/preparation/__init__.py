@@ -4,39 +4,34 @@ import dataclasses
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ddep_hub.data.classes import ClassTable, read_class_table, write_class_table
-from ddep_hub.data.folders import canonical_split, find_split_folders, subfolders
+from ddep_hub.data.classes import ClassTable, write_class_table
+from ddep_hub.data.folders import canonical_split
 from ddep_hub.data.image_io import BadFileError, format_list, is_array, lift_size_limit
-from ddep_hub.data.layouts import find_layout
 from ddep_hub.data.pairing import IMAGE_WORDS
 from ddep_hub.data.splits import choose_validation, extract_groups, parse_fraction
 from ddep_hub.data.statistics import ClassStatistics
-from ddep_hub.evaluation.inference import window_positions
 from ddep_hub.evaluation.visualization import contact_sheet, draw_legend, overlay
 from ddep_hub.utils.files import SYSTEM_FILES, atomic_dir, check_replaceable, path_below
 
-from .coco import is_coco, read_coco, read_json, read_json_files
-from .image_files import RawImage, crop, image_size, load_preview, read_image_file, write_image_file
-from .label_studio import is_label_studio, read_label_studio
-from .labelme_cvat import is_labelme, read_cvat, read_labelme
-from .masks import read_folder, read_object_folders, read_roboflow_masks, read_stacks
-from .source import Example, Source, pluralize
+from .coco import read_json
+from .formats import LABELLED_FORMATS, MALFORMED_ERRORS, incomplete_message, read_source
+from .image_files import RawImage, crop, image_size, iter_tiles, load_preview, read_image_file, write_image_file
+from .source import Example, pluralize
+from .unlabelled import write_unlabelled
 
 
 # Marks a folder written by this command, which may be replaced.
 RECORD_FILE = "prepared.json"
 _WRITTEN_FILES = {"images", "annotations", "classes.json", "preview.png", RECORD_FILE}
 NUM_PREVIEWS = 16
-# Raised when a field is missing or has the wrong type.
-MALFORMED_ERRORS = (KeyError, TypeError, IndexError, AttributeError)
-FORMATS = ("coco", "labelme", "cvat", "label-studio", "roboflow-masks", "objects", "stacks", "masks")
-_JSON = {"coco": is_coco, "labelme": is_labelme, "label-studio": is_label_studio}
+UNLABELLED = "unlabelled"
+FORMATS = (*LABELLED_FORMATS, UNLABELLED)
 
 
 @lift_size_limit()
@@ -54,12 +49,13 @@ def prepare(
 ) -> str:
     """Converts labelled images in many formats to `images/<split>`, `annotations/<split>` and `classes.json`.
 
-    `preview.png` shows some images with their masks.
+    `preview.png` shows some images with their masks. With the format `unlabelled`, only `images/` is written: the
+    pages of TIFF stacks, each an image of its own, or tiles.
 
     Args:
-        source: A folder, or an annotation file.
+        source: A folder, or an annotation file; of unlabelled images, also an image file.
         output_dir: Folder to write.
-        format: One of `FORMATS`; detected by default.
+        format: One of `FORMATS`; detected by default, but for `unlabelled`.
         classes: A `classes.json` with the names of the masks' values or colours.
         val_fraction: Fraction of the images for the split `val`, if the source has no splits of its own; of a single
             image that is cut into tiles, the fraction of its rows, from the bottom.
@@ -84,6 +80,11 @@ def prepare(
     if tile is not None and not 0 <= overlap < tile:
         raise ValueError(f"overlap must be 0 to {tile - 1}, less than the tile, got {overlap}.")
     _check_output(source, output, overwrite=overwrite)
+    if format == UNLABELLED:
+        if classes or group_pattern:
+            name = "classes" if classes else "group_pattern"
+            raise ValueError(f"{name} has no effect on unlabelled images. Leave it out.")
+        return _prepare_unlabelled(source, output, tile, overlap)
     dataset = read_source(source, format, Path(classes) if classes else None)
     parts: dict[str, tuple[float, float]] = {}
     if tile is not None and len(dataset.examples) == 1:  # one large raster: its lower end is for validation
@@ -143,6 +144,22 @@ def prepare(
     return "\n".join(lines)
 
 
+def _prepare_unlabelled(source: Path, output: Path, tile: int | None, overlap: int) -> str:
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist. Pass a folder of images or an image.")
+    with atomic_dir(output) as folder:
+        counts = write_unlabelled(source, folder, tile, overlap)
+        record = {"source": source.name, "found": "unlabelled images", "tile": tile, "overlap": overlap}
+        (folder / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    found = pluralize(counts["images"], "image")
+    if counts["pages"] > counts["images"]:
+        found += f" with {counts['pages']:,} pages"
+    return (
+        f"{source}: {found}\n{output}: {pluralize(counts['written'], 'tile' if tile else 'image')}\n"
+        f"Use them: ddep-hub pretrain --images {output}, or ddep-hub finetune --unlabelled {output}"
+    )
+
+
 def _check_output(source: Path, output: Path, *, overwrite: bool) -> None:
     if output.is_symlink() or (output.exists() and not output.is_dir()):
         raise FileExistsError(f"output_dir: {output} is a link or a file. Choose another folder.")
@@ -175,104 +192,6 @@ def _check_unchanged(output: Path) -> None:
             f"output_dir: {classes_path} was edited. Save it elsewhere and remove it, or choose another folder; "
             "pass it as --classes to keep names and colours of masks."
         )
-
-
-def read_source(source: Path, name: str | None = None, classes: Path | None = None) -> Source:
-    """Reads labelled images in any known format.
-
-    Args:
-        source: A folder, or an annotation file.
-        name: One of `FORMATS`; detected by default.
-        classes: A `classes.json`, for masks whose values or colours do not tell the class names.
-
-    Raises:
-        FileNotFoundError: There is no source, or nothing in it is recognised; the message says what was looked for.
-        ValueError: The source is damaged or not of this format.
-    """
-    if not source.exists():
-        raise FileNotFoundError(f"{source} does not exist. Pass a folder or an annotation file.")
-    root = source if source.is_dir() else source.parent
-    table = read_class_table(classes) if classes else None
-    format_tests = [test for format, test in _JSON.items() if name in (format, None)]
-    files, problems = read_json_files(source, format_tests) if source.is_dir() and format_tests else ({}, [])
-    if source.suffix == ".json":
-        files = {source: read_json(source)}
-    xml = [source] if source.suffix == ".xml" else [*root.glob("annotations.xml"), *root.glob("*/annotations.xml")]
-    tables = sorted([*root.glob("_classes.csv"), *root.glob("*/_classes.csv")])
-    readers: dict[str, Callable[[], Source | None]] = {
-        "coco": lambda: read_coco(root, matches) if (matches := _filter_files(files, is_coco)) else None,
-        "labelme": lambda: read_labelme(root, matches) if (matches := _filter_files(files, is_labelme)) else None,
-        "label-studio": lambda: (
-            read_label_studio(root, matches) if (matches := _filter_files(files, is_label_studio)) else None
-        ),
-        "cvat": lambda: read_cvat(root, _require_single(xml)) if xml else None,
-        "roboflow-masks": lambda: read_roboflow_masks(root, tables) if tables else None,
-        "objects": lambda: read_object_folders(root, table),
-        "stacks": lambda: read_stacks(root, table),
-        "masks": lambda: read_folder(root, table),
-    }
-    if name is not None:
-        readers = {name: readers[name]}
-    elif source.is_file():  # the folder around it may hold something else
-        readers = {format: readers[format] for format in (*_JSON, "cvat")}
-    if source.is_file() and source.suffix not in (".json", ".xml"):
-        raise ValueError(f"{source} is neither a folder nor a .json or .xml annotation file.")
-    unread_note = f" Files that cannot be read: {problems[0]}" if problems else ""
-    try:
-        result = next(filter(None, (read() for read in readers.values())))
-    except MALFORMED_ERRORS as error:
-        raise ValueError(incomplete_message(str(source), error)) from error
-    except FileNotFoundError as error:
-        if _has_layout(root):
-            raise  # the folder is known, but something in it is missing
-        raise FileNotFoundError(
-            f"{source} holds {_describe_contents(root)}, in no recognised format. Looked for COCO, LabelMe or Label "
-            "Studio JSON, annotations.xml of CVAT, _classes.csv of Roboflow, <id>/images and <id>/masks, TIFF stacks "
-            f"and folders of images and masks.{unread_note}"
-        ) from error
-    except StopIteration:
-        if name is None:
-            message = f"{source} is not an annotation file of COCO, LabelMe, Label Studio or CVAT."
-        else:
-            message = f"{source} is not in the format {name}: it holds {_describe_contents(root)}."
-        raise ValueError(message + unread_note) from None
-    except ValueError as error:
-        if not problems:
-            raise
-        raise ValueError(f"{error}{unread_note}") from error
-    if problems:
-        result.notes.append(
-            f"{pluralize(len(problems), 'JSON file')} cannot be read: skipped with all labels. {problems[0]}"
-        )
-    return result
-
-
-def incomplete_message(source_name: str, error: BaseException) -> str:
-    """The message for annotations that lack a field, or have one of the wrong type."""
-    field = f"no field {error}" if isinstance(error, KeyError) else f"a field of another type ({error})"
-    return f"{source_name}: an annotation has {field}. Export the annotations again, or correct the file."
-
-
-def _has_layout(root: Path) -> bool:
-    try:
-        return bool(find_split_folders(root) or find_layout(root))
-    except FileNotFoundError:
-        return False
-
-
-def _filter_files(files: dict[Path, object], test: Callable[[object], bool]) -> dict[Path, object]:
-    return {path: content for path, content in files.items() if test(content)}
-
-
-def _require_single(files: list[Path]) -> Path:
-    if len(files) > 1:
-        raise ValueError(f"{files[0]} and {files[1]} are exports of different tasks. Prepare one at a time.")
-    return files[0]
-
-
-def _describe_contents(root: Path) -> str:
-    names = [*(f"{name}/" for name in subfolders(root)), *(p.name for p in sorted(root.iterdir()) if p.is_file())]
-    return format_list(names) if names else "nothing"
 
 
 def _assign_splits(
@@ -339,11 +258,7 @@ def _iter_images(
         if tile is None:
             yield example.name, image, mask
             continue
-        first_row, end = (round(rows * share) for share in part)
-        height, width = min(tile, end - first_row), min(tile, columns)
-        strides = max(1, height - overlap), max(1, width - overlap)
-        for top, left in window_positions((end - first_row, columns), (height, width), strides):
-            top += first_row
+        for top, left, height, width in iter_tiles((rows, columns), tile, overlap, part):
             tile_image = crop(picture, mask.shape, top, left, height, width)
             yield f"{example.name}_{top}_{left}", tile_image, mask[top : top + height, left : left + width]
 

@@ -1,5 +1,6 @@
 """Image files with their own depth and channels: reading, cropping, writing and previews."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from ddep_hub.data.image_io import (
     load_upright,
     open_image,
 )
+from ddep_hub.evaluation.inference import window_positions
 from ddep_hub.image_conversion import ChannelImage, apply_orientation, to_rgb
 from ddep_hub.tiff import (
     COPY_OR_MASK,
@@ -107,6 +109,8 @@ def _read_page_indices(path: Path) -> list[int]:
             kinds = [int(page.aspage().subfiletype) for page in tiff.pages]
     except (OSError, ValueError, tifffile.TiffFileError) as error:
         raise BadFileError(f"{path} is damaged or not an image ({error}); replace or remove it", path) from error
+    if not kinds:
+        raise BadFileError(f"{path} is damaged (it holds no page); replace or remove it", path)
     return [index for index, kind in enumerate(kinds) if index == 0 or not kind & COPY_OR_MASK]
 
 
@@ -128,6 +132,24 @@ def crop(image: RawImage, size: tuple[int, ...], top: int, left: int, height: in
         return image.crop((left, top, left + width, top + height))
     rows, columns = slice(top, top + height), slice(left, left + width)
     return image[rows, columns] if image.shape[:2] == size else image[..., rows, columns]
+
+
+def iter_tiles(
+    size: tuple[int, int], tile: int, overlap: int, rows: tuple[float, float] = (0.0, 1.0)
+) -> Iterator[tuple[int, int, int, int]]:
+    """Top, left, height and width of the tiles that cover an image; none reaches over its edge.
+
+    Args:
+        size: Height and width of the image.
+        tile: Side of the tiles in pixels.
+        overlap: Minimum overlap of neighbours in pixels.
+        rows: Where the part to cover begins and ends, from 0.0 to 1.0.
+    """
+    first_row, end = (round(size[0] * share) for share in rows)
+    height, width = min(tile, end - first_row), min(tile, size[1])
+    strides = max(1, height - overlap), max(1, width - overlap)
+    for top, left in window_positions((end - first_row, size[1]), (height, width), strides):
+        yield first_row + top, left, height, width
 
 
 def write_image_file(target: Path, image: RawImage, size: tuple[int, ...], *, as_array: bool) -> Path:

@@ -11,7 +11,8 @@ from PIL import Image
 import ddep_hub
 from ddep_hub.data.image_io import decode_channels
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
-from ddep_hub.preparation import masks, read_source
+from ddep_hub.preparation import masks
+from ddep_hub.preparation.formats import read_source
 
 
 SHAPE = (TRUTH > 0).astype(np.uint8)

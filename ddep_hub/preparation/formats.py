@@ -1,0 +1,119 @@
+"""Which format labelled images are in, and the reader of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ddep_hub.data.classes import read_class_table
+from ddep_hub.data.folders import find_split_folders, subfolders
+from ddep_hub.data.image_io import format_list
+from ddep_hub.data.layouts import find_layout
+
+from .coco import is_coco, read_coco, read_json, read_json_files
+from .label_studio import is_label_studio, read_label_studio
+from .labelme_cvat import is_labelme, read_cvat, read_labelme
+from .masks import read_folder, read_object_folders, read_roboflow_masks, read_stacks
+from .source import Source, pluralize
+
+
+LABELLED_FORMATS = ("coco", "labelme", "cvat", "label-studio", "roboflow-masks", "objects", "stacks", "masks")
+# Raised when a field is missing or has the wrong type.
+MALFORMED_ERRORS = (KeyError, TypeError, IndexError, AttributeError)
+_JSON = {"coco": is_coco, "labelme": is_labelme, "label-studio": is_label_studio}
+
+
+def read_source(source: Path, name: str | None = None, classes: Path | None = None) -> Source:
+    """Reads labelled images in any known format.
+
+    Args:
+        source: A folder, or an annotation file.
+        name: One of `LABELLED_FORMATS`; detected by default.
+        classes: A `classes.json`, for masks whose values or colours do not tell the class names.
+
+    Raises:
+        FileNotFoundError: There is no source, or nothing in it is recognised; the message says what was looked for.
+        ValueError: The source is damaged or not of this format.
+    """
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist. Pass a folder or an annotation file.")
+    root = source if source.is_dir() else source.parent
+    table = read_class_table(classes) if classes else None
+    format_tests = [test for format, test in _JSON.items() if name in (format, None)]
+    files, problems = read_json_files(source, format_tests) if source.is_dir() and format_tests else ({}, [])
+    if source.suffix == ".json":
+        files = {source: read_json(source)}
+    xml = [source] if source.suffix == ".xml" else [*root.glob("annotations.xml"), *root.glob("*/annotations.xml")]
+    tables = sorted([*root.glob("_classes.csv"), *root.glob("*/_classes.csv")])
+    readers: dict[str, Callable[[], Source | None]] = {
+        "coco": lambda: read_coco(root, matches) if (matches := _filter_files(files, is_coco)) else None,
+        "labelme": lambda: read_labelme(root, matches) if (matches := _filter_files(files, is_labelme)) else None,
+        "label-studio": lambda: (
+            read_label_studio(root, matches) if (matches := _filter_files(files, is_label_studio)) else None
+        ),
+        "cvat": lambda: read_cvat(root, _require_single(xml)) if xml else None,
+        "roboflow-masks": lambda: read_roboflow_masks(root, tables) if tables else None,
+        "objects": lambda: read_object_folders(root, table),
+        "stacks": lambda: read_stacks(root, table),
+        "masks": lambda: read_folder(root, table),
+    }
+    if name is not None:
+        readers = {name: readers[name]}
+    elif source.is_file():  # the folder around it may hold something else
+        readers = {format: readers[format] for format in (*_JSON, "cvat")}
+    if source.is_file() and source.suffix not in (".json", ".xml"):
+        raise ValueError(f"{source} is neither a folder nor a .json or .xml annotation file.")
+    unread_note = f" Files that cannot be read: {problems[0]}" if problems else ""
+    try:
+        result = next(filter(None, (read() for read in readers.values())))
+    except MALFORMED_ERRORS as error:
+        raise ValueError(incomplete_message(str(source), error)) from error
+    except FileNotFoundError as error:
+        if _has_layout(root):
+            raise  # the folder is known, but something in it is missing
+        raise FileNotFoundError(
+            f"{source} holds {_describe_contents(root)}, in no recognised format. Looked for COCO, LabelMe or Label "
+            "Studio JSON, annotations.xml of CVAT, _classes.csv of Roboflow, <id>/images and <id>/masks, TIFF stacks "
+            f"and folders of images and masks.{unread_note}"
+        ) from error
+    except StopIteration:
+        if name is None:
+            message = f"{source} is not an annotation file of COCO, LabelMe, Label Studio or CVAT."
+        else:
+            message = f"{source} is not in the format {name}: it holds {_describe_contents(root)}."
+        raise ValueError(message + unread_note) from None
+    except ValueError as error:
+        if not problems:
+            raise
+        raise ValueError(f"{error}{unread_note}") from error
+    if problems:
+        result.notes.append(
+            f"{pluralize(len(problems), 'JSON file')} cannot be read: skipped with all labels. {problems[0]}"
+        )
+    return result
+
+
+def incomplete_message(source_name: str, error: BaseException) -> str:
+    """The message for annotations that lack a field, or have one of the wrong type."""
+    field = f"no field {error}" if isinstance(error, KeyError) else f"a field of another type ({error})"
+    return f"{source_name}: an annotation has {field}. Export the annotations again, or correct the file."
+
+
+def _has_layout(root: Path) -> bool:
+    try:
+        return bool(find_split_folders(root) or find_layout(root))
+    except FileNotFoundError:
+        return False
+
+
+def _filter_files(files: dict[Path, object], test: Callable[[object], bool]) -> dict[Path, object]:
+    return {path: content for path, content in files.items() if test(content)}
+
+
+def _require_single(files: list[Path]) -> Path:
+    if len(files) > 1:
+        raise ValueError(f"{files[0]} and {files[1]} are exports of different tasks. Prepare one at a time.")
+    return files[0]
+
+
+def _describe_contents(root: Path) -> str:
+    names = [*(f"{name}/" for name in subfolders(root)), *(p.name for p in sorted(root.iterdir()) if p.is_file())]
+    return format_list(names) if names else "nothing"
