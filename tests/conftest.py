@@ -25,6 +25,8 @@ SERVER = HubServer()
 os.environ["HF_ENDPOINT"] = SERVER.address
 os.environ["HF_XET_XORB_COMPRESSION_POLICY"] = "none"
 os.environ["HF_XET_CLIENT_RETRY_BASE_DELAY"] = "20ms"
+# No test needs its files after a power cut, and waiting for the disk takes minutes.
+os.fsync = lambda descriptor: None
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 import pytest  # noqa: E402

@@ -116,6 +116,7 @@ def _script(script: str, arguments: tuple[str, ...], environment: dict[str, str]
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
     os.environ.clear()
     os.environ.update(environment)
+    os.fsync = lambda descriptor: None  # as in conftest.py
     # Workers start as in a process that a user starts. Otherwise they would come from the server as well, one by one.
     multiprocessing.set_start_method(None, force=True)
     sys.argv = [script, *arguments]
