@@ -4,6 +4,7 @@ python benchmarks/does_it_pay.py
 """
 
 import csv
+import itertools
 from collections import defaultdict
 from fractions import Fraction
 from pathlib import Path
@@ -117,6 +118,25 @@ def print_rows(data: str, recipe: str, points: dict[Fraction, Scores]) -> None:
                 print(table_row(title, recipe, method, scores[method], scores["random"]))
 
 
+def label_factors(points: dict[Fraction, Scores], *methods: str) -> dict[Fraction, float]:
+    """How many times the labels would bring a random decoder what pretraining brings, by number of labels.
+
+    Interpolated between the numbers of labels on a logarithmic scale, as in the figure.
+
+    Args:
+        points: Scores by number of labels.
+        *methods: Pretrained decoders, whose gains over the random one are pooled.
+    """
+    random = {labels: mean(scores["random"].values()) for labels, scores in sorted(points.items())}
+    factors = {}
+    for labels, more in itertools.pairwise(random):
+        scores = points[labels]
+        gains = [value - scores["random"][seed] for method in methods for seed, value in scores[method].items()]
+        if gains:
+            factors[labels] = float(more / labels) ** (mean(gains) / (random[more] - random[labels]))
+    return factors
+
+
 def draw(axis: plt.Axes, points: dict[Fraction, Scores]) -> None:
     """Draws mean and standard deviation over the number of labels, a line for each method."""
     for method, title in METHODS.items():
@@ -142,6 +162,8 @@ def main() -> None:
         print_rows(data, f"{steps} steps{preset}", points)
     for (data, labels), scores in flips().items():
         print_rows(data, "600 steps, flips alone", {labels: scores})
+    for labels, factor in label_factors(found["em", 600], "masked", "masked_longer").items():
+        print(f"Masked patches with {labels} of a section: as much as {factor:.2f} times the labels")
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.9))
     for axis, ((data, steps), title) in zip(axes, PANELS.items(), strict=True):
         draw(axis, found[data, steps])

@@ -249,6 +249,17 @@ def test_the_scores_of_masked_patches_on_camvid_are_those_of_the_csv():
     assert f"({mean:+.1f}, {mean - half:+.1f} to {mean + half:+.1f})" in read(ROOT / "docs" / "does-it-pay.md")
 
 
+def test_what_pretraining_is_worth_in_labels_is_that_of_the_csv(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import does_it_pay
+
+    factors = does_it_pay.label_factors(does_it_pay.curves()["em", 600], "masked", "masked_longer")
+    shown = " and ".join(f"{factor:.2f}" for factor in factors.values())
+    assert f"gains as much from {shown} times the labels" in " ".join(read(ROOT / "docs" / "does-it-pay.md").split())
+    # "A fifth to a quarter fewer labels"
+    assert all(0.19 < 1 - 1 / factor < 0.26 for factor in factors.values())
+
+
 def test_the_scores_of_selected_images_are_those_of_the_csv():
     with (ROOT / "benchmarks" / "results" / "label_selection.csv").open() as file:
         rows = list(csv.DictReader(file))

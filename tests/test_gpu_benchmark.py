@@ -24,14 +24,14 @@ SCRIPT = str(ROOT / "benchmarks" / "gpu.py")
 
 
 def test_packed_images_train_a_decoder_without_datasets(tmp_path):
-    scenes = write_scenes(tmp_path / "scenes", splits={}, unlabelled=70, size=(64, 64))
+    scenes = write_scenes(tmp_path / "scenes", splits={}, unlabelled=66, size=(48, 48))
     packed = run_fork(SCRIPT, "pack", "--images", str(scenes / "unlabelled"), "--output", str(tmp_path / "pack"))
-    assert packed.returncode == 0 and "70 images" in packed.stdout, packed.stderr
+    assert packed.returncode == 0 and "66 images" in packed.stdout, packed.stderr
     (tmp_path / "without").mkdir()
     (tmp_path / "without" / "datasets.py").write_text("raise ImportError('not there')\n")
     trained = run(
         *(SCRIPT, "train", "--pack", str(tmp_path / "pack"), "--output", str(tmp_path / "out")),
-        *("--minutes", "0.01", "--batch_size", "2", "--crop_size", "64", "--num_workers", "0"),
+        *("--minutes", "0.01", "--batch_size", "2", "--crop_size", "32", "--num_workers", "0"),
         PYTHONPATH=f"{tmp_path / 'without'}:{ROOT}",
     )
     assert trained.returncode == 0, trained.stderr
