@@ -1,10 +1,9 @@
 """Fine-tuning with unlabelled images: pretraining as a first stage, joint denoising, and consistency."""
 
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
 import types
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from ddep_hub.training.logging import read_metrics
 from ddep_hub.training.losses import IGNORE_INDEX, UnlabelledLoss, freeze_batch_norm_statistics, random_box
 from ddep_hub.training.optim import set_encoder_mode
 from ddep_hub.training.pretraining import sample_noise
-from ddep_hub.training.run_dir import RunInterrupted
+from ddep_hub.training.run_dir import RunInterrupted, run_lock
 from ddep_hub.training.stages import keep_image_size, stage_arguments
 
 
@@ -61,16 +60,21 @@ def same(one, other):
 def test_a_run_in_the_folder_of_a_running_one_changes_nothing(finetuning, tmp_path):
     run = finetuning()
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    code = (
-        "import pathlib, sys; from ddep_hub.training.run_dir import run_lock\n"
-        "with run_lock(pathlib.Path(sys.argv[1])): print('locked', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code, str(run)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout.readline() == b"locked\n"
-        with pytest.raises(BlockingIOError, match="another process is running in"):
-            finetuning(overwrite=True, max_steps=2)
-        other.stdin.close()
+    forks = multiprocessing.get_context("fork")
+    locked, done = forks.Event(), forks.Event()
+
+    def hold() -> None:
+        with run_lock(run):
+            locked.set()
+            done.wait()
+
+    other = forks.Process(target=hold)
+    other.start()
+    assert locked.wait(60)
+    with pytest.raises(BlockingIOError, match="another process is running in"):
+        finetuning(overwrite=True, max_steps=2)
+    done.set()
+    other.join()
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
 
