@@ -69,6 +69,23 @@ def resolve_name(name: str | os.PathLike[str]) -> str:
     return name
 
 
+def check_local_folder(name: str | os.PathLike[str]) -> None:
+    """Checks that a model's name, if it can only be a path, is a folder with a `config.json`.
+
+    Raises:
+        FileNotFoundError: It is not; for the folder of a run, names the one in `final/`.
+    """
+    folder, text = Path(resolve_name(name)), str(name)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        final_folder = folder / "final"
+        is_run = (final_folder / "config.json").is_file()
+        hint = f"Did you mean {final_folder}?" if is_run else "Pass a folder that holds a model."
+        raise FileNotFoundError(f"{name} has no config.json. {hint}")
+    is_local = folder.is_absolute() or len(folder.parts) > 2 or text.startswith((".", "~")) or text.endswith("/")
+    if is_local and not folder.exists():
+        raise FileNotFoundError(f"{name} does not exist. Pass a folder, a shipped model or a Hub id (org/name).")
+
+
 @contextlib.contextmanager
 def suggest_shipped_models(name: str | os.PathLike[str]) -> Iterator[None]:
     """Suggests the closest shipped model if loading from the Hub fails because `name` may be misspelt."""

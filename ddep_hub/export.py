@@ -6,7 +6,7 @@ import functools
 import importlib.util
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, cast
 
@@ -64,8 +64,9 @@ def export(
     Args:
         model: The fine-tuned model; it is moved to the CPU, made float32 and put into eval mode.
         folder: Folder to write. An earlier export there is replaced when the new one is complete.
-        size: Height and width in pixels; multiples of the encoder's stride are not needed. By default the processor's
-            height and width; if it has none, images of any size with sides longer than the stride.
+        size: Height and width in pixels of the preprocessed images; multiples of the encoder's stride are not needed.
+            By default the processor's height and width; if it has none, images of any size with sides longer than the
+            stride.
         processor: The model's image processor; by default the one it was saved with.
         formats: Files to write: `onnx` (for onnxruntime and others), `torch` (for `torch.export.load`).
 
@@ -77,8 +78,8 @@ def export(
         FileExistsError: The folder holds something other than an export.
         OSError: The files cannot be written, as on a full disk.
         TypeError: `model` is not a model.
-        ValueError: A format is unknown, the extra `export` is not installed, the encoder needs a size, or a file
-            differs from the model; the folder is then unchanged.
+        ValueError: A format is unknown, the extra `export` is not installed, the encoder needs a size, the processor
+            resizes images to another, or a file differs from the model; the folder is then unchanged.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
@@ -107,6 +108,8 @@ def export(
     )
     if size is None and resize.keys() == {"height", "width"}:
         size = resize["height"], resize["width"]
+    if size is not None:
+        _check_size(size, resize)
     resample = processor.resample
     # For any size: multiples of the stride and others, and a side that is padded by nearly a whole stride.
     sizes = (
@@ -160,6 +163,21 @@ def export(
         }
         atomic_write(temp_dir / "export.json", json.dumps(metadata, indent=1) + "\n")
     return comparisons
+
+
+def _check_size(size: tuple[int, int], resize: Mapping[str, int]) -> None:
+    """Refuses a size that the image processor never gives: the model would see images at another scale."""
+    expected = size
+    if resize.keys() == {"height", "width"}:
+        expected = resize["height"], resize["width"]
+    elif side := resize.get("shortest_edge"):
+        height, width = (max(side, round(length * side / min(size))) for length in size)
+        expected = height, width
+    if size != expected:
+        raise ValueError(
+            f"size: {size[0]}x{size[1]} is not what the model's image processor gives. For such images, pass the size "
+            f"that it resizes them to, {expected[0]} {expected[1]}."
+        )
 
 
 class _Logits(nn.Module):

@@ -28,7 +28,7 @@ from .checkpoints import (
     rename_weights,
     unwrapped_names,
 )
-from .configuration_ddep import DDePConfig, resolve_name
+from .configuration_ddep import DDePConfig, check_local_folder, resolve_name
 from .decoder import DDePDecoderConv
 from .encoder_weights import PYPI_HASH, corrupt_file_message, encoder_source, hash_weights, load_encoder
 from .encoders import build_encoder
@@ -137,6 +137,8 @@ class DDePPreTrainedModel(PreTrainedModel):
                 None, *model_args, config=config, output_loading_info=output_loading_info, **kwargs
             )
         source = resolve_name(pretrained_model_name_or_path)
+        if config is None and not kwargs.get("subfolder"):
+            check_local_folder(pretrained_model_name_or_path)
         has_num_labels = "num_labels" in kwargs
         hub_kwargs = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
         stored, _ = cls.config_class.get_config_dict(source, **hub_kwargs)

@@ -11,7 +11,7 @@ from huggingface_hub import _CACHED_NO_EXIST, ModelCard, hf_hub_download, try_to
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers.utils import logging
 
-from .configuration_ddep import DDePConfig, model_card_folders, resolve_name
+from .configuration_ddep import DDePConfig, check_local_folder, model_card_folders, resolve_name
 from .data.preprocessing import get_normalization
 from .encoders import encoder_mean_std
 from .image_conversion import validate_channel_order
@@ -117,19 +117,7 @@ def stored_config(name: str | Path) -> dict[str, Any]:
         ValueError: The file does not hold a JSON object.
     """
     folder = Path(resolve_name(name))
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        final_folder = folder / "final"
-        hint = (
-            f"Did you mean {final_folder}?"
-            if (final_folder / "config.json").is_file()
-            else "Pass a folder that holds a model."
-        )
-        raise FileNotFoundError(f"{name} has no config.json. {hint}")
-    is_local = (
-        folder.is_absolute() or len(folder.parts) > 2 or str(name).startswith((".", "~")) or str(name)[-1] == "/"
-    )
-    if is_local and not folder.exists():
-        raise FileNotFoundError(f"{name} does not exist. Pass a folder, a shipped model or a Hub id (org/name).")
+    check_local_folder(name)
     try:
         stored, _ = DDePConfig.get_config_dict(name)
     except OSError as error:

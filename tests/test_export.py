@@ -91,6 +91,21 @@ def test_a_processor_that_fixes_the_size_fixes_that_of_the_file(model, tmp_path)
 
 
 @pytest.mark.parametrize(
+    ("resize", "size", "expected"),
+    [
+        ({"shortest_edge": 32}, (64, 96), "32 48"),
+        ({"shortest_edge": 96}, (64, 48), "128 96"),
+        ({"height": 40, "width": 56}, (56, 40), "40 56"),
+    ],
+)
+def test_a_size_that_the_processor_never_gives_is_refused(model, tmp_path, resize, size, expected):
+    processor = DDePImageProcessor(image_mean=(0.4,) * 3, image_std=(0.2,) * 3, size=resize)
+    with pytest.raises(ValueError, match=rf"size: .* pass the size that it resizes them to, {expected}\."):
+        exporting.export(model, tmp_path / "out", size=size, processor=processor, formats=["torch"])
+    exporting._check_size(tuple(map(int, expected.split())), resize)
+
+
+@pytest.mark.parametrize(
     ("name", "kind"),
     [("swin_tiny_patch4_window7_224", "SwinTransformer"), ("tf_efficientnet_lite0", "EfficientNet")],
 )

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import pytest
 import torch
@@ -144,6 +145,22 @@ def test_a_missing_weight_raises_unless_the_caller_asks_for_the_list(finetuned, 
         load(folder)
     _, info = load(folder, output_loading_info=True)
     assert key.removeprefix("ddep.") in {name.removeprefix("ddep.") for name in info["missing_keys"]}
+
+
+def test_paths_that_hold_no_model_are_named(finetuned, tmp_path):
+    shutil.copytree(finetuned[0], tmp_path / "run" / "final")
+    load = DDePForSemanticSegmentation.from_pretrained
+    with pytest.raises(OSError, match=r"run has no config\.json\. Did you mean .*run/final\?"):
+        load(tmp_path / "run")
+    load(tmp_path / "run", subfolder="final")
+    for name in (str(tmp_path / "nope"), "./nope", "some/long/path"):
+        with pytest.raises(OSError, match=f"^{name} does not exist. Pass a folder, a shipped model or a Hub id"):
+            load(name)
+    config = load(tmp_path / "run" / "final").config
+    (tmp_path / "run" / "final" / "config.json").unlink()
+    with pytest.raises(OSError, match=r"final has no config\.json\. Pass a folder that holds a model"):
+        load(tmp_path / "run" / "final")
+    load(tmp_path / "run" / "final", config=config)
 
 
 def test_a_missing_weight_raises_in_a_pipeline(finetuned):

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddep_hub.data.classes import ordered_names
+from ddep_hub.data.classes import ClassTable, ordered_names
+from ddep_hub.data.image_io import format_list
 from ddep_hub.data.loading import dataset_summary, open_split
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
@@ -78,6 +79,12 @@ def evaluate(
             f"data: got {type(data).__name__}. Pass a folder, hf://datasets/org/name, or an object with classes and "
             "sample_ids (docs/extending.md)."
         )
+    classes = getattr(data, "classes", None)
+    if not isinstance(data, Path) and classes is not None and not isinstance(classes, ClassTable):
+        raise TypeError(
+            f"data: its `classes` is a {type(classes).__name__}. Give a ddep_hub.data.classes.ClassTable "
+            "(docs/extending.md)."
+        )
     values = {"data": data if isinstance(data, str | Path) else None, "eval_split": split, "output_dir": output_dir}
     arguments = build_arguments(EvaluateArguments, {"model": get_model_name(model), **values, **kwargs})
     with contextlib.nullcontext() if isinstance(model, str | Path) else _restore_state(model):
@@ -142,8 +149,8 @@ def run_evaluation(
         if len(model_names) == len(names):
             hint += ", or correct the model's config.id2label if they are the same classes in this order"
         raise ValueError(
-            f"model: {args.model} was trained for {len(model_names)} classes ({', '.join(model_names[:3])}, ...), but "
-            f"the data has {len(names)} ({', '.join(names[:3])}, ...). {hint}."
+            f"model: {args.model} was trained for {len(model_names)} classes ({format_list(model_names, 3)}), but the "
+            f"data has {len(names)} ({format_list(names, 3)}). {hint}."
         )
     order = getattr(processor, "channel_order", None)
     writer = MaskWriter((output or Path()) / "masks", classes, args.predictions, order)

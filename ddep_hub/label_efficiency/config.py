@@ -103,6 +103,8 @@ class StudyArguments(LabelledDataArguments):
             raise ValueError(f"seeds must be positive, got {self.seeds}.")
         if any(number < 1 for number in self.labels):
             raise ValueError(f"labels must be positive, got {self.labels}.")
+        if self.labels and self.fractions:
+            raise ValueError("labels and fractions both say how many images are labelled. Pass one of them.")
         if self.minutes is not None and self.minutes <= 0:
             raise ValueError(f"minutes must be positive, got {self.minutes}.")
         locations = {field.name: field.default for field in dataclasses.fields(LabelledDataArguments)}

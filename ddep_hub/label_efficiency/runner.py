@@ -71,7 +71,7 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
         check_study(study, output / "results.csv")
     else:
         run_study(study, output)
-    # Include baselines that have rows, even if only other methods were requested.
+    # Include all that have rows of this study, even if only other methods were requested.
     rows = read_rows(output / "results.csv")
     requested, finished = {method.name for method in study.methods}, {row.method for row in rows}
     all_methods = build_study(dataclasses.replace(args, methods=[]), steps).methods
@@ -80,9 +80,12 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
             f"report_only: {output / 'results.csv'} has no rows of {', '.join(sorted(requested))}. Check output_dir, "
             "or run the study first, without report_only."
         )
-    reported = [
-        method for method in all_methods if method.name in requested or (method.baseline and method.name in finished)
-    ]
+
+    def has_rows(method: Method) -> bool:
+        settings = {row.settings for row in rows if row.method == method.name}
+        return settings == {study.settings(method)}
+
+    reported = [method for method in all_methods if method.name in requested or has_rows(method)]
     title = f"Label efficiency on {Path(study.data or 'the embedded scenes').name}"
     files = [output / "report.md", output / "figure.png"]
     summary = None
@@ -107,6 +110,11 @@ def build_study(args: StudyArguments, steps: Steps | None = None) -> Study:
     if args.uses_own_data:
         study = own_data_study(args, steps)
     else:
+        if args.study is None and not Path(SCENES).is_file():
+            raise FileNotFoundError(
+                f"data: none is given, and {SCENES}, the study without data, is part of the repository alone. Pass "
+                "your labelled images as data, or a study file as study."
+            )
         study = read_study(args.study or SCENES)
     names = [method.name for method in study.methods]
     for name in args.methods:
@@ -134,7 +142,7 @@ def check_study(study: Study, table: Path) -> None:
         if settings.get(row.method, row.settings) != row.settings:
             raise ValueError(
                 f"{table}: the row of `{row.method}`, fraction {row.fraction}, seed {row.seed} was made with other "
-                "settings than this study has now. Choose another output_dir, or remove those rows."
+                "settings than this study has now. Repeat the arguments of that call, or choose another output_dir."
             )
 
 

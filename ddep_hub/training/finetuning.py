@@ -162,7 +162,9 @@ class FinetuneTrainer(Trainer):
             self.processor = with_image_size(self.processor, args.image_size)
         self.accelerator.print(dataset_summary(self.labelled))
         classes = self.labelled.classes
-        self.statistics, _ = self._scan_dataset(self.labelled, args.train_split, images=False)
+        # Before anything is counted: a broken image is not a label.
+        self.statistics, bad_files = self._scan_dataset(self.labelled, args.train_split, images=args.skip_bad_files)
+        self.labelled = self._drop(self.labelled, bad_files, "train_split")
         if not args.allow_empty_classes:
             check_classes(self.statistics)
         self.validation = self._drop_bad_images(validation)
@@ -253,8 +255,25 @@ class FinetuneTrainer(Trainer):
                     raise
                 bad_files[dataset.sample_ids[index]] = bad_file_path(error)
         statistics.counts = sum_over_processes(self.accelerator, statistics.counts)
-        self.accelerator.print(f"Classes in the {len(dataset)} images of `{split}`:\n{statistics.table()}")
-        return statistics, dict(gather_object(list(bad_files.items())))
+        bad_files = dict(gather_object(list(bad_files.items())))
+        num_images = len(dataset) - len(bad_files)
+        self.accelerator.print(f"Classes in the {num_images} images of `{split}`:\n{statistics.table()}")
+        return statistics, bad_files
+
+    def _drop(self, dataset: SegmentationDataset, bad_files: Mapping[str, str], split: str) -> SegmentationDataset:
+        """The dataset without broken samples, whose files are noted.
+
+        Raises:
+            ValueError: All of them are; names the argument of the split.
+        """
+        if not bad_files:
+            return dataset
+        self.bad_files = [*self.bad_files, *bad_files.values()]
+        usable = [sample_id for sample_id in dataset.sample_ids if sample_id not in bad_files]
+        if not usable:
+            name = getattr(self.args, split)
+            raise ValueError(f"{split}: every file of `{name}` is broken, such as {self.bad_files[-1]}.")
+        return dataset.select(usable)
 
     def _drop_bad_images(self, validation: SegmentationDataset) -> SegmentationDataset:
         """The validation images without broken ones, so that training does not end on one; warns of absent classes.
@@ -265,12 +284,7 @@ class FinetuneTrainer(Trainer):
         """
         split = self.args.eval_split
         statistics, bad_files = self._scan_dataset(validation, split, images=True)
-        if bad_files:
-            self.bad_files = list(bad_files.values())
-            usable = [sample_id for sample_id in validation.sample_ids if sample_id not in bad_files]
-            if not usable:
-                raise ValueError(f"eval_split: every file of `{split}` is broken, such as {self.bad_files[0]}.")
-            validation = validation.select(usable)
+        validation = self._drop(validation, bad_files, "eval_split")
         if not statistics.pixels.any():
             raise ValueError(f"eval_split: no pixel of `{split}` is labelled. Check the masks.")
         if statistics.absent_classes and self.accelerator.is_main_process:

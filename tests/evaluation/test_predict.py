@@ -440,6 +440,9 @@ def test_samples_of_a_dataset_object_are_checked(annotation, error, message, fol
 
     with pytest.raises(error, match=f"^data: `annotation` {message}"):
         ddep_hub.evaluate(folder, Own())
+    Own.classes = ["sky"]
+    with pytest.raises(TypeError, match=r"data: its `classes` is a list\. Give a ddep_hub\.data\.classes\.ClassTable"):
+        ddep_hub.evaluate(folder, Own())
 
 
 @pytest.mark.parametrize(

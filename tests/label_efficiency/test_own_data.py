@@ -157,6 +157,7 @@ def test_advice():
         ({"data": "x", "study": "y", "minutes": 5.0}, "minutes is for comparisons"),
         ({"data": "x", "minutes": -1.0}, "minutes must be positive"),
         ({"data": "x", "labels": [0]}, "labels must be positive"),
+        ({"data": "x", "labels": [2], "fractions": ["1/2"]}, "labels and fractions both say"),
         ({"data": "x", "study": "y", "mask_dir": "masks"}, "mask_dir is for comparisons"),
         ({"data": "x", "study": "y", "mask_column": "label"}, "mask_column is for comparisons"),
     ],

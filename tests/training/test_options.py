@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,13 +110,22 @@ def test_bad_images_stop_a_pretraining_or_are_listed(pretraining, scenes, tmp_pa
 
 def test_bad_labelled_files_are_listed(finetuning, scenes, tmp_path):
     data = shutil.copytree(scenes, tmp_path / "scenes")
-    files = broken(data / "annotations" / "val", 1) | broken(data / "images" / "train", 1)
-    broken(data / "annotations" / "train", 1)  # and are not counted
-    output = finetuning(data=str(data), skip_bad_files=True, max_steps=4, class_weights=["median_frequency"])
+    images = {path.stem for path in (data / "images" / "train").iterdir()}
+    bad_images, bad_masks = broken(data / "images" / "train", 1), broken(data / "annotations" / "train", 2)
+    # Of a sample whose image is broken, the mask is not read.
+    files = broken(data / "annotations" / "val", 1) | bad_images | {max(bad_masks)}
+    output = finetuning(data=str(data), skip_bad_files=True, max_steps=1, class_weights=["median_frequency"])
     assert set((output / "bad_files.txt").read_text().splitlines()) == files
+    # Nothing counts or lists them as labels.
+    usable = images - {Path(path).stem for path in bad_images | bad_masks}
+    assert set((output / "labelled.txt").read_text().split()) == usable
+    assert json.loads((output / "final" / "results.json").read_text())["labelled"] == len(usable) < len(images)
     broken(data / "annotations" / "val", 3)
-    with pytest.raises(ValueError, match="every file of `val` is broken"):
+    with pytest.raises(ValueError, match="eval_split: every file of `val` is broken"):
         finetuning("second", data=str(data), skip_bad_files=True)
+    broken(data / "images" / "train", len(images))
+    with pytest.raises(ValueError, match="train_split: every file of `train` is broken"):
+        finetuning("third", data=str(data), skip_bad_files=True)
 
 
 def test_statistics_are_measured_without_bad_images(finetuning, scenes, tmp_path):
