@@ -171,7 +171,7 @@ def _check_size(size: tuple[int, int], resize: Mapping[str, int]) -> None:
     if resize.keys() == {"height", "width"}:
         expected = resize["height"], resize["width"]
     elif side := resize.get("shortest_edge"):
-        height, width = (max(side, round(length * side / min(size))) for length in size)
+        height, width = (max(side, length * side // min(size)) for length in size)
         expected = height, width
     if size != expected:
         raise ValueError(
