@@ -79,7 +79,7 @@ def export(
         OSError: The files cannot be written, as on a full disk.
         TypeError: `model` is not a model.
         ValueError: A format is unknown, the extra `export` is not installed, the encoder needs a size, the processor
-            resizes images to another, or a file differs from the model; the folder is then unchanged.
+            resizes images to less, or a file differs from the model; the folder is then unchanged.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
@@ -109,6 +109,7 @@ def export(
     if size is None and resize.keys() == {"height", "width"}:
         size = resize["height"], resize["width"]
     if size is not None:
+        size = (size[0], size[1])
         _check_size(size, resize)
     resample = processor.resample
     # For any size: multiples of the stride and others, and a side that is padded by nearly a whole stride.
@@ -166,17 +167,20 @@ def export(
 
 
 def _check_size(size: tuple[int, int], resize: Mapping[str, int]) -> None:
-    """Refuses a size that the image processor never gives: the model would see images at another scale."""
-    expected = size
+    """Refuses a size above those that the image processor gives: the model would see images at another scale.
+
+    Smaller ones may be windows of resized images.
+    """
+    limit = size
     if resize.keys() == {"height", "width"}:
-        expected = resize["height"], resize["width"]
-    elif side := resize.get("shortest_edge"):
-        height, width = (max(side, length * side // min(size)) for length in size)
-        expected = height, width
-    if size != expected:
+        limit = resize["height"], resize["width"]
+    elif (side := resize.get("shortest_edge")) and min(size) > side:
+        height, width = (length * side // min(size) for length in size)
+        limit = height, width
+    if size[0] > limit[0] or size[1] > limit[1]:
         raise ValueError(
-            f"size: {size[0]}x{size[1]} is not what the model's image processor gives. For such images, pass the size "
-            f"that it resizes them to, {expected[0]} {expected[1]}."
+            f"size: the model's image processor resizes images of {size[0]}x{size[1]} to {limit[0]}x{limit[1]}. Pass "
+            f"{limit[0]} {limit[1]}, or smaller windows."
         )
 
 
@@ -202,8 +206,8 @@ def _export_program(traced: _Logits, example: torch.Tensor, any_size: bool) -> t
         return torch.export.export(traced, (example,), dynamic_shapes=({0: batch},))
     encoder = traced.model.ddep.encoder
     message = (
-        f"size: {type(encoder).__name__} cannot be exported for images of any size. Set a size, such as "
-        "`--size 512 1024`."
+        f"size: {type(encoder).__name__} cannot be exported for images of any size. Pass the height and width that "
+        "the image processor gives, such as `--size 512 1024`."
     )
     # With padding that depends on the size (TensorFlow's "same", Swin's windows), torch's tracing does not terminate.
     type_names = [type(module).__name__ for module in encoder.modules()]

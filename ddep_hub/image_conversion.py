@@ -257,7 +257,7 @@ def channels_first(
         axis = 0 if is_first or (not is_last and values.shape[0] <= values.shape[-1]) else -1
     if values.shape[axis] != channels:
         is_stack = axis == 0 and values.shape[0] > 1 and name.lower().endswith((".tif", ".tiff"))
-        hint = ", run `ddep-hub prepare --format unlabelled` if each page is an image of its own" if is_stack else ""
+        hint = ", save pages that are images of their own as files, as `ddep-hub prepare` does" if is_stack else ""
         raise ValueError(
             f"{name} has {values.shape[axis]} channel{'s' * (values.shape[axis] != 1)} (shape {values.shape}), but "
             f"the model takes {channels}; set num_channels{hint}, or convert the image"

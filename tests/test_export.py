@@ -94,15 +94,18 @@ def test_a_processor_that_fixes_the_size_fixes_that_of_the_file(model, tmp_path)
     ("resize", "size", "expected"),
     [
         ({"shortest_edge": 32}, (64, 96), "32 48"),
-        ({"shortest_edge": 96}, (64, 48), "128 96"),
+        ({"shortest_edge": 32}, [100, 33], "96 32"),
         ({"height": 40, "width": 56}, (56, 40), "40 56"),
     ],
 )
-def test_a_size_that_the_processor_never_gives_is_refused(model, tmp_path, resize, size, expected):
+def test_a_size_that_the_processor_never_gives_is_refused(model, tmp_path, monkeypatch, resize, size, expected):
     processor = DDePImageProcessor(image_mean=(0.4,) * 3, image_std=(0.2,) * 3, size=resize)
-    with pytest.raises(ValueError, match=rf"size: .* pass the size that it resizes them to, {expected}\."):
+    with pytest.raises(ValueError, match=rf"^size: .* Pass {expected}, or smaller windows\."):
         exporting.export(model, tmp_path / "out", size=size, processor=processor, formats=["torch"])
-    exporting._check_size(tuple(map(int, expected.split())), resize)
+    monkeypatch.setattr(exporting, "render_images", lambda size, *_: 1 / 0)
+    for fitting in (list(map(int, expected.split())), (24, 24)):
+        with pytest.raises(ZeroDivisionError):  # after the check
+            exporting.export(model, tmp_path / "out", size=fitting, processor=processor, formats=["torch"])
 
 
 @pytest.mark.parametrize(

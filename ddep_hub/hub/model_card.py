@@ -91,7 +91,7 @@ def write_run_record(
         "hardware": describe_hardware(),
         "versions": {"ddep_hub": __version__, **{module.__name__: module.__version__ for module in modules}},
     }
-    for name, content in ((RESULTS, results), (RUN, record)):
+    for name, content in ((RUN, record), (RESULTS, results)):  # the results say that the run is finished
         atomic_write(Path(folder) / name, json.dumps(content, indent=1) + "\n")
 
 

@@ -83,14 +83,15 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
 
     def has_rows(method: Method) -> bool:
         settings = {row.settings for row in rows if row.method == method.name}
-        return settings == {study.settings(method)}
+        return bool(settings) and settings == {study.settings(method)}
 
     reported = [method for method in all_methods if method.name in requested or has_rows(method)]
     title = f"Label efficiency on {Path(study.data or 'the embedded scenes').name}"
     files = [output / "report.md", output / "figure.png"]
     summary = None
     if study.own_data:
-        summary = recommend(rows)
+        shown = {method.name for method in reported}
+        summary = recommend([row for row in rows if row.method in shown])
         finals = {method.name: _run_folder(study, method, output) / "final" for method in reported}
         finals = {name: final for name, final in finals.items() if final.is_dir()}
         if finals:

@@ -1,5 +1,6 @@
 """Image files with their own depth and channels: reading, cropping, writing and previews."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,13 +58,9 @@ def read_image_file(path: Path, page: int | None = None) -> RawImage:
             if page is not None:
                 index = indices[page]
                 opened.seek(index)
-            tags, bands = getattr(opened, "tag_v2", {}), len(opened.getbands())
-            # Pillow reduces colours to 8 bits and drops channels it does not know.
-            is_complete = tags.get(277, bands) == bands and (max(tags.get(258, (1,))) <= 8 or opened.mode[0] in "IF")
-            if is_complete and not is_misread_by_pillow(opened) and (page is not None or len(indices) == 1):
-                image, inverted = apply_orientation(opened).copy(), is_inverted(opened)
-                image = _to_16_bit(image) if image.mode.startswith("I;16") else image
-                return Image.fromarray(~np.asarray(image)) if inverted else image
+            picture = _read_by_pillow(opened) if page is not None or len(indices) == 1 else None
+            if picture is not None:
+                return picture
     except BadFileError:
         if not has_tifffile():
             raise
@@ -85,6 +82,39 @@ def read_image_file(path: Path, page: int | None = None) -> RawImage:
         raise BadFileError(text, path) from error
     fits_pillow = values.dtype == np.uint8 and (values.ndim == 2 or values.shape[-1] == 3)
     return Image.fromarray(values) if fits_pillow or (values.dtype == np.uint16 and values.ndim == 2) else values
+
+
+def _read_by_pillow(opened: Image.Image) -> Image.Image | None:
+    """The current page of an opened TIFF; `None` if Pillow reduces its colours to 8 bits or drops channels."""
+    tags, bands = getattr(opened, "tag_v2", {}), len(opened.getbands())
+    is_complete = tags.get(277, bands) == bands and (max(tags.get(258, (1,))) <= 8 or opened.mode[0] in "IF")
+    if not is_complete or is_misread_by_pillow(opened):
+        return None
+    image, inverted = apply_orientation(opened).copy(), is_inverted(opened)
+    image = _to_16_bit(image) if image.mode.startswith("I;16") else image
+    return Image.fromarray(~np.asarray(image)) if inverted else image
+
+
+def read_pages(path: Path) -> Iterator[RawImage]:
+    """Yields each page of a file as [`read_image_file`] reads it.
+
+    A TIFF is opened once: to find a page, all before it must be read.
+    """
+    num_pages = count_pages(path)
+    if num_pages == 1:
+        yield read_image_file(path)
+        return
+    with contextlib.ExitStack() as stack:
+        opened, indices = None, list(range(num_pages))
+        with contextlib.suppress(BadFileError):  # tifffile may read it
+            opened = stack.enter_context(open_image(path))
+            indices = page_indices(opened)
+        for page, index in enumerate(indices):
+            picture = None
+            if opened is not None:
+                opened.seek(index)
+                picture = _read_by_pillow(opened)
+            yield read_image_file(path, page) if picture is None else picture
 
 
 def count_pages(path: Path) -> int:

@@ -211,8 +211,8 @@ def _read_label_file(root: Path) -> ClassTable | None:
 # --- Stacks with any names
 
 
-def read_stacks(root: Path, table: ClassTable | None) -> Source | None:
-    """TIFFs that lie side by side, such as `train-volume.tif` and `train-labels.tif`; `None` if there are no pairs."""
+def pair_stacks(root: Path) -> list[tuple[Path, Path]]:
+    """TIFFs that lie side by side, such as `train-volume.tif` and `train-labels.tif`: image and mask of each pair."""
     stacks = sorted(path for path in root.iterdir() if path.suffix.lower() in (".tif", ".tiff"))
     images: dict[tuple[str, ...], Path] = {}
     masks: dict[tuple[str, ...], Path] = {}
@@ -220,10 +220,15 @@ def read_stacks(root: Path, table: ClassTable | None) -> Source | None:
         words = re.findall("[a-z]+|[0-9]+", path.stem.lower())
         core = tuple(word for word in words if word not in MASK_WORDS | IMAGE_WORDS | {"volume", "stack"})
         (masks if set(words) & MASK_WORDS else images)[core] = path
-    pairs = {core: path for core, path in images.items() if core in masks}
-    if not pairs or not any(count_pages(path) > 1 for path in pairs.values()):
+    return [(path, masks[core]) for core, path in images.items() if core in masks]
+
+
+def read_stacks(root: Path, table: ClassTable | None) -> Source | None:
+    """The pairs of [`pair_stacks`], page by page; `None` if there are no pairs of several pages."""
+    pairs = pair_stacks(root)
+    if not any(count_pages(image) > 1 for image, _ in pairs):
         return None
-    return _make_source("masks", [(None, path.stem, path, masks[core]) for core, path in pairs.items()], table, [])
+    return _make_source("masks", [(None, image.stem, image, mask) for image, mask in pairs], table, [])
 
 
 # --- One mask for each object

@@ -1,14 +1,19 @@
 """Unlabelled images as files that training and prediction read: pages of TIFF stacks, and tiles of large images."""
 
+import logging
 import shutil
 from collections import Counter
 from pathlib import Path
 
-from ddep_hub.data.image_io import IMAGE_EXTENSIONS, is_array
+from ddep_hub.data.image_io import IMAGE_EXTENSIONS, format_list, is_array
 from ddep_hub.data.unlabelled import unlabelled_images
 from ddep_hub.utils.files import path_below
 
-from .image_files import RawImage, count_pages, crop, image_size, iter_tiles, read_image_file, write_image_file
+from .image_files import count_pages, crop, image_size, iter_tiles, read_pages, write_image_file
+from .masks import pair_stacks
+
+
+logger = logging.getLogger(__name__)
 
 
 def write_unlabelled(source: Path, folder: Path, tile: int | None, overlap: int) -> Counter[str]:
@@ -27,40 +32,48 @@ def write_unlabelled(source: Path, folder: Path, tile: int | None, overlap: int)
         BadFileError: An image is damaged; names it.
         ValueError: There is no image, or nothing to take apart.
     """
-    files = [source / name for name in unlabelled_images(source)] if source.is_dir() else [source]
-    if not files[0].name.lower().endswith(IMAGE_EXTENSIONS):
-        raise ValueError(f"{source} is neither a folder nor an image.")
+    files = _find_images(source)
     num_pages = [count_pages(file) for file in files]
     if tile is None and max(num_pages) == 1:
         raise ValueError(f"{source} holds no TIFF stacks: use the images as they are, or cut them with `tile`.")
-    counts, used = Counter(images=len(files), pages=sum(num_pages), written=0), set[str]()
-    root = source if source.is_dir() else source.parent
+    root, taken = source if source.is_dir() else source.parent, set[str]()
+
+    def free_target(name: str) -> Path:
+        """Where to write a file without its suffix: pages and tiles may have the name of another image."""
+        number, free = 1, name
+        while free in taken:
+            number += 1
+            free = f"{name}_{number}"
+        taken.add(free)
+        target = folder / "images" / free
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
     for file, pages in zip(files, num_pages, strict=True):
         name = path_below(file.relative_to(root).with_suffix("").as_posix())
-        if name in used:  # as `a.jpg` and `a.tif` in one folder
-            name = path_below(file.relative_to(root).as_posix())
-        used.add(name)
         if tile is None and pages == 1:
-            target = folder / "images" / f"{name}{file.suffix}"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
-            counts["written"] += 1
+            target = free_target(name)
+            shutil.copyfile(file, target.with_name(target.name + file.suffix))
             continue
-        for page in range(pages):
-            picture = read_image_file(file, page if pages > 1 else None)
-            page_name = f"{name}-{page:04d}" if pages > 1 else name
-            counts["written"] += _write(folder / "images" / page_name, picture, tile, overlap, as_array=is_array(file))
-    return counts
+        for page, picture in enumerate(read_pages(file)):
+            page_name, size = f"{name}-{page:04d}" if pages > 1 else name, image_size(picture, None)
+            if tile is None:
+                write_image_file(free_target(page_name), picture, size, as_array=is_array(file))
+                continue
+            for top, left, height, width in iter_tiles(size, tile, overlap):
+                part = crop(picture, size, top, left, height, width)
+                target = free_target(f"{page_name}_{top}_{left}")
+                write_image_file(target, part, (height, width), as_array=is_array(file))
+    return Counter(images=len(files), pages=sum(num_pages), written=len(taken))
 
 
-def _write(target: Path, picture: RawImage, tile: int | None, overlap: int, *, as_array: bool) -> int:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    size = image_size(picture, None)
-    if tile is None:
-        write_image_file(target, picture, size, as_array=as_array)
-        return 1
-    boxes = list(iter_tiles(size, tile, overlap))
-    for top, left, height, width in boxes:
-        part = crop(picture, size, top, left, height, width)
-        write_image_file(target.with_name(f"{target.name}_{top}_{left}"), part, (height, width), as_array=as_array)
-    return len(boxes)
+def _find_images(source: Path) -> list[Path]:
+    if not source.is_dir():
+        if not source.name.lower().endswith(IMAGE_EXTENSIONS):
+            raise ValueError(f"{source} is neither a folder nor an image.")
+        return [source]
+    files = [source / name for name in unlabelled_images(source)]
+    masks = {mask for _, mask in pair_stacks(source)} & {*files}
+    if masks:
+        logger.warning("%s: skipping the masks of stacks: %s", source, format_list(sorted(masks)))
+    return [file for file in files if file not in masks]

@@ -162,15 +162,16 @@ class FinetuneTrainer(Trainer):
             self.processor = with_image_size(self.processor, args.image_size)
         self.accelerator.print(dataset_summary(self.labelled))
         classes = self.labelled.classes
-        # Before anything is counted: a broken image is not a label.
         self.statistics, bad_files = self._scan_dataset(self.labelled, args.train_split, images=args.skip_bad_files)
-        self.labelled = self._drop(self.labelled, bad_files, "train_split")
+        # Broken files are no labels. Training skips them where they are drawn, so that a run which one of them stopped
+        # can be resumed with `skip_bad_files`.
+        self.usable = self._drop(self.labelled, bad_files, "train_split")
         if not args.allow_empty_classes:
             check_classes(self.statistics)
         self.validation = self._drop_bad_images(validation)
         self.fingerprint = compute_fingerprint(self.labelled.fingerprint, classes.names, classes.ignore_index)
-        self.data = f"{len(self.labelled)} images"
-        labelled_ids = compute_fingerprint(sorted(self.labelled.sample_ids))
+        self.data = f"{len(self.usable)} images"
+        labelled_ids = compute_fingerprint(sorted(self.usable.sample_ids))
         self.facts = {"encoder_source": source, "evaluated": len(self.validation), "labelled_ids": labelled_ids}
         if decoder is not None:
             self.facts |= read_stage_record(decoder)
@@ -343,7 +344,7 @@ class FinetuneTrainer(Trainer):
             num_workers=self.args.dataloader_num_workers,
             accelerator=self.accelerator,
         )
-        return {**metrics, "labelled": len(self.labelled)}
+        return {**metrics, "labelled": len(self.usable)}
 
     def score(self, results: Mapping[str, Any]) -> float:
         return float(results["mean_iou"])
@@ -361,6 +362,6 @@ class FinetuneTrainer(Trainer):
         return learning_rate_factors(self.model, args.encoder_lr_factor, args.encoder_layer_decay, args.head_lr_factor)
 
     def save_data_files(self) -> None:
-        write_split_file(self.output / "labelled.txt", self.labelled.sample_ids)
+        write_split_file(self.output / "labelled.txt", self.usable.sample_ids)
         if self.args.val_fraction is not None:
             write_split_file(self.output / "validation.txt", self.validation.sample_ids)

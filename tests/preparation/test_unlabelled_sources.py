@@ -64,13 +64,27 @@ def test_images_of_one_name_and_arrays(tmp_path):
     for suffix in ("png", "bmp"):
         Image.fromarray(RANDOM.integers(0, 255, (32, 16, 3), dtype=np.uint8)).save(source / f"a.{suffix}")
     prepare(source, tmp_path / "out", tile=16)
-    assert written(tmp_path / "out") == ["a.png_0_0.png", "a.png_16_0.png", "a_0_0.png", "a_16_0.png"]
+    assert written(tmp_path / "out") == ["a_0_0.png", "a_0_0_2.png", "a_16_0.png", "a_16_0_2.png"]
     arrays = tmp_path / "arrays"
     arrays.mkdir()
     np.save(arrays / "a.npy", RANDOM.random((5, 32, 16), dtype=np.float32))
     prepare(arrays, tmp_path / "tiles", tile=16)
     assert written(tmp_path / "tiles") == ["a_0_0.npy", "a_16_0.npy"]
     assert np.load(tmp_path / "tiles" / "images" / "a_16_0.npy").shape == (5, 16, 16)
+
+
+def test_masks_of_stacks_are_left_out_and_no_page_replaces_an_image(tmp_path, caplog):
+    tifffile = pytest.importorskip("tifffile", reason="extra `tiff` is not installed")
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("train-volume", "train-labels"):
+        pages = RANDOM.integers(0, 2, (3, 20, 30), np.uint8)
+        tifffile.imwrite(source / f"{name}.tif", pages, photometric="minisblack")
+    Image.new("L", (30, 20), 99).save(source / "train-volume-0000.png")
+    prepare(source, tmp_path / "out")
+    pages = ["0000", "0000_2", "0001", "0002"]
+    assert written(tmp_path / "out") == [f"train-volume-{page}.png" for page in pages]
+    assert "skipping the masks of stacks: " in caplog.text and "train-labels.tif" in caplog.text
 
 
 def test_what_needs_no_preparation_or_cannot_be_taken_apart(tmp_path):

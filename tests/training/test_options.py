@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import ddep_hub
 from ddep_hub.data.image_io import BadFileError
+from ddep_hub.data.samplers import StepBatchSampler
 from ddep_hub.data.splits import read_split_file
 from ddep_hub.encoders import feature_maps
 from ddep_hub.evaluation.evaluate import summary
@@ -126,6 +127,20 @@ def test_bad_labelled_files_are_listed(finetuning, scenes, tmp_path):
     broken(data / "images" / "train", len(images))
     with pytest.raises(ValueError, match="train_split: every file of `train` is broken"):
         finetuning("third", data=str(data), skip_bad_files=True)
+
+
+def test_a_run_that_a_broken_image_stopped_can_be_resumed(finetuning, scenes, tmp_path):
+    data = shutil.copytree(scenes, tmp_path / "scenes")
+    names = sorted((data / "images" / "train").iterdir())
+    drawn = list(StepBatchSampler(len(names), global_batch_size=2, seed=0, start_step=0, end_step=3))
+    path = names[drawn[2][-1][-1]]  # in the last step
+    path.write_bytes(path.read_bytes()[:60])
+    fields = {"data": str(data), "batch_size": 2, "save_steps": 1}
+    with pytest.raises(BadFileError, match=path.name):
+        finetuning(**fields)
+    output = finetuning(**fields, skip_bad_files=True, resume_from_checkpoint="latest")
+    assert [row["step"] for row in read_metrics(output / "metrics.jsonl")] == [1, 2, 3]
+    assert json.loads((output / "final" / "results.json").read_text())["labelled"] == len(names) - 1
 
 
 def test_statistics_are_measured_without_bad_images(finetuning, scenes, tmp_path):

@@ -68,7 +68,7 @@ def test_a_run_in_the_folder_of_a_running_one_changes_nothing(finetuning, tmp_pa
             locked.set()
             done.wait()
 
-    other = forks.Process(target=hold)
+    other = forks.Process(target=hold, daemon=True)
     other.start()
     assert locked.wait(60)
     with pytest.raises(BlockingIOError, match="another process is running in"):
