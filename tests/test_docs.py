@@ -252,18 +252,21 @@ def test_the_scores_of_masked_patches_on_camvid_are_those_of_the_csv():
 def test_the_scores_of_joint_denoising_are_those_of_the_csv():
     seeds = "56789"
     with (ROOT / "benchmarks" / "results" / "joint_denoising.csv").open() as file:
-        joint = {row["seed"]: row["mean_iou"] for row in csv.DictReader(file) if "--pretrained" not in row["options"]}
+        rows = list(csv.DictReader(file))
+    joint = {row["seed"]: row["mean_iou"] for row in rows if "--pretrained" not in row["options"]}
+    pretrained = {row["seed"]: row["mean_iou"] for row in rows if "--pretrained" in row["options"]}
     with (ROOT / "benchmarks" / "results" / "pretexts.csv").open() as file:
-        random = {
-            row["seed"]: row["mean_iou"]
-            for row in csv.DictReader(file)
-            if row["labels"] == "1/16" and "--pretrained" not in row["options"] and row["seed"] in seeds
-        }
+        alone = [row for row in csv.DictReader(file) if row["labels"] == "1/16" and row["seed"] in seeds]
+    random = {row["seed"]: row["mean_iou"] for row in alone if "--pretrained" not in row["options"]}
+    masked = {row["seed"]: row["mean_iou"] for row in alone if "ddep-em-lite0-masked-nc" in row["options"]}
     gains = [float(joint[seed]) - float(random[seed]) for seed in seeds]
     half, mean = 2.776445 * statistics.stdev(gains) / 5**0.5, statistics.mean(gains)
     text = " ".join(read(ROOT / "docs" / "results.md").split()).replace(" and ", ", ")
     for scores in (joint, random):
         assert ", ".join(scores[seed] for seed in seeds) in text
+    for scores in (pretrained, masked):
+        assert ", ".join(scores[seed] for seed in "567") in text
+    assert statistics.mean(float(pretrained[seed]) - float(masked[seed]) for seed in "567") < 0
     assert f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f}). It is ahead with four of five" in text
     assert sum(gain > 0 for gain in gains) == 4
 
