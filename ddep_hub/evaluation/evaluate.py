@@ -80,7 +80,7 @@ def evaluate(
             "sample_ids (docs/extending.md)."
         )
     classes = getattr(data, "classes", None)
-    if not isinstance(data, Path) and classes is not None and not isinstance(classes, ClassTable):
+    if classes is not None and not isinstance(classes, ClassTable):
         raise TypeError(
             f"data: its `classes` is a {type(classes).__name__}. Give a ddep_hub.data.classes.ClassTable "
             "(docs/extending.md)."
