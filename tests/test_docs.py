@@ -173,6 +173,12 @@ def rows_of(name: str) -> dict[tuple[str, str], list[float]]:
     return result
 
 
+def interval_of_five(gains: list[float]) -> tuple[float, float]:
+    """Mean of five differences, and half of its 95 % t interval."""
+    assert len(gains) == 5
+    return statistics.mean(gains), 2.776445 * statistics.stdev(gains) / 5**0.5
+
+
 def test_the_scores_of_camvid_are_those_of_the_csv():
     tables = read(ROOT / "docs" / "results.md").split("**cross-entropy alone**")
     fractions = ["1/30", "1/15", "1/8", "1/4", "1"]
@@ -240,8 +246,7 @@ def test_the_scores_of_masked_patches_on_camvid_are_those_of_the_csv():
             scores["--pretrained" in row["options"]][row["seed"]] = row["mean_iou"]
     random, masked = ([values[seed] for seed in "01234"] for values in scores.values())
     gains = [float(after) - float(before) for before, after in zip(random, masked, strict=True)]
-    half = 2.776445 * statistics.stdev(gains) / 5**0.5
-    mean = statistics.mean(gains)
+    mean, half = interval_of_five(gains)
     text = " ".join(read(ROOT / "docs" / "results.md").split()).replace(" and ", ", ")
     for values in (random, masked):
         assert ", ".join(values) in text
@@ -260,7 +265,7 @@ def test_the_scores_of_joint_denoising_are_those_of_the_csv():
     random = {row["seed"]: row["mean_iou"] for row in alone if "--pretrained" not in row["options"]}
     masked = {row["seed"]: row["mean_iou"] for row in alone if "ddep-em-lite0-masked-nc" in row["options"]}
     gains = [float(joint[seed]) - float(random[seed]) for seed in seeds]
-    half, mean = 2.776445 * statistics.stdev(gains) / 5**0.5, statistics.mean(gains)
+    mean, half = interval_of_five(gains)
     text = " ".join(read(ROOT / "docs" / "results.md").split()).replace(" and ", ", ")
     for scores in (joint, random):
         assert ", ".join(scores[seed] for seed in seeds) in text

@@ -128,7 +128,7 @@ Undecoded = Mapping[str, Any]
 
 
 # Raised by Pillow's plugins for damaged files.
-_DECODING_ERRORS = (
+DECODING_ERRORS = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -231,7 +231,7 @@ def decode_channels(file: str | Path | Undecoded, channels: int) -> ChannelImage
         except (Image.DecompressionBombError, MemoryError) as error:
             reason = str(error) or "it does not fit into memory"
             raise BadFileError(f"{name} is too large ({reason}); {_TOO_LARGE}", name) from error
-        except _DECODING_ERRORS as error:
+        except DECODING_ERRORS as error:
             text = str(error)
             if isinstance(error, UnidentifiedImageError):  # whose text has the address of the opened file
                 text = f"{name} is not an image that Pillow can read; replace or remove it"
@@ -288,7 +288,7 @@ def open_image(file: str | Path | Undecoded, kind: str = "image") -> Iterator[Im
             raise BadFileError(f"{name} is too large ({error}); {_TOO_LARGE}", name) from error
         except BadFileError:
             raise
-        except _DECODING_ERRORS as error:
+        except DECODING_ERRORS as error:
             raise BadFileError(f"{name} is damaged or cut off ({error}); {hint}", name) from error
 
 

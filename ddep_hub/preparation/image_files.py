@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ddep_hub.data.image_io import (
+    DECODING_ERRORS,
     BadFileError,
     is_array,
     is_tiff,
@@ -95,12 +96,15 @@ def _read_by_pillow(opened: Image.Image) -> Image.Image | None:
     return Image.fromarray(~np.asarray(image)) if inverted else image
 
 
-def read_pages(path: Path) -> Iterator[RawImage]:
+def read_pages(path: Path, num_pages: int) -> Iterator[RawImage]:
     """Yields each page of a file as [`read_image_file`] reads it.
 
     A TIFF is opened once: to find a page, all before it must be read.
+
+    Args:
+        path: The file.
+        num_pages: How many it has, see [`count_pages`].
     """
-    num_pages = count_pages(path)
     if num_pages == 1:
         yield read_image_file(path)
         return
@@ -112,8 +116,9 @@ def read_pages(path: Path) -> Iterator[RawImage]:
         for page, index in enumerate(indices):
             picture = None
             if opened is not None:
-                opened.seek(index)
-                picture = _read_by_pillow(opened)
+                with contextlib.suppress(*DECODING_ERRORS):  # tifffile may read it, or the error names the file
+                    opened.seek(index)
+                    picture = _read_by_pillow(opened)
             yield read_image_file(path, page) if picture is None else picture
 
 

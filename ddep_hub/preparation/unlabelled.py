@@ -55,7 +55,7 @@ def write_unlabelled(source: Path, folder: Path, tile: int | None, overlap: int)
             target = free_target(name)
             shutil.copyfile(file, target.with_name(target.name + file.suffix))
             continue
-        for page, picture in enumerate(read_pages(file)):
+        for page, picture in enumerate(read_pages(file, pages)):
             page_name, size = f"{name}-{page:04d}" if pages > 1 else name, image_size(picture, None)
             if tile is None:
                 write_image_file(free_target(page_name), picture, size, as_array=is_array(file))

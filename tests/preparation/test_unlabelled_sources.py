@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from annotated_sources import BLOCKS, put_masks
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 import ddep_hub
 from ddep_hub.data.image_datasets import open_images
@@ -40,6 +41,21 @@ def test_each_page_is_an_image_with_its_own_values(tmp_path, dtype):
     assert len(source) == 4
     prepare(tmp_path / "volume.tif", tmp_path / "out", tile=20, overwrite=True)  # what it wrote itself
     assert len(written(tmp_path / "out")) == 8
+
+
+def test_a_page_that_pillow_does_not_decode_is_read_by_tifffile(tmp_path, monkeypatch):
+    tifffile = pytest.importorskip("tifffile", reason="extra `tiff` is not installed")
+    pages = RANDOM.integers(0, 200, (3, 20, 30), np.uint8)
+    tifffile.imwrite(tmp_path / "volume.tif", pages, photometric="minisblack")
+
+    def fail(self):
+        raise OSError("decoder not available")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TiffImageFile, "load", fail)
+        prepare(tmp_path / "volume.tif", tmp_path / "out")
+    for page, name in zip(pages, written(tmp_path / "out"), strict=True):
+        assert np.array_equal(np.asarray(decode_image(tmp_path / "out" / "images" / name).convert("L")), page)
 
 
 def test_tiles_cover_an_image_and_masks_are_left_out(tmp_path):
