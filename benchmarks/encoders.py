@@ -32,6 +32,8 @@ HERE = Path(__file__).parent
 SHAPES, RUN = HERE / "encoders.csv", HERE / "encoders_run.csv"
 DOCUMENT = HERE.parent / "docs" / "encoders.md"
 SIZES = ((224, 224), (160, 288), (197, 131))  # square, not square, no multiple of any stride
+# What is asked of `shapes` is the encoder.
+SMALL_DECODER: dict[str, Any] = {"decoder_width": 0.1, "decoder_bottleneck_size": 16}
 LARGEST = 30e6  # parameters of a model that is run
 # Parts of the tags of weights that were trained on more than ImageNet-1k.
 LARGE_DATA = re.compile(
@@ -68,7 +70,7 @@ class Network(nn.Module):
 def shapes(architecture: str, device: str = "meta", sizes: Sequence[tuple[int, int]] = SIZES) -> dict[str, Any]:
     """Builds an architecture, takes images of some sizes through it, the last in training; raises what goes wrong."""
     with torch.device(device):
-        network = Network(DDePConfig(encoder_name=architecture))
+        network = Network(DDePConfig(encoder_name=architecture, **SMALL_DECODER))
         maps, deepest = feature_maps(network.encoder), network.decoder.strides[-1]
         one_size = "any" if maps.image_size is None else "resampled to {}x{}".format(*maps.image_size)
         for height, width in sizes:

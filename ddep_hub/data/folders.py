@@ -15,7 +15,7 @@ import glob
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,7 +174,7 @@ def _detect_folders(root: Path, find_masks: Callable[[str | None, Path], Path]) 
 def _detect_by_words(root: Path) -> dict[str, SplitFolders]:
     """The only folder whose name has a word for masks, and the only other one that holds images."""
     words = {name: {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)} for name in subfolders(root)}
-    masks = [name for name in words if words[name] & MASK_WORDS and _contains_files(root / name, MASK_EXTENSIONS)]
+    masks = [path.name for path in _with_masks(root / name for name in words if words[name] & MASK_WORDS)]
     images = [name for name in words if name not in masks and _contains_files(root / name, IMAGE_EXTENSIONS)]
     named_images = [name for name in images if words[name] & IMAGE_WORDS]
     images = named_images if len(named_images) == 1 else images
@@ -211,7 +211,7 @@ def _find_mask_folder(root: Path, split: str | None, images: Path) -> Path:
                     candidates.append(mask_root)
             elif meaning is not None and meaning == ("mask", canonical):
                 candidates.append(parent / name)
-    unique = list(dict.fromkeys(folder for folder in candidates if _contains_files(folder, MASK_EXTENSIONS)))
+    unique = _with_masks(dict.fromkeys(candidates))
     in_annotations = [folder for folder in unique if root / "annotations" in (folder, *folder.parents)]
     if len(unique) > 1 and not in_annotations:
         names = " and ".join(os.path.relpath(folder, root) for folder in unique)
@@ -221,6 +221,13 @@ def _find_mask_folder(root: Path, split: str | None, images: Path) -> Path:
     if images_and_masks(images) is not None:
         return images
     return root / "annotations" / split if split is not None and (root / "images").is_dir() else root / "annotations"
+
+
+def _with_masks(folders: Iterable[Path]) -> list[Path]:
+    """The folders that hold masks; those of arrays only where none holds pictures."""
+    found = [folder for folder in folders if _contains_files(folder, MASK_EXTENSIONS)]
+    pictures = tuple(extension for extension in MASK_EXTENSIONS if extension != ".npy")
+    return [folder for folder in found if _contains_files(folder, pictures)] or found
 
 
 def is_mask_folder(name: str) -> bool:

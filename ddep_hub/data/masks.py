@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from .classes import Color
-from .image_io import BadFileError, DecodedImage, Undecoded, file_name, format_list, load_upright
+from .image_io import BadFileError, DecodedImage, Undecoded, file_name, format_list, is_array, load_upright
 
 
 ColorMapping = Mapping[Color, int]
@@ -30,7 +30,7 @@ def decode_mask(
     Bilevel masks, GIF and MinIsWhite included, have the values 0 (black) and 1 (white; 255 where `mapping` has this
     value and not 1). A palette is read by its colours where these are of `colors` and of other classes than its
     indices, as when a program has saved an RGB mask of few colours. That of a GIF, whose order means nothing, is read
-    by its grey levels, or by its colours. Transparent pixels of an RGBA mask are black.
+    by its grey levels, or by its colours. Transparent pixels of an RGBA mask are black. See [`load_mask`] for arrays.
 
     Args:
         path: Its path, or an undecoded file.
@@ -49,7 +49,7 @@ def decode_mask(
         BadFileError: It is damaged, holds colours instead of ids, has several pages, is compressed with loss,
             holds another id, or a value that is not in `mapping`.
     """
-    mask, path = load_upright(path, "mask"), file_name(path)
+    mask, path = load_mask(path), file_name(path)
     if mask.image.mode in ("RGB", "RGBA") and colors and not mask.is_lossy:
         return _colors_to_ids(mask_colors(mask.image, path), colors, path, num_classes, ignore_index)
     values = get_mask_values(mask, path, mapping, colors, ignore_index)
@@ -68,6 +68,40 @@ def decode_mask(
             path,
         )
     return values.astype(_mask_dtype(num_classes, ignore_index))
+
+
+def load_mask(file: str | Path | Undecoded) -> DecodedImage:
+    """Decodes a mask: an image, or an array (.npy) of numbers (H, W) or of colours (H, W, 3).
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        BadFileError: It is damaged, has several pages, or an array has another shape or kind of values.
+    """
+    if not is_array(file) or not isinstance(file, str | Path):
+        return load_upright(file, "mask")
+    try:
+        values = np.load(file, allow_pickle=False)
+    except (EOFError, ValueError) as error:
+        problem = f"is damaged or not an array ({error}); replace or remove it"
+        if "pickle" in str(error):  # as Cellpose's `_seg.npy`
+            problem = "holds Python objects; save the mask in it as PNG, TIFF or an array of whole numbers"
+        raise BadFileError(f"{file} {problem}", file) from error
+    shape = values.shape
+    if values.ndim == 3 and 1 in (shape[0], shape[-1]):
+        values = values[0] if shape[0] == 1 else values[..., 0]
+    is_color = values.ndim == 3 and shape[-1] == 3 and values.dtype == np.uint8
+    if not values.size or not (is_color or (values.ndim == 2 and values.dtype.kind in "buif")):
+        raise BadFileError(
+            f"{file} holds {values.dtype} of shape {shape}, but masks hold one class id per pixel; save it as an "
+            "array (height, width) of whole numbers",
+            file,
+        )
+    if values.dtype not in (bool, np.uint8):
+        is_whole = values.dtype.kind != "f" or (np.isfinite(values).all() and (values == np.rint(values)).all())
+        if is_whole and not -(2**31) <= values.min() <= values.max() < 2**31:
+            raise BadFileError(f"{file} holds values beyond 32 bits, which are no class ids", file)
+        values = values.astype(np.int32 if is_whole else np.float32)  # fractions are refused later
+    return DecodedImage(Image.fromarray(values), "NPY", None, is_lossy=False)
 
 
 def check_lossless(mask: DecodedImage, path: str | Path) -> None:
@@ -304,7 +338,7 @@ def suggest_classes(paths: Sequence[Path], *, limit: int = 100) -> str:
     sampled_paths = paths[:: -(-len(paths) // limit)]
     counts, num_objects = Counter[Any](), list[int | None]()
     for path in sampled_paths:
-        mask = load_upright(path, "mask")
+        mask = load_mask(path)
         is_color = mask.image.mode in ("RGB", "RGBA")
         pixels = mask_colors(mask.image, path) if is_color else get_mask_values(mask, path)
         mask_counts = count_values(pixels)

@@ -15,7 +15,7 @@ from .image_io import IMAGE_EXTENSIONS, is_array, iter_files, list_images
 
 
 # A PNG comes first where there are several.
-MASK_EXTENSIONS = (".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".jpg", ".jpeg")
+MASK_EXTENSIONS = (".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".jpg", ".jpeg", ".npy")
 PAIRS = "pairs.csv"
 IMAGE_WORDS = set("image images img imgs im photo photos picture pictures rgb raw input inputs jpegimages".split())
 MASK_WORDS = set(
@@ -66,6 +66,8 @@ def pair_files(image_folder: Path, mask_folder: Path, mask_suffix: str | None = 
     same_folder = mask_folder.is_dir() and image_folder.is_dir() and os.path.samefile(mask_folder, image_folder)
     names = [] if same_folder else list_images(image_folder)
     masks = [] if same_folder else sorted(iter_files(mask_folder, MASK_EXTENSIONS))
+    # Beside pictures, arrays are something else, such as probabilities.
+    masks = [name for name in masks if not is_array(name)] or masks
     if same_folder:
         names, masks = images_and_masks(image_folder, mask_suffix) or (list_images(image_folder), [])
     names = exclude_generated(image_folder, names)
@@ -91,7 +93,8 @@ def pair_files(image_folder: Path, mask_folder: Path, mask_suffix: str | None = 
 def images_and_masks(folder: Path, mask_suffix: str | None = None) -> tuple[list[str], list[str]] | None:
     """Images and masks of one folder, told apart by their names, or JPEG from PNG; `None` if they cannot be."""
     names = sorted(iter_files(folder, IMAGE_EXTENSIONS, recursive=False))
-    return separate_masks([name for name in names if not is_array(name)], mask_suffix)
+    pictures = [name for name in names if not is_array(name)]
+    return separate_masks(pictures, mask_suffix) or separate_masks(names, mask_suffix)
 
 
 def separate_masks(names: list[str], mask_suffix: str | None = None) -> tuple[list[str], list[str]] | None:

@@ -131,11 +131,11 @@ def _find_indices(sample_ids: Sequence[str], all_ids: Iterable[str], source_name
     return [indices[sample_id] for sample_id in sample_ids]
 
 
-def _hint_of_arrays(root: Path) -> str:
-    """What to say if masks are arrays."""
-    arrays = (path for path in root.rglob("*.np[yz]") if is_mask_folder(path.parent.name))
-    found = next(arrays, None)
-    return "" if found is None else f". Masks are images: save {found} and others as PNG"
+def _hint_of_archives(root: Path) -> str:
+    """What to say if masks are archives of NumPy."""
+    archives = (path for path in root.rglob("*.npz") if is_mask_folder(path.parent.name))
+    found = next(archives, None)
+    return "" if found is None else f". Archives are not read: save the mask in {found} and others as PNG or .npy"
 
 
 class SegmentationFolder(Dataset[dict[str, Any]]):
@@ -144,7 +144,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
     ```
     root/classes.json
     root/images/<split>/<sample_id>.jpg          any of IMAGE_EXTENSIONS, subfolders allowed
-    root/annotations/<split>/<sample_id>.png     value = class id, or ignore_index
+    root/annotations/<split>/<sample_id>.png     value = class id, or ignore_index; any of MASK_EXTENSIONS
     ```
 
     or in folders with other common names, which `folders.py` lists, or as `pairs.csv` lists them.
@@ -216,7 +216,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
                 f"{len(missing)} of {len(self.sample_ids)} images of {files.image_folder} have no mask in "
                 f"{files.mask_folder}{'' if files.mask_folder.is_dir() else ', which is not there'}: "
                 f"{format_list(missing)}; add the masks, remove these images, or describe the masks with mask_dir, "
-                "mask_suffix or pairs.csv" + _hint_of_arrays(self.root)
+                "mask_suffix or pairs.csv" + _hint_of_archives(self.root)
             )
         self.groups = files.groups
         self.splits = files.splits

@@ -21,7 +21,7 @@ from ddep_hub.training.pretraining import PretrainTrainer
 from ddep_hub.training.run_dir import save_picture
 from ddep_hub.training.stages import TIMED_STEPS, count_validation_images, mask_patch_size
 from ddep_hub.utils.arguments import build_arguments
-from ddep_hub.utils.files import atomic_write
+from ddep_hub.utils.files import atomic_write, check_not_file, lock_file
 
 from .config import OVERRIDES, Method, Study, StudyArguments
 from .report import Curves, Row, build_curves, paired_difference
@@ -126,7 +126,15 @@ def fit_steps(args: StudyArguments, study: Study) -> Steps:
     Raises:
         ValueError: The time is too short for this number of runs.
     """
-    output, full_study = Path(args.output_dir), own_data_study(args)
+    output = Path(args.output_dir)
+    check_not_file(output)
+    output.mkdir(parents=True, exist_ok=True)
+    with lock_file(output / f".{STEPS}.lock", wait=True):  # so that processes that share a study time it once
+        return _fit_steps(args, study, output)
+
+
+def _fit_steps(args: StudyArguments, study: Study, output: Path) -> Steps:
+    full_study = own_data_study(args)
     if (chosen_steps := read_steps(output)) is not None:
         print(
             f"{output / STEPS} of an earlier call sets {chosen_steps.finetuning} steps of fine-tuning and "
@@ -178,7 +186,6 @@ def fit_steps(args: StudyArguments, study: Study) -> Steps:
             f"Only {steps.finetuning} fine-tuning steps fit into {args.minutes:g} minutes with {num_runs} runs; with "
             f"the default of {full_steps.finetuning}, results may differ."
         )
-    output.mkdir(parents=True, exist_ok=True)
     atomic_write(output / STEPS, json.dumps(dataclasses.asdict(steps)) + "\n")
     return steps
 

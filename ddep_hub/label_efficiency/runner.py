@@ -23,7 +23,7 @@ from ddep_hub.training.finetuning import finetune, open_train_and_val
 from ddep_hub.training.pretraining import PretrainTrainer, open_sources, pretrain
 from ddep_hub.training.run_arguments import track_time
 from ddep_hub.training.run_dir import is_finished
-from ddep_hub.utils.arguments import build_arguments, did_you_mean
+from ddep_hub.utils.arguments import build_arguments, did_you_mean, read_yaml, write_yaml
 from ddep_hub.utils.files import atomic_write, check_not_file, lock_file, remove_dir
 from ddep_hub.utils.processes import isolate_state
 
@@ -32,6 +32,7 @@ from .own_data import Steps, draw_examples, fit_steps, own_data_study, read_step
 from .report import Row, add_row, import_figure, read_rows, write_report
 
 
+ARGUMENTS = "arguments.yaml"
 POLL_INTERVAL = 5.0  # seconds between checks on other processes
 
 
@@ -62,6 +63,10 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
     import_figure()  # an error now, not after all runs
     output = Path(args.output_dir)
     steps = None
+    if args.report_only and args.data is None and args.study is None and (output / ARGUMENTS).is_file():
+        saved = build_arguments(StudyArguments, read_yaml(output / ARGUMENTS, StudyArguments))
+        methods = args.methods or saved.methods
+        args = dataclasses.replace(saved, output_dir=args.output_dir, methods=methods, report_only=True)
     if args.report_only and args.uses_own_data:
         steps = read_steps(output)
     elif args.minutes is not None:
@@ -70,7 +75,7 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
     if args.report_only:
         check_study(study, output / "results.csv")
     else:
-        run_study(study, output)
+        run_study(study, output, args)
     # Include all that have rows of this study, even if only other methods were requested.
     rows = read_rows(output / "results.csv")
     requested, finished = {method.name for method in study.methods}, {row.method for row in rows}
@@ -185,12 +190,12 @@ def _fingerprints(study: Study) -> dict[str, str]:
     return fingerprints
 
 
-def run_study(study: Study, output: Path) -> None:
+def run_study(study: Study, output: Path, args: StudyArguments) -> None:
     """Runs everything without a row in `output/results.csv`, and adds a row for each finished run.
 
-    Decoders are kept in `output/pretrained/`. Of a fine-tuning run, `output/runs/<run>/` keeps the arguments, metrics,
-    chosen images and pictures, but no weights. Interrupted runs resume from their checkpoints. Several processes
-    started on one folder share the runs.
+    The arguments are kept in `output/arguments.yaml` for `report_only`, decoders in `output/pretrained/`. Of a
+    fine-tuning run, `output/runs/<run>/` keeps the arguments, metrics, chosen images and pictures, but no weights.
+    Interrupted runs resume from their checkpoints. Several processes started on one folder share the runs.
 
     Raises:
         ValueError: See [`check_study`] and [`check_data`].
@@ -202,6 +207,7 @@ def run_study(study: Study, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     check_study(study, table)
     check_data(study, output)
+    write_yaml(args, output / ARGUMENTS)
     # The first seed of every method and fraction, then the second, so that an early look sees all methods.
     runs = {
         (method.name, fraction, seed): method

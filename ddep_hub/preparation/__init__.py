@@ -13,16 +13,15 @@ from PIL import Image
 from ddep_hub.data.classes import ClassTable, write_class_table
 from ddep_hub.data.folders import canonical_split
 from ddep_hub.data.image_io import BadFileError, format_list, is_array, lift_size_limit
-from ddep_hub.data.pairing import IMAGE_WORDS
 from ddep_hub.data.splits import choose_validation, extract_groups, parse_fraction
 from ddep_hub.data.statistics import ClassStatistics
 from ddep_hub.evaluation.visualization import contact_sheet, draw_legend, overlay
-from ddep_hub.utils.files import SYSTEM_FILES, atomic_dir, check_replaceable, path_below
+from ddep_hub.utils.files import SYSTEM_FILES, atomic_dir, check_replaceable
 
 from .coco import read_json
 from .formats import LABELLED_FORMATS, MALFORMED_ERRORS, incomplete_message, read_source
 from .image_files import RawImage, crop, image_size, iter_tiles, load_preview, read_image_file, write_image_file
-from .source import Example, pluralize
+from .source import Example, pluralize, shorten_name
 from .unlabelled import write_unlabelled
 
 
@@ -89,7 +88,7 @@ def prepare(
     parts: dict[str, tuple[float, float]] = {}
     if tile is not None and len(dataset.examples) == 1:  # one large raster: its lower end is for validation
         (example,) = dataset.examples
-        example = dataclasses.replace(example, name=_shorten_name(example.name, None))
+        example = dataclasses.replace(example, name=shorten_name(example.name, None))
         splits = {"train": [example], "val": [example]}
         share = float(parse_fraction(val_fraction, "val_fraction"))
         parts = {"train": (0.0, 1 - share), "val": (1 - share, 1.0)}
@@ -202,7 +201,7 @@ def _assign_splits(
     unique: list[Example] = []
     for example in examples:
         split = None if example.split is None else canonical_split(example.split) or example.split
-        short_name = name = _shorten_name(example.name, split)
+        short_name = name = shorten_name(example.name, split)
         while (split, name) in names:
             names[split, short_name] += 1
             name = f"{short_name}_{names[split, short_name]}"
@@ -227,14 +226,6 @@ def _assign_splits(
     for name, example in by_name.items():
         splits.setdefault("val" if name in validation_names else "train", []).append(example)
     return dict(sorted(splits.items()))
-
-
-def _shorten_name(name: str, split: str | None) -> str:
-    """A name below the output, without the folders that say what the layout says: the split's, and `images`."""
-    parts = path_below(name).split("/")
-    while len(parts) > 1 and (parts[0].lower() in IMAGE_WORDS or (split and canonical_split(parts[0]) == split)):
-        parts = parts[1:]
-    return "/".join(parts)
 
 
 def _iter_images(
@@ -285,7 +276,7 @@ def _draw_preview(folder: Path, samples: list[tuple[str, str, Path]], classes: C
     pictures = []
     for split, name, file in samples:
         mask = np.asarray(Image.open(folder / "annotations" / split / f"{name}.png")).astype(np.int64)
-        pictures.append(overlay(load_preview(file, mask.shape), mask, classes))
+        pictures.append(overlay(load_preview(file, mask.shape, f"{split}/{name}"), mask, classes))
     grid = contact_sheet(pictures, [f"{split}/{name}" for split, name, _ in samples])
     names = draw_legend(classes)
     sheet = Image.new("RGB", (grid.width + names.width, max(grid.height, names.height)), "white")

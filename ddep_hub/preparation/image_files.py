@@ -226,12 +226,12 @@ def write_image_file(target: Path, image: RawImage, size: tuple[int, ...], *, as
     return path
 
 
-def load_preview(path: Path, size: tuple[int, ...]) -> Image.Image:
-    """An image file in RGB; values without a range of their own are stretched."""
+def load_preview(path: Path, size: tuple[int, ...], name: str) -> Image.Image:
+    """An image file, which warnings call `name`, in RGB; values without a range of their own are stretched."""
     image = read_image_file(path)
     if isinstance(image, Image.Image):
         try:
-            return to_rgb(image, str(path))
+            return to_rgb(image, name)
         except ValueError:  # floats of any range
             image = np.asarray(image)
     values = np.nan_to_num(image.astype(np.float32), posinf=0, neginf=0)

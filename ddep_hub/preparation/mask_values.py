@@ -8,12 +8,13 @@ import numpy as np
 from PIL import Image
 
 from ddep_hub.data.classes import Color
-from ddep_hub.data.image_io import BadFileError, load_upright, open_image
+from ddep_hub.data.image_io import BadFileError, is_array, open_image
 from ddep_hub.data.masks import (
     check_lossless,
     count_objects,
     count_values,
     get_mask_values,
+    load_mask,
     looks_smoothed,
     mask_colors,
     number_objects,
@@ -86,6 +87,8 @@ def _palettes_differ(paths: Sequence[Path]) -> bool:
     """
     known_colors: dict[int, Color] = {}
     for path in paths:
+        if is_array(path):
+            continue
         with open_image(path, "mask") as picture:
             if picture.mode != "P":
                 continue
@@ -123,7 +126,7 @@ def raw_values(path: Path, page: int | None, *, as_colors: bool, in_alpha: bool 
     if page is not None:
         picture = read_image_file(path, page)
     else:
-        mask = load_upright(path, "mask")
+        mask = load_mask(path)
         picture = mask.image
         if mask.format == "JPEG":
             values = _binarize_jpeg(picture, path)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ddep_hub.data.classes import ClassTable, Color, class_colors, read_class_table
 from ddep_hub.data.folders import canonical_split, find_split_folders, subfolders
-from ddep_hub.data.image_io import IMAGE_EXTENSIONS, BadFileError, format_list, is_array, iter_files
+from ddep_hub.data.image_io import IMAGE_EXTENSIONS, BadFileError, format_list, iter_files
 from ddep_hub.data.layouts import find_layout
 from ddep_hub.data.masks import looks_smoothed
 from ddep_hub.data.pairing import IMAGE_WORDS, MASK_WORDS, PAIRS, Pairs, pair_files, read_pairs
@@ -253,7 +253,7 @@ def read_object_folders(root: Path, table: ClassTable | None) -> Source | None:
     """One mask file for each object, as in the Data Science Bowl 2018: their union is the class; `None` without any.
 
     Raises:
-        ValueError: A folder holds several images, or masks that are no pictures; names it.
+        ValueError: A folder holds several images, or other files in place of masks; names it.
     """
     folders = _object_folders(root)
     if not folders:
@@ -269,11 +269,8 @@ def read_object_folders(root: Path, table: ClassTable | None) -> Source | None:
         masks = _list_mask_images(folder / "masks")
         files = sorted(iter_files(folder / "masks"))
         other_files = [path.name for path in map(Path, files) if path.name not in SYSTEM_FILES]
-        arrays = [path.name for path in masks if is_array(path)]
-        if arrays or (other_files and not masks):
-            raise ValueError(
-                f"{folder / 'masks'} holds {format_list(arrays or other_files, 1)}: save the masks as PNG."
-            )
+        if other_files and not masks:
+            raise ValueError(f"{folder / 'masks'} holds {format_list(other_files, 1)}: save the masks as PNG.")
         num_empty += not masks
         split = folder.parent.name if len(parents) > 1 else None
         examples.append(Example(folder.name, images[0], partial(_merge_object_masks, images[0], masks), split))

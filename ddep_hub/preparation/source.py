@@ -16,8 +16,11 @@ import numpy as np
 from PIL import Image
 
 from ddep_hub.data.classes import BACKGROUND, BACKGROUND_COLOR, ClassTable, class_colors
+from ddep_hub.data.folders import canonical_split
 from ddep_hub.data.image_io import IMAGE_EXTENSIONS, is_tiff, list_images, open_image
+from ddep_hub.data.pairing import IMAGE_WORDS
 from ddep_hub.image_conversion import ORIENTATIONS, read_orientation
+from ddep_hub.utils.files import path_below
 
 from .image_files import RawImage, image_size, read_image_file
 
@@ -166,6 +169,14 @@ def example_name(path: Path, root: Path) -> str:
     """The name of an example: its path below the source, without suffix."""
     relative = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
     return relative.with_suffix("").as_posix()
+
+
+def shorten_name(name: str, split: str | None = None) -> str:
+    """A name below the output, without the folders that say what the layout says: the split's, and `images`."""
+    parts = path_below(name).split("/")
+    while len(parts) > 1 and (parts[0].lower() in IMAGE_WORDS or (split and canonical_split(parts[0]) == split)):
+        parts = parts[1:]
+    return "/".join(parts)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ddep_hub.data.image_io import IMAGE_EXTENSIONS, format_list, is_array
 from ddep_hub.data.unlabelled import unlabelled_images
-from ddep_hub.utils.files import path_below
 
 from .image_files import count_pages, crop, image_size, iter_tiles, read_pages, write_image_file
 from .masks import pair_stacks
+from .source import example_name, shorten_name
 
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def write_unlabelled(source: Path, folder: Path, tile: int | None, overlap: int)
         return target
 
     for file, pages in zip(files, num_pages, strict=True):
-        name = path_below(file.relative_to(root).with_suffix("").as_posix())
+        name = shorten_name(example_name(file, root))
         if tile is None and pages == 1:
             target = free_target(name)
             shutil.copyfile(file, target.with_name(target.name + file.suffix))

@@ -227,17 +227,33 @@ class _Parser(HfArgumentParser):
         self.exit(2, f"{self.prog}: {message}{end} `--help` lists the arguments.\n")
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, but a key that occurs twice is an error: it would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set[Any]()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True) if isinstance(key_node, yaml.ScalarNode) else None
+            if key in seen and key not in (None, "<<"):
+                raise yaml.MarkedYAMLError(problem=f"`{key}` is set twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
 def load_yaml(path: str | Path) -> Any:
     """The content of a YAML file.
 
     Raises:
         OSError: It cannot be read.
-        ValueError: It is not a YAML file, or not in UTF-8; names it.
+        ValueError: It is not a YAML file, or not in UTF-8, or sets a key twice; names it and the line.
     """
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeyLoader)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text file in UTF-8: {error}. Save it as UTF-8.") from error
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ValueError(f"{path}{line}: {error.problem}. Correct the YAML.") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
 

@@ -206,3 +206,87 @@ def test_more_values_than_ids_are_no_suggestion_that_is_refused(tmp_path):
     classes = [{"id": index, "name": f"class {index}"} for index in range(300)]
     (tmp_path / "classes.json").write_text(json.dumps({"ignore_index": -1, "classes": classes}))
     assert read_class_table(tmp_path / "classes.json").ignore_index == -1
+
+
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.int64, np.uint16, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(4, 6), (1, 4, 6), (4, 6, 1)])
+def test_arrays_are_masks(tmp_path, kind, shape):
+    ids = np.repeat([[0, 0, 1, 1, 0, 1]], 4, axis=0)
+    np.save(tmp_path / "a.npy", ids.astype(kind).reshape(shape))
+    found = decode_mask(tmp_path / "a.npy", num_classes=2, ignore_index=255)
+    assert found.dtype == np.uint8 and np.array_equal(found, ids)
+
+
+def test_arrays_of_colours_and_of_values_with_a_mapping(tmp_path):
+    ids = np.repeat([[0, 1, 2]], 4, axis=0)
+    np.save(tmp_path / "a.npy", np.array(list(COLORS), np.uint8)[ids])
+    assert np.array_equal(decode_mask(tmp_path / "a.npy", num_classes=3, ignore_index=255, colors=COLORS), ids)
+    np.save(tmp_path / "b.npy", ids.astype(np.int64) * 70_000 - 1)
+    mapping = {-1: 255, 69_999: 0, 139_999: 1}
+    found = decode_mask(tmp_path / "b.npy", num_classes=2, ignore_index=255, mapping=mapping)
+    assert np.array_equal(found, np.array([255, 0, 1])[ids])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.zeros((3, 4, 6)), r"holds float64 of shape \(3, 4, 6\).*\(height, width\) of whole numbers"),
+        (np.full((4, 6), 0.5), "with fractions or NaN"),
+        (np.full((4, 6), 2**40), "beyond 32 bits"),
+        (np.full((4, 6), 1e30), "beyond 32 bits"),
+        (np.zeros((0, 6), np.uint8), r"holds uint8 of shape \(0, 6\)"),
+        (np.array([["sky"]]), r"holds <U3 of shape \(1, 1\)"),
+        (np.array({"masks": np.zeros((4, 6))}), "holds Python objects; save the mask in it as PNG"),
+        (b"\x93NUMPY", "is damaged or not an array"),
+        (np.full((4, 6), 2, np.uint8), "holds the ids 2"),
+    ],
+)
+def test_arrays_that_are_no_masks(tmp_path, values, message):
+    path = tmp_path / "a.npy"
+    path.write_bytes(values) if isinstance(values, bytes) else np.save(path, values)
+    with pytest.raises(BadFileError, match=rf"a\.npy.* {message}"):
+        decode_mask(path, num_classes=2, ignore_index=255)
+
+
+def put_array_masks(folder, names="ab"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, name in enumerate(names):
+        np.save(folder / f"{name}.npy", np.full((4, 6), index, np.int64))
+
+
+@pytest.mark.parametrize("kind", ["folders", "side by side", "pairs"])
+def test_arrays_beside_images(tmp_path, kind):
+    folder = tmp_path if kind == "side by side" else tmp_path / "images"
+    folder.mkdir(exist_ok=True)
+    for name in "ab":
+        Image.new("RGB", (6, 4)).save(folder / f"{name}.png")
+    (tmp_path / "classes.json").write_text('["sky", "road"]')
+    if kind == "side by side":
+        put_array_masks(tmp_path, ("a_mask", "b_mask"))
+    else:
+        put_array_masks(tmp_path / ("masks" if kind == "folders" else "somewhere"))
+    if kind == "pairs":
+        lines = [f"images/{name}.png,somewhere/{name}.npy" for name in "ab"]
+        (tmp_path / "pairs.csv").write_text("\n".join(["image,mask", *lines]))
+    data = SegmentationFolder(tmp_path, "train")
+    assert [int(data[index]["annotation"].max()) for index in range(2)] == [0, 1]
+    assert data.mask(1).shape == (4, 6)
+
+
+def test_arrays_beside_masks_are_something_else(tmp_path):
+    """Such as probabilities, or what a program keeps of its own."""
+    (tmp_path / "images").mkdir()
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        Image.new("RGB" if folder == "images" else "L", (6, 4)).save(tmp_path / folder / "a.png")
+    (tmp_path / "classes.json").write_text('["sky", "road"]')
+    put_array_masks(tmp_path / "masks", ("a", "other"))
+    put_array_masks(tmp_path / "labels", "a")
+    data = SegmentationFolder(tmp_path, "train")
+    assert [path.name for path in data._masks] == ["a.png"]
+
+
+def test_classes_of_arrays_are_suggested(tmp_path):
+    put_array_masks(tmp_path, "abc")
+    text = suggest_classes(sorted(tmp_path.iterdir()))
+    assert '{"id": 2, "name": "class 2"}' in text and "mask_values" not in text

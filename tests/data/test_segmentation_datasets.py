@@ -114,11 +114,11 @@ def test_masks_alone_are_held_against_the_sizes_of_their_images(root):
         data.mask(data.sample_ids.index("a"))
 
 
-def test_masks_that_are_arrays_are_named(root):
+def test_masks_in_archives_are_named(root):
     shutil.rmtree(root / "annotations")
     (root / "masks").mkdir()
-    np.save(root / "masks" / "a.npy", np.zeros((6, 8), np.uint8))
-    with pytest.raises(FileNotFoundError, match=r"Masks are images: save .*a\.npy and others as PNG"):
+    np.savez(root / "masks" / "a.npz", np.zeros((6, 8), np.uint8))
+    with pytest.raises(FileNotFoundError, match=r"Archives are not read: save the mask in .*a\.npz and others as PNG"):
         SegmentationFolder(root, "train")
 
 

@@ -1,5 +1,6 @@
 """A comparison on data of one's own: its methods, its time, its advice, and what it leaves."""
 
+import contextlib
 import json
 
 import pytest
@@ -88,6 +89,9 @@ def test_a_comparison_and_what_it_leaves(data, tmp_path, capsys):
     fields = {name: value for name, value in options.items() if name != "minutes"}
     compare(arguments(data, tmp_path, methods=[RANDOM_DECODER, MASKED_METHOD], report_only=True, **fields))
     assert (tmp_path / "report.md").read_text() == report
+    (tmp_path / "report.md").unlink()
+    assert len(compare(output_dir=str(tmp_path), report_only=True)) == len(rows)  # with the arguments of the run
+    assert (tmp_path / "report.md").read_text() == report
     assert {(row["method"], row["fraction"]): row["mean_iou"] for row in again} == {
         (name, part): row.mean_iou for (name, part, _), row in rows.items()
     }
@@ -113,6 +117,16 @@ def test_minutes_shorten_all_runs_alike(data, tmp_path, monkeypatch, capsys):
     assert abs(steps.finetuning / 1800 - steps.pretraining / 1500) < 0.01
     assert fit_steps(args, build_study(args)) == steps  # from the file: the clock would stop
     assert "`minutes` changes neither" in capsys.readouterr().out
+    steps_file = tmp_path / "steps.json"
+
+    @contextlib.contextmanager
+    def wait(path, *, wait):
+        yield steps_file.write_text(json.dumps({"finetuning": 5, "pretraining": 6}))
+
+    steps_file.unlink()
+    with monkeypatch.context() as patch:  # another process times the steps while this one waits for it
+        patch.setattr("ddep_hub.label_efficiency.own_data.lock_file", wait)
+        assert fit_steps(args, build_study(args)) == Steps(5, 6)
     clock = iter([0.0, 19.0])
     args = arguments(data, tmp_path / "other", labels=[4], seeds=2, minutes=1.0)
     with pytest.raises(ValueError, match=r"minutes: 1 is too short for \d+ runs, which take at least \d+\. Allow"):

@@ -9,6 +9,7 @@ from annotated_sources import BLOCKS, HEIGHT, NAMES, TRUTH, WIDTH, check, masks_
 from PIL import Image
 
 import ddep_hub
+from ddep_hub import image_conversion
 from ddep_hub.data.image_io import decode_channels
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.preparation import masks
@@ -200,9 +201,12 @@ def test_object_folders_with_other_contents(tmp_path):
     (folder / "images" / "x.png").unlink()
     for path in (folder / "masks").iterdir():
         path.unlink()
-    np.save(folder / "masks" / "1.npy", TRUTH)
-    with pytest.raises(ValueError, match=r"masks holds 1\.npy: save the masks as PNG"):
+    np.savez(folder / "masks" / "1.npz", TRUTH)
+    with pytest.raises(ValueError, match=r"masks holds 1\.npz: save the masks as PNG"):
         ddep_hub.prepare(tmp_path / "objects", tmp_path / "other")
+    np.save(folder / "masks" / "1.npy", TRUTH)
+    ddep_hub.prepare(tmp_path / "objects", tmp_path / "other")
+    assert np.array_equal(masks_of(tmp_path / "other")[NAMES[0]], TRUTH != 0)
 
 
 # --- Images of other depths and channels
@@ -230,6 +234,17 @@ def pictures(kind):
 
 
 KINDS = "grey 16,grey 8,RGB 8,RGBA,grey 16 TIFF,float,RGB 16,infrared,five channels,pages,grey array,array".split(",")
+
+
+def test_a_warning_names_an_image_as_the_user_finds_it(tmp_path, monkeypatch):
+    """The preview is drawn while the folder has another name."""
+    monkeypatch.setattr(image_conversion, "_warned", set())
+    root = tmp_path / "source"
+    put_masks(root, {"a": TRUTH, "b": TRUTH}, TRUTH.shape[::-1])
+    for name in "ab":
+        Image.fromarray(np.full(TRUTH.shape, 4000, np.uint16)).save(root / "images" / f"{name}.png")
+    with pytest.warns(UserWarning, match=r"^(train|val)/[ab] has 16 bits, but no value above 4000"):
+        ddep_hub.prepare(root, tmp_path / "output")
 
 
 @pytest.mark.parametrize("kind", KINDS)
