@@ -30,7 +30,7 @@ from ddep_hub.data.unlabelled_transforms import PretrainTransform
 from ddep_hub.decoder import expected_weight_norm
 from ddep_hub.encoder_weights import encoder_file, encoder_source
 from ddep_hub.evaluation.denoising import denoising_error
-from ddep_hub.pretrained import processor_for_encoder
+from ddep_hub.pretrained import load_processor
 
 
 def load(name: str, like: str) -> DDePForPreTraining:
@@ -40,6 +40,7 @@ def load(name: str, like: str) -> DDePForPreTraining:
     if name == "random":
         torch.manual_seed(0)
         fields = ["decoder_hidden_sizes", "decoder_bottleneck_size", "decoder_norm", "image_skip", "sigma"]
+        fields += ["decoder_width", "decoder_interpolation", "encoder_kwargs", "encoder_out_indices", "num_channels"]
         fields += ["corruption", "prediction_type", "mask_ratio", "mask_patch_size"]
         return DDePForPreTraining.from_pretrained_encoder(
             config.encoder_name, encoder_weights=weights, **{field: getattr(config, field) for field in fields}
@@ -138,7 +139,8 @@ def main() -> None:
     rows = []
     for name in args.models:
         model = load(name, folders[0])
-        normalize = Normalize.from_processor(processor_for_encoder(model.config.encoder_name))
+        processor = load_processor(folders[0] if name == "random" else name, model.config)
+        normalize = Normalize.from_processor(processor)
         found = probe(name, model, normalize(crops))
         print(*found, sep="\n")
         rows += found

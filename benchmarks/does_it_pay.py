@@ -80,7 +80,10 @@ def curves() -> dict[tuple[str, int], dict[Fraction, Scores]]:
         if row["options"].endswith(OTHER_PRETEXTS):
             continue
         steps = 600 if "--max_steps 600" in row["options"] else 1800  # the preset's
-        method = next((method for option, method in PRETRAINED.items() if option in row["options"]), "random")
+        default = None if "--pretrained" in row["options"] else "random"
+        method = next((method for option, method in PRETRAINED.items() if option in row["options"]), default)
+        if method is None:
+            raise ValueError(f"{row['options']}: name its decoder in PRETRAINED or OTHER_PRETEXTS.")
         scores = found[row["data"], steps][Fraction(row["labels"])][method]
         scores[int(row["seed"])] = float(row["mean_iou"])
     return found

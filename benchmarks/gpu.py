@@ -185,10 +185,10 @@ def bench(args: argparse.Namespace) -> None:
                 model = model.train().to(device, memory_format=order)
                 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-4, fused=True)
                 run = torch.compile(model) if "compiled" in variant else model
-                torch.cuda.reset_peak_memory_stats()
                 step = functools.partial(training_step, run, optimizer, batch, "bf16" in variant)
                 with FlopCounterMode(display=False) as counter:
                     training_step(model, optimizer, batch, "bf16" in variant)
+                torch.cuda.reset_peak_memory_stats()
                 seconds = seconds_per_step(step, args.seconds)
                 rows.append(
                     {

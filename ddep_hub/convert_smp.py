@@ -16,7 +16,6 @@ from ddep_hub.configuration_ddep import DDePConfig
 from ddep_hub.data.image_io import format_list
 from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.decoder import decoder_channels
-from ddep_hub.encoder_weights import hash_weights
 from ddep_hub.encoders import is_hybrid
 from ddep_hub.export import compare, render_images
 from ddep_hub.modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentation
@@ -76,7 +75,6 @@ def convert_to_ddep(source: str | Path, output: str | Path) -> dict[str, float]:
         raise ValueError(
             f"{arguments['encoder_name']} of SMP is not {encoder_name} of timm: {first_problem}"
         ) from error
-    config.encoder_weights_hash = hash_weights(model.ddep.encoder.state_dict())
     comparison = _compare_outputs(model, unet, "converted model")
     with atomic_dir(output) as folder:
         model.save_pretrained(folder)

@@ -161,6 +161,8 @@ def build_encoder(config: DDePConfig) -> nn.Module:
 def create_timm_model(config: DDePConfig) -> nn.Module:
     """Builds the whole timm model without a classifier; see [`build_encoder`]."""
     arguments = encoder_arguments(config)
+    if _family(config.encoder_name) == "csatv2" and config.num_channels != 3:  # its stem is a transform of RGB
+        raise ValueError(f"num_channels: {config.encoder_name} takes RGB images alone. Choose another encoder.")
     try:
         return timm.create_model(config.encoder_name, pretrained=False, **arguments)
     except (TypeError, RuntimeError, AssertionError) as error:
@@ -323,7 +325,8 @@ def extract_features(encoder: nn.Module, pixel_values: torch.Tensor) -> tuple[li
     # accelerate moves weights and inputs to their device where a module is called. `forward_intermediates` is not, and
     # timm also reads weights of layers that it does not call (EVA, BEiT, Swin V2), so all are loaded for the pass.
     hooks = {}
-    if "_hf_hook" in vars(model) or next(model.parameters()).device.type == "meta":
+    # Replicas of nn.DataParallel have no parameters.
+    if "_hf_hook" in vars(model) or next(model.parameters(), pixel_values).device.type == "meta":
         hooks = {module: vars(module)["_hf_hook"] for module in model.modules() if "_hf_hook" in vars(module)}
     model_hook = hooks.pop(model, None)
     if model_hook is not None:

@@ -1,6 +1,7 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
 """BatchNorm folded into the convolution before it, for networks that are only run."""
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator
 
@@ -23,7 +24,18 @@ def example_images(channels: int, device: torch.device | str) -> torch.Tensor:
     return torch.randn(1, channels, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
 
 
+@contextlib.contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Convolutions in full float32 on GPUs: TF32 rounds folded weights to others."""
+    allow_tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = allow_tf32
+
+
 @torch.no_grad()
+@_without_tf32()
 def fold_batch_norms(module: nn.Module, run: Callable[[nn.Module], list[torch.Tensor]]) -> nn.Module:
     """Folds each BatchNorm in eval mode into the convolution whose output it normalises.
 

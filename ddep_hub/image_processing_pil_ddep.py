@@ -103,9 +103,8 @@ class DDePImageProcessorMixin:
                 float arrays are not changed.
 
         Returns:
-            `pixel_values`, float32 `(batch, channels, height, width)` unless images are neither rescaled nor
-            normalised, and with maps `labels`, int64
-            `(batch, height, width)`.
+            `pixel_values` of shape `(batch, channels, height, width)`, float32 unless images are neither rescaled nor
+            normalised; with maps also `labels`, int64 of shape `(batch, height, width)`.
 
         Raises:
             TypeError: The input is not an image.

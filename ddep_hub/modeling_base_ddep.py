@@ -84,7 +84,10 @@ class DDePPreTrainedModel(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         """Returns the encoder's first convolution, which turns pixels into features."""
         encoder: Any = self.base_model.encoder
-        return next(module for module in encoder.modules() if isinstance(module, nn.Conv2d))
+        for module in encoder.modules():
+            if isinstance(module, nn.Conv2d):
+                return module
+        raise NotImplementedError(f"{self.config.encoder_name} has no convolution that takes the pixels.")
 
     @property
     def _base_prefix(self) -> str:
@@ -377,6 +380,11 @@ class DDePPreTrainedModel(PreTrainedModel):
                 f"The encoder has changed since {self.config.encoder_name} was loaded ({recorded_hash[:12]}, now "
                 f"{current_hash[:12]}), but is left out: the folder loads the original{source}. To keep a fine-tuned "
                 "encoder, save the whole model."
+            )
+        if recorded_hash is None:
+            logger.warning(
+                "The encoder is left out, and nothing records where its weights are from. If they are not those of "
+                f"timm's {self.config.encoder_name}, save the whole model."
             )
         return current_hash
 

@@ -140,7 +140,9 @@ class DDePModel(DDePPreTrainedModel):
                     f'{self.stride}. Use a larger crop or batch, or decoder_norm="group" (and an encoder without '
                     "BatchNorm, or frozen)."
                 )
-        pixel_values = pixel_values.to(self.dtype)
+        # Replicas of nn.DataParallel, which Trainer makes of several GPUs, have no parameters.
+        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), pixel_values.dtype)
+        pixel_values = pixel_values.to(dtype)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_encoder):
             encoder = self._folded_encoder[0] if frozen_encoder and self._folded_encoder else self.encoder
             features, covered_size = extract_features(encoder, pixel_values)

@@ -61,7 +61,7 @@ def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: 
             f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, torch.Tensor) else type(labels).__name__
         )
         raise ValueError(
-            f"labels: expected whole numbers ({len(logits)}, height, width), a class id a pixel, got {description}."
+            f"labels: expected whole numbers ({len(logits)}, height, width), a class id per pixel, got {description}."
         )
     (height, width), labels = logits.shape[-2:], labels.long()
     if labels.shape[-2:] == (width, height) != (height, width):

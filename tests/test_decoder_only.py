@@ -268,3 +268,8 @@ def test_a_whole_model_saved_later_is_whole(saved, tmp_path):
     model = DDePForPreTraining(DDePConfig.from_pretrained(folder))
     model.save_pretrained(tmp_path / "whole")
     assert same_weights(DDePForPreTraining.from_pretrained(tmp_path / "whole"), model)
+
+
+def test_an_encoder_of_unknown_origin_is_not_left_out_silently(tmp_path, hybrid_config, caplog):
+    DDePForPreTraining(hybrid_config()).save_pretrained(tmp_path, decoder_only=True)
+    assert "nothing records where its weights are from" in caplog.text

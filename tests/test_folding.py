@@ -93,3 +93,17 @@ def test_a_frozen_encoder_runs_folded_and_is_saved_as_it_was(tmp_path):
     assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in encoder)
     model.save_pretrained(tmp_path)
     assert DDePForPreTraining.from_pretrained(tmp_path)(images, noise=noise).prediction.shape == plain.shape
+
+
+def test_folded_networks_are_compared_in_full_float32(monkeypatch):
+    """TF32, which convolutions on a GPU use by default, rounds folded weights to others."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    images, seen = torch.randn(1, 3, 8, 8), []
+
+    def run(module):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return [module(images)]
+
+    assert fold_batch_norms(network, run) is not network
+    assert seen == [False, False] and torch.backends.cudnn.allow_tf32

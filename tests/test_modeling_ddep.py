@@ -257,3 +257,26 @@ def test_a_noise_level_that_was_changed_is_checked(conv_config):
     model.config.sigma = -1
     with pytest.raises(ValueError, match=r"sigma must be positive, or a range .* got -1"):
         model(torch.randn(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "test_vit", None])
+def test_replicas_of_data_parallel_have_no_parameters(encoder, hybrid_config):
+    """As Trainer makes them where it sees several GPUs."""
+    fields = {"encoder_name": encoder, "encoder_kwargs": {}} if encoder else {}
+    model = DDePForSemanticSegmentation(hybrid_config(num_labels=3, **fields)).eval()
+    images = torch.randn(1, 3, 64, 64)
+    expected = model(images).logits
+    for module in model.modules():  # as nn.parallel.replicate does it
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                del module._parameters[name]
+                object.__setattr__(module, name, parameter.data)
+    assert not list(model.parameters())
+    assert torch.equal(model(images).logits, expected)
+
+
+def test_an_encoder_without_a_convolution_has_no_input_embeddings(hybrid_config):
+    model = DDePForSemanticSegmentation(hybrid_config())
+    model.ddep.encoder = torch.nn.Linear(2, 2)
+    with pytest.raises(NotImplementedError, match="no convolution that takes the pixels"):
+        model.get_input_embeddings()

@@ -4,11 +4,13 @@ OPENING = """# Performance
 
 <!-- Written by `make benchmark`; the words are in benchmarks/speed/text.py. -->
 
-Each row compares this package with a peer, or with its own lower bound, on one machine, alternating between the two.
-It gives the median ratio over rounds, with the quartiles. Above 1, this package is faster. For memory, the ratio is
-the peer's peak divided by this package's. `make benchmark` repeats all measurements in 15 to 20 minutes on
-two cores, writes the CSV files of this kind of CPU in `benchmarks/speed/results/` and this page, and marks rows that
-fell by more than 10 %.
+This page compares the speed and memory of this package with peers, such as segmentation_models.pytorch (*smp*), or
+with its own lower bound. Each row gives the median ratio over rounds that alternate between the two on one machine,
+with the quartiles: above 1, this package is faster. For memory, the ratio is the peer's peak divided by this
+package's. [The floor of a step](#the-floor-of-a-step) explains the *share of the matrix rate*.
+
+`make benchmark` repeats all measurements in 15 to 20 minutes on two cores, writes the CSV files of this kind of CPU in
+`benchmarks/speed/results/` and this page, and marks rows that fell by more than 10 %.
 
 Where a CPU has AMX, `--mixed_precision auto` trains in bf16, so steps are given in both formats; peers run as their
 own examples run, in float32."""

@@ -226,7 +226,7 @@ class SelectArguments(EncoderWeightsArguments):
     image_size: int = arg(224, "Resize images to this shorter side, in pixels, for the encoder.", group="data")
     num_channels: int | None = arg(
         None,
-        "Channels of the images, by default those of the model. A model of three sees the first three of others.",
+        "Number of image channels, by default that of the model. A model of RGB sees the first three.",
         group="data",
     )
     pretrained: str = arg(

@@ -30,7 +30,11 @@ class LabelledDataArguments:
         path=True,
     )
     mask_dir: str | None = arg(
-        None, "Folder of the masks, in the same form. Default: detected.", group="data", resumable=True, path=True
+        None,
+        "Folder of the masks inside data, with {split} for the split. Default: detected.",
+        group="data",
+        resumable=True,
+        path=True,
     )
     mask_suffix: str | None = arg(
         None,

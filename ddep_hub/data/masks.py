@@ -99,7 +99,7 @@ def load_mask(file: str | Path | Undecoded) -> DecodedImage:
     if values.dtype not in (bool, np.uint8):
         is_whole = values.dtype.kind != "f" or (np.isfinite(values).all() and (values == np.rint(values)).all())
         if is_whole and not -(2**31) <= values.min() <= values.max() < 2**31:
-            raise BadFileError(f"{file} holds values beyond 32 bits, which are no class ids", file)
+            raise BadFileError(f"{file} holds values beyond 32 bits, which cannot be class ids", file)
         values = values.astype(np.int32 if is_whole else np.float32)  # fractions are refused later
     return DecodedImage(Image.fromarray(values), "NPY", None, is_lossy=False)
 
@@ -130,7 +130,7 @@ def get_mask_values(
         values = values.astype(np.int32)  # labels of ImageJ, which has no integers of 32 bits
     elif image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
         problem = {
-            "F": "with fractions or NaN, which are no class ids; save whole numbers",
+            "F": "with fractions or NaN, which cannot be class ids; save whole numbers",
             "LA": "but masks hold class ids in a single channel; save it without transparency",
         }.get(
             image.mode,

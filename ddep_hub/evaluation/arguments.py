@@ -73,7 +73,7 @@ class InferenceArguments(ModelArguments):
     window_batch: int | None = arg(
         None, "Windows per forward pass. Default: 4 on a GPU, 1 on a CPU.", group="evaluation"
     )
-    scales: list[float] = arg([1.0], "Scales of the image whose probabilities are averaged.", group="evaluation")
+    scales: list[float] = arg([1.0], "Scales to predict at; probabilities are averaged.", group="evaluation")
     flip: bool = arg(False, "Average with the prediction for the flipped image.", group="evaluation", common=True)
     protocol: str | None = arg(
         None,

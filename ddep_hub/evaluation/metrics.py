@@ -209,10 +209,16 @@ def boundary_mask(ids: torch.Tensor, valid: torch.Tensor, distance: int) -> torc
     height, width = ids.shape[-2:]
     values = ids.float()  # exact up to 2 ** 24
     signed = torch.stack([values, -values], dim=1).masked_fill(~valid[:, None], -math.inf)
-    side = 2 * distance + 1
-    # A square's maximum is that of its rows' maxima; the padding is minus infinity.
-    maxima = F.max_pool2d(signed, (1, side), stride=1, padding=(0, distance))
-    maxima = F.max_pool2d(maxima, (side, 1), stride=1, padding=(distance, 0))
+    # A square's maximum is that of its rows' maxima. Two overlapping windows make a longer one, so the time grows with
+    # the logarithm of the distance, which is large in large images.
+    maxima = F.pad(signed, [distance] * 4, value=-math.inf)
+    for axis in (-1, -2):
+        length = 1
+        while length < 2 * distance + 1:
+            shift = min(length, 2 * distance + 1 - length)
+            size = maxima.shape[axis] - shift
+            maxima = torch.maximum(maxima.narrow(axis, 0, size), maxima.narrow(axis, shift, size))
+            length += shift
     boundary = (maxima[:, 0] != values) | (maxima[:, 1] != -values)
     rows, columns = torch.arange(height, device=ids.device), torch.arange(width, device=ids.device)
     boundary |= ((rows < distance) | (rows >= height - distance))[:, None]

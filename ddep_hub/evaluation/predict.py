@@ -20,7 +20,7 @@ from ddep_hub.data.classes import ClassTable, class_colors, ordered_names
 from ddep_hub.data.dataset_registry import find_dataset_by_classes
 from ddep_hub.data.generated_files import is_prediction
 from ddep_hub.data.image_io import BadFileError, format_list, lift_size_limit
-from ddep_hub.data.preprocessing import AnyImage, EvalTransform, Normalize
+from ddep_hub.data.preprocessing import AnyImage, Normalize, resize_with_processor
 from ddep_hub.data.synthetic import SCENE_CLASSES
 from ddep_hub.folding import example_images, fold_batch_norms
 from ddep_hub.image_conversion import ChannelImage, apply_orientation, channels_first, extract_channels, to_rgb
@@ -114,14 +114,14 @@ class Predictor:
         processor = override_image_size(processor or get_processor(model), args)
         self.model, self.classes, self.options = model.eval(), get_class_table(model.config), args.options()
         self.channel_order = getattr(processor, "channel_order", None)  # which transformers' own do not have
-        self.transform = EvalTransform.from_processor(processor)
+        self.processor = processor
         self.normalize = Normalize.from_processor(processor)
 
     def __call__(self, image: AnyImage) -> np.ndarray:
         """Returns the class ids (H, W) of an image."""
         size = image.height, image.width
-        sample = self.transform({"image": image, "annotation": np.zeros(size, dtype=np.uint8)})
-        pixel_values = self.normalize(sample["pixel_values"][None].to(self.model.device))
+        pixels = resize_with_processor(self.processor, image)
+        pixel_values = self.normalize(pixels[None].to(self.model.device))
         ids = predict_ids(self.model, pixel_values, size, self.options)[0].cpu().numpy()
         return ids.astype(np.uint8 if self.classes.num_classes <= 256 else np.uint16)
 
@@ -257,6 +257,7 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
     writer.check(images, legend=True)
     channels = predictor.model.config.num_channels
     predicted: list[str] = []
+    ahead = 1 if args.window else MAX_PENDING  # large rasters: few at a time
     with contextlib.ExitStack() as stack:
         if args.window:  # rasters of any size
             stack.enter_context(lift_size_limit())
@@ -264,8 +265,7 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
         readers, writers = (stack.enter_context(ThreadPoolExecutor(NUM_THREADS)) for _ in range(2))
         sources = iter(images.items())
         pending_reads = deque(
-            (name, readers.submit(read_image, source, channels))
-            for name, source in itertools.islice(sources, MAX_PENDING)
+            (name, readers.submit(read_image, source, channels)) for name, source in itertools.islice(sources, ahead)
         )
         pending_writes: deque[Future[None]] = deque()
         while pending_reads:
@@ -284,7 +284,7 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
                 writer.write_legend()
             predicted.append(name)
             pending_writes.append(writers.submit(writer.write, name, mask, image))
-            if len(pending_writes) > MAX_PENDING:
+            if len(pending_writes) > ahead:
                 pending_writes.popleft().result()
         for write in pending_writes:
             write.result()

@@ -26,6 +26,7 @@ from ddep_hub.data.dataset_registry import find_dataset_by_classes
 from ddep_hub.data.hub_loading import HUB_PREFIX, parse_hub_name
 from ddep_hub.encoder_weights import encoder_license, encoder_repository
 from ddep_hub.evaluation.metrics import METRICS
+from ddep_hub.pretrained import list_pretrained
 from ddep_hub.utils.arguments import list_field_names
 from ddep_hub.utils.files import atomic_write
 from ddep_hub.utils.processes import describe_hardware
@@ -290,12 +291,13 @@ def _template_values(folder: Path) -> dict[str, Any]:
         "metrics": _metric_rows(results, baseline) if is_finetuning else [],
         "inference": inference,
         "split": results["split"] if "split" in results else split,
-        "image_size": results.get("image_size", run.get("image_size")),
+        "image_size": results.get("image_size", record.get("image_size", run.get("image_size"))),
         "base_model": base_model,
         "encoder_source": encoder_source,
         "encoder_repository": encoder,
         "encoder_license": license,
         "restricted_encoder": license is not None and license not in OPEN_LICENSES,
+        "decoder_license": _decoder_license(pretrained, run.get("license")),
         "hub_datasets": list(dict.fromkeys(parse_hub_name(name)[0] for name in sources)) or None,
         "name": Path(run["output_dir"]).name,
         "classes": classes,
@@ -307,6 +309,12 @@ def _template_values(folder: Path) -> dict[str, Any]:
         "remote_code": "auto_map" in read_json(folder / "config.json"),
         "files": {path.name for path in folder.iterdir()},
     }
+
+
+def _decoder_license(pretrained: str | None, license: str | None) -> str | None:
+    """The licence of the shipped decoder that a run started from, where it restricts more than the run's own says."""
+    shipped = {model.name: model.license for model in list_pretrained()}.get(pretrained or "")
+    return None if shipped in (None, license, *OPEN_LICENSES) else shipped
 
 
 def _metric_rows(results: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> list[list[str]]:

@@ -110,7 +110,8 @@ def prepare_repository(
     Raises:
         PublishError: The Hub refused, the tag is taken, or the repository is public and should be private.
     """
-    repo = call_hub(lambda: api.create_repo(repo_id, private=private, exist_ok=True), f"creating {repo_id}")
+    # False would override what an organisation has as its default.
+    repo = call_hub(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True), f"creating {repo_id}")
     repo_id = repo.repo_id
     if private and not call_hub(lambda: api.repo_info(repo_id), f"looking at {repo_id}").private:
         raise PublishError(

@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
 
@@ -119,10 +120,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _remove_encoder(folder: Path, target: Path) -> None:
     model = model_class(folder).from_pretrained(folder)
-    recorded_hash = model.config.encoder_weights_hash
-    if recorded_hash is not None and hash_weights(model.base_model.encoder.state_dict()) != recorded_hash:
+    recorded_hash, encoder = model.config.encoder_weights_hash, model.base_model.encoder.state_dict()
+    # Rounded weights have another hash than the file they are from.
+    is_rounded = any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in encoder.values())
+    if recorded_hash is None or not (is_rounded or hash_weights(encoder) == recorded_hash):
+        reason = "was trained" if recorded_hash else "has weights of unknown origin"
         raise ValueError(
-            f"decoder_only: the encoder of {folder} was trained, so it is no longer the pretrained "
+            f"decoder_only: the encoder of {folder} {reason}, so it may not be the pretrained "
             f"{model.config.encoder_name} that would be loaded for its decoder. Publish the whole model."
         )
     for weights in target.glob(WEIGHTS_PATTERN):

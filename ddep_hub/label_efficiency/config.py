@@ -67,7 +67,7 @@ class StudyArguments(LabelledDataArguments):
     )
     minutes: float | None = arg(
         None,
-        "Time budget for all runs in minutes, kept by reducing steps. Default: the steps of few-labels.",
+        "Time budget for all runs in minutes; runs are shortened to fit. Default: the steps of the preset.",
         common=True,
     )
     output_dir: str = arg(
@@ -137,6 +137,12 @@ class Method:
     finetuning: dict[str, Any]
     baseline: bool
 
+    @property
+    def uses_unlabelled(self) -> bool:
+        """Whether fine-tuning has a loss on the study's unlabelled images."""
+        losses = self.finetuning.get("denoising_weight") or self.finetuning.get("consistency_weight")
+        return bool(losses) and "unlabelled" not in self.finetuning
+
 
 @dataclass
 class Study:
@@ -189,7 +195,7 @@ class Study:
         values = {"data": self.data, "allow_empty_classes": True, **method.finetuning}
         values |= {"label_fraction": fraction, "seed": seed, "split_seed": seed}
         values |= {"pretrained": decoder} if decoder else {}
-        if values.get("denoising_weight") or values.get("consistency_weight"):
+        if method.uses_unlabelled:
             values = {"unlabelled": self.images, "pretraining_steps": 0, **values}
         args: FinetuneArguments = _parse(FinetuneArguments, values, f"method `{method.name}`, finetuning")
         args.output_dir = str(folder / f"{method.name}-{fraction}-{seed}".replace("/", "_").replace(" ", "-"))
@@ -324,6 +330,8 @@ def _digest(args: PretrainArguments | FinetuneArguments, **extra: Any) -> str:
             values[argument.metadata.get("renamed_from") or argument.name] = value
     if unlabelled:  # where they lie may change
         values["unlabelled"] = True
+    if isinstance(args, PretrainArguments) and args.seed:  # 0 in the first studies, which did not record it
+        values["seed"] = args.seed
     return _hash(values)
 
 

@@ -204,10 +204,12 @@ def recommend(rows: list[Row]) -> str:
         name: curve[fraction] for name, curve in points.items() if name != RANDOM_DECODER and fraction in curve
     }
     best: tuple[float, str] | None = None
+    is_compared = False
     for name, point in pretrained_points.items():
         difference = paired_difference(point, baseline)
         if difference is None or difference.interval is None or len(difference.by_seed) < MIN_SEEDS:
             continue
+        is_compared = True
         low, high = difference.interval
         if low > 0 and (best is None or difference.mean > best[0]):
             flag = f"`--pretrained {name}`"
@@ -225,6 +227,8 @@ def recommend(rows: list[Row]) -> str:
         return (
             f"{seeds} seed{'s' * (seeds != 1)} cannot tell a gain from chance: use at least {MIN_SEEDS} (`--seeds 5`)."
         )
+    if not is_compared:
+        return f"No pretrained decoder has {MIN_SEEDS} seeds with {baseline.labelled} labels yet: run more to compare."
     return (
         f"Use a random decoder: with {baseline.labelled} labels, no pretrained one beats it by more than the spread "
         f"of {seeds} seeds."

@@ -20,6 +20,7 @@ from ddep_hub.pretrained import stored_config
 from ddep_hub.training.arguments import PretrainArguments
 from ddep_hub.training.checkpointing import checkpoint_folders
 from ddep_hub.training.finetuning import finetune, open_train_and_val
+from ddep_hub.training.losses import unlabelled_sources
 from ddep_hub.training.pretraining import PretrainTrainer, open_sources, pretrain
 from ddep_hub.training.run_arguments import track_time
 from ddep_hub.training.run_dir import is_finished
@@ -187,6 +188,8 @@ def _fingerprints(study: Study) -> dict[str, str]:
             return fingerprints | {
                 "images": images_fingerprint(open_sources(study.pretrain_arguments(method, Path())))
             }
+    if study.images and any(method.uses_unlabelled for method in study.methods):
+        fingerprints["images"] = images_fingerprint(unlabelled_sources(study.images))
     return fingerprints
 
 

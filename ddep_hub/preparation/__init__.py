@@ -52,9 +52,9 @@ def prepare(
     pages of TIFF stacks, each an image of its own, or tiles.
 
     Args:
-        source: A folder, or an annotation file; of unlabelled images, also an image file.
+        source: A folder or an annotation file; with the format `unlabelled`, also an image file.
         output_dir: Folder to write.
-        format: One of `FORMATS`; detected by default, but for `unlabelled`.
+        format: One of `FORMATS`; detected by default, except for `unlabelled`.
         classes: A `classes.json` with the names of the masks' values or colours.
         val_fraction: Fraction of the images for the split `val`, if the source has no splits of its own; of a single
             image that is cut into tiles, the fraction of its rows, from the bottom.

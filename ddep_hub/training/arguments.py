@@ -54,7 +54,7 @@ class PretrainArguments(RunArguments):
         common=True,
     )
     mask_ratio: float = optim_arg(0.5, "Share of the patches that are masked with corruption=masked.")
-    mask_patch_size: int = optim_arg(MASK_PATCH_SIZE, "Side of these patches in pixels.")
+    mask_patch_size: int = optim_arg(MASK_PATCH_SIZE, "Side of the masked patches in pixels.")
     prediction_type: Literal["epsilon", "sample"] = model_arg(
         "epsilon", "Predict the noise or the clean image; corruption=masked always predicts the image."
     )
@@ -159,15 +159,15 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
     )
     pretraining_steps: int = optim_arg(1500, "Steps of pretraining on unlabelled images; 0 skips it.", common=True)
     pretraining_minutes: float | None = optim_arg(
-        None, "Duration of that pretraining in minutes, instead of pretraining_steps."
+        None, "Minutes of pretraining on unlabelled images, instead of pretraining_steps."
     )
     pretraining_batch_size: int | None = optim_arg(
-        None, "Images per step of that pretraining. Default: as in `ddep-hub pretrain`."
+        None, "Images per step of pretraining on unlabelled images. Default: as in `ddep-hub pretrain`."
     )
     pretraining_corruption: Literal["scaled", "simple", "masked"] = optim_arg(
         "scaled",
-        "How that pretraining corrupts images, as corruption of `ddep-hub pretrain`: by noise, or by masking patches "
-        "of 16 pixels, or of half of a smaller crop.",
+        "How pretraining on unlabelled images corrupts them, as corruption of `ddep-hub pretrain`: by noise, or by "
+        "masking patches of 16 pixels, or of half of a smaller crop.",
     )
     denoising_weight: float = optim_arg(
         0.0, "Weight of the denoising loss on unlabelled images during fine-tuning (DenoiSeg)."
@@ -182,7 +182,9 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
     )
     dice_weight: float = optim_arg(1.0, "Weight of a Dice loss added to the cross-entropy; the paper has none (0).")
     encoder_lr_factor: float = optim_arg(1.0, "Factor on the encoder's learning rate.")
-    encoder_layer_decay: float = optim_arg(1.0, "Additional factor per encoder layer, towards the input.")
+    encoder_layer_decay: float = optim_arg(
+        1.0, "Further factor on the encoder's learning rate for each layer towards the input."
+    )
     head_lr_factor: float = optim_arg(1.0, "Factor on the classifier's learning rate.")
     freeze_encoder: bool = model_arg(False, "Train only the decoder and the classifier.")
     freeze_encoder_steps: int = optim_arg(0, "Freeze the encoder for this many steps at the start.")

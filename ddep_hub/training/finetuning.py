@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader
 
+from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.dataloading import (
     AugmentedDataset,
     PairedDataset,
@@ -21,7 +22,7 @@ from ddep_hub.data.folders import match_split
 from ddep_hub.data.image_datasets import images_fingerprint
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.loading import dataset_summary, open_split
-from ddep_hub.data.preprocessing import EvalTransform, Normalize, to_tensor
+from ddep_hub.data.preprocessing import EvalTransform, Normalize, processor_size, to_tensor
 from ddep_hub.data.samplers import PairedBatchSampler, StepBatchSampler
 from ddep_hub.data.segmentation_datasets import SegmentationDataset, SegmentationFolder
 from ddep_hub.data.splits import choose_labelled, choose_validation, extract_groups, read_split_file, write_split_file
@@ -59,8 +60,8 @@ def finetune(arguments: FinetuneArguments | None = None, **kwargs: Any) -> dict[
     The program's random generators are restored afterwards.
 
     Args:
-        arguments: The run's arguments.
-        **kwargs: The same as keywords, which override it; and `preset`, without `arguments`.
+        arguments: The arguments of the run.
+        **kwargs: Arguments as keywords, which override `arguments`; or, without `arguments`, also `preset`.
 
     Returns:
         A dictionary with the metrics of [`evaluate_segmentation`] on `eval_split`, `labelled`, the number of labelled
@@ -70,7 +71,8 @@ def finetune(arguments: FinetuneArguments | None = None, **kwargs: Any) -> dict[
     decoder = None
     if args.unlabelled and args.pretraining_steps:
         args = keep_image_size(args)
-        decoder = pretrain_first(args, open_data(args)[0])
+        training, validation = open_data(args)
+        decoder = pretrain_first(args, training, lambda: _check_labels(args, training, validation))
     trainer = FinetuneTrainer(args, decoder)
     results = trainer.run()
     iou = {name: value for name, value in results["iou"].items() if value is not None}
@@ -139,6 +141,29 @@ def open_data(args: FinetuneArguments) -> tuple[SegmentationDataset, Segmentatio
     return training, validation
 
 
+def _check_labels(args: FinetuneArguments, training: SegmentationDataset, validation: SegmentationDataset) -> None:
+    """Raises what [`FinetuneTrainer`] would raise of masks and their classes."""
+    _check_class_weights(args.class_weights, training.classes)
+    for dataset in (training, validation):
+        statistics = ClassStatistics(dataset.classes.names, dataset.classes.ignore_index)
+        for index in range(len(dataset)):
+            try:
+                statistics.update(dataset.mask(index))
+            except (BadFileError, OSError):
+                if not args.skip_bad_files:
+                    raise
+        if dataset is training and not args.allow_empty_classes:
+            check_classes(statistics)
+
+
+def _check_class_weights(weights: Sequence[str], classes: ClassTable) -> None:
+    if weights and weights != ["median_frequency"] and len(weights) != len(classes.labels):
+        raise ValueError(
+            f"class_weights has {len(weights)} numbers, but the data has {len(classes.labels)} classes: "
+            f"{', '.join(classes.labels)}."
+        )
+
+
 class FinetuneTrainer(Trainer):
     """Minimises cross-entropy and Dice on labelled images; measures mIoU on a validation split.
 
@@ -172,7 +197,12 @@ class FinetuneTrainer(Trainer):
         self.fingerprint = compute_fingerprint(self.labelled.fingerprint, classes.names, classes.ignore_index)
         self.data = f"{len(self.usable)} images"
         labelled_ids = compute_fingerprint(sorted(self.usable.sample_ids))
-        self.facts = {"encoder_source": source, "evaluated": len(self.validation), "labelled_ids": labelled_ids}
+        self.facts = {
+            "encoder_source": source,
+            "evaluated": len(self.validation),
+            "labelled_ids": labelled_ids,
+            "image_size": processor_size(self.processor),  # `pretrained` may have set it
+        }
         if decoder is not None:
             self.facts |= read_stage_record(decoder)
             self.earlier_stages = (STAGE,)
@@ -304,11 +334,7 @@ class FinetuneTrainer(Trainer):
                 if classes.single and class_weights.all()
                 else class_weights[-len(classes.labels) :]
             )
-        if len(weights) != len(classes.labels):
-            raise ValueError(
-                f"class_weights has {len(weights)} numbers, but the data has {len(classes.labels)} classes: "
-                f"{', '.join(classes.labels)}."
-            )
+        _check_class_weights(weights, classes)
         return torch.tensor([float(weight) for weight in weights])
 
     def dataloader(self, start_step: int, states: dict[str, Any] | None) -> DataLoader[Any]:

@@ -263,4 +263,6 @@ def set_encoder_mode(model: DDePPreTrainedModel, *, frozen: bool, frozen_norms: 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module normalises activations; timm has its own kinds, whose names say it."""
     norm_types = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
-    return isinstance(module, norm_types) or "Norm" in type(module).__name__
+    # Not timm's ConvNormAct, which holds a convolution too.
+    has_norm_name = "Norm" in type(module).__name__ and all(parameter.ndim < 2 for parameter in module.parameters())
+    return isinstance(module, norm_types) or has_norm_name

@@ -23,7 +23,7 @@ from ddep_hub.data.synthetic import embedded_scenes
 from ddep_hub.data.transforms import SegmentationTrainTransform
 from ddep_hub.data.unlabelled_transforms import PretrainTransform, UnlabelledTransform
 from ddep_hub.denoising import sample_sigma
-from ddep_hub.encoder_weights import encoder_file
+from ddep_hub.encoder_weights import encoder_file, hash_weights
 from ddep_hub.evaluation.denoising import denoising_error, denoising_references, masking_references
 from ddep_hub.evaluation.visualization import denoising_picture
 from ddep_hub.hub.model_card import REFERENCES
@@ -103,12 +103,19 @@ class PretrainTrainer(Trainer):
             encoder_file(source)
         set_seed(args.seed)  # the decoder's initialisation depends on the seed alone
         self.model = pretraining_model(args, source, stored)
+        if args.decoder_only and source in ("none", args.pretrained):
+            recorded_hash = self.model.config.encoder_weights_hash
+            if source == "none" or hash_weights(self.model.ddep.encoder.state_dict()) != recorded_hash:
+                raise ValueError(
+                    "decoder_only: the encoder would be lost, as its weights are not timm's. Leave decoder_only out."
+                )
         self.facts = {"encoder_source": source, "images": self.data, "data_fingerprint": self.fingerprint}
         self.processor = build_processor(args, args.pretrained, self.model.config, examples)
         self.processor.do_resize = False
         self.normalize = Normalize.from_processor(self.processor)
         self.sigma_range = self.model.config.sigma_range
         self.validation = self.normalize(validation)
+        self.facts["evaluated"] = len(validation)
         if args.corruption == "masked":
             self.references = masking_references(self.validation, args.mask_ratio, args.mask_patch_size)
         else:

@@ -89,18 +89,18 @@ class RunArguments:
     )
     skip_bad_files: bool = data_arg(False, "Skip broken images and list them in bad_files.txt.", resumable=True)
 
-    logging_steps: int = log_arg(10, "Log to metrics.jsonl every this many steps.", renamed_from="log_every")
+    logging_steps: int = log_arg(10, "Number of steps between entries in metrics.jsonl.", renamed_from="log_every")
     eval_steps: int = eval_arg(
         0,
-        "Evaluate on the validation images every this many steps, and keep the best model in best/. 0: only at the "
-        "end.",
+        "Number of steps between evaluations on the validation images; the best model is kept in best/. 0: only at "
+        "the end.",
         resumable=True,
         renamed_from="eval_every",
     )
     report_to: list[str] = log_arg([], "Accelerate trackers to log to as well, such as tensorboard or wandb.")
     save_steps: int = save_arg(
         500,
-        "Save a checkpoint every this many steps and after the last; 0 saves only on signals.",
+        "Number of steps between checkpoints; the last step is saved too. 0 saves only on signals.",
         renamed_from="save_every",
     )
     save_total_limit: int = save_arg(
@@ -138,7 +138,7 @@ class RunArguments:
         None, "Number of image channels, any number from 1. Default: that of `pretrained`, else 3 (RGB).", common=True
     )
     encoder_img_size: int | None = model_arg(
-        None, "Image size of an encoder with a fixed one (BEiT, MaxViT, Hiera, ...). Default: that of its weights."
+        None, "Input size of an encoder that has a fixed one (BEiT, MaxViT, Hiera, ...). Default: its weights' size."
     )
     encoder_out_indices: list[int] | None = model_arg(
         None,

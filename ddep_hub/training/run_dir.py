@@ -19,7 +19,18 @@ from huggingface_hub import HfApi
 from PIL import Image
 from transformers.utils import logging
 
-from ddep_hub.hub.model_card import LOSS, PREDICTIONS, RESULTS, Kind, write_card, write_run_record
+from ddep_hub.hub.model_card import (
+    BASELINE,
+    CARD,
+    CONFUSION,
+    EVALUATION,
+    LOSS,
+    PREDICTIONS,
+    RESULTS,
+    Kind,
+    write_card,
+    write_run_record,
+)
 from ddep_hub.hub.publish import prepare_repository, publish_folder
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
@@ -169,6 +180,10 @@ def save_final(model: DDePPreTrainedModel, processor: DDePImageProcessor, args: 
     model.name_or_path = str(final)
     with atomic_dir(final) as folder:
         save_model(model, processor, args, folder)
+        if args.resume_from_checkpoint is not None:  # the same run: what was added to its card stays
+            for name in (CARD, BASELINE, EVALUATION, CONFUSION):
+                if (final / name).is_file():
+                    shutil.copy2(final / name, folder)
 
 
 def save_picture(picture: Image.Image, path: Path) -> bytes:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,15 @@ from .checkpointing import checkpoint_folders
 from .losses import unlabelled_sources
 from .models import get_num_channels
 from .pretraining import PretrainTrainer, print_report
-from .run_dir import RunInterrupted, check_run_dir, is_finished, remove_old_run, run_lock
+from .run_dir import (
+    RunInterrupted,
+    check_publishing,
+    check_run_dir,
+    is_finished,
+    is_run,
+    remove_old_run,
+    run_lock,
+)
 from .trainer import TIMEOUT
 
 
@@ -37,7 +46,7 @@ TIMED_STEPS = 12
 MAX_VAL_IMAGES = 32
 
 
-def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset) -> str:
+def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset, check_labels: Callable[[], None]) -> str:
     """Pretrains the decoder of a fine-tuning run in `pretraining/` of its folder, or resumes that, or finds it done.
 
     The crops have the size and the scales of fine-tuning's, so that the decoder sees structures of one size.
@@ -45,6 +54,7 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset) -> st
     Args:
         args: Arguments of the run, with `unlabelled`.
         labelled: Its labelled images, which are pretrained on too.
+        check_labels: Raises what the second stage would, so that it does not show up after hours.
 
     Returns:
         Folder of the decoder.
@@ -56,12 +66,17 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset) -> st
     arguments, output = stage_arguments(args, labelled), Path(args.output_dir)
     resume = args.resume_from_checkpoint is not None
 
-    def prepare_folder() -> None:
+    def lock_folder() -> None:
         check_run_dir(args)
         stack.enter_context(run_lock(output))  # before anything changes: another run may be in its second stage
+        check_publishing(args)
+        check_labels()
+
+    def start_folder() -> None:
         if args.overwrite:
             remove_old_run(output)
-        write_yaml(args, output / "config.yaml")
+        if not (resume and is_run(output)):  # else once the second stage knows that the arguments are the same
+            write_yaml(args, output / "config.yaml")
 
     # A program's first accelerator sets up its processes, including how long they wait for each other.
     accelerator = build_accelerator(
@@ -70,13 +85,14 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset) -> st
         kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
     )
     with contextlib.ExitStack() as stack:
-        on_main_process(accelerator, prepare_folder)
+        on_main_process(accelerator, lock_folder)
         if args.pretraining_minutes is not None:
             arguments.max_steps = _steps_for_minutes(args.pretraining_minutes, arguments, labelled, accelerator)
         if resume and _is_complete(arguments, labelled):
             accelerator.print(f"Stage 1 of 2 is complete in {arguments.output_dir}")
             return str(output / STAGE / "final")
         trainer = PretrainTrainer(arguments, more_images=[labelled])
+        on_main_process(accelerator, start_folder)
         trainer.accelerator.print(f"Stage 1 of 2: pretraining the decoder in {arguments.output_dir}")
         results = trainer.run()
     print_report(trainer.accelerator, results)

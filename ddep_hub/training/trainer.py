@@ -221,6 +221,9 @@ class Trainer(Losses):
         self.seconds_at_log: float = progress.get("seconds_at_log", 0.0)
         self.row: dict[str, Any] = progress.get("row", {})
         best = progress.get("best")
+        # A score on another split, which a resumed run may have, says nothing of this one.
+        if best is not None and progress.get("best_split", self._eval_split) != self._eval_split:
+            best = None
         self.best: float = -math.inf if best is None else best
         self.skipped: list[str] = progress.get("bad_files", [])
         self.states: dict[str, Any] = progress.get("states", {})
@@ -326,6 +329,10 @@ class Trainer(Losses):
             self._save_picture(model, f"step-{self.step}.png")
         return results
 
+    @property
+    def _eval_split(self) -> str | None:
+        return getattr(self.args, "eval_split", None)
+
     def _save_if_best(self, results: Mapping[str, Any], model: DDePPreTrainedModel) -> None:
         score = self.score(results)
         if score <= self.best:
@@ -345,6 +352,7 @@ class Trainer(Losses):
             "seconds_at_log": self.seconds_at_log,
             "row": self.row,
             "best": self.best if math.isfinite(self.best) else None,
+            "best_split": self._eval_split,
             # Otherwise, those not yet listed in the file would be lost.
             "bad_files": sorted(set(gather_object(sorted(self.metrics.skipped)))),
         }

@@ -189,6 +189,8 @@ class _Parser(HfArgumentParser):
         self.fields = {field.name: field.metadata for field in dataclasses.fields(cls)}
         formatter = functools.partial(argparse.HelpFormatter, max_help_position=30, width=110)
         super().__init__(cls, formatter_class=formatter, **kwargs)
+        # argparse takes -3e-06 for a flag.
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:
         """Adds an argument; transformers calls this with all metadata of a field."""

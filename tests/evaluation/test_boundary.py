@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddep_hub.evaluation.metrics import BoundaryIoU
+from ddep_hub.evaluation.metrics import BoundaryIoU, boundary_mask
 
 
 def eroded(inside: np.ndarray, outside: np.ndarray, distance: int) -> np.ndarray:
@@ -101,3 +101,19 @@ def test_labels_without_an_outline_have_no_score():
 def test_messages():
     with pytest.raises(ValueError, match="ratio is 0"):
         BoundaryIoU(2, ratio=0)
+
+
+@pytest.mark.parametrize(("height", "width", "distance"), [(7, 11, 1), (40, 30, 3), (33, 64, 8), (9, 5, 20)])
+def test_windows_of_windows_are_windows(height, width, distance):
+    """Against one pooling with the whole window, whose time grows with it."""
+    ids = torch.randint(0, 3, (2, height, width)).repeat_interleave(4, 1)[:, :height]
+    valid = torch.rand(ids.shape) < 0.9
+    signed = torch.stack([ids, -ids], 1).float().masked_fill(~valid[:, None], -math.inf)
+    largest = torch.nn.functional.max_pool2d(
+        torch.nn.functional.pad(signed, [distance] * 4, value=-math.inf), 2 * distance + 1, stride=1
+    )
+    expected = (largest[:, 0] != ids) | (largest[:, 1] != -ids)
+    inner = torch.zeros_like(valid)
+    inner[:, distance : height - distance, distance : width - distance] = True
+    found = boundary_mask(ids, valid, distance)
+    assert torch.equal(found[valid & inner], expected[valid & inner]) and found[~inner].all()

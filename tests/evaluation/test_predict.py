@@ -5,6 +5,7 @@ import json
 import pickle
 import shutil
 import warnings
+import weakref
 from pathlib import Path
 
 import datasets
@@ -22,6 +23,7 @@ from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.synthetic import SCENE_CLASSES
 from ddep_hub.evaluation import inference
+from ddep_hub.evaluation import predict as prediction
 from ddep_hub.evaluation.arguments import PredictArguments
 from ddep_hub.evaluation.predict import MAX_PENDING, get_processor, predict_images
 from ddep_hub.evaluation.prediction_files import MaskWriter
@@ -121,6 +123,24 @@ def test_windows_take_images_beyond_the_limit_of_pillow(folder, tmp_path, monkey
         predict_images(names, PredictArguments(model=str(folder), output_dir=str(tmp_path / "whole")))
     args = PredictArguments(model=str(folder), output_dir=str(tmp_path / "windows"), window=[32, 32])
     assert predict_images(names, args) == ["large"] and Image.MAX_IMAGE_PIXELS == 1000
+
+
+def test_few_large_rasters_are_held_at_a_time(folder, tmp_path, monkeypatch):
+    for name in range(12):
+        Image.new("RGB", (40, 30)).save(tmp_path / f"{name:02d}.png")
+    held, most = weakref.WeakSet(), []
+    read = prediction.read_image
+
+    def read_image(source, channels):
+        image = read(source, channels)
+        held.add(image)
+        most.append(len(held))
+        return image
+
+    monkeypatch.setattr(prediction, "read_image", read_image)
+    arguments = {"model": str(folder), "predictions": ["ids"], "output_dir": str(tmp_path / "masks")}
+    assert len(prediction.predict_images([str(tmp_path)], PredictArguments(window=[16], **arguments))) == 12
+    assert max(most) <= 5
 
 
 def test_nothing_is_written_where_no_image_can_be_read(folder, tmp_path):

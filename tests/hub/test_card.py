@@ -79,6 +79,11 @@ def test_a_denoising_card(tmp_path, conv_config):
     )
     assert "61 seconds" in card.text and "crops of 48 pixels" in card.text
     assert "under `apache-2.0`" in card.text and "Thanks to Ann." in card.text and "0.1000" in card.text
+    assert "on 32 validation images" in card.text
+    measured = write(
+        tmp_path / "b", conv_config(), "pretraining", arguments, DENOISING, images="77 images", evaluated=31
+    )
+    assert "31 kept for validation" in (text := parsed(measured).text) and "on 31 validation images" in text
     assert 'from_pretrained("org/name"' in parsed(folder, "org/name").text
     assert "trust_remote_code" not in card.text and "![" not in card.text
 
@@ -109,6 +114,32 @@ def test_the_licence_of_the_encoders_weights_is_named(encoder, license, restrict
     assert ("## Licence of the encoder" in card) is restricted
     random = write(tmp_path / "b", config, "pretraining", arguments, DENOISING, images="7", encoder_source="none")
     assert license not in parsed(random).text
+
+
+def test_the_licence_of_a_restricted_decoder_is_named(finetuned):
+    start = "ddep-em-lite0-masked-nc"
+    card = parsed(finetuned("a", pretrained=start, license="apache-2.0"))
+    assert card.data.license == "apache-2.0"
+    assert (
+        f"## Licence of the decoder\n\nTraining started from `{start}`, whose licence, cc-by-nc-sa-3.0," in card.text
+    )
+    for name, fields in {"b": {"license": "cc-by-nc-sa-3.0"}, "c": {"pretrained": "ddep-nuclei-lite0"}}.items():
+        assert "## Licence of the decoder" not in parsed(finetuned(name, **{"pretrained": start, **fields})).text
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (None, "at their own size."),
+        (48, "resized to a shorter side of 48 pixels and scored at the size of their masks."),
+        ((32, 64), "resized to 32x64 pixels and scored at the size of their masks."),
+    ],
+)
+def test_the_size_is_the_one_that_the_image_processor_had(finetuned, size, said):
+    folder = finetuned()
+    run = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**run, "image_size": size}))
+    assert said in parsed(folder).text
 
 
 def test_code_that_was_published_and_an_encoder_that_was_not(finetuned):

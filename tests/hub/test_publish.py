@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from ddep_hub import DDePForPreTraining, DDePModel
 from ddep_hub.encoder_weights import hash_weights
 from ddep_hub.hub import publish as publishing
 from ddep_hub.hub.model_card import BEGIN, END, write_card, write_run_record
-from ddep_hub.hub.publish import PublishError, publish_folder
+from ddep_hub.hub.publish import PublishError, prepare_repository, publish_folder
 from ddep_hub.training.arguments import FinetuneArguments
 
 
@@ -249,7 +250,18 @@ def test_a_trained_encoder_is_not_left_out(hub, decoder_only):
     model.save_pretrained(whole)
     with pytest.raises(ValueError, match=r"was trained.*Publish the whole model"):
         publish_folder(whole, "org/name", decoder_only=True)
+    model.config.encoder_weights_hash = None
+    model.save_pretrained(whole)
+    with pytest.raises(ValueError, match=r"has weights of unknown origin.*Publish the whole model"):
+        publish_folder(whole, "org/name", decoder_only=True)
     assert hub.requests == []
+
+
+def test_the_encoder_of_a_model_in_half_precision_is_known_by_its_record(hub, decoder_only):
+    whole = decoder_only[0].parent / "whole"
+    DDePForPreTraining.from_pretrained(whole).bfloat16().save_pretrained(whole)
+    publish_folder(whole, "org/name", decoder_only=True)
+    assert "model.safetensors" in own_files(hub.repositories["org/name"])
 
 
 def test_the_command(hub, folder, tmp_path):
@@ -273,3 +285,19 @@ def test_the_shipped_decoder(hub):
     assert main(["publish", str(SHIPPED), "org/shipped"]) == 0
     assert set(own_files(hub.repositories["org/shipped"])) == {path.name for path in SHIPPED.iterdir()}
     assert main(["publish", str(SHIPPED / "nothing"), "org/shipped"]) == 1
+
+
+def test_a_repository_is_public_or_private_as_its_organisation_says():
+    asked = []
+
+    class Api:
+        def create_repo(self, repo_id, *, private, exist_ok):
+            asked.append(private)
+            return SimpleNamespace(repo_id=repo_id)
+
+        def repo_info(self, repo_id):
+            return SimpleNamespace(private=True)
+
+    for private in (False, True):
+        prepare_repository(Api(), "org/name", private=private)
+    assert asked == [None, True]

@@ -1,13 +1,14 @@
 """A comparison on data of one's own: its methods, its time, its advice, and what it leaves."""
 
 import contextlib
+import dataclasses
 import json
 
 import pytest
 from PIL import Image
 
 from ddep_hub.data.synthetic import write_scenes
-from ddep_hub.label_efficiency.config import StudyArguments
+from ddep_hub.label_efficiency.config import Method, Study, StudyArguments
 from ddep_hub.label_efficiency.own_data import (
     DDEP_METHOD,
     MASKED_METHOD,
@@ -162,6 +163,10 @@ def test_advice():
     assert "at least 3" in recommend(rows(random=[50, 52], target=[60, 62]))
     assert recommend(rows(random=[50], target=[60])).startswith("1 seed cannot")
     assert "yet to compare with" in recommend(rows(target=[60, 62, 61]))
+    for other in ({"target": [60, 62]}, {}):  # with fewer seeds, or nothing, there is no comparison
+        assert recommend(rows(random=[50, 52, 51], **other)).startswith(
+            "No pretrained decoder has 3 seeds with 2 labels"
+        )
 
 
 @pytest.mark.parametrize(
@@ -189,4 +194,14 @@ def test_rows_without_unlabelled_images_are_not_those_with(first, data, tmp_path
         check_data(studies[first], tmp_path)
     (other,) = (study for name, study in studies.items() if name != first)
     with pytest.raises(ValueError, match="from other images than `images` now has"):
+        check_data(other, tmp_path)
+
+
+def test_unlabelled_images_of_joint_denoising_are_those_of_the_rows(data, tmp_path):
+    joint = Method("joint", None, {"denoising_weight": 0.1, "encoder_weights": "none"}, baseline=True)
+    study = Study([joint], {"1": 1}, str(data), [str(data / "unlabelled")])
+    check_data(study, tmp_path)
+    check_data(study, tmp_path)
+    other = dataclasses.replace(study, images=[str(data / "images" / "train")])
+    with pytest.raises(ValueError, match="other images than `images` now has"):
         check_data(other, tmp_path)

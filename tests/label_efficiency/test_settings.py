@@ -105,6 +105,11 @@ def test_runs_have_folders_of_their_own_and_equal_decoders_share_one(write, tmp_
         study.pretrain_arguments(method(study, name), tmp_path).output_dir for name in ("ddep", "again", "dep")
     ]
     assert decoders[0] == decoders[1] != decoders[2]
+    seeds = {f"seed {seed}": {"pretraining": {"seed": seed}} for seed in range(3)}
+    study = read_study(write(methods={**CONTENT["methods"], **seeds}))
+    folders = [study.pretrain_arguments(method(study, name), tmp_path).output_dir for name in seeds]
+    assert len({study.settings(method(study, name)) for name in seeds}) == len(set(folders)) == 3
+    assert folders[0] == decoders[0]  # as in studies from before
 
 
 def test_settings_follow_what_matters(write):

@@ -99,6 +99,11 @@ def test_mistakes_in_the_file_are_named(text, said, tmp_path, capsys):
     assert said in capsys.readouterr().err
 
 
+def test_a_negative_number_with_an_exponent_is_a_number():
+    flags = "--num_channels 2 --image_mean -3e-06 -0.1 --image_std 1 1".split()
+    assert parse_arguments(FinetuneArguments, flags).image_mean == [-3e-06, -0.1]
+
+
 def test_a_file_in_another_encoding_is_named(tmp_path, capsys):
     (tmp_path / "run.yaml").write_bytes("output_dir: café".encode("latin-1"))
     with pytest.raises(SystemExit):

@@ -13,6 +13,7 @@ from ddep_hub.training.optim import (
     learning_rate_factors,
     parameter_groups,
     rate_table,
+    set_encoder_mode,
     set_learning_rate,
 )
 
@@ -83,3 +84,11 @@ def test_learning_rate(scheduler, middle):
     assert factors[0] == pytest.approx(1 / 11) and factors[10] == 1
     assert factors[60] == pytest.approx(middle)
     assert factors[110] == pytest.approx(1.0 if scheduler == "constant" else 0.0)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv4_conv_small", "regnety_002", "convnext_atto"])
+def test_frozen_norms_leave_the_convolutions_to_train(name):
+    model = DDePForSemanticSegmentation(DDePConfig(encoder_name=name, decoder_width=0.1, decoder_bottleneck_size=8))
+    set_encoder_mode(model, frozen=False, frozen_norms=True)
+    frozen = [parameter.ndim for parameter in model.ddep.encoder.parameters() if not parameter.requires_grad]
+    assert set(frozen) == {1}

@@ -106,7 +106,19 @@ def test_bad_images_stop_a_pretraining_or_are_listed(pretraining, scenes, tmp_pa
         listed = set((output / "bad_files.txt").read_text().splitlines())
         assert listed and listed <= files
         assert read_metrics(output / "metrics.jsonl")[-1]["bad_files"] == len(listed)
+        record = json.loads((output / "final" / "run.json").read_text())
+        assert f"{record['evaluated']} kept for validation" in (output / "final" / "README.md").read_text()
     assert same(weights(tmp_path / "0"), weights(tmp_path / "2"))
+
+
+def test_a_decoder_alone_does_not_lose_its_encoder(pretraining):
+    whole = pretraining("whole", max_steps=1, encoder_weights="none")
+    for start in ({"encoder_weights": "none"}, {"pretrained": str(whole / "final")}):
+        with pytest.raises(ValueError, match="decoder_only: the encoder would be lost"):
+            pretraining(max_steps=1, decoder_only=True, **start)
+    pretraining("stock", max_steps=1)
+    stock = whole.with_name("stock") / "final"
+    pretraining("alone", max_steps=1, decoder_only=True, pretrained=str(stock))
 
 
 def test_bad_labelled_files_are_listed(finetuning, scenes, tmp_path):

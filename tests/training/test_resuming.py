@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import tarfile
+from pathlib import Path
 
 import pytest
 import timm
@@ -14,10 +15,11 @@ from launching import run_fork
 from PIL import Image
 from safetensors.torch import load_file
 
+from ddep_hub.hub.model_card import BEGIN, CARD, EVALUATION
 from ddep_hub.training import trainer as loop
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.checkpointing import CheckpointError
-from ddep_hub.training.finetuning import finetune
+from ddep_hub.training.finetuning import FinetuneTrainer, finetune
 from ddep_hub.training.logging import read_metrics
 from ddep_hub.training.pretraining import pretrain
 from ddep_hub.training.run_dir import RunInterrupted
@@ -194,10 +196,15 @@ def test_a_finished_run_is_finished(arguments, monkeypatch):
     args = arguments("pretrain", "run")
     results = start(args)
     before = outcome(args)
+    final = Path(args.output_dir) / "final"
+    card = (final / CARD).read_text().replace(BEGIN, f"{BEGIN}\nMy own text.")
+    (final / CARD).write_text(card)
+    (final / EVALUATION).write_text("{}")
     monkeypatch.setattr(loop.Trainer, "_training_step", lambda *args, **options: pytest.fail("trained again"))
     again = goes_on(args)
     assert again == results
     assert outcome(args)[1] == before[1]
+    assert "My own text." in (final / CARD).read_text() and (final / EVALUATION).read_text() == "{}"
 
 
 def test_latest_starts_where_there_is_nothing_yet(arguments, uninterrupted):
@@ -384,3 +391,19 @@ def test_the_best_model_is_kept(arguments):
     told = f"| the best model of the run, after step {best['step']} of {args.max_steps} steps of" in card
     assert told == (best["step"] < args.max_steps)
     assert f"| mIoU | {100 * best['mean_iou']:.2f} |" in card
+
+
+def test_the_best_model_is_the_best_on_the_split_that_a_resumed_run_has(arguments, scenes, tmp_path, monkeypatch):
+    data = shutil.copytree(scenes, tmp_path / "scenes")
+    for folder in ("images", "annotations"):
+        shutil.copytree(data / folder / "val", data / folder / "test")
+    args = arguments("finetune", "run", data=str(data), eval_steps=1)
+    stopped(args, monkeypatch, 2)
+    checkpoint = Path(args.output_dir) / "checkpoints" / "step-2" / "state.json"
+    assert json.loads(checkpoint.read_text())["best"] is not None
+    with monkeypatch.context() as patch:  # no score is as high as that of the first step
+        patch.setattr(FinetuneTrainer, "score", lambda self, results: -1.0)
+        args.eval_split = "test"
+        goes_on(args)
+    best = json.loads((Path(args.output_dir) / "best" / "run.json").read_text())
+    assert best["arguments"]["eval_split"] == "test"

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
+from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.data.samplers import PairedBatchSampler, StepBatchSampler
 from ddep_hub.encoder_weights import lite0_weights_file
@@ -160,6 +162,36 @@ def test_files_of_others_are_left_alone(finetuning, tmp_path):
         with pytest.raises(FileExistsError, match=r"pretraining, but no config\.yaml"):
             finetuning(**fields)
     assert [path.name for path in (tmp_path / "run").rglob("*")] == ["pretraining", "notes.txt"]
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_refused_run_leaves_the_old_one_as_it_was(finetuning, scenes, tmp_path):
+    run = finetuning(save_steps=2)
+    before = contents(run)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "broken.png").write_text("no image")
+    with pytest.raises(BadFileError, match=r"broken\.png"):
+        finetuning(overwrite=True, unlabelled=[str(scenes / "unlabelled"), str(tmp_path / "more")])
+    assert contents(run) == before
+    with pytest.raises(CheckpointError, match="learning_rate"):
+        finetuning(save_steps=2, learning_rate=0.5, resume_from_checkpoint="latest")
+    assert (run / "config.yaml").read_bytes() == before["config.yaml"]
+
+
+def test_mistakes_of_the_second_stage_are_said_before_the_first(finetuning, scenes, tmp_path):
+    data = shutil.copytree(scenes, tmp_path / "scenes")
+    mask = next((data / "annotations" / "train").iterdir())
+    Image.new("L", Image.open(mask).size, 200).save(mask)
+    for fields, error, said in (
+        ({"class_weights": ["1", "2", "3"]}, ValueError, "class_weights has 3 numbers"),
+        ({"data": str(data)}, BadFileError, "holds the ids 200"),
+    ):
+        with pytest.raises(error, match=said):
+            finetuning(**fields)
+        assert not (tmp_path / "run" / "pretraining").exists()
 
 
 def test_minutes_become_steps_once(finetuning):
