@@ -14,7 +14,7 @@ from .generated_files import exclude_generated
 from .image_io import IMAGE_EXTENSIONS, is_array, iter_files, list_images
 
 
-# A PNG comes first where there are several.
+# The first that is there is taken where there are several.
 MASK_EXTENSIONS = (".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".jpg", ".jpeg", ".npy")
 PAIRS = "pairs.csv"
 IMAGE_WORDS = set("image images img imgs im photo photos picture pictures rgb raw input inputs jpegimages".split())
@@ -77,10 +77,8 @@ def pair_files(image_folder: Path, mask_folder: Path, mask_suffix: str | None = 
         if previous != name:
             raise ValueError(f"{image_folder} holds both {previous} and {name}; keep one image per sample id")
     files: dict[str, str] = {}
-    for name in masks:
-        sample = os.path.splitext(name)[0]
-        if sample not in files or name.lower().endswith(".png"):
-            files[sample] = name
+    for name in sorted(masks, key=lambda name: MASK_EXTENSIONS.index(os.path.splitext(name)[1].lower())):
+        files.setdefault(os.path.splitext(name)[0], name)
     matches = match_names(list(images), list(files), mask_suffix, str(mask_folder))
     matched_masks = set(matches.values())
     return Pairs(

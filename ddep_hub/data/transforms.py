@@ -32,10 +32,12 @@ class Augmentation:
     Args:
         turns: Whether up means nothing, so that images may be flipped vertically and turned by right angles.
         photometric: Changes colours: maps uint8 (3, h, w) to the same, and draws from torch's default generator.
+        intensities: Does that to images that are not RGB; default: `INTENSITIES`.
     """
 
     turns: bool
     photometric: v2.Transform | torch.nn.Module
+    intensities: v2.Transform | torch.nn.Module | None = None
 
 
 class RandomGamma(torch.nn.Module):
@@ -247,7 +249,8 @@ class SegmentationTrainTransform:
         if torch.rand(()).item() < self.horizontal_flip:
             pixels, labels = pixels.flip(-1), labels.flip(-1)
         if self.augmentation is not None:
-            pixels = (self.augmentation.photometric if is_rgb(pixels) else INTENSITIES)(pixels)
+            intensities = self.augmentation.intensities or INTENSITIES
+            pixels = (self.augmentation.photometric if is_rgb(pixels) else intensities)(pixels)
         if (crop_height, crop_width) == self.crop_size:
             return self._rotate(pixels, labels)
         region = (slice(offset_top, offset_top + crop_height), slice(offset_left, offset_left + crop_width))

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,6 +107,9 @@ def _find_adjacent_masks(names: Sequence[str]) -> list[str]:
         by_folder[folder].append(file)
     masks = []
     for folder, files in by_folder.items():
-        separated = separate_masks(files)
-        masks += [f"{folder}/{file}" if folder else file for file in (separated[1] if separated else [])]
+        images, found = separate_masks(files) or (files, [])
+        stems = {os.path.splitext(file)[0] for file in found}
+        # Also `a_mask_1.png` beside `a_mask.png`.
+        found += [file for file in images if re.sub(r"[-_. ]?\d+$", "", os.path.splitext(file)[0]) in stems]
+        masks += [f"{folder}/{file}" if folder else file for file in found]
     return masks

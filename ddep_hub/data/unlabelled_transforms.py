@@ -108,7 +108,9 @@ class UnlabelledTransform:
         self.geometry = copy.copy(geometry)
         self.geometry.class_crops = 0.0
         if geometry.augmentation is not None:
-            self.geometry.augmentation = dataclasses.replace(geometry.augmentation, photometric=torch.nn.Identity())
+            self.geometry.augmentation = dataclasses.replace(
+                geometry.augmentation, photometric=torch.nn.Identity(), intensities=torch.nn.Identity()
+            )
         self.strong = strong
 
     def __call__(self, sample: Sample) -> dict[str, torch.Tensor]:

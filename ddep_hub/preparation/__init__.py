@@ -85,6 +85,10 @@ def prepare(
             raise ValueError(f"{name} has no effect on unlabelled images. Leave it out.")
         return _prepare_unlabelled(source, output, tile, overlap)
     dataset = read_source(source, format, Path(classes) if classes else None)
+    ignored = dataset.classes.ignore_index
+    if not 0 <= ignored <= 65535:  # which no PNG can hold
+        ignore_index = 255 if dataset.classes.num_classes <= 255 else 65535
+        dataset.classes = dataclasses.replace(dataset.classes, ignore_index=ignore_index)
     parts: dict[str, tuple[float, float]] = {}
     if tile is not None and len(dataset.examples) == 1:  # one large raster: its lower end is for validation
         (example,) = dataset.examples
@@ -101,6 +105,8 @@ def prepare(
         written_files = []
         for split, examples in splits.items():
             for name, image, mask in _iter_images(examples, tile, overlap, parts.get(split, (0.0, 1.0))):
+                if ignored != dataset.classes.ignore_index:
+                    mask = np.where(mask == ignored, dataset.classes.ignore_index, mask)
                 file = _write_example(folder, split, name, image, mask, as_arrays)
                 statistics[split].update(mask)
                 written_files.append((split, name, file))
@@ -199,8 +205,12 @@ def _assign_splits(
     """The examples by split, under unique names; split up if the source has only one split, or none."""
     names = Counter[tuple[str | None, str]]()
     unique: list[Example] = []
+    has_splits = len({example.split for example in examples}) > 1
+    if has_splits and group_pattern is not None:
+        raise ValueError("group_pattern has no effect, because the source has splits of its own. Leave it out.")
     for example in examples:
         split = None if example.split is None else canonical_split(example.split) or example.split
+        split = split or ("train" if has_splits else None)
         short_name = name = shorten_name(example.name, split)
         while (split, name) in names:
             names[split, short_name] += 1
@@ -210,7 +220,7 @@ def _assign_splits(
     splits: dict[str, list[Example]] = {}
     if len({example.split for example in unique}) > 1:
         for example in unique:
-            splits.setdefault(example.split or "train", []).append(example)
+            splits.setdefault(str(example.split), []).append(example)
         return splits
     by_name = {example.name: example for example in unique}
     groups = {name: example.group or name for name, example in by_name.items()}

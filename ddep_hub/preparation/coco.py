@@ -1,7 +1,6 @@
 """COCO's json of objects: one file, one for each split, or one in the folder of each split as Roboflow exports it."""
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ddep_hub.data.classes import BACKGROUND
-from ddep_hub.data.folders import canonical_split
 from ddep_hub.data.image_io import iter_files
 
 from .source import (
@@ -18,6 +16,7 @@ from .source import (
     Shape,
     Source,
     example_name,
+    file_splits,
     import_pycocotools,
     object_classes,
     pluralize,
@@ -73,9 +72,7 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
     if not entries_by_image:
         listed_images = pluralize(len(finder.missing), "listed image")
         raise ValueError(f"{root}: none of {listed_images} is there, such as {finder.missing[:1]}.")
-    splits: dict[Path, str | None] = {path: _infer_split(path, root) if len(files) > 1 else None for path in files}
-    if not any(split and canonical_split(split) for split in splits.values()):
-        splits = dict.fromkeys(files)  # batch1.json and batch2.json are no splits
+    splits = file_splits(files, root)
     examples = []
     for image, entries in entries_by_image.items():
         file, image_size, all_shapes = _merge_entries(image, entries)
@@ -114,7 +111,7 @@ def _class_ids(files: Mapping[Path, Any], categories: Mapping[Path, Mapping[str,
         for category in sorted(content["categories"], key=lambda entry: entry["id"]):
             name = _category_name(category)
             is_supercategory = name not in used_names and any(
-                other.get("supercategory") == name for other in content["categories"]
+                other.get("supercategory") == name and other is not category for other in content["categories"]
             )
             if not is_supercategory and name.lower() != BACKGROUND:
                 names.setdefault(name, len(names) + 1)
@@ -215,13 +212,6 @@ def _parse_shape(annotation: Mapping[str, Any], class_id: int, size: Sequence[An
     elif isinstance(rle["counts"], str):
         rle["counts"] = rle["counts"].encode()
     return Shape(class_id, rle={**rle, "size": [int(height), int(width)]})
-
-
-def _infer_split(path: Path, root: Path) -> str:
-    """The split of a file, from its folder or its name: `train/_annotations.coco.json`, `instances_val2017.json`."""
-    words = [path.parent.name] if path.parent != root else []
-    words += re.findall("[a-z]+", path.stem.lower())
-    return next((split for word in words if (split := canonical_split(word))), path.stem)
 
 
 def read_json(path: Path) -> Any:

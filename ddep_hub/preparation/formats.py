@@ -7,6 +7,7 @@ from ddep_hub.data.classes import read_class_table
 from ddep_hub.data.folders import find_split_folders, subfolders
 from ddep_hub.data.image_io import format_list
 from ddep_hub.data.layouts import find_layout
+from ddep_hub.data.pairing import PAIRS
 
 from .coco import is_coco, read_coco, read_json, read_json_files
 from .label_studio import is_label_studio, read_label_studio
@@ -63,7 +64,7 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
         raise ValueError(f"{source} is neither a folder nor a .json or .xml annotation file.")
     unread_note = f" Files that cannot be read: {problems[0]}" if problems else ""
     try:
-        result = next(filter(None, (read() for read in readers.values())))
+        format, result = next((format, found) for format, read in readers.items() if (found := read()))
     except MALFORMED_ERRORS as error:
         raise ValueError(incomplete_message(str(source), error)) from error
     except FileNotFoundError as error:
@@ -84,6 +85,8 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
         if not problems:
             raise
         raise ValueError(f"{error}{unread_note}") from error
+    if table is not None and format not in ("objects", "stacks", "masks"):
+        raise ValueError(f"classes has no effect on the format {format}, which names its classes. Leave it out.")
     if problems:
         result.notes.append(
             f"{pluralize(len(problems), 'JSON file')} cannot be read: skipped with all labels. {problems[0]}"
@@ -99,7 +102,7 @@ def incomplete_message(source_name: str, error: BaseException) -> str:
 
 def _has_layout(root: Path) -> bool:
     try:
-        return bool(find_split_folders(root) or find_layout(root))
+        return (root / PAIRS).is_file() or bool(find_split_folders(root) or find_layout(root))
     except FileNotFoundError:
         return False
 

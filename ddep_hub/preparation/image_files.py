@@ -1,6 +1,7 @@
 """Image files with their own depth and channels: reading, cropping, writing and previews."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,14 +55,13 @@ def read_image_file(path: Path, page: int | None = None) -> RawImage:
         return _to_16_bit(image) if image.mode.startswith("I") else image
     index = page
     try:
-        with open_image(path) as opened:
-            indices = page_indices(opened)
-            if page is not None:
-                index = indices[page]
-                opened.seek(index)
-            picture = _read_by_pillow(opened) if page is not None or len(indices) == 1 else None
-            if picture is not None:
-                return picture
+        if page is not None:
+            index, picture = _read_page(path, page)
+        else:
+            with open_image(path) as opened:
+                picture = _read_by_pillow(opened) if num_pages(opened) == 1 else None
+        if picture is not None:
+            return picture
     except BadFileError:
         if not has_tifffile():
             raise
@@ -96,30 +96,22 @@ def _read_by_pillow(opened: Image.Image) -> Image.Image | None:
     return Image.fromarray(~np.asarray(image)) if inverted else image
 
 
-def read_pages(path: Path, num_pages: int) -> Iterator[RawImage]:
-    """Yields each page of a file as [`read_image_file`] reads it.
+def _read_page(path: Path, page: int) -> tuple[int, Image.Image | None]:
+    """Where a page lies among those of the file, and what [`_read_by_pillow`] gives."""
+    _, opened, indices = _open_stack(path, path.stat().st_mtime_ns)
+    try:
+        opened.seek(indices[page])
+        return indices[page], _read_by_pillow(opened)
+    except DECODING_ERRORS as error:
+        raise BadFileError(f"{path} is damaged or cut off ({error}); replace or remove it", path) from error
 
-    A TIFF is opened once: to find a page, all before it must be read.
 
-    Args:
-        path: The file.
-        num_pages: How many it has, see [`count_pages`].
-    """
-    if num_pages == 1:
-        yield read_image_file(path)
-        return
-    with contextlib.ExitStack() as stack:
-        opened, indices = None, list(range(num_pages))
-        with contextlib.suppress(BadFileError):  # tifffile may read it
-            opened = stack.enter_context(open_image(path))
-            indices = page_indices(opened)
-        for page, index in enumerate(indices):
-            picture = None
-            if opened is not None:
-                with contextlib.suppress(*DECODING_ERRORS):  # tifffile may read it, or the error names the file
-                    opened.seek(index)
-                    picture = _read_by_pillow(opened)
-            yield read_image_file(path, page) if picture is None else picture
+@functools.lru_cache(maxsize=2)  # a stack and its masks
+def _open_stack(path: Path, changed: int) -> tuple[contextlib.ExitStack, Image.Image, list[int]]:
+    """Opens a TIFF once for all its pages: to find one, those before it are read. What the cache drops is closed."""
+    stack = contextlib.ExitStack()
+    opened = stack.enter_context(open_image(path))
+    return stack, opened, page_indices(opened)
 
 
 def count_pages(path: Path) -> int:
@@ -156,8 +148,10 @@ def image_size(image: RawImage, expected: tuple[int, ...] | None) -> tuple[int, 
     channels_last_size, channels_first_size = image.shape[:2], image.shape[-2:]
     if expected in (channels_last_size, channels_first_size):
         height, width = expected
-    else:
-        height, width = channels_first_size if image.shape[0] < image.shape[-1] else channels_last_size
+    else:  # the axis that differs from two equal ones, or the shorter end
+        first, middle, last = image.shape[0], image.shape[1], image.shape[-1]
+        is_first = image.ndim == 3 and (middle == last if middle in (first, last) else first < last)
+        height, width = channels_first_size if is_first else channels_last_size
     return int(height), int(width)
 
 

@@ -14,6 +14,7 @@ from .source import (
     Source,
     ellipse,
     encode_bitmap,
+    file_splits,
     import_pycocotools,
     pluralize,
     rectangle,
@@ -42,6 +43,7 @@ def read_label_studio(root: Path, files: Mapping[Path, Any]) -> Source:
     import_pycocotools()
     collector = ObjectAnnotations(root)
     num_unannotated, num_multiple, num_empty = 0, 0, 0
+    splits = file_splits(files, root)
     for path, tasks in files.items():
         for number, task in enumerate(tasks):
             annotations = task.get("annotations", task.get("completions", []))
@@ -59,7 +61,7 @@ def read_label_studio(root: Path, files: Mapping[Path, Any]) -> Source:
             shapes = [shape for region in regions if (shape := _parse_shape(region, collector)) is not None]
             sizes = {(item["original_width"], item["original_height"]) for region in regions for item in region}
             size = next(iter(sizes)) if len(sizes) == 1 else None
-            collector.add(image, shapes, size, f"task {task.get('id', number)} of {path}")
+            collector.add(image, shapes, size, f"task {task.get('id', number)} of {path}", splits[path])
     if num_unannotated:
         collector.notes.append(
             f"{pluralize(num_unannotated, 'task')} without an annotation, or with only cancelled ones: skipped"

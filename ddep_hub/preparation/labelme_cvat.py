@@ -23,6 +23,7 @@ from .source import (
     Source,
     ellipse,
     example_name,
+    folder_split,
     import_pycocotools,
     pluralize,
     rectangle,
@@ -45,7 +46,7 @@ def read_labelme(root: Path, files: Mapping[Path, Any]) -> Source:
     collector = ObjectAnnotations(root, may_be_empty=True)
     renamed = []
     for path, content in files.items():
-        name = str(content["imagePath"])
+        name, split = str(content["imagePath"]), folder_split(path, root)
         shapes = [
             shape for entry in content["shapes"] if (shape := _parse_labelme_shape(entry, collector)) is not None
         ]
@@ -61,12 +62,13 @@ def read_labelme(root: Path, files: Mapping[Path, Any]) -> Source:
                 renamed.append(f"{path.name}: {name}")
         data = content.get("imageData")
         if image is not None:
-            collector.add(image, shapes, (int(size[0]), int(size[1])) if all(size) else None, str(path))
+            collector.add(image, shapes, (int(size[0]), int(size[1])) if all(size) else None, str(path), split)
         elif data:
             collector.finder.missing.pop()
             mask = partial(_embedded_mask, data, shapes)
             collector.num_shapes += len(shapes)
-            collector.examples.append(Example(example_name(path, root), partial(_decode_embedded, data), mask))
+            picture = partial(_decode_embedded, data)
+            collector.examples.append(Example(example_name(path, root), picture, mask, split))
     if renamed:
         name = "names" if len(renamed) == 1 else "name"
         collector.notes.append(

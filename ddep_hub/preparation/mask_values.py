@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ddep_hub.data.classes import Color
+from ddep_hub.data.classes import ClassTable, Color
 from ddep_hub.data.image_io import BadFileError, is_array, open_image
 from ddep_hub.data.masks import (
     check_lossless,
@@ -33,11 +33,14 @@ class MaskReader:
     """Reads the masks of a source in one way, which all of them together decide.
 
     Args:
-        as_colors: Whether palettes, and colours that are all grey, are read as colours.
+        table: The classes, if they are known. With colours, colours that are all grey are read as colours, and
+            palettes as [`decode_mask`] reads them.
     """
 
-    def __init__(self, *, as_colors: bool) -> None:
-        self.as_colors = as_colors
+    def __init__(self, table: ClassTable | None) -> None:
+        self.table = table
+        self.as_colors = table is not None and table.mask_colors is not None
+        self.palettes_as_colors = False
         self.in_alpha = False
         self.number_objects = False  # see [`number_objects`]
 
@@ -47,7 +50,8 @@ class MaskReader:
         Raises:
             ValueError: Some masks are in colour, others are not.
         """
-        self.as_colors = self.as_colors or _palettes_differ([path for path, page in masks if page is None])
+        self.palettes_as_colors = _palettes_differ([path for path, page in masks if page is None])
+        self.as_colors = self.as_colors or self.palettes_as_colors
         values = self._collect_values(masks)
         if values <= _BLACK_VALUES:
             # Nothing is drawn, unless in the alpha channel.
@@ -55,8 +59,8 @@ class MaskReader:
             alpha_values = self._collect_values(masks)
             self.in_alpha = alpha_values == {0, IGNORED}
             values = alpha_values if self.in_alpha else values
-        if len({isinstance(value, tuple) for value in values}) > 1 and not self.as_colors:
-            self.as_colors = True  # some are black, or grey, as far as they show
+        if len({isinstance(value, tuple) for value in values}) > 1:
+            self.as_colors = self.palettes_as_colors = True  # some are black, or grey, as far as they show
             values = self._collect_values(masks)
         if len({isinstance(value, tuple) for value in values}) > 1:
             raise ValueError("Some masks are in colour, others are not. Convert them to one kind.")
@@ -64,12 +68,20 @@ class MaskReader:
 
     def read_ids(self, path: Path, page: int | None, mapping: Mapping[Any, int]) -> np.ndarray:
         """Class ids (H, W) of a mask, from those of its values or colours."""
-        values = raw_values(path, page, as_colors=self.as_colors, in_alpha=self.in_alpha)
+        values = raw_values(path, page, **self._options())
         ids = replace_values(values, {value: mapping[value] for value in count_values(values)})
-        return ids.astype(np.uint8) if ids.max(initial=0) < 256 else ids
+        return ids.astype(np.uint8) if 0 <= ids.min(initial=0) and ids.max(initial=0) < 256 else ids
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "as_colors": self.as_colors,
+            "palettes_as_colors": self.palettes_as_colors,
+            "in_alpha": self.in_alpha,
+            "table": self.table,
+        }
 
     def _collect_values(self, masks: Sequence[tuple[Path, int | None]]) -> set[Any]:
-        options = {"as_colors": self.as_colors, "in_alpha": self.in_alpha}
+        options = self._options()
         values, num_objects = set[Any](), list[int | None]()
         for path, page in masks:
             pixels = raw_values(path, page, **options)
@@ -104,21 +116,32 @@ def _palettes_differ(paths: Sequence[Path]) -> bool:
 
 def object_pixels(path: Path, page: int | None) -> np.ndarray:
     """Where a mask of one object is not black, or its alpha channel shows it: bool (H, W)."""
-    values = raw_values(path, page, as_colors=True)
+    options: dict[str, Any] = {"as_colors": True, "palettes_as_colors": True}
+    values = raw_values(path, page, **options)
     if not values.any():
-        alpha = raw_values(path, page, as_colors=True, in_alpha=True)
+        alpha = raw_values(path, page, in_alpha=True, **options)
         values = values if alpha.all() else alpha
     return np.asarray(values.any(axis=-1) if values.ndim == 3 else values != 0)
 
 
-def raw_values(path: Path, page: int | None, *, as_colors: bool, in_alpha: bool = False) -> np.ndarray:
+def raw_values(
+    path: Path,
+    page: int | None,
+    *,
+    as_colors: bool,
+    palettes_as_colors: bool = False,
+    in_alpha: bool = False,
+    table: ClassTable | None = None,
+) -> np.ndarray:
     """The values (H, W) or colours (H, W, 3) of a mask.
 
     Args:
         path: The file.
         page: Page of a TIFF.
-        as_colors: Read a palette, and colours that are all grey, as colours.
+        as_colors: Read colours that are all grey as colours.
+        palettes_as_colors: Read a palette as colours.
         in_alpha: Read the alpha channel, as 0 and 255; 0 where there is none.
+        table: The classes, which say what white is, and which colours a palette means, see [`decode_mask`].
 
     Raises:
         BadFileError: The values cannot be told; names the file.
@@ -138,7 +161,7 @@ def raw_values(path: Path, page: int | None, *, as_colors: bool, in_alpha: bool 
             return np.where(2 * alpha > alpha.max(), IGNORED, 0)
         pixels = mask_colors(picture.convert("RGBA"), path)
         pixels = pixels[..., 0] if picture.mode == "LA" else pixels
-    elif isinstance(picture, Image.Image) and (picture.mode == "RGB" or (picture.mode == "P" and as_colors)):
+    elif isinstance(picture, Image.Image) and (picture.mode == "RGB" or (picture.mode == "P" and palettes_as_colors)):
         pixels = np.asarray(picture.convert("RGB"))
     elif page is not None:
         pixels = np.asarray(picture)
@@ -146,7 +169,8 @@ def raw_values(path: Path, page: int | None, *, as_colors: bool, in_alpha: bool 
             raise BadFileError(f"{path}, page {page}, is not a mask: save one whole number per pixel", path)
     else:
         # As everywhere: bilevel, 2 and 4 bits, palettes.
-        pixels = get_mask_values(mask, path)
+        known = () if table is None else (table.mask_mapping, table.mask_colors, table.ignore_index)
+        pixels = get_mask_values(mask, path, *known)
     if in_alpha:
         return np.zeros(pixels.shape[:2], np.int64)
     if pixels.ndim == 3:

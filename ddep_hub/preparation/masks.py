@@ -28,7 +28,7 @@ from .source import Example, Source, example_name, object_classes, pluralize
 
 def read_folder(root: Path, table: ClassTable | None) -> Source:
     """A folder that `--data` reads, with its `classes.json`, or with the values or colours found in its masks."""
-    split_folders = find_split_folders(root)
+    split_folders = {} if (root / PAIRS).is_file() else find_split_folders(root)
     layout = "folder" if split_folders else find_layout(root)
     classes_path = root / "classes.json"
     if table is None and (layout != "folder" or classes_path.is_file()):
@@ -103,14 +103,15 @@ def _make_source(
         num_channel_stacks += num_image_pages > num_mask_pages
         page_indices: list[int | None] = [None] if num_mask_pages == 1 else list(range(num_mask_pages))
         for page in page_indices:
-            page_name, stack = (name, None) if page is None else (f"{name}-{page:04d}", str(image))
+            # Not the path: the choice of pages for validation would depend on where the folder lies.
+            page_name, stack = (name, None) if page is None else (f"{name}-{page:04d}", f"{split}/{name}")
             pages.append((split, page_name, image, mask, page, groups.get(name, stack)))
     if num_channel_stacks:
         notes.append(
             f"{pluralize(num_channel_stacks, 'image')} with several pages and a mask of one: the pages are read as "
             "channels"
         )
-    reader = MaskReader(as_colors=table is not None and table.mask_colors is not None)
+    reader = MaskReader(table)
     mask_values = reader.collect_values([(mask, page) for *_, mask, page, _ in pages])
     is_color = any(isinstance(value, tuple) for value in mask_values)
     if table is None and reader.number_objects:
@@ -217,7 +218,7 @@ def pair_stacks(root: Path) -> list[tuple[Path, Path]]:
     images: dict[tuple[str, ...], Path] = {}
     masks: dict[tuple[str, ...], Path] = {}
     for path in stacks:
-        words = re.findall("[a-z]+|[0-9]+", path.stem.lower())
+        words = _words(path)
         core = tuple(word for word in words if word not in MASK_WORDS | IMAGE_WORDS | {"volume", "stack"})
         (masks if set(words) & MASK_WORDS else images)[core] = path
     return [(path, masks[core]) for core, path in images.items() if core in masks]
@@ -228,7 +229,15 @@ def read_stacks(root: Path, table: ClassTable | None) -> Source | None:
     pairs = pair_stacks(root)
     if not any(count_pages(image) > 1 for image, _ in pairs):
         return None
-    return _make_source("masks", [(None, image.stem, image, mask) for image, mask in pairs], table, [])
+    splits = [next((split for word in _words(image) if (split := canonical_split(word))), None) for image, _ in pairs]
+    if None in splits or len(set(splits)) == 1:
+        splits = [None] * len(pairs)
+    files = [(split, image.stem, image, mask) for split, (image, mask) in zip(splits, pairs, strict=True)]
+    return _make_source("masks", files, table, [])
+
+
+def _words(path: Path) -> list[str]:
+    return re.findall("[a-z]+|[0-9]+", path.stem.lower())
 
 
 # --- One mask for each object
@@ -283,7 +292,9 @@ def read_object_folders(root: Path, table: ClassTable | None) -> Source | None:
     classes = table or object_classes(["object"])
     if classes.num_classes != 2:
         raise ValueError(f"Object masks have two classes, background and object, not {classes.num_classes}.")
-    return Source("one mask for each object", classes, examples, notes)
+    # Without its mask_values: what is written holds ids.
+    written = ClassTable(classes.names, classes.colors, classes.ignore_index, single=classes.single)
+    return Source("one mask for each object", written, examples, notes)
 
 
 def _list_mask_images(folder: Path) -> list[Path]:

@@ -179,6 +179,26 @@ def shorten_name(name: str, split: str | None = None) -> str:
     return "/".join(parts)
 
 
+def file_splits(files: Iterable[Path], root: Path) -> dict[Path, str | None]:
+    """The split of each annotation file, from its folder or its name; `None` for all if these name no split.
+
+    Such names are `train/_annotations.coco.json` or `instances_val2017.json`.
+    """
+    splits: dict[Path, str | None] = {}
+    for path in files:
+        words = [path.parent.name] if path.parent != root else []
+        words += re.findall("[a-z]+", path.stem.lower())
+        splits[path] = next((split for word in words if (split := canonical_split(word))), path.stem)
+    names_split = any(split and canonical_split(split) for split in splits.values())
+    return splits if len(splits) > 1 and names_split else dict.fromkeys(splits)  # batch1.json and batch2.json are none
+
+
+def folder_split(path: Path, root: Path) -> str | None:
+    """The split that a folder between `root` and a file names, as in `train/a.json`."""
+    folders = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
+    return next((split for name in folders if (split := canonical_split(name))), None)
+
+
 @dataclass(frozen=True)
 class Shape:
     """A drawn object.

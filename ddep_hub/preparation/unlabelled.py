@@ -8,7 +8,7 @@ from pathlib import Path
 from ddep_hub.data.image_io import IMAGE_EXTENSIONS, format_list, is_array
 from ddep_hub.data.unlabelled import unlabelled_images
 
-from .image_files import count_pages, crop, image_size, iter_tiles, read_pages, write_image_file
+from .image_files import count_pages, crop, image_size, iter_tiles, read_image_file, write_image_file
 from .masks import pair_stacks
 from .source import example_name, shorten_name
 
@@ -55,7 +55,8 @@ def write_unlabelled(source: Path, folder: Path, tile: int | None, overlap: int)
             target = free_target(name)
             shutil.copyfile(file, target.with_name(target.name + file.suffix))
             continue
-        for page, picture in enumerate(read_pages(file, pages)):
+        for page in range(pages):
+            picture = read_image_file(file, page if pages > 1 else None)
             page_name, size = f"{name}-{page:04d}" if pages > 1 else name, image_size(picture, None)
             if tile is None:
                 write_image_file(free_target(page_name), picture, size, as_array=is_array(file))

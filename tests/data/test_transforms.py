@@ -414,3 +414,13 @@ def test_a_file_that_the_system_names_in_no_error_is_called_by_the_error():
     assert bad_file_path(OSError("no more memory")) == "no more memory"
     assert bad_file_path(BadFileError("a.png is empty")) == "a.png is empty"
     assert bad_file_path(FileNotFoundError(2, "missing", "a.png")) == "a.png"
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("augmentation", ["photo", "microscopy"])
+def test_the_teacher_sees_unlabelled_images_as_they_are(channels, augmentation):
+    geometry = SegmentationTrainTransform(crop_size=32, scale=(1.0, 1.0), augmentation=augmentation)
+    pixels = np.random.default_rng(0).integers(0, 255, (channels, 32, 32)).astype(np.float32)
+    image = ChannelImage(pixels if channels != 3 else pixels.astype(np.uint8))
+    found = UnlabelledTransform(geometry, num_channels=channels)({"image": image})["pixel_values"]
+    assert sorted(found.ravel().tolist()) == sorted(pixels.ravel().tolist())  # flips and turns alone

@@ -9,6 +9,7 @@ from PIL import Image
 
 import ddep_hub
 from ddep_hub.data.image_io import decode_channels, decode_image
+from ddep_hub.preparation import image_files
 
 
 tifffile = pytest.importorskip("tifffile", reason="extra `tiff` is not installed")
@@ -118,3 +119,17 @@ def test_overviews_in_stacks_are_no_examples(tmp_path, dtype):
         file = next((tmp_path / "output" / "images").rglob(f"{name}.*"))
         assert np.array_equal(mask, BLOCKS + number)
         assert decode_channels(file, 1).pixels.max() == (number + 1) * (255 if dtype == np.float64 else 1)
+
+
+def test_a_stack_is_opened_once_for_all_its_pages(tmp_path, monkeypatch):
+    pages = np.arange(20, dtype=np.uint8)[:, None, None] + np.zeros((20, 8, 9), np.uint8)
+    masks = np.tile(np.array([0, 1], np.uint8).repeat([4, 5]), (20, 8, 1))
+    tifffile.imwrite(tmp_path / "volume.tif", pages, photometric="minisblack")
+    tifffile.imwrite(tmp_path / "labels.tif", masks, photometric="minisblack")
+    opened, original = [], image_files.page_indices
+    monkeypatch.setattr(image_files, "page_indices", lambda image: opened.append(1) or original(image))
+    ddep_hub.prepare(tmp_path, tmp_path.with_name("output"))
+    assert len(opened) < 6
+    for split in ("train", "val"):
+        for path in (tmp_path.with_name("output") / "images" / split).iterdir():
+            assert (np.asarray(Image.open(path)) == int(path.stem[-4:])).all()
