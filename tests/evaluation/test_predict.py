@@ -128,13 +128,13 @@ def test_windows_take_images_beyond_the_limit_of_pillow(folder, tmp_path, monkey
 def test_few_large_rasters_are_held_at_a_time(folder, tmp_path, monkeypatch):
     for name in range(12):
         Image.new("RGB", (40, 30)).save(tmp_path / f"{name:02d}.png")
-    held, most = weakref.WeakSet(), []
+    held, most = [], []
     read = prediction.read_image
 
     def read_image(source, channels):
         image = read(source, channels)
-        held.add(image)
-        most.append(len(held))
+        held.append(weakref.ref(image))
+        most.append(sum(reference() is not None for reference in held))
         return image
 
     monkeypatch.setattr(prediction, "read_image", read_image)

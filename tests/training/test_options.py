@@ -112,13 +112,14 @@ def test_bad_images_stop_a_pretraining_or_are_listed(pretraining, scenes, tmp_pa
 
 
 def test_a_decoder_alone_does_not_lose_its_encoder(pretraining):
+    sizes = {"decoder_hidden_sizes": None, "decoder_bottleneck_size": 512}  # the defaults: those of the model
     whole = pretraining("whole", max_steps=1, encoder_weights="none")
-    for start in ({"encoder_weights": "none"}, {"pretrained": str(whole / "final")}):
+    for start in ({"encoder_weights": "none"}, {"pretrained": str(whole / "final"), **sizes}):
         with pytest.raises(ValueError, match="decoder_only: the encoder would be lost"):
             pretraining(max_steps=1, decoder_only=True, **start)
     pretraining("stock", max_steps=1)
     stock = whole.with_name("stock") / "final"
-    pretraining("alone", max_steps=1, decoder_only=True, pretrained=str(stock))
+    pretraining("alone", max_steps=1, decoder_only=True, pretrained=str(stock), **sizes)
 
 
 def test_bad_labelled_files_are_listed(finetuning, scenes, tmp_path):
