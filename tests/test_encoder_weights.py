@@ -5,10 +5,17 @@ import sys
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ddep_hub import DDePConfig
-from ddep_hub.encoder_weights import encoder_file, encoder_source, lite0_weights_file, load_encoder, timm_name
+from ddep_hub.encoder_weights import (
+    encoder_file,
+    encoder_source,
+    lite0_weights_file,
+    load_encoder,
+    read_encoder,
+    timm_name,
+)
 from ddep_hub.utils.files import resolve_data
 
 
@@ -84,3 +91,45 @@ def test_folders_are_looked_up_below_the_data_root(tmp_path, monkeypatch):
     assert str(resolve_data("nowhere")) == "nowhere"
     monkeypatch.delenv("DDEP_DATA")
     assert str(resolve_data("camvid")) == "camvid"
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A configuration of a small encoder, and timm's weights of it."""
+    torch.manual_seed(0)
+    return DDePConfig(encoder_name="test_efficientnet"), timm.create_model("test_efficientnet").state_dict()
+
+
+def equals(encoder, weights):
+    return all(torch.equal(tensor, weights[name]) for name, tensor in encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("prefix", ["model.", "encoder.backbone.", "module."])
+def test_the_encoder_of_a_larger_model_is_taken_by_its_prefix(small, tmp_path, prefix):
+    config, weights = small
+    whole = {f"{prefix}{name}": tensor for name, tensor in weights.items()}
+    if prefix != "module.":  # which wraps all
+        whole["head.weight"] = torch.zeros(3, 3)
+    torch.save(whole, tmp_path / "whole.pth")
+    assert equals(read_encoder(config, tmp_path / "whole.pth"), weights)
+
+
+def test_of_averaged_and_plain_weights_the_averaged_are_taken_as_in_timm(small, tmp_path):
+    config, weights = small
+    plain = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+    torch.save({"state_dict": plain, "state_dict_ema": weights}, tmp_path / "run.pth")
+    assert equals(read_encoder(config, tmp_path / "run.pth"), weights)
+
+
+def test_weights_that_cannot_be_right_are_named_in_a_line(small, tmp_path):
+    config, weights = small
+    name = next(name for name in weights if weights[name].ndim == 4)
+    bad = weights[name].clone()
+    bad.view(-1)[3] = torch.nan
+    torch.save({**weights, name: bad}, tmp_path / "nan.pth")
+    with pytest.raises(OSError, match=rf"{name} in .*nan\.pth holds NaN"):
+        read_encoder(config, tmp_path / "nan.pth")
+    save_file({f"x{name}": tensor for name, tensor in weights.items()}, tmp_path / "other.safetensors")
+    with pytest.raises(RuntimeError, match=r"other\.safetensors does not hold the weights of `test_eff") as caught:
+        read_encoder(config, tmp_path / "other.safetensors")
+    assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)

@@ -71,6 +71,11 @@ def stream_shards(shards: Sequence[str]) -> Any:
         return datasets.load_dataset("webdataset", data_files=list(shards), split="train", streaming=True)
     except tarfile.TarError as error:  # it reads the first samples
         raise ValueError(f"one of the shards {format_list(shards)} is damaged ({error}); replace it") from error
+    except ValueError as error:  # no files, or of several kinds
+        raise ValueError(
+            f"the shards {format_list(shards)} are not WebDataset shards ({' '.join(str(error).split())}); give all "
+            "samples the same endings, such as 0001.jpg and 0001.json"
+        ) from error
 
 
 def is_saved(name: str) -> bool:
@@ -142,10 +147,14 @@ def select_undecoded(data: Any, columns: Sequence[str], name: str, extra_columns
     import datasets
 
     images = [column for column, feature in (data.features or {}).items() if isinstance(feature, datasets.Image)]
+    undecoded: Any = datasets.Image(decode=False)
+    if isinstance(data, datasets.IterableDataset):
+        # As an image, a stream drops the bytes of a sample if the current folder has a file of its name.
+        undecoded = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
     for column in columns:
         if column not in images:
             raise ValueError(f"{name} has no image column {column!r}; its image columns are {images}")
-        data = data.cast_column(column, datasets.Image(decode=False))
+        data = data.cast_column(column, undecoded)
     return data.select_columns([*columns, *extra_columns])
 
 

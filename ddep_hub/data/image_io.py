@@ -28,13 +28,14 @@ logger = logging.getLogger(__name__)
 IMAGE_EXTENSIONS = tuple(
     ".jpg .jpeg .jfif .jpe .mpo .png .webp .bmp .dib .gif .tif .tiff .jp2 .ppm .pgm .pnm .avif .npy".split()
 )
+_SYSTEM_FOLDERS = {"@eaDir", "__MACOSX"}  # thumbnails of Synology, what macOS adds to archives
 
 
 def iter_files(root: Path, extensions: tuple[str, ...] = ("",), *, recursive: bool = True) -> Iterator[str]:
     """Paths of files relative to `root`, with forward slashes; none if there is no such folder.
 
-    Hidden files and folders are skipped, and with a warning folders that cannot be read. Links to folders are
-    followed, each folder once.
+    Hidden files and folders and those of systems are skipped, and with a warning folders that cannot be read. Links
+    to folders are followed, each folder once.
 
     Args:
         root: The folder.
@@ -53,7 +54,9 @@ def iter_files(root: Path, extensions: tuple[str, ...] = ("",), *, recursive: bo
             subfolders.clear()
             continue
         seen.add(real_path)
-        subfolders[:] = sorted(name for name in subfolders if recursive and not name.startswith("."))
+        subfolders[:] = sorted(
+            name for name in subfolders if recursive and not name.startswith(".") and name not in _SYSTEM_FOLDERS
+        )
         parent = Path(folder).relative_to(root)
         for name in files:
             if name.lower().endswith(extensions) and not name.startswith("."):

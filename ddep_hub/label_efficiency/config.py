@@ -18,7 +18,7 @@ from ddep_hub.utils.arguments import (
     did_you_mean,
     list_field_names,
     load_yaml,
-    parse_arguments,
+    parse_command,
     to_flags,
 )
 from ddep_hub.utils.values import convert_fields
@@ -138,6 +138,11 @@ class Method:
     baseline: bool
 
     @property
+    def folder_name(self) -> str:
+        """What the folders of its runs begin with."""
+        return self.name.replace("/", "_").replace(" ", "-")
+
+    @property
     def uses_unlabelled(self) -> bool:
         """Whether fine-tuning has a loss on the study's unlabelled images."""
         losses = self.finetuning.get("denoising_weight") or self.finetuning.get("consistency_weight")
@@ -198,7 +203,7 @@ class Study:
         if method.uses_unlabelled:
             values = {"unlabelled": self.images, "pretraining_steps": 0, **values}
         args: FinetuneArguments = _parse(FinetuneArguments, values, f"method `{method.name}`, finetuning")
-        args.output_dir = str(folder / f"{method.name}-{fraction}-{seed}".replace("/", "_").replace(" ", "-"))
+        args.output_dir = str(folder / f"{method.folder_name}-{fraction.replace('/', '_')}-{seed}")
         args.resume_from_checkpoint = "latest"
         return args
 
@@ -283,6 +288,8 @@ def read_study(path: str | Path) -> Study:
         else:
             parts = None, {**model, **finetuning}
         methods.append(Method(str(name), *parts, baseline=name in baselines))
+    if len({method.folder_name for method in methods}) < len(methods):
+        raise ValueError(f"{path}: two methods have names that differ in `/`, `_`, `-` and spaces alone. Rename one.")
     if missing := set(baselines) - {method.name for method in methods}:
         raise ValueError(f"{path}: baselines names {sorted(missing)}, which are not methods.")
     seeds = {}
@@ -304,9 +311,9 @@ def _parse(cls: type[Any], values: Mapping[str, Any], context: str) -> Any:
             raise ValueError(f"{context}: unknown argument {did_you_mean(name, names)}")
     check_shapes(cls, values, context)
     try:
-        return parse_arguments(cls, to_flags(dict(values)))
+        return parse_command(cls, to_flags(dict(values)), command=context)[0]
     except SystemExit as error:
-        raise ValueError(f"{context}: these arguments cannot be combined; the message above says why.") from error
+        raise ValueError(f"{context}: an argument is wrong; the message above says which.") from error
 
 
 def _digest(args: PretrainArguments | FinetuneArguments, **extra: Any) -> str:

@@ -64,6 +64,11 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
     import_figure()  # an error now, not after all runs
     output = Path(args.output_dir)
     steps = None
+    if args.report_only and not (output / "results.csv").is_file():
+        raise FileNotFoundError(
+            f"report_only: {output} holds no results.csv. Check output_dir, or run the study first, without "
+            "report_only."
+        )
     if args.report_only and args.data is None and args.study is None and (output / ARGUMENTS).is_file():
         saved = build_arguments(StudyArguments, read_yaml(output / ARGUMENTS, StudyArguments))
         methods = args.methods or saved.methods

@@ -288,3 +288,30 @@ def test_shards_behind_urls(tmp_path, write_shards):
 class QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, *args):
         pass
+
+
+def test_shards_are_read_also_where_the_current_folder_has_files_of_their_names(
+    tmp_path, write_shards, jpeg, monkeypatch
+):
+    import datasets
+
+    tars = write_shards(tmp_path / "tars", [3])
+    rows = [{"bytes": jpeg(number), "path": f"{number:04d}.jpg"} for number in range(3)]
+    data = datasets.Dataset.from_dict({"image": rows}).cast_column("image", datasets.Image())
+    (tmp_path / "parquet").mkdir()
+    data.to_parquet(str(tmp_path / "parquet" / "train.parquet"))
+    monkeypatch.chdir(tmp_path)
+    for number in range(3):
+        (tmp_path / f"{number:04d}.jpg").write_text("another file")
+    for name in (tars, str(tmp_path / "parquet")):
+        (source,) = open_images([name], streaming=True)
+        assert [sample["image"]["bytes"] for sample in source.samples(0)] == [jpeg(number) for number in range(3)]
+
+
+def test_what_are_no_shards_is_said(tmp_path):
+    for name in ("empty", "mixed"):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            for file in ("1.jpg", "2.png") if name == "mixed" else ():
+                tar.addfile(tarfile.TarInfo(file), io.BytesIO(b""))
+        with pytest.raises(ValueError, match=rf"the shards .*{name}\.tar are not WebDataset shards"):
+            open_images([str(tmp_path / f"{name}.tar")], streaming=True)

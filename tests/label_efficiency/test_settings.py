@@ -8,7 +8,7 @@ import yaml
 
 from ddep_hub.label_efficiency import runner
 from ddep_hub.label_efficiency.config import Method, Study, StudyArguments, read_study
-from ddep_hub.label_efficiency.report import read_rows
+from ddep_hub.label_efficiency.report import Row, read_rows
 from ddep_hub.label_efficiency.runner import build_study, compare
 from ddep_hub.training.arguments import FinetuneArguments
 
@@ -175,19 +175,35 @@ def test_a_wrong_file_is_named(write, changes, message):
         read_study(write(**changes))
 
 
-def test_lists_and_encodings_that_cannot_be_read_are_named(write, tmp_path):
+def test_lists_and_encodings_that_cannot_be_read_are_named(write, tmp_path, capsys):
     study = read_study(write(finetuning={"max_steps": [1, 2]}))
     with pytest.raises(ValueError, match=r"method `encoder`, finetuning: `max_steps` takes one value, not \[1, 2\]"):
         study.finetune_arguments(method(study, "encoder"), "1", 0, tmp_path, None)
+    study = read_study(write(finetuning={"max_steps": "abc"}))
+    with pytest.raises(ValueError, match="an argument is wrong; the message above says which"):
+        study.finetune_arguments(method(study, "encoder"), "1", 0, tmp_path, None)
+    assert "method `encoder`, finetuning: argument --max_steps: invalid int value: 'abc'" in capsys.readouterr().err
     (tmp_path / "study.yaml").write_bytes("data: café".encode("latin-1"))
     with pytest.raises(ValueError, match=r"study\.yaml is not a text file in UTF-8"):
         read_study(tmp_path / "study.yaml")
 
 
 def test_a_report_of_no_rows_is_an_error(write, tmp_path):
-    with pytest.raises(ValueError, match=r"report_only: .*results\.csv has no rows of ddep, dep, encoder, long"):
-        compare(StudyArguments(study=str(write()), output_dir=str(tmp_path / "none"), report_only=True))
+    args = StudyArguments(study=str(write()), output_dir=str(tmp_path / "none"), report_only=True)
+    for each in (args, StudyArguments(output_dir=str(tmp_path / "none"), report_only=True)):
+        with pytest.raises(FileNotFoundError, match=r"report_only: .*none holds no results\.csv"):
+            compare(each)
     assert not (tmp_path / "none").exists()
+    (tmp_path / "none").mkdir()
+    header = ",".join(field.name for field in dataclasses.fields(Row))
+    (tmp_path / "none" / "results.csv").write_text(f"{header}\n")
+    with pytest.raises(ValueError, match=r"report_only: .*results\.csv has no rows of ddep, dep, encoder, long"):
+        compare(args)
+
+
+def test_methods_that_would_share_folders_are_refused(write):
+    with pytest.raises(ValueError, match=r"study\.yaml: two methods have names that differ in .* Rename one"):
+        read_study(write(methods={"a/b": {}, "a_b": {}, **CONTENT["methods"]}))
 
 
 def test_a_wrong_argument_is_named(write, tmp_path):

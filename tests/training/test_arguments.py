@@ -226,7 +226,7 @@ def test_the_functions_take_keywords_beside_arguments(function, monkeypatch):
 
 def test_compare_takes_keywords_beside_arguments(tmp_path):
     with pytest.raises(ValueError, match="methods: unknown `nothing`"):
-        compare(StudyArguments(output_dir=str(tmp_path)), methods=["nothing"], report_only=True)
+        compare(StudyArguments(output_dir=str(tmp_path)), methods=["nothing"])
 
 
 def test_compare_without_data_needs_the_repository(tmp_path, monkeypatch):
