@@ -337,10 +337,11 @@ def _read_state_dict(path: Path) -> StateDict:
 def _strip_prefix(weights: StateDict, names: Collection[str]) -> StateDict:
     """The weights of these names alone if the file has all of them after some prefix, such as `backbone.`."""
     first = next(iter(names))
-    for name in weights:
-        prefix = name.removesuffix(first)
-        if name.endswith(f".{first}") and all(f"{prefix}{other}" in weights for other in names):
-            return {other: weights[f"{prefix}{other}"] for other in names}
+    if first in weights:
+        return weights
+    for prefix in (name.removesuffix(first) for name in weights if name.endswith(f".{first}")):
+        if all(f"{prefix}{name}" in weights for name in names):
+            return {name: weights[f"{prefix}{name}"] for name in names}
     return weights
 
 

@@ -27,11 +27,12 @@ def example_images(channels: int, device: torch.device | str) -> torch.Tensor:
 @contextlib.contextmanager
 def _without_tf32() -> Iterator[None]:
     """Convolutions in full float32 on GPUs: TF32 rounds folded weights to others."""
-    allow_tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    convolutions = torch.backends.cudnn.conv
+    precision, convolutions.fp32_precision = convolutions.fp32_precision, "ieee"
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = allow_tf32
+        convolutions.fp32_precision = precision
 
 
 @torch.no_grad()

@@ -95,15 +95,19 @@ def test_a_frozen_encoder_runs_folded_and_is_saved_as_it_was(tmp_path):
     assert DDePForPreTraining.from_pretrained(tmp_path)(images, noise=noise).prediction.shape == plain.shape
 
 
-def test_folded_networks_are_compared_in_full_float32(monkeypatch):
+def test_folded_networks_are_compared_in_full_float32():
     """TF32, which convolutions on a GPU use by default, rounds folded weights to others."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    convolutions = torch.backends.cudnn.conv
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
-    images, seen = torch.randn(1, 3, 8, 8), []
+    images, seen, previous = torch.randn(1, 3, 8, 8), [], convolutions.fp32_precision
 
     def run(module):
-        seen.append(torch.backends.cudnn.allow_tf32)
+        seen.append(convolutions.fp32_precision)
         return [module(images)]
 
-    assert fold_batch_norms(network, run) is not network
-    assert seen == [False, False] and torch.backends.cudnn.allow_tf32
+    try:
+        convolutions.fp32_precision = "tf32"
+        assert fold_batch_norms(network, run) is not network
+        assert seen == ["ieee", "ieee"] and convolutions.fp32_precision == "tf32"
+    finally:
+        convolutions.fp32_precision = previous

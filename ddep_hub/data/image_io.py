@@ -229,7 +229,7 @@ def decode_channels(file: str | Path | Undecoded, channels: int) -> ChannelImage
     content = None if isinstance(file, str | Path) else file["bytes"]
     with Path(name).open("rb") if content is None else io.BytesIO(content) as stream:
         try:
-            with _disallow_truncated_images():
+            with disallow_truncated_images():
                 return ChannelImage(read_channels(stream, channels, name))
         except (Image.DecompressionBombError, MemoryError) as error:
             reason = str(error) or "it does not fit into memory"
@@ -283,7 +283,7 @@ def open_image(file: str | Path | Undecoded, kind: str = "image") -> Iterator[Im
             raise BadFileError(f"{name} is empty (0 bytes); {hint}", name)
         stream.seek(0)
         try:
-            with _disallow_truncated_images(), Image.open(stream) as image:
+            with disallow_truncated_images(), Image.open(stream) as image:
                 yield image
         except UnidentifiedImageError as error:
             raise BadFileError(f"{name} is not an image that Pillow can read; {hint}", name) from error
@@ -358,8 +358,8 @@ def _is_lossy_webp(file: IO[bytes]) -> bool:
 
 
 @contextmanager
-def _disallow_truncated_images() -> Iterator[None]:
-    # Other libraries turn this on for the whole process; the missing part would then be read as grey pixels.
+def disallow_truncated_images() -> Iterator[None]:
+    """Makes a file that is cut off an error: other libraries may have set Pillow to read the missing part as grey."""
     previous = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:

@@ -1,6 +1,7 @@
 """Mask files as class ids."""
 
 import json
+import zipfile
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -81,11 +82,13 @@ def load_mask(file: str | Path | Undecoded) -> DecodedImage:
         return load_upright(file, "mask")
     try:
         values = np.load(file, allow_pickle=False)
-    except (EOFError, ValueError) as error:
+    except (EOFError, ValueError, zipfile.BadZipFile) as error:
         problem = f"is damaged or not an array ({error}); replace or remove it"
         if "pickle" in str(error):  # as Cellpose's `_seg.npy`
             problem = "holds Python objects; save the mask in it as PNG, TIFF or an array of whole numbers"
         raise BadFileError(f"{file} {problem}", file) from error
+    if not isinstance(values, np.ndarray):
+        raise BadFileError(f"{file} is an archive of arrays; save the mask in it as an array", file)
     shape = values.shape
     if values.ndim == 3 and 1 in (shape[0], shape[-1]):
         values = values[0] if shape[0] == 1 else values[..., 0]

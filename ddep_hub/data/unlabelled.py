@@ -108,7 +108,7 @@ def _find_adjacent_masks(names: Sequence[str]) -> list[str]:
     masks = []
     for folder, files in by_folder.items():
         images, found = separate_masks(files) or (files, [])
-        stems = {os.path.splitext(file)[0] for file in found}
+        stems = {os.path.splitext(file)[0] for file in found} - {os.path.splitext(file)[0] for file in images}
         # Also `a_mask_1.png` beside `a_mask.png`.
         found += [file for file in images if re.sub(r"[-_. ]?\d+$", "", os.path.splitext(file)[0]) in stems]
         masks += [f"{folder}/{file}" if folder else file for file in found]

@@ -121,13 +121,14 @@ def read_json(path: Path) -> dict[str, Any]:
 def _remove_encoder(folder: Path, target: Path) -> None:
     model = model_class(folder).from_pretrained(folder)
     recorded_hash, encoder = model.config.encoder_weights_hash, model.base_model.encoder.state_dict()
-    # Rounded weights have another hash than the file they are from.
-    is_rounded = any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in encoder.values())
-    if recorded_hash is None or not (is_rounded or hash_weights(encoder) == recorded_hash):
-        reason = "was trained" if recorded_hash else "has weights of unknown origin"
+    if recorded_hash is None or hash_weights(encoder) != recorded_hash:
+        # Rounded weights have another hash than the file they are from.
+        is_rounded = any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in encoder.values())
+        reason = "has weights of unknown origin" if recorded_hash is None else "was trained"
+        reason = "is in half precision, which does not tell whether it was trained" if is_rounded else reason
         raise ValueError(
-            f"decoder_only: the encoder of {folder} {reason}, so it may not be the pretrained "
-            f"{model.config.encoder_name} that would be loaded for its decoder. Publish the whole model."
+            f"decoder_only: the encoder of {folder} {reason}. Only timm's {model.config.encoder_name} can be left "
+            "out. Publish the whole model."
         )
     for weights in target.glob(WEIGHTS_PATTERN):
         weights.unlink()

@@ -200,7 +200,7 @@ class Study:
         values = {"data": self.data, "allow_empty_classes": True, **method.finetuning}
         values |= {"label_fraction": fraction, "seed": seed, "split_seed": seed}
         values |= {"pretrained": decoder} if decoder else {}
-        if method.uses_unlabelled:
+        if values.get("denoising_weight") or values.get("consistency_weight"):
             values = {"unlabelled": self.images, "pretraining_steps": 0, **values}
         args: FinetuneArguments = _parse(FinetuneArguments, values, f"method `{method.name}`, finetuning")
         args.output_dir = str(folder / f"{method.folder_name}-{fraction.replace('/', '_')}-{seed}")

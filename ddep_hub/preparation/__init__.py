@@ -20,7 +20,16 @@ from ddep_hub.utils.files import SYSTEM_FILES, atomic_dir, check_replaceable
 
 from .coco import read_json
 from .formats import LABELLED_FORMATS, MALFORMED_ERRORS, incomplete_message, read_source
-from .image_files import RawImage, crop, image_size, iter_tiles, load_preview, read_image_file, write_image_file
+from .image_files import (
+    RawImage,
+    close_stacks,
+    crop,
+    image_size,
+    iter_tiles,
+    load_preview,
+    read_image_file,
+    write_image_file,
+)
 from .source import Example, pluralize, shorten_name
 from .unlabelled import write_unlabelled
 
@@ -34,6 +43,7 @@ FORMATS = (*LABELLED_FORMATS, UNLABELLED)
 
 
 @lift_size_limit()
+@close_stacks()
 def prepare(
     source: str | Path,
     output_dir: str | Path,
@@ -144,7 +154,10 @@ def prepare(
         hint = ". If the masks have another value for it, such as 255, give it as mask_values in --classes"
         lines.append(f"No pixel shows {format_list(empty)}{hint if has_masks else ''}")
     # Splits of the user's own need their names.
-    names = "" if "train" in splits else f" --train_split {next(iter(splits))} --eval_split {list(splits)[-1]}"
+    names = ""
+    if len(splits) > 1 and not {"train", "val"} <= splits.keys():
+        train = "train" if "train" in splits else next(iter(splits))
+        names = f" --train_split {train} --eval_split {next(split for split in splits if split != train)}"
     lines.append(f"Look at {output / 'preview.png'} before training: ddep-hub finetune --data {output}{names}")
     return "\n".join(lines)
 
@@ -206,8 +219,6 @@ def _assign_splits(
     names = Counter[tuple[str | None, str]]()
     unique: list[Example] = []
     has_splits = len({example.split for example in examples}) > 1
-    if has_splits and group_pattern is not None:
-        raise ValueError("group_pattern has no effect, because the source has splits of its own. Leave it out.")
     for example in examples:
         split = None if example.split is None else canonical_split(example.split) or example.split
         split = split or ("train" if has_splits else None)
@@ -219,6 +230,8 @@ def _assign_splits(
         unique.append(dataclasses.replace(example, name=name, split=split))
     splits: dict[str, list[Example]] = {}
     if len({example.split for example in unique}) > 1:
+        if group_pattern is not None:
+            raise ValueError("group_pattern has no effect, because the source has splits of its own. Leave it out.")
         for example in unique:
             splits.setdefault(str(example.split), []).append(example)
         return splits

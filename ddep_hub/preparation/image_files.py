@@ -11,6 +11,7 @@ from PIL import Image
 from ddep_hub.data.image_io import (
     DECODING_ERRORS,
     BadFileError,
+    disallow_truncated_images,
     is_array,
     is_tiff,
     load_upright,
@@ -98,20 +99,30 @@ def _read_by_pillow(opened: Image.Image) -> Image.Image | None:
 
 def _read_page(path: Path, page: int) -> tuple[int, Image.Image | None]:
     """Where a page lies among those of the file, and what [`_read_by_pillow`] gives."""
-    _, opened, indices = _open_stack(path, path.stat().st_mtime_ns)
+    opened, indices = _open_stack(path, path.stat().st_mtime_ns)
     try:
-        opened.seek(indices[page])
-        return indices[page], _read_by_pillow(opened)
+        with disallow_truncated_images():
+            opened.seek(indices[page])
+            return indices[page], _read_by_pillow(opened)
     except DECODING_ERRORS as error:
         raise BadFileError(f"{path} is damaged or cut off ({error}); replace or remove it", path) from error
 
 
 @functools.lru_cache(maxsize=2)  # a stack and its masks
-def _open_stack(path: Path, changed: int) -> tuple[contextlib.ExitStack, Image.Image, list[int]]:
-    """Opens a TIFF once for all its pages: to find one, those before it are read. What the cache drops is closed."""
-    stack = contextlib.ExitStack()
-    opened = stack.enter_context(open_image(path))
-    return stack, opened, page_indices(opened)
+def _open_stack(path: Path, changed: int) -> tuple[Image.Image, list[int]]:
+    """Opens a TIFF once for all its pages: to find one, those before it are read."""
+    with open_image(path) as opened:  # for its errors
+        indices = page_indices(opened)
+    return Image.open(path), indices
+
+
+@contextlib.contextmanager
+def close_stacks() -> Iterator[None]:
+    """Closes at its end what was opened for its pages."""
+    try:
+        yield
+    finally:
+        _open_stack.cache_clear()
 
 
 def count_pages(path: Path) -> int:

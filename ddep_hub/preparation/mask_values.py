@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ddep_hub.data.classes import ClassTable, Color
-from ddep_hub.data.image_io import BadFileError, is_array, open_image
+from ddep_hub.data.image_io import BadFileError, DecodedImage, is_array, open_image
 from ddep_hub.data.masks import (
     check_lossless,
     count_objects,
@@ -155,6 +155,7 @@ def raw_values(
             values = _binarize_jpeg(picture, path)
             return np.zeros_like(values) if in_alpha else values
         check_lossless(mask, path)
+    known = () if table is None else (table.mask_mapping, table.mask_colors, table.ignore_index)
     if isinstance(picture, Image.Image) and picture.mode in ("LA", "PA", "RGBA"):
         alpha = np.asarray(picture.getchannel("A")).astype(np.int64)
         if in_alpha:
@@ -163,13 +164,14 @@ def raw_values(
         pixels = pixels[..., 0] if picture.mode == "LA" else pixels
     elif isinstance(picture, Image.Image) and (picture.mode == "RGB" or (picture.mode == "P" and palettes_as_colors)):
         pixels = np.asarray(picture.convert("RGB"))
+    elif page is not None and isinstance(picture, Image.Image) and picture.mode in ("1", "P"):
+        pixels = get_mask_values(DecodedImage(picture, "TIFF", None, is_lossy=False), path, *known)
     elif page is not None:
         pixels = np.asarray(picture)
         if pixels.ndim != 2 or (pixels.dtype.kind == "f" and (pixels != np.rint(pixels)).any()):
             raise BadFileError(f"{path}, page {page}, is not a mask: save one whole number per pixel", path)
     else:
         # As everywhere: bilevel, 2 and 4 bits, palettes.
-        known = () if table is None else (table.mask_mapping, table.mask_colors, table.ignore_index)
         pixels = get_mask_values(mask, path, *known)
     if in_alpha:
         return np.zeros(pixels.shape[:2], np.int64)

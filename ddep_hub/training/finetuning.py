@@ -152,8 +152,15 @@ def _check_labels(args: FinetuneArguments, training: SegmentationDataset, valida
             except (BadFileError, OSError):
                 if not args.skip_bad_files:
                     raise
-        if dataset is training and not args.allow_empty_classes:
+        if dataset is validation:
+            _check_labelled(statistics, args.eval_split)
+        elif not args.allow_empty_classes:
             check_classes(statistics)
+
+
+def _check_labelled(statistics: ClassStatistics, split: str) -> None:
+    if not statistics.pixels.any():
+        raise ValueError(f"eval_split: no pixel of `{split}` is labelled. Check the masks.")
 
 
 def _check_class_weights(weights: Sequence[str], classes: ClassTable) -> None:
@@ -316,8 +323,7 @@ class FinetuneTrainer(Trainer):
         split = self.args.eval_split
         statistics, bad_files = self._scan_dataset(validation, split, images=True)
         validation = self._drop(validation, bad_files, "eval_split")
-        if not statistics.pixels.any():
-            raise ValueError(f"eval_split: no pixel of `{split}` is labelled. Check the masks.")
+        _check_labelled(statistics, split)
         if statistics.absent_classes and self.accelerator.is_main_process:
             logger.warning("%s", absent_message(statistics.absent_classes, len(statistics.names), split))
         return validation

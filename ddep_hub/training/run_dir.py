@@ -180,7 +180,8 @@ def save_final(model: DDePPreTrainedModel, processor: DDePImageProcessor, args: 
     model.name_or_path = str(final)
     with atomic_dir(final) as folder:
         save_model(model, processor, args, folder)
-        if args.resume_from_checkpoint is not None:  # the same run: what was added to its card stays
+        # Of the same run, whose old results `remove_old_run` has not removed: what was added to its card stays.
+        if args.resume_from_checkpoint is not None and (final / RESULTS).is_file():
             for name in (CARD, BASELINE, EVALUATION, CONFUSION):
                 if (final / name).is_file():
                     shutil.copy2(final / name, folder)

@@ -69,8 +69,8 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset, check
     def lock_folder() -> None:
         check_run_dir(args)
         stack.enter_context(run_lock(output))  # before anything changes: another run may be in its second stage
-        check_publishing(args)
         check_labels()
+        check_publishing(args)
 
     def start_folder() -> None:
         if args.overwrite:

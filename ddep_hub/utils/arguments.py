@@ -232,14 +232,15 @@ class _Parser(HfArgumentParser):
 class _UniqueKeyLoader(yaml.SafeLoader):
     """PyYAML's safe loader, but a key that occurs twice is an error: it would silently take the last."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set[Any]()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True) if isinstance(key_node, yaml.ScalarNode) else None
-            if key in seen and key not in (None, "<<"):
-                raise yaml.MarkedYAMLError(problem=f"`{key}` is set twice", problem_mark=key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node, seen = super().compose_mapping_node(anchor), set[tuple[str, str]]()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if (key.tag, key.value) in seen:
+                raise yaml.MarkedYAMLError(problem=f"`{key.value}` is set twice", problem_mark=key.start_mark)
+            seen.add((key.tag, key.value))
+        return node
 
 
 def load_yaml(path: str | Path) -> Any:

@@ -238,12 +238,18 @@ def test_arrays_of_colours_and_of_values_with_a_mapping(tmp_path):
         (np.array([["sky"]]), r"holds <U3 of shape \(1, 1\)"),
         (np.array({"masks": np.zeros((4, 6))}), "holds Python objects; save the mask in it as PNG"),
         (b"\x93NUMPY", "is damaged or not an array"),
+        (b"PK\x03\x04", "is damaged or not an array"),
+        ({"mask": np.zeros((4, 6), np.uint8)}, "is an archive of arrays"),
         (np.full((4, 6), 2, np.uint8), "holds the ids 2"),
     ],
 )
 def test_arrays_that_are_no_masks(tmp_path, values, message):
     path = tmp_path / "a.npy"
-    path.write_bytes(values) if isinstance(values, bytes) else np.save(path, values)
+    if isinstance(values, dict):
+        np.savez(tmp_path / "a.npz", **values)
+        (tmp_path / "a.npz").rename(path)
+    else:
+        path.write_bytes(values) if isinstance(values, bytes) else np.save(path, values)
     with pytest.raises(BadFileError, match=rf"a\.npy.* {message}"):
         decode_mask(path, num_classes=2, ignore_index=255)
 

@@ -96,6 +96,13 @@ def test_masks_beside_their_images_are_left_out(tmp_path, caplog, folder):
     assert "skipping 2 files that are named like masks of the images beside them" in message
 
 
+def test_photos_beside_masks_of_their_names_stay(tmp_path):
+    for name in ("a", "img", "img_1", "img_2"):
+        Image.new("RGB", (8, 6)).save(tmp_path / f"{name}.jpg")
+        Image.new("L", (8, 6)).save(tmp_path / f"{name}.png")
+    assert unlabelled_images(tmp_path) == ["a.jpg", "img.jpg", "img_1.jpg", "img_2.jpg"]
+
+
 def test_what_select_wrote_is_left_out(tmp_path, caplog):
     put(tmp_path, "a.png b.png chosen/images/a.png chosen/selected.png chosen/selected.txt mine/selected.png")
     names, message = found(tmp_path, caplog)

@@ -221,3 +221,10 @@ def test_the_committed_rows_belong_to_the_studies(name):
     rows = read_rows(root / "benchmarks" / "results" / f"label_efficiency_{name.replace('-', '_')}.csv")
     settings = {method.name: study.settings(method) for method in study.methods}
     assert rows and all(settings[row.method] == row.settings for row in rows)
+
+
+def test_unlabelled_images_of_a_method_are_no_first_stage(write, tmp_path):
+    joint = {"finetuning": {"denoising_weight": 1.0, "unlabelled": ["x"]}}
+    study = read_study(write(methods={**CONTENT["methods"], "joint": joint}))
+    args = study.finetune_arguments(method(study, "joint"), "1", 0, tmp_path, None)
+    assert args.pretraining_steps == 0 and args.unlabelled == ["x"]

@@ -205,3 +205,42 @@ def test_a_quick_look_beside_a_mask_is_no_mask(tmp_path):
 def test_numbered_masks_beside_their_images_are_left_out(tmp_path):
     put_images(tmp_path, ["benign (1)", "benign (1)_mask", "benign (1)_mask_1", "benign (2)", "benign (2)_mask"])
     assert unlabelled_images(tmp_path) == ["benign (1).png", "benign (2).png"]
+
+
+@pytest.mark.parametrize("kind", ["palette", "bilevel"])
+def test_pages_with_given_classes_are_read_as_files_are(tmp_path, kind):
+    source = tmp_path / "source"
+    source.mkdir()
+    if kind == "palette":  # whose order is not that of the classes
+        page = Image.fromarray(BLOCKS, "P")
+        page.putpalette([0, 0, 0, 0, 128, 0, 128, 0, 0])
+        colors = {"background": [0, 0, 0], "car": [128, 0, 0], "road": [0, 128, 0]}
+        entries = [{"id": i, "name": name, "color": color} for i, (name, color) in enumerate(colors.items())]
+        expected = np.array([0, 2, 1])[BLOCKS]
+    else:
+        page, expected = Image.fromarray(BLOCKS > 0), BLOCKS > 0
+        entries = [{"id": i, "name": name, "mask_values": 255 * i} for i, name in enumerate("ab")]
+    for name, pages in (("volume", [Image.new("L", (64, 64), 7)] * 4), ("volume-labels", [page] * 4)):
+        pages[0].save(source / f"{name}.tif", save_all=True, append_images=pages[1:])
+    ddep_hub.prepare(source, tmp_path / "output", classes=classes_file(tmp_path, classes=entries))
+    found = masks_of(tmp_path / "output")
+    assert len(found) == 4 and all(np.array_equal(mask, expected) for mask in found.values())
+
+
+def test_groups_are_kept_where_the_folders_name_one_split(tmp_path):
+    pytest.importorskip("pycocotools", reason="extra `prepare` is not installed")
+    source = tmp_path / "source"
+    put_images(source, ["a1", "a2", "b1"])
+    put_images(source / "train", ["b2", "c1", "c2"])
+    for name in ("a1", "a2", "b1", "train/b2", "train/c1", "train/c2"):
+        labelme(source / f"{name}.json")
+    ddep_hub.prepare(source, tmp_path / "output", group_pattern="([a-c])[12]", val_fraction="1/3")
+    groups = [{name[0] for name in names_of(tmp_path / "output", split)} for split in ("train", "val")]
+    assert not groups[0] & groups[1] and groups[1]
+
+
+def test_the_command_to_go_on_with_names_the_splits(tmp_path):
+    for split in ("train", "test"):
+        put_masks(tmp_path / "source" / split, dict.fromkeys("abc", BLOCKS), (64, 64))
+    text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    assert text.endswith(f"--data {tmp_path / 'output'} --train_split train --eval_split test")

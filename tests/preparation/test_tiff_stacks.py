@@ -5,7 +5,7 @@ import importlib.util
 import numpy as np
 import pytest
 from annotated_sources import BLOCKS, HEIGHT, TRUTH, WIDTH, masks_of, put_masks
-from PIL import Image
+from PIL import Image, ImageFile
 
 import ddep_hub
 from ddep_hub.data.image_io import decode_channels, decode_image
@@ -128,7 +128,9 @@ def test_a_stack_is_opened_once_for_all_its_pages(tmp_path, monkeypatch):
     tifffile.imwrite(tmp_path / "labels.tif", masks, photometric="minisblack")
     opened, original = [], image_files.page_indices
     monkeypatch.setattr(image_files, "page_indices", lambda image: opened.append(1) or original(image))
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # another library's setting
     ddep_hub.prepare(tmp_path, tmp_path.with_name("output"))
+    assert ImageFile.LOAD_TRUNCATED_IMAGES and image_files._open_stack.cache_info().currsize == 0
     assert len(opened) < 6
     for split in ("train", "val"):
         for path in (tmp_path.with_name("output") / "images" / split).iterdir():

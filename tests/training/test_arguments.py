@@ -14,7 +14,7 @@ from ddep_hub.label_efficiency.runner import compare
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.pretraining import pretrain
-from ddep_hub.utils.arguments import build_arguments, parse_arguments, write_yaml
+from ddep_hub.utils.arguments import build_arguments, load_yaml, parse_arguments, write_yaml
 
 
 def test_no_arguments_at_all_is_a_run():
@@ -97,6 +97,12 @@ def test_mistakes_in_the_file_are_named(text, said, tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse_arguments(PretrainArguments, ["--config", str(file)])
     assert said in capsys.readouterr().err
+
+
+def test_keys_may_be_merged_and_replaced(tmp_path):
+    file = tmp_path / "file.yaml"
+    file.write_text("base: &base {a: 1, b: {c: 2}}\nmore:\n  <<: *base\n  a: 3\n  b: {<<: {c: 4}, d: 5}\n")
+    assert load_yaml(file)["more"] == {"a": 3, "b": {"c": 4, "d": 5}}
 
 
 def test_a_negative_number_with_an_exponent_is_a_number():

@@ -393,6 +393,18 @@ def test_the_best_model_is_kept(arguments):
     assert f"| mIoU | {100 * best['mean_iou']:.2f} |" in card
 
 
+def test_what_was_added_to_the_card_of_a_replaced_run_goes_with_it(arguments, monkeypatch):
+    args = arguments("pretrain", "run")
+    start(args)
+    final = Path(args.output_dir) / "final"
+    (final / EVALUATION).write_text("{}")
+    (final / CARD).write_text((final / CARD).read_text().replace(BEGIN, f"{BEGIN}\nMy own text."))
+    args = arguments("pretrain", "run", overwrite=True, learning_rate=0.005)
+    stopped(args, monkeypatch, 2)
+    goes_on(args)
+    assert not (final / EVALUATION).exists() and "My own text." not in (final / CARD).read_text()
+
+
 def test_the_best_model_is_the_best_on_the_split_that_a_resumed_run_has(arguments, scenes, tmp_path, monkeypatch):
     data = shutil.copytree(scenes, tmp_path / "scenes")
     for folder in ("images", "annotations"):

@@ -185,9 +185,13 @@ def test_mistakes_of_the_second_stage_are_said_before_the_first(finetuning, scen
     data = shutil.copytree(scenes, tmp_path / "scenes")
     mask = next((data / "annotations" / "train").iterdir())
     Image.new("L", Image.open(mask).size, 200).save(mask)
+    unlabelled = shutil.copytree(scenes, tmp_path / "unlabelled scenes")
+    for path in (unlabelled / "annotations" / "val").iterdir():
+        Image.new("L", Image.open(path).size, 255).save(path)
     for fields, error, said in (
         ({"class_weights": ["1", "2", "3"]}, ValueError, "class_weights has 3 numbers"),
         ({"data": str(data)}, BadFileError, "holds the ids 200"),
+        ({"data": str(unlabelled)}, ValueError, "no pixel of `val` is labelled"),
     ):
         with pytest.raises(error, match=said):
             finetuning(**fields)
