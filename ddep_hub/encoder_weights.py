@@ -277,6 +277,9 @@ def read_encoder(config: DDePConfig, path: str | os.PathLike[str]) -> nn.Module:
         weights = _strip_prefix(weights, encoder_state)
         num_classes, classifier = _find_classifier(config, weights)
         names = weights.keys() - classifier
+        for name in sorted(names):
+            if weights[name].isnan().any():
+                raise OSError(f"encoder_weights: {name} in {path} holds NaN. {ENCODER_WEIGHTS_HINT}")
         is_match = encoder_state.keys() <= names <= full_state.keys() and all(
             encoder_state[key].shape == weights[key].shape for key in encoder_state
         )
@@ -317,6 +320,8 @@ def _read_state_dict(path: Path) -> StateDict:
     """Tensors of a `.safetensors` or `.pth` file."""
     try:
         weights = load_state_dict(str(path), weights_only=True)  # of averaged and plain weights the former, as timm
+        if not _holds_tensors(weights):
+            weights = load_state_dict(str(path), use_ema=False, weights_only=True)
     except (SafetensorError, EOFError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
         if not isinstance(error, pickle.UnpicklingError) and "weights_only" not in str(error):
             raise OSError(corrupt_file_message(path, error)) from error
@@ -326,12 +331,13 @@ def _read_state_dict(path: Path) -> StateDict:
         ) from error
     except AttributeError:  # timm assumes a dictionary
         weights = None
-    if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+    if not _holds_tensors(weights):
         raise OSError(f"encoder_weights: {path} holds no named tensors. {ENCODER_WEIGHTS_HINT}")
-    for name, tensor in weights.items():
-        if tensor.isnan().any():
-            raise OSError(f"encoder_weights: {name} in {path} holds NaN. {ENCODER_WEIGHTS_HINT}")
-    return dict(weights)
+    return {name: tensor for name, tensor in weights.items() if name != "n_averaged"}  # of torch's AveragedModel
+
+
+def _holds_tensors(weights: Any) -> bool:
+    return bool(weights) and all(isinstance(value, torch.Tensor) for value in weights.values())
 
 
 def _strip_prefix(weights: StateDict, names: Collection[str]) -> StateDict:

@@ -119,6 +119,12 @@ def test_of_averaged_and_plain_weights_the_averaged_are_taken_as_in_timm(small, 
     plain = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
     torch.save({"state_dict": plain, "state_dict_ema": weights}, tmp_path / "run.pth")
     assert equals(read_encoder(config, tmp_path / "run.pth"), weights)
+    averaged = {"n_averaged": torch.tensor(3), **{f"module.{name}": tensor for name, tensor in weights.items()}}
+    torch.save({"model": plain, "model_ema": averaged}, tmp_path / "torch.pth")  # as torch's AveragedModel has it
+    assert equals(read_encoder(config, tmp_path / "torch.pth"), weights)
+    for nothing in ({}, {"decay": 0.99, "module": plain}):
+        torch.save({"state_dict": weights, "state_dict_ema": nothing}, tmp_path / "none.pth")
+        assert equals(read_encoder(config, tmp_path / "none.pth"), weights)
 
 
 def test_weights_that_cannot_be_right_are_named_in_a_line(small, tmp_path):
@@ -129,6 +135,8 @@ def test_weights_that_cannot_be_right_are_named_in_a_line(small, tmp_path):
     torch.save({**weights, name: bad}, tmp_path / "nan.pth")
     with pytest.raises(OSError, match=rf"{name} in .*nan\.pth holds NaN"):
         read_encoder(config, tmp_path / "nan.pth")
+    torch.save({**weights, "classifier.bias": torch.full((1000,), torch.nan)}, tmp_path / "unused.pth")
+    assert equals(read_encoder(config, tmp_path / "unused.pth"), weights)
     save_file({f"x{name}": tensor for name, tensor in weights.items()}, tmp_path / "other.safetensors")
     with pytest.raises(RuntimeError, match=r"other\.safetensors does not hold the weights of `test_eff") as caught:
         read_encoder(config, tmp_path / "other.safetensors")

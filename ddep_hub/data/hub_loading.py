@@ -147,10 +147,9 @@ def select_undecoded(data: Any, columns: Sequence[str], name: str, extra_columns
     import datasets
 
     images = [column for column, feature in (data.features or {}).items() if isinstance(feature, datasets.Image)]
-    undecoded: Any = datasets.Image(decode=False)
-    if isinstance(data, datasets.IterableDataset):
-        # As an image, a stream drops the bytes of a sample if the current folder has a file of its name.
-        undecoded = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    from .undecoded_image import UndecodedImage
+
+    undecoded = UndecodedImage() if isinstance(data, datasets.IterableDataset) else datasets.Image(decode=False)
     for column in columns:
         if column not in images:
             raise ValueError(f"{name} has no image column {column!r}; its image columns are {images}")

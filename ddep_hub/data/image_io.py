@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import struct
+import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -143,6 +144,7 @@ DECODING_ERRORS = (
     TypeError,
     ValueError,
     struct.error,
+    zipfile.BadZipFile,
     zlib.error,
 )
 

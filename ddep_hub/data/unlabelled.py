@@ -108,8 +108,10 @@ def _find_adjacent_masks(names: Sequence[str]) -> list[str]:
     masks = []
     for folder, files in by_folder.items():
         images, found = separate_masks(files) or (files, [])
-        stems = {os.path.splitext(file)[0] for file in found} - {os.path.splitext(file)[0] for file in images}
-        # Also `a_mask_1.png` beside `a_mask.png`.
-        found += [file for file in images if re.sub(r"[-_. ]?\d+$", "", os.path.splitext(file)[0]) in stems]
+        stems, endings = ({os.path.splitext(file)[part] for file in found} for part in (0, 1))
+        for file in images:  # also `a_mask_1.png` beside `a_mask.png`
+            stem, ending = os.path.splitext(file)
+            if ending in endings and re.sub(r"[-_. ]?\d+$", "", stem) in stems:
+                found.append(file)
         masks += [f"{folder}/{file}" if folder else file for file in found]
     return masks

@@ -201,7 +201,8 @@ class Study:
         values |= {"label_fraction": fraction, "seed": seed, "split_seed": seed}
         values |= {"pretrained": decoder} if decoder else {}
         if values.get("denoising_weight") or values.get("consistency_weight"):
-            values = {"unlabelled": self.images, "pretraining_steps": 0, **values}
+            steps = {} if values.get("pretraining_minutes") else {"pretraining_steps": 0}
+            values = {"unlabelled": self.images, **steps, **values}
         args: FinetuneArguments = _parse(FinetuneArguments, values, f"method `{method.name}`, finetuning")
         args.output_dir = str(folder / f"{method.folder_name}-{fraction.replace('/', '_')}-{seed}")
         args.resume_from_checkpoint = "latest"

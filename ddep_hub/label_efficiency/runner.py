@@ -71,8 +71,8 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
         )
     if args.report_only and args.data is None and args.study is None and (output / ARGUMENTS).is_file():
         saved = build_arguments(StudyArguments, read_yaml(output / ARGUMENTS, StudyArguments))
-        given = {name: value for name in ("methods", "seeds", "fractions") if (value := getattr(args, name))}
-        args = dataclasses.replace(saved, output_dir=args.output_dir, report_only=True, **given)
+        methods = args.methods or saved.methods
+        args = dataclasses.replace(saved, output_dir=args.output_dir, methods=methods, report_only=True)
     if args.report_only and args.uses_own_data:
         steps = read_steps(output)
     elif args.minutes is not None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def read_image_file(path: Path, page: int | None = None) -> RawImage:
     if is_array(path):
         try:
             values = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise BadFileError(f"{path} is damaged or not an array ({error}); replace or remove it", path) from error
         return _validate_array(values, path)
     if not is_tiff(path):
@@ -113,12 +114,12 @@ def _open_stack(path: Path, changed: int) -> tuple[Image.Image, list[int]]:
     """Opens a TIFF once for all its pages: to find one, those before it are read."""
     with open_image(path) as opened:  # for its errors
         indices = page_indices(opened)
-    return Image.open(path), indices
+    return Image.open(path), indices  # closed where it is dropped
 
 
 @contextlib.contextmanager
 def close_stacks() -> Iterator[None]:
-    """Closes at its end what was opened for its pages."""
+    """Drops at its end what was opened for its pages."""
     try:
         yield
     finally:
@@ -248,6 +249,8 @@ def load_preview(path: Path, size: tuple[int, ...], name: str) -> Image.Image:
 
 
 def _validate_array(values: np.ndarray, path: Path) -> np.ndarray:
+    if not isinstance(values, np.ndarray):
+        raise BadFileError(f"{path} is an archive of arrays; save the array in it", path)
     if values.ndim not in (2, 3) or values.dtype.kind not in "buif":
         raise BadFileError(
             f"{path} holds {values.dtype} values of shape {values.shape}; save an array of height, width and channels",

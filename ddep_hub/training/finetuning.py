@@ -145,13 +145,16 @@ def _check_labels(args: FinetuneArguments, training: SegmentationDataset, valida
     """Raises what [`FinetuneTrainer`] would raise of masks and their classes."""
     _check_class_weights(args.class_weights, training.classes)
     for dataset in (training, validation):
-        statistics = ClassStatistics(dataset.classes.names, dataset.classes.ignore_index)
+        statistics, bad_files = ClassStatistics(dataset.classes.names, dataset.classes.ignore_index), list[str]()
         for index in range(len(dataset)):
             try:
                 statistics.update(dataset.mask(index))
-            except (BadFileError, OSError):
+            except (BadFileError, OSError) as error:
                 if not args.skip_bad_files:
                     raise
+                bad_files.append(bad_file_path(error))
+        if len(bad_files) == len(dataset):
+            continue  # as it will be said of all files
         if dataset is validation:
             _check_labelled(statistics, args.eval_split)
         elif not args.allow_empty_classes:

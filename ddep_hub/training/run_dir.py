@@ -27,6 +27,7 @@ from ddep_hub.hub.model_card import (
     LOSS,
     PREDICTIONS,
     RESULTS,
+    RUN,
     Kind,
     write_card,
     write_run_record,
@@ -108,7 +109,8 @@ def remove_old_run(output: Path, keep: Sequence[str] = ()) -> None:
     for name in RUN_FOLDERS[1:]:
         if name not in keep and (output / name).exists():
             remove_dir(output / name)
-    for name in (*LISTS, f"final/{RESULTS}"):  # with results, the folder would be that of a finished run
+    # With results, the folder would be that of a finished run; with a record, that of the new one, see `save_final`.
+    for name in (*LISTS, f"final/{RESULTS}", f"final/{RUN}"):
         (output / name).unlink(missing_ok=True)
 
 
@@ -180,9 +182,9 @@ def save_final(model: DDePPreTrainedModel, processor: DDePImageProcessor, args: 
     model.name_or_path = str(final)
     with atomic_dir(final) as folder:
         save_model(model, processor, args, folder)
-        # Of the same run, whose old results `remove_old_run` has not removed: what was added to its card stays.
-        if args.resume_from_checkpoint is not None and (final / RESULTS).is_file():
-            for name in (CARD, BASELINE, EVALUATION, CONFUSION):
+        # Of the same run, whose record `remove_old_run` has not removed: what was added to its card stays.
+        if args.resume_from_checkpoint is not None and (final / RUN).is_file():
+            for name in (RUN, CARD, BASELINE, EVALUATION, CONFUSION):
                 if (final / name).is_file():
                     shutil.copy2(final / name, folder)
 

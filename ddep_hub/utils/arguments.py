@@ -233,13 +233,14 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """PyYAML's safe loader, but a key that occurs twice is an error: it would silently take the last."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node, seen = super().compose_mapping_node(anchor), set[tuple[str, str]]()
+        node, seen = super().compose_mapping_node(anchor), set[Any]()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
                 continue
-            if (key.tag, key.value) in seen:
+            value = self.construct_object(key)  # 0.5 and 0.50 are one
+            if value in seen:
                 raise yaml.MarkedYAMLError(problem=f"`{key.value}` is set twice", problem_mark=key.start_mark)
-            seen.add((key.tag, key.value))
+            seen.add(value)
         return node
 
 

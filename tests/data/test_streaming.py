@@ -9,11 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from ddep_hub.data import streaming
-from ddep_hub.data.image_datasets import open_images
-from ddep_hub.data.image_io import BadFileError
+from ddep_hub.data.image_datasets import ShardedImages, open_images
+from ddep_hub.data.image_io import BadFileError, decode_image
 from ddep_hub.data.streaming import MAX_CONSECUTIVE_BAD, ImageStream
 from ddep_hub.data.unlabelled_transforms import PretrainTransform
 
@@ -315,3 +316,14 @@ def test_what_are_no_shards_is_said(tmp_path):
                 tar.addfile(tarfile.TarInfo(file), io.BytesIO(b""))
         with pytest.raises(ValueError, match=rf"the shards .*{name}\.tar are not WebDataset shards"):
             open_images([str(tmp_path / f"{name}.tar")], streaming=True)
+
+
+def test_a_stream_of_image_files(tmp_path):
+    """Whose samples are paths; as repositories of the Hub hold them."""
+    import datasets
+
+    for number in range(3):
+        Image.new("RGB", (8, 6), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    data = datasets.load_dataset("imagefolder", data_dir=str(tmp_path), split="train", streaming=True)
+    found = [decode_image(sample["image"]) for sample in ShardedImages(data, "photos", []).samples(0)]
+    assert sorted(image.getpixel((0, 0)) for image in found) == [(number, 0, 0) for number in range(3)]

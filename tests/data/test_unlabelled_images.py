@@ -100,6 +100,7 @@ def test_photos_beside_masks_of_their_names_stay(tmp_path):
     for name in ("a", "img", "img_1", "img_2"):
         Image.new("RGB", (8, 6)).save(tmp_path / f"{name}.jpg")
         Image.new("L", (8, 6)).save(tmp_path / f"{name}.png")
+    Image.new("L", (8, 6)).save(tmp_path / "a_1.png")  # a second mask of `a`
     assert unlabelled_images(tmp_path) == ["a.jpg", "img.jpg", "img_1.jpg", "img_2.jpg"]
 
 

@@ -228,3 +228,6 @@ def test_unlabelled_images_of_a_method_are_no_first_stage(write, tmp_path):
     study = read_study(write(methods={**CONTENT["methods"], "joint": joint}))
     args = study.finetune_arguments(method(study, "joint"), "1", 0, tmp_path, None)
     assert args.pretraining_steps == 0 and args.unlabelled == ["x"]
+    joint["finetuning"]["pretraining_minutes"] = 5
+    study = read_study(write(methods={**CONTENT["methods"], "joint": joint}))
+    assert study.finetune_arguments(method(study, "joint"), "1", 0, tmp_path, None).pretraining_steps > 0

@@ -76,6 +76,7 @@ def test_mistakes_are_named(argv, said, capsys):
         ("seed: 1\na: [", "run.yaml, line 2: expected the node content, but found '<stream end>'. Correct the YAML"),
         ("a: \x01", "run.yaml is not a YAML file"),
         ("seed: 1\nsigma: 0.2\nseed: 2", "run.yaml, line 3: `seed` is set twice. Correct the YAML"),
+        ("0.5: 1\n0.50: 2", "run.yaml, line 2: `0.50` is set twice"),
         ("sigma: [1, 2, 3]", "sigma"),
         ("lr_scheduler_type: cosin", "lr_scheduler_type"),
         ("max_steps: 7.5", "max_steps"),

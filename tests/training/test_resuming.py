@@ -21,7 +21,7 @@ from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.checkpointing import CheckpointError
 from ddep_hub.training.finetuning import FinetuneTrainer, finetune
 from ddep_hub.training.logging import read_metrics
-from ddep_hub.training.pretraining import pretrain
+from ddep_hub.training.pretraining import PretrainTrainer, pretrain
 from ddep_hub.training.run_dir import RunInterrupted
 from ddep_hub.utils.arguments import write_yaml
 
@@ -201,6 +201,10 @@ def test_a_finished_run_is_finished(arguments, monkeypatch):
     (final / CARD).write_text(card)
     (final / EVALUATION).write_text("{}")
     monkeypatch.setattr(loop.Trainer, "_training_step", lambda *args, **options: pytest.fail("trained again"))
+    with monkeypatch.context() as patch:  # killed while it is measured
+        patch.setattr(PretrainTrainer, "evaluate", lambda self, model: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            goes_on(args)
     again = goes_on(args)
     assert again == results
     assert outcome(args)[1] == before[1]
