@@ -189,3 +189,8 @@ def test_too_small_an_image_for_an_encoder_without_padding_is_named():
 def test_hybrids_are_told_from_pyramids(hybrid_config, conv_config):
     assert is_hybrid(build_encoder(hybrid_config()))
     assert not is_hybrid(build_encoder(conv_config()))
+
+
+def test_an_encoder_that_takes_colours_alone_says_so():
+    with pytest.raises(ValueError, match="num_channels: csatv2 takes RGB images alone"):
+        build_encoder(DDePConfig(encoder_name="csatv2", num_channels=4))

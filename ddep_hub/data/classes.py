@@ -121,6 +121,10 @@ class ClassTable:
         ids = {"error": None, "ignore": self.ignore_index}
         return ids[self.other_values] if self.other_values in ids else self.names.index(self.other_values)
 
+    def without_mask_values(self) -> "ClassTable":
+        """The same classes, for masks whose values are their ids."""
+        return ClassTable(self.names, self.colors, self.ignore_index, single=self.single)
+
     @property
     def num_classes(self) -> int:
         """Number of class ids that masks hold."""

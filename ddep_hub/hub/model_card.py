@@ -313,7 +313,9 @@ def _template_values(folder: Path) -> dict[str, Any]:
 
 def _decoder_license(pretrained: str | None, license: str | None) -> str | None:
     """The licence of the shipped decoder that a run started from, where it restricts more than the run's own says."""
-    shipped = {model.name: model.license for model in list_pretrained()}.get(pretrained or "")
+    shipped = None
+    if pretrained is not None:
+        shipped = next((model.license for model in list_pretrained() if model.name == pretrained), None)
     return None if shipped in (None, license, *OPEN_LICENSES) else shipped
 
 

@@ -143,10 +143,9 @@ class Method:
         return self.name.replace("/", "_").replace(" ", "-")
 
     @property
-    def uses_unlabelled(self) -> bool:
-        """Whether fine-tuning has a loss on the study's unlabelled images."""
-        losses = self.finetuning.get("denoising_weight") or self.finetuning.get("consistency_weight")
-        return bool(losses) and "unlabelled" not in self.finetuning
+    def has_unlabelled_loss(self) -> bool:
+        """Whether fine-tuning has a loss on unlabelled images: those of the study, unless it has its own."""
+        return bool(self.finetuning.get("denoising_weight") or self.finetuning.get("consistency_weight"))
 
 
 @dataclass
@@ -200,7 +199,7 @@ class Study:
         values = {"data": self.data, "allow_empty_classes": True, **method.finetuning}
         values |= {"label_fraction": fraction, "seed": seed, "split_seed": seed}
         values |= {"pretrained": decoder} if decoder else {}
-        if values.get("denoising_weight") or values.get("consistency_weight"):
+        if method.has_unlabelled_loss:
             steps = {} if values.get("pretraining_minutes") else {"pretraining_steps": 0}
             values = {"unlabelled": self.images, **steps, **values}
         args: FinetuneArguments = _parse(FinetuneArguments, values, f"method `{method.name}`, finetuning")

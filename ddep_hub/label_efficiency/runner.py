@@ -193,7 +193,9 @@ def _fingerprints(study: Study) -> dict[str, str]:
             return fingerprints | {
                 "images": images_fingerprint(open_sources(study.pretrain_arguments(method, Path())))
             }
-    if study.images and any(method.uses_unlabelled for method in study.methods):
+    if study.images and any(
+        method.has_unlabelled_loss and "unlabelled" not in method.finetuning for method in study.methods
+    ):
         fingerprints["images"] = images_fingerprint(unlabelled_sources(study.images))
     return fingerprints
 

@@ -102,7 +102,7 @@ def prepare(
     parts: dict[str, tuple[float, float]] = {}
     if tile is not None and len(dataset.examples) == 1:  # one large raster: its lower end is for validation
         (example,) = dataset.examples
-        example = dataclasses.replace(example, name=shorten_name(example.name, None))
+        example = dataclasses.replace(example, name=shorten_name(example.name))
         splits = {"train": [example], "val": [example]}
         share = float(parse_fraction(val_fraction, "val_fraction"))
         parts = {"train": (0.0, 1 - share), "val": (1 - share, 1.0)}

@@ -72,8 +72,7 @@ def _read_known_layout(root: Path, table: ClassTable | None) -> Source:
             for index, name in enumerate(dataset.sample_ids)
         ]
     first = next(iter(datasets.values()))
-    class_table = table or first.classes
-    classes = ClassTable(class_table.names, class_table.colors, class_table.ignore_index, single=class_table.single)
+    classes = (table or first.classes).without_mask_values()
     return Source(f"layout {first.layout}", classes, examples)
 
 
@@ -162,7 +161,7 @@ def _make_classes(
         mapping = dict.fromkeys(unknown, table.other_id) | {
             value: known_values[value] for value in mask_values.difference(unknown)
         }
-        return mapping, ClassTable(table.names, table.colors, table.ignore_index, single=table.single)
+        return mapping, table.without_mask_values()
     values = sorted(mask_values)
     if not is_color and IGNORED in values and values != [0, IGNORED]:
         values.remove(IGNORED)  # as everywhere, unless it is the object of a binary mask
@@ -292,9 +291,7 @@ def read_object_folders(root: Path, table: ClassTable | None) -> Source | None:
     classes = table or object_classes(["object"])
     if classes.num_classes != 2:
         raise ValueError(f"Object masks have two classes, background and object, not {classes.num_classes}.")
-    # Without its mask_values: what is written holds ids.
-    written = ClassTable(classes.names, classes.colors, classes.ignore_index, single=classes.single)
-    return Source("one mask for each object", written, examples, notes)
+    return Source("one mask for each object", classes.without_mask_values(), examples, notes)
 
 
 def _list_mask_images(folder: Path) -> list[Path]:

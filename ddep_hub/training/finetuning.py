@@ -1,7 +1,7 @@
 """Fine-tuning on few labelled images."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -145,20 +145,35 @@ def _check_labels(args: FinetuneArguments, training: SegmentationDataset, valida
     """Raises what [`FinetuneTrainer`] would raise of masks and their classes."""
     _check_class_weights(args.class_weights, training.classes)
     for dataset in (training, validation):
-        statistics, bad_files = ClassStatistics(dataset.classes.names, dataset.classes.ignore_index), list[str]()
-        for index in range(len(dataset)):
-            try:
-                statistics.update(dataset.mask(index))
-            except (BadFileError, OSError) as error:
-                if not args.skip_bad_files:
-                    raise
-                bad_files.append(bad_file_path(error))
+        statistics, bad_files = _read_labels(dataset, range(len(dataset)), skip_bad_files=args.skip_bad_files)
         if len(bad_files) == len(dataset):
             continue  # as it will be said of all files
         if dataset is validation:
             _check_labelled(statistics, args.eval_split)
         elif not args.allow_empty_classes:
             check_classes(statistics)
+
+
+def _read_labels(
+    dataset: SegmentationDataset, indices: Iterable[int], *, images: bool = False, skip_bad_files: bool
+) -> tuple[ClassStatistics, dict[str, str]]:
+    """Reads some masks, and with `images` their images too.
+
+    Returns:
+        The statistics, and the broken file of each sample that has one.
+
+    Raises:
+        BadFileError: A file is broken, and `skip_bad_files` is off.
+    """
+    statistics, bad_files = ClassStatistics(dataset.classes.names, dataset.classes.ignore_index), dict[str, str]()
+    for index in indices:
+        try:
+            statistics.update(dataset[index]["annotation"] if images else dataset.mask(index))
+        except (BadFileError, OSError) as error:
+            if not skip_bad_files:
+                raise
+            bad_files[dataset.sample_ids[index]] = bad_file_path(error)
+    return statistics, bad_files
 
 
 def _check_labelled(statistics: ClassStatistics, split: str) -> None:
@@ -280,21 +295,10 @@ class FinetuneTrainer(Trainer):
             split: Its name.
             images: Read the images too, not only the masks.
 
-        Returns:
-            The statistics, and the broken file of each sample that has one.
-
-        Raises:
-            BadFileError: A file is broken, and `skip_bad_files` is off.
+        Returns what [`_read_labels`] does, for the files of all processes, and raises what it does.
         """
-        bad_files, classes = dict[str, str](), dataset.classes
-        statistics = ClassStatistics(classes.names, classes.ignore_index)
-        for index in range(self.accelerator.process_index, len(dataset), self.accelerator.num_processes):
-            try:
-                statistics.update(dataset[index]["annotation"] if images else dataset.mask(index))
-            except (BadFileError, OSError) as error:
-                if not self.args.skip_bad_files:
-                    raise
-                bad_files[dataset.sample_ids[index]] = bad_file_path(error)
+        indices = range(self.accelerator.process_index, len(dataset), self.accelerator.num_processes)
+        statistics, bad_files = _read_labels(dataset, indices, images=images, skip_bad_files=self.args.skip_bad_files)
         statistics.counts = sum_over_processes(self.accelerator, statistics.counts)
         bad_files = dict(gather_object(list(bad_files.items())))
         num_images = len(dataset) - len(bad_files)
