@@ -129,10 +129,16 @@ def convert_from_ddep(model: Model, output: str | Path) -> dict[str, float]:
         .eval()
     )
     state = unet.state_dict()
-    renamed = _rename_to_ddep(model, state)
-    smp_names = dict(zip(renamed, state, strict=True))
-    tensors = _match_names(renamed, model.state_dict())
-    unet.load_state_dict({smp_names[name]: tensor for name, tensor in tensors.items()})
+    try:
+        renamed = _rename_to_ddep(model, state)
+        smp_names = dict(zip(renamed, state, strict=True))
+        tensors = _match_names(renamed, model.state_dict())
+        unet.load_state_dict({smp_names[name]: tensor for name, tensor in tensors.items()})
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            "The model has no counterpart in a U-Net of segmentation_models.pytorch (encoder_out_indices: "
+            f"{config.encoder_out_indices}): {' '.join(str(error).split())}"
+        ) from error
     comparison = _compare_outputs(model, unet, "converted U-Net")
     with atomic_dir(output) as folder:
         unet.save_pretrained(folder)

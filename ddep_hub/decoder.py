@@ -129,6 +129,10 @@ class DDePPyramid(nn.Module):
             else level
             for level, stride in enumerate(new_strides)
         }
+        # Levels finer than the last block takes would be computed, and saved, for nothing.
+        deepest = max((*new_strides, *encoder_levels))
+        last = 1 if config.decoder_hidden_sizes is None else deepest // 2 ** len(config.decoder_hidden_sizes)
+        sources = {stride: source for stride, source in sources.items() if stride >= last}
         widths = {stride: min(LEVEL_CHANNELS[stride], maps.channels[source]) for stride, source in sources.items()}
         self.projections = nn.ModuleDict(
             {
@@ -141,6 +145,7 @@ class DDePPyramid(nn.Module):
             if new_strides or maps.image_size is not None
             else []
         )
+        stem = stem if stem and stem[-1] >= last else []
         self.stem = nn.ModuleList()
         for stride in stem:
             channels = STEM_CHANNELS[stride // 2] if stride > 1 else config.num_channels

@@ -107,7 +107,7 @@ def _white_level(values: np.ndarray, name: str) -> float:
     if values.dtype.kind == "f":
         white = 1.0 if high <= 1.0 else 255.0
         if 1.0 < high < 2.0:
-            _warn_once(
+            warn_once(
                 "overshoot",  # interpolation overshot values in 0..1
                 f"{name} holds floats up to {high:g}. As some are above 1, they are read as 0..255 and are nearly "
                 "black. If they should be in 0..1, clip them.",
@@ -122,7 +122,7 @@ def _white_level(values: np.ndarray, name: str) -> float:
 
 
 def _warn_about_bit_depth(name: str, high: float) -> None:
-    _warn_once(
+    warn_once(
         "few bits",
         f"{name} has 16 bits, but no value above {high:.0f}, so it is nearly black: 65535 is white. For a 12-bit or "
         "14-bit camera, scale the images to 16 bits, or, if they are grey, set num_channels=1 to keep their depth and "
@@ -136,7 +136,7 @@ def warn_about_dark_colors(image: Image.Image, name: str) -> None:
         _warn_about_bit_depth(name, 256 * high + 255)
 
 
-def _warn_once(kind: str, message: str) -> None:
+def warn_once(kind: str, message: str) -> None:
     """Warns once in a process of each kind: a folder of such images would give a warning each."""
     if kind not in _warned:
         _warned.add(kind)
@@ -174,7 +174,7 @@ def _warn_about_alpha(name: str, image: Image.Image) -> None:
     """Warns once if the opacity of most pixels is neither none nor full: GDAL marks any fourth channel as opacity."""
     counts = image.getchannel("A").histogram()
     if sum(counts[1:255]) > sum(counts) / 2:
-        _warn_once(
+        warn_once(
             "opacity",
             f"{name} marks its last channel as alpha, and most pixels are half transparent: they are composited over "
             "white. If it is another channel, such as near infrared, set num_channels=4.",
@@ -307,7 +307,7 @@ def _fill_nodata(values: np.ndarray, nodata: float | None, name: str, axis: int 
         has_data &= values != np.copysign(np.finfo(values.dtype).max, value)
     if has_data.all():
         return values
-    _warn_once(
+    warn_once(
         "no data",
         f"{name} has pixels without data, of the value {nodata:g} in its tag GDAL_NODATA. In all such images they are "
         "read as the mean of the other pixels of their channel; label them as ignored to keep them out of training.",
@@ -392,4 +392,5 @@ __all__ = [
     "to_rgb",
     "validate_channel_order",
     "warn_about_dark_colors",
+    "warn_once",
 ]

@@ -87,9 +87,9 @@ class DDePImageProcessorMixin:
         """Converts images, and their segmentation maps, to model inputs.
 
         16-bit and 32-bit images, floats, palettes and transparency are read as in training, see [`to_rgb`].
-        transformers clips 16-bit images that it reads from a URL, or from a file in a pipeline: pass the opened PIL
-        image instead. If the processor's means have a number of channels other than 3, images must have that number,
-        see [`channels_first`]; for a single channel, with `do_convert_rgb=False`.
+        transformers itself clips 16-bit images and drops transparency where it reads a URL, and in a pipeline from PIL
+        images, too: pass `to_rgb(image)` there. If the processor's means have a number of channels other than 3,
+        images must have that number, see [`channels_first`]; for a single channel, with `do_convert_rgb=False`.
 
         Args:
             images: One image or several: PIL of any mode, array or tensor `(height, width)`, `(height, width,
@@ -117,6 +117,8 @@ class DDePImageProcessorMixin:
         mean, layout = kwargs.get("image_mean", self.image_mean), kwargs.get("input_data_format")
         channels = len(mean) if isinstance(mean, (list, tuple)) else 3
         if channels == 3 or (channels == 1 and options["do_convert_rgb"]):
+            if channels == 1:  # one mean for all, which Pillow's backend of transformers does not take
+                kwargs |= {name: 3 * [*kwargs.get(name, getattr(self, name))] for name in ("image_mean", "image_std")}
             images = _decode(images, channels, layout, **options)
         else:
             rescaled = bool(options["do_rescale"])
@@ -292,10 +294,11 @@ def _decode(images: Any, channels: int, layout: Any, *, do_rescale: bool | None,
     if isinstance(image, torch.Tensor):
         if image.dtype == torch.uint8 and image.ndim == 3 and 3 in (image.shape[0], image.shape[-1]):
             return image  # stays on its device
-        values = (image.float() if image.dtype == torch.bfloat16 else image).cpu().numpy()  # NumPy has no bfloat16
+        values = _to_numpy(image)
         return torch.from_numpy(_decode(values, channels, layout, **options)).to(image.device)
     if image.ndim == 2:
-        image, layout = image[None], ChannelDimension.FIRST
+        image = image[..., None] if layout == ChannelDimension.LAST else image[None]
+        layout = layout or ChannelDimension.FIRST
     if do_convert_rgb and (do_rescale or image.dtype.kind != "f"):
         image = to_8_bit(image, "The image")
         axis = 0 if _infer_layout(image, layout) == ChannelDimension.FIRST else -1
@@ -311,15 +314,22 @@ def _to_channels(images: Any, channels: int, layout: Any, *, rescaled: bool) -> 
     if isinstance(images, (list, tuple)) or getattr(images, "ndim", None) == 4:
         return [_to_channels(image, channels, layout, rescaled=rescaled) for image in images]
     if isinstance(images, (str, Path)):
+        if "://" in str(images):
+            raise ValueError(f"{images}: transformers reads URLs as RGB. Pass the opened image.")
         return read_channels(images, channels, str(images))
     if isinstance(images, Image.Image):
         return extract_channels(images, channels, "The image", rescaled=rescaled)
     _check_image(images)
     is_tensor = isinstance(images, torch.Tensor)
-    values = images.cpu().numpy() if is_tensor else images
+    values = _to_numpy(images) if is_tensor else images
     axis = None if layout is None else (0 if layout == ChannelDimension.FIRST else -1)
     values = channels_first(values, channels, "The image", axis, rescaled=rescaled)
     return torch.from_numpy(values).to(images.device) if is_tensor else values
+
+
+def _to_numpy(image: torch.Tensor) -> np.ndarray:
+    image = image.detach()
+    return (image.float() if image.dtype == torch.bfloat16 else image).cpu().numpy()  # NumPy has no bfloat16
 
 
 def _infer_layout(image: Any, layout: Any) -> Any:
@@ -384,6 +394,10 @@ def _resize_nearest(class_ids: np.ndarray, height: int, width: int) -> np.ndarra
 
 def _reduce_labels(class_ids: np.ndarray) -> np.ndarray:
     """Drops class 0: it becomes 255, 255 stays, other ids go down by one."""
+    if class_ids.max(initial=0) > IGNORE_INDEX:
+        raise ValueError(
+            f"do_reduce_labels ignores id {IGNORE_INDEX}, so ids must not exceed it. Reduce the maps yourself."
+        )
     return np.where((class_ids == 0) | (class_ids == IGNORE_INDEX), IGNORE_INDEX, class_ids - 1)
 
 

@@ -142,7 +142,8 @@ class DDePPreTrainedModel(PreTrainedModel):
         source = resolve_name(pretrained_model_name_or_path)
         if config is None and not kwargs.get("subfolder"):
             check_local_folder(pretrained_model_name_or_path)
-        has_num_labels = "num_labels" in kwargs
+        # Auto classes have put it into the configuration.
+        has_num_labels = "num_labels" in kwargs or isinstance(config, PreTrainedConfig)
         hub_kwargs = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
         stored, _ = cls.config_class.get_config_dict(source, **hub_kwargs)
         config = cls._override_config(source if config is None else config, hub_kwargs, kwargs)
@@ -152,6 +153,13 @@ class DDePPreTrainedModel(PreTrainedModel):
         if stored.get("decoder_only"):
             folder, config = None, copy.deepcopy(config)
             config.decoder_only = False
+            # Of a configuration made by hand; and those of another encoder say nothing of this one.
+            is_same_encoder = config.encoder_name == stored.get("encoder_name", DDePConfig().encoder_name)
+            for name in ("encoder_weights_hash", "encoder_revision"):
+                if is_same_encoder and getattr(config, name) is None:
+                    setattr(config, name, stored.get(name))
+                elif not is_same_encoder and getattr(config, name) == stored.get(name):
+                    setattr(config, name, None)
             kwargs = {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS}
             same_channels = config.num_channels == stored.get("num_channels", 3)
             check_default_device()
@@ -236,7 +244,10 @@ class DDePPreTrainedModel(PreTrainedModel):
         if not any(name.startswith(prefix) for name in decoder):  # saved from a DDePModel
             decoder = {prefix + name: tensor for name, tensor in decoder.items()}
         encoder_weights = encoder_source(
-            config.encoder_name, encoder_weights, config.encoder_weights_hash, config.num_channels
+            config.encoder_name,
+            encoder_weights,
+            config.encoder_weights_hash if same_channels else None,
+            config.num_channels,
         )
         # The folder's own revision and subfolder say nothing about timm's repository.
         encoder_hub_kwargs = {
@@ -244,10 +255,10 @@ class DDePPreTrainedModel(PreTrainedModel):
         }
         encoder, origin = load_encoder(config, encoder_weights, **encoder_hub_kwargs)
         weights = encoder.state_dict()
-        if (
-            same_channels
-        ):  # weights adapted to other channels have a different hash from those the decoder was trained with
+        if same_channels:
             check_same_encoder(config, weights, origin, source)
+        else:  # weights adapted to other channels have a hash of their own
+            config.encoder_weights_hash = hash_weights(weights)
         encoder._ddep_buffers = {
             name: buffer.clone() for name, buffer in encoder.named_buffers() if name not in weights
         }
@@ -266,6 +277,13 @@ class DDePPreTrainedModel(PreTrainedModel):
             raise RuntimeError(
                 f"{source} lacks {len(lost_weights)} weights of {class_name}: {names}. They would be randomly "
                 "initialised. Load the folder with its own config.json."
+            )
+        prefix = f"{self._base_prefix}decoder."
+        unused = sorted(name for name in info["unexpected_keys"] if name.startswith(prefix))
+        if unused and not missing:  # a new head may come after fewer blocks, but not one that was trained
+            raise RuntimeError(
+                f"{source} has {len(unused)} weights of the decoder that the model has no place for, such as "
+                f"{unused[0]}. Load the folder with its own config.json."
             )
         return missing[0].split(".")[0] if missing else None
 
@@ -303,8 +321,9 @@ class DDePPreTrainedModel(PreTrainedModel):
         loading = sorted({"device_map", "trust_remote_code", "low_cpu_mem_usage", "max_memory"} & config_kwargs.keys())
         if loading:
             raise ValueError(f"{loading[0]} is an argument of from_pretrained, not of from_pretrained_encoder.")
-        if config_kwargs.get("dtype") == "auto":  # as the weights are: timm's are float32
-            del config_kwargs["dtype"]
+        for name in ("dtype", "torch_dtype"):
+            if config_kwargs.get(name) == "auto":  # as the weights are: timm's are float32
+                del config_kwargs[name]
         config = cls.config_class(encoder_name=encoder_name, encoder_revision=revision, **config_kwargs)
         encoder, _ = load_encoder(
             config, encoder_weights, token=token, cache_dir=cache_dir, local_files_only=local_files_only

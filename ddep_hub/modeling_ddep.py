@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutput, SemanticSegmenterOutput
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_ddep import DDePConfig
@@ -34,6 +34,9 @@ from .folding import example_images, fold_batch_norms
 from .modeling_base_ddep import DDePPreTrainedModel
 from .resampling import padded_size
 from .segmentation import segmentation_loss
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -333,6 +336,11 @@ class DDePForSemanticSegmentation(DDePPreTrainedModel):
         self.ddep = DDePModel(config, encoder)
         self.classifier = nn.Conv2d(self.ddep.decoder.out_channels, config.num_labels, kernel_size=3, padding=1)
         self.loss_function = segmentation_loss
+        if 0 < config.semantic_loss_ignore_index < max(2, config.num_labels):  # 0 may be meant: a class for the rest
+            logger.warning(
+                f"semantic_loss_ignore_index: {config.semantic_loss_ignore_index} is the id of a class, which is "
+                "never learned. Set it to -1, or to an id above those of the classes."
+            )
         self.post_init()
 
     @can_return_tuple

@@ -12,6 +12,7 @@ import argparse
 import json
 import random
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ parser.add_argument("--val_fraction", type=float, default=0.25, help="share of t
 parser.add_argument("--max_steps", type=int, default=1800, help="steps of fine-tuning")
 parser.add_argument("--pretrain_steps", type=int, default=0, help="steps of pretraining on the photos without a mask")
 parser.add_argument("--repository", help="org/name to publish to; default: nothing is published")
-options, _ = parser.parse_known_args()
+options = parser.parse_args([] if "ipykernel" in sys.modules else None)
 output: Path = options.output_dir
 
 if options.photos is None:
@@ -72,7 +73,7 @@ labelled = sorted(set(photos) & set(masks))
 if len(labelled) < 2:
     parser.error(f"{options.photos} and {options.masks} have {len(labelled)} names in common. Two or more are needed.")
 random.Random(0).shuffle(labelled)
-num_val = max(1, round(options.val_fraction * len(labelled)))
+num_val = min(len(labelled) - 1, max(1, round(options.val_fraction * len(labelled))))
 
 data = new_folder("data")
 for split, names in (("val", labelled[:num_val]), ("train", labelled[num_val:])):

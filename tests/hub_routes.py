@@ -171,6 +171,12 @@ def tag(self: Handler, repo_id: str, revision: str):
     return 200, {}, {}
 
 
+def auth_check(self: Handler, repo_id: str):
+    self.repository(repo_id)
+    self.may_write()
+    return 200, {}, {}
+
+
 def resolve(self: Handler, repo_id: str, revision: str, path: str):
     repository, oid = self.at(repo_id, revision)
     content = repository.commits[oid].get(path)
@@ -200,5 +206,6 @@ ROUTES = [
     ("POST", f"{API}/commit/([^/]+)", commit),
     ("POST", f"{API}/branch/([^/]+)", branch),
     ("POST", f"{API}/tag/([^/]+)", tag),
+    ("GET", f"{API}/auth-check/write", auth_check),
     ("GET", f"/{ID}/resolve/([^/]+)/(.+)", resolve),
 ]

@@ -12,6 +12,7 @@ from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.encoder_weights import PYPI_HASH, hash_weights
 
 
+HYBRID = {"encoder_kwargs": {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 64}}
 REPO = "timm/vit_tiny_r_s16_p8_224.augreg_in21k"
 TAGGED = "vit_tiny_r_s16_p8_224.augreg_in21k"
 
@@ -157,6 +158,25 @@ def test_other_encoder_weights_warn_with_both_hashes(saved, caplog):
         assert part in caplog.text
 
 
+def test_a_configuration_made_by_hand_keeps_what_the_folder_knows_of_its_encoder(saved, caplog):
+    folder, encoder, model = saved()
+    weights = load_file(encoder)
+    weights["pos_embed"] += 1
+    save_file(weights, encoder)
+    config = DDePConfig.from_dict({**model.config.to_dict(), "encoder_weights_hash": None})
+    DDePForPreTraining.from_pretrained(folder, config=config, encoder_weights=encoder)
+    assert "was trained on" in caplog.text and config.encoder_weights_hash is None
+
+
+def test_a_decoder_for_other_channels_knows_its_encoder(saved, tmp_path, caplog):
+    folder, encoder, _ = saved()
+    options = {"num_channels": 1, "ignore_mismatched_sizes": True, "encoder_weights": encoder}
+    loaded = DDePForPreTraining.from_pretrained(folder, **options)
+    assert loaded.config.encoder_weights_hash == hash_weights(loaded.ddep.encoder.state_dict())
+    loaded.save_pretrained(tmp_path / "grey", decoder_only=True)
+    assert "has changed since" not in caplog.text
+
+
 def test_an_encoder_of_other_shape_is_refused_with_both_shapes(saved, tmp_path):
     folder, _, _ = saved()
     other = {"embed_dim": 48, "depth": 2, "num_heads": 2, "img_size": 64}
@@ -217,6 +237,13 @@ def test_from_pretrained_encoder_in_another_precision(saved, dtype):
     loaded = DDePForPreTraining.from_pretrained_encoder(TAGGED, encoder_weights=encoder, dtype=dtype, **fields)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16} == {loaded.config.dtype}
     assert loaded.config.encoder_weights_hash == hash_weights(model.ddep.encoder.state_dict())
+
+
+def test_the_precision_of_the_file_under_either_name(saved):
+    _, encoder, _ = saved()
+    for name in ("dtype", "torch_dtype"):
+        options = {"encoder_kwargs": HYBRID["encoder_kwargs"], "encoder_weights": encoder, name: "auto"}
+        assert DDePForSemanticSegmentation.from_pretrained_encoder(TAGGED, **options).dtype == torch.float32
 
 
 def test_a_variant(saved, tmp_path):

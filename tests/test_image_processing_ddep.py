@@ -177,6 +177,35 @@ def test_other_numbers_of_channels_need_their_own_statistics(processor_class):
     assert batch["pixel_values"].shape == (1, 4, 48, 64)
 
 
+def test_grey_arrays_may_be_said_to_have_their_channels_last(processor_class):
+    processor, grey = processor_class(do_resize=False), random_image()[..., 0]
+    expected = processor([grey], return_tensors="pt")["pixel_values"]
+    images = [random_image(), grey]
+    batch = processor(images, input_data_format="channels_last", return_tensors="pt")["pixel_values"]
+    assert torch.equal(batch[1:], expected)
+
+
+def test_one_mean_for_all_channels(processor_class):
+    image = random_image()
+    one, three = (processor_class(do_resize=False, image_mean=[0.4] * n, image_std=[0.3] * n) for n in (1, 3))
+    assert torch.equal(*(processor(image, return_tensors="pt")["pixel_values"] for processor in (one, three)))
+
+
+def test_tensors_of_other_channels(processor_class):
+    processor = processor_class(do_resize=False, do_convert_rgb=False, image_mean=[0.5] * 4, image_std=[0.5] * 4)
+    image = torch.rand(4, 8, 8)
+    for tensor in (image.bfloat16(), image.clone().requires_grad_()):
+        assert processor(tensor, return_tensors="pt")["pixel_values"].shape == (1, 4, 8, 8)
+    with pytest.raises(ValueError, match="reads URLs as RGB"):
+        processor("https://example.org/a.tif")
+
+
+def test_ids_that_reducing_would_ignore_are_refused(processor_class):
+    processor = processor_class(do_resize=False, do_reduce_labels=True)
+    with pytest.raises(ValueError, match="ids must not exceed it"):
+        processor(random_image(), np.full((48, 64), 256))
+
+
 def test_backends_agree():
     image, segmentation_map = Image.fromarray(random_image(300, 400)), random_map(300, 400)
     first, second = (

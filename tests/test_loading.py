@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor, DDePModel
+from ddep_hub.image_conversion import to_rgb
 
 
 NAMES = {0: "road", 1: "sky", 2: "car"}
@@ -219,6 +221,20 @@ def test_fields_can_be_replaced_at_loading(finetuned):
     assert loaded.config.name_or_path == loaded.name_or_path == str(folder)
 
 
+def test_a_trained_classifier_does_not_come_after_fewer_blocks(tmp_path, hybrid_config):
+    sizes = [8] * 5
+    DDePForSemanticSegmentation(hybrid_config(id2label=NAMES, decoder_hidden_sizes=sizes)).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match=r"weights of the decoder that the model has no place for"):
+        DDePForSemanticSegmentation.from_pretrained(tmp_path, decoder_hidden_sizes=sizes[:3])
+
+
+def test_an_ignored_id_of_a_class_is_told(hybrid_config, caplog):
+    DDePForSemanticSegmentation(hybrid_config(num_labels=255))
+    assert "semantic_loss_ignore_index" not in caplog.text
+    DDePForSemanticSegmentation(hybrid_config(num_labels=300))
+    assert "semantic_loss_ignore_index: 255 is the id of a class" in caplog.text
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, "bfloat16"])
 @pytest.mark.parametrize("head", [DDePForSemanticSegmentation, DDePForPreTraining])
 def test_half_precision(denoiser, head, dtype):
@@ -271,6 +287,22 @@ def test_auto_classes_and_pipeline(finetuned):
     full = torch.nn.functional.interpolate(logits, size=(50, 70), mode="bilinear", align_corners=False)
     assert {segment["label"] for segment in segments} == {NAMES[i] for i in full.argmax(1).unique().tolist()}
     assert all(segment["mask"].size == (70, 50) for segment in segments)
+
+
+def test_a_pipeline_sees_16_bit_images_that_were_converted(finetuned):
+    folder, _ = finetuned
+    DDePImageProcessor(do_resize=False).save_pretrained(folder)
+    ramp = Image.fromarray(np.arange(64 * 96, dtype=np.uint16).reshape(64, 96) * 10)
+    pipe = pipeline("image-segmentation", model=str(folder))
+    seen = next(iter(pipe.preprocess(to_rgb(ramp))["pixel_values"]))
+    expected = AutoImageProcessor.from_pretrained(folder)(ramp, return_tensors="pt")["pixel_values"][0]
+    assert torch.allclose(seen, expected)
+
+
+def test_auto_classes_do_not_ask_for_labels_that_were_given(denoiser, caplog):
+    for load in LOADERS:
+        load(denoiser[0], num_labels=2)
+    assert "are the default" not in caplog.text
 
 
 def test_a_config_of_a_newer_format_is_refused_by_every_loader(finetuned):

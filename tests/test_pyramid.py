@@ -151,6 +151,15 @@ def test_coarse_and_resampled_pyramids_get_a_stem(name, kwargs, strides):
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
+@pytest.mark.parametrize("blocks", [2, 3, 4])
+def test_levels_that_no_block_takes_are_not_made(blocks):
+    fields = {**SMALL, "decoder_hidden_sizes": [16] * blocks}
+    model = DDePForSemanticSegmentation(DDePConfig(encoder_name="vit_tiny_patch16_224", encoder_kwargs=TINY, **fields))
+    assert min(model.ddep.decoder.strides) == (8 if blocks == 2 else 4 if blocks == 3 else 1)  # 1 leads to 2
+    model(torch.randn(2, 3, 64, 64), labels=torch.randint(0, 2, (2, 64, 64))).loss.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3", "eva02_tiny_patch14_224"])
 def test_a_decoder_only_checkpoint_holds_stem_and_projections(name, tmp_path):
     model = DDePForPreTraining(config(name, TINY)).train()

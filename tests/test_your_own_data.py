@@ -44,6 +44,12 @@ def test_from_photos_to_a_published_model(scenes, hub, tmp_path, monkeypatch):
     assert list(model.config.id2label.values()) == list(SCENE_CLASSES.names)
 
 
+def test_a_misspelt_argument_trains_nothing(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--images", "x", "--output_dir", tmp_path / "out")
+    assert "--images" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_a_folder_of_somebody_else_is_left_alone(scenes, tmp_path, monkeypatch, capsys):
     shutil.copytree(scenes / "images" / "train", tmp_path / "data" / "photos")
     before = sorted(path.name for path in (tmp_path / "data").rglob("*"))

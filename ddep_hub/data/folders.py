@@ -150,10 +150,11 @@ def _detect_folders(root: Path, find_masks: Callable[[str | None, Path], Path]) 
                 "skipped.",
                 stacklevel=2,
             )
-        by_split |= {name: SplitFolders(image_root / name, find_masks(name, image_root / name)) for name in splits}
         has_split_names = any(name.lower() in _SPLIT_BY_WORD for name in splits)
-        if not splits or (not has_split_names and "train" not in by_split and not (root / "annotations").is_dir()):
+        if not splits or (not has_split_names and not (root / "annotations").is_dir()):
             by_split = {"train": SplitFolders(image_root, find_masks(None, image_root))}  # its folders are not splits
+        else:
+            by_split = {name: SplitFolders(image_root / name, find_masks(name, image_root / name)) for name in splits}
     for name, meaning in folders.items():
         if meaning is None or meaning[1] is None or meaning[0] == "mask" or match_split(by_split, name):
             continue

@@ -142,14 +142,21 @@ def _data_files(root: Path) -> Iterator[Path]:
     return (path for depth in ("", "*/") for kind in ("parquet", "arrow") for path in root.glob(f"{depth}*.{kind}"))
 
 
+def image_columns(data: Any) -> list[str]:
+    """The columns of a data set that hold images."""
+    import datasets
+
+    return [column for column, feature in (data.features or {}).items() if isinstance(feature, datasets.Image)]
+
+
 def select_undecoded(data: Any, columns: Sequence[str], name: str, extra_columns: Sequence[str] = ()) -> Any:
     """Only these columns of a data set, those of images undecoded."""
     import datasets
 
-    images = [column for column, feature in (data.features or {}).items() if isinstance(feature, datasets.Image)]
     from .undecoded_image import UndecodedImage
 
     undecoded = UndecodedImage() if isinstance(data, datasets.IterableDataset) else datasets.Image(decode=False)
+    images = image_columns(data)
     for column in columns:
         if column not in images:
             raise ValueError(f"{name} has no image column {column!r}; its image columns are {images}")

@@ -16,6 +16,7 @@ from .hub_loading import (
     HUB_PREFIX,
     describes_images,
     holds_dataset,
+    image_columns,
     load_split,
     local_fingerprint,
     make_undecoded_sample,
@@ -62,6 +63,7 @@ class ImageFolder(Dataset[dict[str, Any]]):
         return {"image": image, "path": str(path)}
 
 
+IMAGE_COLUMN = "image"  # the default
 WEBDATASET_COLUMNS = ("jpg", "jpeg", "png", "webp")
 
 
@@ -73,7 +75,7 @@ class HubImages(Dataset[dict[str, Any]]):
     Args:
         name: A data set of the Hub, such as `org/name`, or a local folder or file that `datasets` reads.
         split: The split.
-        column: Column of the images.
+        column: Column of the images; of its default, the only one of another name is used, too.
         config: Configuration of the data set, where it has several.
         revision: Branch, tag or commit on the Hub.
 
@@ -94,10 +96,12 @@ class HubImages(Dataset[dict[str, Any]]):
         revision: str | None = None,
     ) -> None:
         self.name = f"{name}/{split}"
-        self.column = column
         data = load_split(name, split, config=config, revision=revision)
+        # If nobody has named another, the only one, whatever its name.
+        images = image_columns(data)
+        self.column = images[0] if column == IMAGE_COLUMN and len(images) == 1 else column
         self.fingerprint = local_fingerprint(name) or [data._fingerprint]
-        self.data = select_undecoded(data, [column], self.name)
+        self.data = select_undecoded(data, [self.column], self.name)
 
     def __len__(self) -> int:
         return len(self.data)

@@ -18,6 +18,7 @@ from ddep_hub.image_conversion import (
     ChannelImage,
     apply_orientation,
     read_channels,
+    read_orientation,
     to_rgb,
     warn_about_dark_colors,
 )
@@ -297,8 +298,8 @@ def open_image(file: str | Path | Undecoded, kind: str = "image") -> Iterator[Im
             raise BadFileError(f"{name} is damaged or cut off ({error}); {hint}", name) from error
 
 
-def read_size(file: str | Path | Undecoded) -> tuple[int, int] | None:
-    """Width and height that the header of an image states; `None` for arrays and for what Pillow cannot open.
+def read_header(file: str | Path | Undecoded) -> tuple[tuple[int, int], int] | None:
+    """Size (width, height) and orientation that an image states; `None` for arrays and what Pillow cannot open.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -307,7 +308,7 @@ def read_size(file: str | Path | Undecoded) -> tuple[int, int] | None:
         return None
     try:
         with open_image(file) as image:
-            return image.size
+            return image.size, read_orientation(image)
     except BadFileError:  # as reading it will say
         return None
 

@@ -34,7 +34,7 @@ from .folders import (
 )
 from .generated_files import exclude_generated
 from .image_io import IMAGE_EXTENSIONS, format_list, list_images
-from .masks import suggest_classes
+from .mask_inspection import suggest_classes
 from .pairing import PAIRS, ListedPairs, Pairs, pair_files, read_pairs, strip_extension
 from .splits import read_split_file
 
@@ -110,7 +110,10 @@ def find_layout(root: str | Path, options: FolderOptions = DEFAULT_OPTIONS) -> s
         "pascal_context": _is_pascal_context(context),
         "ade20k": is_ade20k,
         # VOC2010 also has such masks, for another task.
-        "pascal_voc": (voc / "SegmentationClass").is_dir() and not _is_pascal_context(voc),
+        "pascal_voc": (voc / "SegmentationClass").is_dir()
+        and not _is_pascal_context(voc)
+        # Without its lists, folders of these names are somebody's own.
+        and (bool(official_folders(root, "pascal_voc")) or not (options.classes or (root / "classes.json").is_file())),
         "camvid": bool(official_folders(root, "camvid")),
     }
     layouts = [layout for layout in LAYOUTS if detected[layout]]

@@ -294,8 +294,13 @@ def read_pairs(root: Path) -> ListedPairs:
             split = values.get("split", "train")
             split_pairs = pairs.setdefault(split, Pairs({}, {}, []))
             sample_id = os.path.splitext(values["image"])[0]
-            if any(sample_id in listed.images for listed in pairs.values()):
+            earlier = next((listed.images[sample_id] for listed in pairs.values() if sample_id in listed.images), None)
+            if earlier == root / values["image"]:
                 raise ValueError(f"{line}: {values['image']} is listed twice. Remove one line.")
+            if earlier is not None:
+                raise ValueError(
+                    f"{line}: {values['image']} and {earlier.name} have the same name without suffix. Rename one."
+                )
             split_pairs.images[sample_id], split_pairs.masks[sample_id] = root / values["image"], root / values["mask"]
             if "group" in values:
                 groups.setdefault(split, {})[sample_id] = values["group"]

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ddep_hub.image_conversion import ChannelImage
+from ddep_hub.image_conversion import ORIENTATIONS, ChannelImage, warn_once
 
 from .classes import ClassTable, class_colors
 from .folders import DEFAULT_OPTIONS, FolderOptions, is_mask_folder
@@ -20,7 +20,7 @@ from .hub_loading import (
     make_undecoded_sample,
     select_undecoded,
 )
-from .image_io import BadFileError, decode_image, format_list, read_size
+from .image_io import BadFileError, decode_image, format_list, read_header
 from .layouts import find_layout, find_splits, split_files
 from .masks import decode_mask
 from .splits import read_split_file
@@ -57,9 +57,19 @@ def _size_error(size: tuple[int, ...], mask: np.ndarray, path: str, mask_path: s
 
 def _check_header(mask: np.ndarray, image: Any, path: str, mask_path: str) -> np.ndarray:
     """A mask that has the size in the header of its image, which may not say that the image is turned."""
-    size = read_size(image)
-    if size is not None and sorted(size) != sorted(mask.shape):
+    header = read_header(image)
+    if header is None:
+        return mask
+    size, orientation = header
+    if sorted(size) != sorted(mask.shape):
         raise _size_error(size, mask, path, mask_path)
+    is_transposed, *is_flipped = ORIENTATIONS[orientation]
+    if (is_transposed and size[0] == size[1]) or (not is_transposed and any(is_flipped)):
+        warn_once(
+            "turned",
+            f"{path} is turned by its EXIF orientation, and its mask would fit either way. Check in the pictures of "
+            "the run, or the preview of `ddep-hub prepare`, that its mask was drawn on the upright image.",
+        )
     return mask
 
 

@@ -111,11 +111,14 @@ def choose_validation(
             "it into tiles with `ddep-hub prepare --tile`"
         )
     target_size, validation_ids = parse_fraction(fraction, "val_fraction") * len(pool), list[str]()
-    for group in choose_labelled(members, number=len(members) - 1, seed=0):
-        if validation_ids and len(validation_ids) + len(members[group]) / 2 > target_size:
-            break
-        validation_ids += members[group]
-    return sorted(validation_ids)
+    order = choose_labelled(members, number=len(members), seed=0)
+    num_chosen = 0
+    for group in order:
+        # A group that is too large is left for training, whatever comes after it.
+        if num_chosen < len(members) - 1 and len(validation_ids) + len(members[group]) / 2 <= target_size:
+            validation_ids += members[group]
+            num_chosen += 1
+    return sorted(validation_ids or members[min(order, key=lambda group: len(members[group]))])
 
 
 def extract_groups(sample_ids: Iterable[str], pattern: str) -> dict[str, str]:

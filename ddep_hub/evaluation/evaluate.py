@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ddep_hub.data.classes import ClassTable, ordered_names
-from ddep_hub.data.image_io import format_list
+from ddep_hub.data.image_io import format_list, lift_size_limit
 from ddep_hub.data.loading import dataset_summary, open_split
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
@@ -169,19 +169,22 @@ def run_evaluation(
         image = dataset[index]["image"] if "overlays" in args.predictions else None
         writer.write(dataset.sample_ids[index], predicted.cpu().numpy(), image)
 
-    matrix = count_pixels(
-        model,
-        dataset,
-        transform,
-        normalize,
-        batch_size=args.batch_size,
-        num_workers=args.dataloader_num_workers,
-        accelerator=accelerator,
-        options=options,
-        metrics=metrics,
-        statistics=statistics,
-        on_prediction=write_mask if args.predictions else None,
-    )
+    # Windows are for rasters of any size.
+    size_limit = lift_size_limit if options.window else contextlib.nullcontext
+    with size_limit():
+        matrix = count_pixels(
+            model,
+            dataset,
+            transform,
+            normalize,
+            batch_size=args.batch_size,
+            num_workers=args.dataloader_num_workers,
+            accelerator=accelerator,
+            options=options,
+            metrics=metrics,
+            statistics=statistics,
+            on_prediction=write_mask if args.predictions else None,
+        )
     if not matrix.counts.any():
         masks_note = f" The masks are in {writer.folder}." if args.predictions else ""
         raise ValueError(
@@ -224,7 +227,8 @@ def run_evaluation(
         picture.save(predictions)
 
     if output is not None:
-        on_main_process(accelerator, lambda: write(output))
+        with size_limit():
+            on_main_process(accelerator, lambda: write(output))
     return results
 
 

@@ -80,7 +80,8 @@ def predict(
         raise ValueError(f"return_type must be `array` or `pil`, got {return_type!r}.")
     arguments = build_arguments(InferenceArguments, {"model": get_model_name(model), **kwargs})
     network = load_for_prediction(model, arguments) if isinstance(model, str | Path) else model
-    with eval_mode(network):
+    # Windows are for rasters of any size.
+    with eval_mode(network), lift_size_limit() if arguments.window else contextlib.nullcontext():
         predictor = Predictor(network, arguments, processor)
 
         def segment(image: Any) -> Any:

@@ -2,6 +2,8 @@
 
 import http.client
 import os
+import string
+import threading
 import urllib.parse
 import urllib.request
 import warnings
@@ -65,7 +67,9 @@ def read_image(source: str, channels: int = 3) -> AnyImage:
     if not is_url(source):
         return decode_image(source, channels)
     try:
-        with urllib.request.urlopen(source, timeout=TIMEOUT) as response:
+        # Addresses copied from a browser may hold letters that have no code in ASCII, and spaces.
+        address = urllib.parse.quote(source, safe=string.punctuation)
+        with urllib.request.urlopen(address, timeout=TIMEOUT) as response:
             content = response.read()
     except (OSError, http.client.HTTPException) as error:  # the second: cut short, or no address
         raise OSError(f"{source} could not be downloaded ({error}). Check the address.") from error
@@ -238,7 +242,8 @@ def _check_overwrite(path: Path) -> None:
 def _save(picture: Image.Image, path: Path, compress_level: int = 6) -> None:
     info = PngInfo()
     info.add_text("Software", SOFTWARE)
-    partial = path.with_name(f".{path.name}.partial")  # a killed command leaves no half of a mask
+    # A killed command leaves no half of a mask. The mask's own name may be as long as a name can be.
+    partial = path.with_name(f".{os.getpid()}-{threading.get_ident()}.partial")
     try:
         with explain_write_errors(path):
             picture.save(partial, "PNG", pnginfo=info, compress_level=compress_level)

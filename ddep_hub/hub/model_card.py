@@ -53,6 +53,8 @@ REFERENCES = {
 EMBEDDED = "embedded rendered scenes"
 # The licences in timm's list that allow any use.
 OPEN_LICENSES = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0")
+# Facts of a run that may be paths.
+PATH_FACTS = ("encoder_source", "more_images")
 Kind = Literal["pretraining", "finetuning"]
 logger = logging.get_logger(__name__)
 
@@ -71,10 +73,10 @@ def write_run_record(
         kind: What the run was.
         arguments: Its arguments, a dataclass. Paths are shortened to their last part, see `arg(path=True)`.
         results: The metrics, `seconds` of training, and `step`, after which the model was saved, if not at the end.
-        **facts: `encoder_source`; in pretraining `images`, their number in words, `data_fingerprint`, a hash of them,
-            and `method`, the objective in words if it is not denoising; in fine-tuning `evaluated`, the number of
-            validation images, `labelled_ids`, a hash of the names of the labelled ones, and `pretraining`, the record
-            and results of a first stage.
+        **facts: `encoder_source`; in pretraining `images`, their number in words, `more_images`, the names of data
+            sets besides those of the arguments, `data_fingerprint`, a hash of them, and `method`, the objective in
+            words if it is not denoising; in fine-tuning `evaluated`, the number of validation images, `labelled_ids`,
+            a hash of the names of the labelled ones, and `pretraining`, the record and results of a first stage.
     """
     values, paths = dataclasses.asdict(arguments), list_field_names(type(arguments), "path")
     defaults = dataclasses.asdict(type(arguments)())
@@ -88,7 +90,7 @@ def write_run_record(
             for name, value in values.items()
             if value != defaults[name] and name not in paths and groups[name] in ("data", "model", "optimisation")
         ],
-        **{name: _strip_path(value) if name == "encoder_source" else value for name, value in facts.items()},
+        **{name: _strip_path(value) if name in PATH_FACTS else value for name, value in facts.items()},
         "hardware": describe_hardware(),
         "versions": {"ddep_hub": __version__, **{module.__name__: module.__version__ for module in modules}},
     }
@@ -130,7 +132,7 @@ def render_card(folder: Path, repository: str | None = None) -> str | None:
     old_card = read_text(folder / CARD) if (folder / CARD).is_file() else ""
     if not all((folder / name).is_file() for name in ("config.json", RUN, RESULTS)):
         return (old_card.replace(PLACEHOLDER, repository) if repository else old_card) or None
-    match = re.search(r'(?:from_pretrained\(|model=)"([^"]+)"', old_card)
+    match = re.search(r'(?:from_pretrained\(|model=|predict\()"([^"]+)"', old_card)
     try:
         values = _template_values(folder)
         values |= {
@@ -172,6 +174,10 @@ def build_published_card(folder: Path, repository: str, hub_card: str | None = N
         hub_card: The card that is there now.
     """
     card = render_card(folder, repository)
+    if card is None and hub_card is not None and BEGIN in hub_card:
+        # It tells of the weights that are replaced: only the user's text and metadata stay.
+        card = f"---\nlibrary_name: transformers\n---\n\n{BEGIN}\n{_extract_user_text(hub_card)}\n{END}\n"
+        return _merge_metadata(card, hub_card)
     if card is None or hub_card is None or (BEGIN not in card and BEGIN not in hub_card):
         return card
     ours, theirs = _extract_user_text(card) if BEGIN in card else "", _extract_user_text(hub_card)
@@ -270,6 +276,7 @@ def _template_values(folder: Path) -> dict[str, Any]:
     license = None if encoder_source == "none" else encoder_license(config.encoder_name)
     names = [*(run.get("images") or [data or ""]), *run.get("unlabelled", [])]
     sources = [name for name in names if name.startswith(HUB_PREFIX)]
+    image_names = [*run.get("images", []), *record.get("more_images", [])]
     inference = {"window": None, "scales": [1.0], "flip": False, **results.get("inference", {})}
     if inference["window"] and not inference["stride"]:
         inference["stride"] = [side // 2 for side in inference["window"]]
@@ -297,6 +304,8 @@ def _template_values(folder: Path) -> dict[str, Any]:
         "encoder_repository": encoder,
         "encoder_license": license,
         "restricted_encoder": license is not None and license not in OPEN_LICENSES,
+        # Of a file nobody knows whether it holds timm's weights.
+        "encoder_from_file": encoder_source not in ("hub", "pypi", "none", pretrained),
         "decoder_license": _decoder_license(pretrained, run.get("license")),
         "hub_datasets": list(dict.fromkeys(parse_hub_name(name)[0] for name in sources)) or None,
         "name": Path(run["output_dir"]).name,
@@ -305,7 +314,8 @@ def _template_values(folder: Path) -> dict[str, Any]:
         "dataset": data or EMBEDDED,
         "evaluated_data": results.get("evaluated_data", data or EMBEDDED),
         "known_dataset": find_dataset_by_classes(classes) if is_finetuning else None,
-        "rendered": not (run.get("images") or data),
+        "image_names": image_names,
+        "rendered": not (data or run.get("unlabelled") or {*image_names} - {EMBEDDED}),
         "remote_code": "auto_map" in read_json(folder / "config.json"),
         "files": {path.name for path in folder.iterdir()},
     }
@@ -340,7 +350,7 @@ def _build_metadata(values: Mapping[str, Any]) -> ModelCardData:
     if values["kind"] == "pretraining":
         return ModelCardData(**common_fields, tags=["ddep", "decoder-pretraining", "semantic-segmentation"])
     results, dataset = values["results"], values["evaluated_data"]
-    repositories = values["hub_datasets"] if dataset == values["dataset"] else None
+    repository = parse_hub_name(dataset)[0] if dataset.startswith(HUB_PREFIX) else None
     return ModelCardData(
         **common_fields,
         model_name=values["name"],
@@ -350,7 +360,7 @@ def _build_metadata(values: Mapping[str, Any]) -> ModelCardData:
         eval_results=[
             EvalResult(
                 task_type="image-segmentation",
-                dataset_type=repositories[0] if repositories else dataset.lower().replace(" ", "-"),
+                dataset_type=repository or dataset.lower().replace(" ", "-"),
                 dataset_name=dataset,
                 dataset_split=values["split"],
                 metric_type=name,

@@ -22,7 +22,7 @@ from ddep_hub.configuration_ddep import DDePConfig
 from ddep_hub.encoders import build_encoder
 from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 
-from .model_card import CARD, build_published_card
+from .model_card import BASELINE, CARD, EVALUATION, RESULTS, RUN, build_published_card
 from .staging import WEIGHTS_PATTERN, model_class, read_config, read_text, stage
 
 
@@ -45,7 +45,8 @@ def publish_folder(
     """Uploads all files of a folder in one commit, downloads them again, and compares the model with the local one.
 
     The repository is created if it does not exist. The card is generated from the folder's files, see
-    [`build_published_card`]. Weights of an earlier model that are not in the folder are removed in the same commit.
+    [`build_published_card`]. Weights and the record of an earlier model that are not in the folder are removed in the
+    same commit.
     The folder itself is not changed.
 
     Args:
@@ -95,7 +96,8 @@ def publish_folder(
                 raise PublishError(f"{error} The commit is {commit.oid} ({commit.commit_url}).") from error
     if tag:
         operation = f"{commit.commit_url} is published, but the tag {tag} on it"
-        call_hub(lambda: api.create_tag(repo_id, tag=tag, revision=commit.oid), operation)
+        # `prepare_repository` has refused a name that was taken, so that one which is there now is ours.
+        call_hub(lambda: api.create_tag(repo_id, tag=tag, revision=commit.oid, exist_ok=True), operation)
     return str(commit.pr_url or commit.commit_url)
 
 
@@ -150,8 +152,12 @@ def _create_commit(
     if text is not None:
         card.write_text(text, encoding="utf-8")
         files[CARD] = card
+    # The record of an earlier run would be taken for that of the new weights.
+    records = (RUN, RESULTS, BASELINE, EVALUATION) if RUN in existing else ()
     stale_files = [
-        name for name in existing if name not in files and fnmatch(name, WEIGHTS_PATTERN) and "/" not in name
+        name
+        for name in existing
+        if name not in files and "/" not in name and (fnmatch(name, WEIGHTS_PATTERN) or name in records)
     ]
     operations: list[Any] = [CommitOperationAdd(name, file) for name, file in files.items()]
     operations += [CommitOperationDelete(name) for name in stale_files]
@@ -165,7 +171,7 @@ def _create_commit(
     return commit, files
 
 
-IMAGE_SIZE = (64, 96)
+IMAGE_SIZE = (96, 160)  # large enough for every encoder
 TOLERANCE = 1e-4  # relative to the largest output; the same weights on the same machine agree to the last digits
 
 
@@ -274,6 +280,7 @@ HINTS = {
     429: "The Hub accepts no more requests for now. Wait, then publish again.",
 }
 SERVER_ERROR = "The Hub has a problem. Wait, then publish again."
+REFUSED = "The Hub refused it. Check the names, then publish again."
 NO_ANSWER = "The Hub did not answer. Check the network and whether it was done anyway, then publish again."
 
 
@@ -313,7 +320,7 @@ def call_hub(action: Callable[[], Result], operation: str, *, once: bool = False
             is_transient = status in TRANSIENT_STATUSES or (status is None and cause is not None)
             if delay is None or not is_transient or (once and status not in (429, 503)):
                 if status is not None:
-                    hint = HINTS.get(status, SERVER_ERROR)
+                    hint = HINTS.get(status, SERVER_ERROR if status >= 500 else REFUSED)
                 elif isinstance(error, OfflineModeIsEnabled):
                     hint = "HF_HUB_OFFLINE is set. Unset it to publish."
                 elif cause is not None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ddep_hub.data.arguments import LabelledDataArguments
@@ -20,7 +21,7 @@ from ddep_hub.training.losses import unlabelled_sources
 from ddep_hub.training.pretraining import PretrainTrainer
 from ddep_hub.training.run_dir import save_picture
 from ddep_hub.training.stages import TIMED_STEPS, count_validation_images, mask_patch_size
-from ddep_hub.utils.arguments import build_arguments
+from ddep_hub.utils.arguments import build_arguments, to_flags
 from ddep_hub.utils.files import atomic_write, check_not_file, lock_file
 
 from .config import OVERRIDES, Method, Study, StudyArguments
@@ -161,7 +162,7 @@ def _fit_steps(args: StudyArguments, study: Study, output: Path) -> Steps:
     if num_pretrainings:
         training = open_train_and_val(finetuning)[0]
         pretraining_seconds = PretrainTrainer(
-            dataclasses.replace(pretraining, **overrides), more_images=[training]
+            dataclasses.replace(pretraining, **overrides), more_images={"labelled": training}
         ).run()["seconds"]
     finetuning_seconds = finetune(dataclasses.replace(finetuning, **overrides))["seconds"]
     # Of one run: building, reading, evaluating.
@@ -190,12 +191,19 @@ def _fit_steps(args: StudyArguments, study: Study, output: Path) -> Steps:
     return steps
 
 
-def recommend(rows: list[Row]) -> str:
+def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({})) -> str:
     """Says in one sentence which decoder to start from.
 
     The one with the highest mean at the fewest labels whose 95 % interval of the paired difference to a random decoder
     is above 0.
+
+    Args:
+        rows: The rows of the comparison.
+        settings: Arguments of fine-tuning from a random decoder, of which the advice repeats preset and decoder: with
+            others, it would name a model that was not measured.
     """
+    preset = to_flags({name: value for name, value in settings.items() if name == "preset"})
+    decoder = to_flags({name: value for name, value in settings.items() if name.startswith("decoder_")})
     points: Curves = build_curves(rows)
     if RANDOM_DECODER not in points:
         return f"There is no row of `{RANDOM_DECODER}` yet to compare with."
@@ -204,20 +212,21 @@ def recommend(rows: list[Row]) -> str:
         name: curve[fraction] for name, curve in points.items() if name != RANDOM_DECODER and fraction in curve
     }
     best: tuple[float, str] | None = None
-    is_compared = False
+    compared, missing = [], []
     for name, point in pretrained_points.items():
         difference = paired_difference(point, baseline)
         if difference is None or difference.interval is None or len(difference.by_seed) < MIN_SEEDS:
+            missing.append(name)
             continue
-        is_compared = True
+        compared.append(name)
         low, high = difference.interval
         if low > 0 and (best is None or difference.mean > best[0]):
-            flag = f"`--pretrained {name}`"
+            flags = [*preset, "--pretrained", name]
             if name in CORRUPTIONS:
-                flag = f"`--unlabelled` with `--pretraining_corruption {CORRUPTIONS[name]}`"
+                flags = [*preset, "--unlabelled ... --pretraining_corruption", CORRUPTIONS[name], *decoder]
             best = (
                 difference.mean,
-                f"Use {name} ({flag}): {difference.mean:+.1f} points of mIoU over a random decoder with "
+                f"Use {name} (`{' '.join(flags)}`): {difference.mean:+.1f} points of mIoU over a random decoder with "
                 f"{baseline.labelled} labels (95 % interval {low:+.1f} to {high:+.1f}).",
             )
     if best is not None:
@@ -227,11 +236,17 @@ def recommend(rows: list[Row]) -> str:
         return (
             f"{seeds} seed{'s' * (seeds != 1)} cannot tell a gain from chance: use at least {MIN_SEEDS} (`--seeds 5`)."
         )
-    if not is_compared:
+    if not compared:
         return f"No pretrained decoder has {MIN_SEEDS} seeds with {baseline.labelled} labels yet: run more to compare."
+    if missing:
+        return (
+            f"No gain over a random decoder yet with {baseline.labelled} labels ({', '.join(compared)}), but "
+            f"{', '.join(missing)} lack seeds: run more to compare."
+        )
+    hint = f" (`{' '.join([*preset, *decoder])}`)" if preset or decoder else ""
     return (
-        f"Use a random decoder: with {baseline.labelled} labels, no pretrained one beats it by more than the spread "
-        f"of {seeds} seeds."
+        f"Use a random decoder{hint}: with {baseline.labelled} labels, no pretrained one beats it by more than the "
+        f"spread of {seeds} seeds."
     )
 
 

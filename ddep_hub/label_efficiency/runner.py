@@ -52,6 +52,7 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
 
     Raises:
         OSError, ValueError: See [`build_study`]; or there is nothing to report.
+        FloatingPointError: The loss of some runs was not finite; the report holds all others.
         SystemExit: The study was launched on several processes at once.
         RunInterrupted: A signal was received; a checkpoint was written.
     """
@@ -78,14 +79,17 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
     elif args.minutes is not None:
         steps = fit_steps(args, build_study(args))
     study = build_study(args, steps)
+    failures = ""
     if args.report_only:
         check_study(study, output / "results.csv")
     else:
-        run_study(study, output, args)
+        failures = run_study(study, output, args)
     # Include all that have rows of this study, even if only other methods were requested.
     rows = read_rows(output / "results.csv")
     requested, finished = {method.name for method in study.methods}, {row.method for row in rows}
     all_methods = build_study(dataclasses.replace(args, methods=[]), steps).methods
+    if failures and not requested & finished:
+        raise FloatingPointError(failures)
     if not requested & finished:
         raise ValueError(
             f"report_only: {output / 'results.csv'} has no rows of {', '.join(sorted(requested))}. Check output_dir, "
@@ -102,7 +106,8 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
     summary = None
     if study.own_data:
         shown = {method.name for method in reported}
-        summary = recommend([row for row in rows if row.method in shown])
+        settings = next(method.finetuning for method in all_methods if method.baseline)
+        summary = recommend([row for row in rows if row.method in shown], settings)
         finals = {method.name: _run_folder(study, method, output) / "final" for method in reported}
         finals = {name: final for name, final in finals.items() if final.is_dir()}
         if finals:
@@ -110,6 +115,8 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
             draw_examples(study, finals, files[-1])
     print(write_report(dataclasses.replace(study, methods=reported), rows, output, title=title, summary=summary))
     print(", ".join(str(file) for file in files))
+    if failures:
+        raise FloatingPointError(failures)
     return [dataclasses.asdict(row) for row in rows if row.method in {method.name for method in reported}]
 
 
@@ -200,16 +207,18 @@ def _fingerprints(study: Study) -> dict[str, str]:
     return fingerprints
 
 
-def run_study(study: Study, output: Path, args: StudyArguments) -> None:
+def run_study(study: Study, output: Path, args: StudyArguments) -> str:
     """Runs everything without a row in `output/results.csv`, and adds a row for each finished run.
 
     The arguments are kept in `output/arguments.yaml` for `report_only`, decoders in `output/pretrained/`. Of a
     fine-tuning run, `output/runs/<run>/` keeps the arguments, metrics, chosen images and pictures, but no weights.
     Interrupted runs resume from their checkpoints. Several processes started on one folder share the runs.
 
+    Returns:
+        What runs whose loss was not finite say; empty if there are none.
+
     Raises:
         ValueError: See [`check_study`] and [`check_data`].
-        FloatingPointError: The loss of some runs was not finite; all other runs are finished.
         RunInterrupted: A signal came; a checkpoint was written.
     """
     table = output / "results.csv"
@@ -234,16 +243,20 @@ def run_study(study: Study, output: Path, args: StudyArguments) -> None:
                     break
             except BlockingIOError:
                 continue  # another process has it
+            except PretrainingDiverged as error:  # would do so for each run that needs the decoder
+                failed |= {other: str(error) for other in pending if runs[other].pretraining == runs[key].pretraining}
+                break
             except FloatingPointError as error:
                 failed[key] = str(error)
                 break
         else:
             time.sleep(POLL_INTERVAL)
-    if failed:
-        failures = "\n".join(
-            f"{name}, {fraction}, seed {seed}: {reason}" for (name, fraction, seed), reason in failed.items()
-        )
-        raise FloatingPointError(f"{len(failed)} runs have no row:\n{failures}")
+    failures = [f"{name}, {fraction}, seed {seed}: {reason}" for (name, fraction, seed), reason in failed.items()]
+    return "\n".join([f"{len(failed)} runs have no row:", *failures]) if failed else ""
+
+
+class PretrainingDiverged(FloatingPointError):
+    """The loss of a decoder's pretraining was not finite."""
 
 
 def _run_method(study: Study, method: Method, fraction: str, seed: int, output: Path) -> bool:
@@ -254,11 +267,15 @@ def _run_method(study: Study, method: Method, fraction: str, seed: int, output: 
 
     Raises:
         BlockingIOError: Another process is pretraining this decoder or has this run.
+        FloatingPointError: The loss was not finite; [`PretrainingDiverged`] if it was that of pretraining.
     """
     decoder, error, steps = None, None, 0
     if method.pretraining is not None:
         pretraining = study.pretrain_arguments(method, output / "pretrained")
-        decoder, error = _pretrain_decoder(pretraining, study)
+        try:
+            decoder, error = _pretrain_decoder(pretraining, study)
+        except FloatingPointError as diverged:
+            raise PretrainingDiverged(f"pretraining: {diverged}") from diverged
         steps = pretraining.max_steps
     args = study.finetune_arguments(method, fraction, seed, output / "runs", decoder)
     folder = Path(args.output_dir)
@@ -323,7 +340,7 @@ def _pretrain_decoder(args: PretrainArguments, study: Study) -> tuple[str, float
                 print(f"\n=== pretraining {folder}", flush=True)
                 if study.own_data:
                     finetuning = study.finetune_arguments(study.methods[0], "1", 0, Path(), None)
-                    PretrainTrainer(args, more_images=[open_train_and_val(finetuning)[0]]).run()
+                    PretrainTrainer(args, more_images={str(study.data): open_train_and_val(finetuning)[0]}).run()
                 else:
                     pretrain(args)
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)

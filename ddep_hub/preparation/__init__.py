@@ -12,6 +12,7 @@ from PIL import Image
 
 from ddep_hub.data.classes import ClassTable, write_class_table
 from ddep_hub.data.folders import canonical_split
+from ddep_hub.data.hub_loading import local_fingerprint
 from ddep_hub.data.image_io import BadFileError, format_list, is_array, lift_size_limit
 from ddep_hub.data.splits import choose_validation, extract_groups, parse_fraction
 from ddep_hub.data.statistics import ClassStatistics
@@ -36,7 +37,6 @@ from .unlabelled import write_unlabelled
 
 # Marks a folder written by this command, which may be replaced.
 RECORD_FILE = "prepared.json"
-_WRITTEN_FILES = {"images", "annotations", "classes.json", "preview.png", RECORD_FILE}
 NUM_PREVIEWS = 16
 UNLABELLED = "unlabelled"
 FORMATS = (*LABELLED_FORMATS, UNLABELLED)
@@ -134,6 +134,7 @@ def prepare(
             "tile": tile,
             "overlap": overlap,
             "classes": (folder / "classes.json").read_text(encoding="utf-8"),
+            "files": local_fingerprint(str(folder)),
         }
         (folder / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     counts = Counter(split for split, *_ in written_files)
@@ -167,7 +168,13 @@ def _prepare_unlabelled(source: Path, output: Path, tile: int | None, overlap: i
         raise FileNotFoundError(f"{source} does not exist. Pass a folder of images or an image.")
     with atomic_dir(output) as folder:
         counts = write_unlabelled(source, folder, tile, overlap)
-        record = {"source": source.name, "found": "unlabelled images", "tile": tile, "overlap": overlap}
+        record = {
+            "source": source.name,
+            "found": "unlabelled images",
+            "tile": tile,
+            "overlap": overlap,
+            "files": local_fingerprint(str(folder)),
+        }
         (folder / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     found = pluralize(counts["images"], "image")
     if counts["pages"] > counts["images"]:
@@ -198,17 +205,20 @@ def _check_output(source: Path, output: Path, *, overwrite: bool) -> None:
 
 def _check_unchanged(output: Path) -> None:
     """Refuses to replace a folder that holds the user's own work beside what was written."""
-    added = sorted({path.name for path in output.iterdir()} - _WRITTEN_FILES - SYSTEM_FILES)
-    if added:
-        raise FileExistsError(
-            f"output_dir: {output} also holds {format_list(added)}, which this command did not write. Move it first."
-        )
-    written_classes = read_json(output / RECORD_FILE).get("classes")
+    record = read_json(output / RECORD_FILE)
+    written_classes = record.get("classes")
     classes_path = output / "classes.json"
     if written_classes and classes_path.is_file() and classes_path.read_text(encoding="utf-8") != written_classes:
         raise FileExistsError(
             f"output_dir: {classes_path} was edited. Save it elsewhere and remove it, or choose another folder; "
             "pass it as --classes to keep names and colours of masks."
+        )
+    changed = {line.rsplit(" ", 1)[0] for line in {*local_fingerprint(str(output))} - {*record.get("files", ())}}
+    changed = {name for name in changed - {RECORD_FILE} if Path(name).name not in SYSTEM_FILES}
+    if changed:
+        raise FileExistsError(
+            f"output_dir: {output} also holds {format_list(sorted(changed))}, which this command did not write, or "
+            "not so. Move them first, or choose another folder."
         )
 
 

@@ -15,6 +15,7 @@ from .source import (
     ImageFinder,
     Shape,
     Source,
+    empty_images_note,
     example_name,
     file_splits,
     import_pycocotools,
@@ -48,6 +49,7 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
     num_dropped, orphaned, duplicated = 0, list[str](), list[str]()
     # Each image file is one example, however often it is listed; otherwise it might end up in both splits.
     entries_by_image: dict[Path, list[_ImageEntry]] = {}
+    splits = file_splits(files, root)
     for path, content in files.items():
         annotations_by_image: dict[str, list[Any]] = {image_id: [] for image_id in _image_ids(path, content)}
         for entry in content["annotations"]:
@@ -57,7 +59,7 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
             else:
                 orphaned.append(f"{image_id} in {path.name}")
         for entry in content["images"]:
-            image = finder.find(str(entry["file_name"]), path.parent)
+            image = finder.find(str(entry["file_name"]), path.parent, splits[path])
             if image is not None:
                 size, shapes = (entry.get("width"), entry.get("height")), []
                 for annotation in annotations_by_image[_normalize_id(entry["id"])]:
@@ -72,7 +74,6 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
     if not entries_by_image:
         listed_images = pluralize(len(finder.missing), "listed image")
         raise ValueError(f"{root}: none of {listed_images} is there, such as {finder.missing[:1]}.")
-    splits = file_splits(files, root)
     examples = []
     for image, entries in entries_by_image.items():
         file, image_size, all_shapes = _merge_entries(image, entries)
@@ -84,6 +85,9 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
         raise ValueError(
             f"{root}: none of {pluralize(num_dropped, 'object')} has a polygon or a mask. Export these, not boxes."
         )
+    num_empty = sum(not any(entry.shapes for entry in entries) for entries in entries_by_image.values())
+    if num_empty:
+        notes.append(empty_images_note(num_empty))
     if num_dropped:
         notes.append(f"{pluralize(num_dropped, 'object')} without a polygon or a mask: skipped")
     if orphaned:
@@ -244,5 +248,7 @@ def read_json_files(root: Path, format_tests: Sequence[Callable[[Any], bool]]) -
             problems.append(str(error))
             continue
         if any(test(content) for test in format_tests):
+            if isinstance(content, dict) and content.get("imageData"):
+                content["imageData"] = True  # LabelMe's copy of the image: all of them would fill memory
             contents[path] = content
     return contents, problems

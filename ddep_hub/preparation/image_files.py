@@ -67,7 +67,7 @@ def read_image_file(path: Path, page: int | None = None) -> RawImage:
     except BadFileError:
         if not has_tifffile():
             raise
-        index = None if page is None else _read_page_indices(path)[page]
+        index = None if page is None else _read_page_indices(path, path.stat().st_mtime_ns)[page]
     if not has_tifffile():
         raise BadFileError(
             f'{path} has several pages, 16-bit colours or YCbCr; pip install "ddep-hub[tiff]" to read it', path
@@ -124,6 +124,7 @@ def close_stacks() -> Iterator[None]:
         yield
     finally:
         _open_stack.cache_clear()
+        _read_page_indices.cache_clear()
 
 
 def count_pages(path: Path) -> int:
@@ -136,10 +137,11 @@ def count_pages(path: Path) -> int:
     except BadFileError:
         if not has_tifffile():
             raise
-    return len(_read_page_indices(path))
+    return len(_read_page_indices(path, path.stat().st_mtime_ns))
 
 
-def _read_page_indices(path: Path) -> list[int]:
+@functools.lru_cache(maxsize=2)  # as for [`_open_stack`]: it reads the tags of all pages
+def _read_page_indices(path: Path, changed: int) -> list[int]:
     """As [`page_indices`], of a TIFF that Pillow does not open."""
     import tifffile
 

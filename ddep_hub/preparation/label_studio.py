@@ -42,7 +42,7 @@ def read_label_studio(root: Path, files: Mapping[Path, Any]) -> Source:
     """
     import_pycocotools()
     collector = ObjectAnnotations(root)
-    num_unannotated, num_multiple, num_empty = 0, 0, 0
+    num_unannotated, num_multiple = 0, 0
     splits = file_splits(files, root)
     for path, tasks in files.items():
         for number, task in enumerate(tasks):
@@ -56,7 +56,6 @@ def read_label_studio(root: Path, files: Mapping[Path, Any]) -> Source:
                 continue
             annotated_regions = [regions for entry in completed if (regions := _group_regions(entry["result"]))]
             num_multiple += len(annotated_regions) > 1
-            num_empty += not annotated_regions
             regions = annotated_regions[-1] if annotated_regions else []
             shapes = [shape for region in regions if (shape := _parse_shape(region, collector)) is not None]
             sizes = {(item["original_width"], item["original_height"]) for region in regions for item in region}
@@ -70,8 +69,6 @@ def read_label_studio(root: Path, files: Mapping[Path, Any]) -> Source:
         collector.notes.append(
             f"{pluralize(num_multiple, 'task')} with several annotations: used the last with a region"
         )
-    if num_empty:
-        collector.notes.append(f"{pluralize(num_empty, 'task')} annotated without a region: all background")
     return collector.build_source("Label Studio")
 
 

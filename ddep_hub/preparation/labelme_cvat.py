@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
+from .coco import read_json
 from .source import (
     Example,
     ObjectAnnotations,
@@ -60,14 +61,13 @@ def read_labelme(root: Path, files: Mapping[Path, Any]) -> Source:
                     collector.finder.missing.pop()
                 image = namesake
                 renamed.append(f"{path.name}: {name}")
-        data = content.get("imageData")
         if image is not None:
             collector.add(image, shapes, (int(size[0]), int(size[1])) if all(size) else None, str(path), split)
-        elif data:
+        elif content.get("imageData"):
             collector.finder.missing.pop()
-            mask = partial(_embedded_mask, data, shapes)
-            collector.num_shapes += len(shapes)
-            picture = partial(_decode_embedded, data)
+            mask = partial(_embedded_mask, path, shapes)
+            collector.count(shapes)
+            picture = partial(_decode_embedded, path)
             collector.examples.append(Example(example_name(path, root), picture, mask, split))
     if renamed:
         name = "names" if len(renamed) == 1 else "name"
@@ -78,12 +78,12 @@ def read_labelme(root: Path, files: Mapping[Path, Any]) -> Source:
     return collector.build_source("LabelMe")
 
 
-def _decode_embedded(data: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
+def _decode_embedded(path: Path) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(read_json(path)["imageData"]))).convert("RGB")
 
 
-def _embedded_mask(data: str, shapes: Sequence[Shape]) -> np.ndarray:
-    return shapes_mask(_decode_embedded(data), shapes, None)
+def _embedded_mask(path: Path, shapes: Sequence[Shape]) -> np.ndarray:
+    return shapes_mask(_decode_embedded(path), shapes, None)
 
 
 def _parse_labelme_shape(entry: Mapping[str, Any], collector: ObjectAnnotations) -> Shape | None:

@@ -7,25 +7,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ddep_hub.data.classes import ClassTable, Color
-from ddep_hub.data.image_io import BadFileError, DecodedImage, is_array, open_image
+from ddep_hub.data.classes import ClassTable
+from ddep_hub.data.image_io import BadFileError, DecodedImage, open_image
+from ddep_hub.data.mask_inspection import IGNORED, count_objects, looks_smoothed, number_objects, palettes_differ
 from ddep_hub.data.masks import (
     check_lossless,
-    count_objects,
     count_values,
     get_mask_values,
     load_mask,
-    looks_smoothed,
     mask_colors,
-    number_objects,
-    palette_colors,
     replace_values,
 )
 
 from .image_files import read_image_file
 
 
-IGNORED = 255
 _BLACK_VALUES: set[Any] = {0, (0, 0, 0)}
 
 
@@ -50,7 +46,7 @@ class MaskReader:
         Raises:
             ValueError: Some masks are in colour, others are not.
         """
-        self.palettes_as_colors = _palettes_differ([path for path, page in masks if page is None])
+        self.palettes_as_colors = palettes_differ([path for path, page in masks if page is None])
         self.as_colors = self.as_colors or self.palettes_as_colors
         values = self._collect_values(masks)
         if values <= _BLACK_VALUES:
@@ -90,28 +86,6 @@ class MaskReader:
             num_objects.append(count_objects(pixels, mask_values))
         self.number_objects = number_objects(num_objects) and not looks_smoothed(values)
         return values
-
-
-def _palettes_differ(paths: Sequence[Path]) -> bool:
-    """Whether an index means one colour in one mask and another in the next: a program has numbered the colours.
-
-    So has it in any GIF that is not grey, as GIFs hold the colours that occur and no others.
-    """
-    known_colors: dict[int, Color] = {}
-    for path in paths:
-        if is_array(path):
-            continue
-        with open_image(path, "mask") as picture:
-            if picture.mode != "P":
-                continue
-            colors = palette_colors(picture)
-        colors.pop(IGNORED, None)
-        if picture.format == "GIF":
-            if any(len(set(color)) > 1 for color in colors.values()):
-                return True
-        elif any(known_colors.setdefault(index, color) != color for index, color in colors.items()):
-            return True
-    return False
 
 
 def object_pixels(path: Path, page: int | None) -> np.ndarray:

@@ -12,14 +12,14 @@ import numpy as np
 from ddep_hub.data.classes import ClassTable, Color, class_colors, read_class_table
 from ddep_hub.data.folders import canonical_split, find_split_folders, subfolders
 from ddep_hub.data.image_io import IMAGE_EXTENSIONS, BadFileError, format_list, iter_files
-from ddep_hub.data.layouts import find_layout
-from ddep_hub.data.masks import looks_smoothed
+from ddep_hub.data.layouts import find_layout, find_splits
+from ddep_hub.data.mask_inspection import IGNORED, looks_smoothed
 from ddep_hub.data.pairing import IMAGE_WORDS, MASK_WORDS, PAIRS, Pairs, pair_files, read_pairs
-from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
+from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.utils.files import SYSTEM_FILES
 
 from .image_files import count_pages, image_size, read_image_file
-from .mask_values import IGNORED, MaskReader, object_pixels
+from .mask_values import MaskReader, object_pixels
 from .source import Example, Source, example_name, object_classes, pluralize
 
 
@@ -34,7 +34,7 @@ def read_folder(root: Path, table: ClassTable | None) -> Source:
     if table is None and (layout != "folder" or classes_path.is_file()):
         if classes_path.is_file():
             table = read_class_table(classes_path)
-        return _read_known_layout(root, table)
+        return _read_known_layout(root, layout, table)
     pairs: Mapping[str, Pairs] = {}
     groups: Mapping[str, str] = {}
     if layout == "folder" and (root / PAIRS).is_file():
@@ -56,9 +56,12 @@ def read_folder(root: Path, table: ClassTable | None) -> Source:
     return _make_source("masks", files, table or _read_label_file(root), notes, groups)
 
 
-def _read_known_layout(root: Path, table: ClassTable | None) -> Source:
+def _read_known_layout(root: Path, layout: str, table: ClassTable | None) -> Source:
     examples: list[Example] = []
-    splits = available_splits(root)
+    folders, _ = find_splits(root, layout)
+    # A split for which nobody has drawn masks.
+    unlabelled = [split for split, folder in folders.items() if layout == "folder" and not folder.masks.is_dir()]
+    splits = sorted(folders.keys() - set(unlabelled)) or sorted(folders)
     datasets = {split: SegmentationFolder(root, split) for split in splits}
     for split, dataset in datasets.items():
         examples += [
@@ -73,7 +76,8 @@ def _read_known_layout(root: Path, table: ClassTable | None) -> Source:
         ]
     first = next(iter(datasets.values()))
     classes = (table or first.classes).without_mask_values()
-    return Source(f"layout {first.layout}", classes, examples)
+    notes = [f"split {split} has no masks: skipped" for split in folders if split not in splits]
+    return Source(f"layout {first.layout}", classes, examples, notes)
 
 
 def _make_source(

@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,17 @@ import numpy as np
 from PIL import Image
 
 from ddep_hub.data.classes import BACKGROUND, BACKGROUND_COLOR, ClassTable, class_colors
-from ddep_hub.data.folders import canonical_split
+from ddep_hub.data.folders import canonical_split, is_mask_folder
 from ddep_hub.data.image_io import IMAGE_EXTENSIONS, is_tiff, list_images, open_image
 from ddep_hub.data.pairing import IMAGE_WORDS
 from ddep_hub.image_conversion import ORIENTATIONS, read_orientation
 from ddep_hub.utils.files import path_below
 
 from .image_files import RawImage, image_size, read_image_file
+
+
+# Class id of objects that are to be ignored, until the number of classes is known.
+IGNORED_OBJECT = -1
 
 
 @dataclass(frozen=True)
@@ -92,18 +96,21 @@ class ImageFinder:
             if not may_be_empty:
                 raise
             names = []
-        for path in names:
+        # Masks beside the annotations have the names of the images.
+        images = [name for name in names if not any(map(is_mask_folder, Path(name).parts[:-1]))]
+        for path in images or names:
             self.by_name.setdefault(Path(path).name.lower(), []).append(root / path)
             self.by_stem.setdefault(Path(path).stem.lower(), []).append(root / path)
             self.by_upload.setdefault(_upload_name(Path(path).name), []).append(root / path)
         self.missing: list[str] = []
 
-    def find(self, name: str, annotation_dir: Path) -> Path | None:
+    def find(self, name: str, annotation_dir: Path, split: str | None = None) -> Path | None:
         """The file of a name, path or address: as a path, or the only one of this name; `None`, and noted, if none is.
 
         Args:
             name: What the annotation says.
             annotation_dir: Folder of the annotation.
+            split: The split of the annotation: of several images, one in a folder of this split is meant.
 
         Raises:
             ValueError: Several have the name.
@@ -128,6 +135,10 @@ class ImageFinder:
                 for match in matches
             ]
             best_matches = [match for match, end in zip(matches, common_ends, strict=True) if end == max(common_ends)]
+            if split is not None:
+                meant = canonical_split(split)
+                in_split = [match for match in best_matches if folder_split(match, self.root) == meant]
+                best_matches = in_split if len(in_split) == 1 else best_matches
             if len(best_matches) > 1:
                 names = " and ".join(match.relative_to(self.root).as_posix() for match in best_matches[:2])
                 raise ValueError(f"{name!r} may be {names} of {self.root}. Give the images different names.")
@@ -265,13 +276,15 @@ def shapes_mask(image: Path | Image.Image, shapes: Sequence[Shape], size: tuple[
     mask_utils = import_pycocotools()
     objects = [(_encode(shape, width, height), shape.class_id) for shape in shapes]
     mask = np.zeros((height, width), np.int32)
-    for code, class_id in sorted(objects, key=lambda item: -int(mask_utils.area(item[0]))):
-        mask[mask_utils.decode(code).astype(bool)] = class_id
+    objects.sort(key=lambda item: -int(mask_utils.area(item[0])))
+    # One bitmap for all of a class that follow each other: of thousands of objects, each would take its time.
+    for class_id, group in itertools.groupby(objects, key=lambda item: item[1]):
+        mask[mask_utils.decode(mask_utils.merge([code for code, _ in group])).astype(bool)] = class_id
     if size is not None and size != upright_size:
         mask = mask[:, ::-1] if left_right else mask
         mask = mask[::-1] if top_bottom else mask
         mask = mask.T if is_transposed else mask
-    return mask.astype(np.uint8) if mask.max(initial=0) < 256 else mask
+    return mask.astype(np.uint8) if mask.min(initial=0) >= 0 and mask.max(initial=0) < 256 else mask
 
 
 def encode_bitmap(pixels: np.ndarray) -> dict[str, Any]:
@@ -320,6 +333,11 @@ def import_pycocotools() -> Any:
     return mask
 
 
+def empty_images_note(number: int) -> str:
+    """What to say of images without an object: exports also list those that nobody has annotated yet."""
+    return f"{pluralize(number, 'image')} without an object: all background. Take out those not annotated yet"
+
+
 class ObjectAnnotations:
     """Collects the examples and classes that readers of annotation tools find, and counts what they skip.
 
@@ -335,15 +353,16 @@ class ObjectAnnotations:
         self.examples: list[Example] = []
         self.dropped = Counter[str]()
         self.notes: list[str] = []
-        self.num_shapes = 0
+        self.num_shapes = self.num_empty = 0
         self._sources: dict[Path, str] = {}
 
     def class_id(self, name: str) -> int:
-        """The class of a name, from 1 on, in the order of appearance; background is 0."""
+        """The class of a name, from 1 on, in the order of appearance; LabelMe's names for background and no class."""
         name = name.strip()
         if name not in self.names:
             num_classes = sum(value > 0 for value in self.names.values())
-            self.names[name] = 0 if name.lower() == BACKGROUND else 1 + num_classes
+            special_ids = {BACKGROUND: 0, f"_{BACKGROUND}_": 0, "__ignore__": IGNORED_OBJECT}
+            self.names[name] = special_ids.get(name.lower(), 1 + num_classes)
         return self.names[name]
 
     def add(
@@ -364,9 +383,14 @@ class ObjectAnnotations:
                 f"{image} is annotated by both {existing} and {description}. Keep one, or correct its image's name."
             )
         self._sources[image.resolve()] = description
-        self.num_shapes += len(shapes)
+        self.count(shapes)
         mask = partial(shapes_mask, image, shapes, size)
         self.examples.append(Example(example_name(image, self.root), image, mask, split))
+
+    def count(self, shapes: Sequence[Shape]) -> None:
+        """Counts the objects of an image."""
+        self.num_shapes += len(shapes)
+        self.num_empty += not shapes
 
     def build_source(self, kind: str) -> Source:
         """All that was added.
@@ -383,8 +407,22 @@ class ObjectAnnotations:
             notes.append(f"{objects} without a readable area ({kinds}): skipped")
         if not self.num_shapes:
             raise ValueError(f"{self.root}: no object with an area and a label is drawn. {'; '.join(notes)}".strip())
-        names = [name for name, value in self.names.items() if value]
+        if self.num_empty:
+            notes.append(empty_images_note(self.num_empty))
+        names = [name for name, value in self.names.items() if value > 0]
         folded = Counter(name.casefold() for name in names)
         if variants := [name for name in names if folded[name.casefold()] > 1]:
             notes.append(f"the classes {' and '.join(map(repr, variants))} differ in capitals alone")
-        return Source(kind, object_classes(names), self.examples, notes)
+        classes = object_classes(names)
+        examples = self.examples
+        if IGNORED_OBJECT in self.names.values():
+            examples = [
+                replace(example, mask=partial(_ignore_objects, example.mask, classes.ignore_index))
+                for example in examples
+            ]
+        return Source(kind, classes, examples, notes)
+
+
+def _ignore_objects(mask: Callable[[], np.ndarray], ignore_index: int) -> np.ndarray:
+    ids = mask()
+    return np.where(ids == IGNORED_OBJECT, ignore_index, ids)

@@ -124,7 +124,13 @@ def open_data(args: FinetuneArguments) -> tuple[SegmentationDataset, Segmentatio
     """
     training, validation = open_train_and_val(args)
     if args.split_file is not None and args.val_fraction is not None:
-        training = training.select(read_split_file(args.split_file, set(training.sample_ids)))
+        listed = read_split_file(args.split_file, {*training.sample_ids, *validation.sample_ids})
+        if held_out := set(listed) & set(validation.sample_ids):
+            raise ValueError(
+                f"split_file: val_fraction holds out {len(held_out)} of its {len(listed)} images, such as "
+                f"{min(held_out)}. Take them off the list, or make a split for validation."
+            )
+        training = training.select(listed)
     elif args.label_fraction is not None or args.num_labelled_images is not None:
         labelled_ids = choose_labelled(
             training.sample_ids, fraction=args.label_fraction, number=args.num_labelled_images, seed=args.split_seed

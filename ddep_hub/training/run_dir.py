@@ -1,6 +1,7 @@
 """The folder of a run: checked, locked, filled and published; and what stops a run in order."""
 
 import contextlib
+import dataclasses
 import functools
 import io
 import math
@@ -23,6 +24,7 @@ from ddep_hub.hub.model_card import (
     BASELINE,
     CARD,
     CONFUSION,
+    EMBEDDED,
     EVALUATION,
     LOSS,
     PREDICTIONS,
@@ -32,10 +34,11 @@ from ddep_hub.hub.model_card import (
     write_card,
     write_run_record,
 )
-from ddep_hub.hub.publish import prepare_repository, publish_folder
+from ddep_hub.hub.publish import call_hub, prepare_repository, publish_folder
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
+from ddep_hub.utils.arguments import write_yaml
 from ddep_hub.utils.files import atomic_dir, atomic_write, check_not_file, lock_file, remove_dir, warn_on_write_error
 from ddep_hub.utils.processes import on_parent_death
 
@@ -147,6 +150,11 @@ def run_lock(output: Path) -> Iterator[None]:
         yield
 
 
+def write_config(args: RunArguments, output: Path) -> None:
+    """Writes `config.yaml`, from which the run can be repeated; what replaces or resumes a run is not repeated."""
+    write_yaml(dataclasses.replace(args, overwrite=False, resume_from_checkpoint=None), output / "config.yaml")
+
+
 def save_model(model: DDePPreTrainedModel, processor: DDePImageProcessor, args: RunArguments, folder: Path) -> None:
     """Saves a model with its image processor."""
     # Training may have the tensors in another memory format.
@@ -207,13 +215,14 @@ def write_card_files(
     write_card(folder)
 
 
-def add_pictures(final: Path, args: RunArguments, predictions: bytes) -> None:
+def add_pictures(final: Path, args: RunArguments, facts: Mapping[str, Any], predictions: bytes) -> None:
     """Adds the loss curve to the card of a run and, unless they show other people's images, the predictions."""
     loss_picture = Path(args.output_dir) / "pictures" / LOSS
     if plot_loss(Path(args.output_dir) / "metrics.jsonl", loss_picture):
         atomic_write(final / LOSS, loss_picture.read_bytes())
     # Images of others have their own license.
-    has_user_images = getattr(args, "images", None) or getattr(args, "data", None)
+    names = [*getattr(args, "images", ()), getattr(args, "data", None), *facts.get("more_images", ())]
+    has_user_images = any(name not in (None, EMBEDDED) for name in names)
     if args.card_pictures or (args.card_pictures is None and not has_user_images):
         atomic_write(final / PREDICTIONS, predictions)
     write_card(final)
@@ -227,7 +236,10 @@ def check_publishing(args: RunArguments) -> None:
     """
     if args.push_to_hub:
         try:
-            prepare_repository(HfApi(), str(args.hub_model_id), private=args.hub_private_repo)
+            api, revision = HfApi(), args.hub_revision
+            repo_id = prepare_repository(api, str(args.hub_model_id), private=args.hub_private_repo, revision=revision)
+            # The Hub lets any token "create" a repository that exists.
+            call_hub(lambda: api.auth_check(repo_id, write=True), f"looking for the right to write to {repo_id}")
         except OSError as error:
             raise OSError(
                 f"push_to_hub: cannot write to {args.hub_model_id}: {error} Or leave push_to_hub out, and use "
@@ -252,9 +264,11 @@ def publish_final(args: RunArguments, final: Path) -> None:
             decoder_only=args.hub_decoder_only,
         )
     except (OSError, RuntimeError, ValueError) as error:
+        flags = f" --revision {args.hub_revision}" if args.hub_revision else ""
+        flags += " --decoder_only" * args.hub_decoder_only + " --private" * args.hub_private_repo
         raise OSError(
             f"Publishing to {args.hub_model_id} failed: {error} The run is complete in {final}. Publish it with "
-            f"`ddep-hub publish {final} {args.hub_model_id}`."
+            f"`ddep-hub publish {final} {args.hub_model_id}{flags}`."
         ) from error
     print(f"Published: {url}")
 

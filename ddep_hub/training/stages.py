@@ -14,14 +14,15 @@ from ddep_hub.configuration_ddep import DDePConfig
 from ddep_hub.data.image_datasets import images_fingerprint
 from ddep_hub.data.preprocessing import processor_size
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
-from ddep_hub.hub.model_card import RESULTS, RUN
+from ddep_hub.hub.model_card import EMBEDDED, RESULTS, RUN
 from ddep_hub.hub.staging import read_json
 from ddep_hub.pretrained import load_processor, stored_config
-from ddep_hub.utils.arguments import list_field_names, parse_arguments, write_yaml
+from ddep_hub.utils.arguments import list_field_names, parse_arguments
 from ddep_hub.utils.processes import build_accelerator, on_main_process
 
 from .arguments import MASK_PATCH_SIZE, FinetuneArguments, PretrainArguments
 from .checkpointing import checkpoint_folders
+from .logging import read_metrics
 from .losses import unlabelled_sources
 from .models import get_num_channels
 from .pretraining import PretrainTrainer, print_report
@@ -33,6 +34,7 @@ from .run_dir import (
     is_run,
     remove_old_run,
     run_lock,
+    write_config,
 )
 from .trainer import TIMEOUT
 
@@ -76,7 +78,7 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset, check
         if args.overwrite:
             remove_old_run(output)
         if not (resume and is_run(output)):  # else once the second stage knows that the arguments are the same
-            write_yaml(args, output / "config.yaml")
+            write_config(args, output)
 
     # A program's first accelerator sets up its processes, including how long they wait for each other.
     accelerator = build_accelerator(
@@ -86,18 +88,32 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset, check
     )
     with contextlib.ExitStack() as stack:
         on_main_process(accelerator, lock_folder)
+        _check_minutes(args)
         if args.pretraining_minutes is not None:
             arguments.max_steps = _steps_for_minutes(args.pretraining_minutes, arguments, labelled, accelerator)
         if resume and _is_complete(arguments, labelled):
             accelerator.print(f"Stage 1 of 2 is complete in {arguments.output_dir}")
             return str(output / STAGE / "final")
-        trainer = PretrainTrainer(arguments, more_images=[labelled])
+        trainer = PretrainTrainer(arguments, more_images={args.data or EMBEDDED: labelled})
         on_main_process(accelerator, start_folder)
         trainer.accelerator.print(f"Stage 1 of 2: pretraining the decoder in {arguments.output_dir}")
         results = trainer.run()
     print_report(trainer.accelerator, results)
     trainer.accelerator.print("Stage 2 of 2: fine-tuning")
     return str(results["final"])
+
+
+def _check_minutes(args: FinetuneArguments) -> None:
+    """Raises a ValueError if a run is resumed with other minutes, from which its steps were chosen."""
+    config = Path(args.output_dir) / "config.yaml"
+    if args.resume_from_checkpoint is None or not config.is_file():
+        return
+    minutes = parse_arguments(FinetuneArguments, ["--config", str(config)]).pretraining_minutes
+    if minutes != args.pretraining_minutes:
+        raise ValueError(
+            f"resume_from_checkpoint: pretraining_minutes of {args.output_dir} was {minutes}. Undo that, start again "
+            "with `--overwrite`, or choose another output_dir."
+        )
 
 
 def keep_image_size(args: FinetuneArguments) -> FinetuneArguments:
@@ -130,6 +146,7 @@ def stage_arguments(args: FinetuneArguments, labelled: SegmentationDataset) -> P
     values |= {
         "output_dir": str(Path(args.output_dir) / STAGE),
         "images": args.unlabelled,
+        "image_column": PretrainArguments.image_column,  # not that of the labelled images
         "max_steps": args.pretraining_steps,
         "corruption": args.pretraining_corruption,
         "mask_patch_size": mask_patch_size(args.crop_size),
@@ -205,9 +222,12 @@ def _steps_for_minutes(
         overwrite=True,
         resume_from_checkpoint=None,
         num_val_images=1,
+        logging_steps=TIMED_STEPS // 2,
     )
     try:
-        seconds = PretrainTrainer(timing_args, more_images=[labelled]).run()["seconds"]
+        PretrainTrainer(timing_args, more_images={"labelled": labelled}).run()
+        # Of the second half: the first steps start the workers, and compile.
+        rate = read_metrics(folder / "metrics.jsonl")[-1]["images_per_second"] if accelerator.is_main_process else 0
     except RunInterrupted as error:
         message = "Stopped while pretraining_minutes was measured; nothing is kept of it. Repeat the same command."
         accelerator.print(message, flush=True)
@@ -215,5 +235,5 @@ def _steps_for_minutes(
     finally:
         if accelerator.is_main_process:  # which ends last, see `Trainer.run`
             shutil.rmtree(folder, ignore_errors=True)
-    (steps,) = broadcast_object_list([max(TIMED_STEPS, round(60 * minutes / seconds * TIMED_STEPS))])
+    (steps,) = broadcast_object_list([max(TIMED_STEPS, round(60 * minutes * rate / args.batch_size))])
     return int(steps)

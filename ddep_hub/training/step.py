@@ -37,6 +37,21 @@ class Losses(Protocol):
         """Sums each term over its elements; `positions` are the examples' places in the global batch."""
 
 
+class _Vote:
+    """A number on its way from the device: reading it waits for what came before it, and not for later steps."""
+
+    def __init__(self, number: torch.Tensor) -> None:
+        self.number = number.to("cpu", non_blocking=True)
+        self.event = torch.cuda.Event() if number.is_cuda else None
+        if self.event is not None:
+            self.event.record()
+
+    def is_positive(self) -> bool:
+        if self.event is not None:
+            self.event.synchronize()
+        return bool(self.number > 0)
+
+
 class TrainingStep:
     """Takes optimizer steps on a model that `accelerator.prepare` has wrapped. Nothing in it waits for the device.
 
@@ -72,7 +87,7 @@ class TrainingStep:
         self.grad_norm = torch.zeros((), device=accelerator.device)
         self.first_bad = torch.full((1,), 2**62, device=accelerator.device)  # step, counted from 1
         self.unchecked: list[tuple[int, list[str]]] = []  # steps not known to be finite, and their files
-        self.votes: list[torch.Tensor] = []  # how many processes wanted to stop, in the last two steps
+        self.votes: list[_Vote] = []  # how many processes wanted to stop, in the last two steps
         self.skipped_steps = 0
 
     def take(self, losses: Losses, batch: Batch, step: int, paths: list[str], *, wants_to_stop: bool) -> None:
@@ -94,7 +109,7 @@ class TrainingStep:
         vote = torch.full((), float(wants_to_stop), device=accelerator.device)
         counts = torch.stack([count.float() for count in losses.loss_counts(batch)] + [vote])
         counts = accelerator.reduce(counts, "sum")
-        self.votes, counts = [*self.votes[-1:], counts[-1]], counts[:-1]
+        self.votes, counts = [*self.votes[-1:], _Vote(counts[-1])], counts[:-1]
         loss = self._backward(losses, batch, step, torch.where(counts > 0, counts, 1.0))
         accelerator.unscale_gradients()
         # Not Accelerate's own: under FSDP it expects the parameters in the model's order.
@@ -156,4 +171,4 @@ class TrainingStep:
         if self.accelerator.num_processes == 1:
             return wants_to_stop
         # The votes of the previous step: the device has yet to count those of this one.
-        return len(self.votes) == 2 and bool(self.votes[0] > 0)
+        return len(self.votes) == 2 and self.votes[0].is_positive()

@@ -23,7 +23,6 @@ from ddep_hub.data.samplers import example_seed
 from ddep_hub.hub.model_card import PREDICTIONS, Kind
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
-from ddep_hub.utils.arguments import write_yaml
 from ddep_hub.utils.processes import build_accelerator, keep_freed_memory, on_main_process
 
 from .checkpointer import Checkpointer
@@ -45,6 +44,7 @@ from .run_dir import (
     save_final,
     save_picture,
     write_card_files,
+    write_config,
 )
 from .step import Batch, Losses, TrainingStep
 
@@ -76,6 +76,7 @@ class Trainer(Losses):
 
     Raises:
         FileExistsError: The folder holds another run, or files that are not a run's.
+        RuntimeError: `torch.autocast` is on.
         ValueError: A tracker is unknown or not installed.
     """
 
@@ -90,6 +91,11 @@ class Trainer(Losses):
     earlier_stages: Sequence[str] = ()
 
     def __init__(self, args: RunArguments, *, unused_parameters: bool = False) -> None:
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            raise RuntimeError(
+                "torch.autocast is on, and would keep copies of old weights. Train outside of it, and set "
+                "mixed_precision instead."
+            )
         end_with_launcher()
         keep_freed_memory()
         trackers = [str(name) for name in get_available_trackers()]
@@ -243,7 +249,7 @@ class Trainer(Losses):
     def _start_folder(self) -> None:
         if self.args.overwrite:
             remove_old_run(self.output, self.earlier_stages)
-        write_yaml(self.args, self.output / "config.yaml")
+        write_config(self.args, self.output)
         self.save_data_files()
 
     def _train(self) -> dict[str, Any]:
@@ -266,20 +272,25 @@ class Trainer(Losses):
                 progress.update()
                 is_last_step = self.step == args.max_steps
                 should_log = self.step % args.logging_steps == 0 or is_last_step
-                if should_log:
-                    self.steps.check_finite()  # waits for the device
+                should_evaluate = bool(args.eval_steps) and self.step % args.eval_steps == 0 and not is_last_step
+                should_stop = self.steps.should_stop(interruption.reason is not None) and not is_last_step
+                should_save = should_stop or (
+                    bool(args.save_steps) and (self.step % args.save_steps == 0 or is_last_step)
+                )
+                # Waits for the device, so that its time counts as that of training.
+                if should_log or should_evaluate or should_save:
+                    self.steps.check_finite()
                 self.seconds += time.perf_counter() - start
                 self.row = self._measure_row() if should_log else {}
                 if should_log:
                     progress.set_postfix(
                         loss=f"{self.row['loss']:.4f}", images_per_s=self.row["images_per_second"], refresh=False
                     )
-                if args.eval_steps and self.step % args.eval_steps == 0 and not is_last_step:
+                if should_evaluate:
                     self.row = {"step": self.step, **self.row, **self._evaluate()}
                 if self.row and not is_last_step:
                     self.metrics.write(self.row)
-                should_stop = self.steps.should_stop(interruption.reason is not None) and not is_last_step
-                if should_stop or (args.save_steps and (self.step % args.save_steps == 0 or is_last_step)):
+                if should_save:
                     path = self._save_checkpoint()
                 if should_stop:
                     reason = interruption.reason or "another process"
@@ -320,7 +331,6 @@ class Trainer(Losses):
         return row | self.metrics.bad_file_count()
 
     def _evaluate(self) -> dict[str, Any]:
-        self.steps.check_finite()
         model = self.weights.get_eval_model()
         with disable_mixed_precision(model):
             results = self.evaluate(model)
@@ -343,7 +353,6 @@ class Trainer(Losses):
             save_best(model, self.processor, self.args, self.kind, results, self.facts)
 
     def _save_checkpoint(self) -> Path:
-        self.steps.check_finite()
         progress = {
             "step": self.step,
             "logged_at": self.logged_at,
@@ -364,4 +373,4 @@ class Trainer(Losses):
     def _describe(self, model: nn.Module, final: Path, results: dict[str, Any]) -> None:
         # A run that fails to draw still has its card.
         write_card_files(final, self.kind, self.args, results, self.facts)
-        add_pictures(final, self.args, self._save_picture(model, PREDICTIONS))
+        add_pictures(final, self.args, self.facts, self._save_picture(model, PREDICTIONS))

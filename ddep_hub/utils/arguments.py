@@ -21,7 +21,7 @@ from .files import atomic_write
 PRESETS = Path(__file__).parent.parent / "presets"
 # The order of the groups in `--help`; arguments without a group come under the last one.
 GROUPS = ("data", "model", "optimisation", "evaluation", "checkpoints", "logging", "Hub", "other")
-_METADATA_KEYS = ("group", "common", "resumable", "path", "renamed_from")
+_METADATA_KEYS = ("group", "common", "resumable", "path", "architecture", "renamed_from")
 
 
 def arg(
@@ -32,6 +32,7 @@ def arg(
     common: bool = False,
     resumable: bool = False,
     path: bool = False,
+    architecture: bool = False,
     renamed_from: str | None = None,
 ) -> Any:
     """A field of a dataclass of arguments.
@@ -44,9 +45,10 @@ def arg(
         resumable: Whether a resumed run may have another value: its final weights do not depend on it, except for
             rounding and BatchNorm's view of a micro-batch.
         path: Whether it may hold a local path, of which a model card publishes the last part only.
+        architecture: Whether a model that `pretrained` names sets it.
         renamed_from: Its old name, which still works, with a warning.
     """
-    values = (group, common, resumable, path, renamed_from)
+    values = (group, common, resumable, path, architecture, renamed_from)
     metadata = {"help": description, **dict(zip(_METADATA_KEYS, values, strict=True))}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
@@ -108,7 +110,10 @@ def build_arguments(cls: type[Arguments], values: Mapping[str, Any], arguments: 
     fields = {_current_name(cls, name): value for name, value in values.items() if name != "preset"}
     if values.get("preset") is not None:
         preset_file(_command_name(cls), values["preset"])  # raises where the parser would exit
-        fields = {**vars(parse_arguments(cls, ["--preset", values["preset"]])), **fields}
+        argv = ["--preset", values["preset"]]
+        if fields.get("pretrained") is not None:
+            argv += ["--pretrained", str(fields["pretrained"])]
+        fields = {**vars(parse_arguments(cls, argv)), **fields}
     names = [field.name for field in dataclasses.fields(cls)]
     for name in fields:
         if name not in names:
@@ -155,14 +160,17 @@ def parse_command(
     known, _ = parser.parse_known_args(argv)
     flags: list[str] = []
     try:
+        values = read_yaml(known.config, cls) if known.config else {}
         if presets and known.preset:
-            flags += [
-                *to_flags(read_yaml(preset_file(_command_name(cls), known.preset), cls)),
-                "--preset",
-                known.preset,
-            ]
+            preset = read_yaml(preset_file(_command_name(cls), known.preset), cls)
+            # What the file sets to null or [] goes back to the default, which no flag says; and the architecture of a
+            # preset is that of a model without `pretrained`.
+            has_model = (getattr(known, "pretrained", None) or values.get("pretrained")) is not None
+            overridden = {*values, *(list_field_names(cls, "architecture") if has_model else ())}
+            kept = {name: value for name, value in preset.items() if name not in overridden}
+            flags += [*to_flags(kept), "--preset", known.preset]
         if known.config:
-            flags += [*to_flags(read_yaml(known.config, cls)), "--config", known.config]
+            flags += [*to_flags(values), "--config", known.config]
     except (OSError, ValueError) as error:
         parser.error(str(error))
     # Before the command line, so that one parser checks the types of all. `--preset` and `--config` are repeated so

@@ -149,6 +149,7 @@ def isolate_state() -> Iterator[None]:
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     python_state, numpy_state = random.getstate(), np.random.get_state()
     shared_states = [(kind._shared_state, dict(kind._shared_state)) for kind in (AcceleratorState, GradientState)]
+    GradientState._shared_state.clear()  # the program may be between two steps, where no optimizer steps
     try:
         with torch.random.fork_rng(devices, device_type="cuda"), torch.inference_mode(False):
             yield

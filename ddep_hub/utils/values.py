@@ -26,11 +26,20 @@ MAX_VALUE_LENGTH = 60  # maximum characters of a value shown in an error
 def convert_fields(arguments: Dataclass) -> None:
     """Converts every field of a dataclass in place, see [`convert`]; its `__post_init__` begins with this.
 
+    In paths, `~` becomes the home folder, as in a shell.
+
     Raises:
         ValueError: A value is not of its field's type.
     """
     for name, hint in _get_type_hints(type(arguments)).items():
-        setattr(arguments, name, convert(name, getattr(arguments, name), hint))
+        value = convert(name, getattr(arguments, name), hint)
+        if arguments.__dataclass_fields__[name].metadata.get("path"):
+            value = [os.path.expanduser(path) for path in value] if isinstance(value, list) else _expand_user(value)
+        setattr(arguments, name, value)
+
+
+def _expand_user(path: str | None) -> str | None:
+    return None if path is None else os.path.expanduser(path)
 
 
 def convert(name: str, value: Any, hint: Any) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddep_hub.data import folders
 from ddep_hub.data.classes import ClassTable, class_colors, read_class_table
 from ddep_hub.data.folders import FolderOptions
 from ddep_hub.data.pairing import match_names, pair_files
@@ -195,6 +196,14 @@ def test_pairs(tmp_path):
     assert values(SegmentationFolder(root, "train")) == {"stack/00": 1}
 
 
+def test_folders_of_many_patients_are_looked_at_once(tmp_path, monkeypatch):
+    names = [f"{patient}/{kind}" for patient in range(30) for kind in ("a", "b")]
+    root = put(tmp_path, [f"images/{name}.png" for name in names], [f"masks/{name}.png" for name in names])
+    calls, original = [], folders._find_mask_folder
+    monkeypatch.setattr(folders, "_find_mask_folder", lambda *args: calls.append(1) or original(*args))
+    assert len(folders.find_split_folders(root)["train"].images.parts) and len(calls) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -204,6 +213,7 @@ def test_pairs(tmp_path):
         ("image,mask\na.jpg,b.png\n", r"pairs\.csv, line 2: .*b\.png does not exist"),
         ("image,mask\na.jpg,a.png\na.jpg,a.png\n", r"pairs\.csv, line 3: a\.jpg is listed twice"),
         ("image,mask,split\na.jpg,a.png,x\na.jpg,a.png,y\n", r"pairs\.csv, line 3: a\.jpg is listed twice"),
+        ("image,mask\na.jpg,a.png\na.png,a.png\n", r"line 3: a\.png and a\.jpg have the same name without suffix"),
     ],
 )
 def test_damaged_pairs_are_named(tmp_path, text, message):

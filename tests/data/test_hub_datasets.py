@@ -71,6 +71,8 @@ def test_missing_splits_and_columns_are_named(tmp_path, image_dataset):
     for column in ("photo", "label"):
         with pytest.raises(ValueError, match=rf"no image column '{column}'; its image columns are \['image'\]"):
             HubImages(name, "train", column=column)
+    renamed = save(image_dataset(2).rename_column("image", "photo"), tmp_path, "save_to_disk")
+    assert len(HubImages(renamed, "train")) and HubImages(renamed, "train").column == "photo"  # the only one
     (tmp_path / "a.csv").write_text("image\n1\n")
     with pytest.raises(ValueError, match=r"a\.csv is a file that cannot be read"):
         HubImages(str(tmp_path / "a.csv"), "train")

@@ -138,6 +138,20 @@ def test_ade20k(ade20k):
     assert SegmentationFolder(ade20k, "validation").sample_ids == ["ADE_val_00000001"]
 
 
+def test_own_data_in_folders_of_pascal_voc(tmp_path):
+    for index in range(2):
+        put_mask(tmp_path / "SegmentationClass" / f"{index}.png", [0, 1, 1, 0])
+        (tmp_path / "JPEGImages").mkdir(exist_ok=True)
+        Image.new("RGB", Image.open(tmp_path / "SegmentationClass" / f"{index}.png").size).save(
+            tmp_path / "JPEGImages" / f"{index}.jpg"
+        )
+    assert find_layout(tmp_path) == "pascal_voc"  # whose lists are missing
+    (tmp_path / "classes.json").write_text('["background", "leaf"]')
+    assert find_layout(tmp_path) == "folder"
+    dataset = SegmentationFolder(tmp_path, "train")
+    assert dataset.sample_ids == ["0", "1"] and dataset.mask(0).max() == 1
+
+
 def test_pascal_voc(pascal_voc):
     for root in (pascal_voc, pascal_voc.parent, pascal_voc.parent.parent):
         assert find_layout(root) == "pascal_voc"

@@ -8,7 +8,8 @@ from PIL import Image, ImageCms
 
 from ddep_hub.data.classes import read_class_table
 from ddep_hub.data.image_io import BadFileError
-from ddep_hub.data.masks import decode_mask, suggest_classes
+from ddep_hub.data.mask_inspection import suggest_classes
+from ddep_hub.data.masks import decode_mask
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.preparation.mask_values import raw_values
 
@@ -174,6 +175,26 @@ def test_no_classes_are_suggested_for_soft_borders(tmp_path):
     assert "mask_values" not in suggest_classes([tmp_path / "a.png"])
     Image.fromarray(soft.astype(np.uint16) + 100).save(tmp_path / "a.png")  # objects with ids of their own
     assert "mask_values" in suggest_classes([tmp_path / "a.png"])
+
+
+def test_palettes_that_a_program_has_numbered_are_suggested_by_colour(tmp_path):
+    colors = np.array([(0, 0, 0), (0, 255, 0), (255, 0, 0)], np.uint8)
+    for shift in range(3):
+        for folder in ("images", "annotations"):
+            (tmp_path / folder / "train").mkdir(parents=True, exist_ok=True)
+        ids = np.repeat([[(0 - shift) % 3, (2 - shift) % 3]], 4, axis=0).astype(np.uint8)
+        mask = Image.fromarray(ids, "P")  # black and red in each
+        mask.putpalette(np.roll(colors, -shift, axis=0).ravel().tolist())
+        mask.save(tmp_path / "annotations" / "train" / f"{shift}.png")
+        Image.new("RGB", mask.size).save(tmp_path / "images" / "train" / f"{shift}.png")
+    with pytest.raises(FileNotFoundError, match="Save this there") as error:
+        SegmentationFolder(tmp_path, "train")
+    lines = str(error.value).splitlines()
+    text = "\n".join(lines[1 : next(number for number, line in enumerate(lines) if line.startswith("Shares"))])
+    (tmp_path / "classes.json").write_text(text)
+    dataset = SegmentationFolder(tmp_path, "train")
+    assert dataset.classes.num_classes == 2
+    assert all(np.array_equal(dataset.mask(index), np.repeat([[0, 1]], 4, axis=0)) for index in range(3))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddep_hub import image_conversion
 from ddep_hub.data import layouts
 from ddep_hub.data.arguments import LabelledDataArguments
 from ddep_hub.data.folders import FolderOptions
@@ -191,6 +192,20 @@ def test_the_list_of_pairs_is_read_once(tmp_path, monkeypatch):
     read, calls = layouts.read_pairs, []
     monkeypatch.setattr(layouts, "read_pairs", lambda root: calls.append(root) or read(root))
     assert SegmentationFolder(tmp_path, "train").splits == ["train"] and len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "orientation", "is_told"), [((8, 6), 3, True), ((8, 8), 6, True), ((8, 6), 6, False), ((8, 8), 1, False)]
+)
+def test_a_turned_image_whose_mask_fits_either_way_is_told(root, size, orientation, is_told, monkeypatch, recwarn):
+    monkeypatch.setattr(image_conversion, "_warned", set())
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", size).save(root / "images" / "val" / "v.png", exif=exif)
+    upright = size[::-1] if orientation == 6 else size
+    put_mask(root / "annotations" / "val" / "v.png", upright)
+    assert SegmentationFolder(root, "val").mask(0).shape == upright[::-1]
+    assert any("v.png is turned by its EXIF orientation" in str(item.message) for item in recwarn) is is_told
 
 
 def test_a_name_of_the_hub_does_not_choose_the_split():

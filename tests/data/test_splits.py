@@ -178,6 +178,14 @@ def test_groups_are_kept_whole(fraction):
         choose_validation(["1", "2"], 0.5, {"1": "a", "2": "a"})
 
 
+def test_a_group_that_is_too_large_stays_in_training():
+    for number in range(30):  # whichever comes first
+        sizes = {f"a{number}": 90, f"b{number}": 5, f"c{number}": 5}
+        groups = {f"{group}-{index}": group for group, size in sizes.items() for index in range(size)}
+        assert 5 <= len(choose_validation(groups, "0.2", groups)) <= 10
+    assert len(choose_validation(STEMS[:50], 0.001)) == 1 and len(choose_validation(STEMS[:50], 0.999)) == 49
+
+
 def test_names_that_are_not_utf_8_can_be_chosen_from():
     assert "\udcfcber" in choose_labelled(["\udcfcber", "a"], number=2, seed=0)
     assert len(choose_validation(["\udcfcber", "a", "b"], "1/3")) == 1

@@ -26,7 +26,7 @@ from ddep_hub.evaluation import inference
 from ddep_hub.evaluation import predict as prediction
 from ddep_hub.evaluation.arguments import PredictArguments
 from ddep_hub.evaluation.predict import MAX_PENDING, get_processor, predict_images
-from ddep_hub.evaluation.prediction_files import MaskWriter
+from ddep_hub.evaluation.prediction_files import MaskWriter, read_image
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +123,15 @@ def test_windows_take_images_beyond_the_limit_of_pillow(folder, tmp_path, monkey
         predict_images(names, PredictArguments(model=str(folder), output_dir=str(tmp_path / "whole")))
     args = PredictArguments(model=str(folder), output_dir=str(tmp_path / "windows"), window=[32, 32])
     assert predict_images(names, args) == ["large"] and Image.MAX_IMAGE_PIXELS == 1000
+    assert ddep_hub.predict(folder, names[0], window=32).shape == (48, 64) and Image.MAX_IMAGE_PIXELS == 1000
+
+
+def test_addresses_and_long_names(tmp_path):
+    with pytest.raises(OSError, match="could not be downloaded"):
+        read_image("http://127.0.0.1:9/ä b.jpg")
+    name = "x" * 247
+    MaskWriter(tmp_path, SCENE_CLASSES, ["ids"]).write(name, np.zeros((4, 4), np.uint8))
+    assert [path.name for path in tmp_path.rglob("*.png")] == [f"{name}.png"]
 
 
 def test_few_large_rasters_are_held_at_a_time(folder, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from ddep_hub.data.dataset_registry import get_dataset_info
 from ddep_hub.encoder_weights import encoder_repository
 from ddep_hub.hub.model_card import (
     BEGIN,
+    EMBEDDED,
     END,
     add_baseline,
     add_evaluation,
@@ -114,6 +115,9 @@ def test_the_licence_of_the_encoders_weights_is_named(encoder, license, restrict
     assert ("## Licence of the encoder" in card) is restricted
     random = write(tmp_path / "b", config, "pretraining", arguments, DENOISING, images="7", encoder_source="none")
     assert license not in parsed(random).text
+    own = write(tmp_path / "c", config, "pretraining", arguments, DENOISING, images="7", encoder_source="/x/own.pth")
+    assert f"licence of timm's weights in timm's list: {license} |" in parsed(own).text
+    assert ("from a file. If they are timm's" in parsed(own).text) is restricted
 
 
 def test_the_licence_of_a_restricted_decoder_is_named(finetuned):
@@ -147,6 +151,34 @@ def test_code_that_was_published_and_an_encoder_that_was_not(finetuned):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "auto_map": {}, "decoder_only": True}))
     assert "trust_remote_code=True" in parsed(folder).text and "encoder_weights=" in parsed(folder).text
+
+
+def test_all_images_of_a_run_are_named(finetuned, tmp_path, conv_config):
+    hub = ["hf://datasets/org/photos", "/x/secret photos"]
+    card = parsed(finetuned(data="roads", unlabelled=hub, consistency_weight=1.0, model_ema_decay=0.9))
+    assert card.data.eval_results[0].dataset_type == "roads" and card.data.datasets == ["org/photos"]
+    assert "| Unlabelled images | `hf://datasets/org/photos`, `secret photos`, and the labelled ones" in card.text
+    assert "| Unlabelled images |" not in parsed(finetuned("b", data="roads", unlabelled=hub)).text
+    card = parsed(finetuned("c", data="hf://datasets/org/roads@v1/test"))
+    assert card.data.eval_results[0].dataset_type == "org/roads"
+    for names, said, is_rendered in (
+        (["/x/patients"], "| Data | `patients`, 7 images", False),
+        ([EMBEDDED], f"| Data | {EMBEDDED}, 7 images", True),
+    ):
+        facts = {"images": "7 images", "more_images": names}
+        folder = tmp_path / said[-20:].strip("`, ")
+        text = parsed(write(folder, conv_config(), "pretraining", PretrainArguments(), DENOISING, **facts)).text
+        assert said in text and ("were rendered by `ddep_hub`" in text) is is_rendered
+
+
+def test_a_model_of_other_channels_has_no_pipeline(finetuned):
+    folder = finetuned()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_channels": 5, "auto_map": {}}))
+    write_card(folder, "org/name")
+    text = parsed(folder).text  # the name is found again
+    assert "pipeline(" not in text and 'ddep_hub.predict("org/name", "image.tif")' in text
+    assert "Images need 5 channels." in text and "trust_remote_code=True" in text
 
 
 def test_the_baseline_beside_it(finetuned, tmp_path):

@@ -90,6 +90,11 @@ def test_branch_tag_and_pull_request(hub, folder):
     ):
         with pytest.raises(PublishError, match=said):
             publish_folder(folder, "org/name", **options)
+    hub.faults = [Fault("POST", "/tag/", "no answer")]  # the tag is made, and the retry finds it
+    publish_folder(folder, "org/name", revision="v2", tag="v2.1")
+    hub.faults = [Fault("POST", "/tag/", 400)]
+    with pytest.raises(PublishError, match="The Hub refused it"):
+        publish_folder(folder, "org/name", revision="v2", tag="v 3")
     with pytest.raises(ValueError, match="create_pr only proposes"):
         publish_folder(folder, "org/name", tag="v3", create_pr=True)
     assert len(repository.commits) == 3
@@ -162,6 +167,22 @@ def test_weights_of_an_earlier_model_go(hub, folder):
     repository = hub.add("org/name", old)
     publish_folder(folder, "org/name")
     assert set(own_files(repository)) == {*FILES, "notes.txt"}
+
+
+def test_the_card_and_scores_of_an_earlier_model_go(hub, folder):
+    results = {**dict.fromkeys(("mean_iou", "mean_accuracy", "overall_accuracy"), 0.25), "iou": {"road": 0.25}}
+    results |= {"labelled": 2, "seconds": 1.0}
+    write_run_record(folder, "finetuning", FinetuneArguments(), results, encoder_source="none", evaluated=3)
+    (folder / "README.md").unlink()
+    publish_folder(folder, "org/name")
+    repository = hub.repositories["org/name"]
+    text = card_on_hub(hub).replace(BEGIN, f"{BEGIN}\nFrom our roads.").replace("license: mit", "license: cc-by-4.0")
+    repository.add("README.md", text.encode())
+    for name in ("run.json", "results.json"):  # as of a converted model, which has no record
+        (folder / name).unlink()
+    publish_folder(folder, "org/name")
+    assert set(own_files(repository)) == FILES and "From our roads." in card_on_hub(hub)
+    assert "25.00" not in card_on_hub(hub) and "model-index" not in card_on_hub(hub)
 
 
 @pytest.mark.parametrize("cls", [DDePForPreTraining, DDePModel])

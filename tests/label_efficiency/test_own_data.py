@@ -74,6 +74,9 @@ def test_a_comparison_and_what_it_leaves(data, tmp_path, capsys):
     (decoder,) = (tmp_path / "pretrained").glob("*/final")
     record = json.loads((decoder / "run.json").read_text())
     assert record["images"] == "7 images"  # the training images, but for one of validation
+    card = (decoder / "README.md").read_text()
+    assert f"| Data | `{data.name}`, 7 images" in card and "rendered" not in card
+    assert not (decoder / "predictions.png").exists()  # the user's own images, and nobody allowed it
     report = (tmp_path / "report.md").read_text()
     assert "1 seed cannot tell a gain from chance" in report and f"| {MASKED_METHOD} |" in report
     assert "1 seed cannot tell" in capsys.readouterr().out
@@ -150,11 +153,18 @@ def rows(**scores):
 
 
 def test_advice():
-    sure = recommend(rows(random=[50, 52, 51], target=[54, 56.1, 55], other=[50, 53, 51]))
+    settings = {"preset": "few-labels", "max_steps": 9, "decoder_hidden_sizes": [8, 4]}
+    sure = recommend(rows(random=[50, 52, 51], target=[54, 56.1, 55], other=[50, 53, 51]), settings)
     assert sure == (
-        "Use DDeP on your images (`--unlabelled` with `--pretraining_corruption scaled`): +4.0 points of mIoU over a "
-        "random decoder with 2 labels (95 % interval +3.9 to +4.2)."
+        "Use DDeP on your images (`--preset few-labels --unlabelled ... --pretraining_corruption scaled "
+        "--decoder_hidden_sizes 8 4`): +4.0 points of mIoU over a random decoder with 2 labels (95 % interval +3.9 to "
+        "+4.2)."
     )
+    assert recommend(rows(random=[50, 52, 51], other=[44, 46, 45]), settings).startswith(
+        "Use a random decoder (`--preset few-labels --decoder_hidden_sizes 8 4`): with 2"
+    )
+    unfinished = recommend(rows(random=[50, 52, 51], other=[50, 53, 50.5], target=[60, 62]))
+    assert "(other), but DDeP on your images lack seeds" in unfinished
     assert recommend(rows(random=[50, 52, 51], other=[52, 53, 52])).startswith("Use a random")  # 2, 1, 1: by chance
     assert "(`--pretrained other`): +2.0" in recommend(
         rows(random=[50, 52, 51], target=[51, 53, 52], other=[52, 54, 53])

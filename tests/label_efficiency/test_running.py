@@ -141,9 +141,16 @@ def test_a_part_of_the_methods(study, tmp_path):
 def test_a_run_that_diverges_costs_no_other_one(study, tmp_path):
     wild = tmp_path / "study.yaml"
     content = yaml.safe_load(study.read_text())
-    content["methods"] = {"wild": {"finetuning": {"learning_rate": 1e30}}, "encoder": {}}
-    content |= {"fractions": {"1/2": 1}}
+    content["methods"] = {
+        "wild": {"finetuning": {"learning_rate": 1e30}},
+        "lost": {"pretraining": {"learning_rate": 1e30}},
+        "encoder": {},
+    }
+    content |= {"fractions": {"1/2": 1, "1": 1}}
     wild.write_text(yaml.safe_dump(content, sort_keys=False))
     result = run_fork(*command(wild, tmp_path / "out"))
     assert result.returncode != 0 and "wild, 1/2, seed 0: The loss" in result.stderr, result.stderr
-    assert [row.method for row in read_rows(tmp_path / "out" / "results.csv")] == ["encoder"]
+    assert "4 runs have no row" in result.stderr and "lost, 1, seed 0: pretraining: The loss" in result.stderr
+    assert result.stdout.count("=== pretraining") == 1  # it would diverge for the other run too
+    assert [row.method for row in read_rows(tmp_path / "out" / "results.csv")] == ["encoder", "encoder"]
+    assert "| encoder |" in (tmp_path / "out" / "report.md").read_text()

@@ -264,7 +264,7 @@ def test_tasks_that_nobody_finished(tmp_path):
     assert np.array_equal(found["wiped"], box_mask(LARGE)) and np.array_equal(found["several"], box_mask(SMALL))
     assert "2 tasks without an annotation, or with only cancelled ones: skipped" in text
     assert "1 task with several annotations: used the last with a region" in text
-    assert "1 task annotated without a region: all background" in text
+    assert "1 image without an object: all background" in text
 
 
 # --- COCO

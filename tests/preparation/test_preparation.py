@@ -420,10 +420,10 @@ def test_nothing_of_others_is_touched(tmp_path, scenes):
     (tmp_path / "link").symlink_to(output)
     with pytest.raises(FileExistsError, match="is a link"):
         ddep_hub.prepare(scenes, tmp_path / "link", overwrite=True)
-    (output / "unlabelled").mkdir()
-    with pytest.raises(FileExistsError, match="also holds unlabelled, which"):
+    (output / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"also holds mine\.txt, which"):
         ddep_hub.prepare(scenes, output, overwrite=True)
-    (output / "unlabelled").rmdir()
+    (output / "mine.txt").unlink()
     classes = (output / "classes.json").read_text()
     (output / "classes.json").write_text(classes.replace("sky", "clouds"))
     with pytest.raises(FileExistsError, match=r"classes\.json was edited"):

@@ -135,3 +135,15 @@ def test_a_stack_is_opened_once_for_all_its_pages(tmp_path, monkeypatch):
     for split in ("train", "val"):
         for path in (tmp_path.with_name("output") / "images" / split).iterdir():
             assert (np.asarray(Image.open(path)) == int(path.stem[-4:])).all()
+
+
+def test_the_pages_of_a_stack_that_pillow_does_not_read_are_listed_once(tmp_path, monkeypatch):
+    tifffile.imwrite(tmp_path / "labels.tif", np.ones((9, 4, 5), np.int64), photometric="minisblack")
+    files, original = [], tifffile.TiffPages.__init__
+    monkeypatch.setattr(tifffile.TiffPages, "__init__", lambda *args, **kw: files.append(1) or original(*args, **kw))
+    with image_files.close_stacks():
+        assert image_files.count_pages(tmp_path / "labels.tif") == 9
+        for page in range(9):
+            assert image_files.read_image_file(tmp_path / "labels.tif", page).shape == (4, 5)
+        assert image_files._read_page_indices.cache_info().misses == 1
+    assert image_files._read_page_indices.cache_info().currsize == 0

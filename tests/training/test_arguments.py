@@ -1,5 +1,6 @@
 """Arguments: defaults, files, the command line, and what is said of mistakes."""
 
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -34,6 +35,31 @@ def test_a_file_may_give_one_value_for_a_list_and_nothing_for_a_default(tmp_path
     file.write_text("images: photos\nsigma: 0.3\nmax_steps: null\n")
     args = parse_arguments(PretrainArguments, ["--config", str(file)])
     assert (args.images, args.sigma, args.max_steps) == (["photos"], [0.3], PretrainArguments().max_steps)
+
+
+def test_the_home_folder_may_be_written_as_in_a_shell():
+    args = PretrainArguments(output_dir="~/run", images=["~/photos", "hf://datasets/a/b"], pretrained="~")
+    home = os.path.expanduser("~")
+    assert args.output_dir == f"{home}/run" and args.images == [f"{home}/photos", "hf://datasets/a/b"]
+    assert args.pretrained == home and PretrainArguments().pretrained is None
+
+
+@pytest.mark.parametrize("preset", ["convnext", "transunet-2x"])
+def test_a_preset_leaves_the_architecture_to_a_pretrained_model(preset):
+    argv = ["--preset", preset]
+    args, alone = (parse_arguments(PretrainArguments, [*argv, *more]) for more in (["--pretrained", "x"], []))
+    assert args.encoder_name == PretrainArguments().encoder_name != alone.encoder_name
+    assert args.learning_rate == alone.learning_rate
+    assert build_arguments(PretrainArguments, {"preset": preset, "pretrained": "x"}) == args
+    with pytest.raises(ValueError, match=r"encoder_name is set by the model in pretrained"):
+        PretrainArguments(pretrained="x", encoder_name="resnet18")
+
+
+def test_a_file_takes_a_value_of_the_preset_back(tmp_path):
+    (tmp_path / "a.yaml").write_text("image_size: null\n")
+    args = parse_arguments(FinetuneArguments, ["--preset", "few-labels", "--config", str(tmp_path / "a.yaml")])
+    preset = parse_arguments(FinetuneArguments, ["--preset", "few-labels"])
+    assert args.image_size is None and preset.image_size is not None and args.head_lr_factor == preset.head_lr_factor
 
 
 def test_the_written_file_repeats_the_run(tmp_path):

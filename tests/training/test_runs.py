@@ -4,6 +4,7 @@ import json
 import random
 import re
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -26,6 +27,7 @@ from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.logging import read_metrics
 from ddep_hub.training.models import build_processor, find_encoder, finetuning_model
 from ddep_hub.training.pretraining import PretrainTrainer, pretrain
+from ddep_hub.training.step import TrainingStep
 from ddep_hub.utils.arguments import parse_arguments
 from ddep_hub.utils.processes import isolate_state
 
@@ -210,11 +212,14 @@ def test_a_broken_mask_is_found_before_training(scenes, tiny, tmp_path):
 def test_a_run_leaves_the_state_around_it_and_needs_no_gradients(mode, pretrained, scenes, tiny, tmp_path):
     def states():
         generators = [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
-        return [*generators, own.mixed_precision, own.gradient_accumulation_steps]
+        return [*generators, own.mixed_precision, own.gradient_accumulation_steps, own.sync_gradients]
 
     AcceleratorState._reset_state()
     own = Accelerator(mixed_precision="bf16", gradient_accumulation_steps=3)  # the program's, not the run's
+    with own.accumulate():
+        pass
     before = states()
+    assert not own.sync_gradients  # the program is in the middle of its own step
     with mode():
         pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, eval_steps=2))
         assert not torch.is_grad_enabled()
@@ -222,6 +227,18 @@ def test_a_run_leaves_the_state_around_it_and_needs_no_gradients(mode, pretraine
     assert same(weights(tmp_path / "run"), weights(pretrained[0]))
     AcceleratorState._reset_state()
     GradientState._reset_state()
+
+
+def test_a_run_within_autocast_is_refused(scenes, tiny, tmp_path):
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match=r"torch\.autocast is on"):
+        pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_seconds_of_a_run_are_all_of_its_training(scenes, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingStep, "should_stop", lambda self, wants_to_stop: time.sleep(0.2))  # for the device
+    results = pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, max_steps=5))
+    assert results["seconds"] >= 1.0
 
 
 def test_a_folder_that_holds_a_run_is_left_alone(pretrained, scenes, tiny):

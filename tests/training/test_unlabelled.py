@@ -205,6 +205,27 @@ def test_minutes_become_steps_once(finetuning):
     assert not (run / ".timing").exists()
     finetuning(pretraining_minutes=0.001, resume_from_checkpoint="latest")
     assert weights(run, "pretraining/final")
+    with pytest.raises(ValueError, match=r"pretraining_minutes of .* was 0\.001"):
+        finetuning(pretraining_minutes=1.0, resume_from_checkpoint="latest")
+
+
+def test_minutes_do_not_count_the_first_steps(finetuning, monkeypatch):
+    class Trainer:
+        def __init__(self, args, **_):
+            self.args = args
+            if args.max_steps != 12:
+                raise RunInterrupted(f"{args.max_steps} steps")
+
+        def run(self):
+            """As if the first steps had compiled the model."""
+            rows = [{"step": 6, "images_per_second": 0.1}, {"step": 12, "images_per_second": 8.0}]
+            folder = Path(self.args.output_dir)
+            folder.mkdir(parents=True)
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    monkeypatch.setattr("ddep_hub.training.stages.PretrainTrainer", Trainer)
+    with pytest.raises(RunInterrupted, match=r"^240 steps"):  # of 2 images, in a minute
+        finetuning(pretraining_minutes=1.0)
 
 
 def test_a_run_that_is_stopped_while_it_is_timed_leaves_nothing(finetuning, tmp_path, monkeypatch):

@@ -1,0 +1,124 @@
+"""What masks hold whose classes are not known: objects by number, colours by palette, smoothed borders."""
+
+import json
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .classes import Color
+from .image_io import is_array, open_image
+from .masks import count_values, get_mask_values, load_mask, mask_colors, palette_colors
+
+
+# Means no class, as in most data sets.
+IGNORED = 255
+
+
+def count_objects(pixels: np.ndarray, values: Collection[Any]) -> int | None:
+    """The highest value of a mask (H, W) that may number its objects from 1 on; `None` of any other.
+
+    Nearly all values up to the highest must occur, and neighbouring pixels mostly have the same, unlike in a photo.
+    """
+    ids = [value for value in values if value != 0] if pixels.ndim == 2 else [-1]
+    changes = np.count_nonzero(pixels[:, 1:] != pixels[:, :-1])
+    if ids and (min(ids) < 0 or len(ids) < 0.9 * max(ids) or changes > 0.25 * pixels.size):
+        return None
+    return int(max(ids, default=0))
+
+
+def number_objects(counts: Collection[int | None]) -> bool:
+    """Whether masks number their objects, as Cellpose, StarDist and ImageJ do, by what [`count_objects`] gives.
+
+    The highest value must differ more between masks than that of classes does, of which a few may be missing.
+    """
+    if None in counts:
+        return False
+    positive = [count for count in counts if count]
+    return bool(positive) and max(positive) > 10 and max(positive) >= 1.5 * min(positive)
+
+
+def looks_smoothed(values: Collection[Any]) -> bool:
+    """Whether the values of masks may be black and white with soft borders: many of 8 bits, up to both ends."""
+    has_ends = {0, 255} <= set(values) and any(250 <= value < 255 for value in values)
+    return len(values) > 32 and has_ends and max(values) == 255
+
+
+def palettes_differ(paths: Sequence[Path]) -> bool:
+    """Whether an index means one colour in one mask and another in the next: a program has numbered the colours.
+
+    So has it in any GIF that is not grey, as GIFs hold the colours that occur and no others.
+    """
+    known_colors: dict[int, Color] = {}
+    for path in paths:
+        if is_array(path):
+            continue
+        with open_image(path, "mask") as picture:
+            if picture.mode != "P":
+                continue
+            colors = palette_colors(picture)
+        colors.pop(IGNORED, None)
+        if picture.format == "GIF":
+            if any(len(set(color)) > 1 for color in colors.values()):
+                return True
+        elif any(known_colors.setdefault(index, color) != color for index, color in colors.items()):
+            return True
+    return False
+
+
+def suggest_classes(paths: Sequence[Path], *, limit: int = 100) -> str:
+    """What to save as `classes.json`, from the values or colours that masks hold.
+
+    Args:
+        paths: The mask files.
+        limit: How many of them to read, spread evenly.
+
+    Returns:
+        A sentence, the text of the file, and the share of each value.
+    """
+    sampled_paths = paths[:: -(-len(paths) // limit)]
+    counts, num_objects = Counter[Any](), list[int | None]()
+    color_modes = ("RGB", "RGBA", "P") if palettes_differ(sampled_paths) else ("RGB", "RGBA")
+    for path in sampled_paths:
+        mask = load_mask(path)
+        is_color = mask.image.mode in color_modes
+        pixels = mask_colors(mask.image, path) if is_color else get_mask_values(mask, path)
+        mask_counts = count_values(pixels)
+        counts.update(mask_counts)
+        num_objects.append(count_objects(pixels, mask_counts))
+    if number_objects(num_objects) and not looks_smoothed(counts):
+        ignore = '"ignore_index": -1, ' if 255 in counts else ""  # 255 is an object
+        return (
+            "Each mask numbers its objects, from 1 on. To make one class of them, save this there, with your own "
+            f'name:\n{{{ignore}"classes": [{{"id": 0, "name": "object"}}], "other_values": "object"}}'
+        )
+    values = sorted(counts, key=lambda value: value if isinstance(value, tuple) else (value,))
+    if not any(isinstance(value, tuple) for value in values) and looks_smoothed(values):
+        return (
+            f"The masks hold {len(values)} values from 0 to 255. If their borders are smoothed, save them again with "
+            "0 and 255 alone; if each object has an id of its own, set `other_values` to the name of their class."
+        )
+    class_values = [value for value in values if value != 255 or set(values) == {0, 255}]
+    if len(class_values) > 255:  # too many for ids beside the ignore index 255
+        return (
+            f"The masks hold {len(values)} values. If each object has an id of its own, set `other_values` to the "
+            "name of their class; if colours are smoothed, save the masks without smoothing; if they are classes, "
+            'name them there and set "ignore_index": -1.'
+        )
+    classes: list[dict[str, Any]] = []
+    for index, value in enumerate(class_values):
+        classes.append({"id": index, "name": f"class {index}"})
+        if isinstance(value, tuple):
+            classes[-1]["color"] = list(value)
+        elif class_values != list(range(len(class_values))):
+            classes[-1]["mask_values"] = value
+    lines = ",\n".join(f"  {json.dumps(entry)}" for entry in classes)
+    total = sum(counts.values())
+    shares = ", ".join(f"{value}: {counts[value] / total:.1%}" for value in values[:20])
+    ignored = " 255 is ignored." if len(class_values) < len(values) else ""
+    return (
+        f"Save this there, with your own names; {len(sampled_paths)} of {len(paths)} masks were "
+        f'read.{ignored}\n{{"ignore_index": 255, "classes": [\n{lines}\n]}}\nShares of the values: {shares}'
+    )
