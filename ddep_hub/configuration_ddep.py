@@ -36,11 +36,7 @@ logger = logging.get_logger(__name__)
 
 
 def _to_name(name: Any) -> str:
-    """A class's name; integers are names too, but JSON has them as text where they are keys.
-
-    Raises:
-        TypeError: It is neither.
-    """
+    """A class's name; integers are names too, but JSON has them as text where they are keys."""
     if not isinstance(name, str | numbers.Integral) or isinstance(name, bool):
         raise TypeError(f"{name!r} is no name")
     return str(name)

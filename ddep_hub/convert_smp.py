@@ -223,11 +223,7 @@ def _rename_to_ddep(model: Model, state: Mapping[str, torch.Tensor]) -> dict[str
 
 
 def _match_names(expected_names: Iterable[str], state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of `state` under `expected_names`; timm joins parts of a name with `_` in its feature extractors.
-
-    Raises:
-        RuntimeError: a name has no tensor; names the first ones.
-    """
+    """The tensors of `state` under `expected_names`; timm joins parts of a name with `_` in its feature extractors."""
     by_plain_name = {name.replace(".", "_"): tensor for name, tensor in state.items()}
     names = {name: name.replace(".", "_") for name in expected_names}
     missing = [name for name, flat_name in names.items() if flat_name not in by_plain_name]

@@ -78,17 +78,9 @@ class FeatureMaps:
 class DDePEncoderBlock(GradientCheckpointingLayer, Block):
     """timm's transformer block under transformers' activation checkpointing; its parameters keep their names."""
 
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Maps tokens `(batch, length, dim)` to the same shape."""
-        return Block.forward(self, x, *args, **kwargs)
-
 
 class DDePEvaBlock(GradientCheckpointingLayer, EvaBlock):
     """The same for timm's block with rotary positions (EVA-02, DINOv3, ...)."""
-
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Maps tokens `(batch, length, dim)` to the same shape."""
-        return EvaBlock.forward(self, x, *args, **kwargs)
 
 
 class DDePHybridEncoder(VisionTransformer):

@@ -196,11 +196,7 @@ class _Logits(nn.Module):
 
 
 def _export_program(traced: _Logits, example: torch.Tensor, any_size: bool) -> torch.export.ExportedProgram:
-    """Traces a model.
-
-    Raises:
-        ValueError: Its encoder needs a fixed size.
-    """
+    """Traces a model; not all encoders can be traced for any size."""
     batch = Dim("batch", min=1)
     if not any_size:
         return torch.export.export(traced, (example,), dynamic_shapes=({0: batch},))

@@ -265,8 +265,6 @@ def _decode(images: Any, channels: int, layout: Any, *, do_rescale: bool | None,
     """Converts any kind of image to 8-bit RGB images or arrays; lists stay lists.
 
     Args:
-        images: What `preprocess` takes.
-        channels: Number of channels that are normalised.
         layout: Order of an array's axes, if it is given.
         do_rescale: Whether the values are divided by 255 later. If not, float arrays are not changed.
         do_convert_rgb: Whether images become RGB. If not, arrays are not changed.

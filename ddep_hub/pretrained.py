@@ -105,8 +105,8 @@ def load_denoiser(name: str | Path, encoder_weights: str | Path | None = None) -
 
 def load_trained(name: str | Path, encoder_weights: str | Path | None = None) -> DDePPreTrainedModel:
     """Loads a pretrained or a fine-tuned model, whichever it is; see [`load_denoiser`] and [`load_model`]."""
-    load = load_denoiser if "DDePForPreTraining" in get_architectures(name) else load_model
-    return load(name, encoder_weights)
+    is_denoiser = "DDePForPreTraining" in (stored_config(name).get("architectures") or ())
+    return (load_denoiser if is_denoiser else load_model)(name, encoder_weights)
 
 
 def stored_config(name: str | Path) -> dict[str, Any]:
@@ -200,7 +200,6 @@ def load_processor(source: str | Path, config: DDePConfig, **hub: Any) -> DDePIm
 
 def processor_for_encoder(
     encoder_name: str,
-    image_size: int | None = None,
     *,
     num_channels: int = 3,
     mean_std: tuple[list[float], list[float]] | None = None,
@@ -210,7 +209,6 @@ def processor_for_encoder(
 
     Args:
         encoder_name: timm name of the encoder.
-        image_size: Resize images to this shorter side, in pixels; `None` for no resizing.
         num_channels: Number of channels of the images.
         mean_std: Mean and standard deviation per channel, for pixels in 0..1. By default those that the encoder's
             weights were trained with for RGB, otherwise their average over RGB for every channel.
@@ -222,10 +220,8 @@ def processor_for_encoder(
     mean, std = mean_std or encoder_mean_std(encoder_name)
     if num_channels != 3 and mean_std is None:
         mean, std = ([sum(values) / len(values)] * num_channels for values in (mean, std))
-    options = (
-        _size_options(image_size) if num_channels == 3 else {**_size_options(image_size), "do_convert_rgb": False}
-    )
-    processor = DDePImageProcessor(image_mean=mean, image_std=std, **options)
+    options = {} if num_channels == 3 else {"do_convert_rgb": False}
+    processor = DDePImageProcessor(image_mean=mean, image_std=std, do_resize=False, **options)
     if not channel_order:
         return processor
     if mean_std is None:
@@ -258,13 +254,3 @@ def with_channel_order(processor: DDePImageProcessor, order: Sequence[int], num_
         if isinstance(values, Sequence) and len(values) == num_channels:
             overrides[name] = [values[old_order[order.index(channel)]] for channel in range(num_channels)]
     return type(processor).from_dict({**processor.to_dict(), **overrides})
-
-
-def _size_options(image_size: int | None) -> dict[str, Any]:
-    size: dict[str, Any] = {"size": {"shortest_edge": image_size}} if image_size else {"do_resize": False}
-    return size
-
-
-def get_architectures(name: str | Path) -> list[str]:
-    """The model classes that a checkpoint was saved from."""
-    return stored_config(name).get("architectures") or []

@@ -21,7 +21,7 @@ import ddep_hub.cli
 from ddep_hub.cli import COMMANDS, main
 from ddep_hub.data.layouts import LAYOUTS
 from ddep_hub.data.synthetic import write_scenes
-from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
+from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.utils.arguments import list_presets, parse_command
 
 
@@ -107,7 +107,7 @@ def only_parse(monkeypatch):
 
 
 @named(PAGES)
-def test_commands_parse(path, only_parse, recwarn):
+def test_commands_parse(path, only_parse):
     """Each command in a code block names a file or target that exists, and arguments that its parser takes."""
     for words in commands(path):
         if words[0] == "make":
@@ -126,7 +126,6 @@ def test_commands_parse(path, only_parse, recwarn):
         if name in COMMANDS:
             with pytest.raises(ParsedError):
                 main([name, *argv])
-            assert not [w for w in recwarn if "is now called" in str(w.message)], words
 
 
 @pytest.fixture(scope="module")
@@ -317,14 +316,6 @@ def test_presets_layouts_and_decoders_are_documented():
     assert [
         model.name for model in ddep_hub.list_pretrained() if f"`{model.name}`" not in read(ROOT / "README.md")
     ] == []
-
-
-def test_renamed_arguments_are_in_the_changelog():
-    text = read(ROOT / "CHANGELOG.md")
-    for cls in (PretrainArguments, FinetuneArguments):
-        for field in dataclasses.fields(cls):
-            old = field.metadata.get("renamed_from")
-            assert not old or (f"`{old}`" in text and f"`{field.name}`" in text), old
 
 
 def test_the_site_builds_without_a_warning(tmp_path):

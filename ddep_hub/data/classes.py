@@ -6,7 +6,7 @@ import difflib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -307,7 +307,7 @@ def _parse_entries(entries: list[Any], path: Path) -> tuple[tuple[str, ...], tup
     for index, name in names.items():
         if name.lower() == BACKGROUND and index not in colors_by_id and BACKGROUND_COLOR not in colors_by_id.values():
             colors_by_id[index] = BACKGROUND_COLOR
-    spare_colors = iter(_make_palette(2 * len(names) + 1, avoid=set(colors_by_id.values())))
+    spare_colors = iter(class_colors(len(names), avoid=colors_by_id.values()))
     colors = tuple(colors_by_id[index] if index in colors_by_id else next(spare_colors) for index in range(len(names)))
     return tuple(names[index] for index in range(len(names))), colors
 
@@ -321,20 +321,16 @@ def _check_keys(entry: Mapping[str, Any], known: Sequence[str], path: Path, pref
             raise ValueError(f"{path}: {prefix}{key} is not a known key; did you mean {matches[0]}?")
 
 
-def class_colors(number: int) -> tuple[Color, ...]:
+def class_colors(number: int, avoid: Collection[Color] = ()) -> tuple[Color, ...]:
     """Colours for classes that have none of their own.
 
     Args:
         number: How many.
+        avoid: Colours that are taken.
 
     Returns:
-        Colours that differ from each other and from black.
+        Colours that differ from each other and from black, which stands for ignored pixels.
     """
-    return tuple(_make_palette(number, avoid=set()))
-
-
-def _make_palette(number: int, avoid: set[Color]) -> list[Color]:
-    """Colours that differ from each other and from `avoid`; none is black, which stands for ignored pixels."""
     colors: list[Color] = []
     step = 0
     while len(colors) < number:
@@ -343,11 +339,10 @@ def _make_palette(number: int, avoid: set[Color]) -> list[Color]:
         hue = step * 0.618033988749895 % 1.0
         red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.55, 0.7)[step % 3], (0.95, 0.75, 0.55, 0.85)[step % 4])
         color = (round(255 * red), round(255 * green), round(255 * blue))
-        if color not in avoid:
+        if color not in avoid and color not in colors:
             colors.append(color)
-            avoid = avoid | {color}
         step += 1
-    return colors
+    return tuple(colors)
 
 
 def _parse_color(value: Any, path: Path, key: str) -> Color:

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -19,6 +20,7 @@ from .samplers import seed_rng
 from .segmentation_datasets import Sample, SizedDataset
 
 
+@dataclass(eq=False)
 class AugmentedDataset(Dataset[dict[str, Any]]):
     """Samples under a random transform whose result depends on (seed, epoch, index) alone.
 
@@ -35,18 +37,10 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
         skip_bad_files: Whether the next usable sample takes the place of a broken one.
     """
 
-    def __init__(
-        self,
-        samples: SizedDataset,
-        transform: Callable[[Sample], dict[str, torch.Tensor]],
-        seed: int,
-        *,
-        skip_bad_files: bool = False,
-    ) -> None:
-        self.samples = samples
-        self.transform = transform
-        self.seed = seed
-        self.skip_bad_files = skip_bad_files
+    samples: SizedDataset
+    transform: Callable[[Sample], dict[str, torch.Tensor]]
+    seed: int
+    skip_bad_files: bool = False
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -72,6 +66,7 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
             return {**self.transform(sample), "path": str(sample.get("path", index))}
 
 
+@dataclass(eq=False)
 class PairedDataset(Dataset[dict[str, Any]]):
     """Pairs each labelled example with an unlabelled one; indices are pairs of theirs.
 
@@ -82,9 +77,8 @@ class PairedDataset(Dataset[dict[str, Any]]):
         unlabelled: The unlabelled ones.
     """
 
-    def __init__(self, labelled: AugmentedDataset, unlabelled: AugmentedDataset) -> None:
-        self.labelled = labelled
-        self.unlabelled = unlabelled
+    labelled: AugmentedDataset
+    unlabelled: AugmentedDataset
 
     def __getitem__(self, keys: tuple[tuple[int, int], tuple[int, int]]) -> dict[str, Any]:
         labelled, unlabelled = self.labelled[keys[0]], self.unlabelled[keys[1]]

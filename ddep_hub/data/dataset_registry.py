@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, cast
 
-from .classes import ClassTable
+from PIL import ImageColor
+
+from .classes import ClassTable, Color
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,6 @@ class DatasetInfo:
     splits: Mapping[str, int]
     crop_size: int
     evaluation: EvaluationProtocol
-    recalled: bool
     id459: tuple[int, ...] = ()
 
 
@@ -77,7 +78,7 @@ def get_dataset_info(name: str) -> DatasetInfo:
     evaluation = entry["evaluation"]
     classes = ClassTable(
         names=tuple(class_name for class_name, _ in entry["classes"]),
-        colors=tuple(_parse_color(text) for _, text in entry["classes"]),
+        colors=tuple(cast(Color, ImageColor.getrgb(text)) for _, text in entry["classes"]),
         ignore_index=entry["ignore_index"],
     )
     return DatasetInfo(
@@ -94,7 +95,6 @@ def get_dataset_info(name: str) -> DatasetInfo:
             scales=tuple(evaluation["scales"]),
             flip=evaluation["flip"],
         ),
-        recalled=entry["recalled"],
         id459=tuple(entry.get("id459", ())),
     )
 
@@ -123,8 +123,3 @@ def _make_mapping(raw_values: dict[str, Any], classes: ClassTable) -> dict[int, 
         return dict(enumerate(raw_values["table"]))
     ids = {index + raw_values["offset"]: index for index in range(classes.num_classes)}
     return ids | dict.fromkeys(raw_values["ignored"], classes.ignore_index)
-
-
-def _parse_color(text: str) -> tuple[int, int, int]:
-    red, green, blue = bytes.fromhex(text.removeprefix("#"))
-    return red, green, blue

@@ -19,13 +19,12 @@ NUM_SAVED_SHARDS = 256
 HUB_PREFIX = "hf://datasets/"
 
 
-def load_split(name: str, split: str, *, config: str | None = None, revision: str | None = None) -> Any:
+def load_split(name: str, split: str, *, revision: str | None = None) -> Any:
     """A split as `datasets.Dataset`.
 
     Args:
         name: A data set of the Hub, or a local folder or file; folders of `save_to_disk` as well.
         split: The split; of no meaning for a single `Dataset` that was saved.
-        config: Configuration, where there are several.
         revision: Branch, tag or commit on the Hub.
 
     Raises:
@@ -38,21 +37,15 @@ def load_split(name: str, split: str, *, config: str | None = None, revision: st
         if isinstance(saved, datasets.Dataset):
             return saved
         return saved[_resolve_split(name, split, list(saved))]
-    split = _find_split(name, split, config, revision)
-    return datasets.load_dataset(*_builder_args(name), split=split, **_load_options(name, config, revision))
+    return _load_dataset(name, split, revision)
 
 
-def stream_split(name: str, split: str, *, config: str | None = None, revision: str | None = None) -> Any:
+def stream_split(name: str, split: str, *, revision: str | None = None) -> Any:
     """The same split as `datasets.IterableDataset`, of which nothing is kept on the disk."""
-    import datasets
-
     if is_saved(name):
         data = load_split(name, split)
         return data.to_iterable_dataset(num_shards=max(1, min(len(data), NUM_SAVED_SHARDS)))
-    split = _find_split(name, split, config, revision)
-    return datasets.load_dataset(
-        *_builder_args(name), split=split, streaming=True, **_load_options(name, config, revision)
-    )
+    return _load_dataset(name, split, revision, streaming=True)
 
 
 def stream_shards(shards: Sequence[str]) -> Any:
@@ -178,12 +171,16 @@ def make_undecoded_sample(value: Any, location: str) -> dict[str, Any]:
     return {"image": {"path": name, "bytes": content}, "path": name}
 
 
-def _find_split(name: str, split: str, config: str | None, revision: str | None) -> str:
+def _load_dataset(name: str, split: str, revision: str | None, **options: Any) -> Any:
     import datasets
 
-    options = _load_options(name, config, revision)
-    splits = datasets.get_dataset_split_names(*_builder_args(name), config_name=options.pop("name"), **options)
-    return _resolve_split(name, split, splits)
+    path, source = Path(name), {"path": name, "revision": revision}
+    if path.is_file():
+        if path.suffix not in (".parquet", ".arrow"):
+            raise ValueError(f"{name} is a file that cannot be read as a data set; give a .parquet or .arrow file")
+        source |= {"path": path.suffix[1:], "data_files": name}
+    splits = datasets.get_dataset_split_names(**source)
+    return datasets.load_dataset(**source, split=_resolve_split(name, split, splits), **options)
 
 
 def _resolve_split(name: str, split: str, splits: Sequence[str]) -> str:
@@ -192,20 +189,3 @@ def _resolve_split(name: str, split: str, splits: Sequence[str]) -> str:
         if candidate in splits:
             return str(candidate)
     raise ValueError(f"{name} has no split {split!r}; it has {sorted(splits)}")
-
-
-def _builder_args(name: str) -> tuple[str, ...]:
-    path = Path(name)
-    if not path.is_file():
-        return (name,)
-    builder = {".parquet": "parquet", ".arrow": "arrow"}.get(path.suffix)
-    if builder is None:
-        raise ValueError(f"{name} is a file that cannot be read as a data set; give a .parquet or .arrow file")
-    return (builder,)
-
-
-def _load_options(name: str, config: str | None, revision: str | None) -> dict[str, Any]:
-    options: dict[str, Any] = {"name": config, "revision": revision}
-    if Path(name).is_file():
-        options["data_files"] = name
-    return options

@@ -76,7 +76,6 @@ class HubImages(Dataset[dict[str, Any]]):
         name: A data set of the Hub, such as `org/name`, or a local folder or file that `datasets` reads.
         split: The split.
         column: Column of the images; of its default, the only one of another name is used, too.
-        config: Configuration of the data set, where it has several.
         revision: Branch, tag or commit on the Hub.
 
     Attributes:
@@ -86,17 +85,9 @@ class HubImages(Dataset[dict[str, Any]]):
         ValueError: There is no such split or column, or the column holds no images.
     """
 
-    def __init__(
-        self,
-        name: str,
-        split: str,
-        *,
-        column: str = "image",
-        config: str | None = None,
-        revision: str | None = None,
-    ) -> None:
+    def __init__(self, name: str, split: str, *, column: str = "image", revision: str | None = None) -> None:
         self.name = f"{name}/{split}"
-        data = load_split(name, split, config=config, revision=revision)
+        data = load_split(name, split, revision=revision)
         # If nobody has named another, the only one, whatever its name.
         images = image_columns(data)
         self.column = images[0] if column == IMAGE_COLUMN and len(images) == 1 else column

@@ -177,10 +177,7 @@ def _map_palette_colors(
 
     Args:
         values: Indices (H, W).
-        palette: Colours of the indices, see [`palette_colors`].
-        colors: Class id of each colour.
         ignore_index: An index that keeps its meaning, whatever its colour.
-        path: The file.
         is_gif: Whether the order of the palette means nothing.
     """
     palette = {index: color for index, color in palette.items() if index != ignore_index or is_gif}

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -71,6 +71,18 @@ def _check_header(mask: np.ndarray, image: Any, path: str, mask_path: str) -> np
             "the run, or the preview of `ddep-hub prepare`, that its mask was drawn on the upright image.",
         )
     return mask
+
+
+def _decode_mask(file: Any, classes: ClassTable, mapping: Mapping[int, int] | None = None) -> np.ndarray:
+    """The class ids of a mask file; `mapping` is that of the classes, or of a known data set."""
+    return decode_mask(
+        file,
+        num_classes=classes.num_classes,
+        ignore_index=classes.ignore_index,
+        mapping=mapping or classes.mask_mapping,
+        other_id=classes.other_id,
+        colors=classes.mask_colors,
+    )
 
 
 def check_sample(sample: Sample, classes: ClassTable, name: str) -> None:
@@ -263,14 +275,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         return _check_header(mask, path, str(path), str(self._masks[index]))
 
     def _read_mask(self, index: int) -> np.ndarray:
-        return decode_mask(
-            self._masks[index],
-            num_classes=self.classes.num_classes,
-            ignore_index=self.classes.ignore_index,
-            mapping=self._mapping,
-            other_id=self.classes.other_id,
-            colors=self.classes.mask_colors,
-        )
+        return _decode_mask(self._masks[index], self.classes, self._mapping)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path, mask_path = self.images[index], self._masks[index]
@@ -311,7 +316,6 @@ class HubSegmentation(Dataset[dict[str, Any]]):
             `ClassLabel`s; a single `ClassLabel` names the whole image, not its pixels.
         image_column: Column of the images.
         mask_column: Column of the masks: images of one channel, pixel value = class id.
-        config: Configuration of the data set, where it has several.
         revision: Branch, tag or commit on the Hub.
         sample_ids: The examples to use, in this order; all by default.
         split_file: List of the examples to use, see `read_split_file`, in place of `sample_ids`.
@@ -334,7 +338,6 @@ class HubSegmentation(Dataset[dict[str, Any]]):
         *,
         image_column: str = "image",
         mask_column: str = "annotation",
-        config: str | None = None,
         revision: str | None = None,
         sample_ids: Iterable[str] | None = None,
         split_file: str | Path | None = None,
@@ -343,7 +346,7 @@ class HubSegmentation(Dataset[dict[str, Any]]):
         self.num_channels = num_channels
         self.name = f"{name}/{split}"
         self.image_column, self.mask_column = image_column, mask_column
-        data = load_split(name, split, config=config, revision=revision)
+        data = load_split(name, split, revision=revision)
         self.classes: ClassTable = classes or _read_classes(data.features, self.name)
         self.data = select_undecoded(data, [image_column, mask_column], self.name)
         all_ids = dict.fromkeys(f"{index:08d}" for index in range(len(self.data)))
@@ -372,27 +375,17 @@ class HubSegmentation(Dataset[dict[str, Any]]):
     def mask(self, index: int) -> np.ndarray:
         """The `annotation` of a sample alone; of its image, only the size is read."""
         image, mask = self._read_files(index, self.image_column, self.mask_column)
-        return _check_header(self._decode(mask), image["image"], image["path"], mask["path"])
+        return _check_header(_decode_mask(mask["image"], self.classes), image["image"], image["path"], mask["path"])
 
     def _read_files(self, index: int, *columns: str) -> list[dict[str, Any]]:
         number = self._indices[index]
         sample = self.data[number]  # once: it fetches all columns
         return [make_undecoded_sample(sample[column], f"{self.name}, sample {number}, {column}") for column in columns]
 
-    def _decode(self, mask: dict[str, Any]) -> np.ndarray:
-        return decode_mask(
-            mask["image"],
-            num_classes=self.classes.num_classes,
-            ignore_index=self.classes.ignore_index,
-            mapping=self.classes.mask_mapping,
-            other_id=self.classes.other_id,
-            colors=self.classes.mask_colors,
-        )
-
     def __getitem__(self, index: int) -> dict[str, Any]:
         image, mask = self._read_files(index, self.image_column, self.mask_column)
         pixels = decode_image(image["image"], self.num_channels)
-        return make_sample(pixels, self._decode(mask), image["path"], mask["path"])
+        return make_sample(pixels, _decode_mask(mask["image"], self.classes), image["path"], mask["path"])
 
 
 def _read_classes(features: Any, name: str) -> ClassTable:

@@ -1,7 +1,7 @@
 """Statistics of images: how often each class occurs, and mean and standard deviation of the channels."""
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,23 +76,20 @@ class ClassStatistics:
         return "\n".join([*lines, f"{'ignored':{width}}  {self.num_ignored:>12,} pixels ({self.ignored_share:6.2%})"])
 
 
-def check_classes(statistics: ClassStatistics, mask_values: Collection[int] | None = None) -> None:
+def check_classes(statistics: ClassStatistics) -> None:
     """Refuses training labels in which a class has no pixel: it cannot be learnt, and its score means nothing.
 
     Args:
         statistics: Of the training labels.
-        mask_values: Values that the mask files hold, where they are known and are the class ids themselves.
 
     Raises:
         ValueError: A class has no pixel; names it and what to do.
     """
     if not statistics.absent_classes:
         return
-    if mask_values is None:
-        mask_values = {index for index, pixels in enumerate(statistics.pixels.tolist()) if pixels}
-        mask_values |= {statistics.ignore_index} if statistics.num_ignored else set()
     names = format_list(list(map(repr, statistics.absent_classes)), 10)
-    if len(statistics.names) <= 2 and statistics.ignore_index == 255 and set(mask_values) in ({0, 255}, {255}):
+    has_255 = statistics.ignore_index == 255 and statistics.num_ignored > 0
+    if len(statistics.names) <= 2 and has_255 and not statistics.pixels[1:].any():
         advice = (
             "The masks hold the values 0 and 255, and 255 is the ignore index, so no object is seen: set "
             f'"mask_values": 255 for {statistics.names[-1]!r} in classes.json, and "mask_values": 0 for '

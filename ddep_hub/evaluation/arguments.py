@@ -39,7 +39,6 @@ class ModelArguments(EncoderWeightsArguments):
         group="model",
         common=True,
         path=True,
-        renamed_from="model_name_or_path",
     )
 
     def __post_init__(self) -> None:
@@ -128,9 +127,7 @@ class EvaluateArguments(LabelledDataArguments, InferenceArguments):
         path=True,
     )
     batch_size: int = arg(1, "Images per forward pass, if they have the same size.", group="evaluation")
-    dataloader_num_workers: int = arg(
-        0, "Worker processes that read images; 0 uses the main process.", group="data", renamed_from="num_workers"
-    )
+    dataloader_num_workers: int = arg(0, "Worker processes that read images; 0 uses the main process.", group="data")
     predictions: list[str] = arg([], f"Kinds of predicted masks to write as well: {_KINDS}.", group="evaluation")
     output_dir: str | None = arg(
         "runs/evaluation",

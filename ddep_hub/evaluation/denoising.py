@@ -45,22 +45,21 @@ def restore(model: nn.Module, clean: torch.Tensor, noise: torch.Tensor, sigma: f
 
 
 @torch.no_grad()
-def denoising_error(model: nn.Module, clean: torch.Tensor, *, batch_size: int = 16, seed: int = 0) -> float:
+def denoising_error(model: nn.Module, clean: torch.Tensor, *, batch_size: int = 16) -> float:
     """Computes the mean squared error of the predicted standard normal noise on validation images.
 
     It is the error of the noise for every prediction type, as an estimate of the image implies one of the noise. The
-    noise is fixed by `seed`; its level is the middle of the model's range. With `corruption="masked"` it is the error
+    noise is fixed; its level is the middle of the model's range. With `corruption="masked"` it is the error
     of the masked pixels, in units of normalised pixels.
 
     Args:
         model: A [`DDePForPreTraining`]; it is put into eval mode.
         clean: Normalised images (n, C, H, W) that the model was not trained on.
         batch_size: Images per forward pass.
-        seed: Seed of the noise.
     """
     model.eval()
     clean = clean.to(next(model.parameters()).device)
-    noise, sigma = validation_noise(clean, seed), sum(model.config.sigma_range) / 2
+    noise, sigma = validation_noise(clean), sum(model.config.sigma_range) / 2
     total = 0.0
     for images, batch_noise in zip(clean.split(batch_size), noise.split(batch_size), strict=True):
         if model.config.corruption == "masked":
@@ -72,23 +71,20 @@ def denoising_error(model: nn.Module, clean: torch.Tensor, *, batch_size: int = 
 
 
 @torch.no_grad()
-def denoising_references(
-    clean: torch.Tensor, training: torch.Tensor, sigma: float, *, seed: int = 0
-) -> dict[str, float]:
+def denoising_references(clean: torch.Tensor, training: torch.Tensor, sigma: float) -> dict[str, float]:
     """Computes the same error, on the same noise as [`denoising_error`], for denoisers that learn no features.
 
     Args:
         clean: The validation images (n, C, H, W).
         training: Other images (m, C, h, w), to fit the linear filter on.
         sigma: Level of the noise.
-        seed: Seed of the noise.
 
     Returns:
         `predicting_zero`, the error of predicting no noise (1 in expectation); `gaussian_blur`, the best blur of each
         channel, its width chosen on the validation images themselves; and `linear_filter`, the best 3x3 filter over
         all channels.
     """
-    noise = validation_noise(clean, seed)
+    noise = validation_noise(clean)
     noisy = clean + sigma * noise
 
     def error(predicted: torch.Tensor) -> float:
@@ -98,7 +94,7 @@ def denoising_references(
         error((noisy - tvf.gaussian_blur(noisy, _kernel_size(blur_sigma), blur_sigma)) / sigma)
         for blur_sigma in BLUR_SIGMAS
     ]
-    training_noise = validation_noise(training, seed + 1)
+    training_noise = validation_noise(training, 1)
     weights = _linear_filter(training + sigma * training_noise, training_noise)
     squared_error = sum(
         (_extract_patches(image) @ weights - _flatten_pixels(target)).square().sum()
@@ -109,22 +105,19 @@ def denoising_references(
 
 
 @torch.no_grad()
-def masking_references(
-    clean: torch.Tensor, mask_ratio: float, mask_patch_size: int, *, seed: int = 0
-) -> dict[str, float]:
+def masking_references(clean: torch.Tensor, mask_ratio: float, mask_patch_size: int) -> dict[str, float]:
     """Computes the error of masked pixels, with the same masks as [`denoising_error`], without learned features.
 
     Args:
         clean: The validation images (n, C, H, W).
         mask_ratio: See [`DDePConfig`].
         mask_patch_size: See [`DDePConfig`].
-        seed: Seed of the masks.
 
     Returns:
         `predicting_mean`, the error of each image's mean of the visible pixels; and `gaussian_blur`, the best blur of
         the visible pixels, its width chosen on the validation images themselves.
     """
-    mask = draw_mask(validation_noise(clean, seed), mask_ratio, mask_patch_size)
+    mask = draw_mask(validation_noise(clean), mask_ratio, mask_patch_size)
     visible = (~mask).to(clean)
     means = (clean * visible).mean((2, 3), keepdim=True) / visible.mean((2, 3), keepdim=True).clamp(min=1e-6)
 

@@ -76,16 +76,6 @@ class InferenceOptions:
         assert self.window is not None, "whole images have no steps"
         return self.stride or (max(1, self.window[0] // 2), max(1, self.window[1] // 2))
 
-    @property
-    def is_single_pass(self) -> bool:
-        """Whether one forward pass of the whole image is enough."""
-        return self.window is None and self.scales == (1.0,) and not self.flip
-
-    @property
-    def is_windows_only(self) -> bool:
-        """Whether windows at the image's own scale are all."""
-        return self.window is not None and self.scales == (1.0,) and not self.flip
-
 
 @torch.no_grad()
 def predict_probabilities(
@@ -229,14 +219,15 @@ def predict(
     options = options or InferenceOptions()
     if options.window is None:
         _warn_about_memory(model, pixel_values.shape, options)
-    if options.is_windows_only and tuple(pixel_values.shape[-2:]) == tuple(size):
+    is_averaged = options.scales != (1.0,) or options.flip
+    if options.window is None and not is_averaged:
+        return _class_logits(model, pixel_values, size).argmax(1)
+    if not is_averaged and tuple(pixel_values.shape[-2:]) == tuple(size):
         ids = torch.empty(len(pixel_values), *size, dtype=torch.int64, device=pixel_values.device)
         for top, band in _iter_bands(model, pixel_values, options):
             ids[:, top : top + band.shape[2]] = band.argmax(1)
         return ids
-    if not options.is_single_pass:
-        return predict_probabilities(model, pixel_values, size, options).argmax(1)
-    return _class_logits(model, pixel_values, size).argmax(1)
+    return predict_probabilities(model, pixel_values, size, options).argmax(1)
 
 
 def _warn_about_memory(model: nn.Module, shape: Sequence[int], options: InferenceOptions) -> None:

@@ -50,7 +50,7 @@ def find_images(names: Sequence[str]) -> dict[str, str]:
     images: dict[str, str] = {}
     for name in names:
         for key, source in _expand_name(name):
-            if not _is_same_source(images.setdefault(key, source), source):
+            if os.path.realpath(images.setdefault(key, source)) != os.path.realpath(source):
                 raise ValueError(
                     f"{images[key]} and {source} would both be written as {key}.png. Predict them in separate calls."
                 )
@@ -96,13 +96,6 @@ def _escape_existing_folders(path: Path) -> str:
     """A pattern in which folders that are there stand for themselves, such as `photos [1]`."""
     existing = next((parent for parent in path.parents if parent.is_dir()), Path())
     return os.path.join("" if existing == Path() else escape(str(existing)), path.relative_to(existing))
-
-
-def _is_same_source(first: str, second: str) -> bool:
-    """Whether both are the same address or the same file."""
-    if first == second:
-        return True
-    return not (is_url(first) or is_url(second)) and os.path.realpath(first) == os.path.realpath(second)
 
 
 def _strip_suffix(path: str) -> str:

@@ -23,7 +23,7 @@ from .inference import InferenceOptions, predict
 PANEL_SIZE = 192
 MAX_PANEL_HEIGHT = 4 * PANEL_SIZE  # height of a panel; very narrow images are squeezed
 WIDE = 3  # from this aspect ratio on, a picture takes a whole row
-GAP = 6
+GAP, MAX_COLUMNS = 6, 4
 TITLE_HEIGHT, TITLE_LENGTH = 22, 30  # height in pixels, characters
 CELL_SIZE = 22
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -113,20 +113,19 @@ def draw_panels(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> 
     return sheet
 
 
-def contact_sheet(pictures: Iterable[Image.Image], titles: Sequence[str], columns: int = 4) -> Image.Image:
+def contact_sheet(pictures: Iterable[Image.Image], titles: Sequence[str]) -> Image.Image:
     """Draws pictures row by row, each in a square of `PANEL_SIZE` pixels under its title; wide ones below each other.
 
     Args:
         pictures: RGB pictures, which are scaled in place.
         titles: Their titles.
-        columns: Pictures in a row at most.
     """
-    thumbnails, row_width = [], columns * (PANEL_SIZE + GAP) - GAP
+    thumbnails, row_width = [], MAX_COLUMNS * (PANEL_SIZE + GAP) - GAP
     for picture in pictures:
         is_wide = picture.width >= WIDE * picture.height
         picture.thumbnail((row_width if is_wide else PANEL_SIZE, PANEL_SIZE))
         thumbnails.append(picture)
-    columns = 1 if any(picture.width > PANEL_SIZE for picture in thumbnails) else min(columns, len(titles))
+    columns = 1 if any(picture.width > PANEL_SIZE for picture in thumbnails) else min(MAX_COLUMNS, len(titles))
     groups = [thumbnails[start : start + columns] for start in range(0, len(thumbnails), columns)]
     cell_width = max(PANEL_SIZE, *(picture.width for picture in thumbnails)) + GAP
     heights = [TITLE_HEIGHT + max(picture.height for picture in group) for group in groups]
@@ -175,18 +174,17 @@ def to_rgb_image(image: Image.Image | ChannelImage, channel_order: Sequence[int]
 
 
 @torch.no_grad()
-def denoising_picture(model: nn.Module, clean: torch.Tensor, *, seed: int = 0) -> Image.Image:
+def denoising_picture(model: nn.Module, clean: torch.Tensor) -> Image.Image:
     """Draws image, corrupted image, prediction and restored image, one row per image.
 
     Args:
         model: A [`DDePForPreTraining`]; it is put into eval mode.
         clean: Normalised images (n, C, H, W).
-        seed: Seed of the noise.
     """
     model.eval()
     sigma = sum(model.config.sigma_range) / 2
     clean = clean.to(next(model.parameters()).device)
-    noise = validation_noise(clean, seed)
+    noise = validation_noise(clean)
     if model.config.corruption == "masked":
         return _masking_picture(model, clean, noise)
     denoised = restore(model, clean, noise, sigma)

@@ -212,11 +212,8 @@ def add_baseline(folder: Path, other: Path) -> None:
         raise ValueError(f"baseline: {other} did not start from a random decoder. Name a run without `pretrained`.")
     if ours["arguments"]["pretrained"] is None and not ours.get("pretraining"):
         raise ValueError(f"baseline: {folder} itself started from a random decoder, and needs no baseline.")
-    # Records of earlier versions do not tell the labelled images.
-    has_ids = "labelled_ids" in ours and "labelled_ids" in theirs
     fields = (
-        *("data", "train_split", "eval_split", "val_fraction", "group_pattern", "image_size"),
-        *(("labelled_ids",) if has_ids else ("split_seed", "split_file")),
+        *("data", "train_split", "eval_split", "val_fraction", "group_pattern", "image_size", "labelled_ids"),
         *("labelled", "split", "images", "inference", "evaluated_data", "classes"),
     )
     for name in fields:
@@ -245,12 +242,12 @@ def add_evaluation(folder: Path, evaluation: Path) -> None:
     """
     results = read_json(evaluation / RESULTS)
     arguments = results.pop("arguments", {})
-    model = arguments.get("model") or arguments.get("model_name_or_path")
+    model = arguments.get("model")
     if model is None or "inference" not in results:
         raise ValueError(f"evaluation: {evaluation / RESULTS} was not written by `ddep-hub evaluate`.")
     if Path(model).resolve() != folder.resolve():
         raise ValueError(f"evaluation: {evaluation} measured {model}, not {folder}. Evaluate this model.")
-    split, split_file = arguments.get("split") or arguments["eval_split"], arguments.get("split_file")
+    split, split_file = arguments["eval_split"], arguments.get("split_file")
     results["split"] = f"{split} ({Path(split_file).name})" if split and split_file else split
     results["evaluated_data"] = _strip_path(arguments.get("data")) or EMBEDDED
     atomic_write(folder / EVALUATION, json.dumps(results, indent=1) + "\n")
@@ -297,7 +294,7 @@ def _template_values(folder: Path) -> dict[str, Any]:
         "baseline": baseline,
         "metrics": _metric_rows(results, baseline) if is_finetuning else [],
         "inference": inference,
-        "split": results["split"] if "split" in results else split,
+        "split": results.get("split", split),
         "image_size": results.get("image_size", record.get("image_size", run.get("image_size"))),
         "base_model": base_model,
         "encoder_source": encoder_source,

@@ -33,14 +33,6 @@ ENTRIES: dict[str, tuple[Any, str]] = {
 }
 # Arguments that a row states in its own columns, or that follow from its method.
 _ROW_ARGUMENTS = {"seed", "split_seed", "label_fraction", "pretrained"}
-# Arguments that did not exist in the first studies; at their defaults, old rows stay valid.
-_LATER_ARGUMENTS = {
-    *("class_crops", "pretraining_steps", "denoising_weight", "consistency_weight"),
-    *("num_channels", "encoder_out_indices", "encoder_img_size", "image_mean", "image_std"),
-    *("channel_order", "head_lr_factor", "mask_ratio", "mask_patch_size", "pretraining_corruption"),
-}
-
-
 # Fine-tuning arguments of a comparison, in addition to the location of the data.
 OVERRIDES = (
     *("encoder_name", "encoder_weights", "eval_split", "val_fraction", "group_pattern"),
@@ -59,7 +51,6 @@ class StudyArguments(LabelledDataArguments):
         group="data",
         path=True,
         common=True,
-        renamed_from="images",
     )
     labels: list[int] = arg([], "Numbers of labelled images to compare with. Default: 6 and 12.", common=True)
     seeds: int | None = arg(
@@ -317,29 +308,16 @@ def _parse(cls: type[Any], values: Mapping[str, Any], context: str) -> Any:
 
 
 def _digest(args: PretrainArguments | FinetuneArguments, **extra: Any) -> str:
-    """Short hash of the arguments that a result depends on, and of `more`.
-
-    Defaults count, as they may change from one release to the next. Arguments that are off do not, and earlier names
-    stand for renamed ones, so the rows of earlier releases stay valid.
-    """
-    ignored = _ROW_ARGUMENTS if isinstance(args, FinetuneArguments) else _ROW_ARGUMENTS - {"pretrained"}
-    ignored |= set(list_field_names(PretrainArguments, "resumable")) | set(
-        list_field_names(FinetuneArguments, "resumable")
-    )
-    values, unlabelled = dict(extra), getattr(args, "unlabelled", [])
-    for argument in dataclasses.fields(args):
-        value = getattr(args, argument.name)
-        if argument.name.startswith("pretraining_") and not unlabelled:  # of a first stage, which there is not
-            continue
-        if argument.name in _LATER_ARGUMENTS and value in (argument.default, []):
-            continue
-        if argument.name not in ignored - {"eval_split"} and value is not None and value is not False:
-            values[argument.metadata.get("renamed_from") or argument.name] = value
-    if unlabelled:  # where they lie may change
-        values["unlabelled"] = True
-    if isinstance(args, PretrainArguments) and args.seed:  # 0 in the first studies, which did not record it
-        values["seed"] = args.seed
-    return _hash(values)
+    """Short hash of the arguments that a result depends on; defaults count, as they may change between releases."""
+    # Of pretraining, the decoder to start from and the seed are part of its settings.
+    ignored = _ROW_ARGUMENTS if isinstance(args, FinetuneArguments) else _ROW_ARGUMENTS - {"pretrained", "seed"}
+    ignored = (ignored | {*list_field_names(type(args), "resumable")}) - {"eval_split"}
+    values, unlabelled = dataclasses.asdict(args), getattr(args, "unlabelled", [])
+    # Without a first stage, its arguments do not matter; where unlabelled images lie may change.
+    kept = {name for name in values.keys() - ignored if unlabelled or not name.startswith("pretraining_")}
+    # What is off does not count, so that rows stay valid when a release adds something that is off by default.
+    is_on = {name: values[name] for name in kept if values[name] not in (None, []) and values[name] is not False}
+    return _hash({**is_on, "unlabelled": bool(unlabelled), **extra})
 
 
 def _hash(values: Mapping[str, Any]) -> str:

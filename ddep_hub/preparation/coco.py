@@ -145,11 +145,7 @@ def _drop_keypoint_files(files: Mapping[Path, Any]) -> tuple[dict[Path, Any], li
 
 
 def _merge_entries(image: Path, entries: Sequence[_ImageEntry]) -> tuple[Path, tuple[int, int] | None, list[Shape]]:
-    """File, size and objects of an image that may be listed more than once.
-
-    Raises:
-        ValueError: Two files have objects of it, or the entries mean different images, one of which is missing.
-    """
+    """File, size and objects of an image that may be listed more than once."""
     first = entries[0]
     for other in entries[1:]:
         ends = sorted((f"/{entry.name}".replace("\\", "/").replace("/./", "/") for entry in (first, other)), key=len)

@@ -78,8 +78,12 @@ def read_labelme(root: Path, files: Mapping[Path, Any]) -> Source:
     return collector.build_source("LabelMe")
 
 
+def _decode(data: str, mode: str = "RGB") -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(data))).convert(mode)
+
+
 def _decode_embedded(path: Path) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(read_json(path)["imageData"]))).convert("RGB")
+    return _decode(read_json(path)["imageData"])
 
 
 def _embedded_mask(path: Path, shapes: Sequence[Shape]) -> np.ndarray:
@@ -99,16 +103,12 @@ def _parse_labelme_shape(entry: Mapping[str, Any], collector: ObjectAnnotations)
         radius = math.dist(*points)
         polygon = ellipse(*points[0], radius, radius)
     elif kind == "mask" and entry.get("mask") and points:
-        patch = (round(points[0][0]), round(points[0][1]), _decode_png_mask(entry["mask"]))
+        patch = (round(points[0][0]), round(points[0][1]), np.asarray(_decode(entry["mask"], "L")) > 0)
     elif not is_quadrilateral and not (kind == "polygon" and len(points) >= 3):
         collector.dropped[kind] += 1  # points and lines have no area
         return None
     class_id = collector.class_id(str(entry.get("label")))
     return Shape(class_id, (polygon,)) if patch is None else Shape(class_id, patch=patch)
-
-
-def _decode_png_mask(data: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("L")) > 0
 
 
 # --- CVAT

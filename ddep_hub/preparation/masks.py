@@ -90,11 +90,9 @@ def _make_source(
     """Masks whose values or colours become class ids; stacks are taken apart into their pages.
 
     Args:
-        kind: The format, in words.
         files: Split, name, image and mask of each sample.
         table: The classes, if they are known.
         notes: Is extended.
-        groups: What a sample belongs to, by its name.
     """
     groups = groups or {}
     pages: list[tuple[str | None, str, Path, Path, int | None, str | None]] = []

@@ -41,9 +41,7 @@ class PretrainArguments(RunArguments):
         None, "Range of the random scale of crops, as in fine-tuning; replaces crop_scale_min."
     )
     image_size: int | None = data_arg(None, "Shorter side that a scale of 1 corresponds to. Default: the image's own.")
-    num_val_images: int = eval_arg(
-        32, "Number of held-out images to measure the denoising error on.", renamed_from="num_held_out"
-    )
+    num_val_images: int = eval_arg(32, "Number of held-out images to measure the denoising error on.")
     freeze_encoder: bool = model_arg(
         True, "True is DDeP. False also trains the encoder; DeP does this from random weights."
     )
@@ -195,7 +193,6 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
         8,
         "Images per forward pass in evaluation, if they have the same size.",
         resumable=True,
-        renamed_from="eval_batch_size",
     )
 
     def __post_init__(self) -> None:

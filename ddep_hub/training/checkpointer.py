@@ -60,8 +60,6 @@ class Checkpointer:
         fields = {name: value for name, value in dataclasses.asdict(args).items() if name not in resumable}
         # As JSON has it, such as lists for tuples.
         self.fingerprint = json.loads(json.dumps({"script": type(args).__name__, **fields, "data": fingerprint}))
-        defaults = dataclasses.asdict(type(args)())
-        self.defaults = {name: defaults[name] for name in fields}
         self.environment = {
             "processes": accelerator.num_processes,
             "micro-batches": args.gradient_accumulation_steps,
@@ -119,14 +117,10 @@ class Checkpointer:
         return {**checkpoint.progress, "states": states}
 
     def _read(self, path: Path) -> Checkpoint:
-        """Reads a checkpoint in every process.
-
-        Raises:
-            CheckpointError: It cannot be read in this process, or in another one.
-        """
+        """Reads a checkpoint in every process."""
         checkpoint, error = None, None
         try:
-            checkpoint = read_checkpoint(path, self.fingerprint, self.defaults)
+            checkpoint = read_checkpoint(path, self.fingerprint)
         except CheckpointError as caught:
             error = caught
         failures = gather_object([None if error is None else str(error)])

@@ -173,15 +173,12 @@ def find_checkpoint(output: Path, name: str) -> Path | None:
     return found
 
 
-def read_checkpoint(
-    path: Path, fingerprint: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
-) -> Checkpoint:
+def read_checkpoint(path: Path, fingerprint: Mapping[str, Any]) -> Checkpoint:
     """Reads a checkpoint; checks first that it is complete and belongs to the run.
 
     Args:
         path: its folder.
         fingerprint: the run's, as in [`Checkpoint`].
-        defaults: defaults of its arguments: the values of those that the version which wrote the checkpoint lacked.
 
     Raises:
         CheckpointError: A file is missing, cut off or changed, or the checkpoint belongs to another run; names what
@@ -192,8 +189,6 @@ def read_checkpoint(
         record = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
         if record["format"] > FORMAT:
             raise CheckpointError(f"{path} was written by a newer ddep_hub. Update it: `pip install -U ddep-hub`.")
-        if record["format"] < FORMAT:
-            raise CheckpointError(f"{path} was written by an older ddep_hub. Resume with that version.")
         for name, digest in record["files"].items():
             if _digest(path / name) != digest:
                 raise ValueError(f"{name} is cut off or was changed")
@@ -202,11 +197,11 @@ def read_checkpoint(
             f"{path} is damaged: {error}. {_remaining_checkpoints(output, excluded=path)} Remove the damaged folder, "
             "then resume from the latest one."
         ) from error
-    stored_fingerprint = {**(defaults or {}), **record["fingerprint"]}
+    stored = record["fingerprint"]
     differences = [
-        f"{name} was {stored_fingerprint.get(name)!r} and is {fingerprint.get(name)!r}"
-        for name in {**stored_fingerprint, **fingerprint}
-        if stored_fingerprint.get(name) != fingerprint.get(name)
+        f"{name} was {stored.get(name)!r} and is {fingerprint.get(name)!r}"
+        for name in {**stored, **fingerprint}
+        if stored.get(name) != fingerprint.get(name)
     ]
     if differences:
         raise CheckpointError(
@@ -216,7 +211,7 @@ def read_checkpoint(
     has_average = (path / UNAVERAGED).exists()
     return Checkpoint(
         step=record["step"],
-        fingerprint=stored_fingerprint,
+        fingerprint=stored,
         environment=record["environment"],
         progress=record["progress"],
         model=load_file(path / (UNAVERAGED if has_average else MODEL)),

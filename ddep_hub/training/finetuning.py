@@ -163,14 +163,7 @@ def _check_labels(args: FinetuneArguments, training: SegmentationDataset, valida
 def _read_labels(
     dataset: SegmentationDataset, indices: Iterable[int], *, images: bool = False, skip_bad_files: bool
 ) -> tuple[ClassStatistics, dict[str, str]]:
-    """Reads some masks, and with `images` their images too.
-
-    Returns:
-        The statistics, and the broken file of each sample that has one.
-
-    Raises:
-        BadFileError: A file is broken, and `skip_bad_files` is off.
-    """
+    """Reads some masks, with `images` their images too: statistics, and the broken files by sample id."""
     statistics, bad_files = ClassStatistics(dataset.classes.names, dataset.classes.ignore_index), dict[str, str]()
     for index in indices:
         try:
@@ -294,15 +287,7 @@ class FinetuneTrainer(Trainer):
     def _scan_dataset(
         self, dataset: SegmentationDataset, split: str, *, images: bool
     ) -> tuple[ClassStatistics, dict[str, str]]:
-        """Reads each file once, in one of the processes, and prints how often each class occurs.
-
-        Args:
-            dataset: Labelled images.
-            split: Its name.
-            images: Read the images too, not only the masks.
-
-        Returns what [`_read_labels`] does, for the files of all processes, and raises what it does.
-        """
+        """As [`_read_labels`], with the files divided among all processes; prints how often each class occurs."""
         indices = range(self.accelerator.process_index, len(dataset), self.accelerator.num_processes)
         statistics, bad_files = _read_labels(dataset, indices, images=images, skip_bad_files=self.args.skip_bad_files)
         statistics.counts = sum_over_processes(self.accelerator, statistics.counts)
@@ -312,11 +297,7 @@ class FinetuneTrainer(Trainer):
         return statistics, bad_files
 
     def _drop(self, dataset: SegmentationDataset, bad_files: Mapping[str, str], split: str) -> SegmentationDataset:
-        """The dataset without broken samples, whose files are noted.
-
-        Raises:
-            ValueError: All of them are; names the argument of the split.
-        """
+        """The dataset without broken samples, whose files are noted."""
         if not bad_files:
             return dataset
         self.bad_files = [*self.bad_files, *bad_files.values()]
@@ -327,12 +308,7 @@ class FinetuneTrainer(Trainer):
         return dataset.select(usable)
 
     def _drop_bad_images(self, validation: SegmentationDataset) -> SegmentationDataset:
-        """The validation images without broken ones, so that training does not end on one; warns of absent classes.
-
-        Raises:
-            BadFileError: A file is broken, and `skip_bad_files` is off.
-            ValueError: All of them are, or no pixel is labelled.
-        """
+        """The validation images without broken ones, so that training does not end on one; warns of absent classes."""
         split = self.args.eval_split
         statistics, bad_files = self._scan_dataset(validation, split, images=True)
         validation = self._drop(validation, bad_files, "eval_split")

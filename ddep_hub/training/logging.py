@@ -1,6 +1,7 @@
 """Metrics of a run: metrics.jsonl, trackers, skipped files and the loss curve."""
 
 import contextlib
+import dataclasses
 import io
 import json
 from collections.abc import Iterable
@@ -11,7 +12,6 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from ddep_hub.utils.arguments import tracker_config
 from ddep_hub.utils.files import atomic_write, warn_on_write_error
 
 from .run_arguments import RunArguments
@@ -69,7 +69,10 @@ class MetricsLogger:
         if args.report_to:
             # Also of a new run: the events of one that it replaces are still there.
             init_kwargs = {"tensorboard": {"purge_step": step + 1}} if "tensorboard" in args.report_to else {}
-            accelerator.init_trackers("ddep_hub", config=tracker_config(args), init_kwargs=init_kwargs)
+            # Trackers take plain values: lists and `None` as text.
+            fields = dataclasses.asdict(args).items()
+            config = {name: value if isinstance(value, int | float | str) else str(value) for name, value in fields}
+            accelerator.init_trackers("ddep_hub", config=config, init_kwargs=init_kwargs)
 
     def write(self, row: dict[str, Any]) -> None:
         """Writes the metrics of a step. Trackers get nested ones by their path, such as `iou/sky`."""

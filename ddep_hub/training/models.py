@@ -49,7 +49,15 @@ def build_processor(
     num_channels, processor = config.num_channels, None
     if checkpoint is not None and stored_config(checkpoint).get("num_channels", 3) == num_channels:
         processor = load_processor(checkpoint, config)
-    mean_std = image_statistics(args, num_channels, images) if processor is None or args.image_mean else None
+    mean_std: Statistics | None = None
+    if args.image_mean:
+        if len(args.image_mean) != num_channels:
+            raise ValueError(
+                f"image_mean has {len(args.image_mean)} numbers, but images have {num_channels} channels."
+            )
+        mean_std = args.image_mean, args.image_std
+    elif processor is None and num_channels != 3:  # of RGB, the encoder's weights have them
+        mean_std = channel_statistics(images)
     if processor is None:
         return processor_for_encoder(
             config.encoder_name, num_channels=num_channels, mean_std=mean_std, channel_order=args.channel_order
@@ -87,27 +95,6 @@ def find_encoder(args: RunArguments, checkpoint: str | None) -> str:
         stored.get("encoder_weights_hash"),
         get_num_channels(args),
     )
-
-
-def image_statistics(args: RunArguments, channels: int, images: Iterable[torch.Tensor]) -> Statistics | None:
-    """Mean and standard deviation of each channel of pixels in 0..1, for the image processor of a new model.
-
-    Args:
-        args: The run's arguments.
-        channels: Channels of its images.
-        images: Images `(C, H, W)` in 0..255, to measure them on; read only if needed.
-
-    Returns:
-        What was given or measured; `None` for those of the encoder's weights, of RGB.
-
-    Raises:
-        ValueError: Numbers for other channels are given.
-    """
-    if args.image_mean:
-        if len(args.image_mean) != channels:
-            raise ValueError(f"image_mean has {len(args.image_mean)} numbers, but images have {channels} channels.")
-        return list(args.image_mean), list(args.image_std)
-    return None if channels == 3 else channel_statistics(images)
 
 
 def new_model(cls: type[Model], args: Any, source: str, **fields: Any) -> Model:
@@ -214,27 +201,6 @@ def _reinit_head(head: nn.Conv2d, config: DDePConfig, seed: int) -> None:
     set_seed(seed)
     nn.init.normal_(head.weight, std=config.initializer_range)
     nn.init.zeros_(head.bias)
-
-
-def check_single_image(model: DDePPreTrainedModel, side: int) -> None:
-    """Checks that a model can be trained on batches of one image: a BatchNorm behind a global pooling cannot.
-
-    Args:
-        model: The model in training mode, on the meta device.
-        side: Height and width of the image.
-
-    Raises:
-        ValueError: A norm would see a single value a channel.
-    """
-    try:
-        model(torch.zeros(1, model.config.num_channels, side, side, device="meta"))
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise ValueError(
-            f"batch_size leaves single images, in which a BatchNorm of {model.config.encoder_name} sees one value "
-            "per channel. Use at least 2 images per process and micro-batch, or freeze the encoder."
-        ) from error
 
 
 def reinit_blocks(model: DDePForSemanticSegmentation, num_kept: int) -> None:

@@ -128,14 +128,6 @@ def learning_rate_factor(step: int, args: RunArguments) -> float:
             return 1.0
 
 
-def warmup_warning(args: RunArguments) -> str:
-    """What to print of a run that ends before the learning rate is at its peak."""
-    return (
-        f"Warning: the learning rate does not reach its peak, because warmup_steps ({args.warmup_steps}) is not "
-        f"below max_steps ({args.max_steps}). Lower warmup_steps."
-    )
-
-
 def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, args: RunArguments) -> float:
     """Sets the learning rates of a step, which depend only on the step, and returns that of the decoder."""
     factor = learning_rate_factor(step, args)

@@ -131,9 +131,6 @@ class PretrainTrainer(Trainer):
 
         Returns:
             Crops of the validation images and of a few training images, uint8 `(n, 3, H, W)`, the same for all seeds.
-
-        Raises:
-            ValueError: There are no more images than `num_val_images`, or a source cannot be used.
         """
         args, num_validation = self.args, self.args.num_val_images
         # Without images, the built-in scenes are used; they are rendered first.

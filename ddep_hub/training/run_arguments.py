@@ -40,24 +40,22 @@ class RunArguments:
     )
 
     optim: Literal["adamw", "adam"] = optim_arg(
-        "adamw", "Optimizer. Adam adds weight decay to the gradient, AdamW does not.", renamed_from="optimizer"
+        "adamw", "Optimizer. Adam adds weight decay to the gradient, AdamW does not."
     )
     learning_rate: float = optim_arg(1e-3, "Peak learning rate.", common=True)
     weight_decay: float = optim_arg(0.0, "Weight decay; not applied to normalisation layers and biases.")
     warmup_steps: int = optim_arg(20, "Steps of linear warm-up.")
     lr_scheduler_type: Literal["cosine", "polynomial", "constant"] = optim_arg(
-        "cosine", "Learning rate schedule after the warm-up.", renamed_from="lr_scheduler"
+        "cosine", "Learning rate schedule after the warm-up."
     )
     max_grad_norm: float = optim_arg(0.0, "Clip gradients to this norm; 0 disables clipping.")
     model_ema_decay: float = optim_arg(
         0.0,
         "Decay of an exponential moving average of the weights, which is then evaluated and saved; 0 disables it.",
-        renamed_from="ema_decay",
     )
     sync_bn: bool = optim_arg(
         False,
         "On several GPUs, compute BatchNorm over the whole batch instead of each GPU's part.",
-        renamed_from="sync_batch_norm",
     )
     activation_checkpointing: bool = optim_arg(
         False,
@@ -75,7 +73,6 @@ class RunArguments:
         0,
         "Worker processes that read and augment images; 0 uses the main process.",
         resumable=True,
-        renamed_from="num_workers",
     )
     image_mean: list[float] = data_arg(
         [],
@@ -90,23 +87,19 @@ class RunArguments:
     )
     skip_bad_files: bool = data_arg(False, "Skip broken images and list them in bad_files.txt.", resumable=True)
 
-    logging_steps: int = log_arg(10, "Number of steps between entries in metrics.jsonl.", renamed_from="log_every")
+    logging_steps: int = log_arg(10, "Number of steps between entries in metrics.jsonl.")
     eval_steps: int = eval_arg(
         0,
         "Number of steps between evaluations on the validation images; the best model is kept in best/. 0: only at "
         "the end.",
         resumable=True,
-        renamed_from="eval_every",
     )
     report_to: list[str] = log_arg([], "Accelerate trackers to log to as well, such as tensorboard or wandb.")
     save_steps: int = save_arg(
         500,
         "Number of steps between checkpoints; the last step is saved too. 0 saves only on signals.",
-        renamed_from="save_every",
     )
-    save_total_limit: int = save_arg(
-        2, "Number of newest checkpoints to keep.", renamed_from="checkpoints_total_limit"
-    )
+    save_total_limit: int = save_arg(2, "Number of newest checkpoints to keep.")
     resume_from_checkpoint: str | None = save_arg(
         None,
         "Checkpoint to resume from: `latest` (if there is one) or a folder checkpoints/step-N of this run.",
@@ -133,7 +126,6 @@ class RunArguments:
         "Pretrained model to start from: shipped name, folder or Hub id. Default: a random decoder on encoder_name.",
         common=True,
         path=True,
-        renamed_from="model_name_or_path",
     )
     num_channels: int | None = model_arg(
         None, "Number of image channels, any number from 1. Default: that of `pretrained`, else 3 (RGB).", common=True
@@ -156,7 +148,7 @@ class RunArguments:
 
     push_to_hub: bool = hub_arg(False, "Publish final/ on the Hub when the run ends.")
     hub_model_id: str | None = hub_arg(None, "Repository to publish to, `org/name`; needed with push_to_hub.")
-    hub_private_repo: bool = hub_arg(False, "Make a new repository private.", renamed_from="hub_private")
+    hub_private_repo: bool = hub_arg(False, "Make a new repository private.")
     hub_revision: str | None = hub_arg(None, "Branch to publish final/ to; default: main.")
     hub_decoder_only: bool = hub_arg(False, "Publish final/ without the encoder, which must not have been trained.")
     license: str | None = hub_arg(

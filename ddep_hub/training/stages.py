@@ -180,11 +180,7 @@ def read_stage_record(decoder: str) -> dict[str, Any]:
 
 
 def _is_complete(args: PretrainArguments, labelled: SegmentationDataset) -> bool:
-    """Whether the first stage is in its folder, without checkpoints to resume from.
-
-    Raises:
-        ValueError: It was made with other arguments or images; names the argument.
-    """
+    """Whether the first stage is in its folder, without checkpoints to resume from; other arguments are an error."""
     output = Path(args.output_dir)
     if not is_finished(output) or checkpoint_folders(output):
         return False
@@ -193,8 +189,7 @@ def _is_complete(args: PretrainArguments, labelled: SegmentationDataset) -> bool
     changed = sorted(name for name in names if stored[name] != getattr(args, name))
     sources: list[Any] = [*unlabelled_sources(args.images), labelled]
     fingerprint = images_fingerprint(sources)
-    # Records of earlier versions do not tell the images.
-    if read_json(output / "final" / RUN).get("data_fingerprint", fingerprint) != fingerprint:
+    if read_json(output / "final" / RUN)["data_fingerprint"] != fingerprint:
         changed.append("images")
     if changed:
         raise ValueError(

@@ -27,8 +27,8 @@ from ddep_hub.utils.processes import build_accelerator, keep_freed_memory, on_ma
 
 from .checkpointer import Checkpointer
 from .logging import MetricsLogger
-from .models import check_single_image, get_num_channels
-from .optim import Weights, build_optimizer, disable_mixed_precision, rate_table, set_learning_rate, warmup_warning
+from .models import get_num_channels
+from .optim import Weights, build_optimizer, disable_mixed_precision, rate_table, set_learning_rate
 from .run_arguments import RunArguments, micro_batches, parse_time
 from .run_dir import (
     Interruption,
@@ -206,7 +206,10 @@ class Trainer(Losses):
             self._check_single_images()
         factors = self.learning_rate_factors()
         if args.warmup_steps >= args.max_steps:
-            accelerator.print(warmup_warning(args))
+            accelerator.print(
+                "Warning: the learning rate does not reach its peak, because warmup_steps "
+                f"({args.warmup_steps}) is not below max_steps ({args.max_steps}). Lower warmup_steps."
+            )
         if factors and len(set(factors.values())) > 1:
             accelerator.print(rate_table(self.model, args, factors))
         self.weights = Weights(accelerator, self.model, args)
@@ -226,10 +229,8 @@ class Trainer(Losses):
         self.seconds: float = progress.get("seconds", 0.0)
         self.seconds_at_log: float = progress.get("seconds_at_log", 0.0)
         self.row: dict[str, Any] = progress.get("row", {})
-        best = progress.get("best")
         # A score on another split, which a resumed run may have, says nothing of this one.
-        if best is not None and progress.get("best_split", self._eval_split) != self._eval_split:
-            best = None
+        best = progress.get("best") if progress.get("best_split") == self._eval_split else None
         self.best: float = -math.inf if best is None else best
         self.skipped: list[str] = progress.get("bad_files", [])
         self.states: dict[str, Any] = progress.get("states", {})
@@ -238,11 +239,20 @@ class Trainer(Losses):
         self.before_training()
 
     def _check_single_images(self) -> None:
+        """Checks that the model can be trained on batches of one image: a BatchNorm behind a global pooling cannot."""
         # On a copy without data, in the mode of the last step, when nothing is frozen for a time.
         model, self.model = self.model, copy.deepcopy(self.model).to("meta")
+        config, side = model.config, cast(Any, self.args).crop_size
         try:
             self.set_mode(self.args.max_steps - 1)
-            check_single_image(self.model, cast(Any, self.args).crop_size)
+            self.model(torch.zeros(1, config.num_channels, side, side, device="meta"))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                f"batch_size leaves single images, in which a BatchNorm of {config.encoder_name} sees one value per "
+                "channel. Use at least 2 images per process and micro-batch, or freeze the encoder."
+            ) from error
         finally:
             self.model = model
 

@@ -6,7 +6,6 @@ import difflib
 import functools
 import re
 import sys
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -21,7 +20,7 @@ from .files import atomic_write
 PRESETS = Path(__file__).parent.parent / "presets"
 # The order of the groups in `--help`; arguments without a group come under the last one.
 GROUPS = ("data", "model", "optimisation", "evaluation", "checkpoints", "logging", "Hub", "other")
-_METADATA_KEYS = ("group", "common", "resumable", "path", "architecture", "renamed_from")
+_METADATA_KEYS = ("group", "common", "resumable", "path", "architecture")
 
 
 def arg(
@@ -33,7 +32,6 @@ def arg(
     resumable: bool = False,
     path: bool = False,
     architecture: bool = False,
-    renamed_from: str | None = None,
 ) -> Any:
     """A field of a dataclass of arguments.
 
@@ -46,9 +44,8 @@ def arg(
             rounding and BatchNorm's view of a micro-batch.
         path: Whether it may hold a local path, of which a model card publishes the last part only.
         architecture: Whether a model that `pretrained` names sets it.
-        renamed_from: Its old name, which still works, with a warning.
     """
-    values = (group, common, resumable, path, architecture, renamed_from)
+    values = (group, common, resumable, path, architecture)
     metadata = {"help": description, **dict(zip(_METADATA_KEYS, values, strict=True))}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
@@ -107,7 +104,7 @@ def build_arguments(cls: type[Arguments], values: Mapping[str, Any], arguments: 
         if values.get("preset") is not None:
             raise TypeError(f"preset cannot be combined with {cls.__name__}. Pass only keywords.")
         values = {**vars(arguments), **values}
-    fields = {_current_name(cls, name): value for name, value in values.items() if name != "preset"}
+    fields = {name: value for name, value in values.items() if name != "preset"}
     if values.get("preset") is not None:
         preset_file(_command_name(cls), values["preset"])  # raises where the parser would exit
         argv = ["--preset", values["preset"]]
@@ -156,7 +153,7 @@ def parse_command(
         parser.add_argument("--preset", metavar="NAME", help=f"Shipped settings: {', '.join(presets)}.")
     parser.add_argument("--config", metavar="FILE", help="YAML file of arguments; the command line overrides it.")
     names = [field.name for field in dataclasses.fields(cls)]
-    argv = [_rename_flag(cls, word) for word in (sys.argv[1:] if argv is None else argv)]
+    argv = sys.argv[1:] if argv is None else argv
     known, _ = parser.parse_known_args(argv)
     flags: list[str] = []
     try:
@@ -280,7 +277,7 @@ def read_yaml(path: str | Path, cls: type[Dataclass]) -> dict[str, Any]:
     values = load_yaml(path) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold `argument: value` lines, got a {type(values).__name__}.")
-    values = {_current_name(cls, str(name)): value for name, value in values.items()}
+    values = {str(name): value for name, value in values.items()}
     names = [field.name for field in dataclasses.fields(cls)]
     for name in values:
         if name in ("preset", "config"):
@@ -319,12 +316,6 @@ def write_yaml(arguments: Any, path: str | Path) -> None:
     atomic_write(Path(path), yaml.safe_dump(dataclasses.asdict(arguments), sort_keys=False))
 
 
-def tracker_config(arguments: Any) -> dict[str, int | float | str | bool]:
-    """All resolved arguments as trackers take them: lists and `None` as text."""
-    values = dataclasses.asdict(arguments)
-    return {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in values.items()}
-
-
 def to_pair(name: str, values: list[int]) -> tuple[int, int] | None:
     """One number twice, or two numbers; `None` for none.
 
@@ -345,21 +336,6 @@ def did_you_mean(name: str, names: list[str]) -> str:
     suffix_matches = [other for other in names if other.endswith(f"_{name}")]
     matches = suffix_matches or difflib.get_close_matches(name, names, n=1)
     return f"`{name}`. Did you mean `{matches[0]}`?" if matches else f"`{name}`."
-
-
-def _current_name(cls: type[Dataclass], name: str) -> str:
-    """The name of an argument that may be given by its earlier one, which warns."""
-    for field in dataclasses.fields(cls):
-        if field.metadata.get("renamed_from") == name:
-            warnings.warn(f"`{name}` is now called `{field.name}`.", FutureWarning, stacklevel=4)
-            return field.name
-    return name
-
-
-def _rename_flag(cls: type[Dataclass], word: str) -> str:
-    """As [`_current_name`], for a word of the command line: `--name`, `--name=value` or `--no_name`."""
-    prefix, name, suffix = re.fullmatch(r"((?:--(?:no_)?)?)([^=]*)(.*)", word, re.DOTALL).groups()  # type: ignore[union-attr]
-    return prefix + _current_name(cls, name) + suffix if prefix else word
 
 
 def to_flags(values: dict[str, Any]) -> list[str]:

@@ -23,9 +23,6 @@ def test_example_seed_tells_values_order_and_number_apart():
     assert len(set(seeds)) == len(keys)
     assert all(0 <= seed < 2**64 for seed in seeds)
     assert example_seed(1, 2, 3) == 18001877160497339420
-    for value in (-1, 2**64):
-        with pytest.raises(ValueError, match=f"from {value};"):
-            example_seed(0, value)
 
 
 def test_epoch_order_is_a_permutation_that_changes():
@@ -80,13 +77,10 @@ def test_length_and_types():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 2, "world_size": 2}, "rank 2"),
         ({"batch": 2, "rank": 0, "world_size": 3}, "global_batch_size 2"),
         ({"batch": 0}, "global_batch_size 0"),
-        ({"start": 21}, "start_step 21"),
         ({"num_examples": 0}, "num_examples is 0"),
         ({"num_examples": [3, 0]}, r"num_examples is \[3, 0\]"),
-        ({"num_examples": [3, 2], "weights": [1]}, "weights has 1 numbers for 2 sources"),
         ({"num_examples": [3, 2], "weights": [1, 0]}, r"weights are \[1, 0\]"),
         ({"num_examples": [3, 2], "weights": [1, 1e-9]}, "leave source 1 without one example in 1000"),
     ],

@@ -108,7 +108,6 @@ def test_scales_and_flip_are_averaged(images):
 
 def test_one_pass_is_what_is_done_without_options(images):
     model = Pointwise()
-    assert InferenceOptions().is_single_pass
     assert torch.equal(predict(model, images, (45, 70), InferenceOptions()), predict(model, images, (45, 70)))
 
 

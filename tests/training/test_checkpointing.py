@@ -139,13 +139,6 @@ def test_another_run_is_told_by_what_differs(tmp_path):
         read_checkpoint(path, {**FINGERPRINT, "learning_rate": 1e-2, "data": "d"})
 
 
-def test_an_argument_that_the_older_version_lacked_counts_as_its_default(tmp_path):
-    path = write(tmp_path, 10)
-    assert read_checkpoint(path, {**FINGERPRINT, "corruption": "gaussian"}, {"corruption": "gaussian"}).step == 10
-    with pytest.raises(CheckpointError, match="another run: corruption was 'gaussian' and is 'masked'"):
-        read_checkpoint(path, {**FINGERPRINT, "corruption": "masked"}, {"corruption": "gaussian"})
-
-
 @contextlib.contextmanager
 def small_files_alone():
     """The system refuses to write more than 64 KiB into a file, as on a full disk."""
