@@ -1,6 +1,10 @@
 """Starting scripts as a user would, and in a process that has the libraries loaded already."""
 
+import atexit
 import contextlib
+import functools
+import importlib.util
+import json
 import multiprocessing
 import os
 import runpy
@@ -9,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -37,15 +42,72 @@ def start(*command: str, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def run(*command: str, seconds: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command; what it started is killed with it when it takes too long."""
-    process = start(*command, **environment)
-    try:
-        stdout, stderr = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+# Forks a process for each line, in which the test says what it is to be. It has loaded what reads no variable that a
+# test sets: torch, torchvision and scipy, two thirds of what a process of ours loads. The rest finds nothing of it
+# loaded, and reads its own variables.
+_SERVER = """
+import json, os, runpy, sys
+import scipy.optimize, torch, torchvision.transforms.v2
+own = {"ddep_hub", "transformers", "timm", "huggingface_hub", "accelerate", "datasets"}
+assert own.isdisjoint(sys.modules)
+for line in iter(sys.stdin.readline, ""):
+    if not (child := os.fork()):
+        break
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
+os.setsid()
+given = json.loads(line)
+for number, path in enumerate((os.devnull, *given["outputs"])):
+    os.dup2(os.open(path, os.O_RDWR | os.O_APPEND), number)
+os.environ.clear()
+os.environ.update(given["environment"])
+os.chdir(given["cwd"])
+how, *sys.argv = given["command"]
+folder = os.path.dirname(how) if how[0] != "-" else ""
+sys.path[:1] = [folder, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+if how == "-c":
+    code, sys.argv[0] = sys.argv[0], "-c"
+    exec(code, {"__name__": "__main__"})
+elif how == "-m":
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+else:
+    sys.argv.insert(0, how)
+    runpy.run_path(how, run_name="__main__")
+"""
+
+
+@functools.cache
+def _server() -> subprocess.Popen[str]:
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", _SERVER]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
+    atexit.register(server.communicate)  # closes its input, which ends it
+    return server
+
+
+def run(
+    *command: str, seconds: float = 300, cwd: Path | str | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs Python with this command line, in a process that has loaded torch and nothing of ours or of transformers.
+
+    What it started is killed with it when it takes too long. `start` runs Python itself.
+    """
+    variables = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    with tempfile.NamedTemporaryFile("w+") as stdout, tempfile.NamedTemporaryFile("w+") as stderr:
+        given = {"command": command, "environment": variables, "outputs": [stdout.name, stderr.name]}
+        server = _server()
+        server.stdin.write(json.dumps(given | {"cwd": str(cwd or Path.cwd())}) + "\n")
+        server.stdin.flush()
+        child = int(server.stdout.readline())
+        late = threading.Timer(seconds, os.killpg, (child, signal.SIGKILL))
+        late.start()
+        code = int(server.stdout.readline())
+        if late.finished.is_set():
+            raise subprocess.TimeoutExpired(command, seconds, stdout.read(), stderr.read())
+        late.cancel()
+        return subprocess.CompletedProcess(command, code, stdout.read(), stderr.read())
 
 
 def launcher(script: str, *arguments: str) -> list[str]:
@@ -56,15 +118,20 @@ def launcher(script: str, *arguments: str) -> list[str]:
 
 
 def launch(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs a script under `accelerate launch`."""
+    """Runs a script, in a process that loads everything, under `accelerate launch`."""
     return run(*launcher(script, *arguments))
 
 
+def start_launcher(script: str, *arguments: str) -> "Fork":
+    """Starts a script, in a process that loads everything, under `accelerate launch`, which is loaded already."""
+    _, module, *command = launcher(script, *arguments)
+    return Fork(importlib.util.find_spec(module).origin, *command, PYTHONPATH=str(ROOT))
+
+
 def torchrun(number: int, script: Path | str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs a script, one of `examples/` or any by its path, on CPU processes that torchrun starts."""
+    """Runs a script, by its path, on CPU processes that torchrun starts."""
     command = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}")
-    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    return run(*command, str(ROOT / "examples" / script), *arguments, **environment)
+    return run(*command, str(script), *arguments, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
 
 
 class Fork:
@@ -72,7 +139,7 @@ class Fork:
 
     What it says is appended to `log` if that is given, else `communicate` returns it.
 
-    The libraries have read their environment variables before: what depends on one of theirs needs `start`.
+    The libraries have read their environment variables before: what depends on one of theirs needs `run`.
     """
 
     def __init__(self, script: Path | str, *arguments: str, log: Path | str | None = None, **environment: str) -> None:

@@ -1,6 +1,5 @@
 """`import ddep_hub` registers the Auto classes, in any order of imports and without importing a model."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +8,10 @@ import pytest
 from ddep_hub import DDePForSemanticSegmentation, DDePImageProcessor
 
 
-ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(Path(__file__).parent))
+from launching import run, run_fork, start
+
+
 # Loads everything that has a table in transformers; `folder` is a fine-tuned model.
 USE = """
 import sys
@@ -42,15 +44,6 @@ def folder(tmp_path_factory, hybrid_config):
     return path
 
 
-def run(code, *arguments):
-    result = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stderr
-    assert "is not supported for" not in result.stderr  # what a pipeline prints for models outside of its table
-    return result.stdout
-
-
 IMPORTS = [
     "import ddep_hub, transformers",
     "import transformers, ddep_hub",
@@ -60,10 +53,9 @@ IMPORTS = [
     "from ddep_hub import DDePImageProcessor",
     "from ddep_hub import *; import ddep_hub; assert set(ddep_hub.__all__) <= set(globals()) & set(dir(ddep_hub))",
 ]
-# Runs each of these in a child of its own. Torch and timm, which take long, are loaded once: neither imports us or
-# transformers.
+# Runs each of these in a child of its own. What takes long and imports neither us nor transformers is loaded once.
 FORKS = """
-import os, sys, torch, timm, torchvision.transforms.v2
+import os, sys, timm
 assert not {"transformers", "ddep_hub"} & sys.modules.keys()
 use, *imports = sys.argv[2:]
 for statement in imports:
@@ -79,8 +71,10 @@ for statement in imports:
 @pytest.fixture(scope="module")
 def found(folder):
     """What each order of imports prints."""
-    texts = run(FORKS, folder, USE, *IMPORTS).split("===\n")[1:]
-    return dict(zip(IMPORTS, texts, strict=True))
+    result = run("-c", FORKS, str(folder), USE, *IMPORTS)
+    assert result.returncode == 0, result.stderr
+    assert "is not supported for" not in result.stderr  # what a pipeline prints for models outside of its table
+    return dict(zip(IMPORTS, result.stdout.split("===\n")[1:], strict=True))
 
 
 @pytest.mark.parametrize("imports", IMPORTS)
@@ -90,7 +84,8 @@ def test_in_any_order(imports, found):
 
 def test_the_import_alone_is_light():
     code = "import sys; before = set(sys.modules); import ddep_hub; print(*sys.modules.keys() - before)"
-    imported = {name.split(".")[0] for name in run(code).split()}
+    said, _ = start("-c", code).communicate(timeout=300)
+    imported = {name.split(".")[0] for name in said.split()}
     assert "ddep_hub" in imported
     assert imported.isdisjoint({"torch", "timm", "accelerate", "datasets", "huggingface_hub", "numpy"})
 
@@ -109,8 +104,6 @@ def test_in_spawned_workers(folder, tmp_path):
         "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
         "        print(*pool.apply(work, (model,)))\n"
     )
-    result = subprocess.run(
-        [sys.executable, str(tmp_path / "script.py"), str(folder)], capture_output=True, text=True, timeout=300
-    )
+    result = run_fork(tmp_path / "script.py", str(folder))
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["DDePForSemanticSegmentation"] * 2

@@ -1,7 +1,6 @@
 """What the image processors promise beyond transformers' common tests: maps, sizes, messages, both backends alike."""
 
 import json
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from launching import run
 from packaging.version import Version
 from PIL import Image
 from transformers import AutoImageProcessor
@@ -241,7 +241,10 @@ def test_travels_as_remote_code(processor_class, tmp_path):
     # transformers 5.17 asks for torchvision in AutoImageProcessor itself, 5.23 does not.
     needs_it = Version(transformers.__version__) < Version("5.23")
     removable = processor_class is DDePImageProcessorPil and not needs_it
-    without = "sys.modules['torchvision'] = None; " if removable else ""
+    # Of what is loaded, too: an import of a submodule looks there first.
+    removed = "{name for name in sys.modules if name.startswith('torchvision.')} | {'torchvision'}"
+    without = f"sys.modules.update(dict.fromkeys({removed})); " if removable else ""
+    (tmp_path / "elsewhere").mkdir()
     script = (
         f"import sys; {without}from transformers import AutoImageProcessor\n"
         "p = AutoImageProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
@@ -249,13 +252,8 @@ def test_travels_as_remote_code(processor_class, tmp_path):
         "import numpy as np; p(np.zeros((40, 50), np.uint8), return_tensors='pt')\n"
         "print(type(p).__name__, dict(p.size))"
     )
-    result = subprocess.run(
-        [sys.executable, "-I", "-c", script, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"},
-    )
+    variables = {"HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": ""}
+    result = run("-c", script, str(tmp_path), cwd=tmp_path / "elsewhere", **variables)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == [processor_class.__name__, "{'shortest_edge':", "96}"]
 

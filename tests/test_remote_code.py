@@ -1,11 +1,10 @@
 """Folders that carry the model's code: loaded by `trust_remote_code=True` where ddep_hub cannot be imported."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
+from launching import run
 from safetensors.torch import save_file
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
@@ -85,9 +84,8 @@ def test_without_the_package(tmp_path, with_code, hybrid_config, decoder_only):
     assert FILES <= {file.name for file in folder.iterdir()}
     auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
     assert auto_map["AutoModelForSemanticSegmentation"] == "modeling_ddep.DDePForSemanticSegmentation"
-    command = [sys.executable, "-c", USER, str(folder), encoder, str(tmp_path / "logits.pt")]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    found = run("-c", USER, str(folder), encoder, str(tmp_path / "logits.pt"), cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
     torch.manual_seed(0)
     with torch.no_grad():
         expected = model(torch.randn(1, 3, 40, 64)).logits

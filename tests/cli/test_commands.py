@@ -39,7 +39,7 @@ from ddep_hub.utils.processes import build_accelerator
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from launching import torchrun
+from launching import on_processes
 
 
 def test_the_version(capsys):
@@ -182,7 +182,7 @@ def test_a_protocol_stands_for_its_options():
 
 def test_evaluate_as_a_script_on_two_processes(data, model, tmp_path):
     command = ["--model", model, "--data", str(data), "--window", "32", "--blending", "hann", "--flip"]
-    result = torchrun(2, "evaluate.py", *command, "--output_dir", str(tmp_path / "two"))
+    result = on_processes(2, "evaluate.py", *command, "--output_dir", str(tmp_path / "two"))
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("mIoU") == 1
     assert main(["evaluate", *command, "--output_dir", str(tmp_path / "one")]) == 0

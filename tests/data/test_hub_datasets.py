@@ -1,9 +1,8 @@
 import io
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from launching import run
 from PIL import Image
 
 from ddep_hub.data.classes import ClassTable, write_class_table
@@ -195,7 +194,8 @@ def test_reading_errors_name_the_shard(tmp_path, write_shards):
 
 def test_datasets_is_imported_late():
     code = "import sys, ddep_hub.data.image_datasets, ddep_hub.data.streaming; assert 'datasets' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_table_of_classes_may_lie_in_the_folder_of_the_data(tmp_path, image_dataset):

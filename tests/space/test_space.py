@@ -1,22 +1,21 @@
 """The demo: its functions on tiny models, and the page in a real browser."""
 
-import contextlib
+import http.client
 import importlib
 import io
 import os
 import re
 import shutil
-import signal
 import socket
-import subprocess
 import sys
-import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from huggingface_hub import SpaceCard
+from launching import Fork
 from packaging.requirements import Requirement
 from packaging.version import Version
 from PIL import Image
@@ -204,41 +203,37 @@ def test_the_card_of_the_space_fits_its_files():
     assert Version(gr.__version__) in needed["gradio"].specifier
 
 
+def answers(port):
+    """Whether the app serves its page."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", "/")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
 @pytest.fixture
-def address(segmenter, denoiser):
+def address(segmenter, denoiser, tmp_path):
     """The app on a free port; it is killed whatever happens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, str(SPACE / "app.py"), "--models", segmenter, "--denoisers", denoiser, "--port", str(port)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
-        start_new_session=True,
-    )
-
-    def kill():
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-    late = threading.Timer(60, kill)  # ends the reading below
-    late.start()
+    log = tmp_path / "app.log"
+    log.touch()
+    process = Fork(*(SPACE / "app.py", "--models", segmenter, "--denoisers", denoiser, "--port", str(port)), log=log)
     try:
-        said = []
-        for line in process.stdout:
-            said.append(line)
-            if "Running on local URL" in line:
-                break
-        else:
-            pytest.fail("the app did not start:\n" + "".join(said))
-        late.cancel()
+        until = time.monotonic() + 60
+        while not answers(port):
+            if process.poll() is not None or time.monotonic() > until:
+                pytest.fail("the app did not start:\n" + log.read_text())
+            time.sleep(0.1)
         yield f"http://127.0.0.1:{port}"
     finally:
-        late.cancel()
-        kill()
-        process.communicate()
+        process.kill()
+        process.wait()
 
 
 def test_in_a_browser(request, scene, tmp_path):

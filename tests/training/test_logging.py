@@ -10,6 +10,11 @@ from ddep_hub.training import logging as loss_curve
 from ddep_hub.training.logging import plot_loss
 
 
+@pytest.fixture(autouse=True)
+def blank_plots():
+    """These are drawn."""
+
+
 def object_pixels(folder, losses):
     """The picture of these losses, as an array; `None` where there is none."""
     rows = [{"step": 10 * (number + 1), "loss": loss} for number, loss in enumerate(losses)]

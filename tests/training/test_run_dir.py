@@ -1,8 +1,7 @@
 """Folders that appear only when they are whole."""
 
+import multiprocessing
 import os
-import subprocess
-import sys
 import types
 
 import pytest
@@ -63,15 +62,26 @@ def test_a_kill_between_the_two_renames_costs_nothing(tmp_path):
 
 
 def test_one_process_at_a_time(tmp_path):
-    code = (
-        "import pathlib, sys; from ddep_hub.training.run_dir import run_lock; "
-        "run_lock(pathlib.Path(sys.argv[1])).__enter__()"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
+    forks = multiprocessing.get_context("fork")
+    said = forks.SimpleQueue()
+
+    def other() -> None:
+        try:
+            with run_lock(tmp_path):
+                said.put("mine")
+        except BlockingIOError as error:
+            said.put(str(error))
+
+    def ask() -> str:
+        process = forks.Process(target=other)
+        process.start()
+        process.join(60)
+        assert process.exitcode == 0
+        return said.get()
+
     with run_lock(tmp_path):
-        other = subprocess.run(command, capture_output=True, text=True)
-        assert other.returncode != 0 and "another process is running in" in other.stderr
-    assert subprocess.run(command).returncode == 0
+        assert "another process is running in" in ask()
+    assert ask() == "mine"
 
 
 def test_what_is_not_worth_the_run_is_a_warning(tmp_path):
