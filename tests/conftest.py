@@ -49,8 +49,15 @@ SMALL_DECODER = {"decoder_hidden_sizes": [32, 16, 16, 16, 16], "decoder_bottlene
 
 # Files with tests of a minute or more. They start first, or the last of them would be waited for.
 LONG = (
-    *("test_examples.py", "test_running.py", "test_processes.py", "test_your_own_data.py", "test_unlabelled.py"),
-    *("test_package.py", "test_auto_classes.py", "test_training.py", "test_interruption.py"),
+    "test_examples.py",
+    "test_running.py",
+    "test_processes.py",
+    "test_your_own_data.py",
+    "test_unlabelled.py",
+    "test_package.py",
+    "test_auto_classes.py",
+    "test_training.py",
+    "test_interruption.py",
 )
 
 
