@@ -142,8 +142,7 @@ class DDePPreTrainedModel(PreTrainedModel):
         source = resolve_name(pretrained_model_name_or_path)
         if config is None and not kwargs.get("subfolder"):
             check_local_folder(pretrained_model_name_or_path)
-        # Auto classes have put it into the configuration.
-        has_num_labels = "num_labels" in kwargs or isinstance(config, PreTrainedConfig)
+        has_num_labels = "num_labels" in kwargs
         hub_kwargs = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
         stored, _ = cls.config_class.get_config_dict(source, **hub_kwargs)
         config = cls._override_config(source if config is None else config, hub_kwargs, kwargs)

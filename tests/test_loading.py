@@ -299,12 +299,6 @@ def test_a_pipeline_sees_16_bit_images_that_were_converted(finetuned):
     assert torch.allclose(seen, expected)
 
 
-def test_auto_classes_do_not_ask_for_labels_that_were_given(denoiser, caplog):
-    for load in LOADERS:
-        load(denoiser[0], num_labels=2)
-    assert "are the default" not in caplog.text
-
-
 def test_a_config_of_a_newer_format_is_refused_by_every_loader(finetuned):
     folder, _ = finetuned
     fields = json.loads((folder / "config.json").read_text()) | {"format_version": 99, "ddep_hub_version": "8.1"}
