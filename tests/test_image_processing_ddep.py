@@ -189,6 +189,8 @@ def test_one_mean_for_all_channels(processor_class):
     image = random_image()
     one, three = (processor_class(do_resize=False, image_mean=[0.4] * n, image_std=[0.3] * n) for n in (1, 3))
     assert torch.equal(*(processor(image, return_tensors="pt")["pixel_values"] for processor in (one, three)))
+    for std in ({}, {"image_std": 0.5}, {"image_std": [0.5]}) if processor_class is DDePImageProcessor else ():
+        assert three(image, image_mean=[0.5], return_tensors="pt", **std)["pixel_values"].shape == (1, 3, 48, 64)
 
 
 def test_tensors_of_other_channels(processor_class):

@@ -85,6 +85,8 @@ def suggest_classes(paths: Sequence[Path], *, limit: int = 100) -> str:
         mask = load_mask(path)
         is_color = mask.image.mode in color_modes
         pixels = mask_colors(mask.image, path) if is_color else get_mask_values(mask, path)
+        if mask.image.mode == "P" and is_color and mask.format != "GIF":  # whose order of colours means nothing
+            pixels = pixels[np.asarray(mask.image) != IGNORED][None]  # ignored, whatever its colour
         mask_counts = count_values(pixels)
         counts.update(mask_counts)
         num_objects.append(count_objects(pixels, mask_counts))

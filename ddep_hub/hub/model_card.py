@@ -49,6 +49,8 @@ REFERENCES = {
     "predicting_mean": "mean of the visible pixels",
     "predicting_zero": "predicting no noise",
 }
+# Tag of cards of pretraining.
+PRETRAINING_TAG = "decoder-pretraining"
 # What a card calls the built-in data.
 EMBEDDED = "embedded rendered scenes"
 # The licences in timm's list that allow any use.
@@ -177,7 +179,10 @@ def build_published_card(folder: Path, repository: str, hub_card: str | None = N
     if card is None and hub_card is not None and BEGIN in hub_card:
         # It tells of the weights that are replaced: only the user's text and metadata stay.
         card = f"---\nlibrary_name: transformers\n---\n\n{BEGIN}\n{_extract_user_text(hub_card)}\n{END}\n"
-        return _merge_metadata(card, hub_card)
+        merged = ModelCard(_merge_metadata(card, hub_card))
+        merged.data.datasets = None
+        merged.data.tags = [tag for tag in merged.data.tags or [] if tag != PRETRAINING_TAG] or None
+        return str(merged)
     if card is None or hub_card is None or (BEGIN not in card and BEGIN not in hub_card):
         return card
     ours, theirs = _extract_user_text(card) if BEGIN in card else "", _extract_user_text(hub_card)
@@ -345,7 +350,7 @@ def _build_metadata(values: Mapping[str, Any]) -> ModelCardData:
         "datasets": values["hub_datasets"],
     }
     if values["kind"] == "pretraining":
-        return ModelCardData(**common_fields, tags=["ddep", "decoder-pretraining", "semantic-segmentation"])
+        return ModelCardData(**common_fields, tags=["ddep", PRETRAINING_TAG, "semantic-segmentation"])
     results, dataset = values["results"], values["evaluated_data"]
     repository = parse_hub_name(dataset)[0] if dataset.startswith(HUB_PREFIX) else None
     return ModelCardData(

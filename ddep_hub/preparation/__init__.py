@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,6 @@ from PIL import Image
 
 from ddep_hub.data.classes import ClassTable, write_class_table
 from ddep_hub.data.folders import canonical_split
-from ddep_hub.data.hub_loading import local_fingerprint
 from ddep_hub.data.image_io import BadFileError, format_list, is_array, lift_size_limit
 from ddep_hub.data.splits import choose_validation, extract_groups, parse_fraction
 from ddep_hub.data.statistics import ClassStatistics
@@ -134,7 +134,7 @@ def prepare(
             "tile": tile,
             "overlap": overlap,
             "classes": (folder / "classes.json").read_text(encoding="utf-8"),
-            "files": local_fingerprint(str(folder)),
+            "files": _checksums(folder),
         }
         (folder / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     counts = Counter(split for split, *_ in written_files)
@@ -173,7 +173,7 @@ def _prepare_unlabelled(source: Path, output: Path, tile: int | None, overlap: i
             "found": "unlabelled images",
             "tile": tile,
             "overlap": overlap,
-            "files": local_fingerprint(str(folder)),
+            "files": _checksums(folder),
         }
         (folder / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     found = pluralize(counts["images"], "image")
@@ -213,13 +213,20 @@ def _check_unchanged(output: Path) -> None:
             f"output_dir: {classes_path} was edited. Save it elsewhere and remove it, or choose another folder; "
             "pass it as --classes to keep names and colours of masks."
         )
-    changed = {line.rsplit(" ", 1)[0] for line in {*local_fingerprint(str(output))} - {*record.get("files", ())}}
-    changed = {name for name in changed - {RECORD_FILE} if Path(name).name not in SYSTEM_FILES}
+    written = record.get("files", {})
+    changed = [name for name, checksum in _checksums(output).items() if written.get(name) != checksum]
     if changed:
         raise FileExistsError(
-            f"output_dir: {output} also holds {format_list(sorted(changed))}, which this command did not write, or "
+            f"output_dir: {output} also holds {format_list(changed)}, which this command did not write, or "
             "not so. Move them first, or choose another folder."
         )
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    """A checksum of each file below a folder but the record, by its relative path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in SYSTEM_FILES)
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    return {name: zlib.crc32(path.read_bytes()) for name, path in names.items() if name != RECORD_FILE}
 
 
 def _assign_splits(

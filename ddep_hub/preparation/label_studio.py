@@ -51,7 +51,7 @@ def read_label_studio(root: Path, files: Mapping[Path, Any]) -> Source:
             if not completed:
                 num_unannotated += 1
                 continue
-            image = _find_image(task, path, collector)
+            image = _find_image(task, path, collector, splits[path])
             if image is None:
                 continue
             annotated_regions = [regions for entry in completed if (regions := _group_regions(entry["result"]))]
@@ -72,17 +72,17 @@ def read_label_studio(root: Path, files: Mapping[Path, Any]) -> Source:
     return collector.build_source("Label Studio")
 
 
-def _find_image(task: Mapping[str, Any], path: Path, collector: ObjectAnnotations) -> Path | None:
+def _find_image(task: Mapping[str, Any], path: Path, collector: ObjectAnnotations, split: str | None) -> Path | None:
     texts = [value for value in task["data"].values() if isinstance(value, str)]
     names = [text for text in texts if "." in text.rsplit("/", 1)[-1]]
     url = next((text for text in names if text.lower().split("?")[0].endswith(IMAGE_EXTENSIONS)), (*names, "")[0])
     if not url:
         collector.finder.missing.append(f"that of task {task.get('id', '')} of {path}")
         return None
-    image = collector.finder.find(task.get("file_upload") or url, path.parent)
+    image = collector.finder.find(task.get("file_upload") or url, path.parent, split)
     if image is None and task.get("file_upload"):
         collector.finder.missing.pop()
-        image = collector.finder.find(url, path.parent)
+        image = collector.finder.find(url, path.parent, split)
     return image
 
 

@@ -133,13 +133,13 @@ def read_cvat(root: Path, path: Path) -> Source:
     entries = list(xml_root.iter("image"))
     splits = {(entry.attrib.get("subset") or "").lower() or None for entry in entries}
     for number, entry in enumerate(entries):
-        image = collector.finder.find(entry.attrib["name"], path.parent)
+        split = (entry.attrib.get("subset") or "").lower() or None
+        image = collector.finder.find(entry.attrib["name"], path.parent, split)
         if image is None:
             continue
         shapes = [shape for item in entry if (shape := _parse_cvat_shape(item, collector)) is not None]
         size = (int(entry.attrib["width"]), int(entry.attrib["height"]))
         # Later ones lie over earlier ones in CVAT, by z_order; here the smaller ones do, as in all formats.
-        split = (entry.attrib.get("subset") or "").lower() or None
         collector.add(image, shapes, size, f"image {number} of {path}", split if len(splits) > 1 else None)
     return collector.build_source("CVAT for images")
 

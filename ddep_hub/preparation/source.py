@@ -96,9 +96,7 @@ class ImageFinder:
             if not may_be_empty:
                 raise
             names = []
-        # Masks beside the annotations have the names of the images.
-        images = [name for name in names if not any(map(is_mask_folder, Path(name).parts[:-1]))]
-        for path in images or names:
+        for path in names:
             self.by_name.setdefault(Path(path).name.lower(), []).append(root / path)
             self.by_stem.setdefault(Path(path).stem.lower(), []).append(root / path)
             self.by_upload.setdefault(_upload_name(Path(path).name), []).append(root / path)
@@ -128,6 +126,7 @@ class ImageFinder:
         matches = self.by_name.get(file_name, [])
         if uploaded != file_name:
             matches = matches or self.by_name.get(uploaded) or self.by_upload.get(uploaded, [])
+        matches = [match for match in matches if self._may_be_image(match, annotation_dir)]
         if len(matches) > 1:
             # The longest common end of the paths decides.
             common_ends = [
@@ -147,6 +146,11 @@ class ImageFinder:
             self.missing.append(name)
             return None
         return matches[0]
+
+    def _may_be_image(self, path: Path, annotation_dir: Path) -> bool:
+        """Whether a file lies in no folder of masks, whose names are those of images, but that of the annotation."""
+        base = annotation_dir if path.is_relative_to(annotation_dir) else self.root
+        return not any(map(is_mask_folder, path.relative_to(base).parts[:-1]))
 
     def find_namesake(self, annotation: Path, image: Path | None) -> Path | None:
         """The only image that has the name of an annotation's file; `None` if there is none, or several.

@@ -41,7 +41,7 @@ class _Vote:
     """A number on its way from the device: reading it waits for what came before it, and not for later steps."""
 
     def __init__(self, number: torch.Tensor) -> None:
-        self.number = number.to("cpu", non_blocking=True)
+        self.number = number.to("cpu", non_blocking=number.is_cuda)
         self.event = torch.cuda.Event() if number.is_cuda else None
         if self.event is not None:
             self.event.record()

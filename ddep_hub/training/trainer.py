@@ -298,6 +298,8 @@ class Trainer(Losses):
                     )
                 if should_evaluate:
                     self.row = {"step": self.step, **self.row, **self._evaluate()}
+                    should_stop = self.steps.should_stop(interruption.reason is not None)  # evaluating takes its time
+                    should_save = should_save or should_stop
                 if self.row and not is_last_step:
                     self.metrics.write(self.row)
                 if should_save:
@@ -334,7 +336,7 @@ class Trainer(Losses):
             "loss": float(self.accelerator.reduce(self.steps.loss_sum, "sum")) / steps,
             "learning_rate": set_learning_rate(self.optimizer, self.step - 1, self.args),
             "grad_norm": float(self.steps.grad_norm) if self.steps.grad_norm.isfinite() else None,
-            "images_per_second": round(steps * self.args.batch_size / (self.seconds - self.seconds_at_log), 1),
+            "images_per_second": float(f"{steps * self.args.batch_size / (self.seconds - self.seconds_at_log):.4g}"),
         }
         self.logged_at, self.seconds_at_log = self.step, self.seconds
         self.steps.loss_sum.zero_()

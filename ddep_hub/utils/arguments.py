@@ -163,7 +163,8 @@ def parse_command(
             # What the file sets to null or [] goes back to the default, which no flag says; and the architecture of a
             # preset is that of a model without `pretrained`.
             has_model = (getattr(known, "pretrained", None) or values.get("pretrained")) is not None
-            overridden = {*values, *(list_field_names(cls, "architecture") if has_model else ())}
+            model_fields = [*list_field_names(cls, "architecture"), "encoder_weights"]
+            overridden = {*values, *(model_fields if has_model else ())}
             kept = {name: value for name, value in preset.items() if name not in overridden}
             flags += [*to_flags(kept), "--preset", known.preset]
         if known.config:

@@ -182,9 +182,9 @@ def test_palettes_that_a_program_has_numbered_are_suggested_by_colour(tmp_path):
     for shift in range(3):
         for folder in ("images", "annotations"):
             (tmp_path / folder / "train").mkdir(parents=True, exist_ok=True)
-        ids = np.repeat([[(0 - shift) % 3, (2 - shift) % 3]], 4, axis=0).astype(np.uint8)
+        ids = np.repeat([[(0 - shift) % 3, (2 - shift) % 3, 255]], 4, axis=0).astype(np.uint8)
         mask = Image.fromarray(ids, "P")  # black and red in each
-        mask.putpalette(np.roll(colors, -shift, axis=0).ravel().tolist())
+        mask.putpalette([*np.roll(colors, -shift, axis=0).ravel().tolist(), *[224, 224, 192] * 253])
         mask.save(tmp_path / "annotations" / "train" / f"{shift}.png")
         Image.new("RGB", mask.size).save(tmp_path / "images" / "train" / f"{shift}.png")
     with pytest.raises(FileNotFoundError, match="Save this there") as error:
@@ -194,7 +194,7 @@ def test_palettes_that_a_program_has_numbered_are_suggested_by_colour(tmp_path):
     (tmp_path / "classes.json").write_text(text)
     dataset = SegmentationFolder(tmp_path, "train")
     assert dataset.classes.num_classes == 2
-    assert all(np.array_equal(dataset.mask(index), np.repeat([[0, 1]], 4, axis=0)) for index in range(3))
+    assert all(np.array_equal(dataset.mask(index), np.repeat([[0, 1, 255]], 4, axis=0)) for index in range(3))
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,8 @@ def test_a_group_that_is_too_large_stays_in_training():
         sizes = {f"a{number}": 90, f"b{number}": 5, f"c{number}": 5}
         groups = {f"{group}-{index}": group for group, size in sizes.items() for index in range(size)}
         assert 5 <= len(choose_validation(groups, "0.2", groups)) <= 10
+    uneven = {f"{group}{index}": group for group, size in (("a", 40), ("b", 60)) for index in range(size)}
+    assert len(choose_validation(uneven, "0.2", uneven)) == 40
     assert len(choose_validation(STEMS[:50], 0.001)) == 1 and len(choose_validation(STEMS[:50], 0.999)) == 49
 
 

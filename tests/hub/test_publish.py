@@ -172,9 +172,11 @@ def test_weights_of_an_earlier_model_go(hub, folder):
 def test_the_card_and_scores_of_an_earlier_model_go(hub, folder):
     results = {**dict.fromkeys(("mean_iou", "mean_accuracy", "overall_accuracy"), 0.25), "iou": {"road": 0.25}}
     results |= {"labelled": 2, "seconds": 1.0}
-    write_run_record(folder, "finetuning", FinetuneArguments(), results, encoder_source="none", evaluated=3)
+    arguments = FinetuneArguments(data="hf://datasets/org/roads")
+    write_run_record(folder, "finetuning", arguments, results, encoder_source="none", evaluated=3)
     (folder / "README.md").unlink()
     publish_folder(folder, "org/name")
+    assert "org/roads" in card_on_hub(hub)
     repository = hub.repositories["org/name"]
     text = card_on_hub(hub).replace(BEGIN, f"{BEGIN}\nFrom our roads.").replace("license: mit", "license: cc-by-4.0")
     repository.add("README.md", text.encode())
@@ -182,7 +184,8 @@ def test_the_card_and_scores_of_an_earlier_model_go(hub, folder):
         (folder / name).unlink()
     publish_folder(folder, "org/name")
     assert set(own_files(repository)) == FILES and "From our roads." in card_on_hub(hub)
-    assert "25.00" not in card_on_hub(hub) and "model-index" not in card_on_hub(hub)
+    for text in ("25.00", "model-index", "org/roads"):
+        assert text not in card_on_hub(hub)
 
 
 @pytest.mark.parametrize("cls", [DDePForPreTraining, DDePModel])

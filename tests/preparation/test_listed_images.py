@@ -67,11 +67,34 @@ def test_masks_of_an_images_name_are_not_the_image(tmp_path):
     assert any("1 annotated image not found" in note for note in source.notes)
 
 
-def test_the_split_of_a_file_decides_between_images_of_one_name(tmp_path):
+def test_images_beside_their_annotations_count_in_folders_of_any_name(tmp_path):
+    put_images(tmp_path / "source" / "labels", "abc")
+    put_images(tmp_path / "source", ["overview"])
+    for name in "abc":
+        path = tmp_path / "source" / "labels" / f"{name}.json"
+        labelme(path, {"large": LARGE}, imagePath={"a": "old_a.jpg"}.get(name, f"C:\\x\\{name}.png"))
+    assert len(read_source(tmp_path / "source", None, None).examples) == 3
+
+
+@pytest.mark.parametrize("tool", ["COCO", "CVAT", "Label Studio"])
+def test_the_split_of_a_file_decides_between_images_of_one_name(tmp_path, tool):
+    entries = ""
     for split in ("train", "val"):
         put_images(tmp_path / "source" / split, "a")
         (tmp_path / "source" / "annotations").mkdir(exist_ok=True)
-        (tmp_path / "source" / "annotations" / f"instances_{split}.json").write_text(json.dumps(coco("a")))
+        if tool == "COCO":
+            (tmp_path / "source" / "annotations" / f"instances_{split}.json").write_text(json.dumps(coco("a")))
+        elif tool == "Label Studio":
+            value = {"points": [[0, 0], [50, 0], [50, 50]], "polygonlabels": ["large"]}
+            result = {"id": "1", "type": "polygonlabels", "value": value}
+            result |= {"original_width": WIDTH, "original_height": HEIGHT}
+            task = {"data": {"image": "/data/upload/a.png"}, "annotations": [{"result": [result]}]}
+            (tmp_path / "source" / "annotations" / f"{split}.json").write_text(json.dumps([task]))
+        points = ";".join(f"{x},{y}" for x, y in corners(LARGE))
+        entries += f'<image id="0" name="a.png" subset="{split}" width="{WIDTH}" height="{HEIGHT}">'
+        entries += f'<polygon label="large" points="{points}" /></image>'
+    if tool == "CVAT":
+        (tmp_path / "source" / "annotations" / "annotations.xml").write_text(f"<annotations>{entries}</annotations>")
     source = read_source(tmp_path / "source", None, None)
     assert [(example.image.parent.name, example.split) for example in source.examples] == [
         ("train", "train"),

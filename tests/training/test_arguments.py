@@ -50,6 +50,7 @@ def test_a_preset_leaves_the_architecture_to_a_pretrained_model(preset):
     args, alone = (parse_arguments(PretrainArguments, [*argv, *more]) for more in (["--pretrained", "x"], []))
     assert args.encoder_name == PretrainArguments().encoder_name != alone.encoder_name
     assert args.learning_rate == alone.learning_rate
+    assert args.encoder_weights is None and alone.encoder_weights == "hub"
     assert build_arguments(PretrainArguments, {"preset": preset, "pretrained": "x"}) == args
     with pytest.raises(ValueError, match=r"encoder_name is set by the model in pretrained"):
         PretrainArguments(pretrained="x", encoder_name="resnet18")

@@ -1,9 +1,11 @@
 """Both trainings end to end, tiny: what they write, and what their results do not depend on."""
 
 import json
+import os
 import random
 import re
 import shutil
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -27,6 +29,7 @@ from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.logging import read_metrics
 from ddep_hub.training.models import build_processor, find_encoder, finetuning_model
 from ddep_hub.training.pretraining import PretrainTrainer, pretrain
+from ddep_hub.training.run_dir import RunInterrupted
 from ddep_hub.training.step import TrainingStep
 from ddep_hub.utils.arguments import parse_arguments
 from ddep_hub.utils.processes import isolate_state
@@ -239,6 +242,16 @@ def test_the_seconds_of_a_run_are_all_of_its_training(scenes, tiny, tmp_path, mo
     monkeypatch.setattr(TrainingStep, "should_stop", lambda self, wants_to_stop: time.sleep(0.2))  # for the device
     results = pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, max_steps=5))
     assert results["seconds"] >= 1.0
+
+
+def test_a_signal_during_an_evaluation_stops_the_run_after_it(scenes, tiny, tmp_path, monkeypatch):
+    evaluate = PretrainTrainer.evaluate
+    monkeypatch.setattr(
+        PretrainTrainer, "evaluate", lambda *args: os.kill(os.getpid(), signal.SIGTERM) or evaluate(*args)
+    )
+    with pytest.raises(RunInterrupted, match="after step 2 of 3"):
+        pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, max_steps=3, eval_steps=2, save_steps=0))
+    assert (tmp_path / "run" / "checkpoints" / "step-2").is_dir()
 
 
 def test_a_folder_that_holds_a_run_is_left_alone(pretrained, scenes, tiny):
