@@ -142,7 +142,7 @@ class DDePPreTrainedModel(PreTrainedModel):
         source = resolve_name(pretrained_model_name_or_path)
         if config is None and not kwargs.get("subfolder"):
             check_local_folder(pretrained_model_name_or_path)
-        has_num_labels = "num_labels" in kwargs
+        has_num_labels, has_own_config = "num_labels" in kwargs, config is not None
         hub_kwargs = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
         stored, _ = cls.config_class.get_config_dict(source, **hub_kwargs)
         config = cls._override_config(source if config is None else config, hub_kwargs, kwargs)
@@ -155,7 +155,7 @@ class DDePPreTrainedModel(PreTrainedModel):
             # Of a configuration made by hand; and those of another encoder say nothing of this one.
             is_same_encoder = config.encoder_name == stored.get("encoder_name", DDePConfig().encoder_name)
             for name in ("encoder_weights_hash", "encoder_revision"):
-                if is_same_encoder and getattr(config, name) is None:
+                if is_same_encoder and has_own_config and getattr(config, name) is None:
                     setattr(config, name, stored.get(name))
                 elif not is_same_encoder and getattr(config, name) == stored.get(name):
                     setattr(config, name, None)
