@@ -136,6 +136,11 @@ def run_evaluation(
         if dataset is None:
             dataset = open_split(args, args.eval_split, args.split_file, num_channels=model.config.num_channels)
         elif args.split_file is not None:
+            if not hasattr(dataset, "select"):
+                raise TypeError(
+                    f"split_file: {type(dataset).__name__} has no method `select`. Pass an object with these samples "
+                    "alone."
+                )
             dataset = dataset.select(read_split_file(args.split_file, set(dataset.sample_ids)))
         if not is_given:
             accelerator.print(dataset_summary(dataset))

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import logging
+import os
 import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -79,7 +80,7 @@ def predict(
     if return_type not in ("array", "pil"):
         raise ValueError(f"return_type must be `array` or `pil`, got {return_type!r}.")
     arguments = build_arguments(InferenceArguments, {"model": get_model_name(model), **kwargs})
-    network = load_for_prediction(model, arguments) if isinstance(model, str | Path) else model
+    network = load_for_prediction(str(arguments.model), arguments) if isinstance(model, str | Path) else model
     # Windows are for rasters of any size.
     with eval_mode(network), lift_size_limit() if arguments.window else contextlib.nullcontext():
         predictor = Predictor(network, arguments, processor)
@@ -89,14 +90,15 @@ def predict(
             return mask if return_type == "array" else _apply_palette(mask, predictor.classes)
 
         if isinstance(images, str | Path):
-            sources = list(find_images([str(images)]).values())
-            return segment(sources[0]) if sources == [str(images)] else [segment(source) for source in sources]
+            name = os.path.expanduser(images)
+            sources = list(find_images([name]).values())
+            return segment(sources[0]) if sources == [name] else [segment(source) for source in sources]
         is_single = isinstance(images, Image.Image | np.ndarray | torch.Tensor | bytes | Mapping)
         if is_single or not isinstance(images, Iterable):
             return segment(images)
         inputs: list[Any] = []
         for image in images:
-            inputs += find_images([str(image)]).values() if isinstance(image, str | Path) else [image]
+            inputs += find_images([os.path.expanduser(image)]).values() if isinstance(image, str | Path) else [image]
         return [segment(image) for image in inputs]
 
 

@@ -73,7 +73,7 @@ def publish_folder(
     """
     if tag and create_pr:
         raise ValueError("tag names a commit, and create_pr only proposes one. Set only one of them.")
-    folder, api = Path(os.path.abspath(folder)), HfApi(token=token)
+    folder, api = Path(os.path.abspath(os.path.expanduser(folder))), HfApi(token=token)
     with tempfile.TemporaryDirectory(prefix="ddep-publish-") as temporary:
         staging_dir = Path(temporary) / folder.name
         staging_dir.mkdir()

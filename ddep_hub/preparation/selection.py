@@ -71,7 +71,7 @@ def select_images(
     number, image_size = convert("number", number, int), convert("image_size", image_size, int)
     if image_size < 1:
         raise ValueError(f"image_size must be positive, got {image_size}.")
-    root = Path(images)
+    root = Path(images).expanduser()
     names = unlabelled_images(root)
     labelled_paths = _list_paths([] if labelled is None else labelled)
     labelled_keys = {_content_key(path) for path in labelled_paths}
@@ -114,12 +114,13 @@ def select(
     Raises:
         FileExistsError: `output_dir` is not empty.
     """
+    output_dir = Path(output_dir).expanduser()
     check_empty(output_dir)
     chosen = select_images(images, number, pretrained=pretrained, num_channels=num_channels, **options)
     channels = num_channels or stored_config(pretrained).get("num_channels", 3)
     check_empty(output_dir)  # again: reading the images may have taken long
     with atomic_dir(output_dir) as folder:
-        names = [path.relative_to(images).as_posix() for path in chosen]
+        names = [path.relative_to(Path(images).expanduser()).as_posix() for path in chosen]
         for name, path in zip(names, chosen, strict=True):
             target = folder / "images" / name
             target.parent.mkdir(parents=True, exist_ok=True)

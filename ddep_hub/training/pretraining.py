@@ -107,7 +107,8 @@ class PretrainTrainer(Trainer):
             recorded_hash = self.model.config.encoder_weights_hash
             if source == "none" or hash_weights(self.model.ddep.encoder.state_dict()) != recorded_hash:
                 raise ValueError(
-                    "decoder_only: the encoder would be lost, as its weights are not timm's. Leave decoder_only out."
+                    "decoder_only: the encoder would be lost, as its weights are not timm's. Leave decoder_only out, "
+                    "or set it to false if a preset sets it."
                 )
         self.facts = {"encoder_source": source, "images": self.data, "data_fingerprint": self.fingerprint}
         self.facts["more_images"] = list(self.more_images)

@@ -69,6 +69,14 @@ def test_one_image_gives_one_mask_and_a_list_a_list(folder, scenes):
     assert isinstance(ddep_hub.predict(folder, [path]), list) and ddep_hub.predict(folder, []) == []
 
 
+def test_the_home_folder_may_be_written_as_in_a_shell(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(folder, tmp_path / "model")
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    assert ddep_hub.predict("~/model", "~/a.png").shape == (48, 64)
+    assert len(ddep_hub.predict("~/model", ["~/a.png"])) == 1
+
+
 def test_a_folder_gets_the_masks_of_its_images_in_order(folder, scenes, tmp_path):
     """They are read and written by other threads than the one that predicts."""
     images = sorted((scenes / "images" / "train").iterdir())
@@ -388,6 +396,9 @@ def test_evaluate_takes_names_and_objects_and_writes_only_where_it_is_told(folde
     (tmp_path / "two.txt").write_text("\n".join(dataset.sample_ids[:2]))
     results = ddep_hub.evaluate(model, dataset, split_file=str(tmp_path / "two.txt"))
     assert results["images"] == 2 and results["arguments"]["eval_split"] is None
+    samples = type("Pairs", (list,), {"classes": dataset.classes, "sample_ids": dataset.sample_ids})(dataset)
+    with pytest.raises(TypeError, match="split_file: Pairs has no method `select`"):
+        ddep_hub.evaluate(model, samples, split_file=str(tmp_path / "two.txt"))
     assert results["arguments"]["data"] == str(scenes)
 
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -429,6 +430,14 @@ def test_nothing_of_others_is_touched(tmp_path, scenes):
     with pytest.raises(FileExistsError, match=r"classes\.json was edited"):
         ddep_hub.prepare(scenes, output, overwrite=True)
     assert "clouds" in (output / "classes.json").read_text()
+
+
+def test_the_home_folder_may_be_written_as_in_a_shell(tmp_path, scenes, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(scenes, tmp_path / "data")
+    ddep_hub.prepare("~/data", "~/out")
+    assert (tmp_path / "out" / "classes.json").is_file() and not (tmp_path / "~").exists()
 
 
 def test_names_stay_below_the_output(tmp_path):
