@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import io
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, cast
@@ -112,6 +113,7 @@ def export(
         size = (size[0], size[1])
         _check_size(size, resize)
     resample = processor.resample
+    channel_order = getattr(processor, "channel_order", None)  # which transformers' own do not have
     # For any size: multiples of the stride and others, and a side that is padded by nearly a whole stride.
     sizes = (
         [size] if size else [(3 * stride - 5, 4 * stride - 3), (2 * stride, 3 * stride), (5 * stride + 1, stride + 1)]
@@ -155,7 +157,7 @@ def export(
             "rescale_factor_float": rescale_factor * 255,
             "image_mean": mean,
             "image_std": std,
-            **({"channel_order": processor.channel_order} if processor.channel_order else {}),
+            **({"channel_order": channel_order} if channel_order else {}),
             "resize": resize or None,
             **({"resample": Resampling(resample).name.lower()} if resize and resample is not None else {}),
             "classes": ordered_names(config.id2label),
@@ -268,9 +270,8 @@ def compare(expected: Function, actual: Function, batches: Iterable[torch.Tensor
     for images in batches:
         with torch.no_grad():
             expected_logits, actual_logits = class_logits(expected(images)), class_logits(actual(images))
-        difference = max(
-            difference, float((actual_logits - expected_logits).abs().max() / expected_logits.abs().max())
-        )
+        largest = (actual_logits - expected_logits).abs().max() / expected_logits.abs().max()
+        difference = max(difference, float(largest.nan_to_num(nan=math.inf)))  # `max` would drop NaN
         same_class = min(same_class, float((actual_logits.argmax(1) == expected_logits.argmax(1)).float().mean()))
     if not (difference <= TOLERANCE and same_class >= MIN_SAME_CLASS):
         raise ValueError(

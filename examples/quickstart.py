@@ -26,6 +26,7 @@ from ddep_hub.evaluation.visualization import segmentation_picture, stack
 from ddep_hub.label_efficiency.report import comparison_table, verdict
 from ddep_hub.pretrained import load_processor
 from ddep_hub.training.pretraining import has_learned
+from ddep_hub.utils.arguments import list_field_names
 from ddep_hub.utils.files import resolve_data
 
 
@@ -53,9 +54,9 @@ def evaluation_split(data: Path) -> str:
 
 
 def decoder_of(name: str) -> dict[str, Any]:
-    """Sizes of a pretrained decoder, for the random one to compare with."""
-    config = DDePConfig.from_pretrained(name)
-    return {name: getattr(config, name) for name in ("decoder_hidden_sizes", "decoder_bottleneck_size")}
+    """Architecture of a pretrained decoder and of its encoder, for the random one to compare with."""
+    config, names = DDePConfig.from_pretrained(name), list_field_names(FinetuneArguments, "architecture")
+    return {name: getattr(config, name) for name in (*names, "num_channels") if hasattr(config, name)}
 
 
 def main() -> None:

@@ -16,12 +16,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 import ddep_hub
 from ddep_hub.cli import explain_mistakes
 from ddep_hub.data.classes import colorize, read_class_table
-from ddep_hub.data.image_io import IMAGE_EXTENSIONS
+from ddep_hub.data.image_io import IMAGE_EXTENSIONS, decode_image
+from ddep_hub.data.masks import decode_mask
 from ddep_hub.data.synthetic import SCENE_CLASSES, write_scenes
 from ddep_hub.evaluation.visualization import draw_panels
 from ddep_hub.hub.publish import publish_folder
@@ -94,14 +94,15 @@ print(f"{len(labelled) - num_val} photos to train on, {num_val} to validate on, 
 # %%
 table = read_class_table(data / "classes.json")
 shown = sorted((data / "images" / "val").iterdir())[:4]
-truth = [np.asarray(Image.open(data / "annotations" / "val" / f"{path.stem}.png")) for path in shown]
+ids = {"num_classes": table.num_classes, "ignore_index": table.ignore_index}
+truth = [decode_mask(data / "annotations" / "val" / f"{path.stem}.png", **ids) for path in shown]
 
 
 def draw(name: str, **columns: list[np.ndarray]) -> None:
     """Writes a picture: the photos, and beside them one column of masks for each title."""
     rows = []
     for index, path in enumerate(shown):
-        photo = np.asarray(Image.open(path).convert("RGB"))
+        photo = np.asarray(decode_image(path))  # as in training: upright, and of any depth
         rows.append([photo, *(colorize(column[index], table) for column in columns.values())])
     draw_panels(rows, ["photo", *(title.replace("_", " ") for title in columns)]).save(output / name)
     print(f"Look at {output / name}")

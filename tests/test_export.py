@@ -155,6 +155,16 @@ def test_what_cannot_be_exported(model, tmp_path, capsys, monkeypatch):
         exporting.export(model, tmp_path / "out", size=(32, 32), processor=HALF)
 
 
+@pytest.mark.parametrize("values", ["the other", "one pixel", "both"])
+def test_outputs_that_are_not_finite_are_no_match(values):
+    logits = torch.tensor([2.0, 1.0])[:, None, None].expand(1, 2, 200, 200).clone()
+    other = logits.clone() if values == "one pixel" else torch.full_like(logits, torch.nan)
+    other[..., 0, 0] = torch.nan
+    expected = other if values == "both" else logits
+    with pytest.raises(ValueError, match="outputs differ by inf"):
+        exporting.compare(lambda images: expected, lambda images: other, [logits])
+
+
 def test_the_constants_are_what_the_processor_does(model, tmp_path):
     processor = DDePImageProcessor(do_resize=False, do_rescale=False, image_mean=0.5, image_std=0.25)
     exporting.export(model, tmp_path, size=(40, 56), processor=processor, formats=["torch"])

@@ -16,7 +16,7 @@ from .pairing import PAIRS, read_pairs, separate_masks
 
 logger = logging.getLogger(__name__)
 
-_UNLABELLED = ("unlabelled/", "unlabeled/")
+UNLABELLED = ("unlabelled/", "unlabeled/")
 
 
 def unlabelled_images(root: Path) -> list[str]:
@@ -81,7 +81,7 @@ def _dataset_images(root: Path, names: list[str]) -> list[str] | None:
     masks = {split.masks for split in folders.values()} - images
     if not any(name.startswith(_prefixes(root, masks)) for name in names):
         return None
-    return [name for name in names if name.startswith((*_prefixes(root, images), *_UNLABELLED))]
+    return [name for name in names if name.startswith((*_prefixes(root, images), *UNLABELLED))]
 
 
 def _paired_images(root: Path, names: list[str]) -> list[str]:

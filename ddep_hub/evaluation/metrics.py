@@ -92,7 +92,7 @@ class ConfusionMatrix:
         Raises:
             ValueError: No labelled pixel was counted.
         """
-        counts = self.counts.double().cpu()
+        counts = self.counts.cpu().double()  # MPS has no float64
         intersection, true, predicted = counts.diag(), counts.sum(1), counts.sum(0)
         if not true.any():
             raise ValueError("No labelled pixels: all have the ignore index. Check the masks.")
@@ -186,7 +186,7 @@ class BoundaryIoU:
         is only predicted counts as 0. The mean is `None` if no label has an outline. For fewer names than classes see
         [`ConfusionMatrix.compute`].
         """
-        intersection, true, predicted = self.counts.double().cpu()[:, -len(names or range(self.num_classes)) :]
+        intersection, true, predicted = self.counts.cpu().double()[:, -len(names or range(self.num_classes)) :]
         union = true + predicted - intersection
         iou = torch.where(union > 0, intersection / union, torch.nan)
         mean = iou.nanmean().item() if true.any() else None

@@ -82,7 +82,7 @@ def predict(
     arguments = build_arguments(InferenceArguments, {"model": get_model_name(model), **kwargs})
     network = load_for_prediction(str(arguments.model), arguments) if isinstance(model, str | Path) else model
     # Windows are for rasters of any size.
-    with eval_mode(network), lift_size_limit() if arguments.window else contextlib.nullcontext():
+    with eval_mode(network), lift_size_limit() if arguments.options().window else contextlib.nullcontext():
         predictor = Predictor(network, arguments, processor)
 
         def segment(image: Any) -> Any:
@@ -260,9 +260,9 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
     writer.check(images, legend=True)
     channels = predictor.model.config.num_channels
     predicted: list[str] = []
-    ahead = 1 if args.window else MAX_PENDING  # large rasters: few at a time
+    ahead = 1 if predictor.options.window else MAX_PENDING  # large rasters: few at a time
     with contextlib.ExitStack() as stack:
-        if args.window:  # rasters of any size
+        if predictor.options.window:  # rasters of any size
             stack.enter_context(lift_size_limit())
         # While the model runs, threads read the next images and write the last masks.
         readers, writers = (stack.enter_context(ThreadPoolExecutor(NUM_THREADS)) for _ in range(2))

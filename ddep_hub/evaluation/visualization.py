@@ -22,6 +22,7 @@ from .inference import InferenceOptions, predict
 
 PANEL_SIZE = 192
 MAX_PANEL_HEIGHT = 4 * PANEL_SIZE  # height of a panel; very narrow images are squeezed
+MAX_SHRUNK_SIDE = 2048
 WIDE = 3  # from this aspect ratio on, a picture takes a whole row
 GAP, MAX_COLUMNS = 6, 4
 TITLE_HEIGHT, TITLE_LENGTH = 22, 30  # height in pixels, characters
@@ -237,8 +238,14 @@ def segmentation_picture(
             device = next(model.parameters()).device
             pixels = normalize(inputs["pixel_values"][None].to(device))
             row.append(colorize(predict(model.eval(), pixels, size, options)[0].cpu().numpy(), dataset.classes))
-        rows.append(row)
+        rows.append([_shrink(picture) for picture in row])
     return draw_panels(rows, ["image", "labels", *models])
+
+
+def _shrink(picture: np.ndarray) -> np.ndarray:
+    """A picture of a few panels' size, in whole steps: large rasters as they are would fill memory."""
+    step = max(1, max(picture.shape[:2]) // MAX_SHRUNK_SIDE)
+    return picture[::step, ::step].copy()
 
 
 def confusion_picture(counts: torch.Tensor, names: Sequence[str]) -> Image.Image:
@@ -251,7 +258,7 @@ def confusion_picture(counts: torch.Tensor, names: Sequence[str]) -> Image.Image
     Returns:
         RGB picture; rows of classes without a pixel are empty.
     """
-    values = counts.double().cpu().numpy()
+    values = counts.cpu().double().numpy()
     fractions = values / np.maximum(values.sum(1, keepdims=True), 1)
     font, names = load_class_font(names, 12)
     small_font, _ = load_font([], 10)

@@ -14,7 +14,7 @@ from ddep_hub.data.generated_files import SELECTED_LIST, SELECTED_PICTURE
 from ddep_hub.data.image_io import BadFileError, decode_image
 from ddep_hub.data.preprocessing import Normalize, resize, to_tensor
 from ddep_hub.data.splits import choose_labelled
-from ddep_hub.data.unlabelled import unlabelled_images
+from ddep_hub.data.unlabelled import UNLABELLED, unlabelled_images
 from ddep_hub.encoders import extract_features
 from ddep_hub.evaluation.visualization import contact_sheet, to_rgb_image
 from ddep_hub.pretrained import load_processor, load_trained, stored_config
@@ -196,16 +196,25 @@ def greedy_medoids(
     for index in chosen_before:
         nearest = nearest.minimum(_squared_distances(points, points[index : index + 1])[:, 0])
     remaining, chosen = torch.tensor(candidates), list[int]()
+    # A gain never grows with the number of chosen points, so an old one is an upper bound: only points that can still
+    # win are measured again.
+    gains = torch.full((len(remaining),), torch.inf, dtype=points.dtype)
     for _ in range(number):
-        costs = torch.cat(
-            [
-                _squared_distances(points, points[block]).minimum(nearest[:, None]).sum(0)
-                for block in remaining.split(BLOCK)
-            ]
-        )
-        index = int(remaining[costs.argmin()])
+        total, is_first = nearest.sum(), bool(nearest.isinf().any())
+        is_old, best = torch.ones(len(remaining), dtype=torch.bool), -torch.inf
+        while len(rivals := (is_old & (gains >= best)).nonzero()[:, 0]):
+            block = rivals[gains[rivals].argsort(descending=True, stable=True)[:BLOCK]]
+            costs = _squared_distances(points, points[remaining[block]]).minimum(nearest[:, None]).sum(0)
+            gains[block] = -costs if is_first else total - costs
+            is_old[block] = False
+            best = float(gains[~is_old].max())
+        position = int(gains.where(~is_old, -torch.inf).argmax())
+        index = int(remaining[position])
         nearest = nearest.minimum(_squared_distances(points, points[index : index + 1])[:, 0])
-        remaining = remaining[remaining != index]
+        if is_first:
+            gains.fill_(torch.inf)
+        kept = torch.arange(len(remaining)) != position
+        remaining, gains = remaining[kept], gains[kept]
         chosen.append(index)
     return chosen
 
@@ -217,8 +226,10 @@ def _squared_distances(points: torch.Tensor, centers: torch.Tensor) -> torch.Ten
 def _list_paths(sources: Sequence[str | Path]) -> list[Path]:
     paths = []
     for source in [sources] if isinstance(sources, str | Path) else sources:
-        path = Path(source)
-        paths += [path] if path.is_file() else [path / name for name in unlabelled_images(path)]
+        path = Path(source).expanduser()
+        names = [] if path.is_file() else unlabelled_images(path)
+        # Of a data set, its unlabelled images are none that have labels.
+        paths += [path] if path.is_file() else [path / name for name in names if not name.startswith(UNLABELLED)]
     return paths
 
 

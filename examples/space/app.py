@@ -201,7 +201,8 @@ def _denoise_tab(denoisers: Sequence[str]) -> None:
 
 
 def _upload(name: str) -> gr.Image:
-    # A path, so that ddep_hub reads the file: upright, and of any depth.
+    # A path, so that ddep_hub reads the file: upright, and of any depth. Gradio opens it with Pillow first, so files
+    # that Pillow does not know are refused.
     upload = gr.Image(
         type="filepath",
         image_mode=None,

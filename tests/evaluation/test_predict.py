@@ -131,7 +131,8 @@ def test_windows_take_images_beyond_the_limit_of_pillow(folder, tmp_path, monkey
         predict_images(names, PredictArguments(model=str(folder), output_dir=str(tmp_path / "whole")))
     args = PredictArguments(model=str(folder), output_dir=str(tmp_path / "windows"), window=[32, 32])
     assert predict_images(names, args) == ["large"] and Image.MAX_IMAGE_PIXELS == 1000
-    assert ddep_hub.predict(folder, names[0], window=32).shape == (48, 64) and Image.MAX_IMAGE_PIXELS == 1000
+    for options in ({"window": 32}, {"protocol": "cityscapes"}):  # whose windows are of 1024 pixels
+        assert ddep_hub.predict(folder, names[0], **options).shape == (48, 64) and Image.MAX_IMAGE_PIXELS == 1000
 
 
 def test_addresses_and_long_names(tmp_path):

@@ -1,6 +1,7 @@
 """Choosing the images to label: `ddep-hub select` and `ddep_hub.select_images`."""
 
 import itertools
+import math
 import shutil
 from pathlib import Path
 
@@ -99,6 +100,19 @@ def test_what_appears_in_the_output_folder_meanwhile_stays(photos, tmp_path, mon
     assert not list(tmp_path.glob(".out*"))
 
 
+def test_the_unlabelled_images_of_a_labelled_data_set_have_no_labels(photos, tmp_path):
+    for folder in ("images/train", "annotations/train", "unlabelled"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    names = sorted(photos.rglob("*.png"))[:6]
+    for path in names[:2]:
+        shutil.copy(path, tmp_path / "data" / "images" / "train")
+        Image.new("L", Image.open(path).size).save(tmp_path / "data" / "annotations" / "train" / f"{path.stem}.png")
+    for path in names[2:]:
+        shutil.copy(path, tmp_path / "data" / "unlabelled")
+    chosen = select_images(tmp_path / "data" / "unlabelled", 2, labelled=[tmp_path / "data"], image_size=64)
+    assert len(chosen) == 2
+
+
 def test_a_damaged_image_is_left_out(photos):
     (photos / "broken.png").write_bytes((photos / "red" / "red-0.png").read_bytes()[:200])
     with pytest.warns(UserWarning, match=r"broken\.png.*skipping it"):
@@ -174,6 +188,16 @@ def test_greedy_medoids_against_all_choices():
     assert cost(chosen[:2]) == min(cost([chosen[0], index]) for index in range(6))
     assert chosen == [3, 5, 1] and greedy_medoids(points, 6, range(6))[:3] == chosen
     assert greedy_medoids(points, 2, [0, 4, 5], [1]) == [5, 4]
+    generator = torch.Generator().manual_seed(0)
+    clusters = torch.randn(9, 5, generator=generator, dtype=torch.double)
+    many = clusters[torch.randint(9, (200,), generator=generator)]
+    many = many + torch.randn(200, 5, generator=generator, dtype=torch.double) / 2
+    squares = torch.cdist(many, many).square()
+    expected: list[int] = []
+    for _ in range(12):
+        costs = [cost([*expected, index]) if index not in expected else math.inf for index in range(200)]
+        expected.append(costs.index(min(costs)))
+    assert greedy_medoids(many, 12, range(200)) == expected
     same = torch.zeros(4, 2)
     assert sorted(greedy_medoids(same, 4, range(4))) == [0, 1, 2, 3]
 
