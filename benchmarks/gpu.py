@@ -233,9 +233,12 @@ def train(args: argparse.Namespace) -> None:
         "overwrite": True,
         **DECODER,
     }
-    trial = 20
-    timed = pretrain(PretrainArguments(output_dir=str(output / ".trial"), max_steps=trial, logging_steps=5, **shared))
-    speed = max(row["images_per_second"] for row in read_metrics(output / ".trial" / "metrics.jsonl"))
+    trial = 20 + 4 * args.num_workers  # more than workers read ahead
+    trial_arguments = PretrainArguments(
+        output_dir=str(output / ".trial"), max_steps=trial, logging_steps=trial // 2, **shared
+    )
+    timed = pretrain(trial_arguments)
+    speed = read_metrics(output / ".trial" / "metrics.jsonl")[-1]["images_per_second"]
     shutil.rmtree(output / ".trial")
     # A fifth is kept back for the start of the workers, measurements and pictures.
     left = 60 * args.minutes - (time.monotonic() - started)

@@ -20,6 +20,10 @@ from .samplers import seed_rng
 from .segmentation_datasets import Sample, SizedDataset
 
 
+# Stop reading after this many broken or missing files in a row.
+MAX_CONSECUTIVE_BAD = 100
+
+
 @dataclass(eq=False)
 class AugmentedDataset(Dataset[dict[str, Any]]):
     """Samples under a random transform whose result depends on (seed, epoch, index) alone.
@@ -57,6 +61,8 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
                 skipped.append(bad_file_path(error))
                 if len(skipped) == len(self.samples):
                     raise BadFileError(f"All {len(skipped)} files are broken, the last one: {error}") from error
+                if len(skipped) == MAX_CONSECUTIVE_BAD:  # more likely the disk than the files
+                    raise BadFileError(f"{len(skipped)} files in a row are broken, the last one: {error}") from error
             else:
                 return {**example, "skipped": skipped}
 

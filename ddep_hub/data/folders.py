@@ -11,6 +11,7 @@ images           masks                    one split, `train`
 ```
 """
 
+import functools
 import glob
 import os
 import re
@@ -237,6 +238,7 @@ def is_mask_folder(name: str) -> bool:
     return meaning is not None and meaning[0] == "mask"
 
 
+@functools.cache
 def _parse_folder_name(name: str) -> tuple[str | None, str | None] | None:
     """Whether a folder's name means images or masks, and which split; `None` if it means something else."""
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)

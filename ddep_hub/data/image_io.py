@@ -59,10 +59,11 @@ def iter_files(root: Path, extensions: tuple[str, ...] = ("",), *, recursive: bo
         subfolders[:] = sorted(
             name for name in subfolders if recursive and not name.startswith(".") and name not in _SYSTEM_FOLDERS
         )
-        parent = Path(folder).relative_to(root)
+        parent = Path(folder).relative_to(root).as_posix()
+        prefix = "" if parent == "." else f"{parent}/"  # pathlib for each file would take most of the time
         for name in files:
             if name.lower().endswith(extensions) and not name.startswith("."):
-                yield (parent / name).as_posix()
+                yield prefix + name
 
 
 def list_images(root: Path) -> list[str]:

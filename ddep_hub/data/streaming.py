@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from .dataloading import MAX_CONSECUTIVE_BAD
 from .image_io import BadFileError
 from .samplers import SourceMixture, batch_slice, epoch_order, example_seed, seed_rng, source_seed
 from .segmentation_datasets import Sample
@@ -14,8 +15,6 @@ from .segmentation_datasets import Sample
 State = dict[str, Any]
 MAX_EMPTY_EPOCHS = 100
 MAX_LANES = 8
-# Stop reading a source after this many broken or missing files in a row.
-MAX_CONSECUTIVE_BAD = 100
 # Separates the random numbers of the augmentation from those of the noise, which is seeded by (seed, step, position).
 AUGMENTATION = 1
 

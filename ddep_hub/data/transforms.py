@@ -150,7 +150,10 @@ def sample_rare_class_pixel(annotation: torch.Tensor, ignore_index: int) -> tupl
     Returns:
         Row and column; `None` if no pixel is labelled.
     """
-    present = annotation.unique()
+    if annotation.dtype == torch.uint8:  # counting is many times as fast as sorting
+        present = torch.bincount(annotation.flatten()).nonzero()[:, 0].to(annotation.dtype)
+    else:
+        present = annotation.unique()
     present = present[present != ignore_index]
     if not len(present):
         return None

@@ -130,7 +130,8 @@ class UnlabelledTransform:
         if not isinstance(image, AnyImage):
             image = decode_image(image, self.num_channels)
         border = self.geometry.ignore_index
-        mask = np.full((image.height, image.width), 1 if border == 0 else 0, dtype=np.int32)
+        # One number in all places, which takes no memory.
+        mask = np.broadcast_to(np.int32(1 if border == 0 else 0), (image.height, image.width))
         example = self.geometry({"image": image, "annotation": mask})
         result = {"pixel_values": example["pixel_values"], "inside": example["labels"] != border}
         if self.strong:

@@ -199,6 +199,7 @@ class FinetuneTrainer(Trainer):
     kind = "finetuning"
     args: FinetuneArguments
     model: DDePForSemanticSegmentation
+    _mode: tuple[Any, bool] | None = None  # the model whose mode was set last, and whether its encoder is frozen
 
     def __init__(self, args: FinetuneArguments, decoder: str | None = None) -> None:
         super().__init__(args, unused_parameters=args.freeze_encoder_steps > 0)
@@ -376,7 +377,10 @@ class FinetuneTrainer(Trainer):
     def set_mode(self, step: int) -> None:
         args = self.args
         frozen = args.freeze_encoder or step < args.freeze_encoder_steps
-        set_encoder_mode(self.model, frozen=frozen, frozen_norms=args.freeze_encoder_norms)
+        mode = (self.model, frozen)
+        if self._mode != mode or not self.model.training:  # to set it takes milliseconds, in each step
+            set_encoder_mode(self.model, frozen=frozen, frozen_norms=args.freeze_encoder_norms)
+            self._mode = mode
 
     def learning_rate_factors(self) -> Mapping[str, float]:
         args = self.args

@@ -87,8 +87,9 @@ class MetricsLogger:
             return {}
         self.skipped = set(gather_object(sorted(self.skipped)))
         if self.accelerator.is_main_process and len(self.skipped) > self.num_listed:
-            self.num_listed = len(self.skipped)
-            atomic_write(self.bad_files, "".join(f"{path}\n" for path in sorted(self.skipped)))
+            with warn_on_write_error(self.bad_files):
+                atomic_write(self.bad_files, "".join(f"{path}\n" for path in sorted(self.skipped)))
+                self.num_listed = len(self.skipped)
         return {"bad_files": len(self.skipped)}
 
     def close(self) -> None:

@@ -241,9 +241,6 @@ def set_encoder_mode(model: DDePPreTrainedModel, *, frozen: bool, frozen_norms: 
         frozen_norms: freeze only its norms.
     """
     encoder = model.ddep.encoder
-    is_trained = any(parameter.requires_grad for parameter in encoder.parameters())
-    if model.training and encoder.training == is_trained == (not frozen) and not frozen_norms:
-        return  # to set it takes milliseconds, in each step
     model.train()
     encoder.train(not frozen).requires_grad_(not frozen)
     if frozen_norms:

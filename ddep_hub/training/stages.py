@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 
 from ddep_hub.configuration_ddep import DDePConfig
 from ddep_hub.data.image_datasets import images_fingerprint
@@ -36,7 +36,6 @@ from .run_dir import (
     run_lock,
     write_config,
 )
-from .trainer import TIMEOUT
 
 
 STAGE = "pretraining"
@@ -80,11 +79,9 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset, check
         if not (resume and is_run(output)):  # else once the second stage knows that the arguments are the same
             write_config(args, output)
 
-    # A program's first accelerator sets up its processes, including how long they wait for each other.
     accelerator = build_accelerator(
         args.mixed_precision,
         channels=get_num_channels(args),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
     )
     with contextlib.ExitStack() as stack:
         on_main_process(accelerator, lock_folder)
@@ -207,17 +204,18 @@ def _steps_for_minutes(
     if args.resume_from_checkpoint is not None and config.is_file():
         return parse_arguments(PretrainArguments, ["--config", str(config)]).max_steps
     folder = Path(args.output_dir).with_name(".timing")
+    timed_steps = TIMED_STEPS + 4 * args.dataloader_num_workers  # more than workers read ahead
     timing_args = dataclasses.replace(
         args,
         output_dir=str(folder),
-        max_steps=TIMED_STEPS,
+        max_steps=timed_steps,
         warmup_steps=0,
         save_steps=0,
         report_to=[],
         overwrite=True,
         resume_from_checkpoint=None,
         num_val_images=1,
-        logging_steps=TIMED_STEPS // 2,
+        logging_steps=timed_steps // 2,
     )
     try:
         PretrainTrainer(timing_args, more_images={"labelled": labelled}).run()

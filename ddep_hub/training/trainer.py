@@ -6,13 +6,12 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
@@ -47,10 +46,6 @@ from .run_dir import (
     write_config,
 )
 from .step import Batch, Losses, TrainingStep
-
-
-# How long processes wait for each other: the main one may have to list or download millions of files.
-TIMEOUT = timedelta(hours=2)
 
 
 class Trainer(Losses):
@@ -110,7 +105,6 @@ class Trainer(Losses):
             project_dir=args.output_dir,
             kwargs_handlers=[
                 DistributedDataParallelKwargs(find_unused_parameters=unused_parameters),
-                InitProcessGroupKwargs(timeout=TIMEOUT),
             ],
         )
         on_main_process(self.accelerator, lambda: check_run_dir(args))

@@ -11,6 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, parse_flag_from_env
 from torch.nn import functional
 
 
@@ -92,6 +93,10 @@ def get_launcher_precision() -> str | None:
     return os.environ.get("ACCELERATE_MIXED_PRECISION")
 
 
+# How long processes wait for each other: the main one may have to list or download millions of files.
+TIMEOUT = timedelta(hours=2)
+
+
 def build_accelerator(mixed_precision: str, *, channels: int = 3, **kwargs: Any) -> Accelerator:
     """Builds the accelerator of a run.
 
@@ -117,7 +122,9 @@ def build_accelerator(mixed_precision: str, *, channels: int = 3, **kwargs: Any)
     state = AcceleratorState._shared_state
     if state and state.get("_mixed_precision") != mixed_precision:
         AcceleratorState._reset_state()  # an earlier run of this process, which had another format
-    accelerator = Accelerator(mixed_precision=mixed_precision, **kwargs)
+    # A program's first accelerator sets up its processes, including how long they wait for each other.
+    handlers = [*kwargs.pop("kwargs_handlers", ()), InitProcessGroupKwargs(timeout=TIMEOUT)]
+    accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=handlers, **kwargs)
     if accelerator.num_processes == 1 < int(os.environ.get("WORLD_SIZE", "1")):
         raise RuntimeError(
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but accelerate found no GPU for several processes. To train "

@@ -1,5 +1,7 @@
 import dataclasses
+import errno
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -13,7 +15,12 @@ from ddep_hub.data.image_datasets import ImageFolder
 from ddep_hub.data.image_io import BadFileError, decode_image
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.samplers import StepBatchSampler
-from ddep_hub.data.transforms import STRONG, STRONG_INTENSITIES, SegmentationTrainTransform
+from ddep_hub.data.transforms import (
+    STRONG,
+    STRONG_INTENSITIES,
+    SegmentationTrainTransform,
+    sample_rare_class_pixel,
+)
 from ddep_hub.data.unlabelled_transforms import PretrainTransform, UnlabelledTransform
 from ddep_hub.image_conversion import ChannelImage
 from ddep_hub.image_processing_ddep import DDePImageProcessor
@@ -31,6 +38,44 @@ def row(height=40, width=60, dtype=np.uint8):
 def noisy_row(height=24, width=36):
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return {"image": Image.fromarray(pixels), "annotation": (pixels[..., 0] % 7).astype(np.uint8)}
+
+
+def test_many_files_in_a_row_that_cannot_be_read_are_no_bad_files():
+    reads = []
+
+    class Rows:
+        def __len__(self):
+            return 14_000_000
+
+        def __getitem__(self, index):
+            reads.append(index)
+            raise OSError(errno.ESTALE, "Stale file handle", f"{index}.jpg")
+
+    with pytest.raises(BadFileError, match="100 files in a row are broken"):
+        AugmentedDataset(Rows(), None, 0, skip_bad_files=True)[(0, 5)]
+    assert len(reads) == 100
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_a_rare_class_is_drawn_as_often_as_another(dtype):
+    mask = torch.zeros(8, 9, dtype=dtype)
+    mask[3, 4], mask[0] = 200, 255
+    torch.manual_seed(0)
+    pixels = [sample_rare_class_pixel(mask, 255) for _ in range(40)]
+    assert 10 < pixels.count((3, 4)) < 30 and all(row > 0 for row, _ in pixels)
+    assert sample_rare_class_pixel(torch.full((2, 2), 255, dtype=dtype), 255) is None
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_border_of_an_unlabelled_image_takes_no_memory():
+    transform = UnlabelledTransform(SegmentationTrainTransform(crop_size=32, scale=(0.5, 0.5)))
+    image = Image.new("RGB", (3000, 2000))
+    tracemalloc.start()
+    example = transform({"image": image})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert example["inside"].all() and peak < 1e6
+    assert not transform({"image": Image.new("RGB", (8, 8))})["inside"].all()
 
 
 @pytest.mark.parametrize("crop_size", [32, (24, 48), (90, 20), 200])

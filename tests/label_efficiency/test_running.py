@@ -91,7 +91,7 @@ def test_two_processes_share_a_study_and_a_lost_row_is_made_again(study, tmp_pat
     assert run_fork(*command(study, output, "--data", str(moved))).returncode == 0
     next((moved / "annotations" / "val").iterdir()).write_bytes(b"another size")
     next((moved / "unlabelled").iterdir()).rename(moved / "unlabelled" / "another.jpg")
-    for flag, folder, made in (("--data", moved, "results.csv"), ("--images", moved / "unlabelled", "decoders")):
+    for flag, folder, made in (("--data", moved, "results.csv"), ("--unlabelled", moved / "unlabelled", "decoders")):
         refused = run_fork(*command(study, output, flag, str(folder), "--seeds", "3"))
         assert refused.returncode != 0 and made in refused.stderr and "from other images" in refused.stderr
 

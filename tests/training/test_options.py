@@ -19,6 +19,7 @@ from ddep_hub.data.samplers import StepBatchSampler
 from ddep_hub.data.splits import read_split_file
 from ddep_hub.encoders import feature_maps
 from ddep_hub.evaluation.evaluate import summary
+from ddep_hub.training import finetuning as training_module
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.logging import read_metrics
@@ -285,6 +286,17 @@ def test_frozen_norms_stay_and_the_rest_of_the_encoder_does_not(finetuning, pret
     for name, tensor in tuned.items():
         is_norm = ".bn" in name
         assert torch.equal(tensor, start[name]) == is_norm, name
+
+
+def test_the_mode_of_the_model_is_set_where_it_changes(finetuning, monkeypatch):
+    calls = []
+    original = training_module.set_encoder_mode
+    monkeypatch.setattr(
+        training_module, "set_encoder_mode", lambda *args, **options: calls.append(1) or original(*args, **options)
+    )
+    finetuning(max_steps=9, freeze_encoder_norms=True, freeze_encoder_steps=2, eval_steps=4)
+    # For a check, at first, when the encoder begins to be trained, and after each of two evaluations.
+    assert len(calls) <= 5
 
 
 def test_the_finest_decoder_blocks_are_initialised_again(finetuning, pretraining):
