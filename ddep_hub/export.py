@@ -270,8 +270,9 @@ def compare(expected: Function, actual: Function, batches: Iterable[torch.Tensor
     for images in batches:
         with torch.no_grad():
             expected_logits, actual_logits = class_logits(expected(images)), class_logits(actual(images))
-        largest = (actual_logits - expected_logits).abs().max() / expected_logits.abs().max()
-        difference = max(difference, float(largest.nan_to_num(nan=math.inf)))  # `max` would drop NaN
+        gap = (actual_logits - expected_logits).abs().max()
+        share = gap / expected_logits.abs().max() if gap else gap  # equal, even if all are 0; NaN counts as true
+        difference = max(difference, float(share.nan_to_num(nan=math.inf, posinf=math.inf)))  # `max` would drop NaN
         same_class = min(same_class, float((actual_logits.argmax(1) == expected_logits.argmax(1)).float().mean()))
     if not (difference <= TOLERANCE and same_class >= MIN_SAME_CLASS):
         raise ValueError(

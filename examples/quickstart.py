@@ -56,7 +56,8 @@ def evaluation_split(data: Path) -> str:
 def decoder_of(name: str) -> dict[str, Any]:
     """Architecture of a pretrained decoder and of its encoder, for the random one to compare with."""
     config, names = DDePConfig.from_pretrained(name), list_field_names(FinetuneArguments, "architecture")
-    return {name: getattr(config, name) for name in (*names, "num_channels") if hasattr(config, name)}
+    fields = {name: getattr(config, name) for name in (*names, "num_channels") if hasattr(config, name)}
+    return fields | {"encoder_img_size": (config.encoder_kwargs or {}).get("img_size")}
 
 
 def main() -> None:
@@ -79,7 +80,8 @@ def main() -> None:
     output: Path = options.output_dir
     data: Path = options.data or embedded_scenes()
     eval_split = evaluation_split(data)
-    validation = SegmentationFolder(data, eval_split)
+    channels = DDePConfig.from_pretrained(options.pretrained).num_channels if options.pretrained else 3
+    validation = SegmentationFolder(data, eval_split, num_channels=channels)
     labelled = min(options.num_labelled_images, len(SegmentationFolder(data, "train")))
 
     denoising: dict[str, Any] | None = None

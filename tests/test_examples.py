@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation
+from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, FinetuneArguments
 from ddep_hub.data.synthetic import write_scenes
 from ddep_hub.training.logging import read_metrics
 
@@ -115,6 +116,15 @@ def quickstart(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs the quickstart, cut down to seconds."""
     small = "--pretrain_steps 2 --finetune_steps 2 --num_labelled_images 2 --seeds 0".split()
     return run_fork("quickstart.py", *small, *arguments)
+
+
+def test_quickstart_compares_one_architecture(tmp_path):
+    quickstart = runpy.run_path(str(ROOT / "examples" / "quickstart.py"))
+    config = {"encoder_name": "maxvit_tiny_tf_224", "decoder_norm": "group", "decoder_width": 0.5, "num_channels": 4}
+    DDePConfig(**config, encoder_kwargs={"img_size": 512}).save_pretrained(tmp_path)
+    fields = quickstart["decoder_of"](str(tmp_path))
+    assert fields.items() >= {**config, "encoder_img_size": 512}.items()
+    FinetuneArguments(**fields)
 
 
 def test_quickstart_refuses_a_decoder_that_has_not_learned(tmp_path):

@@ -165,6 +165,13 @@ def test_outputs_that_are_not_finite_are_no_match(values):
         exporting.compare(lambda images: expected, lambda images: other, [logits])
 
 
+def test_outputs_of_zero_are_equal():
+    zeros = torch.zeros(1, 2, 4, 4)
+    assert exporting.compare(lambda images: zeros, lambda images: zeros, [zeros])["difference"] == 0
+    with pytest.raises(ValueError, match="outputs differ by inf"):
+        exporting.compare(lambda images: zeros, lambda images: zeros + 1, [zeros])
+
+
 def test_the_constants_are_what_the_processor_does(model, tmp_path):
     processor = DDePImageProcessor(do_resize=False, do_rescale=False, image_mean=0.5, image_std=0.25)
     exporting.export(model, tmp_path, size=(40, 56), processor=processor, formats=["torch"])

@@ -52,6 +52,7 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
         skipped: list[str] = []
+        num_unreadable = 0
         while True:
             try:
                 example = self._load_example(epoch, (index + len(skipped)) % len(self.samples))
@@ -61,8 +62,12 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
                 skipped.append(bad_file_path(error))
                 if len(skipped) == len(self.samples):
                     raise BadFileError(f"All {len(skipped)} files are broken, the last one: {error}") from error
-                if len(skipped) == MAX_CONSECUTIVE_BAD:  # more likely the disk than the files
-                    raise BadFileError(f"{len(skipped)} files in a row are broken, the last one: {error}") from error
+                # Files that cannot even be opened are more likely a disk that is gone than broken files.
+                num_unreadable = num_unreadable + 1 if isinstance(error, OSError) else 0
+                if num_unreadable == MAX_CONSECUTIVE_BAD:
+                    raise BadFileError(
+                        f"{num_unreadable} files in a row cannot be read, the last one: {error}. Check the disk."
+                    ) from error
             else:
                 return {**example, "skipped": skipped}
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import zlib
 from collections import Counter
@@ -81,7 +82,7 @@ def prepare(
         FileNotFoundError: The source does not exist, or nothing in it is recognised.
         ValueError: The source is damaged, or an argument is wrong; names it.
     """
-    source, output = Path(source).expanduser(), Path(output_dir).expanduser()
+    source, output = Path(os.path.expanduser(source)), Path(os.path.expanduser(output_dir))
     if format is not None and format not in FORMATS:
         raise ValueError(f"format {format!r} is unknown. Choose one of {', '.join(FORMATS)}.")
     if tile is not None and tile < 1:
@@ -94,7 +95,7 @@ def prepare(
             name = "classes" if classes else "group_pattern"
             raise ValueError(f"{name} has no effect on unlabelled images. Leave it out.")
         return _prepare_unlabelled(source, output, tile, overlap)
-    dataset = read_source(source, format, Path(classes).expanduser() if classes else None)
+    dataset = read_source(source, format, Path(os.path.expanduser(classes)) if classes else None)
     ignored = dataset.classes.ignore_index
     if not 0 <= ignored <= 65535:  # which no PNG can hold
         ignore_index = 255 if dataset.classes.num_classes <= 255 else 65535

@@ -1,6 +1,7 @@
 """Chooses which images to label: a small representative subset, by the features of a pretrained encoder."""
 
 import hashlib
+import os
 import shutil
 import warnings
 from collections.abc import Iterable, Sequence
@@ -71,7 +72,7 @@ def select_images(
     number, image_size = convert("number", number, int), convert("image_size", image_size, int)
     if image_size < 1:
         raise ValueError(f"image_size must be positive, got {image_size}.")
-    root = Path(images).expanduser()
+    root, pretrained = Path(os.path.expanduser(images)), os.path.expanduser(pretrained)
     names = unlabelled_images(root)
     labelled_paths = _list_paths([] if labelled is None else labelled)
     labelled_keys = {_content_key(path) for path in labelled_paths}
@@ -114,13 +115,13 @@ def select(
     Raises:
         FileExistsError: `output_dir` is not empty.
     """
-    output_dir = Path(output_dir).expanduser()
+    output_dir, pretrained = Path(os.path.expanduser(output_dir)), os.path.expanduser(pretrained)
     check_empty(output_dir)
     chosen = select_images(images, number, pretrained=pretrained, num_channels=num_channels, **options)
     channels = num_channels or stored_config(pretrained).get("num_channels", 3)
     check_empty(output_dir)  # again: reading the images may have taken long
     with atomic_dir(output_dir) as folder:
-        names = [path.relative_to(Path(images).expanduser()).as_posix() for path in chosen]
+        names = [path.relative_to(Path(os.path.expanduser(images))).as_posix() for path in chosen]
         for name, path in zip(names, chosen, strict=True):
             target = folder / "images" / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -226,7 +227,7 @@ def _squared_distances(points: torch.Tensor, centers: torch.Tensor) -> torch.Ten
 def _list_paths(sources: Sequence[str | Path]) -> list[Path]:
     paths = []
     for source in [sources] if isinstance(sources, str | Path) else sources:
-        path = Path(source).expanduser()
+        path = Path(os.path.expanduser(source))
         names = [] if path.is_file() else unlabelled_images(path)
         # Of a data set, its unlabelled images are none that have labels.
         paths += [path] if path.is_file() else [path / name for name in names if not name.startswith(UNLABELLED)]

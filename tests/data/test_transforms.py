@@ -40,6 +40,20 @@ def noisy_row(height=24, width=36):
     return {"image": Image.fromarray(pixels), "annotation": (pixels[..., 0] % 7).astype(np.uint8)}
 
 
+def test_neighbours_may_all_be_broken():
+    class Rows:
+        def __len__(self):
+            return 1000
+
+        def __getitem__(self, index):
+            if 100 <= index < 250:
+                raise BadFileError("is empty", f"{index}.png")
+            return {}
+
+    rows = AugmentedDataset(Rows(), lambda sample: {}, 0, skip_bad_files=True)
+    assert len(rows[(0, 100)]["skipped"]) == 150
+
+
 def test_many_files_in_a_row_that_cannot_be_read_are_no_bad_files():
     reads = []
 
@@ -51,7 +65,7 @@ def test_many_files_in_a_row_that_cannot_be_read_are_no_bad_files():
             reads.append(index)
             raise OSError(errno.ESTALE, "Stale file handle", f"{index}.jpg")
 
-    with pytest.raises(BadFileError, match="100 files in a row are broken"):
+    with pytest.raises(BadFileError, match="100 files in a row cannot be read"):
         AugmentedDataset(Rows(), None, 0, skip_bad_files=True)[(0, 5)]
     assert len(reads) == 100
 
