@@ -59,7 +59,9 @@ PRETRAINED = {
     "--pretrained runs/ddep-em-lite0-masked-nc/final": "masked_longer",
 }
 # Pretexts of a length of their own, which only docs/results.md compares.
-OTHER_PRETEXTS = tuple(f"runs/{name}/final" for name in ("gaussian", "shared_noise", "poisson_gaussian"))
+OTHER_PRETEXTS = tuple(
+    f"runs/{name}/final" for name in ("gaussian", "shared_noise", "poisson_gaussian", "encoder_too")
+)
 Scores = dict[str, dict[int, float]]  # mIoU in % by method and seed
 
 
