@@ -218,8 +218,8 @@ def _check_unchanged(output: Path) -> None:
     changed = [name for name, checksum in _checksums(output).items() if written.get(name) != checksum]
     if changed:
         raise FileExistsError(
-            f"output_dir: {output} also holds {format_list(changed)}, which this command did not write, or "
-            "not so. Move them first, or choose another folder."
+            f"output_dir: {output} holds files that were added or edited since it was written: "
+            f"{format_list(changed)}. Move them first, or choose another folder."
         )
 
 

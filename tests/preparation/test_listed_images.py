@@ -149,7 +149,7 @@ def test_work_on_what_was_written_is_kept(tmp_path, scenes):
     before = mask.read_bytes()
     Image.fromarray(np.zeros_like(np.asarray(Image.open(mask)))).save(mask)
     edited = mask.read_bytes()
-    with pytest.raises(FileExistsError, match=f"annotations/train/{mask.name}, which this command did not write"):
+    with pytest.raises(FileExistsError, match=f"edited since it was written: annotations/train/{mask.name}"):
         ddep_hub.prepare(scenes, output, overwrite=True)
     assert mask.read_bytes() == edited
     mask.write_bytes(before)

@@ -422,7 +422,7 @@ def test_nothing_of_others_is_touched(tmp_path, scenes):
     with pytest.raises(FileExistsError, match="is a link"):
         ddep_hub.prepare(scenes, tmp_path / "link", overwrite=True)
     (output / "mine.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"also holds mine\.txt, which"):
+    with pytest.raises(FileExistsError, match=r"added or edited since it was written: mine\.txt"):
         ddep_hub.prepare(scenes, output, overwrite=True)
     (output / "mine.txt").unlink()
     classes = (output / "classes.json").read_text()
