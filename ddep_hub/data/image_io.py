@@ -158,10 +158,11 @@ _TOO_LARGE = (
 
 
 @contextmanager
-def lift_size_limit() -> Iterator[None]:
-    """Has Pillow open large rasters: its limit is for images of strangers."""
+def lift_size_limit(in_windows: bool = True) -> Iterator[None]:
+    """Has Pillow open large rasters, if they are predicted in windows: its limit is for images of strangers."""
     previous = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
+    if in_windows:
+        Image.MAX_IMAGE_PIXELS = None
     try:
         yield
     finally:

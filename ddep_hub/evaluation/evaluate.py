@@ -174,9 +174,8 @@ def run_evaluation(
         image = dataset[index]["image"] if "overlays" in args.predictions else None
         writer.write(dataset.sample_ids[index], predicted.cpu().numpy(), image)
 
-    # Windows are for rasters of any size.
-    size_limit = lift_size_limit if options.window else contextlib.nullcontext
-    with size_limit():
+    has_windows = options.window is not None
+    with lift_size_limit(has_windows):
         matrix = count_pixels(
             model,
             dataset,
@@ -232,7 +231,7 @@ def run_evaluation(
         picture.save(predictions)
 
     if output is not None:
-        with size_limit():
+        with lift_size_limit(has_windows):
             on_main_process(accelerator, lambda: write(output))
     return results
 

@@ -81,8 +81,7 @@ def predict(
         raise ValueError(f"return_type must be `array` or `pil`, got {return_type!r}.")
     arguments = build_arguments(InferenceArguments, {"model": get_model_name(model), **kwargs})
     network = load_for_prediction(str(arguments.model), arguments) if isinstance(model, str | Path) else model
-    # Windows are for rasters of any size.
-    with eval_mode(network), lift_size_limit() if arguments.options().window else contextlib.nullcontext():
+    with eval_mode(network), lift_size_limit(arguments.options().window is not None):
         predictor = Predictor(network, arguments, processor)
 
         def segment(image: Any) -> Any:
@@ -260,10 +259,10 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
     writer.check(images, legend=True)
     channels = predictor.model.config.num_channels
     predicted: list[str] = []
-    ahead = 1 if predictor.options.window else MAX_PENDING  # large rasters: few at a time
+    has_windows = predictor.options.window is not None
+    ahead = 1 if has_windows else MAX_PENDING  # large rasters: few at a time
     with contextlib.ExitStack() as stack:
-        if predictor.options.window:  # rasters of any size
-            stack.enter_context(lift_size_limit())
+        stack.enter_context(lift_size_limit(has_windows))
         # While the model runs, threads read the next images and write the last masks.
         readers, writers = (stack.enter_context(ThreadPoolExecutor(NUM_THREADS)) for _ in range(2))
         sources = iter(images.items())

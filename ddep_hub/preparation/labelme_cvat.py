@@ -131,16 +131,16 @@ def read_cvat(root: Path, path: Path) -> Source:
     if xml_root.find("track") is not None:
         raise ValueError(f'{path} holds video tracks. Export the task as "CVAT for images 1.1", with its images.')
     entries = list(xml_root.iter("image"))
-    splits = {(entry.attrib.get("subset") or "").lower() or None for entry in entries}
-    for number, entry in enumerate(entries):
-        split = (entry.attrib.get("subset") or "").lower() or None
+    subsets = [(entry.attrib.get("subset") or "").lower() or None for entry in entries]
+    has_splits = len(set(subsets)) > 1
+    for number, (entry, split) in enumerate(zip(entries, subsets, strict=True)):
         image = collector.finder.find(entry.attrib["name"], path.parent, split)
         if image is None:
             continue
         shapes = [shape for item in entry if (shape := _parse_cvat_shape(item, collector)) is not None]
         size = (int(entry.attrib["width"]), int(entry.attrib["height"]))
         # Later ones lie over earlier ones in CVAT, by z_order; here the smaller ones do, as in all formats.
-        collector.add(image, shapes, size, f"image {number} of {path}", split if len(splits) > 1 else None)
+        collector.add(image, shapes, size, f"image {number} of {path}", split if has_splits else None)
     return collector.build_source("CVAT for images")
 
 

@@ -110,8 +110,12 @@ class PretrainTrainer(Trainer):
                     "decoder_only: the encoder would be lost, as its weights are not timm's. Leave decoder_only out, "
                     "or set it to false if a preset sets it."
                 )
-        self.facts = {"encoder_source": source, "images": self.data, "data_fingerprint": self.fingerprint}
-        self.facts["more_images"] = list(self.more_images)
+        self.facts = {
+            "encoder_source": source,
+            "images": self.data,
+            "more_images": list(self.more_images),
+            "data_fingerprint": self.fingerprint,
+        }
         self.processor = build_processor(args, args.pretrained, self.model.config, examples)
         self.processor.do_resize = False
         self.normalize = Normalize.from_processor(self.processor)

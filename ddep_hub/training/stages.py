@@ -79,10 +79,7 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset, check
         if not (resume and is_run(output)):  # else once the second stage knows that the arguments are the same
             write_config(args, output)
 
-    accelerator = build_accelerator(
-        args.mixed_precision,
-        channels=get_num_channels(args),
-    )
+    accelerator = build_accelerator(args.mixed_precision, channels=get_num_channels(args))
     with contextlib.ExitStack() as stack:
         on_main_process(accelerator, lock_folder)
         _check_minutes(args)

@@ -103,9 +103,7 @@ class Trainer(Losses):
             channels=get_num_channels(args),
             log_with=args.report_to or None,
             project_dir=args.output_dir,
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(find_unused_parameters=unused_parameters),
-            ],
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)],
         )
         on_main_process(self.accelerator, lambda: check_run_dir(args))
 
