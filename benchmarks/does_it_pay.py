@@ -123,10 +123,11 @@ def print_rows(data: str, recipe: str, points: dict[Fraction, Scores]) -> None:
                 print(table_row(title, recipe, method, scores[method], scores["random"]))
 
 
-def label_factors(points: dict[Fraction, Scores], *methods: str) -> dict[Fraction, float]:
+def label_factors(points: dict[Fraction, Scores], *methods: str) -> dict[Fraction, list[float]]:
     """How many times the labels would bring a random decoder what pretraining brings, by number of labels.
 
-    Interpolated between the numbers of labels on a logarithmic scale, as in the figure.
+    Interpolated between the numbers of labels on a logarithmic scale, as in the figure: for the mean gain, and for the
+    ends of its 95 % t interval.
 
     Args:
         points: Scores by number of labels.
@@ -138,7 +139,14 @@ def label_factors(points: dict[Fraction, Scores], *methods: str) -> dict[Fractio
         scores = points[labels]
         gains = [value - scores["random"][seed] for method in methods for seed, value in scores[method].items()]
         if gains:
-            factors[labels] = float(more / labels) ** (mean(gains) / (random[more] - random[labels]))
+            difference = paired_difference(
+                Point(0, dict(enumerate(gains))), Point(0, dict.fromkeys(range(len(gains)), 0.0))
+            )
+            assert difference is not None and difference.interval is not None
+            factors[labels] = [
+                float(more / labels) ** (gain / (random[more] - random[labels]))
+                for gain in (difference.mean, *difference.interval)
+            ]
     return factors
 
 
@@ -167,8 +175,8 @@ def main() -> None:
         print_rows(data, f"{steps} steps{preset}", points)
     for (data, labels), scores in flips().items():
         print_rows(data, "600 steps, flips alone", {labels: scores})
-    for labels, factor in label_factors(found["em", 600], "masked", "masked_longer").items():
-        print(f"Masked patches with {labels} of a section: as much as {factor:.2f} times the labels")
+    for labels, (factor, low, high) in label_factors(found["em", 600], "masked", "masked_longer").items():
+        print(f"Masked patches, {labels} of a section: as {factor:.2f} times the labels ({low:.2f} to {high:.2f})")
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.9))
     for axis, ((data, steps), title) in zip(axes, PANELS.items(), strict=True):
         draw(axis, found[data, steps])

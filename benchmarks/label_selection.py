@@ -100,7 +100,11 @@ def main() -> None:
         with args.table.open(newline="") as file:
             done = {tuple(row[name] for name in COLUMNS[:5]) for row in csv.DictReader(file)}
     settings = [
-        (labels, seed, choice) for labels in args.labels for seed in range(args.seeds) for choice in args.choices
+        (labels, seed, choice)
+        for labels in args.labels
+        for seed in range(args.seeds)
+        for choice in args.choices
+        if labels >= 1 or choice == "random"  # nothing selects a part of an image
     ]
     for labels, seed, choice in settings:
         key = (args.data.name, str(labels), choice, str(seed), " ".join(given))

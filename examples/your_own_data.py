@@ -67,8 +67,12 @@ def new_folder(name: str) -> Path:
 # something on photos that are unlike those that were trained on.
 
 # %%
-photos = {path.stem: path for path in sorted(options.photos.iterdir()) if path.suffix.lower() in IMAGE_EXTENSIONS}
-masks = {path.stem: path for path in sorted(options.masks.glob("*.png"))}
+masks = {path.stem: path for path in sorted(options.masks.iterdir()) if path.suffix.lower() == ".png"}
+files = [path for path in sorted(options.photos.iterdir()) if path.suffix.lower() in IMAGE_EXTENSIONS]
+files = [path for path in files if path not in masks.values()]  # both may lie in one folder
+photos = {path.stem: path for path in files}
+if len(photos) < len(files):
+    parser.error(f"{options.photos}: some photos differ in their suffix alone. Rename or remove one of each pair.")
 labelled = sorted(set(photos) & set(masks))
 if len(labelled) < 2:
     parser.error(f"{options.photos} and {options.masks} have {len(labelled)} names in common. Two or more are needed.")

@@ -42,6 +42,10 @@ def test_packed_images_train_a_decoder_without_datasets(tmp_path):
     assert (tmp_path / "out" / "final" / "model.safetensors").stat().st_size < 4e6
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["final", "metrics.jsonl"]
     assert sum(path.is_file() for path in (tmp_path / "out").rglob("*")) <= 8
+    weights = (tmp_path / "out" / "final" / "model.safetensors").read_bytes()
+    again = run_fork(SCRIPT, "train", "--pack", str(tmp_path / "pack"), "--output", str(tmp_path / "out"))
+    assert again.returncode != 0 and "holds a decoder" in again.stderr
+    assert (tmp_path / "out" / "final" / "model.safetensors").read_bytes() == weights
 
 
 def test_check_finds_that_a_device_agrees_with_itself(tmp_path):
@@ -81,3 +85,16 @@ def test_a_study_runs_for_minutes_and_goes_on(tmp_path):
     before = output.read_text()
     late = run_fork(*command, "--minutes", "0", "--output", str(output))
     assert late.returncode == 0 and output.read_text() == before
+    assert set(output.parent.iterdir()) == {output}
+    content["finetuning"]["max_steps"] = 3
+    (tmp_path / "study.yaml").write_text(json.dumps(content))
+    changed = run_fork(*command, "--minutes", "2", "--output", str(output))
+    assert changed.returncode != 0 and "other settings" in changed.stderr and output.read_text() == before
+
+
+def test_the_script_needs_no_installed_package(tmp_path):
+    code = "import runpy, sys; sys.path[:] = [p for p in sys.path if 'site-packages' in p or 'python3' in p]; " + (
+        f"sys.argv = ['gpu.py', '--help']; runpy.run_path({SCRIPT!r}, run_name='__main__')"
+    )
+    helped = run("-c", code, cwd=tmp_path, PYTHONPATH="")
+    assert helped.returncode == 0 and "study" in helped.stdout

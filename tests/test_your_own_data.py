@@ -63,6 +63,23 @@ def test_a_folder_of_somebody_else_is_left_alone(scenes, tmp_path, monkeypatch, 
     assert sorted(path.name for path in (tmp_path / "data").rglob("*")) == before
 
 
+def test_photos_that_would_be_mixed_up_are_refused(scenes, tmp_path, monkeypatch, capsys):
+    for number in range(2):
+        Image.new("RGB", (48, 48)).save(tmp_path / f"{number}.jpg")
+        Image.new("L", (48, 48)).save(tmp_path / f"{number}.png")  # the masks, in the same folder
+    Image.new("RGB", (48, 48)).save(tmp_path / "1.jpeg")
+    given = ["--photos", tmp_path, "--masks", tmp_path, "--classes", "a", "b", "--output_dir", tmp_path / "out"]
+    with pytest.raises(SystemExit):
+        run(monkeypatch, *given)
+    assert "differ in their suffix alone" in capsys.readouterr().err
+    (tmp_path / "1.jpeg").unlink()
+    monkeypatch.setattr("ddep_hub.evaluation.visualization.draw_panels", lambda *args: sys.exit("the split is made"))
+    with pytest.raises(SystemExit, match="the split is made"):
+        run(monkeypatch, *given)
+    images = {path.name for path in (tmp_path / "out" / "data" / "images").glob("*/*")}
+    assert images == {"0.jpg", "1.jpg"}
+
+
 def test_what_is_missing_is_named(tmp_path, monkeypatch, capsys):
     (tmp_path / "photos").mkdir()
     with pytest.raises(SystemExit):

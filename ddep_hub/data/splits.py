@@ -41,6 +41,31 @@ def parse_fraction(value: str | float | Fraction, name: str = "label fraction") 
     return fraction
 
 
+def find_copies(files: Iterable[Path], others: Iterable[Path]) -> list[Path]:
+    """Finds the files that are among others, also under another name: of the same size, and with the same ends.
+
+    Args:
+        files: The files to look for.
+        others: Where to look for them.
+
+    Returns:
+        Those of `files` whose first and last 64 KiB are those of one of `others` of the same size.
+    """
+    other_sizes = {path: path.stat().st_size for path in others}
+    sizes = set(other_sizes.values())
+    candidates = {path: size for path in files if (size := path.stat().st_size) in sizes}
+    ends = {_read_ends(path, size) for path, size in other_sizes.items() if size in set(candidates.values())}
+    return [path for path, size in candidates.items() if _read_ends(path, size) in ends]
+
+
+def _read_ends(path: Path, size: int, length: int = 2**16) -> tuple[int, bytes]:
+    with path.open("rb") as file:
+        digest = hashlib.blake2b(file.read(length), digest_size=16)
+        file.seek(max(0, size - length))
+        digest.update(file.read(length))
+    return size, digest.digest()
+
+
 def choose_labelled(
     sample_ids: Iterable[str],
     *,

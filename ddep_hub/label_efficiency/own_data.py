@@ -25,7 +25,7 @@ from ddep_hub.utils.arguments import build_arguments, to_flags
 from ddep_hub.utils.files import atomic_write, check_not_file, lock_file
 
 from .config import OVERRIDES, Method, Study, StudyArguments
-from .report import Curves, Row, build_curves, paired_difference
+from .report import Curves, Row, build_curves, paired_difference, read_rows
 
 
 RANDOM_DECODER, DDEP_METHOD, MASKED_METHOD = "random decoder", "DDeP on your images", "masked patches of your images"
@@ -143,6 +143,11 @@ def _fit_steps(args: StudyArguments, study: Study, output: Path) -> Steps:
             "output_dir."
         )
         return chosen_steps
+    if read_rows(output / "results.csv"):
+        raise ValueError(
+            f"minutes: {output} has rows of runs with the steps of the preset. Leave minutes out, or choose another "
+            "output_dir."
+        )
     method = next(method for method in full_study.methods if method.name == DDEP_METHOD)
     num_pretrainings = len(CORRUPTIONS.keys() & {method.name for method in study.methods})
     folder = output / ".timing"
@@ -195,7 +200,7 @@ def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({}
     """Says in one sentence which decoder to start from.
 
     The one with the highest mean at the fewest labels whose 95 % interval of the paired difference to a random decoder
-    is above 0.
+    is above 0. Of several that are compared, one may be so by chance: the sentence says of how many it is the best.
 
     Args:
         rows: The rows of the comparison.
@@ -230,7 +235,8 @@ def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({}
                 f"{baseline.labelled} labels (95 % interval {low:+.1f} to {high:+.1f}).",
             )
     if best is not None:
-        return best[1]
+        luck = f" It is the best of {len(compared)}, so a part of its lead may be luck." if len(compared) > 1 else ""
+        return best[1] + luck
     seeds = len(baseline.scores)
     if seeds < MIN_SEEDS:
         return (

@@ -310,6 +310,11 @@ def import_figure() -> Any:
     return Figure
 
 
+def _plain(name: str) -> str:
+    """A name as matplotlib writes it as it is: `$` begins a formula there, and `_` a line that no legend names."""
+    return "\u200b" * name.startswith("_") + name.replace("$", r"\$")
+
+
 def draw_figure(study: Study, points: Curves, path: Path, *, title: str) -> None:
     """Draws mean and standard deviation of each method over the number of labelled images.
 
@@ -329,7 +334,7 @@ def draw_figure(study: Study, points: Curves, path: Path, *, title: str) -> None
         y = [point.mean for point in by_fraction.values()]
         stds = [point.std or 0 for point in by_fraction.values()]
         line = "--" if method.baseline else "-"
-        axes.errorbar(x, y, yerr=stds, label=method.name, marker="o", linestyle=line, capsize=3)
+        axes.errorbar(x, y, yerr=stds, label=_plain(method.name), marker="o", linestyle=line, capsize=3)
         for x_position, y_position, (fraction, point) in zip(x, y, by_fraction.items(), strict=True):
             if len(point.scores) < max_seeds[fraction]:  # its mean is not over the same images as the others'
                 note = f" {len(point.scores)} of {max_seeds[fraction]} seeds"
@@ -337,7 +342,7 @@ def draw_figure(study: Study, points: Curves, path: Path, *, title: str) -> None
     axes.set_xscale("log")
     axes.set_xticks(list(ticks), [f"{number}\n({fraction})" for number, fraction in ticks.items()])
     axes.minorticks_off()
-    axes.set(xlabel="labelled images (share)", ylabel="mIoU in %", title=title)
+    axes.set(xlabel="labelled images (share)", ylabel="mIoU in %", title=_plain(title))
     axes.grid(alpha=0.3)
     if ticks:
         figure.legend(loc="outside lower center", ncols=2)  # inside, it would hide points of many methods

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import gc
 import json
+import logging
 import shutil
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from ddep_hub.evaluation.evaluate import run_evaluation
 from ddep_hub.pretrained import stored_config
 from ddep_hub.training.arguments import PretrainArguments
 from ddep_hub.training.checkpointing import checkpoint_folders
-from ddep_hub.training.finetuning import finetune, open_train_and_val
+from ddep_hub.training.finetuning import check_held_out, describe_leaks, finetune, open_train_and_val
 from ddep_hub.training.losses import unlabelled_sources
 from ddep_hub.training.pretraining import PretrainTrainer, open_sources, pretrain
 from ddep_hub.training.run_arguments import track_time
@@ -32,6 +33,8 @@ from .config import SCENES, Method, Study, StudyArguments, read_study
 from .own_data import Steps, draw_examples, fit_steps, own_data_study, read_steps, recommend
 from .report import Row, add_row, import_figure, read_rows, write_report
 
+
+logger = logging.getLogger(__name__)
 
 ARGUMENTS = "arguments.yaml"
 POLL_INTERVAL = 5.0  # seconds between checks on other processes
@@ -74,7 +77,7 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
         saved = build_arguments(StudyArguments, read_yaml(output / ARGUMENTS, StudyArguments))
         methods = args.methods or saved.methods
         args = dataclasses.replace(saved, output_dir=args.output_dir, methods=methods, report_only=True)
-    if args.report_only and args.uses_own_data:
+    if args.uses_own_data and (args.report_only or args.minutes is None):
         steps = read_steps(output)
     elif args.minutes is not None:
         steps = fit_steps(args, build_study(args))
@@ -107,7 +110,10 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
     if study.own_data:
         shown = {method.name for method in reported}
         settings = next(method.finetuning for method in all_methods if method.baseline)
-        summary = recommend([row for row in rows if row.method in shown], settings)
+        # Of the numbers of labels of this call; the report may have others.
+        requested_rows = [row for row in rows if row.fraction in study.seeds] or rows
+        summary = recommend([row for row in requested_rows if row.method in shown], settings)
+        summary = "\n\n".join([summary, *_leaks(study)])
         finals = {method.name: _run_folder(study, method, output) / "final" for method in reported}
         finals = {name: final for name, final in finals.items() if final.is_dir()}
         if finals:
@@ -191,6 +197,7 @@ def check_data(study: Study, output: Path) -> None:
 def _fingerprints(study: Study) -> dict[str, str]:
     finetuning = study.finetune_arguments(study.methods[0], "1", 0, Path(), None)
     splits = open_train_and_val(finetuning)
+    check_held_out(finetuning, *splits)  # all of them: a small choice of labels may miss it, and a larger one not
     parts = [(dataset.fingerprint, dataset.classes.names, dataset.classes.ignore_index) for dataset in splits]
     fingerprints = {"data": compute_fingerprint(*parts)}
     if study.own_data and not study.images:
@@ -205,6 +212,12 @@ def _fingerprints(study: Study) -> dict[str, str]:
     ):
         fingerprints["images"] = images_fingerprint(unlabelled_sources(study.images))
     return fingerprints
+
+
+def _leaks(study: Study) -> list[str]:
+    """What [`describe_leaks`] says of the user's own data."""
+    args = study.finetune_arguments(study.methods[0], "1", 0, Path(), None)
+    return describe_leaks(dataclasses.replace(args, unlabelled=study.images), *open_train_and_val(args))
 
 
 def run_study(study: Study, output: Path, args: StudyArguments) -> str:
@@ -226,6 +239,8 @@ def run_study(study: Study, output: Path, args: StudyArguments) -> str:
     output.mkdir(parents=True, exist_ok=True)
     check_study(study, table)
     check_data(study, output)
+    for note in _leaks(study) if study.own_data else []:
+        logger.warning(note)
     write_yaml(args, output / ARGUMENTS)
     # The first seed of every method and fraction, then the second, so that an early look sees all methods.
     runs = {

@@ -19,13 +19,20 @@ from ddep_hub.data.dataloading import (
     train_dataloader,
 )
 from ddep_hub.data.folders import match_split
-from ddep_hub.data.image_datasets import images_fingerprint
+from ddep_hub.data.image_datasets import ImageFolder, images_fingerprint
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.loading import dataset_summary, open_split
 from ddep_hub.data.preprocessing import EvalTransform, Normalize, processor_size, to_tensor
 from ddep_hub.data.samplers import PairedBatchSampler, StepBatchSampler
 from ddep_hub.data.segmentation_datasets import SegmentationDataset, SegmentationFolder
-from ddep_hub.data.splits import choose_labelled, choose_validation, extract_groups, read_split_file, write_split_file
+from ddep_hub.data.splits import (
+    choose_labelled,
+    choose_validation,
+    extract_groups,
+    find_copies,
+    read_split_file,
+    write_split_file,
+)
 from ddep_hub.data.statistics import ClassStatistics, check_classes
 from ddep_hub.data.transforms import SegmentationTrainTransform
 from ddep_hub.data.unlabelled_transforms import UnlabelledTransform
@@ -72,7 +79,13 @@ def finetune(arguments: FinetuneArguments | None = None, **kwargs: Any) -> dict[
     if args.unlabelled and args.pretraining_steps:
         args = keep_image_size(args)
         training, validation = open_data(args)
-        decoder = pretrain_first(args, training, lambda: _check_labels(args, training, validation))
+
+        def check_data() -> None:
+            _check_labels(args, training, validation)
+            for note in describe_leaks(args, training, validation):
+                logger.warning(note)
+
+        decoder = pretrain_first(args, training, check_data)
     trainer = FinetuneTrainer(args, decoder)
     results = trainer.run()
     iou = {name: value for name, value in results["iou"].items() if value is not None}
@@ -136,6 +149,12 @@ def open_data(args: FinetuneArguments) -> tuple[SegmentationDataset, Segmentatio
             training.sample_ids, fraction=args.label_fraction, number=args.num_labelled_images, seed=args.split_seed
         )
         training = training.select(labelled_ids)
+    check_held_out(args, training, validation)
+    return training, validation
+
+
+def check_held_out(args: FinetuneArguments, training: SegmentationDataset, validation: SegmentationDataset) -> None:
+    """Raises a ValueError if images are trained on and validated on."""
     if isinstance(training, SegmentationFolder) and isinstance(validation, SegmentationFolder):
         # Resolved, because one split may be a link to the other.
         shared = {path.resolve() for path in training.images} & {path.resolve() for path in validation.images}
@@ -144,7 +163,38 @@ def open_data(args: FinetuneArguments) -> tuple[SegmentationDataset, Segmentatio
                 f"eval_split: {len(shared)} images of `{args.eval_split}` are also in `{args.train_split}`, such as "
                 f"{min(shared)}. Use other images."
             )
-    return training, validation
+
+
+def describe_leaks(
+    args: FinetuneArguments, training: SegmentationDataset, validation: SegmentationDataset
+) -> list[str]:
+    """Says which validation images are trained on under another name, or pretrained on.
+
+    Args:
+        args: Arguments of the run.
+        training: Its labelled images.
+        validation: Its validation images.
+
+    Returns:
+        A sentence for each kind, which `args.eval_split` should be scored with care for; data sets of the Hub are not
+        looked through.
+    """
+    if not isinstance(validation, SegmentationFolder):
+        return []
+    notes = []
+    if isinstance(training, SegmentationFolder) and (copies := find_copies(validation.images, training.images)):
+        notes.append(
+            f"eval_split: {len(copies)} images of `{args.eval_split}` have copies in `{args.train_split}`, such as "
+            f"{min(copies)}: its score says little of other images. Use others."
+        )
+    sources = unlabelled_sources(args.unlabelled) if args.unlabelled else []
+    images = [source.root / name for source in sources if isinstance(source, ImageFolder) for name in source.names]
+    if copies := find_copies(images, validation.images):
+        notes.append(
+            f"unlabelled: {len(copies)} of its images are validation images, such as {min(copies)}: a decoder that "
+            "has seen them, though without labels, may score too high. Leave them out."
+        )
+    return notes
 
 
 def _check_labels(args: FinetuneArguments, training: SegmentationDataset, validation: SegmentationDataset) -> None:
@@ -207,6 +257,9 @@ class FinetuneTrainer(Trainer):
             self.labelled, validation = open_data(args)
             set_seed(args.seed)  # the decoder's initialisation depends on the seed alone
             self.model, source = finetuning_model(args, self.labelled.classes, decoder)
+        if decoder is None and self.accelerator.is_main_process:  # else it was said before the first stage
+            for note in describe_leaks(args, self.labelled, validation):
+                logger.warning(note)
         self.processor = build_processor(args, decoder or args.pretrained, self.model.config, self._labelled_pixels())
         if args.image_size is not None:
             self.processor = with_image_size(self.processor, args.image_size)

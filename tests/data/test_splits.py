@@ -9,6 +9,7 @@ from ddep_hub.data.splits import (
     choose_labelled,
     choose_validation,
     extract_groups,
+    find_copies,
     parse_fraction,
     read_split_file,
     write_split_file,
@@ -17,6 +18,15 @@ from ddep_hub.data.splits import (
 
 DATA = Path(os.environ.get("DDEP_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))
 STEMS = [f"city/frame_{number:04d}" for number in range(367)]
+
+
+def test_copies_are_found_by_their_contents(tmp_path):
+    contents = {"a": b"1" * 200_000, "copy": b"1" * 200_000, "longer": b"1" * 200_001, "end": b"1" * 199_999 + b"2"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    others = [tmp_path / name for name in ("longer", "end", "copy")]
+    assert find_copies([tmp_path / "a", tmp_path / "longer"], others) == [tmp_path / "a", tmp_path / "longer"]
+    assert find_copies([tmp_path / "a"], others[:2]) == []
 
 
 @pytest.mark.parametrize(

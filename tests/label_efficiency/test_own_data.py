@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -18,7 +19,7 @@ from ddep_hub.label_efficiency.own_data import (
     own_data_study,
     recommend,
 )
-from ddep_hub.label_efficiency.report import Row, read_rows
+from ddep_hub.label_efficiency.report import Row, add_row, read_rows
 from ddep_hub.label_efficiency.runner import build_study, check_data, compare
 from ddep_hub.pretrained import list_pretrained
 
@@ -78,6 +79,7 @@ def test_a_comparison_and_what_it_leaves(data, tmp_path, capsys):
     assert f"| Data | `{data.name}`, 7 images" in card and "rendered" not in card
     assert not (decoder / "predictions.png").exists()  # the user's own images, and nobody allowed it
     report = (tmp_path / "report.md").read_text()
+    assert "validation images" not in report
     assert "1 seed cannot tell a gain from chance" in report and f"| {MASKED_METHOD} |" in report
     assert "1 seed cannot tell" in capsys.readouterr().out
     with Image.open(tmp_path / "examples.png") as picture:
@@ -89,6 +91,10 @@ def test_a_comparison_and_what_it_leaves(data, tmp_path, capsys):
         **vars(arguments(data, tmp_path, methods=[RANDOM_DECODER, MASKED_METHOD], **options))
     )  # nothing to do
     assert (tmp_path / "results.csv").read_bytes() == before
+    fields = {**options, "labels": [4], "unlabelled": [str(data / "images" / "val")], "report_only": True}
+    (tmp_path / "data.json").unlink()
+    compare(arguments(data, tmp_path, methods=[RANDOM_DECODER], **{**fields, "minutes": None}))
+    assert "unlabelled: 2 of its images are validation images" in (tmp_path / "report.md").read_text()
     (tmp_path / "report.md").unlink()  # made again, without the minutes that the steps follow from
     fields = {name: value for name, value in options.items() if name != "minutes"}
     compare(arguments(data, tmp_path, methods=[RANDOM_DECODER, MASKED_METHOD], report_only=True, **fields))
@@ -143,6 +149,26 @@ def test_minutes_shorten_all_runs_alike(data, tmp_path, monkeypatch, capsys):
     assert own_data_study(args, Steps(7, 9)).methods[0].finetuning["max_steps"] == 7
 
 
+def test_minutes_of_a_folder_with_rows_change_nothing(data, tmp_path):
+    (row,) = rows(random=[50])
+    add_row(tmp_path / "results.csv", row)
+    args = arguments(data, tmp_path, labels=[4], minutes=30.0)
+    with pytest.raises(ValueError, match="has rows of runs with the steps of the preset"):
+        fit_steps(args, build_study(args))
+    assert not (tmp_path / "steps.json").exists()
+
+
+def test_images_of_both_splits_are_found_whatever_is_labelled(data, tmp_path):
+    data = shutil.copytree(data, tmp_path / "data")
+    copied = sorted((data / "images" / "train").iterdir())[0]
+    (data / "images" / "val" / f"linked{copied.suffix}").symlink_to(copied)
+    (data / "annotations" / "val" / "linked.png").symlink_to(data / "annotations" / "train" / f"{copied.stem}.png")
+    for seeds in range(1, 4):
+        args = arguments(data, tmp_path / "out", labels=[1], seeds=seeds)
+        with pytest.raises(ValueError, match="1 images of `val` are also in `train`"):
+            check_data(build_study(args), tmp_path / "out")
+
+
 def rows(**scores):
     names = {"random": RANDOM_DECODER, "target": DDEP_METHOD}
     return [
@@ -158,8 +184,9 @@ def test_advice():
     assert sure == (
         "Use DDeP on your images (`--preset few-labels --unlabelled ... --pretraining_corruption scaled "
         "--decoder_hidden_sizes 8 4`): +4.0 points of mIoU over a random decoder with 2 labels (95 % interval +3.9 to "
-        "+4.2)."
+        "+4.2). It is the best of 2, so a part of its lead may be luck."
     )
+    assert recommend(rows(random=[50, 52, 51], target=[54, 56.1, 55])).endswith("+4.2).")  # nothing to choose from
     assert recommend(rows(random=[50, 52, 51], other=[44, 46, 45]), settings).startswith(
         "Use a random decoder (`--preset few-labels --decoder_hidden_sizes 8 4`): with 2"
     )

@@ -181,6 +181,22 @@ def test_a_refused_run_leaves_the_old_one_as_it_was(finetuning, scenes, tmp_path
     assert (run / "config.yaml").read_bytes() == before["config.yaml"]
 
 
+@pytest.mark.parametrize("steps", [1, 0])
+def test_validation_images_among_the_others_are_named(finetuning, scenes, tmp_path, caplog, steps):
+    data = shutil.copytree(scenes, tmp_path / "scenes")
+    copied = next((data / "images" / "train").iterdir())
+    for kind in ("images", "annotations"):
+        shutil.copyfile(next((data / kind / "train").glob(f"{copied.stem}.*")), data / kind / "val" / "copied.png")
+    fields = {} if steps else {"denoising_weight": 0.1}
+    finetuning(data=str(data), unlabelled=[str(data / "images")], pretraining_steps=steps, **fields)
+    notes = [message for message in caplog.messages if "validation images" in message or "copies" in message]
+    assert len(notes) == 2, caplog.messages
+    assert notes[0].startswith("eval_split: 1 images of `val` have copies in `train`") and "copied.png" in notes[0]
+    # Of the training images, the one that was copied.
+    number = len(list((data / "images" / "val").iterdir())) + 1
+    assert notes[1].startswith(f"unlabelled: {number} of its images are validation images")
+
+
 def test_mistakes_of_the_second_stage_are_said_before_the_first(finetuning, scenes, tmp_path):
     data = shutil.copytree(scenes, tmp_path / "scenes")
     mask = next((data / "annotations" / "train").iterdir())
