@@ -221,12 +221,7 @@ def read_class_table(path: str | Path) -> ClassTable:
 
 
 def write_class_table(table: ClassTable, path: str | Path) -> None:
-    """Writes a table in the shape that `read_class_table` reads.
-
-    Args:
-        table: The classes.
-        path: The JSON file to write; its folder must exist.
-    """
+    """Writes a table in the shape that `read_class_table` reads."""
     classes: list[dict[str, Any]] = [
         {"id": index, "name": name, "color": list(color)}
         for index, (name, color) in enumerate(zip(table.names, table.colors, strict=True))
@@ -322,15 +317,7 @@ def _check_keys(entry: Mapping[str, Any], known: Sequence[str], path: Path, pref
 
 
 def class_colors(number: int, avoid: Collection[Color] = ()) -> tuple[Color, ...]:
-    """Colours for classes that have none of their own.
-
-    Args:
-        number: How many.
-        avoid: Colours that are taken.
-
-    Returns:
-        Colours that differ from each other and from black, which stands for ignored pixels.
-    """
+    """Colours that differ from each other, from those in `avoid`, and from black, which stands for ignored pixels."""
     colors: list[Color] = []
     step = 0
     while len(colors) < number:

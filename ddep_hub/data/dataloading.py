@@ -29,16 +29,10 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
     """Samples under a random transform whose result depends on (seed, epoch, index) alone.
 
     Indices are the (epoch, index) pairs of `StepBatchSampler`. The number of workers makes no difference, and the
-    process's own random state is left alone.
+    process's own random state is left alone: the transform draws from torch's default CPU generator only.
 
-    An example is what the transform gives, with `path`, the sample's, and `skipped`, the broken files that were
-    skipped for it.
-
-    Args:
-        samples: The samples to transform.
-        transform: Makes tensors of a sample; draws from torch's default CPU generator only.
-        seed: Seed of the run.
-        skip_bad_files: Whether the next usable sample takes the place of a broken one.
+    An example is what the transform gives, with `path`, the sample's, and `skipped`, the broken files in whose place
+    it came; without `skip_bad_files` these are errors.
     """
 
     samples: SizedDataset
@@ -82,10 +76,6 @@ class PairedDataset(Dataset[dict[str, Any]]):
     """Pairs each labelled example with an unlabelled one; indices are pairs of theirs.
 
     An example is the labelled one with `unlabelled`, the pixels of the other, and what else that has.
-
-    Args:
-        labelled: The labelled examples.
-        unlabelled: The unlabelled ones.
     """
 
     labelled: AugmentedDataset
@@ -137,14 +127,7 @@ def init_worker(worker_id: int) -> None:
 def train_dataloader(
     dataset: Dataset[Any], sampler: Iterable[Any] | None = None, *, num_workers: int, device: torch.device
 ) -> DataLoader[Any]:
-    """Makes the dataloader of a run.
-
-    Args:
-        dataset: An [`AugmentedDataset`], or an [`ImageStream`], which makes whole batches itself.
-        sampler: Batches of indices, such as a [`StepBatchSampler`]; `None` for a stream.
-        num_workers: Processes that read; 0 reads in this one.
-        device: Where the batches go.
-    """
+    """The batches of a run: of an [`AugmentedDataset`], or of an [`ImageStream`], which makes whole batches itself."""
     batch_options: dict[str, Any] = {"batch_size": None} if sampler is None else {"batch_sampler": sampler}
     return DataLoader(
         dataset,
@@ -165,14 +148,7 @@ def compute_fingerprint(*parts: Any) -> str:
 def iterate_batches(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
     """Iterates over a dataloader whose workers end with the block, and not at the end of the program.
 
-    Args:
-        loader: A dataloader with any number of workers.
-
-    Yields:
-        Its iterator.
-
-    Raises:
-        BadFileError: A worker found a broken file; says so in one line, without the worker's traceback.
+    A worker's BadFileError is raised in one line, without the worker's traceback.
     """
     batches = iter(loader)
     try:

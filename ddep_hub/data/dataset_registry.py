@@ -14,13 +14,7 @@ from .classes import ClassTable, Color
 
 @dataclass(frozen=True)
 class EvaluationProtocol:
-    """How whole images are predicted when a data set is scored.
-
-    Args:
-        tile: Height and width of the tiles that an image is cut into, or None for whole images.
-        scales: Factors of the image size whose predictions are averaged.
-        flip: Whether the mirrored image's prediction is averaged in as well.
-    """
+    """How a data set is scored: tiles (height, width) or whole images, scales, and whether flips are averaged in."""
 
     tile: tuple[int, int] | None
     scales: tuple[float, ...]
@@ -33,16 +27,10 @@ class DatasetInfo:
 
     Args:
         name: Its name here, such as `cityscapes`.
-        title: Its name in text.
-        home_page: Where it is described and had.
         terms: Its terms of use in a few words; the home page has the binding ones.
-        classes: Names, colours and ignore value of the class ids that a model is trained on.
         mapping: Class id, or the ignore value, of every value that the official masks hold.
         splits: Number of images of the official splits.
         crop_size: Side of the training crops in pixels.
-        evaluation: How it is scored.
-        recalled: Whether `crop_size` and `evaluation` are believed to be the ones of the DDeP paper, recalled and not
-            checked there. Where False, the paper does not have the data set, and they are this package's choice.
         id459: Pascal Context alone: the value of each class in the original annotations, which name 459 things.
     """
 
@@ -60,17 +48,7 @@ class DatasetInfo:
 
 @cache
 def get_dataset_info(name: str) -> DatasetInfo:
-    """Looks a data set up.
-
-    Args:
-        name: One of `list_datasets()`.
-
-    Returns:
-        The data set; every call gives the same object.
-
-    Raises:
-        ValueError: The name is unknown; the message lists the known ones.
-    """
+    """A data set by its name, one of `list_datasets()`; every call gives the same object."""
     entries = _load_registry()
     if name not in entries:
         raise ValueError(f"data set {name!r} is unknown; choose one of {', '.join(entries)}")

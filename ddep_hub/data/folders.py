@@ -44,7 +44,6 @@ class FolderOptions:
 
     Args:
         image_dir: Folder of the images; `{split}` in it stands for the split.
-        mask_dir: Folder of the masks.
         mask_suffix: What follows an image's name in that of its mask.
         classes: `classes.json`, if it is not in the data set's folder.
     """
@@ -79,20 +78,10 @@ def canonical_split(name: str) -> str | None:
 def find_split_folders(
     root: Path, image_dir: str | None = None, mask_dir: str | None = None
 ) -> dict[str, SplitFolders]:
-    """Finds the folders of each split.
+    """Finds the folders of each split, by the split's name; that of the masks need not be there.
 
-    Args:
-        root: The data set's folder.
-        image_dir: Folder of the images, below `root` or absolute; `{split}` in it stands for the splits' names.
-            Default: recognised.
-        mask_dir: The same of the masks.
-
-    Returns:
-        Images and masks by the split's name; the folder of the masks need not be there.
-
-    Raises:
-        FileNotFoundError: `image_dir` is not a folder.
-        ValueError: Several folders may be meant.
+    The folders of images and masks, below `root` or absolute, are recognised where they are not given; `{split}` in
+    them stands for the splits' names. A ValueError says that several may be meant.
     """
 
     def find_masks(split: str | None, images: Path) -> Path:

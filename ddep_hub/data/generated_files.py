@@ -38,14 +38,8 @@ def is_prediction(path: Path) -> bool:
 def exclude_generated(root: Path, names: Sequence[str]) -> list[str]:
     """The images below a folder except those written there by a command; a warning names the skipped files.
 
-    Few files are looked at, so that this takes no time with millions of images.
-
-    Args:
-        root: The folder. If it is itself the output folder of `select`, the copies there are images like others.
-        names: Images below it, as [`list_images`] gives them.
-
-    Raises:
-        ValueError: None is left.
+    Few files are looked at, so that this takes no time with millions of images. If the folder is itself the output of
+    `select`, the copies there are images like others.
     """
     outputs = _find_outputs(root, names)
     pictures = {name for name in outputs if not name.endswith("/")}

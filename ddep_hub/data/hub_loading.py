@@ -20,15 +20,9 @@ HUB_PREFIX = "hf://datasets/"
 
 
 def load_split(name: str, split: str, *, revision: str | None = None) -> Any:
-    """A split as `datasets.Dataset`.
+    """A split of a data set of the Hub, or of a local folder or file, as `datasets.Dataset`.
 
-    Args:
-        name: A data set of the Hub, or a local folder or file; folders of `save_to_disk` as well.
-        split: The split; of no meaning for a single `Dataset` that was saved.
-        revision: Branch, tag or commit on the Hub.
-
-    Raises:
-        ValueError: There is no such split; names those there are.
+    A single `Dataset` that `save_to_disk` wrote has no splits: the name is then of no meaning.
     """
     import datasets
 
@@ -49,13 +43,7 @@ def stream_split(name: str, split: str, *, revision: str | None = None) -> Any:
 
 
 def stream_shards(shards: Sequence[str]) -> Any:
-    """WebDataset shards, local files or URLs, as `datasets.IterableDataset`.
-
-    Raises:
-        ImportError: Shards are behind http(s), and a package for that is missing; not all releases of `datasets` bring
-            it along.
-        ValueError: One of the first shards is damaged.
-    """
+    """WebDataset shards, local files or URLs, as `datasets.IterableDataset`; a damaged one may show up only later."""
     import datasets
 
     if any(shard.startswith(("http://", "https://")) for shard in shards) and find_spec("aiohttp") is None:
@@ -89,11 +77,7 @@ def local_fingerprint(name: str) -> list[str]:
 
 
 def parse_hub_name(name: str) -> tuple[str, str | None, str | None]:
-    """Repository, revision and split of `hf://datasets/org/name[@revision][/split]`; `None` for what is not given.
-
-    Raises:
-        ValueError: It is not of this form.
-    """
+    """Repository, revision and split of `hf://datasets/org/name[@revision][/split]`; `None` for what is not given."""
     match = re.fullmatch(r"([^/@]+/[^/@]+)(?:@([^/]+))?(?:/([^/@]+))?", name.removeprefix(HUB_PREFIX))
     if match is None:
         raise ValueError(

@@ -68,21 +68,11 @@ WEBDATASET_COLUMNS = ("jpg", "jpeg", "png", "webp")
 
 
 class HubImages(Dataset[dict[str, Any]]):
-    """The images of a data set that is downloaded and kept in the cache.
+    """The images of a data set of the Hub, or of a local one that `datasets` reads, kept in the cache.
 
-    A sample is `{"image": {"path": str, "bytes": bytes or None}, "path": str}`, undecoded for `PretrainTransform`.
-
-    Args:
-        name: A data set of the Hub, such as `org/name`, or a local folder or file that `datasets` reads.
-        split: The split.
-        column: Column of the images; of its default, the only one of another name is used, too.
-        revision: Branch, tag or commit on the Hub.
-
-    Attributes:
-        fingerprint: What tells this data from other data, the same wherever it lies.
-
-    Raises:
-        ValueError: There is no such split or column, or the column holds no images.
+    A sample is `{"image": {"path": str, "bytes": bytes or None}, "path": str}`, undecoded for `PretrainTransform`. In
+    place of the default column, the only one of images is taken, whatever its name. `fingerprint` tells this data from
+    other data, the same wherever it lies.
     """
 
     def __init__(self, name: str, split: str, *, column: str = "image", revision: str | None = None) -> None:
@@ -102,18 +92,11 @@ class HubImages(Dataset[dict[str, Any]]):
 
 
 class ShardedImages:
-    """The images of a streaming data set, shard by shard; a source of `ImageStream`.
+    """The images of a data set opened with `streaming=True`, shard by shard; a source of `ImageStream`.
 
-    A sample is as that of `HubImages`; of WebDataset shards, its path is that of the shard and the image's in it.
-
-    Args:
-        data: A data set opened with `streaming=True`.
-        name: What messages call it.
-        fingerprint: What tells this data from other data, the same wherever it lies.
-        column: Column of the images; of WebDataset shards, the first of jpg, jpeg, png and webp that a sample has.
-
-    Raises:
-        ValueError: There is no such column, or it holds no images.
+    A sample is as that of `HubImages`. Of WebDataset shards, its path is that of the shard and the image's in it, and
+    without the column, the first of jpg, jpeg, png and webp that a sample has is taken. `fingerprint` tells this data
+    from other data, the same wherever it lies.
     """
 
     def __init__(
@@ -163,7 +146,7 @@ MapSource = ImageFolder | HubImages
 def open_images(
     names: Sequence[str], *, column: str = "image", streaming: bool = False
 ) -> list[MapSource] | list[ShardedImages]:
-    """Opens sources of images; their samples are undecoded.
+    """Opens sources of images, undecoded: all with a length and whole-number indices, or all for `ImageStream`.
 
     A name is one of
 
@@ -173,19 +156,7 @@ def open_images(
     - WebDataset shards: a .tar file or its http(s) URL, or a pattern of them such as `shards/*.tar` or
       `shards/train-{000..127}.tar`. They are always streamed.
 
-    Args:
-        names: The sources.
-        column: Column of the images in data sets; in WebDataset shards, a known image suffix takes its place where
-            there is no such column.
-        streaming: Whether to read data sets as they come, without keeping them on the disk.
-
-    Returns:
-        A list of data sets with a length and whole-number indices, or a list of sources for `ImageStream`.
-
-    Raises:
-        FileNotFoundError: A folder or file is missing, or a pattern matches nothing.
-        ValueError: A name cannot be read, a data set has no such split or column, or some sources are streams and
-            others are not.
+    `streaming` reads data sets as they come, without keeping them on the disk.
     """
     if not names:
         raise ValueError("no images are given; pass at least one folder or data set")
@@ -202,15 +173,10 @@ def open_images(
 
 
 def images_fingerprint(sources: Sequence[MapSource | ShardedImages]) -> str:
-    """A short hash over what sources hold, which tells at resuming that the data has changed.
+    """A short hash over what sources hold, wherever it lies; it tells at resuming that the data has changed.
 
-    Args:
-        sources: From [`open_images`]. Folders count by the relative names of their images, local data sets and shards
-            by those of their files and the sizes, data sets of the Hub by their fingerprint, and streamed ones by
-            their name, revision and number of shards.
-
-    Returns:
-        16 hexadecimal digits; the same wherever a folder lies.
+    Folders count by the relative names of their images, local data sets and shards by those of their files and the
+    sizes, data sets of the Hub by their fingerprint, and streamed ones by their name, revision and number of shards.
     """
     digest = hashlib.sha256()
     for source in sources:
@@ -221,18 +187,7 @@ def images_fingerprint(sources: Sequence[MapSource | ShardedImages]) -> str:
 
 
 def expand_shards(pattern: str) -> list[str]:
-    """The files or URLs that a pattern of shards stands for.
-
-    Args:
-        pattern: With any number of ranges such as `{000..127}`, and `*`, `?` or `[...]` for local files.
-
-    Returns:
-        The names, ranges counted up and matches sorted.
-
-    Raises:
-        FileNotFoundError: A local file is missing, or nothing matches.
-        ValueError: A range runs backwards.
-    """
+    """The files or URLs of a pattern with ranges such as `{000..127}`, and `*`, `?` or `[...]` for local files."""
     match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if match:
         first, last = match.groups()

@@ -36,13 +36,8 @@ _SYSTEM_FOLDERS = {"@eaDir", "__MACOSX"}  # thumbnails of Synology, what macOS a
 def iter_files(root: Path, extensions: tuple[str, ...] = ("",), *, recursive: bool = True) -> Iterator[str]:
     """Paths of files relative to `root`, with forward slashes; none if there is no such folder.
 
-    Hidden files and folders and those of systems are skipped, and with a warning folders that cannot be read. Links
-    to folders are followed, each folder once.
-
-    Args:
-        root: The folder.
-        extensions: Endings of the files, in lower case; upper case counts as well.
-        recursive: Whether to look into its folders too.
+    Hidden files and folders and those of systems are skipped, and with a warning folders that cannot be read. Links to
+    folders are followed, each folder once. Extensions are given in lower case; upper case counts as well.
     """
 
     def warn(error: OSError) -> None:
@@ -67,20 +62,10 @@ def iter_files(root: Path, extensions: tuple[str, ...] = ("",), *, recursive: bo
 
 
 def list_images(root: Path) -> list[str]:
-    """Images as [`iter_files`] finds them, sorted.
+    """Images as [`iter_files`] finds them, sorted, at least one.
 
     A warning counts the files that are left out as they have none of `IMAGE_EXTENSIONS`. Arrays (.npy) are images only
     where there are no others: beside pictures they are features or masks.
-
-    Args:
-        root: The folder.
-
-    Returns:
-        At least one path.
-
-    Raises:
-        FileNotFoundError: There is no such folder.
-        ValueError: It holds no image.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder; pass the folder that holds the images")
@@ -102,11 +87,7 @@ def list_images(root: Path) -> list[str]:
 
 
 class PackedNames(Sequence[str]):
-    """Names in one piece of memory, of about their own length: 14 million are no burden, also for forked processes.
-
-    Args:
-        names: The names; any that the system allows for files.
-    """
+    """Names in one piece of memory, of about their own length: 14 million are no burden, also for forked processes."""
 
     def __init__(self, names: Iterable[str]) -> None:
         encoded = [os.fsencode(name) for name in names]
@@ -172,10 +153,8 @@ def lift_size_limit(in_windows: bool = True) -> Iterator[None]:
 class BadFileError(ValueError):
     """A file that cannot be used; the message names it and what to do.
 
-    Args:
-        message: What is wrong, where, and what to do. The only required argument, as a data loader rebuilds an
-            error of its worker from the message alone (`path` is then empty).
-        path: The file.
+    The message is the only required argument: a data loader rebuilds its worker's error from that, with an empty
+    `path`.
     """
 
     def __init__(self, message: str, path: str | Path = "") -> None:
@@ -271,13 +250,7 @@ def file_name(file: str | Path | Undecoded) -> str:
 def open_image(file: str | Path | Undecoded, kind: str = "image") -> Iterator[ImageFile.ImageFile]:
     """Opens an image of which only the header is read yet; what goes wrong inside becomes a `BadFileError`.
 
-    Args:
-        file: Its path, or an undecoded file.
-        kind: What to call it in messages.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        BadFileError: It is empty, cut off, damaged or no image.
+    Messages call it an image, or what `kind` says.
     """
     name = file_name(file)
     hint = f"replace the file or remove this {kind} from the data set"
@@ -301,11 +274,7 @@ def open_image(file: str | Path | Undecoded, kind: str = "image") -> Iterator[Im
 
 
 def read_header(file: str | Path | Undecoded) -> tuple[tuple[int, int], int] | None:
-    """Size (width, height) and orientation that an image states; `None` for arrays and what Pillow cannot open.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-    """
+    """Size (width, height) and orientation that an image states; `None` for arrays and what Pillow cannot open."""
     if is_array(file):
         return None
     try:
@@ -332,11 +301,7 @@ class DecodedImage(NamedTuple):
 
 
 def load_upright(file: str | Path | Undecoded, kind: str) -> DecodedImage:
-    """Decodes an image.
-
-    Raises:
-        BadFileError: See [`open_image`]; or it is a mask of several pages.
-    """
+    """Decodes an image; a mask must have a single page."""
     with open_image(file, kind) as image:
         if kind == "mask" and (pages := num_pages(image)) > 1:
             name = file_name(file)
@@ -374,11 +339,7 @@ def disallow_truncated_images() -> Iterator[None]:
 
 
 def load_bytes(file: str | Path | Undecoded) -> Undecoded:
-    """The file with its content read, so that it is read once.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-    """
+    """The file with its content read, so that it is read once."""
     if not isinstance(file, str | Path) and file["bytes"] is not None:
         return file
     name = file_name(file)

@@ -63,12 +63,9 @@ class SplitFiles:
     """The files of one split.
 
     Args:
-        image_folder: Holds the images.
-        mask_folder: Holds the masks.
         splits: The splits of the data set, sorted.
         images: The image of every sample id, in the order of the official list, or sorted.
         masks: Where the mask of every sample id belongs; it need not be there.
-        classes: The data set's classes.
         mapping: Class id of every value that the masks may hold; None where the values are the ids.
         groups: What each sample belongs to, such as a slide, where `pairs.csv` says so.
     """
@@ -84,18 +81,10 @@ class SplitFiles:
 
 
 def find_layout(root: str | Path, options: FolderOptions = DEFAULT_OPTIONS) -> str:
-    """Detects a data set's layout from the contents of its folder.
+    """Detects a data set's layout, one of `LAYOUTS`, from the contents of its folder.
 
-    Args:
-        root: The data set's folder.
-        options: Where images and masks lie; with folders or a suffix there, or a `pairs.csv`, the layout is `folder`.
-
-    Returns:
-        One of `LAYOUTS`.
-
-    Raises:
-        FileNotFoundError: It has none of them; the message lists what was looked for, and what is there.
-        ValueError: It has several, or there are several folders of images or masks.
+    With a `pairs.csv`, or folders or a suffix in the options, it is `folder`. A FileNotFoundError lists what was
+    looked for and what is there; a ValueError says which of several may be meant.
     """
     root = Path(root)
     if options.has_folders or (root / PAIRS).is_file():
@@ -132,20 +121,9 @@ def find_layout(root: str | Path, options: FolderOptions = DEFAULT_OPTIONS) -> s
 def find_splits(
     root: Path, layout: str, options: FolderOptions = DEFAULT_OPTIONS
 ) -> tuple[dict[str, SplitFolders], ListedPairs | None]:
-    """The splits of a data set.
+    """The folders of each split of a data set by name, and what `pairs.csv` lists where it is in use.
 
-    Args:
-        root: The data set's folder.
-        layout: One of `LAYOUTS`.
-        options: Where images and masks lie, for the layout `folder`.
-
-    Returns:
-        Their folders by name, and what `pairs.csv` lists where it is in use. Official names such as `training` are
-        given as `train` and `val`, those of the layout `folder` as they are.
-
-    Raises:
-        FileNotFoundError: There is no data set of this layout.
-        ValueError: There is no such layout.
+    Official names such as `training` are given as `train` and `val`, those of the layout `folder` as they are.
     """
     if layout == "folder" and (root / PAIRS).is_file() and not options.has_folders:
         listed = read_pairs(root)
@@ -164,23 +142,11 @@ def find_splits(
 
 
 def split_files(root: str | Path, split: str, layout: str, options: FolderOptions = DEFAULT_OPTIONS) -> SplitFiles:
-    """Finds the images and masks of a split.
+    """Finds the images and masks of a split, which may be given by another common name, such as `valid` for `val`.
 
-    Args:
-        root: The data set's folder.
-        split: One of `find_splits`, or another common name of it: `validation`, `valid` or `dev` for `val`,
-            `training` for `train`, `testing` for `test`.
-        layout: One of `LAYOUTS`.
-        options: Where images and masks lie, for the layout `folder`; and the classes, for any.
-
-    Returns:
-        Their paths by sample id: the image's path in its folder without suffix, and without `_leftImg8bit` in
-        Cityscapes, as `read_split_file` gives it for published lists.
-
-    Raises:
-        FileNotFoundError: There is no such split, a folder or `classes.json` is missing, or an image that the
-            official list names is.
-        ValueError: There is no such layout, the split is empty, or two images share a sample id.
+    A sample id is an image's path in its folder without suffix, and without `_leftImg8bit` in Cityscapes, as
+    `read_split_file` gives it for published lists. Options name folders for the layout `folder`, and the classes for
+    any.
     """
     root = Path(root)
     folders, listed = find_splits(root, layout, options)

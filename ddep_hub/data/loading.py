@@ -26,22 +26,8 @@ def open_segmentation_dataset(
 ) -> SegmentationDataset:
     """Opens a split of a folder, of a data set of the Hub, or of one that `datasets` wrote.
 
-    Args:
-        name: A folder in one of `SegmentationFolder`'s layouts, `hf://datasets/org/name[@revision]`, or a local folder
-            of parquet or arrow files.
-        split: The split.
-        options: Where the images and masks of a folder lie; and the classes, which a data set may not name.
-        image_column: Column of the images in a data set.
-        mask_column: Column of the masks in a data set.
-        split_file: List of the examples to use, see `read_split_file`; all by default. Others need no mask.
-        num_channels: Channels of the images, see [`decode_image`].
-
-    Returns:
-        The samples.
-
-    Raises:
-        FileNotFoundError: A folder or file is missing.
-        ValueError: There is no such split, column or example.
+    The name is a folder in one of `SegmentationFolder`'s layouts, `hf://datasets/org/name[@revision]`, or a local
+    folder of parquet or arrow files. Examples that are not in `split_file` need no mask.
     """
     name = str(name)
     is_hub = name.startswith(HUB_PREFIX)
@@ -80,14 +66,7 @@ def _is_folder(name: str, options: FolderOptions) -> bool:
 def open_split(
     args: LabelledDataArguments, split: str, split_file: str | None = None, *, num_channels: int = 3
 ) -> SegmentationDataset:
-    """A split of labelled data: a folder, a data set of the Hub or one that `datasets` wrote.
-
-    Args:
-        args: Where it is; the embedded scenes where they name none.
-        split: Its name.
-        split_file: List of the examples to use, see [`read_split_file`]; all by default. Others need no mask.
-        num_channels: Channels of the images, see [`decode_image`].
-    """
+    """A split of the data that arguments name, or of the embedded scenes; see [`open_segmentation_dataset`]."""
     name = args.data or str(embedded_scenes())
     return open_segmentation_dataset(
         name if "://" in name else resolve_data(name),

@@ -69,15 +69,7 @@ def palettes_differ(paths: Sequence[Path]) -> bool:
 
 
 def suggest_classes(paths: Sequence[Path], *, limit: int = 100) -> str:
-    """What to save as `classes.json`, from the values or colours that masks hold.
-
-    Args:
-        paths: The mask files.
-        limit: How many of them to read, spread evenly.
-
-    Returns:
-        A sentence, the text of the file, and the share of each value.
-    """
+    """What to save as `classes.json`, from the values or colours in at most `limit` of the masks, and their shares."""
     sampled_paths = paths[:: -(-len(paths) // limit)]
     counts, num_objects = Counter[Any](), list[int | None]()
     color_modes = ("RGB", "RGBA", "P") if palettes_differ(sampled_paths) else ("RGB", "RGBA")

@@ -70,12 +70,7 @@ def decode_mask(
 
 
 def load_mask(file: str | Path | Undecoded) -> DecodedImage:
-    """Decodes a mask: an image, or an array (.npy) of numbers (H, W) or of colours (H, W, 3).
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        BadFileError: It is damaged, has several pages, or an array has another shape or kind of values.
-    """
+    """Decodes a mask: an image, or an array (.npy) of numbers (H, W) or of colours (H, W, 3)."""
     if not is_array(file) or not isinstance(file, str | Path):
         return load_upright(file, "mask")
     try:
@@ -119,11 +114,7 @@ def get_mask_values(
     colors: ColorMapping | None = None,
     ignore_index: int = 255,
 ) -> np.ndarray:
-    """The values (H, W) of a mask that is greyscale, bilevel or of a palette; for arguments see [`decode_mask`].
-
-    Raises:
-        BadFileError: It has other channels, or is compressed with loss, or a GIF of colours that are of no class.
-    """
+    """The values (H, W) of a mask that is greyscale, bilevel or of a palette; for arguments see [`decode_mask`]."""
     check_lossless(mask, path)
     image, file_format, white_level, _ = mask
     values = np.array(image)
@@ -175,10 +166,7 @@ def _map_palette_colors(
 ) -> np.ndarray | None:
     """What the colours of a palette mean, as ids (H, W); `None` if its indices, or grey levels, are the values.
 
-    Args:
-        values: Indices (H, W).
-        ignore_index: An index that keeps its meaning, whatever its colour.
-        is_gif: Whether the order of the palette means nothing.
+    An index that is `ignore_index` keeps its meaning, whatever its colour. The order of a GIF's palette means nothing.
     """
     palette = {index: color for index, color in palette.items() if index != ignore_index or is_gif}
     unknown = [index for index, color in palette.items() if color not in colors]
@@ -209,8 +197,7 @@ def _to_grey_levels(values: np.ndarray, palette: Mapping[int, Color], path: str 
 def mask_colors(image: Image.Image, path: str | Path) -> np.ndarray:
     """The colours of a mask, uint8 (H, W, 3); fully transparent pixels are black.
 
-    Raises:
-        BadFileError: All pixels are transparent, but some have a colour.
+    If all are transparent, but have colours, that is a BadFileError.
     """
     if image.mode != "RGBA":
         return np.asarray(image.convert("RGB"))

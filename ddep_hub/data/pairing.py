@@ -34,13 +34,7 @@ NO_AFFIX = ("", "")
 
 @dataclass(frozen=True)
 class Pairs:
-    """Images and masks by sample id.
-
-    Args:
-        images: The images.
-        masks: Their masks; an image without one has none here.
-        unmatched: Masks without an image.
-    """
+    """Images and masks by sample id, where an image may have no mask; and the names of masks without an image."""
 
     images: dict[str, Path]
     masks: dict[str, Path]
@@ -50,18 +44,9 @@ class Pairs:
 def pair_files(image_folder: Path, mask_folder: Path, mask_suffix: str | None = None) -> Pairs:
     """Finds the mask of each image: of the same name, but for words such as `_mask` or `gt_`.
 
-    Args:
-        image_folder: Folder of the images.
-        mask_folder: Folder of the masks, which may be the same, or not be there.
-        mask_suffix: What follows the image's name in the mask's, such as `_mask`; default: found from the names.
-
-    Returns:
-        The pairs, without what commands of this package wrote among the images; a sample id is an image's path in its
-        folder without suffix.
-
-    Raises:
-        FileNotFoundError: There is no folder of images.
-        ValueError: It holds no image, two images share a sample id, or several masks may be meant.
+    The folder of the masks may be that of the images, or not be there; what commands of this package wrote among the
+    images is left out. A sample id is an image's path in its folder without suffix. Several images of one sample id,
+    and several masks that may be meant, are a ValueError.
     """
     same_folder = mask_folder.is_dir() and image_folder.is_dir() and os.path.samefile(mask_folder, image_folder)
     names = [] if same_folder else list_images(image_folder)
@@ -128,19 +113,9 @@ def separate_masks(names: list[str], mask_suffix: str | None = None) -> tuple[li
 def match_names(
     images: Sequence[str], masks: Sequence[str], mask_suffix: str | None = None, location: str = "The folder"
 ) -> dict[str, str]:
-    """Matches names without extension; what is added to a name must be the same in all.
+    """The mask of each image that has one, by names without extension; what is added to them must be the same.
 
-    Args:
-        images: Names of the images.
-        masks: Names of the masks.
-        mask_suffix: What follows an image's name in that of its mask; default: what matches most images.
-        location: What messages call the folder of the masks.
-
-    Returns:
-        The mask of each image that has one.
-
-    Raises:
-        ValueError: Two ways match equally many; names both.
+    Without `mask_suffix`, what matches most images is taken; a ValueError names two ways that match equally many.
     """
     # The same name may use composed or decomposed letters, because systems differ in which they store.
     composed = [{unicodedata.normalize("NFC", name): name for name in names} for names in (images, masks)]
@@ -249,24 +224,14 @@ def _affix_rank(affix: tuple[str, str]) -> int:
 
 @dataclass(frozen=True)
 class ListedPairs:
-    """The content of a `pairs.csv`.
-
-    Args:
-        pairs: Images and masks of each split by sample id.
-        groups: The group of each sample id of a split; empty without a column `group`.
-    """
+    """The content of a `pairs.csv`: pairs by split, and by split the group of each sample id, if there is one."""
 
     pairs: dict[str, Pairs]
     groups: dict[str, dict[str, str]]
 
 
 def read_pairs(root: Path) -> ListedPairs:
-    """Reads `pairs.csv`: columns `image`, `mask` and, if wanted, `split` and `group`; paths relative to its folder.
-
-    Raises:
-        FileNotFoundError: A file that it lists does not exist; names file and line.
-        ValueError: A column is missing, a line is incomplete, or an image is listed twice.
-    """
+    """Reads `pairs.csv`: columns `image`, `mask` and, if wanted, `split` and `group`; paths relative to its folder."""
     path = root / PAIRS
     try:
         text = path.read_text(encoding="utf-8-sig")

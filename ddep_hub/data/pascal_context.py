@@ -21,17 +21,7 @@ _MAX_ID = 459
 
 
 def convert_label_map(label_map: np.ndarray) -> np.ndarray:
-    """Keeps the 59 classes of the dataset registry.
-
-    Args:
-        label_map: Integer array (H, W) of the official ids 0..459.
-
-    Returns:
-        uint8 array (H, W): class id + 1, and 0 for everything else.
-
-    Raises:
-        ValueError: It is not an integer array (H, W), or holds another id.
-    """
+    """The official ids 0..459 (H, W) as class id + 1 of the dataset registry's 59 classes, uint8; 0 for others."""
     if label_map.ndim != 2 or not label_map.size or not np.issubdtype(label_map.dtype, np.integer):
         raise ValueError(f"label map must be integers of shape (H, W), not {label_map.dtype} of {label_map.shape}")
     if label_map.min() < 0 or label_map.max() > _MAX_ID:
@@ -43,21 +33,9 @@ def convert_label_map(label_map: np.ndarray) -> np.ndarray:
 
 
 def convert_annotations(voc: str | Path, annotations: str | Path) -> int:
-    """Writes `SegmentationClassContext/<sample_id>.png` for every annotation that has none yet.
+    """Writes `SegmentationClassContext/<sample_id>.png` for every `.mat` that has none yet; returns how many.
 
     Each mask is there whole or not at all, so an interrupted conversion can be started again.
-
-    Args:
-        voc: The folder `VOC2010`, which holds `JPEGImages`.
-        annotations: The folder of the official `<sample_id>.mat` files.
-
-    Returns:
-        The number of masks written.
-
-    Raises:
-        FileNotFoundError: `voc` has no images, or `annotations` no `.mat` file.
-        ImportError: SciPy is not installed.
-        BadFileError: A `.mat` file is damaged or holds no label map; the message names it.
     """
     voc, annotations = Path(voc), Path(annotations)
     if not (voc / "JPEGImages").is_dir():
@@ -100,11 +78,7 @@ def _read_label_map(path: Path) -> np.ndarray:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command; see the module's text.
-
-    Args:
-        argv: Arguments in place of the command line's.
-    """
+    """The command; see the module's text."""
     parser = argparse.ArgumentParser(prog="python -m ddep_hub.data.pascal_context", description=__doc__)
     parser.add_argument("voc", help="the folder VOC2010, which holds JPEGImages")
     parser.add_argument("annotations", help="the folder of the official .mat files")

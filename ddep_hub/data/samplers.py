@@ -11,16 +11,10 @@ from torch.utils.data import Sampler
 
 
 def example_seed(*values: int) -> int:
-    """Mixes whole numbers into one seed, such as (seed, epoch, index) into the seed of an example.
+    """Mixes numbers in 0..2**64-1 into one seed, such as (seed, epoch, index) into the seed of an example.
 
-    Args:
-        values: Numbers in 0..2**64-1. Their order and how many there are matter: (1,), (1, 0) and (0, 1) differ.
-
-    Returns:
-        A seed in 0..2**64-1, the same on every platform and with every version of NumPy.
-
-    Raises:
-        ValueError: A value is outside 0..2**64-1.
+    It is the same on every platform and with every version of NumPy. The order of the numbers and how many there are
+    matter: (1,), (1, 0) and (0, 1) differ.
     """
     # SeedSequence itself splits large numbers into 32-bit words and fills up with zeros, so that (1,) and (1, 0)
     # would be one; the length and two words for every value tell them apart.
@@ -42,16 +36,7 @@ def seed_rng(*values: int) -> Iterator[None]:
 
 
 def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    """The order in which one epoch visits the examples.
-
-    Args:
-        num_examples: Size N of the data set.
-        seed: Seed of the run.
-        epoch: Counted from 0.
-
-    Returns:
-        int64 array (N,), a permutation of 0..N-1.
-    """
+    """The order in which one epoch, counted from 0, visits the examples: int64 (num_examples,), a permutation."""
     # NumPy guarantees the raw numbers of a bit generator across versions, but not the result of `permutation`.
     raw = np.random.PCG64(example_seed(seed, epoch)).random_raw(num_examples)
     return np.argsort(raw, kind="stable")
@@ -60,16 +45,7 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 def batch_slice(global_batch_size: int, rank: int, world_size: int) -> range:
     """The positions in the global batch that one process works on.
 
-    Args:
-        global_batch_size: Examples a step, over all processes.
-        rank: This process, in 0..world_size-1.
-        world_size: Number of processes.
-
-    Returns:
-        A contiguous range; the ranges of all ranks make up the batch and differ in length by one at most.
-
-    Raises:
-        ValueError: `rank` is out of range, or there are fewer examples than processes.
+    Those of all ranks make up the batch and differ in length by one at most.
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} is not in 0..{world_size - 1} (world_size {world_size})")
@@ -90,17 +66,7 @@ class SourceMixture:
     """Which of several sources each position of an endless stream takes: a pure function of (seed, position).
 
     The stream is cut into blocks of `BLOCK` positions. In each, a source has the same whole number of places, its
-    share rounded by largest remainder, and the places are shuffled by (seed, block).
-
-    Args:
-        weights: Share of each source, in any unit.
-        seed: Seed of the run.
-
-    Attributes:
-        counts: Places of each source in a block; they sum to `BLOCK`.
-
-    Raises:
-        ValueError: A weight is not positive or finite, or too small for a single place in a block.
+    share of the weights rounded by largest remainder (`counts`), and the places are shuffled by (seed, block).
     """
 
     BLOCK = 1000
@@ -123,14 +89,7 @@ class SourceMixture:
         self._sources, self._offsets = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
 
     def locate(self, position: int) -> tuple[int, int]:
-        """The source of a position, and how many examples that source has given before it.
-
-        Args:
-            position: Place in the stream, from 0.
-
-        Returns:
-            (source, n): the position takes the n-th example of the source, counted from 0.
-        """
+        """The source of a position, and how many examples that source has given before it; all counted from 0."""
         if len(self.counts) == 1:
             return 0, position
         block, offset = divmod(position, self.BLOCK)
@@ -147,10 +106,10 @@ class SourceMixture:
 class StepBatchSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) for the steps `start_step`..`end_step - 1` of a run.
 
-    The run is an endless stream of examples, one shuffled epoch after another. Position p of the stream is the
-    example `epoch_order(N, seed, p // N)[p % N]`, and step s takes the positions from s * global_batch_size on: a
-    batch may span epochs, and N may be smaller than the batch. What a step holds does not depend on where the run
-    was resumed, nor, taken over all ranks, on the number of processes.
+    The run is an endless stream of examples, one shuffled epoch after another. Position p of the stream is the example
+    `epoch_order(N, seed, p // N)[p % N]`, and step s takes the positions from s * global_batch_size on: a batch may
+    span epochs, and N may be smaller than the batch. What a step holds does not depend on where the run was resumed,
+    nor, taken over all ranks, on the number of processes.
 
     With `weights`, position p takes the n-th example of source k, of size N, where (k, n) is
     `SourceMixture.locate(p)`: `epoch_order(N, source_seed, n // N)[n % N]`. A source that runs through an epoch sooner
@@ -159,16 +118,8 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
     Args:
         num_examples: Size N of the data set, or the sizes of sources that are laid end to end; `index` counts over
             all of them, as in torch's `ConcatDataset`.
-        global_batch_size: Examples a step, over all processes.
-        seed: Seed of the run.
-        start_step: First step to yield, counted from 0.
-        end_step: One past the last step.
-        rank: This process.
-        world_size: Number of processes; each gets its `batch_slice`.
+        global_batch_size: Examples a step, over all processes, of which each gets its `batch_slice`.
         weights: Share of each source in the examples. By default the sources are shuffled as one data set.
-
-    Raises:
-        ValueError: A number is out of range; the message names it.
     """
 
     def __init__(
@@ -219,12 +170,7 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
 
 
 class PairedBatchSampler(Sampler[list[tuple[Any, Any]]]):
-    """Batches of pairs: at each place of a batch, the index of one sampler and that of another.
-
-    Args:
-        first: A sampler of batches.
-        second: One with batches of the same lengths.
-    """
+    """Batches of pairs: at each place of a batch, the index of one sampler and that of another of equal batches."""
 
     def __init__(self, first: StepBatchSampler, second: StepBatchSampler) -> None:
         self.first = first

@@ -30,17 +30,7 @@ Sample = dict[str, Any]
 
 
 def make_sample(image: Image.Image | ChannelImage, mask: np.ndarray, path: str, mask_path: str) -> Sample:
-    """A sample of image and mask.
-
-    Args:
-        image: The image.
-        mask: Class ids (H, W).
-        path: What messages call the image.
-        mask_path: What messages call the mask.
-
-    Raises:
-        BadFileError: They are not of one size.
-    """
+    """A sample of an image and its mask (H, W), which must be of one size; messages call them by their paths."""
     if image.size != mask.shape[::-1]:
         raise _size_error(image.size, mask, path, mask_path)
     return {"image": image, "annotation": mask, "path": path, "annotation_path": mask_path}
@@ -86,12 +76,7 @@ def _decode_mask(file: Any, classes: ClassTable, mapping: Mapping[int, int] | No
 
 
 def check_sample(sample: Sample, classes: ClassTable, name: str) -> None:
-    """Checks a sample of somebody else's dataset.
-
-    Raises:
-        TypeError: `annotation` is not an array.
-        ValueError: It has not the image's size, or holds an id that is no class.
-    """
+    """Checks a sample of somebody else's dataset: an array of the image's size that holds class ids alone."""
     image, mask = sample["image"], sample["annotation"]
     if not isinstance(mask, np.ndarray):
         raise TypeError(f"data: `annotation` of {name} is a {type(mask).__name__}. Give an array (height, width).")

@@ -114,16 +114,8 @@ def choose_validation(
 ) -> list[str]:
     """Chooses the images to keep for validation: the same for every seed, so that runs can be compared.
 
-    Args:
-        sample_ids: The images to choose from.
-        fraction: Share to keep, as `parse_fraction` takes it.
-        groups: The group of each image, such as its slide or video; whole groups are kept.
-
-    Returns:
-        The chosen sample_ids, sorted; at least one image, or group, and not all.
-
-    Raises:
-        ValueError: There are fewer than two images, or groups.
+    The result is sorted, at least one image and not all. Whole groups, such as slides or videos, are kept where there
+    are groups.
     """
     pool = sorted(sample_ids)
     members: dict[str, list[str]] = {}
@@ -147,11 +139,7 @@ def choose_validation(
 
 
 def extract_groups(sample_ids: Iterable[str], pattern: str) -> dict[str, str]:
-    """The group of each sample: the first group of a regular expression, or its match, in the sample's name.
-
-    Raises:
-        ValueError: It is not a regular expression, or does not match a name.
-    """
+    """The group of each sample: the first group of a regular expression, or its match, in the sample's name."""
     try:
         regex = re.compile(pattern)
     except re.error as error:
@@ -166,23 +154,13 @@ def extract_groups(sample_ids: Iterable[str], pattern: str) -> dict[str, str]:
 
 
 def read_split_file(path: str | Path, known_ids: Collection[str] = ()) -> list[str]:
-    """Reads a list of images.
+    """Reads a list of images as sample ids in the file's order.
 
     One image a line: its path, and after white space optionally its mask's path, which is not used. Empty lines and
     lines that start with # are passed over. A sample id is the image's path without suffix and without a leading
     `images/<split>/`, or `JPEGImages/` as in VOC's lists; of Cityscapes' names `leftImg8bit/<split>/` and the ending
-    `_leftImg8bit` go too, so that the sample id names the frame.
-
-    Args:
-        path: The text file.
-        known_ids: Sample ids; a line that is one of them, with or without a suffix, is taken as it is.
-
-    Returns:
-        Sample ids in the file's order.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file lists no image, or one twice; the message gives the line.
+    `_leftImg8bit` go too, so that the sample id names the frame. A line that is a known id, with or without a suffix,
+    is taken as it is.
     """
     first_line: dict[str, int] = {}
     text = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape")  # names of files need not be UTF-8
@@ -203,12 +181,7 @@ def read_split_file(path: str | Path, known_ids: Collection[str] = ()) -> list[s
 
 
 def write_split_file(path: str | Path, sample_ids: Iterable[str]) -> None:
-    """Writes sample_ids so that `read_split_file` gives them back.
-
-    Args:
-        path: The text file to write; its folder must exist.
-        sample_ids: One line each.
-    """
+    """Writes sample ids so that `read_split_file` gives them back."""
     atomic_write(Path(path), "".join(f"{sample_id}\n" for sample_id in sample_ids))
 
 

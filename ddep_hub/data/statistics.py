@@ -15,10 +15,6 @@ from .unlabelled import unlabelled_images
 class ClassStatistics:
     """Counts in how many pixels and images each class occurs.
 
-    Args:
-        names: Names of the classes 0..n-1.
-        ignore_index: Label of the pixels that belong to none.
-
     Attributes:
         counts: int64 (3, n + 1): for each class, and ignored pixels last, the pixels, the images in which it occurs,
             and the labelled pixels of these images. Those of several processes or parts of a data set add up.
@@ -77,14 +73,7 @@ class ClassStatistics:
 
 
 def check_classes(statistics: ClassStatistics) -> None:
-    """Refuses training labels in which a class has no pixel: it cannot be learnt, and its score means nothing.
-
-    Args:
-        statistics: Of the training labels.
-
-    Raises:
-        ValueError: A class has no pixel; names it and what to do.
-    """
+    """Refuses training labels in which a class has no pixel: it cannot be learnt, and its score means nothing."""
     if not statistics.absent_classes:
         return
     names = format_list(list(map(repr, statistics.absent_classes)), 10)
@@ -110,17 +99,10 @@ Statistics = tuple[list[float], list[float]]
 
 
 def channel_statistics(images: Iterable[torch.Tensor]) -> Statistics:
-    """Measures mean and standard deviation of each channel over all pixels.
+    """Measures mean and standard deviation of each channel over all pixels of images `(C, H, W)` in 0..255.
 
-    Args:
-        images: Images `(C, H, W)` in 0..255, of any sizes.
-
-    Returns:
-        Mean and standard deviation of pixels in 0..1 (of float images, in their own units), as an image processor
-        takes them.
-
-    Raises:
-        ValueError: There is no image, or a channel is constant or holds values that are not finite.
+    They are those of pixels in 0..1 (of float images, in their own units), as an image processor takes them. Channels
+    that are constant or not finite are a ValueError.
     """
     count, mean, sum_squares = 0, torch.zeros(()), torch.zeros(())
     for image in images:
@@ -150,18 +132,6 @@ def channel_statistics(images: Iterable[torch.Tensor]) -> Statistics:
 
 
 def folder_statistics(folders: Sequence[str | Path], num_channels: int = 3) -> tuple[Statistics, int]:
-    """Measures the images of folders, see [`channel_statistics`].
-
-    Args:
-        folders: Folders of images, searched recursively, see [`unlabelled_images`].
-        num_channels: Channels of the images.
-
-    Returns:
-        The statistics, and the number of images.
-
-    Raises:
-        FileNotFoundError: A folder does not exist.
-        BadFileError: An image is broken, or has other channels.
-    """
+    """The [`channel_statistics`] of the images of folders, see [`unlabelled_images`], and their number."""
     paths = [Path(folder) / name for folder in folders for name in unlabelled_images(Path(folder))]
     return channel_statistics(to_tensor(decode_image(path, num_channels)) for path in paths), len(paths)

@@ -34,16 +34,12 @@ class Cursor:
     """Gives the samples of one source that fall to one lane, one after another without end.
 
     Args:
-        source: The source.
         seed: Seed of the run and the source.
         lane: This lane, counted over all processes.
         num_lanes: Number of lanes of all processes, at most the source's shards.
         window: Number of samples that are shuffled, and held, together.
         num_validation: Maps each shard to the number of its first samples to skip.
         state: From [`state`], to go on from there; None at the start.
-
-    Raises:
-        ValueError: By [`read_sample`]: the lane finds no sample at all.
     """
 
     def __init__(
@@ -216,14 +212,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         return 1 << (min(num_workers, self.lanes).bit_length() - 1) if num_workers > 0 else 0
 
     def head(self, count: int) -> list[Sample]:
-        """The first samples of the first source, undecoded, in the order of its shards.
-
-        Args:
-            count: How many.
-
-        Returns:
-            `count` samples; fewer where the source holds fewer.
-        """
+        """The first samples of the first source, undecoded, in the order of its shards; fewer where it holds fewer."""
         return [sample for _, sample in self._read_head(count)]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

@@ -23,18 +23,9 @@ def unlabelled_images(root: Path) -> list[str]:
     """The images below a folder, as returned by [`list_images`], without masks; a warning names the skipped files.
 
     Of labelled data in a layout that fine-tuning recognises, these are the images, and those in a folder `unlabelled`.
-    Elsewhere, folders named like masks are skipped. Masks beside their images, such as `a_mask.png`, and files written
-    by commands of this package are always skipped.
-
-    Args:
-        root: The folder; its own name does not matter.
-
-    Returns:
-        At least one path.
-
-    Raises:
-        FileNotFoundError: There is no such folder.
-        ValueError: It holds no images, or only masks or files that commands wrote.
+    Elsewhere, folders named like masks are skipped; the folder's own name does not matter. Masks beside their images,
+    such as `a_mask.png`, and files written by commands of this package are always skipped. Without any image left, it
+    is a ValueError.
     """
     kept = exclude_generated(root, list_images(root))
     image_names = _dataset_images(root, kept)

@@ -40,10 +40,6 @@ class PretrainTransform:
         scale: Range of the part's area, as a share of the image's.
         ratio: Range of the part's width divided by its height, drawn uniformly in the logarithm.
         horizontal_flip: Probability of mirroring.
-        num_channels: Channels of the images.
-
-    Raises:
-        ValueError: An option is out of range; the message names it.
     """
 
     def __init__(
@@ -61,17 +57,7 @@ class PretrainTransform:
         self.horizontal_flip = validate_probability(horizontal_flip)
 
     def __call__(self, sample: Sample) -> dict[str, torch.Tensor]:
-        """Transforms one sample.
-
-        Args:
-            sample: With `image`, a PIL RGB image or an undecoded file, `{"path": str, "bytes": bytes or None}`.
-
-        Returns:
-            `pixel_values`, uint8 (3, h, w) in 0..255, of `crop_size`.
-
-        Raises:
-            BadFileError: An undecoded file cannot be used.
-        """
+        """`pixel_values`, uint8 (3, h, w) in 0..255, of a sample whose `image` is a PIL image or undecoded."""
         file = image = sample["image"]
         undecoded = not isinstance(image, AnyImage)
         size = None
@@ -95,13 +81,7 @@ class PretrainTransform:
 
 
 class UnlabelledTransform:
-    """Random scale, crop and flips of an unlabelled image, and a second, strongly changed version of the same crop.
-
-    Args:
-        geometry: The transform of labelled images, of which scale, crop, flips and turns are taken.
-        strong: Whether to make the second version.
-        num_channels: Channels of the images.
-    """
+    """Random scale, crop, flips and turns of `geometry`, and a second, strongly changed version of the same crop."""
 
     def __init__(self, geometry: SegmentationTrainTransform, *, strong: bool = False, num_channels: int = 3) -> None:
         self.num_channels = num_channels
@@ -114,17 +94,10 @@ class UnlabelledTransform:
         self.strong = strong
 
     def __call__(self, sample: Sample) -> dict[str, torch.Tensor]:
-        """Transforms one sample.
+        """Transforms a sample whose `image` is a PIL RGB image or undecoded.
 
-        Args:
-            sample: With `image`, a PIL RGB image or an undecoded file.
-
-        Returns:
-            `pixel_values`, uint8 (3, h, w), `inside`, bool (h, w), false on the border around a small image, and
-            `strong`, uint8 (3, h, w), where it is made.
-
-        Raises:
-            BadFileError: An undecoded file cannot be used.
+        Returns `pixel_values`, uint8 (3, h, w), `inside`, bool (h, w), false on the border around a small image, and
+        `strong`, uint8 (3, h, w), where it is made.
         """
         image = sample["image"]
         if not isinstance(image, AnyImage):
@@ -141,18 +114,7 @@ class UnlabelledTransform:
 
 
 def jpeg_size(file: str | Path | Undecoded) -> tuple[int, int] | None:
-    """The size of an upright JPEG, from its header.
-
-    Args:
-        file: Its path, or an undecoded file.
-
-    Returns:
-        (height, width) in pixels, with the EXIF orientation applied; None for any other kind of image.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        BadFileError: It is empty, damaged or no image.
-    """
+    """(height, width) of an upright JPEG, from its header; None for any other kind of image."""
     with open_image(file) as image:
         if image.format != "JPEG":
             return None
@@ -163,16 +125,8 @@ def jpeg_size(file: str | Path | Undecoded) -> tuple[int, int] | None:
 def decode_jpeg_part(file: Undecoded, box: tuple[int, int, int, int], size: tuple[int, int]) -> torch.Tensor | None:
     """Decodes a JPEG at the coarsest scale at which a part of it is no smaller than `size`, and scales the part to it.
 
-    Args:
-        file: A file with its bytes, see [`load_bytes`].
-        box: (top, left, height, width) of the part, in pixels of the upright image at full scale.
-        size: (height, width) of the result.
-
-    Returns:
-        uint8 (3, *size) in 0..255, upright; None for a JPEG of an uncommon kind, which [`decode_image`] reads.
-
-    Raises:
-        BadFileError: It is empty, cut off, damaged or no image.
+    The box is (top, left, height, width) in pixels of the upright image at full scale. Returns uint8 (3, *size) in
+    0..255, upright; None for a JPEG of an uncommon kind, which [`decode_image`] reads.
     """
     top, left, height, width = box
     factor = next((factor for factor in (8, 4, 2) if height >= factor * size[0] and width >= factor * size[1]), None)

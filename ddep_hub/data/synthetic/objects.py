@@ -16,13 +16,7 @@ def draw_building(
 ) -> None:
     """A box with a front that faces the camera and, where it is seen, a side that runs into the depth.
 
-    Args:
-        view: The picture.
-        rng: Source of style and windows.
-        x: Left and right end of the front.
-        z: Depth of the front and of the back.
-        height: Height of the walls.
-        wall: Colour (3,) of the walls.
+    `x` holds the left and right end of the front, `z` the depth of the front and of the back, `wall` the colour (3,).
     """
     style = STYLES[rng.integers(len(STYLES))]
     glass = view.haze * 0.75
@@ -71,16 +65,7 @@ def draw_building(
 
 
 def draw_tree(view: View, rng: np.random.Generator, *, x: float, z: float, height: float, leaf: Array) -> None:
-    """A broad-leaved tree of round clumps, or a conifer of layers.
-
-    Args:
-        view: The picture.
-        rng: Source of the shape.
-        x: Place of the trunk.
-        z: Its depth.
-        height: Height of the tree.
-        leaf: Colour (3,) of the leaves.
-    """
+    """A broad-leaved tree of round clumps, or a conifer of layers; its leaves have a colour (3,)."""
     spread = height * rng.uniform(0.28, 0.42)
     conifer = rng.random() < 0.35
     window = view.window((x - spread * 1.3, x + spread * 1.3), (0.0, height * 1.05), z)

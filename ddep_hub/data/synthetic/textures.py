@@ -38,18 +38,10 @@ def _stretch(grid: Array, height: int, width: int) -> Array:
 def fractal_noise(
     rng: np.random.Generator, height: int, width: int, cells: tuple[int, int], octaves: int, gain: float = 0.5
 ) -> Array:
-    """Value noise summed over octaves, periodic on both axes.
+    """Value noise (height, width) summed over octaves, periodic on both axes; its mean is near 0, values are in -1..1.
 
-    Args:
-        rng: Source of the random values.
-        height: Rows of the result.
-        width: Columns of the result.
-        cells: Random values along height and width in the coarsest octave; each further octave doubles them.
-        octaves: Number of octaves; those finer than a pixel are skipped.
-        gain: Amplitude of an octave relative to the one before.
-
-    Returns:
-        Array (height, width) with mean near 0 and values within -1..1.
+    The coarsest octave has `cells` random values along height and width; each further one doubles them, at `gain`
+    times the amplitude. Octaves finer than a pixel are skipped.
     """
     total = np.zeros((height, width), dtype=np.float32)
     amplitude, weight = 1.0, 0.0
@@ -66,16 +58,7 @@ def fractal_noise(
 
 
 def lookup(texture: Array, y: Array, x: Array) -> Array:
-    """Reads a periodic texture bilinearly at any places.
-
-    Args:
-        texture: Array (n, m), both powers of two.
-        y: Rows, in texels.
-        x: Columns, in texels; of a shape to which `y` broadcasts.
-
-    Returns:
-        The values, of the broadcast shape.
-    """
+    """Reads a periodic texture (n, m), both powers of two, bilinearly at any places, which broadcast; in texels."""
     rows, columns = texture.shape
     top, left = np.floor(y), np.floor(x)
     down, right = (y - top).astype(np.float32), (x - left).astype(np.float32)
@@ -116,7 +99,7 @@ def facade(
     v: Array,
     pixels_per_metre: Array | float,
 ) -> Array:
-    """Colours of a wall with windows.
+    """Colours (n, m, 3) of a wall with windows.
 
     Args:
         rng: Source of window sizes and of which windows are lit.
@@ -126,9 +109,6 @@ def facade(
         u: Metres along the wall, of a shape that broadcasts with `v`.
         v: Metres above the ground.
         pixels_per_metre: Scale along the wall, which decides how much detail shows.
-
-    Returns:
-        Array (n, m, 3).
     """
     u, v = np.broadcast_arrays(u, v)
     tone: Array = np.ones(u.shape, dtype=np.float32)

@@ -66,16 +66,10 @@ class View:
     def window(
         self, x: tuple[float, float], up: tuple[float, float], z: float
     ) -> tuple[tuple[slice, slice], Array, Array] | None:
-        """The pixels that show an upright rectangle at depth `z`.
+        """The pixels that show an upright rectangle at depth `z`, from its ends in X and in height, all in metres.
 
-        Args:
-            x: Left and right end, metres.
-            up: Lower and upper end, metres above the ground.
-            z: Depth, metres.
-
-        Returns:
-            Slices into the picture, heights (n, 1) and places X (1, m) of the pixel centres in metres; None where
-            the rectangle is out of the picture.
+        Returns slices into the picture, heights (n, 1) and places X (1, m) of the pixel centres in metres; None where
+        the rectangle is out of the picture.
         """
         scale = self.focal / z
         height, width = self.mask.shape
@@ -94,14 +88,10 @@ class View:
         )
 
     def paint(self, region: tuple[slice, slice], cover: Array, color: Array, label: int, z: Array | float) -> None:
-        """Lays a colour over the picture.
+        """Lays a colour, (3,) or (n, m, 3), over a region of the picture.
 
-        Args:
-            region: Slices into the picture.
-            cover: Opacity (n, m) in 0..1; from a half on, the pixel takes the label.
-            color: (3,) or (n, m, 3).
-            label: Class id.
-            z: Depth in metres, which decides the haze; a number, or of a shape that broadcasts with `cover`.
+        `cover` is the opacity (n, m) in 0..1; from a half on, the pixel takes the label. The depth `z` in metres
+        decides the haze.
         """
         # Most parts cover little of their object's window; the rest is skipped.
         rows, columns = np.flatnonzero(cover.any(axis=1)), np.flatnonzero(cover.any(axis=0))
@@ -205,17 +195,10 @@ def draw_ground(
     road: Road | None,
     lake: tuple[str, float] | None,
 ) -> None:
-    """The ground below the horizon with its water and its road.
+    """The ground below the horizon with its water and its road; the picture has its sky already.
 
-    Args:
-        view: The picture, with its sky.
-        rng: Source of the patterns.
-        soil: Colour (3,) of bare ground.
-        growth: Colour (3,) of what covers it in patches.
-        asphalt: Colour (3,) of the road.
-        water: Colour (3,) of the water below the mirrored sky.
-        road: The road, if there is one.
-        lake: `far` (from this depth on), `left` or `right` (from this X on), or None.
+    Colours are (3,): of bare ground, of what covers it in patches, of the road, and of the water below the mirrored
+    sky. `lake` is `far` (from this depth on), `left` or `right` (from this X on).
     """
     first = max(0, int(view.horizon + 0.5))
     region = (slice(first, view.mask.shape[0]), slice(0, view.mask.shape[1]))
