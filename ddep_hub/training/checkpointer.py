@@ -32,14 +32,7 @@ from .run_arguments import RunArguments
 class Checkpointer:
     """Writes and reads the checkpoints of one run.
 
-    Args:
-        accelerator: The process's accelerator.
-        weights: The weights of the run.
-        optimizer: Its optimizer, prepared.
-        args: Its arguments.
-        processor: The model's image processor.
-        fingerprint: Hash of its data.
-        elastic: Whether it can resume on another number of processes.
+    `fingerprint` is the hash of its data; `elastic` says whether it can resume on another number of processes.
     """
 
     def __init__(
@@ -72,11 +65,8 @@ class Checkpointer:
     def load(self) -> dict[str, Any]:
         """Loads the weights and the optimizer of the checkpoint to resume from, in every process.
 
-        Returns:
-            What [`save`] was given, with this process's `states`; empty if the run starts from the beginning.
-
-        Raises:
-            CheckpointError: The checkpoint is damaged, or belongs to another run.
+        Returns what [`save`] was given, with this process's `states`; empty if the run starts from the beginning. A
+        damaged checkpoint, or that of another run, is a CheckpointError.
         """
         if self.args.resume_from_checkpoint is None:
             return {}
@@ -137,15 +127,7 @@ class Checkpointer:
         return checkpoint
 
     def save(self, progress: Mapping[str, Any], states: Mapping[str, Any]) -> Path:
-        """Writes a checkpoint; called in every process.
-
-        Args:
-            progress: Counters of the loop, JSON, with `step`.
-            states: State of this process's stream, if it has one.
-
-        Raises:
-            CheckpointError: It could not be written.
-        """
+        """Writes a checkpoint: of the loop's counters, with `step`, and of this process's stream; in every process."""
         streams = gather_object([dict(states)])
         model, average, optimizer = self.weights.gather(self.optimizer)
         if self.accelerator.scaler is not None:

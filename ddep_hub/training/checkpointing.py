@@ -78,18 +78,10 @@ def write_checkpoint(
     limit: int,
     how_to_resume: str,
 ) -> Path:
-    """Writes a checkpoint and removes the oldest ones.
+    """Writes a checkpoint and removes the oldest ones, of which `limit` are kept.
 
-    Args:
-        output: the run's folder.
-        checkpoint: what to write.
-        config: the model's, with its class in `architectures`.
-        processor: the model's.
-        limit: how many checkpoints to keep.
-        how_to_resume: what to do after an error, see [`RunArguments`].
-
-    Raises:
-        CheckpointError: it could not be written; the older ones are still there.
+    The configuration is the model's, with its class in `architectures`. A CheckpointError says why it could not be
+    written, and ends with `how_to_resume`; the older ones are still there then.
     """
     path = checkpoint_folder(output, checkpoint.step)
     try:
@@ -124,14 +116,7 @@ def write_checkpoint(
 
 
 def rename_later_checkpoints(path: Path) -> list[Path]:
-    """Renames the checkpoints of later steps than the one to resume from, so that `latest` is never one of them.
-
-    Args:
-        path: the checkpoint's folder.
-
-    Returns:
-        Their new names, `set-aside-step-N`.
-    """
+    """Renames the checkpoints of later steps than the one to resume from, so that `latest` is never one of them."""
     step = int(path.name[5:])
     later_folders = [folder for folder in checkpoint_folders(path.parent.parent) if int(folder.name[5:]) > step]
     renamed = []
@@ -144,18 +129,7 @@ def rename_later_checkpoints(path: Path) -> list[Path]:
 
 
 def find_checkpoint(output: Path, name: str) -> Path | None:
-    """The checkpoint to resume from.
-
-    Args:
-        output: the run's folder.
-        name: `"latest"`, or the checkpoint's folder.
-
-    Returns:
-        Its folder; `None` for `"latest"` if the run has none yet.
-
-    Raises:
-        CheckpointError: there is no such checkpoint in this run's folder.
-    """
+    """The folder of the checkpoint to resume from, `latest` or a folder; `None` if there is no latest one."""
     folders = checkpoint_folders(output)
     if name == "latest":
         return folders[-1] if folders else None
@@ -174,16 +148,7 @@ def find_checkpoint(output: Path, name: str) -> Path | None:
 
 
 def read_checkpoint(path: Path, fingerprint: Mapping[str, Any]) -> Checkpoint:
-    """Reads a checkpoint; checks first that it is complete and belongs to the run.
-
-    Args:
-        path: its folder.
-        fingerprint: the run's, as in [`Checkpoint`].
-
-    Raises:
-        CheckpointError: A file is missing, cut off or changed, or the checkpoint belongs to another run; names what
-            differs.
-    """
+    """Reads a checkpoint; checks first that it is complete and belongs to the run, whose fingerprint is given."""
     output = path.parent.parent
     try:
         record = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))

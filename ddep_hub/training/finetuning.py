@@ -99,12 +99,7 @@ def finetune(arguments: FinetuneArguments | None = None, **kwargs: Any) -> dict[
 
 
 def open_train_and_val(args: FinetuneArguments) -> tuple[SegmentationDataset, SegmentationDataset]:
-    """Opens `train_split` and `eval_split`, or divides the former by `val_fraction`.
-
-    Raises:
-        FileNotFoundError: Part of the data set is missing.
-        ValueError: The data has an `eval_split` despite `val_fraction`, or the images cannot be split.
-    """
+    """Opens `train_split` and `eval_split`, or divides the former by `val_fraction`."""
     num_channels = get_num_channels(args)
     # With val_fraction, all images of the split take part in the choice of the validation images.
     split_file = args.split_file if args.val_fraction is None else None
@@ -129,12 +124,7 @@ def open_train_and_val(args: FinetuneArguments) -> tuple[SegmentationDataset, Se
 
 
 def open_data(args: FinetuneArguments) -> tuple[SegmentationDataset, SegmentationDataset]:
-    """Opens the labelled images of a run, all of `train_split` by default, and its validation images.
-
-    Raises:
-        FileNotFoundError: Part of the data set is missing.
-        ValueError: The labelled images cannot be chosen, or are also validation images.
-    """
+    """Opens the labelled images of a run, all of `train_split` by default, and its validation images."""
     training, validation = open_train_and_val(args)
     if args.split_file is not None and args.val_fraction is not None:
         listed = read_split_file(args.split_file, {*training.sample_ids, *validation.sample_ids})
@@ -241,9 +231,7 @@ def _check_class_weights(weights: Sequence[str], classes: ClassTable) -> None:
 class FinetuneTrainer(Trainer):
     """Minimises cross-entropy and Dice on labelled images; measures mIoU on a validation split.
 
-    Args:
-        args: The run's arguments.
-        decoder: Folder of a decoder to start from, in place of `args.pretrained`.
+    `decoder` is the folder of a decoder to start from, in place of `args.pretrained`.
     """
 
     kind = "finetuning"

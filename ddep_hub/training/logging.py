@@ -20,9 +20,7 @@ from .run_arguments import RunArguments
 class MetricsLog:
     """Appends one JSON object per step to `metrics.jsonl`, each step once, also in a resumed run.
 
-    Args:
-        path: The file; `None` on processes that do not write.
-        last_step: Last step whose row is kept from an earlier part of the run; later steps are written again.
+    The path is `None` on processes that do not write. Rows after `last_step` of an earlier part are written again.
     """
 
     def __init__(self, path: Path | None, *, last_step: int = 0) -> None:
@@ -48,13 +46,9 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 class MetricsLogger:
-    """Writes a run's metrics and its list of broken files.
+    """Writes a run's metrics and its list of broken files; `step` and `skipped` are those of its earlier part.
 
-    Args:
-        accelerator: The process's accelerator, made with the run's trackers.
-        args: The run's arguments.
-        step: Steps done before; the rows of later steps are written again.
-        skipped: Broken files that were skipped before.
+    The accelerator is the process's, made with the run's trackers.
     """
 
     def __init__(self, accelerator: Accelerator, args: RunArguments, step: int, skipped: Iterable[str]) -> None:
@@ -110,14 +104,9 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def plot_loss(metrics: Path, picture: Path) -> bool:
-    """Draws the loss over the steps of a run, on a logarithmic axis.
+    """Draws the loss over the steps of a run, on a logarithmic axis, as PNG; returns whether it was written.
 
-    Args:
-        metrics: The run's `metrics.jsonl`.
-        picture: PNG file to write.
-
-    Returns:
-        Whether it was written: not without matplotlib (extra `plots`), nor for fewer than two rows with a loss.
+    It is not without matplotlib (extra `plots`), nor for fewer than two rows with a loss.
     """
     rows = [row for row in read_metrics(metrics) if row.get("loss")]
     if len(rows) < 2 or find_spec("matplotlib") is None:

@@ -74,15 +74,8 @@ class SegmentationLoss:
 def dice_losses(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
     """Soft Dice loss of each image: 1 - the mean over its classes of `2 |P T| / (|P| + |T|)` (Milletari et al. 2016).
 
-    The background of a single class does not count.
-
-    Args:
-        logits: `(batch, num_labels, H, W)`.
-        labels: Class ids `(batch, H, W)`, int64; pixels of `ignore_index` do not count.
-        ignore_index: Label that does not count.
-
-    Returns:
-        `(batch,)`, in [0, 1]; 0 for an image whose pixels are all ignored.
+    Of logits `(batch, num_labels, H, W)` and int64 class ids `(batch, H, W)` it is `(batch,)`, in [0, 1]; 0 for an
+    image whose pixels are all ignored. The background of a single class does not count.
     """
     valid, num_labels = labels != ignore_index, logits.shape[1]
     logits = class_logits(logits)
@@ -100,16 +93,8 @@ def median_frequency_weights(statistics: ClassStatistics) -> torch.Tensor:
     """Weights that make rare classes count: the median of the classes' frequencies over each one's own.
 
     As in SegNet (Badrinarayanan et al. 2017), a class's frequency is its pixels over those of the images it is in. A
-    class that is in no image has the weight 0.
-
-    Args:
-        statistics: Of the training labels.
-
-    Returns:
-        `(num_classes,)`, float32; the background of a single class is one of them.
-
-    Raises:
-        ValueError: No pixel is labelled.
+    class that is in no image has the weight 0. The result is `(num_classes,)`, float32, with the background of a
+    single class.
     """
     frequency = torch.from_numpy(statistics.pixels) / torch.from_numpy(statistics.pixels_around).clamp(min=1)
     is_present = frequency > 0
@@ -197,12 +182,7 @@ class UnlabelledLoss:
 
 
 def unlabelled_sources(names: Sequence[str]) -> list[MapSource]:
-    """Opens the unlabelled images of a fine-tuning run.
-
-    Raises:
-        FileNotFoundError: A source does not exist.
-        ValueError: A source is a stream, or cannot be read.
-    """
+    """Opens the unlabelled images of a fine-tuning run, which cannot be streams."""
     sources = [source for source in open_images(resolve_sources(names)) if not isinstance(source, ShardedImages)]
     if not sources:
         raise ValueError(f"unlabelled: {names[0]} is streamed. Unpack the shards into a folder of images.")

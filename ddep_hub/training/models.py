@@ -37,14 +37,7 @@ def build_processor(
 ) -> DDePImageProcessor:
     """The image processor of a run: that of the model it starts from, or a new one, with what the arguments say.
 
-    Args:
-        args: The run's arguments.
-        checkpoint: Model that the run starts from.
-        config: Configuration of the run's model.
-        images: Images `(C, H, W)` in 0..255, to measure mean and std on; read only if needed.
-
-    Raises:
-        ValueError: Mean, std or the order are for another number of channels.
+    Images `(C, H, W)` in 0..255, to measure mean and std on, are read only if needed.
     """
     num_channels, processor = config.num_channels, None
     if checkpoint is not None and stored_config(checkpoint).get("num_channels", 3) == num_channels:
@@ -71,18 +64,7 @@ def build_processor(
 
 
 def find_encoder(args: RunArguments, checkpoint: str | None) -> str:
-    """Where the encoder of a run comes from.
-
-    Args:
-        args: The run's arguments.
-        checkpoint: Model that the run starts from.
-
-    Returns:
-        `checkpoint`, unless it lacks its encoder; otherwise a source of weights, see [`encoder_source`].
-
-    Raises:
-        ValueError: `encoder_weights` is a file, but the model includes its encoder; or see [`encoder_source`].
-    """
+    """Where a run's encoder comes from: `checkpoint`, unless it lacks its encoder, else see [`encoder_source`]."""
     stored = {} if checkpoint is None else stored_config(checkpoint)
     if checkpoint is not None and not stored.get("decoder_only"):
         # The other values are also those of presets and of first stages.
@@ -98,14 +80,7 @@ def find_encoder(args: RunArguments, checkpoint: str | None) -> str:
 
 
 def new_model(cls: type[Model], args: Any, source: str, **fields: Any) -> Model:
-    """A model with a random decoder.
-
-    Args:
-        cls: Class of the model.
-        args: Arguments with `encoder_name` and the fields `decoder_*` of [`DDePConfig`].
-        source: Where the encoder's weights come from, see [`encoder_source`].
-        **fields: Further fields of [`DDePConfig`].
-    """
+    """A model with a random decoder; `args` have `encoder_name` and the fields `decoder_*` of [`DDePConfig`]."""
     names = {field.name for field in dataclasses.fields(args) if field.name.startswith("decoder_")}
     fields |= {name: getattr(args, name) for name in names - {"decoder_only"}}
     fields |= {"encoder_out_indices": args.encoder_out_indices}
@@ -118,13 +93,7 @@ def new_model(cls: type[Model], args: Any, source: str, **fields: Any) -> Model:
 
 
 def pretraining_model(args: PretrainArguments, source: str, stored: Mapping[str, Any]) -> DDePForPreTraining:
-    """Builds the model to pretrain.
-
-    Args:
-        args: The run's arguments.
-        source: Where the encoder comes from, see [`find_encoder`].
-        stored: Configuration of `args.pretrained`, empty if there is none.
-    """
+    """The model to pretrain; `source` is that of [`find_encoder`], `stored` the configuration of `args.pretrained`."""
     image_skip, prediction_type = args.image_skip, args.prediction_type
     if args.corruption == "masked":
         image_skip, prediction_type = False, "sample"
@@ -156,18 +125,11 @@ def pretraining_model(args: PretrainArguments, source: str, stored: Mapping[str,
 def finetuning_model(
     args: FinetuneArguments, classes: ClassTable, decoder: str | None = None
 ) -> tuple[DDePForSemanticSegmentation, str]:
-    """Builds the model to fine-tune.
+    """Builds the model to fine-tune; says also where its encoder came from.
 
     A classifier is kept only if the model was fine-tuned for these very classes. A new one depends on the seed alone,
-    so that models that differ in their decoder start with the same.
-
-    Args:
-        args: The run's arguments.
-        classes: The classes of the labels.
-        decoder: Folder of a decoder to start from, in place of `args.pretrained`.
-
-    Returns:
-        The model, and where its encoder came from.
+    so that models that differ in their decoder start with the same. `decoder` is the folder of a decoder to start
+    from, in place of `args.pretrained`.
     """
     cls = DDePForSemanticSegmentation
     labels: dict[str, Any] = {
@@ -204,15 +166,7 @@ def _reinit_head(head: nn.Conv2d, config: DDePConfig, seed: int) -> None:
 
 
 def reinit_blocks(model: DDePForSemanticSegmentation, num_kept: int) -> None:
-    """Initialises the finest blocks of a decoder newly.
-
-    Args:
-        model: A model with a pretrained decoder.
-        num_kept: Blocks to keep, from the coarsest on; the bottleneck is kept in any case.
-
-    Raises:
-        ValueError: The decoder has fewer blocks.
-    """
+    """Initialises the finest blocks of a decoder newly, all but `num_kept`; the bottleneck is kept in any case."""
     blocks = model.ddep.decoder.blocks
     if num_kept > len(blocks):
         raise ValueError(f"keep_decoder_blocks is {num_kept}, but the decoder has {len(blocks)} blocks.")

@@ -33,11 +33,8 @@ def learning_rate_factors(
 ) -> dict[str, float]:
     """Factors on the learning rate of a model's parameters, by name.
 
-    Args:
-        model: a model with `ddep.encoder`, a decoder and a head.
-        encoder: that of the encoder's last layer.
-        layer_decay: further factor for each layer before it, in the layers that timm groups parameters into.
-        head: that of the classifier.
+    That of the encoder is its last layer's; `layer_decay` is a further factor for each layer before it, in the layers
+    that timm groups parameters into.
     """
     factors = {name: head if name.startswith(HEAD) else 1.0 for name, _ in model.named_parameters()}
     timm_model = model.get_submodule(ENCODER[:-1])
@@ -66,13 +63,7 @@ def _block_name(name: str) -> str:
 
 
 def rate_table(model: nn.Module, args: RunArguments, factors: Mapping[str, float]) -> str:
-    """The learning rates of a model's trained weights, a line each, from input to output.
-
-    Args:
-        model: A model with `ddep.encoder`.
-        args: The run's arguments.
-        factors: See [`learning_rate_factors`].
-    """
+    """The learning rates of a model's trained weights, a line each, from input to output."""
     names: dict[tuple[str, float], list[str]] = {}
     sizes: Counter[tuple[str, float]] = Counter()
     for name, parameter in model.named_parameters():
@@ -92,13 +83,7 @@ def rate_table(model: nn.Module, args: RunArguments, factors: Mapping[str, float
 def parameter_groups(
     model: nn.Module, args: RunArguments, factors: Mapping[str, float] | None = None
 ) -> list[dict[str, Any]]:
-    """Trainable parameters, split by learning rate and weight decay (norms and biases are spared).
-
-    Args:
-        model: a model with `ddep.encoder`.
-        args: the run's arguments.
-        factors: see [`learning_rate_factors`]; 1 where `None`.
-    """
+    """Trainable parameters, split by learning rate and weight decay (norms and biases are spared)."""
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -149,17 +134,11 @@ def build_optimizer(
 class Weights:
     """The model that is trained, wrapped for its processes, and the plain one that is measured and saved.
 
-    Args:
-        accelerator: the process's accelerator.
-        model: the model; it is moved to the device, and its BatchNorm synchronised where that was asked for.
-        args: the run's arguments.
+    The model is moved to the device, and its BatchNorm synchronised where that was asked for.
 
     Attributes:
         model: the model, trained in place.
         average: the moving average of its weights, or `None`.
-
-    Raises:
-        ValueError: options that do not go together.
     """
 
     def __init__(self, accelerator: Accelerator, model: DDePPreTrainedModel, args: RunArguments) -> None:
@@ -233,13 +212,7 @@ def disable_mixed_precision(model: nn.Module) -> Iterator[None]:
 
 
 def set_encoder_mode(model: DDePPreTrainedModel, *, frozen: bool, frozen_norms: bool) -> None:
-    """Puts a model into training mode, but for what is frozen of its encoder.
-
-    Args:
-        model: a model with `ddep.encoder`.
-        frozen: freeze all of the encoder: no gradients, and the norms' statistics stay.
-        frozen_norms: freeze only its norms.
-    """
+    """Puts a model into training mode, but for its encoder, or the encoder's norms, where these are frozen."""
     encoder = model.ddep.encoder
     model.train()
     encoder.train(not frozen).requires_grad_(not frozen)

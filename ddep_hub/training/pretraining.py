@@ -83,9 +83,7 @@ def has_learned(results: Mapping[str, float]) -> bool:
 class PretrainTrainer(Trainer):
     """Minimises the squared error of the prediction; noise and masks depend only on (seed, step, position).
 
-    Args:
-        args: The run's arguments.
-        more_images: Data sets to train on besides `args.images`, by the name that the card has for them.
+    `more_images` are data sets to train on besides `args.images`, by the name that the card has for them.
     """
 
     kind = "pretraining"
@@ -134,8 +132,8 @@ class PretrainTrainer(Trainer):
     def _open_data(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Opens the sources and keeps validation images out of training.
 
-        Returns:
-            Crops of the validation images and of a few training images, uint8 `(n, 3, H, W)`, the same for all seeds.
+        Returns crops of the validation images and of a few training images, uint8 `(n, 3, H, W)`, the same for all
+        seeds.
         """
         args, num_validation = self.args, self.args.num_val_images
         # Without images, the built-in scenes are used; they are rendered first.
@@ -250,15 +248,7 @@ def sample_noise(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Noise and its level for each image; they depend only on the seed, the step and the position in the batch.
 
-    Args:
-        images: `(batch, C, H, W)`.
-        sigma_range: Range of the levels.
-        seed: Seed of the run.
-        step: Counted from 0.
-        positions: Place of each image in the global batch.
-
-    Returns:
-        Standard normal noise of the images' shape, and sigma of shape `(batch,)`.
+    For images `(batch, C, H, W)` these are standard normal noise of their shape, and sigma of shape `(batch,)`.
     """
     noise = torch.empty(images.shape, device=images.device)
     sigma = torch.empty(len(images), device=images.device)
@@ -282,11 +272,7 @@ def train_transform(args: PretrainArguments) -> PretrainTransform | UnlabelledTr
 
 
 def open_sources(args: PretrainArguments) -> list[MapSource] | list[ShardedImages]:
-    """Opens the sources of a run; by default the built-in scenes.
-
-    Raises:
-        FileNotFoundError, ValueError: A source cannot be used.
-    """
+    """Opens the sources of a run; by default the built-in scenes."""
     return open_images(source_names(args), column=args.image_column, streaming=args.streaming)
 
 

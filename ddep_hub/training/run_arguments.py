@@ -229,8 +229,7 @@ _START_TIME: ContextVar[float | None] = ContextVar("_START_TIME", default=None)
 def track_time(start: float | None = None) -> Iterator[None]:
     """Context in which `max_time` counts from its start; within another such context, from that one's start.
 
-    Args:
-        start: The start as `time.monotonic` gives it, if it was earlier.
+    `start` is an earlier one, as `time.monotonic` gives it.
     """
     outer_start = _START_TIME.get()
     if outer_start is None:
@@ -249,11 +248,7 @@ def seconds_since_start() -> float:
 
 
 def parse_time(text: str | None) -> float | None:
-    """Seconds of `"5400"`, `"1:30:00"` or `"2-12:00:00"` (days-hours:minutes:seconds); `None` for `None`.
-
-    Raises:
-        ValueError: it is none of these, or no time at all.
-    """
+    """Seconds of `"5400"`, `"1:30:00"` or `"2-12:00:00"` (days-hours:minutes:seconds); `None` for `None`."""
     if text is None:
         return None
     match = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):(\d\d):)?(\d+(?:\.\d+)?)", text.strip())

@@ -56,13 +56,7 @@ CONFIG_FIELDS = {"output_dir", "max_steps", "encoder_name", "decoder_norm"}
 
 
 def check_run_dir(args: RunArguments) -> None:
-    """Checks the folder of a run, which may hold one with `overwrite`, see [`remove_old_run`], or to be resumed.
-
-    Raises:
-        FileExistsError: It already holds a run, a finished one that cannot be resumed, or other files that the run
-            would replace; or is a file.
-        ValueError: The run reads something that `overwrite` would remove.
-    """
+    """Checks the folder of a run, which may hold one with `overwrite`, see [`remove_old_run`], or to be resumed."""
     output, resume = Path(args.output_dir), args.resume_from_checkpoint is not None
     check_not_file(output)
     replaced = [(output / name).resolve() for name in (*RUN_FOLDERS, *RUN_FILES)] if args.overwrite else []
@@ -105,9 +99,7 @@ def is_finished(output: Path) -> bool:
 def remove_old_run(output: Path, keep: Sequence[str] = ()) -> None:
     """Removes what a new run does not replace by itself; the old model stays until the new one is saved.
 
-    Args:
-        output: Folder of the run.
-        keep: Folders in it that belong to the new run.
+    Folders of the new run are kept.
     """
     for name in RUN_FOLDERS[1:]:
         if name not in keep and (output / name).exists():
@@ -130,11 +122,7 @@ def is_run(output: Path) -> bool:
 def run_lock(output: Path) -> Iterator[None]:
     """Makes the folder of a run, locks it against other processes, and removes what a killed one left half-written.
 
-    Args:
-        output: The folder.
-
-    Raises:
-        BlockingIOError: Another process runs in it.
+    A BlockingIOError says that another process runs in it.
     """
     output.mkdir(parents=True, exist_ok=True)
     with lock_file(output / ".lock"):
@@ -229,11 +217,7 @@ def add_pictures(final: Path, args: RunArguments, facts: Mapping[str, Any], pred
 
 
 def check_publishing(args: RunArguments) -> None:
-    """Makes the repository before the run, so that a missing token or right does not show up after it.
-
-    Raises:
-        OSError: The Hub refused.
-    """
+    """Makes the repository before the run, so that a missing token or right does not show up after it."""
     if args.push_to_hub:
         try:
             api, revision = HfApi(), args.hub_revision
@@ -248,11 +232,7 @@ def check_publishing(args: RunArguments) -> None:
 
 
 def publish_final(args: RunArguments, final: Path) -> None:
-    """Publishes the model of a run.
-
-    Raises:
-        OSError: Publishing failed; the run's folder is complete.
-    """
+    """Publishes the model of a run, whose folder is complete if that fails."""
     if not args.push_to_hub:
         return
     try:
@@ -278,11 +258,7 @@ EXIT_CODE = 75
 
 
 class RunInterrupted(SystemExit):
-    """The run was stopped and a checkpoint written; ends a script with exit code 75.
-
-    Args:
-        message: Why, and where the checkpoint is.
-    """
+    """The run was stopped and a checkpoint written; ends a script with exit code 75. Says why, and where it is."""
 
     def __init__(self, message: str) -> None:
         super().__init__(EXIT_CODE)
@@ -295,10 +271,8 @@ class RunInterrupted(SystemExit):
 class Interruption:
     """Notes SIGTERM, SIGINT and the end of a time limit; the loop asks for them between its steps.
 
-    As a context manager it takes over the two signals in the main thread, and gives them back.
-
-    Args:
-        max_seconds: Time limit, counted as [`track_time`] says, outside of it from now on; `None` for none.
+    As a context manager it takes over the two signals in the main thread, and gives them back. The limit counts as
+    [`track_time`] says, outside of it from now on.
     """
 
     def __init__(self, max_seconds: float | None) -> None:

@@ -50,19 +50,9 @@ MAX_VAL_IMAGES = 32
 def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset, check_labels: Callable[[], None]) -> str:
     """Pretrains the decoder of a fine-tuning run in `pretraining/` of its folder, or resumes that, or finds it done.
 
-    The crops have the size and the scales of fine-tuning's, so that the decoder sees structures of one size.
-
-    Args:
-        args: Arguments of the run, with `unlabelled`.
-        labelled: Its labelled images, which are pretrained on too.
-        check_labels: Raises what the second stage would, so that it does not show up after hours.
-
-    Returns:
-        Folder of the decoder.
-
-    Raises:
-        BlockingIOError: Another process runs in the folder.
-        What [`PretrainTrainer`] raises.
+    The crops have the size and the scales of fine-tuning's, so that the decoder sees structures of one size. The
+    labelled images are pretrained on too. `check_labels` raises what the second stage would, so that it does not show
+    up after hours. Returns the folder of the decoder.
     """
     arguments, output = stage_arguments(args, labelled), Path(args.output_dir)
     resume = args.resume_from_checkpoint is not None
@@ -111,11 +101,7 @@ def _check_minutes(args: FinetuneArguments) -> None:
 
 
 def keep_image_size(args: FinetuneArguments) -> FinetuneArguments:
-    """The arguments with the size that `pretrained` resizes images to: a first stage trains and saves without it.
-
-    Raises:
-        ValueError: It resizes them to a height and width, which `image_size` does not say.
-    """
+    """The arguments with the size that `pretrained` resizes images to: a first stage trains and saves without it."""
     if args.pretrained is None or args.image_size is not None:
         return args
     config = DDePConfig.from_pretrained(args.pretrained)

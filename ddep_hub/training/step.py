@@ -55,15 +55,8 @@ class _Vote:
 class TrainingStep:
     """Takes optimizer steps on a model that `accelerator.prepare` has wrapped. Nothing in it waits for the device.
 
-    Args:
-        accelerator: The process's accelerator.
-        args: The run's arguments.
-        model: The wrapped model.
-        optimizer: Its optimizer, wrapped too.
-        loss_sum: Sum of the losses since the last line of metrics, of a resumed run.
-
     Attributes:
-        loss_sum: Sum of this process's losses since it was set to 0.
+        loss_sum: Sum of this process's losses since it was set to 0; at first, that of a resumed run.
         grad_norm: Norm of the last step's gradients.
     """
 
@@ -91,17 +84,12 @@ class TrainingStep:
         self.skipped_steps = 0
 
     def take(self, losses: Losses, batch: Batch, step: int, paths: list[str], *, wants_to_stop: bool) -> None:
-        """Takes one step.
+        """Takes one step, counted from 0, on this process's part of the global batch, which is on its device.
 
         Args:
             losses: The terms of the loss.
-            batch: This process's part of the global batch, on its device.
-            step: The step, counted from 0.
             paths: Files of the batch, for errors.
             wants_to_stop: Whether this process would like to stop; the wish travels along with the counts.
-
-        Raises:
-            FloatingPointError: Float16's scaler has skipped the last 100 steps.
         """
         accelerator = self.accelerator
         # Sums divided by the global count, not means of means: processes and micro-batches may hold different numbers
@@ -151,10 +139,9 @@ class TrainingStep:
         return total
 
     def check_finite(self) -> None:
-        """Called before anything is logged, measured or saved; waits for the device.
+        """Raises a FloatingPointError if a step since the last call was not finite; waits for the device.
 
-        Raises:
-            FloatingPointError: A step since the last call was not finite.
+        Called before anything is logged, measured or saved.
         """
         first_bad = int(self.accelerator.gather(self.first_bad).min())
         if first_bad < 2**62:
