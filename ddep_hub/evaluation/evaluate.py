@@ -118,11 +118,7 @@ def run_evaluation(
 ) -> dict[str, Any]:
     """As [`evaluate`], from its arguments; on each process of a launcher.
 
-    Args:
-        args: The arguments.
-        model: The model, if it is not the one that `args` names.
-        dataset: The dataset, if it is not the one that `args` names.
-        processor: The image processor, if it is not the model's.
+    Model, dataset and image processor are given where they are not those that `args` name.
     """
     # Not the precision of an earlier run in this process: metrics must not depend on it.
     accelerator = build_accelerator(get_launcher_precision() or "no")
@@ -237,11 +233,7 @@ def run_evaluation(
 
 
 def check_output(output: Path) -> None:
-    """Checks that the results would not replace somebody else's files.
-
-    Raises:
-        FileExistsError: They would, or the folder holds a model, whose training has its own results.
-    """
+    """Checks that the results would not replace somebody else's files, or those of a model's training."""
     check_not_file(output)
     existing = [name for name in ("config.json", *RESULT_FILES) if os.path.lexists(output / name)]
     try:

@@ -117,10 +117,7 @@ def window_positions(
 ) -> Iterator[tuple[int, int]]:
     """Yields the top left corners of the windows that cover an image, row by row; none reaches over its edge.
 
-    Args:
-        size: Height and width of the image.
-        window: Height and width of a window, no larger than the image.
-        stride: Steps down and across.
+    Image, window (no larger than the image) and stride are each (height, width).
     """
     rows, columns = (
         [*range(0, length - side, step), length - side]

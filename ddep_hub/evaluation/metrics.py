@@ -164,12 +164,7 @@ class BoundaryIoU:
         self.counts = torch.zeros(3, num_classes, dtype=torch.int64, device=device)
 
     def update(self, prediction: torch.Tensor, labels: torch.Tensor) -> None:
-        """Adds images of one size.
-
-        Args:
-            prediction: Class ids (batch, H, W).
-            labels: Class ids or `ignore_index`, of the same shape.
-        """
+        """Adds images of one size: class ids (batch, H, W), and the same with `ignore_index`."""
         prediction, labels = prediction.to(self.counts.device), labels.to(self.counts.device)
         distance = max(1, round(self.ratio * math.hypot(*labels.shape[-2:])))
         valid = labels != self.ignore_index
@@ -197,14 +192,7 @@ def boundary_mask(ids: torch.Tensor, valid: torch.Tensor, distance: int) -> torc
     """Finds the pixels whose square of `2 * distance + 1` pixels holds another id or reaches over the image's edge.
 
     One pass does all classes: a square holds another id if its largest or its smallest id is not that of its centre.
-
-    Args:
-        ids: Integer tensor (batch, H, W).
-        valid: bool tensor of the same shape: the pixels to look at.
-        distance: In pixels.
-
-    Returns:
-        bool tensor of the same shape, undefined for pixels that are not counted.
+    All are (batch, H, W); the result is undefined where a pixel is not `valid`.
     """
     height, width = ids.shape[-2:]
     values = ids.float()  # exact up to 2 ** 24

@@ -102,13 +102,7 @@ def predict(
 
 
 class Predictor:
-    """A fine-tuned model with its image processor: PIL images in, class ids out.
-
-    Args:
-        model: The model; it is put into eval mode.
-        args: How to predict.
-        processor: The image processor, if it is not the model's.
-    """
+    """A fine-tuned model, which is put into eval mode, with its image processor: PIL images in, class ids out."""
 
     def __init__(
         self, model: DDePForSemanticSegmentation, args: InferenceArguments, processor: DDePImageProcessor | None = None
@@ -141,9 +135,7 @@ def load_for_prediction(name: str | Path, args: InferenceArguments) -> DDePForSe
 def get_model_name(model: str | Path | DDePForSemanticSegmentation) -> str:
     """A model's name: the one given, where the model object was loaded from, or its class.
 
-    Raises:
-        TypeError: It is not a model.
-        ValueError: It is not fine-tuned.
+    A TypeError or ValueError says that it is not a fine-tuned model.
     """
     if isinstance(model, str | Path):
         return str(model)
@@ -161,22 +153,14 @@ def get_model_name(model: str | Path | DDePForSemanticSegmentation) -> str:
 
 
 def get_processor(model: DDePForSemanticSegmentation) -> DDePImageProcessor:
-    """The image processor saved with a model; for a model that was not loaded from anywhere, its encoder's.
-
-    Raises:
-        OSError, ValueError: See [`load_processor`].
-    """
+    """The image processor saved with a model; for a model that was not loaded from anywhere, its encoder's."""
     if not model.config.name_or_path:
         return processor_for_encoder(model.config.encoder_name, num_channels=model.config.num_channels)
     return load_processor(model._loaded_from or model.config.name_or_path, model.config, **model._hub_arguments)
 
 
 def override_image_size(processor: DDePImageProcessor, args: InferenceArguments) -> DDePImageProcessor:
-    """The processor with `args.image_size`; warns if its own size makes a window pointless.
-
-    Raises:
-        TypeError: It is not an image processor.
-    """
+    """The processor with `args.image_size`; warns if its own size makes a window pointless."""
     if not isinstance(processor, BaseImageProcessor):
         raise TypeError(
             f"processor: got {type(processor).__name__}. Pass an image processor, such as "
@@ -234,17 +218,8 @@ def _apply_palette(mask: np.ndarray, classes: ClassTable) -> Image.Image:
 def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
     """Predicts images at their own size and writes `<kind>/<name>.png` for each, and `legend.png`.
 
-    Args:
-        names: Files, folders, patterns and URLs, see [`find_images`].
-        args: The arguments.
-
-    Returns:
-        The names of the results.
-
-    Raises:
-        BadFileError: Images are broken or cannot be downloaded. They are skipped, and named once all others are done.
-        OSError: The model cannot be read, or a result cannot be written.
-        ValueError: An argument does not fit the model.
+    Takes files, folders, patterns and URLs, see [`find_images`]; returns the names of the results. Broken images are
+    skipped, and a BadFileError names them once all others are done.
     """
     keep_freed_memory()
     output = Path(args.output_dir)

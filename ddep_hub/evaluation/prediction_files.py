@@ -34,18 +34,12 @@ TIMEOUT = 60  # seconds
 def find_images(names: Sequence[str]) -> dict[str, str]:
     """Finds the images to predict, by the names of their results.
 
-    Args:
-        names: image files, folders (searched recursively; masks in them are left out, see [`unlabelled_images`]),
-            patterns such as `photos/*.jpg` (`**` for any depth; a folder that is there is no pattern, whatever its
-            name), and http(s) URLs of images.
+    Names are image files, folders (searched recursively; masks in them are left out, see [`unlabelled_images`]),
+    patterns such as `photos/*.jpg` (`**` for any depth; a folder that is there is no pattern, whatever its name), and
+    http(s) URLs of images.
 
-    Returns:
-        Path or URL by a relative path without suffix: that of the file's name, or below the folder, or below the
-        folder that all matches of a pattern share.
-
-    Raises:
-        FileNotFoundError: a file does not exist, or a pattern matches none.
-        ValueError: a folder holds no image, or two images would have results of one name.
+    Returns path or URL by a relative path without suffix: that of the file's name, or below the folder, or below the
+    folder that all matches of a pattern share. Two images that would have results of one name are a ValueError.
     """
     images: dict[str, str] = {}
     for name in names:
@@ -58,12 +52,7 @@ def find_images(names: Sequence[str]) -> dict[str, str]:
 
 
 def read_image(source: str, channels: int = 3) -> AnyImage:
-    """Reads an image from a path or an http(s) URL, see [`decode_image`].
-
-    Raises:
-        OSError: it cannot be read or fetched.
-        BadFileError: it is not an image, or damaged.
-    """
+    """Reads an image from a path or an http(s) URL, see [`decode_image`]."""
     if not is_url(source):
         return decode_image(source, channels)
     try:
@@ -110,17 +99,9 @@ class MaskWriter:
     """Writes predicted masks to `folder/<kind>/<name>.png`.
 
     The kinds are `ids`, class ids in 8 bits (16 for more than 256 classes); `colors`, the classes' colours;
-    `overlays`, the colours over the image; and `cityscapes`, the 8-bit label ids that the server of Cityscapes takes
-    (road is 7), for its 19 training classes. The writer replaces and removes only files that one has written.
-
-    Args:
-        folder: The folder.
-        classes: Classes of the masks.
-        kinds: What to write, of `PREDICTION_KINDS`.
-        channel_order: That of the image processor, for overlays.
-
-    Raises:
-        ValueError: A kind is unknown, or `cityscapes` is asked for other classes.
+    `overlays`, the colours over the image, whose channels are in the order of the image processor; and `cityscapes`,
+    the 8-bit label ids that the server of Cityscapes takes (road is 7), for its 19 training classes. The writer
+    replaces and removes only files that one has written.
     """
 
     def __init__(
@@ -151,12 +132,7 @@ class MaskWriter:
             )
 
     def check(self, names: Collection[str], *, legend: bool = False) -> None:
-        """Checks that no file of somebody else has the name of a mask to be written, or of the legend.
-
-        Raises:
-            FileExistsError: One has.
-            ValueError: Two masks would have the same name.
-        """
+        """Checks that no file of somebody else has the name of a mask to be written, or of the legend."""
         by_path: dict[str, str] = {}
         for name in names:
             if (other := by_path.setdefault(path_below(name), name)) != name:
@@ -165,13 +141,7 @@ class MaskWriter:
             _check_overwrite(path)
 
     def write(self, name: str, mask: np.ndarray, image: Image.Image | ChannelImage | None = None) -> None:
-        """Writes one mask.
-
-        Args:
-            name: Path below the kind's folder, without suffix; see [`path_below`] for absolute ones.
-            mask: Integer class ids (H, W).
-            image: Image of the same size; only needed for overlays.
-        """
+        """Writes one mask of integer class ids (H, W), below the kind's folder; overlays need the image."""
         for kind in self.kinds:
             path = self._path(kind, name)
             path.parent.mkdir(parents=True, exist_ok=True)

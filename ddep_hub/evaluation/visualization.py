@@ -117,9 +117,7 @@ def draw_panels(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> 
 def contact_sheet(pictures: Iterable[Image.Image], titles: Sequence[str]) -> Image.Image:
     """Draws pictures row by row, each in a square of `PANEL_SIZE` pixels under its title; wide ones below each other.
 
-    Args:
-        pictures: RGB pictures, which are scaled in place.
-        titles: Their titles.
+    The pictures are RGB, and scaled in place.
     """
     thumbnails, row_width = [], MAX_COLUMNS * (PANEL_SIZE + GAP) - GAP
     for picture in pictures:
@@ -176,11 +174,9 @@ def to_rgb_image(image: Image.Image | ChannelImage, channel_order: Sequence[int]
 
 @torch.no_grad()
 def denoising_picture(model: nn.Module, clean: torch.Tensor) -> Image.Image:
-    """Draws image, corrupted image, prediction and restored image, one row per image.
+    """Draws image, corrupted image, prediction and restored image, one row per normalised image (n, C, H, W).
 
-    Args:
-        model: A [`DDePForPreTraining`]; it is put into eval mode.
-        clean: Normalised images (n, C, H, W).
+    The model is put into eval mode.
     """
     model.eval()
     sigma = sum(model.config.sigma_range) / 2
@@ -251,12 +247,7 @@ def _shrink(picture: np.ndarray) -> np.ndarray:
 def confusion_picture(counts: torch.Tensor, names: Sequence[str]) -> Image.Image:
     """Draws a confusion matrix: the shares of each true class (row) by predicted class, in percent from 1 % up.
 
-    Args:
-        counts: Integer tensor (classes, classes) of a [`ConfusionMatrix`].
-        names: Names of the classes.
-
-    Returns:
-        RGB picture; rows of classes without a pixel are empty.
+    Rows of classes without a pixel are empty.
     """
     values = counts.cpu().double().numpy()
     fractions = values / np.maximum(values.sum(1, keepdims=True), 1)
