@@ -31,16 +31,7 @@ def is_coco(content: Any) -> bool:
 
 
 def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
-    """Reads objects; crowds count as objects, images without any as background.
-
-    Args:
-        root: Folder to look for the images in.
-        files: Content of each json file.
-
-    Raises:
-        ImportError: pycocotools is not installed.
-        ValueError: A file is not complete, all images are missing, or two files annotate an image; names it.
-    """
+    """Reads objects from the content of each json file; crowds count as objects, images without any as background."""
     import_pycocotools()
     finder = ImageFinder(root)
     files, notes = _drop_keypoint_files(files)
@@ -215,11 +206,7 @@ def _parse_shape(annotation: Mapping[str, Any], class_id: int, size: Sequence[An
 
 
 def read_json(path: Path) -> Any:
-    """The content of a json file, in UTF-8 or UTF-16, with or without a mark of the byte order.
-
-    Raises:
-        ValueError: It is none.
-    """
+    """The content of a json file, in UTF-8 or UTF-16, with or without a mark of the byte order."""
     try:
         return json.loads(path.read_bytes())
     except UnicodeDecodeError as error:

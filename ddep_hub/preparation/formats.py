@@ -23,16 +23,9 @@ _JSON = {"coco": is_coco, "labelme": is_labelme, "label-studio": is_label_studio
 
 
 def read_source(source: Path, name: str | None = None, classes: Path | None = None) -> Source:
-    """Reads labelled images in any known format.
+    """Reads labelled images, of a folder or an annotation file, in the format `name` or the one that is detected.
 
-    Args:
-        source: A folder, or an annotation file.
-        name: One of `LABELLED_FORMATS`; detected by default.
-        classes: A `classes.json`, for masks whose values or colours do not tell the class names.
-
-    Raises:
-        FileNotFoundError: There is no source, or nothing in it is recognised; the message says what was looked for.
-        ValueError: The source is damaged or not of this format.
+    `classes` is a `classes.json` for masks whose values or colours do not tell the class names.
     """
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist. Pass a folder or an annotation file.")

@@ -39,12 +39,7 @@ _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 def read_image_file(path: Path, page: int | None = None) -> RawImage:
     """An upright image as its file holds it; an array if it is one, or a TIFF that Pillow would read in part.
 
-    Args:
-        path: The file.
-        page: Page of a TIFF; by default all, which are channels.
-
-    Raises:
-        BadFileError: It is damaged, no image, or needs `tifffile`.
+    Without a `page`, all pages of a TIFF are read, as channels.
     """
     if is_array(path):
         try:
@@ -180,13 +175,9 @@ def crop(image: RawImage, size: tuple[int, ...], top: int, left: int, height: in
 def iter_tiles(
     size: tuple[int, int], tile: int, overlap: int, rows: tuple[float, float] = (0.0, 1.0)
 ) -> Iterator[tuple[int, int, int, int]]:
-    """Top, left, height and width of the tiles that cover an image; none reaches over its edge.
+    """Top, left, height and width of the tiles that cover an image (height, width); none reaches over its edge.
 
-    Args:
-        size: Height and width of the image.
-        tile: Side of the tiles in pixels.
-        overlap: Minimum overlap of neighbours in pixels.
-        rows: Where the part to cover begins and ends, from 0.0 to 1.0.
+    `overlap` is the least of neighbours; `rows` says where the part to cover begins and ends, from 0.0 to 1.0.
     """
     first_row, end = (round(size[0] * share) for share in rows)
     height, width = min(tile, end - first_row), min(tile, size[1])
@@ -196,16 +187,9 @@ def iter_tiles(
 
 
 def write_image_file(target: Path, image: RawImage, size: tuple[int, ...], *, as_array: bool) -> Path:
-    """Writes an image with its depth and channels: as PNG if that holds them, else as TIFF.
+    """Writes an image with its depth and channels, as PNG if that holds them, else as TIFF, or as .npy.
 
-    Args:
-        target: Path without suffix.
-        image: The image.
-        size: Its height and width.
-        as_array: Write an array as .npy.
-
-    Returns:
-        The file.
+    The target has no suffix yet; returns the file.
     """
     if isinstance(image, Image.Image):
         path = target.with_name(target.name + (".png" if image.mode in _PNG_MODES else ".tif"))

@@ -115,11 +115,7 @@ def _parse_labelme_shape(entry: Mapping[str, Any], collector: ObjectAnnotations)
 
 
 def read_cvat(root: Path, path: Path) -> Source:
-    """ "CVAT for images 1.1": polygons, boxes, ellipses and masks in `annotations.xml`.
-
-    Raises:
-        ValueError: It is no such file.
-    """
+    """Export "CVAT for images 1.1": polygons, boxes, ellipses and masks in `annotations.xml`."""
     import_pycocotools()
     try:
         xml_root = ElementTree.parse(path).getroot()

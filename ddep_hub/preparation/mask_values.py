@@ -28,9 +28,8 @@ _BLACK_VALUES: set[Any] = {0, (0, 0, 0)}
 class MaskReader:
     """Reads the masks of a source in one way, which all of them together decide.
 
-    Args:
-        table: The classes, if they are known. With colours, colours that are all grey are read as colours, and
-            palettes as [`decode_mask`] reads them.
+    With colours in the table of classes, colours that are all grey are read as colours, and palettes as
+    [`decode_mask`] reads them.
     """
 
     def __init__(self, table: ClassTable | None) -> None:
@@ -41,11 +40,7 @@ class MaskReader:
         self.number_objects = False  # see [`number_objects`]
 
     def collect_values(self, masks: Sequence[tuple[Path, int | None]]) -> set[Any]:
-        """The values or colours of all masks, which have a page each, or none.
-
-        Raises:
-            ValueError: Some masks are in colour, others are not.
-        """
+        """The values or colours of all masks, which have a page each, or none; not some values and some colours."""
         self.palettes_as_colors = palettes_differ([path for path, page in masks if page is None])
         self.as_colors = self.as_colors or self.palettes_as_colors
         values = self._collect_values(masks)
@@ -110,15 +105,11 @@ def raw_values(
     """The values (H, W) or colours (H, W, 3) of a mask.
 
     Args:
-        path: The file.
         page: Page of a TIFF.
         as_colors: Read colours that are all grey as colours.
         palettes_as_colors: Read a palette as colours.
         in_alpha: Read the alpha channel, as 0 and 255; 0 where there is none.
         table: The classes, which say what white is, and which colours a palette means, see [`decode_mask`].
-
-    Raises:
-        BadFileError: The values cannot be told; names the file.
     """
     if page is not None:
         picture = read_image_file(path, page)

@@ -89,10 +89,7 @@ def _make_source(
 ) -> Source:
     """Masks whose values or colours become class ids; stacks are taken apart into their pages.
 
-    Args:
-        files: Split, name, image and mask of each sample.
-        table: The classes, if they are known.
-        notes: Is extended.
+    The files are split, name, image and mask of each sample; the notes are extended.
     """
     groups = groups or {}
     pages: list[tuple[str | None, str, Path, Path, int | None, str | None]] = []
@@ -260,11 +257,7 @@ def _object_folders(root: Path) -> dict[Path, list[Path]]:
 
 
 def read_object_folders(root: Path, table: ClassTable | None) -> Source | None:
-    """One mask file for each object, as in the Data Science Bowl 2018: their union is the class; `None` without any.
-
-    Raises:
-        ValueError: A folder holds several images, or other files in place of masks; names it.
-    """
+    """One mask file per object, as in the Data Science Bowl 2018: their union is the class; `None` without any."""
     folders = _object_folders(root)
     if not folders:
         return None

@@ -100,20 +100,10 @@ def select(
     num_channels: int | None = None,
     **options: Any,
 ) -> list[Path]:
-    """Copies the images chosen by [`select_images`] to `images/`, lists them in `selected.txt`, and draws
-    `selected.png`.
+    """Copies the images chosen by [`select_images`] to `images/`, lists them in `selected.txt`, draws `selected.png`.
 
-    The list holds the images in the order they were chosen, as `split_file` of fine-tuning reads them.
-
-    Args:
-        output_dir: Folder to write, which must be empty.
-        images, number, pretrained, num_channels, **options: As [`select_images`] takes them.
-
-    Returns:
-        The files that were chosen.
-
-    Raises:
-        FileExistsError: `output_dir` is not empty.
+    The list holds the images in the order they were chosen, as `split_file` of fine-tuning reads them. The output
+    folder must be empty; the other arguments are those of [`select_images`], whose result is returned.
     """
     output_dir, pretrained = Path(os.path.expanduser(output_dir)), os.path.expanduser(pretrained)
     check_empty(output_dir)
@@ -184,14 +174,8 @@ def greedy_medoids(
 ) -> list[int]:
     """Chooses points one by one, each minimising the sum of all squared distances to the nearest chosen point.
 
-    Args:
-        points: All points (n, dimensions).
-        number: Number of points to choose, at most the number of candidates.
-        candidates: Indices of points that can be chosen.
-        chosen_before: Indices of points that count as already chosen.
-
-    Returns:
-        Indices in the order they were chosen; ties go to the first.
+    Of points (n, dimensions), the indices of candidates in the order they were chosen; ties go to the first. Those in
+    `chosen_before` count as chosen.
     """
     nearest = torch.full((len(points),), torch.inf, dtype=points.dtype)
     for index in chosen_before:

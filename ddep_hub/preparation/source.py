@@ -50,14 +50,7 @@ class Example:
 
 @dataclass
 class Source:
-    """What was found.
-
-    Args:
-        kind: The format, in words.
-        classes: The classes.
-        examples: The labelled images.
-        notes: What else is worth a line, such as images that are missing.
-    """
+    """What was found: the format in words, the classes, the labelled images, and what else is worth a line."""
 
     kind: str
     classes: ClassTable
@@ -80,9 +73,7 @@ def pluralize(number: int, noun: str) -> str:
 class ImageFinder:
     """Finds the images that annotations name, which have rarely stayed where they were annotated.
 
-    Args:
-        root: Folder to look in.
-        may_be_empty: Whether the annotations may hold the images.
+    `may_be_empty` says that the annotations may hold the images.
     """
 
     def __init__(self, root: Path, *, may_be_empty: bool = False) -> None:
@@ -105,13 +96,7 @@ class ImageFinder:
     def find(self, name: str, annotation_dir: Path, split: str | None = None) -> Path | None:
         """The file of a name, path or address: as a path, or the only one of this name; `None`, and noted, if none is.
 
-        Args:
-            name: What the annotation says.
-            annotation_dir: Folder of the annotation.
-            split: The split of the annotation: of several images, one in a folder of this split is meant.
-
-        Raises:
-            ValueError: Several have the name.
+        Of several images, the one in a folder of the annotation's split is meant; else they are a ValueError.
         """
         url, text = urlsplit(name), name
         if url.netloc or url.query:
@@ -153,12 +138,7 @@ class ImageFinder:
         return not any(map(is_mask_folder, path.relative_to(base).parts[:-1]))
 
     def find_namesake(self, annotation: Path, image: Path | None) -> Path | None:
-        """The only image that has the name of an annotation's file; `None` if there is none, or several.
-
-        Args:
-            annotation: The file; images beside it count.
-            image: The image that the annotation names: those beside it count too.
-        """
+        """The only image with the name of an annotation's file, beside it or beside the image that it names."""
         folders = {path.parent for path in (annotation, image) if path is not None}
         matches = [path for path in self.by_stem.get(annotation.stem.lower(), []) if path.parent in folders]
         return matches[0] if len(matches) == 1 else None
@@ -252,16 +232,8 @@ def rotate_polygon(polygon: Sequence[float], degrees: float, x: float, y: float)
 def shapes_mask(image: Path | Image.Image, shapes: Sequence[Shape], size: tuple[int, int] | None) -> np.ndarray:
     """Class ids of drawn objects over background, 0; smaller objects lie over larger ones.
 
-    Args:
-        image: The image's file, or an upright image.
-        shapes: The objects, on the upright image, or on the stored one if `size` fits that alone.
-        size: Width and height that the annotation gives; `None` if it does not.
-
-    Returns:
-        uint8 or int32 (H, W) of the upright image.
-
-    Raises:
-        ValueError: `size` is not that of the image.
+    The image is a file, or upright. `size` is the width and height that the annotation gives, of the upright image or,
+    with the objects, of the stored one. Returns uint8 or int32 (H, W) of the upright image.
     """
     is_transposed = left_right = top_bottom = False
     picture = read_image_file(image) if isinstance(image, Path) else image
@@ -325,11 +297,7 @@ def _encode(shape: Shape, width: int, height: int) -> Mapping[str, Any]:
 
 
 def import_pycocotools() -> Any:
-    """The module `pycocotools.mask`, which draws polygons and reads run-length codes.
-
-    Raises:
-        ImportError: It is not installed.
-    """
+    """The module `pycocotools.mask`, which draws polygons and reads run-length codes."""
     try:
         from pycocotools import mask
     except ImportError as error:
@@ -345,9 +313,7 @@ def empty_images_note(number: int) -> str:
 class ObjectAnnotations:
     """Collects the examples and classes that readers of annotation tools find, and counts what they skip.
 
-    Args:
-        root: Folder to look for the images in.
-        may_be_empty: Whether the annotations may hold the images.
+    `may_be_empty` says that the annotations may hold the images.
     """
 
     def __init__(self, root: Path, *, may_be_empty: bool = False) -> None:
@@ -377,11 +343,7 @@ class ObjectAnnotations:
         description: str,
         split: str | None = None,
     ) -> None:
-        """Adds an image with its objects; `description` says what annotates it.
-
-        Raises:
-            ValueError: The image was added before: one of its masks would be wrong.
-        """
+        """Adds an image, once, with its objects; `description` says what annotates it."""
         if existing := self._sources.get(image.resolve()):
             raise ValueError(
                 f"{image} is annotated by both {existing} and {description}. Keep one, or correct its image's name."
@@ -397,11 +359,7 @@ class ObjectAnnotations:
         self.num_empty += not shapes
 
     def build_source(self, kind: str) -> Source:
-        """All that was added.
-
-        Raises:
-            ValueError: It is nothing.
-        """
+        """All that was added; nothing is a ValueError."""
         notes = self.finder.notes() + self.notes
         if not self.examples:
             raise ValueError(f"{self.root}: no annotated image is left to use. {'; '.join(notes)}")

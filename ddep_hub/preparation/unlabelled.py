@@ -19,18 +19,8 @@ logger = logging.getLogger(__name__)
 def write_unlabelled(source: Path, folder: Path, tile: int | None, overlap: int) -> Counter[str]:
     """Writes the pages of TIFF stacks, or tiles, to `images/` in a folder.
 
-    Args:
-        source: A folder of images, in which masks are left out, see [`unlabelled_images`]; or an image file.
-        folder: The folder.
-        tile: Side of the tiles in pixels; by default whole pages.
-        overlap: Minimum overlap of neighbouring tiles in pixels.
-
-    Returns:
-        Number of `images` in the source, of their `pages`, and of the files `written`.
-
-    Raises:
-        BadFileError: An image is damaged; names it.
-        ValueError: There is no image, or nothing to take apart.
+    The source is an image file, or a folder in which masks are left out, see [`unlabelled_images`]. Returns the number
+    of `images` in the source, of their `pages`, and of the files `written`.
     """
     files = _find_images(source)
     num_pages = [count_pages(file) for file in files]
