@@ -119,18 +119,7 @@ def write_card(folder: str | Path, repository: str | None = None) -> None:
 
 
 def render_card(folder: Path, repository: str | None = None) -> str | None:
-    """The card of a folder: from its template where there is a record of a run, else the one in the folder.
-
-    Args:
-        folder: Folder of a model.
-        repository: `org/name` for the snippets.
-
-    Returns:
-        The card; `None` if there is nothing to make one from.
-
-    Raises:
-        ValueError: A file is damaged; names it.
-    """
+    """The card of a folder: from its template where there is a record of a run, else the one in the folder, if any."""
     old_card = read_text(folder / CARD) if (folder / CARD).is_file() else ""
     if not all((folder / name).is_file() for name in ("config.json", RUN, RESULTS)):
         return (old_card.replace(PLACEHOLDER, repository) if repository else old_card) or None
@@ -168,13 +157,7 @@ def _escape_markdown(value: Any) -> str:
 
 
 def build_published_card(folder: Path, repository: str, hub_card: str | None = None) -> str | None:
-    """The card to publish: the folder's, with what only the Hub's card has in the user's part and in its metadata.
-
-    Args:
-        folder: Folder of the model.
-        repository: `org/name`.
-        hub_card: The card that is there now.
-    """
+    """The card to publish: the folder's, with what only the Hub's card has in the user's part and in its metadata."""
     card = render_card(folder, repository)
     if card is None and hub_card is not None and BEGIN in hub_card:
         # It tells of the weights that are replaced: only the user's text and metadata stay.
@@ -198,14 +181,9 @@ def build_published_card(folder: Path, repository: str, hub_card: str | None = N
 
 
 def add_baseline(folder: Path, other: Path) -> None:
-    """Has the card compare a fine-tuned model with one from a random decoder: writes `baseline.json`.
+    """Has the card compare a fine-tuned model with one from a random decoder, `final/` of another run.
 
-    Args:
-        folder: The model's folder.
-        other: Folder `final/` of the other run.
-
-    Raises:
-        ValueError: The two cannot be compared; says why.
+    Writes `baseline.json`. A ValueError says why the two cannot be compared.
     """
     for run_folder in (folder, other):
         if not ((run_folder / RUN).is_file() and (run_folder / RESULTS).is_file()):
@@ -235,16 +213,7 @@ def add_baseline(folder: Path, other: Path) -> None:
 
 
 def add_evaluation(folder: Path, evaluation: Path) -> None:
-    """Has the card show the metrics of `ddep-hub evaluate`: writes `evaluation.json` and copies the confusion matrix.
-
-    Args:
-        folder: The model's folder.
-        evaluation: The folder of the evaluation.
-
-    Raises:
-        OSError: It has no results.
-        ValueError: They are of another model, or damaged.
-    """
+    """Has the card show metrics of `ddep-hub evaluate`: writes `evaluation.json`, copies the confusion matrix."""
     results = read_json(evaluation / RESULTS)
     arguments = results.pop("arguments", {})
     model = arguments.get("model")

@@ -104,13 +104,10 @@ def publish_folder(
 def prepare_repository(
     api: HfApi, repo_id: str, *, private: bool = False, revision: str | None = None, tag: str | None = None
 ) -> str:
-    """Creates the repository and the branch if they do not exist; arguments as in [`publish_folder`].
+    """Creates the repository and the branch if they do not exist; returns the repository's full name.
 
-    Returns:
-        The repository's full name.
-
-    Raises:
-        PublishError: The Hub refused, the tag is taken, or the repository is public and should be private.
+    Arguments are those of [`publish_folder`]. A PublishError says that the Hub refused, the tag is taken, or the
+    repository is public and should be private.
     """
     # False would override what an organisation has as its default.
     repo = call_hub(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True), f"creating {repo_id}")
@@ -180,13 +177,6 @@ class Verifier:
 
     Both are run on a fixed input; a decoder-only model on a randomly initialised encoder, so that no encoder has to be
     downloaded.
-
-    Args:
-        folder: The files that are about to be published.
-
-    Raises:
-        OSError: The folder cannot be loaded.
-        RuntimeError: Weights are missing or do not fit.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -198,17 +188,9 @@ class Verifier:
     def check(
         self, repo_id: str, commit: str, files: Mapping[str, Path], *, token: str | None, remote_code: bool
     ) -> None:
-        """Reads a commit back into an empty cache and compares files and model.
+        """Reads a commit back into an empty cache and compares files, by their path in the repository, and model.
 
-        Args:
-            repo_id: The repository.
-            commit: Hash of the commit.
-            files: The uploaded files by their path in the repository.
-            token: Token to use instead of the stored one.
-            remote_code: Load the model with the published code.
-
-        Raises:
-            PublishError: The files cannot be read back, differ, or do not make the same model.
+        A PublishError says that the files cannot be read back, differ, or do not make the same model.
         """
         with tempfile.TemporaryDirectory(prefix="ddep-read-back-", ignore_cleanup_errors=True) as cache:
             hub_kwargs: dict[str, Any] = {"revision": commit, "cache_dir": cache, "token": token}

@@ -43,18 +43,8 @@ AUTO_MAP: dict[str, dict[str, Any]] = {
 def stage(folder: Path, target: Path, *, decoder_only: bool, remote_code: bool) -> None:
     """Puts the files to publish into an empty folder: no hidden files, and no links out of `folder`.
 
-    Checkpoints of transformers' Trainer, which hold the optimizer's state, stay behind as in its `push_to_hub`.
-
-    Args:
-        folder: A folder that `from_pretrained` loads.
-        target: The empty folder; files that stay as they are become links.
-        decoder_only: Leave the encoder out.
-        remote_code: Add the model's code, for `trust_remote_code=True`.
-
-    Raises:
-        FileNotFoundError: The folder has no `config.json`.
-        ValueError: It is not a model of this package, a file of the model is a link out of the folder, or its encoder
-            was trained and cannot be left out.
+    Checkpoints of transformers' Trainer, which hold the optimizer's state, stay behind as in its `push_to_hub`. Files
+    that stay as they are become links. A trained encoder, which cannot be left out, is a ValueError.
     """
     model_class(folder)
     source_root = folder.resolve()
