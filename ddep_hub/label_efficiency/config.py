@@ -177,14 +177,9 @@ class Study:
     def finetune_arguments(
         self, method: Method, fraction: str, seed: int, folder: Path, decoder: str | None
     ) -> FinetuneArguments:
-        """Arguments of one fine-tuning run.
+        """Arguments of one fine-tuning run, in a folder below `folder`; the seed is that of the choice of images, too.
 
-        Args:
-            method: The method.
-            fraction: Share of the labelled images.
-            seed: Seed of the choice of images and of the run.
-            folder: Parent of the run's folder.
-            decoder: Folder of the method's pretrained decoder, if it has one.
+        `decoder` is the folder of the method's pretrained decoder, if it has one.
         """
         # Few labels may lack a class; that is part of what is measured.
         values = {"data": self.data, "allow_empty_classes": True, **method.finetuning}

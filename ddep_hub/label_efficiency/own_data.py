@@ -50,14 +50,8 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
     """The study of a user's data: random decoder, shipped decoders that fit, and pretraining on the images themselves.
 
     Pretraining, by denoising (DDeP) and by filling in masked patches, is on the images of `unlabelled` and on all
-    training images, whether their labels are used or not, at the scales of fine-tuning.
-
-    Args:
-        args: With `data`.
-        steps: Steps of the runs; default: those of the preset.
-
-    Raises:
-        OSError, ValueError: The data cannot be opened, or has fewer images than `labels` asks for.
+    training images, whether their labels are used or not, at the scales of fine-tuning. Without `steps`, runs have
+    those of the preset.
     """
     shared = _shared_arguments(args)
     settings = build_arguments(FinetuneArguments, {**shared, "data": args.data})
@@ -118,14 +112,8 @@ def read_steps(output: Path) -> Steps | None:
 def fit_steps(args: StudyArguments, study: Study) -> Steps:
     """Steps with which all runs take `args.minutes`, from a short run of each kind; kept in `steps.json`.
 
-    Fine-tuning and pretraining are shortened alike, and never longer than by default.
-
-    Args:
-        args: With `data` and `minutes`.
-        study: The methods, labels and seeds that are to run.
-
-    Raises:
-        ValueError: The time is too short for this number of runs.
+    Fine-tuning and pretraining are shortened alike, and never longer than by default. `study` has the methods, labels
+    and seeds that are to run.
     """
     output = Path(args.output_dir)
     check_not_file(output)
@@ -257,13 +245,7 @@ def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({}
 
 
 def draw_examples(study: Study, finals: Mapping[str, Path], path: Path) -> None:
-    """Draws the predictions of one model of each method on validation images.
-
-    Args:
-        study: The comparison.
-        finals: Folder `final/` of a model, by method.
-        path: The picture.
-    """
+    """Draws the predictions of one model of each method, whose folder is given, on validation images."""
     models = {name: load_model(folder) for name, folder in finals.items()}
     first_model = next(iter(models.values()))
     processor = load_processor(next(iter(finals.values())), first_model.config)

@@ -158,11 +158,7 @@ def paired_difference(treated: Point, baseline: Point) -> Difference | None:
 
 
 def student_quantile(df: int) -> float:
-    """The 97.5 % quantile of Student's t distribution, for a two-sided 95 % interval.
-
-    Args:
-        df: Degrees of freedom; above 10, an approximation that is right to 0.01.
-    """
+    """The 97.5 % quantile of Student's t distribution, for a two-sided 95 % interval; right to 0.01 from 11 on."""
     table = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
     return table[df - 1] if df <= len(table) else 1.96 + 2.372 / df + 2.82 / df**2
 
@@ -219,11 +215,7 @@ def verdict(baseline: Mapping[int, float], treated: Mapping[int, float]) -> str:
 
 
 def write_report(study: Study, rows: list[Row], output: Path, *, title: str, summary: str | None = None) -> str:
-    """Writes `report.md` and `figure.png` to `output` from the rows of a study's methods, and returns the report.
-
-    Raises:
-        ImportError: matplotlib is not installed; says how to install it.
-    """
+    """Writes `report.md` and `figure.png` to `output` from the rows of a study's methods, and returns the report."""
     points = build_curves(row for row in rows if row.method in [method.name for method in study.methods])
     heading = [f"# {title}", "", *([] if summary is None else [summary, ""])]
     report = "\n".join([*heading, *_means_table(study, points), "", *_differences_table(study, points), ""])
@@ -298,11 +290,7 @@ def _format_labels_needed(points: Curves, baselines: list[str], treated: Point) 
 
 
 def import_figure() -> Any:
-    """matplotlib's class `Figure`.
-
-    Raises:
-        ImportError: matplotlib is not installed; says how to install it.
-    """
+    """matplotlib's class `Figure`."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -316,11 +304,7 @@ def _plain(name: str) -> str:
 
 
 def draw_figure(study: Study, points: Curves, path: Path, *, title: str) -> None:
-    """Draws mean and standard deviation of each method over the number of labelled images.
-
-    Raises:
-        ImportError: matplotlib is not installed; says how to install it.
-    """
+    """Draws mean and standard deviation of each method over the number of labelled images."""
     figure = import_figure()(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()
     fractions = {fraction: point.labelled for curve in points.values() for fraction, point in curve.items()}

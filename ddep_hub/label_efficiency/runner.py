@@ -127,11 +127,7 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
 
 
 def build_study(args: StudyArguments, steps: Steps | None = None) -> Study:
-    """The study from a file or for the user's own data, with the other arguments applied.
-
-    Raises:
-        OSError, ValueError: See [`read_study`]; or a method does not exist.
-    """
+    """The study from a file or for the user's own data, with the other arguments applied."""
     if args.uses_own_data:
         study = own_data_study(args, steps)
     else:
@@ -157,11 +153,7 @@ def build_study(args: StudyArguments, steps: Steps | None = None) -> Study:
 
 
 def check_study(study: Study, table: Path) -> None:
-    """Checks the arguments of every run, and the existing rows, before the first run.
-
-    Raises:
-        ValueError: An argument of a method is wrong, or a row was made with other settings.
-    """
+    """Checks the arguments of every run, and the existing rows, before the first run."""
     settings = {method.name: study.settings(method) for method in study.methods}
     for row in read_rows(table):
         if settings.get(row.method, row.settings) != row.settings:
@@ -176,10 +168,6 @@ def check_data(study: Study, output: Path) -> None:
 
     Settings do not include the location of the images, so they may move. `data.json` holds fingerprints of the
     labelled and the unlabelled images; it is written the first time.
-
-    Raises:
-        OSError: Images are missing.
-        ValueError: The images differ from those of the rows or of the pretrained decoders.
     """
     path, current = output / "data.json", _fingerprints(study)
     with lock_file(path.with_name(f".{path.name}.lock"), wait=True):
@@ -227,12 +215,7 @@ def run_study(study: Study, output: Path, args: StudyArguments) -> str:
     fine-tuning run, `output/runs/<run>/` keeps the arguments, metrics, chosen images and pictures, but no weights.
     Interrupted runs resume from their checkpoints. Several processes started on one folder share the runs.
 
-    Returns:
-        What runs whose loss was not finite say; empty if there are none.
-
-    Raises:
-        ValueError: See [`check_study`] and [`check_data`].
-        RunInterrupted: A signal came; a checkpoint was written.
+    Returns what runs whose loss was not finite say; empty if there are none.
     """
     table = output / "results.csv"
     check_not_file(output)
@@ -275,14 +258,9 @@ class PretrainingDiverged(FloatingPointError):
 
 
 def _run_method(study: Study, method: Method, fraction: str, seed: int, output: Path) -> bool:
-    """Pretrains the decoder of a run if there is none yet, fine-tunes and adds the row.
+    """Pretrains a run's decoder if there is none yet, fine-tunes and adds the row; returns whether it did.
 
-    Returns:
-        Whether there was something to do.
-
-    Raises:
-        BlockingIOError: Another process is pretraining this decoder or has this run.
-        FloatingPointError: The loss was not finite; [`PretrainingDiverged`] if it was that of pretraining.
+    A BlockingIOError says that another process is pretraining this decoder or has this run.
     """
     decoder, error, steps = None, None, 0
     if method.pretraining is not None:
@@ -329,11 +307,7 @@ def _run_method(study: Study, method: Method, fraction: str, seed: int, output: 
 
 @contextlib.contextmanager
 def _try_claim(folder: Path) -> Iterator[None]:
-    """Keeps other processes of the study off a run; the run's own lock covers only the training, not the row.
-
-    Raises:
-        BlockingIOError: Another process has it.
-    """
+    """Keeps other processes of the study off a run; the run's own lock covers only the training, not the row."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with lock_file(folder.with_name(f".{folder.name}.claim")):
         yield
