@@ -72,28 +72,17 @@ def list_presets(kind: str) -> list[str]:
 
 
 def preset_file(kind: str, name: str) -> Path:
-    """The file of a preset.
-
-    Raises:
-        ValueError: It does not exist; names the closest one.
-    """
+    """The file of a preset; if there is none, a ValueError names the closest one."""
     if name not in list_presets(kind):
         raise ValueError(f"preset: there is no {did_you_mean(name, list_presets(kind))} `ddep-hub list` lists them.")
     return PRESETS / kind / f"{name}.yaml"
 
 
 def build_arguments(cls: type[Arguments], values: Mapping[str, Any], arguments: Arguments | None = None) -> Arguments:
-    """Arguments from keywords, as the functions of Python take them.
+    """Arguments from keywords, as the functions of Python take them; a `preset` among them is read first.
 
-    Args:
-        cls: The dataclass, which converts the values, see [`convert_fields`].
-        values: The keywords. A `preset` among them is read first.
-        arguments: Arguments that the keywords are to override; they stay as they are.
-
-    Raises:
-        TypeError: An argument does not exist (names the closest one), or `arguments` is not a `cls`, or comes with a
-            preset.
-        ValueError: A value has the wrong type or is out of range, or the preset does not exist.
+    `arguments` are those that the keywords are to override; they stay as they are. An argument that does not exist,
+    and arguments of another class or beside a preset, are a TypeError; a wrong value is a ValueError.
     """
     if arguments is not None:
         if not isinstance(arguments, cls):
@@ -136,14 +125,8 @@ def parse_command(
         cls: A dataclass of arguments, such as [`PretrainArguments`]; its docstring is the description in the help.
         argv: The command line; `sys.argv[1:]` by default.
         command: What the help calls the program, such as `ddep-hub predict`.
-        positionals: Positional arguments, with what `argparse.ArgumentParser.add_argument` takes for each.
-
-    Returns:
-        The arguments, and the values of `positionals`.
-
-    Raises:
-        SystemExit: An argument, on the command line or in a file, is unknown (names the closest one), has the wrong
-            type or is out of range.
+        positionals: Positional arguments, with what `argparse.ArgumentParser.add_argument` takes for each; their
+            values are returned beside the arguments.
     """
     parser = _Parser(cls, prog=command, allow_abbrev=False, description=cls.__doc__)
     for name, options in positionals.items():
@@ -251,12 +234,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def load_yaml(path: str | Path) -> Any:
-    """The content of a YAML file.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It is not a YAML file, or not in UTF-8, or sets a key twice; names it and the line.
-    """
+    """The content of a YAML file in UTF-8, in which a key that is set twice is an error."""
     try:
         return yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeyLoader)
     except UnicodeDecodeError as error:
@@ -269,12 +247,7 @@ def load_yaml(path: str | Path) -> Any:
 
 
 def read_yaml(path: str | Path, cls: type[Dataclass]) -> dict[str, Any]:
-    """Reads a file of arguments.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It is not a mapping, or holds an unknown argument, or a list where one value is taken.
-    """
+    """Reads a file of arguments."""
     values = load_yaml(path) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold `argument: value` lines, got a {type(values).__name__}.")
@@ -290,11 +263,9 @@ def read_yaml(path: str | Path, cls: type[Dataclass]) -> dict[str, Any]:
 
 
 def check_shapes(cls: type[Dataclass], values: Mapping[str, Any], context: str) -> None:
-    """Checks what a command line could not express: lists of arguments that take one value, nested values, and text
-    that YAML reads as true or false.
+    """Checks values, which errors call `context`, for what a command line could not express.
 
-    Raises:
-        ValueError: There is one; names it and `context`.
+    That is lists of arguments that take one value, nested values, and text that YAML reads as true or false.
     """
     hints = get_type_hints(cls)
     for name, value in values.items():
@@ -318,11 +289,7 @@ def write_yaml(arguments: Any, path: str | Path) -> None:
 
 
 def to_pair(name: str, values: list[int]) -> tuple[int, int] | None:
-    """One number twice, or two numbers; `None` for none.
-
-    Raises:
-        ValueError: There are more than two; names the argument.
-    """
+    """One number twice, or two numbers; `None` for none. More are a ValueError."""
     if len(values) > 2:
         raise ValueError(f"{name} takes one number or two, got {values}.")
     return (values[0], values[-1]) if values else None

@@ -56,15 +56,6 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     before the name is given.
 
     The current folder and mounted ones cannot get another name. If they are empty, they are filled instead.
-
-    Args:
-        path: the final name.
-
-    Yields:
-        A temporary folder beside it.
-
-    Raises:
-        FileExistsError: The current folder or a mounted one is not empty.
     """
     path = Path(os.path.abspath(path))
     check_replaceable(path)
@@ -163,12 +154,7 @@ def _flush(path: Path) -> None:
 def lock_file(path: Path, *, wait: bool = False) -> Iterator[None]:
     """A lock that the system takes away when the process ends, however that comes about.
 
-    Args:
-        path: the file to lock.
-        wait: wait for it; else another process that has it is an error.
-
-    Raises:
-        BlockingIOError: another process has it.
+    If another process has it, `wait` waits for it; else that is a BlockingIOError.
     """
     try:
         import fcntl

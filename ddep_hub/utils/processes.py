@@ -38,8 +38,7 @@ def keep_freed_memory() -> bool:
     clears it page by page, in each step again. Keeping the blocks makes a training step 1.06 to 1.3 times as fast, see
     docs/performance.md. The process does not shrink below its peak.
 
-    Returns:
-        Whether it does: not without glibc, nor where an environment variable sets up malloc already.
+    Returns whether it does: not without glibc, nor where an environment variable sets up malloc already.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     is_configured = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in tunables
@@ -76,10 +75,6 @@ def get_native_precision(device: torch.device, channels: int = 3) -> str:
     """Returns `"bf16"` for devices with units for products of bfloat16 matrices, else `"no"`.
 
     These are GPUs from Ampere on and CPUs with AMX. Elsewhere bfloat16 is emulated: hundreds of times slower on a CPU.
-
-    Args:
-        device: The device.
-        channels: Channels of the images, see [`supports_bf16_convolution`].
     """
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
@@ -100,14 +95,9 @@ TIMEOUT = timedelta(hours=2)
 def build_accelerator(mixed_precision: str, *, channels: int = 3, **kwargs: Any) -> Accelerator:
     """Builds the accelerator of a run.
 
-    Args:
-        mixed_precision: `"no"`, `"bf16"` or `"fp16"`; `"auto"` for what `accelerate launch` has been told, or, without
-            the launcher, for [`get_native_precision`].
-        channels: Channels of the images. A warning says if bfloat16 was asked for and is wrong for them.
-        **kwargs: Passed on to `Accelerator`.
-
-    Raises:
-        RuntimeError: A launcher has started several processes, but accelerate takes each for a run of its own.
+    `mixed_precision` is `"no"`, `"bf16"` or `"fp16"`; or `"auto"` for what `accelerate launch` has been told, or,
+    without the launcher, for [`get_native_precision`]. A warning says if bfloat16 was asked for and is wrong for the
+    channels.
     """
     uses_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     device = torch.device("cuda" if uses_gpu else "cpu")
@@ -190,19 +180,10 @@ def sum_over_processes(accelerator: Accelerator, counts: np.ndarray) -> np.ndarr
 
 
 def on_main_process(accelerator: Accelerator, action: Callable[[], Result]) -> Result | None:
-    """Runs an action in the main process while the others wait.
+    """Runs an action in the main process while the others wait; returns its result there, `None` in the others.
 
-    An error is raised in every process; otherwise the others would wait for the main one until their time-out.
-
-    Args:
-        accelerator: The process's accelerator.
-        action: What to do.
-
-    Returns:
-        What `action` returned in the main process, `None` in the others.
-
-    Raises:
-        RuntimeError: In the other processes, if the main one failed, which raises its own error.
+    An error is raised in every process, in the others as a RuntimeError; they would wait for the main one until their
+    time-out.
     """
     result, error = None, None
     if accelerator.is_main_process:

@@ -27,9 +27,6 @@ def convert_fields(arguments: Dataclass) -> None:
     """Converts every field of a dataclass in place, see [`convert`]; its `__post_init__` begins with this.
 
     In paths, `~` becomes the home folder, as in a shell.
-
-    Raises:
-        ValueError: A value is not of its field's type.
     """
     for name, hint in _get_type_hints(type(arguments)).items():
         value = convert(name, getattr(arguments, name), hint)
@@ -43,20 +40,12 @@ def _expand_user(path: str | None) -> str | None:
 
 
 def convert(name: str, value: Any, hint: Any) -> Any:
-    """A value as the plain Python object that a type hint asks for.
+    """A value as the plain Python object that a type hint asks for; `name` is what an error calls it.
 
     Only plain objects can be written to YAML and JSON: NumPy's scalars, arrays and tensors become numbers and lists,
     and paths become text. Text is read as on the command line, a number without a fraction counts as a whole one, a
-    number stands for text, and a single value for a list of one.
-
-    Args:
-        name: What an error calls it.
-        value: The value.
-        hint: `bool`, `int`, `float`, `str`, a `Literal` of texts, a `list` of one of these, or one of all these with
-            `| None`.
-
-    Raises:
-        ValueError: The value is of another type; says what is allowed.
+    number stands for text, and a single value for a list of one. Hints are `bool`, `int`, `float`, `str`, a `Literal`
+    of texts, a `list` of one of these, or one of all these with `| None`.
     """
     try:
         return _convert_value(value, hint)
