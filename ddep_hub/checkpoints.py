@@ -58,12 +58,7 @@ def unwrapped_names(model: nn.Module) -> dict[str, str]:
 def rename_weights(state_dict: Mapping[str, torch.Tensor], names: Iterable[str]) -> StateDict:
     """Renames weights of a compiled or wrapped model (`_orig_mod.` or `module.` in any part of a name).
 
-    Args:
-        state_dict: The weights.
-        names: The names to give; they may have such parts themselves.
-
-    Raises:
-        ValueError: There are weights of another model, or two of one name; names one.
+    The names to give may have such parts themselves. Weights of another model, or two of one name, are a ValueError.
     """
     names_by_stripped = {_strip_wrappers(name): name for name in names}
     renamed: StateDict = {}
@@ -99,7 +94,6 @@ def decoder_state_dict(
     """What a decoder-only file holds: everything but the encoder.
 
     Args:
-        state_dict: the model's weights.
         encoder_prefix: prefix of the encoder's names, such as `"ddep.encoder."`.
         half_precision: write convolution weights in float16. Norms and their statistics stay in float32, and so does a
             weight that float16 cannot hold.
@@ -116,13 +110,7 @@ def decoder_state_dict(
 def read_decoder_weights(folder: str | Path, variant: str | None = None, **hub: Any) -> StateDict:
     """Reads the weights of a decoder-only folder or repository.
 
-    Args:
-        folder: The folder or repository.
-        variant: What `save_pretrained` got as such; the name of the file holds it.
-        **hub: Where on the Hub, see `HUB_ARGUMENTS`.
-
-    Raises:
-        OSError: no weights there, or a damaged file; names it.
+    The name of the file holds the variant that `save_pretrained` got; for the others see `HUB_ARGUMENTS`.
     """
     stem, suffix = os.path.splitext(WEIGHTS_NAME)
     path = cached_file(str(folder), f"{stem}.{variant}{suffix}" if variant else WEIGHTS_NAME, **hub)
@@ -133,11 +121,7 @@ def read_decoder_weights(folder: str | Path, variant: str | None = None, **hub: 
 
 
 def check_decoder_arguments(folder: str, arguments: Mapping[str, Any]) -> None:
-    """Refuses arguments of `from_pretrained` that a decoder-only folder has no use for.
-
-    Raises:
-        ValueError: There is one.
-    """
+    """Refuses arguments of `from_pretrained` that a decoder-only folder has no use for."""
     for name, is_given in (
         ("state_dict", arguments.get("state_dict") is not None),
         ("use_safetensors", arguments.get("use_safetensors") is False),
@@ -153,9 +137,6 @@ def check_default_device() -> None:
     """Refuses to load an encoder where torch puts all tensors on the meta device, which holds no values.
 
     For whole folders, transformers does.
-
-    Raises:
-        RuntimeError: It does.
     """
     if torch.get_default_device().type == "meta":
         raise RuntimeError(
@@ -207,10 +188,7 @@ SHAPE_FIELDS = {
 def mismatch_message(source: str, mismatched: Iterable[tuple[str, Any, Any]], base_prefix: str) -> str:
     """Says which weight does not fit, both shapes, and which fields of the configuration decide it.
 
-    Args:
-        source: Folder or repository of the weights.
-        mismatched: Name of each weight, its shape in the file and its shape in the model.
-        base_prefix: Prefix of the encoder's and decoder's names.
+    The mismatched are the name of each weight, its shape in the file and its shape in the model.
     """
     # A change in one part changes the input of the next, so only the first one is the cause.
     parts = list(SHAPE_FIELDS)

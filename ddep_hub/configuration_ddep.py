@@ -50,14 +50,7 @@ def model_card_folders() -> Path:
 
 
 def resolve_name(name: str | os.PathLike[str]) -> str:
-    """Finds a model by name.
-
-    Args:
-        name: A folder, the name of a shipped model such as `"ddep-efficientnet-lite0"`, or a Hub id.
-
-    Returns:
-        The folder if it exists, else the folder of the shipped model of that name, else the name unchanged.
-    """
+    """The folder of a shipped model such as `"ddep-efficientnet-lite0"`; other folders and Hub ids as they are."""
     name = str(name)
     shipped = model_card_folders() / name
     if not Path(name).exists() and Path(name).name == name and (shipped / "model.safetensors").is_file():
@@ -66,11 +59,7 @@ def resolve_name(name: str | os.PathLike[str]) -> str:
 
 
 def check_local_folder(name: str | os.PathLike[str]) -> None:
-    """Checks that a model's name, if it can only be a path, is a folder with a `config.json`.
-
-    Raises:
-        FileNotFoundError: It is not; for the folder of a run, names the one in `final/`.
-    """
+    """Checks that a model's name, if it can only be a path, is a folder with a `config.json`."""
     folder, text = Path(resolve_name(name)), str(name)
     if folder.is_dir() and not (folder / "config.json").is_file():
         final_folder = folder / "final"

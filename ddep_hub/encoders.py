@@ -111,11 +111,7 @@ class DDePHybridEncoder(VisionTransformer):
 
 
 def encoder_arguments(config: DDePConfig) -> dict[str, Any]:
-    """Arguments with which `timm.create_model(config.encoder_name, ...)` builds the encoder.
-
-    Raises:
-        ValueError: timm knows no such model.
-    """
+    """Arguments with which `timm.create_model(config.encoder_name, ...)` builds the encoder."""
     name = config.encoder_name
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
@@ -142,11 +138,7 @@ def _family(encoder_name: str) -> str:
 
 
 def build_encoder(config: DDePConfig) -> nn.Module:
-    """Builds the encoder as initialised by timm, without the layers after its last used feature.
-
-    Raises:
-        ValueError: timm does not know the name, refuses the arguments, or the model yields no features.
-    """
+    """Builds the encoder as initialised by timm, without the layers after its last used feature."""
     return finish_encoder(create_timm_model(config), config)
 
 
@@ -167,9 +159,6 @@ def finish_encoder(encoder: nn.Module, config: DDePConfig) -> nn.Module:
     """Turns a timm model into an encoder, in place.
 
     Layers after the last used feature are removed: unused, they would get no gradient in fine-tuning.
-
-    Raises:
-        ValueError: The model yields no features, or not those of `config.encoder_out_indices`.
     """
     maps = _feature_maps(encoder, config)
     if is_hybrid(encoder):
@@ -292,17 +281,9 @@ def _hybrid_features(encoder: nn.Module) -> list[tuple[int, int]]:
 def extract_features(encoder: nn.Module, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], tuple[int, int]]:
     """Runs the encoder.
 
-    Args:
-        encoder: A model of [`build_encoder`].
-        pixel_values: Images of shape `(batch, C, H, W)`. They are padded by repeating their last row and column, or,
-            for encoders that take one size alone, resampled to it.
-
-    Returns:
-        One tensor `(batch, channels, rows, columns)` for each entry of [`feature_maps`], and height and width in
-        pixels of what they cover: the image with its padding.
-
-    Raises:
-        ValueError: The images are too small for an encoder that does not pad.
+    Images `(batch, C, H, W)` are padded by repeating their last row and column, or, for encoders that take one size
+    alone, resampled to it. Returns one tensor `(batch, channels, rows, columns)` for each entry of [`feature_maps`],
+    and height and width in pixels of what they cover: the image with its padding.
     """
     maps = feature_maps(encoder)
     if maps.image_size is None:

@@ -259,12 +259,8 @@ def _write_torch(program: torch.export.ExportedProgram, file: Path) -> Function:
 def compare(expected: Function, actual: Function, batches: Iterable[torch.Tensor]) -> dict[str, float]:
     """Compares two models on normalised images (batch, C, H, W) with outputs (batch, K, H, W).
 
-    Returns:
-        The largest `difference` of an output as a share of the largest one, and the smallest share of pixels with the
-        `same_class`, the output that is the largest.
-
-    Raises:
-        ValueError: They differ by more than rounding; says by how much.
+    Returns the largest `difference` of an output as a share of the largest one, and the smallest share of pixels with
+    the `same_class`, the output that is the largest. More than rounding is a ValueError.
     """
     difference, same_class = 0.0, 1.0
     for images in batches:

@@ -38,18 +38,13 @@ def _without_tf32() -> Iterator[None]:
 @torch.no_grad()
 @_without_tf32()
 def fold_batch_norms(module: nn.Module, run: Callable[[nn.Module], list[torch.Tensor]]) -> nn.Module:
-    """Folds each BatchNorm in eval mode into the convolution whose output it normalises.
+    """Folds each BatchNorm in eval mode into the convolution whose output it normalises, in a copy of a network.
 
     Which convolution that is shows when the module runs, so this works for networks of any shape. The result is
     compared with the module itself, which is returned where they differ: where a convolution's output is used a second
-    time, or a weight is not used as it is stored.
+    time, or a weight is not used as it is stored; or where there is nothing to fold, or it is in half precision.
 
-    Args:
-        module: A network in eval mode; it is not changed. In half precision it is returned as it is.
-        run: Runs a network on an example and returns its outputs.
-
-    Returns:
-        A copy that gives the same outputs up to rounding, or `module` if there is nothing to fold.
+    `run` runs a network on an example and returns its outputs.
     """
     if not any(type(child) in _NORMS for child in module.modules()):
         return module

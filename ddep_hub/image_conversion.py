@@ -82,13 +82,7 @@ def to_8_bit(values: np.ndarray, name: str) -> np.ndarray:
     Bilevel values become 0 and 255. 16-bit values are divided by 257; a warning names the first image that uses a
     quarter of their range at most. Wider integers are taken as 8 bits if none is above 255, else as 16 bits. Floats
     are taken as 0..1 if none is above 1, else as 0..255; a warning names the first image whose values all are below 2.
-
-    Args:
-        values: Array of any shape.
-        name: What errors call the image.
-
-    Raises:
-        ValueError: Values are outside of their range.
+    Values outside of their range are a ValueError.
     """
     if values.dtype == np.uint8:
         return values
@@ -211,11 +205,7 @@ class ChannelImage:
 
 
 def validate_channel_order(order: Sequence[int], channels: int) -> list[int]:
-    """Returns the order of channels of an image processor.
-
-    Raises:
-        ValueError: It does not name each channel once.
-    """
+    """Returns the order of channels of an image processor, which must name each channel once."""
     if sorted(order) != list(range(channels)):
         raise ValueError(f"channel_order is {list(order)}, which must name each of {channels} channels once, from 0.")
     return list(order)
@@ -290,13 +280,8 @@ def channels_first(
 def _fill_nodata(values: np.ndarray, nodata: float | None, name: str, axis: int | None = None) -> np.ndarray:
     """Replaces the pixels without data by the mean of the others of their channel, or 0 where there are none.
 
-    A warning names the first image that has any. Integers stay, as 0 and 255 are also colours.
-
-    Args:
-        values: `(height, width)`, or with channels.
-        nodata: The value of these pixels.
-        name: What the warning calls the image.
-        axis: The axis of the channels, 0 or -1.
+    A warning names the first image that has any. Integers stay, as 0 and 255 are also colours. The axis of the
+    channels of `(height, width)` with channels is 0 or -1.
     """
     if nodata is None or values.dtype.kind != "f":
         return values
@@ -322,16 +307,8 @@ def read_channels(file: str | os.PathLike[str] | BinaryIO, channels: int, name: 
     """Reads an image with exactly this number of channels; see [`channels_first`] for its values.
 
     TIFF files are read by `tifffile` where it is installed, which knows any number of channels, and pages, each of
-    which is a channel. Without it they are read by Pillow, as the other files are, but for arrays (.npy).
-
-    Args:
-        file: Path, or file opened in binary mode.
-        channels: Number of channels that there must be.
-        name: What errors call the image, and how its kind is told, as by the first bytes of an opened file.
-
-    Raises:
-        OSError: The file is none of these, or damaged.
-        ValueError: See [`channels_first`].
+    which is a channel. Without it they are read by Pillow, as the other files are, but for arrays (.npy). `name` is
+    what errors call the image, and how its kind is told, as by the first bytes of an opened file.
     """
     if name.lower().endswith(".npy"):
         return channels_first(np.load(file, allow_pickle=False), channels, name)
@@ -353,16 +330,9 @@ def read_channels(file: str | os.PathLike[str] | BinaryIO, channels: int, name: 
 
 
 def extract_channels(image: Image.Image, channels: int, name: str, *, rescaled: bool = True) -> np.ndarray:
-    """The pixels of an opened image with exactly this number of channels; see [`channels_first`] for its values.
+    """The pixels of a PIL image with exactly this number of channels; see [`channels_first`] for its values.
 
-    Args:
-        image: A PIL image; it is turned upright, and a palette gives its colours.
-        channels: Number of channels that there must be.
-        name: What errors call the image.
-        rescaled: Whether values are divided by 255 later.
-
-    Raises:
-        ValueError: See [`channels_first`] and [`check_tiff`]; or Pillow drops bits, see [`is_reduced_by_pillow`].
+    It is turned upright, and a palette gives its colours. `rescaled` says whether values are divided by 255 later.
     """
     check_tiff(image, name, channels)
     if is_reduced_by_pillow(image):

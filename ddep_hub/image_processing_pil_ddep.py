@@ -265,10 +265,8 @@ def _check_image(image: Any) -> None:
 def _decode(images: Any, channels: int, layout: Any, *, do_rescale: bool | None, do_convert_rgb: bool | None) -> Any:
     """Converts any kind of image to 8-bit RGB images or arrays; lists stay lists.
 
-    Args:
-        layout: Order of an array's axes, if it is given.
-        do_rescale: Whether the values are divided by 255 later. If not, float arrays are not changed.
-        do_convert_rgb: Whether images become RGB. If not, arrays are not changed.
+    Float arrays are not changed without `do_rescale`, nor any arrays without `do_convert_rgb`. `layout` is the order
+    of an array's axes, if it is given.
     """
     options = {"do_rescale": do_rescale, "do_convert_rgb": do_convert_rgb}
     if isinstance(images, (list, tuple)) or getattr(images, "ndim", None) == 4:

@@ -235,8 +235,7 @@ class DDePPreTrainedModel(PreTrainedModel):
     ) -> dict[str, Any]:
         """Reads a decoder-only folder and builds its encoder, once: the model is then built around it.
 
-        Returns:
-            `state_dict` of the whole model, and `encoder`, the module without its weights.
+        Returns `state_dict` of the whole model, and `encoder`, the module without its weights.
         """
         prefix = f"{cls.base_model_prefix}."
         decoder = read_decoder_weights(source, variant, **hub_kwargs)

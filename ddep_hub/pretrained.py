@@ -110,12 +110,7 @@ def load_trained(name: str | Path, encoder_weights: str | Path | None = None) ->
 
 
 def stored_config(name: str | Path) -> dict[str, Any]:
-    """The fields of a model's `config.json`.
-
-    Raises:
-        OSError: There is no such model; for the folder of a run, names the one in `final/`.
-        ValueError: The file does not hold a JSON object.
-    """
+    """The fields of a model's `config.json`."""
     folder = Path(resolve_name(name))
     check_local_folder(name)
     try:
@@ -207,15 +202,9 @@ def processor_for_encoder(
 ) -> DDePImageProcessor:
     """Makes the image processor of a new model.
 
-    Args:
-        encoder_name: timm name of the encoder.
-        num_channels: Number of channels of the images.
-        mean_std: Mean and standard deviation per channel, for pixels in 0..1. By default those that the encoder's
-            weights were trained with for RGB, otherwise their average over RGB for every channel.
-        channel_order: Order in which the model sees the channels of an image, counted from 0; unchanged by default.
-
-    Raises:
-        ValueError: `channel_order` does not name each channel once.
+    Mean and standard deviation per channel are for pixels in 0..1. By default they are those that the encoder's
+    weights were trained with for RGB, otherwise their average over RGB for every channel. `channel_order` is the order
+    in which the model sees the channels of an image, counted from 0; unchanged by default.
     """
     mean, std = mean_std or encoder_mean_std(encoder_name)
     if num_channels != 3 and mean_std is None:
@@ -238,13 +227,7 @@ def with_image_size(processor: DDePImageProcessor, image_size: int) -> DDePImage
 def with_channel_order(processor: DDePImageProcessor, order: Sequence[int], num_channels: int) -> DDePImageProcessor:
     """A processor for images with their channels in another order, which passes them to the model in the old one.
 
-    Args:
-        processor: The image processor.
-        order: Order in which the model sees the channels of the new images, counted from 0.
-        num_channels: Number of channels of the images.
-
-    Raises:
-        ValueError: `order` does not name each channel once.
+    `order` is that in which the model sees the channels of the new images, counted from 0.
     """
     order = validate_channel_order(order, num_channels)
     old_order = processor.channel_order or range(num_channels)

@@ -25,11 +25,7 @@ def class_logits(logits: torch.Tensor) -> torch.Tensor:
 
 
 def validate_target_sizes(sizes: Any, number: int) -> list[tuple[int, int]]:
-    """Height and width of each of so many maps, from a list of pairs, or an array or tensor `(number, 2)`.
-
-    Raises:
-        ValueError: It has the wrong form.
-    """
+    """Height and width of each of so many maps, from a list of pairs, or an array or tensor `(number, 2)`."""
     sizes = sizes.tolist() if hasattr(sizes, "tolist") else sizes
     try:
         pairs = [(operator.index(height), operator.index(width)) for height, width in sizes]
@@ -45,14 +41,9 @@ def validate_target_sizes(sizes: Any, number: int) -> list[tuple[int, int]]:
 def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
     """Mean cross-entropy over the pixels that are not ignored; 0, with gradients of 0, if all are.
 
-    Args:
-        logits: `(batch, num_labels, h, w)`; upsampled to the size of the labels.
-        labels: Class ids `(batch, H, W)`, of any integer type; of one label 0 (background) and 1.
-        ignore_index: Id that does not count.
-
-    Raises:
-        ValueError: `labels` are no such tensor, are transposed, or hold an id that is no class (on a CPU; a GPU fails
-            by itself).
+    Logits `(batch, num_labels, h, w)` are upsampled to the size of the labels: class ids `(batch, H, W)` of any
+    integer type, of one label 0 (background) and 1. Other labels are a ValueError; ids that are no class on a CPU
+    alone, a GPU fails by itself.
     """
     logits = class_logits(logits.float())
     is_integer = isinstance(labels, torch.Tensor) and not (labels.is_floating_point() or labels.dtype == torch.bool)

@@ -95,13 +95,7 @@ def is_reduced_by_pillow(image: Image.Image) -> bool:
 def check_tiff(image: Image.Image, name: str, channels: int = 3) -> None:
     """Refuses a TIFF of which Pillow gives wrong pixels, or not all channels; other images pass.
 
-    Args:
-        image: An image as Pillow opened it.
-        name: What errors call it.
-        channels: Number of channels that there must be; of 3, it may have opacity as well.
-
-    Raises:
-        ValueError: It is such an image; the message says what to do.
+    Of 3 channels, it may have opacity as well.
     """
     if image.format != "TIFF":
         return
@@ -143,18 +137,9 @@ def read_tiff(
 ) -> tuple[np.ndarray, int | None, float | None]:
     """Reads the first image of a TIFF with all its channels or pages, or one page, upright, in the depth of the file.
 
-    Args:
-        file: Path, or file opened in binary mode.
-        name: What errors call it.
-        page: Index of a page among all in the file.
-
-    Returns:
-        The values, 0 being black, without axes of length 1 other than rows and columns; the axis of the channels, 0 or
-        -1, if it is known; the value of the pixels without data, if the file states one.
-
-    Raises:
-        OSError: The file is not a TIFF, or damaged.
-        ValueError: Its values are neither RGB nor grey, or need another package.
+    Returns the values, 0 being black, without axes of length 1 other than rows and columns; the axis of the channels,
+    0 or -1, if it is known; the value of the pixels without data, if the file states one. `page` is the index among
+    all pages in the file.
     """
     import tifffile
 
