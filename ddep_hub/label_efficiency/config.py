@@ -15,9 +15,11 @@ from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.utils.arguments import (
     arg,
     check_shapes,
+    data_arg,
     did_you_mean,
     list_field_names,
     load_yaml,
+    model_arg,
     parse_command,
     to_flags,
 )
@@ -45,10 +47,9 @@ SCENES = "examples/configs/label-efficiency-scenes.yaml"
 class StudyArguments(LabelledDataArguments):
     """Compare ways to start fine-tuning, on your own data, or as a study file says; writes a report and figures."""
 
-    unlabelled: list[str] = arg(
+    unlabelled: list[str] = data_arg(
         [],
         "Unlabelled images, as for `ddep-hub pretrain`, in addition to the training images.",
-        group="data",
         path=True,
         common=True,
     )
@@ -64,23 +65,18 @@ class StudyArguments(LabelledDataArguments):
     output_dir: str = arg(
         "runs/label-efficiency", "Folder for the rows, decoders, runs, report and figures.", path=True, common=True
     )
-    eval_split: str | None = arg(None, "Split to evaluate on. Default: val.", group="data")
-    val_fraction: str | None = arg(
-        None, "Fraction of the images to evaluate on, if there are no splits.", group="data"
-    )
-    group_pattern: str | None = arg(
+    eval_split: str | None = data_arg(None, "Split to evaluate on. Default: val.")
+    val_fraction: str | None = data_arg(None, "Fraction of the images to evaluate on, if there are no splits.")
+    group_pattern: str | None = data_arg(
         None,
         "Regular expression whose first group in an image's name identifies images that val_fraction keeps together.",
-        group="data",
     )
-    image_size: int | None = arg(None, "Resize images to this shorter side.", group="data", common=True)
-    crop_size: int | None = arg(None, "Side of the random crops in pixels.", group="data", common=True)
-    augmentation: str | None = arg(None, "Kind of image: photo, overhead or microscopy.", group="data", common=True)
-    encoder_name: str | None = arg(None, "timm name of the encoder.", group="model")
-    encoder_weights: str | None = arg(
-        None, "Weights of the encoder, as for `ddep-hub finetune`.", group="model", path=True
-    )
-    num_channels: int | None = arg(None, "Number of image channels, if they are not RGB.", group="model")
+    image_size: int | None = data_arg(None, "Resize images to this shorter side.", common=True)
+    crop_size: int | None = data_arg(None, "Side of the random crops in pixels.", common=True)
+    augmentation: str | None = data_arg(None, "Kind of image: photo, overhead or microscopy.", common=True)
+    encoder_name: str | None = model_arg(None, "timm name of the encoder.")
+    encoder_weights: str | None = model_arg(None, "Weights of the encoder, as for `ddep-hub finetune`.", path=True)
+    num_channels: int | None = model_arg(None, "Number of image channels, if they are not RGB.")
     study: str | None = arg(
         None, f"YAML file with methods, fractions and seeds. Default: {SCENES}, without data.", path=True, common=True
     )

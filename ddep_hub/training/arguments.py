@@ -6,8 +6,9 @@ from fractions import Fraction
 from typing import Literal
 
 from ddep_hub.data.arguments import LabelledDataArguments
+from ddep_hub.utils.arguments import data_arg, eval_arg, model_arg, optim_arg
 
-from .run_arguments import OUTPUT_DIR, RunArguments, data_arg, eval_arg, model_arg, optim_arg, save_arg
+from .run_arguments import OUTPUT_DIR, RunArguments, save_arg
 
 
 MASK_PATCH_SIZE = 16
@@ -190,9 +191,7 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
         False, "Freeze the encoder's normalisation layers, including their statistics."
     )
     per_device_eval_batch_size: int = eval_arg(
-        8,
-        "Images per forward pass in evaluation, if they have the same size.",
-        resumable=True,
+        8, "Images per forward pass in evaluation, if they have the same size.", resumable=True
     )
 
     def __post_init__(self) -> None:

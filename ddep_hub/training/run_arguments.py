@@ -11,17 +11,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from ddep_hub.utils.arguments import arg
+from ddep_hub.utils.arguments import arg, data_arg, eval_arg, model_arg, optim_arg
 from ddep_hub.utils.values import convert_fields
 
 
 OUTPUT_DIR = "Folder of the run: config.yaml, metrics.jsonl, checkpoints/, pictures/ and final/."
-# `arg` for each group of `--help`.
-data_arg = partial(arg, group="data")
-model_arg = partial(arg, group="model")
 architecture_arg = partial(model_arg, architecture=True)
-optim_arg = partial(arg, group="optimisation")
-eval_arg = partial(arg, group="evaluation")
 log_arg = partial(arg, group="logging", resumable=True)
 save_arg = partial(arg, group="checkpoints", resumable=True)
 hub_arg = partial(arg, group="Hub", resumable=True)
@@ -50,12 +45,10 @@ class RunArguments:
     )
     max_grad_norm: float = optim_arg(0.0, "Clip gradients to this norm; 0 disables clipping.")
     model_ema_decay: float = optim_arg(
-        0.0,
-        "Decay of an exponential moving average of the weights, which is then evaluated and saved; 0 disables it.",
+        0.0, "Decay of an exponential moving average of the weights, which is then evaluated and saved; 0 disables it."
     )
     sync_bn: bool = optim_arg(
-        False,
-        "On several GPUs, compute BatchNorm over the whole batch instead of each GPU's part.",
+        False, "On several GPUs, compute BatchNorm over the whole batch instead of each GPU's part."
     )
     activation_checkpointing: bool = optim_arg(
         False,
@@ -70,9 +63,7 @@ class RunArguments:
     torch_compile: bool = optim_arg(False, "Compile the model's training step with torch.compile.", resumable=True)
 
     dataloader_num_workers: int = data_arg(
-        0,
-        "Worker processes that read and augment images; 0 uses the main process.",
-        resumable=True,
+        0, "Worker processes that read and augment images; 0 uses the main process.", resumable=True
     )
     image_mean: list[float] = data_arg(
         [],
@@ -96,8 +87,7 @@ class RunArguments:
     )
     report_to: list[str] = log_arg([], "Accelerate trackers to log to as well, such as tensorboard or wandb.")
     save_steps: int = save_arg(
-        500,
-        "Number of steps between checkpoints; the last step is saved too. 0 saves only on signals.",
+        500, "Number of steps between checkpoints; the last step is saved too. 0 saves only on signals."
     )
     save_total_limit: int = save_arg(2, "Number of newest checkpoints to keep.")
     resume_from_checkpoint: str | None = save_arg(
@@ -156,8 +146,7 @@ class RunArguments:
     )
     attribution: str | None = hub_arg(None, "Text for the card about the data: their licence, and whom to credit.")
     card_pictures: bool | None = hub_arg(
-        None,
-        "Put predictions.png into final/ and the card. Default: only for the built-in rendered scenes.",
+        None, "Put predictions.png into final/ and the card. Default: only for the built-in rendered scenes."
     )
 
     def __post_init__(self) -> None:

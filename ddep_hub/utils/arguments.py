@@ -52,6 +52,13 @@ def arg(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+# `arg` for groups of `--help` with many arguments.
+data_arg = functools.partial(arg, group="data")
+model_arg = functools.partial(arg, group="model")
+optim_arg = functools.partial(arg, group="optimisation")
+eval_arg = functools.partial(arg, group="evaluation")
+
+
 class Dataclass(Protocol):
     """Any dataclass; those of arguments validate themselves in `__post_init__`."""
 
