@@ -233,46 +233,37 @@ def official_folders(root: Path, layout: str) -> dict[str, SplitFolders]:
     """The splits that are there, by the name that users give."""
     if layout == "cityscapes":
         names = subfolders(root / "leftImg8bit")
-        return {name: SplitFolders(root / "leftImg8bit" / name, root / "gtFine" / name) for name in names}
-    if layout == "ade20k":
+        folders = {name: SplitFolders(root / "leftImg8bit" / name, root / "gtFine" / name) for name in names}
+    elif layout == "ade20k":
         base = _ade20k_root(root)
         folders = {
             name: SplitFolders(base / "images" / official, base / "annotations" / official)
             for official, name in _OFFICIAL_NAMES.items()
         }
-        return {name: split_dirs for name, split_dirs in folders.items() if split_dirs.images.is_dir()}
-    if layout == "camvid":
-        folders = {name: SplitFolders(root / name, root / f"{name}annot") for name in ("train", "val", "test")}
-        return {
-            name: split_dirs
-            for name, split_dirs in folders.items()
-            if split_dirs.images.is_dir() and split_dirs.masks.is_dir()
-        }
-    if layout == "pascal_voc":
+    elif layout == "camvid":
+        names = [name for name in ("train", "val", "test") if (root / f"{name}annot").is_dir()]
+        folders = {name: SplitFolders(root / name, root / f"{name}annot") for name in names}
+    elif layout == "pascal_voc":
         base = _voc_root(root, "VOC2012")
-        lists = base / "ImageSets" / "Segmentation"
-        masks = base / "SegmentationClass"
-        folders = {name: SplitFolders(base / "JPEGImages", masks, lists / f"{name}.txt") for name in _VOC_LISTS}
+        images, masks, lists = base / "JPEGImages", base / "SegmentationClass", base / "ImageSets" / "Segmentation"
+        folders = {name: SplitFolders(images, masks, lists / f"{name}.txt") for name in _VOC_LISTS}
         augmented = [lists / name for name in ("train_aug.txt", "trainaug.txt") if (lists / name).is_file()]
         if augmented and (base / "SegmentationClassAug").is_dir():
-            folders["train_aug"] = SplitFolders(base / "JPEGImages", base / "SegmentationClassAug", augmented[0])
-        return {
-            name: split_dirs
-            for name, split_dirs in folders.items()
-            if split_dirs.list_file and split_dirs.list_file.is_file()
-        }
-    if layout == "pascal_context":
+            folders["train_aug"] = SplitFolders(images, base / "SegmentationClassAug", augmented[0])
+    elif layout == "pascal_context":
         base = _voc_root(root, "VOC2010")
-        folders = {}
-        for name in ("train", "val"):
-            context_list, main_list = (
-                base / "ImageSets" / folder / f"{name}.txt" for folder in ("SegmentationContext", "Main")
-            )
-            if context_list.is_file() or main_list.is_file():
-                path = context_list if context_list.is_file() else main_list
-                folders[name] = SplitFolders(base / "JPEGImages", base / "SegmentationClassContext", path)
-        return folders
-    raise ValueError(f"layout {layout!r} is unknown; choose one of {', '.join(LAYOUTS)}")
+        images, masks = base / "JPEGImages", base / "SegmentationClassContext"
+        # A list of Pascal Context's own, which comes last, replaces the other.
+        names = [f"{folder}/{name}.txt" for folder in ("Main", "SegmentationContext") for name in ("train", "val")]
+        files = [base / "ImageSets" / name for name in names]
+        folders = {file.stem: SplitFolders(images, masks, file) for file in files if file.is_file()}
+    else:
+        raise ValueError(f"layout {layout!r} is unknown; choose one of {', '.join(LAYOUTS)}")
+    return {
+        name: split_dirs
+        for name, split_dirs in folders.items()
+        if (split_dirs.list_file.is_file() if split_dirs.list_file else split_dirs.images.is_dir())
+    }
 
 
 def _ade20k_root(root: Path) -> Path:
