@@ -1,6 +1,8 @@
 """What mask files hold: values or colours, in the pixels or in the alpha channel."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +27,27 @@ from .image_files import read_image_file
 _BLACK_VALUES: set[Any] = {0, (0, 0, 0)}
 
 
+@dataclass
 class MaskReader:
     """Reads the masks of a source in one way, which all of them together decide.
 
-    With colours in the table of classes, colours that are all grey are read as colours, and palettes as
-    [`decode_mask`] reads them.
+    Args:
+        table: The classes, if they are known, which say what white is, and which colours a palette means, see
+            [`decode_mask`]. If they have colours, `as_colors` is set.
+        as_colors: Read colours that are all grey as colours.
+        palettes_as_colors: Read a palette as colours.
+        in_alpha: Read the alpha channel, as 0 and 255; 0 where there is none.
+        number_objects: See [`number_objects`].
     """
 
-    def __init__(self, table: ClassTable | None) -> None:
-        self.table = table
-        self.as_colors = table is not None and table.mask_colors is not None
-        self.palettes_as_colors = False
-        self.in_alpha = False
-        self.number_objects = False  # see [`number_objects`]
+    table: ClassTable | None = None
+    as_colors: bool = False
+    palettes_as_colors: bool = False
+    in_alpha: bool = False
+    number_objects: bool = False
+
+    def __post_init__(self) -> None:
+        self.as_colors = self.as_colors or (self.table is not None and self.table.mask_colors is not None)
 
     def collect_values(self, masks: Sequence[tuple[Path, int | None]]) -> set[Any]:
         """The values or colours of all masks, which have a page each, or none; not some values and some colours."""
@@ -59,91 +69,66 @@ class MaskReader:
 
     def read_ids(self, path: Path, page: int | None, mapping: Mapping[Any, int]) -> np.ndarray:
         """Class ids (H, W) of a mask, from those of its values or colours."""
-        values = raw_values(path, page, **self._options())
+        values = self.read(path, page)
         ids = replace_values(values, {value: mapping[value] for value in count_values(values)})
         return ids.astype(np.uint8) if 0 <= ids.min(initial=0) and ids.max(initial=0) < 256 else ids
 
-    def _options(self) -> dict[str, Any]:
-        return {
-            "as_colors": self.as_colors,
-            "palettes_as_colors": self.palettes_as_colors,
-            "in_alpha": self.in_alpha,
-            "table": self.table,
-        }
-
     def _collect_values(self, masks: Sequence[tuple[Path, int | None]]) -> set[Any]:
-        options = self._options()
         values, num_objects = set[Any](), list[int | None]()
         for path, page in masks:
-            pixels = raw_values(path, page, **options)
+            pixels = self.read(path, page)
             mask_values = count_values(pixels).keys()
             values |= mask_values
             num_objects.append(count_objects(pixels, mask_values))
         self.number_objects = number_objects(num_objects) and not looks_smoothed(values)
         return values
 
+    def read(self, path: Path, page: int | None) -> np.ndarray:
+        """The values (H, W) or colours (H, W, 3) of a mask; a BadFileError if they cannot be told."""
+        if page is not None:
+            picture = read_image_file(path, page)
+        else:
+            mask = load_mask(path)
+            picture = mask.image
+            if mask.format == "JPEG":
+                values = _binarize_jpeg(picture, path)
+                return np.zeros_like(values) if self.in_alpha else values
+            check_lossless(mask, path)
+        table, color_modes = self.table, ("RGB", "P") if self.palettes_as_colors else ("RGB",)
+        known = () if table is None else (table.mask_mapping, table.mask_colors, table.ignore_index)
+        if isinstance(picture, Image.Image) and picture.mode in ("LA", "PA", "RGBA"):
+            alpha = np.asarray(picture.getchannel("A")).astype(np.int64)
+            if self.in_alpha:
+                return np.where(2 * alpha > alpha.max(), IGNORED, 0)
+            pixels = mask_colors(picture.convert("RGBA"), path)
+            pixels = pixels[..., 0] if picture.mode == "LA" else pixels
+        elif isinstance(picture, Image.Image) and picture.mode in color_modes:
+            pixels = np.asarray(picture.convert("RGB"))
+        elif page is not None and isinstance(picture, Image.Image) and picture.mode in ("1", "P"):
+            pixels = get_mask_values(DecodedImage(picture, "TIFF", None, is_lossy=False), path, *known)
+        elif page is not None:
+            pixels = np.asarray(picture)
+            if pixels.ndim != 2 or (pixels.dtype.kind == "f" and (pixels != np.rint(pixels)).any()):
+                raise BadFileError(f"{path}, page {page}, is not a mask: save one whole number per pixel", path)
+        else:
+            # As everywhere: bilevel, 2 and 4 bits, palettes.
+            pixels = get_mask_values(mask, path, *known)
+        if self.in_alpha:
+            return np.zeros(pixels.shape[:2], np.int64)
+        if pixels.ndim == 3:
+            equal = (pixels == pixels[..., :1]).all()
+            return pixels[..., 0] if equal and not self.as_colors else pixels
+        return pixels if pixels.dtype == np.uint8 else pixels.astype(np.int64)
+
 
 def object_pixels(path: Path, page: int | None) -> np.ndarray:
     """Where a mask of one object is not black, or its alpha channel shows it: bool (H, W)."""
-    options: dict[str, Any] = {"as_colors": True, "palettes_as_colors": True}
-    values = raw_values(path, page, **options)
+    reader = MaskReader(as_colors=True, palettes_as_colors=True)
+    values = reader.read(path, page)
     if not values.any():
-        alpha = raw_values(path, page, in_alpha=True, **options)
+        alpha = dataclasses.replace(reader, in_alpha=True).read(path, page)
         values = values if alpha.all() else alpha
     return np.asarray(values.any(axis=-1) if values.ndim == 3 else values != 0)
-
-
-def raw_values(
-    path: Path,
-    page: int | None,
-    *,
-    as_colors: bool,
-    palettes_as_colors: bool = False,
-    in_alpha: bool = False,
-    table: ClassTable | None = None,
-) -> np.ndarray:
-    """The values (H, W) or colours (H, W, 3) of a mask.
-
-    Args:
-        page: Page of a TIFF.
-        as_colors: Read colours that are all grey as colours.
-        palettes_as_colors: Read a palette as colours.
-        in_alpha: Read the alpha channel, as 0 and 255; 0 where there is none.
-        table: The classes, which say what white is, and which colours a palette means, see [`decode_mask`].
-    """
-    if page is not None:
-        picture = read_image_file(path, page)
-    else:
-        mask = load_mask(path)
-        picture = mask.image
-        if mask.format == "JPEG":
-            values = _binarize_jpeg(picture, path)
-            return np.zeros_like(values) if in_alpha else values
-        check_lossless(mask, path)
-    known = () if table is None else (table.mask_mapping, table.mask_colors, table.ignore_index)
-    if isinstance(picture, Image.Image) and picture.mode in ("LA", "PA", "RGBA"):
-        alpha = np.asarray(picture.getchannel("A")).astype(np.int64)
-        if in_alpha:
-            return np.where(2 * alpha > alpha.max(), IGNORED, 0)
-        pixels = mask_colors(picture.convert("RGBA"), path)
-        pixels = pixels[..., 0] if picture.mode == "LA" else pixels
-    elif isinstance(picture, Image.Image) and (picture.mode == "RGB" or (picture.mode == "P" and palettes_as_colors)):
-        pixels = np.asarray(picture.convert("RGB"))
-    elif page is not None and isinstance(picture, Image.Image) and picture.mode in ("1", "P"):
-        pixels = get_mask_values(DecodedImage(picture, "TIFF", None, is_lossy=False), path, *known)
-    elif page is not None:
-        pixels = np.asarray(picture)
-        if pixels.ndim != 2 or (pixels.dtype.kind == "f" and (pixels != np.rint(pixels)).any()):
-            raise BadFileError(f"{path}, page {page}, is not a mask: save one whole number per pixel", path)
-    else:
-        # As everywhere: bilevel, 2 and 4 bits, palettes.
-        pixels = get_mask_values(mask, path, *known)
-    if in_alpha:
-        return np.zeros(pixels.shape[:2], np.int64)
-    if pixels.ndim == 3:
-        equal = (pixels == pixels[..., :1]).all()
-        return pixels[..., 0] if equal and not as_colors else pixels
-    return pixels if pixels.dtype == np.uint8 else pixels.astype(np.int64)
 
 
 def _binarize_jpeg(image: Image.Image, path: Path) -> np.ndarray:

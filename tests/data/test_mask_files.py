@@ -11,7 +11,7 @@ from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.mask_inspection import suggest_classes
 from ddep_hub.data.masks import decode_mask
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
-from ddep_hub.preparation.mask_values import raw_values
+from ddep_hub.preparation.mask_values import MaskReader
 
 
 COLORS = {(0, 0, 0): 0, (0, 255, 0): 1, (255, 0, 0): 2}
@@ -210,7 +210,7 @@ def test_masks_compressed_with_loss_are_refused(tmp_path, name, options):
     rgb[20:40, 20:40] = (255, 0, 0)
     Image.fromarray(rgb).save(tmp_path / name, **options)
     with pytest.raises(BadFileError, match=r"compressed with loss, which changes class ids; save the mask as PNG"):
-        raw_values(tmp_path / name, None, as_colors=True)  # of `ddep-hub prepare`
+        MaskReader(as_colors=True).read(tmp_path / name, None)  # of `ddep-hub prepare`
     with pytest.raises(BadFileError, match=r"compressed with loss, which changes class ids; save the mask as PNG"):
         decode_mask(tmp_path / name, num_classes=3, ignore_index=255, colors=COLORS)
     Image.fromarray(rgb).save(tmp_path / name, lossless=True)
