@@ -83,25 +83,22 @@ def images_and_masks(folder: Path, mask_suffix: str | None = None) -> tuple[list
 def separate_masks(names: list[str], mask_suffix: str | None = None) -> tuple[list[str], list[str]] | None:
     """The same of the names of one folder's files."""
     stems = {name: re.sub(r"\.ome$", "", os.path.splitext(name)[0], flags=re.IGNORECASE) for name in names}
+
+    def find_masks(pattern: str, cores: set[str]) -> list[str]:
+        matches = ((name, re.fullmatch(pattern, stem)) for name, stem in stems.items())
+        return [
+            name for name, match in matches if match and match["mask"].lower() in MASK_WORDS and match["core"] in cores
+        ]
+
     if mask_suffix is not None:
         suffix = strip_extension(mask_suffix)
         masks = [name for name in names if stems[name].endswith(suffix)]
     else:
         all_stems = set(stems.values())
-        stem_matches = {name: re.fullmatch(r"(.+?)[-_. ]([A-Za-z]+)", stem) for name, stem in stems.items()}
-        masks = [
-            name
-            for name, match in stem_matches.items()
-            if match and match[2].lower() in MASK_WORDS and match[1] in all_stems
-        ]
+        masks = find_masks(r"(?P<core>.+?)[-_. ](?P<mask>[A-Za-z]+)", all_stems)
         if not masks:  # mask_1 beside 1 or image_1
             cores = all_stems | {_IMAGE_PREFIX.sub("", stem, count=1) for stem in all_stems}
-            stem_matches = {name: re.fullmatch(r"([A-Za-z]+)[-_. ]?(.+)", stem) for name, stem in stems.items()}
-            masks = [
-                name
-                for name, match in stem_matches.items()
-                if match and match[1].lower() in MASK_WORDS and match[2] in cores
-            ]
+            masks = find_masks(r"(?P<mask>[A-Za-z]+)[-_. ]?(?P<core>.+)", cores)
             masks = masks if len(masks) > 1 else []  # one may be chance
         if not masks:
             jpegs = {stems[name] for name in names if name.lower().endswith((".jpg", ".jpeg"))}
