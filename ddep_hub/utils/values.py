@@ -79,32 +79,13 @@ def _convert_value(value: Any, hint: Any) -> Any:
         if value not in choices:
             raise ValueError
         return value
-    return _READERS[hint](value)
-
-
-def _read_bool(value: Any) -> bool:
-    return value if isinstance(value, bool) else string_to_bool(str(value))
-
-
-def _read_int(value: Any) -> int:
-    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+    if hint is bool:
+        return value if isinstance(value, bool) else string_to_bool(str(value))
+    is_fraction = isinstance(value, float) and not value.is_integer()
+    is_text = isinstance(value, str | Real)
+    if isinstance(value, bool) or (hint is int and is_fraction) or (hint is str and not is_text):
         raise TypeError
-    return int(value)
-
-
-def _read_float(value: Any) -> float:
-    if isinstance(value, bool):
-        raise TypeError
-    return float(value)
-
-
-def _read_str(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | Real):
-        raise TypeError
-    return str(value)
-
-
-_READERS = {bool: _read_bool, int: _read_int, float: _read_float, str: _read_str}
+    return hint(value)
 
 
 def _strip_none(hint: Any) -> Any:
