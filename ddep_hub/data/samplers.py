@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -169,16 +169,7 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
             yield batch
 
 
-class PairedBatchSampler(Sampler[list[tuple[Any, Any]]]):
-    """Batches of pairs: at each place of a batch, the index of one sampler and that of another of equal batches."""
-
-    def __init__(self, first: StepBatchSampler, second: StepBatchSampler) -> None:
-        self.first = first
-        self.second = second
-
-    def __len__(self) -> int:
-        return len(self.first)
-
-    def __iter__(self) -> Iterator[list[tuple[Any, Any]]]:
-        for first_batch, second_batch in zip(self.first, self.second, strict=True):
-            yield list(zip(first_batch, second_batch, strict=True))
+def pair_batches(first: Iterable[Sequence[Any]], second: Iterable[Sequence[Any]]) -> Iterator[list[tuple[Any, Any]]]:
+    """Pairs the indices at each place of the batches of two samplers, whose batches are of the same lengths."""
+    for batches in zip(first, second, strict=True):
+        yield list(zip(*batches, strict=True))

@@ -23,7 +23,7 @@ from ddep_hub.data.image_datasets import ImageFolder, images_fingerprint
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.loading import dataset_summary, open_split
 from ddep_hub.data.preprocessing import EvalTransform, Normalize, processor_size, to_tensor
-from ddep_hub.data.samplers import PairedBatchSampler, StepBatchSampler
+from ddep_hub.data.samplers import StepBatchSampler, pair_batches
 from ddep_hub.data.segmentation_datasets import SegmentationDataset, SegmentationFolder
 from ddep_hub.data.splits import (
     choose_labelled,
@@ -381,7 +381,7 @@ class FinetuneTrainer(Trainer):
         dataset: Any = self.dataset
         if self.unlabelled is not None:
             unlabelled_sampler = StepBatchSampler(len(self.unlabelled), seed=args.seed, **options)
-            dataset, sampler = PairedDataset(dataset, self.unlabelled), PairedBatchSampler(sampler, unlabelled_sampler)
+            dataset, sampler = PairedDataset(dataset, self.unlabelled), pair_batches(sampler, unlabelled_sampler)
         return train_dataloader(
             dataset, sampler, num_workers=args.dataloader_num_workers, device=self.accelerator.device
         )

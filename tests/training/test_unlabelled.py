@@ -16,7 +16,7 @@ from torch import nn
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.preprocessing import Normalize
-from ddep_hub.data.samplers import PairedBatchSampler, StepBatchSampler
+from ddep_hub.data.samplers import StepBatchSampler, pair_batches
 from ddep_hub.encoder_weights import lite0_weights_file
 from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.checkpointing import CheckpointError
@@ -441,7 +441,7 @@ def test_boxes_and_statistics(model):
 def test_pairs_of_a_resumed_run():
     def pairs(start):
         one, other = (StepBatchSampler(n, seed=0, global_batch_size=3, start_step=start, end_step=9) for n in (4, 10))
-        return list(PairedBatchSampler(one, other))
+        return list(pair_batches(one, other))
 
     assert pairs(5) == pairs(0)[5:] and len(pairs(0)[0]) == 3
     assert {index for batch in pairs(0) for _, (_, index) in batch} == set(range(10))
