@@ -348,19 +348,3 @@ def extract_channels(image: Image.Image, channels: int, name: str, *, rescaled: 
     if values.dtype == np.int32 and file_format not in (None, "TIFF") and 0 <= values.min() and values.max() <= 65535:
         values = values.astype(np.uint16)  # how some releases of Pillow hold 16 bits
     return channels_first(_fill_nodata(values, nodata, name), channels, name, -1, rescaled=rescaled)
-
-
-__all__ = [
-    "ORIENTATIONS",
-    "ChannelImage",
-    "apply_orientation",
-    "channels_first",
-    "extract_channels",
-    "read_channels",
-    "read_orientation",
-    "to_8_bit",
-    "to_rgb",
-    "validate_channel_order",
-    "warn_about_dark_colors",
-    "warn_once",
-]

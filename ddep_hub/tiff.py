@@ -180,19 +180,3 @@ def _make_upright(values: np.ndarray, axes: str, orientation: int) -> np.ndarray
     values = np.flip(values, columns) if left_right else values
     values = np.flip(values, rows) if top_bottom else values
     return values.swapaxes(rows, columns) if is_transposed else values
-
-
-__all__ = [
-    "COPY_OR_MASK",
-    "ORIENTATIONS",
-    "check_tiff",
-    "has_tifffile",
-    "is_inverted",
-    "is_misread_by_pillow",
-    "is_reduced_by_pillow",
-    "looks_like_tiff",
-    "num_pages",
-    "page_indices",
-    "read_nodata",
-    "read_tiff",
-]
