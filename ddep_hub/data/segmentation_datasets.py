@@ -292,27 +292,17 @@ def available_splits(
 class HubSegmentation(Dataset[dict[str, Any]]):
     """Images with masks of class ids, from a data set that is downloaded and kept in the cache.
 
-    Its samples are those of `SegmentationFolder`. Reading one raises `BadFileError` for a file that cannot be used.
+    Its samples are those of `SegmentationFolder`; their ids are sample numbers of eight digits. Reading one raises
+    `BadFileError` for a file that cannot be used.
 
     Args:
         name: A data set of the Hub, such as `org/name`, or a local folder or file that `datasets` reads.
-        split: The split.
         classes: The classes, such as of `read_class_table`. By default the names of the data set's one list of
             `ClassLabel`s; a single `ClassLabel` names the whole image, not its pixels.
-        image_column: Column of the images.
         mask_column: Column of the masks: images of one channel, pixel value = class id.
-        revision: Branch, tag or commit on the Hub.
         sample_ids: The examples to use, in this order; all by default.
         split_file: List of the examples to use, see `read_split_file`, in place of `sample_ids`.
         num_channels: Channels of the images, see [`decode_image`].
-
-    Attributes:
-        classes: The classes.
-        sample_ids: The examples in use: sample numbers of eight digits.
-
-    Raises:
-        ValueError: There is no such split or column, a column holds no images, `sample_ids` names an example that is
-            not there, or the data set does not name its classes.
     """
 
     def __init__(

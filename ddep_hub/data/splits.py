@@ -20,18 +20,7 @@ _CITYSCAPES_SUFFIX = "_leftImg8bit"
 
 
 def parse_fraction(value: str | float | Fraction, name: str = "label fraction") -> Fraction:
-    """Reads a share of the labels.
-
-    Args:
-        value: A quotient such as `"1/30"`, or a decimal number as text or number.
-        name: What errors call it.
-
-    Returns:
-        The exact fraction; 0.1 is 1/10, not the nearest binary number.
-
-    Raises:
-        ValueError: It is not a number, or not in (0, 1].
-    """
+    """The exact fraction of a quotient such as `"1/30"` or a decimal number, in (0, 1]; 0.1 is 1/10."""
     try:
         fraction = Fraction(str(value).replace(" ", ""))
     except (ValueError, ZeroDivisionError):
@@ -73,23 +62,10 @@ def choose_labelled(
     number: int | None = None,
     seed: int,
 ) -> list[str]:
-    """Chooses the labelled images of a split at random.
+    """Chooses the labelled images of a split at random: a fraction of them, at least one, or a number.
 
     Sample ids are ordered by a hash of seed and id, and the first ones taken: the choice depends neither on the order
     of the input nor on platform or library versions, and at one seed a smaller choice is the start of a larger one.
-
-    Args:
-        sample_ids: The images to choose from, none twice.
-        fraction: Share to choose, as `parse_fraction` takes it: `max(1, round(fraction * len(sample_ids)))` images.
-        number: How many to choose, in place of `fraction`.
-        seed: Another seed is another order.
-
-    Returns:
-        The chosen sample_ids, in the order of the hash.
-
-    Raises:
-        ValueError: Not exactly one of `fraction` and `number` is given, `number` is below 1 or more than there are,
-            or a sample id repeats.
     """
     pool = sorted(sample_ids)
     if len(set(pool)) != len(pool):

@@ -137,12 +137,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         sources: The sources, see [`ShardedDataset`]; `open_images` makes them.
         transform: Takes an undecoded sample and gives `pixel_values`, as `PretrainTransform` does; draws from torch's
             default CPU generator only, which is seeded by (seed, step, position in the global batch) for each example.
-        seed: Seed of the run.
-        global_batch_size: Examples a step, over all processes.
-        start_step: First step to yield, counted from 0.
-        end_step: One past the last step.
-        rank: This process.
-        world_size: Number of processes; each gets its `batch_slice`.
+        global_batch_size: Examples a step, over all processes, of which each gets its `batch_slice`.
         states: States of the lanes, lane to state, after the step before `start_step`; None at the run's start.
         weights: Share of each source in the examples, see [`SourceMixture`]; equal shares by default, as the
             sources' sizes are not known.
@@ -154,11 +149,6 @@ class ImageStream(IterableDataset[dict[str, Any]]):
 
     Attributes:
         lanes: Lanes of this process: a power of two, at most 8 and at most the shards per process of each source.
-
-    Raises:
-        ValueError: An argument is out of range, a source has fewer shards than there are processes, or `states`
-            belong to another step, number of processes or set of shards; the message says what to do.
-        BadFileError: While iterating: an example cannot be decoded and `skip_bad_files` is off, or 100 in a row.
     """
 
     def __init__(

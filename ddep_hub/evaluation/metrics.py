@@ -41,15 +41,10 @@ class Metric(Protocol):
 
 
 class ConfusionMatrix:
-    """Counts of (true class, predicted class) over pixels.
+    """Counts of (true class, predicted class) over pixels, but for those with the label `ignore_index`.
 
     Only the `num_classes ** 2` counts are kept, so memory does not grow with the number of images, and the counts of
     several processes or parts of a data set add up.
-
-    Args:
-        num_classes: Number of classes.
-        ignore_index: Label of the pixels that are not counted, whatever is predicted there.
-        device: Device of the counts.
 
     Attributes:
         counts: int64 tensor (num_classes, num_classes); rows are true classes, columns predicted classes.
@@ -134,23 +129,15 @@ class BoundaryIoU:
     """Boundary IoU: the IoU of the pixels near the outline of a class in the labels and in the predictions.
 
     Near the outline are the pixels of a class that an erosion by `d` pixels removes: those whose square of `2 * d + 1`
-    pixels holds another class or reaches over the edge of the image. `d` is a share of the image's diagonal, at least
-    one pixel. As in the confusion matrix, pixels are summed over all images before the division.
+    pixels holds another class or reaches over the edge of the image. `d` is a share of the image's diagonal, `ratio`
+    (0.02 in the paper), at least one pixel. As in the confusion matrix, pixels are summed over all images before the
+    division.
 
     Ignored pixels are not counted and are no other class to the pixels near them, in the labels and in the
     predictions, so the rim of an unlabelled area is no outline.
 
-    Args:
-        num_classes: Number of classes.
-        ignore_index: Label of the pixels that are not counted.
-        device: Device of the counts.
-        ratio: `d` as a share of the diagonal, above 0; 0.02 in the paper.
-
     Attributes:
         counts: int64 tensor (3, num_classes): pixels near an outline in both, in the labels, in the predictions.
-
-    Raises:
-        ValueError: `ratio` is not positive.
     """
 
     def __init__(

@@ -35,13 +35,8 @@ def load_font(names: Sequence[str], size: int, fallbacks: Sequence[str] = ()) ->
     """A font, and names that it can draw; letters that no font has are replaced, not drawn as boxes.
 
     Pillow's own font has hardly more than ASCII. DejaVu Sans, which comes with matplotlib (extra `plots`), has Latin,
-    Greek, Cyrillic and more, but no Chinese, Japanese or Korean.
-
-    Args:
-        names: What is to be drawn.
-        size: Height in pixels.
-        fallbacks: What is drawn for each name that the font lacks letters for, where dropping accents does not help.
-            Default: the name with the numbers of such letters.
+    Greek, Cyrillic and more, but no Chinese, Japanese or Korean. Where dropping accents does not help, a name's
+    fallback is drawn, by default the name with the numbers of such letters.
     """
     font: Font = ImageFont.load_default(size=size)
     if not _has_glyphs(font, "".join(names)):

@@ -140,7 +140,6 @@ class Study:
     """The content of a study file.
 
     Attributes:
-        methods: The methods, in the file's order.
         seeds: Number of seeds of each label fraction; seeds count from 0 and are the same for every method.
         data: Labelled data, as `--data` of `examples/finetune.py`; `None` for the embedded scenes.
         images: Unlabelled images, as `--images` of `examples/pretrain.py`.

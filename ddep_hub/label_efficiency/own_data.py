@@ -188,12 +188,9 @@ def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({}
     """Says in one sentence which decoder to start from.
 
     The one with the highest mean at the fewest labels whose 95 % interval of the paired difference to a random decoder
-    is above 0. Of several that are compared, one may be so by chance: the sentence says of how many it is the best.
-
-    Args:
-        rows: The rows of the comparison.
-        settings: Arguments of fine-tuning from a random decoder, of which the advice repeats preset and decoder: with
-            others, it would name a model that was not measured.
+    is above 0. Of several that are compared, one may be so by chance: the sentence says of how many it is the best. It
+    repeats preset and decoder of `settings`, the arguments of fine-tuning from a random decoder: with others, it would
+    name a model that was not measured.
     """
     preset = to_flags({name: value for name, value in settings.items() if name == "preset"})
     decoder = to_flags({name: value for name, value in settings.items() if name.startswith("decoder_")})

@@ -35,7 +35,6 @@ class Example:
 
     Args:
         name: Its path in the source, without suffix.
-        image: The image's file, or the image itself.
         mask: Gives the class ids (H, W) at the size of the upright image.
         split: The split that the source has it in, if any.
         group: What must not be divided between splits, such as the stack that it is a page of.

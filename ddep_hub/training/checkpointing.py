@@ -38,7 +38,6 @@ class Checkpoint:
     """What a run needs to resume.
 
     Args:
-        step: Optimizer steps done.
         fingerprint: Arguments and data that must be the same on resuming.
         environment: Processes, threads, precision, torch: what may change, with a warning.
         progress: Counters of the loop, JSON.

@@ -25,13 +25,8 @@ class SegmentationLoss:
     """Cross-entropy over the pixels that are not ignored, and Dice over the images that have such pixels.
 
     Weighted, the cross-entropy is divided by the sum of its pixels' weights, as torch does; that of a single class is
-    binary and divided by the number of pixels, as torch does that.
-
-    Args:
-        ignore_index: Label that does not count.
-        class_weights: Weight of each class, `(num_labels,)`; 1 by default. Of a single class, that of its pixels
-            against the background's (`pos_weight`).
-        dice_weight: Factor on the Dice loss, 0 for none.
+    binary and divided by the number of pixels, as torch does that. Weights are `(num_labels,)`; that of a single class
+    is its pixels' against the background's (`pos_weight`).
     """
 
     def __init__(
