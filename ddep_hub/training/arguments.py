@@ -2,10 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Literal
 
 from ddep_hub.data.arguments import LabelledDataArguments
+from ddep_hub.data.splits import parse_fraction
 from ddep_hub.utils.arguments import data_arg, eval_arg, model_arg, optim_arg
 
 from .run_arguments import OUTPUT_DIR, RunArguments, save_arg
@@ -201,7 +201,7 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
         ]
         if len(chosen) > 1:
             raise ValueError(f"Set only one of label_fraction, num_labelled_images and split_file, not {chosen}.")
-        if self.val_fraction is not None and _parse_val_fraction(self.val_fraction) == 1:
+        if self.val_fraction is not None and parse_fraction(self.val_fraction, "val_fraction") == 1:
             raise ValueError("val_fraction is 1, which leaves nothing to train on. Hold out less, such as 0.2.")
         if self.group_pattern is not None and self.val_fraction is None:
             raise ValueError("group_pattern needs val_fraction. Set both, or neither.")
@@ -260,9 +260,3 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
                 raise ValueError("pretraining_minutes needs unlabelled images and pretraining_steps above 0.")
         if self.pretraining_batch_size is not None:
             self.check_positive("pretraining_batch_size")
-
-
-def _parse_val_fraction(value: str) -> Fraction:
-    from ddep_hub.data.splits import parse_fraction  # imports torch, which `--help` does without
-
-    return parse_fraction(value, "val_fraction")
