@@ -120,7 +120,7 @@ class ShardedImages:
         if start:
             shard_data = shard_data.skip(start)
         try:
-            # A plain loop over `part` would split it among the workers of a DataLoader a second time.
+            # A plain loop over `shard_data` would split it among the workers of a DataLoader a second time.
             for sample_index, batch in enumerate(shard_data.iter(batch_size=1), start):
                 sample = {name: values[0] for name, values in batch.items()}
                 column = next((name for name in self.columns if sample[name] is not None), self.columns[0])

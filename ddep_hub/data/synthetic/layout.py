@@ -103,7 +103,7 @@ def _populate(view: View, rng: np.random.Generator, road: Road | None, leaves: A
         return rng.uniform(-half_view, half_view) * z, z
 
     def is_free(x: float, z: float, margin: float) -> bool:
-        """Whether (x, z) is off the road by `room` metres, and not in the water."""
+        """Whether (x, z) is off the road by `margin` metres, and not in the water."""
         if road is not None and road.inside(np.array(x), np.array(z)) > -margin:
             return False
         row, column = view.horizon + view.eye * view.focal / z, view.middle + x * view.focal / z
