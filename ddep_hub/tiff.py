@@ -26,6 +26,7 @@ ORIENTATIONS = {
 COPY_OR_MASK = 5
 # What the values of a pixel are, by the tag PhotometricInterpretation.
 _WHITE_IS_ZERO, _PALETTE, _YCBCR = 0, 3, 6
+_SIGNED = 2  # by the tag SampleFormat
 _GDAL_NODATA = 42113  # a tag: a number, as text
 _COLOUR_CHANNELS = {2: 3, 5: 4, 6: 3, 8: 3}  # RGB, CMYK, YCbCr and CIE Lab; the others have one
 _UNSUPPORTED_COLOURS = {
@@ -104,6 +105,8 @@ def check_tiff(image: Image.Image, name: str, channels: int = 3) -> None:
             f"{name} is an uncompressed TIFF with YCbCr or deep planes, which Pillow reads incorrectly; convert it "
             'to RGB with interleaved channels, or pip install "ddep-hub[tiff]" and pass its path'
         )
+    if _get_tag(image, "SAMPLEFORMAT", (1,))[0] == _SIGNED and image.mode == "L":
+        raise ValueError(f"{name} holds signed 8-bit values; convert it to unsigned 8 or 16 bits")
     samples, extra_samples = _get_tag(image, "SAMPLESPERPIXEL", 1), tuple(_get_tag(image, "EXTRASAMPLES", ()))
     colours = _COLOUR_CHANNELS.get(_get_tag(image, "PHOTOMETRIC_INTERPRETATION", 1), 1)
     if samples == colours or (samples == colours + 1 and extra_samples in ((1,), (2,))):  # the two kinds of opacity
@@ -113,6 +116,18 @@ def check_tiff(image: Image.Image, name: str, channels: int = 3) -> None:
     raise ValueError(
         f"{name} has {samples} channels, but the model takes {channels}; set num_channels, or convert the image"
     )
+
+
+def has_inverted_labels(image: Image.Image) -> bool:
+    """Whether Pillow turns the labels of a TIFF around: 1 or 8 bits whose 0 is white.
+
+    tifffile says that of every bool array, and ImageJ of masks that it shows with an inverted palette. Both mean the
+    values that they store, other programs those that are shown.
+    """
+    if image.mode not in ("1", "L") or _get_tag(image, "PHOTOMETRIC_INTERPRETATION", 1) != _WHITE_IS_ZERO:
+        return False
+    software, description = (str(_get_tag(image, name, "")) for name in ("SOFTWARE", "IMAGEDESCRIPTION"))
+    return software.startswith("tifffile") or description.startswith("ImageJ=")
 
 
 def is_inverted(image: Image.Image) -> bool:
@@ -144,7 +159,11 @@ def read_tiff(
     import tifffile
 
     with tifffile.TiffFile(file) as tiff:
+        if page is None and tiff.series[0].is_multifile:  # OME-TIFF: each file of a set says what all of them hold
+            tiff = tifffile.TiffFile(tiff.filehandle, is_ome=False)
         image = tiff.series[0] if page is None else tiff.pages[page].aspage()
+        if page is None and int(image.keyframe.subfiletype) & COPY_OR_MASK and len(tiff.pages) > 1:
+            raise ValueError(f"{name} begins with a reduced copy or a mask of its image; save the image alone")
         photometric = int(image.keyframe.photometric)
         # The palette of ImageJ only says how intensities are shown.
         if photometric in _UNSUPPORTED_COLOURS and not (photometric == _PALETTE and tiff.is_imagej):

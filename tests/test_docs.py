@@ -289,6 +289,7 @@ def test_what_pretraining_is_worth_in_labels_is_that_of_the_csv(monkeypatch):
 def test_where_whole_images_are_labelled_no_gain_but_the_named_one_exceeds_chance(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import does_it_pay
+
     from ddep_hub.label_efficiency.report import Point, paired_difference
 
     sure = set()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from ddep_hub.image_conversion import (
     ChannelImage,
@@ -22,7 +22,14 @@ from ddep_hub.image_conversion import (
     to_rgb,
     warn_about_dark_colors,
 )
-from ddep_hub.tiff import has_tifffile, is_misread_by_pillow, is_reduced_by_pillow, looks_like_tiff, num_pages
+from ddep_hub.tiff import (
+    has_inverted_labels,
+    has_tifffile,
+    is_misread_by_pillow,
+    is_reduced_by_pillow,
+    looks_like_tiff,
+    num_pages,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -313,7 +320,10 @@ def load_upright(file: str | Path | Undecoded, kind: str) -> DecodedImage:
         is_lossy = image.format == "JPEG" or image.info.get("compression") in ("jpeg", "tiff_jpeg")
         if image.format == "WEBP" and image.fp is not None:
             is_lossy = _is_lossy_webp(image.fp)
-        return DecodedImage(apply_orientation(image), image.format, white_level, is_lossy)
+        upright = apply_orientation(image)
+        if kind == "mask" and has_inverted_labels(image):
+            upright = ImageOps.invert(upright)
+        return DecodedImage(upright, image.format, white_level, is_lossy)
 
 
 def _is_lossy_webp(file: IO[bytes]) -> bool:

@@ -63,7 +63,11 @@ def pair_files(image_folder: Path, mask_folder: Path, mask_suffix: str | None = 
             raise ValueError(f"{image_folder} holds both {previous} and {name}; keep one image per sample id")
     files: dict[str, str] = {}
     for name in sorted(masks, key=lambda name: MASK_EXTENSIONS.index(os.path.splitext(name)[1].lower())):
-        files.setdefault(os.path.splitext(name)[0], name)
+        stem, extension = os.path.splitext(name)
+        previous = files.setdefault(stem, name)
+        # JPEG, which is no mask, may show one.
+        if previous != name and extension.lower() not in (".jpg", ".jpeg"):
+            raise ValueError(f"{mask_folder} holds both {previous} and {name}; keep one mask per image")
     matches = match_names(list(images), list(files), mask_suffix, str(mask_folder))
     matched_masks = set(matches.values())
     return Pairs(

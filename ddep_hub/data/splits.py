@@ -98,7 +98,7 @@ def choose_validation(
     for sample_id in pool:
         members.setdefault(groups[sample_id] if groups else sample_id, []).append(sample_id)
     if len(members) < 2:
-        available = f"one group, {next(iter(members))!r}" if groups and members else f"{len(pool)} image"
+        available = f"one group, {next(iter(members))!r}" if groups and len(pool) > 1 else f"{len(pool)} image"
         raise ValueError(
             f"val_fraction: there is only {available}; training and validation need one each. Label another, or cut "
             "it into tiles with `ddep-hub prepare --tile`"
@@ -141,8 +141,8 @@ def read_split_file(path: str | Path, known_ids: Collection[str] = ()) -> list[s
     first_line: dict[str, int] = {}
     text = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape")  # names of files need not be UTF-8
     for number, line in enumerate(text.split("\n"), start=1):
-        sample_id = line
-        if line not in known_ids:
+        sample_id = line if line in known_ids else re.sub(f"{_EXTENSION}$", "", line, flags=re.IGNORECASE)
+        if sample_id not in known_ids:
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
             sample_id = _sample_id(line.strip(), known_ids)

@@ -108,7 +108,12 @@ def prepare(
         share = float(parse_fraction(val_fraction, "val_fraction"))
         parts = {"train": (0.0, 1 - share), "val": (1 - share, 1.0)}
     else:
-        splits = _assign_splits(dataset.examples, val_fraction, group_pattern)
+        try:
+            splits = _assign_splits(dataset.examples, val_fraction, group_pattern)
+        except ValueError as error:
+            if not dataset.notes:
+                raise
+            raise ValueError(f"{error}. Of the source: {'; '.join(dataset.notes)}") from error
     statistics = {split: ClassStatistics(dataset.classes.names, dataset.classes.ignore_index) for split in splits}
     # Arrays only count as images if there are no others, so tiles must be arrays too.
     as_arrays = any(isinstance(example.image, Path) and is_array(example.image) for example in dataset.examples)

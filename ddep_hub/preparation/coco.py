@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ddep_hub.data.classes import BACKGROUND
 from ddep_hub.data.image_io import iter_files
 
@@ -55,7 +57,11 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
                 size, shapes = (entry.get("width"), entry.get("height")), []
                 for annotation in annotations_by_image[_normalize_id(entry["id"])]:
                     name = _find_category(path, categories[path], annotation)
-                    shape = _parse_shape(annotation, names.get(name, 0), size)
+                    try:
+                        shape = _parse_shape(annotation, names.get(name, 0), size)
+                    except (ValueError, OverflowError) as error:
+                        number = annotation.get("id")
+                        raise ValueError(f"{path}, annotation {number} of {entry['file_name']}: {error}.") from error
                     num_dropped += shape is None
                     shapes += [shape] if shape is not None else []
                 image_size = (int(size[0]), int(size[1])) if all(size) else None
@@ -172,7 +178,8 @@ def _categories(content: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _category_name(category: Mapping[str, Any]) -> str:
-    return str(category.get("name", _normalize_id(category["id"]))).strip()
+    name = category.get("name")
+    return ("" if name is None else " ".join(str(name).split())) or _normalize_id(category["id"])
 
 
 def _find_category(path: Path, categories: Mapping[str, str], annotation: Mapping[str, Any]) -> str:
@@ -195,14 +202,36 @@ def _parse_shape(annotation: Mapping[str, Any], class_id: int, size: Sequence[An
         return Shape(class_id, polygons) if polygons else None
     if not isinstance(segmentation, Mapping) or "counts" not in segmentation:
         return None
-    mask_utils = import_pycocotools()
-    rle = dict(segmentation)
-    height, width = rle.get("size") or (size[1], size[0])
-    if isinstance(rle["counts"], list):
-        rle = mask_utils.frPyObjects({"counts": rle["counts"], "size": [height, width]}, height, width)
-    elif isinstance(rle["counts"], str):
-        rle["counts"] = rle["counts"].encode()
-    return Shape(class_id, rle={**rle, "size": [int(height), int(width)]})
+    counts = segmentation["counts"]
+    height, width = (int(side) for side in segmentation.get("size") or (size[1], size[0]))
+    runs = _decode_counts(counts) if isinstance(counts, str) else np.asarray(counts, np.int64)
+    missing = height * width - int(runs.sum())
+    # pycocotools reads on behind the last run, whatever is there.
+    if missing < 0 or runs.min(initial=0) < 0 or (missing and isinstance(counts, str)):
+        raise ValueError(f"its run lengths do not add up to {width}x{height} pixels")
+    runs = np.append(runs, [missing] if len(runs) % 2 == 0 else [0, missing])  # the last background may be left out
+    rle = import_pycocotools().frPyObjects({"counts": runs.tolist(), "size": [height, width]}, height, width)
+    return Shape(class_id, rle={**rle, "size": [height, width]})
+
+
+def _decode_counts(text: str) -> np.ndarray:
+    """The run lengths in a compressed code of COCO.
+
+    Each is a number of digits of 5 bits, the lowest first; from the fourth on, it is the difference to the run of the
+    same kind before.
+    """
+    values = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(values & 32 == 0)  # the other digits have a bit that says that more follow
+    if not len(values) or values.min() < 0 or values.max() > 63 or ends[-1:] != len(values) - 1:
+        raise ValueError("its run lengths are no code of COCO")
+    starts = np.append(0, ends[:-1] + 1)
+    places = np.arange(len(values)) - np.repeat(starts, ends - starts + 1)
+    if places.max() > 9:  # digits of no number of pixels
+        raise ValueError("its run lengths are no code of COCO")
+    runs = np.add.reduceat((values & 31) << 5 * places, starts)
+    runs = np.where(values[ends] & 16, runs - (1 << 5 * (places[ends] + 1)), runs)  # two's complement
+    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
+    return runs
 
 
 def read_json(path: Path) -> Any:

@@ -35,7 +35,7 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
     files, problems = read_json_files(source, format_tests) if source.is_dir() and format_tests else ({}, [])
     if source.suffix == ".json":
         files = {source: read_json(source)}
-    xml = [source] if source.suffix == ".xml" else [*root.glob("annotations.xml"), *root.glob("*/annotations.xml")]
+    xml = [source] if source.suffix == ".xml" else _find_cvat_files(root)
     tables = sorted([*root.glob("_classes.csv"), *root.glob("*/_classes.csv")])
     readers: dict[str, Callable[[], Source | None]] = {
         "coco": lambda: read_coco(root, matches) if (matches := _filter_files(files, is_coco)) else None,
@@ -85,6 +85,16 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
             f"{pluralize(len(problems), 'JSON file')} cannot be read: skipped with all labels. {problems[0]}"
         )
     return result
+
+
+def _find_cvat_files(root: Path) -> list[Path]:
+    """XML files that CVAT may have written, whatever their names; those of Pascal VOC hold one `annotation` each."""
+
+    def is_cvat(path: Path) -> bool:
+        with path.open("rb") as file:
+            return path.name == "annotations.xml" or b"<annotations>" in file.read(1024)
+
+    return [path for path in sorted([*root.glob("*.xml"), *root.glob("*/*.xml")]) if is_cvat(path)]
 
 
 def incomplete_message(source_name: str, error: BaseException) -> str:

@@ -22,6 +22,7 @@ from ddep_hub.evaluation.inference import window_positions
 from ddep_hub.image_conversion import ChannelImage, apply_orientation, to_rgb
 from ddep_hub.tiff import (
     COPY_OR_MASK,
+    has_inverted_labels,
     has_tifffile,
     is_inverted,
     is_misread_by_pillow,
@@ -82,13 +83,17 @@ def read_image_file(path: Path, page: int | None = None) -> RawImage:
     return Image.fromarray(values) if fits_pillow or (values.dtype == np.uint16 and values.ndim == 2) else values
 
 
-def _read_by_pillow(opened: Image.Image) -> Image.Image | None:
-    """The current page of an opened TIFF; `None` if Pillow reduces its colours to 8 bits or drops channels."""
+def _read_by_pillow(opened: Image.Image, are_labels: bool = False) -> Image.Image | None:
+    """The current page of an opened TIFF; `None` if Pillow reduces its colours to 8 bits or drops channels.
+
+    Of labels, the stored values count, see [`has_inverted_labels`].
+    """
     tags, bands = getattr(opened, "tag_v2", {}), len(opened.getbands())
     is_complete = tags.get(277, bands) == bands and (max(tags.get(258, (1,))) <= 8 or opened.mode[0] in "IF")
     if not is_complete or is_misread_by_pillow(opened):
         return None
-    image, inverted = apply_orientation(opened).copy(), is_inverted(opened)
+    inverted = is_inverted(opened) or are_labels
+    image = apply_orientation(opened).copy()
     image = _to_16_bit(image) if image.mode.startswith("I;16") else image
     return Image.fromarray(~np.asarray(image)) if inverted else image
 
@@ -98,8 +103,11 @@ def _read_page(path: Path, page: int) -> tuple[int, Image.Image | None]:
     opened, indices = _open_stack(path, path.stat().st_mtime_ns)
     try:
         with disallow_truncated_images():
+            opened.seek(0)  # which alone says what has written the file
+            # Bool values are a mask's; 8 bits may be those of an image, which is meant as it is shown.
+            are_labels = opened.mode == "1" and has_inverted_labels(opened)
             opened.seek(indices[page])
-            return indices[page], _read_by_pillow(opened)
+            return indices[page], _read_by_pillow(opened, are_labels)
     except DECODING_ERRORS as error:
         raise BadFileError(f"{path} is damaged or cut off ({error}); replace or remove it", path) from error
 

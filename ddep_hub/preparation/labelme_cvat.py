@@ -107,7 +107,11 @@ def _parse_labelme_shape(entry: Mapping[str, Any], collector: ObjectAnnotations)
     elif not is_quadrilateral and not (kind == "polygon" and len(points) >= 3):
         collector.dropped[kind] += 1  # points and lines have no area
         return None
-    class_id = collector.class_id(str(entry.get("label")))
+    label = str(entry.get("label") or "")
+    if not label.strip():
+        collector.dropped["without a label"] += 1
+        return None
+    class_id = collector.class_id(label)
     return Shape(class_id, (polygon,)) if patch is None else Shape(class_id, patch=patch)
 
 
@@ -133,7 +137,10 @@ def read_cvat(root: Path, path: Path) -> Source:
         image = collector.finder.find(entry.attrib["name"], path.parent, split)
         if image is None:
             continue
-        shapes = [shape for item in entry if (shape := _parse_cvat_shape(item, collector)) is not None]
+        try:
+            shapes = [shape for item in entry if (shape := _parse_cvat_shape(item, collector)) is not None]
+        except ValueError as error:
+            raise ValueError(f"{path}, {entry.attrib['name']}: {error}. Export the task again.") from error
         size = (int(entry.attrib["width"]), int(entry.attrib["height"]))
         # Later ones lie over earlier ones in CVAT, by z_order; here the smaller ones do, as in all formats.
         collector.add(image, shapes, size, f"image {number} of {path}", split if has_splits else None)

@@ -27,6 +27,7 @@ from .image_files import RawImage, image_size, read_image_file
 
 # Class id of objects that are to be ignored, until the number of classes is known.
 IGNORED_OBJECT = -1
+MAX_COORDINATE = 1e7  # far outside of any image; pycocotools crashes on some larger ones
 
 
 @dataclass(frozen=True)
@@ -249,7 +250,10 @@ def shapes_mask(image: Path | Image.Image, shapes: Sequence[Shape], size: tuple[
         )
     width, height = size or upright_size
     mask_utils = import_pycocotools()
-    objects = [(_encode(shape, width, height), shape.class_id) for shape in shapes]
+    try:
+        objects = [(_encode(shape, width, height), shape.class_id) for shape in shapes]
+    except ValueError as error:
+        raise ValueError(f"{image if isinstance(image, Path) else 'an embedded image'}: {error}") from error
     mask = np.zeros((height, width), np.int32)
     objects.sort(key=lambda item: -int(mask_utils.area(item[0])))
     # One bitmap for all of a class that follow each other: of thousands of objects, each would take its time.
@@ -272,7 +276,7 @@ def _encode(shape: Shape, width: int, height: int) -> Mapping[str, Any]:
     if shape.rle is not None:
         if tuple(shape.rle["size"]) != (height, width):
             rows, columns = shape.rle["size"]
-            raise ValueError(f"An object's mask has size {columns}x{rows}, its image {width}x{height}.")
+            raise ValueError(f"an object's mask has size {columns}x{rows}, the image {width}x{height}.")
         return shape.rle
     if shape.patch is not None:
         left, top, part = shape.patch
@@ -283,6 +287,8 @@ def _encode(shape: Shape, width: int, height: int) -> Mapping[str, Any]:
     polygons = [list(part) for part in shape.polygons if len(part) >= 6]
     if not polygons:
         return encode_bitmap(np.zeros((height, width), bool))
+    if any(not abs(value) < MAX_COORDINATE for part in polygons for value in part):  # nor is NaN
+        raise ValueError("an object has a coordinate that is not a number, or far outside. Correct it.")
     mask_utils = import_pycocotools()
     code: dict[str, Any] = mask_utils.merge(mask_utils.frPyObjects(polygons, height, width))
     if mask_utils.area(code) == 0:  # smaller than a pixel, but an object
@@ -327,7 +333,7 @@ class ObjectAnnotations:
 
     def class_id(self, name: str) -> int:
         """The class of a name, from 1 on, in the order of appearance; LabelMe's names for background and no class."""
-        name = name.strip()
+        name = " ".join(name.split())
         if name not in self.names:
             num_classes = sum(value > 0 for value in self.names.values())
             special_ids = {BACKGROUND: 0, f"_{BACKGROUND}_": 0, "__ignore__": IGNORED_OBJECT}
@@ -365,7 +371,7 @@ class ObjectAnnotations:
         if self.dropped:
             kinds = ", ".join(f"{count} {name}" for name, count in sorted(self.dropped.items()))
             objects = pluralize(self.dropped.total(), "object")
-            notes.append(f"{objects} without a readable area ({kinds}): skipped")
+            notes.append(f"{objects} without a readable area or label ({kinds}): skipped")
         if not self.num_shapes:
             raise ValueError(f"{self.root}: no object with an area and a label is drawn. {'; '.join(notes)}".strip())
         if self.num_empty:

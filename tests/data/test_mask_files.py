@@ -317,3 +317,14 @@ def test_classes_of_arrays_are_suggested(tmp_path):
     put_array_masks(tmp_path, "abc")
     text = suggest_classes(sorted(tmp_path.iterdir()))
     assert '{"id": 2, "name": "class 2"}' in text and "mask_values" not in text
+
+
+def test_two_masks_of_an_image_are_refused(tmp_path):
+    for folder, name in (("images", "a.png"), ("annotations", "a.png"), ("annotations", "a.jpg")):
+        (tmp_path / folder / "train").mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(tmp_path / folder / "train" / name)
+    (tmp_path / "classes.json").write_text(json.dumps({"classes": [{"id": 0, "name": "a"}, {"id": 1, "name": "b"}]}))
+    assert len(SegmentationFolder(tmp_path, "train")) == 1  # a JPEG shows a mask at most
+    Image.new("L", (8, 8), 1).save(tmp_path / "annotations" / "train" / "a.tif")
+    with pytest.raises(ValueError, match=r"holds both a\.png and a\.tif"):
+        SegmentationFolder(tmp_path, "train")

@@ -112,6 +112,20 @@ def test_bilevel_masks_give_0_and_1(tmp_path, suffix, options):
     assert data[0]["annotation"].tolist() == (BINARY // 255).tolist()
 
 
+@pytest.mark.parametrize("options", [{}, {"imagej": True, "photometric": "miniswhite"}])
+def test_masks_of_tifffile_and_imagej_mean_the_values_they_store(tmp_path, options):
+    tifffile = pytest.importorskip("tifffile", reason="extra `tiff` is not installed")
+    data = folder(
+        tmp_path,
+        [BINARY],
+        {"classes": [{**TWO["classes"][0], "mask_values": 0}, TWO["classes"][1] | {"mask_values": [1, 255]}]},
+        ".tif",
+    )
+    values = BINARY if options else BINARY > 0  # a bool array, which tifffile writes as one whose 0 is white
+    tifffile.imwrite(tmp_path / "annotations" / "train" / "0.tif", values, **options)
+    assert data[0]["annotation"].tolist() == (BINARY // 255).tolist()
+
+
 COLORS = {
     "classes": [{"id": 0, "name": "sky", "color": [70, 130, 180]}, {"id": 1, "name": "road", "color": [9, 9, 9]}]
 }

@@ -29,6 +29,11 @@ def test_copies_are_found_by_their_contents(tmp_path):
     assert find_copies([tmp_path / "a"], others[:2]) == []
 
 
+def test_known_names_that_look_like_comments_or_begin_with_a_space(tmp_path):
+    (tmp_path / "list.txt").write_text("# a comment\n#1.png\n lead.PNG\na.png\n")
+    assert read_split_file(tmp_path / "list.txt", {"#1", " lead", "a"}) == ["#1", " lead", "a"]
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [("1/30", Fraction(1, 30)), ("0.1", Fraction(1, 10)), (0.1, Fraction(1, 10)), (1, 1), (" 1 / 4", Fraction(1, 4))],

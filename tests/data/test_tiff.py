@@ -57,6 +57,37 @@ def test_what_pillow_reads_wrongly_is_refused_where_it_reads_alone(tmp_path, mon
         decode_image(path)
 
 
+def test_signed_bytes_and_a_first_page_that_is_a_copy_are_refused(tmp_path):
+    path = write(tmp_path / "signed.tif", np.array([[-1, 0], [1, 100]], np.int8))
+    with pytest.raises(BadFileError, match=r"signed\.tif holds signed 8-bit values"):
+        decode_image(path)
+    with tifffile.TiffWriter(tmp_path / "copy.tif") as file:
+        file.write(RGB[::4, ::4], subfiletype=1)
+        file.write(RGB)
+    with pytest.raises(BadFileError, match=r"copy\.tif begins with a reduced copy"):
+        decode_image(tmp_path / "copy.tif")
+
+
+def test_each_file_of_a_set_is_an_image_of_its_own(tmp_path):
+    """Micro-Manager writes OME-TIFF in several files, each of which describes all."""
+    pixels = "".join(
+        f'<TiffData IFD="0" FirstZ="{z}" PlaneCount="1"><UUID FileName="z{z}.ome.tif">urn:uuid:{z}</UUID></TiffData>'
+        for z in range(2)
+    )
+    for z in range(2):
+        text = (
+            '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
+            f'UUID="urn:uuid:{z}"><Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" '
+            f'SizeX="60" SizeY="40" SizeC="1" SizeZ="2" SizeT="1">{pixels}</Pixels></Image></OME>'
+        )
+        write(tmp_path / f"z{z}.ome.tif", RGB[..., z], description=text, metadata=None)
+    with tifffile.TiffFile(tmp_path / "z0.ome.tif") as file:
+        assert file.series[0].is_multifile and file.series[0].shape == (2, 40, 60)
+    for z in range(2):
+        image = decode_image(tmp_path / f"z{z}.ome.tif", 1)
+        assert np.array_equal(image.pixels[0], RGB[..., z])
+
+
 def test_more_pixels_than_the_file_holds_are_refused(tmp_path):
     """Which a damaged tag may ask for: here 40 million rows in a file of 29 kB."""
     path = write(tmp_path / "a.tif", RGB.astype(np.float32) / 255, photometric="rgb")

@@ -1,13 +1,15 @@
 """`ddep-hub prepare`, exports of tools: objects with an area are drawn where they lie, none is lost in silence."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from annotated_sources import HEIGHT, LARGE, SMALL, TRUTH, WIDTH, check, coco, corners, masks_of, put_images
 
 import ddep_hub
-from ddep_hub.preparation.coco import is_coco, read_json_files
+from ddep_hub.data.classes import read_class_table
+from ddep_hub.preparation.coco import _decode_counts, is_coco, read_json_files
 from ddep_hub.preparation.labelme_cvat import is_labelme
 
 
@@ -46,7 +48,7 @@ def test_shapes_of_four_corners(tmp_path, kind):
         shapes = [{"label": "large", "shape_type": kind, "points": corners(LARGE)}, *lines]
         labelme(tmp_path / "source" / f"{name}.json", shapes, f"{name}.png")
     text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
-    assert "4 objects without a readable area (2 line, 2 linestrip): skipped" in text
+    assert "4 objects without a readable area or label (2 line, 2 linestrip): skipped" in text
     for mask in masks_of(tmp_path / "output").values():
         assert np.array_equal(mask, box_mask(LARGE))
 
@@ -57,6 +59,15 @@ def test_names_of_classes_are_told_apart(tmp_path):
         labelme(tmp_path / "source" / f"{name}.json", [polygon(label)], f"{name}.png")
     text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
     assert "3 classes" in text and "the classes 'cell' and 'Cell' differ in capitals alone" in text
+
+
+def test_objects_without_a_label_are_counted(tmp_path):
+    put_images(tmp_path / "source", "ab")
+    for name in "ab":
+        labelme(tmp_path / "source" / f"{name}.json", [polygon(), polygon(""), polygon(None)], f"{name}.png")
+    text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    assert "4 objects without a readable area or label (4 without a label): skipped" in text
+    assert read_class_table(tmp_path / "output" / "classes.json").names[1:] == ("large",)
 
 
 def test_boxes_alone_are_an_error(tmp_path):
@@ -193,9 +204,26 @@ def test_lines_of_cvat_are_counted(tmp_path):
     items = '<polyline label="x" points="0,0;9,9" /><points label="x" points="3,3" /><tag label="x" />'
     cvat(tmp_path / "source", f'{items}<box label="x" xtl="4" ytl="5" xbr="30" ybr="25" />')
     text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
-    assert "4 objects without a readable area (2 points, 2 polyline): skipped" in text
+    assert "4 objects without a readable area or label (2 points, 2 polyline): skipped" in text
     for mask in masks_of(tmp_path / "output").values():
         assert np.array_equal(mask, box_mask(LARGE))
+
+
+def test_annotations_of_cvat_under_any_name(tmp_path):
+    cvat(tmp_path / "source", '<box label="x" xtl="4" ytl="5" xbr="30" ybr="25" />')
+    (tmp_path / "source" / "annotations.xml").rename(tmp_path / "source" / "job 1.xml")
+    (tmp_path / "source" / "a.xml").write_text("<annotation><filename>a.png</filename></annotation>")  # Pascal VOC's
+    ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    assert all(np.array_equal(mask, box_mask(LARGE)) for mask in masks_of(tmp_path / "output").values())
+    (tmp_path / "source" / "annotations (1).xml").write_bytes((tmp_path / "source" / "job 1.xml").read_bytes())
+    with pytest.raises(ValueError, match=r"annotations \(1\)\.xml and .*job 1\.xml are exports of different tasks"):
+        ddep_hub.prepare(tmp_path / "source", tmp_path / "other")
+
+
+def test_masks_of_cvat_that_do_not_fit_are_named(tmp_path):
+    cvat(tmp_path / "source", '<mask label="x" left="1" top="1" width="4" height="3" rle="5, 6" />')
+    with pytest.raises(ValueError, match=r"annotations\.xml, a\.png: a mask has 11 pixels"):
+        ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
 
 
 def test_exports_of_several_tasks_are_an_error(tmp_path):
@@ -229,7 +257,7 @@ def test_labels_apart_from_their_shapes(tmp_path):
         {**region(SMALL, id="r3"), "type": "keypointlabels"},
     ]
     text, found = studio(tmp_path, a=[{"result": results}], b=[{"result": results}])
-    assert "4 objects without a readable area (2 keypoint, 2 polygon without a label): skipped" in text
+    assert "4 objects without a readable area or label (2 keypoint, 2 polygon without a label): skipped" in text
     for mask in found.values():
         assert np.array_equal(mask, box_mask(LARGE))
 
@@ -275,6 +303,68 @@ def put_coco(tmp_path, **files):
     (tmp_path / "source" / "annotations").mkdir()
     for name, content in files.items():
         (tmp_path / "source" / "annotations" / f"{name}.json").write_text(json.dumps(content))
+
+
+def test_runs_that_leave_out_the_last_background(tmp_path):
+    content = coco("ab")
+    content["annotations"] = [
+        {"id": number, "image_id": number, "category_id": 9, "segmentation": {"counts": counts}}
+        for number, counts in enumerate(([100, 50], []))
+    ]
+    put_coco(tmp_path, objects=content)
+    ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    drawn = np.arange(WIDTH * HEIGHT).reshape(WIDTH, HEIGHT).T  # column by column
+    found = {Path(name).name: mask for name, mask in masks_of(tmp_path / "output").items()}
+    assert np.array_equal(found["a"], (drawn >= 100) & (drawn < 150)) and not found["b"].any()
+
+
+def test_compressed_runs_are_read_as_by_pycocotools():
+    from pycocotools import mask as coco_masks
+
+    random = np.random.default_rng(0)
+    for height, width, share in ((1, 1, 0.5), (30, 40, 0.5), (300, 500, 0.01), (2000, 1500, 0.0001), (64, 64, 0.0)):
+        drawn = np.asfortranarray(random.random((height, width)) < share, dtype=np.uint8)
+        runs = _decode_counts(coco_masks.encode(drawn)["counts"].decode())
+        assert runs.sum() == drawn.size
+        flat = np.repeat(np.arange(len(runs)) % 2, runs)
+        assert np.array_equal(flat, drawn.ravel(order="F"))
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ({"counts": [9999]}, "annotation 7 of a.png: its run lengths do not add up to 40x30 pixels"),
+        ({"counts": [-100, 1300]}, "annotation 7 of a.png: its run lengths do not add up"),
+        ({"counts": "T3T3"}, "annotation 7 of a.png: its run lengths do not add up"),
+        ({"counts": "~é"}, "annotation 7 of a.png: its run lengths are no code"),
+        ({"counts": [100], "size": [9, 9]}, "annotation 7 of a.png: its run lengths do not add up to 9x9"),
+        ({"counts": [10, 71], "size": [9, 9]}, r"a\.png: an object's mask has size 9x9, the image 40x30"),
+        ([[10, 5, float("nan"), 5, 30, 25]], r"a\.png: an object has a coordinate that is not a number"),
+        ([[10, 5, 1e9, 5, 30, 25]], r"a\.png: an object has a coordinate that is not a number"),
+    ],
+)
+def test_objects_that_cannot_be_drawn_are_named(tmp_path, segmentation, message):
+    content = coco("ab")
+    content["annotations"] = [{"id": 7, "image_id": 0, "category_id": 9, "segmentation": segmentation}]
+    put_coco(tmp_path, objects=content)
+    with pytest.raises(ValueError, match=message):
+        ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+
+
+@pytest.mark.parametrize(("name", "expected"), [("a\nb", "a b"), ("", "9"), (None, "9")])
+def test_names_of_classes_can_be_read_again(tmp_path, name, expected):
+    content = coco("ab")
+    content["categories"][0]["name"] = name
+    put_coco(tmp_path, objects=content)
+    ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
+    assert read_class_table(tmp_path / "output" / "classes.json").names[1] == expected
+
+
+def test_a_missing_image_is_named_where_only_one_is_left(tmp_path):
+    put_coco(tmp_path, objects=coco("az"))
+    (tmp_path / "source" / "images" / "b.png").unlink()
+    with pytest.raises(ValueError, match=r"there is only 1 image; .*1 annotated image not found, such as z\.png"):
+        ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
 
 
 def test_ids_as_text_and_ids_of_no_image(tmp_path):
