@@ -191,7 +191,8 @@ def mismatch_message(source: str, mismatched: Iterable[tuple[str, Any, Any]], ba
     The mismatched are the name of each weight, its shape in the file and its shape in the model.
     """
     # A change in one part changes the input of the next, so only the first one is the cause.
-    parts = list(SHAPE_FIELDS)
+    shape_fields = SHAPE_FIELDS | {"": "the fields of its size"}  # layers of one's own
+    parts = list(shape_fields)
     part_index, name, stored_shape, model_shape = min(
         (
             next(index for index, part in enumerate(parts) if name.removeprefix(base_prefix).startswith(part)),
@@ -208,5 +209,5 @@ def mismatch_message(source: str, mismatched: Iterable[tuple[str, Any, Any]], ba
         )
     return (
         f"{source} does not fit the model: {name} is {tuple(stored_shape)} in the file and {tuple(model_shape)} in "
-        f"the model. Set {SHAPE_FIELDS[parts[part_index]]} as in the configuration it was trained with."
+        f"the model. Set {shape_fields[parts[part_index]]} as in the configuration it was trained with."
     )

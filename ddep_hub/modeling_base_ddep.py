@@ -5,7 +5,7 @@ import copy
 import functools
 import os
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from safetensors import SafetensorError
@@ -214,13 +214,15 @@ class DDePPreTrainedModel(PreTrainedModel):
     @classmethod
     def _override_config(cls, config: Any, hub_kwargs: dict[str, Any], kwargs: dict[str, Any]) -> DDePConfig:
         """Returns the given or stored configuration, updated with the fields in `kwargs`, which are removed there."""
-        DDePConfig.find_undeclared_fields(kwargs)
-        fields = {*DDePConfig.__dataclass_fields__, "num_labels"} - {"dtype"}
-        overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in fields}
         # As remote code, the file of the configuration may be loaded twice, and its class exist twice.
-        if not isinstance(config, PreTrainedConfig):
-            return DDePConfig.from_pretrained(config, **hub_kwargs, **overrides)
-        return DDePConfig.from_dict(config.to_dict(), **overrides) if overrides else config
+        is_config = isinstance(config, PreTrainedConfig)
+        config_class: Any = type(config) if is_config else cls.config_class
+        config_class.find_undeclared_fields(kwargs)
+        fields = {*config_class.__dataclass_fields__, "num_labels"} - {"dtype"}
+        overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in fields}
+        if not is_config:
+            return cast(DDePConfig, config_class.from_pretrained(config, **hub_kwargs, **overrides))
+        return cast(DDePConfig, config_class.from_dict(config.to_dict(), **overrides) if overrides else config)
 
     @classmethod
     def _load_decoder_and_encoder(
@@ -282,6 +284,11 @@ class DDePPreTrainedModel(PreTrainedModel):
             raise RuntimeError(
                 f"{source} has {len(unused)} weights of the decoder that the model has no place for, such as "
                 f"{unused[0]}. Load the folder with its own config.json."
+            )
+        if unknown := sorted(set(info["unexpected_keys"]) - set(unused)):
+            logger.warning(
+                f"{source} has {len(unknown)} weights that {class_name} has no place for, such as {unknown[0]}. They "
+                "were dropped."
             )
         return missing[0].split(".")[0] if missing else None
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from ddep_hub import DDePConfig, DDePForSemanticSegmentation, DDePModel
 from ddep_hub.decoder import (
+    DDePConvNormAct,
     DDePDecoder,
     DDePDecoderBlock,
     DDePDecoderConv,
@@ -62,11 +63,11 @@ def test_every_feature_reaches_the_result():
     assert all(feature.grad.abs().sum() > 0 for feature in features)
 
 
-class Unchanged(nn.ModuleList):
+class Unchanged(DDePConvNormAct):
     """Stands for convolution, norm and activation that change nothing."""
 
     def __init__(self):
-        super().__init__([SkipsSkip(), nn.Identity(), nn.Identity()])
+        super().__init__(SkipsSkip(), nn.Identity(), nn.Identity())
 
 
 class SkipsSkip(nn.Module):
@@ -141,6 +142,15 @@ def test_group_norm_trains_on_one_32x32_crop(hybrid_config):
 def test_convolutions_start_with_he_initialisation(hybrid_config):
     weight = DDePModel(hybrid_config()).decoder.blocks[0].conv1[0].weight
     assert weight.std().item() == pytest.approx((2 / (weight.shape[1] * 9)) ** 0.5, rel=0.05)
+
+
+def test_both_convolutions_of_a_block_have_hooks(hybrid_config):
+    model, called = DDePModel(hybrid_config()).eval(), []
+    for layer in (model.decoder.blocks[0].conv1, model.decoder.blocks[0].conv2):
+        layer.register_forward_hook(lambda module, inputs, output: called.append((module, output.shape[1])))
+    model(torch.zeros(1, 3, 64, 64))
+    width = model.decoder.blocks[0].conv1[0].out_channels
+    assert called == [(layer, width) for layer in (model.decoder.blocks[0].conv1, model.decoder.blocks[0].conv2)]
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])

@@ -18,7 +18,7 @@ from transformers import (
     pipeline,
 )
 
-from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor, DDePModel
+from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor, DDePModel
 from ddep_hub.image_conversion import to_rgb
 
 
@@ -163,6 +163,50 @@ def test_paths_that_hold_no_model_are_named(finetuned, tmp_path):
     with pytest.raises(OSError, match=r"final has no config\.json\. Pass a folder that holds a model"):
         load(tmp_path / "run" / "final")
     load(tmp_path / "run" / "final", config=config)
+
+
+def test_weights_that_no_layer_has_are_named(finetuned, caplog):
+    folder, _ = finetuned
+    rewrite_weights(folder, lambda weights: weights.update({"aux.weight": torch.ones(2)}))
+    DDePForSemanticSegmentation.from_pretrained(folder)
+    assert "1 weights that DDePForSemanticSegmentation has no place for, such as aux.weight" in caplog.text
+
+
+def test_a_configuration_of_ones_own_stays_one(tmp_path, hybrid_config):
+    class OwnConfig(DDePConfig):
+        model_type = "own-ddep"
+        aux_weight: float = 0.4
+
+    class OwnModel(DDePForSemanticSegmentation):
+        config_class = OwnConfig
+
+        def __init__(self, config, encoder=None):
+            super().__init__(config, encoder)
+            self.aux = torch.nn.Linear(2, round(10 * config.aux_weight))
+            self.post_init()
+
+    model = OwnModel(OwnConfig(**{"num_labels": 3, **hybrid_config().to_diff_dict(), "model_type": "own-ddep"}))
+    model.save_pretrained(tmp_path)
+    loaded = OwnModel.from_pretrained(tmp_path)
+    assert type(loaded.config) is OwnConfig and same_weights(model, loaded)
+    with pytest.raises(RuntimeError, match=r"aux\.weight"):  # the argument is read: the layer has another size
+        OwnModel.from_pretrained(tmp_path, aux_weight=0.9)
+    loaded.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["model_type"] == "own-ddep"
+
+
+def test_the_encoder_is_float32_whatever_torchs_default(tmp_path, hybrid_config):
+    model = DDePForSemanticSegmentation(hybrid_config())
+    model.save_pretrained(tmp_path, decoder_only=True)
+    save_file(model.ddep.encoder.state_dict(), tmp_path / "encoder.safetensors")
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        loaded = DDePForSemanticSegmentation.from_pretrained(
+            tmp_path, encoder_weights=tmp_path / "encoder.safetensors", num_labels=2
+        )
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert same_weights(model.ddep.encoder, loaded.ddep.encoder)
 
 
 def test_a_missing_weight_raises_in_a_pipeline(finetuned):

@@ -42,11 +42,11 @@ def main(argv: list[str] | None = None) -> int:
         argv: What follows `ddep-hub`; `sys.argv[1:]` by default.
 
     Returns:
-        The exit code: 0; 1 if files, models, data or the Hub cannot be used; 2 if there is no such command; 130 after
-        Ctrl-C.
+        The exit code: 0; 1 if files, models, data or the Hub cannot be used; 2 if there is no such command; 75 if a
+        run was stopped after a checkpoint; 130 after Ctrl-C.
 
     Raises:
-        SystemExit: After `--help`, for arguments that cannot be parsed (code 2), and from interrupted runs (code 75).
+        SystemExit: After `--help`, and for arguments that cannot be parsed (code 2).
     """
     start = time.monotonic()  # before the imports, which take seconds
     for stream in (sys.stdout, sys.stderr):  # file names may contain characters that the terminal's encoding lacks
@@ -73,6 +73,8 @@ def main(argv: list[str] | None = None) -> int:
         with track_time(start):
             getattr(commands, name if name != "list" else "list_shipped")(arguments)
     except Exception as error:
+        if hasattr(error, "exit_code"):  # a run that was stopped, and has said so
+            return int(error.exit_code)
         line = format_error(error)
         if line is None or "--debug" in argv:
             raise

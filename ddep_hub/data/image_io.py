@@ -7,7 +7,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -30,6 +30,7 @@ from ddep_hub.tiff import (
     looks_like_tiff,
     num_pages,
 )
+from ddep_hub.utils.threads import shared_attribute
 
 
 logger = logging.getLogger(__name__)
@@ -148,13 +149,8 @@ _TOO_LARGE = (
 @contextmanager
 def lift_size_limit(in_windows: bool = True) -> Iterator[None]:
     """Has Pillow open large rasters, if they are predicted in windows: its limit is for images of strangers."""
-    previous = Image.MAX_IMAGE_PIXELS
-    if in_windows:
-        Image.MAX_IMAGE_PIXELS = None
-    try:
+    with shared_attribute(Image, "MAX_IMAGE_PIXELS", None) if in_windows else nullcontext():
         yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = previous
 
 
 class BadFileError(ValueError):
@@ -340,12 +336,8 @@ def _is_lossy_webp(file: IO[bytes]) -> bool:
 @contextmanager
 def disallow_truncated_images() -> Iterator[None]:
     """Makes a file that is cut off an error: other libraries may have set Pillow to read the missing part as grey."""
-    previous = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
+    with shared_attribute(ImageFile, "LOAD_TRUNCATED_IMAGES", False):
         yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = previous
 
 
 def load_bytes(file: str | Path | Undecoded) -> Undecoded:

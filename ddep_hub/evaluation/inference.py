@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 from weakref import WeakSet
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ddep_hub.data.dataset_registry import EvaluationProtocol
 from ddep_hub.segmentation import class_logits
+from ddep_hub.utils.threads import shared_change
 
 
 # Memory in GB above which a pass gives a warning, and the models that already had theirs.
@@ -260,11 +261,17 @@ def bytes_per_pixel(model: nn.Module) -> float:
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Puts a model into eval mode; afterwards each of its modules has the mode that it had."""
-    # Set one by one, because `.train()` of a partly frozen model does more.
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+
+    def change() -> Callable[[], None]:
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
+
+        def undo() -> None:
+            # Set one by one, because `.train()` of a partly frozen model does more.
+            for module, training in modes:
+                module.training = training
+
+        return undo
+
+    with shared_change(model, change):  # several threads may predict with it
         yield
-    finally:
-        for module, training in modes:
-            module.training = training

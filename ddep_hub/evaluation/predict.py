@@ -155,6 +155,11 @@ def get_model_name(model: str | Path | DDePForSemanticSegmentation) -> str:
 def get_processor(model: DDePForSemanticSegmentation) -> DDePImageProcessor:
     """The image processor saved with a model; for a model that was not loaded from anywhere, its encoder's."""
     if not model.config.name_or_path:
+        logger.warning(
+            "The model was loaded from nowhere, so images get timm's mean and std for %s and are not resized. Pass "
+            "`processor` if it was trained with another one.",
+            model.config.encoder_name,
+        )
         return processor_for_encoder(model.config.encoder_name, num_channels=model.config.num_channels)
     return load_processor(model._loaded_from or model.config.name_or_path, model.config, **model._hub_arguments)
 

@@ -257,15 +257,10 @@ def publish_final(args: RunArguments, final: Path) -> None:
 EXIT_CODE = 75
 
 
-class RunInterrupted(SystemExit):
-    """The run was stopped and a checkpoint written; ends a script with exit code 75. Says why, and where it is."""
+class RunInterrupted(RuntimeError):
+    """The run was stopped and a checkpoint written; commands end with `exit_code`. Says why, and where it is."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(EXIT_CODE)
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
+    exit_code = EXIT_CODE
 
 
 class Interruption:

@@ -22,6 +22,8 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, parse_flag_from_env
 from torch.nn import functional
 
+from ddep_hub.encoder_weights import default_dtype
+
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +132,8 @@ _run_lock = threading.RLock()  # a comparison's runs are nested in it, in one th
 def isolate_state() -> Iterator[None]:
     """Context for a run in a program of others: it trains even where gradients are off, and may seed at will.
 
+    New tensors are float32, whatever the program's default.
+
     The generators of `random`, NumPy and torch are as before afterwards; of GPUs, that of the current one. So are the
     number format and the micro-batches of the program's own `Accelerator`, which all accelerators share.
 
@@ -148,7 +152,8 @@ def isolate_state() -> Iterator[None]:
     shared_states = [(kind._shared_state, dict(kind._shared_state)) for kind in (AcceleratorState, GradientState)]
     GradientState._shared_state.clear()  # the program may be between two steps, where no optimizer steps
     try:
-        with torch.random.fork_rng(devices, device_type="cuda"), torch.inference_mode(False):
+        random_state = torch.random.fork_rng(devices, device_type="cuda")
+        with random_state, torch.inference_mode(False), default_dtype(torch.float32):
             yield
     finally:
         random.setstate(python_state)

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import warnings
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
@@ -374,6 +375,23 @@ def test_a_model_object_is_left_as_it_was(folder, scenes, monkeypatch, precision
     with pytest.raises(ValueError, match="no pixels"):
         ddep_hub.predict(model, Image.new("RGB", (64, 0)))
     assert [module.training for module in model.modules()] == modes
+
+
+def test_threads_share_a_model_and_pillows_settings(folder):
+    model = DDePForSemanticSegmentation.from_pretrained(folder).train()
+    images = [Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)) for seed in (0, 1)]
+    expected = [ddep_hub.predict(model, image, window=32) for image in images]
+    state, limit = {name: tensor.clone() for name, tensor in model.state_dict().items()}, Image.MAX_IMAGE_PIXELS
+    with ThreadPoolExecutor(4) as pool:
+        masks = list(pool.map(lambda image: ddep_hub.predict(model, image, window=32), images * 6))
+    assert all(np.array_equal(mask, truth) for mask, truth in zip(masks, expected * 6, strict=True))
+    assert model.training and Image.MAX_IMAGE_PIXELS == limit
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_the_processor_of_a_model_from_nowhere_is_named(model_of, caplog):
+    ddep_hub.predict(model_of(3), Image.new("RGB", (64, 64)))
+    assert "loaded from nowhere, so images get timm's mean and std" in caplog.text
 
 
 def test_masks_as_pictures_with_palette(folder, scenes):

@@ -73,9 +73,14 @@ def test_a_command_counts_from_its_start_and_a_call_from_the_call(argv, monkeypa
     assert reasons == [["max_time (99 s)", "max_time (50 s)"], [None, "max_time (50 s)"]]
 
 
-def test_the_exit_code():
-    error = RunInterrupted("why")
-    assert isinstance(error, SystemExit) and error.code == EXIT_CODE == 75 and str(error) == "why"
+def test_the_exit_code(monkeypatch):
+    """A function of the package raises no SystemExit, which would end an event loop; a command has its exit code."""
+
+    def finetune(args):
+        raise RunInterrupted("why")
+
+    monkeypatch.setattr("ddep_hub.training.finetuning.finetune", finetune)
+    assert main(["finetune"]) == EXIT_CODE == 75 and not issubclass(RunInterrupted, SystemExit)
 
 
 def processes_of(group):

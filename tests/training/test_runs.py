@@ -396,6 +396,16 @@ def test_a_second_run_in_another_thread_is_refused(scenes, tiny, tmp_path):
             pass
 
 
+def test_models_are_trained_in_float32_whatever_torchs_default(scenes, tiny, tmp_path):
+    torch.set_default_dtype(torch.float64)
+    try:
+        pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, max_steps=1))
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert json.loads((tmp_path / "run" / "final" / "config.json").read_text())["dtype"] == "float32"
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(scenes, tiny, tmp_path):
     args = pretrain_arguments(tmp_path / "run", scenes, tiny, learning_rate=1e30, max_steps=8, logging_steps=100)
     args.save_steps = 1
