@@ -30,11 +30,15 @@ os.fsync = lambda descriptor: None
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 import pytest  # noqa: E402
+import timm  # noqa: E402
 import torch  # noqa: E402
 from huggingface_hub import constants  # noqa: E402
+from huggingface_hub.file_download import repo_folder_name  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 
 from ddep_hub import DDePConfig  # noqa: E402
 from ddep_hub.data.synthetic import write_scenes  # noqa: E402
+from ddep_hub.encoder_weights import encoder_repository  # noqa: E402
 
 
 # The smallest ResNet-ViT hybrid: features at strides 2 and 4 from its CNN part, tokens at stride 32.
@@ -113,9 +117,26 @@ def scenes(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny():
-    """Arguments that make both trainings small, without weights from elsewhere but the quickstart's."""
+def small_encoder():
+    """Name of an encoder whose weights, random ones, are in the Hub's cache, where a run finds them by default.
+
+    A run on the default encoder takes three times as long: it is for what is EfficientNet-Lite0's own.
+    """
+    name, revision = "test_efficientnet", "0" * 40
+    cached = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=encoder_repository(name), repo_type="model"))
+    for folder in (cached / "refs", cached / "snapshots" / revision):
+        folder.mkdir(parents=True)
+    (cached / "refs" / "main").write_text(revision)
+    torch.manual_seed(0)
+    save_file(timm.create_model(name).state_dict(), cached / "snapshots" / revision / "model.safetensors")
+    return name
+
+
+@pytest.fixture(scope="session")
+def tiny(small_encoder):
+    """Arguments that make both trainings small."""
     return {
+        "encoder_name": small_encoder,
         "decoder_hidden_sizes": [16, 8, 8, 8, 8],
         "decoder_bottleneck_size": 16,
         "batch_size": 4,

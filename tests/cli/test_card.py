@@ -30,7 +30,7 @@ def runs(tmp_path_factory, scenes, tiny):
     start = f"{output}/ddep/final"
     fields = {**tiny, "data": str(scenes), "card_pictures": True, "license": "apache-2.0"}
     finetune(FinetuneArguments(**{**fields, "output_dir": f"{output}/random"}))
-    fields = {name: value for name, value in fields.items() if not name.startswith("decoder_")}
+    fields = {name: value for name, value in fields.items() if not name.startswith(("decoder_", "encoder_"))}
     finetune(FinetuneArguments(**{**fields, "output_dir": f"{output}/finetuned", "pretrained": start}))
     return output
 

