@@ -25,14 +25,18 @@ SCRIPT = str(ROOT / "examples" / "label_efficiency.py")
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
+def study(tmp_path_factory, small_encoder):
     folder = tmp_path_factory.mktemp("study")
     scenes = write_scenes(folder / "scenes", splits={"train": 6, "val": 3}, unlabelled=12, size=(64, 64))
     content = {
         "data": str(scenes),
         "images": [str(scenes / "unlabelled")],
         "fractions": {"1/2": 2, "1": 1},
-        "model": {"decoder_hidden_sizes": [8, 8, 8, 8, 8], "decoder_bottleneck_size": 8},
+        "model": {
+            "encoder_name": small_encoder,
+            "decoder_hidden_sizes": [8, 8, 8, 8, 8],
+            "decoder_bottleneck_size": 8,
+        },
         "pretraining": {"max_steps": 2, "batch_size": 4, "crop_size": 32, "num_val_images": 2},
         "finetuning": {"max_steps": 2, "batch_size": 4, "crop_size": 32},
         "methods": {"encoder": {}, "ddep": {"pretraining": {}}},
