@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -14,7 +15,8 @@ import encoders
 ROWS = encoders.table(encoders.SHAPES)
 # Of each family's kinds of features: which size images are resampled to is a number, and takes the same code.
 SMALLEST = sorted(encoders.smallest([{**row, "sizes": str(row["sizes"] == "any")} for row in ROWS]))
-# They compute in an instant on small images. On the meta device a batch norm takes longer than one that computes.
+# Attention within neighbourhoods, of whole images: on the meta device it takes a half or less of the time.
+ON_META = {"bat_resnext26ts", "halonet_h1"}
 ANY_SIZE = {row["architecture"] for row in ROWS if row["sizes"] == "any"}
 
 
@@ -23,9 +25,18 @@ def test_the_table_covers_timm():
     assert sum(not row["error"] for row in ROWS) > 0.95 * len(ROWS)
 
 
+@pytest.fixture
+def weights_of_zero(monkeypatch):
+    """No random numbers are drawn for the weights: that takes half of the time, and shapes do not depend on them."""
+    for name in ("normal_", "uniform_"):
+        monkeypatch.setattr(torch.Tensor, name, lambda self, *args, **options: self.zero_())
+
+
 @pytest.mark.parametrize("architecture", SMALLEST)
-def test_a_family_works(architecture):
+def test_a_family_works(architecture, weights_of_zero):
+    """It computes, where that is faster: on the meta device, norms are many calls in Python."""
     if not timm.is_model(architecture):
         pytest.skip(f"timm {timm.__version__} does not have it")
-    device, size = ("cpu", (101, 67)) if architecture in ANY_SIZE else ("meta", (197, 131))
+    device = "meta" if architecture in ON_META else "cpu"
+    size = (101, 67) if architecture in ANY_SIZE else (197, 131)
     assert encoders.shapes(architecture, device, sizes=[size])["levels"]
