@@ -69,7 +69,14 @@ def parsed(folder, repository=None):
 def test_a_denoising_card(tmp_path, conv_config):
     images = ["hf://datasets/org/photos@main/train", "hf://datasets/org/photos@main/test", "/home/someone/flowers"]
     arguments = PretrainArguments(images=images, license="apache-2.0", crop_size=48, attribution="Thanks to Ann.")
-    folder = write(tmp_path / "final", conv_config(), "pretraining", arguments, DENOISING, images="77 images")
+    folder = write(
+        tmp_path / "final",
+        conv_config(encoder_name="tf_efficientnet_lite0"),
+        "pretraining",
+        arguments,
+        DENOISING,
+        images="77 images",
+    )
     card = parsed(folder)
     assert card.data.license == "apache-2.0" and card.data.datasets == ["org/photos"]
     assert card.data.base_model == encoder_repository("tf_efficientnet_lite0") == "timm/tf_efficientnet_lite0.in1k"
