@@ -32,7 +32,8 @@ from .run_arguments import RunArguments
 class Checkpointer:
     """Writes and reads the checkpoints of one run.
 
-    `fingerprint` is the hash of its data; `elastic` says whether it can resume on another number of processes.
+    `fingerprint` is the hash of the training data; `elastic` says whether the run can resume on another number of
+    processes.
     """
 
     def __init__(
@@ -65,8 +66,8 @@ class Checkpointer:
     def load(self) -> dict[str, Any]:
         """Loads the weights and the optimizer of the checkpoint to resume from, in every process.
 
-        Returns what [`save`] was given, with this process's `states`; empty if the run starts from the beginning. A
-        damaged checkpoint, or that of another run, is a CheckpointError.
+        Returns the `progress` that [`save`] was given, with this process's `states`; an empty dictionary if the run
+        starts from the beginning. Raises a CheckpointError if the checkpoint is damaged or belongs to another run.
         """
         if self.args.resume_from_checkpoint is None:
             return {}
@@ -127,7 +128,11 @@ class Checkpointer:
         return checkpoint
 
     def save(self, progress: Mapping[str, Any], states: Mapping[str, Any]) -> Path:
-        """Writes a checkpoint: of the loop's counters, with `step`, and of this process's stream; in every process."""
+        """Writes a checkpoint; called in every process. Raises a CheckpointError if it cannot be written.
+
+        `progress` holds the loop's counters as JSON values, `step` among them; `states` is the state of this
+        process's stream, if it has one.
+        """
         streams = gather_object([dict(states)])
         model, average, optimizer = self.weights.gather(self.optimizer)
         if self.accelerator.scaler is not None:

@@ -38,11 +38,12 @@ class Checkpoint:
     """What a run needs to resume.
 
     Args:
+        step: Optimizer steps done.
         fingerprint: Arguments and data that must be the same on resuming.
         environment: Processes, threads, precision, torch: what may change, with a warning.
         progress: Counters of the loop, JSON.
         model: All parameters and buffers of the model.
-        average: Those of the moving average, or `None`.
+        average: The same of the moving average, or `None`.
         optimizer: State of the optimizer and the gradient scaler.
         record: SHA-256 of the `checkpoint.json` that it was read from.
     """
@@ -77,10 +78,10 @@ def write_checkpoint(
     limit: int,
     how_to_resume: str,
 ) -> Path:
-    """Writes a checkpoint and removes the oldest ones, of which `limit` are kept.
+    """Writes a checkpoint and removes old ones; the newest `limit` are kept.
 
-    The configuration is the model's, with its class in `architectures`. A CheckpointError says why it could not be
-    written, and ends with `how_to_resume`; the older ones are still there then.
+    `config` is the model's, with its class in `architectures`. If the checkpoint cannot be written, raises a
+    CheckpointError that says why and ends with `how_to_resume`; the older checkpoints are then still there.
     """
     path = checkpoint_folder(output, checkpoint.step)
     try:
@@ -115,7 +116,10 @@ def write_checkpoint(
 
 
 def rename_later_checkpoints(path: Path) -> list[Path]:
-    """Renames the checkpoints of later steps than the one to resume from, so that `latest` is never one of them."""
+    """Renames the checkpoints of later steps than that of `path`, so that `latest` is never one of them.
+
+    Returns their new paths, `set-aside-step-N`.
+    """
     step = int(path.name[5:])
     later_folders = [folder for folder in checkpoint_folders(path.parent.parent) if int(folder.name[5:]) > step]
     renamed = []
@@ -128,7 +132,11 @@ def rename_later_checkpoints(path: Path) -> list[Path]:
 
 
 def find_checkpoint(output: Path, name: str) -> Path | None:
-    """The folder of the checkpoint to resume from, `latest` or a folder; `None` if there is no latest one."""
+    """Finds the checkpoint to resume from; `name` is `latest` or the checkpoint's folder.
+
+    Returns its folder, or `None` for `latest` if the run has no checkpoint yet. Raises a CheckpointError if `name` is
+    not a checkpoint of this run.
+    """
     folders = checkpoint_folders(output)
     if name == "latest":
         return folders[-1] if folders else None
@@ -147,7 +155,10 @@ def find_checkpoint(output: Path, name: str) -> Path | None:
 
 
 def read_checkpoint(path: Path, fingerprint: Mapping[str, Any]) -> Checkpoint:
-    """Reads a checkpoint; checks first that it is complete and belongs to the run, whose fingerprint is given."""
+    """Reads a checkpoint, after checking that it is complete and has the run's `fingerprint`.
+
+    Raises a CheckpointError that names the damaged file, or the arguments that differ.
+    """
     output = path.parent.parent
     try:
         record = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))

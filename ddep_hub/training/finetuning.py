@@ -73,6 +73,16 @@ def finetune(arguments: FinetuneArguments | None = None, **kwargs: Any) -> dict[
     Returns:
         A dictionary with the metrics of [`evaluate_segmentation`] on `eval_split`, `labelled`, the number of labelled
         images, the `seconds` of training, and `final`, the model's folder.
+
+    Raises:
+        RunInterrupted: A signal came or `max_time` was up; a checkpoint was written, unless the run was still
+            measuring `pretraining_minutes`.
+        CheckpointError: A checkpoint cannot be written or read, or belongs to another run.
+        FileExistsError: The run folder holds another run, or files that are not a run's.
+        FileNotFoundError: Part of the data set is missing.
+        FloatingPointError: A loss or gradient is not finite; names the step and its files.
+        OSError: The Hub refused before the run, or publishing failed after it; the folder is complete then.
+        ValueError: An argument is out of range, or does not fit the data or the model; names it.
     """
     args = build_arguments(FinetuneArguments, kwargs, arguments)
     decoder = None
@@ -99,7 +109,10 @@ def finetune(arguments: FinetuneArguments | None = None, **kwargs: Any) -> dict[
 
 
 def open_train_and_val(args: FinetuneArguments) -> tuple[SegmentationDataset, SegmentationDataset]:
-    """Opens `train_split` and `eval_split`, or divides the former by `val_fraction`."""
+    """Opens the training and validation images: `train_split` and `eval_split`, or a `val_fraction` of `train_split`.
+
+    Raises a ValueError if the data has an `eval_split` despite `val_fraction`, or the images cannot be split.
+    """
     num_channels = get_num_channels(args)
     # With val_fraction, all images of the split take part in the choice of the validation images.
     split_file = args.split_file if args.val_fraction is None else None
@@ -144,30 +157,23 @@ def open_data(args: FinetuneArguments) -> tuple[SegmentationDataset, Segmentatio
 
 
 def check_held_out(args: FinetuneArguments, training: SegmentationDataset, validation: SegmentationDataset) -> None:
-    """Raises a ValueError if images are trained on and validated on."""
+    """Raises a ValueError if training and validation share image files."""
     if isinstance(training, SegmentationFolder) and isinstance(validation, SegmentationFolder):
         # Resolved, because one split may be a link to the other.
         shared = {path.resolve() for path in training.images} & {path.resolve() for path in validation.images}
         if shared:
             raise ValueError(
                 f"eval_split: {len(shared)} images of `{args.eval_split}` are also in `{args.train_split}`, such as "
-                f"{min(shared)}. Use other images."
+                f"{min(shared)}. Remove them from one of the two splits."
             )
 
 
 def describe_leaks(
     args: FinetuneArguments, training: SegmentationDataset, validation: SegmentationDataset
 ) -> list[str]:
-    """Says which validation images are trained on under another name, or pretrained on.
+    """Describes leaks of validation images: copies among the training images, or among the unlabelled ones.
 
-    Args:
-        args: Arguments of the run.
-        training: Its labelled images.
-        validation: Its validation images.
-
-    Returns:
-        A sentence for each kind, which `args.eval_split` should be scored with care for; data sets of the Hub are not
-        looked through.
+    Returns one warning for each kind of leak. Only folders are compared, not data sets of the Hub.
     """
     if not isinstance(validation, SegmentationFolder):
         return []
@@ -175,14 +181,14 @@ def describe_leaks(
     if isinstance(training, SegmentationFolder) and (copies := find_copies(validation.images, training.images)):
         notes.append(
             f"eval_split: {len(copies)} images of `{args.eval_split}` have copies in `{args.train_split}`, such as "
-            f"{min(copies)}: its score says little of other images. Use others."
+            f"{min(copies)}, so the score says little about new images. Remove them from one of the two splits."
         )
     sources = unlabelled_sources(args.unlabelled) if args.unlabelled else []
     images = [source.root / name for source in sources if isinstance(source, ImageFolder) for name in source.names]
     if copies := find_copies(images, validation.images):
         notes.append(
-            f"unlabelled: {len(copies)} of its images are validation images, such as {min(copies)}: a decoder that "
-            "has seen them, though without labels, may score too high. Leave them out."
+            f"unlabelled: {len(copies)} of its images are also validation images, such as {min(copies)}. A decoder "
+            "that has seen them, even without labels, may score too high. Leave them out."
         )
     return notes
 
@@ -245,7 +251,7 @@ class FinetuneTrainer(Trainer):
             self.labelled, validation = open_data(args)
             set_seed(args.seed)  # the decoder's initialisation depends on the seed alone
             self.model, source = finetuning_model(args, self.labelled.classes, decoder)
-        if decoder is None and self.accelerator.is_main_process:  # else it was said before the first stage
+        if decoder is None and self.accelerator.is_main_process:  # otherwise warned before the first stage
             for note in describe_leaks(args, self.labelled, validation):
                 logger.warning(note)
         self.processor = build_processor(args, decoder or args.pretrained, self.model.config, self._labelled_pixels())

@@ -20,7 +20,8 @@ from .run_arguments import RunArguments
 class MetricsLog:
     """Appends one JSON object per step to `metrics.jsonl`, each step once, also in a resumed run.
 
-    The path is `None` on processes that do not write. Rows after `last_step` of an earlier part are written again.
+    `path` is `None` in processes that do not write. Of an earlier part of the run, the rows up to `last_step` are
+    kept; later ones are dropped, as their steps are repeated.
     """
 
     def __init__(self, path: Path | None, *, last_step: int = 0) -> None:
@@ -46,9 +47,10 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 class MetricsLogger:
-    """Writes a run's metrics and its list of broken files; `step` and `skipped` are those of its earlier part.
+    """Writes a run's metrics and its list of broken files.
 
-    The accelerator is the process's, made with the run's trackers.
+    `accelerator` must have been made with the run's trackers. For a resumed run, `step` is the number of steps done
+    and `skipped` holds the broken files skipped before.
     """
 
     def __init__(self, accelerator: Accelerator, args: RunArguments, step: int, skipped: Iterable[str]) -> None:
@@ -104,9 +106,10 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def plot_loss(metrics: Path, picture: Path) -> bool:
-    """Draws the loss over the steps of a run, on a logarithmic axis, as PNG; returns whether it was written.
+    """Plots the loss of a run over its steps, on a logarithmic axis, from `metrics.jsonl` to a PNG file.
 
-    It is not without matplotlib (extra `plots`), nor for fewer than two rows with a loss.
+    Returns whether the file was written: not if matplotlib (extra `plots`) is missing or fewer than two rows have a
+    loss.
     """
     rows = [row for row in read_metrics(metrics) if row.get("loss")]
     if len(rows) < 2 or find_spec("matplotlib") is None:

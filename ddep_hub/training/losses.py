@@ -24,9 +24,14 @@ from .step import Batch
 class SegmentationLoss:
     """Cross-entropy over the pixels that are not ignored, and Dice over the images that have such pixels.
 
-    Weighted, the cross-entropy is divided by the sum of its pixels' weights, as torch does; that of a single class is
-    binary and divided by the number of pixels, as torch does that. Weights are `(num_labels,)`; that of a single class
-    is its pixels' against the background's (`pos_weight`).
+    As in torch, a weighted cross-entropy is divided by the sum of its pixels' weights. With a single class it is
+    binary and divided by the number of pixels, again as in torch.
+
+    Args:
+        ignore_index: Label of the pixels that do not count.
+        class_weights: Weight of each class, `(num_labels,)`; 1 by default. With a single class, the weight of its
+            pixels relative to the background's (torch's `pos_weight`).
+        dice_weight: Factor on the Dice loss, 0 for none.
     """
 
     def __init__(
@@ -69,8 +74,8 @@ class SegmentationLoss:
 def dice_losses(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
     """Soft Dice loss of each image: 1 - the mean over its classes of `2 |P T| / (|P| + |T|)` (Milletari et al. 2016).
 
-    Of logits `(batch, num_labels, H, W)` and int64 class ids `(batch, H, W)` it is `(batch,)`, in [0, 1]; 0 for an
-    image whose pixels are all ignored. The background of a single class does not count.
+    `logits` are `(batch, num_labels, H, W)` and `labels` int64 class ids `(batch, H, W)`. Returns `(batch,)` in
+    [0, 1], 0 for an image whose pixels are all ignored. With a single class, the background does not count.
     """
     valid, num_labels = labels != ignore_index, logits.shape[1]
     logits = class_logits(logits)
@@ -88,8 +93,8 @@ def median_frequency_weights(statistics: ClassStatistics) -> torch.Tensor:
     """Weights that make rare classes count: the median of the classes' frequencies over each one's own.
 
     As in SegNet (Badrinarayanan et al. 2017), a class's frequency is its pixels over those of the images it is in. A
-    class that is in no image has the weight 0. The result is `(num_classes,)`, float32, with the background of a
-    single class.
+    class that is in no image has the weight 0. Returns float32 `(num_classes,)`; with a single class, the background
+    is one of them. Raises a ValueError if no pixel is labelled.
     """
     frequency = torch.from_numpy(statistics.pixels) / torch.from_numpy(statistics.pixels_around).clamp(min=1)
     is_present = frequency > 0
@@ -177,7 +182,7 @@ class UnlabelledLoss:
 
 
 def unlabelled_sources(names: Sequence[str]) -> list[MapSource]:
-    """Opens the unlabelled images of a fine-tuning run, which cannot be streams."""
+    """Opens the unlabelled images of a fine-tuning run; raises a ValueError if they are streamed."""
     sources = [source for source in open_images(resolve_sources(names)) if not isinstance(source, ShardedImages)]
     if not sources:
         raise ValueError(f"unlabelled: {names[0]} is streamed. Unpack the shards into a folder of images.")

@@ -35,9 +35,10 @@ def get_num_channels(args: RunArguments) -> int:
 def build_processor(
     args: RunArguments, checkpoint: str | None, config: DDePConfig, images: Iterable[torch.Tensor]
 ) -> DDePImageProcessor:
-    """The image processor of a run: that of the model it starts from, or a new one, with what the arguments say.
+    """The image processor of a run: that of `checkpoint`, the model it starts from, or a new one.
 
-    Images `(C, H, W)` in 0..255, to measure mean and std on, are read only if needed.
+    Mean, std and channel order in `args` override those of the processor. `images`, `(C, H, W)` in 0..255, are read
+    only if mean and std have to be measured.
     """
     num_channels, processor = config.num_channels, None
     if checkpoint is not None and stored_config(checkpoint).get("num_channels", 3) == num_channels:
@@ -64,7 +65,7 @@ def build_processor(
 
 
 def find_encoder(args: RunArguments, checkpoint: str | None) -> str:
-    """Where a run's encoder comes from: `checkpoint`, unless it lacks its encoder, else see [`encoder_source`]."""
+    """The source of a run's encoder: `checkpoint`, if it includes its encoder, otherwise see [`encoder_source`]."""
     stored = {} if checkpoint is None else stored_config(checkpoint)
     if checkpoint is not None and not stored.get("decoder_only"):
         # The other values are also those of presets and of first stages.
@@ -80,7 +81,10 @@ def find_encoder(args: RunArguments, checkpoint: str | None) -> str:
 
 
 def new_model(cls: type[Model], args: Any, source: str, **fields: Any) -> Model:
-    """A model with a random decoder; `args` have `encoder_name` and the fields `decoder_*` of [`DDePConfig`]."""
+    """A model with a random decoder and the encoder weights of `source`, see [`encoder_source`].
+
+    `args` has `encoder_name` and the `decoder_*` fields of [`DDePConfig`]; `fields` are further fields of it.
+    """
     names = {field.name for field in dataclasses.fields(args) if field.name.startswith("decoder_")}
     fields |= {name: getattr(args, name) for name in names - {"decoder_only"}}
     fields |= {"encoder_out_indices": args.encoder_out_indices}
@@ -93,7 +97,10 @@ def new_model(cls: type[Model], args: Any, source: str, **fields: Any) -> Model:
 
 
 def pretraining_model(args: PretrainArguments, source: str, stored: Mapping[str, Any]) -> DDePForPreTraining:
-    """The model to pretrain; `source` is that of [`find_encoder`], `stored` the configuration of `args.pretrained`."""
+    """The model to pretrain.
+
+    `source` comes from [`find_encoder`]; `stored` is the configuration of `args.pretrained`, empty if that is `None`.
+    """
     image_skip, prediction_type = args.image_skip, args.prediction_type
     if args.corruption == "masked":
         image_skip, prediction_type = False, "sample"
@@ -125,11 +132,11 @@ def pretraining_model(args: PretrainArguments, source: str, stored: Mapping[str,
 def finetuning_model(
     args: FinetuneArguments, classes: ClassTable, decoder: str | None = None
 ) -> tuple[DDePForSemanticSegmentation, str]:
-    """Builds the model to fine-tune; says also where its encoder came from.
+    """Builds the model to fine-tune; returns it with the source of its encoder, see [`find_encoder`].
 
-    A classifier is kept only if the model was fine-tuned for these very classes. A new one depends on the seed alone,
-    so that models that differ in their decoder start with the same. `decoder` is the folder of a decoder to start
-    from, in place of `args.pretrained`.
+    A classifier is kept only if the model was fine-tuned for exactly these classes. A new one depends on the seed
+    alone, so that models with different decoders start with the same classifier. `decoder` is the folder of a decoder
+    to start from, in place of `args.pretrained`.
     """
     cls = DDePForSemanticSegmentation
     labels: dict[str, Any] = {
@@ -159,14 +166,14 @@ def finetuning_model(
 
 
 def _reinit_head(head: nn.Conv2d, config: DDePConfig, seed: int) -> None:
-    """Initialises a classifier or denoising head newly, by the seed alone."""
+    """Reinitialises a classifier or denoising head; the new weights depend on the seed alone."""
     set_seed(seed)
     nn.init.normal_(head.weight, std=config.initializer_range)
     nn.init.zeros_(head.bias)
 
 
 def reinit_blocks(model: DDePForSemanticSegmentation, num_kept: int) -> None:
-    """Initialises the finest blocks of a decoder newly, all but `num_kept`; the bottleneck is kept in any case."""
+    """Reinitialises a decoder's blocks except the coarsest `num_kept`; the bottleneck is kept in any case."""
     blocks = model.ddep.decoder.blocks
     if num_kept > len(blocks):
         raise ValueError(f"keep_decoder_blocks is {num_kept}, but the decoder has {len(blocks)} blocks.")

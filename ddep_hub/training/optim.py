@@ -31,10 +31,10 @@ ENCODER, HEAD = "ddep.encoder.", "classifier."
 def learning_rate_factors(
     model: nn.Module, encoder: float, layer_decay: float = 1.0, head: float = 1.0
 ) -> dict[str, float]:
-    """Factors on the learning rate of a model's parameters, by name.
+    """Factors on the learning rate of a model's parameters, by parameter name.
 
-    That of the encoder is its last layer's; `layer_decay` is a further factor for each layer before it, in the layers
-    that timm groups parameters into.
+    `encoder` is the factor of the encoder's last layer and `head` that of the classifier. `layer_decay` is a further
+    factor for each encoder layer before the last, where layers are those of timm's `group_matcher`.
     """
     factors = {name: head if name.startswith(HEAD) else 1.0 for name, _ in model.named_parameters()}
     timm_model = model.get_submodule(ENCODER[:-1])
@@ -63,7 +63,10 @@ def _block_name(name: str) -> str:
 
 
 def rate_table(model: nn.Module, args: RunArguments, factors: Mapping[str, float]) -> str:
-    """The learning rates of a model's trained weights, a line each, from input to output."""
+    """A table of the learning rates of a model's trained weights, one line each, from input to output.
+
+    `factors` come from [`learning_rate_factors`].
+    """
     names: dict[tuple[str, float], list[str]] = {}
     sizes: Counter[tuple[str, float]] = Counter()
     for name, parameter in model.named_parameters():
@@ -83,7 +86,10 @@ def rate_table(model: nn.Module, args: RunArguments, factors: Mapping[str, float
 def parameter_groups(
     model: nn.Module, args: RunArguments, factors: Mapping[str, float] | None = None
 ) -> list[dict[str, Any]]:
-    """Trainable parameters, split by learning rate and weight decay (norms and biases are spared)."""
+    """Trainable parameters, grouped by learning rate and weight decay, which norms and biases do not get.
+
+    `factors` come from [`learning_rate_factors`]; `None` means 1 for all.
+    """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -134,7 +140,8 @@ def build_optimizer(
 class Weights:
     """The model that is trained, wrapped for its processes, and the plain one that is measured and saved.
 
-    The model is moved to the device, and its BatchNorm synchronised where that was asked for.
+    The model is moved to the device, and its BatchNorm synchronised with `sync_bn`. Raises a ValueError for arguments
+    that do not work with FSDP.
 
     Attributes:
         model: the model, trained in place.
@@ -212,7 +219,10 @@ def disable_mixed_precision(model: nn.Module) -> Iterator[None]:
 
 
 def set_encoder_mode(model: DDePPreTrainedModel, *, frozen: bool, frozen_norms: bool) -> None:
-    """Puts a model into training mode, but for its encoder, or the encoder's norms, where these are frozen."""
+    """Puts a model into training mode, except its encoder if `frozen`, or the encoder's norms if `frozen_norms`.
+
+    Frozen modules get no gradients, and the statistics of frozen norms stay as they are.
+    """
     encoder = model.ddep.encoder
     model.train()
     encoder.train(not frozen).requires_grad_(not frozen)

@@ -59,6 +59,15 @@ def pretrain(arguments: PretrainArguments | None = None, **kwargs: Any) -> dict[
     Returns:
         A dictionary with the `denoising_error` on validation images and its baselines, see [`denoising_references`]
         and [`masking_references`], the `seconds` of training, and `final`, the model's folder.
+
+    Raises:
+        RunInterrupted: A signal came or `max_time` was up; a checkpoint was written.
+        CheckpointError: A checkpoint cannot be written or read, or belongs to another run.
+        FileExistsError: The run folder holds another run, or files that are not a run's.
+        FileNotFoundError: A source of images does not exist.
+        FloatingPointError: A loss or gradient is not finite; names the step and its files.
+        OSError: The Hub refused before the run, or publishing failed after it; the folder is complete then.
+        ValueError: An argument is out of range, or does not fit the images or the model; names it.
     """
     trainer = PretrainTrainer(build_arguments(PretrainArguments, kwargs, arguments))
     results = trainer.run()
@@ -83,7 +92,9 @@ def has_learned(results: Mapping[str, float]) -> bool:
 class PretrainTrainer(Trainer):
     """Minimises the squared error of the prediction; noise and masks depend only on (seed, step, position).
 
-    `more_images` are data sets to train on besides `args.images`, by the name that the card has for them.
+    Args:
+        args: The run's arguments.
+        more_images: Data sets to train on besides `args.images`, keyed by their names in the model card.
     """
 
     kind = "pretraining"
@@ -132,8 +143,8 @@ class PretrainTrainer(Trainer):
     def _open_data(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Opens the sources and keeps validation images out of training.
 
-        Returns crops of the validation images and of a few training images, uint8 `(n, 3, H, W)`, the same for all
-        seeds.
+        Returns crops of the validation images and of a few training images, each `(n, C, H, W)` in 0..255, the same
+        for all seeds.
         """
         args, num_validation = self.args, self.args.num_val_images
         # Without images, the built-in scenes are used; they are rendered first.
@@ -246,9 +257,10 @@ class PretrainTrainer(Trainer):
 def sample_noise(
     images: torch.Tensor, sigma_range: tuple[float, float], seed: int, step: int, positions: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise and its level for each image; they depend only on the seed, the step and the position in the batch.
+    """Draws noise and its level for each image; both depend only on the seed, the step and the image's position.
 
-    For images `(batch, C, H, W)` these are standard normal noise of their shape, and sigma of shape `(batch,)`.
+    `step` is counted from 0; `positions` are the images' places in the global batch. Returns standard normal noise of
+    the shape of `images`, `(batch, C, H, W)`, and sigma within `sigma_range`, `(batch,)`.
     """
     noise = torch.empty(images.shape, device=images.device)
     sigma = torch.empty(len(images), device=images.device)

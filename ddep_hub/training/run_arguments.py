@@ -216,9 +216,9 @@ _START_TIME: ContextVar[float | None] = ContextVar("_START_TIME", default=None)
 
 @contextlib.contextmanager
 def track_time(start: float | None = None) -> Iterator[None]:
-    """Context in which `max_time` counts from its start; within another such context, from that one's start.
+    """Context from whose start `max_time` counts; nested in another such context, it counts from the outer one's.
 
-    `start` is an earlier one, as `time.monotonic` gives it.
+    `start` sets an earlier start, in seconds of `time.monotonic`.
     """
     outer_start = _START_TIME.get()
     if outer_start is None:

@@ -56,7 +56,10 @@ CONFIG_FIELDS = {"output_dir", "max_steps", "encoder_name", "decoder_norm"}
 
 
 def check_run_dir(args: RunArguments) -> None:
-    """Checks the folder of a run, which may hold one with `overwrite`, see [`remove_old_run`], or to be resumed."""
+    """Checks that a run may use its folder: one that holds a run needs `overwrite` or `resume_from_checkpoint`.
+
+    Raises a FileExistsError if not, and a ValueError if the run reads something that `overwrite` would remove.
+    """
     output, resume = Path(args.output_dir), args.resume_from_checkpoint is not None
     check_not_file(output)
     replaced = [(output / name).resolve() for name in (*RUN_FOLDERS, *RUN_FILES)] if args.overwrite else []
@@ -99,7 +102,7 @@ def is_finished(output: Path) -> bool:
 def remove_old_run(output: Path, keep: Sequence[str] = ()) -> None:
     """Removes what a new run does not replace by itself; the old model stays until the new one is saved.
 
-    Folders of the new run are kept.
+    `keep` names folders in it that belong to the new run.
     """
     for name in RUN_FOLDERS[1:]:
         if name not in keep and (output / name).exists():
@@ -122,7 +125,7 @@ def is_run(output: Path) -> bool:
 def run_lock(output: Path) -> Iterator[None]:
     """Makes the folder of a run, locks it against other processes, and removes what a killed one left half-written.
 
-    A BlockingIOError says that another process runs in it.
+    Raises a BlockingIOError if another process is using it.
     """
     output.mkdir(parents=True, exist_ok=True)
     with lock_file(output / ".lock"):
@@ -217,7 +220,10 @@ def add_pictures(final: Path, args: RunArguments, facts: Mapping[str, Any], pred
 
 
 def check_publishing(args: RunArguments) -> None:
-    """Makes the repository before the run, so that a missing token or right does not show up after it."""
+    """Creates the Hub repository before the run, so that a missing token or permission shows up before it, not after.
+
+    Raises an OSError if the Hub refuses.
+    """
     if args.push_to_hub:
         try:
             api, revision = HfApi(), args.hub_revision
@@ -232,7 +238,7 @@ def check_publishing(args: RunArguments) -> None:
 
 
 def publish_final(args: RunArguments, final: Path) -> None:
-    """Publishes the model of a run, whose folder is complete if that fails."""
+    """Publishes the model of a run. Raises an OSError if that fails; the run's folder is complete then."""
     if not args.push_to_hub:
         return
     try:
@@ -258,7 +264,7 @@ EXIT_CODE = 75
 
 
 class RunInterrupted(RuntimeError):
-    """The run was stopped and a checkpoint written; commands end with `exit_code`. Says why, and where it is."""
+    """The run was stopped; the message says why, and where its checkpoint is. Commands exit with `exit_code`."""
 
     exit_code = EXIT_CODE
 
@@ -266,8 +272,9 @@ class RunInterrupted(RuntimeError):
 class Interruption:
     """Notes SIGTERM, SIGINT and the end of a time limit; the loop asks for them between its steps.
 
-    As a context manager it takes over the two signals in the main thread, and gives them back. The limit counts as
-    [`track_time`] says, outside of it from now on.
+    As a context manager it handles the two signals in the main thread, and restores their handlers at its end.
+    `max_seconds` is the time limit, `None` for none; it counts from the start of [`track_time`], outside of it from
+    now on.
     """
 
     def __init__(self, max_seconds: float | None) -> None:

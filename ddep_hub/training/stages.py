@@ -48,11 +48,11 @@ MAX_VAL_IMAGES = 32
 
 
 def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset, check_labels: Callable[[], None]) -> str:
-    """Pretrains the decoder of a fine-tuning run in `pretraining/` of its folder, or resumes that, or finds it done.
+    """Runs the first stage of a fine-tuning run, which pretrains its decoder in the folder `pretraining/` of the run.
 
-    The crops have the size and the scales of fine-tuning's, so that the decoder sees structures of one size. The
-    labelled images are pretrained on too. `check_labels` raises what the second stage would, so that it does not show
-    up after hours. Returns the folder of the decoder.
+    A stage that was interrupted is resumed, a complete one is not repeated. The images in `labelled` are pretrained on
+    too, and crops have the size and scales of fine-tuning's, so that structures have the same size in both stages.
+    `check_labels` raises errors of the second stage before hours of training. Returns the folder of the decoder.
     """
     arguments, output = stage_arguments(args, labelled), Path(args.output_dir)
     resume = args.resume_from_checkpoint is not None
@@ -101,7 +101,10 @@ def _check_minutes(args: FinetuneArguments) -> None:
 
 
 def keep_image_size(args: FinetuneArguments) -> FinetuneArguments:
-    """The arguments with the size that `pretrained` resizes images to: a first stage trains and saves without it."""
+    """The arguments with the `image_size` that `pretrained` resizes images to, which a first stage does not keep.
+
+    Raises a ValueError if that is a height and a width, which `image_size` cannot express.
+    """
     if args.pretrained is None or args.image_size is not None:
         return args
     config = DDePConfig.from_pretrained(args.pretrained)

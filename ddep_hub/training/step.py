@@ -56,7 +56,7 @@ class TrainingStep:
     """Takes optimizer steps on a model that `accelerator.prepare` has wrapped. Nothing in it waits for the device.
 
     Attributes:
-        loss_sum: Sum of this process's losses since it was set to 0; at first, that of a resumed run.
+        loss_sum: Sum of this process's losses since it was last set to 0; a resumed run starts with its earlier sum.
         grad_norm: Norm of the last step's gradients.
     """
 
@@ -84,12 +84,11 @@ class TrainingStep:
         self.skipped_steps = 0
 
     def take(self, losses: Losses, batch: Batch, step: int, paths: list[str], *, wants_to_stop: bool) -> None:
-        """Takes one step, counted from 0, on this process's part of the global batch, which is on its device.
+        """Takes one step, counted from 0. `batch` is this process's part of the global batch, on its device.
 
-        Args:
-            losses: The terms of the loss.
-            paths: Files of the batch, for errors.
-            wants_to_stop: Whether this process would like to stop; the wish travels along with the counts.
+        `paths` are the files of the batch, for error messages. `wants_to_stop` says whether this process wants to
+        stop, which is shared with the others, see [`should_stop`]. Raises a FloatingPointError if float16's scaler has
+        skipped the last `MAX_SKIPPED_STEPS` steps.
         """
         accelerator = self.accelerator
         # Sums divided by the global count, not means of means: processes and micro-batches may hold different numbers

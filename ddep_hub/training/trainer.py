@@ -68,6 +68,11 @@ class Trainer(Losses):
         elastic: Whether the run can resume on another number of processes.
         bad_files: Broken files that were skipped before training.
         earlier_stages: Folders in the run's folder that hold earlier stages of this run.
+
+    Raises:
+        FileExistsError: The folder holds another run, or files that are not a run's.
+        RuntimeError: `torch.autocast` is on.
+        ValueError: A tracker is unknown or not installed.
     """
 
     kind: ClassVar[Kind]
@@ -104,7 +109,12 @@ class Trainer(Losses):
 
     @abstractmethod
     def dataloader(self, start_step: int, states: dict[str, Any] | None) -> DataLoader[Any]:
-        """Makes the batches of this process from a step on, counted from 0; for streams see [`ImageStream`]."""
+        """Makes the batches of this process.
+
+        Args:
+            start_step: First step, counted from 0.
+            states: States of a stream to resume from, see [`ImageStream`]; `None` at the start.
+        """
 
     @abstractmethod
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
