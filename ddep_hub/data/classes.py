@@ -221,7 +221,7 @@ def read_class_table(path: str | Path) -> ClassTable:
 
 
 def write_class_table(table: ClassTable, path: str | Path) -> None:
-    """Writes a table in the shape that `read_class_table` reads."""
+    """Writes a class table as the JSON file that `read_class_table` reads."""
     classes: list[dict[str, Any]] = [
         {"id": index, "name": name, "color": list(color)}
         for index, (name, color) in enumerate(zip(table.names, table.colors, strict=True))
@@ -317,7 +317,7 @@ def _check_keys(entry: Mapping[str, Any], known: Sequence[str], path: Path, pref
 
 
 def class_colors(number: int, avoid: Collection[Color] = ()) -> tuple[Color, ...]:
-    """Colours that differ from each other, from those in `avoid`, and from black, which stands for ignored pixels."""
+    """`number` colours, different from each other, from `avoid`, and from black, which stands for ignored pixels."""
     colors: list[Color] = []
     step = 0
     while len(colors) < number:

@@ -29,10 +29,10 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
     """Samples under a random transform whose result depends on (seed, epoch, index) alone.
 
     Indices are the (epoch, index) pairs of `StepBatchSampler`. The number of workers makes no difference, and the
-    process's own random state is left alone: the transform draws from torch's default CPU generator only.
+    process's own random state is left alone; `transform` may draw from torch's default CPU generator only.
 
-    An example is what the transform gives, with `path`, the sample's, and `skipped`, the broken files in whose place
-    it came; without `skip_bad_files` these are errors.
+    An example is what `transform` returns, with `path`, the sample's, and `skipped`, a list of broken files: with
+    `skip_bad_files`, the next usable sample takes the place of a broken one, which otherwise raises its error.
     """
 
     samples: SizedDataset
@@ -73,9 +73,9 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
 
 @dataclass(eq=False)
 class PairedDataset(Dataset[dict[str, Any]]):
-    """Pairs each labelled example with an unlabelled one; indices are pairs of theirs.
+    """Pairs each labelled example with an unlabelled one; an index is a pair of their indices.
 
-    An example is the labelled one with `unlabelled`, the pixels of the other, and what else that has.
+    An example is the labelled one with `unlabelled`, the pixels of the unlabelled one, and that one's other values.
     """
 
     labelled: AugmentedDataset
@@ -127,7 +127,11 @@ def init_worker(worker_id: int) -> None:
 def train_dataloader(
     dataset: Dataset[Any], sampler: Iterable[Any] | None = None, *, num_workers: int, device: torch.device
 ) -> DataLoader[Any]:
-    """The batches of a run: of an [`AugmentedDataset`], or of an [`ImageStream`], which makes whole batches itself."""
+    """Makes the dataloader of a run; `device` is where its batches will go.
+
+    `dataset` is an [`AugmentedDataset`], with a `sampler` of batches of indices, or an [`ImageStream`], which makes
+    whole batches itself and takes none.
+    """
     batch_options: dict[str, Any] = {"batch_size": None} if sampler is None else {"batch_sampler": sampler}
     return DataLoader(
         dataset,
@@ -148,7 +152,7 @@ def compute_fingerprint(*parts: Any) -> str:
 def iterate_batches(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
     """Iterates over a dataloader whose workers end with the block, and not at the end of the program.
 
-    A worker's BadFileError is raised in one line, without the worker's traceback.
+    A BadFileError of a worker is raised again in one line, without the worker's traceback.
     """
     batches = iter(loader)
     try:

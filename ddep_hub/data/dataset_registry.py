@@ -14,7 +14,11 @@ from .classes import ClassTable, Color
 
 @dataclass(frozen=True)
 class EvaluationProtocol:
-    """How a data set is scored: tiles (height, width) or whole images, scales, and whether flips are averaged in."""
+    """How the whole images of a data set are predicted when it is scored.
+
+    `tile` is the (height, width) of the tiles that an image is cut into, `None` for whole images. The predictions at
+    all `scales` are averaged, with `flip` also those of the mirrored image.
+    """
 
     tile: tuple[int, int] | None
     scales: tuple[float, ...]
@@ -48,7 +52,7 @@ class DatasetInfo:
 
 @cache
 def get_dataset_info(name: str) -> DatasetInfo:
-    """A data set by its name, one of `list_datasets()`; every call gives the same object."""
+    """Looks up a data set by its name, one of `list_datasets()`; every call returns the same object."""
     entries = _load_registry()
     if name not in entries:
         raise ValueError(f"data set {name!r} is unknown; choose one of {', '.join(entries)}")

@@ -44,6 +44,7 @@ class FolderOptions:
 
     Args:
         image_dir: Folder of the images; `{split}` in it stands for the split.
+        mask_dir: The same for the masks.
         mask_suffix: What follows an image's name in that of its mask.
         classes: `classes.json`, if it is not in the data set's folder.
     """
@@ -78,10 +79,10 @@ def canonical_split(name: str) -> str | None:
 def find_split_folders(
     root: Path, image_dir: str | None = None, mask_dir: str | None = None
 ) -> dict[str, SplitFolders]:
-    """Finds the folders of each split, by the split's name; that of the masks need not be there.
+    """Finds the folders of images and masks of each split, keyed by the split's name; a mask folder need not exist.
 
-    The folders of images and masks, below `root` or absolute, are recognised where they are not given; `{split}` in
-    them stands for the splits' names. A ValueError says that several may be meant.
+    `image_dir` and `mask_dir` are below `root` or absolute, with `{split}` for the split's name; if `None`, they are
+    detected. Raises a FileNotFoundError if `image_dir` is not a folder, a ValueError if several folders may be meant.
     """
 
     def find_masks(split: str | None, images: Path) -> Path:

@@ -38,8 +38,8 @@ def is_prediction(path: Path) -> bool:
 def exclude_generated(root: Path, names: Sequence[str]) -> list[str]:
     """The images below a folder except those written there by a command; a warning names the skipped files.
 
-    Few files are looked at, so that this takes no time with millions of images. If the folder is itself the output of
-    `select`, the copies there are images like others.
+    Only few files are opened, so that millions of images take no time. If `root` is itself the output folder of
+    `select`, the copies in it count as images. Raises a ValueError if no image is left.
     """
     outputs = _find_outputs(root, names)
     pictures = {name for name in outputs if not name.endswith("/")}

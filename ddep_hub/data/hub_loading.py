@@ -22,7 +22,8 @@ HUB_PREFIX = "hf://datasets/"
 def load_split(name: str, split: str, *, revision: str | None = None) -> Any:
     """A split of a data set of the Hub, or of a local folder or file, as `datasets.Dataset`.
 
-    A single `Dataset` that `save_to_disk` wrote has no splits: the name is then of no meaning.
+    `split` is ignored for a single `Dataset` written by `save_to_disk`, which has none. Raises a ValueError that lists
+    the splits if there is no such one.
     """
     import datasets
 
@@ -35,7 +36,7 @@ def load_split(name: str, split: str, *, revision: str | None = None) -> Any:
 
 
 def stream_split(name: str, split: str, *, revision: str | None = None) -> Any:
-    """The same split as `datasets.IterableDataset`, of which nothing is kept on the disk."""
+    """The same split as `datasets.IterableDataset`, of which nothing is stored on disk."""
     if is_saved(name):
         data = load_split(name, split)
         return data.to_iterable_dataset(num_shards=max(1, min(len(data), NUM_SAVED_SHARDS)))
@@ -43,7 +44,10 @@ def stream_split(name: str, split: str, *, revision: str | None = None) -> Any:
 
 
 def stream_shards(shards: Sequence[str]) -> Any:
-    """WebDataset shards, local files or URLs, as `datasets.IterableDataset`; a damaged one may show up only later."""
+    """WebDataset shards, local files or URLs, as `datasets.IterableDataset`.
+
+    Raises a ValueError if the first shards cannot be read; other damaged shards show up only when they are reached.
+    """
     import datasets
 
     if any(shard.startswith(("http://", "https://")) for shard in shards) and find_spec("aiohttp") is None:

@@ -70,9 +70,9 @@ WEBDATASET_COLUMNS = ("jpg", "jpeg", "png", "webp")
 class HubImages(Dataset[dict[str, Any]]):
     """The images of a data set of the Hub, or of a local one that `datasets` reads, kept in the cache.
 
-    A sample is `{"image": {"path": str, "bytes": bytes or None}, "path": str}`, undecoded for `PretrainTransform`. In
-    place of the default column, the only one of images is taken, whatever its name. `fingerprint` tells this data from
-    other data, the same wherever it lies.
+    A sample is `{"image": {"path": str, "bytes": bytes or None}, "path": str}`, undecoded for `PretrainTransform`. If
+    `column` is left at its default, a data set's only image column is used, whatever its name. `fingerprint`
+    identifies the data and does not depend on where it is stored.
     """
 
     def __init__(self, name: str, split: str, *, column: str = "image", revision: str | None = None) -> None:
@@ -94,9 +94,9 @@ class HubImages(Dataset[dict[str, Any]]):
 class ShardedImages:
     """The images of a data set opened with `streaming=True`, shard by shard; a source of `ImageStream`.
 
-    A sample is as that of `HubImages`. Of WebDataset shards, its path is that of the shard and the image's in it, and
-    without the column, the first of jpg, jpeg, png and webp that a sample has is taken. `fingerprint` tells this data
-    from other data, the same wherever it lies.
+    Samples are like those of `HubImages`; with WebDataset shards, a path is that of the shard and of the image in it.
+    If the shards have no `column`, the first of jpg, jpeg, png and webp that a sample has is used. `name` is what
+    messages call the data; `fingerprint` identifies it and does not depend on where it is stored.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ MapSource = ImageFolder | HubImages
 def open_images(
     names: Sequence[str], *, column: str = "image", streaming: bool = False
 ) -> list[MapSource] | list[ShardedImages]:
-    """Opens sources of images, undecoded: all with a length and whole-number indices, or all for `ImageStream`.
+    """Opens sources of images with undecoded samples: either all map-style data sets, or all sources of `ImageStream`.
 
     A name is one of
 
@@ -156,7 +156,9 @@ def open_images(
     - WebDataset shards: a .tar file or its http(s) URL, or a pattern of them such as `shards/*.tar` or
       `shards/train-{000..127}.tar`. They are always streamed.
 
-    `streaming` reads data sets as they come, without keeping them on the disk.
+    `column` is the image column of data sets. `streaming` reads data sets without storing them on disk. Raises a
+    FileNotFoundError if a folder or file is missing, and a ValueError if a name cannot be read, a split or column does
+    not exist, or only some of the sources are streams.
     """
     if not names:
         raise ValueError("no images are given; pass at least one folder or data set")
@@ -173,10 +175,10 @@ def open_images(
 
 
 def images_fingerprint(sources: Sequence[MapSource | ShardedImages]) -> str:
-    """A short hash over what sources hold, wherever it lies; it tells at resuming that the data has changed.
+    """A hash of the images in `sources`, 16 hexadecimal digits, by which a resumed run detects that they changed.
 
-    Folders count by the relative names of their images, local data sets and shards by those of their files and the
-    sizes, data sets of the Hub by their fingerprint, and streamed ones by their name, revision and number of shards.
+    Hashed are the relative names of the images in folders, the names and sizes of the files of local data sets and
+    shards, the fingerprints of data sets of the Hub, and name, revision and number of shards of streamed ones.
     """
     digest = hashlib.sha256()
     for source in sources:
@@ -187,7 +189,10 @@ def images_fingerprint(sources: Sequence[MapSource | ShardedImages]) -> str:
 
 
 def expand_shards(pattern: str) -> list[str]:
-    """The files or URLs of a pattern with ranges such as `{000..127}`, and `*`, `?` or `[...]` for local files."""
+    """Expands a pattern to files or URLs: ranges such as `{000..127}` and, for local files, `*`, `?` or `[...]`.
+
+    Raises a FileNotFoundError if no local file matches.
+    """
     match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if match:
         first, last = match.groups()

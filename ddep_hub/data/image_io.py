@@ -44,8 +44,8 @@ _SYSTEM_FOLDERS = {"@eaDir", "__MACOSX"}  # thumbnails of Synology, what macOS a
 def iter_files(root: Path, extensions: tuple[str, ...] = ("",), *, recursive: bool = True) -> Iterator[str]:
     """Paths of files relative to `root`, with forward slashes; none if there is no such folder.
 
-    Hidden files and folders and those of systems are skipped, and with a warning folders that cannot be read. Links to
-    folders are followed, each folder once. Extensions are given in lower case; upper case counts as well.
+    Hidden files and folders and the system's own folders are skipped, as are, with a warning, folders that cannot be
+    read. Links to folders are followed, each folder once. `extensions` are in lower case and match any case.
     """
 
     def warn(error: OSError) -> None:
@@ -70,10 +70,11 @@ def iter_files(root: Path, extensions: tuple[str, ...] = ("",), *, recursive: bo
 
 
 def list_images(root: Path) -> list[str]:
-    """Images as [`iter_files`] finds them, sorted, at least one.
+    """The images below `root`, as paths relative to it, sorted; at least one.
 
-    A warning counts the files that are left out as they have none of `IMAGE_EXTENSIONS`. Arrays (.npy) are images only
-    where there are no others: beside pictures they are features or masks.
+    A warning counts the files that are skipped because they have none of `IMAGE_EXTENSIONS`. Arrays (.npy) count as
+    images only where there are no others: beside pictures they are features or masks. Raises a FileNotFoundError if
+    there is no such folder, and a ValueError if it holds no image.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder; pass the folder that holds the images")
@@ -95,7 +96,7 @@ def list_images(root: Path) -> list[str]:
 
 
 class PackedNames(Sequence[str]):
-    """Names in one piece of memory, of about their own length: 14 million are no burden, also for forked processes."""
+    """A sequence of file names in one block of memory, so that 14 million stay small, in forked processes too."""
 
     def __init__(self, names: Iterable[str]) -> None:
         encoded = [os.fsencode(name) for name in names]
@@ -148,7 +149,7 @@ _TOO_LARGE = (
 
 @contextmanager
 def lift_size_limit(in_windows: bool = True) -> Iterator[None]:
-    """Has Pillow open large rasters, if they are predicted in windows: its limit is for images of strangers."""
+    """Lifts Pillow's size limit, a guard against untrusted images, for large rasters that are predicted in windows."""
     with shared_attribute(Image, "MAX_IMAGE_PIXELS", None) if in_windows else nullcontext():
         yield
 
@@ -156,7 +157,7 @@ def lift_size_limit(in_windows: bool = True) -> Iterator[None]:
 class BadFileError(ValueError):
     """A file that cannot be used; the message names it and what to do.
 
-    The message is the only required argument: a data loader rebuilds its worker's error from that, with an empty
+    Only `message` is required: a DataLoader rebuilds the error of a worker from the message alone, with an empty
     `path`.
     """
 
@@ -251,9 +252,9 @@ def file_name(file: str | Path | Undecoded) -> str:
 
 @contextmanager
 def open_image(file: str | Path | Undecoded, kind: str = "image") -> Iterator[ImageFile.ImageFile]:
-    """Opens an image of which only the header is read yet; what goes wrong inside becomes a `BadFileError`.
+    """Opens an image, reading only its header; errors inside the block become a `BadFileError`.
 
-    Messages call it an image, or what `kind` says.
+    A missing file is still a FileNotFoundError. `kind`, `image` or `mask`, is what messages call the file.
     """
     name = file_name(file)
     hint = f"replace the file or remove this {kind} from the data set"
@@ -277,7 +278,7 @@ def open_image(file: str | Path | Undecoded, kind: str = "image") -> Iterator[Im
 
 
 def read_header(file: str | Path | Undecoded) -> tuple[tuple[int, int], int] | None:
-    """Size (width, height) and orientation that an image states; `None` for arrays and what Pillow cannot open."""
+    """Size (width, height) and EXIF orientation from the header; `None` for arrays and what Pillow cannot open."""
     if is_array(file):
         return None
     try:
@@ -304,7 +305,7 @@ class DecodedImage(NamedTuple):
 
 
 def load_upright(file: str | Path | Undecoded, kind: str) -> DecodedImage:
-    """Decodes an image; a mask must have a single page."""
+    """Decodes an image and turns it upright; raises a `BadFileError` if `kind` is `mask` and it has several pages."""
     with open_image(file, kind) as image:
         if kind == "mask" and (pages := num_pages(image)) > 1:
             name = file_name(file)
@@ -341,7 +342,7 @@ def disallow_truncated_images() -> Iterator[None]:
 
 
 def load_bytes(file: str | Path | Undecoded) -> Undecoded:
-    """The file with its content read, so that it is read once."""
+    """The file with its bytes, so that it is read only once."""
     if not isinstance(file, str | Path) and file["bytes"] is not None:
         return file
     name = file_name(file)

@@ -83,8 +83,8 @@ class SplitFiles:
 def find_layout(root: str | Path, options: FolderOptions = DEFAULT_OPTIONS) -> str:
     """Detects a data set's layout, one of `LAYOUTS`, from the contents of its folder.
 
-    With a `pairs.csv`, or folders or a suffix in the options, it is `folder`. A FileNotFoundError lists what was
-    looked for and what is there; a ValueError says which of several may be meant.
+    With a `pairs.csv`, or with folders or a suffix in `options`, it is `folder`. Raises a FileNotFoundError that lists
+    what was looked for and what was found, or a ValueError that names the layouts or folders that may be meant.
     """
     root = Path(root)
     if options.has_folders or (root / PAIRS).is_file():
@@ -121,9 +121,9 @@ def find_layout(root: str | Path, options: FolderOptions = DEFAULT_OPTIONS) -> s
 def find_splits(
     root: Path, layout: str, options: FolderOptions = DEFAULT_OPTIONS
 ) -> tuple[dict[str, SplitFolders], ListedPairs | None]:
-    """The folders of each split of a data set by name, and what `pairs.csv` lists where it is in use.
+    """The folders of each split of a data set, keyed by split, and the content of `pairs.csv` if that is used.
 
-    Official names such as `training` are given as `train` and `val`, those of the layout `folder` as they are.
+    Official names such as `training` become `train` and `val`; those of the layout `folder` stay as they are.
     """
     if layout == "folder" and (root / PAIRS).is_file() and not options.has_folders:
         listed = read_pairs(root)
@@ -142,11 +142,11 @@ def find_splits(
 
 
 def split_files(root: str | Path, split: str, layout: str, options: FolderOptions = DEFAULT_OPTIONS) -> SplitFiles:
-    """Finds the images and masks of a split, which may be given by another common name, such as `valid` for `val`.
+    """Finds the images and masks of a split; `split` may also be another common name, such as `valid` for `val`.
 
-    A sample id is an image's path in its folder without suffix, and without `_leftImg8bit` in Cityscapes, as
-    `read_split_file` gives it for published lists. Options name folders for the layout `folder`, and the classes for
-    any.
+    A sample id is an image's path in its folder without suffix and, in Cityscapes, without `_leftImg8bit`, as
+    `read_split_file` returns it for published lists. `options` set the folders of the layout `folder`, and the classes
+    of any layout. Raises a FileNotFoundError if the split, one of its images or `classes.json` is missing.
     """
     root = Path(root)
     folders, listed = find_splits(root, layout, options)
@@ -253,7 +253,7 @@ def official_folders(root: Path, layout: str) -> dict[str, SplitFolders]:
     elif layout == "pascal_context":
         base = _voc_root(root, "VOC2010")
         images, masks = base / "JPEGImages", base / "SegmentationClassContext"
-        # A list of Pascal Context's own, which comes last, replaces the other.
+        # Pascal Context's own list comes last, so that it replaces the one in Main.
         names = [f"{folder}/{name}.txt" for folder in ("Main", "SegmentationContext") for name in ("train", "val")]
         files = [base / "ImageSets" / name for name in names]
         folders = {file.stem: SplitFolders(images, masks, file) for file in files if file.is_file()}

@@ -26,8 +26,9 @@ def open_segmentation_dataset(
 ) -> SegmentationDataset:
     """Opens a split of a folder, of a data set of the Hub, or of one that `datasets` wrote.
 
-    The name is a folder in one of `SegmentationFolder`'s layouts, `hf://datasets/org/name[@revision]`, or a local
-    folder of parquet or arrow files. Examples that are not in `split_file` need no mask.
+    `name` is a folder in one of `SegmentationFolder`'s layouts, `hf://datasets/org/name[@revision]`, or a local folder
+    of parquet or arrow files. `split_file` lists the examples to use, all by default; the others need no mask.
+    `options` say where the images and masks of a folder are, and may set the classes of any data.
     """
     name = str(name)
     is_hub = name.startswith(HUB_PREFIX)
@@ -66,7 +67,7 @@ def _is_folder(name: str, options: FolderOptions) -> bool:
 def open_split(
     args: LabelledDataArguments, split: str, split_file: str | None = None, *, num_channels: int = 3
 ) -> SegmentationDataset:
-    """A split of the data that arguments name, or of the embedded scenes; see [`open_segmentation_dataset`]."""
+    """A split of the data that `args` name, by default the embedded scenes; see [`open_segmentation_dataset`]."""
     name = args.data or str(embedded_scenes())
     return open_segmentation_dataset(
         name if "://" in name else resolve_data(name),

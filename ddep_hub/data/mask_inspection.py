@@ -69,7 +69,7 @@ def palettes_differ(paths: Sequence[Path]) -> bool:
 
 
 def suggest_classes(paths: Sequence[Path], *, limit: int = 100) -> str:
-    """What to save as `classes.json`, from the values or colours in at most `limit` of the masks, and their shares."""
+    """Suggests the content of `classes.json`, from the values or colours in at most `limit` of the masks."""
     sampled_paths = paths[:: -(-len(paths) // limit)]
     counts, num_objects = Counter[Any](), list[int | None]()
     color_modes = ("RGB", "RGBA", "P") if palettes_differ(sampled_paths) else ("RGB", "RGBA")

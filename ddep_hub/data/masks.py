@@ -70,7 +70,10 @@ def decode_mask(
 
 
 def load_mask(file: str | Path | Undecoded) -> DecodedImage:
-    """Decodes a mask: an image, or an array (.npy) of numbers (H, W) or of colours (H, W, 3)."""
+    """Decodes a mask: an image, or an array (.npy) of numbers (H, W) or of colours (H, W, 3).
+
+    Raises a `BadFileError` for anything else.
+    """
     if not is_array(file) or not isinstance(file, str | Path):
         return load_upright(file, "mask")
     try:
@@ -114,7 +117,10 @@ def get_mask_values(
     colors: ColorMapping | None = None,
     ignore_index: int = 255,
 ) -> np.ndarray:
-    """The values (H, W) of a mask that is greyscale, bilevel or of a palette; for arguments see [`decode_mask`]."""
+    """The values (H, W) of a greyscale, bilevel or palette mask; for the arguments see [`decode_mask`].
+
+    Raises a `BadFileError` for other modes, lossy compression, and a GIF of colours that belong to no class.
+    """
     check_lossless(mask, path)
     image, file_format, white_level, _ = mask
     values = np.array(image)
@@ -166,7 +172,8 @@ def _map_palette_colors(
 ) -> np.ndarray | None:
     """What the colours of a palette mean, as ids (H, W); `None` if its indices, or grey levels, are the values.
 
-    An index that is `ignore_index` keeps its meaning, whatever its colour. The order of a GIF's palette means nothing.
+    `values` are the indices (H, W). The index `ignore_index` keeps its meaning, whatever its colour, except in a GIF,
+    where the order of the palette means nothing.
     """
     palette = {index: color for index, color in palette.items() if index != ignore_index or is_gif}
     unknown = [index for index, color in palette.items() if color not in colors]
@@ -197,7 +204,7 @@ def _to_grey_levels(values: np.ndarray, palette: Mapping[int, Color], path: str 
 def mask_colors(image: Image.Image, path: str | Path) -> np.ndarray:
     """The colours of a mask, uint8 (H, W, 3); fully transparent pixels are black.
 
-    If all are transparent, but have colours, that is a BadFileError.
+    Raises a `BadFileError` if all pixels are transparent but have different colours.
     """
     if image.mode != "RGBA":
         return np.asarray(image.convert("RGB"))

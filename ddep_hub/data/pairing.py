@@ -14,7 +14,7 @@ from .generated_files import exclude_generated
 from .image_io import IMAGE_EXTENSIONS, is_array, iter_files, list_images
 
 
-# The first that is there is taken where there are several.
+# In this order of preference: a JPEG beside another file of its name is not the mask.
 MASK_EXTENSIONS = (".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".jpg", ".jpeg", ".npy")
 PAIRS = "pairs.csv"
 IMAGE_WORDS = set("image images img imgs im photo photos picture pictures rgb raw input inputs jpegimages".split())
@@ -34,7 +34,7 @@ NO_AFFIX = ("", "")
 
 @dataclass(frozen=True)
 class Pairs:
-    """Images and masks by sample id, where an image may have no mask; and the names of masks without an image."""
+    """Images and masks by sample id; an image may have no mask. `unmatched` names the masks without an image."""
 
     images: dict[str, Path]
     masks: dict[str, Path]
@@ -42,11 +42,11 @@ class Pairs:
 
 
 def pair_files(image_folder: Path, mask_folder: Path, mask_suffix: str | None = None) -> Pairs:
-    """Finds the mask of each image: of the same name, but for words such as `_mask` or `gt_`.
+    """Finds the mask of each image, which has the same name apart from words such as `_mask` or `gt_`.
 
-    The folder of the masks may be that of the images, or not be there; what commands of this package wrote among the
-    images is left out. A sample id is an image's path in its folder without suffix. Several images of one sample id,
-    and several masks that may be meant, are a ValueError.
+    `mask_folder` may be the same as `image_folder`, or not exist; without `mask_suffix`, such as `_mask`, what is
+    added to the names is detected. Files that commands of this package wrote are left out. A sample id is an image's
+    path in its folder without suffix. Raises a ValueError if two images share one, or several masks may be meant.
     """
     same_folder = mask_folder.is_dir() and image_folder.is_dir() and os.path.samefile(mask_folder, image_folder)
     names = [] if same_folder else list_images(image_folder)
@@ -65,7 +65,7 @@ def pair_files(image_folder: Path, mask_folder: Path, mask_suffix: str | None = 
     for name in sorted(masks, key=lambda name: MASK_EXTENSIONS.index(os.path.splitext(name)[1].lower())):
         stem, extension = os.path.splitext(name)
         previous = files.setdefault(stem, name)
-        # JPEG, which is no mask, may show one.
+        # A JPEG beside a mask of its name is only a picture of it.
         if previous != name and extension.lower() not in (".jpg", ".jpeg"):
             raise ValueError(f"{mask_folder} holds both {previous} and {name}; keep one mask per image")
     matches = match_names(list(images), list(files), mask_suffix, str(mask_folder))
@@ -85,7 +85,7 @@ def images_and_masks(folder: Path, mask_suffix: str | None = None) -> tuple[list
 
 
 def separate_masks(names: list[str], mask_suffix: str | None = None) -> tuple[list[str], list[str]] | None:
-    """The same of the names of one folder's files."""
+    """The same for the names of the files in one folder."""
     stems = {name: re.sub(r"\.ome$", "", os.path.splitext(name)[0], flags=re.IGNORECASE) for name in names}
 
     def find_masks(pattern: str, cores: set[str]) -> list[str]:
@@ -114,9 +114,10 @@ def separate_masks(names: list[str], mask_suffix: str | None = None) -> tuple[li
 def match_names(
     images: Sequence[str], masks: Sequence[str], mask_suffix: str | None = None, location: str = "The folder"
 ) -> dict[str, str]:
-    """The mask of each image that has one, by names without extension; what is added to them must be the same.
+    """The mask of each image that has one, by their names without extension; all masks must add the same to the name.
 
-    Without `mask_suffix`, what matches most images is taken; a ValueError names two ways that match equally many.
+    Without `mask_suffix`, the addition that matches most images is used; raises a ValueError that names two additions
+    if they match equally many. `location` is what messages call the folder of the masks.
     """
     # The same name may use composed or decomposed letters, because systems differ in which they store.
     composed = [{unicodedata.normalize("NFC", name): name for name in names} for names in (images, masks)]
@@ -225,14 +226,17 @@ def _affix_rank(affix: tuple[str, str]) -> int:
 
 @dataclass(frozen=True)
 class ListedPairs:
-    """The content of a `pairs.csv`: pairs by split, and by split the group of each sample id, if there is one."""
+    """The content of a `pairs.csv`, keyed by split: pairs, and the group of each sample id if there are groups."""
 
     pairs: dict[str, Pairs]
     groups: dict[str, dict[str, str]]
 
 
 def read_pairs(root: Path) -> ListedPairs:
-    """Reads `pairs.csv`: columns `image`, `mask` and, if wanted, `split` and `group`; paths relative to its folder."""
+    """Reads `pairs.csv`: columns `image`, `mask` and optionally `split` and `group`; paths are relative to its folder.
+
+    Raises a FileNotFoundError or ValueError that names the line.
+    """
     path = root / PAIRS
     try:
         text = path.read_text(encoding="utf-8-sig")

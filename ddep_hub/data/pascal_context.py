@@ -21,7 +21,7 @@ _MAX_ID = 459
 
 
 def convert_label_map(label_map: np.ndarray) -> np.ndarray:
-    """The official ids 0..459 (H, W) as class id + 1 of the dataset registry's 59 classes, uint8; 0 for others."""
+    """Converts official ids 0..459 (H, W) to uint8 (H, W): class id + 1 for the registry's 59 classes, 0 for others."""
     if label_map.ndim != 2 or not label_map.size or not np.issubdtype(label_map.dtype, np.integer):
         raise ValueError(f"label map must be integers of shape (H, W), not {label_map.dtype} of {label_map.shape}")
     if label_map.min() < 0 or label_map.max() > _MAX_ID:
@@ -33,9 +33,10 @@ def convert_label_map(label_map: np.ndarray) -> np.ndarray:
 
 
 def convert_annotations(voc: str | Path, annotations: str | Path) -> int:
-    """Writes `SegmentationClassContext/<sample_id>.png` for every `.mat` that has none yet; returns how many.
+    """Writes `SegmentationClassContext/<sample_id>.png` for every `.mat` file that has none yet; returns how many.
 
-    Each mask is there whole or not at all, so an interrupted conversion can be started again.
+    `voc` is the folder `VOC2010`, `annotations` that of the `.mat` files. Masks are written completely or not at all,
+    so an interrupted conversion can be repeated.
     """
     voc, annotations = Path(voc), Path(annotations)
     if not (voc / "JPEGImages").is_dir():
@@ -78,7 +79,7 @@ def _read_label_map(path: Path) -> np.ndarray:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command; see the module's text."""
+    """Runs the command, see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m ddep_hub.data.pascal_context", description=__doc__)
     parser.add_argument("voc", help="the folder VOC2010, which holds JPEGImages")
     parser.add_argument("annotations", help="the folder of the official .mat files")

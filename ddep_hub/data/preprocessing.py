@@ -71,7 +71,11 @@ def resize_with_processor(processor: Any, image: AnyImage, **options: Any) -> to
     """The pixels of an image, uint8 or float32 (C, h, w), after an image processor's own resizing.
 
     Its own, as its two backends round differently. The channels keep the image's order; [`Normalize`] changes it.
-    Options are those of one call, such as `do_resize=False`.
+
+    Args:
+        processor: The image processor.
+        image: The image.
+        **options: Options of this call, such as `do_resize=False`.
     """
     # Either would shift the image against its labels, and the model pads by itself.
     options |= {name: False for name in ("do_center_crop", "do_pad") if getattr(processor, name, False)}

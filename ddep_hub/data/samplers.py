@@ -13,8 +13,8 @@ from torch.utils.data import Sampler
 def example_seed(*values: int) -> int:
     """Mixes numbers in 0..2**64-1 into one seed, such as (seed, epoch, index) into the seed of an example.
 
-    It is the same on every platform and with every version of NumPy. The order of the numbers and how many there are
-    matter: (1,), (1, 0) and (0, 1) differ.
+    The seed, also in 0..2**64-1, is the same on every platform and with every version of NumPy. The order of the
+    numbers and how many there are matter: (1,), (1, 0) and (0, 1) differ.
     """
     # SeedSequence itself splits large numbers into 32-bit words and fills up with zeros, so that (1,) and (1, 0)
     # would be one; the length and two words for every value tell them apart.
@@ -45,7 +45,8 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 def batch_slice(global_batch_size: int, rank: int, world_size: int) -> range:
     """The positions in the global batch that one process works on.
 
-    Those of all ranks make up the batch and differ in length by one at most.
+    The ranges of all ranks make up the batch, and their lengths differ by at most one. Raises a ValueError if there
+    are fewer examples than processes.
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} is not in 0..{world_size - 1} (world_size {world_size})")
@@ -65,8 +66,8 @@ def source_seed(seed: int, source: int, num_sources: int) -> int:
 class SourceMixture:
     """Which of several sources each position of an endless stream takes: a pure function of (seed, position).
 
-    The stream is cut into blocks of `BLOCK` positions. In each, a source has the same whole number of places, its
-    share of the weights rounded by largest remainder (`counts`), and the places are shuffled by (seed, block).
+    The stream is cut into blocks of `BLOCK` positions. In every block a source has the same number of places
+    (`counts`), its share of `weights` rounded by largest remainder; the places are shuffled by (seed, block).
     """
 
     BLOCK = 1000
@@ -89,7 +90,7 @@ class SourceMixture:
         self._sources, self._offsets = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
 
     def locate(self, position: int) -> tuple[int, int]:
-        """The source of a position, and how many examples that source has given before it; all counted from 0."""
+        """The source of a position, and how many examples it has provided before; all counted from 0."""
         if len(self.counts) == 1:
             return 0, position
         block, offset = divmod(position, self.BLOCK)
@@ -118,7 +119,7 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
     Args:
         num_examples: Size N of the data set, or the sizes of sources that are laid end to end; `index` counts over
             all of them, as in torch's `ConcatDataset`.
-        global_batch_size: Examples a step, over all processes, of which each gets its `batch_slice`.
+        global_batch_size: Examples per step over all processes, each of which gets its `batch_slice`.
         weights: Share of each source in the examples. By default the sources are shuffled as one data set.
     """
 
@@ -170,6 +171,6 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
 
 
 def pair_batches(first: Iterable[Sequence[Any]], second: Iterable[Sequence[Any]]) -> Iterator[list[tuple[Any, Any]]]:
-    """Pairs the indices at each place of the batches of two samplers, whose batches are of the same lengths."""
+    """Pairs the batches of two samplers index by index; their batches must have the same lengths."""
     for batches in zip(first, second, strict=True):
         yield list(zip(*batches, strict=True))

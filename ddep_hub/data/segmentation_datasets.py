@@ -30,7 +30,7 @@ Sample = dict[str, Any]
 
 
 def make_sample(image: Image.Image | ChannelImage, mask: np.ndarray, path: str, mask_path: str) -> Sample:
-    """A sample of an image and its mask (H, W), which must be of one size; messages call them by their paths."""
+    """A sample of an image and its mask (H, W); raises a `BadFileError` that names both if their sizes differ."""
     if image.size != mask.shape[::-1]:
         raise _size_error(image.size, mask, path, mask_path)
     return {"image": image, "annotation": mask, "path": path, "annotation_path": mask_path}
@@ -76,7 +76,7 @@ def _decode_mask(file: Any, classes: ClassTable, mapping: Mapping[int, int] | No
 
 
 def check_sample(sample: Sample, classes: ClassTable, name: str) -> None:
-    """Checks a sample of somebody else's dataset: an array of the image's size that holds class ids alone."""
+    """Checks a sample of a user's own dataset: `annotation` must be an array of the image's size and of class ids."""
     image, mask = sample["image"], sample["annotation"]
     if not isinstance(mask, np.ndarray):
         raise TypeError(f"data: `annotation` of {name} is a {type(mask).__name__}. Give an array (height, width).")
@@ -292,7 +292,7 @@ def available_splits(
 class HubSegmentation(Dataset[dict[str, Any]]):
     """Images with masks of class ids, from a data set that is downloaded and kept in the cache.
 
-    Its samples are those of `SegmentationFolder`; their ids are sample numbers of eight digits. Reading one raises
+    Samples are like those of `SegmentationFolder`; their ids are row numbers of eight digits. Reading a sample raises
     `BadFileError` for a file that cannot be used.
 
     Args:

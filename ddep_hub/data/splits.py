@@ -20,7 +20,10 @@ _CITYSCAPES_SUFFIX = "_leftImg8bit"
 
 
 def parse_fraction(value: str | float | Fraction, name: str = "label fraction") -> Fraction:
-    """The exact fraction of a quotient such as `"1/30"` or a decimal number, in (0, 1]; 0.1 is 1/10."""
+    """Parses a share in (0, 1], a quotient such as `"1/30"` or a decimal number, exactly: 0.1 is 1/10.
+
+    `name` is what errors call it.
+    """
     try:
         fraction = Fraction(str(value).replace(" ", ""))
     except (ValueError, ZeroDivisionError):
@@ -31,14 +34,9 @@ def parse_fraction(value: str | float | Fraction, name: str = "label fraction") 
 
 
 def find_copies(files: Iterable[Path], others: Iterable[Path]) -> list[Path]:
-    """Finds the files that are among others, also under another name: of the same size, and with the same ends.
+    """Finds those of `files` that have a copy among `others`, whatever its name.
 
-    Args:
-        files: The files to look for.
-        others: Where to look for them.
-
-    Returns:
-        Those of `files` whose first and last 64 KiB are those of one of `others` of the same size.
+    Files count as copies if they have the same size and the same first and last 64 KiB.
     """
     other_sizes = {path: path.stat().st_size for path in others}
     sizes = set(other_sizes.values())
@@ -62,10 +60,11 @@ def choose_labelled(
     number: int | None = None,
     seed: int,
 ) -> list[str]:
-    """Chooses the labelled images of a split at random: a fraction of them, at least one, or a number.
+    """Chooses the labelled images of a split at random: either a `fraction` of them, at least one, or a `number`.
 
-    Sample ids are ordered by a hash of seed and id, and the first ones taken: the choice depends neither on the order
-    of the input nor on platform or library versions, and at one seed a smaller choice is the start of a larger one.
+    Sample ids are ordered by a hash of seed and id, and the first ones are returned: the choice depends neither on the
+    order of the input nor on platform or library versions, and with the same seed a smaller choice is the start of a
+    larger one.
     """
     pool = sorted(sample_ids)
     if len(set(pool)) != len(pool):
@@ -90,8 +89,8 @@ def choose_validation(
 ) -> list[str]:
     """Chooses the images to keep for validation: the same for every seed, so that runs can be compared.
 
-    The result is sorted, at least one image and not all. Whole groups, such as slides or videos, are kept where there
-    are groups.
+    Returns sorted sample ids, at least one and not all. `groups` gives the group of each image, such as its slide or
+    video, which is kept as a whole. Raises a ValueError for fewer than two images, or groups.
     """
     pool = sorted(sample_ids)
     members: dict[str, list[str]] = {}
@@ -115,7 +114,10 @@ def choose_validation(
 
 
 def extract_groups(sample_ids: Iterable[str], pattern: str) -> dict[str, str]:
-    """The group of each sample: the first group of a regular expression, or its match, in the sample's name."""
+    """The group of each sample id: what the first group of the regular expression matches, or else its whole match.
+
+    Raises a ValueError if `pattern` is not a regular expression or does not match a sample id.
+    """
     try:
         regex = re.compile(pattern)
     except re.error as error:
@@ -130,13 +132,13 @@ def extract_groups(sample_ids: Iterable[str], pattern: str) -> dict[str, str]:
 
 
 def read_split_file(path: str | Path, known_ids: Collection[str] = ()) -> list[str]:
-    """Reads a list of images as sample ids in the file's order.
+    """Reads a list of images; returns their sample ids in the file's order.
 
-    One image a line: its path, and after white space optionally its mask's path, which is not used. Empty lines and
-    lines that start with # are passed over. A sample id is the image's path without suffix and without a leading
-    `images/<split>/`, or `JPEGImages/` as in VOC's lists; of Cityscapes' names `leftImg8bit/<split>/` and the ending
-    `_leftImg8bit` go too, so that the sample id names the frame. A line that is a known id, with or without a suffix,
-    is taken as it is.
+    One image per line: its path, and after white space optionally its mask's path, which is not used. Empty lines and
+    lines that start with # are skipped. A sample id is the image's path without suffix and without a leading
+    `images/<split>/`, or `JPEGImages/` as in VOC's lists; from Cityscapes' names, `leftImg8bit/<split>/` and the
+    ending `_leftImg8bit` are removed too, so that the sample id names the frame. A line that is one of `known_ids`, with or
+    without a suffix, stands for that id. Raises a ValueError that names the line if an image is listed twice.
     """
     first_line: dict[str, int] = {}
     text = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape")  # names of files need not be UTF-8
@@ -157,7 +159,7 @@ def read_split_file(path: str | Path, known_ids: Collection[str] = ()) -> list[s
 
 
 def write_split_file(path: str | Path, sample_ids: Iterable[str]) -> None:
-    """Writes sample ids so that `read_split_file` gives them back."""
+    """Writes sample ids, one per line, so that `read_split_file` returns them again."""
     atomic_write(Path(path), "".join(f"{sample_id}\n" for sample_id in sample_ids))
 
 

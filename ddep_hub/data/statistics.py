@@ -73,7 +73,7 @@ class ClassStatistics:
 
 
 def check_classes(statistics: ClassStatistics) -> None:
-    """Refuses training labels in which a class has no pixel: it cannot be learnt, and its score means nothing."""
+    """Raises a ValueError if a class has no pixel in the training labels: it cannot be learnt or scored."""
     if not statistics.absent_classes:
         return
     names = format_list(list(map(repr, statistics.absent_classes)), 10)
@@ -99,10 +99,10 @@ Statistics = tuple[list[float], list[float]]
 
 
 def channel_statistics(images: Iterable[torch.Tensor]) -> Statistics:
-    """Measures mean and standard deviation of each channel over all pixels of images `(C, H, W)` in 0..255.
+    """Measures mean and standard deviation of each channel over all pixels of `images`, `(C, H, W)` in 0..255.
 
-    They are those of pixels in 0..1 (of float images, in their own units), as an image processor takes them. Channels
-    that are constant or not finite are a ValueError.
+    Returns those of pixels in 0..1 (of float images, in their own units), as an image processor takes them. Raises a
+    ValueError if there is no image, or a channel is constant or not finite.
     """
     count, mean, sum_squares = 0, torch.zeros(()), torch.zeros(())
     for image in images:
@@ -132,6 +132,6 @@ def channel_statistics(images: Iterable[torch.Tensor]) -> Statistics:
 
 
 def folder_statistics(folders: Sequence[str | Path], num_channels: int = 3) -> tuple[Statistics, int]:
-    """The [`channel_statistics`] of the images of folders, see [`unlabelled_images`], and their number."""
+    """The [`channel_statistics`] of the [`unlabelled_images`] of some folders, and the number of images."""
     paths = [Path(folder) / name for folder in folders for name in unlabelled_images(Path(folder))]
     return channel_statistics(to_tensor(decode_image(path, num_channels)) for path in paths), len(paths)

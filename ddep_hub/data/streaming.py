@@ -137,14 +137,14 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         sources: The sources, see [`ShardedDataset`]; `open_images` makes them.
         transform: Takes an undecoded sample and gives `pixel_values`, as `PretrainTransform` does; draws from torch's
             default CPU generator only, which is seeded by (seed, step, position in the global batch) for each example.
-        global_batch_size: Examples a step, over all processes, of which each gets its `batch_slice`.
+        global_batch_size: Examples per step over all processes, each of which gets its `batch_slice`.
         states: States of the lanes, lane to state, after the step before `start_step`; None at the run's start.
         weights: Share of each source in the examples, see [`SourceMixture`]; equal shares by default, as the
             sources' sizes are not known.
         window: Examples of one source that a process holds and shuffles at a time, over all its lanes. They are held
             undecoded: 1000 photographs of 100 kB are 100 MB for each source and process.
         skip_bad_files: Whether the next example of the lane takes the place of one that cannot be decoded; its name
-            is then in the batch's `skipped`.
+            is then in the batch's `skipped`. The 100th in a row raises its `BadFileError` all the same.
         num_validation: Number of examples at the head of the first source that are never yielded; see [`head`].
 
     Attributes:
@@ -202,7 +202,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         return 1 << (min(num_workers, self.lanes).bit_length() - 1) if num_workers > 0 else 0
 
     def head(self, count: int) -> list[Sample]:
-        """The first samples of the first source, undecoded, in the order of its shards; fewer where it holds fewer."""
+        """The first `count` samples of the first source, undecoded, in the order of its shards; fewer if it has fewer."""
         return [sample for _, sample in self._read_head(count)]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

@@ -43,7 +43,7 @@ class Augmentation:
 class RandomGamma(torch.nn.Module):
     """Raises intensities in 0..1 to a random power, as illumination and staining vary between microscopes.
 
-    The power is in 1 / limit to limit, uniform in the logarithm.
+    The power is drawn from 1 / `limit` to `limit`, uniformly in the logarithm.
     """
 
     def __init__(self, limit: float) -> None:
@@ -60,8 +60,8 @@ class RandomGamma(torch.nn.Module):
 class RandomIntensity(torch.nn.Module):
     """Raises each channel's intensities, between its smallest and largest, to a random power, and scales the contrast.
 
-    The power is in 1 / power to power, uniform in the logarithm; the factor about the channel's mean is in 1 -
-    contrast to 1 + contrast.
+    The power is drawn from 1 / `power` to `power`, uniformly in the logarithm; the factor about the channel's mean is
+    drawn from 1 - `contrast` to 1 + `contrast`.
     """
 
     def __init__(self, power: float, contrast: float) -> None:
@@ -81,7 +81,10 @@ class RandomIntensity(torch.nn.Module):
 
 
 class SensorNoise(torch.nn.Module):
-    """Adds Gaussian noise, the same in all channels of a grey image; its deviation is up to `limit`, in 0..255."""
+    """Adds Gaussian noise, the same in all channels of a grey image.
+
+    Its standard deviation, for pixels in 0..255, is drawn uniformly from 0 to `limit`.
+    """
 
     def __init__(self, limit: float) -> None:
         super().__init__()
@@ -135,9 +138,9 @@ STRONG_INTENSITIES = v2.Compose([RandomIntensity(2.0, 0.5), v2.RandomApply([Blur
 
 
 def sample_rare_class_pixel(annotation: torch.Tensor, ignore_index: int) -> tuple[int, int] | None:
-    """Row and column of a pixel of a class drawn among those of a mask (H, W), each as likely as the others.
+    """Draws one of the classes in a mask (H, W), all equally likely, and one of its pixels.
 
-    `None` if no pixel is labelled.
+    Returns the pixel's row and column; `None` if no pixel is labelled.
     """
     if annotation.dtype == torch.uint8:  # counting is many times as fast as sorting
         present = torch.bincount(annotation.flatten()).nonzero()[:, 0].to(annotation.dtype)
@@ -199,15 +202,15 @@ class SegmentationTrainTransform:
 
     @classmethod
     def from_processor(cls, processor: Any, **options: Any) -> Self:
-        """A transform whose scale of 1 is the size that an image processor gives an image."""
+        """A transform whose scale of 1 is the size to which `processor` resizes; `options` are the other arguments."""
         resample = _INTERPOLATION.get(processor.resample, InterpolationMode.BILINEAR)
         return cls(image_size=processor_size(processor), resample=resample, **options)
 
     def __call__(self, sample: Sample) -> dict[str, torch.Tensor]:
-        """Transforms a sample: `image`, and `annotation`, an integer array (H, W) of the same size.
+        """Transforms a sample of an `image` and its `annotation`, an integer array (H, W).
 
-        Returns `pixel_values`, uint8 (3, h, w) in 0..255, and `labels`, (h, w) of the annotation's type, of
-        `crop_size`.
+        Returns `pixel_values`, uint8 or float32 (C, h, w) in 0..255, and `labels`, (h, w) of the annotation's dtype,
+        both of `crop_size`.
         """
         image, annotation = sample["image"], sample["annotation"]
         low, high = self.scale

@@ -24,8 +24,8 @@ def unlabelled_images(root: Path) -> list[str]:
 
     Of labelled data in a layout that fine-tuning recognises, these are the images, and those in a folder `unlabelled`.
     Elsewhere, folders named like masks are skipped; the folder's own name does not matter. Masks beside their images,
-    such as `a_mask.png`, and files written by commands of this package are always skipped. Without any image left, it
-    is a ValueError.
+    such as `a_mask.png`, and files written by commands of this package are always skipped. Raises a FileNotFoundError
+    if there is no such folder, and a ValueError if no image is left.
     """
     kept = exclude_generated(root, list_images(root))
     image_names = _dataset_images(root, kept)

@@ -40,6 +40,7 @@ class PretrainTransform:
         scale: Range of the part's area, as a share of the image's.
         ratio: Range of the part's width divided by its height, drawn uniformly in the logarithm.
         horizontal_flip: Probability of mirroring.
+        num_channels: Channels of images that are decoded here.
     """
 
     def __init__(
@@ -57,7 +58,10 @@ class PretrainTransform:
         self.horizontal_flip = validate_probability(horizontal_flip)
 
     def __call__(self, sample: Sample) -> dict[str, torch.Tensor]:
-        """`pixel_values`, uint8 (3, h, w) in 0..255, of a sample whose `image` is a PIL image or undecoded."""
+        """Transforms a sample whose `image` is decoded (PIL RGB or [`ChannelImage`]) or undecoded.
+
+        Returns `pixel_values` of `crop_size`, uint8 or float32 (C, h, w) in 0..255.
+        """
         file = image = sample["image"]
         undecoded = not isinstance(image, AnyImage)
         size = None
@@ -81,7 +85,7 @@ class PretrainTransform:
 
 
 class UnlabelledTransform:
-    """Random scale, crop, flips and turns of `geometry`, and a second, strongly changed version of the same crop."""
+    """Random scale, crop, flips and turns as in `geometry`; with `strong`, also a strongly augmented version."""
 
     def __init__(self, geometry: SegmentationTrainTransform, *, strong: bool = False, num_channels: int = 3) -> None:
         self.num_channels = num_channels
@@ -94,10 +98,10 @@ class UnlabelledTransform:
         self.strong = strong
 
     def __call__(self, sample: Sample) -> dict[str, torch.Tensor]:
-        """Transforms a sample whose `image` is a PIL RGB image or undecoded.
+        """Transforms a sample whose `image` is decoded (PIL RGB or [`ChannelImage`]) or undecoded.
 
-        Returns `pixel_values`, uint8 (3, h, w), `inside`, bool (h, w), false on the border around a small image, and
-        `strong`, uint8 (3, h, w), where it is made.
+        Returns `pixel_values`, uint8 or float32 (C, h, w); `inside`, bool (h, w), false on the border around a small
+        image; and with `strong` also `strong`, the augmented `pixel_values` of the same crop.
         """
         image = sample["image"]
         if not isinstance(image, AnyImage):
@@ -114,7 +118,7 @@ class UnlabelledTransform:
 
 
 def jpeg_size(file: str | Path | Undecoded) -> tuple[int, int] | None:
-    """(height, width) of an upright JPEG, from its header; None for any other kind of image."""
+    """(height, width) of a JPEG turned upright, from its header; None for any other kind of image."""
     with open_image(file) as image:
         if image.format != "JPEG":
             return None
@@ -125,8 +129,8 @@ def jpeg_size(file: str | Path | Undecoded) -> tuple[int, int] | None:
 def decode_jpeg_part(file: Undecoded, box: tuple[int, int, int, int], size: tuple[int, int]) -> torch.Tensor | None:
     """Decodes a JPEG at the coarsest scale at which a part of it is no smaller than `size`, and scales the part to it.
 
-    The box is (top, left, height, width) in pixels of the upright image at full scale. Returns uint8 (3, *size) in
-    0..255, upright; None for a JPEG of an uncommon kind, which [`decode_image`] reads.
+    `box` is (top, left, height, width) in pixels of the upright image at full scale, `size` is (height, width).
+    Returns uint8 (3, *size) in 0..255, upright; None for a JPEG of an uncommon kind, which [`decode_image`] reads.
     """
     top, left, height, width = box
     factor = next((factor for factor in (8, 4, 2) if height >= factor * size[0] and width >= factor * size[1]), None)

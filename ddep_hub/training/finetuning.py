@@ -187,7 +187,7 @@ def describe_leaks(
     images = [source.root / name for source in sources if isinstance(source, ImageFolder) for name in source.names]
     if copies := find_copies(images, validation.images):
         notes.append(
-            f"unlabelled: {len(copies)} of its images are also validation images, such as {min(copies)}. A decoder "
+            f"unlabelled: {len(copies)} of its images are validation images, such as {min(copies)}. A decoder "
             "that has seen them, even without labels, may score too high. Leave them out."
         )
     return notes

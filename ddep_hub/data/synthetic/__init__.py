@@ -142,7 +142,8 @@ def _is_up_to_date(root: Path, record: dict[str, Any]) -> bool:
 def embedded_scenes() -> Path:
     """Writes the embedded data set of rendered scenes to the cache, once; that takes about half a minute.
 
-    Its splits are `train` (200), `val` (40) and `test` (60), with 800 images in `unlabelled`.
+    Returns:
+        The data set's folder: splits `train` (200), `val` (40) and `test` (60), and `unlabelled` (800 images).
     """
     return write_scenes(
         cache_dir() / "scenes", splits={"train": 200, "val": 40, "test": 60}, unlabelled=800, size=(160, 160)

@@ -38,7 +38,7 @@ _WALLS = (
 
 
 def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Array, Array]:
-    """Draws one scene: the image, uint8 (h, w, 3), and the mask, uint8 (h, w) of class ids."""
+    """Draws a scene of `size` (h, w); returns the image, uint8 (h, w, 3), and the mask, uint8 (h, w) of class ids."""
     height, width = size
     zenith, low, cloud = (_vary(rng, color, 0.04) for color in _pick(rng, _SKIES))
     azimuth, elevation = rng.uniform(0.0, 2.0 * np.pi), rng.uniform(0.3, 1.1)

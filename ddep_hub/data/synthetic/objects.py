@@ -16,7 +16,8 @@ def draw_building(
 ) -> None:
     """A box with a front that faces the camera and, where it is seen, a side that runs into the depth.
 
-    `x` holds the left and right end of the front, `z` the depth of the front and of the back, `wall` the colour (3,).
+    `x` holds the left and right ends of the front, `z` the depths of front and back, `wall` the colour (3,) of the
+    walls.
     """
     style = STYLES[rng.integers(len(STYLES))]
     glass = view.haze * 0.75
@@ -65,7 +66,10 @@ def draw_building(
 
 
 def draw_tree(view: View, rng: np.random.Generator, *, x: float, z: float, height: float, leaf: Array) -> None:
-    """A broad-leaved tree of round clumps, or a conifer of layers; its leaves have a colour (3,)."""
+    """A broad-leaved tree of round clumps, or a conifer of layers.
+
+    The trunk is at `x`, at depth `z`; `leaf` is the colour (3,) of the leaves.
+    """
     spread = height * rng.uniform(0.28, 0.42)
     conifer = rng.random() < 0.35
     window = view.window((x - spread * 1.3, x + spread * 1.3), (0.0, height * 1.05), z)

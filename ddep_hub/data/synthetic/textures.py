@@ -58,7 +58,10 @@ def fractal_noise(
 
 
 def lookup(texture: Array, y: Array, x: Array) -> Array:
-    """Reads a periodic texture (n, m), both powers of two, bilinearly at any places, which broadcast; in texels."""
+    """Reads a periodic texture (n, m) bilinearly at rows `y` and columns `x` in texels, which are broadcast.
+
+    n and m are powers of two.
+    """
     rows, columns = texture.shape
     top, left = np.floor(y), np.floor(x)
     down, right = (y - top).astype(np.float32), (x - left).astype(np.float32)

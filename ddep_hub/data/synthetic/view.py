@@ -66,10 +66,10 @@ class View:
     def window(
         self, x: tuple[float, float], up: tuple[float, float], z: float
     ) -> tuple[tuple[slice, slice], Array, Array] | None:
-        """The pixels that show an upright rectangle at depth `z`, from its ends in X and in height, all in metres.
+        """The pixels that show an upright rectangle at depth `z`; `x` and `up` are its ends along X and in height.
 
-        Returns slices into the picture, heights (n, 1) and places X (1, m) of the pixel centres in metres; None where
-        the rectangle is out of the picture.
+        All are in metres. Returns slices into the picture, heights (n, 1) and places X (1, m) of the pixel centres;
+        None where the rectangle is outside the picture.
         """
         scale = self.focal / z
         height, width = self.mask.shape
@@ -90,8 +90,8 @@ class View:
     def paint(self, region: tuple[slice, slice], cover: Array, color: Array, label: int, z: Array | float) -> None:
         """Lays a colour, (3,) or (n, m, 3), over a region of the picture.
 
-        `cover` is the opacity (n, m) in 0..1; from a half on, the pixel takes the label. The depth `z` in metres
-        decides the haze.
+        `cover` is the opacity (n, m) in 0..1; from a half on, the pixel takes the label. `z` is the depth in metres,
+        which decides the haze: a number, or an array that broadcasts with `cover`.
         """
         # Most parts cover little of their object's window; the rest is skipped.
         rows, columns = np.flatnonzero(cover.any(axis=1)), np.flatnonzero(cover.any(axis=0))
@@ -195,10 +195,10 @@ def draw_ground(
     road: Road | None,
     lake: tuple[str, float] | None,
 ) -> None:
-    """The ground below the horizon with its water and its road; the picture has its sky already.
+    """The ground below the horizon with its water and its road; the sky must be drawn already.
 
-    Colours are (3,): of bare ground, of what covers it in patches, of the road, and of the water below the mirrored
-    sky. `lake` is `far` (from this depth on), `left` or `right` (from this X on).
+    `soil` is the colour (3,) of bare ground, `growth` of what covers it in patches, `asphalt` of the road and `water`
+    of the water below the mirrored sky. `lake` is `far` from a depth on, `left` or `right` from an X on, or None.
     """
     first = max(0, int(view.horizon + 0.5))
     region = (slice(first, view.mask.shape[0]), slice(0, view.mask.shape[1]))
