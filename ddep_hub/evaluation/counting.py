@@ -46,8 +46,10 @@ def count_pixels(
         transform: Prepares a sample; see [`EvalTransform.from_processor`].
         normalize: Maps uint8 images to `pixel_values`; see [`Normalize.from_processor`].
         batch_size: Images per forward pass, if consecutive ones have the same size.
+        num_workers: Worker processes that read images; 0 uses this one.
         accelerator: Splits the images over its processes; the counts are summed, so they do not depend on the number
             of processes.
+        options: How to predict; whole images in one pass by default.
         metrics: Further metrics without counts, to fill as well.
         statistics: New counts of the labels, to fill as well.
         on_prediction: Called with the index of a sample and its predicted class ids (H, W), in the process that

@@ -20,10 +20,19 @@ def validation_noise(images: torch.Tensor, seed: int = 0) -> torch.Tensor:
 
 @torch.no_grad()
 def restore(model: nn.Module, clean: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Adds noise to images as in pretraining and removes the predicted noise; float32 (n, C, H, W) as `clean`.
+    """Adds noise to images as in pretraining and removes the predicted noise.
 
-    For every corruption by noise and every prediction type, the predicted noise is `(clean + sigma * noise - restored)
-    / sigma`. The model is in eval mode, and its `corruption` is not `"masked"`; sigma is in units of `clean`.
+    For every corruption by noise and every prediction type, the predicted noise is
+    `(clean + sigma * noise - restored) / sigma`.
+
+    Args:
+        model: A [`DDePForPreTraining`] in eval mode, whose `corruption` is not `"masked"`.
+        clean: Normalised images (n, C, H, W).
+        noise: Standard normal noise of the same shape.
+        sigma: Noise level in units of `clean`, above 0.
+
+    Returns:
+        The restored images, float32 (n, C, H, W).
     """
     output = model(pixel_values=clean, noise=noise, sigma=sigma)
     return denoise(
@@ -37,11 +46,11 @@ def restore(model: nn.Module, clean: torch.Tensor, noise: torch.Tensor, sigma: f
 
 @torch.no_grad()
 def denoising_error(model: nn.Module, clean: torch.Tensor, *, batch_size: int = 16) -> float:
-    """Computes the mean squared error of the predicted standard normal noise on normalised validation images.
+    """Computes the mean squared error of the predicted standard normal noise on validation images.
 
     It is the error of the noise for every prediction type, as an estimate of the image implies one of the noise. The
     noise is fixed; its level is the middle of the model's range. With `corruption="masked"` it is the error of the
-    masked pixels, in units of normalised pixels. The model is put into eval mode.
+    masked pixels. `clean` are normalised images (n, C, H, W); `model` is put into eval mode.
     """
     model.eval()
     clean = clean.to(next(model.parameters()).device)
@@ -60,9 +69,9 @@ def denoising_error(model: nn.Module, clean: torch.Tensor, *, batch_size: int = 
 def denoising_references(clean: torch.Tensor, training: torch.Tensor, sigma: float) -> dict[str, float]:
     """Computes the same error, on the same noise as [`denoising_error`], for denoisers that learn no features.
 
-    They are `predicting_zero`, the error of predicting no noise (1 in expectation); `gaussian_blur`, the best blur of
-    each channel, its width chosen on the validation images themselves; and `linear_filter`, the best 3x3 filter over
-    all channels, fitted on the other images `training`.
+    Returns `predicting_zero`, the error of predicting no noise (1 in expectation); `gaussian_blur`, that of the best
+    blur of each channel, its width chosen on the validation images `clean` themselves; and `linear_filter`, that of
+    the best 3x3 filter over all channels, fitted on the images `training`.
     """
     noise = validation_noise(clean)
     noisy = clean + sigma * noise
@@ -88,8 +97,8 @@ def denoising_references(clean: torch.Tensor, training: torch.Tensor, sigma: flo
 def masking_references(clean: torch.Tensor, mask_ratio: float, mask_patch_size: int) -> dict[str, float]:
     """Computes the error of masked pixels, with the same masks as [`denoising_error`], without learned features.
 
-    They are `predicting_mean`, the error of each image's mean of the visible pixels; and `gaussian_blur`, the best
-    blur of the visible pixels, its width chosen on the validation images themselves.
+    Returns `predicting_mean`, the error of each image's mean of the visible pixels; and `gaussian_blur`, that of the
+    best blur of the visible pixels, its width chosen on the validation images `clean` themselves.
     """
     mask = draw_mask(validation_noise(clean), mask_ratio, mask_patch_size)
     visible = (~mask).to(clean)

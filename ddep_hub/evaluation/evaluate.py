@@ -118,7 +118,7 @@ def run_evaluation(
 ) -> dict[str, Any]:
     """As [`evaluate`], from its arguments; on each process of a launcher.
 
-    Model, dataset and image processor are given where they are not those that `args` name.
+    `model`, `dataset` and `processor` take the place of those that `args` name.
     """
     # Not the precision of an earlier run in this process: metrics must not depend on it.
     accelerator = build_accelerator(get_launcher_precision() or "no")
@@ -233,7 +233,7 @@ def run_evaluation(
 
 
 def check_output(output: Path) -> None:
-    """Checks that the results would not replace somebody else's files, or those of a model's training."""
+    """Raises a FileExistsError if the results would replace those of a model's training, or somebody else's files."""
     check_not_file(output)
     existing = [name for name in ("config.json", *RESULT_FILES) if os.path.lexists(output / name)]
     try:

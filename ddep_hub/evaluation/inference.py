@@ -118,7 +118,7 @@ def window_positions(
 ) -> Iterator[tuple[int, int]]:
     """Yields the top left corners of the windows that cover an image, row by row; none reaches over its edge.
 
-    Image, window (no larger than the image) and stride are each (height, width).
+    `size` of the image, `window` (no larger than the image) and `stride` are each (height, width).
     """
     rows, columns = (
         [*range(0, length - side, step), length - side]

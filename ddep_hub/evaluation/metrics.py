@@ -32,7 +32,7 @@ class Metric(Protocol):
     counts: torch.Tensor
 
     def update(self, prediction: torch.Tensor, labels: torch.Tensor) -> None:
-        """Adds images: class ids (batch, H, W), and the same with `ignore_index`."""
+        """Adds images: class ids (batch, H, W), and labels of the same shape, class ids or `ignore_index`."""
         ...
 
     def compute(self, names: Sequence[str] | None = None) -> dict[str, Any]:
@@ -41,10 +41,15 @@ class Metric(Protocol):
 
 
 class ConfusionMatrix:
-    """Counts of (true class, predicted class) over pixels, but for those with the label `ignore_index`.
+    """Counts of (true class, predicted class) over pixels.
 
     Only the `num_classes ** 2` counts are kept, so memory does not grow with the number of images, and the counts of
     several processes or parts of a data set add up.
+
+    Args:
+        num_classes: Number of classes.
+        ignore_index: Label of the pixels that are not counted, whatever is predicted there.
+        device: Device of the counts.
 
     Attributes:
         counts: int64 tensor (num_classes, num_classes); rows are true classes, columns predicted classes.
@@ -129,12 +134,17 @@ class BoundaryIoU:
     """Boundary IoU: the IoU of the pixels near the outline of a class in the labels and in the predictions.
 
     Near the outline are the pixels of a class that an erosion by `d` pixels removes: those whose square of `2 * d + 1`
-    pixels holds another class or reaches over the edge of the image. `d` is a share of the image's diagonal, `ratio`
-    (0.02 in the paper), at least one pixel. As in the confusion matrix, pixels are summed over all images before the
-    division.
+    pixels holds another class or reaches over the edge of the image. `d` is a share of the image's diagonal, at least
+    one pixel. As in the confusion matrix, pixels are summed over all images before the division.
 
     Ignored pixels are not counted and are no other class to the pixels near them, in the labels and in the
     predictions, so the rim of an unlabelled area is no outline.
+
+    Args:
+        num_classes: Number of classes.
+        ignore_index: Label of the pixels that are not counted.
+        device: Device of the counts.
+        ratio: `d` as a share of the diagonal, above 0; 0.02 in the paper.
 
     Attributes:
         counts: int64 tensor (3, num_classes): pixels near an outline in both, in the labels, in the predictions.
@@ -151,7 +161,12 @@ class BoundaryIoU:
         self.counts = torch.zeros(3, num_classes, dtype=torch.int64, device=device)
 
     def update(self, prediction: torch.Tensor, labels: torch.Tensor) -> None:
-        """Adds images of one size: class ids (batch, H, W), and the same with `ignore_index`."""
+        """Adds images of one size.
+
+        Args:
+            prediction: Class ids (batch, H, W).
+            labels: Class ids or `ignore_index`, of the same shape.
+        """
         prediction, labels = prediction.to(self.counts.device), labels.to(self.counts.device)
         distance = max(1, round(self.ratio * math.hypot(*labels.shape[-2:])))
         valid = labels != self.ignore_index
@@ -179,7 +194,7 @@ def boundary_mask(ids: torch.Tensor, valid: torch.Tensor, distance: int) -> torc
     """Finds the pixels whose square of `2 * distance + 1` pixels holds another id or reaches over the image's edge.
 
     One pass does all classes: a square holds another id if its largest or its smallest id is not that of its centre.
-    All are (batch, H, W); the result is undefined where a pixel is not `valid`.
+    `ids`, `valid` and the bool result are (batch, H, W); the result is undefined where `valid` is false.
     """
     height, width = ids.shape[-2:]
     values = ids.float()  # exact up to 2 ** 24

@@ -102,7 +102,10 @@ def predict(
 
 
 class Predictor:
-    """A fine-tuned model, which is put into eval mode, with its image processor: PIL images in, class ids out."""
+    """A fine-tuned model with its image processor: PIL images in, class ids out.
+
+    `model` is put into eval mode; `processor` takes the place of the one saved with it.
+    """
 
     def __init__(
         self, model: DDePForSemanticSegmentation, args: InferenceArguments, processor: DDePImageProcessor | None = None
@@ -135,7 +138,7 @@ def load_for_prediction(name: str | Path, args: InferenceArguments) -> DDePForSe
 def get_model_name(model: str | Path | DDePForSemanticSegmentation) -> str:
     """A model's name: the one given, where the model object was loaded from, or its class.
 
-    A TypeError or ValueError says that it is not a fine-tuned model.
+    Raises a TypeError if it is not a model, and a ValueError if it is not fine-tuned.
     """
     if isinstance(model, str | Path):
         return str(model)
@@ -156,8 +159,8 @@ def get_processor(model: DDePForSemanticSegmentation) -> DDePImageProcessor:
     """The image processor saved with a model; for a model that was not loaded from anywhere, its encoder's."""
     if not model.config.name_or_path:
         logger.warning(
-            "The model was loaded from nowhere, so images get timm's mean and std for %s and are not resized. Pass "
-            "`processor` if it was trained with another one.",
+            "The model was not loaded from a folder or the Hub, so images get timm's mean and std for %s and are not "
+            "resized. Pass `processor` if it was trained with another one.",
             model.config.encoder_name,
         )
         return processor_for_encoder(model.config.encoder_name, num_channels=model.config.num_channels)
@@ -223,8 +226,8 @@ def _apply_palette(mask: np.ndarray, classes: ClassTable) -> Image.Image:
 def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
     """Predicts images at their own size and writes `<kind>/<name>.png` for each, and `legend.png`.
 
-    Takes files, folders, patterns and URLs, see [`find_images`]; returns the names of the results. Broken images are
-    skipped, and a BadFileError names them once all others are done.
+    `names` are files, folders, patterns and URLs, see [`find_images`]. Returns the names of the results. Broken images
+    are skipped; a BadFileError that names them is raised once all others are done.
     """
     keep_freed_memory()
     output = Path(args.output_dir)

@@ -32,14 +32,13 @@ TIMEOUT = 60  # seconds
 
 
 def find_images(names: Sequence[str]) -> dict[str, str]:
-    """Finds the images to predict, by the names of their results.
+    """Finds the images to predict: their paths or URLs, keyed by the names of their results.
 
-    Names are image files, folders (searched recursively; masks in them are left out, see [`unlabelled_images`]),
-    patterns such as `photos/*.jpg` (`**` for any depth; a folder that is there is no pattern, whatever its name), and
-    http(s) URLs of images.
-
-    Returns path or URL by a relative path without suffix: that of the file's name, or below the folder, or below the
-    folder that all matches of a pattern share. Two images that would have results of one name are a ValueError.
+    `names` are image files, folders (searched recursively; masks in them are left out, see [`unlabelled_images`]),
+    patterns such as `photos/*.jpg` (`**` for any depth; an existing folder is never read as a pattern), and http(s)
+    URLs of images. A result's name has no suffix: it is the file's name, or the path below the folder, or below the
+    folder that all matches of a pattern share. Raises a FileNotFoundError if a name matches no file, and a ValueError
+    if two images would have the same result name.
     """
     images: dict[str, str] = {}
     for name in names:
@@ -52,7 +51,7 @@ def find_images(names: Sequence[str]) -> dict[str, str]:
 
 
 def read_image(source: str, channels: int = 3) -> AnyImage:
-    """Reads an image from a path or an http(s) URL, see [`decode_image`]."""
+    """Reads an image from a path or an http(s) URL, see [`decode_image`]; an OSError if it cannot be downloaded."""
     if not is_url(source):
         return decode_image(source, channels)
     try:
@@ -99,9 +98,10 @@ class MaskWriter:
     """Writes predicted masks to `folder/<kind>/<name>.png`.
 
     The kinds are `ids`, class ids in 8 bits (16 for more than 256 classes); `colors`, the classes' colours;
-    `overlays`, the colours over the image, whose channels are in the order of the image processor; and `cityscapes`,
-    the 8-bit label ids that the server of Cityscapes takes (road is 7), for its 19 training classes. The writer
-    replaces and removes only files that one has written.
+    `overlays`, the colours over the image, whose channels are shown in `channel_order`; and `cityscapes`, the 8-bit
+    label ids that the Cityscapes server takes (road is 7), for its 19 training classes. Only files that a `MaskWriter`
+    has written are replaced or removed. Raises a ValueError for an unknown kind, and for `cityscapes` with other
+    classes.
     """
 
     def __init__(
@@ -132,7 +132,10 @@ class MaskWriter:
             )
 
     def check(self, names: Collection[str], *, legend: bool = False) -> None:
-        """Checks that no file of somebody else has the name of a mask to be written, or of the legend."""
+        """Raises a FileExistsError if a mask or the legend would replace somebody else's file.
+
+        Raises a ValueError if two masks would have the same name.
+        """
         by_path: dict[str, str] = {}
         for name in names:
             if (other := by_path.setdefault(path_below(name), name)) != name:
@@ -141,7 +144,10 @@ class MaskWriter:
             _check_overwrite(path)
 
     def write(self, name: str, mask: np.ndarray, image: Image.Image | ChannelImage | None = None) -> None:
-        """Writes one mask of integer class ids (H, W), below the kind's folder; overlays need the image."""
+        """Writes a mask, integer class ids (H, W), as each kind; overlays need the `image`, of the same size.
+
+        `name` is a path below the kind's folder, without suffix; see [`path_below`] for absolute ones.
+        """
         for kind in self.kinds:
             path = self._path(kind, name)
             path.parent.mkdir(parents=True, exist_ok=True)

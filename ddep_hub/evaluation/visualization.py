@@ -35,8 +35,9 @@ def load_font(names: Sequence[str], size: int, fallbacks: Sequence[str] = ()) ->
     """A font, and names that it can draw; letters that no font has are replaced, not drawn as boxes.
 
     Pillow's own font has hardly more than ASCII. DejaVu Sans, which comes with matplotlib (extra `plots`), has Latin,
-    Greek, Cyrillic and more, but no Chinese, Japanese or Korean. Where dropping accents does not help, a name's
-    fallback is drawn, by default the name with the numbers of such letters.
+    Greek, Cyrillic and more, but no Chinese, Japanese or Korean. A name that cannot be drawn even without accents is
+    replaced by its entry in `fallbacks`, by default the name with code points for the missing letters. `size` is the
+    height in pixels.
     """
     font: Font = ImageFont.load_default(size=size)
     if not _has_glyphs(font, "".join(names)):
@@ -112,7 +113,7 @@ def draw_panels(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> 
 def contact_sheet(pictures: Iterable[Image.Image], titles: Sequence[str]) -> Image.Image:
     """Draws pictures row by row, each in a square of `PANEL_SIZE` pixels under its title; wide ones below each other.
 
-    The pictures are RGB, and scaled in place.
+    `pictures` are RGB; they are scaled in place.
     """
     thumbnails, row_width = [], MAX_COLUMNS * (PANEL_SIZE + GAP) - GAP
     for picture in pictures:
@@ -169,9 +170,9 @@ def to_rgb_image(image: Image.Image | ChannelImage, channel_order: Sequence[int]
 
 @torch.no_grad()
 def denoising_picture(model: nn.Module, clean: torch.Tensor) -> Image.Image:
-    """Draws image, corrupted image, prediction and restored image, one row per normalised image (n, C, H, W).
+    """Draws image, corrupted image, prediction and restored image, one row per image.
 
-    The model is put into eval mode.
+    `clean` are normalised images (n, C, H, W); `model`, a [`DDePForPreTraining`], is put into eval mode.
     """
     model.eval()
     sigma = sum(model.config.sigma_range) / 2
@@ -242,7 +243,7 @@ def _shrink(picture: np.ndarray) -> np.ndarray:
 def confusion_picture(counts: torch.Tensor, names: Sequence[str]) -> Image.Image:
     """Draws a confusion matrix: the shares of each true class (row) by predicted class, in percent from 1 % up.
 
-    Rows of classes without a pixel are empty.
+    `counts` are those of a [`ConfusionMatrix`]. Rows of classes without a pixel are empty.
     """
     values = counts.cpu().double().numpy()
     fractions = values / np.maximum(values.sum(1, keepdims=True), 1)

@@ -391,7 +391,7 @@ def test_threads_share_a_model_and_pillows_settings(folder):
 
 def test_the_processor_of_a_model_from_nowhere_is_named(model_of, caplog):
     ddep_hub.predict(model_of(3), Image.new("RGB", (64, 64)))
-    assert "loaded from nowhere, so images get timm's mean and std" in caplog.text
+    assert "not loaded from a folder or the Hub, so images get timm's mean and std" in caplog.text
 
 
 def test_masks_as_pictures_with_palette(folder, scenes):
