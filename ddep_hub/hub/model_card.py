@@ -119,7 +119,10 @@ def write_card(folder: str | Path, repository: str | None = None) -> None:
 
 
 def render_card(folder: Path, repository: str | None = None) -> str | None:
-    """The card of a folder: from its template where there is a record of a run, else the one in the folder, if any."""
+    """The card of a model folder: from the template if there is a record of a run, else the folder's own card.
+
+    `repository` is the `org/name` in its snippets. Returns `None` if there is neither.
+    """
     old_card = read_text(folder / CARD) if (folder / CARD).is_file() else ""
     if not all((folder / name).is_file() for name in ("config.json", RUN, RESULTS)):
         return (old_card.replace(PLACEHOLDER, repository) if repository else old_card) or None
@@ -157,7 +160,10 @@ def _escape_markdown(value: Any) -> str:
 
 
 def build_published_card(folder: Path, repository: str, hub_card: str | None = None) -> str | None:
-    """The card to publish: the folder's, with what only the Hub's card has in the user's part and in its metadata."""
+    """The card to publish: the folder's, with what only `hub_card` has in its user's part and metadata.
+
+    `repository` is `org/name`; `hub_card` is the card that is on the Hub now, if any.
+    """
     card = render_card(folder, repository)
     if card is None and hub_card is not None and BEGIN in hub_card:
         # It tells of the weights that are replaced: only the user's text and metadata stay.
@@ -181,9 +187,9 @@ def build_published_card(folder: Path, repository: str, hub_card: str | None = N
 
 
 def add_baseline(folder: Path, other: Path) -> None:
-    """Has the card compare a fine-tuned model with one from a random decoder, `final/` of another run.
+    """Writes `baseline.json`, so that the card compares a fine-tuned model with one from a random decoder.
 
-    Writes `baseline.json`. A ValueError says why the two cannot be compared.
+    `other` is the folder `final/` of the other run. Raises a ValueError that says why if they cannot be compared.
     """
     for run_folder in (folder, other):
         if not ((run_folder / RUN).is_file() and (run_folder / RESULTS).is_file()):
@@ -213,7 +219,10 @@ def add_baseline(folder: Path, other: Path) -> None:
 
 
 def add_evaluation(folder: Path, evaluation: Path) -> None:
-    """Has the card show metrics of `ddep-hub evaluate`: writes `evaluation.json`, copies the confusion matrix."""
+    """Writes `evaluation.json` and copies the confusion matrix, so that the card shows metrics of `ddep-hub evaluate`.
+
+    Raises a ValueError if the results in `evaluation` are damaged or of another model.
+    """
     results = read_json(evaluation / RESULTS)
     arguments = results.pop("arguments", {})
     model = arguments.get("model")

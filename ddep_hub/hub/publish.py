@@ -106,8 +106,8 @@ def prepare_repository(
 ) -> str:
     """Creates the repository and the branch if they do not exist; returns the repository's full name.
 
-    Arguments are those of [`publish_folder`]. A PublishError says that the Hub refused, the tag is taken, or the
-    repository is public and should be private.
+    The arguments are those of [`publish_folder`]. Raises a PublishError if the Hub refuses, the tag is taken, or the
+    repository is public although `private` is set.
     """
     # False would override what an organisation has as its default.
     repo = call_hub(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True), f"creating {repo_id}")
@@ -176,7 +176,7 @@ class Verifier:
     """Compares a published model with what its folder computed before.
 
     Both are run on a fixed input; a decoder-only model on a randomly initialised encoder, so that no encoder has to be
-    downloaded.
+    downloaded. `folder` holds the files that are about to be published.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -188,9 +188,10 @@ class Verifier:
     def check(
         self, repo_id: str, commit: str, files: Mapping[str, Path], *, token: str | None, remote_code: bool
     ) -> None:
-        """Reads a commit back into an empty cache and compares files, by their path in the repository, and model.
+        """Reads a commit back into an empty cache and compares its files and its model.
 
-        A PublishError says that the files cannot be read back, differ, or do not make the same model.
+        `files` are the uploaded files, keyed by their path in the repository. With `remote_code`, the model is loaded
+        with the published code. Raises a PublishError if files cannot be read back or anything differs.
         """
         with tempfile.TemporaryDirectory(prefix="ddep-read-back-", ignore_cleanup_errors=True) as cache:
             hub_kwargs: dict[str, Any] = {"revision": commit, "cache_dir": cache, "token": token}

@@ -44,7 +44,8 @@ def stage(folder: Path, target: Path, *, decoder_only: bool, remote_code: bool) 
     """Puts the files to publish into an empty folder: no hidden files, and no links out of `folder`.
 
     Checkpoints of transformers' Trainer, which hold the optimizer's state, stay behind as in its `push_to_hub`. Files
-    that stay as they are become links. A trained encoder, which cannot be left out, is a ValueError.
+    that are not changed become links. `decoder_only` leaves the encoder out, which raises a ValueError if it was
+    trained; `remote_code` adds the model's code.
     """
     model_class(folder)
     source_root = folder.resolve()
