@@ -172,9 +172,10 @@ class Study:
     def finetune_arguments(
         self, method: Method, fraction: str, seed: int, folder: Path, decoder: str | None
     ) -> FinetuneArguments:
-        """Arguments of one fine-tuning run, in a folder below `folder`; the seed is that of the choice of images, too.
+        """Arguments of one fine-tuning run, in a folder below `folder`.
 
-        `decoder` is the folder of the method's pretrained decoder, if it has one.
+        `seed` also seeds the choice of labelled images. `decoder` is the folder of the method's pretrained decoder, if
+        it has one.
         """
         # Few labels may lack a class; that is part of what is measured.
         values = {"data": self.data, "allow_empty_classes": True, **method.finetuning}

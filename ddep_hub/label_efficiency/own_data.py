@@ -49,9 +49,8 @@ class Steps:
 def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
     """The study of a user's data: random decoder, shipped decoders that fit, and pretraining on the images themselves.
 
-    Pretraining, by denoising (DDeP) and by filling in masked patches, is on the images of `unlabelled` and on all
-    training images, whether their labels are used or not, at the scales of fine-tuning. Without `steps`, runs have
-    those of the preset.
+    Pretraining, by denoising (DDeP) and by filling in masked patches, uses the images of `unlabelled` and all training
+    images, whether their labels are used or not, at the scales of fine-tuning. `steps` are by default the preset's.
     """
     shared = _shared_arguments(args)
     settings = build_arguments(FinetuneArguments, {**shared, "data": args.data})
@@ -110,10 +109,10 @@ def read_steps(output: Path) -> Steps | None:
 
 
 def fit_steps(args: StudyArguments, study: Study) -> Steps:
-    """Steps with which all runs take `args.minutes`, from a short run of each kind; kept in `steps.json`.
+    """Chooses steps with which all runs of `study` take `args.minutes`, by timing a short run of each kind.
 
-    Fine-tuning and pretraining are shortened alike, and never longer than by default. `study` has the methods, labels
-    and seeds that are to run.
+    The steps are saved in `steps.json`. Fine-tuning and pretraining are shortened equally, and never longer than by
+    default. Raises a ValueError if the time is too short for this number of runs.
     """
     output = Path(args.output_dir)
     check_not_file(output)
@@ -185,12 +184,12 @@ def _fit_steps(args: StudyArguments, study: Study, output: Path) -> Steps:
 
 
 def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({})) -> str:
-    """Says in one sentence which decoder to start from.
+    """Recommends which decoder to start from.
 
-    The one with the highest mean at the fewest labels whose 95 % interval of the paired difference to a random decoder
-    is above 0. Of several that are compared, one may be so by chance: the sentence says of how many it is the best. It
-    repeats preset and decoder of `settings`, the arguments of fine-tuning from a random decoder: with others, it would
-    name a model that was not measured.
+    The one with the highest mean at the fewest labels, among those whose 95 % interval of the paired difference to a
+    random decoder is above 0. If several are compared, one may be ahead by chance, so a second sentence says how many
+    there are. The advice repeats preset and decoder of `settings`, the arguments of fine-tuning from a random decoder:
+    with others, it would name a model that was not measured.
     """
     preset = to_flags({name: value for name, value in settings.items() if name == "preset"})
     decoder = to_flags({name: value for name, value in settings.items() if name.startswith("decoder_")})
@@ -242,7 +241,7 @@ def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({}
 
 
 def draw_examples(study: Study, finals: Mapping[str, Path], path: Path) -> None:
-    """Draws the predictions of one model of each method, whose folder is given, on validation images."""
+    """Draws predictions on validation images; `finals` has the folder of one model of each method."""
     models = {name: load_model(folder) for name, folder in finals.items()}
     first_model = next(iter(models.values()))
     processor = load_processor(next(iter(finals.values())), first_model.config)

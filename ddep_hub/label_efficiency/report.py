@@ -158,7 +158,10 @@ def paired_difference(treated: Point, baseline: Point) -> Difference | None:
 
 
 def student_quantile(df: int) -> float:
-    """The 97.5 % quantile of Student's t distribution, for a two-sided 95 % interval; right to 0.01 from 11 on."""
+    """The 97.5 % quantile of Student's t distribution, for a two-sided 95 % interval.
+
+    `df` is the number of degrees of freedom; above 10, the result is an approximation, accurate to 0.01.
+    """
     table = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
     return table[df - 1] if df <= len(table) else 1.96 + 2.372 / df + 2.82 / df**2
 
@@ -290,7 +293,7 @@ def _format_labels_needed(points: Curves, baselines: list[str], treated: Point) 
 
 
 def import_figure() -> Any:
-    """matplotlib's class `Figure`."""
+    """matplotlib's class `Figure`; raises an ImportError that says how to install it."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -299,7 +302,7 @@ def import_figure() -> Any:
 
 
 def _plain(name: str) -> str:
-    """A name as matplotlib writes it as it is: `$` begins a formula there, and `_` a line that no legend names."""
+    """A name escaped for matplotlib, where `$` starts a formula and a leading `_` hides a line from the legend."""
     return "\u200b" * name.startswith("_") + name.replace("$", r"\$")
 
 

@@ -110,7 +110,7 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
     if study.own_data:
         shown = {method.name for method in reported}
         settings = next(method.finetuning for method in all_methods if method.baseline)
-        # Of the numbers of labels of this call; the report may have others.
+        # Only the numbers of labels of this call; the report may have others.
         requested_rows = [row for row in rows if row.fraction in study.seeds] or rows
         summary = recommend([row for row in requested_rows if row.method in shown], settings)
         summary = "\n\n".join([summary, *_leaks(study)])
@@ -153,7 +153,10 @@ def build_study(args: StudyArguments, steps: Steps | None = None) -> Study:
 
 
 def check_study(study: Study, table: Path) -> None:
-    """Checks the arguments of every run, and the existing rows, before the first run."""
+    """Checks the arguments of every run, and the existing rows, before the first run.
+
+    Raises a ValueError if an argument of a method is wrong, or a row was made with other settings.
+    """
     settings = {method.name: study.settings(method) for method in study.methods}
     for row in read_rows(table):
         if settings.get(row.method, row.settings) != row.settings:
@@ -167,7 +170,7 @@ def check_data(study: Study, output: Path) -> None:
     """Compares a study's images with those its folder was started with, by name and size.
 
     Settings do not include the location of the images, so they may move. `data.json` holds fingerprints of the
-    labelled and the unlabelled images; it is written the first time.
+    labelled and the unlabelled images; it is written the first time. Raises a ValueError if the images differ.
     """
     path, current = output / "data.json", _fingerprints(study)
     with lock_file(path.with_name(f".{path.name}.lock"), wait=True):
@@ -185,7 +188,7 @@ def check_data(study: Study, output: Path) -> None:
 def _fingerprints(study: Study) -> dict[str, str]:
     finetuning = study.finetune_arguments(study.methods[0], "1", 0, Path(), None)
     splits = open_train_and_val(finetuning)
-    check_held_out(finetuning, *splits)  # all of them: a small choice of labels may miss it, and a larger one not
+    check_held_out(finetuning, *splits)  # of all labels: a small choice may miss an image that a larger one has
     parts = [(dataset.fingerprint, dataset.classes.names, dataset.classes.ignore_index) for dataset in splits]
     fingerprints = {"data": compute_fingerprint(*parts)}
     if study.own_data and not study.images:
@@ -203,7 +206,7 @@ def _fingerprints(study: Study) -> dict[str, str]:
 
 
 def _leaks(study: Study) -> list[str]:
-    """What [`describe_leaks`] says of the user's own data."""
+    """The warnings of [`describe_leaks`] about the user's own data."""
     args = study.finetune_arguments(study.methods[0], "1", 0, Path(), None)
     return describe_leaks(dataclasses.replace(args, unlabelled=study.images), *open_train_and_val(args))
 
@@ -215,7 +218,8 @@ def run_study(study: Study, output: Path, args: StudyArguments) -> str:
     fine-tuning run, `output/runs/<run>/` keeps the arguments, metrics, chosen images and pictures, but no weights.
     Interrupted runs resume from their checkpoints. Several processes started on one folder share the runs.
 
-    Returns what runs whose loss was not finite say; empty if there are none.
+    Returns the messages of runs whose loss was not finite, empty if there are none. Raises a RunInterrupted if a
+    signal came.
     """
     table = output / "results.csv"
     check_not_file(output)
@@ -258,9 +262,10 @@ class PretrainingDiverged(FloatingPointError):
 
 
 def _run_method(study: Study, method: Method, fraction: str, seed: int, output: Path) -> bool:
-    """Pretrains a run's decoder if there is none yet, fine-tunes and adds the row; returns whether it did.
+    """Pretrains a run's decoder if there is none yet, fine-tunes and adds the row.
 
-    A BlockingIOError says that another process is pretraining this decoder or has this run.
+    Returns whether there was anything to do. Raises a BlockingIOError if another process is pretraining this decoder
+    or has this run, and a FloatingPointError, [`PretrainingDiverged`] in pretraining, if the loss was not finite.
     """
     decoder, error, steps = None, None, 0
     if method.pretraining is not None:
@@ -307,7 +312,10 @@ def _run_method(study: Study, method: Method, fraction: str, seed: int, output: 
 
 @contextlib.contextmanager
 def _try_claim(folder: Path) -> Iterator[None]:
-    """Keeps other processes of the study off a run; the run's own lock covers only the training, not the row."""
+    """Keeps other processes of the study off a run; the run's own lock covers only the training, not the row.
+
+    Raises a BlockingIOError if another process has the run.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with lock_file(folder.with_name(f".{folder.name}.claim")):
         yield
