@@ -113,7 +113,7 @@ def prepare(
         except ValueError as error:
             if not dataset.notes:
                 raise
-            raise ValueError(f"{error}. Of the source: {'; '.join(dataset.notes)}") from error
+            raise ValueError(f"{error}. Notes on the source: {'; '.join(dataset.notes)}") from error
     statistics = {split: ClassStatistics(dataset.classes.names, dataset.classes.ignore_index) for split in splits}
     # Arrays only count as images if there are no others, so tiles must be arrays too.
     as_arrays = any(isinstance(example.image, Path) and is_array(example.image) for example in dataset.examples)

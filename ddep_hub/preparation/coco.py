@@ -33,7 +33,11 @@ def is_coco(content: Any) -> bool:
 
 
 def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
-    """Reads objects from the content of each json file; crowds count as objects, images without any as background."""
+    """Reads objects; crowds count as objects, images without objects as background.
+
+    `root` is the folder to look for the images in, `files` the content of each JSON file. Raises a ValueError if a
+    file is incomplete, all images are missing, or two files annotate the same image.
+    """
     import_pycocotools()
     finder = ImageFinder(root)
     files, notes = _drop_keypoint_files(files)
@@ -61,7 +65,10 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
                         shape = _parse_shape(annotation, names.get(name, 0), size)
                     except (ValueError, OverflowError) as error:
                         number = annotation.get("id")
-                        raise ValueError(f"{path}, annotation {number} of {entry['file_name']}: {error}.") from error
+                        raise ValueError(
+                            f"{path}, annotation {number} of {entry['file_name']}: {error}. Export the annotations "
+                            "again, or correct the file."
+                        ) from error
                     num_dropped += shape is None
                     shapes += [shape] if shape is not None else []
                 image_size = (int(size[0]), int(size[1])) if all(size) else None
@@ -206,7 +213,7 @@ def _parse_shape(annotation: Mapping[str, Any], class_id: int, size: Sequence[An
     height, width = (int(side) for side in segmentation.get("size") or (size[1], size[0]))
     runs = _decode_counts(counts) if isinstance(counts, str) else np.asarray(counts, np.int64)
     missing = height * width - int(runs.sum())
-    # pycocotools reads on behind the last run, whatever is there.
+    # pycocotools would read past the end of the last run.
     if missing < 0 or runs.min(initial=0) < 0 or (missing and isinstance(counts, str)):
         raise ValueError(f"its run lengths do not add up to {width}x{height} pixels")
     runs = np.append(runs, [missing] if len(runs) % 2 == 0 else [0, missing])  # the last background may be left out
@@ -215,19 +222,19 @@ def _parse_shape(annotation: Mapping[str, Any], class_id: int, size: Sequence[An
 
 
 def _decode_counts(text: str) -> np.ndarray:
-    """The run lengths in a compressed code of COCO.
+    """Decodes COCO's compressed run lengths.
 
-    Each is a number of digits of 5 bits, the lowest first; from the fourth on, it is the difference to the run of the
-    same kind before.
+    Each is a number of 5-bit digits, lowest first; from the fourth run on, it is the difference from the previous run
+    of the same kind.
     """
     values = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
-    ends = np.flatnonzero(values & 32 == 0)  # the other digits have a bit that says that more follow
+    ends = np.flatnonzero(values & 32 == 0)  # in the other digits, this bit says that more follow
     if not len(values) or values.min() < 0 or values.max() > 63 or ends[-1:] != len(values) - 1:
-        raise ValueError("its run lengths are no code of COCO")
+        raise ValueError("its run lengths are not COCO's code")
     starts = np.append(0, ends[:-1] + 1)
     places = np.arange(len(values)) - np.repeat(starts, ends - starts + 1)
-    if places.max() > 9:  # digits of no number of pixels
-        raise ValueError("its run lengths are no code of COCO")
+    if places.max() > 9:  # too many digits for a number of pixels
+        raise ValueError("its run lengths are not COCO's code")
     runs = np.add.reduceat((values & 31) << 5 * places, starts)
     runs = np.where(values[ends] & 16, runs - (1 << 5 * (places[ends] + 1)), runs)  # two's complement
     runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
@@ -235,7 +242,7 @@ def _decode_counts(text: str) -> np.ndarray:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a json file, in UTF-8 or UTF-16, with or without a mark of the byte order."""
+    """The content of a JSON file, in UTF-8 or UTF-16, with or without a byte order mark."""
     try:
         return json.loads(path.read_bytes())
     except UnicodeDecodeError as error:

@@ -23,9 +23,11 @@ _JSON = {"coco": is_coco, "labelme": is_labelme, "label-studio": is_label_studio
 
 
 def read_source(source: Path, name: str | None = None, classes: Path | None = None) -> Source:
-    """Reads labelled images, of a folder or an annotation file, in the format `name` or the one that is detected.
+    """Reads labelled images from a folder or an annotation file.
 
-    `classes` is a `classes.json` for masks whose values or colours do not tell the class names.
+    `name` is one of `LABELLED_FORMATS`, by default detected; `classes` is a `classes.json` for masks whose values or
+    colours do not tell the class names. Raises a FileNotFoundError if there is no source or nothing in it is
+    recognised, and a ValueError if it is damaged or not of this format.
     """
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist. Pass a folder or an annotation file.")
@@ -88,7 +90,7 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
 
 
 def _find_cvat_files(root: Path) -> list[Path]:
-    """XML files that CVAT may have written, whatever their names; those of Pascal VOC hold one `annotation` each."""
+    """XML files that CVAT may have written, whatever their names; unlike Pascal VOC's, they hold `<annotations>`."""
 
     def is_cvat(path: Path) -> bool:
         with path.open("rb") as file:

@@ -38,9 +38,10 @@ _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
 def read_image_file(path: Path, page: int | None = None) -> RawImage:
-    """An upright image as its file holds it; an array if it is one, or a TIFF that Pillow would read in part.
+    """An upright image as its file holds it; an array if it is one, or a TIFF that Pillow would only read in part.
 
-    Without a `page`, all pages of a TIFF are read, as channels.
+    `page` is the page of a TIFF; by default, all pages are read, as channels. Raises a BadFileError if the file is
+    damaged, not an image, or needs `tifffile`.
     """
     if is_array(path):
         try:
@@ -86,7 +87,7 @@ def read_image_file(path: Path, page: int | None = None) -> RawImage:
 def _read_by_pillow(opened: Image.Image, are_labels: bool = False) -> Image.Image | None:
     """The current page of an opened TIFF; `None` if Pillow reduces its colours to 8 bits or drops channels.
 
-    Of labels, the stored values count, see [`has_inverted_labels`].
+    With `are_labels`, the values are those that are stored, see [`has_inverted_labels`].
     """
     tags, bands = getattr(opened, "tag_v2", {}), len(opened.getbands())
     is_complete = tags.get(277, bands) == bands and (max(tags.get(258, (1,))) <= 8 or opened.mode[0] in "IF")
@@ -103,8 +104,8 @@ def _read_page(path: Path, page: int) -> tuple[int, Image.Image | None]:
     opened, indices = _open_stack(path, path.stat().st_mtime_ns)
     try:
         with disallow_truncated_images():
-            opened.seek(0)  # which alone says what has written the file
-            # Bool values are a mask's; 8 bits may be those of an image, which is meant as it is shown.
+            opened.seek(0)  # the only page that names the program that wrote the file
+            # Pages of 1 bit are masks; pages of 8 bits may be images, which mean the values that are displayed.
             are_labels = opened.mode == "1" and has_inverted_labels(opened)
             opened.seek(indices[page])
             return indices[page], _read_by_pillow(opened, are_labels)
@@ -183,9 +184,10 @@ def crop(image: RawImage, size: tuple[int, ...], top: int, left: int, height: in
 def iter_tiles(
     size: tuple[int, int], tile: int, overlap: int, rows: tuple[float, float] = (0.0, 1.0)
 ) -> Iterator[tuple[int, int, int, int]]:
-    """Top, left, height and width of the tiles that cover an image (height, width); none reaches over its edge.
+    """Top, left, height and width of the tiles that cover an image of `size` (height, width), all inside it.
 
-    `overlap` is the least of neighbours; `rows` says where the part to cover begins and ends, from 0.0 to 1.0.
+    `tile` is the side of the tiles and `overlap` the minimum overlap of neighbours, in pixels; `rows` says where the
+    part to cover begins and ends, from 0.0 to 1.0.
     """
     first_row, end = (round(size[0] * share) for share in rows)
     height, width = min(tile, end - first_row), min(tile, size[1])
@@ -195,9 +197,10 @@ def iter_tiles(
 
 
 def write_image_file(target: Path, image: RawImage, size: tuple[int, ...], *, as_array: bool) -> Path:
-    """Writes an image with its depth and channels, as PNG if that holds them, else as TIFF, or as .npy.
+    """Writes an image with its depth and channels: as PNG if that can hold them, else as TIFF.
 
-    The target has no suffix yet; returns the file.
+    `target` is the path without suffix, `size` the image's (height, width); `as_array` writes arrays as .npy. Returns
+    the file.
     """
     if isinstance(image, Image.Image):
         path = target.with_name(target.name + (".png" if image.mode in _PNG_MODES else ".tif"))

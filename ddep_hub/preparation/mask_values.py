@@ -50,7 +50,10 @@ class MaskReader:
         self.as_colors = self.as_colors or (self.table is not None and self.table.mask_colors is not None)
 
     def collect_values(self, masks: Sequence[tuple[Path, int | None]]) -> set[Any]:
-        """The values or colours of all masks, which have a page each, or none; not some values and some colours."""
+        """The values or colours of all `masks`, each a file and its page (`None` for a file that is one mask).
+
+        Raises a ValueError if some masks are in colour and others are not.
+        """
         self.palettes_as_colors = palettes_differ([path for path, page in masks if page is None])
         self.as_colors = self.as_colors or self.palettes_as_colors
         values = self._collect_values(masks)
@@ -84,7 +87,7 @@ class MaskReader:
         return values
 
     def read(self, path: Path, page: int | None) -> np.ndarray:
-        """The values (H, W) or colours (H, W, 3) of a mask; a BadFileError if they cannot be told."""
+        """The values (H, W) or colours (H, W, 3) of a mask; raises a BadFileError if they cannot be determined."""
         if page is not None:
             picture = read_image_file(path, page)
         else:

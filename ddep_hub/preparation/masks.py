@@ -89,7 +89,8 @@ def _make_source(
 ) -> Source:
     """Masks whose values or colours become class ids; stacks are taken apart into their pages.
 
-    The files are split, name, image and mask of each sample; the notes are extended.
+    `files` are split, name, image and mask of each sample; `table` holds the classes, if they are known; `notes` is
+    extended.
     """
     groups = groups or {}
     pages: list[tuple[str | None, str, Path, Path, int | None, str | None]] = []
@@ -257,7 +258,10 @@ def _object_folders(root: Path) -> dict[Path, list[Path]]:
 
 
 def read_object_folders(root: Path, table: ClassTable | None) -> Source | None:
-    """One mask file per object, as in the Data Science Bowl 2018: their union is the class; `None` without any."""
+    """One mask file per object, as in the Data Science Bowl 2018: their union is the class; `None` without any.
+
+    Raises a ValueError if a folder holds several images, or other files in place of masks.
+    """
     folders = _object_folders(root)
     if not folders:
         return None

@@ -102,8 +102,9 @@ def select(
 ) -> list[Path]:
     """Copies the images chosen by [`select_images`] to `images/`, lists them in `selected.txt`, draws `selected.png`.
 
-    The list holds the images in the order they were chosen, as `split_file` of fine-tuning reads them. The output
-    folder must be empty; the other arguments are those of [`select_images`], whose result is returned.
+    The list holds the images in the order they were chosen, as `split_file` of fine-tuning reads them. `output_dir`
+    must be empty, otherwise raises a FileExistsError; the other arguments are those of [`select_images`]. Returns the
+    chosen files.
     """
     output_dir, pretrained = Path(os.path.expanduser(output_dir)), os.path.expanduser(pretrained)
     check_empty(output_dir)
@@ -174,8 +175,8 @@ def greedy_medoids(
 ) -> list[int]:
     """Chooses points one by one, each minimising the sum of all squared distances to the nearest chosen point.
 
-    Of points (n, dimensions), the indices of candidates in the order they were chosen; ties go to the first. Those in
-    `chosen_before` count as chosen.
+    `points` are (n, dimensions), `candidates` the indices that can be chosen, and those in `chosen_before` count as
+    already chosen. Returns `number` indices in the order they were chosen; ties go to the first.
     """
     nearest = torch.full((len(points),), torch.inf, dtype=points.dtype)
     for index in chosen_before:

@@ -50,7 +50,14 @@ class Example:
 
 @dataclass
 class Source:
-    """What was found: the format in words, the classes, the labelled images, and what else is worth a line."""
+    """What was found.
+
+    Args:
+        kind: The format, in words.
+        classes: The classes.
+        examples: The labelled images.
+        notes: What else is worth a line, such as images that are missing.
+    """
 
     kind: str
     classes: ClassTable
@@ -73,7 +80,7 @@ def pluralize(number: int, noun: str) -> str:
 class ImageFinder:
     """Finds the images that annotations name, which have rarely stayed where they were annotated.
 
-    `may_be_empty` says that the annotations may hold the images.
+    `root` is the folder to look in; it may be without images if `may_be_empty`, as annotations may contain them.
     """
 
     def __init__(self, root: Path, *, may_be_empty: bool = False) -> None:
@@ -96,7 +103,8 @@ class ImageFinder:
     def find(self, name: str, annotation_dir: Path, split: str | None = None) -> Path | None:
         """The file of a name, path or address: as a path, or the only one of this name; `None`, and noted, if none is.
 
-        Of several images, the one in a folder of the annotation's split is meant; else they are a ValueError.
+        If several files have the name, the one in a folder of the annotation's `split` is meant; raises a ValueError
+        if that does not decide it.
         """
         url, text = urlsplit(name), name
         if url.netloc or url.query:
@@ -138,7 +146,10 @@ class ImageFinder:
         return not any(map(is_mask_folder, path.relative_to(base).parts[:-1]))
 
     def find_namesake(self, annotation: Path, image: Path | None) -> Path | None:
-        """The only image with the name of an annotation's file, beside it or beside the image that it names."""
+        """The image with the name of an annotation's file, beside it or beside the image that it names.
+
+        `None` if there is no such image, or several.
+        """
         folders = {path.parent for path in (annotation, image) if path is not None}
         matches = [path for path in self.by_stem.get(annotation.stem.lower(), []) if path.parent in folders]
         return matches[0] if len(matches) == 1 else None
@@ -232,8 +243,9 @@ def rotate_polygon(polygon: Sequence[float], degrees: float, x: float, y: float)
 def shapes_mask(image: Path | Image.Image, shapes: Sequence[Shape], size: tuple[int, int] | None) -> np.ndarray:
     """Class ids of drawn objects over background, 0; smaller objects lie over larger ones.
 
-    The image is a file, or upright. `size` is the width and height that the annotation gives, of the upright image or,
-    with the objects, of the stored one. Returns uint8 or int32 (H, W) of the upright image.
+    `image` is a file or an upright image. `size` is the (width, height) that the annotation gives, `None` if it does
+    not; `shapes` are drawn on the upright image, or on the stored one if `size` fits that alone. Returns uint8 or
+    int32 (H, W) of the upright image. Raises a ValueError if `size` fits neither.
     """
     is_transposed = left_right = top_bottom = False
     picture = read_image_file(image) if isinstance(image, Path) else image
@@ -287,8 +299,8 @@ def _encode(shape: Shape, width: int, height: int) -> Mapping[str, Any]:
     polygons = [list(part) for part in shape.polygons if len(part) >= 6]
     if not polygons:
         return encode_bitmap(np.zeros((height, width), bool))
-    if any(not abs(value) < MAX_COORDINATE for part in polygons for value in part):  # nor is NaN
-        raise ValueError("an object has a coordinate that is not a number, or far outside. Correct it.")
+    if any(not abs(value) < MAX_COORDINATE for part in polygons for value in part):  # or NaN
+        raise ValueError("an object has a coordinate that is not a number, or far outside the image. Correct it.")
     mask_utils = import_pycocotools()
     code: dict[str, Any] = mask_utils.merge(mask_utils.frPyObjects(polygons, height, width))
     if mask_utils.area(code) == 0:  # smaller than a pixel, but an object
@@ -318,7 +330,7 @@ def empty_images_note(number: int) -> str:
 class ObjectAnnotations:
     """Collects the examples and classes that readers of annotation tools find, and counts what they skip.
 
-    `may_be_empty` says that the annotations may hold the images.
+    The arguments are those of [`ImageFinder`].
     """
 
     def __init__(self, root: Path, *, may_be_empty: bool = False) -> None:
@@ -348,7 +360,10 @@ class ObjectAnnotations:
         description: str,
         split: str | None = None,
     ) -> None:
-        """Adds an image, once, with its objects; `description` says what annotates it."""
+        """Adds an image with its objects; `description` says what annotates it.
+
+        Raises a ValueError if the image was added before: one of its masks would be wrong.
+        """
         if existing := self._sources.get(image.resolve()):
             raise ValueError(
                 f"{image} is annotated by both {existing} and {description}. Keep one, or correct its image's name."
@@ -364,7 +379,7 @@ class ObjectAnnotations:
         self.num_empty += not shapes
 
     def build_source(self, kind: str) -> Source:
-        """All that was added; nothing is a ValueError."""
+        """The [`Source`] of all that was added; raises a ValueError if that is nothing."""
         notes = self.finder.notes() + self.notes
         if not self.examples:
             raise ValueError(f"{self.root}: no annotated image is left to use. {'; '.join(notes)}")

@@ -19,8 +19,9 @@ logger = logging.getLogger(__name__)
 def write_unlabelled(source: Path, folder: Path, tile: int | None, overlap: int) -> Counter[str]:
     """Writes the pages of TIFF stacks, or tiles, to `images/` in a folder.
 
-    The source is an image file, or a folder in which masks are left out, see [`unlabelled_images`]. Returns the number
-    of `images` in the source, of their `pages`, and of the files `written`.
+    `source` is an image file, or a folder in which masks are left out, see [`unlabelled_images`]. `tile` is the side
+    of the tiles and `overlap` the minimum overlap of neighbours, in pixels; without `tile`, whole pages are written.
+    Returns the number of `images` in the source, of their `pages`, and of the files `written`.
     """
     files = _find_images(source)
     num_pages = [count_pages(file) for file in files]

@@ -336,7 +336,7 @@ def test_compressed_runs_are_read_as_by_pycocotools():
         ({"counts": [9999]}, "annotation 7 of a.png: its run lengths do not add up to 40x30 pixels"),
         ({"counts": [-100, 1300]}, "annotation 7 of a.png: its run lengths do not add up"),
         ({"counts": "T3T3"}, "annotation 7 of a.png: its run lengths do not add up"),
-        ({"counts": "~é"}, "annotation 7 of a.png: its run lengths are no code"),
+        ({"counts": "~é"}, "annotation 7 of a.png: its run lengths are not COCO's code"),
         ({"counts": [100], "size": [9, 9]}, "annotation 7 of a.png: its run lengths do not add up to 9x9"),
         ({"counts": [10, 71], "size": [9, 9]}, r"a\.png: an object's mask has size 9x9, the image 40x30"),
         ([[10, 5, float("nan"), 5, 30, 25]], r"a\.png: an object has a coordinate that is not a number"),
