@@ -79,17 +79,18 @@ def list_presets(kind: str) -> list[str]:
 
 
 def preset_file(kind: str, name: str) -> Path:
-    """The file of a preset; if there is none, a ValueError names the closest one."""
+    """The file of a preset; raises a ValueError that names the closest one if there is none."""
     if name not in list_presets(kind):
         raise ValueError(f"preset: there is no {did_you_mean(name, list_presets(kind))} `ddep-hub list` lists them.")
     return PRESETS / kind / f"{name}.yaml"
 
 
 def build_arguments(cls: type[Arguments], values: Mapping[str, Any], arguments: Arguments | None = None) -> Arguments:
-    """Arguments from keywords, as the functions of Python take them; a `preset` among them is read first.
+    """Builds the arguments of a Python function from its keywords, `values`; a `preset` among them is read first.
 
-    `arguments` are those that the keywords are to override; they stay as they are. An argument that does not exist,
-    and arguments of another class or beside a preset, are a TypeError; a wrong value is a ValueError.
+    `arguments` are overridden by the keywords, in a copy. Raises a TypeError if an argument does not exist (names the
+    closest one), or if `arguments` is not a `cls` or comes with a preset; a ValueError if a value has the wrong type
+    or is out of range, or there is no such preset.
     """
     if arguments is not None:
         if not isinstance(arguments, cls):
@@ -132,8 +133,14 @@ def parse_command(
         cls: A dataclass of arguments, such as [`PretrainArguments`]; its docstring is the description in the help.
         argv: The command line; `sys.argv[1:]` by default.
         command: What the help calls the program, such as `ddep-hub predict`.
-        positionals: Positional arguments, with what `argparse.ArgumentParser.add_argument` takes for each; their
-            values are returned beside the arguments.
+        positionals: Positional arguments, with what `argparse.ArgumentParser.add_argument` takes for each.
+
+    Returns:
+        The arguments, and the values of `positionals`.
+
+    Raises:
+        SystemExit: An argument, on the command line or in a file, is unknown (names the closest one), has the wrong
+            type or is out of range.
     """
     parser = _Parser(cls, prog=command, allow_abbrev=False, description=cls.__doc__)
     for name, options in positionals.items():
@@ -241,7 +248,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def load_yaml(path: str | Path) -> Any:
-    """The content of a YAML file in UTF-8, in which a key that is set twice is an error."""
+    """The content of a YAML file; raises a ValueError that names the line if it is not valid or sets a key twice."""
     try:
         return yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeyLoader)
     except UnicodeDecodeError as error:
@@ -254,7 +261,7 @@ def load_yaml(path: str | Path) -> Any:
 
 
 def read_yaml(path: str | Path, cls: type[Dataclass]) -> dict[str, Any]:
-    """Reads a file of arguments."""
+    """Reads a YAML file of arguments of `cls`; raises a ValueError for unknown ones and values of the wrong shape."""
     values = load_yaml(path) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold `argument: value` lines, got a {type(values).__name__}.")
@@ -270,9 +277,9 @@ def read_yaml(path: str | Path, cls: type[Dataclass]) -> dict[str, Any]:
 
 
 def check_shapes(cls: type[Dataclass], values: Mapping[str, Any], context: str) -> None:
-    """Checks values, which errors call `context`, for what a command line could not express.
+    """Raises a ValueError for values that a command line could not express; `context` is where they are from.
 
-    That is lists of arguments that take one value, nested values, and text that YAML reads as true or false.
+    These are lists for arguments that take one value, nested values, and text that YAML reads as true or false.
     """
     hints = get_type_hints(cls)
     for name, value in values.items():
@@ -296,7 +303,7 @@ def write_yaml(arguments: Any, path: str | Path) -> None:
 
 
 def to_pair(name: str, values: list[int]) -> tuple[int, int] | None:
-    """One number twice, or two numbers; `None` for none. More are a ValueError."""
+    """One number twice, or two numbers; `None` for none. Raises a ValueError for more."""
     if len(values) > 2:
         raise ValueError(f"{name} takes one number or two, got {values}.")
     return (values[0], values[-1]) if values else None

@@ -55,7 +55,8 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     be a hidden folder, which [`run_lock`] removes. Everything is on the disk, and not in the system's buffers alone,
     before the name is given.
 
-    The current folder and mounted ones cannot get another name. If they are empty, they are filled instead.
+    The current folder and mounted ones cannot get another name. If they are empty, they are filled instead, otherwise
+    raises a FileExistsError.
     """
     path = Path(os.path.abspath(path))
     check_replaceable(path)
@@ -152,9 +153,9 @@ def _flush(path: Path) -> None:
 
 @contextlib.contextmanager
 def lock_file(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """A lock that the system takes away when the process ends, however that comes about.
+    """Locks a file; the system releases the lock when the process ends, however that happens.
 
-    If another process has it, `wait` waits for it; else that is a BlockingIOError.
+    If another process has it, waits if `wait` is set, and raises a BlockingIOError otherwise.
     """
     try:
         import fcntl

@@ -77,6 +77,7 @@ def get_native_precision(device: torch.device, channels: int = 3) -> str:
     """Returns `"bf16"` for devices with units for products of bfloat16 matrices, else `"no"`.
 
     These are GPUs from Ampere on and CPUs with AMX. Elsewhere bfloat16 is emulated: hundreds of times slower on a CPU.
+    `channels` are those of the images, see [`supports_bf16_convolution`].
     """
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
@@ -97,9 +98,9 @@ TIMEOUT = timedelta(hours=2)
 def build_accelerator(mixed_precision: str, *, channels: int = 3, **kwargs: Any) -> Accelerator:
     """Builds the accelerator of a run.
 
-    `mixed_precision` is `"no"`, `"bf16"` or `"fp16"`; or `"auto"` for what `accelerate launch` has been told, or,
-    without the launcher, for [`get_native_precision`]. A warning says if bfloat16 was asked for and is wrong for the
-    channels.
+    `mixed_precision` is `"no"`, `"bf16"`, `"fp16"`, or `"auto"` for what `accelerate launch` has been told or, without
+    the launcher, for [`get_native_precision`]. A warning says if bfloat16 gives wrong results with `channels`, the
+    number of channels of the images. `kwargs` are passed on to `Accelerator`.
     """
     uses_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     device = torch.device("cuda" if uses_gpu else "cpu")
@@ -130,12 +131,11 @@ _run_lock = threading.RLock()  # a comparison's runs are nested in it, in one th
 
 @contextlib.contextmanager
 def isolate_state() -> Iterator[None]:
-    """Context for a run in a program of others: it trains even where gradients are off, and may seed at will.
+    """Context for a run inside another program: it trains even where gradients are off, and may seed at will.
 
-    New tensors are float32, whatever the program's default.
-
-    The generators of `random`, NumPy and torch are as before afterwards; of GPUs, that of the current one. So are the
-    number format and the micro-batches of the program's own `Accelerator`, which all accelerators share.
+    New tensors are float32, whatever the program's default. Afterwards, the generators of `random`, NumPy and torch
+    (of GPUs, that of the current one) are as before. So are the mixed precision and the gradient accumulation of the
+    program's own `Accelerator`, which all accelerators share.
 
     Raises:
         RuntimeError: Another thread of the process is in such a context: the two would share all of this.
@@ -187,8 +187,8 @@ def sum_over_processes(accelerator: Accelerator, counts: np.ndarray) -> np.ndarr
 def on_main_process(accelerator: Accelerator, action: Callable[[], Result]) -> Result | None:
     """Runs an action in the main process while the others wait; returns its result there, `None` in the others.
 
-    An error is raised in every process, in the others as a RuntimeError; they would wait for the main one until their
-    time-out.
+    An error is raised in every process, in the others as a RuntimeError; otherwise they would wait for the main
+    process until their time-out.
     """
     result, error = None, None
     if accelerator.is_main_process:

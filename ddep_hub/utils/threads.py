@@ -1,4 +1,4 @@
-"""State that threads of a process share, changed for a time by several of them at once."""
+"""Temporary changes to state that all threads of a process share."""
 
 import contextlib
 import threading
@@ -12,13 +12,13 @@ _changes: dict[Hashable, tuple[int, Callable[[], None]]] = {}
 
 @contextlib.contextmanager
 def shared_change(key: Hashable, change: Callable[[], Callable[[], None]]) -> Iterator[None]:
-    """Changes something that other threads see: the first to come changes it, the last to leave changes it back.
+    """Changes something that threads share: the first one to enter makes the change, the last one to leave undoes it.
 
-    Otherwise, one thread would take back what another still needs, and that one would restore the changed state.
+    Otherwise, one thread would undo what another still needs, and that one would later restore the changed state.
 
     Args:
-        key: What is changed, and how.
-        change: Changes it, and returns what changes it back.
+        key: Identifies the change.
+        change: Makes the change, and returns a function that undoes it.
     """
     with _lock:
         users, undo = _changes.get(key) or (0, change())
@@ -36,7 +36,7 @@ def shared_change(key: Hashable, change: Callable[[], Callable[[], None]]) -> It
 
 @contextlib.contextmanager
 def shared_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Sets an attribute, such as a setting of a library, see [`shared_change`]."""
+    """Sets an attribute of `owner` inside the block, such as a setting of a library; see [`shared_change`]."""
 
     def change() -> Callable[[], None]:
         previous = getattr(owner, name)

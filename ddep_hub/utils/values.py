@@ -44,8 +44,8 @@ def convert(name: str, value: Any, hint: Any) -> Any:
 
     Only plain objects can be written to YAML and JSON: NumPy's scalars, arrays and tensors become numbers and lists,
     and paths become text. Text is read as on the command line, a number without a fraction counts as a whole one, a
-    number stands for text, and a single value for a list of one. Hints are `bool`, `int`, `float`, `str`, a `Literal`
-    of texts, a `list` of one of these, or one of all these with `| None`.
+    number stands for text, and a single value for a list of one. `hint` is `bool`, `int`, `float`, `str`, a `Literal`
+    of texts, a `list` of one of these, or any of these with `| None`. Raises a ValueError that says what is allowed.
     """
     try:
         return _convert_value(value, hint)
