@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 1 if files, models, data or the Hub cannot be used; 2 if there is no such command; 75 if a
-        run was stopped after a checkpoint; 130 after Ctrl-C.
+        run was stopped and can be resumed; 130 after Ctrl-C.
 
     Raises:
         SystemExit: After `--help`, and for arguments that cannot be parsed (code 2).
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         with track_time(start):
             getattr(commands, name if name != "list" else "list_shipped")(arguments)
     except Exception as error:
-        if hasattr(error, "exit_code"):  # a run that was stopped, and has said so
+        if hasattr(error, "exit_code"):  # a run that was stopped, and has printed why
             return int(error.exit_code)
         line = format_error(error)
         if line is None or "--debug" in argv:
