@@ -21,7 +21,7 @@ _MAX_ID = 459
 
 
 def convert_label_map(label_map: np.ndarray) -> np.ndarray:
-    """Converts official ids 0..459 (H, W) to uint8 (H, W): class id + 1 for the registry's 59 classes, 0 for others."""
+    """Converts official ids 0..459 (H, W) to uint8 (H, W): class id + 1 for the 59 classes used here, 0 for others."""
     if label_map.ndim != 2 or not label_map.size or not np.issubdtype(label_map.dtype, np.integer):
         raise ValueError(f"label map must be integers of shape (H, W), not {label_map.dtype} of {label_map.shape}")
     if label_map.min() < 0 or label_map.max() > _MAX_ID:

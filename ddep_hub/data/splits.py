@@ -137,8 +137,8 @@ def read_split_file(path: str | Path, known_ids: Collection[str] = ()) -> list[s
     One image per line: its path, and after white space optionally its mask's path, which is not used. Empty lines and
     lines that start with # are skipped. A sample id is the image's path without suffix and without a leading
     `images/<split>/`, or `JPEGImages/` as in VOC's lists; from Cityscapes' names, `leftImg8bit/<split>/` and the
-    ending `_leftImg8bit` are removed too, so that the sample id names the frame. A line that is one of `known_ids`, with or
-    without a suffix, stands for that id. Raises a ValueError that names the line if an image is listed twice.
+    ending `_leftImg8bit` are removed too, so that the sample id names the frame. A line that is one of `known_ids`,
+    with or without a suffix, stands for that id. Raises a ValueError that names the line if an image is listed twice.
     """
     first_line: dict[str, int] = {}
     text = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape")  # names of files need not be UTF-8

@@ -202,7 +202,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         return 1 << (min(num_workers, self.lanes).bit_length() - 1) if num_workers > 0 else 0
 
     def head(self, count: int) -> list[Sample]:
-        """The first `count` samples of the first source, undecoded, in the order of its shards; fewer if it has fewer."""
+        """The first `count` samples of the first source, or all of fewer, undecoded and in the order of its shards."""
         return [sample for _, sample in self._read_head(count)]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

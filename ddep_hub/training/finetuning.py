@@ -78,10 +78,13 @@ def finetune(arguments: FinetuneArguments | None = None, **kwargs: Any) -> dict[
         RunInterrupted: A signal came or `max_time` was up; a checkpoint was written, unless the run was still
             measuring `pretraining_minutes`.
         CheckpointError: A checkpoint cannot be written or read, or belongs to another run.
+        BlockingIOError: Another process runs in the same folder.
         FileExistsError: The run folder holds another run, or files that are not a run's.
         FileNotFoundError: Part of the data set is missing.
         FloatingPointError: A loss or gradient is not finite; names the step and its files.
         OSError: The Hub refused before the run, or publishing failed after it; the folder is complete then.
+        RuntimeError: Another thread of this process is training, or `torch.autocast` is on.
+        TypeError: An argument does not exist; names the closest one.
         ValueError: An argument is out of range, or does not fit the data or the model; names it.
     """
     args = build_arguments(FinetuneArguments, kwargs, arguments)
