@@ -58,7 +58,8 @@ def unwrapped_names(model: nn.Module) -> dict[str, str]:
 def rename_weights(state_dict: Mapping[str, torch.Tensor], names: Iterable[str]) -> StateDict:
     """Renames weights of a compiled or wrapped model (`_orig_mod.` or `module.` in any part of a name).
 
-    The names to give may have such parts themselves. Weights of another model, or two of one name, are a ValueError.
+    `names` are the names to give, which may have such parts themselves. Raises a ValueError that names a weight of
+    another model, or one of two weights that would get the same name.
     """
     names_by_stripped = {_strip_wrappers(name): name for name in names}
     renamed: StateDict = {}
@@ -110,7 +111,8 @@ def decoder_state_dict(
 def read_decoder_weights(folder: str | Path, variant: str | None = None, **hub: Any) -> StateDict:
     """Reads the weights of a decoder-only folder or repository.
 
-    The name of the file holds the variant that `save_pretrained` got; for the others see `HUB_ARGUMENTS`.
+    `variant` is the one that `save_pretrained` was given, which is part of the file's name; for `hub` see
+    `HUB_ARGUMENTS`. Raises an OSError if there are no weights, or the file is damaged.
     """
     stem, suffix = os.path.splitext(WEIGHTS_NAME)
     path = cached_file(str(folder), f"{stem}.{variant}{suffix}" if variant else WEIGHTS_NAME, **hub)
@@ -121,7 +123,7 @@ def read_decoder_weights(folder: str | Path, variant: str | None = None, **hub: 
 
 
 def check_decoder_arguments(folder: str, arguments: Mapping[str, Any]) -> None:
-    """Refuses arguments of `from_pretrained` that a decoder-only folder has no use for."""
+    """Raises a ValueError for arguments of `from_pretrained` that a decoder-only folder cannot use."""
     for name, is_given in (
         ("state_dict", arguments.get("state_dict") is not None),
         ("use_safetensors", arguments.get("use_safetensors") is False),
@@ -134,9 +136,9 @@ def check_decoder_arguments(folder: str, arguments: Mapping[str, Any]) -> None:
 
 
 def check_default_device() -> None:
-    """Refuses to load an encoder where torch puts all tensors on the meta device, which holds no values.
+    """Raises a RuntimeError if torch puts new tensors on the meta device, where an encoder would lose its weights.
 
-    For whole folders, transformers does.
+    For whole folders, transformers raises it.
     """
     if torch.get_default_device().type == "meta":
         raise RuntimeError(
@@ -188,10 +190,11 @@ SHAPE_FIELDS = {
 def mismatch_message(source: str, mismatched: Iterable[tuple[str, Any, Any]], base_prefix: str) -> str:
     """Says which weight does not fit, both shapes, and which fields of the configuration decide it.
 
-    The mismatched are the name of each weight, its shape in the file and its shape in the model.
+    `mismatched` holds the name of each weight, its shape in the file and its shape in the model; `base_prefix` is what
+    the names of encoder and decoder begin with.
     """
     # A change in one part changes the input of the next, so only the first one is the cause.
-    shape_fields = SHAPE_FIELDS | {"": "the fields of its size"}  # layers of one's own
+    shape_fields = SHAPE_FIELDS | {"": "the fields that set its size"}  # layers of a user's own subclass
     parts = list(shape_fields)
     part_index, name, stored_shape, model_shape = min(
         (

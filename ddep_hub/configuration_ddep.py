@@ -50,7 +50,11 @@ def model_card_folders() -> Path:
 
 
 def resolve_name(name: str | os.PathLike[str]) -> str:
-    """The folder of a shipped model such as `"ddep-efficientnet-lite0"`; other folders and Hub ids as they are."""
+    """Finds a model by name.
+
+    Returns the folder of a shipped model for its name, such as `"ddep-efficientnet-lite0"`, unless a folder of that
+    name exists; other folders and Hub ids unchanged.
+    """
     name = str(name)
     shipped = model_card_folders() / name
     if not Path(name).exists() and Path(name).name == name and (shipped / "model.safetensors").is_file():
@@ -59,7 +63,10 @@ def resolve_name(name: str | os.PathLike[str]) -> str:
 
 
 def check_local_folder(name: str | os.PathLike[str]) -> None:
-    """Checks that a model's name, if it can only be a path, is a folder with a `config.json`."""
+    """Raises a FileNotFoundError if a model's name can only be a path, but is not a folder with a `config.json`.
+
+    For the folder of a run, the message names the one in `final/`.
+    """
     folder, text = Path(resolve_name(name)), str(name)
     if folder.is_dir() and not (folder / "config.json").is_file():
         final_folder = folder / "final"

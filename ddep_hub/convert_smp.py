@@ -36,9 +36,10 @@ ALLOWED_VALUES: dict[str, tuple[Any, ...]] = {
 
 
 def convert_to_ddep(source: str | Path, output: str | Path) -> dict[str, float]:
-    """Writes a [`DDePForSemanticSegmentation`] from a folder or Hub id that `save_pretrained` of an `smp.Unet` wrote.
+    """Converts a folder or Hub id that `save_pretrained` of an `smp.Unet` wrote to a [`DDePForSemanticSegmentation`].
 
-    The output must be an empty folder. Returns how far the outputs of both differ, see [`compare`].
+    `output` is the folder to write, which must be empty. Returns how far the outputs of both differ, see [`compare`].
+    Raises a ValueError if a part has no counterpart, or the outputs differ by more than rounding.
     """
     check_empty(output)
     unet, arguments = _read_unet(source)
@@ -72,9 +73,10 @@ def convert_to_ddep(source: str | Path, output: str | Path) -> dict[str, float]:
 
 
 def convert_from_ddep(model: Model, output: str | Path) -> dict[str, float]:
-    """Writes a model, which is put into eval mode, as an `smp.Unet`, for `smp.from_pretrained`.
+    """Writes a model as an `smp.Unet`, for `smp.from_pretrained`; the model is put into eval mode.
 
-    The output must be an empty folder. Returns how far the outputs of both differ, see [`compare`].
+    `output` is the folder to write, which must be empty. Returns how far the outputs of both differ, see [`compare`].
+    Raises a ValueError if a part of the model has no counterpart in the U-Net.
     """
     check_empty(output)
     model = model.float().eval()

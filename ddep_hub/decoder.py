@@ -50,7 +50,7 @@ class DDePDecoderConv(nn.Conv2d):
 
 
 class DDePConvNormAct(nn.Sequential):
-    """A convolution, which may take a skip connection, norm and activation."""
+    """Convolution, norm and activation; the convolution may take a skip connection."""
 
     def forward(self, hidden_state: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
         """Maps `(batch, C, H, W)` and an optional skip `(batch, C', H, W)` to `(batch, out, H, W)`."""
@@ -103,7 +103,7 @@ def restore_weight_norms(module: nn.Module) -> None:
 
 
 class DDePPyramid(nn.Module):
-    """Brings an encoder's features to strides that are growing powers of two: `strides`, with `channels` each.
+    """Brings an encoder's features to strides that are growing powers of two.
 
     - The features of an encoder with a pyramid are levels as they are. If its finest stride is above 4, the levels
       down to 4 are made from its finest feature.
@@ -113,6 +113,10 @@ class DDePPyramid(nn.Module):
     A made level is a 1x1 convolution with norm and ReLU, then bilinear resampling. Transposed convolutions, which DPT
     has instead, would tie the strides to the patch size: from 14 none leads to 4. Where they fit, they were half a
     point better (docs/results.md).
+
+    Attributes:
+        strides: The levels' strides, growing.
+        channels: Their channels.
     """
 
     def __init__(self, config: DDePConfig, maps: FeatureMaps) -> None:

@@ -26,7 +26,10 @@ def _check(kind: str, *allowed: str) -> None:
 def check_noise(
     clean: torch.Tensor, noise: torch.Tensor | None, sigma: torch.Tensor | Sequence[float] | float | None
 ) -> None:
-    """Checks what corrupts images, where it is given; a tensor's shape alone, as its values may lie on a GPU."""
+    """Raises a ValueError if `noise` has another shape than `clean`, or `sigma` another shape or is not positive.
+
+    What is `None` is not checked, and of a tensor `sigma` only the shape is, as its values may be on a GPU.
+    """
     batch = clean.shape[0]
     if noise is not None and noise.shape != clean.shape:
         raise ValueError(
@@ -62,9 +65,9 @@ def sample_sigma(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> torch.Tensor:
-    """Noise levels of a batch, float32 `(batch_size,)`: all one, or each drawn uniformly from a range `(low, high)`.
+    """Noise levels of a batch, float32 `(batch_size,)`: `sigma`, or each drawn uniformly if it is a range (low, high).
 
-    The generator may lie on another device than the result; torch's default generator if `None`.
+    `generator` may be on another device than the result, which is on `device`; `None` is torch's default generator.
     """
     if isinstance(sigma, (int, float)):
         return torch.full((batch_size,), float(sigma), device=device)
@@ -81,7 +84,10 @@ def broadcast_like(values: torch.Tensor | float, reference: torch.Tensor) -> tor
 
 
 def corrupt(clean: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor | float, corruption: str) -> torch.Tensor:
-    """Adds standard normal noise to images `(batch, C, H, W)`; sigma is a number or one an example, `(batch,)`."""
+    """Adds noise to images `(batch, C, H, W)`, by the corruption `"scaled"` or `"simple"`.
+
+    `noise` is standard normal, of the same shape; `sigma` is its level, a number or one per image, `(batch,)`.
+    """
     _check(corruption, "scaled", "simple")
     sigma = broadcast_like(sigma, clean)
     noisy = clean + sigma * noise
@@ -89,10 +95,10 @@ def corrupt(clean: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor | floa
 
 
 def draw_mask(noise: torch.Tensor, mask_ratio: float, patch_size: int) -> torch.Tensor:
-    """Draws the patches to mask, the same number in each image; at least one, and not all where there are more.
+    """Draws the patches to mask, the same number in each image: at least one, and never all of several.
 
-    The order of the noise, `(batch, C, H, W)`, at the patches' corners chooses them. Returns bool `(batch, 1, H, W)`,
-    true where a pixel is masked.
+    They are chosen by the order of `noise`, `(batch, C, H, W)`, at the patches' corners; `patch_size` is their side in
+    pixels. Returns bool `(batch, 1, H, W)`, true where a pixel is masked.
     """
     corners = noise[:, 0, ::patch_size, ::patch_size]
     ranks = corners.flatten(1).argsort(1).argsort(1).reshape(corners.shape)
@@ -134,8 +140,8 @@ def denoise(
 ) -> torch.Tensor:
     """The clean image that a prediction implies; exact where the prediction is.
 
-    All are `(batch, C, H, W)`, sigma is a number or `(batch,)`; corruption and prediction type are those of `noisy`
-    and of `prediction`.
+    `noisy`, `prediction` and the result are `(batch, C, H, W)`; `sigma` is a number or `(batch,)`. `corruption` is the
+    one that `noisy` was made with, and `prediction_type` what `prediction` stands for.
     """
     _check(corruption, "scaled", "simple")
     _check(prediction_type, "epsilon", "sample")

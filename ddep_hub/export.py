@@ -259,8 +259,8 @@ def _write_torch(program: torch.export.ExportedProgram, file: Path) -> Function:
 def compare(expected: Function, actual: Function, batches: Iterable[torch.Tensor]) -> dict[str, float]:
     """Compares two models on normalised images (batch, C, H, W) with outputs (batch, K, H, W).
 
-    Returns the largest `difference` of an output as a share of the largest one, and the smallest share of pixels with
-    the `same_class`, the output that is the largest. More than rounding is a ValueError.
+    Returns the largest `difference` of an output as a share of the largest output, and the smallest share of pixels
+    with the `same_class`, that of the largest output. Raises a ValueError if they differ by more than rounding.
     """
     difference, same_class = 0.0, 1.0
     for images in batches:

@@ -40,11 +40,10 @@ def _without_tf32() -> Iterator[None]:
 def fold_batch_norms(module: nn.Module, run: Callable[[nn.Module], list[torch.Tensor]]) -> nn.Module:
     """Folds each BatchNorm in eval mode into the convolution whose output it normalises, in a copy of a network.
 
-    Which convolution that is shows when the module runs, so this works for networks of any shape. The result is
-    compared with the module itself, which is returned where they differ: where a convolution's output is used a second
-    time, or a weight is not used as it is stored; or where there is nothing to fold, or it is in half precision.
-
-    `run` runs a network on an example and returns its outputs.
+    Which convolution that is shows when the module runs, so this works for networks of any shape; `run` runs a network
+    on an example and returns its outputs. The copy's outputs are compared with those of `module`, which is returned
+    instead if they differ: if a convolution's output is used a second time, or a weight is not used as it is stored.
+    `module` is also returned if there is nothing to fold, or it is in half precision.
     """
     if not any(type(child) in _NORMS for child in module.modules()):
         return module

@@ -82,7 +82,7 @@ def to_8_bit(values: np.ndarray, name: str) -> np.ndarray:
     Bilevel values become 0 and 255. 16-bit values are divided by 257; a warning names the first image that uses a
     quarter of their range at most. Wider integers are taken as 8 bits if none is above 255, else as 16 bits. Floats
     are taken as 0..1 if none is above 1, else as 0..255; a warning names the first image whose values all are below 2.
-    Values outside of their range are a ValueError.
+    Raises a ValueError for values outside of their range; `name` is what errors call the image.
     """
     if values.dtype == np.uint8:
         return values
@@ -280,8 +280,8 @@ def channels_first(
 def _fill_nodata(values: np.ndarray, nodata: float | None, name: str, axis: int | None = None) -> np.ndarray:
     """Replaces the pixels without data by the mean of the others of their channel, or 0 where there are none.
 
-    A warning names the first image that has any. Integers stay, as 0 and 255 are also colours. The axis of the
-    channels of `(height, width)` with channels is 0 or -1.
+    A warning names the first image that has any. Integers stay, as 0 and 255 are also colours. `values` are `(height,
+    width)`, or have their channels on `axis`, 0 or -1.
     """
     if nodata is None or values.dtype.kind != "f":
         return values
@@ -306,9 +306,10 @@ def _fill_nodata(values: np.ndarray, nodata: float | None, name: str, axis: int 
 def read_channels(file: str | os.PathLike[str] | BinaryIO, channels: int, name: str) -> np.ndarray:
     """Reads an image with exactly this number of channels; see [`channels_first`] for its values.
 
-    TIFF files are read by `tifffile` where it is installed, which knows any number of channels, and pages, each of
-    which is a channel. Without it they are read by Pillow, as the other files are, but for arrays (.npy). `name` is
-    what errors call the image, and how its kind is told, as by the first bytes of an opened file.
+    TIFF files are read by `tifffile` if it is installed, with any number of channels, or of pages, each of which is a
+    channel. Otherwise they are read by Pillow, like all other files except arrays (.npy). `name` is what errors call
+    the image; its ending says what kind of file it is, as do the first bytes of a file that was opened. Raises an
+    OSError or ValueError if it cannot be read.
     """
     if name.lower().endswith(".npy"):
         return channels_first(np.load(file, allow_pickle=False), channels, name)
@@ -332,7 +333,8 @@ def read_channels(file: str | os.PathLike[str] | BinaryIO, channels: int, name: 
 def extract_channels(image: Image.Image, channels: int, name: str, *, rescaled: bool = True) -> np.ndarray:
     """The pixels of a PIL image with exactly this number of channels; see [`channels_first`] for its values.
 
-    It is turned upright, and a palette gives its colours. `rescaled` says whether values are divided by 255 later.
+    The image is turned upright, and a palette is replaced by its colours. `rescaled` says whether values are divided
+    by 255 later. Raises a ValueError if Pillow drops bits or channels, see [`is_reduced_by_pillow`].
     """
     check_tiff(image, name, channels)
     if is_reduced_by_pillow(image):

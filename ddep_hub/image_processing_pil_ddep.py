@@ -265,7 +265,7 @@ def _check_image(image: Any) -> None:
 def _decode(images: Any, channels: int, layout: Any, *, do_rescale: bool | None, do_convert_rgb: bool | None) -> Any:
     """Converts any kind of image to 8-bit RGB images or arrays; lists stay lists.
 
-    Float arrays are not changed without `do_rescale`, nor any arrays without `do_convert_rgb`. `layout` is the order
+    Without `do_rescale`, float arrays are not changed; without `do_convert_rgb`, no arrays are. `layout` is the order
     of an array's axes, if it is given.
     """
     options = {"do_rescale": do_rescale, "do_convert_rgb": do_convert_rgb}

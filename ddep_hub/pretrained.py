@@ -110,7 +110,15 @@ def load_trained(name: str | Path, encoder_weights: str | Path | None = None) ->
 
 
 def stored_config(name: str | Path) -> dict[str, Any]:
-    """The fields of a model's `config.json`."""
+    """The fields of a model's `config.json`.
+
+    Args:
+        name: A folder, the name of a shipped model, or a Hub id.
+
+    Raises:
+        OSError: There is no such model; for the folder of a run, names the one in `final/`.
+        ValueError: The file does not hold a JSON object.
+    """
     folder = Path(resolve_name(name))
     check_local_folder(name)
     try:
@@ -202,7 +210,7 @@ def processor_for_encoder(
 ) -> DDePImageProcessor:
     """Makes the image processor of a new model.
 
-    Mean and standard deviation per channel are for pixels in 0..1. By default they are those that the encoder's
+    `mean_std` holds mean and standard deviation per channel, for pixels in 0..1; by default those that the encoder's
     weights were trained with for RGB, otherwise their average over RGB for every channel. `channel_order` is the order
     in which the model sees the channels of an image, counted from 0; unchanged by default.
     """
@@ -225,9 +233,9 @@ def with_image_size(processor: DDePImageProcessor, image_size: int) -> DDePImage
 
 
 def with_channel_order(processor: DDePImageProcessor, order: Sequence[int], num_channels: int) -> DDePImageProcessor:
-    """A processor for images with their channels in another order, which passes them to the model in the old one.
+    """A processor for images with another order of channels, which passes them to the model in the old order.
 
-    `order` is that in which the model sees the channels of the new images, counted from 0.
+    `order` lists the channels of the new images, counted from 0, in the order in which the model sees them.
     """
     order = validate_channel_order(order, num_channels)
     old_order = processor.channel_order or range(num_channels)

@@ -33,8 +33,16 @@ def resample(
     """Resamples a feature bilinearly to a grid of another stride, where both begin at the image's upper left corner.
 
     Interpolation by `torch.nn.functional` stretches one grid onto the other. These need not cover the same: with
-    patches of 14 pixels an image is padded to other sizes than with strides of 32. What the new grid of `size` rows
-    and columns covers beyond the feature `(batch, C, rows, columns)` repeats the feature's border.
+    patches of 14 pixels an image is padded to other sizes than with strides of 32.
+
+    Args:
+        feature: Shape `(batch, C, rows, columns)`.
+        covered_size: Height and width in pixels that the feature covers.
+        stride: Stride of the new grid in pixels.
+        size: Rows and columns of the new grid; what it covers beyond the feature repeats the feature's border.
+
+    Returns:
+        Tensor of shape `(batch, C, *size)`; the feature itself if its grid is the new one.
     """
     # In an export for any size they are symbols.
     is_static = all(isinstance(side, int) for side in (*size, *covered_size))

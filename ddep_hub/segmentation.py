@@ -25,7 +25,10 @@ def class_logits(logits: torch.Tensor) -> torch.Tensor:
 
 
 def validate_target_sizes(sizes: Any, number: int) -> list[tuple[int, int]]:
-    """Height and width of each of so many maps, from a list of pairs, or an array or tensor `(number, 2)`."""
+    """(height, width) of each of `number` maps, from a list of pairs, or an array or tensor `(number, 2)`.
+
+    Raises a ValueError for anything else.
+    """
     sizes = sizes.tolist() if hasattr(sizes, "tolist") else sizes
     try:
         pairs = [(operator.index(height), operator.index(width)) for height, width in sizes]
@@ -41,9 +44,9 @@ def validate_target_sizes(sizes: Any, number: int) -> list[tuple[int, int]]:
 def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
     """Mean cross-entropy over the pixels that are not ignored; 0, with gradients of 0, if all are.
 
-    Logits `(batch, num_labels, h, w)` are upsampled to the size of the labels: class ids `(batch, H, W)` of any
-    integer type, of one label 0 (background) and 1. Other labels are a ValueError; ids that are no class on a CPU
-    alone, a GPU fails by itself.
+    `logits`, `(batch, num_labels, h, w)`, are upsampled to the size of `labels`, class ids `(batch, H, W)` of any
+    integer type; with a single label, 0 is the background. Raises a ValueError for labels of another type or shape
+    and, on a CPU, for ids that are no class; on a GPU, torch fails by itself.
     """
     logits = class_logits(logits.float())
     is_integer = isinstance(labels, torch.Tensor) and not (labels.is_floating_point() or labels.dtype == torch.bool)

@@ -94,9 +94,9 @@ def is_reduced_by_pillow(image: Image.Image) -> bool:
 
 
 def check_tiff(image: Image.Image, name: str, channels: int = 3) -> None:
-    """Refuses a TIFF of which Pillow gives wrong pixels, or not all channels; other images pass.
+    """Raises a ValueError for a TIFF of which Pillow reads wrong pixels, or not all channels; other images pass.
 
-    Of 3 channels, it may have opacity as well.
+    The image may have opacity as well. `channels` is the number that the model takes, for the message.
     """
     if image.format != "TIFF":
         return
@@ -119,10 +119,10 @@ def check_tiff(image: Image.Image, name: str, channels: int = 3) -> None:
 
 
 def has_inverted_labels(image: Image.Image) -> bool:
-    """Whether Pillow turns the labels of a TIFF around: 1 or 8 bits whose 0 is white.
+    """Whether Pillow inverts the labels of a TIFF, one of 1 or 8 bits whose 0 is white (MinIsWhite).
 
-    tifffile says that of every bool array, and ImageJ of masks that it shows with an inverted palette. Both mean the
-    values that they store, other programs those that are shown.
+    tifffile writes every bool array that way, and ImageJ masks that it shows with an inverted palette. Both mean the
+    values that they store; other programs mean those that are displayed.
     """
     if image.mode not in ("1", "L") or _get_tag(image, "PHOTOMETRIC_INTERPRETATION", 1) != _WHITE_IS_ZERO:
         return False
@@ -152,14 +152,15 @@ def read_tiff(
 ) -> tuple[np.ndarray, int | None, float | None]:
     """Reads the first image of a TIFF with all its channels or pages, or one page, upright, in the depth of the file.
 
-    Returns the values, 0 being black, without axes of length 1 other than rows and columns; the axis of the channels,
-    0 or -1, if it is known; the value of the pixels without data, if the file states one. `page` is the index among
-    all pages in the file.
+    `page` is the index of a page among all in the file. Returns the values, 0 being black, without axes of length 1
+    other than rows and columns; the axis of the channels, 0 or -1, if it is known; and the value of the pixels without
+    data, if the file states one. Raises an OSError if the file is not a TIFF or damaged, and a ValueError if its
+    values are neither RGB nor grey, or need another package.
     """
     import tifffile
 
     with tifffile.TiffFile(file) as tiff:
-        if page is None and tiff.series[0].is_multifile:  # OME-TIFF: each file of a set says what all of them hold
+        if page is None and tiff.series[0].is_multifile:  # OME-TIFF: each file of a set describes all of them
             tiff = tifffile.TiffFile(tiff.filehandle, is_ome=False)
         image = tiff.series[0] if page is None else tiff.pages[page].aspage()
         if page is None and int(image.keyframe.subfiletype) & COPY_OR_MASK and len(tiff.pages) > 1:
