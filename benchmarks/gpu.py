@@ -142,7 +142,7 @@ def check(args: argparse.Namespace) -> None:
         f"{row['model']}, {name}"
         for row in rows
         for name, limit in MAX_DIFFERENCES.items()
-        if not row[f"{name}_relative_difference"] <= limit  # nor is NaN
+        if not row[f"{name}_relative_difference"] <= limit  # or NaN
     ]
     wrong += [f"{row['model']}, classes" for row in rows if row["same_class"] < 0.999]
     if wrong:
@@ -277,7 +277,7 @@ def train_on(images: str, args: argparse.Namespace) -> None:
 def study(args: argparse.Namespace) -> None:
     """Runs as much of a study as the minutes allow, in several processes on the one device, and keeps its rows.
 
-    A file of rows under the name of `--output` is continued. Small models leave most of a GPU idle; several
+    If `--output` holds rows already, the study continues with them. Small models leave most of a GPU idle; several
     processes share it. The weights of EfficientNet-Lite0 are those of the pack.
     """
     with tempfile.TemporaryDirectory() as work:  # not beside the output, of which few files are kept

@@ -72,7 +72,7 @@ files = [path for path in sorted(options.photos.iterdir()) if path.suffix.lower(
 files = [path for path in files if path not in masks.values()]  # both may lie in one folder
 photos = {path.stem: path for path in files}
 if len(photos) < len(files):
-    parser.error(f"{options.photos}: some photos differ in their suffix alone. Rename or remove one of each pair.")
+    parser.error(f"{options.photos}: some photos differ only in their suffix. Rename or remove one of each pair.")
 labelled = sorted(set(photos) & set(masks))
 if len(labelled) < 2:
     parser.error(f"{options.photos} and {options.masks} have {len(labelled)} names in common. Two or more are needed.")

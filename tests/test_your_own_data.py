@@ -71,7 +71,7 @@ def test_photos_that_would_be_mixed_up_are_refused(scenes, tmp_path, monkeypatch
     given = ["--photos", tmp_path, "--masks", tmp_path, "--classes", "a", "b", "--output_dir", tmp_path / "out"]
     with pytest.raises(SystemExit):
         run(monkeypatch, *given)
-    assert "differ in their suffix alone" in capsys.readouterr().err
+    assert "differ only in their suffix" in capsys.readouterr().err
     (tmp_path / "1.jpeg").unlink()
     monkeypatch.setattr("ddep_hub.evaluation.visualization.draw_panels", lambda *args: sys.exit("the split is made"))
     with pytest.raises(SystemExit, match="the split is made"):
