@@ -230,8 +230,8 @@ def train(args: argparse.Namespace) -> None:
     The first steps are timed, and the rest planned by them, so that the learning rate comes down to 0 in time. What is
     left is `final/` and `metrics.jsonl`, eight files: the decoder's own say how it was made and show what it does.
     """
-    if (args.output / "final").exists():
-        raise SystemExit(f"--output: {args.output} holds a decoder. Choose another folder.")
+    if args.output.exists() and any(args.output.iterdir()):
+        raise SystemExit(f"--output: {args.output} is not empty. Choose another folder.")
     with tempfile.TemporaryDirectory() as images:  # not in the output, of which few files are kept
         with tarfile.open(args.pack / "images.tar") as archive:
             archive.extractall(images, filter="data")
@@ -297,7 +297,8 @@ def study_in(work: Path, args: argparse.Namespace) -> None:
     command += ["--data", str(args.data), "--unlabelled", *map(str, args.unlabelled)]
     command += ["--methods", *args.methods] if args.methods else []
     command += ["--fractions", *args.fractions] if args.fractions else []
-    environment = os.environ | {"DDEP_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"DDEP_CACHE": str(cache), "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     processes = []
     for number in range(args.processes):
         with (work / f"{number}.log").open("w") as log:

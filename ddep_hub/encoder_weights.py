@@ -222,7 +222,8 @@ def read_encoder(config: DDePConfig, path: str | os.PathLike[str]) -> nn.Module:
             weights = {
                 key: torch.zeros_like(full_state[key]) for key in full_state.keys() - encoder_state.keys()
             } | weights
-    converted = _convert_by_timm(config, path, weights, num_classes if weights is not None else 0)
+    with default_dtype(torch.float32):
+        converted = _convert_by_timm(config, path, weights, num_classes if weights is not None else 0)
     encoder.load_state_dict({key: converted[key] for key in encoder_state})
     return encoder
 

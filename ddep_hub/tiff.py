@@ -160,7 +160,8 @@ def read_tiff(
     import tifffile
 
     with tifffile.TiffFile(file) as tiff:
-        if page is None and tiff.series[0].is_multifile:  # OME-TIFF: each file of a set describes all of them
+        # Each OME-TIFF file of a set describes all of them: the first series may lie in other files.
+        if page is None and tiff.is_ome and any(part is None or part.parent is not tiff for part in tiff.series[0]):
             tiff = tifffile.TiffFile(tiff.filehandle, is_ome=False)
         image = tiff.series[0] if page is None else tiff.pages[page].aspage()
         if page is None and int(image.keyframe.subfiletype) & COPY_OR_MASK and len(tiff.pages) > 1:

@@ -19,6 +19,8 @@ from transformers import (
 )
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor, DDePModel
+from ddep_hub.encoder_weights import read_encoder
+from ddep_hub.encoders import build_encoder
 from ddep_hub.image_conversion import to_rgb
 
 
@@ -207,6 +209,18 @@ def test_the_encoder_is_float32_whatever_torchs_default(tmp_path, hybrid_config)
     finally:
         torch.set_default_dtype(torch.float32)
     assert same_weights(model.ddep.encoder, loaded.ddep.encoder)
+
+
+def test_adapted_encoders_are_the_same_whatever_torchs_default(tmp_path):
+    rgb, grey = (DDePConfig(encoder_name="resnet10t", num_channels=channels) for channels in (3, 1))
+    save_file(build_encoder(rgb).state_dict(), tmp_path / "encoder.safetensors")
+    expected = read_encoder(grey, tmp_path / "encoder.safetensors").state_dict()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = read_encoder(grey, tmp_path / "encoder.safetensors").state_dict()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_a_missing_weight_raises_in_a_pipeline(finetuned):

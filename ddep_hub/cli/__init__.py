@@ -128,6 +128,8 @@ def explain_mistakes(program: str) -> None:
     previous_hook = sys.excepthook
 
     def print_error(error_type: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if hasattr(error, "exit_code"):  # a run that was stopped and has said so
+            raise SystemExit(error.exit_code)
         line = format_error(error)
         if line is None:
             previous_hook(error_type, error, traceback)

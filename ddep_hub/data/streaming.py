@@ -120,7 +120,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
     order of the steps. A batch is
 
     ```
-    {"pixel_values": uint8 (n, 3, h, w), "path": list of n str, "skipped": list of str, "lane": int, "state": dict}
+    {"pixel_values": (n, C, h, w), "path": list of n str, "skipped": list of str, "lane": int, "state": dict}
     ```
 
     A process reads in `lanes` lanes, and step s is served by lane s mod `lanes`, so that what a step holds does not

@@ -82,7 +82,9 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
     elif args.minutes is not None:
         steps = fit_steps(args, build_study(args))
     study = build_study(args, steps)
-    failures = ""
+    failures, leaks = "", _leaks(study) if study.own_data else []
+    for note in leaks:
+        logger.warning(note)
     if args.report_only:
         check_study(study, output / "results.csv")
     else:
@@ -113,7 +115,7 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
         # Only the numbers of labels of this call; the report may have others.
         requested_rows = [row for row in rows if row.fraction in study.seeds] or rows
         summary = recommend([row for row in requested_rows if row.method in shown], settings)
-        summary = "\n\n".join([summary, *_leaks(study)])
+        summary = "\n\n".join([summary, *leaks])
         finals = {method.name: _run_folder(study, method, output) / "final" for method in reported}
         finals = {name: final for name, final in finals.items() if final.is_dir()}
         if finals:
@@ -226,8 +228,6 @@ def run_study(study: Study, output: Path, args: StudyArguments) -> str:
     output.mkdir(parents=True, exist_ok=True)
     check_study(study, table)
     check_data(study, output)
-    for note in _leaks(study) if study.own_data else []:
-        logger.warning(note)
     write_yaml(args, output / ARGUMENTS)
     # The first seed of every method and fraction, then the second, so that an early look sees all methods.
     runs = {

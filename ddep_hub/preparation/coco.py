@@ -212,6 +212,8 @@ def _parse_shape(annotation: Mapping[str, Any], class_id: int, size: Sequence[An
     counts = segmentation["counts"]
     height, width = (int(side) for side in segmentation.get("size") or (size[1], size[0]))
     runs = _decode_counts(counts) if isinstance(counts, str) else np.asarray(counts, np.int64)
+    if not isinstance(counts, str) and runs.tolist() != list(counts):
+        raise ValueError("its run lengths are not whole numbers")
     missing = height * width - int(runs.sum())
     # pycocotools would read past the end of the last run.
     if missing < 0 or runs.min(initial=0) < 0 or (missing and isinstance(counts, str)):
@@ -229,7 +231,7 @@ def _decode_counts(text: str) -> np.ndarray:
     """
     values = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero(values & 32 == 0)  # in the other digits, this bit says that more follow
-    if not len(values) or values.min() < 0 or values.max() > 63 or ends[-1:] != len(values) - 1:
+    if not len(values) or values.min() < 0 or values.max() > 63 or ends[-1:].tolist() != [len(values) - 1]:
         raise ValueError("its run lengths are not COCO's code")
     starts = np.append(0, ends[:-1] + 1)
     places = np.arange(len(values)) - np.repeat(starts, ends - starts + 1)

@@ -1,5 +1,6 @@
 """Which format labelled images are in, and the reader of it."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,8 +94,11 @@ def _find_cvat_files(root: Path) -> list[Path]:
     """XML files that CVAT may have written, whatever their names; unlike Pascal VOC's, they hold `<annotations>`."""
 
     def is_cvat(path: Path) -> bool:
-        with path.open("rb") as file:
-            return path.name == "annotations.xml" or b"<annotations>" in file.read(1024)
+        if path.name == "annotations.xml":
+            return True
+        with contextlib.suppress(OSError), path.open("rb") as file:  # a folder, or a link to nowhere
+            return b"<annotations>" in file.read(1024)
+        return False
 
     return [path for path in sorted([*root.glob("*.xml"), *root.glob("*/*.xml")]) if is_cvat(path)]
 

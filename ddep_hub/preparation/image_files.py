@@ -37,7 +37,7 @@ RawImage = Image.Image | np.ndarray
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
-def read_image_file(path: Path, page: int | None = None) -> RawImage:
+def read_image_file(path: Path, page: int | None = None, *, are_labels: bool = False) -> RawImage:
     """An upright image as its file holds it; an array if it is one, or a TIFF that Pillow would only read in part.
 
     `page` is the page of a TIFF; by default, all pages are read, as channels. Raises a BadFileError if the file is
@@ -55,10 +55,10 @@ def read_image_file(path: Path, page: int | None = None) -> RawImage:
     index = page
     try:
         if page is not None:
-            index, picture = _read_page(path, page)
+            index, picture = _read_page(path, page, are_labels)
         else:
             with open_image(path) as opened:
-                picture = _read_by_pillow(opened) if num_pages(opened) == 1 else None
+                picture = _read_by_pillow(opened, is_inverted(opened)) if num_pages(opened) == 1 else None
         if picture is not None:
             return picture
     except BadFileError:
@@ -84,31 +84,26 @@ def read_image_file(path: Path, page: int | None = None) -> RawImage:
     return Image.fromarray(values) if fits_pillow or (values.dtype == np.uint16 and values.ndim == 2) else values
 
 
-def _read_by_pillow(opened: Image.Image, are_labels: bool = False) -> Image.Image | None:
-    """The current page of an opened TIFF; `None` if Pillow reduces its colours to 8 bits or drops channels.
-
-    With `are_labels`, the values are those that are stored, see [`has_inverted_labels`].
-    """
+def _read_by_pillow(opened: Image.Image, inverted: bool) -> Image.Image | None:
+    """The current page of an opened TIFF; `None` if Pillow reduces its colours to 8 bits or drops channels."""
     tags, bands = getattr(opened, "tag_v2", {}), len(opened.getbands())
     is_complete = tags.get(277, bands) == bands and (max(tags.get(258, (1,))) <= 8 or opened.mode[0] in "IF")
     if not is_complete or is_misread_by_pillow(opened):
         return None
-    inverted = is_inverted(opened) or are_labels
     image = apply_orientation(opened).copy()
     image = _to_16_bit(image) if image.mode.startswith("I;16") else image
     return Image.fromarray(~np.asarray(image)) if inverted else image
 
 
-def _read_page(path: Path, page: int) -> tuple[int, Image.Image | None]:
+def _read_page(path: Path, page: int, are_labels: bool) -> tuple[int, Image.Image | None]:
     """Where a page lies among those of the file, and what [`_read_by_pillow`] gives."""
     opened, indices = _open_stack(path, path.stat().st_mtime_ns)
     try:
         with disallow_truncated_images():
             opened.seek(0)  # the only page that names the program that wrote the file
-            # Pages of 1 bit are masks; pages of 8 bits may be images, which mean the values that are displayed.
-            are_labels = opened.mode == "1" and has_inverted_labels(opened)
+            has_labels = has_inverted_labels(opened)
             opened.seek(indices[page])
-            return indices[page], _read_by_pillow(opened, are_labels)
+            return indices[page], _read_by_pillow(opened, has_labels if are_labels else is_inverted(opened))
     except DECODING_ERRORS as error:
         raise BadFileError(f"{path} is damaged or cut off ({error}); replace or remove it", path) from error
 

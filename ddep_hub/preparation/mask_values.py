@@ -89,7 +89,7 @@ class MaskReader:
     def read(self, path: Path, page: int | None) -> np.ndarray:
         """The values (H, W) or colours (H, W, 3) of a mask; raises a BadFileError if they cannot be determined."""
         if page is not None:
-            picture = read_image_file(path, page)
+            picture = read_image_file(path, page, are_labels=True)
         else:
             mask = load_mask(path)
             picture = mask.image

@@ -1,12 +1,15 @@
 """Temporary changes to state that all threads of a process share."""
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 
-_lock = threading.Lock()
+_lock = threading.RLock()
+if hasattr(os, "register_at_fork"):  # or a child would wait for a lock that is held by a thread it does not have
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 _changes: dict[Hashable, tuple[int, Callable[[], None]]] = {}
 
 

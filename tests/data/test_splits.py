@@ -22,11 +22,14 @@ STEMS = [f"city/frame_{number:04d}" for number in range(367)]
 
 def test_copies_are_found_by_their_contents(tmp_path):
     contents = {"a": b"1" * 200_000, "copy": b"1" * 200_000, "longer": b"1" * 200_001, "end": b"1" * 199_999 + b"2"}
+    contents["part"] = b"1" * 50_000 + b"2" + b"1" * 149_999  # as an image without compression, of another object
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    others = [tmp_path / name for name in ("longer", "end", "copy")]
-    assert find_copies([tmp_path / "a", tmp_path / "longer"], others) == [tmp_path / "a", tmp_path / "longer"]
-    assert find_copies([tmp_path / "a"], others[:2]) == []
+    (tmp_path / "gone").symlink_to("nowhere")
+    others = [tmp_path / name for name in ("longer", "end", "part", "gone", "copy")]
+    files = [tmp_path / name for name in ("a", "gone", "longer")]
+    assert find_copies(files, others) == [tmp_path / "a", tmp_path / "longer"]
+    assert find_copies([tmp_path / "a"], others[:-1]) == []
 
 
 def test_known_names_that_look_like_comments_or_begin_with_a_space(tmp_path):

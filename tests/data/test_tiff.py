@@ -88,6 +88,22 @@ def test_each_file_of_a_set_is_an_image_of_its_own(tmp_path):
         assert np.array_equal(image.pixels[0], RGB[..., z])
 
 
+def test_each_position_of_a_set_is_an_image_of_its_own(tmp_path):
+    """The other kind of Micro-Manager's sets: a file for each image, of which all name the first one first."""
+    text = '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{}">'
+    for k in range(3):
+        text += (
+            f'<Image ID="Image:{k}"><Pixels ID="Pixels:{k}" DimensionOrder="XYCZT" Type="uint8" SizeX="60" SizeY="40" '
+            f'SizeC="1" SizeZ="1" SizeT="1"><TiffData IFD="0" PlaneCount="1"><UUID FileName="p{k}.ome.tif">'
+            f"urn:uuid:{k}</UUID></TiffData></Pixels></Image>"
+        )
+    for k in range(3):
+        content = f"{text.format(k)}</OME>"
+        write(tmp_path / f"p{k}.ome.tif", RGB[..., k], description=content, metadata=None, compression="zlib")
+    for k in range(3):
+        assert np.array_equal(decode_image(tmp_path / f"p{k}.ome.tif", 1).pixels[0], RGB[..., k])
+
+
 def test_more_pixels_than_the_file_holds_are_refused(tmp_path):
     """Which a damaged tag may ask for: here 40 million rows in a file of 29 kB."""
     path = write(tmp_path / "a.tif", RGB.astype(np.float32) / 255, photometric="rgb")

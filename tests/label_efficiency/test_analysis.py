@@ -170,12 +170,19 @@ def test_report_and_figure(tmp_path):
     assert write_report(Study(methods, {"1/2": 2}), rows, tmp_path, title="Title") == report
 
 
-def test_names_are_no_formulas(tmp_path):
+def test_names_are_no_formulas(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib", reason="extra `plots` is not installed")
     methods = [Method("_a", None, {}, True), Method("b_$x_$", {}, {}, False)]
     rows = [row(method.name, "1/4", 0, 20) for method in methods]
+    named = []
+
+    def legend(figure, **options):
+        named.extend(figure.axes[0].get_legend_handles_labels()[1])
+
+    monkeypatch.setattr("matplotlib.figure.Figure.legend", legend)
     write_report(Study(methods, {"1/4": 1}), rows, tmp_path, title="cost_$5_$")
     assert (tmp_path / "figure.png").stat().st_size > 5000
+    assert len(named) == 2
 
 
 def test_fractions_of_one_number_of_images(tmp_path):

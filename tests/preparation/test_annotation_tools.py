@@ -212,6 +212,7 @@ def test_lines_of_cvat_are_counted(tmp_path):
 def test_annotations_of_cvat_under_any_name(tmp_path):
     cvat(tmp_path / "source", '<box label="x" xtl="4" ytl="5" xbr="30" ybr="25" />')
     (tmp_path / "source" / "annotations.xml").rename(tmp_path / "source" / "job 1.xml")
+    (tmp_path / "source" / "folder.xml").mkdir()
     (tmp_path / "source" / "a.xml").write_text("<annotation><filename>a.png</filename></annotation>")  # Pascal VOC's
     ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
     assert all(np.array_equal(mask, box_mask(LARGE)) for mask in masks_of(tmp_path / "output").values())
@@ -336,6 +337,8 @@ def test_compressed_runs_are_read_as_by_pycocotools():
         ({"counts": [9999]}, "annotation 7 of a.png: its run lengths do not add up to 40x30 pixels"),
         ({"counts": [-100, 1300]}, "annotation 7 of a.png: its run lengths do not add up"),
         ({"counts": "T3T3"}, "annotation 7 of a.png: its run lengths do not add up"),
+        ({"counts": [100.5, 99.5]}, "annotation 7 of a.png: its run lengths are not whole numbers"),
+        ({"counts": "o"}, "annotation 7 of a.png: its run lengths are not COCO's code"),
         ({"counts": "~é"}, "annotation 7 of a.png: its run lengths are not COCO's code"),
         ({"counts": [100], "size": [9, 9]}, "annotation 7 of a.png: its run lengths do not add up to 9x9"),
         ({"counts": [10, 71], "size": [9, 9]}, r"a\.png: an object's mask has size 9x9, the image 40x30"),

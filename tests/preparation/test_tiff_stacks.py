@@ -46,13 +46,15 @@ def test_the_last_pages_of_a_stack_are_for_validation(tmp_path, val_fraction, la
     assert names == [f"{page:04d}" for page in range(10 - last, 10)]
 
 
-def test_bool_stacks_mean_the_values_they_store(tmp_path):
+@pytest.mark.parametrize("options", [{}, {"imagej": True, "photometric": "miniswhite"}])
+def test_stacks_of_masks_mean_the_values_they_store(tmp_path, options):
     source = tmp_path / "stacks"
     source.mkdir()
     labels = np.zeros((4, 16, 16), bool)
     labels[:, 3:9, 2:5] = True
     tifffile.imwrite(source / "volume.tif", np.zeros((4, 16, 16), np.uint8), photometric="minisblack")
-    tifffile.imwrite(source / "labels.tif", labels)
+    # A bool array is written as one whose 0 is white.
+    tifffile.imwrite(source / "labels.tif", labels * np.uint8(255) if options else labels, **options)
     ddep_hub.prepare(source, tmp_path / "output")
     masks = [np.asarray(Image.open(path)) for path in (tmp_path / "output" / "annotations").rglob("*.png")]
     assert len(masks) == 4 and all(np.array_equal(mask, labels[0]) for mask in masks)

@@ -6,7 +6,7 @@ import subprocess
 import time
 
 import pytest
-from launching import TINY, start_launcher
+from launching import TINY, run, start_launcher
 
 from ddep_hub import DDePForPreTraining
 from ddep_hub.cli import main
@@ -81,6 +81,17 @@ def test_the_exit_code(monkeypatch):
 
     monkeypatch.setattr("ddep_hub.training.finetuning.finetune", finetune)
     assert main(["finetune"]) == EXIT_CODE == 75 and not issubclass(RunInterrupted, SystemExit)
+
+
+def test_a_script_that_is_stopped_says_it_once(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "from ddep_hub.cli import explain_mistakes\n"
+        "from ddep_hub.training.run_dir import RunInterrupted\n"
+        "explain_mistakes('script')\n"
+        "raise RunInterrupted('why')\n"
+    )
+    stopped = run(str(tmp_path / "script.py"))
+    assert stopped.returncode == EXIT_CODE and stopped.stderr == ""
 
 
 def processes_of(group):
