@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddep_hub import DDePConfig, DDePForSemanticSegmentation, DDePModel
+from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePModel
 from ddep_hub.decoder import (
     DDePConvNormAct,
     DDePDecoder,
@@ -38,6 +38,7 @@ def test_default_sizes():
     assert decoder_channels(DDePConfig(), 32) == (256, 128, 64, 32, 16)
     assert decoder_channels(DDePConfig(decoder_width=1.5), 16) == (384, 192, 96, 24)
     assert decoder_channels(DDePConfig(decoder_hidden_sizes=[8, 4]), 16) == (8, 4)
+    assert decoder_channels(DDePConfig(decoder_width=0.01), 16) == (3, 1, 1, 1)  # at least one
 
 
 def test_too_many_sizes_are_refused():
@@ -139,6 +140,14 @@ def test_group_norm_trains_on_one_32x32_crop(hybrid_config):
     assert not dead
 
 
+def test_batch_norms_of_a_frozen_encoder_do_not_ask_for_larger_crops(conv_config):
+    model = DDePForPreTraining(conv_config(decoder_norm="group")).train()
+    assert model(torch.randn(1, 3, 32, 32)).loss.isfinite()
+    model.config.freeze_encoder = False
+    with pytest.raises(ValueError, match="single value per channel"):
+        model.train()(torch.randn(1, 3, 32, 32))
+
+
 def test_convolutions_start_with_he_initialisation(hybrid_config):
     weight = DDePModel(hybrid_config()).decoder.blocks[0].conv1[0].weight
     assert weight.std().item() == pytest.approx((2 / (weight.shape[1] * 9)) ** 0.5, rel=0.05)
@@ -151,6 +160,20 @@ def test_both_convolutions_of_a_block_have_hooks(hybrid_config):
     model(torch.zeros(1, 3, 64, 64))
     width = model.decoder.blocks[0].conv1[0].out_channels
     assert called == [(layer, width) for layer in (model.decoder.blocks[0].conv1, model.decoder.blocks[0].conv2)]
+
+
+def test_weight_norms_are_restored_in_stem_and_projections_too():
+    kwargs = {"embed_dim": 32, "depth": 4, "num_heads": 2}
+    decoder = DDePModel(DDePConfig(encoder_name="vit_tiny_patch16_224", encoder_kwargs=kwargs)).decoder
+    convs = [module for module in decoder.pyramid.modules() if isinstance(module, nn.Conv2d)]
+    assert {conv.kernel_size for conv in convs} == {(1, 1), (3, 3)}
+    with torch.no_grad():
+        for conv in convs:
+            conv.weight.mul_(7)
+    restore_weight_norms(decoder)
+    for conv in convs:
+        found = conv.weight.detach().square().mean().sqrt().item()
+        assert found == pytest.approx((2 / conv.weight[0].numel()) ** 0.5)
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])

@@ -43,6 +43,13 @@ def test_scaled_is_the_root_of_gamma_times_simple_for_each_example():
     torch.testing.assert_close(corrupt(clean, noise, sigma, "simple")[2:3], alone)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("corruption", ["scaled", "simple"])
+def test_levels_take_the_format_of_the_images(corruption, dtype):
+    clean, noise, sigma = torch.randn(2, 3, 4, 4, dtype=dtype), torch.randn(2, 3, 4, 4, dtype=dtype), torch.ones(2)
+    assert corrupt(clean, noise, sigma, corruption).dtype == dtype
+
+
 @pytest.mark.parametrize("sigma", [0.22, 1.0, 2.0])
 def test_scaled_keeps_the_variance(sigma):
     clean, noise = torch.randn(2, 3, 200, 200), torch.randn(2, 3, 200, 200)

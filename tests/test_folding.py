@@ -86,6 +86,9 @@ def test_a_frozen_encoder_runs_folded_and_is_saved_as_it_was(tmp_path):
     model.ddep.fold_encoder()
     torch.testing.assert_close(model(images, noise=noise).prediction, plain, rtol=1e-3, atol=1e-4)
     assert not torch.equal(model(images, noise=noise).prediction, plain)  # the folded encoder did run
+    model.ddep.encoder.train()
+    model.ddep.fold_encoder()
+    assert model.ddep.encoder.training  # its mode is what it was
     model.train()(images).loss.backward()
     assert all(parameter.grad is None for parameter in model.ddep.encoder.parameters())
     after = model.state_dict()

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePModel
 from ddep_hub.denoising import corrupt, draw_mask
 from ddep_hub.encoders import build_encoder
+from ddep_hub.segmentation import segmentation_loss
 
 
 SWIN = {
@@ -73,6 +74,12 @@ def test_segmentation_loss_is_the_cross_entropy_of_the_pixels_that_count(hybrid_
     per_pixel = -outputs.logits.log_softmax(1).gather(1, labels.clamp(max=3)[:, None])[:, 0]
     torch.testing.assert_close(outputs.loss, per_pixel[:, 10:].mean())
     assert model(pixel_values).loss is None
+
+
+def test_smaller_logits_are_upsampled_to_the_labels():
+    logits, labels = torch.randn(2, 3, 8, 10), torch.randint(0, 3, (2, 16, 40))
+    upsampled = F.interpolate(logits, size=(16, 40), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(segmentation_loss(logits, labels, 255), F.cross_entropy(upsampled, labels))
 
 
 def test_the_loss_can_be_replaced_as_in_transformers(hybrid_config):
@@ -249,6 +256,23 @@ def test_an_encoder_trains_once_it_is_no_longer_frozen(conv_config):
     frozen = DDePForPreTraining(conv_config())
     finetuned = DDePForSemanticSegmentation(frozen.config, frozen.ddep.encoder)
     assert finetuned.ddep.encoder.training and all(p.requires_grad for p in finetuned.parameters())
+
+
+def test_a_frozen_encoder_stays_in_eval_mode_where_a_part_is_set_to_training(conv_config):
+    model = DDePForPreTraining(conv_config())
+    before = {name: buffer.clone() for name, buffer in model.ddep.encoder.named_buffers()}
+    model.ddep.train()
+    model(torch.randn(2, 3, 64, 64))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.ddep.encoder.named_buffers())
+
+
+def test_the_loss_of_a_model_in_half_precision_is_measured_in_float32(hybrid_config):
+    model = DDePForPreTraining(hybrid_config(decoder_norm="group")).bfloat16().eval()
+    images = torch.randn(2, 3, 32, 32, dtype=torch.bfloat16)
+    outputs = model(images)
+    assert outputs.prediction.dtype == torch.bfloat16 and outputs.loss.dtype == torch.float32
+    torch.testing.assert_close(outputs.loss, F.mse_loss(outputs.prediction.float(), outputs.target.float()))
+    assert model(images, return_loss=False).loss is None
 
 
 def test_a_noise_level_that_was_changed_is_checked(conv_config):

@@ -79,6 +79,15 @@ def test_blocks_may_be_chosen_and_those_behind_go():
     assert feature_maps(pyramid).strides == (4, 8, 16)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "sources"), [([1, 3], {4: 0, 8: 0, 16: 1, 32: 1}), ([0, 1, 3], {4: 0, 8: 0, 16: 1, 32: 2})]
+)
+def test_few_blocks_are_spread_over_the_levels(chosen, sources):
+    model = DDePForSemanticSegmentation(config("vit_tiny_patch16_224", TINY, encoder_out_indices=chosen))
+    assert model.ddep.decoder.pyramid.sources == sources
+    assert model.ddep.decoder.pyramid.channels == (16, 32, 32, 32, 32, 32)  # of the stem, and no more than a block's
+
+
 def test_an_image_is_padded_to_the_patch_and_not_to_the_deepest_stride():
     encoder = build_encoder(config("vit_small_patch14_reg4_dinov2", TINY))
     features, covered = extract_features(encoder, torch.randn(1, 3, 517, 389))
@@ -149,6 +158,21 @@ def test_coarse_and_resampled_pyramids_get_a_stem(name, kwargs, strides):
     assert model.ddep.decoder.strides == strides
     model(torch.randn(2, 3, 50, 70), labels=torch.randint(0, 2, (2, 50, 70))).loss.backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_features_of_a_resampled_image_cover_none_of_its_padding():
+    """Not even where image and padding have as many cells: they are of another size."""
+    kwargs = {"img_size": (64, 96), "embed_dim": 16, "num_heads": 1}
+    model = DDePForSemanticSegmentation(config("hiera_tiny_224", kwargs)).ddep.eval()
+    assert feature_maps(model.encoder).image_size == (64, 96)
+    pyramid = model.decoder.pyramid
+    features = [
+        torch.randn(1, channels, 64 // stride, 96 // stride)
+        for channels, stride in zip(pyramid.channels[2:], pyramid.strides[2:], strict=True)
+    ]
+    finest = pyramid(features, torch.zeros(1, 3, 40, 96), (40, 96))[2]
+    assert finest.shape == features[0].shape
+    torch.testing.assert_close(finest, resample(features[0], (40, 96), 4, (16, 24)))
 
 
 @pytest.mark.parametrize("blocks", [2, 3, 4])
