@@ -20,15 +20,16 @@ from safetensors.torch import load_file
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
+from ddep_hub.data.transforms import AUGMENTATIONS
 from ddep_hub.encoder_weights import lite0_weights_file
 from ddep_hub.pretrained import load_denoiser, load_model, load_processor
 from ddep_hub.training import pretraining
 from ddep_hub.training import trainer as loop
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
-from ddep_hub.training.finetuning import finetune
+from ddep_hub.training.finetuning import FinetuneTrainer, finetune
 from ddep_hub.training.logging import read_metrics
 from ddep_hub.training.models import build_processor, find_encoder, finetuning_model
-from ddep_hub.training.pretraining import PretrainTrainer, pretrain
+from ddep_hub.training.pretraining import PretrainTrainer, pretrain, sample_noise
 from ddep_hub.training.run_dir import RunInterrupted
 from ddep_hub.training.step import TrainingStep
 from ddep_hub.utils.arguments import parse_arguments
@@ -374,6 +375,53 @@ def test_another_objective_is_one_class(scenes, tiny, tmp_path):
     assert f"| masked_error | {results['masked_error']:.4f} |" in card
     assert "with another objective: the decoder fills in the masked half" in card and "noise" not in card
     assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
+
+
+def test_the_arguments_of_a_fine_tuning_reach_its_parts(scenes, tiny, tmp_path):
+    fields = {"scale": (0.8, 1.2), "augmentation": "overhead", "class_crops": 0.3, "image_size": 48}
+    fields |= {"encoder_name": "test_efficientnet", "encoder_weights": "none", "dice_weight": 0.7}
+    fields |= {"class_weights": [str(number) for number in range(1, 9)], "num_labelled_images": 3}
+    fields |= {"encoder_lr_factor": 0.5, "encoder_layer_decay": 0.9, "head_lr_factor": 3.0}
+    fields = {**tiny, **fields, "data": str(scenes), "output_dir": str(tmp_path / "run")}
+    trainers = {
+        seeds: FinetuneTrainer(FinetuneArguments(**fields, seed=seeds[0], split_seed=seeds[1]))
+        for seeds in ((0, 0), (0, 1), (1, 0))
+    }
+    trainer = trainers[0, 0]
+    transform = trainer.dataset.transform
+    assert transform.scale == (0.8, 1.2) and transform.augmentation is AUGMENTATIONS["overhead"]
+    assert (transform.class_crops, transform.crop_size, transform.image_size) == (0.3, (32, 32), 48)
+    assert trainer.loss.class_weights.tolist() == list(range(1, 9)) and trainer.loss.dice_weight == 0.7
+    factors = trainer.learning_rate_factors()
+    encoder = [factor for name, factor in factors.items() if ".encoder." in name]
+    assert factors["classifier.bias"] == 3.0 and max(encoder) == 0.5 and min(encoder) < 0.5 * 0.9
+    # The labelled images are those of the split's seed, the classifier and the order of the images the run's.
+    ids = {seeds: trainer.labelled.sample_ids for seeds, trainer in trainers.items()}
+    assert ids[0, 0] == ids[1, 0] != ids[0, 1]
+    heads = {seeds: trainer.model.classifier.weight for seeds, trainer in trainers.items()}
+    assert torch.equal(heads[0, 0], heads[0, 1]) and not torch.equal(heads[0, 0], heads[1, 0])
+    assert [trainers[seeds].dataset.seed for seeds in trainers] == [0, 0, 1]
+
+
+def test_the_arguments_of_a_pretraining_reach_its_parts(scenes, tiny, tmp_path):
+    fields = {**tiny, "crop_scale_min": 0.4, "sigma": [0.1, 0.3]}
+    trainers = [PretrainTrainer(pretrain_arguments(tmp_path / "run", scenes, fields, seed=seed)) for seed in (0, 1)]
+    assert trainers[0].transform.crop.scale == (0.4, 1.0)
+    # Measured on the same crops of the same images whatever the seed, so that errors can be compared.
+    assert torch.equal(trainers[0].validation, trainers[1].validation)
+    assert trainers[0].references == trainers[1].references
+    images = torch.zeros(64, 3, 4, 4)
+    noise, sigma = sample_noise(images, trainers[0].sigma_range, 0, 5, range(64))
+    assert 0.1 <= sigma.min() < 0.12 and 0.28 < sigma.max() <= 0.3
+    again, levels = sample_noise(images[:2], (0.1, 0.3), 0, 5, [3, 60])
+    assert torch.equal(again, noise[[3, 60]]) and torch.equal(levels, sigma[[3, 60]])
+    assert trainers[0].score({"denoising_error": 0.2}) > trainers[0].score({"denoising_error": 0.3})
+
+
+@pytest.mark.parametrize(("error", "learned"), [(0.1, True), (0.25, False), (0.9, False)])
+def test_a_decoder_has_learned_once_it_beats_every_baseline(error, learned):
+    baselines = {"predicting_zero": 1.0, "gaussian_blur": 0.3, "linear_filter": 0.2}
+    assert pretraining.has_learned({"denoising_error": error, **baselines}) is learned
 
 
 def test_other_ways_to_finetune(scenes, tiny, tmp_path, capsys):

@@ -16,7 +16,7 @@ from torch import nn
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.preprocessing import Normalize
-from ddep_hub.data.samplers import StepBatchSampler, pair_batches
+from ddep_hub.data.samplers import StepBatchSampler, example_seed, pair_batches
 from ddep_hub.encoder_weights import ENCODER_NAME, load_encoder
 from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.checkpointing import CheckpointError
@@ -365,6 +365,7 @@ def test_the_denoising_loss_is_that_of_pretraining(model):
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     loss, data = loss_of(model, denoising_weight=2.0), batch()
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in weights.items())
+    assert model.noise_head.in_channels == 8 + 3  # beside the decoder's, the image: this encoder loses the noise
     set_encoder_mode(model, frozen=False, frozen_norms=False)
     before = {name: tensor.clone() for name, tensor in model.named_buffers()}
     modes = [module.training for module in model.modules()]
@@ -389,6 +390,7 @@ class Teacher(nn.Module):
     """Sure of class 1 on the left half, unsure on the right."""
 
     def forward(self, pixel_values):
+        self.seen = pixel_values
         logits = torch.zeros(len(pixel_values), 3, *pixel_values.shape[-2:])
         logits[:, 1, :, :32] = 9.0
         return types.SimpleNamespace(logits=logits)
@@ -396,9 +398,11 @@ class Teacher(nn.Module):
 
 def test_consistency_learns_from_confident_pixels_alone(model, monkeypatch):
     monkeypatch.setattr("ddep_hub.training.losses.random_box", lambda size, seed: torch.zeros(*size) > 0)
-    loss, data = loss_of(model, Teacher(), consistency_weight=1.0), batch()
+    teacher = Teacher()
+    loss, data = loss_of(model, teacher, consistency_weight=1.0), batch()
     data["inside"][:, :8] = False
     (total,) = loss.sums(data, 0, [0, 1])
+    assert torch.equal(teacher.seen, loss.normalize(data["unlabelled"]))  # the images before the strong changes
     (count,) = loss.counts(data)
     assert count == 2 * 56 * 64
     with freeze_batch_norm_statistics(model):
@@ -409,8 +413,10 @@ def test_consistency_learns_from_confident_pixels_alone(model, monkeypatch):
 
 def test_pasted_boxes_bring_their_labels(model, monkeypatch):
     """Where image 0 gets a box of image 1, it gets the teacher's labels of image 1."""
-    monkeypatch.setattr("ddep_hub.training.losses.random_box", lambda size, seed: torch.ones(*size) > 0)
-    seen = {}
+    seeds, seen = [], {}
+    monkeypatch.setattr(
+        "ddep_hub.training.losses.random_box", lambda size, seed: seeds.append(seed) or torch.ones(*size) > 0
+    )
     monkeypatch.setattr(
         model, "forward", lambda pixel_values: seen.update(images=pixel_values) or Teacher()(pixel_values)
     )
@@ -423,13 +429,17 @@ def test_pasted_boxes_bring_their_labels(model, monkeypatch):
     monkeypatch.setattr("ddep_hub.training.losses.F.cross_entropy", recorded)
     loss, data = loss_of(model, Teacher(), consistency_weight=1.0), batch()
     data["inside"][1] = False
-    loss.sums(data, 0, [0, 1])
+    loss.sums(data, 7, [4, 5])
+    assert seeds == [example_seed(3, 7, 4), example_seed(3, 7, 5)]  # others in each step, wherever the image lies
     assert torch.equal(seen["images"], loss.normalize(data["strong"]).roll(1, 0))
     assert (seen["labels"][0] == IGNORE_INDEX).all() and (seen["labels"][1, :, :32] == 1).all()
 
 
 def test_boxes_and_statistics(model):
-    shares = [float(random_box((40, 60), seed).float().mean()) for seed in range(200)]
+    boxes = [random_box((40, 60), seed) for seed in range(200)]
+    shares = [float(box.float().mean()) for box in boxes]
+    centers = [box.nonzero().float().mean(0) for box in boxes if box.any()]
+    assert len({(row > 20, column > 30) for row, column in torch.stack(centers).tolist()}) == 4  # in every quarter
     assert 60 < sum(share == 0 for share in shares) < 140 and max(shares) <= 0.45
     assert min(share for share in shares if share) > 0.005
     before = {name: tensor.clone() for name, tensor in model.named_buffers() if "running" in name}
