@@ -18,7 +18,11 @@ from ddep_hub.data.samplers import StepBatchSampler
 from ddep_hub.data.transforms import (
     STRONG,
     STRONG_INTENSITIES,
+    RandomGamma,
+    RandomIntensity,
     SegmentationTrainTransform,
+    SensorNoise,
+    _random_window,
     sample_rare_class_pixel,
 )
 from ddep_hub.data.unlabelled_transforms import PretrainTransform, UnlabelledTransform
@@ -90,6 +94,8 @@ def test_the_border_of_an_unlabelled_image_takes_no_memory():
     tracemalloc.stop()
     assert example["inside"].all() and peak < 1e6
     assert not transform({"image": Image.new("RGB", (8, 8))})["inside"].all()
+    zero = UnlabelledTransform(SegmentationTrainTransform(crop_size=32, scale=(1.0, 1.0), ignore_index=0))
+    assert zero({"image": Image.new("RGB", (16, 32))})["inside"].sum() == 16 * 32
 
 
 @pytest.mark.parametrize("crop_size", [32, (24, 48), (90, 20), 200])
@@ -124,6 +130,25 @@ def test_flip_mirrors_both():
     result = SegmentationTrainTransform(crop_size=(24, 36), scale=(1.0, 1.0), horizontal_flip=1.0)(example)
     assert np.array_equal(result["pixel_values"].permute(1, 2, 0).numpy(), np.asarray(example["image"])[:, ::-1])
     assert np.array_equal(result["labels"].numpy(), example["annotation"][:, ::-1])
+
+
+def test_a_smaller_mask_has_the_labels_at_the_centres_of_its_pixels():
+    """Those of the corners would shift the labels against the image, by half of a pixel of the smaller one."""
+    mask = np.add.outer(np.arange(0, 160, 10), np.arange(16)).astype(np.uint8)
+    sample = {"image": Image.new("RGB", (16, 16)), "annotation": mask}
+    found = SegmentationTrainTransform(crop_size=4, scale=(0.25, 0.25), horizontal_flip=0.0)(sample)["labels"]
+    assert np.array_equal(found.numpy(), mask[2::4, 2::4])
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 1.7])
+@pytest.mark.parametrize("pixel", [0, 13, 59])
+def test_a_crop_on_a_pixel_holds_it(pixel, scale):
+    places = set()
+    for _ in range(200):
+        start, part, size, offset = _random_window(60, 20, scale, pixel)
+        assert start <= pixel < start + part and 0 <= start and start + part <= 60 and (size, offset) == (20, 0)
+        places.add(pixel - start)
+    assert (min(places), max(places)) == (max(0, pixel + part - 60), min(pixel, part - 1))  # each place of the crop
 
 
 def test_border_has_the_mean_colour_and_is_ignored():
@@ -165,6 +190,34 @@ def test_photometric_changes_the_image_only():
     assert np.array_equal(result["labels"].numpy(), example["annotation"])
 
 
+def test_powers_brighten_as_often_as_they_darken():
+    middle = torch.tensor([[[0, 128, 255]]], dtype=torch.uint8).repeat(3, 1, 1)
+    for change in (RandomGamma(1.5), RandomIntensity(1.5, 0.0)):
+        results = torch.stack([change(middle) for _ in range(200)])
+        assert results.dtype == torch.uint8 and (results[..., 0] == 0).all() and (results[..., 2] == 255).all()
+        found = results[:, 0, 0, 1].float()
+        # 0.5 to the power of 1.5 and of 1 / 1.5
+        assert 90 <= found.min() < 95 and 156 < found.max() <= 162 and 70 < (found > 128).sum() < 130
+    assert (results[:, 0] != results[:, 1]).any()  # channels of which each has a power of its own
+
+
+def test_changed_intensities_stay_within_their_range():
+    image = torch.tensor([0, 255], dtype=torch.uint8).repeat(3, 8, 8)
+    for change in (RandomIntensity(1.0, 0.3), SensorNoise(8.0)):
+        for _ in range(20):
+            result = change(image).float()
+            assert result[..., ::2].max() < 60 and result[..., 1::2].min() > 195
+
+
+def test_noise_of_a_sensor_differs_between_images_and_keeps_their_mean():
+    image = torch.full((3, 64, 64), 128, dtype=torch.uint8)
+    image[0] = 100  # not grey
+    noise = torch.stack([SensorNoise(8.0)(image).float() - image for _ in range(50)])
+    stds = noise.std((2, 3))
+    assert stds.max() < 9 and stds.min() < 2 and stds.mean() == pytest.approx(4, abs=1)
+    assert noise.mean().abs() < 0.2 and not torch.equal(noise[:, 0], noise[:, 1])
+
+
 def test_wide_ids_survive_scaling():
     example = row(dtype=np.int32)
     example["annotation"][example["annotation"] == 1] = 70000
@@ -188,6 +241,14 @@ def test_pretrain_transform_without_randomness():
     transform = PretrainTransform(crop_size=32, scale=(1.0, 1.0), ratio=(1.0, 1.0), horizontal_flip=0.0)
     pixels = transform(example)["pixel_values"]
     assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(example["image"]))
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_pretraining_mirrors_images(probability):
+    example = noisy_row(32, 32)
+    transform = PretrainTransform(crop_size=32, scale=(1.0, 1.0), ratio=(1.0, 1.0), horizontal_flip=probability)
+    pixels = transform(example)["pixel_values"].permute(1, 2, 0).numpy()
+    assert np.array_equal(pixels, np.asarray(example["image"])[:, ::-1] if probability else example["image"])
 
 
 def test_eval_transform_keeps_the_masks_size():

@@ -28,6 +28,7 @@ class Oracle(nn.Module):
         from ddep_hub.modeling_ddep import DDePForPreTrainingOutput
 
         target = noise if self.config.prediction_type == "epsilon" else pixel_values
+        self.sigma = sigma
         noisy = corrupt(pixel_values, noise, sigma, self.config.corruption)
         return DDePForPreTrainingOutput(prediction=self.share * target, noisy_pixel_values=noisy)
 
@@ -51,6 +52,20 @@ def test_predicting_a_part_of_the_noise(hybrid_config, smooth):
     assert denoising_error(Oracle(hybrid_config(), 0.0), smooth) == pytest.approx(zero, rel=1e-4)
 
 
+def test_the_level_is_the_middle_of_a_range(hybrid_config, smooth):
+    oracle = Oracle(hybrid_config(sigma=[0.1, 0.5]), 0.0)
+    denoising_error(oracle, smooth)
+    assert oracle.sigma == pytest.approx(0.3)
+
+
+def test_a_model_is_measured_in_eval_mode(conv_config):
+    model, images = DDePForPreTraining(conv_config()), torch.randn(2, 3, 64, 64)
+    expected = denoising_error(model.eval(), images)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert denoising_error(model.train(), images) == expected
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
 def test_references_denoise_smooth_images_well_and_noise_not_at_all(smooth):
     easy = denoising_references(smooth, smooth.flip(0), 0.22)
     assert easy["gaussian_blur"] < 0.05 and easy["linear_filter"] < 0.15
@@ -62,6 +77,13 @@ def test_the_linear_filter_uses_what_channels_share(smooth):
     grey = smooth[:, :1].expand(-1, 3, -1, -1) + 0.3 * torch.randn(6, 1, 48, 48)
     metrics = denoising_references(grey, grey.flip(0), 0.22)
     assert metrics["linear_filter"] < 0.7 * metrics["gaussian_blur"]
+
+
+def test_the_linear_filter_is_fitted_on_the_training_images():
+    """Black ones, of which all that is seen is noise: its prediction for others is off by these, over the level."""
+    clean = torch.randn(4, 3, 48, 48)
+    references = denoising_references(clean, torch.zeros(4, 3, 48, 48), 0.5)
+    assert references["linear_filter"] == pytest.approx(clean.square().mean().item() / 0.5**2, rel=0.02)
 
 
 def test_the_error_is_that_of_the_model_and_does_not_depend_on_the_batch(hybrid_config, smooth):

@@ -37,6 +37,16 @@ def test_against_a_slow_reference():
     assert metrics["mean_accuracy"] == pytest.approx(sum(accuracies) / 3)
 
 
+@pytest.mark.parametrize("ignore_index", [-100, 0, 1, 200, 255, 256, 70000])
+def test_any_number_may_say_that_a_pixel_is_ignored(ignore_index):
+    labels, prediction = torch.randint(0, 3, (2, 9, 7)), torch.randint(0, 3, (2, 9, 7))
+    labels[0, :4] = ignore_index
+    matrix = ConfusionMatrix(3, ignore_index)
+    matrix.update(prediction, labels)
+    counted = [(labels == true) & (labels != ignore_index) for true in range(3)]
+    assert matrix.counts.tolist() == [[int((prediction[true] == p).sum()) for p in range(3)] for true in counted]
+
+
 def test_nothing_but_ignored_pixels():
     matrix = ConfusionMatrix(2)
     matrix.update(torch.zeros(3, dtype=torch.long), torch.full((3,), 255))
