@@ -418,6 +418,22 @@ def test_a_run_keeps_the_order_in_its_processor_and_another_can_change_it(tmp_pa
         FinetuneArguments(channel_order=[1, 2])
 
 
+@pytest.mark.parametrize("old_order", [None, [1, 2, 0], [2, 1, 0]])
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [1, 0, 2]])
+def test_images_in_another_order_come_to_the_model_as_before(order, old_order):
+    old = DDePImageProcessor(
+        do_resize=False, image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6], channel_order=old_order
+    )
+    image = RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    other = np.empty_like(image)
+    other[..., order] = image[..., old_order or [0, 1, 2]]
+    new = ddep_hub.pretrained.with_channel_order(old, order, 3)
+    found, wanted = (
+        processor(x, return_tensors="pt")["pixel_values"] for processor, x in ((new, other), (old, image))
+    )
+    torch.testing.assert_close(found, wanted)
+
+
 def test_pictures_show_the_channels_that_the_model_sees_first():
     pixels = RNG.integers(0, 256, (4, 8, 8), dtype=np.uint8)
     first = ChannelImage(pixels).to_rgb()

@@ -170,6 +170,15 @@ def test_report_and_figure(tmp_path):
     assert write_report(Study(methods, {"1/2": 2}), rows, tmp_path, title="Title") == report
 
 
+def test_the_baseline_that_needs_the_fewest_labels_is_named(tmp_path):
+    pytest.importorskip("matplotlib", reason="extra `plots` is not installed")
+    methods = [Method("slow", None, {}, True), Method("encoder", None, {}, True), Method("ddep", {}, {}, False)]
+    rows = [row("slow", "1/4", 0, 10), row("slow", "1", 0, 30, 40), row("ddep", "1/4", 0, 25)]
+    rows += [row("encoder", "1/4", 0, 20), row("encoder", "1", 0, 30, 40)]
+    report = write_report(Study(methods, {"1/4": 1, "1": 1}), rows, tmp_path, title="Title")
+    assert "| ddep | 1/4 = 10 | encoder | +5.00 | +5.00 | encoder: 20 (2.0x) |" in report
+
+
 def test_names_are_no_formulas(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib", reason="extra `plots` is not installed")
     methods = [Method("_a", None, {}, True), Method("b_$x_$", {}, {}, False)]
