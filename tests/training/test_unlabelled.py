@@ -438,8 +438,11 @@ def test_pasted_boxes_bring_their_labels(model, monkeypatch):
 def test_boxes_and_statistics(model):
     boxes = [random_box((40, 60), seed) for seed in range(200)]
     shares = [float(box.float().mean()) for box in boxes]
-    centers = [box.nonzero().float().mean(0) for box in boxes if box.any()]
-    assert len({(row > 20, column > 30) for row, column in torch.stack(centers).tolist()}) == 4  # in every quarter
+    corners = [(box.nonzero().amin(0), box.nonzero().amax(0), box.sum()) for box in boxes if box.any()]
+    assert all(area == (end - start + 1).prod() for start, end, area in corners)
+    places = torch.stack([start / (torch.tensor([39, 59]) - end + start).clamp(min=1) for start, end, _ in corners]).T
+    assert places.amin(1).max() < 0.1 and places.amax(1).min() > 0.9  # from one edge to the other
+    assert torch.corrcoef(places)[0, 1].abs() < 0.4  # rows and columns are drawn apart
     assert 60 < sum(share == 0 for share in shares) < 140 and max(shares) <= 0.45
     assert min(share for share in shares if share) > 0.005
     before = {name: tensor.clone() for name, tensor in model.named_buffers() if "running" in name}
