@@ -16,19 +16,20 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.transforms import AUGMENTATIONS
 from ddep_hub.encoder_weights import lite0_weights_file
-from ddep_hub.pretrained import load_denoiser, load_model, load_processor
+from ddep_hub.pretrained import load_denoiser, load_model, load_processor, stored_config
 from ddep_hub.training import pretraining
 from ddep_hub.training import trainer as loop
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.finetuning import FinetuneTrainer, finetune
 from ddep_hub.training.logging import read_metrics
-from ddep_hub.training.models import build_processor, find_encoder, finetuning_model
+from ddep_hub.training.models import build_processor, find_encoder, finetuning_model, pretraining_model
 from ddep_hub.training.pretraining import PretrainTrainer, pretrain, sample_noise
 from ddep_hub.training.run_dir import RunInterrupted
 from ddep_hub.training.step import TrainingStep
@@ -298,6 +299,26 @@ def test_other_ways_to_pretrain(fields, scenes, tiny, tmp_path):
         if name in fields:
             assert getattr(config, name) == fields[name]
     assert all(row["grad_norm"] > 0 for row in read_metrics(tmp_path / "run" / "metrics.jsonl"))
+
+
+def test_a_head_is_kept_for_its_own_target_alone(conv_config, tmp_path):
+    """The stored one predicts noise and sees the image, as the encoder loses the noise."""
+    stored = DDePForPreTraining(conv_config(image_skip=True))
+    nn.init.ones_(stored.noise_head.weight)
+    stored.save_pretrained(tmp_path)
+
+    def start(folder=tmp_path, **fields):
+        args = PretrainArguments(pretrained=str(folder), **fields)
+        return pretraining_model(args, str(folder), stored_config(folder))
+
+    again, other, masked = start(), start(prediction_type="sample"), start(corruption="masked")
+    assert torch.equal(again.noise_head.weight, stored.noise_head.weight)
+    assert other.noise_head.weight.abs().max() < 0.2 and other.config.prediction_type == "sample"
+    assert masked.noise_head.in_channels == 16 and masked.config.prediction_type == "sample"
+    masked.save_pretrained(tmp_path / "masked")
+    assert start(tmp_path / "masked").noise_head.in_channels == 16 + 3  # a masked one sees no image, but says nothing
+    for model in (again, other, masked):
+        assert torch.equal(model.ddep.decoder.blocks[0].conv1[0].weight, stored.ddep.decoder.blocks[0].conv1[0].weight)
 
 
 def test_pretraining_on_masked_images(scenes, tiny, tmp_path, capsys):
