@@ -267,6 +267,15 @@ def test_a_split_that_holds_images_of_the_other_is_refused(finetuning, scenes, t
     finetuning("second", data=str(voc), max_steps=1, allow_empty_classes=True)
 
 
+def test_a_split_that_is_a_link_to_the_other_is_refused(scenes, tmp_path):
+    data = shutil.copytree(scenes, tmp_path / "scenes")
+    for folder in ("images", "annotations"):
+        shutil.rmtree(data / folder / "val")
+        (data / folder / "val").symlink_to(data / folder / "train", target_is_directory=True)
+    with pytest.raises(ValueError, match="eval_split: 6 images of `val` are also in `train`"):
+        training_module.open_data(FinetuneArguments(data=str(data)))
+
+
 def test_nothing_but_bad_files(pretraining, scenes, tmp_path):
     images = shutil.copytree(scenes / "unlabelled", tmp_path / "images")
     broken(images, 100)

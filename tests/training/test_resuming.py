@@ -1,11 +1,13 @@
 """Runs that stop and go on end as those that never stopped."""
 
 import io
+import itertools
 import json
 import os
 import shutil
 import signal
 import tarfile
+import types
 from pathlib import Path
 
 import pytest
@@ -395,6 +397,17 @@ def test_the_best_model_is_kept(arguments):
     told = f"| the best model of the run, after step {best['step']} of {args.max_steps} steps of" in card
     assert told == (best["step"] < args.max_steps)
     assert f"| mIoU | {100 * best['mean_iou']:.2f} |" in card
+
+
+def test_a_resumed_run_knows_its_best_model_and_its_seconds(arguments, monkeypatch):
+    args = arguments("pretrain", "run", max_steps=3, eval_steps=1, gradient_accumulation_steps=1)
+    clock = types.SimpleNamespace(perf_counter=itertools.count(0, 10).__next__)  # each step takes ten
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(PretrainTrainer, "score", lambda self, results: 1.0)
+    stopped(args, monkeypatch, 1)
+    monkeypatch.setattr(PretrainTrainer, "score", lambda self, results: 0.5)
+    assert goes_on(args)["seconds"] == 30
+    assert json.loads((Path(args.output_dir) / "best" / "results.json").read_text())["step"] == 1
 
 
 def test_what_was_added_to_the_card_of_a_replaced_run_goes_with_it(arguments, monkeypatch):

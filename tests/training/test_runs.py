@@ -23,6 +23,7 @@ from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.transforms import AUGMENTATIONS
 from ddep_hub.encoder_weights import lite0_weights_file
+from ddep_hub.evaluation.denoising import denoising_references
 from ddep_hub.pretrained import load_denoiser, load_model, load_processor, stored_config
 from ddep_hub.training import pretraining
 from ddep_hub.training import trainer as loop
@@ -136,6 +137,13 @@ def test_only_the_decoder_was_trained(scenes, tiny, tmp_path):
 def test_workers_and_measurements_do_not_change_the_run(fields, pretrained, scenes, tiny, tmp_path):
     pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, **fields))
     assert same(weights(tmp_path / "run"), weights(pretrained[0]))
+    one, other = (
+        {row["step"]: row["loss"] for row in read_metrics(run / "metrics.jsonl") if "loss" in row}
+        for run in (pretrained[0], tmp_path / "run")
+    )
+    assert list(one) == [1, 2, 3] and other[3] == pytest.approx(one[3])
+    # The mean over the steps since the last one that was logged.
+    assert other[2] == pytest.approx(one[2] if 1 in other else (one[1] + one[2]) / 2)
 
 
 def test_another_seed_is_another_run(pretrained, scenes, tiny, tmp_path):
@@ -433,6 +441,10 @@ def test_the_arguments_of_a_pretraining_reach_its_parts(scenes, tiny, tmp_path):
     # Measured on the same crops of the same images whatever the seed, so that errors can be compared.
     assert torch.equal(trainers[0].validation, trainers[1].validation)
     assert trainers[0].references == trainers[1].references
+    # The linear filter is fitted on other images, and does worse than one that knows these.
+    known = denoising_references(trainers[0].validation, trainers[0].validation, 0.2)
+    assert trainers[0].references["gaussian_blur"] == known["gaussian_blur"]
+    assert trainers[0].references["linear_filter"] > known["linear_filter"]
     images = torch.zeros(64, 3, 4, 4)
     noise, sigma = sample_noise(images, trainers[0].sigma_range, 0, 5, range(64))
     assert 0.1 <= sigma.min() < 0.12 and 0.28 < sigma.max() <= 0.3

@@ -273,6 +273,7 @@ def test_a_first_stage_goes_on_from_a_pretrained_decoder(finetuning, tiny):
     assert len(kernels) > 5 and min(similar) > 0.5  # two steps away, not drawn anew
     assert "| First stage | decoder of `" in (second / "final" / "README.md").read_text()
     assert DDePImageProcessor.from_pretrained(second / "final").size["shortest_edge"] == 48
+    assert not DDePImageProcessor.from_pretrained(second / "pretraining" / "final").do_resize  # crops of any scale
 
 
 def test_the_first_stage_of_a_whole_model(model, scenes, tmp_path):
@@ -469,3 +470,4 @@ def test_only_the_unlabelled_data_counts_for_resuming(scenes, tiny, tmp_path):
     unlabelled = [str(scenes / "unlabelled")]
     joint = FinetuneTrainer(FinetuneArguments(**fields, unlabelled=unlabelled, denoising_weight=1.0))
     assert plain.fingerprint != joint.fingerprint and "unlabelled" in joint.data
+    assert len(joint.unlabelled) == 12 + 6  # the labelled images are among them
