@@ -60,7 +60,7 @@ PRETRAINED = {
 }
 # Pretexts of a length of their own, which only docs/results.md compares.
 OTHER_PRETEXTS = tuple(
-    f"runs/{name}/final" for name in ("gaussian", "shared_noise", "poisson_gaussian", "encoder_too")
+    f"runs/{name}/final" for name in ("gaussian", "shared_noise", "poisson_gaussian", "encoder_too", "patches_32")
 )
 Scores = dict[str, dict[int, float]]  # mIoU in % by method and seed
 

@@ -238,6 +238,22 @@ def test_the_scores_of_pretexts_are_those_of_the_csv():
         assert ", ".join(values) in text.replace(" and ", ", ")
 
 
+def test_the_gain_of_larger_patches_is_that_of_the_csv():
+    scores: dict[str, dict[str, float]] = {}
+    with (ROOT / "benchmarks" / "results" / "pretexts.csv").open() as file:
+        for row in csv.DictReader(file):
+            if row["labels"] == "1/16" and row["seed"] in "56789":
+                name = row["options"].rsplit("--pretrained ")[-1] if "--pretrained" in row["options"] else "random"
+                scores.setdefault(name, {})[row["seed"]] = float(row["mean_iou"])
+    larger = scores["runs/patches_32/final"]
+    text = " ".join(read(ROOT / "docs" / "results.md").split())
+    mean, half = interval_of_five([larger[seed] - scores["random"][seed] for seed in "56789"])
+    assert f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f}) over the random decoder, ahead with each" in text
+    others = scores["runs/ddep-em-lite0-masked-nc/final"]
+    mean, half = interval_of_five([others[seed] - larger[seed] for seed in "56789"])
+    assert f"{mean:.1f} ({mean - half:+.1f} to {mean + half:+.1f}) behind `ddep-em-lite0-masked-nc`" in text
+
+
 def test_the_scores_of_masked_patches_on_camvid_are_those_of_the_csv():
     scores: dict[bool, dict[str, str]] = {False: {}, True: {}}
     with (ROOT / "benchmarks" / "results" / "camvid_masked.csv").open() as file:
