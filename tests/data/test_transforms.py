@@ -289,6 +289,14 @@ def test_transforms_of_a_processor_give_its_pixel_values(tmp_path, backend, opti
         assert np.array_equal(result["labels"].numpy(), example["annotation"])
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_images_stay_as_they_were_when_they_are_normalised(dtype):
+    """A batch is normalised more than once where there are several losses."""
+    images = torch.randint(0, 256, (2, 3, 4, 4)).to(dtype)
+    before, normalize = images.clone(), Normalize([0.5] * 3, [0.25] * 3)
+    assert torch.equal(normalize(images), normalize(images)) and torch.equal(images, before)
+
+
 @pytest.mark.parametrize("options", PROCESSOR_OPTIONS)
 def test_training_at_scale_one_resizes_as_the_processor(options):
     processor = DDePImageProcessor(**options)

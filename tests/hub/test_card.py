@@ -110,6 +110,18 @@ def test_a_segmentation_card(finetuned):
     assert "None" not in card.content and "| random decoder |" not in card.text
 
 
+def test_each_metric_of_a_card_has_its_own_value(finetuned):
+    card = parsed(finetuned(results={**SEGMENTATION, "mean_iou": 0.41237, "mean_accuracy": 0.52}))
+    results = {entry.metric_type: (entry.metric_name, entry.metric_value) for entry in card.data.eval_results}
+    assert results == {
+        "mean_iou": ("mIoU", 0.4124),
+        "mean_accuracy": ("mean accuracy", 0.52),
+        "overall_accuracy": ("overall accuracy", 0.5),
+    }
+    for line in ("| mIoU | 41.24 |", "| mean accuracy | 52.00 |", "| overall accuracy | 50.00 |"):
+        assert line in card.text
+
+
 @pytest.mark.parametrize(
     ("encoder", "license", "restricted"),
     [("vit_small_patch16_dinov3", "dinov3-license", True), ("vit_small_patch14_reg4_dinov2", "apache-2.0", False)],
