@@ -92,3 +92,5 @@ def test_frozen_norms_leave_the_convolutions_to_train(name):
     set_encoder_mode(model, frozen=False, frozen_norms=True)
     frozen = [parameter.ndim for parameter in model.ddep.encoder.parameters() if not parameter.requires_grad]
     assert set(frozen) == {1}
+    norms = [module for module in model.ddep.decoder.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert norms and all(norm.training and norm.weight.requires_grad for norm in norms)  # the encoder's alone

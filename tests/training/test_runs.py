@@ -450,6 +450,9 @@ def test_the_arguments_of_a_pretraining_reach_its_parts(scenes, tiny, tmp_path):
     assert 0.1 <= sigma.min() < 0.12 and 0.28 < sigma.max() <= 0.3
     again, levels = sample_noise(images[:2], (0.1, 0.3), 0, 5, [3, 60])
     assert torch.equal(again, noise[[3, 60]]) and torch.equal(levels, sigma[[3, 60]])
+    for seed, step in ((0, 6), (1, 5)):  # others in each step and run
+        fresh, levels = sample_noise(images[:2], (0.1, 0.3), seed, step, [3, 60])
+        assert not torch.equal(fresh, again) and not torch.equal(levels, sigma[[3, 60]])
     assert trainers[0].score({"denoising_error": 0.2}) > trainers[0].score({"denoising_error": 0.3})
 
 
