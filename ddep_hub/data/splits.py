@@ -37,11 +37,12 @@ def parse_fraction(value: str | float | Fraction, name: str = "label fraction") 
 
 def find_copies(files: Iterable[Path], others: Iterable[Path]) -> list[Path]:
     """Finds those of `files` that have a copy among `others`, whatever its name; passes over files it cannot read."""
-    other_sizes = _sizes(others)
-    candidates = {path: size for path, size in _sizes(files).items() if size in set(other_sizes.values())}
+    file_sizes, other_sizes = _sizes(files), _sizes(others)
+    shared = {*file_sizes.values()} & {*other_sizes.values()}
+    candidates = {path: size for path, size in file_sizes.items() if size in shared}
     by_sample: dict[tuple[int, bytes], list[Path]] = {}
     for path, size in other_sizes.items():
-        if size in set(candidates.values()) and (sample := _read_sample(path, size)):
+        if size in shared and (sample := _read_sample(path, size)):
             by_sample.setdefault((size, sample), []).append(path)
     copies = []
     for path, size in candidates.items():

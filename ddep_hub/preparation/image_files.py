@@ -100,10 +100,10 @@ def _read_page(path: Path, page: int, are_labels: bool) -> tuple[int, Image.Imag
     opened, indices = _open_stack(path, path.stat().st_mtime_ns)
     try:
         with disallow_truncated_images():
-            opened.seek(0)  # the only page that names the program that wrote the file
-            has_labels = has_inverted_labels(opened)
+            opened.seek(0 if are_labels else indices[page])  # the first page alone names the program that wrote it
+            inverted = has_inverted_labels(opened) if are_labels else is_inverted(opened)
             opened.seek(indices[page])
-            return indices[page], _read_by_pillow(opened, has_labels if are_labels else is_inverted(opened))
+            return indices[page], _read_by_pillow(opened, inverted)
     except DECODING_ERRORS as error:
         raise BadFileError(f"{path} is damaged or cut off ({error}); replace or remove it", path) from error
 
