@@ -311,7 +311,7 @@ def test_other_ways_to_pretrain(fields, scenes, tiny, tmp_path):
 
 def test_a_head_is_kept_for_its_own_target_alone(conv_config, tmp_path):
     """The stored one predicts noise and sees the image, as the encoder loses the noise."""
-    stored = DDePForPreTraining(conv_config(image_skip=True))
+    stored = DDePForPreTraining(conv_config(encoder_name="tf_efficientnet_lite0", image_skip=True))
     nn.init.ones_(stored.noise_head.weight)
     stored.save_pretrained(tmp_path)
 
