@@ -232,15 +232,16 @@ def train(args: argparse.Namespace) -> None:
     """
     if args.output.exists() and any(args.output.iterdir()):
         raise SystemExit(f"--output: {args.output} is not empty. Choose another folder.")
+    started = time.monotonic()
     with tempfile.TemporaryDirectory() as images:  # not in the output, of which few files are kept
         with tarfile.open(args.pack / "images.tar") as archive:
             archive.extractall(images, filter="data")
-        train_on(images, args)
+        train_on(images, args, started)
 
 
-def train_on(images: str, args: argparse.Namespace) -> None:
-    """Pretrains on a folder of images."""
-    started, output = time.monotonic(), args.output
+def train_on(images: str, args: argparse.Namespace, started: float) -> None:
+    """Pretrains on a folder of images; the minutes count from `started`."""
+    output = args.output
     shared = {
         "images": [images],
         "encoder_name": LITE0,

@@ -189,6 +189,11 @@ class Study:
         args.resume_from_checkpoint = "latest"
         return args
 
+    @property
+    def data_arguments(self) -> FinetuneArguments:
+        """Arguments of fine-tuning that say where the data is, the same for all methods."""
+        return self.finetune_arguments(self.methods[0], "1", 0, Path(), None)
+
     def evaluate_arguments(self, finetuning: FinetuneArguments) -> EvaluateArguments | None:
         """Arguments of the evaluation of a fine-tuned model; `None` if the scores of fine-tuning are taken."""
         if self.evaluation is None:

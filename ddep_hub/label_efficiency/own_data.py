@@ -245,10 +245,9 @@ def draw_examples(study: Study, finals: Mapping[str, Path], path: Path) -> None:
     models = {name: load_model(folder) for name, folder in finals.items()}
     first_model = next(iter(models.values()))
     processor = load_processor(next(iter(finals.values())), first_model.config)
-    arguments = study.finetune_arguments(study.methods[0], next(iter(study.seeds)), 0, Path(), None)
     picture = segmentation_picture(
         models,
-        open_train_and_val(arguments)[1],
+        open_train_and_val(study.data_arguments)[1],
         EvalTransform.from_processor(processor),
         Normalize.from_processor(processor),
     )

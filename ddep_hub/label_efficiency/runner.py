@@ -188,9 +188,9 @@ def check_data(study: Study, output: Path) -> None:
 
 
 def _fingerprints(study: Study) -> dict[str, str]:
-    finetuning = study.finetune_arguments(study.methods[0], "1", 0, Path(), None)
-    splits = open_train_and_val(finetuning)
-    check_held_out(finetuning, *splits)  # of all labels: a small choice may miss an image that a larger one has
+    splits = open_train_and_val(study.data_arguments)
+    # Of all labels: a small choice may miss an image that a larger one has.
+    check_held_out(study.data_arguments, *splits)
     parts = [(dataset.fingerprint, dataset.classes.names, dataset.classes.ignore_index) for dataset in splits]
     fingerprints = {"data": compute_fingerprint(*parts)}
     if study.own_data and not study.images:
@@ -209,8 +209,8 @@ def _fingerprints(study: Study) -> dict[str, str]:
 
 def _leaks(study: Study) -> list[str]:
     """The warnings of [`describe_leaks`] about the user's own data."""
-    args = study.finetune_arguments(study.methods[0], "1", 0, Path(), None)
-    return describe_leaks(dataclasses.replace(args, unlabelled=study.images), *open_train_and_val(args))
+    args = dataclasses.replace(study.data_arguments, unlabelled=study.images)
+    return describe_leaks(args, *open_train_and_val(args))
 
 
 def run_study(study: Study, output: Path, args: StudyArguments) -> str:
@@ -336,8 +336,8 @@ def _pretrain_decoder(args: PretrainArguments, study: Study) -> tuple[str, float
             if not results.exists():
                 print(f"\n=== pretraining {folder}", flush=True)
                 if study.own_data:
-                    finetuning = study.finetune_arguments(study.methods[0], "1", 0, Path(), None)
-                    PretrainTrainer(args, more_images={str(study.data): open_train_and_val(finetuning)[0]}).run()
+                    labelled = open_train_and_val(study.data_arguments)[0]
+                    PretrainTrainer(args, more_images={str(study.data): labelled}).run()
                 else:
                     pretrain(args)
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -38,7 +38,6 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
     files, problems = read_json_files(source, format_tests) if source.is_dir() and format_tests else ({}, [])
     if source.suffix == ".json":
         files = {source: read_json(source)}
-    xml = [source] if source.suffix == ".xml" else _find_cvat_files(root)
     tables = sorted([*root.glob("_classes.csv"), *root.glob("*/_classes.csv")])
     readers: dict[str, Callable[[], Source | None]] = {
         "coco": lambda: read_coco(root, matches) if (matches := _filter_files(files, is_coco)) else None,
@@ -46,7 +45,7 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
         "label-studio": lambda: (
             read_label_studio(root, matches) if (matches := _filter_files(files, is_label_studio)) else None
         ),
-        "cvat": lambda: read_cvat(root, _require_single(xml)) if xml else None,
+        "cvat": lambda: read_cvat(root, _require_single(exports)) if (exports := _find_cvat_files(source)) else None,
         "roboflow-masks": lambda: read_roboflow_masks(root, tables) if tables else None,
         "objects": lambda: read_object_folders(root, table),
         "stacks": lambda: read_stacks(root, table),
@@ -90,7 +89,7 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
     return result
 
 
-def _find_cvat_files(root: Path) -> list[Path]:
+def _find_cvat_files(source: Path) -> list[Path]:
     """XML files that CVAT may have written, whatever their names; unlike Pascal VOC's, they hold `<annotations>`."""
 
     def is_cvat(path: Path) -> bool:
@@ -100,6 +99,9 @@ def _find_cvat_files(root: Path) -> list[Path]:
             return b"<annotations>" in file.read(1024)
         return False
 
+    if source.suffix == ".xml":
+        return [source]
+    root = source if source.is_dir() else source.parent
     return [path for path in sorted([*root.glob("*.xml"), *root.glob("*/*.xml")]) if is_cvat(path)]
 
 
