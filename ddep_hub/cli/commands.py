@@ -177,6 +177,15 @@ class PrepareArguments:
     classes: str | None = data_arg(
         None, "Path of a classes.json that names the masks' values or colours.", common=True, path=True
     )
+    image_dir: str | None = data_arg(
+        None, "Folder of the images inside the source, with {split} for the split. Default: detected."
+    )
+    mask_dir: str | None = data_arg(
+        None, "Folder of the masks inside the source, with {split} for the split. Default: detected."
+    )
+    mask_suffix: str | None = data_arg(
+        None, "Suffix of mask names after the image's name, such as _mask. Default: detected."
+    )
     val_fraction: str = data_arg("0.2", "Fraction of the images for validation, if the source has no splits.")
     group_pattern: str | None = data_arg(
         None, "Regular expression whose first group in an image's name identifies images that must stay in one split."

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .image_io import IMAGE_EXTENSIONS, iter_files
-from .pairing import IMAGE_WORDS, MASK_EXTENSIONS, MASK_WORDS, images_and_masks
+from .pairing import IMAGE_WORDS, MASK_EXTENSIONS, MASK_WORDS, PAIRS, images_and_masks
 
 
 _SPLITS = {"train": "train training tr", "val": "val valid validation dev", "test": "test testing ts"}
@@ -61,6 +61,20 @@ class FolderOptions:
 
 
 DEFAULT_OPTIONS = FolderOptions()
+_DESCRIPTIONS = ("classes.json", PAIRS, "labelmap.txt", "label_colors.txt", "class_dict.csv")
+
+
+def unpacked_root(root: Path) -> Path:
+    """The folder that an archive was unpacked into, if files that describe the data lie there; else `root`."""
+
+    def is_described(folder: Path) -> bool:
+        return any((folder / name).is_file() for name in _DESCRIPTIONS)
+
+    inner = subfolders(root)
+    if is_described(root) or len(inner) != 1:
+        return root
+    candidate = unpacked_root(root / inner[0])
+    return candidate if is_described(candidate) else root
 
 
 def match_split(by_split: Mapping[str, object], split: str) -> str | None:
@@ -147,7 +161,10 @@ def _detect_folders(root: Path, find_masks: Callable[[str | None, Path], Path]) 
         else:
             by_split = {name: SplitFolders(image_root / name, find_masks(name, image_root / name)) for name in splits}
     for name, meaning in folders.items():
-        if meaning is None or meaning[1] is None or meaning[0] == "mask" or match_split(by_split, name):
+        if meaning is None or meaning[1] is None or meaning[0] == "mask":
+            continue
+        split = name if meaning[0] is None and canonical_split(name) else meaning[1]
+        if match_split(by_split, split):
             continue
         inner = [child for child in subfolders(root / name) if _parse_folder_name(child) == ("image", None)]
         images = root / name
@@ -157,10 +174,21 @@ def _detect_folders(root: Path, find_masks: Callable[[str | None, Path], Path]) 
             continue
         masks = find_masks(meaning[1], images)
         if masks.is_dir() or meaning[0] == "image" or inner:
-            by_split[name if meaning[0] is None else meaning[1]] = SplitFolders(images, masks)
+            by_split[split] = SplitFolders(images, masks)
+    unused = [name for name, meaning in folders.items() if meaning is None and _holds_pairs(root / name)]
+    if by_split and unused:
+        warnings.warn(
+            f"{root}: {' and '.join(unused)} hold images and masks too, but are named like no split, and skipped. "
+            "Rename them, or choose the folders with image_dir and mask_dir.",
+            stacklevel=2,
+        )
     if not by_split and images_and_masks(root) is not None:
         by_split["train"] = SplitFolders(root, root)
     return by_split
+
+
+def _holds_pairs(folder: Path) -> bool:
+    return {("image", None), ("mask", None)} <= {_parse_folder_name(name) for name in subfolders(folder)}
 
 
 def _detect_by_words(root: Path) -> dict[str, SplitFolders]:
@@ -233,6 +261,8 @@ def _parse_folder_name(name: str) -> tuple[str | None, str | None] | None:
     """Whether a folder's name means images or masks, and which split; `None` if it means something else."""
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)
     words = [name] if name.lower() in IMAGE_WORDS | MASK_WORDS else words
+    if re.fullmatch(r"(1st_|2nd_)?manual\d*", name.lower()):  # beside the field of view in `mask` (DRIVE, HRF)
+        return "mask", None
     roles, splits = set[str](), set[str]()
     for word in (word.lower() for word in words):
         compound = re.fullmatch("(train|val|test)([a-z]+)", word)
@@ -243,6 +273,8 @@ def _parse_folder_name(name: str) -> tuple[str | None, str | None] | None:
                 roles.add("mask" if part in MASK_WORDS else "image")
             elif part not in _FORMAT_WORDS:
                 return None
+    if splits == {"train", "val"}:  # both in one folder, as in SUIM
+        splits = {"train"}
     if len(splits) > 1 or not (roles or splits):
         return None
     return "mask" if "mask" in roles else "image" if roles else None, next(iter(splits), None)

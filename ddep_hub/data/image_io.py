@@ -251,6 +251,13 @@ def file_name(file: str | Path | Undecoded) -> str:
 
 
 @contextmanager
+def _silence_tiff_errors() -> Iterator[None]:
+    """Keeps Pillow from logging an error for each TIFF of many bands; those are read by `tifffile`."""
+    with shared_attribute(logging.getLogger("PIL.TiffImagePlugin"), "disabled", True):
+        yield
+
+
+@contextmanager
 def open_image(file: str | Path | Undecoded, kind: str = "image") -> Iterator[ImageFile.ImageFile]:
     """Opens an image, reading only its header; errors inside the block become a `BadFileError`.
 
@@ -265,7 +272,7 @@ def open_image(file: str | Path | Undecoded, kind: str = "image") -> Iterator[Im
             raise BadFileError(f"{name} is empty (0 bytes); {hint}", name)
         stream.seek(0)
         try:
-            with disallow_truncated_images(), Image.open(stream) as image:
+            with disallow_truncated_images(), _silence_tiff_errors(), Image.open(stream) as image:
                 yield image
         except UnidentifiedImageError as error:
             raise BadFileError(f"{name} is not an image that Pillow can read; {hint}", name) from error
@@ -317,7 +324,10 @@ def load_upright(file: str | Path | Undecoded, kind: str) -> DecodedImage:
         is_lossy = image.format == "JPEG" or image.info.get("compression") in ("jpeg", "tiff_jpeg")
         if image.format == "WEBP" and image.fp is not None:
             is_lossy = _is_lossy_webp(image.fp)
-        upright = apply_orientation(image)
+        is_reduced, upright = is_reduced_by_pillow(image), apply_orientation(image)
+        if kind == "mask" and is_reduced and not np.asarray(upright).any():  # ids in 16 bits (SYNTHIA)
+            name = file_name(file)
+            raise BadFileError(f"{name} has colours of 16 bits, and the 8 that are read are all 0; save ids", name)
         if kind == "mask" and has_inverted_labels(image):
             upright = ImageOps.invert(upright)
         return DecodedImage(upright, image.format, white_level, is_lossy)

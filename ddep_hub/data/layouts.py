@@ -136,7 +136,8 @@ def find_splits(
         raise FileNotFoundError(
             _not_found_message(root)
             if layout == "folder"
-            else f"{root} has no split in the layout {layout!r}, which needs {_REQUIRED_CONTENTS[layout]}"
+            else f"{root} has no split in the layout {layout!r}, which needs {_REQUIRED_CONTENTS[layout]}; if the "
+            "classes are your own, name them in classes.json"
         )
     return folders, None
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,20 +68,31 @@ def palettes_differ(paths: Sequence[Path]) -> bool:
     return False
 
 
-def suggest_classes(paths: Sequence[Path], *, limit: int = 100) -> str:
-    """Suggests the content of `classes.json`, from the values or colours in at most `limit` of the masks."""
-    sampled_paths = paths[:: -(-len(paths) // limit)]
+def _count_all(
+    paths: Sequence[Path], mapping: Mapping[int, int] | None = None
+) -> tuple[Counter[Any], list[int | None]]:
+    """The values or colours of masks, and of each what [`count_objects`] gives; see [`get_mask_values`]."""
     counts, num_objects = Counter[Any](), list[int | None]()
-    color_modes = ("RGB", "RGBA", "P") if palettes_differ(sampled_paths) else ("RGB", "RGBA")
-    for path in sampled_paths:
+    color_modes = ("RGB", "RGBA", "P") if palettes_differ(paths) else ("RGB", "RGBA")
+    for path in paths:
         mask = load_mask(path)
         is_color = mask.image.mode in color_modes
-        pixels = mask_colors(mask.image, path) if is_color else get_mask_values(mask, path)
+        pixels = mask_colors(mask.image, path) if is_color else get_mask_values(mask, path, mapping)
         if mask.image.mode == "P" and is_color and mask.format != "GIF":  # whose order of colours means nothing
             pixels = pixels[np.asarray(mask.image) != IGNORED][None]  # ignored, whatever its colour
         mask_counts = count_values(pixels)
         counts.update(mask_counts)
         num_objects.append(count_objects(pixels, mask_counts))
+    return counts, num_objects
+
+
+def suggest_classes(paths: Sequence[Path], *, limit: int = 100) -> str:
+    """Suggests the content of `classes.json`, from the values or colours in at most `limit` of the masks."""
+    sampled_paths = paths[:: -(-len(paths) // limit)]
+    counts, num_objects = _count_all(sampled_paths)
+    if set(counts) == {0, 1, 255}:  # the 1 may come from bilevel masks alone, whose white is 255 beside others
+        white_counts, _ = _count_all(sampled_paths, {0: 0, 255: 1})
+        counts = white_counts if set(white_counts) == {0, 255} else counts
     if number_objects(num_objects) and not looks_smoothed(counts):
         ignore = '"ignore_index": -1, ' if 255 in counts else ""  # 255 is an object
         return (

@@ -28,7 +28,9 @@ _OTHER_WORDS = set(
     "color colors colour colours rgb vis overlay overlays instance instances instanceids panoptic depth edges".split()
 )
 _IMAGE_PREFIX = re.compile(r"(images?|imgs?|im|rgb|photos?|raw|sat)[-_. ]?", re.IGNORECASE)
-_IMAGE_SUFFIX = re.compile(r"[-_. ]?(images?|img|rgb|leftImg8bit|photo|raw|sat|0000|ome)$", re.IGNORECASE)
+_IMAGE_SUFFIX = re.compile(
+    r"[-_. ]?(images?|img|rgb|leftImg8bit|photo|raw|sat|training|test|0000|ome)$", re.IGNORECASE
+)
 NO_AFFIX = ("", "")
 
 
@@ -99,7 +101,10 @@ def separate_masks(names: list[str], mask_suffix: str | None = None) -> tuple[li
         masks = [name for name in names if stems[name].endswith(suffix)]
     else:
         all_stems = set(stems.values())
-        masks = find_masks(r"(?P<core>.+?)[-_. ](?P<mask>[A-Za-z]+)", all_stems)
+        suffixed = r"(?P<core>.+?)[-_. ](?P<mask>[A-Za-z]+)"
+        masks = find_masks(suffixed, all_stems)
+        if not masks:  # 1_mask beside 1_img
+            masks = find_masks(suffixed, {_IMAGE_SUFFIX.sub("", stem) for stem in all_stems} - all_stems)
         if not masks:  # mask_1 beside 1 or image_1
             cores = all_stems | {_IMAGE_PREFIX.sub("", stem, count=1) for stem in all_stems}
             masks = find_masks(r"(?P<mask>[A-Za-z]+)[-_. ]?(?P<core>.+)", cores)
@@ -107,8 +112,15 @@ def separate_masks(names: list[str], mask_suffix: str | None = None) -> tuple[li
         if not masks:
             jpegs = {stems[name] for name in names if name.lower().endswith((".jpg", ".jpeg"))}
             masks = [name for name in names if stems[name] in jpegs and name.lower().endswith(".png")]
+    mask_stems, endings = {stems[name] for name in masks}, {os.path.splitext(name)[1] for name in masks}
     images = [name for name in names if name not in set(masks)]
-    return (images, masks) if masks and images else None
+    further_masks = {  # a_mask_1 beside a_mask
+        name
+        for name in images
+        if os.path.splitext(name)[1] in endings and re.sub(r"[-_. ]?\d+$", "", stems[name]) in mask_stems
+    }
+    images = [name for name in images if name not in further_masks]
+    return (images, [*masks, *sorted(further_masks)]) if masks and images else None
 
 
 def match_names(
@@ -133,6 +145,7 @@ def _match(images: Sequence[str], masks: Sequence[str], mask_suffix: str | None,
         return {name: name for name in images}
     best_score: tuple[int, int] = (0, 0)
     candidates: dict[tuple[str, str], dict[str, str]] = {}
+    tried: dict[tuple[str, str], dict[str, str]] = {}
     # Masks may differ in subfolders, capitalisation and leading zeros, if the names are still unique without these.
     for folders, exact in itertools.product((True, False), (True, False)):
         if best_score[0] == len(images):
@@ -144,6 +157,7 @@ def _match(images: Sequence[str], masks: Sequence[str], mask_suffix: str | None,
                 mask_cores = _strip_affix(masks, affix, folders=folders, exact=exact)
                 pairs = {image: mask_cores[core] for core, image in image_cores.items() if core in mask_cores}
                 score = (len(pairs), -_affix_rank(affix))
+                tried.setdefault(affix, pairs)
                 if score > best_score:
                     best_score, candidates = score, {}
                 if pairs and score == best_score and pairs not in candidates.values():
@@ -151,7 +165,24 @@ def _match(images: Sequence[str], masks: Sequence[str], mask_suffix: str | None,
     if len(candidates) > 1:
         first, second = (f"{prefix}<image>{suffix}" for prefix, suffix in list(candidates)[:2])
         raise ValueError(f"{location} has masks named both {first} and {second}. Choose with mask_suffix.")
-    return next(iter(candidates.values()), {})
+    chosen, matches = next(iter(candidates.items()), (NO_AFFIX, dict[str, str]()))
+    used = set(matches.values())
+    for affix, pairs in tried.items():
+        is_other = _affix_rank(affix) <= _affix_rank(chosen) and not _extends(affix, chosen)
+        twice = [image for image, mask in pairs.items() if image in matches and mask not in used]
+        if is_other and twice and affix != chosen:
+            raise ValueError(
+                f"{location} has two masks for {twice[0]}, {matches[twice[0]]} and {pairs[twice[0]]}. Merge them, or "
+                "choose with mask_suffix."
+            )
+    return matches
+
+
+def _extends(affix: tuple[str, str], chosen: tuple[str, str]) -> bool:
+    """Whether an affix is the chosen one with more words, as in the mask of a longer name, or an older copy."""
+    if not (affix[0].endswith(chosen[0]) and affix[1].startswith(chosen[1])):
+        return False
+    return affix[0] != chosen[0] or re.match("[-_. ]+[A-Za-z]", affix[1][len(chosen[1]) :]) is not None
 
 
 def _basename(name: str) -> str:

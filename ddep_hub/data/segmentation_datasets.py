@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from ddep_hub.image_conversion import ORIENTATIONS, ChannelImage, warn_once
 
 from .classes import ClassTable, class_colors
-from .folders import DEFAULT_OPTIONS, FolderOptions, is_mask_folder
+from .folders import DEFAULT_OPTIONS, FolderOptions, is_mask_folder, unpacked_root
 from .hub_loading import (
     load_split,
     local_fingerprint,
@@ -200,7 +200,8 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         split_file: str | Path | None = None,
         num_channels: int = 3,
     ) -> None:
-        self.root, self.num_channels = Path(root), num_channels
+        self.root = Path(root) if options.has_folders else unpacked_root(Path(root))
+        self.num_channels = num_channels
         self.layout = find_layout(self.root, options) if layout is None else layout
         classes_path = self.root / "classes.json"
         if layout is None and options.classes is None and classes_path.is_file():
@@ -286,7 +287,8 @@ def available_splits(
         FileNotFoundError: `root/images` is not a folder, and nothing else there is a known layout.
         ValueError: The layout is not known or not clear.
     """
-    return sorted(find_splits(Path(root), find_layout(root, options) if layout is None else layout, options)[0])
+    root = Path(root) if options.has_folders else unpacked_root(Path(root))
+    return sorted(find_splits(root, find_layout(root, options) if layout is None else layout, options)[0])
 
 
 class HubSegmentation(Dataset[dict[str, Any]]):

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,11 +97,6 @@ def _find_adjacent_masks(names: Sequence[str]) -> list[str]:
         by_folder[folder].append(file)
     masks = []
     for folder, files in by_folder.items():
-        images, found = separate_masks(files) or (files, [])
-        stems, endings = ({os.path.splitext(file)[part] for file in found} for part in (0, 1))
-        for file in images:  # also `a_mask_1.png` beside `a_mask.png`
-            stem, ending = os.path.splitext(file)
-            if ending in endings and re.sub(r"[-_. ]?\d+$", "", stem) in stems:
-                found.append(file)
+        _, found = separate_masks(files) or (files, [])
         masks += [f"{folder}/{file}" if folder else file for file in found]
     return masks

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ddep_hub.data.classes import ClassTable, write_class_table
-from ddep_hub.data.folders import canonical_split
+from ddep_hub.data.folders import FolderOptions, canonical_split
 from ddep_hub.data.image_io import BadFileError, format_list, is_array, lift_size_limit
 from ddep_hub.data.splits import choose_validation, extract_groups, parse_fraction
 from ddep_hub.data.statistics import ClassStatistics
@@ -51,6 +51,9 @@ def prepare(
     *,
     format: str | None = None,
     classes: str | Path | None = None,
+    image_dir: str | None = None,
+    mask_dir: str | None = None,
+    mask_suffix: str | None = None,
     val_fraction: str | float = 0.2,
     group_pattern: str | None = None,
     tile: int | None = None,
@@ -67,6 +70,9 @@ def prepare(
         output_dir: Folder to write.
         format: One of `FORMATS`; detected by default, except for `unlabelled`.
         classes: A `classes.json` with the names of the masks' values or colours.
+        image_dir: Folder of the images inside `source`, with `{split}` for the split; detected by default.
+        mask_dir: The same for the masks.
+        mask_suffix: Suffix of mask names after the image's name, such as `_mask`; detected by default.
         val_fraction: Fraction of the images for the split `val`, if the source has no splits of its own; of a single
             image that is cut into tiles, the fraction of its rows, from the bottom.
         group_pattern: Regular expression that identifies images that stay in one split, see [`extract_groups`].
@@ -91,11 +97,18 @@ def prepare(
         raise ValueError(f"overlap must be 0 to {tile - 1}, less than the tile, got {overlap}.")
     _check_output(source, output, overwrite=overwrite)
     if format == UNLABELLED:
-        if classes or group_pattern:
-            name = "classes" if classes else "group_pattern"
-            raise ValueError(f"{name} has no effect on unlabelled images. Leave it out.")
+        labelled_only = {
+            "classes": classes,
+            "image_dir": image_dir,
+            "mask_dir": mask_dir,
+            "mask_suffix": mask_suffix,
+            "group_pattern": group_pattern,
+        }
+        if without_effect := [name for name, value in labelled_only.items() if value is not None]:
+            raise ValueError(f"{without_effect[0]} has no effect on unlabelled images. Leave it out.")
         return _prepare_unlabelled(source, output, tile, overlap)
-    dataset = read_source(source, format, Path(os.path.expanduser(classes)) if classes else None)
+    options = FolderOptions(image_dir, mask_dir, mask_suffix, os.path.expanduser(classes) if classes else None)
+    dataset = read_source(source, format, options)
     ignored = dataset.classes.ignore_index
     if not 0 <= ignored <= 65535:  # which no PNG can hold
         ignore_index = 255 if dataset.classes.num_classes <= 255 else 65535

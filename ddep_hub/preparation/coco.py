@@ -40,7 +40,9 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
     """
     import_pycocotools()
     finder = ImageFinder(root)
-    files, notes = _drop_keypoint_files(files)
+    files, notes = _drop_other_files(files)
+    if not files:
+        raise ValueError(f"{root} holds only panoptic annotations of COCO. Pass a folder with instances_*.json.")
     categories = {path: _categories(content) for path, content in files.items()}
     names = _class_ids(files, categories)
     num_dropped, orphaned, duplicated = 0, list[str](), list[str]()
@@ -136,12 +138,14 @@ class _ImageEntry:
     shapes: list[Shape]
 
 
-def _drop_keypoint_files(files: Mapping[Path, Any]) -> tuple[dict[Path, Any], list[str]]:
+def _drop_other_files(files: Mapping[Path, Any]) -> tuple[dict[Path, Any], list[str]]:
     """The files, without those that COCO's archive has of people alone, beside its own of all objects."""
     kept_files, notes = {}, []
     for path, content in files.items():
         instances_path = path.with_name(path.name.replace("person_keypoints_", "instances_", 1))
-        if instances_path != path and instances_path in files:
+        if any("segments_info" in annotation for annotation in content["annotations"][:1]):
+            notes.append(f"{path.name} holds panoptic annotations: skipped")
+        elif instances_path != path and instances_path in files:
             notes.append(f"{path.name} repeats objects of {instances_path.name}: skipped")
         else:
             kept_files[path] = content

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ddep_hub.data.classes import read_class_table
-from ddep_hub.data.folders import find_split_folders, subfolders
+from ddep_hub.data.folders import DEFAULT_OPTIONS, FolderOptions, find_split_folders, subfolders
 from ddep_hub.data.image_io import format_list
 from ddep_hub.data.layouts import find_layout
 from ddep_hub.data.pairing import PAIRS
@@ -23,24 +23,30 @@ MALFORMED_ERRORS = (KeyError, TypeError, IndexError, AttributeError)
 _JSON = {"coco": is_coco, "labelme": is_labelme, "label-studio": is_label_studio}
 
 
-def read_source(source: Path, name: str | None = None, classes: Path | None = None) -> Source:
+def read_source(source: Path, name: str | None = None, options: FolderOptions = DEFAULT_OPTIONS) -> Source:
     """Reads labelled images from a folder or an annotation file.
 
-    `name` is one of `LABELLED_FORMATS`, by default detected; `classes` is a `classes.json` for masks whose values or
-    colours do not tell the class names. Raises a FileNotFoundError if there is no source or nothing in it is
-    recognised, and a ValueError if it is damaged or not of this format.
+    `name` is one of `LABELLED_FORMATS`, by default detected, and `masks` if `options` say where masks are; their
+    `classes` are for masks whose values or colours do not tell the class names. Raises a FileNotFoundError if there is
+    no source or nothing in it is recognised, and a ValueError if it is damaged or not of this format.
     """
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist. Pass a folder or an annotation file.")
+    if options.has_folders:
+        if name not in (None, "masks"):
+            raise ValueError(f"The format {name} takes no image_dir, mask_dir or mask_suffix. Leave them out.")
+        name = "masks"
     root = source if source.is_dir() else source.parent
-    table = read_class_table(classes) if classes else None
+    # As in COCO's own archive, whose annotations lie beside the folders of their images.
+    coco_root = root.parent if source.is_file() and root.name == "annotations" else root
+    table = read_class_table(options.classes) if options.classes else None
     format_tests = [test for format, test in _JSON.items() if name in (format, None)]
     files, problems = read_json_files(source, format_tests) if source.is_dir() and format_tests else ({}, [])
     if source.suffix == ".json":
         files = {source: read_json(source)}
     tables = sorted([*root.glob("_classes.csv"), *root.glob("*/_classes.csv")])
     readers: dict[str, Callable[[], Source | None]] = {
-        "coco": lambda: read_coco(root, matches) if (matches := _filter_files(files, is_coco)) else None,
+        "coco": lambda: read_coco(coco_root, matches) if (matches := _filter_files(files, is_coco)) else None,
         "labelme": lambda: read_labelme(root, matches) if (matches := _filter_files(files, is_labelme)) else None,
         "label-studio": lambda: (
             read_label_studio(root, matches) if (matches := _filter_files(files, is_label_studio)) else None
@@ -49,7 +55,7 @@ def read_source(source: Path, name: str | None = None, classes: Path | None = No
         "roboflow-masks": lambda: read_roboflow_masks(root, tables) if tables else None,
         "objects": lambda: read_object_folders(root, table),
         "stacks": lambda: read_stacks(root, table),
-        "masks": lambda: read_folder(root, table),
+        "masks": lambda: read_folder(root, table, options),
     }
     if name is not None:
         readers = {name: readers[name]}

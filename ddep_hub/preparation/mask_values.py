@@ -25,6 +25,8 @@ from .image_files import read_image_file
 
 
 _BLACK_VALUES: set[Any] = {0, (0, 0, 0)}
+# Of masks of 0 and 255; with it, white is 255 in bilevel masks too.
+_BLACK_AND_WHITE = ClassTable(("background", "object"), ((0, 0, 0), (255, 255, 255)), -1, ((0,), (IGNORED,)))
 
 
 @dataclass
@@ -57,6 +59,10 @@ class MaskReader:
         self.palettes_as_colors = palettes_differ([path for path, page in masks if page is None])
         self.as_colors = self.as_colors or self.palettes_as_colors
         values = self._collect_values(masks)
+        if values == {0, 1, IGNORED} and self.table is None:  # the 1 may come from bilevel masks alone
+            reader = dataclasses.replace(self, table=_BLACK_AND_WHITE)
+            if reader._collect_values(masks) == {0, IGNORED}:
+                self.table, values = _BLACK_AND_WHITE, {0, IGNORED}
         if values <= _BLACK_VALUES:
             # Nothing is drawn, unless in the alpha channel.
             self.in_alpha = True

@@ -2,67 +2,142 @@
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ddep_hub.data.classes import ClassTable, Color, class_colors, read_class_table
-from ddep_hub.data.folders import canonical_split, find_split_folders, subfolders
+from ddep_hub.data.classes import ClassTable, Color, class_colors
+from ddep_hub.data.folders import (
+    DEFAULT_OPTIONS,
+    FolderOptions,
+    SplitFolders,
+    canonical_split,
+    find_split_folders,
+    is_mask_folder,
+    subfolders,
+    unpacked_root,
+)
 from ddep_hub.data.image_io import IMAGE_EXTENSIONS, BadFileError, format_list, iter_files
 from ddep_hub.data.layouts import find_layout, find_splits
 from ddep_hub.data.mask_inspection import IGNORED, looks_smoothed
-from ddep_hub.data.pairing import IMAGE_WORDS, MASK_WORDS, PAIRS, Pairs, pair_files, read_pairs
+from ddep_hub.data.pairing import IMAGE_WORDS, MASK_EXTENSIONS, MASK_WORDS, PAIRS, Pairs, pair_files
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
+from ddep_hub.data.splits import read_split_file
 from ddep_hub.utils.files import SYSTEM_FILES
 
 from .image_files import count_pages, image_size, read_image_file
 from .mask_values import MaskReader, object_pixels
-from .source import Example, Source, example_name, object_classes, pluralize
+from .source import Example, Source, example_name, folder_split, object_classes, pluralize
 
 
 # --- One mask for each image
 
 
-def read_folder(root: Path, table: ClassTable | None) -> Source:
+def read_folder(root: Path, table: ClassTable | None, options: FolderOptions = DEFAULT_OPTIONS) -> Source:
     """A folder that `--data` reads, with its `classes.json`, or with the values or colours found in its masks."""
-    split_folders = {} if (root / PAIRS).is_file() else find_split_folders(root)
-    layout = "folder" if split_folders else find_layout(root)
-    classes_path = root / "classes.json"
-    if table is None and (layout != "folder" or classes_path.is_file()):
-        if classes_path.is_file():
-            table = read_class_table(classes_path)
-        return _read_known_layout(root, layout, table)
+    root = root if options.has_folders else unpacked_root(root)
+    layout = _detect_layout(root, options)
+    if table is None and (layout != "folder" or (root / "classes.json").is_file()):
+        return _read_known_layout(root, layout, options)
+    folders, listed = find_splits(root, layout, options)
     pairs: Mapping[str, Pairs] = {}
     groups: Mapping[str, str] = {}
-    if layout == "folder" and (root / PAIRS).is_file():
-        listed = read_pairs(root)
+    if listed:
         pairs = listed.pairs
         groups = {name: group for split_groups in listed.groups.values() for name, group in split_groups.items()}
     elif layout == "folder":
-        pairs = {split: pair_files(folders.images, folders.masks) for split, folders in split_folders.items()}
+        pairs = {split: pair_files(part.images, part.masks, options.mask_suffix) for split, part in folders.items()}
+    splits = _listed_splits(folders.values())
     files = [
-        (split if len(pairs) > 1 else None, sample_id, image, split_pairs.masks[sample_id])
+        (
+            split if len(pairs) > 1 else splits.get(sample_id) or folder_split(image, root),
+            sample_id,
+            image,
+            split_pairs.masks[sample_id],
+        )
         for split, split_pairs in pairs.items()
         for sample_id, image in split_pairs.images.items()
         if sample_id in split_pairs.masks
     ]
     if not files:
-        raise ValueError(f"{root}: no image has a mask with a matching name. List them in {PAIRS}.")
+        raise ValueError(_no_pairs_message(root, folders))
     num_unpaired = sum(len(split_pairs.images) for split_pairs in pairs.values()) - len(files)
     notes = [f"{pluralize(num_unpaired, 'image')} without a mask: skipped"] if num_unpaired else []
+    used = {mask.with_suffix("") for *_, mask in files}  # splits may share a folder of masks
+    unread = [
+        name
+        for split, split_pairs in pairs.items()
+        for name in split_pairs.unmatched
+        if folders[split].masks / name not in used
+    ]
+    if unread:
+        notes.append(f"{pluralize(len(unread), 'file')} among the masks that belong to no image, such as {unread[0]}")
     return _make_source("masks", files, table or _read_label_file(root), notes, groups)
 
 
-def _read_known_layout(root: Path, layout: str, table: ClassTable | None) -> Source:
+# Names of the images of known data sets: folders like theirs may hold the user's own.
+_OFFICIAL_NAMES = {
+    "ade20k": r"ADE_\w+_\d{8}",
+    "camvid": "(0001TP|0006R0|0016E5|Seq05VD)_.+",
+    "cityscapes": r".+_\d{6}_\d{6}",
+    "pascal_context": r"\d{4}_\d{6}",
+    "pascal_voc": r"(\d{4}_)?\d{6}",
+}
+
+
+def _detect_layout(root: Path, options: FolderOptions) -> str:
+    """The layout of a folder; that of a known data set only if its own images and masks are there."""
+    if options.has_folders or (root / PAIRS).is_file():
+        return "folder"
+    has_folders = bool(find_split_folders(root))
+    if has_folders and ((root / "classes.json").is_file() or _read_label_file(root) is not None):
+        return "folder"
+    try:
+        layout = find_layout(root)
+        if layout == "folder" or not has_folders:
+            return layout
+        dataset = SegmentationFolder(root, next(iter(find_splits(root, layout)[0])))
+        if not re.fullmatch(_OFFICIAL_NAMES[layout], dataset.images[0].stem.removesuffix("_leftImg8bit")):
+            return "folder"
+        dataset.mask(0)  # raises an error where the values are those of other classes
+    except (FileNotFoundError, ValueError):
+        if has_folders:
+            return "folder"
+        raise
+    return layout
+
+
+def _listed_splits(folders: Iterable[SplitFolders]) -> dict[str, str]:
+    """The split of each sample that lists beside the images name, as in Pascal VOC and exports of CVAT."""
+    lists = {path for part in folders for path in (part.images.parent / "ImageSets/Segmentation").glob("*.txt")}
+    splits = {path: canonical_split(path.stem) for path in sorted(lists)}
+    return {sample: split for path, split in splits.items() if split for sample in read_split_file(path)}
+
+
+def _no_pairs_message(root: Path, folders: Mapping[str, SplitFolders]) -> str:
+    named = [root / name for name in subfolders(root) if is_mask_folder(name)]
+    endings = {Path(name).suffix for folder in named for name in iter_files(folder)} - {*MASK_EXTENSIONS, ""}
+    if endings:
+        return (
+            f"{root}: {format_list([folder.name for folder in named])} holds {format_list(sorted(endings))} files, "
+            "but no masks. Export masks, or annotations in one of the formats in docs/data.md."
+        )
+    places = "; ".join(f"{part.images} and {part.masks}" for part in folders.values())
+    return f"{root}: no image has a mask with a matching name in {places}. List them in {PAIRS}."
+
+
+def _read_known_layout(root: Path, layout: str, options: FolderOptions) -> Source:
     examples: list[Example] = []
-    folders, _ = find_splits(root, layout)
+    folders, _ = find_splits(root, layout, options)
     # A split for which nobody has drawn masks.
     unlabelled = [split for split, folder in folders.items() if layout == "folder" and not folder.masks.is_dir()]
-    splits = sorted(folders.keys() - set(unlabelled)) or sorted(folders)
-    datasets = {split: SegmentationFolder(root, split) for split in splits}
+    # Cityscapes' test masks show no class; VOC's other splits hold its train and val again.
+    left_out = {"cityscapes": {"test"}, "pascal_voc": {"trainval", "train_aug"}}.get(layout, set())
+    splits = sorted(folders.keys() - {*unlabelled} - left_out) or sorted(folders)
+    datasets = {split: SegmentationFolder(root, split, options=options) for split in splits}
     for split, dataset in datasets.items():
         examples += [
             Example(
@@ -75,8 +150,9 @@ def _read_known_layout(root: Path, layout: str, table: ClassTable | None) -> Sou
             for index, name in enumerate(dataset.sample_ids)
         ]
     first = next(iter(datasets.values()))
-    classes = (table or first.classes).without_mask_values()
-    notes = [f"split {split} has no masks: skipped" for split in folders if split not in splits]
+    classes = first.classes.without_mask_values()
+    notes = [f"split {split} has no masks: skipped" for split in unlabelled if split not in splits]
+    notes += [f"split {split}: skipped" for split in sorted(left_out & folders.keys()) if split not in splits]
     return Source(f"layout {first.layout}", classes, examples, notes)
 
 

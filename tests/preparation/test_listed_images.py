@@ -62,7 +62,7 @@ def test_masks_of_an_images_name_are_not_the_image(tmp_path):
     put_images(tmp_path / "source" / "photos", "ab")
     put_images(tmp_path / "source" / "masks", "abc")
     (tmp_path / "source" / "a.json").write_text(json.dumps(coco("abc")))
-    source = read_source(tmp_path / "source", None, None)
+    source = read_source(tmp_path / "source")
     assert [example.image.parent.name for example in source.examples] == ["photos", "photos"]
     assert any("1 annotated image not found" in note for note in source.notes)
 
@@ -73,7 +73,7 @@ def test_images_beside_their_annotations_count_in_folders_of_any_name(tmp_path):
     for name in "abc":
         path = tmp_path / "source" / "labels" / f"{name}.json"
         labelme(path, {"large": LARGE}, imagePath={"a": "old_a.jpg"}.get(name, f"C:\\x\\{name}.png"))
-    assert len(read_source(tmp_path / "source", None, None).examples) == 3
+    assert len(read_source(tmp_path / "source").examples) == 3
 
 
 @pytest.mark.parametrize("tool", ["COCO", "CVAT", "Label Studio"])
@@ -95,7 +95,7 @@ def test_the_split_of_a_file_decides_between_images_of_one_name(tmp_path, tool):
         entries += f'<polygon label="large" points="{points}" /></image>'
     if tool == "CVAT":
         (tmp_path / "source" / "annotations" / "annotations.xml").write_text(f"<annotations>{entries}</annotations>")
-    source = read_source(tmp_path / "source", None, None)
+    source = read_source(tmp_path / "source")
     assert [(example.image.parent.name, example.split) for example in source.examples] == [
         ("train", "train"),
         ("val", "val"),
@@ -111,7 +111,7 @@ def test_images_inside_of_json_files_are_read_one_by_one(tmp_path):
     for number in range(10):
         labelme(tmp_path / "source" / f"{number}.json", {"large": LARGE}, imageData=data)
     tracemalloc.start()
-    source = read_source(tmp_path / "source", None, None)
+    source = read_source(tmp_path / "source")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(source.examples) == 10 and peak < 5 * len(data)
