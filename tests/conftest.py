@@ -1,6 +1,7 @@
 """What all tests share: no network, no traces in the user's home, tiny models."""
 
 import atexit
+import gc
 import os
 import shutil
 import sys
@@ -30,16 +31,12 @@ os.fsync = lambda descriptor: None
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 import pytest  # noqa: E402
-import timm  # noqa: E402
-import torch  # noqa: E402
 from huggingface_hub import constants  # noqa: E402
 from huggingface_hub.file_download import repo_folder_name  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
 
-from ddep_hub import DDePConfig  # noqa: E402
-from ddep_hub.data.synthetic import write_scenes  # noqa: E402
-from ddep_hub.encoder_weights import encoder_repository  # noqa: E402
 
+# torch and what imports it are imported in the fixtures: the workers of pytest-xdist start when the process that hands
+# out the tests has loaded this file, and it needs none of them.
 
 # The smallest ResNet-ViT hybrid: features at strides 2 and 4 from its CNN part, tokens at stride 32.
 HYBRID = {
@@ -65,6 +62,17 @@ LONG = (
 )
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Keeps the garbage collector from all that is imported here: it takes a second each time and finds nothing."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the long files first; the rest keeps its order."""
     places = {name: place for place, name in enumerate(LONG)}
@@ -74,12 +82,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def seed() -> None:
     """The same random numbers in each test."""
+    import torch
+
     torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
 def hybrid_config():
     """Makes configurations of the tiny hybrid; keyword arguments replace fields."""
+    from ddep_hub import DDePConfig
 
     def make(**fields) -> DDePConfig:
         return DDePConfig(**{**HYBRID, **SMALL_DECODER, **fields})
@@ -90,6 +101,7 @@ def hybrid_config():
 @pytest.fixture
 def conv_config():
     """Makes configurations of a small encoder with BatchNorm; keyword arguments replace fields."""
+    from ddep_hub import DDePConfig
 
     def make(**fields) -> DDePConfig:
         return DDePConfig(**{**CONV, **SMALL_DECODER, **fields})
@@ -112,6 +124,8 @@ def hub(monkeypatch, tmp_path):
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory):
     """Rendered scenes of 64x64 pixels: splits `train` (6) and `val` (3), and 12 unlabelled images."""
+    from ddep_hub.data.synthetic import write_scenes
+
     root = tmp_path_factory.mktemp("data") / "scenes"
     return write_scenes(root, splits={"train": 6, "val": 3}, unlabelled=12, size=(64, 64))
 
@@ -122,6 +136,12 @@ def small_encoder():
 
     A run on the default encoder takes three times as long: it is for what is EfficientNet-Lite0's own.
     """
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    from ddep_hub.encoder_weights import encoder_repository
+
     name, revision = CONV["encoder_name"], "0" * 40
     cached = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=encoder_repository(name), repo_type="model"))
     for folder in (cached / "refs", cached / "snapshots" / revision):
