@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import functools
+import gc
 import importlib.util
 import json
 import multiprocessing
@@ -46,7 +47,7 @@ def start(*command: str, **environment: str) -> subprocess.Popen[str]:
 # test sets: torch, torchvision and scipy, two thirds of what a process of ours loads. The rest finds nothing of it
 # loaded, and reads its own variables.
 _SERVER = """
-import json, os, runpy, sys
+import gc, json, os, runpy, sys
 import scipy.optimize, torch, torchvision.transforms.v2
 own = {"ddep_hub", "transformers", "timm", "huggingface_hub", "accelerate", "datasets"}
 assert own.isdisjoint(sys.modules)
@@ -58,6 +59,7 @@ for line in iter(sys.stdin.readline, ""):
 else:
     sys.exit()
 os.setsid()
+gc.freeze()  # a collection would copy all memory of the server
 given = json.loads(line)
 for number, path in enumerate((os.devnull, *given["outputs"])):
     os.dup2(os.open(path, os.O_RDWR | os.O_APPEND), number)
@@ -184,6 +186,7 @@ class Fork:
 
 def _script(script: str, arguments: tuple[str, ...], environment: dict[str, str], outputs: list[str]) -> None:
     os.setsid()
+    gc.freeze()  # a collection, as commands make one at their end, would copy all memory of the server
     for number, path in enumerate(outputs, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
     os.environ.clear()

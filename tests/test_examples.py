@@ -124,7 +124,7 @@ def test_killed_runs_go_on_bit_for_bit(tmp_path, monkeypatch):
 
 def quickstart(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs the quickstart, cut down to seconds."""
-    small = "--pretrain_steps 2 --finetune_steps 2 --num_labelled_images 2 --seeds 0".split()
+    small = "--pretrain_steps 1 --finetune_steps 1 --num_labelled_images 2 --seeds 0".split()
     return run_fork("quickstart.py", *small, *arguments)
 
 
@@ -138,7 +138,7 @@ def test_quickstart_compares_one_architecture(tmp_path):
 
 
 def test_quickstart_refuses_a_decoder_that_has_not_learned(tmp_path):
-    """Two steps are too few to beat a blur: table, picture and folders are there, and the exit code says so."""
+    """One step is too few to beat a blur: table, picture and folders are there, and the exit code says so."""
     data = write_scenes(tmp_path / "mine", splits={"train": 4, "test": 3}, unlabelled=40, size=(96, 128))
     result = quickstart("--data", str(data), "--output_dir", str(tmp_path / "out"))
     assert result.returncode != 0 and "has not learned" in result.stderr, result.stderr
