@@ -18,6 +18,8 @@ from ddep_hub.data.synthetic import render_scene
 onnxruntime = pytest.importorskip("onnxruntime", reason="extra `export` is not installed")
 pytest.importorskip("onnxscript", reason="extra `export` is not installed")
 
+# Tracing takes seconds, and longer with each block of the decoder.
+SMALL = {"decoder_hidden_sizes": [8, 8], "decoder_bottleneck_size": 8}
 HALF = DDePImageProcessor(image_mean=(0.5,) * 3, image_std=(0.5,) * 3, do_resize=False)
 
 
@@ -30,11 +32,11 @@ def untrained(config):
 @pytest.fixture
 def model(hybrid_config):
     """What is traced in half of the time of a hybrid."""
-    return untrained(hybrid_config(encoder_name="test_efficientnet", encoder_kwargs=None, num_labels=3))
+    return untrained(hybrid_config(encoder_name="test_efficientnet", encoder_kwargs=None, num_labels=3, **SMALL))
 
 
 def test_the_command_writes_files_that_others_can_run(hybrid_config, tmp_path, capsys):
-    model = untrained(hybrid_config(num_labels=3))
+    model = untrained(hybrid_config(num_labels=3, **SMALL))
     model.save_pretrained(tmp_path / "model")
     output = tmp_path / "out"
     # Neither side is a multiple of the stride, 32.
@@ -66,8 +68,7 @@ def test_the_command_writes_files_that_others_can_run(hybrid_config, tmp_path, c
 
 
 def test_without_a_size_the_files_take_any(tmp_path):
-    sizes = {"decoder_hidden_sizes": [8, 8, 8, 8], "decoder_bottleneck_size": 8}
-    model = untrained(DDePConfig(encoder_name="resnet18", encoder_kwargs={"layers": (1, 1, 1, 1)}, **sizes))
+    model = untrained(DDePConfig(encoder_name="resnet18", encoder_kwargs={"layers": (1, 1, 1, 1)}, **SMALL))
     formats = ["onnx", "torch"]
     exporting.export(model, tmp_path, size=None, processor=HALF, formats=formats)
     described = json.loads((tmp_path / "export.json").read_text())

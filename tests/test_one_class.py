@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
-from torchmetrics.classification import BinaryJaccardIndex
 from transformers import pipeline
 
 import ddep_hub
@@ -164,6 +163,13 @@ def test_median_frequency_is_one_number(tmp_path):
         FinetuneTrainer._class_weights(trainer)
 
 
+def jaccard_index(prediction, labels, **options):
+    """That of torchmetrics, which takes two seconds to import: for these tests alone."""
+    from torchmetrics.classification import BinaryJaccardIndex
+
+    return BinaryJaccardIndex(**options)(prediction, labels).item()
+
+
 def test_the_iou_is_that_of_the_class(batch):
     logits, labels = batch
     matrix, boundary = ConfusionMatrix(2), BoundaryIoU(2)
@@ -171,7 +177,7 @@ def test_the_iou_is_that_of_the_class(batch):
     matrix.update(prediction, labels)
     boundary.update(prediction, labels)
     found = matrix.compute(("cell",))
-    expected = BinaryJaccardIndex(ignore_index=255)(logits[:, 0].sigmoid(), labels).item()
+    expected = jaccard_index(logits[:, 0].sigmoid(), labels, ignore_index=255)
     assert found["mean_iou"] == found["iou"]["cell"] == found["frequency_weighted_iou"] == pytest.approx(expected)
     valid = labels != 255
     recall = (prediction[valid & (labels == 1)] == 1).double().mean().item()
@@ -279,7 +285,7 @@ def test_a_run_from_masks_of_0_and_255_to_a_file(tmp_path, tiny, capsys):
     measured = ddep_hub.evaluate(model=str(final), data=str(data), output_dir=str(tmp_path / "out"))
     masks = [ddep_hub.predict(str(final), data / "images" / "val" / f"{index}.png") for index in range(4)]
     truth = [np.asarray(Image.open(data / "annotations" / "val" / f"{index}.png")) // 255 for index in range(4)]
-    expected = BinaryJaccardIndex()(torch.tensor(np.array(masks)), torch.tensor(np.array(truth))).item()
+    expected = jaccard_index(torch.tensor(np.array(masks)), torch.tensor(np.array(truth)))
     assert measured["mean_iou"] == results["mean_iou"] == pytest.approx(expected) and expected > 0.2
     assert measured["iou"] == {"cell": measured["mean_iou"]}
     assert (tmp_path / "out" / "confusion.csv").read_text().startswith("true / predicted,background,cell\n")

@@ -307,11 +307,11 @@ def test_published_lists_resolve(tmp_path, name):
     paths = {part for path in lists for line in path.read_text().splitlines() for part in line.split()}
     for folder in {os.path.dirname(path) for path in paths}:
         (tmp_path / folder).mkdir(parents=True)
-    for path in paths:
-        (tmp_path / path.replace("labelTrainIds", "labelIds")).touch()
+    for path in paths:  # tens of thousands
+        open(f"{tmp_path}/{path.replace('labelTrainIds', 'labelIds')}", "x").close()
     sample_ids = {path: read_split_file(path) for path in lists}
     longest = max(lists, key=lambda path: len(sample_ids[path]))
-    for path in (lists[0], longest, lists[-1]):
+    for path in (longest, lists[-1]):
         split = "val" if path.stem == "val" else "train"
         assert SegmentationFolder(tmp_path, split, sample_ids=sample_ids[path]).sample_ids == sample_ids[path]
     known = {split: set(SegmentationFolder(tmp_path, split).sample_ids) for split in ("train", "val")}

@@ -27,8 +27,6 @@ from ddep_hub.evaluation.arguments import PredictArguments
 from ddep_hub.evaluation.predict import predict_images
 
 
-gr = pytest.importorskip("gradio", reason="extra `demo` is not installed")
-
 ROOT = Path(__file__).parent.parent.parent
 SPACE = ROOT / "examples" / "space"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -39,7 +37,13 @@ OPTIONS = (
 
 
 @pytest.fixture
-def app(monkeypatch):
+def gr():
+    """Gradio, imported where a test needs it: most processes that collect these tests run none of them."""
+    return pytest.importorskip("gradio", reason="extra `demo` is not installed")
+
+
+@pytest.fixture
+def app(monkeypatch, gr):
     """The app's modules as they are when it is started: its folder first on the path."""
     monkeypatch.syspath_prepend(str(SPACE))
     yield importlib.import_module("app")
@@ -144,7 +148,7 @@ def test_perfect_noise_gives_the_image_back(
     assert abs(np.asarray(found.predicted_noise).mean() - 127.5) < 2
 
 
-def test_denoising_depends_on_the_seed_and_says_what_is_compared(app, models, denoiser, scene):
+def test_denoising_depends_on_the_seed_and_says_what_is_compared(app, gr, models, denoiser, scene):
     image = models.read_upload(scene)
     one, again, other = (models.denoise_image(image, denoiser, 0.22, seed) for seed in (0, 0, 1))
     assert one == again and one.noisy != other.noisy
@@ -155,7 +159,7 @@ def test_denoising_depends_on_the_seed_and_says_what_is_compared(app, models, de
         app.on_denoise(scene, denoiser, 0, 0)
 
 
-def test_errors_of_images_and_models_are_shown(app, segmenter, denoiser, scene, tmp_path):
+def test_errors_of_images_and_models_are_shown(app, gr, segmenter, denoiser, scene, tmp_path):
     def refused(text, run, *arguments):
         with pytest.raises(gr.Error) as error:
             run(*arguments)
@@ -191,7 +195,7 @@ def test_a_page_without_models_says_how_to_get_one(app, monkeypatch):
     assert app._named("DDEP_DENOISERS", ["b"]) == ["b"]
 
 
-def test_the_card_of_the_space_fits_its_files():
+def test_the_card_of_the_space_fits_its_files(gr):
     card = SpaceCard.load(SPACE / "README.md")
     assert card.data.sdk == "gradio" and (SPACE / card.data.app_file).is_file()
     assert len(card.data.to_dict()["short_description"]) <= 60
@@ -216,7 +220,7 @@ def answers(port):
 
 
 @pytest.fixture
-def address(segmenter, denoiser, tmp_path):
+def address(gr, segmenter, denoiser, tmp_path):
     """The app on a free port; it is killed whatever happens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
