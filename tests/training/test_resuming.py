@@ -108,6 +108,22 @@ def stopped(args, monkeypatch, step):
         start(args)
 
 
+@pytest.fixture(scope="session")
+def pretraining_of_four_steps(make_arguments, tmp_path_factory):
+    """The folder of a pretraining that was stopped after four steps, which nothing may change."""
+    args = make_arguments("pretrain", tmp_path_factory.mktemp("stopped") / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        stopped(args, patch, 4)
+    return args.output_dir
+
+
+@pytest.fixture
+def stopped_pretraining(pretraining_of_four_steps, arguments, tmp_path):
+    """Arguments of a pretraining in `tmp_path / "run"` that was stopped after four steps."""
+    shutil.copytree(pretraining_of_four_steps, tmp_path / "run")
+    return arguments("pretrain", "run")
+
+
 def goes_on(args):
     args.resume_from_checkpoint, args.overwrite = "latest", False
     return start(args)
@@ -219,9 +235,8 @@ def test_latest_starts_where_there_is_nothing_yet(arguments, uninterrupted):
     assert_same(args, uninterrupted["pretrain"])
 
 
-def test_what_a_kill_left_is_cleared_away(arguments, monkeypatch):
-    args = arguments("pretrain", "run")
-    stopped(args, monkeypatch, 4)
+def test_what_a_kill_left_is_cleared_away(stopped_pretraining):
+    args = stopped_pretraining
     for name in (".final-x.partial", "checkpoints/.step-9-x.partial"):
         os.makedirs(f"{args.output_dir}/{name}")
     with open(f"{args.output_dir}/metrics.jsonl", "a") as file:
@@ -239,9 +254,8 @@ def test_what_a_kill_left_is_cleared_away(arguments, monkeypatch):
         ({"images": ["other"]}, "data was"),
     ],
 )
-def test_another_run_is_refused_and_nothing_is_lost(fields, said, arguments, scenes, monkeypatch):
-    args = arguments("pretrain", "run")
-    stopped(args, monkeypatch, 4)
+def test_another_run_is_refused_and_nothing_is_lost(fields, said, arguments, stopped_pretraining, scenes):
+    args = stopped_pretraining
     before = {path: open(path, "rb").read() for path in files(args.output_dir)}
     if "images" in fields:
         fields = {"images": [str(scenes / "images")]}
@@ -254,8 +268,8 @@ def files(folder):
     return [os.path.join(root, name) for root, _, names in os.walk(folder) for name in names]
 
 
-def test_the_other_script_is_refused(arguments, monkeypatch):
-    stopped(arguments("pretrain", "run"), monkeypatch, 2)
+@pytest.mark.usefixtures("stopped_pretraining")
+def test_the_other_script_is_refused(arguments):
     with pytest.raises(CheckpointError, match="script was 'PretrainArguments' and is 'FinetuneArguments'"):
         start(arguments("finetune", "run", resume_from_checkpoint="latest"))
 
@@ -350,8 +364,8 @@ def test_a_killed_run_leaves_what_an_uninterrupted_one_does(method, step, argume
     assert "best/results.json" in found and "bad_files.txt" in found
 
 
+@pytest.mark.usefixtures("stopped_pretraining")
 def test_overwriting_takes_the_old_checkpoints_away(arguments, monkeypatch):
-    stopped(arguments("pretrain", "run"), monkeypatch, 5)
     args = arguments("pretrain", "run", overwrite=True, save_steps=0)
     parts = [f"{args.output_dir}/{name}" for name in ("pretraining", "validation.txt", "bad_files.txt")]
     os.mkdir(parts[0])
@@ -363,14 +377,12 @@ def test_overwriting_takes_the_old_checkpoints_away(arguments, monkeypatch):
     assert not any(map(os.path.exists, [*parts, f"{args.output_dir}/pictures"]))
 
 
-def test_another_number_of_threads_is_said(arguments, monkeypatch):
-    args = arguments("pretrain", "run")
-    stopped(args, monkeypatch, 2)
+def test_another_number_of_threads_is_said(stopped_pretraining):
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(threads + 1)
         with pytest.warns(UserWarning, match=rf"threads \({threads} then, {threads + 1} now\)"):
-            goes_on(args)
+            goes_on(stopped_pretraining)
     finally:
         torch.set_num_threads(threads)
 
