@@ -68,7 +68,7 @@ def test_bench_says_that_it_needs_a_gpu(tmp_path):
 
 
 def test_a_study_runs_for_minutes_and_goes_on(tmp_path, monkeypatch, capsys):
-    starts = [subprocess.Popen]  # the first `compare` as the script starts it, the others without loading the libraries
+    starts = [subprocess.Popen]  # the first process as the script starts it, the others without loading the libraries
 
     def start(command, env, stdout, stderr):
         if starts:
@@ -88,8 +88,8 @@ def test_a_study_runs_for_minutes_and_goes_on(tmp_path, monkeypatch, capsys):
         "baselines": ["encoder"],
     }
     (tmp_path / "study.yaml").write_text(json.dumps(content))
-    command = [SCRIPT, "study", "--processes", "1", "--pack", str(tmp_path / "pack"), "--study", str(tmp_path / "study.yaml")]
-    command += ["--data", str(scenes), "--unlabelled", str(scenes / "unlabelled")]
+    command = [SCRIPT, "study", "--pack", str(tmp_path / "pack"), "--study", str(tmp_path / "study.yaml")]
+    command += ["--processes", "1", "--data", str(scenes), "--unlabelled", str(scenes / "unlabelled")]
     output = tmp_path / "out" / "rows.csv"
 
     def study(*arguments):

