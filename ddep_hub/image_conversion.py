@@ -248,6 +248,8 @@ def channels_first(
     if values.shape[axis] != channels:
         is_stack = axis == 0 and values.shape[0] > 1 and name.lower().endswith((".tif", ".tiff"))
         hint = ", save pages that are images of their own as files, as `ddep-hub prepare` does" if is_stack else ""
+        if is_stack and values.shape[-1] == channels:
+            hint = ", or save it with the channels first, as the file calls its first axis pages"
         raise ValueError(
             f"{name} has {values.shape[axis]} channel{'s' * (values.shape[axis] != 1)} (shape {values.shape}), but "
             f"the model takes {channels}; set num_channels{hint}, or convert the image"

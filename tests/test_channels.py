@@ -1,6 +1,7 @@
 """Images that are not RGB: files of any number of channels and depth, image processors, and a whole run."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from ddep_hub.cli import main
 from ddep_hub.data.classes import write_class_table
 from ddep_hub.data.image_io import BadFileError, decode_image, list_images
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
-from ddep_hub.data.statistics import channel_statistics
+from ddep_hub.data.statistics import channel_statistics, folder_statistics
 from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
 from ddep_hub.data.transforms import SegmentationTrainTransform
 from ddep_hub.data.unlabelled_transforms import PretrainTransform, UnlabelledTransform
@@ -24,6 +25,7 @@ from ddep_hub.evaluation.visualization import to_rgb_image
 from ddep_hub.image_conversion import ChannelImage, channels_first
 from ddep_hub.image_processing_pil_ddep import DDePImageProcessorPil
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
+from ddep_hub.training.pretraining import PretrainTrainer
 
 
 tifffile = pytest.importorskip("tifffile", reason="extra `tiff` is not installed")
@@ -195,6 +197,11 @@ def test_statistics_are_those_of_all_pixels():
     )
     with pytest.raises(ValueError, match="channel 1 is constant"):
         channel_statistics([torch.stack([parts[0][0], torch.zeros(3, 7, dtype=torch.uint8)])])
+    with pytest.raises(ValueError, match=r"channel 0 is constant in the images.*; set image_mean"):
+        channel_statistics([torch.full((1, 3, 7), 300 / 257)] * 3)  # of which the mean is not exactly the value
+    offset = torch.full((1, 3, 7), 30000 / 257)
+    offset[0, 1] += 1 / 257  # one count of noise is none
+    assert channel_statistics([offset])[1][0] > 0
     with pytest.raises(ValueError, match=r"channel 1 holds values that are not finite; replace them"):
         channel_statistics([torch.stack([parts[0][0], torch.full((3, 7), torch.nan)])])
 
@@ -224,6 +231,51 @@ def microscopy(tmp_path_factory):
     classes = [{"id": index, "name": name} for index, name in enumerate(SCENE_CLASSES.names)]
     (root / "data" / "classes.json").write_text(json.dumps({"classes": classes}))
     return root
+
+
+def test_mean_and_std_of_pretraining_are_those_of_the_images(tmp_path):
+    """Of images from the whole folder, however it is sorted, and not of scaled crops, which vary less."""
+    for name, light in (("a", 1), ("b", 12)):
+        for index in range(40):
+            noise = RNG.integers(0, 100 * light, (1, 64, 64))
+            tifffile.imwrite(tmp_path / f"{name}{index:02}.tif", (200 * light + noise).astype(np.uint16))
+    arguments = PretrainArguments(
+        images=[str(tmp_path)],
+        encoder_name="test_efficientnet",
+        encoder_weights="none",
+        decoder_only=False,
+        num_channels=1,
+        crop_size=16,
+        num_val_images=2,
+        output_dir=str(tmp_path / "run"),
+    )
+    trainer = PretrainTrainer(arguments)
+    (mean, std), _ = folder_statistics([tmp_path], 1)
+    assert trainer.processor.image_mean == pytest.approx(mean, rel=0.1)
+    assert trainer.processor.image_std == pytest.approx(std, rel=0.1)
+    fingerprint = trainer.fingerprint
+    for path in tmp_path.glob("*.tif"):  # other values in files of the same name and size
+        tifffile.imwrite(path, tifffile.imread(path) * 2)
+    assert PretrainTrainer(arguments).fingerprint != fingerprint
+
+
+def test_images_in_other_units_are_told(microscopy, tmp_path):
+    """A model of 16 bits gets 8: its mean and std are far from those of the images."""
+    config = DDePConfig(encoder_name="test_efficientnet", num_channels=2, num_labels=2, **SIZES)
+    model = DDePForSemanticSegmentation(config)
+    processor = DDePImageProcessor(image_mean=[0.01, 0.02], image_std=[0.002, 0.004], do_convert_rgb=False)
+    image = tifffile.imread(microscopy / "unlabelled" / "8.tif")
+    scaled = ((image - image.mean()) / image.std() * 0.002 + 0.012).clip(0, 1).astype(np.float32)
+    warnings.simplefilter("error")
+    ddep_hub.predict(model, scaled, processor=processor)
+    with pytest.warns(UserWarning, match="after normalisation, channel 0 has mean .* far from 0 and 1"):
+        ddep_hub.predict(model, (image // 256).astype(np.uint8), processor=processor)
+
+
+def test_channels_last_in_a_file_that_calls_rows_pages(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((6, 5, 7), np.uint8), photometric="minisblack")
+    with pytest.raises(BadFileError, match="or save it with the channels first"):
+        decode_image(tmp_path / "a.tif", 7)
 
 
 def test_from_a_folder_of_tiffs_to_a_published_model(microscopy, tmp_path, capsys, hub):

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     import datasets
 
 
+# To ask for those of millions of files takes minutes, on network drives far more.
+MAX_FILE_SIZES = 100_000
+
+
 class ImageFolder(Dataset[dict[str, Any]]):
     """All images below a folder, sorted by relative path; hidden files and folders, and masks, are left out.
 
@@ -53,6 +57,14 @@ class ImageFolder(Dataset[dict[str, Any]]):
         self.root = Path(root)
         self.decode = decode
         self.names = PackedNames(unlabelled_images(self.root))
+
+    @property
+    def fingerprint(self) -> Sequence[str]:
+        """What tells these images from others, see [`images_fingerprint`]."""
+        if len(self.names) > MAX_FILE_SIZES:
+            return self.names
+        paths = ((name, self.root / name) for name in self.names)
+        return [f"{name} {os.path.getsize(path) if path.exists() else 0}" for name, path in paths]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -178,11 +190,12 @@ def images_fingerprint(sources: Sequence[MapSource | ShardedImages]) -> str:
     """A hash of the images in `sources`, 16 hexadecimal digits, by which a resumed run detects that they changed.
 
     Hashed are the relative names of the images in folders, the names and sizes of the files of local data sets and
-    shards, the fingerprints of data sets of the Hub, and name, revision and number of shards of streamed ones.
+    shards, the fingerprints of data sets of the Hub, and name, revision and number of shards of streamed ones. In
+    folders of at most 100,000 images, sizes count too.
     """
     digest = hashlib.sha256()
     for source in sources:
-        fingerprint = source.names if isinstance(source, ImageFolder) else source.fingerprint
+        fingerprint = source.fingerprint
         for part in itertools.chain([type(source).__name__, str(len(fingerprint))], fingerprint):
             digest.update(os.fsencode(part) + b"\0")
     return digest.hexdigest()[:16]

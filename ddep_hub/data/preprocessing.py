@@ -9,11 +9,12 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from ddep_hub.image_conversion import ChannelImage, validate_channel_order
+from ddep_hub.image_conversion import ChannelImage, validate_channel_order, warn_once
 
 from .segmentation_datasets import Sample
 
 
+MAX_NORMALISED = 5.0  # mean or standard deviation of an image's normalised pixels that is hardly one of training's
 Size = int | tuple[int, int]
 AnyImage = Image.Image | ChannelImage
 
@@ -144,6 +145,25 @@ def get_normalization(processor: Any) -> tuple[list[float], list[float], float]:
     if processor.do_normalize:
         mean, std = (np.atleast_1d(values).tolist() for values in (processor.image_mean, processor.image_std))
     return mean, std, processor.rescale_factor if processor.do_rescale else 1.0
+
+
+def warn_about_units(pixel_values: torch.Tensor, name: str) -> None:
+    """Warns once if normalised images `(batch, C, H, W)` lie far from mean 0 and standard deviation 1.
+
+    Not of RGB images, whose range is known: of others, the units and the exposure may differ from those of training.
+    """
+    if pixel_values.shape[1] == 3:
+        return
+    means, stds = pixel_values.mean((0, 2, 3)), pixel_values.std((0, 2, 3), correction=0)
+    for channel, (mean, std) in enumerate(zip(means.tolist(), stds.tolist(), strict=True)):
+        if abs(mean) > MAX_NORMALISED or std > MAX_NORMALISED:
+            warn_once(
+                "units",
+                f"{name}: after normalisation, channel {channel} has mean {mean:.1f} and standard deviation "
+                f"{std:.1f}, far from 0 and 1. Their bit depth, units or exposure may not be those that the model was "
+                "trained on. Convert the images, or, to train on such images, set image_mean and image_std.",
+            )
+            return
 
 
 def processor_size(processor: Any) -> Size | None:

@@ -120,9 +120,12 @@ def channel_statistics(images: Iterable[torch.Tensor]) -> Statistics:
     if not count:
         raise ValueError("no images to measure the mean and standard deviation on; check the path")
     std = (sum_squares / count).sqrt()
-    for channel, value in enumerate(std.tolist()):
-        if value == 0:
-            raise ValueError(f"channel {channel} is constant over all images; leave it out")
+    for channel, (value, level) in enumerate(zip(std.tolist(), mean.tolist(), strict=True)):
+        if value <= 1e-7 * max(abs(level), 1e-6):  # less than the resolution of float32
+            raise ValueError(
+                f"channel {channel} is constant in the images that were measured; set image_mean and image_std, or "
+                "leave the channel out"
+            )
         if not np.isfinite(value):
             raise ValueError(f"channel {channel} holds values that are not finite; replace them in the images")
     # Means of small values, as of reflectance in floats, need more digits than six.

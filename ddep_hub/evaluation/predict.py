@@ -21,7 +21,7 @@ from ddep_hub.data.classes import ClassTable, class_colors, ordered_names
 from ddep_hub.data.dataset_registry import find_dataset_by_classes
 from ddep_hub.data.generated_files import is_prediction
 from ddep_hub.data.image_io import BadFileError, format_list, lift_size_limit
-from ddep_hub.data.preprocessing import AnyImage, Normalize, resize_with_processor
+from ddep_hub.data.preprocessing import AnyImage, Normalize, resize_with_processor, warn_about_units
 from ddep_hub.data.synthetic import SCENE_CLASSES
 from ddep_hub.folding import example_images, fold_batch_norms
 from ddep_hub.image_conversion import ChannelImage, apply_orientation, channels_first, extract_channels, to_rgb
@@ -121,6 +121,7 @@ class Predictor:
         size = image.height, image.width
         pixels = resize_with_processor(self.processor, image)
         pixel_values = self.normalize(pixels[None].to(self.model.device))
+        warn_about_units(pixel_values, "An image to predict")
         ids = predict_ids(self.model, pixel_values, size, self.options)[0].cpu().numpy()
         return ids.astype(np.uint8 if self.classes.num_classes <= 256 else np.uint16)
 

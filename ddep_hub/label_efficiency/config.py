@@ -1,6 +1,7 @@
 """What a study compares: methods, label fractions and seeds from a YAML file, and the arguments of every run."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -215,6 +216,8 @@ class Study:
         """Digest of everything that a method's results depend on, except data, fraction and seed."""
         finetuning = self.finetune_arguments(method, "1", 0, Path(), None if method.pretraining is None else "its own")
         parts = [_digest(finetuning)]
+        if method.pretraining is None and finetuning.pretrained is not None:
+            parts.append(_model_digest(finetuning.pretrained))
         if method.pretraining is not None:
             parts.append(self._pretraining_digest(method, self.pretrain_arguments(method, Path())))
         if (evaluation := self.evaluate_arguments(finetuning)) is not None:
@@ -314,6 +317,18 @@ def _digest(args: PretrainArguments | FinetuneArguments, **extra: Any) -> str:
     # What is off does not count, so that rows stay valid when a release adds something that is off by default.
     is_on = {name: values[name] for name in kept if values[name] not in (None, []) and values[name] is not False}
     return _hash({**is_on, "unlabelled": bool(unlabelled), **extra})
+
+
+def _model_digest(name: str) -> str:
+    """Short hash of the weights in a folder, wherever it lies, or of the name of a shipped model or one of the Hub."""
+    files = sorted(Path(name).glob("*.safetensors"))
+    return _hash({"weights": [_file_digest(path, path.stat().st_mtime_ns) for path in files] or name})
+
+
+@functools.cache
+def _file_digest(path: Path, mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hash(values: Mapping[str, Any]) -> str:

@@ -11,14 +11,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from ddep_hub.data.arguments import LabelledDataArguments
-from ddep_hub.data.preprocessing import EvalTransform, Normalize
+from ddep_hub.data.preprocessing import EvalTransform, Normalize, to_tensor
+from ddep_hub.data.statistics import channel_statistics
 from ddep_hub.evaluation.visualization import segmentation_picture
 from ddep_hub.pretrained import list_pretrained, load_model, load_processor, stored_config
 from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.finetuning import finetune, open_train_and_val
 from ddep_hub.training.losses import unlabelled_sources
-from ddep_hub.training.pretraining import PretrainTrainer
+from ddep_hub.training.pretraining import REFERENCE_IMAGES, PretrainTrainer
 from ddep_hub.training.run_dir import save_picture
 from ddep_hub.training.stages import TIMED_STEPS, count_validation_images, mask_patch_size
 from ddep_hub.utils.arguments import build_arguments, to_flags
@@ -64,12 +67,18 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
     matching = [model.name for model in list_pretrained() if model.encoder_name == settings.encoder_name]
     decoder_fields = _decoder_fields(matching[0]) if matching else {}
     encoder = {"encoder_name": settings.encoder_name}
+    if settings.num_channels not in (None, 3):
+        # Measured once: each method on its own images would compare normalisations too.
+        indices = np.linspace(0, num_images - 1, min(num_images, REFERENCE_IMAGES)).round().astype(int)
+        mean, std = channel_statistics(to_tensor(training[int(index)]["image"]) for index in indices)
+        shared |= {"image_mean": mean, "image_std": std}
     num_unlabelled = num_images + (sum(map(len, unlabelled_sources(args.unlabelled))) if args.unlabelled else 0)
-    pretraining = {
+    pretraining: dict[str, Any] = {
         **encoder,
         **decoder_fields,
         "encoder_weights": settings.encoder_weights,
         "num_channels": settings.num_channels,
+        **{name: shared[name] for name in ("image_mean", "image_std") if name in shared},
         "max_steps": steps.pretraining,
         "crop_size": settings.crop_size,
         "scale": settings.scale,
@@ -188,11 +197,15 @@ def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({}
 
     The one with the highest mean at the fewest labels, among those whose 95 % interval of the paired difference to a
     random decoder is above 0. If several are compared, one may be ahead by chance, so a second sentence says how many
-    there are. The advice repeats preset and decoder of `settings`, the arguments of fine-tuning from a random decoder:
-    with others, it would name a model that was not measured.
+    there are. The advice repeats `settings`, the arguments of fine-tuning from a random decoder, except for data and
+    steps: with others, it would name a model that was not measured.
     """
-    preset = to_flags({name: value for name, value in settings.items() if name == "preset"})
-    decoder = to_flags({name: value for name, value in settings.items() if name.startswith("decoder_")})
+    left_out = {"max_steps", "encoder_name", "image_mean", "image_std"}
+    left_out |= {field.name for field in dataclasses.fields(LabelledDataArguments)}
+    is_decoder = {name: name.startswith("decoder_") for name in settings}
+    shared = to_flags({name: settings[name] for name in settings if not is_decoder[name] and name not in left_out})
+    names = [name for name in settings if is_decoder[name] or name == "encoder_name"]
+    model = to_flags({name: settings[name] for name in names})
     points: Curves = build_curves(rows)
     if RANDOM_DECODER not in points:
         return f"There is no row of `{RANDOM_DECODER}` yet to compare with."
@@ -210,9 +223,9 @@ def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({}
         compared.append(name)
         low, high = difference.interval
         if low > 0 and (best is None or difference.mean > best[0]):
-            flags = [*preset, "--pretrained", name]
+            flags = [*shared, "--pretrained", name]
             if name in CORRUPTIONS:
-                flags = [*preset, "--unlabelled ... --pretraining_corruption", CORRUPTIONS[name], *decoder]
+                flags = [*shared, "--unlabelled ... --pretraining_corruption", CORRUPTIONS[name], *model]
             best = (
                 difference.mean,
                 f"Use {name} (`{' '.join(flags)}`): {difference.mean:+.1f} points of mIoU over a random decoder with "
@@ -233,7 +246,7 @@ def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({}
             f"No gain over a random decoder yet with {baseline.labelled} labels ({', '.join(compared)}), but "
             f"{', '.join(missing)} lack seeds: run more to compare."
         )
-    hint = f" (`{' '.join([*preset, *decoder])}`)" if preset or decoder else ""
+    hint = f" (`{' '.join([*shared, *model])}`)" if shared or model else ""
     return (
         f"Use a random decoder{hint}: with {baseline.labelled} labels, no pretrained one beats it by more than the "
         f"spread of {seeds} seeds."

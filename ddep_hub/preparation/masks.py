@@ -93,7 +93,7 @@ def _detect_layout(root: Path, options: FolderOptions) -> str:
     if options.has_folders or (root / PAIRS).is_file():
         return "folder"
     has_folders = bool(find_split_folders(root))
-    if has_folders and ((root / "classes.json").is_file() or _read_label_file(root) is not None):
+    if has_folders and (options.classes or (root / "classes.json").is_file() or _read_label_file(root) is not None):
         return "folder"
     try:
         layout = find_layout(root)
@@ -113,7 +113,7 @@ def _detect_layout(root: Path, options: FolderOptions) -> str:
 def _listed_splits(folders: Iterable[SplitFolders]) -> dict[str, str]:
     """The split of each sample that lists beside the images name, as in Pascal VOC and exports of CVAT."""
     lists = {path for part in folders for path in (part.images.parent / "ImageSets/Segmentation").glob("*.txt")}
-    splits = {path: canonical_split(path.stem) for path in sorted(lists)}
+    splits = {path: canonical_split(path.stem) for path in sorted(lists) if path.stat().st_size}
     return {sample: split for path, split in splits.items() if split for sample in read_split_file(path)}
 
 

@@ -1,5 +1,6 @@
 """Fine-tuning on few labelled images."""
 
+import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ from ddep_hub.data.folders import match_split
 from ddep_hub.data.image_datasets import ImageFolder, images_fingerprint
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.loading import dataset_summary, open_split
-from ddep_hub.data.preprocessing import EvalTransform, Normalize, processor_size, to_tensor
+from ddep_hub.data.preprocessing import EvalTransform, Normalize, processor_size, to_tensor, warn_about_units
 from ddep_hub.data.samplers import StepBatchSampler, pair_batches
 from ddep_hub.data.segmentation_datasets import SegmentationDataset, SegmentationFolder
 from ddep_hub.data.splits import (
@@ -237,6 +238,10 @@ def _check_class_weights(weights: Sequence[str], classes: ClassTable) -> None:
         )
 
 
+# Labelled images whose values are compared with mean and std.
+NUM_CHECKED_UNITS = 8
+
+
 class FinetuneTrainer(Trainer):
     """Minimises cross-entropy and Dice on labelled images; measures mIoU on a validation split.
 
@@ -293,6 +298,9 @@ class FinetuneTrainer(Trainer):
         )
         self.dataset = AugmentedDataset(self.labelled, transform, args.seed, skip_bad_files=args.skip_bad_files)
         self.normalize = Normalize.from_processor(self.processor)
+        if self.model.config.num_channels != 3:
+            for pixels in itertools.islice(self._labelled_pixels(), NUM_CHECKED_UNITS):
+                warn_about_units(self.normalize(pixels[None]), "A labelled image")
         self.eval_transform = EvalTransform.from_processor(self.processor)
         self.loss = SegmentationLoss(
             classes.ignore_index, class_weights=self._class_weights(), dice_weight=args.dice_weight

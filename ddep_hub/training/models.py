@@ -75,7 +75,8 @@ def find_encoder(args: RunArguments, checkpoint: str | None) -> str:
     return encoder_source(
         stored.get("encoder_name", args.encoder_name),
         args.encoder_weights,
-        stored.get("encoder_weights_hash"),
+        # Of weights adapted to other channels, the hash is another than that of their source.
+        stored.get("encoder_weights_hash") if stored.get("num_channels", 3) == 3 else None,
         get_num_channels(args),
     )
 

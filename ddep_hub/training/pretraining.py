@@ -1,7 +1,8 @@
 """Pretraining of a decoder by denoising."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,12 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
-from ddep_hub.data.dataloading import AugmentedDataset, bad_file_path, train_dataloader
-from ddep_hub.data.image_datasets import MapSource, ShardedImages, images_fingerprint, open_images
-from ddep_hub.data.image_io import BadFileError
-from ddep_hub.data.preprocessing import Normalize
+from ddep_hub.data.dataloading import AugmentedDataset, bad_file_path, compute_fingerprint, train_dataloader
+from ddep_hub.data.image_datasets import ImageFolder, MapSource, ShardedImages, images_fingerprint, open_images
+from ddep_hub.data.image_io import BadFileError, decode_image
+from ddep_hub.data.preprocessing import AnyImage, Normalize, get_normalization, to_tensor, warn_about_units
 from ddep_hub.data.samplers import StepBatchSampler, epoch_order, example_seed
-from ddep_hub.data.segmentation_datasets import SizedDataset
+from ddep_hub.data.segmentation_datasets import SegmentationFolder, SizedDataset
 from ddep_hub.data.streaming import ImageStream
 from ddep_hub.data.synthetic import embedded_scenes
 from ddep_hub.data.transforms import SegmentationTrainTransform
@@ -41,7 +42,7 @@ from .trainer import Batch, Trainer
 
 logger = logging.getLogger(__name__)
 
-# Number of training images that the linear filter baseline is fitted on.
+# Number of training images that the linear filter baseline is fitted on, and mean and std are measured on.
 REFERENCE_IMAGES = 32
 
 
@@ -128,11 +129,14 @@ class PretrainTrainer(Trainer):
             "more_images": list(self.more_images),
             "data_fingerprint": self.fingerprint,
         }
-        self.processor = build_processor(args, args.pretrained, self.model.config, examples)
+        self.processor = build_processor(args, args.pretrained, self.model.config, self._reference_pixels())
         self.processor.do_resize = False
         self.normalize = Normalize.from_processor(self.processor)
+        if self.model.config.num_channels != 3:  # measured, unless given: images whose values changed are other images
+            self.fingerprint = compute_fingerprint(self.fingerprint, *get_normalization(self.processor))
         self.sigma_range = self.model.config.sigma_range
         self.validation = self.normalize(validation)
+        warn_about_units(self.validation, "The validation images")
         self.facts["evaluated"] = len(validation)
         if args.corruption == "masked":
             self.references = masking_references(self.validation, args.mask_ratio, args.mask_patch_size)
@@ -154,6 +158,8 @@ class PretrainTrainer(Trainer):
         names = source_names(args) if args.images or not self.more_images else []
         sources = [*(open_sources(args) if names else ()), *self.more_images.values()]
         self.fingerprint = images_fingerprint(sources)
+        # An image that is in both must not be trained on once it is held out.
+        sources = _without_repeated_files(sources)
         self.streams = [source for source in sources if isinstance(source, ShardedImages)]
         if self.streams:
             self.elastic = False
@@ -163,11 +169,15 @@ class PretrainTrainer(Trainer):
             )
             images: SizedDataset = head
             validation, training = np.split(np.arange(len(head)), [num_validation])
+            reference = training
         else:
             images = dataset = ConcatDataset(sources)
             # One choice for all seeds, so that the errors of their runs can be compared.
             validation, training = np.split(epoch_order(len(dataset), 0, 0), [num_validation])
             training.sort()
+            # From all of the folder, which may be sorted by what its images show.
+            count = min(len(training), REFERENCE_IMAGES)
+            reference = training[np.linspace(0, len(training) - 1, count).round().astype(int)]
             self.sizes = np.diff(np.searchsorted(training, [0, *dataset.cumulative_sizes])).tolist()
             if args.image_weights and min(self.sizes) == 0:
                 raise ValueError(
@@ -184,9 +194,22 @@ class PretrainTrainer(Trainer):
                 num_validation,
                 len(images),
             )
+        self.reference = Subset[Any](images, reference.tolist())
         return self._load_crops(images, validation, "validation"), self._load_crops(
-            images, training[:REFERENCE_IMAGES], "of the first training"
+            self.reference, range(len(self.reference)), "reference"
         )
+
+    def _reference_pixels(self) -> Iterator[torch.Tensor]:
+        """Pixels of whole training images, to measure mean and std: scaled crops would vary less."""
+        for index in range(len(self.reference)):
+            try:
+                image = self.reference[index]["image"]
+                if not isinstance(image, AnyImage):
+                    image = decode_image(image, self.transform.num_channels)
+                yield to_tensor(image)
+            except (BadFileError, OSError):
+                if not self.args.skip_bad_files:
+                    raise
 
     def _make_stream(self, **options: Any) -> ImageStream:
         args = self.args
@@ -255,6 +278,19 @@ class PretrainTrainer(Trainer):
 
     def draw(self, model: nn.Module) -> Image.Image:
         return denoising_picture(model, self.validation[:4])
+
+
+def _without_repeated_files(sources: list[Any]) -> list[Any]:
+    """The sources without the images of labelled folders whose files are also in a folder of unlabelled images."""
+    labelled = [source for source in sources if isinstance(source, SegmentationFolder)]
+    others = [source for source in sources if not isinstance(source, SegmentationFolder)]
+    folders = [source for source in others if isinstance(source, ImageFolder)] if labelled else []
+    known = {os.path.realpath(folder.root / name) for folder in folders for name in folder.names}
+    for source in labelled:
+        paths = zip(source.sample_ids, source.images, strict=True)
+        source = source.select(sample_id for sample_id, path in paths if os.path.realpath(path) not in known)
+        others += [source] if len(source) else []
+    return others
 
 
 def sample_noise(

@@ -75,6 +75,7 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset, check
         _check_minutes(args)
         if args.pretraining_minutes is not None:
             arguments.max_steps = _steps_for_minutes(args.pretraining_minutes, arguments, labelled, accelerator)
+        arguments.warmup_steps = min(arguments.warmup_steps, arguments.max_steps // 5)
         if resume and _is_complete(arguments, labelled):
             accelerator.print(f"Stage 1 of 2 is complete in {arguments.output_dir}")
             return str(output / STAGE / "final")

@@ -197,7 +197,7 @@ def test_a_model_of_other_channels_has_no_pipeline(finetuned):
     write_card(folder, "org/name")
     text = parsed(folder).text  # the name is found again
     assert "pipeline(" not in text and 'ddep_hub.predict("org/name", "image.tif")' in text
-    assert "Images need 5 channels." in text and "trust_remote_code=True" in text
+    assert "Images need 5 channels, in the bit depth or units" in text and "trust_remote_code=True" in text
 
 
 def test_the_baseline_beside_it(finetuned, tmp_path):

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -63,6 +64,21 @@ def test_all_decoders_that_fit_are_compared_on_equal_terms(data, tmp_path):
     assert other.methods[0].finetuning["encoder_weights"] == other.methods[1].pretraining["encoder_weights"] == "none"
     with pytest.raises(ValueError, match="labels: 9 is more than the 8 training images"):
         own_data_study(arguments(data, tmp_path, labels=[9]))
+
+
+def test_all_methods_normalise_images_of_other_channels_alike(data, tmp_path):
+    grey = shutil.copytree(data, tmp_path / "grey")
+    for path in (grey / "images").rglob("*.*"):
+        Image.open(path).convert("L").save(path.with_suffix(".png"))
+        if path.suffix != ".png":
+            path.unlink()
+    found = own_data_study(arguments(grey, tmp_path, num_channels=1, labels=[2], unlabelled=[str(grey / "images")]))
+    runs = [found.finetune_arguments(method, "1", 0, tmp_path, None) for method in found.methods]
+    runs += [found.pretrain_arguments(method, tmp_path) for method in found.methods[-2:]]
+    assert len({(*run.image_mean, *run.image_std) for run in runs}) == 1
+    pixels = [np.asarray(Image.open(path)) / 255 for path in (grey / "images" / "train").iterdir()]
+    assert runs[0].image_mean == pytest.approx([np.mean(pixels)], rel=1e-3)
+    assert runs[0].image_std == pytest.approx([np.std(pixels)], rel=1e-3)
 
 
 def test_a_comparison_and_what_it_leaves(data, tmp_path, capsys):
@@ -187,6 +203,12 @@ def test_advice():
         "+4.2). It is the best of 2, so a part of its lead may be luck."
     )
     assert recommend(rows(random=[50, 52, 51], target=[54, 56.1, 55])).endswith("+4.2).")  # nothing to choose from
+    own = {"encoder_name": "resnet18", "num_channels": 1, "image_mean": [0.1], "image_size": 80, "classes": "a.json"}
+    other = recommend(rows(random=[50, 52, 51], target=[54, 56.1, 55]), {**settings, **own})
+    assert "--num_channels 1 --image_size 80 --unlabelled" in other and "--encoder_name resnet18" in other
+    assert "image_mean" not in other and "a.json" not in other
+    shipped = recommend(rows(random=[50, 52, 51], other=[54, 56.1, 55]), {**settings, **own})
+    assert "--image_size 80 --pretrained other`" in shipped and "resnet18" not in shipped
     assert recommend(rows(random=[50, 52, 51], other=[44, 46, 45]), settings).startswith(
         "Use a random decoder (`--preset few-labels --decoder_hidden_sizes 8 4`): with 2"
     )

@@ -122,6 +122,24 @@ def test_settings_follow_what_matters(write):
     assert changed == {"dep", "ddep"}
 
 
+def test_settings_follow_the_weights_of_a_decoder(write, tmp_path):
+    """But not where its folder lies."""
+
+    def settings(pretrained):
+        methods = {"mine": {"finetuning": {"pretrained": str(pretrained)}}, "encoder": None}
+        study = read_study(write(methods=methods, baselines=["encoder"]))
+        return study.settings(method(study, "mine"))
+
+    for name, content in {"a": b"1", "b": b"2", "copy of a": b"1"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(content)
+    first = settings(tmp_path / "a")
+    assert first == settings(tmp_path / "copy of a") != settings(tmp_path / "b")
+    (tmp_path / "a" / "model.safetensors").write_bytes(b"pretrained again")
+    assert settings(tmp_path / "a") != first
+    assert settings("ddep-nuclei-lite0") != settings("ddep-efficientnet-lite0")
+
+
 def test_settings_follow_a_default_that_changes(write, monkeypatch):
     before = read_study(write())
     old = {a.name: before.settings(a) for a in before.methods}

@@ -117,6 +117,16 @@ def test_pascal_voc(source, output):
     assert dataset.classes.names[12] == "dog" and np.array_equal(dataset.mask(0), np.where(OBJECT, 12, 255))
 
 
+def test_classes_of_the_user_for_a_known_data_set(source, output, tmp_path):
+    put_voc(source, ["2007_000032", "2007_000039", "2007_000063"])
+    (source / "ImageSets" / "Segmentation" / "test.txt").touch()  # no list
+    classes = [{"id": 0, "name": "other", "mask_values": 0}, {"id": 1, "name": "animal", "mask_values": 12}]
+    (tmp_path / "classes.json").write_text(json.dumps({"classes": classes}))
+    prepare(source, classes=tmp_path / "classes.json")
+    assert names_of(output) == {"train": ["2007_000032", "2007_000039"], "val": ["2007_000063"]}
+    assert all(np.array_equal(mask, np.where(OBJECT, 1, 255)) for mask in masks_of(output).values())
+
+
 def test_folders_like_pascal_voc_keep_their_splits_and_get_no_classes_of_it(source, output):
     put_voc(source, ["leaf 1", "leaf 2", "leaf 3"])
     prepare(source)

@@ -1,5 +1,6 @@
 """Fine-tuning with unlabelled images: pretraining as a first stage, joint denoising, and consistency."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -20,11 +21,11 @@ from ddep_hub.data.samplers import StepBatchSampler, example_seed, pair_batches
 from ddep_hub.encoder_weights import ENCODER_NAME, load_encoder
 from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.checkpointing import CheckpointError
-from ddep_hub.training.finetuning import FinetuneTrainer, finetune
+from ddep_hub.training.finetuning import FinetuneTrainer, finetune, open_train_and_val
 from ddep_hub.training.logging import read_metrics
 from ddep_hub.training.losses import IGNORE_INDEX, UnlabelledLoss, freeze_batch_norm_statistics, random_box
 from ddep_hub.training.optim import set_encoder_mode
-from ddep_hub.training.pretraining import sample_noise
+from ddep_hub.training.pretraining import PretrainTrainer, sample_noise
 from ddep_hub.training.run_dir import RunInterrupted, run_lock
 from ddep_hub.training.stages import keep_image_size, stage_arguments
 
@@ -78,6 +79,23 @@ def test_a_run_in_the_folder_of_a_running_one_changes_nothing(finetuning, tmp_pa
     done.set()
     other.join()
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+
+
+def test_images_that_are_in_both_are_counted_once(scenes, tiny, tmp_path):
+    """Otherwise those that are held out for validation would be trained on as labelled ones."""
+    arguments = FinetuneArguments(
+        data=str(scenes), unlabelled=[str(scenes / "images" / "train")], output_dir=str(tmp_path), **tiny
+    )
+    labelled, _ = open_train_and_val(arguments)
+    stage = dataclasses.replace(stage_arguments(arguments, labelled), num_val_images=2)
+    trainer = PretrainTrainer(stage, more_images={"labelled": labelled})
+    assert trainer.data == f"{len(labelled) - 2} images"
+
+
+def test_warm_up_of_a_short_first_stage(finetuning, capsys):
+    run = finetuning(pretraining_steps=10)
+    assert "Lower warmup_steps" not in capsys.readouterr().out
+    assert "warmup_steps: 2\n" in (run / "pretraining" / "config.yaml").read_text()
 
 
 def test_a_random_encoder_is_that_of_both_stages(finetuning):
