@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,11 +18,14 @@ from ddep_hub.data.image_io import format_list
 from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.decoder import decoder_channels
 from ddep_hub.encoders import is_hybrid
+from ddep_hub.evaluation.predict import get_processor
 from ddep_hub.export import compare, render_images
 from ddep_hub.modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentation
-from ddep_hub.pretrained import processor_for_encoder
+from ddep_hub.pretrained import PREPROCESSOR, load_processor, processor_for_encoder
 from ddep_hub.utils.files import atomic_dir, check_empty
 
+
+logger = logging.getLogger(__name__)
 
 Model = DDePForPreTraining | DDePForSemanticSegmentation
 HEADS = {DDePForPreTraining: "noise_head", DDePForSemanticSegmentation: "classifier"}
@@ -68,7 +72,14 @@ def convert_to_ddep(source: str | Path, output: str | Path) -> dict[str, float]:
     comparison = _compare_outputs(model, unet, "converted model")
     with atomic_dir(output) as folder:
         model.save_pretrained(folder)
-        processor_for_encoder(encoder_name, num_channels=config.num_channels).save_pretrained(folder)
+        if (Path(source) / PREPROCESSOR).is_file():  # written by `convert_from_ddep`
+            load_processor(str(source), config).save_pretrained(folder)
+        else:
+            logger.warning(
+                f"{source} says nothing of mean, std and size: the converted model normalises images as timm does for "
+                f"{encoder_name}, and does not resize them. If the U-Net was trained otherwise, edit {PREPROCESSOR}."
+            )
+            processor_for_encoder(encoder_name, num_channels=config.num_channels).save_pretrained(folder)
     return comparison
 
 
@@ -79,6 +90,7 @@ def convert_from_ddep(model: Model, output: str | Path) -> dict[str, float]:
     Raises a ValueError if a part of the model has no counterpart in the U-Net.
     """
     check_empty(output)
+    processor = get_processor(model)
     model = model.float().eval()
     config, stride = model.config, model.ddep.stride
     requirements = {
@@ -124,6 +136,7 @@ def convert_from_ddep(model: Model, output: str | Path) -> dict[str, float]:
     with atomic_dir(output) as folder:
         unet.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # a card of placeholders
+        processor.save_pretrained(folder)  # which a U-Net has no place for
     return comparison
 
 

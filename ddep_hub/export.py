@@ -160,6 +160,7 @@ def export(
             **({"channel_order": channel_order} if channel_order else {}),
             "resize": resize or None,
             **({"resample": Resampling(resample).name.lower()} if resize and resample is not None else {}),
+            **({"antialias": True} if resize else {}),
             "classes": ordered_names(config.id2label),
             "checked": comparisons,
             "versions": {"ddep_hub": __version__, "torch": torch.__version__},

@@ -147,6 +147,10 @@ def _parse_nodata(text: Any) -> float | None:
         return None
 
 
+# Series of pages in no program's own format, in which the first series is the image.
+_PLAIN_SERIES = {"generic", "ome", "shaped", "uniform"}
+
+
 def read_tiff(
     file: str | os.PathLike[str] | BinaryIO, name: str, page: int | None = None
 ) -> tuple[np.ndarray, int | None, float | None]:
@@ -163,6 +167,13 @@ def read_tiff(
         # Each OME-TIFF file of a set describes all of them: the first series may lie in other files.
         if page is None and tiff.is_ome and any(part is None or part.parent is not tiff for part in tiff.series[0]):
             tiff = tifffile.TiffFile(tiff.filehandle, is_ome=False)
+        if page is None and len(tiff.series) > 1 and {part.kind for part in tiff.series} <= _PLAIN_SERIES:
+            # Programs that write page by page make a series of each page, and pages of one shape belong together.
+            tiff = tifffile.TiffFile(tiff.filehandle, is_ome=False, is_shaped=False)
+            parts = [part.keyframe for part in tiff.series if not int(part.keyframe.subfiletype) & COPY_OR_MASK]
+            first_size, *other_sizes = [part.imagelength * part.imagewidth for part in parts] or [0]
+            if max(other_sizes, default=0) >= first_size > 0:  # smaller ones are copies that do not say so
+                raise ValueError(f"{name} holds images of several sizes or kinds; save each as a file of its own")
         image = tiff.series[0] if page is None else tiff.pages[page].aspage()
         if page is None and int(image.keyframe.subfiletype) & COPY_OR_MASK and len(tiff.pages) > 1:
             raise ValueError(f"{name} begins with a reduced copy or a mask of its image; save the image alone")

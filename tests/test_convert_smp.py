@@ -66,7 +66,23 @@ def test_a_unet_becomes_a_segmentation_model_and_comes_back(arguments, tmp_path,
     back = smp.from_pretrained(str(tmp_path / "back")).eval()
     with torch.no_grad():
         torch.testing.assert_close(back(images), expected, **close)
-    assert {path.name for path in (tmp_path / "back").iterdir()} == {"config.json", "model.safetensors"}
+    names = {path.name for path in (tmp_path / "back").iterdir()}
+    assert names == {"config.json", "model.safetensors", "preprocessor_config.json"}
+
+
+def test_the_image_processor_goes_there_and_comes_back(tmp_path, caplog):
+    saved_unet(tmp_path / "smp", encoder_name="resnet18")
+    convert_to_ddep(tmp_path / "smp", tmp_path / "ddep")
+    assert "says nothing of mean, std and size" in caplog.text
+    caplog.clear()
+    options = {"image_mean": [0.1, 0.2, 0.3], "size": {"shortest_edge": 48}, "channel_order": [2, 1, 0]}
+    DDePImageProcessor(do_resize=True, **options).save_pretrained(tmp_path / "ddep")
+    convert_from_ddep(DDePForSemanticSegmentation.from_pretrained(tmp_path / "ddep"), tmp_path / "unet")
+    convert_to_ddep(tmp_path / "unet", tmp_path / "back")
+    processor = DDePImageProcessor.from_pretrained(tmp_path / "back")
+    assert list(processor.image_mean) == [0.1, 0.2, 0.3] and processor.do_resize
+    assert processor.size["shortest_edge"] == 48 and list(processor.channel_order) == [2, 1, 0]
+    assert "mean, std and size" not in caplog.text
 
 
 def test_a_denoiser_becomes_a_unet(tmp_path):

@@ -21,6 +21,7 @@ from ddep_hub.image_conversion import (
     read_orientation,
     to_rgb,
     warn_about_dark_colors,
+    warn_once,
 )
 from ddep_hub.tiff import (
     has_inverted_labels,
@@ -194,6 +195,9 @@ def decode_image(file: str | Path | Undecoded, channels: int = 3) -> Image.Image
         with open_image(file) as opened:
             # Pages may be the channels; the first alone is not the image.
             if not (is_tiff(file) and (num_pages(opened) > 1 or is_misread_by_pillow(opened))):
+                if num_pages(opened) > 1 and opened.format != "MPO":  # whose second picture is a preview
+                    name = file_name(file)
+                    warn_once("frames", f"{name} has {num_pages(opened)} frames, of which only the first is read")
                 is_reduced, image = is_reduced_by_pillow(opened), apply_orientation(opened)
     except BadFileError as error:
         if not is_tiff(file):

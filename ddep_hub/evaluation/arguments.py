@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # torch, which `--help` does without
     from .inference import InferenceOptions
 
 
+MIN_IMAGE_SIZE = 8  # torch fails to scale images to fewer pixels
 _KINDS = "ids (class ids), colors, overlays (colours over the image), cityscapes (its label ids)"
 
 
@@ -65,8 +66,8 @@ class InferenceArguments(ModelArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"image_size must be positive, got {self.image_size}.")
+        if self.image_size is not None and self.image_size < MIN_IMAGE_SIZE:
+            raise ValueError(f"image_size must be at least {MIN_IMAGE_SIZE} pixels, got {self.image_size}.")
         self.options()
 
     def options(self) -> "InferenceOptions":

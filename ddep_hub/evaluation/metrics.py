@@ -119,8 +119,8 @@ def absent_message(absent: Sequence[str], num_classes: int, split: str) -> str:
     """What a warning says of classes that the evaluated labels lack."""
     names = format_list(list(map(repr, absent)), 10)
     return (
-        f"No pixel of `{split}` belongs to {names}: the scores say nothing about {len(absent)} of {num_classes} "
-        "classes."
+        f"No pixel of `{split}` belongs to {names}, {len(absent)} of {num_classes} classes. One that is predicted "
+        "anywhere has an IoU of 0, which lowers the mean; otherwise it is left out."
     )
 
 

@@ -26,6 +26,7 @@ from ddep_hub.data.synthetic import SCENE_CLASSES
 from ddep_hub.folding import example_images, fold_batch_norms
 from ddep_hub.image_conversion import ChannelImage, apply_orientation, channels_first, extract_channels, to_rgb
 from ddep_hub.image_processing_ddep import DDePImageProcessor
+from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.pretrained import load_model, load_processor, processor_for_encoder, with_image_size
 from ddep_hub.utils.arguments import build_arguments
@@ -70,6 +71,8 @@ def predict(
 
     Returns:
         One mask (H, W) for one image, else a list of masks. Arrays are uint8, or uint16 for more than 256 classes.
+        Masks of a folder or pattern are in the order of the sorted path strings, without files that are skipped: pass
+        a list of paths to know which mask belongs to which image.
 
     Raises:
         OSError: The model or an image cannot be read.
@@ -156,7 +159,7 @@ def get_model_name(model: str | Path | DDePForSemanticSegmentation) -> str:
     return name
 
 
-def get_processor(model: DDePForSemanticSegmentation) -> DDePImageProcessor:
+def get_processor(model: DDePPreTrainedModel) -> DDePImageProcessor:
     """The image processor saved with a model; for a model that was not loaded from anywhere, its encoder's."""
     if not model.config.name_or_path:
         logger.warning(
@@ -210,7 +213,8 @@ def _to_image(image: Any, channels: int) -> AnyImage:
             f"images: an array has shape {shape}. Pass (height, width) or {colour}, and a batch as a list."
         )
     if channels != 3:
-        return ChannelImage(channels_first(image, channels, "images: an array"))
+        axis = -1 if image.ndim == 3 and shape[-1] == channels else None
+        return ChannelImage(channels_first(image, channels, "images: an array", axis))
     if image.dtype != np.uint8:
         raise ValueError(f"images: arrays must be uint8 (height, width, 3) or (height, width), got {image.dtype}.")
     return to_rgb(Image.fromarray(image[..., 0] if shape[2:] == (1,) else image))

@@ -7,7 +7,7 @@ import threading
 import urllib.parse
 import urllib.request
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from glob import escape, glob
 from pathlib import Path, PurePosixPath
@@ -18,7 +18,13 @@ from PIL.PngImagePlugin import PngInfo
 
 from ddep_hub.data.classes import ClassTable, colorize
 from ddep_hub.data.dataset_registry import get_dataset_info
-from ddep_hub.data.generated_files import LEGEND_FILE, PREDICTION_KINDS, SOFTWARE, is_prediction
+from ddep_hub.data.generated_files import (
+    LEGEND_FILE,
+    PREDICTION_KINDS,
+    SOFTWARE,
+    exclude_generated,
+    is_prediction,
+)
 from ddep_hub.data.image_io import decode_image
 from ddep_hub.data.preprocessing import AnyImage
 from ddep_hub.data.unlabelled import unlabelled_images
@@ -37,8 +43,8 @@ def find_images(names: Sequence[str]) -> dict[str, str]:
     `names` are image files, folders (searched recursively; masks in them are left out, see [`unlabelled_images`]),
     patterns such as `photos/*.jpg` (`**` for any depth; an existing folder is never read as a pattern), and http(s)
     URLs of images. A result's name has no suffix: it is the file's name, or the path below the folder, or below the
-    folder that all matches of a pattern share. Raises a FileNotFoundError if a name matches no file, and a ValueError
-    if two images would have the same result name.
+    folder that all matches of a pattern share; of `a.jpg` and `a.tif` in one folder, it keeps the suffix. Raises a
+    FileNotFoundError if a name matches no file, and a ValueError if two images would have the same result name.
     """
     images: dict[str, str] = {}
     for name in names:
@@ -70,14 +76,24 @@ def _expand_name(name: str) -> list[tuple[str, str]]:
         file = PurePosixPath(urllib.parse.unquote(urllib.parse.urlparse(name).path)).name
         return [(PurePosixPath(file).stem or "image", name)]
     if path.is_dir():
-        return [(_strip_suffix(image), str(path / image)) for image in unlabelled_images(path)]
+        images = unlabelled_images(path)
+        return [(key, str(path / image)) for key, image in zip(_result_names(images), images, strict=True)]
     if path.is_file():
         return [(path.stem, name)]
     matches = sorted(match for match in glob(_escape_existing_folders(path), recursive=True) if os.path.isfile(match))
     if not matches:
         raise FileNotFoundError(f"{name} is not a file, folder or URL, and matches none. Check the path.")
-    common_folder = os.path.commonpath([os.path.dirname(match) for match in matches])
-    return [(_strip_suffix(os.path.relpath(match, common_folder or ".")), match) for match in matches]
+    common_folder = Path(os.path.commonpath([os.path.dirname(match) for match in matches]))
+    images = [Path(os.path.relpath(match, common_folder)).as_posix() for match in matches]
+    if "**" in name:
+        images = exclude_generated(common_folder, images)
+    return [(key, str(common_folder / image)) for key, image in zip(_result_names(images), images, strict=True)]
+
+
+def _result_names(images: Sequence[str]) -> list[str]:
+    """Names of results: paths without suffix, or with it where they would be equal otherwise."""
+    counts = Counter(map(_strip_suffix, images))
+    return [stem if counts[stem := _strip_suffix(image)] == 1 else image for image in images]
 
 
 def _escape_existing_folders(path: Path) -> str:
@@ -163,7 +179,12 @@ class MaskWriter:
         _save(draw_legend(self.classes), path)
 
     def remove_others(self, names: Collection[str]) -> None:
-        """Removes earlier predictions but those of `names`, so that a folder that is handed in holds no others."""
+        """Removes earlier predictions but those of `names`, so that a folder that is handed in holds no others.
+
+        Those beside a legend stay: `predict` wrote them.
+        """
+        if (self.folder / LEGEND_FILE).exists():
+            return
         current_paths = self._paths(names)
         for path in [path for kind in PREDICTION_KINDS for path in (self.folder / kind).rglob("*.png")]:
             if path not in current_paths and is_prediction(path):

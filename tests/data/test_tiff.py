@@ -104,6 +104,47 @@ def test_each_position_of_a_set_is_an_image_of_its_own(tmp_path):
         assert np.array_equal(decode_image(tmp_path / f"p{k}.ome.tif", 1).pixels[0], RGB[..., k])
 
 
+def write_pages(path, pages, **options):
+    """A file written page by page, each of which tifffile then takes for a series of its own."""
+    with tifffile.TiffWriter(path, **options) as file:
+        for page in pages:
+            file.write(page)
+    return path
+
+
+@pytest.mark.parametrize("options", [{}, {"ome": True}])
+def test_pages_that_were_written_one_by_one(tmp_path, options):
+    pages = [RGB[..., 0] + np.uint8(number) for number in range(4)]
+    path = write_pages(tmp_path / f"pages{'.ome' * bool(options)}.tif", pages, **options)
+    assert np.array_equal(decode_image(path, 4).pixels, pages)
+    for channels in (1, 3):
+        with pytest.raises(BadFileError, match="4 channels"):
+            decode_image(path, channels)
+    with pytest.raises(BadFileError, match=f"{path.name} "):
+        decode_image(write_pages(path, [RGB] * 5, **options))
+
+
+def test_files_of_several_images_are_refused_unless_the_others_are_smaller(tmp_path):
+    for pages in ([RGB[::4, ::4], RGB], [RGB, RGB[..., 0]]):
+        with pytest.raises(BadFileError, match=r"holds images of several sizes or kinds; save each as a file"):
+            decode_image(write_pages(tmp_path / "a.tif", pages))
+    assert np.array_equal(pixels_of(decode_image(write_pages(tmp_path / "a.tif", [RGB, RGB[::4, ::4]]))), RGB)
+
+
+def test_frames_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_conversion, "_warned", set())
+    frames = [Image.new("RGB", (8, 6), (level, 0, 0)) for level in (0, 100, 200)]
+    for name in ("a.gif", "a.webp", "a.png"):
+        image_conversion._warned.clear()
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        with pytest.warns(UserWarning, match="has 3 frames, of which only the first is read"):
+            decode_image(tmp_path / name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frames[1].save(tmp_path / "single.gif")
+        decode_image(tmp_path / "single.gif")
+
+
 def test_more_pixels_than_the_file_holds_are_refused(tmp_path):
     """Which a damaged tag may ask for: here 40 million rows in a file of 29 kB."""
     path = write(tmp_path / "a.tif", RGB.astype(np.float32) / 255, photometric="rgb")

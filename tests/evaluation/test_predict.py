@@ -93,6 +93,42 @@ def test_masks_in_a_folder_are_not_predicted(folder, scenes):
     assert len(ddep_hub.predict(folder, scenes)) == 6 + 3 + 12
 
 
+def test_images_of_one_name_keep_their_endings(folder, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("a.jpg", "a.tif", "b.jpg"):
+        Image.new("RGB", (40, 36)).save(images / name)
+    assert len(ddep_hub.predict(folder, images)) == 3
+    arguments = PredictArguments(model=str(folder), predictions=["ids"], output_dir=str(tmp_path / "masks"))
+    for name in (str(images), str(images / "*")):
+        assert predict_images([name], arguments) == ["a.jpg", "a.tif", "b"]
+
+
+def test_a_pattern_for_any_depth_leaves_out_earlier_predictions(folder, tmp_path):
+    Image.new("RGB", (40, 36)).save(tmp_path / "a.png")
+    arguments = PredictArguments(model=str(folder), predictions=["ids"], output_dir=str(tmp_path / "masks"))
+    predict_images([str(tmp_path / "a.png")], arguments)
+    arguments.output_dir = str(tmp_path / "again")
+    assert predict_images([f"{tmp_path}/**/*.png"], arguments) == ["a"]
+
+
+def test_masks_of_a_folder_are_in_the_order_of_the_path_strings(folder, tmp_path):
+    names = ["a b/x.png", "a-1/x.png", "a.b/x.png", "a/x.png"]
+    for number, name in enumerate(names):
+        (tmp_path / name).parent.mkdir()
+        Image.new("RGB", (40 + number, 36)).save(tmp_path / name)
+    assert [mask.shape[1] for mask in ddep_hub.predict(folder, tmp_path)] == [40, 41, 42, 43]
+
+
+def test_an_evaluation_leaves_the_masks_of_predict(folder, scenes, tmp_path):
+    arguments = PredictArguments(model=str(folder), predictions=["ids"], output_dir=str(tmp_path / "masks"))
+    predict_images([str(scenes / "images" / "train")], arguments)
+    before = sorted((tmp_path / "masks" / "ids").iterdir())
+    ddep_hub.evaluate(folder, str(scenes), output_dir=str(tmp_path), predictions=["ids"])
+    ddep_hub.evaluate(folder, str(scenes), output_dir=str(tmp_path))
+    assert set(before) <= set((tmp_path / "masks" / "ids").iterdir())
+
+
 def test_damaged_images_are_skipped_and_named_at_the_end(folder, scenes, tmp_path, caplog):
     mixed = tmp_path / "images"
     mixed.mkdir()
@@ -241,6 +277,7 @@ def test_arrays_of_grey_and_of_the_models_channels(folder, model_of):
         assert masks[0].shape == (64, 64) and all(np.array_equal(mask, masks[0]) for mask in masks)
     assert np.array_equal(ddep_hub.predict(folder, np.dstack([grey] * 3)), ddep_hub.predict(folder, grey))
     assert ddep_hub.predict(model_of(2), np.dstack([grey, grey])).shape == (64, 64)
+    assert ddep_hub.predict(model_of(2), np.zeros((2, 64, 2), np.uint8)).shape == (2, 64)
 
 
 def test_the_processor_of_the_model_is_used(folder, scenes):
@@ -459,6 +496,7 @@ def test_masks_stay_in_their_folder(tmp_path):
         ({"images": [], "return_type": "torch"}, ValueError, "return_type must be"),
         ({"images": [], "windows": 3}, TypeError, "Did you mean `window`"),
         ({"images": [], "stride": 3}, ValueError, "set window as well"),
+        ({"images": [], "image_size": 1}, ValueError, "image_size must be at least 8 pixels, got 1"),
     ],
 )
 def test_mistakes_are_named(arguments, error, message, folder):
