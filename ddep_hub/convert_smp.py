@@ -20,6 +20,7 @@ from ddep_hub.decoder import decoder_channels
 from ddep_hub.encoders import is_hybrid
 from ddep_hub.evaluation.predict import get_processor
 from ddep_hub.export import compare, render_images
+from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.pretrained import PREPROCESSOR, load_processor, processor_for_encoder
 from ddep_hub.utils.files import atomic_dir, check_empty
@@ -83,14 +84,17 @@ def convert_to_ddep(source: str | Path, output: str | Path) -> dict[str, float]:
     return comparison
 
 
-def convert_from_ddep(model: Model, output: str | Path) -> dict[str, float]:
+def convert_from_ddep(
+    model: Model, output: str | Path, processor: DDePImageProcessor | None = None
+) -> dict[str, float]:
     """Writes a model as an `smp.Unet`, for `smp.from_pretrained`; the model is put into eval mode.
 
-    `output` is the folder to write, which must be empty. Returns how far the outputs of both differ, see [`compare`].
-    Raises a ValueError if a part of the model has no counterpart in the U-Net.
+    `output` is the folder to write, which must be empty; `processor` is saved there too, by default the one saved with
+    the model. Returns how far the outputs of both differ, see [`compare`]. Raises a ValueError if a part of the model
+    has no counterpart in the U-Net.
     """
     check_empty(output)
-    processor = get_processor(model)
+    processor = processor or get_processor(model)
     model = model.float().eval()
     config, stride = model.config, model.ddep.stride
     requirements = {

@@ -168,6 +168,9 @@ def read_tiff(
         if page is None and tiff.is_ome and any(part is None or part.parent is not tiff for part in tiff.series[0]):
             tiff = tifffile.TiffFile(tiff.filehandle, is_ome=False)
         if page is None and len(tiff.series) > 1 and {part.kind for part in tiff.series} <= _PLAIN_SERIES:
+            first, *others = tiff.series
+            if any(len(part) > 1 for part in tiff.series) and first.size <= max(part.size for part in others):
+                raise ValueError(f"{name} holds {len(tiff.series)} images (series); save each as a file of its own")
             # Programs that write page by page make a series of each page, and pages of one shape belong together.
             tiff = tifffile.TiffFile(tiff.filehandle, is_ome=False, is_shaped=False)
             parts = [part.keyframe for part in tiff.series if not int(part.keyframe.subfiletype) & COPY_OR_MASK]

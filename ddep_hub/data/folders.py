@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .image_io import IMAGE_EXTENSIONS, iter_files
 from .pairing import IMAGE_WORDS, MASK_EXTENSIONS, MASK_WORDS, PAIRS, images_and_masks
@@ -26,6 +27,8 @@ from .pairing import IMAGE_WORDS, MASK_EXTENSIONS, MASK_WORDS, PAIRS, images_and
 
 _SPLITS = {"train": "train training tr", "val": "val valid validation dev", "test": "test testing ts"}
 _SPLIT_BY_WORD = {word: split for split, words in _SPLITS.items() for word in words.split()}
+# In place of a split, for a folder that holds the images of both.
+TRAIN_AND_VAL = "trainval"
 _FORMAT_WORDS = set("dir png jpg jpeg tif tiff class".split())
 
 
@@ -163,8 +166,7 @@ def _detect_folders(root: Path, find_masks: Callable[[str | None, Path], Path]) 
     for name, meaning in folders.items():
         if meaning is None or meaning[1] is None or meaning[0] == "mask":
             continue
-        split = name if meaning[0] is None and canonical_split(name) else meaning[1]
-        if match_split(by_split, split):
+        if match_split(by_split, name) or meaning[1] == TRAIN_AND_VAL:
             continue
         inner = [child for child in subfolders(root / name) if _parse_folder_name(child) == ("image", None)]
         images = root / name
@@ -174,21 +176,39 @@ def _detect_folders(root: Path, find_masks: Callable[[str | None, Path], Path]) 
             continue
         masks = find_masks(meaning[1], images)
         if masks.is_dir() or meaning[0] == "image" or inner:
-            by_split[split] = SplitFolders(images, masks)
-    unused = [name for name, meaning in folders.items() if meaning is None and _holds_pairs(root / name)]
-    if by_split and unused:
-        warnings.warn(
-            f"{root}: {' and '.join(unused)} hold images and masks too, but are named like no split, and skipped. "
-            "Rename them, or choose the folders with image_dir and mask_dir.",
-            stacklevel=2,
-        )
+            by_split[name if meaning[0] is None else meaning[1]] = SplitFolders(images, masks)
+    if by_split:
+        _add_other_folders(root, folders, by_split, find_masks)
     if not by_split and images_and_masks(root) is not None:
         by_split["train"] = SplitFolders(root, root)
     return by_split
 
 
-def _holds_pairs(folder: Path) -> bool:
-    return {("image", None), ("mask", None)} <= {_parse_folder_name(name) for name in subfolders(folder)}
+def _add_other_folders(
+    root: Path,
+    folders: Mapping[str, Any],
+    by_split: dict[str, SplitFolders],
+    find_masks: Callable[[str | None, Path], Path],
+) -> None:
+    """Adds `train_val` (SUIM) if there is no split for training; warns of images and masks that are in no split."""
+    unused = []
+    for name, meaning in folders.items():
+        if meaning not in (None, (None, TRAIN_AND_VAL)):
+            continue
+        inner = {child: _parse_folder_name(child) for child in subfolders(root / name)}
+        if not {("image", None), ("mask", None)} <= set(inner.values()):
+            continue
+        if meaning is None:
+            unused.append(name)
+        elif match_split(by_split, "train") is None:
+            images = root / name / next(child for child in inner if inner[child] == ("image", None))
+            by_split["train"] = SplitFolders(images, find_masks("train", images))
+    if unused:
+        warnings.warn(
+            f"{root}: {' and '.join(unused)} hold images and masks too, but are named like no split, and skipped. "
+            "Rename them, or choose the folders with image_dir and mask_dir.",
+            stacklevel=2,
+        )
 
 
 def _detect_by_words(root: Path) -> dict[str, SplitFolders]:
@@ -261,7 +281,7 @@ def _parse_folder_name(name: str) -> tuple[str | None, str | None] | None:
     """Whether a folder's name means images or masks, and which split; `None` if it means something else."""
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)
     words = [name] if name.lower() in IMAGE_WORDS | MASK_WORDS else words
-    if re.fullmatch(r"(1st_|2nd_)?manual\d*", name.lower()):  # beside the field of view in `mask` (DRIVE, HRF)
+    if re.fullmatch(r"(1st|2nd)_manual\d*|manual\d+", name.lower()):  # beside the field of view in `mask` (DRIVE, HRF)
         return "mask", None
     roles, splits = set[str](), set[str]()
     for word in (word.lower() for word in words):
@@ -274,7 +294,7 @@ def _parse_folder_name(name: str) -> tuple[str | None, str | None] | None:
             elif part not in _FORMAT_WORDS:
                 return None
     if splits == {"train", "val"}:  # both in one folder, as in SUIM
-        splits = {"train"}
+        splits = {TRAIN_AND_VAL}
     if len(splits) > 1 or not (roles or splits):
         return None
     return "mask" if "mask" in roles else "image" if roles else None, next(iter(splits), None)

@@ -63,8 +63,7 @@ class ImageFolder(Dataset[dict[str, Any]]):
         """What tells these images from others, see [`images_fingerprint`]."""
         if len(self.names) > MAX_FILE_SIZES:
             return self.names
-        paths = ((name, self.root / name) for name in self.names)
-        return [f"{name} {os.path.getsize(path) if path.exists() else 0}" for name, path in paths]
+        return [f"{name} {_file_size(f'{self.root}/{name}')}" for name in self.names]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -73,6 +72,13 @@ class ImageFolder(Dataset[dict[str, Any]]):
         path = self.root / self.names[index]
         image = decode_image(path) if self.decode else {"path": str(path), "bytes": None}
         return {"image": image, "path": str(path)}
+
+
+def _file_size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:  # a link to nowhere, as reading it will say
+        return 0
 
 
 IMAGE_COLUMN = "image"  # the default

@@ -7,7 +7,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -195,9 +195,9 @@ def decode_image(file: str | Path | Undecoded, channels: int = 3) -> Image.Image
         with open_image(file) as opened:
             # Pages may be the channels; the first alone is not the image.
             if not (is_tiff(file) and (num_pages(opened) > 1 or is_misread_by_pillow(opened))):
-                if num_pages(opened) > 1 and opened.format != "MPO":  # whose second picture is a preview
-                    name = file_name(file)
-                    warn_once("frames", f"{name} has {num_pages(opened)} frames, of which only the first is read")
+                with suppress(*DECODING_ERRORS):  # of a file that is cut after its first frame
+                    if (frames := num_pages(opened)) > 1 and opened.format != "MPO":  # whose second is a preview
+                        warn_once("frames", f"{file_name(file)} has {frames} frames, of which only the first is read")
                 is_reduced, image = is_reduced_by_pillow(opened), apply_orientation(opened)
     except BadFileError as error:
         if not is_tiff(file):
@@ -329,9 +329,13 @@ def load_upright(file: str | Path | Undecoded, kind: str) -> DecodedImage:
         if image.format == "WEBP" and image.fp is not None:
             is_lossy = _is_lossy_webp(image.fp)
         is_reduced, upright = is_reduced_by_pillow(image), apply_orientation(image)
-        if kind == "mask" and is_reduced and not np.asarray(upright).any():  # ids in 16 bits (SYNTHIA)
+        if kind == "mask" and is_reduced and not np.asarray(upright).any():
             name = file_name(file)
-            raise BadFileError(f"{name} has colours of 16 bits, and the 8 that are read are all 0; save ids", name)
+            warn_once(
+                "deep mask",
+                f"{name} has colours of 16 bits, and the 8 bits that are read are all 0. If it holds ids, as masks of "
+                "SYNTHIA do, save them with one number per pixel.",
+            )
         if kind == "mask" and has_inverted_labels(image):
             upright = ImageOps.invert(upright)
         return DecodedImage(upright, image.format, white_level, is_lossy)

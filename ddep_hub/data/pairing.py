@@ -145,7 +145,6 @@ def _match(images: Sequence[str], masks: Sequence[str], mask_suffix: str | None,
         return {name: name for name in images}
     best_score: tuple[int, int] = (0, 0)
     candidates: dict[tuple[str, str], dict[str, str]] = {}
-    tried: dict[tuple[str, str], dict[str, str]] = {}
     # Masks may differ in subfolders, capitalisation and leading zeros, if the names are still unique without these.
     for folders, exact in itertools.product((True, False), (True, False)):
         if best_score[0] == len(images):
@@ -157,7 +156,6 @@ def _match(images: Sequence[str], masks: Sequence[str], mask_suffix: str | None,
                 mask_cores = _strip_affix(masks, affix, folders=folders, exact=exact)
                 pairs = {image: mask_cores[core] for core, image in image_cores.items() if core in mask_cores}
                 score = (len(pairs), -_affix_rank(affix))
-                tried.setdefault(affix, pairs)
                 if score > best_score:
                     best_score, candidates = score, {}
                 if pairs and score == best_score and pairs not in candidates.values():
@@ -166,20 +164,29 @@ def _match(images: Sequence[str], masks: Sequence[str], mask_suffix: str | None,
         first, second = (f"{prefix}<image>{suffix}" for prefix, suffix in list(candidates)[:2])
         raise ValueError(f"{location} has masks named both {first} and {second}. Choose with mask_suffix.")
     chosen, matches = next(iter(candidates.items()), (NO_AFFIX, dict[str, str]()))
-    used = set(matches.values())
-    for affix, pairs in tried.items():
-        is_other = _affix_rank(affix) <= _affix_rank(chosen) and not _extends(affix, chosen)
-        twice = [image for image, mask in pairs.items() if image in matches and mask not in used]
-        if is_other and twice and affix != chosen:
-            raise ValueError(
-                f"{location} has two masks for {twice[0]}, {matches[twice[0]]} and {pairs[twice[0]]}. Merge them, or "
-                "choose with mask_suffix."
-            )
+    if mask_suffix is None:
+        _check_second_masks(matches, sorted(mask_names - set(matches.values())), chosen, location)
     return matches
+
+
+def _check_second_masks(
+    matches: Mapping[str, str], unused: Sequence[str], chosen: tuple[str, str], location: str
+) -> None:
+    """Raises a ValueError if an unused mask belongs to an image with a mask, as one of another class may."""
+    for affix in _affixes(dict.fromkeys(matches, ""), unused):
+        cores = _strip_affix(unused, affix, folders=True, exact=True)
+        twice = next((image for image in matches if image in cores), None)
+        if twice is not None and _affix_rank(affix) <= _affix_rank(chosen) and not _extends(affix, chosen):
+            raise ValueError(
+                f"{location} has two masks for {twice}, {matches[twice]} and {cores[twice]}. Merge them, or choose "
+                "with mask_suffix."
+            )
 
 
 def _extends(affix: tuple[str, str], chosen: tuple[str, str]) -> bool:
     """Whether an affix is the chosen one with more words, as in the mask of a longer name, or an older copy."""
+    if chosen != NO_AFFIX and affix[0].startswith(chosen[0]) and affix[1].endswith(chosen[1]):
+        return True  # the mask of `a_b`, whose image may be elsewhere
     if not (affix[0].endswith(chosen[0]) and affix[1].startswith(chosen[1])):
         return False
     return affix[0] != chosen[0] or re.match("[-_. ]+[A-Za-z]", affix[1][len(chosen[1]) :]) is not None

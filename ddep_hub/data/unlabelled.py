@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from .folders import find_split_folders, is_mask_folder
+from .folders import find_split_folders, is_mask_folder, unpacked_root
 from .generated_files import exclude_generated
 from .image_io import format_list, list_images
 from .layouts import find_layout, official_folders
@@ -60,6 +60,12 @@ def _warn(root: Path, names: Sequence[str], reason: str) -> None:
 
 def _dataset_images(root: Path, names: list[str]) -> list[str] | None:
     """The images of labelled data whose masks lie apart from them, and of `unlabelled`; `None` for other folders."""
+    inner = unpacked_root(root)
+    if inner != root:
+        prefix = f"{inner.relative_to(root).as_posix()}/"
+        outside = [name for name in names if not name.startswith(prefix)]
+        found = _dataset_images(inner, [name.removeprefix(prefix) for name in names if name.startswith(prefix)])
+        return None if found is None else [*outside, *(f"{prefix}{name}" for name in found)]
     try:
         if (root / PAIRS).is_file():
             return _paired_images(root, names)

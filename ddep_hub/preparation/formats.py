@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ddep_hub.data.classes import read_class_table
 from ddep_hub.data.folders import DEFAULT_OPTIONS, FolderOptions, find_split_folders, subfolders
-from ddep_hub.data.image_io import format_list
+from ddep_hub.data.image_io import IMAGE_EXTENSIONS, format_list, iter_files
 from ddep_hub.data.layouts import find_layout
 from ddep_hub.data.pairing import PAIRS
 
@@ -37,8 +37,9 @@ def read_source(source: Path, name: str | None = None, options: FolderOptions = 
             raise ValueError(f"The format {name} takes no image_dir, mask_dir or mask_suffix. Leave them out.")
         name = "masks"
     root = source if source.is_dir() else source.parent
-    # As in COCO's own archive, whose annotations lie beside the folders of their images.
-    coco_root = root.parent if source.is_file() and root.name == "annotations" else root
+    coco_root = root
+    if source.is_file() and root.name == "annotations" and not any(iter_files(root, IMAGE_EXTENSIONS)):
+        coco_root = root.parent  # as in COCO's own archive, where the folders of the images lie beside it
     table = read_class_table(options.classes) if options.classes else None
     format_tests = [test for format, test in _JSON.items() if name in (format, None)]
     files, problems = read_json_files(source, format_tests) if source.is_dir() and format_tests else ({}, [])

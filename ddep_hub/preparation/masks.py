@@ -1,6 +1,7 @@
 """Sources that have a mask for each image, or one for each object: folders, stacks, exports of masks."""
 
 import csv
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -53,7 +54,7 @@ def read_folder(root: Path, table: ClassTable | None, options: FolderOptions = D
     splits = _listed_splits(folders.values())
     files = [
         (
-            split if len(pairs) > 1 else splits.get(sample_id) or folder_split(image, root),
+            split if listed or len(pairs) > 1 else splits.get(sample_id) or folder_split(image, root),
             sample_id,
             image,
             split_pairs.masks[sample_id],
@@ -84,7 +85,7 @@ _OFFICIAL_NAMES = {
     "camvid": "(0001TP|0006R0|0016E5|Seq05VD)_.+",
     "cityscapes": r".+_\d{6}_\d{6}",
     "pascal_context": r"\d{4}_\d{6}",
-    "pascal_voc": r"(\d{4}_)?\d{6}",
+    "pascal_voc": r"\d{4}_\d{6}",
 }
 
 
@@ -119,8 +120,8 @@ def _listed_splits(folders: Iterable[SplitFolders]) -> dict[str, str]:
 
 def _no_pairs_message(root: Path, folders: Mapping[str, SplitFolders]) -> str:
     named = [root / name for name in subfolders(root) if is_mask_folder(name)]
-    endings = {Path(name).suffix for folder in named for name in iter_files(folder)} - {*MASK_EXTENSIONS, ""}
-    if endings:
+    endings = {Path(name).suffix.lower() for folder in named for name in iter_files(folder)} - {""}
+    if endings and not endings & {*MASK_EXTENSIONS}:
         return (
             f"{root}: {format_list([folder.name for folder in named])} holds {format_list(sorted(endings))} files, "
             "but no masks. Export masks, or annotations in one of the formats in docs/data.md."
@@ -131,24 +132,22 @@ def _no_pairs_message(root: Path, folders: Mapping[str, SplitFolders]) -> str:
 
 def _read_known_layout(root: Path, layout: str, options: FolderOptions) -> Source:
     examples: list[Example] = []
-    folders, _ = find_splits(root, layout, options)
+    folders, listed = find_splits(root, layout, options)
     # A split for which nobody has drawn masks.
     unlabelled = [split for split, folder in folders.items() if layout == "folder" and not folder.masks.is_dir()]
     # Cityscapes' test masks show no class; VOC's other splits hold its train and val again.
     left_out = {"cityscapes": {"test"}, "pascal_voc": {"trainval", "train_aug"}}.get(layout, set())
     splits = sorted(folders.keys() - {*unlabelled} - left_out) or sorted(folders)
-    datasets = {split: SegmentationFolder(root, split, options=options) for split in splits}
+    if layout == "folder" and options.classes is None:
+        options = dataclasses.replace(options, classes=root / "classes.json")
+    datasets = {split: SegmentationFolder(root, split, layout=layout, options=options) for split in splits}
+    inner_splits = _listed_splits(folders.values()) if layout == "folder" and not listed else {}
     for split, dataset in datasets.items():
-        examples += [
-            Example(
-                name,
-                dataset.images[index],
-                partial(dataset.mask, index),
-                split if len(splits) > 1 else None,
-                dataset.groups.get(name),
-            )
-            for index, name in enumerate(dataset.sample_ids)
-        ]
+        for index, name in enumerate(dataset.sample_ids):
+            image = dataset.images[index]
+            inner = None if listed else inner_splits.get(name) or folder_split(image, root)
+            mask = partial(dataset.mask, index)
+            examples.append(Example(name, image, mask, split if len(splits) > 1 else inner, dataset.groups.get(name)))
     first = next(iter(datasets.values()))
     classes = first.classes.without_mask_values()
     notes = [f"split {split} has no masks: skipped" for split in unlabelled if split not in splits]

@@ -285,7 +285,13 @@ def _without_repeated_files(sources: list[Any]) -> list[Any]:
     labelled = [source for source in sources if isinstance(source, SegmentationFolder)]
     others = [source for source in sources if not isinstance(source, SegmentationFolder)]
     folders = [source for source in others if isinstance(source, ImageFolder)] if labelled else []
-    known = {os.path.realpath(folder.root / name) for folder in folders for name in folder.names}
+    names = {path.name for source in labelled for path in source.images}
+    known = {  # links are only resolved where the names are equal: there may be millions of files
+        os.path.realpath(folder.root / name)
+        for folder in folders
+        for name in folder.names
+        if name.rpartition("/")[2] in names
+    }
     for source in labelled:
         paths = zip(source.sample_ids, source.images, strict=True)
         source = source.select(sample_id for sample_id, path in paths if os.path.realpath(path) not in known)

@@ -131,6 +131,14 @@ def test_files_of_several_images_are_refused_unless_the_others_are_smaller(tmp_p
     assert np.array_equal(pixels_of(decode_image(write_pages(tmp_path / "a.tif", [RGB, RGB[::4, ::4]]))), RGB)
 
 
+def test_positions_of_several_channels_are_no_channels(tmp_path):
+    positions = [np.stack([RGB[..., 0], RGB[..., 1] + np.uint8(number)]) for number in range(3)]
+    path = write_pages(tmp_path / "a.ome.tif", positions, ome=True)
+    for channels in (2, 6):
+        with pytest.raises(BadFileError, match=r"holds 3 images \(series\); save each as a file of its own"):
+            decode_image(path, channels)
+
+
 def test_frames_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(image_conversion, "_warned", set())
     frames = [Image.new("RGB", (8, 6), (level, 0, 0)) for level in (0, 100, 200)]

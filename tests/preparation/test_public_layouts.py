@@ -53,6 +53,11 @@ def prepare(source, **options):
     return ddep_hub.prepare(source, source.parent / "output", **options)
 
 
+def put_classes(root):
+    (root / "classes.json").write_text(json.dumps(["background", "object"]))
+    return root
+
+
 def names_of(output):
     return {split: sorted(SegmentationFolder(output, split).sample_ids) for split in available_splits(output)}
 
@@ -134,6 +139,18 @@ def test_folders_like_pascal_voc_keep_their_splits_and_get_no_classes_of_it(sour
     assert "dog" not in SegmentationFolder(output, "train").classes.names
 
 
+@pytest.mark.parametrize("classes", [False, True])
+def test_folders_like_pascal_voc_with_numbers_as_names(source, output, classes):
+    names = [f"{number:06}" for number in range(4)]
+    put_voc(source, names)
+    if classes:
+        table = [{"id": 0, "name": "leaf", "mask_values": 12}]
+        (source / "classes.json").write_text(json.dumps({"classes": table}))
+    prepare(source)
+    assert names_of(output) == {"train": names[:2], "val": names[2:]}
+    assert ("leaf" in SegmentationFolder(output, "train").classes.names) is classes
+
+
 def test_folders_like_pascal_voc_without_lists_ask_for_classes(source):
     put_voc(source, ["leaf 1"], lists=False)
     with pytest.raises(FileNotFoundError, match=r"if the classes are your own, name them in classes\.json"):
@@ -165,7 +182,12 @@ def test_a_second_mask_of_an_image():
     )
     with pytest.raises(ValueError, match=r"two masks for benign \(2\), benign \(2\)_mask and benign \(2\)_mask_1"):
         match_names(names, [*(f"{n}_mask" for n in names), "benign (2)_mask_1"])
-    # Masks of longer names, and older copies, are no second masks.
+    # A few among many.
+    names = [f"case{number:02}" for number in range(30)]
+    with pytest.raises(ValueError, match="two masks for case13, case13_liver and case13_tumor"):
+        match_names(names, [*(f"{name}_liver" for name in names), "case13_tumor"])
+    # Masks of longer names, which may be in another split, and older copies, are no second masks.
+    assert match_names(["a", "c"], ["a_mask", "c_mask", "a_b_mask"]) == {"a": "a_mask", "c": "c_mask"}
     assert match_names(["a", "a_b"], ["a_mask", "a_b_mask"]) == {"a": "a_mask", "a_b": "a_b_mask"}
     assert match_names(["a", "b"], ["a_mask", "b_mask", "a_mask_old", "big_a_mask"]) == {"a": "a_mask", "b": "b_mask"}
 
@@ -221,15 +243,15 @@ def test_ids_that_really_are_0_and_1_with_ignored_pixels(source, output):
 
 def test_colour_masks_of_16_bits(source):
     """SYNTHIA's ids lie in the 8 bits that Pillow drops."""
-    import cv2
+    import tifffile
 
     ids = np.zeros((*SIZE[::-1], 3), np.uint16)
-    ids[..., 2] = OBJECT  # red, in OpenCV's order
-    cv2.imwrite(str(source / "ids.png"), ids)
-    with pytest.raises(BadFileError, match="colours of 16 bits, and the 8 that are read are all 0"):
-        load_upright(source / "ids.png", "mask")
-    cv2.imwrite(str(source / "colours.png"), ids * 65535)
-    assert np.asarray(load_upright(source / "colours.png", "mask").image)[..., 0].max() == 255
+    ids[..., 0] = OBJECT
+    tifffile.imwrite(source / "ids.tif", ids, photometric="rgb")
+    with pytest.warns(UserWarning, match="colours of 16 bits, and the 8 bits that are read are all 0"):
+        load_upright(source / "ids.tif", "mask")
+    tifffile.imwrite(source / "colours.tif", ids * 65535, photometric="rgb")
+    assert np.asarray(load_upright(source / "colours.tif", "mask").image)[..., 0].max() == 255
 
 
 # --- Folders
@@ -247,8 +269,8 @@ def test_an_archive_in_a_folder_of_its_own(source, output):
         dataset = SegmentationFolder(root, "train")
         assert dataset.classes.names == ("sky", "leaf", "stem") and np.array_equal(dataset.mask(0), OBJECT)
         assert available_splits(root) == ["train"]
+        assert len(unlabelled_images(root)) == 2
     prepare(source)
-    output = output
     assert SegmentationFolder(output, "val").classes.names == ("sky", "leaf", "stem")
     assert sorted(mask.max() for mask in masks_of(output).values()) == [1, 2]
 
@@ -260,6 +282,16 @@ def test_a_folder_of_training_and_validation_images(source, output):
     assert set(available_splits(source)) == {"train", "TEST"}
     text = prepare(source)
     assert names_of(output) == {"test": ["c"], "train": ["a", "b"]}, text
+
+
+@pytest.mark.parametrize("pattern", ["{}/{}s", "{}_{}s"])
+def test_a_folder_of_training_and_validation_images_beside_those_of_each(source, pattern):
+    splits = ("train_val", "training", "validation")
+    put_photos(source, *(f"{pattern.format(split, 'image')}/{split}.png" for split in splits))
+    put(source, *(f"{pattern.format(split, 'mask')}/{split}.png" for split in splits))
+    for split in ("train", "val"):
+        dataset = SegmentationFolder(put_classes(source), split)
+        assert [path.stem for path in dataset.images] == [{"train": "training", "val": "validation"}[split]]
 
 
 def test_folders_that_are_named_like_no_split(source):
@@ -277,6 +309,31 @@ def test_splits_below_other_folders(source, output):
     prepare(source)
     found = names_of(output)
     assert all(len(ids) == 3 and all(f"/{split}/" in f"/{name}" for name in ids) for split, ids in found.items())
+
+
+def test_pairs_that_are_listed_keep_their_groups(source, output):
+    """Folders do not override the list."""
+    names = [f"raw/{split}/{patient}-{split}" for split in ("train", "val") for patient in ("p1", "p2")]
+    put_photos(source, *(f"{name}.jpg" for name in names))
+    put(source, *(f"{name}.png" for name in names))
+    rows = [f"{name}.jpg,{name}.png,{name.split('/')[2][:2]}" for name in names]
+    (source / "pairs.csv").write_text("\n".join(["image,mask,group", *rows]))
+    prepare(source)
+    groups = [{name.rsplit("/", 1)[-1][:2] for name in ids} for ids in names_of(output).values()]
+    assert groups[0].isdisjoint(groups[1])
+
+
+def test_folders_that_are_called_manual_hold_photos(source):
+    put_photos(source, "auto/a.jpg", "manual/b.jpg")
+    assert unlabelled_images(source) == ["auto/a.jpg", "manual/b.jpg"]
+
+
+def test_masks_with_other_names(source):
+    put_photos(source, "images/a.jpg")
+    put(source, "masks/b.png")
+    (source / "masks" / "Thumbs.db").touch()
+    with pytest.raises(ValueError, match="no image has a mask with a matching name"):
+        prepare(source)
 
 
 def test_annotations_of_another_kind(source):
@@ -305,6 +362,8 @@ def test_panoptic_annotations_beside_those_of_instances(tmp_path, source, output
     ddep_hub.prepare(path.with_name("instances_val2017.json"), tmp_path / "file")
     expected, found = masks_of(output), masks_of(tmp_path / "file")
     assert {*found} == {*expected} and all(np.array_equal(found[name], expected[name]) for name in found)
+    put_images(source / "annotations" / "images", ["a", "b"], ".jpg")  # nearer than those of the parent
+    ddep_hub.prepare(path.with_name("instances_val2017.json"), tmp_path / "near")
 
 
 # --- Messages
