@@ -274,7 +274,7 @@ def test_a_run_from_masks_of_0_and_255_to_a_file(tmp_path, tiny, capsys):
     (data / "classes.json").write_text('["cell"]')
     fields = {**tiny, "data": str(data), "output_dir": str(tmp_path / "run"), "max_steps": 12, "dice_weight": 0.5}
     fields |= {"class_weights": ["median_frequency"], "learning_rate": 0.01}
-    with pytest.raises(ValueError, match=r"'cell'.*255 is the ignore index.*\"mask_values\": 255 for 'cell'"):
+    with pytest.raises(ValueError, match=r"'cell' with 255, the ignore index.*\"mask_values\": 255"):
         finetune(**fields)
     (data / "classes.json").write_text(json.dumps({"classes": [{**CELL, "mask_values": 255, "color": [0, 200, 0]}]}))
     results = finetune(**fields, overwrite=True)

@@ -126,6 +126,12 @@ class ClassTable:
         return ClassTable(self.names, self.colors, self.ignore_index, single=self.single)
 
     @property
+    def fingerprint(self) -> tuple[Any, ...]:
+        """What tells these labels from others: the names, and what the values of the masks mean."""
+        other_values = None if self.other_values == "error" else self.other_values
+        return (self.names, self.ignore_index, *filter(None, (self.mask_values, other_values)))
+
+    @property
     def num_classes(self) -> int:
         """Number of class ids that masks hold."""
         return len(self.names)
@@ -176,12 +182,12 @@ def read_class_table(path: str | Path) -> ClassTable:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique_keys)
     except FileNotFoundError:
         raise FileNotFoundError(
             f'{path} is missing; write the class names there, for example {{"classes": [{{"id": 0, "name": "sky"}}]}}'
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); correct the file") from error
     ignore_index, other_values = 255, "error"
     if isinstance(content, dict) and "classes" in content:
@@ -307,6 +313,15 @@ def _parse_entries(entries: list[Any], path: Path) -> tuple[tuple[str, ...], tup
     return tuple(names[index] for index in range(len(names))), colors
 
 
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a JSON file; of a key that occurs twice, the first value would be lost."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {repeated!r} occurs twice")
+    return content
+
+
 def _check_keys(entry: Mapping[str, Any], known: Sequence[str], path: Path, prefix: str) -> None:
     """Refuses keys that are known ones misspelt, which would be without effect; other keys are of other programs."""
     for key in entry:
@@ -316,8 +331,17 @@ def _check_keys(entry: Mapping[str, Any], known: Sequence[str], path: Path, pref
             raise ValueError(f"{path}: {prefix}{key} is not a known key; did you mean {matches[0]}?")
 
 
+# In one channel at least, between a new colour and one that is given; in long tables, some are closer.
+MIN_COLOR_DIFFERENCE, MAX_COLOR_STEPS = 48, 500
+
+
 def class_colors(number: int, avoid: Collection[Color] = ()) -> tuple[Color, ...]:
     """`number` colours, different from each other, from `avoid`, and from black, which stands for ignored pixels."""
+
+    def is_close(color: Color) -> bool:
+        differences = (max(abs(a - b) for a, b in zip(color, other, strict=True)) for other in avoid)
+        return step < MAX_COLOR_STEPS and any(difference < MIN_COLOR_DIFFERENCE for difference in differences)
+
     colors: list[Color] = []
     step = 0
     while len(colors) < number:
@@ -326,7 +350,7 @@ def class_colors(number: int, avoid: Collection[Color] = ()) -> tuple[Color, ...
         hue = step * 0.618033988749895 % 1.0
         red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.55, 0.7)[step % 3], (0.95, 0.75, 0.55, 0.85)[step % 4])
         color = (round(255 * red), round(255 * green), round(255 * blue))
-        if color not in avoid and color not in colors:
+        if color not in avoid and color not in colors and not is_close(color):
             colors.append(color)
         step += 1
     return tuple(colors)

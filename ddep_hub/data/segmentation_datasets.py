@@ -211,7 +211,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         self.classes: ClassTable = files.classes
         self._mapping = files.mapping or files.classes.mask_mapping
         if split_file is not None:
-            sample_ids = read_split_file(split_file, images)
+            sample_ids = read_split_file(split_file, images, split)
         self.sample_ids: list[str] = list(images if sample_ids is None else sample_ids)
         _find_indices(self.sample_ids, images, str(files.image_folder))
         self._image_folder = files.image_folder

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from ddep_hub.utils.files import atomic_write
 
+from .folders import canonical_split
 from .image_io import IMAGE_EXTENSIONS
 
 
@@ -148,14 +149,15 @@ def extract_groups(sample_ids: Iterable[str], pattern: str) -> dict[str, str]:
     return groups
 
 
-def read_split_file(path: str | Path, known_ids: Collection[str] = ()) -> list[str]:
+def read_split_file(path: str | Path, known_ids: Collection[str] = (), split: str | None = None) -> list[str]:
     """Reads a list of images; returns their sample ids in the file's order.
 
     One image per line: its path, and after white space optionally its mask's path, which is not used. Empty lines and
     lines that start with # are skipped. A sample id is the image's path without suffix and without a leading
     `images/<split>/`, or `JPEGImages/` as in VOC's lists; from Cityscapes' names, `leftImg8bit/<split>/` and the
     ending `_leftImg8bit` are removed too, so that the sample id names the frame. A line that is one of `known_ids`,
-    with or without a suffix, stands for that id. Raises a ValueError that names the line if an image is listed twice.
+    with or without a suffix, stands for that id. Raises a ValueError that names the line if an image is listed twice,
+    or lies in the folder of another split than `split`.
     """
     first_line: dict[str, int] = {}
     text = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape")  # names of files need not be UTF-8
@@ -165,6 +167,10 @@ def read_split_file(path: str | Path, known_ids: Collection[str] = ()) -> list[s
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
             sample_id = _sample_id(line.strip(), known_ids)
+            folder = re.match(rf"/?(?:{'|'.join(_IMAGE_FOLDERS)})/([^/]+)/.", line.strip())
+            named = canonical_split(folder[1]) if folder and sample_id != line.strip() else None
+            if split is not None and named and canonical_split(split) not in (None, named):
+                raise ValueError(f"{path}, line {number}: {line.strip()} is not an image of the split {split!r}")
         if sample_id in first_line:
             raise ValueError(
                 f"{path}, line {number}: {sample_id} is already in line {first_line[sample_id]}; remove one of them"

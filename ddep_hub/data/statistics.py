@@ -78,16 +78,15 @@ def check_classes(statistics: ClassStatistics) -> None:
         return
     names = format_list(list(map(repr, statistics.absent_classes)), 10)
     has_255 = statistics.ignore_index == 255 and statistics.num_ignored > 0
-    if len(statistics.names) <= 2 and has_255 and not statistics.pixels[1:].any():
+    if len(statistics.names) <= 2 and has_255:
         advice = (
-            "The masks hold the values 0 and 255, and 255 is the ignore index, so no object is seen: set "
-            f'"mask_values": 255 for {statistics.names[-1]!r} in classes.json, and "mask_values": 0 for '
-            f"{statistics.names[0]!r} if it is listed there."
+            f'If the masks mark {statistics.absent_classes[-1]!r} with 255, the ignore index, set "mask_values": 255 '
+            'for it in classes.json, and "mask_values" for the other class if it is listed there.'
         )
     else:
         advice = (
-            "Correct the masks, label an image that shows it, take it out of classes.json, or train without it with "
-            "--allow_empty_classes."
+            "Correct the masks, label an image that shows it or choose such an image (split_file, split_seed), take "
+            "it out of classes.json, or train without it with --allow_empty_classes."
         )
     raise ValueError(
         f"No pixel of the training labels belongs to {names}; {statistics.ignored_share:.1%} of the pixels are "

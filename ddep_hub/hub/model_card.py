@@ -78,7 +78,8 @@ def write_run_record(
         **facts: `encoder_source`; in pretraining `images`, their number in words, `more_images`, the names of data
             sets besides those of the arguments, `data_fingerprint`, a hash of them, and `method`, the objective in
             words if it is not denoising; in fine-tuning `evaluated`, the number of validation images, `labelled_ids`,
-            a hash of the names of the labelled ones, and `pretraining`, the record and results of a first stage.
+            a hash of the names of the labelled ones, `untrained_classes`, the names of those that no label shows, and
+            `pretraining`, the record and results of a first stage.
     """
     values, paths = dataclasses.asdict(arguments), list_field_names(type(arguments), "path")
     defaults = dataclasses.asdict(type(arguments)())

@@ -191,7 +191,7 @@ def _fingerprints(study: Study) -> dict[str, str]:
     splits = open_train_and_val(study.data_arguments)
     # Of all labels: a small choice may miss an image that a larger one has.
     check_held_out(study.data_arguments, *splits)
-    parts = [(dataset.fingerprint, dataset.classes.names, dataset.classes.ignore_index) for dataset in splits]
+    parts = [(dataset.fingerprint, *dataset.classes.fingerprint) for dataset in splits]
     fingerprints = {"data": compute_fingerprint(*parts)}
     if study.own_data and not study.images:
         return fingerprints | {"images": "none"}

@@ -205,9 +205,11 @@ def _check_labels(args: FinetuneArguments, training: SegmentationDataset, valida
         if len(bad_files) == len(dataset):
             continue  # as it will be said of all files
         if dataset is validation:
-            _check_labelled(statistics, args.eval_split)
-        elif not args.allow_empty_classes:
+            _check_labelled(statistics, "eval_split", args.eval_split)
+            continue
+        if not args.allow_empty_classes:
             check_classes(statistics)
+        _check_labelled(statistics, "train_split", args.train_split)
 
 
 def _read_labels(
@@ -225,9 +227,9 @@ def _read_labels(
     return statistics, bad_files
 
 
-def _check_labelled(statistics: ClassStatistics, split: str) -> None:
+def _check_labelled(statistics: ClassStatistics, argument: str, split: str) -> None:
     if not statistics.pixels.any():
-        raise ValueError(f"eval_split: no pixel of `{split}` is labelled. Check the masks.")
+        raise ValueError(f"{argument}: no pixel of `{split}` is labelled. Check the masks.")
 
 
 def _check_class_weights(weights: Sequence[str], classes: ClassTable) -> None:
@@ -273,8 +275,9 @@ class FinetuneTrainer(Trainer):
         self.usable = self._drop(self.labelled, bad_files, "train_split")
         if not args.allow_empty_classes:
             check_classes(self.statistics)
+        _check_labelled(self.statistics, "train_split", args.train_split)
         self.validation = self._drop_bad_images(validation)
-        self.fingerprint = compute_fingerprint(self.labelled.fingerprint, classes.names, classes.ignore_index)
+        self.fingerprint = compute_fingerprint(self.labelled.fingerprint, *classes.fingerprint)
         self.data = f"{len(self.usable)} images"
         labelled_ids = compute_fingerprint(sorted(self.usable.sample_ids))
         self.facts = {
@@ -282,6 +285,7 @@ class FinetuneTrainer(Trainer):
             "evaluated": len(self.validation),
             "labelled_ids": labelled_ids,
             "image_size": processor_size(self.processor),  # `pretrained` may have set it
+            "untrained_classes": self.statistics.absent_classes,
         }
         if decoder is not None:
             self.facts |= read_stage_record(decoder)
@@ -371,7 +375,8 @@ class FinetuneTrainer(Trainer):
         split = self.args.eval_split
         statistics, bad_files = self._scan_dataset(validation, split, images=True)
         validation = self._drop(validation, bad_files, "eval_split")
-        _check_labelled(statistics, split)
+        _check_labelled(statistics, "eval_split", split)
+        self.validation_fingerprint = compute_fingerprint(split, validation.fingerprint, statistics.counts.tolist())
         if statistics.absent_classes and self.accelerator.is_main_process:
             logger.warning("%s", absent_message(statistics.absent_classes, len(statistics.names), split))
         return validation

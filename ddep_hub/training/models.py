@@ -1,6 +1,7 @@
 """The model that a run starts from."""
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from ddep_hub.configuration_ddep import DDePConfig
 from ddep_hub.data.classes import ClassTable
+from ddep_hub.data.image_io import format_list
 from ddep_hub.data.statistics import Statistics, channel_statistics
 from ddep_hub.decoder import restore_weight_norms
 from ddep_hub.encoder_weights import encoder_source, needs_image_skip
@@ -21,6 +23,8 @@ from ddep_hub.pretrained import load_processor, processor_for_encoder, stored_co
 from .arguments import FinetuneArguments, PretrainArguments
 from .run_arguments import RunArguments
 
+
+logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=DDePPreTrainedModel)
 
@@ -161,8 +165,14 @@ def finetuning_model(
     if args.keep_decoder_blocks is not None:
         reinit_blocks(model, args.keep_decoder_blocks)
     names = {int(label): name for label, name in (stored.get("id2label") or {}).items()}
-    if cls.__name__ not in (stored.get("architectures") or ()) or names != classes.id2label:
+    is_finetuned = cls.__name__ in (stored.get("architectures") or ())
+    if not is_finetuned or names != classes.id2label:
         _reinit_head(model.classifier, model.config, args.seed)
+    if is_finetuned and names != classes.id2label:
+        old_names = format_list([*names.values()])
+        logger.warning(
+            "%s was fine-tuned for other classes (%s), so its classifier is newly initialised.", checkpoint, old_names
+        )
     return model, source
 
 

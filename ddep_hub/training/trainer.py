@@ -63,6 +63,7 @@ class Trainer(Losses):
         model: The model, trained in place.
         processor: Its image processor, saved with it.
         fingerprint: Hash of the training data; a run resumes on the same data only.
+        validation_fingerprint: Hash of the validation data; the score of a best model on other data does not count.
         data: Number of training images, in words.
         facts: What the card says beside the arguments and the results, see [`write_run_record`].
         elastic: Whether the run can resume on another number of processes.
@@ -79,6 +80,7 @@ class Trainer(Losses):
     model: DDePPreTrainedModel
     processor: DDePImageProcessor
     fingerprint: str
+    validation_fingerprint: str | None = None
     data: str
     facts: dict[str, Any]
     elastic: bool = True
@@ -221,8 +223,8 @@ class Trainer(Losses):
         self.seconds: float = progress.get("seconds", 0.0)
         self.seconds_at_log: float = progress.get("seconds_at_log", 0.0)
         self.row: dict[str, Any] = progress.get("row", {})
-        # A score on another split, which a resumed run may have, says nothing of this one.
-        best = progress.get("best") if progress.get("best_split") == self._eval_split else None
+        # A score on other labels, which a resumed run may have, says nothing of these.
+        best = progress.get("best") if progress.get("best_on") == self.validation_fingerprint else None
         self.best: float = -math.inf if best is None else best
         self.skipped: list[str] = progress.get("bad_files", [])
         self.states: dict[str, Any] = progress.get("states", {})
@@ -343,10 +345,6 @@ class Trainer(Losses):
             self._save_picture(model, f"step-{self.step}.png")
         return results
 
-    @property
-    def _eval_split(self) -> str | None:
-        return getattr(self.args, "eval_split", None)
-
     def _save_if_best(self, results: Mapping[str, Any], model: DDePPreTrainedModel) -> None:
         score = self.score(results)
         if score <= self.best:
@@ -365,7 +363,7 @@ class Trainer(Losses):
             "seconds_at_log": self.seconds_at_log,
             "row": self.row,
             "best": self.best if math.isfinite(self.best) else None,
-            "best_split": self._eval_split,
+            "best_on": self.validation_fingerprint,
             # Otherwise, those not yet listed in the file would be lost.
             "bad_files": sorted(set(gather_object(sorted(self.metrics.skipped)))),
         }

@@ -7,13 +7,36 @@ import numpy as np
 import pytest
 
 import ddep_hub.data.classes as classes_module
-from ddep_hub.data.classes import ClassTable, colorize, read_class_table, write_class_table
+from ddep_hub.data.classes import ClassTable, class_colors, colorize, read_class_table, write_class_table
 
 
 def write(folder, content):
     path = folder / "classes.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     return path
+
+
+def test_a_key_that_occurs_twice_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="the key '1' occurs twice"):
+        read_class_table(write(tmp_path, '{"0": "a", "1": "b", "1": "c"}'))
+
+
+def test_new_colours_are_far_from_those_that_are_given():
+    given = [(255, 0, 0), (90, 120, 190), (100, 140, 40)]
+    for color in class_colors(20, avoid=given):
+        assert all(max(abs(a - b) for a, b in zip(color, other, strict=True)) >= 48 for other in given)
+    assert len(set(class_colors(300, avoid=class_colors(300)))) == 300
+
+
+def test_the_fingerprint_tells_what_the_values_mean():
+    plain = ClassTable(("a", "b"), ((1, 2, 3), (4, 5, 6)))
+    assert plain.fingerprint == (("a", "b"), 255)
+    changed = [
+        ClassTable(("a", "b"), plain.colors, mask_values=((0,), (255,))),
+        ClassTable(("a", "b"), plain.colors, mask_values=((255,), (0,))),
+        ClassTable(("a", "b"), plain.colors, other_values="ignore"),
+    ]
+    assert len({table.fingerprint for table in (plain, *changed)}) == 4
 
 
 def test_table_gives_both_label_maps():

@@ -211,6 +211,18 @@ def test_names_that_are_not_utf_8_can_be_chosen_from():
     assert len(choose_validation(["\udcfcber", "a", "b"], "1/3")) == 1
 
 
+def test_images_of_another_split_are_refused(tmp_path):
+    """Images of several splits may have one name."""
+    path = tmp_path / "list.txt"
+    path.write_text("images/train/a.jpg\nimages/val/b.jpg\n")
+    assert read_split_file(path, {"a", "b"}) == ["a", "b"]
+    with pytest.raises(ValueError, match=r"line 2: images/val/b\.jpg is not an image of the split 'train'"):
+        read_split_file(path, {"a", "b"}, "train")
+    path.write_text("images/training/a.jpg\nJPEGImages/b.jpg\nb/c.jpg\n")
+    assert read_split_file(path, {"a", "b", "b/c"}, "train") == ["a", "b", "b/c"]
+    assert read_split_file(path, {"a", "b", "b/c"}, "fold 1") == ["a", "b", "b/c"]
+
+
 def test_lines_may_be_the_paths_of_pairs_csv_or_of_voc(tmp_path):
     path = tmp_path / "list.txt"
     path.write_text("images/train/x1.png\n")

@@ -10,6 +10,7 @@ import tarfile
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -434,7 +435,10 @@ def test_what_was_added_to_the_card_of_a_replaced_run_goes_with_it(arguments, mo
     assert not (final / EVALUATION).exists() and "My own text." not in (final / CARD).read_text()
 
 
-def test_the_best_model_is_the_best_on_the_split_that_a_resumed_run_has(arguments, scenes, tmp_path, monkeypatch):
+@pytest.mark.parametrize("change", ["split", "labels"])
+def test_the_best_model_is_the_best_on_the_labels_that_a_resumed_run_has(
+    change, arguments, scenes, tmp_path, monkeypatch
+):
     data = shutil.copytree(scenes, tmp_path / "scenes")
     for folder in ("images", "annotations"):
         shutil.copytree(data / folder / "val", data / folder / "test")
@@ -443,7 +447,13 @@ def test_the_best_model_is_the_best_on_the_split_that_a_resumed_run_has(argument
     assert (Path(args.output_dir) / "best").is_dir()
     with monkeypatch.context() as patch:  # no score is as high as that of the first step
         patch.setattr(FinetuneTrainer, "score", lambda self, results: -1.0)
-        args.eval_split = "test"
+        if change == "split":
+            args.eval_split = "test"
+        else:
+            for path in (data / "annotations" / "val").iterdir():
+                Image.fromarray(np.zeros_like(np.asarray(Image.open(path)))).save(path)
         goes_on(args)
-    best = json.loads((Path(args.output_dir) / "best" / "run.json").read_text())
-    assert best["arguments"]["eval_split"] == "test"
+    best, results = (
+        json.loads((Path(args.output_dir) / "best" / f"{n}.json").read_text()) for n in ("run", "results")
+    )
+    assert best["arguments"]["eval_split"] == args.eval_split and results["step"] > 2

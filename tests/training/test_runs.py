@@ -28,6 +28,7 @@ from ddep_hub.pretrained import load_denoiser, load_model, load_processor, store
 from ddep_hub.training import pretraining
 from ddep_hub.training import trainer as loop
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
+from ddep_hub.training.checkpointing import CheckpointError
 from ddep_hub.training.finetuning import FinetuneTrainer, finetune
 from ddep_hub.training.logging import read_metrics
 from ddep_hub.training.models import build_processor, find_encoder, finetuning_model, pretraining_model
@@ -274,17 +275,19 @@ def test_a_folder_that_holds_a_run_is_left_alone(pretrained, scenes, tiny):
     assert same(weights(output), before)
 
 
-def test_a_classifier_is_kept_for_its_own_classes_alone(scenes, tiny, tmp_path):
+def test_a_classifier_is_kept_for_its_own_classes_alone(scenes, tiny, tmp_path, caplog):
     """Started from a fine-tuned folder: kept with the same classes, and fresh with others of the same number."""
     fields = {"max_steps": 1, "learning_rate": 1e-12, **finetuned(tiny)}
     first = finetune(FinetuneArguments(output_dir=str(tmp_path / "a"), data=str(scenes), **{**tiny, "max_steps": 1}))
     fields["pretrained"] = first["final"]
     finetune(FinetuneArguments(output_dir=str(tmp_path / "b"), data=str(scenes), seed=5, **fields))
+    assert "newly initialised" not in caplog.text
     other = shutil.copytree(scenes, tmp_path / "scenes")
     table = json.loads((other / "classes.json").read_text())
     table["classes"][0]["name"] = "heaven"
     (other / "classes.json").write_text(json.dumps(table))
     finetune(FinetuneArguments(output_dir=str(tmp_path / "c"), data=str(other), seed=5, **fields))
+    assert "was fine-tuned for other classes (sky, " in caplog.text
     trained, kept, fresh = (weights(tmp_path / run)["classifier.weight"] for run in "abc")
     torch.testing.assert_close(kept, trained)
     assert (fresh - trained).abs().max() > 0.01
@@ -549,7 +552,7 @@ def test_binary_masks_of_0_and_255_do_not_give_a_perfect_score(tmp_path, tiny, c
     file = tmp_path / "data" / "classes.json"
     file.write_text(json.dumps({"classes": classes}))
     fields = {**tiny, "data": str(tmp_path / "data"), "output_dir": str(tmp_path / "run"), "max_steps": 1}
-    with pytest.raises(ValueError, match=r"'cell'.*255 is the ignore index.*mask_values"):
+    with pytest.raises(ValueError, match=r"'cell' with 255, the ignore index.*mask_values"):
         finetune(**fields)
     assert not (tmp_path / "run" / "final").exists()
     for entry, value in zip(classes, (0, 255), strict=True):
@@ -558,6 +561,16 @@ def test_binary_masks_of_0_and_255_do_not_give_a_perfect_score(tmp_path, tiny, c
     results = finetune(**{**fields, "overwrite": True})
     assert set(results["iou"]) == {"background", "cell"} and results["mean_iou"] < 1
     assert re.search(r"cell +4,096 pixels \(25\.00%\) +4 images", capsys.readouterr().out)
+    for entry, value in zip(classes, (255, 0), strict=True):  # the labels mean something else now
+        entry["mask_values"] = value
+    file.write_text(json.dumps({"classes": classes}))
+    with pytest.raises(CheckpointError, match="data"):
+        finetune(**fields, resume_from_checkpoint="latest")
+    file.write_text(json.dumps({"classes": [{"id": 0, "name": "a"}, {"id": 1, "name": "b"}]}))
+    for path in (tmp_path / "data" / "annotations" / "train").iterdir():
+        Image.fromarray(np.full((64, 64), 255, np.uint8)).save(path)
+    with pytest.raises(ValueError, match="train_split: no pixel of `train` is labelled"):
+        finetune(**{**fields, "output_dir": str(tmp_path / "other"), "allow_empty_classes": True})
 
 
 def test_a_run_that_does_not_begin_leaves_no_folder(tmp_path):
