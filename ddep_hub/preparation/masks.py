@@ -138,7 +138,7 @@ def _read_known_layout(root: Path, layout: str, options: FolderOptions) -> Sourc
     # Cityscapes' test masks show no class; VOC's other splits hold its train and val again.
     left_out = {"cityscapes": {"test"}, "pascal_voc": {"trainval", "train_aug"}}.get(layout, set())
     splits = sorted(folders.keys() - {*unlabelled} - left_out) or sorted(folders)
-    if layout == "folder" and options.classes is None:
+    if options.classes is None and (root / "classes.json").is_file():
         options = dataclasses.replace(options, classes=root / "classes.json")
     datasets = {split: SegmentationFolder(root, split, layout=layout, options=options) for split in splits}
     inner_splits = _listed_splits(folders.values()) if layout == "folder" and not listed else {}
