@@ -55,7 +55,7 @@ def test_statistics_count_pixels_and_images(tmp_path):
 
 def test_binary_masks_are_not_ignored_in_silence(tmp_path):
     data = folder(tmp_path, [BINARY], TWO)
-    with pytest.raises(ValueError, match=r"'cell'; 50\.0% .*255 is the ignore index.*mask_values"):
+    with pytest.raises(ValueError, match=r"'cell'; 50\.0% .*255, the ignore index.*mask_values"):
         check_classes(class_statistics(data))
 
 
