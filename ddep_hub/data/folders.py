@@ -19,7 +19,6 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .image_io import IMAGE_EXTENSIONS, iter_files
 from .pairing import IMAGE_WORDS, MASK_EXTENSIONS, MASK_WORDS, PAIRS, images_and_masks
@@ -67,14 +66,18 @@ DEFAULT_OPTIONS = FolderOptions()
 _DESCRIPTIONS = ("classes.json", PAIRS, "labelmap.txt", "label_colors.txt", "class_dict.csv")
 
 
-def unpacked_root(root: Path) -> Path:
-    """The folder that an archive was unpacked into, if files that describe the data lie there; else `root`."""
+def unpacked_root(root: str | Path, options: FolderOptions = DEFAULT_OPTIONS) -> Path:
+    """The folder that an archive was unpacked into, if files that describe the data lie there; else `root`.
+
+    Folders in `options` are below `root`, so that with these it stays.
+    """
+    root = Path(root)
 
     def is_described(folder: Path) -> bool:
         return any((folder / name).is_file() for name in _DESCRIPTIONS)
 
     inner = subfolders(root)
-    if is_described(root) or len(inner) != 1:
+    if options.has_folders or is_described(root) or len(inner) != 1:
         return root
     candidate = unpacked_root(root / inner[0])
     return candidate if is_described(candidate) else root
@@ -164,9 +167,12 @@ def _detect_folders(root: Path, find_masks: Callable[[str | None, Path], Path]) 
         else:
             by_split = {name: SplitFolders(image_root / name, find_masks(name, image_root / name)) for name in splits}
     for name, meaning in folders.items():
-        if meaning is None or meaning[1] is None or meaning[0] == "mask":
-            continue
-        if match_split(by_split, name) or meaning[1] == TRAIN_AND_VAL:
+        if (
+            meaning is None
+            or meaning[1] in (None, TRAIN_AND_VAL)
+            or meaning[0] == "mask"
+            or match_split(by_split, name)
+        ):
             continue
         inner = [child for child in subfolders(root / name) if _parse_folder_name(child) == ("image", None)]
         images = root / name
@@ -186,7 +192,7 @@ def _detect_folders(root: Path, find_masks: Callable[[str | None, Path], Path]) 
 
 def _add_other_folders(
     root: Path,
-    folders: Mapping[str, Any],
+    folders: Mapping[str, tuple[str | None, str | None] | None],
     by_split: dict[str, SplitFolders],
     find_masks: Callable[[str | None, Path], Path],
 ) -> None:

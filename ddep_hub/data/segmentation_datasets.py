@@ -200,8 +200,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         split_file: str | Path | None = None,
         num_channels: int = 3,
     ) -> None:
-        self.root = Path(root) if options.has_folders else unpacked_root(Path(root))
-        self.num_channels = num_channels
+        self.root, self.num_channels = unpacked_root(root, options), num_channels
         self.layout = find_layout(self.root, options) if layout is None else layout
         classes_path = self.root / "classes.json"
         if layout is None and options.classes is None and classes_path.is_file():
@@ -287,7 +286,7 @@ def available_splits(
         FileNotFoundError: `root/images` is not a folder, and nothing else there is a known layout.
         ValueError: The layout is not known or not clear.
     """
-    root = Path(root) if options.has_folders else unpacked_root(Path(root))
+    root = unpacked_root(root, options)
     return sorted(find_splits(root, find_layout(root, options) if layout is None else layout, options)[0])
 
 

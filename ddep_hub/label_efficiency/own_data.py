@@ -11,8 +11,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
 from ddep_hub.data.arguments import LabelledDataArguments
 from ddep_hub.data.preprocessing import EvalTransform, Normalize, to_tensor
 from ddep_hub.data.statistics import channel_statistics
@@ -21,7 +19,7 @@ from ddep_hub.pretrained import list_pretrained, load_model, load_processor, sto
 from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.finetuning import finetune, open_train_and_val
 from ddep_hub.training.losses import unlabelled_sources
-from ddep_hub.training.pretraining import REFERENCE_IMAGES, PretrainTrainer
+from ddep_hub.training.pretraining import PretrainTrainer, reference_indices
 from ddep_hub.training.run_dir import save_picture
 from ddep_hub.training.stages import TIMED_STEPS, count_validation_images, mask_patch_size
 from ddep_hub.utils.arguments import build_arguments, to_flags
@@ -69,8 +67,8 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
     encoder = {"encoder_name": settings.encoder_name}
     if settings.num_channels not in (None, 3):
         # Measured once: each method on its own images would compare normalisations too.
-        indices = np.linspace(0, num_images - 1, min(num_images, REFERENCE_IMAGES)).round().astype(int)
-        mean, std = channel_statistics(to_tensor(training[int(index)]["image"]) for index in indices)
+        indices = reference_indices(num_images).tolist()
+        mean, std = channel_statistics(to_tensor(training[index]["image"]) for index in indices)
         shared |= {"image_mean": mean, "image_std": std}
     num_unlabelled = num_images + (sum(map(len, unlabelled_sources(args.unlabelled))) if args.unlabelled else 0)
     pretraining: dict[str, Any] = {

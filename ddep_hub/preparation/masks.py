@@ -39,7 +39,7 @@ from .source import Example, Source, example_name, folder_split, object_classes,
 
 def read_folder(root: Path, table: ClassTable | None, options: FolderOptions = DEFAULT_OPTIONS) -> Source:
     """A folder that `--data` reads, with its `classes.json`, or with the values or colours found in its masks."""
-    root = root if options.has_folders else unpacked_root(root)
+    root = unpacked_root(root, options)
     layout = _detect_layout(root, options)
     if table is None and (layout != "folder" or (root / "classes.json").is_file()):
         return _read_known_layout(root, layout, options)

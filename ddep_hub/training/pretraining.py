@@ -175,9 +175,7 @@ class PretrainTrainer(Trainer):
             # One choice for all seeds, so that the errors of their runs can be compared.
             validation, training = np.split(epoch_order(len(dataset), 0, 0), [num_validation])
             training.sort()
-            # From all of the folder, which may be sorted by what its images show.
-            count = min(len(training), REFERENCE_IMAGES)
-            reference = training[np.linspace(0, len(training) - 1, count).round().astype(int)]
+            reference = training[reference_indices(len(training))]
             self.sizes = np.diff(np.searchsorted(training, [0, *dataset.cumulative_sizes])).tolist()
             if args.image_weights and min(self.sizes) == 0:
                 raise ValueError(
@@ -278,6 +276,11 @@ class PretrainTrainer(Trainer):
 
     def draw(self, model: nn.Module) -> Image.Image:
         return denoising_picture(model, self.validation[:4])
+
+
+def reference_indices(number: int) -> np.ndarray:
+    """At most `REFERENCE_IMAGES` of `number` images, from all of a folder, which may be sorted by what they show."""
+    return np.linspace(0, number - 1, min(number, REFERENCE_IMAGES)).round().astype(int)
 
 
 def _without_repeated_files(sources: list[Any]) -> list[Any]:
