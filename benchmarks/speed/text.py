@@ -12,8 +12,8 @@ package's. [The floor of a step](#the-floor-of-a-step) explains the *share of th
 `make benchmark` repeats all measurements in 15 to 20 minutes on two cores, writes the CSV files of this kind of CPU in
 `benchmarks/speed/results/` and this page, and marks rows that fell by more than 10 %.
 
-Where a CPU has AMX, `--mixed_precision auto` trains in bf16, so steps are given in both formats; peers run as their
-own examples run, in float32."""
+Where a CPU has AMX or AVX512_BF16, `--mixed_precision auto` trains in bf16, so steps are given in both formats; peers
+run as their own examples run, in float32."""
 
 # Why a line is below its goal: the first entry whose words are all in the line.
 NOTES = {
@@ -77,8 +77,9 @@ needed. Two processes with one thread each take two thirds of the time of one.
 ## The floor of a step
 
 The operations of a DDeP step are the encoder's forward pass and the decoder's forward and backward pass. The "share of
-the matrix rate" is the time they would take as products of large matrices, measured in the same run, divided by the
-time of the step. EfficientNet's depthwise convolutions do only a few operations per value and are memory-bound.
+the matrix rate" is the time they would take as products of large matrices (or as plain convolutions, where those are
+faster), measured in the same run, divided by the time of the step. EfficientNet's depthwise convolutions do only a few
+operations per value and are memory-bound.
 
 These changes made a step faster (ResNet-50, Lite0 and TransUNet on two cores with AVX-512 and AMX, each relative to
 the change before it; single runs):

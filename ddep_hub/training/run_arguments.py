@@ -57,7 +57,7 @@ class RunArguments:
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = optim_arg(
         "auto",
         "Precision of the forward pass; weights are always float32. auto: the setting of `accelerate launch`; "
-        "without it, bf16 on GPUs and CPUs with hardware support (Ampere, AMX), else no (float32).",
+        "without it, bf16 on GPUs and CPUs with hardware support (Ampere, AMX, AVX512_BF16), else no (float32).",
         resumable=True,
     )
     torch_compile: bool = optim_arg(False, "Compile the model's training step with torch.compile.", resumable=True)

@@ -76,14 +76,15 @@ def supports_bf16_convolution(channels: int) -> bool:
 def get_native_precision(device: torch.device, channels: int = 3) -> str:
     """Returns `"bf16"` for devices with units for products of bfloat16 matrices, else `"no"`.
 
-    These are GPUs from Ampere on and CPUs with AMX. Elsewhere bfloat16 is emulated: hundreds of times slower on a CPU.
+    These are GPUs from Ampere on, and CPUs with AMX or AVX512_BF16 (AMD's from Zen 4 on). Elsewhere bfloat16 is
+    emulated: hundreds of times slower on a CPU.
     `channels` are those of the images, see [`supports_bf16_convolution`].
     """
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases have none
-    has_amx = device.type == "cpu" and capabilities.get("amx_bf16")
-    return "bf16" if has_amx and supports_bf16_convolution(channels) else "no"
+    is_native = device.type == "cpu" and (capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return "bf16" if is_native and supports_bf16_convolution(channels) else "no"
 
 
 def get_launcher_precision() -> str | None:

@@ -23,9 +23,17 @@ def fresh_state():
     GradientState._reset_state()
 
 
-@pytest.mark.parametrize(("amx", "wanted"), [(True, "bf16"), (False, "no")])
-def test_the_format_follows_the_cpu(amx, wanted, monkeypatch, fresh_state):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": amx}, raising=False)
+@pytest.mark.parametrize(
+    ("capabilities", "wanted"),
+    [
+        ({"avx512_bf16": False, "amx_bf16": True}, "bf16"),
+        ({"avx512_bf16": True, "amx_bf16": False}, "bf16"),
+        ({"avx512_bf16": False, "amx_bf16": False}, "no"),
+        ({}, "no"),
+    ],
+)
+def test_the_format_follows_the_cpu(capabilities, wanted, monkeypatch, fresh_state):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert get_native_precision(torch.device("cpu")) == wanted
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
