@@ -185,7 +185,8 @@ def read_class_table(path: str | Path) -> ClassTable:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique_keys)
     except FileNotFoundError:
         raise FileNotFoundError(
-            f'{path} is missing; write the class names there, for example {{"classes": [{{"id": 0, "name": "sky"}}]}}'
+            f'{path} is missing; write the class names there, for example {{"classes": [{{"id": 0, "name": "sky"}}]}},'
+            " or convert the export of an annotation tool with `ddep-hub prepare`"
         ) from None
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); correct the file") from error

@@ -226,7 +226,8 @@ def _not_found_message(root: Path) -> str:
     return (
         f"{root / 'images'} is not a folder, and no other layout is recognised in {root}, which holds "
         f"{format_list(entries) if entries else 'nothing'}; pass a folder with one of these layouts ({requirements}), "
-        f"set image_dir and mask_dir, or list the files in {PAIRS}"
+        f"set image_dir and mask_dir, list the files in {PAIRS}, or convert the export of an annotation tool with "
+        "`ddep-hub prepare`"
     )
 
 

@@ -15,9 +15,10 @@ from .label_studio import is_label_studio, read_label_studio
 from .labelme_cvat import is_labelme, read_cvat, read_labelme
 from .masks import read_folder, read_object_folders, read_roboflow_masks, read_stacks
 from .source import Source, pluralize
+from .yolo import read_yolo
 
 
-LABELLED_FORMATS = ("coco", "labelme", "cvat", "label-studio", "roboflow-masks", "objects", "stacks", "masks")
+LABELLED_FORMATS = ("coco", "labelme", "cvat", "label-studio", "yolo", "roboflow-masks", "objects", "stacks", "masks")
 # Raised when a field is missing or has the wrong type.
 MALFORMED_ERRORS = (KeyError, TypeError, IndexError, AttributeError)
 _JSON = {"coco": is_coco, "labelme": is_labelme, "label-studio": is_label_studio}
@@ -53,6 +54,7 @@ def read_source(source: Path, name: str | None = None, options: FolderOptions = 
             read_label_studio(root, matches) if (matches := _filter_files(files, is_label_studio)) else None
         ),
         "cvat": lambda: read_cvat(root, _require_single(exports)) if (exports := _find_cvat_files(source)) else None,
+        "yolo": lambda: read_yolo(root, is_named=name == "yolo"),
         "roboflow-masks": lambda: read_roboflow_masks(root, tables) if tables else None,
         "objects": lambda: read_object_folders(root, table),
         "stacks": lambda: read_stacks(root, table),
@@ -74,8 +76,8 @@ def read_source(source: Path, name: str | None = None, options: FolderOptions = 
             raise  # the folder is known, but something in it is missing
         raise FileNotFoundError(
             f"{source} holds {_describe_contents(root)}, in no recognised format. Looked for COCO, LabelMe or Label "
-            "Studio JSON, annotations.xml of CVAT, _classes.csv of Roboflow, <id>/images and <id>/masks, TIFF stacks "
-            f"and folders of images and masks.{unread_note}"
+            "Studio JSON, annotations.xml of CVAT, labels/*.txt of YOLO, _classes.csv of Roboflow, <id>/images and "
+            f"<id>/masks, TIFF stacks and folders of images and masks.{unread_note}"
         ) from error
     except StopIteration:
         if name is None:

@@ -339,7 +339,7 @@ def test_masks_with_other_names(source):
 def test_annotations_of_another_kind(source):
     put_photos(source, "images/a.jpg")
     (source / "labels").mkdir()
-    (source / "labels" / "a.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    (source / "labels" / "a.txt").write_text("DontCare -1 -1 -10 503.89 169.71 590.61 190.13\n")  # KITTI's boxes
     with pytest.raises(ValueError, match=r"labels holds \.txt files, but no masks"):
         prepare(source)
 
