@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from ddep_hub.utils.files import atomic_write
 
 from .folders import canonical_split
@@ -34,6 +36,11 @@ def parse_fraction(value: str | float | Fraction, name: str = "label fraction") 
     if not 0 < fraction <= 1:
         raise ValueError(f"{name} {value!r} is not in (0, 1]; write it like 1/30 or 0.1")
     return fraction
+
+
+def evenly_spaced(total: int, number: int) -> list[int]:
+    """Indices of at most `number` of `total` samples, at even distances: files may be sorted by what they show."""
+    return np.linspace(0, total - 1, min(number, total)).round().astype(int).tolist()
 
 
 def find_copies(files: Iterable[Path], others: Iterable[Path]) -> list[Path]:

@@ -238,6 +238,6 @@ def _save(picture: Image.Image, path: Path, compress_level: int = 6) -> None:
         with explain_write_errors(path):
             picture.save(partial, "PNG", pnginfo=info, compress_level=compress_level)
             partial.replace(path)
-    except OSError:
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ddep_hub.data.classes import BACKGROUND, ClassTable, colorize
 from ddep_hub.data.preprocessing import EvalTransform
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
+from ddep_hub.data.splits import evenly_spaced
 from ddep_hub.image_conversion import ChannelImage
 
 from .denoising import restore, validation_noise
@@ -220,8 +221,8 @@ def segmentation_picture(
         options: How to predict; whole images in one pass by default.
     """
     rows = []
-    for index in np.linspace(0, len(dataset) - 1, min(number, len(dataset))).round().astype(int):
-        sample = dataset[int(index)]
+    for index in evenly_spaced(len(dataset), number):
+        sample = dataset[index]
         inputs = transform(sample)
         size = tuple(inputs["labels"].shape)
         order = getattr(transform.processor, "channel_order", None)

@@ -13,13 +13,14 @@ from typing import Any
 
 from ddep_hub.data.arguments import LabelledDataArguments
 from ddep_hub.data.preprocessing import EvalTransform, Normalize, to_tensor
+from ddep_hub.data.splits import evenly_spaced
 from ddep_hub.data.statistics import channel_statistics
 from ddep_hub.evaluation.visualization import segmentation_picture
 from ddep_hub.pretrained import list_pretrained, load_model, load_processor, stored_config
 from ddep_hub.training.arguments import FinetuneArguments
-from ddep_hub.training.finetuning import finetune, open_train_and_val
-from ddep_hub.training.losses import unlabelled_sources
-from ddep_hub.training.pretraining import PretrainTrainer, reference_indices
+from ddep_hub.training.finetuning import finetune
+from ddep_hub.training.finetuning_data import open_train_and_val, unlabelled_sources
+from ddep_hub.training.pretraining import REFERENCE_IMAGES, PretrainTrainer
 from ddep_hub.training.run_dir import save_picture
 from ddep_hub.training.stages import TIMED_STEPS, count_validation_images, mask_patch_size
 from ddep_hub.utils.arguments import build_arguments, to_flags
@@ -67,7 +68,7 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
     encoder = {"encoder_name": settings.encoder_name}
     if settings.num_channels not in (None, 3):
         # Measured once: each method on its own images would compare normalisations too.
-        indices = reference_indices(num_images).tolist()
+        indices = evenly_spaced(num_images, REFERENCE_IMAGES)
         mean, std = channel_statistics(to_tensor(training[index]["image"]) for index in indices)
         shared |= {"image_mean": mean, "image_std": std}
     num_unlabelled = num_images + (sum(map(len, unlabelled_sources(args.unlabelled))) if args.unlabelled else 0)

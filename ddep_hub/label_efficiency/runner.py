@@ -20,8 +20,13 @@ from ddep_hub.evaluation.evaluate import run_evaluation
 from ddep_hub.pretrained import stored_config
 from ddep_hub.training.arguments import PretrainArguments
 from ddep_hub.training.checkpointing import checkpoint_folders
-from ddep_hub.training.finetuning import check_held_out, describe_leaks, finetune, open_train_and_val
-from ddep_hub.training.losses import unlabelled_sources
+from ddep_hub.training.finetuning import finetune
+from ddep_hub.training.finetuning_data import (
+    check_held_out,
+    describe_leaks,
+    open_train_and_val,
+    unlabelled_sources,
+)
 from ddep_hub.training.pretraining import PretrainTrainer, open_sources, pretrain
 from ddep_hub.training.run_arguments import track_time
 from ddep_hub.training.run_dir import is_finished

@@ -15,7 +15,7 @@ from PIL import Image
 from ddep_hub.data.classes import ClassTable, write_class_table
 from ddep_hub.data.folders import FolderOptions, canonical_split
 from ddep_hub.data.image_io import BadFileError, format_list, is_array, lift_size_limit
-from ddep_hub.data.splits import choose_validation, extract_groups, parse_fraction
+from ddep_hub.data.splits import choose_validation, evenly_spaced, extract_groups, parse_fraction
 from ddep_hub.data.statistics import ClassStatistics
 from ddep_hub.evaluation.visualization import contact_sheet, draw_legend, overlay
 from ddep_hub.utils.files import SYSTEM_FILES, atomic_dir, check_replaceable
@@ -140,12 +140,8 @@ def prepare(
                 statistics[split].update(mask)
                 written_files.append((split, name, file))
         write_class_table(dataset.classes, folder / "classes.json")
-        preview_indices = (
-            np.linspace(0, len(written_files) - 1, min(NUM_PREVIEWS, len(written_files))).round().astype(int)
-        )
-        _draw_preview(folder, [written_files[index] for index in preview_indices], dataset.classes).save(
-            folder / "preview.png"
-        )
+        shown = [written_files[index] for index in evenly_spaced(len(written_files), NUM_PREVIEWS)]
+        _draw_preview(folder, shown, dataset.classes).save(folder / "preview.png")
         record = {
             "source": source.name,
             "found": dataset.kind,

@@ -13,7 +13,8 @@ from ddep_hub.data.pairing import PAIRS
 from .coco import is_coco, read_coco, read_json, read_json_files
 from .label_studio import is_label_studio, read_label_studio
 from .labelme_cvat import is_labelme, read_cvat, read_labelme
-from .masks import read_folder, read_object_folders, read_roboflow_masks, read_stacks
+from .mask_folders import read_folder
+from .masks import read_object_folders, read_roboflow_masks, read_stacks
 from .source import Source, pluralize
 from .yolo import read_yolo
 

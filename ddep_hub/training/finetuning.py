@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,27 +11,19 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader
 
-from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.dataloading import (
     AugmentedDataset,
     PairedDataset,
-    bad_file_path,
     compute_fingerprint,
     train_dataloader,
 )
-from ddep_hub.data.folders import match_split
-from ddep_hub.data.image_datasets import ImageFolder, images_fingerprint
+from ddep_hub.data.image_datasets import images_fingerprint
 from ddep_hub.data.image_io import BadFileError
-from ddep_hub.data.loading import dataset_summary, open_split
+from ddep_hub.data.loading import dataset_summary
 from ddep_hub.data.preprocessing import EvalTransform, Normalize, processor_size, to_tensor, warn_about_units
 from ddep_hub.data.samplers import StepBatchSampler, pair_batches
-from ddep_hub.data.segmentation_datasets import SegmentationDataset, SegmentationFolder
+from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.data.splits import (
-    choose_labelled,
-    choose_validation,
-    extract_groups,
-    find_copies,
-    read_split_file,
     write_split_file,
 )
 from ddep_hub.data.statistics import ClassStatistics, check_classes
@@ -46,8 +38,17 @@ from ddep_hub.utils.arguments import build_arguments
 from ddep_hub.utils.processes import isolate_state, sum_over_processes
 
 from .arguments import FinetuneArguments
-from .losses import SegmentationLoss, UnlabelledLoss, median_frequency_weights, unlabelled_sources
-from .models import build_processor, finetuning_model, get_num_channels
+from .finetuning_data import (
+    check_class_weights,
+    check_labelled,
+    check_labels,
+    describe_leaks,
+    open_data,
+    read_labels,
+    unlabelled_sources,
+)
+from .losses import SegmentationLoss, UnlabelledLoss, median_frequency_weights
+from .models import build_processor, finetuning_model
 from .optim import learning_rate_factors, set_encoder_mode
 from .run_arguments import track_time
 from .stages import STAGE, keep_image_size, pretrain_first, read_stage_record
@@ -95,7 +96,7 @@ def finetune(arguments: FinetuneArguments | None = None, **kwargs: Any) -> dict[
         training, validation = open_data(args)
 
         def check_data() -> None:
-            _check_labels(args, training, validation)
+            check_labels(args, training, validation)
             for note in describe_leaks(args, training, validation):
                 logger.warning(note)
 
@@ -110,134 +111,6 @@ def finetune(arguments: FinetuneArguments | None = None, **kwargs: Any) -> dict[
         + ", ".join(f"{name} {100 * iou[name]:.2f}" for name in printed)
     )
     return results
-
-
-def open_train_and_val(args: FinetuneArguments) -> tuple[SegmentationDataset, SegmentationDataset]:
-    """Opens the training and validation images: `train_split` and `eval_split`, or a `val_fraction` of `train_split`.
-
-    Raises a ValueError if the data has an `eval_split` despite `val_fraction`, or the images cannot be split.
-    """
-    num_channels = get_num_channels(args)
-    # With val_fraction, all images of the split take part in the choice of the validation images.
-    split_file = args.split_file if args.val_fraction is None else None
-    training = open_split(args, args.train_split, split_file, num_channels=num_channels)
-    if args.val_fraction is None:
-        return training, open_split(args, args.eval_split, num_channels=num_channels)
-    groups: Mapping[str, str] = {}
-    if isinstance(training, SegmentationFolder):
-        groups = training.groups
-        if match_split(dict.fromkeys(training.splits), args.eval_split):
-            raise ValueError(
-                f"val_fraction: {training.root} already has a split `{args.eval_split}`. Leave val_fraction out, or "
-                "set another eval_split."
-            )
-    if args.group_pattern is not None:
-        groups = extract_groups(training.sample_ids, args.group_pattern)
-    validation_ids = choose_validation(training.sample_ids, args.val_fraction, groups)
-    training_ids = set(training.sample_ids) - set(validation_ids)
-    return training.select(name for name in training.sample_ids if name in training_ids), training.select(
-        validation_ids
-    )
-
-
-def open_data(args: FinetuneArguments) -> tuple[SegmentationDataset, SegmentationDataset]:
-    """Opens the labelled images of a run, all of `train_split` by default, and its validation images."""
-    training, validation = open_train_and_val(args)
-    if args.split_file is not None and args.val_fraction is not None:
-        listed = read_split_file(args.split_file, {*training.sample_ids, *validation.sample_ids})
-        if held_out := set(listed) & set(validation.sample_ids):
-            raise ValueError(
-                f"split_file: val_fraction holds out {len(held_out)} of its {len(listed)} images, such as "
-                f"{min(held_out)}. Take them off the list, or make a split for validation."
-            )
-        training = training.select(listed)
-    elif args.label_fraction is not None or args.num_labelled_images is not None:
-        labelled_ids = choose_labelled(
-            training.sample_ids, fraction=args.label_fraction, number=args.num_labelled_images, seed=args.split_seed
-        )
-        training = training.select(labelled_ids)
-    check_held_out(args, training, validation)
-    return training, validation
-
-
-def check_held_out(args: FinetuneArguments, training: SegmentationDataset, validation: SegmentationDataset) -> None:
-    """Raises a ValueError if training and validation share image files."""
-    if isinstance(training, SegmentationFolder) and isinstance(validation, SegmentationFolder):
-        # Resolved, because one split may be a link to the other.
-        shared = {path.resolve() for path in training.images} & {path.resolve() for path in validation.images}
-        if shared:
-            raise ValueError(
-                f"eval_split: {len(shared)} images of `{args.eval_split}` are also in `{args.train_split}`, such as "
-                f"{min(shared)}. Remove them from one of the two splits."
-            )
-
-
-def describe_leaks(
-    args: FinetuneArguments, training: SegmentationDataset, validation: SegmentationDataset
-) -> list[str]:
-    """Describes leaks of validation images: copies among the training images, or among the unlabelled ones.
-
-    Returns one warning for each kind of leak. Only folders are compared, not data sets of the Hub.
-    """
-    if not isinstance(validation, SegmentationFolder):
-        return []
-    notes = []
-    if isinstance(training, SegmentationFolder) and (copies := find_copies(validation.images, training.images)):
-        notes.append(
-            f"eval_split: {len(copies)} images of `{args.eval_split}` have copies in `{args.train_split}`, such as "
-            f"{min(copies)}, so the score says little about new images. Remove them from one of the two splits."
-        )
-    sources = unlabelled_sources(args.unlabelled) if args.unlabelled else []
-    images = [source.root / name for source in sources if isinstance(source, ImageFolder) for name in source.names]
-    if copies := find_copies(images, validation.images):
-        notes.append(
-            f"unlabelled: {len(copies)} of its images are validation images, such as {min(copies)}. A decoder "
-            "that has seen them, even without labels, may score too high. Leave them out."
-        )
-    return notes
-
-
-def _check_labels(args: FinetuneArguments, training: SegmentationDataset, validation: SegmentationDataset) -> None:
-    """Raises what [`FinetuneTrainer`] would raise of masks and their classes."""
-    _check_class_weights(args.class_weights, training.classes)
-    for dataset in (training, validation):
-        statistics, bad_files = _read_labels(dataset, range(len(dataset)), skip_bad_files=args.skip_bad_files)
-        if len(bad_files) == len(dataset):
-            continue  # as it will be said of all files
-        if dataset is validation:
-            _check_labelled(statistics, "eval_split", args.eval_split)
-            continue
-        if not args.allow_empty_classes:
-            check_classes(statistics)
-        _check_labelled(statistics, "train_split", args.train_split)
-
-
-def _read_labels(
-    dataset: SegmentationDataset, indices: Iterable[int], *, images: bool = False, skip_bad_files: bool
-) -> tuple[ClassStatistics, dict[str, str]]:
-    """Reads some masks, with `images` their images too: statistics, and the broken files by sample id."""
-    statistics, bad_files = ClassStatistics(dataset.classes.names, dataset.classes.ignore_index), dict[str, str]()
-    for index in indices:
-        try:
-            statistics.update(dataset[index]["annotation"] if images else dataset.mask(index))
-        except (BadFileError, OSError) as error:
-            if not skip_bad_files:
-                raise
-            bad_files[dataset.sample_ids[index]] = bad_file_path(error)
-    return statistics, bad_files
-
-
-def _check_labelled(statistics: ClassStatistics, argument: str, split: str) -> None:
-    if not statistics.pixels.any():
-        raise ValueError(f"{argument}: no pixel of `{split}` is labelled. Check the masks.")
-
-
-def _check_class_weights(weights: Sequence[str], classes: ClassTable) -> None:
-    if weights and weights != ["median_frequency"] and len(weights) != len(classes.labels):
-        raise ValueError(
-            f"class_weights has {len(weights)} numbers, but the data has {len(classes.labels)} classes: "
-            f"{', '.join(classes.labels)}."
-        )
 
 
 # Labelled images whose values are compared with mean and std.
@@ -275,7 +148,7 @@ class FinetuneTrainer(Trainer):
         self.usable = self._drop(self.labelled, bad_files, "train_split")
         if not args.allow_empty_classes:
             check_classes(self.statistics)
-        _check_labelled(self.statistics, "train_split", args.train_split)
+        check_labelled(self.statistics, "train_split", args.train_split)
         self.validation = self._drop_bad_images(validation)
         self.fingerprint = compute_fingerprint(self.labelled.fingerprint, *classes.fingerprint)
         self.data = f"{len(self.usable)} images"
@@ -350,9 +223,9 @@ class FinetuneTrainer(Trainer):
     def _scan_dataset(
         self, dataset: SegmentationDataset, split: str, *, images: bool
     ) -> tuple[ClassStatistics, dict[str, str]]:
-        """As [`_read_labels`], with the files divided among all processes; prints how often each class occurs."""
+        """As [`read_labels`], with the files divided among all processes; prints how often each class occurs."""
         indices = range(self.accelerator.process_index, len(dataset), self.accelerator.num_processes)
-        statistics, bad_files = _read_labels(dataset, indices, images=images, skip_bad_files=self.args.skip_bad_files)
+        statistics, bad_files = read_labels(dataset, indices, images=images, skip_bad_files=self.args.skip_bad_files)
         statistics.counts = sum_over_processes(self.accelerator, statistics.counts)
         bad_files = dict(gather_object(list(bad_files.items())))
         num_images = len(dataset) - len(bad_files)
@@ -375,7 +248,7 @@ class FinetuneTrainer(Trainer):
         split = self.args.eval_split
         statistics, bad_files = self._scan_dataset(validation, split, images=True)
         validation = self._drop(validation, bad_files, "eval_split")
-        _check_labelled(statistics, "eval_split", split)
+        check_labelled(statistics, "eval_split", split)
         self.validation_fingerprint = compute_fingerprint(split, validation.fingerprint, statistics.counts.tolist())
         if statistics.absent_classes and self.accelerator.is_main_process:
             logger.warning("%s", absent_message(statistics.absent_classes, len(statistics.names), split))
@@ -393,7 +266,7 @@ class FinetuneTrainer(Trainer):
                 if classes.single and class_weights.all()
                 else class_weights[-len(classes.labels) :]
             )
-        _check_class_weights(weights, classes)
+        check_class_weights(weights, classes)
         return torch.tensor([float(weight) for weight in weights])
 
     def dataloader(self, start_step: int, states: dict[str, Any] | None) -> DataLoader[Any]:

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ddep_hub.data.image_datasets import MapSource, ShardedImages, open_images
 from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.data.samplers import example_seed
 from ddep_hub.data.statistics import ClassStatistics
@@ -17,7 +16,7 @@ from ddep_hub.modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentati
 from ddep_hub.segmentation import class_logits
 
 from .arguments import FinetuneArguments
-from .pretraining import resolve_sources, sample_noise
+from .pretraining import sample_noise
 from .step import Batch
 
 
@@ -179,14 +178,6 @@ class UnlabelledLoss:
         labels = labels.roll(1, 0).where(boxes, labels)
         logits = self.model(pixel_values=images).logits
         return F.cross_entropy(class_logits(logits.float()), labels, ignore_index=IGNORE_INDEX, reduction="sum")
-
-
-def unlabelled_sources(names: Sequence[str]) -> list[MapSource]:
-    """Opens the unlabelled images of a fine-tuning run; raises a ValueError if they are streamed."""
-    sources = [source for source in open_images(resolve_sources(names)) if not isinstance(source, ShardedImages)]
-    if not sources:
-        raise ValueError(f"unlabelled: {names[0]} is streamed. Unpack the shards into a folder of images.")
-    return sources
 
 
 def build_denoiser(model: DDePForSemanticSegmentation) -> DDePForPreTraining:

@@ -19,6 +19,7 @@ from ddep_hub.data.image_io import BadFileError, decode_image
 from ddep_hub.data.preprocessing import AnyImage, Normalize, get_normalization, to_tensor, warn_about_units
 from ddep_hub.data.samplers import StepBatchSampler, epoch_order, example_seed
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, SizedDataset
+from ddep_hub.data.splits import evenly_spaced
 from ddep_hub.data.streaming import ImageStream
 from ddep_hub.data.synthetic import embedded_scenes
 from ddep_hub.data.transforms import SegmentationTrainTransform
@@ -175,7 +176,7 @@ class PretrainTrainer(Trainer):
             # One choice for all seeds, so that the errors of their runs can be compared.
             validation, training = np.split(epoch_order(len(dataset), 0, 0), [num_validation])
             training.sort()
-            reference = training[reference_indices(len(training))]
+            reference = training[evenly_spaced(len(training), REFERENCE_IMAGES)]
             self.sizes = np.diff(np.searchsorted(training, [0, *dataset.cumulative_sizes])).tolist()
             if args.image_weights and min(self.sizes) == 0:
                 raise ValueError(
@@ -276,11 +277,6 @@ class PretrainTrainer(Trainer):
 
     def draw(self, model: nn.Module) -> Image.Image:
         return denoising_picture(model, self.validation[:4])
-
-
-def reference_indices(number: int) -> np.ndarray:
-    """At most `REFERENCE_IMAGES` of `number` images, from all of a folder, which may be sorted by what they show."""
-    return np.linspace(0, number - 1, min(number, REFERENCE_IMAGES)).round().astype(int)
 
 
 def _without_repeated_files(sources: list[Any]) -> list[Any]:

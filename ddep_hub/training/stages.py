@@ -22,8 +22,8 @@ from ddep_hub.utils.processes import build_accelerator, on_main_process
 
 from .arguments import MASK_PATCH_SIZE, FinetuneArguments, PretrainArguments
 from .checkpointing import checkpoint_folders
+from .finetuning_data import unlabelled_sources
 from .logging import read_metrics
-from .losses import unlabelled_sources
 from .models import get_num_channels
 from .pretraining import PretrainTrainer, print_report
 from .run_dir import (

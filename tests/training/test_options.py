@@ -23,6 +23,7 @@ from ddep_hub.evaluation.evaluate import summary
 from ddep_hub.training import finetuning as training_module
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.finetuning import finetune
+from ddep_hub.training.finetuning_data import open_data
 from ddep_hub.training.logging import read_metrics
 from ddep_hub.training.pretraining import pretrain
 from ddep_hub.utils.arguments import parse_arguments
@@ -273,7 +274,7 @@ def test_a_split_that_is_a_link_to_the_other_is_refused(scenes, tmp_path):
         shutil.rmtree(data / folder / "val")
         (data / folder / "val").symlink_to(data / folder / "train", target_is_directory=True)
     with pytest.raises(ValueError, match="eval_split: 6 images of `val` are also in `train`"):
-        training_module.open_data(FinetuneArguments(data=str(data)))
+        open_data(FinetuneArguments(data=str(data)))
 
 
 def test_nothing_but_bad_files(pretraining, scenes, tmp_path):

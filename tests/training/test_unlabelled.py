@@ -21,7 +21,8 @@ from ddep_hub.data.samplers import StepBatchSampler, example_seed, pair_batches
 from ddep_hub.encoder_weights import ENCODER_NAME, load_encoder
 from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.checkpointing import CheckpointError
-from ddep_hub.training.finetuning import FinetuneTrainer, finetune, open_train_and_val
+from ddep_hub.training.finetuning import FinetuneTrainer, finetune
+from ddep_hub.training.finetuning_data import open_train_and_val
 from ddep_hub.training.logging import read_metrics
 from ddep_hub.training.losses import IGNORE_INDEX, UnlabelledLoss, freeze_batch_norm_statistics, random_box
 from ddep_hub.training.optim import set_encoder_mode
