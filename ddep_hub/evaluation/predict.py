@@ -34,6 +34,7 @@ from ddep_hub.utils.files import check_not_file
 from ddep_hub.utils.processes import keep_freed_memory
 
 from .arguments import InferenceArguments, PredictArguments
+from .georeferencing import read_georeference
 from .inference import eval_mode
 from .inference import predict as predict_ids
 from .prediction_files import MaskWriter, find_images, is_url, read_image
@@ -273,7 +274,7 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
             if not predicted:  # so that nothing is left behind if no image can be read
                 writer.write_legend()
             predicted.append(name)
-            pending_writes.append(writers.submit(writer.write, name, mask, image))
+            pending_writes.append(writers.submit(writer.write, name, mask, image, read_georeference(images[name])))
             if len(pending_writes) > ahead:
                 pending_writes.popleft().result()
         for write in pending_writes:

@@ -1,5 +1,6 @@
 """Files of prediction: the images it is given as paths, folders, patterns or URLs, and the masks it writes."""
 
+import contextlib
 import http.client
 import os
 import string
@@ -8,7 +9,7 @@ import urllib.parse
 import urllib.request
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from glob import escape, glob
 from pathlib import Path, PurePosixPath
 
@@ -31,10 +32,12 @@ from ddep_hub.data.unlabelled import unlabelled_images
 from ddep_hub.image_conversion import ChannelImage
 from ddep_hub.utils.files import explain_write_errors, path_below
 
+from .georeferencing import Georeference, is_auxiliary_file, to_auxiliary_file
 from .visualization import draw_legend, overlay, to_rgb_image
 
 
 TIMEOUT = 60  # seconds
+MAX_NAME_LENGTH = 255  # bytes of a file name on most file systems
 
 
 def find_images(names: Sequence[str]) -> dict[str, str]:
@@ -159,10 +162,17 @@ class MaskWriter:
         for path in (*self._paths(names), *((self.folder / LEGEND_FILE,) if legend else ())):
             _check_overwrite(path)
 
-    def write(self, name: str, mask: np.ndarray, image: Image.Image | ChannelImage | None = None) -> None:
+    def write(
+        self,
+        name: str,
+        mask: np.ndarray,
+        image: Image.Image | ChannelImage | None = None,
+        georeference: Georeference | None = None,
+    ) -> None:
         """Writes a mask, integer class ids (H, W), as each kind; overlays need the `image`, of the same size.
 
-        `name` is a path below the kind's folder, without suffix; see [`path_below`] for absolute ones.
+        `name` is a path below the kind's folder, without suffix; see [`path_below`] for absolute ones. A
+        `georeference` is written to `<name>.png.aux.xml`.
         """
         for kind in self.kinds:
             path = self._path(kind, name)
@@ -170,6 +180,7 @@ class MaskWriter:
             # Overlays on photographs compress badly: zlib's default level takes four times as long for files a sixth
             # smaller.
             _save(self._render(kind, mask, image), path, compress_level=1 if kind == "overlays" else 6)
+            _save_georeference(georeference, path)
 
     def write_legend(self) -> None:
         """Writes the colours of the classes to `legend.png`."""
@@ -189,6 +200,7 @@ class MaskWriter:
         for path in [path for kind in PREDICTION_KINDS for path in (self.folder / kind).rglob("*.png")]:
             if path not in current_paths and is_prediction(path):
                 path.unlink()
+                _save_georeference(None, path)
 
     def _paths(self, names: Collection[str]) -> set[Path]:
         return {self._path(kind, name) for kind in self.kinds for name in names}
@@ -232,11 +244,32 @@ def _check_overwrite(path: Path) -> None:
 def _save(picture: Image.Image, path: Path, compress_level: int = 6) -> None:
     info = PngInfo()
     info.add_text("Software", SOFTWARE)
-    # A killed command leaves no half of a mask. The mask's own name may be as long as a name can be.
+    with _partial_file(path) as partial:
+        picture.save(partial, "PNG", pnginfo=info, compress_level=compress_level)
+
+
+def _save_georeference(georeference: Georeference | None, mask: Path) -> None:
+    """Writes where a mask lies or, without a georeference, removes the file of an earlier mask of this name."""
+    path = mask.with_name(f"{mask.name}.aux.xml")
+    if len(os.fsencode(path.name)) > MAX_NAME_LENGTH:
+        return
+    if path.exists() and not is_auxiliary_file(path):
+        return  # statistics that GDAL has computed, say
+    if georeference is None:
+        path.unlink(missing_ok=True)
+        return
+    with _partial_file(path) as partial:
+        partial.write_text(to_auxiliary_file(georeference), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _partial_file(path: Path) -> Iterator[Path]:
+    """A file that takes the name `path` once it is whole, so that a killed command leaves no half of a mask."""
+    # The file's own name may be as long as a name can be.
     partial = path.with_name(f".{os.getpid()}-{threading.get_ident()}.partial")
     try:
         with explain_write_errors(path):
-            picture.save(partial, "PNG", pnginfo=info, compress_level=compress_level)
+            yield partial
             partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from transformers import CLIPImageProcessor, SegformerImageProcessor
 
 import ddep_hub
@@ -570,6 +571,17 @@ def test_a_killed_command_leaves_no_half_mask_and_runs_again(folder, scenes, tmp
     assert left and all(Image.open(path).size == (64, 64) for path in left)
     assert len(predict_images(images, arguments)) == 3
     assert not list((tmp_path / "masks").rglob("*.partial"))
+
+
+def test_masks_of_geotiffs_keep_their_place(folder, tmp_path):
+    info = ImageFileDirectory_v2()
+    info[33550], info[33922] = (10.0, 10.0, 0.0), (0.0, 0.0, 0.0, 500000.0, 4600000.0, 0.0)
+    Image.new("RGB", (64, 48)).save(tmp_path / "placed.tif", tiffinfo=info)
+    Image.new("RGB", (64, 48)).save(tmp_path / "plain.tif")
+    predict_images([str(tmp_path)], PredictArguments(model=str(folder), output_dir=str(tmp_path / "masks")))
+    for kind in ("ids", "overlays"):
+        files = sorted(path.name for path in (tmp_path / "masks" / kind).iterdir())
+        assert files == ["placed.png", "placed.png.aux.xml", "plain.png"]
 
 
 def test_what_cannot_be_written_is_named(folder, scenes, tmp_path, monkeypatch):
