@@ -31,8 +31,10 @@ from .report import Curves, Row, build_curves, paired_difference, read_rows
 
 
 RANDOM_DECODER, DDEP_METHOD, MASKED_METHOD = "random decoder", "DDeP on your images", "masked patches of your images"
+CONSISTENCY_METHOD = "consistency on your images"
 # How the methods that pretrain corrupt images.
 CORRUPTIONS = {DDEP_METHOD: "scaled", MASKED_METHOD: "masked"}
+CONSISTENCY = {"consistency_weight": 1.0, "model_ema_decay": 0.99}
 STEPS = "steps.json"
 # With fewer steps than this, a comparison says little about longer runs.
 MIN_RELIABLE_STEPS = 300
@@ -49,10 +51,11 @@ class Steps:
 
 
 def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
-    """The study of a user's data: random decoder, shipped decoders that fit, and pretraining on the images themselves.
+    """The study of a user's data: random decoder, shipped decoders that fit, and methods that use unlabelled images.
 
     Pretraining, by denoising (DDeP) and by filling in masked patches, uses the images of `unlabelled` and all training
-    images, whether their labels are used or not, at the scales of fine-tuning. `steps` are by default the preset's.
+    images, whether their labels are used or not, at the scales of fine-tuning. Consistency uses those of `unlabelled`
+    and the labelled ones. `steps` are by default the preset's.
     """
     shared = _shared_arguments(args)
     settings = build_arguments(FinetuneArguments, {**shared, "data": args.data})
@@ -92,6 +95,8 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
         Method(name, {**pretraining, "corruption": corruption}, without_encoder, baseline=False)
         for name, corruption in CORRUPTIONS.items()
     ]
+    if args.unlabelled:
+        methods.append(Method(CONSISTENCY_METHOD, None, {**shared, **decoder_fields, **CONSISTENCY}, baseline=False))
     seeds = {str(Fraction(count, num_images)): args.seeds or 3 for count in sorted(labels)}
     return Study(methods, seeds, args.data, args.unlabelled, None, own_data=True)
 
@@ -156,6 +161,8 @@ def _fit_steps(args: StudyArguments, study: Study, output: Path) -> Steps:
     pretraining = full_study.pretrain_arguments(method, folder)
     finetuning = full_study.finetune_arguments(full_study.methods[0], fraction, 0, folder, None)
     full_steps = Steps(finetuning.max_steps, pretraining.max_steps)
+    # A loss on unlabelled images takes longer than all else in a step.
+    slow_methods = [method for method in study.methods if method.has_unlabelled_loss]
     print(f"Timing {TIMED_STEPS} steps of {'pretraining and of ' * bool(num_pretrainings)}fine-tuning.", flush=True)
     start = time.monotonic()
     pretraining_seconds = 0.0
@@ -167,10 +174,15 @@ def _fit_steps(args: StudyArguments, study: Study, output: Path) -> Steps:
     finetuning_seconds = finetune(dataclasses.replace(finetuning, **overrides))["seconds"]
     # Of one run: building, reading, evaluating.
     overhead = time.monotonic() - start - pretraining_seconds - finetuning_seconds
+    method_seconds = finetuning_seconds * (len(study.methods) - len(slow_methods))
+    for method in slow_methods:
+        slow = study.finetune_arguments(method, fraction, 0, folder, None)
+        method_seconds += finetune(dataclasses.replace(slow, **overrides))["seconds"]
     shutil.rmtree(folder, ignore_errors=True)
-    num_runs = len(study.methods) * sum(study.seeds.values())
+    num_seeds = sum(study.seeds.values())
+    num_runs = len(study.methods) * num_seeds
     seconds = (
-        num_runs * full_steps.finetuning * finetuning_seconds
+        num_seeds * full_steps.finetuning * method_seconds
         + num_pretrainings * full_steps.pretraining * pretraining_seconds
     ) / TIMED_STEPS
     fixed_seconds = overhead * (num_runs + num_pretrainings)
@@ -192,7 +204,7 @@ def _fit_steps(args: StudyArguments, study: Study, output: Path) -> Steps:
 
 
 def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({})) -> str:
-    """Recommends which decoder to start from.
+    """Recommends which decoder to start from, or consistency on unlabelled images.
 
     The one with the highest mean at the fewest labels, among those whose 95 % interval of the paired difference to a
     random decoder is above 0. If several are compared, one may be ahead by chance, so a second sentence says how many
@@ -223,7 +235,9 @@ def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({}
         low, high = difference.interval
         if low > 0 and (best is None or difference.mean > best[0]):
             flags = [*shared, "--pretrained", name]
-            if name in CORRUPTIONS:
+            if name == CONSISTENCY_METHOD:
+                flags = [*shared, "--unlabelled ... --pretraining_steps 0", *to_flags(CONSISTENCY), *model]
+            elif name in CORRUPTIONS:
                 flags = [*shared, "--unlabelled ... --pretraining_corruption", CORRUPTIONS[name], *model]
             best = (
                 difference.mean,
@@ -239,7 +253,7 @@ def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({}
             f"{seeds} seed{'s' * (seeds != 1)} cannot tell a gain from chance: use at least {MIN_SEEDS} (`--seeds 5`)."
         )
     if not compared:
-        return f"No pretrained decoder has {MIN_SEEDS} seeds with {baseline.labelled} labels yet: run more to compare."
+        return f"No other method has {MIN_SEEDS} seeds with {baseline.labelled} labels yet: run more to compare."
     if missing:
         return (
             f"No gain over a random decoder yet with {baseline.labelled} labels ({', '.join(compared)}), but "
@@ -247,7 +261,7 @@ def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({}
         )
     hint = f" (`{' '.join([*shared, *model])}`)" if shared or model else ""
     return (
-        f"Use a random decoder{hint}: with {baseline.labelled} labels, no pretrained one beats it by more than the "
+        f"Use a random decoder{hint}: with {baseline.labelled} labels, no other method beats it by more than the "
         f"spread of {seeds} seeds."
     )
 

@@ -12,6 +12,7 @@ from PIL import Image
 from ddep_hub.data.synthetic import write_scenes
 from ddep_hub.label_efficiency.config import Method, Study, StudyArguments
 from ddep_hub.label_efficiency.own_data import (
+    CONSISTENCY_METHOD,
     DDEP_METHOD,
     MASKED_METHOD,
     RANDOM_DECODER,
@@ -44,16 +45,20 @@ def test_all_decoders_that_fit_are_compared_on_equal_terms(data, tmp_path):
     args = arguments(data, tmp_path, augmentation="microscopy", crop_size=32, unlabelled=[str(data / "unlabelled")])
     found = own_data_study(args)
     shipped = [model.name for model in list_pretrained()]
-    assert [method.name for method in found.methods] == [RANDOM_DECODER, *shipped, DDEP_METHOD, MASKED_METHOD]
-    assert [method.baseline for method in found.methods] == [True] + [False] * (len(shipped) + 2)
+    own = [DDEP_METHOD, MASKED_METHOD, CONSISTENCY_METHOD]
+    assert [method.name for method in found.methods] == [RANDOM_DECODER, *shipped, *own]
+    assert [method.baseline for method in found.methods] == [True] + [False] * (len(shipped) + 3)
     assert found.seeds == {"3/4": 3, "1": 3}  # 6 and 8 of 8 images
     runs = [found.finetune_arguments(method, "1", 0, tmp_path, None) for method in found.methods]
     for run in runs:
         assert (run.augmentation, run.crop_size, run.max_steps, run.learning_rate) == ("microscopy", 32, 1800, 1e-3)
         assert run.model_ema_decay == 0.99  # of few-labels-microscopy
     assert runs[0].decoder_hidden_sizes == [192, 96, 64, 32, 16]  # as the shipped decoders
-    assert [run.pretrained for run in runs] == [None, *shipped, None, None]
-    pretraining, masking = (found.pretrain_arguments(method, tmp_path) for method in found.methods[-2:])
+    assert [run.pretrained for run in runs] == [None, *shipped, None, None, None]
+    assert [run.consistency_weight for run in runs] == [0] * (len(runs) - 1) + [1]
+    assert (runs[-1].unlabelled, runs[-1].pretraining_steps) == ([str(data / "unlabelled")], 0)
+    assert runs[-1].decoder_hidden_sizes == runs[0].decoder_hidden_sizes
+    pretraining, masking = (found.pretrain_arguments(method, tmp_path) for method in found.methods[-3:-1])
     assert (pretraining.corruption, masking.corruption) == ("scaled", "masked")
     assert (pretraining.decoder_hidden_sizes, pretraining.scale) == (runs[0].decoder_hidden_sizes, runs[0].scale)
     other = own_data_study(
@@ -74,7 +79,7 @@ def test_all_methods_normalise_images_of_other_channels_alike(data, tmp_path):
             path.unlink()
     found = own_data_study(arguments(grey, tmp_path, num_channels=1, labels=[2], unlabelled=[str(grey / "images")]))
     runs = [found.finetune_arguments(method, "1", 0, tmp_path, None) for method in found.methods]
-    runs += [found.pretrain_arguments(method, tmp_path) for method in found.methods[-2:]]
+    runs += [found.pretrain_arguments(method, tmp_path) for method in found.methods[-3:-1]]
     assert len({(*run.image_mean, *run.image_std) for run in runs}) == 1
     pixels = [np.asarray(Image.open(path)) / 255 for path in (grey / "images" / "train").iterdir()]
     assert runs[0].image_mean == pytest.approx([np.mean(pixels)], rel=1e-3)
@@ -163,6 +168,16 @@ def test_minutes_shorten_all_runs_alike(data, tmp_path, monkeypatch, capsys):
     steps = fit_steps(args, build_study(args))
     assert abs(2 * (10 + steps.finetuning * 0.25) - 60) < 1
     assert own_data_study(args, Steps(7, 9)).methods[0].finetuning["max_steps"] == 7
+    # A loss on unlabelled images makes steps slower: here 0.75 s in place of 0.25.
+    monkeypatch.setattr(
+        "ddep_hub.label_efficiency.own_data.finetune", lambda args: {"seconds": 9.0 if args.unlabelled else 3.0}
+    )
+    clock = iter([0.0, 13.0])
+    methods = [RANDOM_DECODER, CONSISTENCY_METHOD]
+    images = [str(data / "unlabelled")]
+    args = arguments(data, tmp_path / "slow", labels=[4], seeds=2, minutes=10.0, methods=methods, unlabelled=images)
+    steps = fit_steps(args, build_study(args))
+    assert abs(2 * (20 + steps.finetuning * 1.0) - 600) < 2
 
 
 def test_minutes_of_a_folder_with_rows_change_nothing(data, tmp_path):
@@ -186,7 +201,7 @@ def test_images_of_both_splits_are_found_whatever_is_labelled(data, tmp_path):
 
 
 def rows(**scores):
-    names = {"random": RANDOM_DECODER, "target": DDEP_METHOD}
+    names = {"random": RANDOM_DECODER, "target": DDEP_METHOD, "consistency": CONSISTENCY_METHOD}
     return [
         Row(names.get(name, name), "1/4", seed, 2, score, 50.0, 50.0, None, 0, 10, 1.0, "x")
         for name, by_seed in scores.items()
@@ -207,6 +222,10 @@ def test_advice():
     other = recommend(rows(random=[50, 52, 51], target=[54, 56.1, 55]), {**settings, **own})
     assert "--num_channels 1 --image_size 80 --unlabelled" in other and "--encoder_name resnet18" in other
     assert "image_mean" not in other and "a.json" not in other
+    assert recommend(rows(random=[50, 52, 51], consistency=[54, 56.1, 55]), settings).startswith(
+        "Use consistency on your images (`--preset few-labels --unlabelled ... --pretraining_steps 0 "
+        "--consistency_weight 1.0 --model_ema_decay 0.99 --decoder_hidden_sizes 8 4`): +4.0 points"
+    )
     shipped = recommend(rows(random=[50, 52, 51], other=[54, 56.1, 55]), {**settings, **own})
     assert "--image_size 80 --pretrained other`" in shipped and "resnet18" not in shipped
     assert recommend(rows(random=[50, 52, 51], other=[44, 46, 45]), settings).startswith(
@@ -223,9 +242,7 @@ def test_advice():
     assert recommend(rows(random=[50], target=[60])).startswith("1 seed cannot")
     assert "yet to compare with" in recommend(rows(target=[60, 62, 61]))
     for other in ({"target": [60, 62]}, {}):  # with fewer seeds, or nothing, there is no comparison
-        assert recommend(rows(random=[50, 52, 51], **other)).startswith(
-            "No pretrained decoder has 3 seeds with 2 labels"
-        )
+        assert recommend(rows(random=[50, 52, 51], **other)).startswith("No other method has 3 seeds with 2 labels")
 
 
 @pytest.mark.parametrize(
