@@ -130,6 +130,8 @@ class DDePConfig(PreTrainedConfig):
             channels at stride 2. It is dropped together with the head.
         label_colors: red, green and blue of each class, 0 to 255, in the order of the class ids, for pictures; `None`
             lets `ddep-hub predict` choose.
+        image_scale_range: smallest and largest factor by which the image processor resized the images of fine-tuning,
+            for a warning about images that it resizes by a different one; `None` if unknown.
         semantic_loss_ignore_index: label that the segmentation loss ignores.
         initializer_range: standard deviation of a fresh classifier's or denoising head's weights.
         decoder_only: marks a folder whose weights file holds no encoder. Set by
@@ -172,6 +174,7 @@ class DDePConfig(PreTrainedConfig):
     mask_patch_size: int = 16
     image_skip: bool = False
     label_colors: list[list[int]] | None = None
+    image_scale_range: list[float] | None = None
     semantic_loss_ignore_index: int = 255
     initializer_range: float | int = 0.02
     decoder_only: bool = False

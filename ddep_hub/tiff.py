@@ -4,6 +4,7 @@
 import importlib.util
 import itertools
 import os
+import struct
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -27,7 +28,7 @@ COPY_OR_MASK = 5
 # What the values of a pixel are, by the tag PhotometricInterpretation.
 _WHITE_IS_ZERO, _PALETTE, _YCBCR = 0, 3, 6
 _SIGNED = 2  # by the tag SampleFormat
-_GDAL_NODATA = 42113  # a tag: a number, as text
+GDAL_NODATA = 42113  # a tag: a number, as text
 _COLOUR_CHANNELS = {2: 3, 5: 4, 6: 3, 8: 3}  # RGB, CMYK, YCbCr and CIE Lab; the others have one
 _UNSUPPORTED_COLOURS = {
     3: "palette",
@@ -135,9 +136,33 @@ def is_inverted(image: Image.Image) -> bool:
     return image.mode.startswith("I;16") and _get_tag(image, "PHOTOMETRIC_INTERPRETATION", 1) == _WHITE_IS_ZERO
 
 
+def read_tags(path: str | os.PathLike[str]) -> TiffImagePlugin.ImageFileDirectory_v2:
+    """Reads the tags of a TIFF's first page, also where Pillow has no mode for its pixels.
+
+    Raises an OSError, SyntaxError, ValueError or struct.error if it is damaged.
+    """
+    with open(path, "rb") as file:
+        header = file.read(8)
+        header += file.read(8) if header[2:3] == b"+" or header[3:4] == b"+" else b""  # BigTIFF
+        tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+        file.seek(tags.next)
+        tags.load(file)
+    return tags
+
+
+def read_nodata_tag(path: str | os.PathLike[str]) -> float | None:
+    """As [`read_nodata`], of a file, which may be no TIFF."""
+    if not looks_like_tiff(str(path)):
+        return None
+    try:
+        return _parse_nodata(read_tags(path).get(GDAL_NODATA))
+    except (OSError, SyntaxError, TypeError, ValueError, struct.error):  # a damaged tag
+        return None
+
+
 def read_nodata(image: Image.Image) -> float | None:
     """The value of the pixels without data, of a TIFF that Pillow opened; `None` if the file states none."""
-    return _parse_nodata(getattr(image, "tag_v2", {}).get(_GDAL_NODATA))
+    return _parse_nodata(getattr(image, "tag_v2", {}).get(GDAL_NODATA))
 
 
 def _parse_nodata(text: Any) -> float | None:
@@ -195,7 +220,7 @@ def read_tiff(
             raise ValueError(f"{name} is compressed: {error}; pip install imagecodecs") from error
         tags = image.keyframe.tags
         values = _make_upright(values, image.axes, int(tags.valueof(274, 1)))
-        nodata = _parse_nodata(tags.valueof(_GDAL_NODATA))
+        nodata = _parse_nodata(tags.valueof(GDAL_NODATA))
     # A picture may have one row, or one column.
     dropped = [index for index, axis in enumerate(image.axes) if axis not in "YX" and values.shape[index] == 1]
     axes = [axis for index, axis in enumerate(image.axes) if index not in dropped]

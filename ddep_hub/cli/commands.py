@@ -170,7 +170,7 @@ class PrepareArguments:
     output_dir: str = data_arg("my-data", "Folder to write.", common=True, path=True)
     format: str | None = data_arg(
         None,
-        "coco, labelme, cvat, label-studio, roboflow-masks, objects, stacks or masks, by default detected; or "
+        "coco, labelme, cvat, label-studio, yolo, roboflow-masks, objects, stacks or masks, by default detected; or "
         "unlabelled, for pages and tiles of images without masks.",
         common=True,
     )

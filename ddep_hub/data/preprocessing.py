@@ -1,5 +1,6 @@
 """What an image processor does to an image, as transforms: its size on the CPU, the rest on the device."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ from ddep_hub.image_conversion import ChannelImage, validate_channel_order, warn
 from .segmentation_datasets import Sample
 
 
+MAX_SCALE_RATIO = 2.0  # crops of training are scaled by up to this factor
 MAX_NORMALISED = 5.0  # mean or standard deviation of an image's normalised pixels that is hardly one of training's
 Size = int | tuple[int, int]
 AnyImage = Image.Image | ChannelImage
@@ -164,6 +166,30 @@ def warn_about_units(pixel_values: torch.Tensor, name: str) -> None:
                 "trained on. Convert the images, or, to train on such images, set image_mean and image_std.",
             )
             return
+
+
+def resize_factor(processor: Any, height: int, width: int) -> float:
+    """By which factor an image processor resizes an image; the geometric mean if rows and columns differ in it."""
+    size = processor_size(processor)
+    if isinstance(size, tuple):
+        return math.sqrt(size[0] * size[1] / (height * width))
+    return 1.0 if size is None else size / min(height, width)
+
+
+def warn_about_scale(processor: Any, scale_range: Sequence[float] | None, height: int, width: int) -> None:
+    """Warns once if an image is resized to another scale than those of fine-tuning, see `config.image_scale_range`."""
+    scale = resize_factor(processor, height, width)
+    if scale_range is None or scale_range[0] / MAX_SCALE_RATIO <= scale <= scale_range[1] * MAX_SCALE_RATIO:
+        return
+    low, high = scale_range
+    image_size = round(math.sqrt(low * high) * min(height, width))
+    trained = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
+    warn_once(
+        "scale",
+        f"An image of {width}x{height} pixels is resized by a factor of {scale:.2f}, those of training by {trained}, "
+        f"so its objects have another size for the model. Set image_size={image_size}, and `window` for a large "
+        "image.",
+    )
 
 
 def processor_size(processor: Any) -> Size | None:

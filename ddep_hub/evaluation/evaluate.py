@@ -5,7 +5,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from torch import nn
 from ddep_hub.data.classes import ClassTable, ordered_names
 from ddep_hub.data.image_io import format_list, lift_size_limit
 from ddep_hub.data.loading import dataset_summary, open_split
-from ddep_hub.data.preprocessing import EvalTransform, Normalize
+from ddep_hub.data.preprocessing import EvalTransform, Normalize, warn_about_scale
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
-from ddep_hub.data.splits import read_split_file
+from ddep_hub.data.splits import evenly_spaced, read_split_file
 from ddep_hub.data.statistics import ClassStatistics
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
@@ -36,6 +36,8 @@ from .visualization import confusion_picture, segmentation_picture
 
 
 logger = logging.getLogger(__name__)
+
+NUM_CHECKED_SIZES = 8  # images whose sizes are compared with those of training
 
 RESULT_FILES = ("results.json", "confusion.csv", "confusion.png", "predictions.png")
 
@@ -109,6 +111,14 @@ def _restore_state(model: nn.Module) -> Iterator[None]:
         vars(model).update(saved)
 
 
+def _format_names(names: Sequence[str], others: Sequence[str]) -> str:
+    """The first class names, or those that differ, by their ids, if there are as many others."""
+    if len(names) != len(others):
+        return format_list(names, 3)
+    pairs = enumerate(zip(names, others, strict=True))
+    return format_list([f"{index}: {name}" for index, (name, other) in pairs if name != other], 3)
+
+
 def run_evaluation(
     args: EvaluateArguments,
     *,
@@ -150,8 +160,8 @@ def run_evaluation(
         if len(model_names) == len(names):
             hint += ", or correct the model's config.id2label if they are the same classes in this order"
         raise ValueError(
-            f"model: {args.model} was trained for {len(model_names)} classes ({format_list(model_names, 3)}), but the "
-            f"data has {len(names)} ({format_list(names, 3)}). {hint}."
+            f"model: {args.model} was trained for {len(model_names)} classes ({_format_names(model_names, names)}), "
+            f"but the data has {len(names)} ({_format_names(names, model_names)}). {hint}."
         )
     order = getattr(processor, "channel_order", None)
     writer = MaskWriter((output or Path()) / "masks", classes, args.predictions, order)
@@ -170,8 +180,10 @@ def run_evaluation(
         image = dataset[index]["image"] if "overlays" in args.predictions else None
         writer.write(dataset.sample_ids[index], predicted.cpu().numpy(), image)
 
-    has_windows = options.window is not None
+    has_windows, scale_range = options.window is not None, getattr(model.config, "image_scale_range", None)
     with lift_size_limit(has_windows):
+        for index in evenly_spaced(len(dataset), NUM_CHECKED_SIZES if hasattr(dataset, "mask") else 0):
+            warn_about_scale(processor, scale_range, *dataset.mask(index).shape)
         matrix = count_pixels(
             model,
             dataset,

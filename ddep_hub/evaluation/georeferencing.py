@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 from PIL import TiffImagePlugin
 
 from ddep_hub.data.generated_files import SOFTWARE
-from ddep_hub.tiff import looks_like_tiff
+from ddep_hub.tiff import looks_like_tiff, read_tags
 
 
 _ORIENTATION, _PIXEL_SCALE, _TIEPOINTS, _TRANSFORMATION, _GEO_KEYS = 274, 33550, 33922, 34264, 34735
@@ -42,12 +42,7 @@ def read_georeference(path: str | os.PathLike[str]) -> Georeference | None:
     if not looks_like_tiff(str(path)):
         return None
     try:
-        with open(path, "rb") as file:
-            header = file.read(8)
-            header += file.read(8) if header[2:3] == b"+" else b""  # BigTIFF
-            tags = TiffImagePlugin.ImageFileDirectory_v2(header)
-            file.seek(tags.next)
-            tags.load(file)
+        tags = read_tags(path)
         if tags.get(_ORIENTATION, 1) != 1:  # the mask is upright, the file is not
             return None
         directory = [int(value) for value in tags.get(_GEO_KEYS, ())]

@@ -21,7 +21,7 @@ from ddep_hub.data.classes import ClassTable, class_colors, ordered_names
 from ddep_hub.data.dataset_registry import find_dataset_by_classes
 from ddep_hub.data.generated_files import is_prediction
 from ddep_hub.data.image_io import BadFileError, format_list, lift_size_limit
-from ddep_hub.data.preprocessing import AnyImage, Normalize, resize_with_processor, warn_about_units
+from ddep_hub.data.preprocessing import AnyImage, Normalize, resize_with_processor, warn_about_scale, warn_about_units
 from ddep_hub.data.synthetic import SCENE_CLASSES
 from ddep_hub.folding import example_images, fold_batch_norms
 from ddep_hub.image_conversion import ChannelImage, apply_orientation, channels_first, extract_channels, to_rgb
@@ -123,6 +123,7 @@ class Predictor:
     def __call__(self, image: AnyImage) -> np.ndarray:
         """Returns the class ids (H, W) of an image."""
         size = image.height, image.width
+        warn_about_scale(self.processor, getattr(self.model.config, "image_scale_range", None), *size)
         pixels = resize_with_processor(self.processor, image)
         pixel_values = self.normalize(pixels[None].to(self.model.device))
         warn_about_units(pixel_values, "An image to predict")

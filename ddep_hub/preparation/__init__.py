@@ -18,6 +18,7 @@ from ddep_hub.data.image_io import BadFileError, format_list, is_array, lift_siz
 from ddep_hub.data.splits import choose_validation, evenly_spaced, extract_groups, parse_fraction
 from ddep_hub.data.statistics import ClassStatistics
 from ddep_hub.evaluation.visualization import contact_sheet, draw_legend, overlay
+from ddep_hub.tiff import read_nodata_tag
 from ddep_hub.utils.files import SYSTEM_FILES, atomic_dir, check_replaceable
 
 from .coco import read_json
@@ -133,10 +134,10 @@ def prepare(
     with atomic_dir(output) as folder:
         written_files = []
         for split, examples in splits.items():
-            for name, image, mask in _iter_images(examples, tile, overlap, parts.get(split, (0.0, 1.0))):
+            for name, image, mask, nodata in _iter_images(examples, tile, overlap, parts.get(split, (0.0, 1.0))):
                 if ignored != dataset.classes.ignore_index:
                     mask = np.where(mask == ignored, dataset.classes.ignore_index, mask)
-                file = _write_example(folder, split, name, image, mask, as_arrays)
+                file = _write_example(folder, split, name, image, mask, as_arrays, nodata)
                 statistics[split].update(mask)
                 written_files.append((split, name, file))
         write_class_table(dataset.classes, folder / "classes.json")
@@ -166,7 +167,7 @@ def prepare(
         lines.append(f"Classes in `{split}`:\n{split_statistics.table()}")
     absent = [set(split_statistics.absent_classes) for split_statistics in statistics.values()]
     if empty := [name for name in dataset.classes.names if all(name in names for names in absent)]:
-        has_masks = "mask" in dataset.kind or "layout" in dataset.kind
+        has_masks = ("mask" in dataset.kind or "layout" in dataset.kind) and "colours" not in dataset.kind
         hint = ". If the masks have another value for it, such as 255, give it as mask_values in --classes"
         lines.append(f"No pixel shows {format_list(empty)}{hint if has_masks else ''}")
     # Splits of the user's own need their names.
@@ -174,7 +175,8 @@ def prepare(
     if len(splits) > 1 and not {"train", "val"} <= splits.keys():
         train = "train" if "train" in splits else next(iter(splits))
         names = f" --train_split {train} --eval_split {next(split for split in splits if split != train)}"
-    lines.append(f"Look at {output / 'preview.png'} before training: ddep-hub finetune --data {output}{names}")
+    size = "" if tile is None else f" --image_size {tile}"  # or a preset would scale the tiles, but not the scene
+    lines.append(f"Look at {output / 'preview.png'} before training: ddep-hub finetune --data {output}{names}{size}")
     return "\n".join(lines)
 
 
@@ -285,14 +287,18 @@ def _assign_splits(
 
 def _iter_images(
     examples: list[Example], tile: int | None, overlap: int, part: tuple[float, float]
-) -> Iterator[tuple[str, Path | RawImage, np.ndarray]]:
-    """Name, image and mask of each example, or of each of its tiles in a part of the rows, from 0.0 to 1.0."""
+) -> Iterator[tuple[str, Path | RawImage, np.ndarray, float | None]]:
+    """Name, image, mask and value of pixels without data of each example, or of each of its tiles.
+
+    Tiles are those of a part of the rows, from 0.0 to 1.0.
+    """
     for example in examples:
         try:
             mask = example.mask()
         except MALFORMED_ERRORS as error:
             raise ValueError(incomplete_message(example.name, error)) from error
         image = example.image if isinstance(example.image, Path) else example.image()
+        nodata = read_nodata_tag(image) if isinstance(image, Path) else None
         picture = read_image_file(image) if isinstance(image, Path) else image
         rows, columns = image_size(picture, mask.shape)
         if (rows, columns) != mask.shape:
@@ -302,15 +308,22 @@ def _iter_images(
                 example.name,
             )
         if tile is None:
-            yield example.name, image, mask
+            yield example.name, image, mask, nodata
             continue
         for top, left, height, width in iter_tiles((rows, columns), tile, overlap, part):
             tile_image = crop(picture, mask.shape, top, left, height, width)
-            yield f"{example.name}_{top}_{left}", tile_image, mask[top : top + height, left : left + width]
+            tile_mask = mask[top : top + height, left : left + width]
+            yield f"{example.name}_{top}_{left}", tile_image, tile_mask, nodata
 
 
 def _write_example(
-    folder: Path, split: str, name: str, image: Path | RawImage, mask: np.ndarray, as_array: bool
+    folder: Path,
+    split: str,
+    name: str,
+    image: Path | RawImage,
+    mask: np.ndarray,
+    as_array: bool,
+    nodata: float | None,
 ) -> Path:
     """Writes an image and its mask; returns the image's file."""
     target = folder / "images" / split / name
@@ -319,7 +332,7 @@ def _write_example(
         file = target.with_name(target.name + image.suffix)
         shutil.copyfile(image, file)
     else:
-        file = write_image_file(target, image, mask.shape, as_array=as_array)
+        file = write_image_file(target, image, mask.shape, as_array=as_array, nodata=nodata)
     path = folder / "annotations" / split / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(mask if mask.dtype == np.uint8 else mask.astype(np.uint16)).save(path)

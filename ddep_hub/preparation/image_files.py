@@ -5,6 +5,7 @@ import functools
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,6 +23,7 @@ from ddep_hub.evaluation.inference import window_positions
 from ddep_hub.image_conversion import ChannelImage, apply_orientation, to_rgb
 from ddep_hub.tiff import (
     COPY_OR_MASK,
+    GDAL_NODATA,
     has_inverted_labels,
     has_tifffile,
     is_inverted,
@@ -191,15 +193,19 @@ def iter_tiles(
         yield first_row + top, left, height, width
 
 
-def write_image_file(target: Path, image: RawImage, size: tuple[int, ...], *, as_array: bool) -> Path:
+def write_image_file(
+    target: Path, image: RawImage, size: tuple[int, ...], *, as_array: bool, nodata: float | None = None
+) -> Path:
     """Writes an image with its depth and channels: as PNG if that can hold them, else as TIFF.
 
-    `target` is the path without suffix, `size` the image's (height, width); `as_array` writes arrays as .npy. Returns
-    the file.
+    `target` is the path without suffix, `size` the image's (height, width); `as_array` writes arrays as .npy, and a
+    TIFF states `nodata`, the value of pixels without data. Returns the file.
     """
     if isinstance(image, Image.Image):
-        path = target.with_name(target.name + (".png" if image.mode in _PNG_MODES else ".tif"))
-        image.save(path)
+        is_png = image.mode in _PNG_MODES
+        path = target.with_name(target.name + (".png" if is_png else ".tif"))
+        options: dict[str, Any] = {} if is_png or nodata is None else {"tiffinfo": {GDAL_NODATA: f"{nodata:.17g}"}}
+        image.save(path, **options)
         return path
     if as_array:
         path = target.with_name(f"{target.name}.npy")
@@ -220,6 +226,7 @@ def write_image_file(target: Path, image: RawImage, size: tuple[int, ...], *, as
         planarconfig=planarconfig,
         extrasamples=extrasamples,
         metadata=None,
+        extratags=[] if nodata is None else [(GDAL_NODATA, "s", 0, f"{nodata:.17g}", True)],
     )
     return path
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ddep_hub.data.image_io import IMAGE_EXTENSIONS, format_list, is_array
 from ddep_hub.data.unlabelled import unlabelled_images
+from ddep_hub.tiff import read_nodata_tag
 
 from .image_files import count_pages, crop, image_size, iter_tiles, read_image_file, write_image_file
 from .masks import pair_stacks
@@ -46,16 +47,17 @@ def write_unlabelled(source: Path, folder: Path, tile: int | None, overlap: int)
             target = free_target(name)
             shutil.copyfile(file, target.with_name(target.name + file.suffix))
             continue
+        nodata = read_nodata_tag(file)
         for page in range(pages):
             picture = read_image_file(file, page if pages > 1 else None)
             page_name, size = f"{name}-{page:04d}" if pages > 1 else name, image_size(picture, None)
             if tile is None:
-                write_image_file(free_target(page_name), picture, size, as_array=is_array(file))
+                write_image_file(free_target(page_name), picture, size, as_array=is_array(file), nodata=nodata)
                 continue
             for top, left, height, width in iter_tiles(size, tile, overlap):
                 part = crop(picture, size, top, left, height, width)
                 target = free_target(f"{page_name}_{top}_{left}")
-                write_image_file(target, part, (height, width), as_array=is_array(file))
+                write_image_file(target, part, (height, width), as_array=is_array(file), nodata=nodata)
     return Counter(images=len(files), pages=sum(num_pages), written=len(taken))
 
 

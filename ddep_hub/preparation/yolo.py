@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from ddep_hub.data.folders import canonical_split, is_mask_folder
-from ddep_hub.data.image_io import IMAGE_EXTENSIONS, iter_files, list_images
+from ddep_hub.data.image_io import IMAGE_EXTENSIONS, format_list, iter_files
 
 from .image_files import image_size, read_image_file
 from .source import (
@@ -51,8 +51,8 @@ def read_yolo(root: Path, *, is_named: bool = False) -> Source | None:
     for name in names.values():
         collector.class_id(name)
     splits = _listed_splits(root, config_file, config)
-    unused, num_unlisted = set(label_files), 0
-    for relative in list_images(root):
+    unused, unlabelled, num_unlisted = set(label_files), list[str](), 0
+    for relative in sorted(iter_files(root, IMAGE_EXTENSIONS)):
         image = root / relative
         if any(map(is_mask_folder, Path(relative).parts[:-1])):
             continue
@@ -62,8 +62,12 @@ def read_yolo(root: Path, *, is_named: bool = False) -> Source | None:
         if splits and split is None:
             num_unlisted += 1
             continue
-        shapes = list(_iter_shapes(labels, names, collector)) if labels.is_file() else []
-        collector.count(shapes)
+        shapes = []
+        if labels.is_file():
+            shapes = list(_iter_shapes(labels, names, collector))
+            collector.count(shapes)
+        else:
+            unlabelled.append(relative)
         mask = partial(_draw, image, shapes)
         collector.examples.append(Example(example_name(image, root), image, mask, split))
     if not collector.num_shapes and (num_boxes := collector.dropped["box"]):
@@ -72,6 +76,11 @@ def read_yolo(root: Path, *, is_named: bool = False) -> Source | None:
     if unused:
         first = min(unused).relative_to(root)
         collector.notes.append(f"{pluralize(len(unused), 'label file')} without an image, such as {first}: skipped")
+    if unlabelled:
+        collector.notes.append(
+            f"{pluralize(len(unlabelled), 'image')} without a label file: all background. Take out those not "
+            f"annotated yet: {format_list(unlabelled)}"
+        )
     if num_unlisted:
         collector.notes.append(f"{pluralize(num_unlisted, 'image')} that no list of {config_file} names: skipped")
     return collector.build_source("YOLO segmentation")
@@ -83,7 +92,7 @@ def _looks_like_yolo(root: Path, label_files: list[Path]) -> bool:
     if has_masks:
         return False
     for path in label_files:
-        words = path.read_text(encoding="utf-8", errors="replace").split(maxsplit=_BOX_LENGTH + 1)
+        words = path.read_text(encoding="utf-8-sig", errors="replace").split(maxsplit=_BOX_LENGTH + 1)
         if words:
             return len(words) > _BOX_LENGTH and all(_is_number(word) for word in words[: _BOX_LENGTH + 1])
     return False
@@ -110,7 +119,8 @@ def _read_config(root: Path) -> tuple[Path | None, dict[str, Any]]:
     """The YAML file that describes the data set, the one with `names`, and its content."""
     for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]):
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            # Plain texts: `no` is a name, not false.
+            content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}. Correct it.") from error
         if isinstance(content, dict) and content.get("names"):

@@ -20,10 +20,18 @@ from ddep_hub.data.dataloading import (
 from ddep_hub.data.image_datasets import images_fingerprint
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.loading import dataset_summary
-from ddep_hub.data.preprocessing import EvalTransform, Normalize, processor_size, to_tensor, warn_about_units
+from ddep_hub.data.preprocessing import (
+    EvalTransform,
+    Normalize,
+    processor_size,
+    resize_factor,
+    to_tensor,
+    warn_about_units,
+)
 from ddep_hub.data.samplers import StepBatchSampler, pair_batches
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.data.splits import (
+    evenly_spaced,
     write_split_file,
 )
 from ddep_hub.data.statistics import ClassStatistics, check_classes
@@ -115,6 +123,8 @@ def finetune(arguments: FinetuneArguments | None = None, **kwargs: Any) -> dict[
 
 # Labelled images whose values are compared with mean and std.
 NUM_CHECKED_UNITS = 8
+# Those whose sizes are compared with the size that the image processor gives them.
+NUM_CHECKED_SIZES = 32
 
 
 class FinetuneTrainer(Trainer):
@@ -165,6 +175,9 @@ class FinetuneTrainer(Trainer):
             self.earlier_stages = (STAGE,)
             # A run without the first stage is a different run; the first stage checks its own inputs.
             self.fingerprint = compute_fingerprint(self.fingerprint, STAGE)
+        checked = evenly_spaced(len(self.usable), NUM_CHECKED_SIZES)
+        scales = [resize_factor(self.processor, *self.usable.mask(index).shape) for index in checked]
+        self.model.config.image_scale_range = [round(min(scales), 4), round(max(scales), 4)]
         transform = SegmentationTrainTransform.from_processor(
             self.processor,
             crop_size=args.crop_size,

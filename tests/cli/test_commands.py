@@ -314,7 +314,8 @@ def test_models_that_do_not_fit(data, model, tmp_path, hybrid_config, capsys):
     names = {index: f"own {index}" for index in range(len(SegmentationFolder(data, "val").classes.labels))}
     DDePForSemanticSegmentation(hybrid_config(id2label=names)).save_pretrained(tmp_path / "renamed")
     assert main(["evaluate", "--model", str(tmp_path / "renamed"), "--data", str(data)]) == 1
-    assert "correct the model's config.id2label" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "correct the model's config.id2label" in error and "(0: own 0, 1: own 1, 2: own 2, ...)" in error
     DDePForSemanticSegmentation(hybrid_config(num_labels=len(names))).save_pretrained(tmp_path / "unnamed")
     assert main(["evaluate", "--model", str(tmp_path / "unnamed"), "--data", str(data)]) == 0
     assert "no class names: its classes are taken to be those of the data" in capsys.readouterr().out

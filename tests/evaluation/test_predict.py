@@ -20,7 +20,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from transformers import CLIPImageProcessor, SegformerImageProcessor
 
 import ddep_hub
-from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
+from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor, image_conversion
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.synthetic import SCENE_CLASSES
@@ -222,6 +222,33 @@ def test_images_that_need_much_memory_are_warned_of_once(action, folder, scenes,
         warnings.simplefilter("error")
         ddep_hub.predict(folder, images, window=32)
         monkeypatch.undo()
+        run()
+
+
+@pytest.mark.parametrize("action", ["predict", "evaluate"])
+def test_images_of_another_scale_than_those_of_training(action, folder, scenes, monkeypatch):
+    """Fine-tuned on tiles of 64 pixels as they are, a scene of 640 must not be scaled down to 64."""
+    model = DDePForSemanticSegmentation.from_pretrained(folder)
+    processor = DDePImageProcessor(size={"shortest_edge": 16}, image_mean=[0.4] * 3, image_std=[0.3] * 3)
+
+    def run(**options):
+        if action == "predict":
+            image = next((scenes / "images" / "val").iterdir())  # 64x64
+            return ddep_hub.predict(model, image, processor=processor, **options)
+        return ddep_hub.evaluate(model, scenes, processor=processor, **options)
+
+    model.config.image_scale_range = [0.9, 1.1]
+    monkeypatch.setattr(image_conversion, "_warned", set())
+    said = r"64x64 .* by a factor of 0\.25, those of training by 0\.90 to 1\.10"
+    with pytest.warns(UserWarning, match=said) as caught:
+        run()
+    assert "Set image_size=64, and `window`" in str(caught[0].message)
+    monkeypatch.setattr(image_conversion, "_warned", set())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(image_size=64)
+        run(image_size=40)
+        model.config.image_scale_range = None  # of a model that was not fine-tuned here
         run()
 
 

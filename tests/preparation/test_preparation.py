@@ -25,8 +25,10 @@ from annotated_sources import (
 from PIL import Image
 
 import ddep_hub
+from ddep_hub.data.image_io import decode_channels
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.preparation.label_studio import decode_brush
+from ddep_hub.tiff import read_nodata_tag
 
 
 pytest.importorskip("pycocotools", reason="extra `prepare` is not installed")
@@ -376,6 +378,32 @@ def test_tiles_of_a_single_raster_are_divided(tmp_path, monkeypatch):
             assert np.array_equal(np.asarray(dataset[index]["image"])[..., 0], mask * 9)
             found.update(range(top, top + mask.shape[0]))
     assert rows == {"train": set(range(70)), "val": set(range(70, 100))}
+
+
+@pytest.mark.parametrize("bands", [1, 4])
+def test_tiles_and_pages_state_the_value_of_pixels_without_data(bands, tmp_path):
+    """Or training on the tiles of a GeoTIFF would take -9999 for reflectances."""
+    tifffile = pytest.importorskip("tifffile", reason="extra `tiff` is not installed")
+    values = np.linspace(0, 0.3, 64 * 64 * bands, dtype=np.float32).reshape(bands, 64, 64)
+    values[:, :8] = -9999
+    nodata, config = [(42113, "s", 0, "-9999", True)], {"planarconfig": "separate"} if bands > 1 else {}
+    for name in "ab":
+        put_masks(tmp_path / "source", {name: np.ones((64, 64), np.uint8)}, (64, 64))
+        (tmp_path / "source" / "images" / f"{name}.png").unlink()
+        tifffile.imwrite(
+            tmp_path / "source" / "images" / f"{name}.tif",
+            values.squeeze(),
+            photometric="minisblack",
+            extratags=nodata,
+            **config,
+        )
+    ddep_hub.prepare(tmp_path / "source", tmp_path / "output", tile=32)
+    images = tmp_path / "source" / "images"
+    ddep_hub.prepare(images, tmp_path / "unlabelled", format="unlabelled", tile=32)
+    for output in ("output", "unlabelled"):
+        tiles = sorted((tmp_path / output / "images").rglob("*.tif"))
+        assert len(tiles) == 8 and all(read_nodata_tag(tile) == -9999 for tile in tiles)
+        assert min(decode_channels(tile, bands).pixels.min() for tile in tiles) >= 0
 
 
 def test_tiles_cover_every_pixel(tmp_path):

@@ -81,12 +81,20 @@ def test_what_has_no_polygon(tmp_path):
     put_labels(tmp_path / "source" / "labels", "b", "")
     text = ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
     assert "1 object without a readable area or label (1 box): skipped" in text
-    assert "2 images without an object: all background" in text
+    assert "1 image without an object: all background" in text
+    assert "1 image without a label file: all background. Take out those not annotated yet: images/c.png" in text
     assert "1 label file without an image, such as labels/d.txt: skipped" in text
     assert sorted(name for name, mask in masks_of(tmp_path / "output").items() if mask.any()) == ["a"]
     put_labels(tmp_path / "source" / "labels", "a", "0 0.5 0.5 0.2 0.2\n")
     with pytest.raises(ValueError, match=r"the labels are 1 box, no polygon. Export them as YOLO segmentation"):
         ddep_hub.prepare(tmp_path / "source", tmp_path / "other")
+
+
+def test_names_and_labels_as_editors_save_them(tmp_path):
+    put_images(tmp_path / "source" / "images")
+    put_labels(tmp_path / "source" / "labels", text="\ufeff" + OBJECTS)
+    (tmp_path / "source" / "data.yml").write_text("names: [yes, 2]")
+    check(tmp_path / "source", tmp_path, labels=("background", "yes", "2"))
 
 
 @pytest.mark.parametrize(
