@@ -186,6 +186,8 @@ def test_a_finetuning_run_writes_what_it_says(pretrained, scenes, tiny, tmp_path
     assert [row["mean_iou"] for row in read_metrics(output / "metrics.jsonl")][-1] == results["mean_iou"]
     model = DDePForSemanticSegmentation.from_pretrained(output / "final")
     assert next(iter(model.config.id2label.values())) == "sky"
+    side = min(Image.open(next((scenes / "images" / "train").iterdir())).size)
+    assert model.config.image_scale_range == [48 / side, 48 / side]
     assert json.loads((output / "final" / "results.json").read_text())["mean_iou"] == results["mean_iou"]
     assert f"{100 * results['mean_iou']:.2f}" in (output / "final" / "README.md").read_text()
     assert DDePImageProcessor.from_pretrained(output / "final").size["shortest_edge"] == 48
