@@ -269,6 +269,23 @@ def test_the_scores_of_masked_patches_on_camvid_are_those_of_the_csv():
     assert f"({mean:+.1f}, {mean - half:+.1f} to {mean + half:+.1f})" in read(ROOT / "docs" / "does-it-pay.md")
 
 
+def test_the_scores_of_consistency_on_camvid_are_those_of_the_csv():
+    scores: dict[bool, dict[str, str]] = {False: {}, True: {}}
+    with (ROOT / "benchmarks" / "results" / "camvid_consistency.csv").open() as file:
+        for row in csv.DictReader(file):
+            scores["--consistency_weight 1" in row["options"]][row["seed"]] = row["mean_iou"]
+    alone, consistent = ([values[seed] for seed in "012"] for values in scores.values())
+    gains = [float(after) - float(before) for before, after in zip(alone, consistent, strict=True)]
+    mean, half = (
+        statistics.mean(gains),
+        4.303 * statistics.stdev(gains) / 3**0.5,
+    )  # Student's t, two degrees of freedom
+    text = " ".join(read(ROOT / "docs" / "results.md").split()).replace(" and ", ", ")
+    for values in (alone, consistent):
+        assert ", ".join(values) in text
+    assert f"That is {mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})" in text
+
+
 def test_the_scores_of_joint_denoising_are_those_of_the_csv():
     seeds = "56789"
     with (ROOT / "benchmarks" / "results" / "joint_denoising.csv").open() as file:
