@@ -1,5 +1,6 @@
 """What masks hold whose classes are not known: objects by number, colours by palette, smoothed borders."""
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -15,6 +16,10 @@ from .masks import count_values, get_mask_values, load_mask, mask_colors, palett
 
 # Means no class, as in most data sets.
 IGNORED = 255
+# Up to so many colours, masks are never said to be smoothed; more than so many are no classes in any case.
+_MAX_HARD_COLORS, _MAX_COLORS = 16, 256
+# How far, in a channel, a colour may be from one that rounding or compression has changed, or from a mix of two.
+_NEAR, _ROUNDING = 8, 2
 
 
 def count_objects(pixels: np.ndarray, values: Collection[Any]) -> int | None:
@@ -46,6 +51,38 @@ def looks_smoothed(values: Collection[Any]) -> bool:
     return len(values) > 32 and has_ends and max(values) == 255
 
 
+def find_areas(pixels: np.ndarray) -> set[Color]:
+    """The colours of a mask (H, W, 3) that fill a square of 3x3 pixels somewhere."""
+    if min(pixels.shape[:2]) < 3:
+        return set()
+    center = pixels[1:-1, 1:-1]
+    rows, columns = center.shape[:2]
+    is_filled = np.ones((rows, columns), bool)
+    for top, left in itertools.product(range(3), range(3)):
+        is_filled &= (pixels[top : top + rows, left : left + columns] == center).all(axis=-1)
+    return set(count_values(center[is_filled][None]))
+
+
+def colors_look_smoothed(colors: Collection[Color], areas: Collection[Color]) -> bool:
+    """Whether up to 256 colours of masks may be few with soft borders; `areas` are those that [`find_areas`] gives.
+
+    Colours of soft borders fill no area, and lie near a colour that does, or, several in a row, between two of these.
+    Colours of classes may lie so too, as every second one of Pascal VOC, but few of them fill no area.
+    """
+    others = np.array(sorted(set(colors) - set(areas)), np.float64)
+    if not (_MAX_HARD_COLORS < len(colors) <= _MAX_COLORS and len(others) > len(colors) / 3 and areas):
+        return False
+    mains = np.array(sorted(areas), np.float64)
+    mixed = (np.abs(others[:, None] - mains).max(-1) <= _NEAR).any(1)
+    for first, second in itertools.combinations(mains, 2):
+        direction = second - first
+        share = np.clip((others - first) @ direction / (direction @ direction), 0, 1)
+        between = np.abs(first + share[:, None] * direction - others).max(1) <= _ROUNDING
+        if len(np.unique(share[between].round(2))) >= 3:
+            mixed |= between
+    return bool(np.count_nonzero(mixed) > len(colors) / 3)
+
+
 def palettes_differ(paths: Sequence[Path]) -> bool:
     """Whether an index means one colour in one mask and another in the next: a program has numbered the colours.
 
@@ -70,28 +107,32 @@ def palettes_differ(paths: Sequence[Path]) -> bool:
 
 def _count_all(
     paths: Sequence[Path], mapping: Mapping[int, int] | None = None
-) -> tuple[Counter[Any], list[int | None]]:
-    """The values or colours of masks, and of each what [`count_objects`] gives; see [`get_mask_values`]."""
-    counts, num_objects = Counter[Any](), list[int | None]()
+) -> tuple[Counter[Any], list[int | None], set[Color]]:
+    """The values or colours of masks, of each what [`count_objects`] gives, and the colours of [`find_areas`].
+
+    For `mapping` see [`get_mask_values`].
+    """
+    counts, num_objects, areas = Counter[Any](), list[int | None](), set[Color]()
     color_modes = ("RGB", "RGBA", "P") if palettes_differ(paths) else ("RGB", "RGBA")
     for path in paths:
         mask = load_mask(path)
         is_color = mask.image.mode in color_modes
         pixels = mask_colors(mask.image, path) if is_color else get_mask_values(mask, path, mapping)
+        areas |= find_areas(pixels) if is_color else set()
         if mask.image.mode == "P" and is_color and mask.format != "GIF":  # whose order of colours means nothing
             pixels = pixels[np.asarray(mask.image) != IGNORED][None]  # ignored, whatever its colour
         mask_counts = count_values(pixels)
         counts.update(mask_counts)
         num_objects.append(count_objects(pixels, mask_counts))
-    return counts, num_objects
+    return counts, num_objects, areas
 
 
 def suggest_classes(paths: Sequence[Path], *, limit: int = 100) -> str:
     """Suggests the content of `classes.json`, from the values or colours in at most `limit` of the masks."""
     sampled_paths = paths[:: -(-len(paths) // limit)]
-    counts, num_objects = _count_all(sampled_paths)
+    counts, num_objects, areas = _count_all(sampled_paths)
     if set(counts) == {0, 1, 255}:  # the 1 may come from bilevel masks alone, whose white is 255 beside others
-        white_counts, _ = _count_all(sampled_paths, {0: 0, 255: 1})
+        white_counts, *_ = _count_all(sampled_paths, {0: 0, 255: 1})
         counts = white_counts if set(white_counts) == {0, 255} else counts
     if number_objects(num_objects) and not looks_smoothed(counts):
         ignore = '"ignore_index": -1, ' if 255 in counts else ""  # 255 is an object
@@ -104,6 +145,11 @@ def suggest_classes(paths: Sequence[Path], *, limit: int = 100) -> str:
         return (
             f"The masks hold {len(values)} values from 0 to 255. If their borders are smoothed, save them again with "
             "0 and 255 alone; if each object has an id of its own, set `other_values` to the name of their class."
+        )
+    if colors_look_smoothed([value for value in values if isinstance(value, tuple)], areas):
+        return (
+            f"The masks hold {len(values)} colours, and most look like smoothed borders. Save the masks without "
+            'smoothing, or name the colours of the classes there and set "other_values": "ignore".'
         )
     class_values = [value for value in values if value != 255 or set(values) == {0, 255}]
     if len(class_values) > 255:  # too many for ids beside the ignore index 255

@@ -9,9 +9,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ddep_hub.data.classes import ClassTable
+from ddep_hub.data.classes import ClassTable, Color
 from ddep_hub.data.image_io import BadFileError, DecodedImage, open_image
-from ddep_hub.data.mask_inspection import IGNORED, count_objects, looks_smoothed, number_objects, palettes_differ
+from ddep_hub.data.mask_inspection import (
+    IGNORED,
+    colors_look_smoothed,
+    count_objects,
+    find_areas,
+    looks_smoothed,
+    number_objects,
+    palettes_differ,
+)
 from ddep_hub.data.masks import (
     check_lossless,
     count_values,
@@ -40,6 +48,7 @@ class MaskReader:
         palettes_as_colors: Read a palette as colours.
         in_alpha: Read the alpha channel, as 0 and 255; 0 where there is none.
         number_objects: See [`number_objects`].
+        are_smoothed: See [`looks_smoothed`] and [`colors_look_smoothed`].
     """
 
     table: ClassTable | None = None
@@ -47,6 +56,7 @@ class MaskReader:
     palettes_as_colors: bool = False
     in_alpha: bool = False
     number_objects: bool = False
+    are_smoothed: bool = False
 
     def __post_init__(self) -> None:
         self.as_colors = self.as_colors or (self.table is not None and self.table.mask_colors is not None)
@@ -83,13 +93,18 @@ class MaskReader:
         return ids.astype(np.uint8) if 0 <= ids.min(initial=0) and ids.max(initial=0) < 256 else ids
 
     def _collect_values(self, masks: Sequence[tuple[Path, int | None]]) -> set[Any]:
-        values, num_objects = set[Any](), list[int | None]()
+        values, num_objects, areas = set[Any](), list[int | None](), set[Color]()
         for path, page in masks:
             pixels = self.read(path, page)
             mask_values = count_values(pixels).keys()
             values |= mask_values
             num_objects.append(count_objects(pixels, mask_values))
-        self.number_objects = number_objects(num_objects) and not looks_smoothed(values)
+            areas |= find_areas(pixels) if pixels.ndim == 3 else set()
+        if areas:
+            self.are_smoothed = colors_look_smoothed([value for value in values if isinstance(value, tuple)], areas)
+        else:
+            self.are_smoothed = looks_smoothed(values)
+        self.number_objects = number_objects(num_objects) and not self.are_smoothed
         return values
 
     def read(self, path: Path, page: int | None) -> np.ndarray:

@@ -12,13 +12,17 @@ import numpy as np
 from ddep_hub.data.classes import ClassTable, class_colors
 from ddep_hub.data.folders import canonical_split, subfolders
 from ddep_hub.data.image_io import IMAGE_EXTENSIONS, BadFileError, format_list, iter_files
-from ddep_hub.data.mask_inspection import IGNORED, looks_smoothed
+from ddep_hub.data.mask_inspection import IGNORED
 from ddep_hub.data.pairing import IMAGE_WORDS, MASK_WORDS, pair_files
 from ddep_hub.utils.files import SYSTEM_FILES
 
 from .image_files import count_pages, image_size, read_image_file
 from .mask_values import MaskReader, object_pixels
 from .source import Example, Source, example_name, object_classes, pluralize
+
+
+# More unknown values than this are hardly forgotten classes.
+_MANY_UNKNOWN = 8
 
 
 def make_source(
@@ -61,7 +65,7 @@ def make_source(
         )
         mapping, classes = {value: int(value != 0) for value in mask_values}, object_classes(["object"])
     else:
-        mapping, classes = _make_classes(mask_values, table, is_color)
+        mapping, classes = _make_classes(mask_values, table, is_color, reader.are_smoothed)
         if table is None and not is_color and IGNORED in mask_values and len(mask_values) > 2:
             notes.append(
                 f"{IGNORED} is read as pixels to ignore. If it is a class, name it with --classes and mask_values"
@@ -83,7 +87,7 @@ def make_source(
 
 
 def _make_classes(
-    mask_values: set[Any], table: ClassTable | None, is_color: bool
+    mask_values: set[Any], table: ClassTable | None, is_color: bool, are_smoothed: bool
 ) -> tuple[dict[Any, int], ClassTable]:
     if table is not None:
         if is_color:
@@ -95,9 +99,11 @@ def _make_classes(
             known_values = table.mask_mapping or {index: index for index in ids}
         unknown = sorted(mask_values - known_values.keys())
         if unknown and table.other_id is None:
+            hint = ', with a "color" for each' if is_color and table.mask_colors is None else ""
+            if len(unknown) > _MANY_UNKNOWN:
+                hint += ', or set "other_values": "ignore" there if the edges are smoothed'
             raise ValueError(
-                f"The masks hold {format_list(unknown, 8)}, which belongs to no class. Add it to the classes"
-                + (', with a "color" for each.' if is_color and table.mask_colors is None else ".")
+                f"The masks hold {format_list(unknown, 8)}, which belongs to no class. Add it to the classes{hint}."
             )
         mapping = dict.fromkeys(unknown, table.other_id) | {
             value: known_values[value] for value in mask_values.difference(unknown)
@@ -108,13 +114,13 @@ def _make_classes(
         values.remove(IGNORED)  # as everywhere, unless it is the object of a binary mask
     if values == [IGNORED] or not values:
         raise ValueError(f"All masks hold only {IGNORED}, which means no class. Use masks that show the objects.")
-    if len(values) > 256 or (not is_color and looks_smoothed(mask_values)):
+    if values in ([0], [(0, 0, 0)]):
+        raise ValueError("All masks hold only 0: they show no object. Use masks that show the objects.")
+    if len(values) > 256 or are_smoothed:
         raise ValueError(
             f"The masks hold {len(values)} different {'colours' if is_color else 'values'}: they are smoothed, or "
             'not masks. Name the right ones with --classes; "other_values": "ignore" there ignores the others.'
         )
-    if values in ([0], [(0, 0, 0)]):
-        raise ValueError("All masks hold only 0: they show no object. Use masks that show the objects.")
     names = ["_".join(map(str, ("color", *value))) if is_color else f"value_{value}" for value in values]
     mapping = {} if is_color else {IGNORED: IGNORED}
     mapping |= {value: index for index, value in enumerate(values)}
