@@ -56,7 +56,10 @@ def read_folder(root: Path, table: ClassTable | None, options: FolderOptions = D
     if not files:
         raise ValueError(_no_pairs_message(root, folders))
     num_unpaired = sum(len(split_pairs.images) for split_pairs in pairs.values()) - len(files)
-    notes = [f"{pluralize(num_unpaired, 'image')} without a mask: skipped"] if num_unpaired else []
+    notes = []
+    if num_unpaired:
+        what_to_do = "If they show no object, as good parts do, give them masks of zeros"
+        notes.append(f"{pluralize(num_unpaired, 'image')} without a mask: skipped. {what_to_do}")
     used = {mask.with_suffix("") for *_, mask in files}  # splits may share a folder of masks
     unread = [
         name

@@ -198,6 +198,12 @@ def test_what_is_not_read_is_noted(source):
     assert "1 file among the masks that belong to no image, such as a_color" in prepare(source)
 
 
+def test_images_without_a_mask_may_be_good_parts(source):
+    put_photos(source, "test/good/a.png", "test/dent/a.png", "test/dent/b.png")
+    put(source, "ground_truth/dent/a_mask.png", "ground_truth/dent/b_mask.png")
+    assert "1 image without a mask: skipped. If they show no object, as good parts do, give them" in prepare(source)
+
+
 @pytest.mark.parametrize("manual", ["1st_manual", "manual1"])
 def test_masks_of_the_field_of_view(source, output, manual):
     """DRIVE and HRF have folders `mask` that do not hold the labels."""
