@@ -1,5 +1,6 @@
 """What mask files hold: values or colours, in the pixels or in the alpha channel."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ddep_hub.data.classes import ClassTable, Color
-from ddep_hub.data.image_io import BadFileError, DecodedImage, open_image
+from ddep_hub.data.image_io import BadFileError, DecodedImage, is_tiff, open_image
 from ddep_hub.data.mask_inspection import (
     IGNORED,
     colors_look_smoothed,
@@ -28,6 +29,7 @@ from ddep_hub.data.masks import (
     mask_colors,
     replace_values,
 )
+from ddep_hub.tiff import read_nodata
 
 from .image_files import read_image_file
 
@@ -49,6 +51,7 @@ class MaskReader:
         in_alpha: Read the alpha channel, as 0 and 255; 0 where there is none.
         number_objects: See [`number_objects`].
         are_smoothed: See [`looks_smoothed`] and [`colors_look_smoothed`].
+        nodata: Values of pixels without data, as TIFFs state them, that are not 0.
     """
 
     table: ClassTable | None = None
@@ -57,6 +60,7 @@ class MaskReader:
     in_alpha: bool = False
     number_objects: bool = False
     are_smoothed: bool = False
+    nodata: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         self.as_colors = self.as_colors or (self.table is not None and self.table.mask_colors is not None)
@@ -66,6 +70,7 @@ class MaskReader:
 
         Raises a ValueError if some masks are in colour and others are not.
         """
+        self.nodata = frozenset(value for path in {path for path, _ in masks} for value in _read_nodata(path))
         self.palettes_as_colors = palettes_differ([path for path, page in masks if page is None])
         self.as_colors = self.as_colors or self.palettes_as_colors
         values = self._collect_values(masks)
@@ -98,7 +103,7 @@ class MaskReader:
             pixels = self.read(path, page)
             mask_values = count_values(pixels).keys()
             values |= mask_values
-            num_objects.append(count_objects(pixels, mask_values))
+            num_objects.append(count_objects(pixels, mask_values - self.nodata))
             areas |= find_areas(pixels) if pixels.ndim == 3 else set()
         if areas:
             self.are_smoothed = colors_look_smoothed([value for value in values if isinstance(value, tuple)], areas)
@@ -143,6 +148,17 @@ class MaskReader:
             equal = (pixels == pixels[..., :1]).all()
             return pixels[..., 0] if equal and not self.as_colors else pixels
         return pixels if pixels.dtype == np.uint8 else pixels.astype(np.int64)
+
+
+def _read_nodata(path: Path) -> list[int]:
+    """The value of pixels without data that a TIFF of labels states, if it is a whole number and not 0."""
+    if not is_tiff(path):
+        return []
+    with contextlib.suppress(BadFileError), open_image(path, "mask") as picture:  # errors are reported by reading it
+        value = read_nodata(picture)
+        if value is not None and value.is_integer() and value:  # infinity and NaN are not
+            return [int(value)]
+    return []
 
 
 def object_pixels(path: Path, page: int | None) -> np.ndarray:

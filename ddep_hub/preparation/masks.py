@@ -57,6 +57,8 @@ def make_source(
         )
     reader = MaskReader(table)
     mask_values = reader.collect_values([(mask, page) for *_, mask, page, _ in pages])
+    nodata = _find_nodata(reader, mask_values, table)
+    mask_values -= nodata
     is_color = any(isinstance(value, tuple) for value in mask_values)
     if table is None and reader.number_objects:
         notes.append(
@@ -70,6 +72,10 @@ def make_source(
             notes.append(
                 f"{IGNORED} is read as pixels to ignore. If it is a class, name it with --classes and mask_values"
             )
+    mapping |= dict.fromkeys(nodata, classes.ignore_index)
+    if nodata:
+        values = format_list(sorted(nodata))
+        notes.append(f"{values} is read as pixels to ignore: the tag GDAL_NODATA of the masks says they hold no data")
     if any(page is not None for *_, page, _ in pages):
         kind = f"TIFF stacks of {kind}"
     value_kind = "colours" if is_color else "values"
@@ -86,6 +92,18 @@ def make_source(
     return Source(f"{kind} with the {value_kind} {format_list(sorted(mask_values), 8)}", classes, examples, notes)
 
 
+def _find_nodata(reader: MaskReader, mask_values: set[Any], table: ClassTable | None) -> set[int]:
+    """Which values mean pixels without data: those that the masks state, unless they are a class."""
+    found = {value for value in mask_values & reader.nodata if table is None or value not in _known_ids(table)}
+    # 255 is ignored anyway, unless it is the object of a binary mask.
+    return found - {IGNORED} if table is None else found
+
+
+def _known_ids(table: ClassTable) -> Mapping[int, int]:
+    ids = [*range(table.num_classes), table.ignore_index]
+    return table.mask_mapping or {index: index for index in ids}
+
+
 def _make_classes(
     mask_values: set[Any], table: ClassTable | None, is_color: bool, are_smoothed: bool
 ) -> tuple[dict[Any, int], ClassTable]:
@@ -95,8 +113,7 @@ def _make_classes(
                 color: index for index, color in enumerate(table.colors)
             }
         else:
-            ids = [*range(table.num_classes), table.ignore_index]
-            known_values = table.mask_mapping or {index: index for index in ids}
+            known_values = _known_ids(table)
         unknown = sorted(mask_values - known_values.keys())
         if unknown and table.other_id is None:
             hint = ', with a "color" for each' if is_color and table.mask_colors is None else ""
