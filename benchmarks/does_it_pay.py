@@ -60,7 +60,8 @@ PRETRAINED = {
 }
 # Pretexts of a length of their own, which only docs/results.md compares.
 OTHER_PRETEXTS = tuple(
-    f"runs/{name}/final" for name in ("gaussian", "shared_noise", "poisson_gaussian", "encoder_too", "patches_32")
+    f"runs/{name}/final"
+    for name in ("gaussian", "shared_noise", "poisson_gaussian", "encoder_too", "patches_32", "masked_12000")
 )
 Scores = dict[str, dict[int, float]]  # mIoU in % by method and seed
 
