@@ -8,6 +8,7 @@ images/<split>   annotations/<split>      also img_dir/<split>, ann_dir/<split> 
 <split>_images   <split>_masks            also <split>, <split>_masks
 images           masks                    one split, `train`
 <split>          the masks beside the images: a.jpg, a_mask.png; or in the folder of the data set itself
+<patient>        masks beside the images, or in images and masks below it; one split, or <split>/<patient>
 ```
 """
 
@@ -20,8 +21,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .image_io import IMAGE_EXTENSIONS, iter_files
-from .pairing import IMAGE_WORDS, MASK_EXTENSIONS, MASK_WORDS, PAIRS, images_and_masks
+from .image_io import IMAGE_EXTENSIONS, iter_files, subfolders
+from .listed_pairs import PAIRS
+from .pairing import IMAGE_WORDS, MASK_EXTENSIONS, MASK_WORDS, has_patients, images_and_masks
 
 
 _SPLITS = {"train": "train training tr", "val": "val valid validation dev", "test": "test testing ts"}
@@ -97,29 +99,34 @@ def canonical_split(name: str) -> str | None:
 
 
 def find_split_folders(
-    root: Path, image_dir: str | None = None, mask_dir: str | None = None
+    root: Path, image_dir: str | None = None, mask_dir: str | None = None, mask_suffix: str | None = None
 ) -> dict[str, SplitFolders]:
     """Finds the folders of images and masks of each split, keyed by the split's name; a mask folder need not exist.
 
     `image_dir` and `mask_dir` are below `root` or absolute, with `{split}` for the split's name; if `None`, they are
-    detected. Raises a FileNotFoundError if `image_dir` is not a folder, a ValueError if several folders may be meant.
+    detected; `mask_suffix` then tells masks from the images beside them. Raises a FileNotFoundError if `image_dir` is
+    not a folder, a ValueError if several folders may be meant.
     """
 
     def find_masks(split: str | None, images: Path) -> Path:
         if mask_dir is None:
-            return _find_mask_folder(root, split, images)
+            return _find_mask_folder(root, split, images, mask_suffix)
         return root / mask_dir.replace(
             "{split}", match_split(_expand_pattern(root, mask_dir), split or "train") or str(split)
         )
 
     if image_dir is None:
-        by_split = _detect_folders(root, find_masks)
+        by_split = _detect_folders(root, find_masks, mask_suffix)
         if mask_dir is not None or any(folders.masks.is_dir() for folders in by_split.values()):
             return by_split
         inner = subfolders(root)
         if not by_split and len(inner) == 1:
-            return find_split_folders(root / inner[0])  # an archive unpacked into its own folder
-        return _detect_by_words(root) or by_split
+            # An archive unpacked into its own folder.
+            return find_split_folders(root / inner[0], mask_suffix=mask_suffix)
+        if found := _detect_by_words(root):
+            return found
+        has_split = by_split or not has_patients(root, mask_suffix)
+        return by_split if has_split else {"train": SplitFolders(root, root)}
     folders = _expand_pattern(root, image_dir)
     if not folders:
         raise FileNotFoundError(f"image_dir: {root / image_dir} is not a folder. Correct it, or leave it out.")
@@ -142,7 +149,9 @@ def _expand_pattern(root: Path, pattern: str) -> dict[str, Path]:
     return {match["split"]: folder for match, folder in matches if match}
 
 
-def _detect_folders(root: Path, find_masks: Callable[[str | None, Path], Path]) -> dict[str, SplitFolders]:
+def _detect_folders(
+    root: Path, find_masks: Callable[[str | None, Path], Path], mask_suffix: str | None
+) -> dict[str, SplitFolders]:
     folders = {name: _parse_folder_name(name) for name in subfolders(root)}
     image_folder = _choose_folder(
         root, [name for name, meaning in folders.items() if meaning == ("image", None)], "images", "image"
@@ -185,7 +194,7 @@ def _detect_folders(root: Path, find_masks: Callable[[str | None, Path], Path]) 
             by_split[name if meaning[0] is None else meaning[1]] = SplitFolders(images, masks)
     if by_split:
         _add_other_folders(root, folders, by_split, find_masks)
-    if not by_split and images_and_masks(root) is not None:
+    if not by_split and images_and_masks(root, mask_suffix) is not None:
         by_split["train"] = SplitFolders(root, root)
     return by_split
 
@@ -236,7 +245,7 @@ def _detect_by_words(root: Path) -> dict[str, SplitFolders]:
     return {"train": folders}
 
 
-def _find_mask_folder(root: Path, split: str | None, images: Path) -> Path:
+def _find_mask_folder(root: Path, split: str | None, images: Path, mask_suffix: str | None) -> Path:
     """Where the masks of these images belong: a folder that is there, if any is recognised."""
     candidates: list[Path] = []
     canonical = None if split is None else _SPLIT_BY_WORD.get(split.lower(), split)
@@ -264,7 +273,7 @@ def _find_mask_folder(root: Path, split: str | None, images: Path) -> Path:
         raise ValueError(f"{root}: both {names} hold masks. Choose with mask_dir.")
     if unique:
         return (in_annotations or unique)[0]
-    if images_and_masks(images) is not None:
+    if images_and_masks(images, mask_suffix) is not None or has_patients(images, mask_suffix):
         return images
     return root / "annotations" / split if split is not None and (root / "images").is_dir() else root / "annotations"
 
@@ -313,14 +322,6 @@ def _choose_folder(parent: Path, names: Sequence[str], default: str, role: str) 
     if len(with_images) > 1:
         raise ValueError(f"{parent}: both {' and '.join(with_images)} hold images. Choose with {role}_dir.")
     return with_images[0] if with_images else None
-
-
-def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, without hidden ones; none if it is not there."""
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:  # only checks the kind of links: folders may hold many images
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__")))
 
 
 def _contains_files(folder: Path, extensions: tuple[str, ...], *, recursive: bool = True) -> bool:

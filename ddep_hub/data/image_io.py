@@ -70,6 +70,14 @@ def iter_files(root: Path, extensions: tuple[str, ...] = ("",), *, recursive: bo
                 yield prefix + name
 
 
+def subfolders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, without hidden ones; none if it is not there."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:  # only checks the kind of links: folders may hold many images
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__")))
+
+
 def list_images(root: Path) -> list[str]:
     """The images below `root`, as paths relative to it, sorted; at least one.
 

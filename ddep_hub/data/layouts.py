@@ -30,12 +30,12 @@ from .folders import (
     canonical_split,
     find_split_folders,
     match_split,
-    subfolders,
 )
 from .generated_files import exclude_generated
-from .image_io import IMAGE_EXTENSIONS, format_list, list_images
+from .image_io import IMAGE_EXTENSIONS, format_list, list_images, subfolders
+from .listed_pairs import PAIRS, ListedPairs, read_pairs
 from .mask_inspection import suggest_classes
-from .pairing import PAIRS, ListedPairs, Pairs, pair_files, read_pairs, strip_extension
+from .pairing import Pairs, pair_files, strip_extension
 from .splits import read_split_file
 
 
@@ -67,7 +67,7 @@ class SplitFiles:
         images: The image of every sample id, in the order of the official list, or sorted.
         masks: Where the mask of every sample id belongs; it need not be there.
         mapping: Class id of every value that the masks may hold; None where the values are the ids.
-        groups: What each sample belongs to, such as a slide, where `pairs.csv` says so.
+        groups: What each sample belongs to, such as a slide, where `pairs.csv` or a folder says so.
     """
 
     image_folder: Path
@@ -129,7 +129,7 @@ def find_splits(
         listed = read_pairs(root)
         return dict.fromkeys(listed.pairs, SplitFolders(root, root)), listed
     if layout == "folder":
-        folders = find_split_folders(root, options.image_dir, options.mask_dir)
+        folders = find_split_folders(root, options.image_dir, options.mask_dir, options.mask_suffix)
     else:
         folders = official_folders(root, layout)
     if not folders:
@@ -160,7 +160,7 @@ def split_files(root: str | Path, split: str, layout: str, options: FolderOption
     if layout == "folder":
         pairs = listed.pairs[name] if listed else pair_files(split_dirs.images, split_dirs.masks, options.mask_suffix)
         masks, classes = _folder_files(root, split_dirs, pairs, options)
-        groups = listed.groups.get(name, {}) if listed else {}
+        groups = listed.groups.get(name, {}) if listed else pairs.groups
         return SplitFiles(split_dirs.images, split_dirs.masks, splits, pairs.images, masks, classes, None, groups)
     if layout == "pascal_context" and not split_dirs.masks.is_dir():
         raise FileNotFoundError(

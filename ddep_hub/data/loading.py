@@ -10,7 +10,7 @@ from .classes import read_class_table
 from .folders import DEFAULT_OPTIONS, FolderOptions, find_split_folders
 from .hub_loading import HUB_PREFIX, holds_dataset, parse_hub_name
 from .layouts import find_layout
-from .pairing import PAIRS
+from .listed_pairs import PAIRS
 from .segmentation_datasets import HubSegmentation, SegmentationDataset, SegmentationFolder
 
 

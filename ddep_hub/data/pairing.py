@@ -1,22 +1,19 @@
-"""Which mask belongs to which image: by their names, or as `pairs.csv` lists them."""
+"""Which mask belongs to which image, by their names."""
 
-import csv
-import io
 import itertools
 import os
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .generated_files import exclude_generated
-from .image_io import IMAGE_EXTENSIONS, is_array, iter_files, list_images
+from .image_io import IMAGE_EXTENSIONS, is_array, iter_files, list_images, subfolders
 
 
 # In this order of preference: a JPEG beside another file of its name is not the mask.
 MASK_EXTENSIONS = (".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".jpg", ".jpeg", ".npy")
-PAIRS = "pairs.csv"
 IMAGE_WORDS = set("image images img imgs im photo photos picture pictures rgb raw input inputs jpegimages".split())
 MASK_WORDS = set(
     "mask masks label labels labelids labeltrainids annotation annotations annot annots anno annos ann anns gt gts "
@@ -36,19 +33,24 @@ NO_AFFIX = ("", "")
 
 @dataclass(frozen=True)
 class Pairs:
-    """Images and masks by sample id; an image may have no mask. `unmatched` names the masks without an image."""
+    """Images and masks by sample id; an image may have no mask. `unmatched` names the masks without an image.
+
+    `groups` says what each sample belongs to, such as a patient or a slide, if that is known.
+    """
 
     images: dict[str, Path]
     masks: dict[str, Path]
     unmatched: list[str]
+    groups: Mapping[str, str] = field(default_factory=dict)
 
 
 def pair_files(image_folder: Path, mask_folder: Path, mask_suffix: str | None = None) -> Pairs:
     """Finds the mask of each image, which has the same name apart from words such as `_mask` or `gt_`.
 
-    `mask_folder` may be the same as `image_folder`, or not exist; without `mask_suffix`, such as `_mask`, what is
-    added to the names is detected. Files that commands of this package wrote are left out. A sample id is an image's
-    path in its folder without suffix. Raises a ValueError if two images share one, or several masks may be meant.
+    `mask_folder` may be the same as `image_folder`, see [`images_and_masks`] and [`has_patients`], or not exist.
+    Without `mask_suffix`, such as `_mask`, what is added to the names is detected. Files that commands of this package
+    wrote are left out. A sample id is an image's path in its folder without suffix. Raises a ValueError if two images
+    share one, or several masks may be meant.
     """
     same_folder = mask_folder.is_dir() and image_folder.is_dir() and os.path.samefile(mask_folder, image_folder)
     names = [] if same_folder else list_images(image_folder)
@@ -56,8 +58,17 @@ def pair_files(image_folder: Path, mask_folder: Path, mask_suffix: str | None = 
     # Beside pictures, arrays are something else, such as probabilities.
     masks = [name for name in masks if not is_array(name)] or masks
     if same_folder:
-        names, masks = images_and_masks(image_folder, mask_suffix) or (list_images(image_folder), [])
-    names = exclude_generated(image_folder, names)
+        beside = images_and_masks(image_folder, mask_suffix)
+        if beside is None and has_patients(image_folder, mask_suffix):
+            return _pair_patients(image_folder, mask_suffix)
+        names, masks = beside or (list_images(image_folder), [])
+    return _pair(image_folder, exclude_generated(image_folder, names), mask_folder, masks, mask_suffix)
+
+
+def _pair(
+    image_folder: Path, names: Sequence[str], mask_folder: Path, masks: Sequence[str], mask_suffix: str | None
+) -> Pairs:
+    """The pairs of images and masks with these names below two folders."""
     images: dict[str, str] = {}
     for name in names:
         previous = images.setdefault(os.path.splitext(name)[0], name)
@@ -70,7 +81,12 @@ def pair_files(image_folder: Path, mask_folder: Path, mask_suffix: str | None = 
         # A JPEG beside a mask of its name is only a picture of it.
         if previous != name and extension.lower() not in (".jpg", ".jpeg"):
             raise ValueError(f"{mask_folder} holds both {previous} and {name}; keep one mask per image")
-    matches = match_names(list(images), list(files), mask_suffix, str(mask_folder))
+    # Patients have folders of their own, in which images and masks may lie in two more.
+    image_keys, mask_keys = ({_drop_role(name): name for name in found} for found in (images, files))
+    if not (image_folder == mask_folder and len(image_keys) == len(images) and len(mask_keys) == len(files)):
+        image_keys, mask_keys = ({name: name for name in found} for found in (images, files))
+    found = match_names(list(image_keys), list(mask_keys), mask_suffix, str(mask_folder))
+    matches = {image_keys[image]: mask_keys[mask] for image, mask in found.items()}
     matched_masks = set(matches.values())
     return Pairs(
         {sample: image_folder / name for sample, name in images.items()},
@@ -84,6 +100,64 @@ def images_and_masks(folder: Path, mask_suffix: str | None = None) -> tuple[list
     names = sorted(iter_files(folder, IMAGE_EXTENSIONS, recursive=False))
     pictures = [name for name in names if not is_array(name)]
     return separate_masks(pictures, mask_suffix) or separate_masks(names, mask_suffix)
+
+
+def has_patients(folder: Path, mask_suffix: str | None = None) -> bool:
+    """Whether there is a folder for each patient, slide or scene, with images and masks, and no image beside these.
+
+    In each, masks lie beside the images, `<patient>/a.png` and `<patient>/a_mask.png`, or both lie in folders,
+    `<patient>/images/a.png` and `<patient>/masks/a.png`. A few folders are looked at, most of which must be such.
+    """
+    names = subfolders(folder)
+    if len(names) < 2 or any(iter_files(folder, IMAGE_EXTENSIONS, recursive=False)):
+        return False
+    sampled = names[:: -(-len(names) // 10)]
+    return 2 * sum(_is_patient(folder / name, mask_suffix) for name in sampled) > len(sampled)
+
+
+def _is_patient(folder: Path, mask_suffix: str | None) -> bool:
+    images, masks = _list_patient(folder, mask_suffix)
+    image_stems, mask_stems = ([os.path.splitext(_basename(name))[0] for name in names] for names in (images, masks))
+    try:
+        return bool(masks and match_names(image_stems, mask_stems, mask_suffix))
+    except ValueError:  # several masks may be meant, which pairing reports
+        return True
+
+
+def _list_patient(folder: Path, mask_suffix: str | None) -> tuple[list[str], list[str]]:
+    """Images and masks of a patient's folder; no masks if none are recognised, or one image has several."""
+    if beside := images_and_masks(folder, mask_suffix):
+        return beside
+    inner = subfolders(folder)
+    masks = [name for name in inner if name.lower() in MASK_WORDS]
+    images = [name for name in inner if name.lower() in IMAGE_WORDS]
+    if len(images) == len(masks) == 1:
+        image_files = [f"{images[0]}/{name}" for name in sorted(iter_files(folder / images[0], IMAGE_EXTENSIONS))]
+        mask_files = [f"{masks[0]}/{name}" for name in sorted(iter_files(folder / masks[0], MASK_EXTENSIONS))]
+        return image_files, [] if len(image_files) == 1 < len(mask_files) else mask_files
+    files = sorted(iter_files(folder, IMAGE_EXTENSIONS))
+    return [name for name in files if not any(part.lower() in MASK_WORDS for part in name.split("/")[:-1])], []
+
+
+def _pair_patients(folder: Path, mask_suffix: str | None) -> Pairs:
+    images, masks = list[str](), list[str]()
+    for patient in subfolders(folder):
+        for names, found in zip((images, masks), _list_patient(folder / patient, mask_suffix), strict=True):
+            names += [f"{patient}/{name}" for name in found]
+    images, masks = ([name for name in names if not is_array(name)] or names for names in (images, masks))
+    pairs = _pair(folder, exclude_generated(folder, images), folder, masks, mask_suffix)
+    groups = {sample_id: sample_id.split("/")[0] for sample_id in pairs.images}
+    # Folders are numbered if they are patients; others may be kinds of images, which a split must not keep apart.
+    has_groups = len({*groups.values()}) > 1 and all(re.search(r"\d", group) for group in groups.values())
+    return replace(pairs, groups=groups) if has_groups else pairs
+
+
+def _drop_role(name: str) -> str:
+    """A path without the folder that says whether its file is an image or a mask, if that is the second one."""
+    patient, *inner = name.split("/")
+    if len(inner) > 1 and inner[0].lower() in IMAGE_WORDS | MASK_WORDS:
+        inner = inner[1:]
+    return "/".join([patient, *inner])
 
 
 def separate_masks(names: list[str], mask_suffix: str | None = None) -> tuple[list[str], list[str]] | None:
@@ -260,58 +334,3 @@ def _affix_rank(affix: tuple[str, str]) -> int:
     if not words:
         return 0
     return 3 if words & _OTHER_WORDS else 1 if words & MASK_WORDS else 2
-
-
-@dataclass(frozen=True)
-class ListedPairs:
-    """The content of a `pairs.csv`, keyed by split: pairs, and the group of each sample id if there are groups."""
-
-    pairs: dict[str, Pairs]
-    groups: dict[str, dict[str, str]]
-
-
-def read_pairs(root: Path) -> ListedPairs:
-    """Reads `pairs.csv`: columns `image`, `mask` and optionally `split` and `group`; paths are relative to its folder.
-
-    Raises a FileNotFoundError or ValueError that names the line.
-    """
-    path = root / PAIRS
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}. Save it as UTF-8.") from error
-    with io.StringIO(text, newline="") as file:
-        reader = csv.DictReader(file, delimiter=";" if ";" in text.split("\n")[0] else ",")
-        columns = [name.strip().lower() for name in reader.fieldnames or ()]
-        if missing := {"image", "mask"} - set(columns):
-            raise ValueError(
-                f"{path} has no column {' and '.join(sorted(missing))}. Its first line names the columns."
-            )
-        reader.fieldnames = columns
-        pairs: dict[str, Pairs] = {}
-        groups: dict[str, dict[str, str]] = {}
-        for row in reader:
-            line = f"{path}, line {reader.line_num}"
-            values = {name: (row.get(name) or "").strip().replace("\\", "/") for name in columns}
-            for name in set(columns) & {"image", "mask", "split", "group"}:
-                if not values[name]:
-                    raise ValueError(f"{line}: `{name}` is empty. Fill it in, or remove the line.")
-            for name in ("image", "mask"):
-                if not (root / values[name]).is_file():
-                    raise FileNotFoundError(f"{line}: {root / values[name]} does not exist. Correct the path.")
-            split = values.get("split", "train")
-            split_pairs = pairs.setdefault(split, Pairs({}, {}, []))
-            sample_id = os.path.splitext(values["image"])[0]
-            earlier = next((listed.images[sample_id] for listed in pairs.values() if sample_id in listed.images), None)
-            if earlier == root / values["image"]:
-                raise ValueError(f"{line}: {values['image']} is listed twice. Remove one line.")
-            if earlier is not None:
-                raise ValueError(
-                    f"{line}: {values['image']} and {earlier.name} have the same name without suffix. Rename one."
-                )
-            split_pairs.images[sample_id], split_pairs.masks[sample_id] = root / values["image"], root / values["mask"]
-            if "group" in values:
-                groups.setdefault(split, {})[sample_id] = values["group"]
-    if not pairs:
-        raise ValueError(f"{path} lists no image. Write one line per image.")
-    return ListedPairs(pairs, groups)

@@ -180,7 +180,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         sample_ids: The examples in use, in order.
         images: The paths of their images.
         splits: The splits that the data set has.
-        groups: What each sample belongs to, such as a slide, where `pairs.csv` says so.
+        groups: What each sample belongs to, such as a slide, where `pairs.csv` or a folder says so.
         summary: What was found, in a line.
 
     Raises:

@@ -10,7 +10,8 @@ from .folders import find_split_folders, is_mask_folder, unpacked_root
 from .generated_files import exclude_generated
 from .image_io import format_list, list_images
 from .layouts import find_layout, official_folders
-from .pairing import PAIRS, read_pairs, separate_masks
+from .listed_pairs import PAIRS, read_pairs
+from .pairing import separate_masks
 
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from ddep_hub.data.classes import read_class_table
 from ddep_hub.data.folders import DEFAULT_OPTIONS, FolderOptions, find_split_folders, subfolders
 from ddep_hub.data.image_io import IMAGE_EXTENSIONS, format_list, iter_files
 from ddep_hub.data.layouts import find_layout
-from ddep_hub.data.pairing import PAIRS
+from ddep_hub.data.listed_pairs import PAIRS
 
 from .coco import is_coco, read_coco, read_json, read_json_files
 from .label_studio import is_label_studio, read_label_studio

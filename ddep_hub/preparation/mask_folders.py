@@ -19,7 +19,8 @@ from ddep_hub.data.folders import (
 )
 from ddep_hub.data.image_io import format_list, iter_files
 from ddep_hub.data.layouts import find_layout, find_splits
-from ddep_hub.data.pairing import MASK_EXTENSIONS, PAIRS, Pairs, pair_files
+from ddep_hub.data.listed_pairs import PAIRS
+from ddep_hub.data.pairing import MASK_EXTENSIONS, Pairs, pair_files
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.splits import read_split_file
 
@@ -41,6 +42,7 @@ def read_folder(root: Path, table: ClassTable | None, options: FolderOptions = D
         groups = {name: group for split_groups in listed.groups.values() for name, group in split_groups.items()}
     elif layout == "folder":
         pairs = {split: pair_files(part.images, part.masks, options.mask_suffix) for split, part in folders.items()}
+        groups = {name: group for part in pairs.values() for name, group in part.groups.items()}
     splits = _listed_splits(folders.values())
     files = [
         (

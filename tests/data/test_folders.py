@@ -204,6 +204,74 @@ def test_folders_of_many_patients_are_looked_at_once(tmp_path, monkeypatch):
     assert len(folders.find_split_folders(root)["train"].images.parts) and len(calls) == 1
 
 
+# Images and masks of a patient's folder.
+PATIENTS = [("{}/t{}.png", "{}/t{}_mask.png"), ("{}/images/t{}.png", "{}/masks/t{}.png"), ("{}/t{}.jpg", "{}/t{}.png")]
+PATIENTS += [("{}/img/t{}.png", "{}/labels/t{}_seg.png")]
+
+
+def put_patients(root, pattern, patients, numbers=(1, 2)):
+    names = [[text.format(patient, number) for patient in patients for number in numbers] for text in pattern]
+    return put(root, *names)
+
+
+@pytest.mark.parametrize("pattern", PATIENTS)
+def test_a_folder_for_each_patient(tmp_path, pattern):
+    patients = [f"TCGA_{number}" for number in range(3)]
+    root = put_patients(tmp_path / "data", pattern, patients)
+    dataset = SegmentationFolder(root, "train")
+    assert available_splits(root) == ["train"] and list(values(dataset).values()) == [*range(1, 7)]
+    assert dataset.groups == {name: name.split("/")[0] for name in dataset.sample_ids}
+    assert len({*dataset.groups.values()}) == 3 and len(unlabelled_images(root)) == 6
+    # As an archive in a folder of its own, and in splits.
+    (tmp_path / "unpacked").mkdir()
+    root.rename(tmp_path / "unpacked" / "data")
+    assert len(values(SegmentationFolder(tmp_path / "unpacked", "train"))) == 6
+    split = put_patients(tmp_path / "splits", [f"train/{text}" for text in pattern], patients)
+    put_patients(split, [f"val/{text}" for text in pattern], ["TCGA_9", "TCGA_10"])
+    assert available_splits(split) == ["train", "val"]
+    assert list(values(SegmentationFolder(split, "train")).values()) == [*range(1, 7)]
+
+
+def test_kinds_of_images_are_not_kept_apart(tmp_path):
+    """As in BUSI."""
+    root = put_patients(tmp_path, PATIENTS[0], ["benign", "malignant", "normal"])
+    dataset = SegmentationFolder(root, "train")
+    assert len(dataset) == 6 and not dataset.groups
+
+
+def test_patients_without_masks_are_named(tmp_path):
+    root = put_patients(tmp_path, PATIENTS[1], ["p1", "p2", "p3"])
+    put(root, ["p4/images/t1.png"], [])
+    with pytest.raises(FileNotFoundError, match=r"1 of 7 images of .* have no mask in .*: p4/images/t1_mask\.png"):
+        SegmentationFolder(root, "train")
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        (["cat/a.jpg", "dog/b.jpg"], []),
+        (["cat/a.jpg", "cat/b.jpg", "dog/b.jpg", "cow/a.png"], ["cat/b_mask.png"]),
+        # The objects of an image, as in the Data Science Bowl 2018.
+        (["id1/images/id1.png", "id2/images/id2.png"], [f"id{n}/masks/{m}.png" for n in (1, 2) for m in ("f0", "e9")]),
+        (["id1/images/1.png", "id2/images/1.png"], [f"id{n}/masks/{m}.png" for n in (1, 2) for m in (1, 2)]),
+        (["p1/a.png", "p2/a.png", "a.png"], ["p1/a_mask.png", "p2/a_mask.png"]),
+    ],
+)
+def test_other_folders_are_no_patients(tmp_path, images, masks):
+    with pytest.raises(FileNotFoundError, match="no other layout is recognised"):
+        available_splits(put(tmp_path, images, masks, None))
+
+
+@pytest.mark.parametrize("folder", ["", "train/", "p1/"])
+def test_a_suffix_alone_tells_masks_from_images(tmp_path, folder):
+    """As ilastik names them."""
+    suffix = "_Simple Segmentation"
+    names = [f"{folder}{name}" for name in "ab"] + [f"p2/{name}" for name in "ab" if folder == "p1/"]
+    root = put(tmp_path, [f"{name}.tif" for name in names], [f"{name}{suffix}.tif" for name in names])
+    dataset = SegmentationFolder(root, "train", options=FolderOptions(mask_suffix=suffix))
+    assert list(values(dataset).values()) == [*range(1, len(names) + 1)]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

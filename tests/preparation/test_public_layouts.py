@@ -329,6 +329,18 @@ def test_pairs_that_are_listed_keep_their_groups(source, output):
     assert groups[0].isdisjoint(groups[1])
 
 
+@pytest.mark.parametrize("pattern", [("{}/{}.tif", "{}/{}_mask.tif"), ("{}/images/{}.png", "{}/masks/{}.png")])
+def test_patients_stay_in_one_split(source, output, pattern):
+    """As in LGG."""
+    names = [(f"TCGA_{patient}", f"slice{number}") for patient in range(5) for number in range(4)]
+    put_photos(source, *(pattern[0].format(*name) for name in names))
+    put(source, *(pattern[1].format(*name) for name in names))
+    assert "20 images, 2 classes" in prepare(source)
+    found = names_of(output)
+    assert {split: len(ids) for split, ids in found.items()} == {"train": 16, "val": 4}
+    assert len({name.split("/")[0] for name in found["val"]}) == 1
+
+
 def test_folders_that_are_called_manual_hold_photos(source):
     put_photos(source, "auto/a.jpg", "manual/b.jpg")
     assert unlabelled_images(source) == ["auto/a.jpg", "manual/b.jpg"]

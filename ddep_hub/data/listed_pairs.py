@@ -1,0 +1,67 @@
+"""Pairs of images and masks as `pairs.csv` lists them."""
+
+import csv
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from .pairing import Pairs
+
+
+PAIRS = "pairs.csv"
+
+
+@dataclass(frozen=True)
+class ListedPairs:
+    """The content of a `pairs.csv`, keyed by split: pairs, and the group of each sample id if there are groups."""
+
+    pairs: dict[str, Pairs]
+    groups: dict[str, dict[str, str]]
+
+
+def read_pairs(root: Path) -> ListedPairs:
+    """Reads `pairs.csv`: columns `image`, `mask` and optionally `split` and `group`; paths are relative to its folder.
+
+    Raises a FileNotFoundError or ValueError that names the line.
+    """
+    path = root / PAIRS
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}. Save it as UTF-8.") from error
+    with io.StringIO(text, newline="") as file:
+        reader = csv.DictReader(file, delimiter=";" if ";" in text.split("\n")[0] else ",")
+        columns = [name.strip().lower() for name in reader.fieldnames or ()]
+        if missing := {"image", "mask"} - set(columns):
+            raise ValueError(
+                f"{path} has no column {' and '.join(sorted(missing))}. Its first line names the columns."
+            )
+        reader.fieldnames = columns
+        pairs: dict[str, Pairs] = {}
+        groups: dict[str, dict[str, str]] = {}
+        for row in reader:
+            line = f"{path}, line {reader.line_num}"
+            values = {name: (row.get(name) or "").strip().replace("\\", "/") for name in columns}
+            for name in set(columns) & {"image", "mask", "split", "group"}:
+                if not values[name]:
+                    raise ValueError(f"{line}: `{name}` is empty. Fill it in, or remove the line.")
+            for name in ("image", "mask"):
+                if not (root / values[name]).is_file():
+                    raise FileNotFoundError(f"{line}: {root / values[name]} does not exist. Correct the path.")
+            split = values.get("split", "train")
+            split_pairs = pairs.setdefault(split, Pairs({}, {}, []))
+            sample_id = os.path.splitext(values["image"])[0]
+            earlier = next((listed.images[sample_id] for listed in pairs.values() if sample_id in listed.images), None)
+            if earlier == root / values["image"]:
+                raise ValueError(f"{line}: {values['image']} is listed twice. Remove one line.")
+            if earlier is not None:
+                raise ValueError(
+                    f"{line}: {values['image']} and {earlier.name} have the same name without suffix. Rename one."
+                )
+            split_pairs.images[sample_id], split_pairs.masks[sample_id] = root / values["image"], root / values["mask"]
+            if "group" in values:
+                groups.setdefault(split, {})[sample_id] = values["group"]
+    if not pairs:
+        raise ValueError(f"{path} lists no image. Write one line per image.")
+    return ListedPairs(pairs, groups)
