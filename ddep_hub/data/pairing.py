@@ -146,9 +146,10 @@ def _pair_patients(folder: Path, mask_suffix: str | None) -> Pairs:
             names += [f"{patient}/{name}" for name in found]
     images, masks = ([name for name in names if not is_array(name)] or names for names in (images, masks))
     pairs = _pair(folder, exclude_generated(folder, images), folder, masks, mask_suffix)
-    groups = {sample_id: sample_id.split("/")[0] for sample_id in pairs.images}
     # Folders are numbered if they are patients; others may be kinds of images, which a split must not keep apart.
-    has_groups = len({*groups.values()}) > 1 and all(re.search(r"\d", group) for group in groups.values())
+    patients = {name: name.split("/")[0] for name in pairs.images}
+    groups = {name: patient if re.search(r"\d", patient) else name for name, patient in patients.items()}
+    has_groups = any(group != name for name, group in groups.items()) and len({*groups.values()}) > 1
     return replace(pairs, groups=groups) if has_groups else pairs
 
 

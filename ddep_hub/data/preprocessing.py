@@ -186,9 +186,9 @@ def warn_about_scale(processor: Any, scale_range: Sequence[float] | None, height
     trained = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
     warn_once(
         "scale",
-        f"An image of {width}x{height} pixels is resized by a factor of {scale:.2f}, those of training by {trained}, "
-        f"so its objects have another size for the model. Set image_size={image_size}, and `window` for a large "
-        "image.",
+        f"An image of {width}x{height} pixels is resized by a factor of {scale:.2f}, those of training by {trained}. "
+        f"If its objects have as many pixels as in training, set image_size={image_size}, and `window` for a large "
+        "image; if it shows the same view with more or fewer pixels, this is right.",
     )
 
 

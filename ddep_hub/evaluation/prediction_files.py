@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import logging
 import os
 import string
 import threading
@@ -35,6 +36,8 @@ from ddep_hub.utils.files import explain_write_errors, path_below
 from .georeferencing import Georeference, is_auxiliary_file, to_auxiliary_file
 from .visualization import draw_legend, overlay, to_rgb_image
 
+
+logger = logging.getLogger(__name__)
 
 TIMEOUT = 60  # seconds
 MAX_NAME_LENGTH = 255  # bytes of a file name on most file systems
@@ -253,8 +256,10 @@ def _save_georeference(georeference: Georeference | None, mask: Path) -> None:
     path = mask.with_name(f"{mask.name}.aux.xml")
     if len(os.fsencode(path.name)) > MAX_NAME_LENGTH:
         return
-    if path.exists() and not is_auxiliary_file(path):
-        return  # statistics that GDAL has computed, say
+    if path.exists() and not is_auxiliary_file(path):  # statistics that GDAL has computed, say
+        if georeference is not None:
+            logger.warning("%s is another program's, so the mask gets no place. Remove the file first.", path)
+        return
     if georeference is None:
         path.unlink(missing_ok=True)
         return

@@ -34,7 +34,7 @@ RANDOM_DECODER, DDEP_METHOD, MASKED_METHOD = "random decoder", "DDeP on your ima
 CONSISTENCY_METHOD = "consistency on your images"
 # How the methods that pretrain corrupt images.
 CORRUPTIONS = {DDEP_METHOD: "scaled", MASKED_METHOD: "masked"}
-CONSISTENCY = {"consistency_weight": 1.0, "model_ema_decay": 0.99}
+CONSISTENCY = {"consistency_weight": 1.0}
 STEPS = "steps.json"
 # With fewer steps than this, a comparison says little about longer runs.
 MIN_RELIABLE_STEPS = 300
@@ -61,6 +61,8 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
     settings = build_arguments(FinetuneArguments, {**shared, "data": args.data})
     steps = steps or Steps(settings.max_steps, settings.pretraining_steps)
     shared["max_steps"] = steps.finetuning
+    if args.unlabelled:  # consistency needs averaged weights, so all methods have them
+        shared["model_ema_decay"] = settings.model_ema_decay or 0.99
     training, _ = open_train_and_val(settings)
     num_images = len(training)
     labels = args.labels or sorted({min(num_images, count) for count in DEFAULT_LABELS})

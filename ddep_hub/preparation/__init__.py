@@ -132,13 +132,14 @@ def prepare(
     # Arrays only count as images if there are no others, so tiles must be arrays too.
     as_arrays = any(isinstance(example.image, Path) and is_array(example.image) for example in dataset.examples)
     with atomic_dir(output) as folder:
-        written_files = []
+        written_files, sides = [], set[int]()
         for split, examples in splits.items():
             for name, image, mask, nodata in _iter_images(examples, tile, overlap, parts.get(split, (0.0, 1.0))):
                 if ignored != dataset.classes.ignore_index:
                     mask = np.where(mask == ignored, dataset.classes.ignore_index, mask)
                 file = _write_example(folder, split, name, image, mask, as_arrays, nodata)
                 statistics[split].update(mask)
+                sides.add(min(mask.shape))
                 written_files.append((split, name, file))
         write_class_table(dataset.classes, folder / "classes.json")
         shown = [written_files[index] for index in evenly_spaced(len(written_files), NUM_PREVIEWS)]
@@ -175,7 +176,8 @@ def prepare(
     if len(splits) > 1 and not {"train", "val"} <= splits.keys():
         train = "train" if "train" in splits else next(iter(splits))
         names = f" --train_split {train} --eval_split {next(split for split in splits if split != train)}"
-    size = "" if tile is None else f" --image_size {tile}"  # or a preset would scale the tiles, but not the scene
+    # Or a preset would scale the tiles, but not the scene.
+    size = f" --image_size {tile}" if tile is not None and sides == {tile} else ""
     lines.append(f"Look at {output / 'preview.png'} before training: ddep-hub finetune --data {output}{names}{size}")
     return "\n".join(lines)
 

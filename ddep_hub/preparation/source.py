@@ -1,5 +1,6 @@
 """What every source of labelled images is read into."""
 
+import functools
 import itertools
 import math
 import os
@@ -123,7 +124,7 @@ class ImageFinder:
         if len(matches) > 1:
             # The longest common end of the paths decides.
             common_ends = [
-                _count_common_parts(path.lower().split("/"), [part.lower() for part in match.parts])
+                count_common_parts(path.lower().split("/"), [part.lower() for part in match.parts])
                 for match in matches
             ]
             best_matches = [match for match, end in zip(matches, common_ends, strict=True) if end == max(common_ends)]
@@ -166,7 +167,8 @@ def _upload_name(name: str) -> str:
     return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_")).lower()
 
 
-def _count_common_parts(first: Sequence[str], second: Sequence[str]) -> int:
+def count_common_parts(first: Sequence[str], second: Sequence[str]) -> int:
+    """How many parts two paths have in common at their ends."""
     pairs = zip(reversed(first), reversed(second), strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
@@ -334,14 +336,18 @@ class ObjectAnnotations:
     """
 
     def __init__(self, root: Path, *, may_be_empty: bool = False) -> None:
-        self.root = root
-        self.finder = ImageFinder(root, may_be_empty=may_be_empty)
+        self.root, self._may_be_empty = root, may_be_empty
         self.names: dict[str, int] = {}
         self.examples: list[Example] = []
         self.dropped = Counter[str]()
         self.notes: list[str] = []
         self.num_shapes = self.num_empty = 0
         self._sources: dict[Path, str] = {}
+
+    @functools.cached_property
+    def finder(self) -> ImageFinder:
+        """Finds the images; made where it is needed, as it lists all files."""
+        return ImageFinder(self.root, may_be_empty=self._may_be_empty)
 
     def class_id(self, name: str) -> int:
         """The class of a name, from 1 on, in the order of appearance; LabelMe's names for background and no class."""
@@ -380,7 +386,7 @@ class ObjectAnnotations:
 
     def build_source(self, kind: str) -> Source:
         """The [`Source`] of all that was added; raises a ValueError if that is nothing."""
-        notes = self.finder.notes() + self.notes
+        notes = (self.finder.notes() if "finder" in vars(self) else []) + self.notes
         if not self.examples:
             raise ValueError(f"{self.root}: no annotated image is left to use. {'; '.join(notes)}")
         if self.dropped:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ddep_hub.data.folders import canonical_split, is_mask_folder
+from ddep_hub.data.folders import canonical_split, is_mask_folder, subfolders
 from ddep_hub.data.image_io import IMAGE_EXTENSIONS, format_list, iter_files
+from ddep_hub.data.pairing import separate_masks
 
 from .image_files import image_size, read_image_file
 from .source import (
@@ -22,6 +23,7 @@ from .source import (
     ObjectAnnotations,
     Shape,
     Source,
+    count_common_parts,
     example_name,
     folder_split,
     import_pycocotools,
@@ -42,32 +44,37 @@ def read_yolo(root: Path, *, is_named: bool = False) -> Source | None:
     ValueError if a line is malformed, or if none holds a polygon.
     """
     label_files = [root / name for name in iter_files(root, (".txt",)) if _LABEL_DIR in Path(name).parts[:-1]]
-    if not label_files or not (is_named or _looks_like_yolo(root, label_files)):
+    names = _list_images(root)
+    if not label_files or not (is_named or _looks_like_yolo(root, names, label_files)):
         return None
     import_pycocotools()
-    config_file, config = _read_config(root)
+    inner = subfolders(root)
+    if len(inner) == 1 and inner[0] not in (_IMAGE_DIR, _LABEL_DIR) and not (root / "classes.txt").is_file():
+        root = root if _find_config(root) else root / inner[0]  # an archive unpacked into its own folder
+    names = _list_images(root)
+    config_file, config = _find_config(root) or (None, {})
     collector = ObjectAnnotations(root)
-    names = _class_names(root, config)
-    for name in names.values():
-        collector.class_id(name)
-    splits = _listed_splits(root, config_file, config)
+    class_names = _class_names(root, config_file, config)
+    for class_name in class_names.values():
+        collector.class_id(class_name)
+    if not class_names:
+        collector.notes.append("no YAML file and no classes.txt names the classes: they are named after their numbers")
+    splits, has_lists = _config_splits(root, names, config_file, config)
     unused, unlabelled, num_unlisted = set(label_files), list[str](), 0
-    for relative in sorted(iter_files(root, IMAGE_EXTENSIONS)):
-        image = root / relative
-        if any(map(is_mask_folder, Path(relative).parts[:-1])):
-            continue
+    for name in names:
+        image = root / name
         labels = _label_file(image, root)
         unused.discard(labels)
-        split = folder_split(image, root) or splits.get(image.name.lower())
-        if splits and split is None:
+        split = splits.get(name) or folder_split(image, root)
+        if has_lists and split is None:
             num_unlisted += 1
             continue
         shapes = []
         if labels.is_file():
-            shapes = list(_iter_shapes(labels, names, collector))
+            shapes = list(_iter_shapes(labels, class_names, collector))
             collector.count(shapes)
         else:
-            unlabelled.append(relative)
+            unlabelled.append(name)
         mask = partial(_draw, image, shapes)
         collector.examples.append(Example(example_name(image, root), image, mask, split))
     if not collector.num_shapes and (num_boxes := collector.dropped["box"]):
@@ -86,10 +93,22 @@ def read_yolo(root: Path, *, is_named: bool = False) -> Source | None:
     return collector.build_source("YOLO segmentation")
 
 
-def _looks_like_yolo(root: Path, label_files: list[Path]) -> bool:
-    """Whether a label file starts with a class and numbers, and no folder holds masks."""
-    has_masks = any(any(map(is_mask_folder, Path(name).parts[:-1])) for name in iter_files(root, IMAGE_EXTENSIONS))
-    if has_masks:
+def _list_images(root: Path) -> list[str]:
+    """The images, by their paths: those in folders `images`, if there are any, and not what training has drawn."""
+    names = [
+        name
+        for name in sorted(iter_files(root, IMAGE_EXTENSIONS))
+        if not any(map(is_mask_folder, Path(name).parts[:-1]))
+    ]
+    return [name for name in names if _IMAGE_DIR in Path(name).parts[:-1]] or names
+
+
+def _looks_like_yolo(root: Path, images: list[str], label_files: list[Path]) -> bool:
+    """Whether a label file starts with a class and numbers, and there are no masks in folders or beside the images."""
+    has_mask_folders = any(
+        any(map(is_mask_folder, Path(name).parts[:-1])) for name in iter_files(root, IMAGE_EXTENSIONS)
+    )
+    if has_mask_folders or separate_masks([Path(name).name for name in images]):
         return False
     for path in label_files:
         words = path.read_text(encoding="utf-8-sig", errors="replace").split(maxsplit=_BOX_LENGTH + 1)
@@ -115,43 +134,79 @@ def _label_file(image: Path, root: Path) -> Path:
     return image.parent / _LABEL_DIR / f"{image.stem}.txt"
 
 
-def _read_config(root: Path) -> tuple[Path | None, dict[str, Any]]:
+def _find_config(root: Path) -> tuple[Path, dict[str, Any]] | None:
     """The YAML file that describes the data set, the one with `names`, and its content."""
+    invalid = None
     for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]):
         try:
             # Plain texts: `no` is a name, not false.
             content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}. Correct it.") from error
+            invalid = f"{path} is not valid YAML: {' '.join(str(error).split())}. Correct it."
+            continue
         if isinstance(content, dict) and content.get("names"):
             return path, content
-    return None, {}
+    if invalid:
+        raise ValueError(invalid)
+    return None
 
 
-def _class_names(root: Path, config: dict[str, Any]) -> dict[int, str]:
+def _class_names(root: Path, config_file: Path | None, config: dict[str, Any]) -> dict[int, str]:
     """Class names by their numbers, from the YAML file or from `classes.txt`."""
     names = config.get("names")
     if names is None and (root / "classes.txt").is_file():  # Label Studio writes it
         names = (root / "classes.txt").read_text(encoding="utf-8-sig").splitlines()
     entries = names.items() if isinstance(names, dict) else enumerate(names or [])
-    return {int(number): str(name) for number, name in entries if str(name).strip()}
+    try:
+        return {int(number): str(name) for number, name in entries if str(name).strip()}
+    except ValueError:
+        raise ValueError(f"{config_file}: names must be a list, or lines such as `0: cell`. Correct it.") from None
 
 
-def _listed_splits(root: Path, config_file: Path | None, config: dict[str, Any]) -> dict[str, str]:
-    """The split of each image file name, from the text files that the YAML file names; empty if it names folders."""
-    splits: dict[str, str] = {}
+def _config_splits(
+    root: Path, names: list[str], config_file: Path | None, config: dict[str, Any]
+) -> tuple[dict[str, str], bool]:
+    """The split of each image that the YAML file's folders and lists of images tell, and whether it has lists.
+
+    Paths there are often of another machine, so the longest common part decides.
+    """
+    by_file: dict[str, list[str]] = {}
+    for name in names:
+        by_file.setdefault(Path(name).name, []).append(name)
+    best: dict[str, tuple[int, str | None]] = {}
+
+    def note(name: str, length: int, split: str) -> None:
+        longest, other = best.get(name, (0, None))
+        if length > longest or (length == longest and split != other):
+            best[name] = (length, split if length > longest else None)
+
+    has_lists = False
     for key, value in config.items():
         split = canonical_split(str(key))
-        for entry in value if isinstance(value, list) else [value]:
-            if split is None or config_file is None or not str(entry).endswith(".txt"):
+        for entry in [] if split is None else value if isinstance(value, list) else [value]:
+            if not str(entry).endswith(".txt"):
+                folder = _parts(entry)
+                for name in names:
+                    parts = _parts(name)[:-1]
+                    lengths = range(1, min(len(parts), len(folder)) + 1)
+                    if length := max((n for n in lengths if parts[:n] == folder[-n:]), default=0):
+                        note(name, length, str(split))
                 continue
-            path = root / Path(str(entry)).name  # paths in the YAML file are often of another machine
-            if not path.is_file():
+            has_lists = True
+            paths = [root / config.get("path", "") / entry, root / entry, root / Path(entry).name]
+            path = next((path for path in paths if path.is_file()), None)
+            if path is None:
                 raise FileNotFoundError(f"{config_file}: {key} names {entry}, which is not in {root}. Put it there.")
-            for line in path.read_text(encoding="utf-8-sig").splitlines():
-                if line.strip():
-                    splits[line.strip().replace("\\", "/").rsplit("/", 1)[-1].lower()] = split
-    return splits
+            for line in filter(None, map(_parts, path.read_text(encoding="utf-8-sig").splitlines())):
+                common = {name: count_common_parts(line, name.split("/")) for name in by_file.get(line[-1], [])}
+                for name, length in common.items():
+                    if length == max(common.values()):
+                        note(name, length, str(split))
+    return {name: split for name, (_, split) in best.items() if split}, has_lists
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in str(path).strip().replace("\\", "/").split("/") if part not in ("", ".", "..")]
 
 
 def _iter_shapes(path: Path, names: dict[int, str], collector: ObjectAnnotations) -> Iterator[Shape]:

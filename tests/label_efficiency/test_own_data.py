@@ -56,6 +56,9 @@ def test_all_decoders_that_fit_are_compared_on_equal_terms(data, tmp_path):
     assert runs[0].decoder_hidden_sizes == [192, 96, 64, 32, 16]  # as the shipped decoders
     assert [run.pretrained for run in runs] == [None, *shipped, None, None, None]
     assert [run.consistency_weight for run in runs] == [0] * (len(runs) - 1) + [1]
+    small = own_data_study(arguments(data, tmp_path, unlabelled=[str(data / "unlabelled")]))
+    runs_of_small = [small.finetune_arguments(method, "1", 0, tmp_path, None) for method in small.methods]
+    assert {run.model_ema_decay for run in runs_of_small} == {0.99}  # for all, as consistency needs it
     assert (runs[-1].unlabelled, runs[-1].pretraining_steps) == ([str(data / "unlabelled")], 0)
     assert runs[-1].decoder_hidden_sizes == runs[0].decoder_hidden_sizes
     pretraining, masking = (found.pretrain_arguments(method, tmp_path) for method in found.methods[-3:-1])
@@ -112,10 +115,6 @@ def test_a_comparison_and_what_it_leaves(data, tmp_path, capsys):
         **vars(arguments(data, tmp_path, methods=[RANDOM_DECODER, MASKED_METHOD], **options))
     )  # nothing to do
     assert (tmp_path / "results.csv").read_bytes() == before
-    fields = {**options, "labels": [4], "unlabelled": [str(data / "images" / "val")], "report_only": True}
-    (tmp_path / "data.json").unlink()
-    compare(arguments(data, tmp_path, methods=[RANDOM_DECODER], **{**fields, "minutes": None}))
-    assert "unlabelled: 2 of its images are validation images" in (tmp_path / "report.md").read_text()
     (tmp_path / "report.md").unlink()  # made again, without the minutes that the steps follow from
     fields = {name: value for name, value in options.items() if name != "minutes"}
     compare(arguments(data, tmp_path, methods=[RANDOM_DECODER, MASKED_METHOD], report_only=True, **fields))
@@ -126,6 +125,13 @@ def test_a_comparison_and_what_it_leaves(data, tmp_path, capsys):
     assert {(row["method"], row["fraction"]): row["mean_iou"] for row in again} == {
         (name, part): row.mean_iou for (name, part, _), row in rows.items()
     }
+
+
+def test_validation_images_among_the_unlabelled_ones_are_told_in_the_report(data, tmp_path):
+    tmp_path.joinpath("steps.json").write_text(json.dumps({"finetuning": 1, "pretraining": 1}))
+    options = {"labels": [4], "seeds": 1, "crop_size": 32, "image_size": 48, "methods": [RANDOM_DECODER]}
+    compare(arguments(data, tmp_path, unlabelled=[str(data / "images" / "val")], **options))
+    assert "unlabelled: 2 of its images are validation images" in (tmp_path / "report.md").read_text()
 
 
 def test_minutes_shorten_all_runs_alike(data, tmp_path, monkeypatch, capsys):
@@ -224,7 +230,7 @@ def test_advice():
     assert "image_mean" not in other and "a.json" not in other
     assert recommend(rows(random=[50, 52, 51], consistency=[54, 56.1, 55]), settings).startswith(
         "Use consistency on your images (`--preset few-labels --unlabelled ... --pretraining_steps 0 "
-        "--consistency_weight 1.0 --model_ema_decay 0.99 --decoder_hidden_sizes 8 4`): +4.0 points"
+        "--consistency_weight 1.0 --decoder_hidden_sizes 8 4`): +4.0 points"
     )
     shipped = recommend(rows(random=[50, 52, 51], other=[54, 56.1, 55]), {**settings, **own})
     assert "--image_size 80 --pretrained other`" in shipped and "resnet18" not in shipped

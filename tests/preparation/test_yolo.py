@@ -133,3 +133,55 @@ def test_masks_come_first(tmp_path):
     assert "YOLO segmentation" in ddep_hub.prepare(root, tmp_path / "named", format="yolo")
     with pytest.raises(ValueError, match="is not in the format yolo: it holds"):
         ddep_hub.prepare(root / "images", tmp_path / "other", format="yolo")
+
+
+@pytest.mark.parametrize("entry", ["images/{}2017", "../images/{}2017", "/home/me/data/images/{}2017"])
+def test_folders_that_the_yaml_file_names(entry, tmp_path):
+    """As in COCO; the split would be none of the folder's name."""
+    for split, names in (("train", NAMES[:3]), ("val", NAMES[3:])):
+        put_images(tmp_path / "source" / "images" / f"{split}2017", names)
+        put_labels(tmp_path / "source" / "labels" / f"{split}2017", names)
+    lines = [f"{split}: {entry.format(split)}" for split in ("train", "val")]
+    (tmp_path / "source" / "data.yaml").write_text("\n".join([*lines, "names: [large, small]"]))
+    assert "3 images in train, 2 images in val" in check(tmp_path / "source", tmp_path)
+
+
+def test_lists_tell_images_of_one_name_apart(tmp_path):
+    source = tmp_path / "source"
+    for folder in "abc":
+        put_images(source / "images" / folder, ["0"])
+        put_labels(source / "labels" / folder, ["0"])
+    (source / "lists").mkdir()
+    (source / "lists" / "train.txt").write_text("./images/a/0.png\n")
+    (source / "lists" / "val.txt").write_text("/elsewhere/images/b/0.png\n")
+    (source / "data.yaml").write_text("train: lists/train.txt\nval: lists/val.txt\nnames: [large, small]")
+    text = ddep_hub.prepare(source, tmp_path / "output")
+    assert "1 image that no list of" in text
+    written = (tmp_path / "output" / "images").rglob("*.png")
+    assert sorted(path.relative_to(tmp_path / "output" / "images").as_posix() for path in written) == [
+        "train/a/0.png",
+        "val/b/0.png",
+    ]
+
+
+def test_what_lies_around_the_images(tmp_path, caplog):
+    """An archive in a folder of its own, other YAML files, and what Ultralytics draws while it trains."""
+    inner = tmp_path / "source" / "export"
+    put_images(inner / "images")
+    put_labels(inner / "labels")
+    put_images(inner / "runs" / "segment" / "train", ["val_batch0_pred"])
+    (inner / "another.yaml").write_text("key: [unclosed")
+    (inner / "data.yaml").write_text("names: {0: large, 1: small}")
+    assert "5 images, 3 classes" in check(tmp_path / "source", tmp_path)
+    assert "not images" not in caplog.text  # the labels are no other files
+    (inner / "data.yaml").write_text("names: {large: 0}")
+    with pytest.raises(ValueError, match=r"data.yaml: names must be a list, or lines such as `0: cell`"):
+        ddep_hub.prepare(tmp_path / "source", tmp_path / "other")
+
+
+def test_masks_beside_the_images_come_first(tmp_path):
+    put_images(tmp_path / "source" / "images", "ab")
+    put_labels(tmp_path / "source" / "labels", "ab")
+    for name in "ab":
+        Image.fromarray(TRUTH).save(tmp_path / "source" / "images" / f"{name}_mask.png")
+    assert "masks with the values 0, 1, 2" in ddep_hub.prepare(tmp_path / "source", tmp_path / "output")
