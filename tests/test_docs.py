@@ -269,6 +269,20 @@ def test_the_scores_of_masked_patches_on_camvid_are_those_of_the_csv():
     assert f"({mean:+.1f}, {mean - half:+.1f} to {mean + half:+.1f})" in read(ROOT / "docs" / "does-it-pay.md")
 
 
+def test_the_scores_of_longer_pretraining_with_whole_sections_are_those_of_the_csv():
+    text = " ".join(read(ROOT / "docs" / "results.md").split()).replace(" and ", ", ")
+    for labels in ("1", "2"):
+        scores: dict[bool, list[str]] = {True: [], False: []}
+        with (ROOT / "benchmarks" / "results" / "masked_whole_sections.csv").open() as file:
+            for row in csv.DictReader(file):
+                if row["labels"] == labels:
+                    scores["--pretrained" in row["options"]].append(row["mean_iou"])
+        gains = [float(after) - float(before) for after, before in zip(*scores.values(), strict=True)]
+        mean, half = statistics.mean(gains), 4.303 * statistics.stdev(gains) / 3**0.5
+        assert all(", ".join(values) in text for values in scores.values())
+        assert f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})" in text
+
+
 def test_the_scores_of_consistency_on_camvid_are_those_of_the_csv():
     scores: dict[bool, dict[str, str]] = {False: {}, True: {}}
     with (ROOT / "benchmarks" / "results" / "camvid_consistency.csv").open() as file:
