@@ -28,7 +28,7 @@ $(firstword $(QUICKSTART))/config.json: | $(VENV)/.installed
 	@echo "There is no fine-tuned model yet: running the quickstart with the shipped decoder first, which takes minutes."
 	$(MAKE) quickstart PRETRAINED=1 DATA= IMAGES=
 
-benchmark: $(VENV)/.installed  ## measure the speed against peers in 15 to 20 minutes, write docs/performance.md
+benchmark: $(VENV)/.installed  ## measure the speed against peers in 10 to 20 minutes, write docs/performance.md
 	$(BIN)/python -m pip install --quiet "opencv-python-headless>=4.10"
 	for name in ddep_step finetuning_step pretraining_job prediction metrics loading start growth report; do \
 	  $(BIN)/python benchmarks/speed/$$name.py || exit 1; \

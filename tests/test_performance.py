@@ -66,7 +66,7 @@ def test_the_page_is_what_the_files_say(speed):
     _, report = speed
     assert report.PAGE.read_text() == report.page()
     folders = report.complete_folders()
-    assert {"amx", "avx2"} <= {folder.name for folder in folders}
+    assert {"amx", "avx2", "avx512"} <= {folder.name for folder in folders}
     for folder in folders:
         reasons = report.missed(report.read_rows(folder)).split("\n- ")
         assert all(len(reason.split("**")[2].strip()) > 20 for reason in reasons), (

@@ -9,7 +9,7 @@ with its own lower bound. Each row gives the median ratio over rounds that alter
 with the quartiles: above 1, this package is faster. For memory, the ratio is the peer's peak divided by this
 package's. [The floor of a step](#the-floor-of-a-step) explains the *share of the matrix rate*.
 
-`make benchmark` repeats all measurements in 15 to 20 minutes on two cores, writes the CSV files of this kind of CPU in
+`make benchmark` repeats all measurements in 10 to 20 minutes on two cores, writes the CSV files of this kind of CPU in
 `benchmarks/speed/results/` and this page, and marks rows that fell by more than 10 %.
 
 Where a CPU has AMX or AVX512_BF16, `--mixed_precision auto` trains in bf16, so steps are given in both formats; peers
@@ -22,8 +22,8 @@ NOTES = {
         "large matrices that already run at the device's rate."
     ),
     ("share of the matrix rate", "bf16"): (
-        "Matrix products are three times as fast as in float32, but norms, activations, resampling and the loss move "
-        "as many values as before and become the bottleneck."
+        "Matrix products are two to three times as fast as in float32, but norms, activations, resampling and the "
+        "loss move as many values as before and become the bottleneck."
     ),
     ("memory of a DDeP step",): (
         "The decoder's blocks at full and half resolution hold most of the values that a step stores, and a DeP step "
@@ -90,6 +90,7 @@ the change before it; single runs):
 | the frozen encoder's BatchNorms are folded into its convolutions | 1.02 to 1.15 |
 | malloc keeps freed memory, so that the system does not clear it again in each step | 1.06 to 1.3 |
 | bf16 on CPUs with AMX | 2 to 2.5 |
+| bf16 on CPUs with AVX512_BF16 (AMD EPYC) | 1.6 to 2 |
 
 In fine-tuning, the encoder needs gradients too. In bf16, depthwise convolutions have no fast gradient kernels for 5x5
 and larger weights, nor for strided inputs. Larger kernels are therefore covered with 3x3 ones, and gradients of
