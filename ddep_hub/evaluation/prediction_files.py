@@ -258,7 +258,7 @@ def _save_georeference(georeference: Georeference | None, mask: Path) -> None:
         return
     if path.exists() and not is_auxiliary_file(path):  # statistics that GDAL has computed, say
         if georeference is not None:
-            logger.warning("%s is another program's, so the mask gets no place. Remove the file first.", path)
+            logger.warning("%s: another program wrote it, so the mask has no georeference. Remove it first.", path)
         return
     if georeference is None:
         path.unlink(missing_ok=True)
