@@ -47,8 +47,10 @@ def start(*command: str, **environment: str) -> subprocess.Popen[str]:
 # test sets: torch, torchvision and scipy, two thirds of what a process of ours loads. The rest finds nothing of it
 # loaded, and reads its own variables.
 _SERVER = """
-import gc, json, os, runpy, sys
-import scipy.optimize, torch, torchvision.transforms.v2
+import contextlib, gc, json, os, runpy, sys
+import torch, torchvision.transforms.v2
+with contextlib.suppress(ImportError):  # the oldest environment has none
+    import scipy.optimize
 own = {"ddep_hub", "transformers", "timm", "huggingface_hub", "accelerate", "datasets"}
 assert own.isdisjoint(sys.modules)
 for line in iter(sys.stdin.readline, ""):
