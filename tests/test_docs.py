@@ -172,10 +172,10 @@ def rows_of(name: str) -> dict[tuple[str, str], list[float]]:
     return result
 
 
-def interval_of_five(gains: list[float]) -> tuple[float, float]:
-    """Mean of five differences, and half of its 95 % t interval."""
-    assert len(gains) == 5
-    return statistics.mean(gains), 2.776445 * statistics.stdev(gains) / 5**0.5
+def interval(gains: list[float]) -> tuple[float, float]:
+    """Mean of three or five differences, and half of its 95 % t interval."""
+    quantile = {3: 4.302653, 5: 2.776445}[len(gains)]
+    return statistics.mean(gains), quantile * statistics.stdev(gains) / len(gains) ** 0.5
 
 
 def test_the_scores_of_camvid_are_those_of_the_csv():
@@ -247,10 +247,10 @@ def test_the_gain_of_larger_patches_is_that_of_the_csv():
                 scores.setdefault(name, {})[row["seed"]] = float(row["mean_iou"])
     larger = scores["runs/patches_32/final"]
     text = " ".join(read(ROOT / "docs" / "results.md").split())
-    mean, half = interval_of_five([larger[seed] - scores["random"][seed] for seed in "56789"])
+    mean, half = interval([larger[seed] - scores["random"][seed] for seed in "56789"])
     assert f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f}) over the random decoder, ahead with each" in text
     others = scores["runs/ddep-em-lite0-masked-nc/final"]
-    mean, half = interval_of_five([others[seed] - larger[seed] for seed in "56789"])
+    mean, half = interval([others[seed] - larger[seed] for seed in "56789"])
     assert f"{mean:.1f} ({mean - half:+.1f} to {mean + half:+.1f}) behind `ddep-em-lite0-masked-nc`" in text
 
 
@@ -261,7 +261,7 @@ def test_the_scores_of_masked_patches_on_camvid_are_those_of_the_csv():
             scores["--pretrained" in row["options"]][row["seed"]] = row["mean_iou"]
     random, masked = ([values[seed] for seed in "01234"] for values in scores.values())
     gains = [float(after) - float(before) for before, after in zip(random, masked, strict=True)]
-    mean, half = interval_of_five(gains)
+    mean, half = interval(gains)
     text = " ".join(read(ROOT / "docs" / "results.md").split()).replace(" and ", ", ")
     for values in (random, masked):
         assert ", ".join(values) in text
@@ -278,7 +278,7 @@ def test_the_scores_of_longer_pretraining_with_whole_sections_are_those_of_the_c
                 if row["labels"] == labels:
                     scores["--pretrained" in row["options"]].append(row["mean_iou"])
         gains = [float(after) - float(before) for after, before in zip(*scores.values(), strict=True)]
-        mean, half = statistics.mean(gains), 4.303 * statistics.stdev(gains) / 3**0.5
+        mean, half = interval(gains)
         assert all(", ".join(values) in text for values in scores.values())
         assert f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})" in text
 
@@ -290,10 +290,7 @@ def test_the_scores_of_consistency_on_camvid_are_those_of_the_csv():
             scores["--consistency_weight 1" in row["options"]][row["seed"]] = row["mean_iou"]
     alone, consistent = ([values[seed] for seed in "012"] for values in scores.values())
     gains = [float(after) - float(before) for before, after in zip(alone, consistent, strict=True)]
-    mean, half = (
-        statistics.mean(gains),
-        4.303 * statistics.stdev(gains) / 3**0.5,
-    )  # Student's t, two degrees of freedom
+    mean, half = interval(gains)
     text = " ".join(read(ROOT / "docs" / "results.md").split()).replace(" and ", ", ")
     for values in (alone, consistent):
         assert ", ".join(values) in text
@@ -311,7 +308,7 @@ def test_the_scores_of_joint_denoising_are_those_of_the_csv():
     random = {row["seed"]: row["mean_iou"] for row in alone if "--pretrained" not in row["options"]}
     masked = {row["seed"]: row["mean_iou"] for row in alone if "ddep-em-lite0-masked-nc" in row["options"]}
     gains = [float(joint[seed]) - float(random[seed]) for seed in seeds]
-    mean, half = interval_of_five(gains)
+    mean, half = interval(gains)
     text = " ".join(read(ROOT / "docs" / "results.md").split()).replace(" and ", ", ")
     for scores in (joint, random):
         assert ", ".join(scores[seed] for seed in seeds) in text

@@ -1,6 +1,5 @@
 """What mask files hold: values or colours, in the pixels or in the alpha channel."""
 
-import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ddep_hub.data.classes import ClassTable, Color
-from ddep_hub.data.image_io import BadFileError, DecodedImage, is_tiff, open_image
+from ddep_hub.data.image_io import BadFileError, DecodedImage, open_image
 from ddep_hub.data.mask_inspection import (
     IGNORED,
     colors_look_smoothed,
@@ -29,7 +28,7 @@ from ddep_hub.data.masks import (
     mask_colors,
     replace_values,
 )
-from ddep_hub.tiff import read_nodata
+from ddep_hub.tiff import read_nodata_tag
 
 from .image_files import read_image_file
 
@@ -152,13 +151,8 @@ class MaskReader:
 
 def _read_nodata(path: Path) -> list[int]:
     """The value of pixels without data that a TIFF of labels states, if it is a whole number and not 0."""
-    if not is_tiff(path):
-        return []
-    with contextlib.suppress(BadFileError), open_image(path, "mask") as picture:  # errors are reported by reading it
-        value = read_nodata(picture)
-        if value is not None and value.is_integer() and value:  # infinity and NaN are not
-            return [int(value)]
-    return []
+    value = read_nodata_tag(path)
+    return [int(value)] if value and value.is_integer() else []  # infinity and NaN are not
 
 
 def object_pixels(path: Path, page: int | None) -> np.ndarray:

@@ -49,9 +49,10 @@ def read_yolo(root: Path, *, is_named: bool = False) -> Source | None:
         return None
     import_pycocotools()
     inner = subfolders(root)
-    if len(inner) == 1 and inner[0] not in (_IMAGE_DIR, _LABEL_DIR) and not (root / "classes.txt").is_file():
-        root = root if _find_config(root) else root / inner[0]  # an archive unpacked into its own folder
-    names = _list_images(root)
+    is_described = (root / "classes.txt").is_file() or _find_config(root) is not None
+    if len(inner) == 1 and inner[0] not in (_IMAGE_DIR, _LABEL_DIR) and not is_described:
+        root /= inner[0]  # an archive unpacked into its own folder
+        names = _list_images(root)
     config_file, config = _find_config(root) or (None, {})
     collector = ObjectAnnotations(root)
     class_names = _class_names(root, config_file, config)
