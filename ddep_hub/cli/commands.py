@@ -334,7 +334,8 @@ def list_shipped(argv: list[str]) -> None:
 
     print("Decoders, for `--pretrained` and `from_pretrained`:")
     for model in list_pretrained():
-        print(f"  {model.name}: for {model.encoder_name}, {model.size} MB, {model.license}, {model.measured}")
+        print(f"  {model.name} (for {model.encoder_name}, {model.size} MB, {model.license})")
+        print(f"    {model.measured}")
     for kind in ("pretrain", "finetune"):
         print(f"Presets of `ddep-hub {kind}`: {', '.join(list_presets(kind))}")
 

@@ -132,6 +132,7 @@ def render_card(folder: Path, repository: str | None = None) -> str | None:
         values = _template_values(folder)
         values |= {
             "repository": repository or (match[1] if match else PLACEHOLDER),
+            "summary": " ".join(str(_parse_metadata(old_card).get("summary", "")).split()),
             "user_part": BEGIN,
             "metadata": _build_metadata(values).to_yaml(),
         }
@@ -362,15 +363,23 @@ def _extract_user_text(card: str) -> str:
     return "" if "[More Information Needed]" in text else text  # transformers' own stub
 
 
+def _parse_metadata(card: str) -> dict[str, Any]:
+    """The metadata between the lines `---` that a card begins with; raises a ValueError if it is not valid."""
+    if not card.startswith("---"):
+        return {}
+    try:
+        metadata: dict[str, Any] = ModelCard(card, ignore_metadata_errors=True).data.to_dict()
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{CARD}: the metadata between the lines `---` is not valid: {error}") from error
+    return metadata
+
+
 def _merge_metadata(card: str, other_card: str) -> str:
     """The card with the metadata that another one has besides, such as a licence; what is generated stays."""
     if not other_card.startswith("---"):
         return card
-    try:
-        merged, other_metadata = ModelCard(card), ModelCard(other_card, ignore_metadata_errors=True).data.to_dict()
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{CARD}: the metadata between the lines `---` is not valid: {error}") from error
-    for name, value in other_metadata.items():
+    merged = ModelCard(card)
+    for name, value in _parse_metadata(other_card).items():
         if name in ("tags", "datasets") and isinstance(value, list):
             value = list(dict.fromkeys([*(merged.data.get(name) or []), *value]))
             merged.data[name] = value or None

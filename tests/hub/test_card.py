@@ -1,6 +1,7 @@
 """Model cards: filled from the files of a run, and nothing in them that nobody knows."""
 
 import json
+import re
 
 import pytest
 from huggingface_hub import ModelCard
@@ -278,6 +279,11 @@ def test_the_users_part_is_kept(finetuned):
         assert f"{BEGIN}\n{mine}\n{END}" in text and "| mIoU | 70.00 |" in text and "language: en" in text
         assert ModelCard(text).data.tags == ["ddep", "semantic-segmentation", "histology"]
         assert text.count("Mine") == 1 and 'model="org/name"' in text
+    # A summary becomes the first line below the title.
+    (folder / "README.md").write_text(text.replace("language: en", "summary: Roads of 2026.\nlanguage: en"))
+    write_card(folder)
+    text = (folder / "README.md").read_text()
+    assert re.search(r"^# .*\n\n\*\*Roads of 2026\.\*\*\n\n", text, re.MULTILINE) and "summary: Roads" in text
     # A card without the marks is the user's, all of it.
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# By hand\n")
     write_card(folder)
