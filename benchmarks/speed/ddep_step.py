@@ -14,7 +14,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from measuring import MATRIX_FLOP, Make, compare, formats, matrix_rate, operations, peak_memory, rounds_of, write_rows
+from measuring import (
+    MATRIX_FLOP,
+    Round,
+    compare,
+    formats,
+    matrix_rate,
+    operations,
+    peak_memory,
+    rounds_of,
+    set_up,
+    write_rows,
+)
 from torch import nn
 from torch.nn import functional as F
 
@@ -35,51 +46,45 @@ GOALS = {"cpu": (1.3, 1.2, 1.3), "cuda": (3.0, 1.5, 3.0)}
 SHARES = {"ResNet-50": 0.65, "EfficientNet-Lite0": 0.5}
 
 
-def ours(config: dict[str, Any], batch: int, side: int, device: str, precision: str, freeze: bool = True) -> Make:
+@set_up
+def ours(config: dict[str, Any], batch: int, side: int, device: str, precision: str, freeze: bool = True) -> Round:
     """This package's step, in float32 or with autocast."""
+    keep_freed_memory()
+    model = DDePForPreTraining(DDePConfig(freeze_encoder=freeze, **config)).train()
+    model.to(device, memory_format=torch.channels_last)
+    if freeze:
+        model.ddep.fold_encoder()
+    images = torch.randn(batch, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, 1e-4, fused=True)
 
-    def make() -> Callable[[], Any]:
-        keep_freed_memory()
-        model = DDePForPreTraining(DDePConfig(freeze_encoder=freeze, **config)).train()
-        model.to(device, memory_format=torch.channels_last)
-        if freeze:
-            model.ddep.fold_encoder()
-        images = torch.randn(batch, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, 1e-4, fused=True)
+    def step() -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            loss = model(pixel_values=images).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
-        def step() -> None:
-            with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-                loss = model(pixel_values=images).loss
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        return step
-
-    return make
+    return step
 
 
-def plain(build: Callable[[], tuple[nn.Module, nn.Module]], batch: int, side: int, device: str, order: Any) -> Make:
+@set_up
+def plain(build: Callable[[], tuple[nn.Module, nn.Module]], batch: int, side: int, device: str, order: Any) -> Round:
     """The usual step of a network that predicts noise: `build` returns it and its encoder."""
+    network, encoder = build()
+    network = network.train().to(device, memory_format=order)
+    encoder.requires_grad_(False)
+    images = torch.randn(batch, 3, side, side, device=device).contiguous(memory_format=order)
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], 1e-4)
 
-    def make() -> Callable[[], Any]:
-        network, encoder = build()
-        network = network.train().to(device, memory_format=order)
-        encoder.requires_grad_(False)
-        images = torch.randn(batch, 3, side, side, device=device).contiguous(memory_format=order)
-        optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], 1e-4)
+    def step() -> None:
+        noise = torch.randn_like(images)
+        loss = F.mse_loss(network(images + 0.22 * noise), noise)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
-        def step() -> None:
-            noise = torch.randn_like(images)
-            loss = F.mse_loss(network(images + 0.22 * noise), noise)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        return step
-
-    return make
+    return step
 
 
 def smp(config: dict[str, Any]) -> tuple[nn.Module, nn.Module]:

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from measuring import Make, Row, compare, formats, operations, rounds_of, write_rows
+from measuring import Round, Row, compare, formats, operations, rounds_of, set_up, write_rows
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -86,6 +86,7 @@ def segformer() -> nn.Module:  # B2
     return SegformerForSemanticSegmentation(SegformerConfig(num_labels=CLASSES, **sizes))
 
 
+@set_up
 def step_of(
     build: Callable[[], nn.Module],
     case: Case,
@@ -94,34 +95,30 @@ def step_of(
     *,
     tuned: bool = False,
     fast_depthwise: bool = True,
-) -> Make:
+) -> Round:
     """A training step; `tuned` as this package's trainer sets it up."""
+    if tuned:
+        keep_freed_memory()
+    order = torch.channels_last if tuned else torch.contiguous_format
+    network = build().train().to(device, memory_format=order)
+    batch, side = case.batch.get(device, case.batch["cpu"]), case.side
+    images = torch.randn(batch, 3, side, side, device=device).contiguous(memory_format=order)
+    labels = torch.randint(0, CLASSES, (batch, side, side), device=device)
+    slow = tuned and device == "cpu" and precision == "bf16" and has_slow_gradients(network)
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-4, fused=True if tuned else None)
 
-    def make() -> Callable[[], Any]:
-        if tuned:
-            keep_freed_memory()
-        order = torch.channels_last if tuned else torch.contiguous_format
-        network = build().train().to(device, memory_format=order)
-        batch, side = case.batch.get(device, case.batch["cpu"]), case.side
-        images = torch.randn(batch, 3, side, side, device=device).contiguous(memory_format=order)
-        labels = torch.randint(0, CLASSES, (batch, side, side), device=device)
-        slow = tuned and device == "cpu" and precision == "bf16" and has_slow_gradients(network)
-        optimizer = torch.optim.AdamW(network.parameters(), 1e-4, fused=True if tuned else None)
+    def step() -> None:
+        with FastDepthwise() if slow and fast_depthwise else contextlib.nullcontext():
+            with torch.autocast(device, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext():
+                output = network(images)
+            logits = getattr(output, "logits", output).float()
+            if logits.shape[-1] != side:
+                logits = F.interpolate(logits, size=(side, side), mode="bilinear", align_corners=False)
+            F.cross_entropy(logits, labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
-        def step() -> None:
-            with FastDepthwise() if slow and fast_depthwise else contextlib.nullcontext():
-                with torch.autocast(device, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext():
-                    output = network(images)
-                logits = getattr(output, "logits", output).float()
-                if logits.shape[-1] != side:
-                    logits = F.interpolate(logits, size=(side, side), mode="bilinear", align_corners=False)
-                F.cross_entropy(logits, labels).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        return step
-
-    return make
+    return step
 
 
 def large(device: str, rounds: int) -> list[Row]:

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from ddep_step import ours
-from measuring import Make, machine, results_dir, time_and_memory
+from measuring import LITE0, Make, Round, machine, results_dir, set_up, time_and_memory
 from torch.nn import functional as F
 
 from ddep_hub import DDePConfig, DDePForSemanticSegmentation
@@ -39,78 +39,59 @@ from ddep_hub.training.logging import read_metrics
 from ddep_hub.utils.processes import keep_freed_memory
 
 
-SIZES = [192, 96, 64, 32, 16]
 QUIET: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-LITE0 = {
-    "encoder_name": "tf_efficientnet_lite0",
-    "image_skip": True,
-    "decoder_hidden_sizes": SIZES,
-    "decoder_bottleneck_size": 192,
-}
+VIT = {"encoder_name": "vit_small_patch14_dinov2"}
 
 
 def pretraining(side: int = 128, batch: int = 8, width: float = 1.0) -> Make:
     return ours({**LITE0, "decoder_width": width}, batch, side, "cpu", "no")
 
 
-VIT = {"encoder_name": "vit_small_patch14_dinov2"}
+@set_up
+def prediction(side: int = 512, classes: int = 19, config: dict[str, Any] = LITE0) -> Round:
+    keep_freed_memory()
+    model = DDePForSemanticSegmentation(DDePConfig(num_labels=classes, **config)).eval()
+    model.to(memory_format=torch.channels_last)
+    images = torch.randn(1, 3, side, side).contiguous(memory_format=torch.channels_last)
+    return lambda: predict(model, images, (side, side))
 
 
-def prediction(side: int = 512, classes: int = 19, model: dict[str, Any] = LITE0) -> Make:
-    config = {name: value for name, value in model.items() if name != "image_skip"}
-
-    def make() -> Callable[[], Any]:
-        keep_freed_memory()
-        model = DDePForSemanticSegmentation(DDePConfig(num_labels=classes, **config)).eval()
-        model.to(memory_format=torch.channels_last)
-        images = torch.randn(1, 3, side, side).contiguous(memory_format=torch.channels_last)
-        return lambda: predict(model, images, (side, side))
-
-    return make
-
-
-def evaluation(images: int, classes: int = 150) -> Make:
+@set_up
+def evaluation(images: int, classes: int = 150) -> Round:
     """Counts of so many images of two megapixels."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(1, classes, 16, 32, generator=generator)
+    labels = F.interpolate(coarse, size=(1024, 2048)).argmax(1)
 
-    def make() -> Callable[[], Any]:
-        generator = torch.Generator().manual_seed(0)
-        coarse = torch.rand(1, classes, 16, 32, generator=generator)
-        labels = F.interpolate(coarse, size=(1024, 2048)).argmax(1)
+    def run() -> None:
+        matrix = ConfusionMatrix(classes)
+        for _ in range(images):
+            matrix.update(labels, labels)
 
-        def run() -> None:
-            matrix = ConfusionMatrix(classes)
-            for _ in range(images):
-                matrix.update(labels, labels)
-
-        return run
-
-    return make
+    return run
 
 
-def finetuning_run(images: int) -> Make:
+@set_up
+def finetuning_run(images: int) -> Round:
     """A run of 30 steps on so many labelled images of 160x160, from the folder to the saved model."""
+    root = Path(tempfile.mkdtemp())
+    scenes = write_scenes(root / "scenes", splits={"train": images, "val": 4})
+    args = FinetuneArguments(
+        data=str(scenes),
+        output_dir=str(root / "run"),
+        max_steps=30,
+        batch_size=4,
+        save_steps=0,
+        encoder_weights="none",
+        mixed_precision="no",
+        overwrite=True,
+    )
 
-    def make() -> Callable[[], Any]:
-        root = Path(tempfile.mkdtemp())
-        scenes = write_scenes(root / "scenes", splits={"train": images, "val": 4})
-        args = FinetuneArguments(
-            data=str(scenes),
-            output_dir=str(root / "run"),
-            max_steps=30,
-            batch_size=4,
-            save_steps=0,
-            encoder_weights="none",
-            mixed_precision="no",
-            overwrite=True,
-        )
+    def run() -> None:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            finetune(args)
 
-        def run() -> None:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                finetune(args)
-
-        return run
-
-    return make
+    return run
 
 
 def on_processes(number: int) -> tuple[float, float]:
@@ -121,7 +102,12 @@ def on_processes(number: int) -> tuple[float, float]:
         free.close()
         command = [sys.executable, "-m", "ddep_hub", "pretrain", "--output_dir", folder, "--mixed_precision", "no"]
         command += "--max_steps 20 --batch_size 16 --crop_size 128 --save_steps 0 --encoder_weights none".split()
-        command += ["--decoder_hidden_sizes", *map(str, SIZES), "--decoder_bottleneck_size", "192"]
+        command += [
+            "--decoder_hidden_sizes",
+            *map(str, LITE0["decoder_hidden_sizes"]),
+            "--decoder_bottleneck_size",
+            "192",
+        ]
         shared = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1"}
         shared |= {"MASTER_PORT": port, "WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
         started = []
@@ -140,7 +126,7 @@ AXES: dict[str, tuple[str, Callable[[Any], Make], list[Any]]] = {
     "DDeP step by batch": ("images", lambda x: pretraining(batch=x), [4, 8, 16]),
     "DDeP step by width of the decoder": ("times", lambda x: pretraining(width=x), [1, 2]),
     "prediction by side of the image": ("pixels", lambda x: prediction(side=x), [256, 512, 1024]),
-    "prediction with ViT-S/14 by side of the image": ("pixels", lambda x: prediction(x, model=VIT), [224, 518, 742]),
+    "prediction with ViT-S/14 by side of the image": ("pixels", lambda x: prediction(x, config=VIT), [224, 518, 742]),
     "prediction by classes": ("classes", lambda x: prediction(classes=x), [2, 19, 150]),
     "counting 150 classes by images of 2 MP": ("images", evaluation, [20, 200, 2000]),
     "fine-tuning run by labelled images": ("images", finetuning_run, [10, 100, 1000]),

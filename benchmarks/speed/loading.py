@@ -11,11 +11,10 @@ import itertools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from measuring import Make, compare, rounds_of, write_rows
+from measuring import Round, compare, rounds_of, set_up, write_rows
 from photographs import photograph, write_photographs
 from PIL import Image
 from torchvision import io
@@ -33,34 +32,29 @@ SCALE = (0.2, 1.0)
 GOALS = {(500, 375): 2.0, (2048, 1024): 4.0}
 
 
-def each_file(folder: str, load: Callable[[str], torch.Tensor]) -> Make:
+@set_up
+def each_file(folder: str, load: Callable[[str], torch.Tensor]) -> Round:
     """A round reads all files of a folder."""
+    torch.set_num_threads(1)
+    files = [str(path) for path in sorted(Path(folder).iterdir())]
 
-    def make() -> Callable[[], Any]:
-        torch.set_num_threads(1)
-        files = [str(path) for path in sorted(Path(folder).iterdir())]
+    def run() -> None:
+        for file in files:
+            assert load(file).shape == (3, CROP, CROP)
 
-        def run() -> None:
-            for file in files:
-                assert load(file).shape == (3, CROP, CROP)
-
-        return run
-
-    return make
+    return run
 
 
-def ours(folder: str) -> Make:
-    def make() -> Callable[[], Any]:
-        torch.set_num_threads(1)
-        dataset, transform = ImageFolder(folder, decode=False), PretrainTransform(crop_size=CROP, scale=SCALE)
+@set_up
+def ours(folder: str) -> Round:
+    torch.set_num_threads(1)
+    dataset, transform = ImageFolder(folder, decode=False), PretrainTransform(crop_size=CROP, scale=SCALE)
 
-        def run() -> None:
-            for index in range(len(dataset)):
-                transform(dataset[index])
+    def run() -> None:
+        for index in range(len(dataset)):
+            transform(dataset[index])
 
-        return run
-
-    return make
+    return run
 
 
 random_crop = v2.RandomResizedCrop(CROP, SCALE, antialias=True)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 from torch import nn
@@ -27,7 +27,17 @@ from ddep_hub.utils.processes import get_native_precision
 
 
 RESULTS = Path(__file__).parent / "results"
-Make = Callable[[], Callable[[], Any]]
+# EfficientNet-Lite0 with the shipped decoder's sizes.
+LITE0: dict[str, Any] = {
+    "encoder_name": "tf_efficientnet_lite0",
+    "image_skip": True,
+    "decoder_hidden_sizes": [192, 96, 64, 32, 16],
+    "decoder_bottleneck_size": 192,
+}
+# What sets a way up, in a process of its own, returns one round of it.
+Round = Callable[[], Any]
+Make = Callable[[], Round]
+Parameters = ParamSpec("Parameters")
 
 
 @dataclass
@@ -129,11 +139,21 @@ def seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
+def set_up(function: Callable[Parameters, Round]) -> Callable[Parameters, Make]:
+    """Has a function that sets a way up, and returns one round of it, wait for the way's process."""
+
+    @functools.wraps(function)
+    def bind(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Make:
+        return functools.partial(function, *args, **kwargs)
+
+    return bind
+
+
 def rounds_of(ways: Mapping[str, Make], rounds: int = 7, warm_up: int = 2) -> dict[str, list[float]]:
     """Times each way once a round, the ways in turns.
 
     Args:
-        ways: By name, what sets a way up and returns one round of it. Called in a process of its own.
+        ways: The ways by name.
         rounds: Timed rounds.
         warm_up: Rounds before these.
 
@@ -164,7 +184,7 @@ def time_and_memory(make: Make, rounds: int, warm_up: int = 1) -> tuple[float, f
     """Median seconds of a round, and the MiB by which its process grows at most above what it holds after its set-up.
 
     Args:
-        make: Sets a way up and returns one round of it. Called in a process of its own.
+        make: The way.
         rounds: Timed rounds.
         warm_up: Rounds before these, whose memory counts too.
     """
@@ -262,26 +282,23 @@ def _status(name: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
-def matrix_rate(dtype: torch.dtype, device: str = "cpu") -> Make:
+@set_up
+def matrix_rate(dtype: torch.dtype, device: str = "cpu") -> Round:
     """A product of two 2048x2048 matrices (8192 on a GPU): what the device can do at most.
 
     On a CPU it is a convolution of as many operations where that is faster: on AMD's, MKL multiplies float32 matrices
     without AVX-512.
     """
-
-    def make() -> Callable[[], Any]:
-        side = 2048 if device == "cpu" else 8192
-        a = torch.randn(side, side, device=device).to(dtype)
-        if device != "cpu":
-            return lambda: torch.mm(a, a)
-        images = torch.randn(8, 256, 65, 65).to(dtype).contiguous(memory_format=torch.channels_last)
-        weight = torch.randn(256, 256, 2, 2).to(dtype).contiguous(memory_format=torch.channels_last)
-        ways = [lambda: torch.mm(a, a), lambda: nn.functional.conv2d(images, weight)]
-        for way in ways:
-            way()
-        return min(ways, key=lambda way: min(seconds(way) for _ in range(3)))
-
-    return make
+    side = 2048 if device == "cpu" else 8192
+    a = torch.randn(side, side, device=device).to(dtype)
+    if device != "cpu":
+        return lambda: torch.mm(a, a)
+    images = torch.randn(8, 256, 65, 65).to(dtype).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(256, 256, 2, 2).to(dtype).contiguous(memory_format=torch.channels_last)
+    ways = [lambda: torch.mm(a, a), lambda: nn.functional.conv2d(images, weight)]
+    for way in ways:
+        way()
+    return min(ways, key=lambda way: min(seconds(way) for _ in range(3)))
 
 
 MATRIX_FLOP = {"cpu": 2 * 2048**3, "cuda": 2 * 8192**3}

@@ -5,12 +5,8 @@
 Masks of 1024x2048 pixels with a tenth of them ignored and a fifth of the predictions wrong.
 """
 
-import functools
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from measuring import Make, compare, rounds_of, value_of, write_rows
+from measuring import Round, compare, rounds_of, set_up, value_of, write_rows
 from torch.nn import functional as F
 
 from ddep_hub.evaluation.metrics import ConfusionMatrix
@@ -31,13 +27,15 @@ def masks(num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     return prediction, labels
 
 
-def ours(num_classes: int) -> Callable[[], Any]:
+@set_up
+def ours(num_classes: int) -> Round:
     prediction, labels = masks(num_classes)
     matrix = ConfusionMatrix(num_classes)
     return lambda: matrix.update(prediction, labels)
 
 
-def torchmetrics(num_classes: int) -> Callable[[], Any]:
+@set_up
+def torchmetrics(num_classes: int) -> Round:
     from torchmetrics.classification import MulticlassConfusionMatrix
 
     prediction, labels = masks(num_classes)
@@ -46,7 +44,8 @@ def torchmetrics(num_classes: int) -> Callable[[], Any]:
     return lambda: matrix.update(prediction, labels)
 
 
-def evaluate(num_classes: int) -> Callable[[], Any]:
+@set_up
+def evaluate(num_classes: int) -> Round:
     """The counting of evaluate's `mean_iou`, without its loading of a script from the Hub."""
     import numpy as np
 
@@ -61,19 +60,16 @@ def evaluate(num_classes: int) -> Callable[[], Any]:
     return histograms
 
 
-def differs(num_classes: int) -> Make:
+@set_up
+def differs(num_classes: int) -> Round:
     """Whether the counts of the two differ."""
+    from torchmetrics.classification import MulticlassConfusionMatrix
 
-    def make() -> Callable[[], Any]:
-        from torchmetrics.classification import MulticlassConfusionMatrix
-
-        prediction, labels = masks(num_classes)
-        found, wanted = ConfusionMatrix(num_classes), MulticlassConfusionMatrix(num_classes, ignore_index=255)
-        found.update(prediction, labels)
-        wanted.update(prediction, labels)
-        return lambda: float(not torch.equal(found.counts, wanted.confmat))
-
-    return make
+    prediction, labels = masks(num_classes)
+    found, wanted = ConfusionMatrix(num_classes), MulticlassConfusionMatrix(num_classes, ignore_index=255)
+    found.update(prediction, labels)
+    wanted.update(prediction, labels)
+    return lambda: float(not torch.equal(found.counts, wanted.confmat))
 
 
 def main() -> None:
@@ -81,11 +77,7 @@ def main() -> None:
     for num_classes, goal in GOALS.items():
         if value_of(differs(num_classes)):
             raise SystemExit("The counts differ.")
-        ways: dict[str, Make] = {
-            "ours": functools.partial(ours, num_classes),
-            "torchmetrics": functools.partial(torchmetrics, num_classes),
-            "evaluate": functools.partial(evaluate, num_classes),
-        }
+        ways = {way.__name__: way(num_classes) for way in (ours, torchmetrics, evaluate)}
         times = rounds_of(ways, rounds=5, warm_up=1)
         setting = f"{num_classes} classes, {HEIGHT}x{WIDTH} pixels"
         peers = {name: (times[name], goal) for name in times if name != "ours"}

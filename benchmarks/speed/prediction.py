@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import Make, compare, peak_memory, rounds_of, value_of, write_rows
+from measuring import LITE0, Round, compare, peak_memory, rounds_of, set_up, value_of, write_rows
 from photographs import write_photographs
 from PIL import Image
 
@@ -30,14 +30,13 @@ from ddep_hub.utils.processes import keep_freed_memory
 
 
 CLASSES = 19
-DECODER = {"decoder_hidden_sizes": [192, 96, 64, 32, 16], "decoder_bottleneck_size": 192}
 WINDOWS = InferenceOptions(window=(512, 512), stride=(384, 384), window_batch=1)
 
 
 def write_model(folder: Path) -> str:
     def write() -> Callable[[], float]:
         torch.manual_seed(0)
-        config = DDePConfig(encoder_name="tf_efficientnet_lite0", num_labels=CLASSES, **DECODER)
+        config = DDePConfig(num_labels=CLASSES, **LITE0)
         DDePForSemanticSegmentation(config).save_pretrained(folder)
         DDePImageProcessor(do_resize=False).save_pretrained(folder)
         return lambda: 0.0
@@ -50,97 +49,75 @@ def image_of(height: int, width: int) -> torch.Tensor:
     return torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
-def ours(model: str, height: int, width: int, options: InferenceOptions | None = None) -> Make:
-    def make() -> Callable[[], Any]:
-        keep_freed_memory()
-        network = load_for_prediction(model, InferenceArguments(model=model))
-        images = image_of(height, width).contiguous(memory_format=torch.channels_last)
-        return lambda: predict_ids(network, images, (height, width), options)
-
-    return make
+@set_up
+def ours(model: str, height: int, width: int, options: InferenceOptions | None = None) -> Round:
+    keep_freed_memory()
+    network = load_for_prediction(model, InferenceArguments(model=model))
+    images = image_of(height, width).contiguous(memory_format=torch.channels_last)
+    return lambda: predict_ids(network, images, (height, width), options)
 
 
-def plain(model: str, height: int, width: int) -> Make:
-    def make() -> Callable[[], Any]:
+@set_up
+def plain(model: str, height: int, width: int) -> Round:
+    network = DDePForSemanticSegmentation.from_pretrained(model)
+    images = image_of(height, width)
+
+    def run() -> torch.Tensor:
+        with torch.no_grad():
+            ids: torch.Tensor = network(images).logits.argmax(1)
+        return ids
+
+    return run
+
+
+@set_up
+def ours_on_folder(model: str, folder: str, output: str) -> Round:
+    return lambda: predict_images([folder], PredictArguments(model=model, predictions=["ids"], output_dir=output))
+
+
+@set_up
+def loop_on_folder(model: str, folder: str, output: str) -> Round:
+    def run() -> None:
         network = DDePForSemanticSegmentation.from_pretrained(model)
-        images = image_of(height, width)
-
-        def run() -> torch.Tensor:
+        processor = DDePImageProcessor.from_pretrained(model)
+        Path(output).mkdir(exist_ok=True)
+        for path in sorted(Path(folder).iterdir()):
+            image = Image.open(path).convert("RGB")
+            inputs = processor(image, return_tensors="pt")
             with torch.no_grad():
-                ids: torch.Tensor = network(images).logits.argmax(1)
-            return ids
+                logits = network(**inputs).logits
+            ids = torch.nn.functional.interpolate(logits, image.size[::-1], mode="bilinear").argmax(1)[0]
+            Image.fromarray(ids.numpy().astype(np.uint8)).save(Path(output) / f"{path.stem}.png")
 
-        return run
-
-    return make
-
-
-def ours_on_folder(model: str, folder: str, output: str) -> Make:
-    def make() -> Callable[[], Any]:
-        return lambda: predict_images([folder], PredictArguments(model=model, predictions=["ids"], output_dir=output))
-
-    return make
-
-
-def loop_on_folder(model: str, folder: str, output: str) -> Make:
-    def make() -> Callable[[], Any]:
-        def run() -> None:
-            network = DDePForSemanticSegmentation.from_pretrained(model)
-            processor = DDePImageProcessor.from_pretrained(model)
-            Path(output).mkdir(exist_ok=True)
-            for path in sorted(Path(folder).iterdir()):
-                image = Image.open(path).convert("RGB")
-                inputs = processor(image, return_tensors="pt")
-                with torch.no_grad():
-                    logits = network(**inputs).logits
-                ids = torch.nn.functional.interpolate(logits, image.size[::-1], mode="bilinear").argmax(1)[0]
-                Image.fromarray(ids.numpy().astype(np.uint8)).save(Path(output) / f"{path.stem}.png")
-
-        return run
-
-    return make
+    return run
 
 
 def write_exported(model: str, folder: Path) -> None:
     """Exports to both formats; the command fails where the classes differ from the model's."""
-    command = [
-        sys.executable,
-        "-m",
-        "ddep_hub",
-        "export",
-        "--model",
-        model,
-        "--output_dir",
-        str(folder),
-        "--size",
-        "512",
-    ]
-    subprocess.run(command, check=True)
+    command = [sys.executable, "-m", "ddep_hub", "export", "--model", model, "--output_dir", str(folder)]
+    subprocess.run([*command, "--size", "512"], check=True)
 
 
-def exported(model: str, kind: str, folder: str, height: int, width: int) -> Make:
+@set_up
+def exported(model: str, kind: str, folder: str, height: int, width: int) -> Round:
     """A round of an exported model; both kinds return class ids."""
+    if kind == "onnx":
+        import onnxruntime
 
-    def make() -> Callable[[], Any]:
-        if kind == "onnx":
-            import onnxruntime
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(f"{folder}/model.onnx", options, providers=["CPUExecutionProvider"])
+        (entry,) = session.get_inputs()
+        array = image_of(height, width).numpy()
+        return lambda: session.run(None, {entry.name: array})
+    program = torch.export.load(f"{folder}/model.pt2").module()
+    images = image_of(height, width)
 
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = torch.get_num_threads()
-            session = onnxruntime.InferenceSession(f"{folder}/model.onnx", options, providers=["CPUExecutionProvider"])
-            (entry,) = session.get_inputs()
-            array = image_of(height, width).numpy()
-            return lambda: session.run(None, {entry.name: array})
-        program = torch.export.load(f"{folder}/model.pt2").module()
-        images = image_of(height, width)
+    def run() -> Any:
+        with torch.no_grad():
+            return program(images)
 
-        def run() -> Any:
-            with torch.no_grad():
-                return program(images)
-
-        return run
-
-    return make
+    return run
 
 
 def main() -> None:

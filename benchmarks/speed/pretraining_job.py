@@ -11,13 +11,12 @@ import contextlib
 import io
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from ddep_step import ours
-from measuring import Make, compare, formats, value_of, write_rows
+from measuring import LITE0, Round, compare, formats, set_up, value_of, write_rows
 from photographs import write_photographs
 
 from ddep_hub.training.arguments import PretrainArguments
@@ -26,61 +25,53 @@ from ddep_hub.training.pretraining import pretrain
 
 
 CROP, WARM_UP, STEPS = 128, 10, 20
-DECODER = {"decoder_hidden_sizes": [192, 96, 64, 32, 16], "decoder_bottleneck_size": 192}
 BATCH = {"cpu": 16, "cuda": 256}
 
 
-def job(images: Path, output: Path, batch: int, workers: int, precision: Any) -> Make:
+@set_up
+def job(images: Path, output: Path, batch: int, workers: int, precision: Any) -> Round:
     """Seconds of a step of a whole run."""
 
-    def make() -> Callable[[], Any]:
-        def run() -> float:
-            args = PretrainArguments(
-                output_dir=str(output),
-                images=[str(images)],
-                batch_size=batch,
-                crop_size=CROP,
-                max_steps=WARM_UP + STEPS,
-                logging_steps=WARM_UP,
-                num_val_images=16,
-                save_steps=0,
-                encoder_weights="none",
-                dataloader_num_workers=workers,
-                mixed_precision=precision,
-                overwrite=True,
-                **DECODER,  # type: ignore[arg-type]
-            )
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                pretrain(args)
-            speeds = [row["images_per_second"] for row in read_metrics(output / "metrics.jsonl")[1:]]
-            return batch * sum(1 / speed for speed in speeds) / len(speeds)
+    def run() -> float:
+        args = PretrainArguments(
+            output_dir=str(output),
+            images=[str(images)],
+            batch_size=batch,
+            crop_size=CROP,
+            max_steps=WARM_UP + STEPS,
+            logging_steps=WARM_UP,
+            num_val_images=16,
+            save_steps=0,
+            encoder_weights="none",
+            dataloader_num_workers=workers,
+            mixed_precision=precision,
+            overwrite=True,
+            **LITE0,
+        )
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            pretrain(args)
+        speeds = [row["images_per_second"] for row in read_metrics(output / "metrics.jsonl")[1:]]
+        return batch * sum(1 / speed for speed in speeds) / len(speeds)
 
-        return run
-
-    return make
+    return run
 
 
-def bare(batch: int, device: str, precision: str) -> Make:
+@set_up
+def bare(batch: int, device: str, precision: str) -> Round:
     """Mean seconds of as many bare steps."""
-    config = {"encoder_name": "tf_efficientnet_lite0", "image_skip": True, **DECODER}
-    step_of = ours(config, batch, CROP, device, precision)
+    step = ours(LITE0, batch, CROP, device, precision)()
 
-    def make() -> Callable[[], Any]:
-        step = step_of()
+    def run() -> float:
+        for _ in range(3):
+            step()
+        started = time.perf_counter()
+        for _ in range(STEPS):
+            step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - started) / STEPS
 
-        def run() -> float:
-            for _ in range(3):
-                step()
-            started = time.perf_counter()
-            for _ in range(STEPS):
-                step()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            return (time.perf_counter() - started) / STEPS
-
-        return run
-
-    return make
+    return run
 
 
 def main() -> None:

@@ -12,10 +12,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from measuring import Make, Row, compare, peak_memory, rounds_of, value_of, write_rows
+from measuring import Round, Row, compare, peak_memory, rounds_of, set_up, value_of, write_rows
 from safetensors.torch import load_file
 
 from ddep_hub import DDePConfig, DDePForPreTraining
@@ -26,33 +25,27 @@ def save(folder: str) -> Callable[[], float]:
     return lambda: 0.0
 
 
-def ours(folder: str) -> Make:
-    def make() -> Callable[[], Any]:
-        return lambda: DDePForPreTraining.from_pretrained(folder)
-
-    return make
+@set_up
+def ours(folder: str) -> Round:
+    return lambda: DDePForPreTraining.from_pretrained(folder)
 
 
-def reading(folder: str) -> Make:
-    def make() -> Callable[[], Any]:
-        def run() -> None:
-            for tensor in load_file(f"{folder}/model.safetensors").values():
-                torch.empty_like(tensor).copy_(tensor)
+@set_up
+def reading(folder: str) -> Round:
+    def run() -> None:
+        for tensor in load_file(f"{folder}/model.safetensors").values():
+            torch.empty_like(tensor).copy_(tensor)
 
-        return run
-
-    return make
+    return run
 
 
-def constructor(folder: str) -> Make:
-    def make() -> Callable[[], Any]:
-        def run() -> None:
-            model = DDePForPreTraining(DDePConfig(encoder_name="vit_base_r50_s16_224"))
-            model.load_state_dict(load_file(f"{folder}/model.safetensors"))
+@set_up
+def constructor(folder: str) -> Round:
+    def run() -> None:
+        model = DDePForPreTraining(DDePConfig(encoder_name="vit_base_r50_s16_224"))
+        model.load_state_dict(load_file(f"{folder}/model.safetensors"))
 
-        return run
-
-    return make
+    return run
 
 
 def import_seconds(statement: str) -> float:
