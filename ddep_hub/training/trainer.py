@@ -24,7 +24,7 @@ from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 from ddep_hub.utils.processes import build_accelerator, keep_freed_memory, on_main_process
 
-from .checkpointer import Checkpointer
+from .checkpointing import Checkpointer
 from .logging import MetricsLogger
 from .models import get_num_channels
 from .optim import Weights, build_optimizer, disable_mixed_precision, rate_table, set_learning_rate
