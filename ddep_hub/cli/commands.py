@@ -48,9 +48,7 @@ def predict(argv: list[str]) -> None:
     """`ddep-hub predict`."""
     images = {"nargs": "+", "help": "Image files, folders, patterns such as 'photos/*.jpg', or URLs."}
     try:
-        arguments, values = parse_command(
-            PredictArguments, argv, command="ddep-hub predict", positionals={"images": images}
-        )
+        arguments, values = parse_command(PredictArguments, argv, command="ddep-hub predict", images=images)
     except SystemExit as error:
         if error.code == 2:  # a list such as --predictions also takes the images that follow it
             print("usage: ddep-hub predict IMAGES... [arguments], with the images first", file=sys.stderr)
@@ -82,7 +80,7 @@ class StatsArguments:
 def stats(argv: list[str]) -> None:
     """`ddep-hub stats`."""
     folders = {"nargs": "+", "help": "Folders of images, searched recursively."}
-    arguments, values = parse_command(StatsArguments, argv, command="ddep-hub stats", positionals={"folders": folders})
+    arguments, values = parse_command(StatsArguments, argv, command="ddep-hub stats", folders=folders)
     from ddep_hub.data.statistics import folder_statistics
 
     (mean, std), num_images = folder_statistics(values["folders"], arguments.num_channels)
@@ -149,9 +147,7 @@ class ConvertArguments(EncoderWeightsArguments):
 def convert(argv: list[str]) -> None:
     """`ddep-hub convert`."""
     source = {"help": "Folder or Hub id of a DDeP model or an smp.Unet."}
-    arguments, values = parse_command(
-        ConvertArguments, argv, command="ddep-hub convert", positionals={"source": source}
-    )
+    arguments, values = parse_command(ConvertArguments, argv, command="ddep-hub convert", source=source)
     from ddep_hub.convert_smp import convert_from_ddep, convert_to_ddep
     from ddep_hub.pretrained import load_trained
 
@@ -198,9 +194,7 @@ class PrepareArguments:
 def prepare(argv: list[str]) -> None:
     """`ddep-hub prepare`."""
     source = {"help": "Folder of images, usually with masks or annotations, or an annotation file."}
-    arguments, values = parse_command(
-        PrepareArguments, argv, command="ddep-hub prepare", positionals={"source": source}
-    )
+    arguments, values = parse_command(PrepareArguments, argv, command="ddep-hub prepare", source=source)
     from ddep_hub.preparation import prepare
 
     print(prepare(values["source"], **vars(arguments)))
@@ -230,7 +224,7 @@ class SelectArguments(EncoderWeightsArguments):
 def select(argv: list[str]) -> None:
     """`ddep-hub select`."""
     images = {"help": "Folder of images, searched recursively."}
-    arguments, values = parse_command(SelectArguments, argv, command="ddep-hub select", positionals={"images": images})
+    arguments, values = parse_command(SelectArguments, argv, command="ddep-hub select", images=images)
     from ddep_hub.preparation.selection import select
 
     for path in select(values["images"], **vars(arguments)):
@@ -272,7 +266,7 @@ class CardArguments:
 def card(argv: list[str]) -> None:
     """`ddep-hub card`."""
     folder = {"help": "Folder of a model, such as runs/finetune/final.", "type": Path}
-    arguments, values = parse_command(CardArguments, argv, command="ddep-hub card", positionals={"folder": folder})
+    arguments, values = parse_command(CardArguments, argv, command="ddep-hub card", folder=folder)
     from ddep_hub.hub.model_card import CARD, RESULTS, RUN, add_baseline, add_evaluation, write_card
     from ddep_hub.hub.staging import model_class
 
@@ -315,11 +309,10 @@ class PublishArguments:
 
 def publish(argv: list[str]) -> None:
     """`ddep-hub publish`."""
-    positionals = {
-        "folder": {"help": "Folder written by save_pretrained or a training run, such as runs/finetune/final."},
-        "repository": {"help": "Repository on the Hub, org/name; created if it does not exist."},
-    }
-    arguments, values = parse_command(PublishArguments, argv, command="ddep-hub publish", positionals=positionals)
+    folder = {"help": "Folder written by save_pretrained or a training run, such as runs/finetune/final."}
+    repository = {"help": "Repository on the Hub, org/name; created if it does not exist."}
+    positionals = {"folder": folder, "repository": repository}
+    arguments, values = parse_command(PublishArguments, argv, command="ddep-hub publish", **positionals)
     from ddep_hub.hub.publish import publish_folder
 
     print(f"Published: {publish_folder(values['folder'], values['repository'], **vars(arguments))}")

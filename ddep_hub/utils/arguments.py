@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar, NoReturn, Protocol, TypeVar, get_type_hints
 
 import yaml
@@ -125,7 +124,7 @@ def parse_command(
     argv: list[str] | None = None,
     *,
     command: str | None = None,
-    positionals: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    **positionals: Mapping[str, Any],
 ) -> tuple[Arguments, dict[str, Any]]:
     """Arguments from `--preset name`, `--config file.yaml` and the command line, each overriding the one before.
 
@@ -133,7 +132,7 @@ def parse_command(
         cls: A dataclass of arguments, such as [`PretrainArguments`]; its docstring is the description in the help.
         argv: The command line; `sys.argv[1:]` by default.
         command: What the help calls the program, such as `ddep-hub predict`.
-        positionals: Positional arguments, with what `argparse.ArgumentParser.add_argument` takes for each.
+        **positionals: Positional arguments, with what `argparse.ArgumentParser.add_argument` takes for each.
 
     Returns:
         The arguments, and the values of `positionals`.
