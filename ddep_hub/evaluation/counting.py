@@ -1,6 +1,6 @@
 """A model's predictions over a labelled dataset, counted."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from ddep_hub.data.statistics import ClassStatistics
 from ddep_hub.utils.processes import sum_over_processes
 
 from .inference import InferenceOptions, eval_mode, predict
-from .metrics import ConfusionMatrix, Metric
+from .metrics import BoundaryIoU, ConfusionMatrix
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ def count_pixels(
     num_workers: int = 0,
     accelerator: Accelerator | None = None,
     options: InferenceOptions | None = None,
-    metrics: Sequence[Metric] = (),
+    boundary: BoundaryIoU | None = None,
     statistics: ClassStatistics | None = None,
     on_prediction: Callable[[int, torch.Tensor], None] | None = None,
 ) -> ConfusionMatrix:
@@ -50,7 +50,7 @@ def count_pixels(
         accelerator: Splits the images over its processes; the counts are summed, so they do not depend on the number
             of processes.
         options: How to predict; whole images in one pass by default.
-        metrics: Further metrics without counts, to fill as well.
+        boundary: New counts of the pixels near outlines, to fill as well.
         statistics: New counts of the labels, to fill as well.
         on_prediction: Called with the index of a sample and its predicted class ids (H, W), in the process that
             predicted it.
@@ -75,15 +75,15 @@ def count_pixels(
             predicted = predict(model, normalize(pixels.to(device)), tuple(labels.shape[-2:]), options)
             labels = labels.to(device)
             matrix.update(predicted, labels)
-            for metric in metrics:
-                metric.update(predicted, labels)
+            if boundary is not None:
+                boundary.update(predicted, labels)
             if on_prediction is not None:
                 for image in predicted:
                     on_prediction(next(remaining), image)
     if accelerator is not None:
         matrix.counts = accelerator.reduce(matrix.counts, "sum")
-        for metric in metrics:
-            metric.counts = accelerator.reduce(metric.counts, "sum")
+        if boundary is not None:
+            boundary.counts = accelerator.reduce(boundary.counts, "sum")
         if statistics is not None:
             statistics.counts = sum_over_processes(accelerator, statistics.counts)
     return matrix

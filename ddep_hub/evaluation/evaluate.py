@@ -172,7 +172,7 @@ def run_evaluation(
     model = accelerator.prepare_model(model, evaluation_mode=True)
     transform, normalize = EvalTransform.from_processor(processor), Normalize.from_processor(processor)
     options = args.options()
-    metrics = [BoundaryIoU(classes.num_classes, classes.ignore_index, accelerator.device)]
+    boundary = BoundaryIoU(classes.num_classes, classes.ignore_index, accelerator.device)
     statistics = ClassStatistics(classes.names, classes.ignore_index)
 
     def write_mask(index: int, predicted: torch.Tensor) -> None:
@@ -193,7 +193,7 @@ def run_evaluation(
             num_workers=args.dataloader_num_workers,
             accelerator=accelerator,
             options=options,
-            metrics=metrics,
+            boundary=boundary,
             statistics=statistics,
             on_prediction=write_mask if args.predictions else None,
         )
@@ -203,11 +203,9 @@ def run_evaluation(
             f"eval_split: no pixel of `{args.eval_split}` is labelled, so there is nothing to measure.{masks_note} "
             "Check the masks, or use `ddep-hub predict` for images without labels."
         )
-    scores = matrix.compute(names)
+    scores = matrix.compute(names) | boundary.compute(names)
     if scores["absent_classes"] and accelerator.is_main_process:
         logger.warning("%s", absent_message(scores["absent_classes"], len(names), args.eval_split))
-    for metric in metrics:
-        scores |= metric.compute(names)
     # Absolute, so that `ddep-hub card` knows the folders from anywhere.
     named = {"model": args.model, "data": args.data}
     given: dict[str, Any] = {}

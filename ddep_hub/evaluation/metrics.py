@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -20,24 +20,6 @@ METRICS = {
     "frequency_weighted_iou": "frequency-weighted IoU",
     "mean_boundary_iou": "boundary IoU",
 }
-
-
-class Metric(Protocol):
-    """A metric from counts over pixels; those of several processes add up.
-
-    Attributes:
-        counts: Integer tensor.
-    """
-
-    counts: torch.Tensor
-
-    def update(self, prediction: torch.Tensor, labels: torch.Tensor) -> None:
-        """Adds images: class ids (batch, H, W), and labels of the same shape, class ids or `ignore_index`."""
-        ...
-
-    def compute(self, names: Sequence[str] | None = None) -> dict[str, Any]:
-        """The values by name, from the counts of all images."""
-        ...
 
 
 class ConfusionMatrix:
