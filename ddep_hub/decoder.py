@@ -125,13 +125,8 @@ class DDePPyramid(nn.Module):
         finest = min(encoder_levels, default=64)
         new_strides = [stride for stride in LEVEL_CHANNELS if stride < finest] if finest > 4 else []
         # The feature that each level is made of; features are spread over the levels where there is no pyramid.
-        num_features = len(maps.channels)
         sources = {
-            stride: 0
-            if encoder_levels
-            else level * num_features // len(new_strides)
-            if num_features <= len(new_strides)
-            else level
+            stride: 0 if encoder_levels else level * len(maps.channels) // len(new_strides)
             for level, stride in enumerate(new_strides)
         }
         # Levels finer than the last block takes would be computed, and saved, for nothing.
