@@ -80,12 +80,11 @@ class PretrainArguments(RunArguments):
             raise ValueError(f"crop_scale_min must be in (0, 1], got {self.crop_scale_min}.")
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must be between 0 and 1, got {self.mask_ratio}.")
-        if self.corruption == "masked":
-            if self.mask_patch_size > self.crop_size // 2:
-                raise ValueError(
-                    f"mask_patch_size is {self.mask_patch_size}, but must be at most half of crop_size, "
-                    f"{self.crop_size}, so that a part of each crop stays visible."
-                )
+        if self.corruption == "masked" and self.mask_patch_size > self.crop_size // 2:
+            raise ValueError(
+                f"mask_patch_size is {self.mask_patch_size}, but must be at most half of crop_size, {self.crop_size}, "
+                "so that a part of each crop stays visible."
+            )
         if self.image_weights and len(self.image_weights) != len(self.images):
             raise ValueError(f"image_weights has {len(self.image_weights)} numbers for {len(self.images)} images.")
         if any(weight <= 0 for weight in self.image_weights):

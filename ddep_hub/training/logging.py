@@ -11,6 +11,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from transformers.utils.generic import flatten_dict
 
 from ddep_hub.utils.files import atomic_write, warn_on_write_error
 
@@ -74,7 +75,8 @@ class MetricsLogger:
         """Writes the metrics of a step. Trackers get nested ones by their path, such as `iou/sky`."""
         self.log.write(row)
         if self.args.report_to:
-            metrics = {name: value for name, value in flatten(row).items() if name != "step" and value is not None}
+            metrics = flatten_dict(row, delimiter="/").items()
+            metrics = {name: value for name, value in metrics if name != "step" and value is not None}
             self.accelerator.log(metrics, step=row["step"])
 
     def bad_file_count(self) -> dict[str, int]:
@@ -92,17 +94,6 @@ class MetricsLogger:
         """Has the trackers write what they hold."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flattens a nested dictionary, its keys joined by `/`."""
-    result: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            result.update(flatten(value, f"{prefix}{name}/"))
-        else:
-            result[prefix + name] = value
-    return result
 
 
 def plot_loss(metrics: Path, picture: Path) -> bool:

@@ -173,7 +173,8 @@ def save_best(
     best = Path(args.output_dir) / "best"
     with warn_on_write_error(best), atomic_dir(best) as folder:
         save_model(model, processor, args, folder)
-        write_card_files(folder, kind, args, results, facts)
+        write_run_record(folder, kind, args, results, **facts)
+        write_card(folder)
 
 
 def save_final(model: DDePPreTrainedModel, processor: DDePImageProcessor, args: RunArguments, final: Path) -> None:
@@ -196,14 +197,6 @@ def save_picture(picture: Image.Image, path: Path) -> bytes:
         path.parent.mkdir(exist_ok=True)
         atomic_write(path, buffer.getvalue())
     return buffer.getvalue()
-
-
-def write_card_files(
-    folder: Path, kind: Kind, args: RunArguments, results: Mapping[str, Any], facts: Mapping[str, Any]
-) -> None:
-    """Writes the record of a run, its results and its card; arguments of [`write_run_record`]."""
-    write_run_record(folder, kind, args, results, **facts)
-    write_card(folder)
 
 
 def add_pictures(final: Path, args: RunArguments, facts: Mapping[str, Any], predictions: bytes) -> None:

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ddep_hub.data.dataloading import iterate_batches
 from ddep_hub.data.samplers import example_seed
-from ddep_hub.hub.model_card import PREDICTIONS, Kind
+from ddep_hub.hub.model_card import PREDICTIONS, Kind, write_card, write_run_record
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 from ddep_hub.utils.processes import build_accelerator, keep_freed_memory, on_main_process
@@ -42,7 +42,6 @@ from .run_dir import (
     save_best,
     save_final,
     save_picture,
-    write_card_files,
     write_config,
 )
 from .step import Batch, Losses, TrainingStep
@@ -158,17 +157,9 @@ class Trainer(Losses):
         }
 
     def run(self) -> dict[str, Any]:
-        """Trains, saves, measures, describes, draws and publishes, in this order.
+        """Trains, saves, measures, describes, draws and publishes, in this order; for its errors see [`pretrain`].
 
-        Returns:
-            What [`evaluate`] gives, `seconds` of training, and `final`, the folder of the model.
-
-        Raises:
-            FloatingPointError: A loss or gradient is not finite; names the step and its files.
-            RunInterrupted: A signal came or the time was up; a checkpoint was written.
-            CheckpointError: A checkpoint cannot be written or read, or belongs to another run.
-            BlockingIOError: Another process runs in the same folder.
-            OSError: The Hub refused before the run, or publishing failed after it; the folder is complete then.
+        Returns what [`evaluate`] gives, `seconds` of training, and `final`, the folder of the model.
         """
         final = self.output / "final"
         with contextlib.ExitStack() as stack:
@@ -373,6 +364,6 @@ class Trainer(Losses):
         return save_picture(self.draw(model), self.output / "pictures" / name)
 
     def _describe(self, model: nn.Module, final: Path, results: dict[str, Any]) -> None:
-        # A run that fails to draw still has its card.
-        write_card_files(final, self.kind, self.args, results, self.facts)
+        write_run_record(final, self.kind, self.args, results, **self.facts)
+        write_card(final)  # a run that fails to draw still has its card
         add_pictures(final, self.args, self.facts, self._save_picture(model, PREDICTIONS))
