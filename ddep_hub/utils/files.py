@@ -110,7 +110,7 @@ def check_empty(path: str | Path) -> None:
     """Raises a FileExistsError if there is something under this name that is not an empty folder."""
     path = Path(path)
     check_not_file(path)
-    if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
+    if path.is_symlink() or (path.exists() and any(path.iterdir())):
         raise FileExistsError(f"output_dir: {path} is not empty. Choose another folder.")
 
 

@@ -30,13 +30,9 @@ def convert_fields(arguments: Dataclass) -> None:
     """
     for name, hint in _get_type_hints(type(arguments)).items():
         value = convert(name, getattr(arguments, name), hint)
-        if arguments.__dataclass_fields__[name].metadata.get("path"):
-            value = [os.path.expanduser(path) for path in value] if isinstance(value, list) else _expand_user(value)
+        if arguments.__dataclass_fields__[name].metadata.get("path") and value is not None:
+            value = [*map(os.path.expanduser, value)] if isinstance(value, list) else os.path.expanduser(value)
         setattr(arguments, name, value)
-
-
-def _expand_user(path: str | None) -> str | None:
-    return None if path is None else os.path.expanduser(path)
 
 
 def convert(name: str, value: Any, hint: Any) -> Any:
