@@ -9,10 +9,10 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ddep_hub.image_conversion import (
     ChannelImage,
@@ -24,7 +24,6 @@ from ddep_hub.image_conversion import (
     warn_once,
 )
 from ddep_hub.tiff import (
-    has_inverted_labels,
     has_tifffile,
     is_misread_by_pillow,
     is_reduced_by_pillow,
@@ -263,13 +262,6 @@ def file_name(file: str | Path | Undecoded) -> str:
 
 
 @contextmanager
-def _silence_tiff_errors() -> Iterator[None]:
-    """Keeps Pillow from logging an error for each TIFF of many bands; those are read by `tifffile`."""
-    with shared_attribute(logging.getLogger("PIL.TiffImagePlugin"), "disabled", True):
-        yield
-
-
-@contextmanager
 def open_image(file: str | Path | Undecoded, kind: str = "image") -> Iterator[ImageFile.ImageFile]:
     """Opens an image, reading only its header; errors inside the block become a `BadFileError`.
 
@@ -284,7 +276,9 @@ def open_image(file: str | Path | Undecoded, kind: str = "image") -> Iterator[Im
             raise BadFileError(f"{name} is empty (0 bytes); {hint}", name)
         stream.seek(0)
         try:
-            with disallow_truncated_images(), _silence_tiff_errors(), Image.open(stream) as image:
+            # Pillow logs an error for each TIFF of many bands; those are read by `tifffile`.
+            is_silent = shared_attribute(logging.getLogger("PIL.TiffImagePlugin"), "disabled", True)
+            with disallow_truncated_images(), is_silent, Image.open(stream) as image:
                 yield image
         except UnidentifiedImageError as error:
             raise BadFileError(f"{name} is not an image that Pillow can read; {hint}", name) from error
@@ -305,59 +299,6 @@ def read_header(file: str | Path | Undecoded) -> tuple[tuple[int, int], int] | N
             return image.size, read_orientation(image)
     except BadFileError:  # as reading it will say
         return None
-
-
-class DecodedImage(NamedTuple):
-    """A decoded image.
-
-    Args:
-        image: The image, upright.
-        format: Pillow's name of the file's format.
-        white: What the file has for white, where Pillow stretches its greys to 255, or to 65535 in modes of integers.
-        is_lossy: Whether its compression changes values: JPEG, also in a TIFF, or WebP with loss.
-    """
-
-    image: Image.Image
-    format: str | None
-    white: int | None
-    is_lossy: bool
-
-
-def load_upright(file: str | Path | Undecoded, kind: str) -> DecodedImage:
-    """Decodes an image and turns it upright; raises a `BadFileError` if `kind` is `mask` and it has several pages."""
-    with open_image(file, kind) as image:
-        if kind == "mask" and (pages := num_pages(image)) > 1:
-            name = file_name(file)
-            raise BadFileError(f"{name} has {pages} pages; save each page as a separate mask, or merge them", name)
-        packing = image.tile[0].args if image.tile else None
-        mode, *values = packing if isinstance(packing, tuple) else (packing,)
-        is_scaled = image.format == "PPM" and mode in ("L", "I") and values
-        white_level = values[0] if is_scaled else {"L;2": 3, "L;4": 15}.get(mode or "")
-        is_lossy = image.format == "JPEG" or image.info.get("compression") in ("jpeg", "tiff_jpeg")
-        if image.format == "WEBP" and image.fp is not None:
-            is_lossy = _is_lossy_webp(image.fp)
-        is_reduced, upright = is_reduced_by_pillow(image), apply_orientation(image)
-        if kind == "mask" and is_reduced and not np.asarray(upright).any():
-            name = file_name(file)
-            warn_once(
-                "deep mask",
-                f"{name} has colours of 16 bits, and the 8 bits that are read are all 0. If it holds ids, as masks of "
-                "SYNTHIA do, save them with one number per pixel.",
-            )
-        if kind == "mask" and has_inverted_labels(image):
-            upright = ImageOps.invert(upright)
-        return DecodedImage(upright, image.format, white_level, is_lossy)
-
-
-def _is_lossy_webp(file: IO[bytes]) -> bool:
-    """Whether a WebP has a chunk of pixels that are compressed with loss."""
-    file.seek(12)
-    while len(header := file.read(8)) == 8:
-        if header[:4] == b"VP8 ":
-            return True
-        size = int.from_bytes(header[4:], "little")
-        file.seek(size + size % 2, os.SEEK_CUR)
-    return False
 
 
 @contextmanager

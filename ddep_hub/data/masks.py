@@ -1,18 +1,38 @@
 """Mask files as class ids."""
 
+import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
+
+from ddep_hub.image_conversion import apply_orientation, warn_once
+from ddep_hub.tiff import has_inverted_labels, is_reduced_by_pillow, num_pages
 
 from .classes import Color
-from .image_io import BadFileError, DecodedImage, Undecoded, file_name, format_list, is_array, load_upright
+from .image_io import BadFileError, Undecoded, file_name, format_list, is_array, open_image
 
 
 ColorMapping = Mapping[Color, int]
+
+
+class DecodedMask(NamedTuple):
+    """A decoded mask.
+
+    Args:
+        image: The mask, upright.
+        format: Pillow's name of the file's format.
+        white: What the file has for white, where Pillow stretches its greys to 255, or to 65535 in modes of integers.
+        is_lossy: Whether its compression changes values: JPEG, also in a TIFF, or WebP with loss.
+    """
+
+    image: Image.Image
+    format: str | None
+    white: int | None
+    is_lossy: bool
 
 
 def decode_mask(
@@ -69,13 +89,48 @@ def decode_mask(
     return values.astype(_mask_dtype(num_classes, ignore_index))
 
 
-def load_mask(file: str | Path | Undecoded) -> DecodedImage:
+def load_mask(file: str | Path | Undecoded) -> DecodedMask:
     """Decodes a mask: an image, or an array (.npy) of numbers (H, W) or of colours (H, W, 3).
 
-    Raises a `BadFileError` for anything else.
+    Raises a `BadFileError` for anything else, such as an image of several pages.
     """
-    if not is_array(file) or not isinstance(file, str | Path):
-        return load_upright(file, "mask")
+    if is_array(file) and isinstance(file, str | Path):
+        return _load_array(file)
+    name = file_name(file)
+    with open_image(file, "mask") as image:
+        if (pages := num_pages(image)) > 1:
+            raise BadFileError(f"{name} has {pages} pages; save each page as a separate mask, or merge them", name)
+        packing = image.tile[0].args if image.tile else None
+        mode, *values = packing if isinstance(packing, tuple) else (packing,)
+        is_scaled = image.format == "PPM" and mode in ("L", "I") and values
+        white_level = values[0] if is_scaled else {"L;2": 3, "L;4": 15}.get(mode or "")
+        is_lossy = image.format == "JPEG" or image.info.get("compression") in ("jpeg", "tiff_jpeg")
+        if image.format == "WEBP" and image.fp is not None:
+            is_lossy = _is_lossy_webp(image.fp)
+        is_reduced, upright = is_reduced_by_pillow(image), apply_orientation(image)
+        if is_reduced and not np.asarray(upright).any():
+            warn_once(
+                "deep mask",
+                f"{name} has colours of 16 bits, and the 8 bits that are read are all 0. If it holds ids, as masks of "
+                "SYNTHIA do, save them with one number per pixel.",
+            )
+        if has_inverted_labels(image):
+            upright = ImageOps.invert(upright)
+        return DecodedMask(upright, image.format, white_level, is_lossy)
+
+
+def _is_lossy_webp(file: IO[bytes]) -> bool:
+    """Whether a WebP has a chunk of pixels that are compressed with loss."""
+    file.seek(12)
+    while len(header := file.read(8)) == 8:
+        if header[:4] == b"VP8 ":
+            return True
+        size = int.from_bytes(header[4:], "little")
+        file.seek(size + size % 2, os.SEEK_CUR)
+    return False
+
+
+def _load_array(file: str | Path) -> DecodedMask:
     try:
         values = np.load(file, allow_pickle=False)
     except (EOFError, ValueError, zipfile.BadZipFile) as error:
@@ -100,10 +155,10 @@ def load_mask(file: str | Path | Undecoded) -> DecodedImage:
         if is_whole and not -(2**31) <= values.min() <= values.max() < 2**31:
             raise BadFileError(f"{file} holds values beyond 32 bits, which cannot be class ids", file)
         values = values.astype(np.int32 if is_whole else np.float32)  # fractions are refused later
-    return DecodedImage(Image.fromarray(values), "NPY", None, is_lossy=False)
+    return DecodedMask(Image.fromarray(values), "NPY", None, is_lossy=False)
 
 
-def check_lossless(mask: DecodedImage, path: str | Path) -> None:
+def check_lossless(mask: DecodedMask, path: str | Path) -> None:
     """Raises a BadFileError for a mask whose compression changes values."""
     if mask.is_lossy:
         kind = "a JPEG" if mask.format == "JPEG" else f"a {mask.format} compressed with loss"
@@ -111,7 +166,7 @@ def check_lossless(mask: DecodedImage, path: str | Path) -> None:
 
 
 def get_mask_values(
-    mask: DecodedImage,
+    mask: DecodedMask,
     path: str | Path,
     mapping: Mapping[int, int] | None = None,
     colors: ColorMapping | None = None,

@@ -16,7 +16,6 @@ from ddep_hub.data.image_io import (
     disallow_truncated_images,
     is_array,
     is_tiff,
-    load_upright,
     open_image,
 )
 from ddep_hub.evaluation.inference import window_positions
@@ -52,7 +51,8 @@ def read_image_file(path: Path, page: int | None = None, *, are_labels: bool = F
             raise BadFileError(f"{path} is damaged or not an array ({error}); replace or remove it", path) from error
         return _validate_array(values, path)
     if not is_tiff(path):
-        image = load_upright(path, "image").image
+        with open_image(path) as opened:
+            image = apply_orientation(opened)
         return _to_16_bit(image) if image.mode.startswith("I") else image
     index = page
     try:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ddep_hub.data.classes import ClassTable, Color
-from ddep_hub.data.image_io import BadFileError, DecodedImage, open_image
+from ddep_hub.data.image_io import BadFileError, open_image
 from ddep_hub.data.mask_inspection import (
     IGNORED,
     colors_look_smoothed,
@@ -21,6 +21,7 @@ from ddep_hub.data.mask_inspection import (
     palettes_differ,
 )
 from ddep_hub.data.masks import (
+    DecodedMask,
     check_lossless,
     count_values,
     get_mask_values,
@@ -133,7 +134,7 @@ class MaskReader:
         elif isinstance(picture, Image.Image) and picture.mode in color_modes:
             pixels = np.asarray(picture.convert("RGB"))
         elif page is not None and isinstance(picture, Image.Image) and picture.mode in ("1", "P"):
-            pixels = get_mask_values(DecodedImage(picture, "TIFF", None, is_lossy=False), path, *known)
+            pixels = get_mask_values(DecodedMask(picture, "TIFF", None, is_lossy=False), path, *known)
         elif page is not None:
             pixels = np.asarray(picture)
             if pixels.ndim != 2 or (pixels.dtype.kind == "f" and (pixels != np.rint(pixels)).any()):

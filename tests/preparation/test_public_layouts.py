@@ -11,8 +11,9 @@ from PIL import Image
 import ddep_hub
 from ddep_hub.cli.commands import PrepareArguments
 from ddep_hub.data.dataset_registry import get_dataset_info
-from ddep_hub.data.image_io import BadFileError, decode_channels, load_upright
+from ddep_hub.data.image_io import BadFileError, decode_channels
 from ddep_hub.data.mask_inspection import suggest_classes
+from ddep_hub.data.masks import load_mask
 from ddep_hub.data.pairing import match_names, separate_masks
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
 from ddep_hub.data.unlabelled import unlabelled_images
@@ -255,9 +256,9 @@ def test_colour_masks_of_16_bits(source):
     ids[..., 0] = OBJECT
     tifffile.imwrite(source / "ids.tif", ids, photometric="rgb")
     with pytest.warns(UserWarning, match="colours of 16 bits, and the 8 bits that are read are all 0"):
-        load_upright(source / "ids.tif", "mask")
+        load_mask(source / "ids.tif")
     tifffile.imwrite(source / "colours.tif", ids * 65535, photometric="rgb")
-    assert np.asarray(load_upright(source / "colours.tif", "mask").image)[..., 0].max() == 255
+    assert np.asarray(load_mask(source / "colours.tif").image)[..., 0].max() == 255
 
 
 # --- Folders
@@ -394,7 +395,7 @@ def test_images_of_many_bands_log_no_error(source, caplog):
     with caplog.at_level(logging.DEBUG):
         decode_channels(source / "a.tif", 8)
         with pytest.raises(BadFileError):
-            load_upright(source / "a.tif", "mask")
+            load_mask(source / "a.tif")
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
