@@ -63,17 +63,20 @@ def apply_orientation(image: Image.Image) -> Image.Image:
         image.load()
         image.filename = filename
     image.load()
-    transposed, left_right, top_bottom = ORIENTATIONS[read_orientation(image)]
-    upright = image
-    if left_right:
-        upright = upright.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if top_bottom:
-        upright = upright.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-    if transposed:
-        upright = upright.transpose(Image.Transpose.TRANSPOSE)
+    upright = turn_upright(image, read_orientation(image))
     if upright is not image:
         upright.info = {key: value for key, value in upright.info.items() if key not in EXIF_KEYS}
     return upright
+
+
+def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
+    """Turns an image as an EXIF orientation, 1..8, says."""
+    transposed, left_right, top_bottom = ORIENTATIONS[orientation]
+    if left_right:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if top_bottom:
+        image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    return image.transpose(Image.Transpose.TRANSPOSE) if transposed else image
 
 
 def to_8_bit(values: np.ndarray, name: str) -> np.ndarray:

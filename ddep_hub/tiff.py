@@ -219,7 +219,7 @@ def read_tiff(
                 raise
             raise ValueError(f"{name} is compressed: {error}; pip install imagecodecs") from error
         tags = image.keyframe.tags
-        values = _make_upright(values, image.axes, int(tags.valueof(274, 1)))
+        values = make_upright(values, image.axes, int(tags.valueof(274, 1)))
         nodata = _parse_nodata(tags.valueof(GDAL_NODATA))
     # A picture may have one row, or one column.
     dropped = [index for index, axis in enumerate(image.axes) if axis not in "YX" and values.shape[index] == 1]
@@ -231,8 +231,8 @@ def read_tiff(
     return values, None if len(axes) != 3 else (-1 if axes[0] == "Y" else 0), nodata
 
 
-def _make_upright(values: np.ndarray, axes: str, orientation: int) -> np.ndarray:
-    """Turns values, whose rows and columns are the axes Y and X, as the tag Orientation says."""
+def make_upright(values: np.ndarray, axes: str, orientation: int) -> np.ndarray:
+    """Turns values, whose rows and columns are the axes Y and X, as an EXIF orientation says."""
     if not ("Y" in axes and "X" in axes):
         return values
     rows, columns = axes.index("Y"), axes.index("X")

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from ddep_hub.image_conversion import ORIENTATIONS, read_orientation
+from ddep_hub.image_conversion import ORIENTATIONS, read_orientation, turn_upright
 
 from .image_io import Undecoded, decode_image, is_array, is_tiff, load_bytes, open_image
 from .preprocessing import AnyImage, Size, resize, to_tensor
@@ -138,7 +138,8 @@ def decode_jpeg_part(file: Undecoded, box: tuple[int, int, int, int], size: tupl
         pixels = _decode_full(file)
         return None if pixels is None else resize(pixels[:, top : top + height, left : left + width], size)
     with open_image(file) as image:
-        transposed, left_right, top_bottom = ORIENTATIONS[read_orientation(image)]
+        orientation = read_orientation(image)
+        transposed, left_right, top_bottom = ORIENTATIONS[orientation]
         # The part is cut out of the stored image: if its side is not a multiple of the factor, the last reduced pixel
         # covers less than the others, and rotating the image would shift them all.
         x, y, crop_width, crop_height = (top, left, height, width) if transposed else (left, top, width, height)
@@ -155,10 +156,7 @@ def decode_jpeg_part(file: Undecoded, box: tuple[int, int, int, int], size: tupl
             Image.Resampling.BILINEAR,
             box=(x / factor, y / factor, (x + crop_width) / factor, (y + crop_height) / factor),
         )
-    pixels = functional.pil_to_tensor(scaled)
-    flip_axes = [axis for axis, is_mirrored in ((-1, left_right), (-2, top_bottom)) if is_mirrored]
-    pixels = pixels.flip(flip_axes) if flip_axes else pixels
-    return pixels.transpose(-1, -2) if transposed else pixels
+    return functional.pil_to_tensor(turn_upright(scaled, orientation))
 
 
 def _decode_full(file: Undecoded) -> torch.Tensor | None:

@@ -20,7 +20,8 @@ from ddep_hub.data.classes import BACKGROUND, BACKGROUND_COLOR, ClassTable, clas
 from ddep_hub.data.folders import canonical_split, is_mask_folder
 from ddep_hub.data.image_io import IMAGE_EXTENSIONS, is_tiff, list_images, open_image
 from ddep_hub.data.pairing import IMAGE_WORDS
-from ddep_hub.image_conversion import ORIENTATIONS, read_orientation
+from ddep_hub.image_conversion import read_orientation
+from ddep_hub.tiff import make_upright
 from ddep_hub.utils.files import path_below
 
 from .image_files import RawImage, image_size, read_image_file
@@ -249,14 +250,13 @@ def shapes_mask(image: Path | Image.Image, shapes: Sequence[Shape], size: tuple[
     not; `shapes` are drawn on the upright image, or on the stored one if `size` fits that alone. Returns uint8 or
     int32 (H, W) of the upright image. Raises a ValueError if `size` fits neither.
     """
-    is_transposed = left_right = top_bottom = False
+    orientation = 1
     picture = read_image_file(image) if isinstance(image, Path) else image
     rows, columns = image_size(picture, None if size is None else size[::-1])
     upright_size = stored_size = (columns, rows)
     if isinstance(image, Path) and isinstance(picture, Image.Image) and not is_tiff(image):  # none of these is turned
         with open_image(image) as stored_image:
-            is_transposed, left_right, top_bottom = ORIENTATIONS[read_orientation(stored_image)]
-            stored_size = stored_image.size
+            orientation, stored_size = read_orientation(stored_image), stored_image.size
     if size is not None and size not in (upright_size, stored_size):
         raise ValueError(
             f"{image} has {upright_size[0]}x{upright_size[1]} pixels, but its annotation is for {size[0]}x{size[1]}. "
@@ -274,9 +274,7 @@ def shapes_mask(image: Path | Image.Image, shapes: Sequence[Shape], size: tuple[
     for class_id, group in itertools.groupby(objects, key=lambda item: item[1]):
         mask[mask_utils.decode(mask_utils.merge([code for code, _ in group])).astype(bool)] = class_id
     if size is not None and size != upright_size:
-        mask = mask[:, ::-1] if left_right else mask
-        mask = mask[::-1] if top_bottom else mask
-        mask = mask.T if is_transposed else mask
+        mask = make_upright(mask, "YX", orientation)
     return mask.astype(np.uint8) if mask.min(initial=0) >= 0 and mask.max(initial=0) < 256 else mask
 
 
