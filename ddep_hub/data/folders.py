@@ -17,7 +17,7 @@ import glob
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,12 +85,12 @@ def unpacked_root(root: str | Path, options: FolderOptions = DEFAULT_OPTIONS) ->
     return candidate if is_described(candidate) else root
 
 
-def match_split(by_split: Mapping[str, object], split: str) -> str | None:
-    """The key of a split, which may have another common name: `valid` or `validation` for `val`; or `None`."""
-    if split in by_split:
+def match_split(names: Collection[str], split: str) -> str | None:
+    """The name of a split among these, where it may be another common one: `valid` for `val`; or `None`."""
+    if split in names:
         return split
-    canonical = _SPLIT_BY_WORD.get(split.lower())
-    return next((name for name in by_split if canonical and _SPLIT_BY_WORD.get(name.lower()) == canonical), None)
+    canonical = canonical_split(split)
+    return next((name for name in names if canonical and canonical_split(name) == canonical), None)
 
 
 def canonical_split(name: str) -> str | None:
@@ -111,9 +111,8 @@ def find_split_folders(
     def find_masks(split: str | None, images: Path) -> Path:
         if mask_dir is None:
             return _find_mask_folder(root, split, images, mask_suffix)
-        return root / mask_dir.replace(
-            "{split}", match_split(_expand_pattern(root, mask_dir), split or "train") or str(split)
-        )
+        name = match_split(_expand_pattern(root, mask_dir), split or "train")
+        return root / mask_dir.replace("{split}", name or str(split))
 
     if image_dir is None:
         by_split = _detect_folders(root, find_masks, mask_suffix)
@@ -159,39 +158,32 @@ def _detect_folders(
     by_split: dict[str, SplitFolders] = {}
     if image_folder is not None:
         image_root = root / image_folder
-        children, has_loose_images = (
-            subfolders(image_root),
-            _contains_files(image_root, IMAGE_EXTENSIONS, recursive=False),
-        )
-        splits = [name for name in children if not has_loose_images or name.lower() in _SPLIT_BY_WORD]
+        has_loose_images = _contains_files(image_root, IMAGE_EXTENSIONS, recursive=False)
+        splits = [name for name in subfolders(image_root) if not has_loose_images or canonical_split(name)]
         if has_loose_images and splits:
             warnings.warn(
                 f"{image_root} holds images next to the folders {', '.join(splits)}: they are in no split, and "
                 "skipped.",
                 stacklevel=2,
             )
-        has_split_names = any(name.lower() in _SPLIT_BY_WORD for name in splits)
+        has_split_names = any(map(canonical_split, splits))
         if not splits or (not has_split_names and not (root / "annotations").is_dir()):
             by_split = {"train": SplitFolders(image_root, find_masks(None, image_root))}  # its folders are not splits
         else:
             by_split = {name: SplitFolders(image_root / name, find_masks(name, image_root / name)) for name in splits}
     for name, meaning in folders.items():
-        if (
-            meaning is None
-            or meaning[1] in (None, TRAIN_AND_VAL)
-            or meaning[0] == "mask"
-            or match_split(by_split, name)
-        ):
+        role, split = meaning or (None, None)
+        if split in (None, TRAIN_AND_VAL) or role == "mask" or match_split(by_split, name):
             continue
         inner = [child for child in subfolders(root / name) if _parse_folder_name(child) == ("image", None)]
         images = root / name
-        if meaning[0] is None and inner:
+        if role is None and inner:
             images /= _choose_folder(images, inner, "images", "image") or inner[0]
         elif not _contains_files(images, IMAGE_EXTENSIONS):
             continue
-        masks = find_masks(meaning[1], images)
-        if masks.is_dir() or meaning[0] == "image" or inner:
-            by_split[name if meaning[0] is None else meaning[1]] = SplitFolders(images, masks)
+        masks = find_masks(split, images)
+        if masks.is_dir() or role == "image" or inner:
+            by_split[name if role is None else split] = SplitFolders(images, masks)
     if by_split:
         _add_other_folders(root, folders, by_split, find_masks)
     if not by_split and images_and_masks(root, mask_suffix) is not None:
@@ -236,8 +228,8 @@ def _detect_by_words(root: Path) -> dict[str, SplitFolders]:
     if len(masks) != 1 or len(images) != 1:
         return {}
     folders = SplitFolders(root / images[0], root / masks[0])
-    splits = {name: match_split(dict.fromkeys(subfolders(folders.masks)), name) for name in subfolders(folders.images)}
-    if splits and all(name.lower() in _SPLIT_BY_WORD and mask_split for name, mask_split in splits.items()):
+    splits = {name: match_split(subfolders(folders.masks), name) for name in subfolders(folders.images)}
+    if splits and all(canonical_split(name) and mask_split for name, mask_split in splits.items()):
         return {
             name: SplitFolders(folders.images / name, folders.masks / str(mask_split))
             for name, mask_split in splits.items()
@@ -248,23 +240,14 @@ def _detect_by_words(root: Path) -> dict[str, SplitFolders]:
 def _find_mask_folder(root: Path, split: str | None, images: Path, mask_suffix: str | None) -> Path:
     """Where the masks of these images belong: a folder that is there, if any is recognised."""
     candidates: list[Path] = []
-    canonical = None if split is None else _SPLIT_BY_WORD.get(split.lower(), split)
+    canonical = split and (canonical_split(split) or split)
     for parent in (images.parent, root):
         for name in subfolders(parent):
             meaning = _parse_folder_name(name)
-            if meaning == ("mask", None):
-                mask_root = parent / name
-                same_split = [
-                    child for child in subfolders(mask_root) if _SPLIT_BY_WORD.get(child.lower(), child) == canonical
-                ]
-                exact_matches = [child for child in same_split if child == split]
-                if parent != root or split is None:
-                    candidates.append(mask_root)
-                elif same_split:
-                    candidates.append(mask_root / (exact_matches or same_split)[0])
-                elif not any(child.lower() in _SPLIT_BY_WORD for child in subfolders(mask_root)):
-                    candidates.append(mask_root)
-            elif meaning is not None and meaning == ("mask", canonical):
+            inner = subfolders(parent / name) if meaning == ("mask", None) and parent == root and split else []
+            if inner and (same_split := match_split(inner, str(split))):
+                candidates.append(parent / name / same_split)
+            elif meaning in (("mask", None), ("mask", canonical)) and not any(map(canonical_split, inner)):
                 candidates.append(parent / name)
     unique = _with_masks(dict.fromkeys(candidates))
     in_annotations = [folder for folder in unique if root / "annotations" in (folder, *folder.parents)]
@@ -302,8 +285,8 @@ def _parse_folder_name(name: str) -> tuple[str | None, str | None] | None:
     for word in (word.lower() for word in words):
         compound = re.fullmatch("(train|val|test)([a-z]+)", word)
         for part in compound.groups() if compound and compound[2] in IMAGE_WORDS | MASK_WORDS else [word]:
-            if part in _SPLIT_BY_WORD:
-                splits.add(_SPLIT_BY_WORD[part])
+            if split := canonical_split(part):
+                splits.add(split)
             elif part in MASK_WORDS | IMAGE_WORDS:
                 roles.add("mask" if part in MASK_WORDS else "image")
             elif part not in _FORMAT_WORDS:
