@@ -152,9 +152,7 @@ def _detect_folders(
     root: Path, find_masks: Callable[[str | None, Path], Path], mask_suffix: str | None
 ) -> dict[str, SplitFolders]:
     folders = {name: _parse_folder_name(name) for name in subfolders(root)}
-    image_folder = _choose_folder(
-        root, [name for name, meaning in folders.items() if meaning == ("image", None)], "images", "image"
-    )
+    image_folder = _choose_folder(root, [name for name, meaning in folders.items() if meaning == ("image", None)])
     by_split: dict[str, SplitFolders] = {}
     if image_folder is not None:
         image_root = root / image_folder
@@ -178,7 +176,7 @@ def _detect_folders(
         inner = [child for child in subfolders(root / name) if _parse_folder_name(child) == ("image", None)]
         images = root / name
         if role is None and inner:
-            images /= _choose_folder(images, inner, "images", "image") or inner[0]
+            images /= _choose_folder(images, inner) or inner[0]
         elif not _contains_files(images, IMAGE_EXTENSIONS):
             continue
         masks = find_masks(split, images)
@@ -298,12 +296,13 @@ def _parse_folder_name(name: str) -> tuple[str | None, str | None] | None:
     return "mask" if "mask" in roles else "image" if roles else None, next(iter(splits), None)
 
 
-def _choose_folder(parent: Path, names: Sequence[str], default: str, role: str) -> str | None:
-    if default in names:
-        return default
+def _choose_folder(parent: Path, names: Sequence[str]) -> str | None:
+    """The one of these folders that holds images, `images` if it is among them."""
+    if "images" in names:
+        return "images"
     with_images = [name for name in names if _contains_files(parent / name, IMAGE_EXTENSIONS)]
     if len(with_images) > 1:
-        raise ValueError(f"{parent}: both {' and '.join(with_images)} hold images. Choose with {role}_dir.")
+        raise ValueError(f"{parent}: both {' and '.join(with_images)} hold images. Choose with image_dir.")
     return with_images[0] if with_images else None
 
 

@@ -127,9 +127,9 @@ def _count_all(
     return counts, num_objects, areas
 
 
-def suggest_classes(paths: Sequence[Path], *, limit: int = 100) -> str:
-    """Suggests the content of `classes.json`, from the values or colours in at most `limit` of the masks."""
-    sampled_paths = paths[:: -(-len(paths) // limit)]
+def suggest_classes(paths: Sequence[Path]) -> str:
+    """Suggests the content of `classes.json`, from the values or colours in at most 100 of the masks."""
+    sampled_paths = paths[:: -(-len(paths) // 100)]
     counts, num_objects, areas = _count_all(sampled_paths)
     if set(counts) == {0, 1, 255}:  # the 1 may come from bilevel masks alone, whose white is 255 beside others
         white_counts, *_ = _count_all(sampled_paths, {0: 0, 255: 1})

@@ -20,8 +20,6 @@ def example_seed(*values: int) -> int:
     # would be one; the length and two words for every value tell them apart.
     words = [len(values)]
     for value in values:
-        if not 0 <= value < 2**64:
-            raise ValueError(f"cannot make a seed from {value}; seeds, epochs and indices are in 0..2**64-1")
         words += [value & 0xFFFFFFFF, value >> 32]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
 
@@ -48,8 +46,6 @@ def batch_slice(global_batch_size: int, rank: int, world_size: int) -> range:
     The ranges of all ranks make up the batch, and their lengths differ by at most one. Raises a ValueError if there
     are fewer examples than processes.
     """
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} is not in 0..{world_size - 1} (world_size {world_size})")
     if global_batch_size < world_size:
         raise ValueError(
             f"global_batch_size {global_batch_size} leaves some of {world_size} processes without an example; "
@@ -140,10 +136,6 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
             raise ValueError(f"num_examples is {num_examples}; the data set must hold at least one example")
         if weights is None:
             sizes, weights = [sum(sizes)], [1.0]
-        if len(weights) != len(sizes):
-            raise ValueError(f"weights has {len(weights)} numbers for {len(sizes)} sources; give one each")
-        if not 0 <= start_step <= end_step:
-            raise ValueError(f"start_step {start_step} and end_step {end_step} must be in order and not negative")
         self.sizes = sizes
         self.mixture = SourceMixture(weights, seed)
         self.global_batch_size = global_batch_size

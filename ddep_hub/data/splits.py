@@ -69,8 +69,8 @@ def _sizes(paths: Iterable[Path]) -> dict[Path, int]:
     return sizes
 
 
-def _read_sample(path: Path, size: int, length: int = 2**12) -> bytes:
-    parts = []
+def _read_sample(path: Path, size: int) -> bytes:
+    parts, length = [], 2**12
     with contextlib.suppress(OSError), path.open("rb") as file:
         for start in (0, size // 2, max(0, size - length)):
             file.seek(start)

@@ -1,5 +1,6 @@
 """Batches read from shards: a stream has lanes, each with a place in every source and windows that are shuffled."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -168,14 +169,6 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         skip_bad_files: bool = False,
         num_validation: int = 0,
     ) -> None:
-        if not sources:
-            raise ValueError("sources is empty; pass at least one source of images")
-        if not 0 <= start_step <= end_step:
-            raise ValueError(f"start_step {start_step} and end_step {end_step} must be in order and not negative")
-        if window < 1:
-            raise ValueError(f"window is {window}; set the number of examples to shuffle, at least 1")
-        if num_validation < 0:
-            raise ValueError(f"num_validation is {num_validation}; set a number of examples, 0 for none")
         self.sources = list(sources)
         self.transform = transform
         self.seed = seed
@@ -186,10 +179,6 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         self.world_size = world_size
         self.positions = batch_slice(global_batch_size, rank, world_size)
         self.mixture = SourceMixture([1.0] * len(self.sources) if weights is None else weights, seed)
-        if len(self.mixture.counts) != len(self.sources):
-            raise ValueError(
-                f"weights has {len(self.mixture.counts)} numbers for {len(self.sources)} sources; give one each"
-            )
         self.lanes = _count_lanes(self.sources, world_size)
         self.window = max(1, window // self.lanes)
         self.skip_bad_files = skip_bad_files
@@ -307,10 +296,7 @@ class ImageStream(IterableDataset[dict[str, Any]]):
                 f"num_validation is {num_validation}, but {self.sources[0].name} holds {len(head)} images in all; "
                 "set a smaller number"
             )
-        counts: dict[int, int] = {}
-        for shard, _ in head[:num_validation]:
-            counts[shard] = counts.get(shard, 0) + 1
-        return counts
+        return Counter(shard for shard, _ in head[:num_validation])
 
 
 def _count_lanes(sources: Sequence[ShardedDataset], world_size: int) -> int:

@@ -191,12 +191,14 @@ class SegmentationTrainTransform:
     ) -> None:
         self.crop_size = size_pair(crop_size)
         self.image_size = validate_image_size(image_size)
-        self.scale = validate_range(scale)
-        self.horizontal_flip = validate_probability(horizontal_flip)
+        if not 0 < scale[0] <= scale[1]:
+            raise ValueError(f"range {scale} of scale or ratio must be positive and in order")
+        self.scale = scale
+        self.horizontal_flip = horizontal_flip
         if augmentation is not None and augmentation not in AUGMENTATIONS:
             raise ValueError(f"augmentation is {augmentation!r}; choose {', '.join(AUGMENTATIONS)}.")
         self.augmentation = None if augmentation is None else AUGMENTATIONS[augmentation]
-        self.class_crops = validate_probability(class_crops, "class_crops")
+        self.class_crops = class_crops
         self.ignore_index = ignore_index
         self.resample = resample
 
@@ -282,20 +284,5 @@ def _random_window(length: int, crop: int, scale: float, pixel: int | None = Non
 
 
 def size_pair(size: Size) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    if height < 1 or width < 1:
-        raise ValueError(f"crop_size is {size}; set it in pixels, one number or (height, width)")
-    return height, width
-
-
-def validate_range(limits: tuple[float, float]) -> tuple[float, float]:
-    low, high = limits
-    if not 0 < low <= high:
-        raise ValueError(f"range ({low}, {high}) of scale or ratio must be positive and in order")
-    return low, high
-
-
-def validate_probability(probability: float, name: str = "horizontal_flip") -> float:
-    if not 0 <= probability <= 1:
-        raise ValueError(f"{name} is {probability}; set a probability in 0..1")
-    return probability
+    """(height, width) of a size that may be one number for both."""
+    return (size, size) if isinstance(size, int) else size

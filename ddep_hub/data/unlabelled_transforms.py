@@ -18,15 +18,7 @@ from ddep_hub.image_conversion import ORIENTATIONS, read_orientation, turn_uprig
 from .image_io import Undecoded, decode_image, is_array, is_tiff, load_bytes, open_image
 from .preprocessing import AnyImage, Size, resize, to_tensor
 from .segmentation_datasets import Sample
-from .transforms import (
-    STRONG,
-    STRONG_INTENSITIES,
-    SegmentationTrainTransform,
-    is_rgb,
-    size_pair,
-    validate_probability,
-    validate_range,
-)
+from .transforms import STRONG, STRONG_INTENSITIES, SegmentationTrainTransform, is_rgb, size_pair
 
 
 class PretrainTransform:
@@ -54,8 +46,8 @@ class PretrainTransform:
     ) -> None:
         self.num_channels = num_channels
         self.crop_size = size_pair(crop_size)
-        self.crop = v2.RandomResizedCrop(self.crop_size, scale=validate_range(scale), ratio=validate_range(ratio))
-        self.horizontal_flip = validate_probability(horizontal_flip)
+        self.crop = v2.RandomResizedCrop(self.crop_size, scale=scale, ratio=ratio)
+        self.horizontal_flip = horizontal_flip
 
     def __call__(self, sample: Sample) -> dict[str, torch.Tensor]:
         """Transforms a sample whose `image` is decoded (PIL RGB or [`ChannelImage`]) or undecoded.

@@ -214,7 +214,7 @@ class Shape:
 
     Args:
         class_id: Its class.
-        polygons: Corners x0, y0, x1, y1, ... in pixels, one list per part.
+        polygons: Corners x0, y0, x1, y1, ... in pixels, three or more, one list per part.
         rle: Run-length code of pycocotools, in place of polygons; a bitmap of each of many objects would fill memory.
         patch: Left, top and pixels of a part of the image, bool (h, w), in place of polygons.
     """
@@ -296,9 +296,7 @@ def _encode(shape: Shape, width: int, height: int) -> Mapping[str, Any]:
         visible = part[max(0, -top) : height - top, max(0, -left) : width - left]
         mask[max(0, top) : max(0, top) + visible.shape[0], max(0, left) : max(0, left) + visible.shape[1]] = visible
         return encode_bitmap(mask)
-    polygons = [list(part) for part in shape.polygons if len(part) >= 6]
-    if not polygons:
-        return encode_bitmap(np.zeros((height, width), bool))
+    polygons = [list(part) for part in shape.polygons]
     if any(not abs(value) < MAX_COORDINATE for part in polygons for value in part):  # or NaN
         raise ValueError("an object has a coordinate that is not a number, or far outside the image. Correct it.")
     mask_utils = import_pycocotools()
