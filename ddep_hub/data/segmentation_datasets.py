@@ -4,22 +4,16 @@ import copy
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
-from PIL import Image
 from torch.utils.data import Dataset
 
-from ddep_hub.image_conversion import ORIENTATIONS, ChannelImage, warn_once
+from ddep_hub.image_conversion import ORIENTATIONS, warn_once
 
 from .classes import ClassTable, class_colors
 from .folders import DEFAULT_OPTIONS, FolderOptions, is_mask_folder, unpacked_root
-from .hub_loading import (
-    load_split,
-    local_fingerprint,
-    make_undecoded_sample,
-    select_undecoded,
-)
+from .hub_loading import load_split, local_fingerprint, make_undecoded_sample, select_undecoded
 from .image_io import BadFileError, decode_image, format_list, read_header
 from .layouts import find_layout, find_splits, split_files
 from .masks import decode_mask
@@ -27,13 +21,6 @@ from .splits import read_split_file
 
 
 Sample = dict[str, Any]
-
-
-def make_sample(image: Image.Image | ChannelImage, mask: np.ndarray, path: str, mask_path: str) -> Sample:
-    """A sample of an image and its mask (H, W); raises a `BadFileError` that names both if their sizes differ."""
-    if image.size != mask.shape[::-1]:
-        raise _size_error(image.size, mask, path, mask_path)
-    return {"image": image, "annotation": mask, "path": path, "annotation_path": mask_path}
 
 
 def _size_error(size: tuple[int, ...], mask: np.ndarray, path: str, mask_path: str) -> BadFileError:
@@ -61,18 +48,6 @@ def _check_header(mask: np.ndarray, image: Any, path: str, mask_path: str) -> np
             "the run, or the preview of `ddep-hub prepare`, that its mask was drawn on the upright image.",
         )
     return mask
-
-
-def _decode_mask(file: Any, classes: ClassTable, mapping: Mapping[int, int] | None = None) -> np.ndarray:
-    """The class ids of a mask file; `mapping` is that of the classes, or of a known data set."""
-    return decode_mask(
-        file,
-        num_classes=classes.num_classes,
-        ignore_index=classes.ignore_index,
-        mapping=mapping or classes.mask_mapping,
-        other_id=classes.other_id,
-        colors=classes.mask_colors,
-    )
 
 
 def check_sample(sample: Sample, classes: ClassTable, name: str) -> None:
@@ -145,7 +120,59 @@ def _hint_of_archives(root: Path) -> str:
     return "" if found is None else f". Archives are not read: save the mask in {found} and others as PNG or .npy"
 
 
-class SegmentationFolder(Dataset[dict[str, Any]]):
+class _SegmentationFiles(Dataset[dict[str, Any]]):
+    """Images and masks in files: what folders and data sets of the Hub have in common.
+
+    Subclasses set these attributes, name the lists with an entry for each sample in `_per_sample`, and find the files.
+    """
+
+    _per_sample: tuple[str, ...]
+    name: str  # what errors call the data
+    _mapping: Mapping[int, int] | None  # class id of every value of the masks, where they do not hold ids
+    classes: ClassTable
+    sample_ids: list[str]
+    num_channels: int
+
+    def _find_files(self, index: int) -> tuple[Any, str, Any, str]:
+        """The image of a sample and its name, its mask and its name."""
+        raise NotImplementedError
+
+    def _decode_mask(self, file: Any) -> np.ndarray:
+        return decode_mask(
+            file,
+            num_classes=self.classes.num_classes,
+            ignore_index=self.classes.ignore_index,
+            mapping=self._mapping,
+            other_id=self.classes.other_id,
+            colors=self.classes.mask_colors,
+        )
+
+    def select(self, sample_ids: Iterable[str]) -> Self:
+        """The same data with these samples only, in this order."""
+        subset = copy.copy(self)
+        subset.sample_ids = list(sample_ids)
+        indices = _find_indices(subset.sample_ids, self.sample_ids, self.name)
+        for name in self._per_sample:
+            setattr(subset, name, [getattr(self, name)[index] for index in indices])
+        return subset
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    def mask(self, index: int) -> np.ndarray:
+        """The `annotation` of a sample alone; of its image, only the size is read."""
+        image, path, mask, mask_path = self._find_files(index)
+        return _check_header(self._decode_mask(mask), image, path, mask_path)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        file, path, mask_file, mask_path = self._find_files(index)
+        image, mask = decode_image(file, self.num_channels), self._decode_mask(mask_file)
+        if image.size != mask.shape[::-1]:
+            raise _size_error(image.size, mask, path, mask_path)
+        return {"image": image, "annotation": mask, "path": path, "annotation_path": mask_path}
+
+
+class SegmentationFolder(_SegmentationFiles):
     """Images with masks of class ids, in the official layout of a known data set (`layouts.py` lists them) or in
 
     ```
@@ -189,6 +216,8 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
             `sample_ids` names an example that is not there.
     """
 
+    _per_sample = ("images", "_masks")
+
     def __init__(
         self,
         root: str | Path,
@@ -207,13 +236,12 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
             options = dataclasses.replace(options, classes=classes_path)
         files = split_files(self.root, split, self.layout, options)
         images = files.images
-        self.classes: ClassTable = files.classes
+        self.classes, self.name = files.classes, str(files.image_folder)
         self._mapping = files.mapping or files.classes.mask_mapping
         if split_file is not None:
             sample_ids = read_split_file(split_file, images, split)
-        self.sample_ids: list[str] = list(images if sample_ids is None else sample_ids)
-        _find_indices(self.sample_ids, images, str(files.image_folder))
-        self._image_folder = files.image_folder
+        self.sample_ids = list(images if sample_ids is None else sample_ids)
+        _find_indices(self.sample_ids, images, self.name)
         self.images = [images[sample_id] for sample_id in self.sample_ids]
         self._masks = [files.masks[sample_id] for sample_id in self.sample_ids]
         absent = {mask for mask in files.masks.values() if not mask.is_file()}
@@ -242,55 +270,24 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
         files = zip(self.sample_ids, self.images, self._masks, strict=True)
         return [f"{sample_id} {image.stat().st_size} {mask.stat().st_size}" for sample_id, image, mask in files]
 
-    def select(self, sample_ids: Iterable[str]) -> "SegmentationFolder":
-        """The same data with these samples only, in this order."""
-        subset = copy.copy(self)
-        subset.sample_ids = list(sample_ids)
-        indices = _find_indices(subset.sample_ids, self.sample_ids, str(self._image_folder))
-        subset.images = [self.images[index] for index in indices]
-        subset._masks = [self._masks[index] for index in indices]
-        return subset
-
-    def __len__(self) -> int:
-        return len(self.sample_ids)
-
-    def mask(self, index: int) -> np.ndarray:
-        """The `annotation` of a sample alone; of its image, only the size is read."""
-        mask, path = self._read_mask(index), self.images[index]
-        return _check_header(mask, path, str(path), str(self._masks[index]))
-
-    def _read_mask(self, index: int) -> np.ndarray:
-        return _decode_mask(self._masks[index], self.classes, self._mapping)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        path, mask_path = self.images[index], self._masks[index]
-        image, mask = decode_image(path, self.num_channels), self._read_mask(index)
-        return make_sample(image, mask, str(path), str(mask_path))
+    def _find_files(self, index: int) -> tuple[Any, str, Any, str]:
+        image, mask = self.images[index], self._masks[index]
+        return image, str(image), mask, str(mask)
 
 
 def available_splits(
     root: str | Path, layout: str | None = None, *, options: FolderOptions = DEFAULT_OPTIONS
 ) -> list[str]:
-    """The splits of a data set in one of `SegmentationFolder`'s layouts.
+    """The splits of a data set in one of `SegmentationFolder`'s layouts, sorted.
 
-    Args:
-        root: The data set's folder.
-        layout: One of `layouts.LAYOUTS`; found from what lies in the folder by default.
-        options: Where images and masks lie; recognised by default.
-
-    Returns:
-        The names of the folders, such as those in `root/images`, or those of `train`, `val`, `test`, `trainval` and
-        `train_aug` that an official layout has; sorted.
-
-    Raises:
-        FileNotFoundError: `root/images` is not a folder, and nothing else there is a known layout.
-        ValueError: The layout is not known or not clear.
+    `layout` and `options` are as there. Raises a FileNotFoundError if no layout is recognised, and a ValueError if
+    several are, or there is none of this name.
     """
     root = unpacked_root(root, options)
     return sorted(find_splits(root, find_layout(root, options) if layout is None else layout, options)[0])
 
 
-class HubSegmentation(Dataset[dict[str, Any]]):
+class HubSegmentation(_SegmentationFiles):
     """Images with masks of class ids, from a data set that is downloaded and kept in the cache.
 
     Samples are like those of `SegmentationFolder`; their ids are row numbers of eight digits. Reading a sample raises
@@ -305,6 +302,8 @@ class HubSegmentation(Dataset[dict[str, Any]]):
         split_file: List of the examples to use, see `read_split_file`, in place of `sample_ids`.
         num_channels: Channels of the images, see [`decode_image`].
     """
+
+    _per_sample = ("_indices",)
 
     def __init__(
         self,
@@ -323,45 +322,29 @@ class HubSegmentation(Dataset[dict[str, Any]]):
         self.name = f"{name}/{split}"
         self.image_column, self.mask_column = image_column, mask_column
         data = load_split(name, split, revision=revision)
-        self.classes: ClassTable = classes or _read_classes(data.features, self.name)
+        self.classes = classes or _read_classes(data.features, self.name)
+        self._mapping = self.classes.mask_mapping
         self.data = select_undecoded(data, [image_column, mask_column], self.name)
         all_ids = dict.fromkeys(f"{index:08d}" for index in range(len(self.data)))
         if split_file is not None:
             sample_ids = read_split_file(split_file, all_ids)
-        self.sample_ids: list[str] = list(all_ids if sample_ids is None else sample_ids)
+        self.sample_ids = list(all_ids if sample_ids is None else sample_ids)
         self._indices = _find_indices(self.sample_ids, all_ids, self.name)
-        self._source_fingerprint: list[str] = local_fingerprint(name) or [data._fingerprint]
+        self._source_fingerprint = local_fingerprint(name) or [data._fingerprint]
 
     @property
     def fingerprint(self) -> list[str]:
         """What tells this data from other data, the same wherever it lies."""
         return [*self._source_fingerprint, *self.sample_ids]
 
-    def select(self, sample_ids: Iterable[str]) -> "HubSegmentation":
-        """The same data with these samples only, in this order."""
-        subset = copy.copy(self)
-        subset.sample_ids = list(sample_ids)
-        indices = _find_indices(subset.sample_ids, self.sample_ids, self.name)
-        subset._indices = [self._indices[index] for index in indices]
-        return subset
-
-    def __len__(self) -> int:
-        return len(self.sample_ids)
-
-    def mask(self, index: int) -> np.ndarray:
-        """The `annotation` of a sample alone; of its image, only the size is read."""
-        image, mask = self._read_files(index, self.image_column, self.mask_column)
-        return _check_header(_decode_mask(mask["image"], self.classes), image["image"], image["path"], mask["path"])
-
-    def _read_files(self, index: int, *columns: str) -> list[dict[str, Any]]:
+    def _find_files(self, index: int) -> tuple[Any, str, Any, str]:
         number = self._indices[index]
         sample = self.data[number]  # once: it fetches all columns
-        return [make_undecoded_sample(sample[column], f"{self.name}, sample {number}, {column}") for column in columns]
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        image, mask = self._read_files(index, self.image_column, self.mask_column)
-        pixels = decode_image(image["image"], self.num_channels)
-        return make_sample(pixels, _decode_mask(mask["image"], self.classes), image["path"], mask["path"])
+        image, mask = (
+            make_undecoded_sample(sample[column], f"{self.name}, sample {number}, {column}")
+            for column in (self.image_column, self.mask_column)
+        )
+        return image["image"], image["path"], mask["image"], mask["path"]
 
 
 def _read_classes(features: Any, name: str) -> ClassTable:
