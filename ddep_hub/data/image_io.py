@@ -174,6 +174,14 @@ class BadFileError(ValueError):
         self.path = str(path)
 
 
+def damaged_error(path: str | Path, error: Exception, kind: str = "image") -> BadFileError:
+    """The error of a file that cannot be read as an image, or another `kind`; a text that names the file stays."""
+    text = str(error)
+    if not text.startswith(str(path)):
+        text = f"{path} is damaged or not an {kind} ({text}); replace or remove it"
+    return BadFileError(text, path)
+
+
 def decode_image(file: str | Path | Undecoded, channels: int = 3) -> Image.Image | ChannelImage:
     """Reads an image: as RGB, or unchanged with another number of channels.
 
@@ -234,13 +242,11 @@ def decode_channels(file: str | Path | Undecoded, channels: int) -> ChannelImage
             reason = str(error) or "it does not fit into memory"
             raise BadFileError(f"{name} is too large ({reason}); {_TOO_LARGE}", name) from error
         except DECODING_ERRORS as error:
-            text = str(error)
-            if isinstance(error, UnidentifiedImageError):  # whose text has the address of the opened file
-                text = f"{name} is not an image that Pillow can read; replace or remove it"
-                if is_tiff(file) and not has_tifffile():
-                    text += ', or pip install "ddep-hub[tiff]" to read more kinds of TIFF'
-            elif not text.startswith(name):
-                text = f"{name} is damaged or not an image ({text}); replace or remove it"
+            if not isinstance(error, UnidentifiedImageError):
+                raise damaged_error(name, error) from error
+            text = f"{name} is not an image that Pillow can read; replace or remove it"
+            if is_tiff(file) and not has_tifffile():
+                text += ', or pip install "ddep-hub[tiff]" to read more kinds of TIFF'
             raise BadFileError(text, name) from error
 
 

@@ -13,7 +13,7 @@ from ddep_hub.image_conversion import apply_orientation, warn_once
 from ddep_hub.tiff import has_inverted_labels, is_reduced_by_pillow, num_pages
 
 from .classes import Color
-from .image_io import BadFileError, Undecoded, file_name, format_list, is_array, open_image
+from .image_io import BadFileError, Undecoded, damaged_error, file_name, format_list, is_array, open_image
 
 
 ColorMapping = Mapping[Color, int]
@@ -134,10 +134,10 @@ def _load_array(file: str | Path) -> DecodedMask:
     try:
         values = np.load(file, allow_pickle=False)
     except (EOFError, ValueError, zipfile.BadZipFile) as error:
-        problem = f"is damaged or not an array ({error}); replace or remove it"
-        if "pickle" in str(error):  # as Cellpose's `_seg.npy`
-            problem = "holds Python objects; save the mask in it as PNG, TIFF or an array of whole numbers"
-        raise BadFileError(f"{file} {problem}", file) from error
+        if "pickle" not in str(error):
+            raise damaged_error(file, error, "array") from error
+        problem = "holds Python objects; save the mask in it as PNG, TIFF or an array of whole numbers"
+        raise BadFileError(f"{file} {problem}", file) from error  # as Cellpose's `_seg.npy`
     if not isinstance(values, np.ndarray):
         raise BadFileError(f"{file} is an archive of arrays; save the mask in it as an array", file)
     shape = values.shape

@@ -8,6 +8,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -144,16 +145,9 @@ def prepare(
         write_class_table(dataset.classes, folder / "classes.json")
         shown = [written_files[index] for index in evenly_spaced(len(written_files), NUM_PREVIEWS)]
         _draw_preview(folder, shown, dataset.classes).save(folder / "preview.png")
-        record = {
-            "source": source.name,
-            "found": dataset.kind,
-            "notes": dataset.notes,
-            "tile": tile,
-            "overlap": overlap,
-            "classes": (folder / "classes.json").read_text(encoding="utf-8"),
-            "files": _checksums(folder),
-        }
-        (folder / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        written_classes = (folder / "classes.json").read_text(encoding="utf-8")
+        details = {"notes": dataset.notes, "classes": written_classes}
+        _write_record(folder, source=source.name, found=dataset.kind, tile=tile, overlap=overlap, **details)
     counts = Counter(split for split, *_ in written_files)
     lines = [
         f"{source}: {dataset.kind}; {pluralize(len(dataset.examples), 'image')}, {dataset.classes.num_classes} "
@@ -187,14 +181,7 @@ def _prepare_unlabelled(source: Path, output: Path, tile: int | None, overlap: i
         raise FileNotFoundError(f"{source} does not exist. Pass a folder of images or an image.")
     with atomic_dir(output) as folder:
         counts = write_unlabelled(source, folder, tile, overlap)
-        record = {
-            "source": source.name,
-            "found": "unlabelled images",
-            "tile": tile,
-            "overlap": overlap,
-            "files": _checksums(folder),
-        }
-        (folder / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        _write_record(folder, source=source.name, found="unlabelled images", tile=tile, overlap=overlap)
     found = pluralize(counts["images"], "image")
     if counts["pages"] > counts["images"]:
         found += f" with {counts['pages']:,} pages"
@@ -239,6 +226,12 @@ def _check_unchanged(output: Path) -> None:
             f"output_dir: {output} holds files that were added or edited since it was written: "
             f"{format_list(changed)}. Move them first, or choose another folder."
         )
+
+
+def _write_record(folder: Path, **record: Any) -> None:
+    """Writes what a folder was made from, and the checksums that [`_check_unchanged`] compares."""
+    text = json.dumps({**record, "files": _checksums(folder)}, indent=1)
+    (folder / RECORD_FILE).write_text(f"{text}\n", encoding="utf-8")
 
 
 def _checksums(folder: Path) -> dict[str, int]:

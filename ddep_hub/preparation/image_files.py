@@ -13,6 +13,7 @@ from PIL import Image
 from ddep_hub.data.image_io import (
     DECODING_ERRORS,
     BadFileError,
+    damaged_error,
     disallow_truncated_images,
     is_array,
     is_tiff,
@@ -48,7 +49,7 @@ def read_image_file(path: Path, page: int | None = None, *, are_labels: bool = F
         try:
             values = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise BadFileError(f"{path} is damaged or not an array ({error}); replace or remove it", path) from error
+            raise damaged_error(path, error, "array") from error
         return _validate_array(values, path)
     if not is_tiff(path):
         with open_image(path) as opened:
@@ -75,13 +76,8 @@ def read_image_file(path: Path, page: int | None = None, *, are_labels: bool = F
 
     try:
         values = _validate_array(read_tiff(path, str(path), index)[0], path)
-    except BadFileError:
-        raise
     except (OSError, ValueError, IndexError, tifffile.TiffFileError) as error:
-        text = str(error)
-        if not text.startswith(str(path)):
-            text = f"{path} is damaged or not an image ({text}); replace or remove it"
-        raise BadFileError(text, path) from error
+        raise damaged_error(path, error) from error
     fits_pillow = values.dtype == np.uint8 and (values.ndim == 2 or values.shape[-1] == 3)
     return Image.fromarray(values) if fits_pillow or (values.dtype == np.uint16 and values.ndim == 2) else values
 
@@ -150,7 +146,7 @@ def _read_page_indices(path: Path, changed: int) -> list[int]:
         with tifffile.TiffFile(path) as tiff:
             kinds = [int(page.aspage().subfiletype) for page in tiff.pages]
     except (OSError, ValueError, tifffile.TiffFileError) as error:
-        raise BadFileError(f"{path} is damaged or not an image ({error}); replace or remove it", path) from error
+        raise damaged_error(path, error) from error
     if not kinds:
         raise BadFileError(f"{path} is damaged (it holds no page); replace or remove it", path)
     return [index for index, kind in enumerate(kinds) if index == 0 or not kind & COPY_OR_MASK]
