@@ -141,14 +141,9 @@ def warn_once(kind: str, message: str) -> None:
 
 
 def to_rgb(image: Image.Image, name: str = "The image") -> Image.Image:
-    """Turns an image of any mode into RGB, as in training: see [`to_8_bit`]; transparent pixels turn white.
+    """Turns an upright image of any mode into RGB, as in training: see [`to_8_bit`]; transparent pixels turn white.
 
-    Args:
-        image: An upright PIL image.
-        name: What errors call the image.
-
-    Raises:
-        ValueError: See [`to_8_bit`] and [`check_tiff`].
+    `name` is what errors call the image. Raises a ValueError, see [`to_8_bit`] and [`check_tiff`].
     """
     check_tiff(image, name)
     is_tiff = image.format == "TIFF"
@@ -223,19 +218,11 @@ def channels_first(
     by 255: an image processor, which divides by 255, then normalises integers as shares of their range and floats in
     their own units. Three channels are RGB, whose floats lie in 0..1 or 0..255, see [`to_8_bit`].
 
-    Args:
-        values: `(height, width)`, `(channels, height, width)` or `(height, width, channels)`.
-        channels: Number of channels that there must be.
-        name: What errors call the image.
-        axis: The axis of the channels, 0 or -1; by default the one that has as many.
-        rescaled: Whether values are divided by 255 later. If not, floats are not changed.
-
-    Returns:
-        uint8 or float32 `(channels, height, width)`.
-
-    Raises:
-        ValueError: The image has another number of channels, both axes may be the channels, the type of the values is
-            none of these, or some are not finite, too large to be multiplied or, of RGB, out of range.
+    `values` are `(height, width)`, `(channels, height, width)` or `(height, width, channels)`; `axis` is that of the
+    channels, 0 or -1, by default the one that has as many. `rescaled` says whether values are divided by 255 later; if
+    not, floats are not changed. `name` is what errors call the image. Returns uint8 or float32 `(channels, height,
+    width)`. Raises a ValueError if the image has another number of channels, both axes may be the channels, the type
+    of the values is none of these, or some are not finite, too large to be multiplied or, of RGB, out of range.
     """
     if values.ndim == 2:
         values, axis = values[None], 0

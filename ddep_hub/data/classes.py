@@ -169,16 +169,10 @@ def read_class_table(path: str | Path) -> ClassTable:
     `other_values` is about further colours.
 
     A single class is told from background: masks hold 0 and 1, or 0 and its `mask_values`, or black and its colour.
+    Classes without a colour get one that no other class has.
 
-    Args:
-        path: The JSON file.
-
-    Returns:
-        The table; classes without a colour get one that no other class has.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The content is not one of these shapes; the message names the file and the key.
+    Raises a FileNotFoundError if there is no such file, and a ValueError that names the file and the key if the
+    content is not one of these shapes.
     """
     path = Path(path)
     try:
@@ -250,17 +244,9 @@ def _parse_mask_values(value: Any, path: Path) -> tuple[int, ...]:
 
 
 def colorize(mask: np.ndarray, table: ClassTable) -> np.ndarray:
-    """Paints a mask of class ids in the classes' colours.
+    """Paints a mask, integers (H, W), in the classes' colours: uint8 (H, W, 3), black where pixels are ignored.
 
-    Args:
-        mask: Integer array (H, W) of class ids and `table.ignore_index`.
-        table: The classes.
-
-    Returns:
-        uint8 array (H, W, 3), 0..255; ignored pixels are black.
-
-    Raises:
-        ValueError: The mask is not two-dimensional, or holds a value that is neither a class id nor the ignore value.
+    Raises a ValueError for another array, or a value that is neither a class id nor the ignore value.
     """
     if mask.ndim != 2 or not np.issubdtype(mask.dtype, np.integer):
         raise ValueError(f"mask must be integers of shape (H, W), not {mask.dtype} of shape {mask.shape}")

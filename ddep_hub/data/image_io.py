@@ -191,17 +191,10 @@ def decode_image(file: str | Path | Undecoded, channels: int = 3) -> Image.Image
 
     .npy files and TIFF files that Pillow cannot read (colour in floats, planes of 16 bits, several pages) keep the
     depth of their values, and so do images of other channels, whose floats keep their units: see [`channels_first`].
+    These become a [`ChannelImage`], all others a PIL image of mode RGB.
 
-    Args:
-        file: Its path, or an undecoded file.
-        channels: Number of channels; other than 3, the file must have exactly these.
-
-    Returns:
-        A PIL image of mode RGB, or a [`ChannelImage`].
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        BadFileError: It is empty, cut off, damaged, no image, has other channels, or its values are out of range.
+    Raises a `BadFileError` for a file that is empty, cut off, damaged or no image, has not exactly these `channels`
+    if they are not 3, or whose values are out of range; a missing file is still a FileNotFoundError.
     """
     if channels != 3 or is_array(file):
         return decode_channels(file, channels)

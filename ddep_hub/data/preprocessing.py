@@ -24,26 +24,19 @@ AnyImage = Image.Image | ChannelImage
 class EvalTransform:
     """The whole image, and the labels at their own size, so that scores are those of the data set's masks.
 
-    Args:
-        image_size: Shorter side of the image in pixels; the image's own by default.
-
-    Attributes:
-        image_size: Shorter side, (height, width), or `None` for images as they are.
-
-    Raises:
-        ValueError: `image_size` is below 1.
+    `image_size` is the shorter side of the image in pixels, the image's own by default. Raises a ValueError if it is
+    below 1.
     """
 
     def __init__(self, *, image_size: int | None = None) -> None:
-        self.image_size: Size | None = validate_image_size(image_size)
+        self.image_size: Size | None = validate_image_size(image_size)  # also (height, width), of a processor
         self.processor: Any = None
 
     @classmethod
     def from_processor(cls, processor: Any) -> Self:
-        """A transform that resizes as an image processor does; with [`Normalize.from_processor`] its exact result.
+        """A transform that resizes as an image processor of transformers for semantic segmentation does.
 
-        Args:
-            processor: An image processor of transformers for semantic segmentation, such as [`DDePImageProcessor`].
+        With [`Normalize.from_processor`], the result is exactly the processor's.
         """
         transform = cls()
         transform.image_size = processor_size(processor)
@@ -51,13 +44,9 @@ class EvalTransform:
         return transform
 
     def __call__(self, sample: Sample) -> dict[str, torch.Tensor]:
-        """Transforms one sample.
+        """Transforms a sample of an `image` and its `annotation`, an integer array (H, W).
 
-        Args:
-            sample: With `image`, a PIL RGB image or a [`ChannelImage`], and `annotation`, an integer array (H, W).
-
-        Returns:
-            `pixel_values`, uint8 or float32 (C, h, w) in 0..255, and `labels`, int64 (H, W).
+        Returns `pixel_values`, uint8 or float32 (C, h, w) in 0..255, and `labels`, int64 (H, W).
         """
         image: AnyImage = sample["image"]
         if self.processor is not None:
@@ -74,11 +63,7 @@ def resize_with_processor(processor: Any, image: AnyImage, **options: Any) -> to
     """The pixels of an image, uint8 or float32 (C, h, w), after an image processor's own resizing.
 
     Its own, as its two backends round differently. The channels keep the image's order; [`Normalize`] changes it.
-
-    Args:
-        processor: The image processor.
-        image: The image.
-        **options: Options of this call, such as `do_resize=False`.
+    `options` are those of this call, such as `do_resize=False`.
     """
     # Either would shift the image against its labels, and the model pads by itself.
     options |= {name: False for name in ("do_center_crop", "do_pad") if getattr(processor, name, False)}
@@ -104,11 +89,8 @@ def to_tensor(image: AnyImage) -> torch.Tensor:
 class Normalize:
     """Converts images to normalised `pixel_values`, on their device.
 
-    Args:
-        mean: Mean of each channel, of rescaled pixels.
-        std: Standard deviation of each channel.
-        rescale_factor: What pixels are multiplied with first.
-        channel_order: Which channel of the images each channel of the result is; as they are by default.
+    `mean` and `std` are those of each channel after the pixels are multiplied by `rescale_factor`. `channel_order`
+    says which channel of the images each channel of the result is; by default they are the same.
     """
 
     def __init__(

@@ -39,19 +39,10 @@ _FORMAT = 1
 
 
 def render_scene(seed: int, index: int, size: tuple[int, int] = (160, 160)) -> tuple[np.ndarray, np.ndarray]:
-    """Renders one scene.
+    """Renders scene `index` of the data set with a `seed`; the same arguments give the same arrays.
 
-    Args:
-        seed: Seed of the data set.
-        index: Number of the scene in it.
-        size: Height and width in pixels, 16 at least.
-
-    Returns:
-        The image, uint8 (h, w, 3) in 0..255, and the mask, uint8 (h, w) of the ids of `SCENE_CLASSES`. The same
-        arguments give the same arrays.
-
-    Raises:
-        ValueError: `size` is too small.
+    Returns the image, uint8 (h, w, 3) in 0..255, and the mask, uint8 (h, w) of the ids of `SCENE_CLASSES`. `size` is
+    (height, width) in pixels; raises a ValueError if one is below 16.
     """
     height, width = size
     if min(height, width) < 16:
@@ -73,19 +64,9 @@ def write_scenes(
     go to `unlabelled`. No scene is in two splits, and a split that is made larger starts with the same scenes. A
     folder that an earlier call wrote with the same arguments is used again.
 
-    Args:
-        root: The folder to write; the ones above it are made.
-        splits: Number of scenes of each split, such as `{"train": 200, "val": 50}`.
-        unlabelled: Number of images in `unlabelled`.
-        size: Height and width in pixels.
-        seed: Seed of the data set.
-
-    Returns:
-        `root`.
-
-    Raises:
-        ValueError: A number is negative or a split has no usable name.
-        FileExistsError: `root` holds something else, or scenes of other arguments; the message says which.
+    `splits` has the number of scenes of each split, such as `{"train": 200, "val": 50}`, `unlabelled` that of images
+    in `unlabelled`; `size` is (height, width) in pixels. Returns `root`. Raises a ValueError if a number is negative
+    or a split has no usable name, and a FileExistsError if `root` holds something else, or scenes of other arguments.
     """
     root = Path(root)
     for name, num_scenes in [*splits.items(), ("unlabelled", unlabelled)]:
@@ -140,11 +121,5 @@ def _is_up_to_date(root: Path, record: dict[str, Any]) -> bool:
 
 
 def embedded_scenes() -> Path:
-    """Writes the embedded data set of rendered scenes to the cache, once; that takes about half a minute.
-
-    Returns:
-        The data set's folder: splits `train` (200), `val` (40) and `test` (60), and `unlabelled` (800 images).
-    """
-    return write_scenes(
-        cache_dir() / "scenes", splits={"train": 200, "val": 40, "test": 60}, unlabelled=800, size=(160, 160)
-    )
+    """Writes the embedded data set of rendered scenes to the cache, once, in half a minute; returns its folder."""
+    return write_scenes(cache_dir() / "scenes", splits={"train": 200, "val": 40, "test": 60}, unlabelled=800)
