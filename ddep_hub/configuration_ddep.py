@@ -29,6 +29,9 @@ RESERVED_ENCODER_KWARGS = ("pretrained", "num_classes", "in_chans", "features_on
 # Arguments of `from_pretrained`, transformers' and the models' own, that resemble a field.
 _NON_FIELD_ARGUMENTS = ("code_revision", "encoder_weights")
 
+# What corruptions without noise have the decoder predict.
+PREDICTED = {"masked": "sample", "downsampled": "features"}
+
 # Written into configurations by transformers itself: `auto_map` with remote code, `use_cache` by its Trainer.
 _TRANSFORMERS_FIELDS = ("auto_map", "use_cache")
 
@@ -118,11 +121,13 @@ class DDePConfig(PreTrainedConfig):
         freeze_encoder: `True` is DDeP (only the decoder is pretrained), `False` is DeP (everything is; the paper's DeP
             starts from random weights). Only used by [`DDePForPreTraining`].
         corruption: `"scaled"` keeps the variance, `sqrt(gamma) x + sqrt(1 - gamma) noise` with
-            `gamma = 1 / (1 + sigma^2)`; `"simple"` is `x + sigma noise`; `"masked"` sets patches to 0 instead, which
-            are then predicted (`prediction_type="sample"`), and is not in the DDeP paper.
-        prediction_type: `"epsilon"` predicts the noise, `"sample"` the clean image.
+            `gamma = 1 / (1 + sigma^2)`; `"simple"` is `x + sigma noise`. The other two are not in the DDeP paper:
+            `"masked"` sets patches to 0, which are then predicted (`prediction_type="sample"`); `"downsampled"` halves
+            the image's sides, and the encoder's features of the whole image are predicted
+            (`prediction_type="features"`).
+        prediction_type: `"epsilon"` predicts the noise, `"sample"` the clean image, `"features"` its features.
         sigma: standard deviation of the noise in units of `pixel_values`, that is, after normalisation; or a range
-            `(low, high)` from which each example draws its own. Unused by `corruption="masked"`.
+            `(low, high)` from which each example draws its own. Unused without noise.
         mask_ratio: share of the patches that `corruption="masked"` masks.
         mask_patch_size: side of these patches in pixels.
         image_skip: whether the denoising head also sees the noisy image, in units of the noise. The paper's does not.
@@ -167,8 +172,8 @@ class DDePConfig(PreTrainedConfig):
     decoder_norm: Literal["batch", "group"] = "batch"
     decoder_interpolation: Literal["bilinear", "nearest"] = "bilinear"
     freeze_encoder: bool = True
-    corruption: Literal["scaled", "simple", "masked"] = "scaled"
-    prediction_type: Literal["epsilon", "sample"] = "epsilon"
+    corruption: Literal["scaled", "simple", "masked", "downsampled"] = "scaled"
+    prediction_type: Literal["epsilon", "sample", "features"] = "epsilon"
     sigma: float | int | list[float | int] | tuple[float | int, ...] = 0.22
     mask_ratio: float | int = 0.5
     mask_patch_size: int = 16
@@ -257,10 +262,18 @@ class DDePConfig(PreTrainedConfig):
             raise ValueError(f"mask_ratio must be between 0 and 1, got {self.mask_ratio}.")
         if self.mask_patch_size < 1:
             raise ValueError(f"mask_patch_size must be positive, got {self.mask_patch_size}.")
-        if self.corruption == "masked" and (self.prediction_type != "sample" or self.image_skip):
+        target = PREDICTED.get(self.corruption)
+        if target is not None and (self.prediction_type != target or self.image_skip):
             raise ValueError(
-                'corruption="masked" predicts the image, and its head does not see the masked one. Set '
-                'prediction_type="sample" and image_skip=False.'
+                f'corruption="{self.corruption}" predicts another target than noise, and its head does not see the '
+                f'corrupted image. Set prediction_type="{target}" and image_skip=False.'
+            )
+        if self.prediction_type == "features" and target != "features":
+            raise ValueError('prediction_type="features" needs corruption="downsampled". Set both.')
+        if self.corruption == "downsampled" and not self.freeze_encoder:
+            raise ValueError(
+                'corruption="downsampled" predicts features of the encoder, which must not change. Set '
+                "freeze_encoder=True."
             )
 
     @property

@@ -6,8 +6,9 @@ Both corruptions by noise belong to one family. With `gamma = 1 / (1 + sigma^2)`
     simple:  x~ = x + sigma * noise
     scaled:  x~ = sqrt(gamma) * x + sqrt(1 - gamma) * noise  =  sqrt(gamma) * simple
 
-so at equal sigma they carry the same signal-to-noise ratio and differ by a factor alone. Masking, the third kind of
-corruption, sets patches of the image to 0, as in SimMIM (arXiv 2111.09886); it is not in the DDeP paper.
+so at equal sigma they carry the same signal-to-noise ratio and differ by a factor alone. Two more kinds of corruption
+are not in the DDeP paper: masking sets patches of the image to 0, as in SimMIM (arXiv 2111.09886), and downsampling
+halves its sides.
 """
 
 import math
@@ -16,6 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch.nn import functional as F
+
+from .resampling import resample, resize
 
 
 def _check(kind: str, *allowed: str) -> None:
@@ -106,6 +109,33 @@ def draw_mask(noise: torch.Tensor, mask_ratio: float, patch_size: int) -> torch.
     mask = ranks < max(1, min(round(mask_ratio * num_patches), num_patches - 1))
     mask = mask.repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2)
     return mask[:, None, : noise.shape[2], : noise.shape[3]]
+
+
+def downsample(pixel_values: torch.Tensor) -> torch.Tensor:
+    """Halves the sides of images `(batch, C, H, W)`, which must be even, without aliasing."""
+    height, width = pixel_values.shape[-2:]
+    return resize(pixel_values, (height // 2, width // 2))
+
+
+def feature_target(
+    features: Sequence[torch.Tensor], covered_size: tuple[int, int], stride: int, size: tuple[int, int]
+) -> torch.Tensor:
+    """The features of an image that a decoder predicts from the image at half its size, on one grid.
+
+    Each position of each feature is normalised to mean 0 and variance 1 over its channels, as the targets of I-JEPA
+    (arXiv 2301.08243) are.
+
+    Args:
+        features: The encoder's features to predict, each `(batch, C, rows, columns)`.
+        covered_size: Height and width in pixels that they cover.
+        stride: Stride of the grid in pixels.
+        size: Rows and columns of the grid.
+
+    Returns:
+        Float32 `(batch, sum of C, *size)`.
+    """
+    normalized = [F.layer_norm(f.float().movedim(1, -1), f.shape[1:2]).movedim(-1, 1) for f in features]
+    return torch.cat([resample(feature, covered_size, stride, size) for feature in normalized], dim=1)
 
 
 def noise_scale(sigma: torch.Tensor | float, corruption: str) -> torch.Tensor | float:

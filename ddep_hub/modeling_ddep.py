@@ -1,6 +1,7 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
 """DDeP models: an encoder of timm, a U-Net decoder, and a head for denoising or for segmentation."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -18,7 +19,9 @@ from .denoising import (
     check_noise,
     corrupt,
     denoising_target,
+    downsample,
     draw_mask,
+    feature_target,
     mean_squared_error,
     noise_scale,
     sample_sigma,
@@ -32,11 +35,14 @@ from .encoders import (
 )
 from .folding import example_images, fold_batch_norms
 from .modeling_base_ddep import DDePPreTrainedModel
-from .resampling import padded_size
+from .resampling import pad_to_multiple, padded_size
 from .segmentation import segmentation_loss
 
 
 logger = logging.get_logger(__name__)
+
+# How many of the encoder's features a decoder predicts with `corruption="downsampled"`, counted from the deepest.
+NUM_TARGETS = 2
 
 
 @dataclass
@@ -46,10 +52,12 @@ class DDePForPreTrainingOutput(ModelOutput):
     Attributes:
         loss: mean squared error of the prediction, a scalar; with `corruption="masked"`, that of the masked pixels,
             averaged over the images.
-        prediction: the predicted noise or image, shape `(batch, C, H, W)`.
+        prediction: the predicted noise or image, shape `(batch, C, H, W)`; with `corruption="downsampled"`, the
+            predicted features `(batch, sum of their channels, rows, columns)` on the grid of the finest.
         target: what should be predicted, same shape.
-        noisy_pixel_values: the corrupted images, same shape.
-        sigma: the noise level of each example, shape `(batch,)`.
+        noisy_pixel_values: the corrupted images, shape `(batch, C, H, W)`, or `(batch, C, H' / 2, W' / 2)` of
+            downsampled ones, which are padded before.
+        sigma: the noise level of each example, shape `(batch,)`; not with `corruption="downsampled"`.
         mask: which pixels were masked, bool of shape `(batch, 1, H, W)`; only with `corruption="masked"`.
         hidden_states: features of the encoder, finest first, then of the decoder, coarsest first.
     """
@@ -146,15 +154,19 @@ class DDePModel(DDePPreTrainedModel):
         # Replicas of nn.DataParallel, which Trainer makes of several GPUs, have no parameters.
         dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), pixel_values.dtype)
         pixel_values = pixel_values.to(dtype)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_encoder):
-            encoder = self._folded_encoder[0] if frozen_encoder and self._folded_encoder else self.encoder
-            features, covered_size = extract_features(encoder, pixel_values)
+        features, covered_size = self.encode(pixel_values, frozen_encoder)
         decoded = self.decoder(features, pixel_values, covered_size)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         return BaseModelOutput(
             last_hidden_state=decoded[-1], hidden_states=(*features, *decoded) if output_hidden_states else None
         )
+
+    def encode(self, pixel_values: torch.Tensor, frozen_encoder: bool) -> tuple[list[torch.Tensor], tuple[int, int]]:
+        """Runs the encoder alone, see [`extract_features`]; a frozen one without gradients, and folded if it was."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_encoder):
+            encoder = self._folded_encoder[0] if frozen_encoder and self._folded_encoder else self.encoder
+            return extract_features(encoder, pixel_values)
 
     def fold_encoder(self) -> None:
         """Speeds up passes with `frozen_encoder` by folding the encoder's BatchNorms into its convolutions.
@@ -215,7 +227,10 @@ class DDePForPreTraining(DDePPreTrainedModel):
         config.validate_architecture()  # fields given to `from_pretrained` were set one by one
         self.ddep = DDePModel(config, encoder)
         channels = self.ddep.decoder.out_channels + config.num_channels * config.image_skip
-        self.noise_head = nn.Conv2d(channels, config.num_channels, kernel_size=3, padding=1)
+        if config.corruption == "downsampled":
+            self.noise_head = nn.Conv2d(channels, sum(feature_maps(self.ddep.encoder).channels[-NUM_TARGETS:]), 1)
+        else:
+            self.noise_head = nn.Conv2d(channels, config.num_channels, kernel_size=3, padding=1)
         self._has_frozen_encoder = config.freeze_encoder
         self.post_init()
         self.train(self.training)
@@ -250,7 +265,7 @@ class DDePForPreTraining(DDePPreTrainedModel):
         Args:
             pixel_values: clean, normalised images of shape `(batch, C, H, W)`.
             noise: standard normal noise of the same shape; drawn if `None`. With `corruption="masked"` it chooses the
-                patches to mask.
+                patches to mask; with `"downsampled"` it is not used.
             sigma: noise level in units of `pixel_values`, one number or one per example, shape `(batch,)`; by default
                 the configuration's, drawn per example if that is a range.
             generator: random generator for the noise and its level.
@@ -269,6 +284,8 @@ class DDePForPreTraining(DDePPreTrainedModel):
         check_noise(pixel_values, noise, sigma)
         if self.config.freeze_encoder and self.ddep.encoder.training:
             self.ddep.encoder.eval()  # `.train()` was called on a part of the model
+        if self.config.corruption == "downsampled":
+            return self._predict_features(pixel_values, output_hidden_states, return_loss)
         batch, _, height, width = pixel_values.shape
         if noise is None:
             generator_device = generator.device if generator is not None else pixel_values.device
@@ -309,6 +326,34 @@ class DDePForPreTraining(DDePPreTrainedModel):
             mask=mask,
             hidden_states=outputs.hidden_states,
         )
+
+    def _predict_features(
+        self, pixel_values: torch.Tensor, output_hidden_states: bool | None, return_loss: bool
+    ) -> DDePForPreTrainingOutput:
+        """Predicts the encoder's features of images from the images at half their size."""
+        pixel_values = pad_to_multiple(pixel_values, 2 * self.ddep.stride)  # so that half of it is not padded
+        target, small = self.feature_target(pixel_values), downsample(pixel_values)
+        outputs = self.ddep(small, output_hidden_states=output_hidden_states, frozen_encoder=True, return_dict=True)
+        prediction = self.noise_head(F.adaptive_avg_pool2d(outputs.last_hidden_state, target.shape[-2:]))
+        return DDePForPreTrainingOutput(
+            loss=mean_squared_error(prediction.float(), target) if return_loss else None,
+            prediction=prediction,
+            target=target,
+            noisy_pixel_values=small,
+            hidden_states=outputs.hidden_states,
+        )
+
+    def feature_target(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The features of images that are to be predicted with `corruption="downsampled"`, see [`feature_target`].
+
+        `pixel_values` are `(batch, C, H, W)`, with sides that are multiples of the decoder's deepest stride.
+        """
+        features, covered_size = self.ddep.encode(pixel_values.to(self.dtype), frozen_encoder=True)
+        features = features[-NUM_TARGETS:]
+        # That of the finest of these features, or near it: patches may be of 14 pixels, and images resampled.
+        stride = min(self.ddep.stride, 2 ** round(math.log2(covered_size[0] / features[0].shape[-2])))
+        size = pixel_values.shape[-2] // stride, pixel_values.shape[-1] // stride
+        return feature_target(features, covered_size, stride, size)
 
 
 class DDePForSemanticSegmentation(DDePPreTrainedModel):

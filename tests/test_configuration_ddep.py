@@ -56,6 +56,17 @@ def test_masked_images_are_predicted_without_seeing_them(fields):
         DDePConfig(corruption="masked", **fields)
 
 
+def test_features_are_predicted_by_a_frozen_encoder_alone():
+    fields = {"corruption": "downsampled", "prediction_type": "features"}
+    assert DDePConfig(**fields).freeze_encoder
+    with pytest.raises(StrictDataclassError, match='Set prediction_type="features" and image_skip=False'):
+        DDePConfig(corruption="downsampled")
+    with pytest.raises(StrictDataclassError, match='needs corruption="downsampled"'):
+        DDePConfig(prediction_type="features")
+    with pytest.raises(StrictDataclassError, match="Set freeze_encoder=True"):
+        DDePConfig(freeze_encoder=False, **fields)
+
+
 def test_assignment_is_checked_too():
     config = DDePConfig()
     with pytest.raises(StrictDataclassError, match="decoder_norm"):

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePModel
 from ddep_hub.denoising import corrupt, draw_mask
-from ddep_hub.encoders import build_encoder
+from ddep_hub.encoders import build_encoder, extract_features
 from ddep_hub.segmentation import segmentation_loss
 
 
@@ -103,6 +103,47 @@ def test_denoising_outputs(hybrid_config, corruption, prediction_type):
     # The prediction sees the corrupted image and nothing else.
     seen = model.ddep(outputs.noisy_pixel_values).last_hidden_state
     torch.testing.assert_close(outputs.prediction, model.noise_head(seen)[..., :40, :])
+
+
+def test_features_are_predicted_from_the_image_at_half_its_size(conv_config):
+    model = DDePForPreTraining(conv_config(corruption="downsampled", prediction_type="features"))
+    clean = torch.randn(2, 3, 100, 128)
+    outputs = model(clean)
+    padded = F.pad(clean, (0, 0, 0, 28), mode="replicate")  # to 64, whose half is the encoder's stride
+    half = F.interpolate(padded, scale_factor=0.5, mode="bilinear", antialias=True)
+    torch.testing.assert_close(outputs.noisy_pixel_values, half, atol=1e-5, rtol=1e-5)
+    *_, fine, coarse = (f.movedim(1, -1) for f in extract_features(model.ddep.encoder, padded)[0])
+    fine, coarse = (
+        ((f - f.mean(-1, True)) / (f.var(-1, False, True) + 1e-5) ** 0.5).movedim(-1, 1) for f in (fine, coarse)
+    )
+    target = torch.cat([fine, F.interpolate(coarse, scale_factor=2, mode="bilinear")], dim=1)
+    torch.testing.assert_close(outputs.target, target, atol=1e-4, rtol=1e-4)
+    decoded = model.ddep(outputs.noisy_pixel_values).last_hidden_state
+    prediction = model.noise_head(F.avg_pool2d(decoded, 8))  # stride 16 of the image is 8 of its half
+    torch.testing.assert_close(outputs.prediction, prediction, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(outputs.loss, (prediction - target).square().mean())
+    outputs.loss.backward()
+    assert not any(p.requires_grad for p in model.ddep.encoder.parameters()) and not outputs.target.requires_grad
+    assert all(p.grad.abs().sum() > 0 for p in (*model.ddep.decoder.parameters(), *model.noise_head.parameters()))
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_r_s16_p8_224", "vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "beit_base_patch16_224"]
+)
+def test_features_of_other_encoders_are_predicted(name):
+    config = DDePConfig(
+        encoder_name=name,
+        encoder_kwargs={"depth": 4},
+        decoder_hidden_sizes=[8] * 4,
+        decoder_bottleneck_size=8,
+        corruption="downsampled",
+        prediction_type="features",
+    )
+    model = DDePForPreTraining(config)
+    outputs = model(torch.randn(1, 3, 130, 64))
+    assert outputs.prediction.shape == outputs.target.shape and outputs.loss.isfinite()
+    height, width = outputs.target.shape[-2:]
+    assert height == 3 * width and height > 2  # 192 x 64 with its padding
 
 
 def test_masked_patches_are_predicted(hybrid_config):

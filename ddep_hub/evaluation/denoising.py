@@ -5,7 +5,9 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tvf
 
+from ddep_hub.configuration_ddep import PREDICTED
 from ddep_hub.denoising import denoise, draw_mask, mean_squared_error
+from ddep_hub.modeling_ddep import DDePForPreTraining
 
 
 BLUR_SIGMAS = [0.1 * step for step in range(2, 31)]
@@ -26,7 +28,7 @@ def restore(model: nn.Module, clean: torch.Tensor, noise: torch.Tensor, sigma: f
     `(clean + sigma * noise - restored) / sigma`.
 
     Args:
-        model: A [`DDePForPreTraining`] in eval mode, whose `corruption` is not `"masked"`.
+        model: A [`DDePForPreTraining`] in eval mode, whose `corruption` is one by noise.
         clean: Normalised images (n, C, H, W).
         noise: Standard normal noise of the same shape.
         sigma: Noise level in units of `clean`, above 0.
@@ -50,14 +52,15 @@ def denoising_error(model: nn.Module, clean: torch.Tensor, *, batch_size: int = 
 
     It is the error of the noise for every prediction type, as an estimate of the image implies one of the noise. The
     noise is fixed; its level is the middle of the model's range. With `corruption="masked"` it is the error of the
-    masked pixels. `clean` are normalised images (n, C, H, W); `model` is put into eval mode.
+    masked pixels, with `"downsampled"` that of the features. `clean` are normalised images (n, C, H, W); `model` is
+    put into eval mode.
     """
     model.eval()
     clean = clean.to(next(model.parameters()).device)
     noise, sigma = validation_noise(clean), sum(model.config.sigma_range) / 2
     total = 0.0
     for images, batch_noise in zip(clean.split(batch_size), noise.split(batch_size), strict=True):
-        if model.config.corruption == "masked":
+        if model.config.corruption in PREDICTED:
             total += model(pixel_values=images, noise=batch_noise).loss.item() * images.numel()
         else:
             restored = restore(model, images, batch_noise, sigma)
@@ -112,6 +115,30 @@ def masking_references(clean: torch.Tensor, mask_ratio: float, mask_patch_size: 
         weight, blurred = (_wide_blur(values, patches * mask_patch_size) for values in (visible, clean * visible))
         blurs.append(error((blurred + 1e-6 * means) / (weight + 1e-6)))  # the mean where no visible pixel is near
     return {"predicting_mean": error(means), "gaussian_blur": min(blurs)}
+
+
+@torch.no_grad()
+def feature_references(model: DDePForPreTraining, clean: torch.Tensor, *, batch_size: int = 16) -> dict[str, float]:
+    """Computes the error of the predicted features, as [`denoising_error`] does, without a decoder.
+
+    Returns `mean_features`, the error of each channel's mean over the validation images `clean`; and
+    `upsampled_features`, that of the features that the encoder gives of the images at half their size, upsampled.
+    """
+    outputs = [model(pixel_values=images) for images in clean.split(batch_size)]
+    target = torch.cat([output.target for output in outputs])
+    upsampled = torch.cat(
+        [
+            F.interpolate(
+                model.feature_target(output.noisy_pixel_values), size=output.target.shape[-2:], mode="bilinear"
+            )
+            for output in outputs
+        ]
+    )
+    mean = target.mean((0, 2, 3), keepdim=True)
+    return {
+        name: (predicted - target).square().mean().item()
+        for name, predicted in (("mean_features", mean), ("upsampled_features", upsampled))
+    }
 
 
 def _linear_filter(noisy: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

@@ -178,6 +178,8 @@ def denoising_picture(model: nn.Module, clean: torch.Tensor) -> Image.Image:
     model.eval()
     sigma = sum(model.config.sigma_range) / 2
     clean = clean.to(next(model.parameters()).device)
+    if model.config.corruption == "downsampled":
+        return _features_picture(model, clean)
     noise = validation_noise(clean)
     if model.config.corruption == "masked":
         return _masking_picture(model, clean, noise)
@@ -199,6 +201,20 @@ def _masking_picture(model: nn.Module, clean: torch.Tensor, noise: torch.Tensor)
     ):
         rows.append(to_uint8(torch.stack([image, masked, predicted, predicted.where(mask, image)])))
     return draw_panels(rows, ["image", "masked image", "prediction", "filled-in image"])
+
+
+def _features_picture(model: nn.Module, clean: torch.Tensor) -> Image.Image:
+    """The three principal components of the target are red, green and blue, of the prediction too."""
+    output = model(pixel_values=clean)
+    target, predicted = (f.float().movedim(1, -1) for f in (output.target, output.prediction))
+    mean, channels = target.mean((0, 1, 2)), target.shape[-1]
+    components = torch.linalg.svd((target - mean).reshape(-1, channels), full_matrices=False).Vh[:3]
+    rows = []
+    for image, small, *features in zip(clean, output.noisy_pixel_values, target, predicted, strict=True):
+        maps = torch.stack([((feature - mean) @ components.T).movedim(-1, 0) for feature in features])
+        scale = maps[:1].flatten(2).std(-1)[..., None, None].clamp(min=1e-6)
+        rows.append([*to_uint8(image[None]), *to_uint8(small[None]), *to_uint8((maps / scale).clamp(-2, 2))])
+    return draw_panels(rows, ["image", "image at half its size", "encoder's features", "predicted features"])
 
 
 def segmentation_picture(

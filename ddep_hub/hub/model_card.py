@@ -21,7 +21,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.utils import logging
 
-from ddep_hub.configuration_ddep import DDePConfig, __version__
+from ddep_hub.configuration_ddep import PREDICTED, DDePConfig, __version__
 from ddep_hub.data.dataset_registry import find_dataset_by_classes
 from ddep_hub.data.hub_loading import HUB_PREFIX, parse_hub_name
 from ddep_hub.encoder_weights import encoder_license, encoder_repository
@@ -47,6 +47,8 @@ REFERENCES = {
     "linear_filter": "best linear 3x3 filter",
     "gaussian_blur": "best Gaussian blur",
     "predicting_mean": "mean of the visible pixels",
+    "mean_features": "mean of the features",
+    "upsampled_features": "features of the image at half its size",
     "predicting_zero": "predicting no noise",
 }
 # Tag of cards of pretraining.
@@ -271,6 +273,7 @@ def _template_values(folder: Path) -> dict[str, Any]:
         "kind": record["kind"],
         "method": record.get("method"),
         "config": config,
+        "has_noise": config.corruption not in PREDICTED,
         "is_masked": config.corruption == "masked",
         "reference_names": REFERENCES,
         "record": record,

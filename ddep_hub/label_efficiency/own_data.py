@@ -31,9 +31,9 @@ from .report import Curves, Row, build_curves, paired_difference, read_rows
 
 
 RANDOM_DECODER, DDEP_METHOD, MASKED_METHOD = "random decoder", "DDeP on your images", "masked patches of your images"
-CONSISTENCY_METHOD = "consistency on your images"
+FEATURES_METHOD, CONSISTENCY_METHOD = "features of your images", "consistency on your images"
 # How the methods that pretrain corrupt images.
-CORRUPTIONS = {DDEP_METHOD: "scaled", MASKED_METHOD: "masked"}
+CORRUPTIONS = {DDEP_METHOD: "scaled", MASKED_METHOD: "masked", FEATURES_METHOD: "downsampled"}
 CONSISTENCY = {"consistency_weight": 1.0}
 STEPS = "steps.json"
 # With fewer steps than this, a comparison says little about longer runs.
@@ -53,9 +53,9 @@ class Steps:
 def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
     """The study of a user's data: random decoder, shipped decoders that fit, and methods that use unlabelled images.
 
-    Pretraining, by denoising (DDeP) and by filling in masked patches, uses the images of `unlabelled` and all training
-    images, whether their labels are used or not, at the scales of fine-tuning. Consistency uses those of `unlabelled`
-    and the labelled ones. `steps` are by default the preset's.
+    Pretraining, by denoising (DDeP), by filling in masked patches and by predicting features, uses the images of
+    `unlabelled` and all training images, whether their labels are used or not, at the scales of fine-tuning.
+    Consistency uses those of `unlabelled` and the labelled ones. `steps` are by default the preset's.
     """
     shared = _shared_arguments(args)
     settings = build_arguments(FinetuneArguments, {**shared, "data": args.data})
@@ -150,8 +150,7 @@ def _fit_steps(args: StudyArguments, study: Study, output: Path) -> Steps:
             f"minutes: {output} has rows of runs with the steps of the preset. Leave minutes out, or choose another "
             "output_dir."
         )
-    method = next(method for method in full_study.methods if method.name == DDEP_METHOD)
-    num_pretrainings = len(CORRUPTIONS.keys() & {method.name for method in study.methods})
+    pretraining_methods = [method for method in study.methods if method.name in CORRUPTIONS]
     folder = output / ".timing"
     fraction = next(iter(full_study.seeds))
     overrides: dict[str, Any] = {
@@ -160,22 +159,23 @@ def _fit_steps(args: StudyArguments, study: Study, output: Path) -> Steps:
         "overwrite": True,
         "resume_from_checkpoint": None,
     }
-    pretraining = full_study.pretrain_arguments(method, folder)
     finetuning = full_study.finetune_arguments(full_study.methods[0], fraction, 0, folder, None)
-    full_steps = Steps(finetuning.max_steps, pretraining.max_steps)
+    full_steps = Steps(finetuning.max_steps, finetuning.pretraining_steps)
     # A loss on unlabelled images takes longer than all else in a step.
     slow_methods = [method for method in study.methods if method.has_unlabelled_loss]
-    print(f"Timing {TIMED_STEPS} steps of {'pretraining and of ' * bool(num_pretrainings)}fine-tuning.", flush=True)
+    print(f"Timing {TIMED_STEPS} steps of {'pretraining and of ' * bool(pretraining_methods)}fine-tuning.", flush=True)
     start = time.monotonic()
     pretraining_seconds = 0.0
-    if num_pretrainings:
+    for method in pretraining_methods:  # each, as the one on features takes longer
+        pretraining = study.pretrain_arguments(method, folder)
         training = open_train_and_val(finetuning)[0]
-        pretraining_seconds = PretrainTrainer(
+        pretraining_seconds += PretrainTrainer(
             dataclasses.replace(pretraining, **overrides), more_images={"labelled": training}
         ).run()["seconds"]
     finetuning_seconds = finetune(dataclasses.replace(finetuning, **overrides))["seconds"]
     # Of one run: building, reading, evaluating.
-    overhead = time.monotonic() - start - pretraining_seconds - finetuning_seconds
+    elapsed = time.monotonic() - start
+    overhead = (elapsed - pretraining_seconds - finetuning_seconds) / (len(pretraining_methods) + 1)
     method_seconds = finetuning_seconds * (len(study.methods) - len(slow_methods))
     for method in slow_methods:
         slow = study.finetune_arguments(method, fraction, 0, folder, None)
@@ -184,10 +184,9 @@ def _fit_steps(args: StudyArguments, study: Study, output: Path) -> Steps:
     num_seeds = sum(study.seeds.values())
     num_runs = len(study.methods) * num_seeds
     seconds = (
-        num_seeds * full_steps.finetuning * method_seconds
-        + num_pretrainings * full_steps.pretraining * pretraining_seconds
+        num_seeds * full_steps.finetuning * method_seconds + full_steps.pretraining * pretraining_seconds
     ) / TIMED_STEPS
-    fixed_seconds = overhead * (num_runs + num_pretrainings)
+    fixed_seconds = overhead * (num_runs + len(pretraining_methods))
     budget_fraction = min(1.0, (60 * float(args.minutes or 0) - fixed_seconds) / seconds)
     steps = Steps(round(budget_fraction * full_steps.finetuning), round(budget_fraction * full_steps.pretraining))
     if steps.finetuning < TIMED_STEPS:

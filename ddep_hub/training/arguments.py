@@ -12,6 +12,7 @@ from .run_arguments import OUTPUT_DIR, RunArguments, save_arg
 
 
 MASK_PATCH_SIZE = 16
+Corruption = Literal["scaled", "simple", "masked", "downsampled"]
 
 
 @dataclass(kw_only=True)
@@ -46,16 +47,17 @@ class PretrainArguments(RunArguments):
     freeze_encoder: bool = model_arg(
         True, "True is DDeP. False also trains the encoder; DeP does this from random weights."
     )
-    corruption: Literal["scaled", "simple", "masked"] = optim_arg(
+    corruption: Corruption = optim_arg(
         "scaled",
-        "How images are corrupted: by noise, scaled (keeps the variance) or simple; or by masking patches, which "
-        "the decoder fills in (not in the DDeP paper).",
+        "How images are corrupted: by noise, scaled (keeps the variance) or simple. Not in the DDeP paper: masked, by "
+        "masking patches, which the decoder fills in; downsampled, to half the size of crop_size, from which it "
+        "predicts the encoder's features at twice that size.",
         common=True,
     )
     mask_ratio: float = optim_arg(0.5, "Share of the patches that are masked with corruption=masked.")
     mask_patch_size: int = optim_arg(MASK_PATCH_SIZE, "Side of the masked patches in pixels.")
     prediction_type: Literal["epsilon", "sample"] = model_arg(
-        "epsilon", "Predict the noise or the clean image; corruption=masked always predicts the image."
+        "epsilon", "Predict the noise or the clean image; only with noise."
     )
     sigma: list[float] = optim_arg(
         [0.22], "Noise level in units of normalised pixels; two numbers define a range.", common=True
@@ -63,7 +65,7 @@ class PretrainArguments(RunArguments):
     image_skip: bool | None = model_arg(
         None,
         "Feed the noisy image to the denoising head too. Default: only for EfficientNet-Lite0, which loses the noise, "
-        "and never with corruption=masked.",
+        "and never without noise.",
     )
     decoder_only: bool = save_arg(False, "Leave the encoder out of final/.")
 
@@ -84,6 +86,11 @@ class PretrainArguments(RunArguments):
             raise ValueError(
                 f"mask_patch_size is {self.mask_patch_size}, but must be at most half of crop_size, {self.crop_size}, "
                 "so that a part of each crop stays visible."
+            )
+        if self.corruption == "downsampled" and not self.freeze_encoder:
+            raise ValueError(
+                "corruption=downsampled predicts features of the encoder, which must not change. Leave freeze_encoder "
+                "out."
             )
         if self.image_weights and len(self.image_weights) != len(self.images):
             raise ValueError(f"image_weights has {len(self.image_weights)} numbers for {len(self.images)} images.")
@@ -162,10 +169,10 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
     pretraining_batch_size: int | None = optim_arg(
         None, "Images per step of pretraining on unlabelled images. Default: as in `ddep-hub pretrain`."
     )
-    pretraining_corruption: Literal["scaled", "simple", "masked"] = optim_arg(
+    pretraining_corruption: Corruption = optim_arg(
         "scaled",
-        "How pretraining on unlabelled images corrupts them, as corruption of `ddep-hub pretrain`: by noise, or by "
-        "masking patches of 16 pixels, or of half of a smaller crop.",
+        "How pretraining on unlabelled images corrupts them, as corruption of `ddep-hub pretrain`: by noise, by "
+        "masking patches of 16 pixels, or of half of a smaller crop, or by downsampling.",
     )
     denoising_weight: float = optim_arg(
         0.0, "Weight of the denoising loss on unlabelled images during fine-tuning (DenoiSeg)."

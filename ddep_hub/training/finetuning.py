@@ -212,6 +212,11 @@ class FinetuneTrainer(Trainer):
     def _add_unlabelled(self, transform: SegmentationTrainTransform) -> None:
         """Puts an unlabelled image beside each labelled one; the labelled images are among them."""
         args, sources, config = self.args, unlabelled_sources(self.args.unlabelled), self.model.config
+        if args.denoising_weight and config.corruption == "downsampled":
+            raise ValueError(
+                "denoising_weight: the decoder was pretrained to predict the encoder's features, which change during "
+                "fine-tuning. Leave denoising_weight out."
+            )
         if args.denoising_weight and config.corruption == "masked" and config.mask_patch_size > args.crop_size // 2:
             raise ValueError(
                 f"denoising_weight: the decoder was pretrained with masked patches of {config.mask_patch_size} "

@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import nn
 
-from ddep_hub.configuration_ddep import DDePConfig
+from ddep_hub.configuration_ddep import PREDICTED, DDePConfig
 from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.image_io import format_list
 from ddep_hub.data.statistics import Statistics, channel_statistics
@@ -106,10 +106,11 @@ def pretraining_model(args: PretrainArguments, source: str, stored: Mapping[str,
 
     `source` comes from [`find_encoder`]; `stored` is the configuration of `args.pretrained`, empty if that is `None`.
     """
-    image_skip, prediction_type = args.image_skip, args.prediction_type
-    if args.corruption == "masked":
-        image_skip, prediction_type = False, "sample"
-    elif image_skip is None and "image_skip" in stored and stored.get("corruption") != "masked":
+    image_skip = args.image_skip
+    prediction_type = PREDICTED.get(args.corruption, args.prediction_type)
+    if args.corruption in PREDICTED:
+        image_skip = False
+    elif image_skip is None and "image_skip" in stored and stored.get("corruption") not in PREDICTED:
         image_skip = stored["image_skip"]
     elif image_skip is None:
         image_skip = needs_image_skip(stored.get("encoder_name", args.encoder_name))

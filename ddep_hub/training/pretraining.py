@@ -26,7 +26,12 @@ from ddep_hub.data.transforms import SegmentationTrainTransform
 from ddep_hub.data.unlabelled_transforms import PretrainTransform, UnlabelledTransform
 from ddep_hub.denoising import sample_sigma
 from ddep_hub.encoder_weights import encoder_file, hash_weights
-from ddep_hub.evaluation.denoising import denoising_error, denoising_references, masking_references
+from ddep_hub.evaluation.denoising import (
+    denoising_error,
+    denoising_references,
+    feature_references,
+    masking_references,
+)
 from ddep_hub.evaluation.visualization import denoising_picture
 from ddep_hub.hub.model_card import REFERENCES
 from ddep_hub.modeling_ddep import DDePForPreTraining
@@ -83,7 +88,13 @@ def pretrain(arguments: PretrainArguments | None = None, **kwargs: Any) -> dict[
 def print_report(accelerator: Accelerator, results: Mapping[str, float]) -> None:
     """Prints what pretraining has reached."""
     references = ", ".join(f"{label} {results[name]:.4f}" for name, label in REFERENCES.items() if name in results)
-    predicted = "the masked patches" if "predicting_mean" in results else "the predicted noise"
+    predicted = (
+        "the predicted features"
+        if "upsampled_features" in results
+        else "the masked patches"
+        if "predicting_mean" in results
+        else "the predicted noise"
+    )
     accelerator.print(f"Error of {predicted} on validation images: {results['denoising_error']:.4f} ({references})")
     if not has_learned(results):
         accelerator.print("The decoder does not beat these baselines yet. Train for longer.")
@@ -141,6 +152,8 @@ class PretrainTrainer(Trainer):
         self.facts["evaluated"] = len(validation)
         if args.corruption == "masked":
             self.references = masking_references(self.validation, args.mask_ratio, args.mask_patch_size)
+        elif args.corruption == "downsampled":
+            self.references = feature_references(self.model.eval(), self.validation)
         else:
             self.references = denoising_references(
                 self.validation, self.normalize(examples), sum(self.sigma_range) / 2
@@ -316,13 +329,16 @@ def sample_noise(
 
 
 def train_transform(args: PretrainArguments) -> PretrainTransform | UnlabelledTransform:
-    """The random crops of a run: of any scale, or those of fine-tuning."""
+    """The random crops of a run: of any scale, or those of fine-tuning; twice as large if the model halves them."""
+    factor = 2 if args.corruption == "downsampled" else 1
     if args.scale is None:
         return PretrainTransform(
-            crop_size=args.crop_size, scale=(args.crop_scale_min, 1.0), num_channels=get_num_channels(args)
+            crop_size=factor * args.crop_size, scale=(args.crop_scale_min, 1.0), num_channels=get_num_channels(args)
         )
     geometry = SegmentationTrainTransform(
-        crop_size=args.crop_size, image_size=args.image_size, scale=(args.scale[0], args.scale[1])
+        crop_size=factor * args.crop_size,
+        image_size=args.image_size,
+        scale=(factor * args.scale[0], factor * args.scale[1]),
     )
     return UnlabelledTransform(geometry, num_channels=get_num_channels(args))
 

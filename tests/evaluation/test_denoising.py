@@ -11,6 +11,7 @@ from ddep_hub.evaluation.denoising import (
     _wide_blur,
     denoising_error,
     denoising_references,
+    feature_references,
     masking_references,
     validation_noise,
 )
@@ -102,6 +103,18 @@ def test_references_fill_in_smooth_images_well_and_noise_not_at_all(smooth):
     assert masking_references(constant, 0.5, 8)["predicting_mean"] < 1e-9
     hard = masking_references(torch.randn(4, 3, 48, 48), 0.5, 8)
     assert min(hard.values()) > 0.95
+
+
+def test_the_references_of_features_do_not_depend_on_the_batch(conv_config, smooth):
+    model = DDePForPreTraining(conv_config(corruption="downsampled", prediction_type="features")).eval()
+    one, other = (feature_references(model, smooth, batch_size=size) for size in (1, 4))
+    assert one == pytest.approx(other, rel=1e-4) and list(one) == ["mean_features", "upsampled_features"]
+    with torch.no_grad():
+        target = model(smooth).target
+    assert one["mean_features"] == pytest.approx(target.var((0, 2, 3), correction=0).mean().item(), rel=1e-3)
+    constant = torch.ones(2, 3, 64, 64)  # at half its size it has the same features, but for those near the border
+    assert feature_references(model, constant)["upsampled_features"] < 0.5
+    assert denoising_error(model, smooth) == pytest.approx(model(smooth).loss.item(), rel=1e-4)
 
 
 def test_a_wide_blur_is_that_of_torchvision():

@@ -361,6 +361,29 @@ def test_pretraining_on_masked_images(scenes, tiny, tmp_path, capsys):
         assert DDePForPreTraining.from_pretrained(tmp_path / name / "final").config.image_skip is (name == "noise")
 
 
+def test_pretraining_on_features(scenes, tiny, tmp_path, capsys):
+    fields = {"corruption": "downsampled", "max_steps": 4, "eval_steps": 2, "card_pictures": True}
+    args = pretrain_arguments(tmp_path / "run", scenes, {**tiny, **LITE0}, **fields)
+    results = pretrain(args)
+    assert "Error of the predicted features on validation images: " in capsys.readouterr().out
+    final = tmp_path / "run" / "final"
+    card = (final / "README.md").read_text()
+    assert "learned to predict the encoder's features of an image from the image at half its size." in card
+    assert "| Method | frozen encoder, decoder trained to predict the encoder's features at twice the size |" in card
+    assert f"features of crops of {2 * args.crop_size} pixels predicted from the crops at half their size |" in card
+    assert f"| **This model** | **{results['denoising_error']:.4f}** |" in card and "noise" not in card
+    assert f"| Features of the image at half its size | {results['upsampled_features']:.4f} |" in card
+    assert "![Image, image at half its size, encoder's features, predicted features](predictions.png)" in card
+    model = DDePForPreTraining.from_pretrained(final)
+    assert model.config.prediction_type == "features" and not model.config.image_skip
+    segmentation = DDePForSemanticSegmentation.from_pretrained(final, num_labels=3)
+    assert torch.equal(
+        segmentation.ddep.decoder.blocks[0].conv1[0].weight, model.ddep.decoder.blocks[0].conv1[0].weight
+    )
+    with pytest.raises(ValueError, match=r"downsampled predicts features of the encoder.*Leave freeze_encoder out"):
+        PretrainArguments(corruption="downsampled", freeze_encoder=False)
+
+
 def test_a_file_of_encoder_weights_beside_a_whole_model_is_refused(tmp_path, hybrid_config):
     hybrid_config().save_pretrained(tmp_path)
     for kind in (PretrainArguments, FinetuneArguments):

@@ -175,6 +175,12 @@ def test_the_first_stage_on_masked_images(finetuning):
     assert weights(run, "checkpoints/step-4")["noise_head.weight"].shape == (3, 8, 3, 3)
 
 
+def test_the_first_stage_on_features(finetuning):
+    run = finetuning(encoder_name=ENCODER_NAME, pretraining_corruption="downsampled")
+    card = (run / "final" / "README.md").read_text()
+    assert "trained to predict the encoder's features, at twice the size, of" in card and "sigma" not in card
+
+
 def test_files_of_others_are_left_alone(finetuning, tmp_path):
     (tmp_path / "run" / "pretraining").mkdir(parents=True)
     (tmp_path / "run" / "pretraining" / "notes.txt").write_text("mine")
@@ -359,6 +365,14 @@ def test_masked_patches_that_fill_the_crops_of_fine_tuning_are_refused(scenes, t
     fields = {"data": str(scenes), "unlabelled": [str(scenes / "unlabelled")], "pretrained": str(tmp_path)}
     fields |= {"output_dir": str(tmp_path / "run"), "pretraining_steps": 0, "denoising_weight": 1.0, "crop_size": 32}
     with pytest.raises(ValueError, match=r"denoising_weight: .* patches of 24 pixels.* crop_size, 32"):
+        FinetuneTrainer(FinetuneArguments(**fields))
+
+
+def test_a_denoising_loss_on_a_decoder_of_features_is_refused(scenes, tmp_path, conv_config):
+    DDePForPreTraining(conv_config(corruption="downsampled", prediction_type="features")).save_pretrained(tmp_path)
+    fields = {"data": str(scenes), "unlabelled": [str(scenes / "unlabelled")], "pretrained": str(tmp_path)}
+    fields |= {"output_dir": str(tmp_path / "run"), "pretraining_steps": 0, "denoising_weight": 1.0, "crop_size": 32}
+    with pytest.raises(ValueError, match="denoising_weight: the decoder was pretrained to predict the encoder's"):
         FinetuneTrainer(FinetuneArguments(**fields))
 
 
