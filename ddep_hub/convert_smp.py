@@ -20,7 +20,6 @@ from ddep_hub.decoder import decoder_channels
 from ddep_hub.encoders import is_hybrid
 from ddep_hub.evaluation.predict import get_processor
 from ddep_hub.export import compare, render_images
-from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.pretrained import PREPROCESSOR, load_processor, processor_for_encoder
 from ddep_hub.utils.files import atomic_dir, check_empty
@@ -84,17 +83,15 @@ def convert_to_ddep(source: str | Path, output: str | Path) -> dict[str, float]:
     return comparison
 
 
-def convert_from_ddep(
-    model: Model, output: str | Path, processor: DDePImageProcessor | None = None
-) -> dict[str, float]:
+def convert_from_ddep(model: Model, output: str | Path) -> dict[str, float]:
     """Writes a model as an `smp.Unet`, for `smp.from_pretrained`; the model is put into eval mode.
 
-    `output` is the folder to write, which must be empty; `processor` is saved there too, by default the one saved with
-    the model. Returns how far the outputs of both differ, see [`compare`]. Raises a ValueError if a part of the model
-    has no counterpart in the U-Net.
+    `output` is the folder to write, which must be empty; the model's image processor is saved there too. Returns how
+    far the outputs of both differ, see [`compare`]. Raises a ValueError if a part of the model has no counterpart in
+    the U-Net.
     """
     check_empty(output)
-    processor = processor or get_processor(model)
+    processor = get_processor(model)
     model = model.float().eval()
     config, stride = model.config, model.ddep.stride
     requirements = {
@@ -112,20 +109,16 @@ def convert_from_ddep(
                 f"{name}: {value} has no counterpart in a U-Net of segmentation_models.pytorch, which needs "
                 f"{required}. Only a model that was pretrained or fine-tuned that way can be converted."
             )
-    unet = (
-        _import_smp()
-        .Unet(
-            encoder_name=f"tu-{config.encoder_name}",
-            encoder_weights=None,
-            decoder_channels=list(decoder_channels(config, stride)),
-            decoder_interpolation=config.decoder_interpolation,
-            in_channels=config.num_channels,
-            classes=getattr(model, HEADS[type(model)]).out_channels,
-            **(config.encoder_kwargs or {}),
-        )
-        .eval()
+    unet = _import_smp().Unet(
+        encoder_name=f"tu-{config.encoder_name}",
+        encoder_weights=None,
+        decoder_channels=list(decoder_channels(config, stride)),
+        decoder_interpolation=config.decoder_interpolation,
+        in_channels=config.num_channels,
+        classes=getattr(model, HEADS[type(model)]).out_channels,
+        **(config.encoder_kwargs or {}),
     )
-    state = unet.state_dict()
+    state = unet.eval().state_dict()
     try:
         renamed = _rename_to_ddep(model, state)
         smp_names = dict(zip(renamed, state, strict=True))
