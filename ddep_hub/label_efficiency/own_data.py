@@ -212,12 +212,11 @@ def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({}
     there are. The advice repeats `settings`, the arguments of fine-tuning from a random decoder, except for data and
     steps: with others, it would name a model that was not measured.
     """
-    left_out = {"max_steps", "encoder_name", "image_mean", "image_std"}
+    model_fields = {name for name in settings if name.startswith("decoder_") or name == "encoder_name"}
+    left_out = model_fields | {"max_steps", "image_mean", "image_std"}
     left_out |= {field.name for field in dataclasses.fields(LabelledDataArguments)}
-    is_decoder = {name: name.startswith("decoder_") for name in settings}
-    shared = to_flags({name: settings[name] for name in settings if not is_decoder[name] and name not in left_out})
-    names = [name for name in settings if is_decoder[name] or name == "encoder_name"]
-    model = to_flags({name: settings[name] for name in names})
+    shared = to_flags({name: value for name, value in settings.items() if name not in left_out})
+    model = to_flags({name: value for name, value in settings.items() if name in model_fields})
     points: Curves = build_curves(rows)
     if RANDOM_DECODER not in points:
         return f"There is no row of `{RANDOM_DECODER}` yet to compare with."
