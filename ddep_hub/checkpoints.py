@@ -92,12 +92,10 @@ def _strip_wrappers(name: str) -> str:
 def decoder_state_dict(
     state_dict: Mapping[str, torch.Tensor], encoder_prefix: str, *, half_precision: bool
 ) -> StateDict:
-    """What a decoder-only file holds: everything but the encoder.
+    """What a decoder-only file holds: everything but the encoder, whose names begin with `encoder_prefix`.
 
-    Args:
-        encoder_prefix: prefix of the encoder's names, such as `"ddep.encoder."`.
-        half_precision: write convolution weights in float16. Norms and their statistics stay in float32, and so does a
-            weight that float16 cannot hold.
+    `half_precision` makes convolution weights float16. Norms and their statistics stay in float32, and so does a
+    weight that float16 cannot hold.
     """
     decoder_weights = {name: tensor for name, tensor in state_dict.items() if not name.startswith(encoder_prefix)}
     if half_precision:

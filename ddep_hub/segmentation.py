@@ -13,13 +13,7 @@ def class_logits(logits: torch.Tensor) -> torch.Tensor:
 
     A model of one label tells it from background, which is class 0 and has the logit 0. The softmax then gives the
     label, class 1, the sigmoid of its logit, the argmax is a threshold of that at 0.5, and cross-entropy is binary
-    cross-entropy.
-
-    Args:
-        logits: `(batch, num_labels, H, W)`.
-
-    Returns:
-        `(batch, max(2, num_labels), H, W)`.
+    cross-entropy. Maps `(batch, num_labels, H, W)` to `(batch, max(2, num_labels), H, W)`.
     """
     return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
 

@@ -117,10 +117,7 @@ def _is_debug() -> bool:
 def explain_mistakes(program: str) -> None:
     """Has a script end on a user's mistake with one line and exit code 1, as the commands do.
 
-    Takes `--debug` off the command line.
-
-    Args:
-        program: What the line begins with.
+    `program` is what the line begins with. Takes `--debug` off the command line.
     """
     if "--debug" in sys.argv:
         sys.argv.remove("--debug")

@@ -87,15 +87,8 @@ def predict_probabilities(
     Beside the result, this needs memory for one more tensor of probabilities at the scaled size, and for the logits of
     the whole image or of `window_batch` windows.
 
-    Args:
-        model: A segmentation model in eval mode.
-        pixel_values: Normalised images (batch, 3, h, w).
-        size: Height and width of the result.
-        options: How to predict.
-
-    Returns:
-        float32 tensor (batch, classes, *size), of sum 1 over the classes; those of a single class are background and
-        the class.
+    Arguments are those of [`predict`]. Returns a float32 tensor (batch, classes, *size), of sum 1 over the classes;
+    those of a single class are background and the class.
     """
     total: torch.Tensor | None = None
     height, width = pixel_values.shape[-2:]

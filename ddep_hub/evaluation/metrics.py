@@ -122,11 +122,7 @@ class BoundaryIoU:
     Ignored pixels are not counted and are no other class to the pixels near them, in the labels and in the
     predictions, so the rim of an unlabelled area is no outline.
 
-    Args:
-        num_classes: Number of classes.
-        ignore_index: Label of the pixels that are not counted.
-        device: Device of the counts.
-        ratio: `d` as a share of the diagonal, above 0; 0.02 in the paper.
+    Arguments are those of [`ConfusionMatrix`] and `ratio`: `d` as a share of the diagonal, above 0, in the paper 0.02.
 
     Attributes:
         counts: int64 tensor (3, num_classes): pixels near an outline in both, in the labels, in the predictions.
@@ -143,12 +139,7 @@ class BoundaryIoU:
         self.counts = torch.zeros(3, num_classes, dtype=torch.int64, device=device)
 
     def update(self, prediction: torch.Tensor, labels: torch.Tensor) -> None:
-        """Adds images of one size.
-
-        Args:
-            prediction: Class ids (batch, H, W).
-            labels: Class ids or `ignore_index`, of the same shape.
-        """
+        """Adds images of one size: class ids (batch, H, W), and labels of that shape, class ids or `ignore_index`."""
         prediction, labels = prediction.to(self.counts.device), labels.to(self.counts.device)
         distance = max(1, round(self.ratio * math.hypot(*labels.shape[-2:])))
         valid = labels != self.ignore_index

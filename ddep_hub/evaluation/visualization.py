@@ -82,15 +82,10 @@ def _load_dejavu(size: int) -> Font | None:
 
 
 def draw_panels(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> Image.Image:
-    """Draws a table of pictures.
+    """Draws a table of pictures, uint8 arrays (H, W, 3) in one list per row, under the titles of its columns.
 
-    Args:
-        rows: uint8 arrays (H, W, 3), one list per row.
-        titles: Name of each column.
-
-    Returns:
-        RGB picture; each panel is `PANEL_SIZE` pixels wide, and at most `MAX_PANEL_HEIGHT` high. If an image is wide,
-        and wider than a panel, each picture takes a row.
+    Each panel is `PANEL_SIZE` pixels wide, and at most `MAX_PANEL_HEIGHT` high. If an image is wide, and wider than a
+    panel, each picture takes a row.
     """
     sizes = [row[0].shape[:2] for row in rows]
     if any(width > PANEL_SIZE and width >= WIDE * height for height, width in sizes):
@@ -226,15 +221,9 @@ def segmentation_picture(
     number: int = 4,
     options: InferenceOptions | None = None,
 ) -> Image.Image:
-    """Draws image, labels and the prediction of each model, one row per image.
+    """Draws image, labels and the prediction of each model, one row for each of `number` images at even distances.
 
-    Args:
-        models: Models by the title of their column; they are put into eval mode.
-        dataset: Labelled images, of which `number` at even distances are shown.
-        transform: Prepares a sample.
-        normalize: Maps uint8 images to `pixel_values`.
-        number: Images to show.
-        options: How to predict; whole images in one pass by default.
+    `models` are keyed by the title of their column and are put into eval mode; for the others see [`count_pixels`].
     """
     rows = []
     for index in evenly_spaced(len(dataset), number):

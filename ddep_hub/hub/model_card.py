@@ -104,15 +104,10 @@ def write_run_record(
 
 
 def write_card(folder: str | Path, repository: str | None = None) -> None:
-    """Writes `README.md` from the files in a folder, and keeps the user's part of it.
+    """Writes `README.md` from the files in the folder of a trained model, and keeps the user's part of it.
 
-    Args:
-        folder: Folder of a trained model, such as `runs/finetune/final`.
-        repository: `org/name` for the snippets; default: what they say already.
-
-    Raises:
-        FileNotFoundError: There is neither a card nor the files to make one from.
-        ValueError: A file is damaged; names it.
+    `repository` is the `org/name` for the snippets, by default what they say already. Raises a FileNotFoundError if
+    there is neither a card nor the files to make one from, and a ValueError that names a damaged file.
     """
     folder = Path(folder)
     card = render_card(folder, repository)

@@ -114,13 +114,8 @@ class UnlabelledLoss:
     """Denoising (DenoiSeg, arXiv 2005.02987) and consistency (UniMatch's simplest form) on unlabelled images.
 
     The images leave the statistics of BatchNorm alone: those of noisy or strongly augmented images would not fit the
-    images that the model is measured on.
-
-    Args:
-        model: The model that is fine-tuned; with `denoising_weight` it gets a `noise_head`, which is trained with it.
-        args: The run's arguments.
-        normalize: Normalises the images.
-        teacher: Gives the moving average of the model, in eval mode.
+    images that the model is measured on. With `denoising_weight` the model gets a `noise_head`, which is trained with
+    it; `teacher` gives its moving average, in eval mode.
     """
 
     def __init__(

@@ -108,9 +108,7 @@ def has_learned(results: Mapping[str, float]) -> bool:
 class PretrainTrainer(Trainer):
     """Minimises the squared error of the prediction; noise and masks depend only on (seed, step, position).
 
-    Args:
-        args: The run's arguments.
-        more_images: Data sets to train on besides `args.images`, keyed by their names in the model card.
+    `more_images` are data sets to train on besides `args.images`, keyed by their names in the model card.
     """
 
     kind = "pretraining"

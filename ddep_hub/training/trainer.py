@@ -110,11 +110,9 @@ class Trainer(Losses):
 
     @abstractmethod
     def dataloader(self, start_step: int, states: dict[str, Any] | None) -> DataLoader[Any]:
-        """Makes the batches of this process.
+        """Makes the batches of this process from `start_step` on, counted from 0.
 
-        Args:
-            start_step: First step, counted from 0.
-            states: States of a stream to resume from, see [`ImageStream`]; `None` at the start.
+        `states` are those of a stream to resume from, see [`ImageStream`]; `None` at the start.
         """
 
     @abstractmethod

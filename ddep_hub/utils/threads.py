@@ -18,10 +18,7 @@ def shared_change(key: Hashable, change: Callable[[], Callable[[], None]]) -> It
     """Changes something that threads share: the first one to enter makes the change, the last one to leave undoes it.
 
     Otherwise, one thread would undo what another still needs, and that one would later restore the changed state.
-
-    Args:
-        key: Identifies the change.
-        change: Makes the change, and returns a function that undoes it.
+    `key` identifies the change; `change` makes it, and returns a function that undoes it.
     """
     with _lock:
         users, undo = _changes.get(key) or (0, change())
