@@ -42,16 +42,13 @@ class HubArguments(dict[str, Any]):
 
 def unwrapped_names(model: nn.Module) -> dict[str, str]:
     """Names of a model's weights, each without what compiled or parallel modules inside add to it."""
-    wrappers = [path for path, module in model.named_modules() if unwrap_model(module) is not module]
+    wrappers = {path for path, module in model.named_modules() if unwrap_model(module) is not module}
     names = {}
     # Not from the state dict: under FSDP, all processes would have to request it together.
     for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
-        unwrapped = name
-        for path in sorted(wrappers, key=len, reverse=True):  # innermost first: the paths in front stay as they are
-            prefix = f"{path}." if path else ""
-            if unwrapped.startswith(prefix):
-                unwrapped = prefix + unwrapped[len(prefix) :].partition(".")[2]
-        names[name] = ".".join(part for part in unwrapped.split(".") if part not in WRAPPER_PARTS)
+        parts = name.split(".")
+        is_added = [part in WRAPPER_PARTS or ".".join(parts[:index]) in wrappers for index, part in enumerate(parts)]
+        names[name] = ".".join(part for part, added in zip(parts, is_added, strict=True) if not added)
     return names
 
 
@@ -191,18 +188,15 @@ def mismatch_message(source: str, mismatched: Iterable[tuple[str, Any, Any]], ba
     `mismatched` holds the name of each weight, its shape in the file and its shape in the model; `base_prefix` is what
     the names of encoder and decoder begin with.
     """
-    # A change in one part changes the input of the next, so only the first one is the cause.
     shape_fields = SHAPE_FIELDS | {"": "the fields that set its size"}  # layers of a user's own subclass
     parts = list(shape_fields)
-    part_index, name, stored_shape, model_shape = min(
-        (
-            next(index for index, part in enumerate(parts) if name.removeprefix(base_prefix).startswith(part)),
-            name,
-            *shapes,
-        )
-        for name, *shapes in mismatched
-    )
-    if parts[part_index] == "classifier." and stored_shape[0] != model_shape[0]:
+
+    def part_of(name: str) -> str:
+        return next(part for part in parts if name.removeprefix(base_prefix).startswith(part))
+
+    # A change in one part changes the input of the next, so only the first one is the cause.
+    name, stored_shape, model_shape = min(mismatched, key=lambda entry: (parts.index(part_of(entry[0])), entry[0]))
+    if part_of(name) == "classifier." and stored_shape[0] != model_shape[0]:
         return (
             f"{source} was fine-tuned for {stored_shape[0]} labels, but num_labels is {model_shape[0]}: {name} is "
             f"{tuple(stored_shape)} in the file and {tuple(model_shape)} in the model. Pass "
@@ -210,5 +204,5 @@ def mismatch_message(source: str, mismatched: Iterable[tuple[str, Any, Any]], ba
         )
     return (
         f"{source} does not fit the model: {name} is {tuple(stored_shape)} in the file and {tuple(model_shape)} in "
-        f"the model. Set {shape_fields[parts[part_index]]} as in the configuration it was trained with."
+        f"the model. Set {shape_fields[part_of(name)]} as in the configuration it was trained with."
     )
