@@ -311,11 +311,7 @@ def extract_features(encoder: nn.Module, pixel_values: torch.Tensor) -> tuple[li
         hook.pre_forward(module)
     try:
         features = model.forward_intermediates(
-            pixel_values,
-            indices=list(maps.indices),
-            norm=maps.norm,
-            output_fmt="NCHW",
-            intermediates_only=True,
+            pixel_values, indices=list(maps.indices), norm=maps.norm, output_fmt="NCHW", intermediates_only=True
         )
     except RuntimeError as error:
         if "Kernel size can't be greater" not in str(error):

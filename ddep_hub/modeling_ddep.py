@@ -26,13 +26,7 @@ from .denoising import (
     noise_scale,
     sample_sigma,
 )
-from .encoders import (
-    build_encoder,
-    extract_features,
-    feature_maps,
-    has_batch_norm_in_training,
-    is_hybrid,
-)
+from .encoders import build_encoder, extract_features, feature_maps, has_batch_norm_in_training, is_hybrid
 from .folding import example_images, fold_batch_norms
 from .modeling_base_ddep import DDePPreTrainedModel
 from .resampling import pad_to_multiple, padded_size

@@ -10,12 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ddep_hub.data.dataloading import init_worker, iterate_batches
 from ddep_hub.data.preprocessing import EvalTransform
-from ddep_hub.data.segmentation_datasets import (
-    HubSegmentation,
-    SegmentationDataset,
-    SegmentationFolder,
-    check_sample,
-)
+from ddep_hub.data.segmentation_datasets import HubSegmentation, SegmentationDataset, SegmentationFolder, check_sample
 from ddep_hub.data.statistics import ClassStatistics
 from ddep_hub.utils.processes import sum_over_processes
 

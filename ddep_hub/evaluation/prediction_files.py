@@ -20,13 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ddep_hub.data.classes import ClassTable, colorize
 from ddep_hub.data.dataset_registry import get_dataset_info
-from ddep_hub.data.generated_files import (
-    LEGEND_FILE,
-    PREDICTION_KINDS,
-    SOFTWARE,
-    exclude_generated,
-    is_prediction,
-)
+from ddep_hub.data.generated_files import LEGEND_FILE, PREDICTION_KINDS, SOFTWARE, exclude_generated, is_prediction
 from ddep_hub.data.image_io import decode_image
 from ddep_hub.data.preprocessing import AnyImage
 from ddep_hub.data.unlabelled import unlabelled_images

@@ -63,13 +63,7 @@ Kind = Literal["pretraining", "finetuning"]
 logger = logging.get_logger(__name__)
 
 
-def write_run_record(
-    folder: str | Path,
-    kind: Kind,
-    arguments: Any,
-    results: Mapping[str, Any],
-    **facts: Any,
-) -> None:
+def write_run_record(folder: str | Path, kind: Kind, arguments: Any, results: Mapping[str, Any], **facts: Any) -> None:
     """Writes `run.json` and `results.json`, from which [`write_card`] makes the card.
 
     Args:

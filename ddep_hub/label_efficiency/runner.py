@@ -21,12 +21,7 @@ from ddep_hub.pretrained import stored_config
 from ddep_hub.training.arguments import PretrainArguments
 from ddep_hub.training.checkpointing import checkpoint_folders
 from ddep_hub.training.finetuning import finetune
-from ddep_hub.training.finetuning_data import (
-    check_held_out,
-    describe_leaks,
-    open_train_and_val,
-    unlabelled_sources,
-)
+from ddep_hub.training.finetuning_data import check_held_out, describe_leaks, open_train_and_val, unlabelled_sources
 from ddep_hub.training.pretraining import PretrainTrainer, open_sources, pretrain
 from ddep_hub.training.run_arguments import track_time
 from ddep_hub.training.run_dir import is_finished

@@ -11,12 +11,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader
 
-from ddep_hub.data.dataloading import (
-    AugmentedDataset,
-    PairedDataset,
-    compute_fingerprint,
-    train_dataloader,
-)
+from ddep_hub.data.dataloading import AugmentedDataset, PairedDataset, compute_fingerprint, train_dataloader
 from ddep_hub.data.image_datasets import images_fingerprint
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.loading import dataset_summary
@@ -30,10 +25,7 @@ from ddep_hub.data.preprocessing import (
 )
 from ddep_hub.data.samplers import StepBatchSampler, pair_batches
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
-from ddep_hub.data.splits import (
-    evenly_spaced,
-    write_split_file,
-)
+from ddep_hub.data.splits import evenly_spaced, write_split_file
 from ddep_hub.data.statistics import ClassStatistics, check_classes
 from ddep_hub.data.transforms import SegmentationTrainTransform
 from ddep_hub.data.unlabelled_transforms import UnlabelledTransform

@@ -9,13 +9,7 @@ from ddep_hub.data.image_datasets import ImageFolder, MapSource, ShardedImages, 
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.loading import open_split
 from ddep_hub.data.segmentation_datasets import SegmentationDataset, SegmentationFolder
-from ddep_hub.data.splits import (
-    choose_labelled,
-    choose_validation,
-    extract_groups,
-    find_copies,
-    read_split_file,
-)
+from ddep_hub.data.splits import choose_labelled, choose_validation, extract_groups, find_copies, read_split_file
 from ddep_hub.data.statistics import ClassStatistics, check_classes
 
 from .arguments import FinetuneArguments
