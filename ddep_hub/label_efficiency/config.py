@@ -41,6 +41,7 @@ OVERRIDES = (
     *("encoder_name", "encoder_weights", "eval_split", "val_fraction", "group_pattern"),
     *("image_size", "crop_size", "augmentation", "num_channels"),
 )
+DATA_FIELDS = [field.name for field in dataclasses.fields(LabelledDataArguments)]
 SCENES = "examples/configs/label-efficiency-scenes.yaml"
 
 
@@ -95,10 +96,9 @@ class StudyArguments(LabelledDataArguments):
             raise ValueError("labels and fractions both say how many images are labelled. Pass one of them.")
         if self.minutes is not None and self.minutes <= 0:
             raise ValueError(f"minutes must be positive, got {self.minutes}.")
-        locations = {field.name: field.default for field in dataclasses.fields(LabelledDataArguments)}
         own_data_options = [name for name in ("labels", "minutes", *OVERRIDES) if getattr(self, name)]
         own_data_options += [
-            name for name, default in locations.items() if name != "data" and getattr(self, name) != default
+            name for name in DATA_FIELDS if name != "data" and getattr(self, name) != getattr(StudyArguments, name)
         ]
         if own_data_options and not self.uses_own_data:
             raise ValueError(f"{own_data_options[0]} is for comparisons on your own data: pass data, without study.")
@@ -199,15 +199,11 @@ class Study:
         """Arguments of the evaluation of a fine-tuned model; `None` if the scores of fine-tuning are taken."""
         if self.evaluation is None:
             return None
-        data_values = {
-            field.name: getattr(finetuning, field.name) for field in dataclasses.fields(LabelledDataArguments)
-        }
-        data_values["eval_split"] = finetuning.eval_split
+        data_values = {name: getattr(finetuning, name) for name in (*DATA_FIELDS, "eval_split")}
         if finetuning.val_fraction is not None:
             data_values["eval_split"] = finetuning.train_split
             data_values["split_file"] = f"{finetuning.output_dir}/validation.txt"
-        values = {**data_values, **self.evaluation}
-        values |= {"model": f"{finetuning.output_dir}/final"}
+        values = {**data_values, **self.evaluation, "model": f"{finetuning.output_dir}/final"}
         args: EvaluateArguments = _parse(EvaluateArguments, values, "evaluation")
         args.output_dir = f"{finetuning.output_dir}/evaluation"
         return args

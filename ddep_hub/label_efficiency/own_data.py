@@ -11,7 +11,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ddep_hub.data.arguments import LabelledDataArguments
 from ddep_hub.data.preprocessing import EvalTransform, Normalize, to_tensor
 from ddep_hub.data.splits import evenly_spaced
 from ddep_hub.data.statistics import channel_statistics
@@ -26,7 +25,7 @@ from ddep_hub.training.stages import TIMED_STEPS, count_validation_images, mask_
 from ddep_hub.utils.arguments import build_arguments, to_flags
 from ddep_hub.utils.files import atomic_write, check_not_file, lock_file
 
-from .config import OVERRIDES, Method, Study, StudyArguments
+from .config import DATA_FIELDS, OVERRIDES, Method, Study, StudyArguments
 from .report import Curves, Row, build_curves, paired_difference, read_rows
 
 
@@ -105,8 +104,7 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
 
 def _shared_arguments(args: StudyArguments) -> dict[str, Any]:
     """Arguments of fine-tuning that all methods share, but for where the data is."""
-    names = [field.name for field in dataclasses.fields(LabelledDataArguments) if field.name != "data"]
-    values = {name: getattr(args, name) for name in (*names, *OVERRIDES)}
+    values = {name: getattr(args, name) for name in (*DATA_FIELDS, *OVERRIDES) if name != "data"}
     preset = "few-labels-microscopy" if args.augmentation == "microscopy" else "few-labels"
     return {"preset": preset, **{name: value for name, value in values.items() if value is not None}}
 
@@ -213,8 +211,7 @@ def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({}
     steps: with others, it would name a model that was not measured.
     """
     model_fields = {name for name in settings if name.startswith("decoder_") or name == "encoder_name"}
-    left_out = model_fields | {"max_steps", "image_mean", "image_std"}
-    left_out |= {field.name for field in dataclasses.fields(LabelledDataArguments)}
+    left_out = {*model_fields, *DATA_FIELDS, "max_steps", "image_mean", "image_std"}
     shared = to_flags({name: value for name, value in settings.items() if name not in left_out})
     model = to_flags({name: value for name, value in settings.items() if name in model_fields})
     points: Curves = build_curves(rows)
