@@ -337,7 +337,12 @@ class DDePConfig(PreTrainedConfig):
         """As in transformers; the file names this version as its writer, and no code that the folder does not hold."""
         self.ddep_hub_version, self.format_version = __version__, FORMAT_VERSION
         config: Any = self
-        config.label2id = None  # follows from id2label, which may have been set since
+        # Either may have been set since; the other follows from it.
+        has_default_names = config.id2label == {index: f"LABEL_{index}" for index in config.id2label}
+        if has_default_names and len(config.label2id or ()) == len(config.id2label):
+            config.id2label = None
+        else:
+            config.label2id = None
         self._match_labels(None)
         # A map left by a folder that carried code; entries with "--" point to a repository, which still does.
         auto_map = self.__dict__.pop("auto_map", {})

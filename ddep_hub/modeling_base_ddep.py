@@ -3,6 +3,7 @@
 
 import copy
 import functools
+import inspect
 import os
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self, cast
@@ -263,7 +264,10 @@ class DDePPreTrainedModel(PreTrainedModel):
             name: buffer.clone() for name, buffer in encoder.named_buffers() if name not in weights
         }
         state_dict = decoder | {f"{prefix}encoder.{name}": tensor for name, tensor in weights.items()}
-        return {"state_dict": state_dict, "encoder": encoder.to("meta")}
+        arguments = {"state_dict": state_dict, "encoder": encoder.to("meta")}
+        if "encoder" not in inspect.signature(cls.__init__).parameters:  # a user's own class, which builds another one
+            del arguments["encoder"]
+        return arguments
 
     def _check_loaded(self, source: str, stored: dict[str, Any], info: dict[str, Any]) -> str | None:
         """Returns the name of the head if it is new; raises an error if a weight below the heads is missing."""
@@ -367,6 +371,12 @@ class DDePPreTrainedModel(PreTrainedModel):
             raise ValueError(
                 f"config.id2label names {config.num_labels} classes, but the classifier has "
                 f"{classifier.out_channels}. Name as many, or build the model with the new number."
+            )
+        if isinstance(classifier, nn.Conv2d) and classifier.kernel_size != (3, 3):
+            rows, columns = classifier.kernel_size
+            logger.warning(
+                f"The classifier was replaced by a convolution of {rows}x{columns}, which `from_pretrained` does not "
+                "build. To load this folder, subclass DDePPreTrainedModel with your own head."
             )
         recorded_hash = config.encoder_weights_hash
         state_dict = clone_shared_tensors(

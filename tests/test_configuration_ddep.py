@@ -163,6 +163,16 @@ def test_labels():
     assert len(numbered.id2label) == len(numbered.label2id) == 3
 
 
+def test_names_set_on_either_map_are_saved(tmp_path):
+    config = DDePConfig(num_labels=2)
+    config.label2id = {"road": 0, "sky": 1}
+    config.save_pretrained(tmp_path)
+    assert DDePConfig.from_pretrained(tmp_path).id2label == {0: "road", 1: "sky"}
+    config.id2label = {0: "sea", 1: "sky"}
+    config.save_pretrained(tmp_path)
+    assert DDePConfig.from_pretrained(tmp_path).label2id == {"sea": 0, "sky": 1}
+
+
 def test_integers_as_class_names_become_text():
     try:
         config = DDePConfig(id2label={0: 10, 1: 20})

@@ -10,6 +10,7 @@ from transformers import AutoModel, AutoModelForSemanticSegmentation, pipeline
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor, DDePModel
 from ddep_hub.encoder_weights import PYPI_HASH, hash_weights
+from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 
 
 HYBRID = {"encoder_kwargs": {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 64}}
@@ -97,6 +98,19 @@ def test_a_fresh_classifier_on_it(saved, caplog, load):
     assert same_weights(loaded.ddep, model.ddep) and loaded.classifier.out_channels == 7
     assert "has no classifier: it is newly initialised with 7 labels" in caplog.text
     assert "denoising head" in caplog.text
+
+
+def test_a_head_of_ones_own_on_it(saved):
+    class Depth(DDePPreTrainedModel):
+        def __init__(self, config):  # as in transformers
+            super().__init__(config)
+            self.ddep = DDePModel(config)
+            self.head = torch.nn.Conv2d(self.ddep.decoder.out_channels, 1, 1)
+            self.post_init()
+
+    folder, encoder, model = saved()
+    loaded = Depth.from_pretrained(folder, encoder_weights=encoder)
+    assert same_weights(loaded.ddep, model.ddep)
 
 
 def test_a_finetuned_one(saved):

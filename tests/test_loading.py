@@ -18,6 +18,7 @@ from transformers import (
     pipeline,
 )
 
+import ddep_hub
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor, DDePModel
 from ddep_hub.encoder_weights import read_encoder
 from ddep_hub.encoders import build_encoder
@@ -331,6 +332,8 @@ def test_weights_may_be_kept_on_disk(tmp_path, hybrid_config, encoder):
     pixel_values = torch.randn(1, 3, 40, 64)
     with torch.no_grad():
         torch.testing.assert_close(loaded(pixel_values).logits, model(pixel_values).logits)
+    picture = Image.effect_noise((64, 40), 90).convert("RGB")
+    assert np.array_equal(ddep_hub.predict(loaded, picture), ddep_hub.predict(model, picture))
 
 
 def test_auto_classes_and_pipeline(finetuned):
@@ -393,6 +396,13 @@ def test_shapes_that_do_not_fit_are_explained(tmp_path, hybrid_config, fields, w
             DDePForSemanticSegmentation.from_pretrained(
                 tmp_path / "model", **fields, **more, ignore_mismatched_sizes=ignored
             )
+
+
+def test_a_replaced_classifier_that_will_not_load_is_told_when_it_is_saved(tmp_path, hybrid_config, caplog):
+    model = DDePForSemanticSegmentation(hybrid_config(num_labels=3))
+    model.classifier = torch.nn.Conv2d(model.classifier.in_channels, 3, 1)
+    model.save_pretrained(tmp_path)
+    assert "a convolution of 1x1, which `from_pretrained` does not build" in caplog.text
 
 
 def test_a_denoising_head_that_does_not_fit_is_explained(denoiser):

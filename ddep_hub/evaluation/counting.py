@@ -14,7 +14,7 @@ from ddep_hub.data.segmentation_datasets import HubSegmentation, SegmentationDat
 from ddep_hub.data.statistics import ClassStatistics
 from ddep_hub.utils.processes import sum_over_processes
 
-from .inference import InferenceOptions, eval_mode, predict
+from .inference import InferenceOptions, eval_mode, input_device, predict
 from .metrics import BoundaryIoU, ConfusionMatrix
 
 
@@ -50,7 +50,7 @@ def count_pixels(
         on_prediction: Called with the index of a sample and its predicted class ids (H, W), in the process that
             predicted it.
     """
-    device = next(model.parameters()).device
+    device = input_device(model)
     rank, world_size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     matrix = ConfusionMatrix(dataset.classes.num_classes, dataset.classes.ignore_index, device)
     indices = range(rank, len(dataset), world_size)

@@ -35,7 +35,7 @@ from ddep_hub.utils.processes import keep_freed_memory
 
 from .arguments import InferenceArguments, PredictArguments
 from .georeferencing import read_georeference
-from .inference import eval_mode
+from .inference import eval_mode, input_device
 from .inference import predict as predict_ids
 from .prediction_files import MaskWriter, find_images, is_url, read_image
 
@@ -125,7 +125,7 @@ class Predictor:
         size = image.height, image.width
         warn_about_scale(self.processor, getattr(self.model.config, "image_scale_range", None), *size)
         pixels = resize_with_processor(self.processor, image)
-        pixel_values = self.normalize(pixels[None].to(self.model.device))
+        pixel_values = self.normalize(pixels[None].to(input_device(self.model)))
         warn_about_units(pixel_values, "An image to predict")
         ids = predict_ids(self.model, pixel_values, size, self.options)[0].cpu().numpy()
         return ids.astype(np.uint8 if self.classes.num_classes <= 256 else np.uint16)

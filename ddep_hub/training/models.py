@@ -127,9 +127,7 @@ def pretraining_model(args: PretrainArguments, source: str, stored: Mapping[str,
     if args.pretrained is None:
         return new_model(DDePForPreTraining, args, source, **fields)
     weights = None if source == args.pretrained else source
-    model = DDePForPreTraining.from_pretrained(
-        args.pretrained, encoder_weights=weights, ignore_mismatched_sizes=True, **fields
-    )
+    model = _load_float32(DDePForPreTraining, args.pretrained, stored, encoder_weights=weights, **fields)
     if stored.get("prediction_type", "epsilon") != prediction_type:  # a head for another target
         _reinit_head(model.noise_head, model.config, args.seed)
     return model
@@ -160,7 +158,7 @@ def finetuning_model(
         stored, weights = stored_config(checkpoint), None if source == checkpoint else source
         if args.num_channels is not None:
             labels["num_channels"] = args.num_channels
-        model = cls.from_pretrained(checkpoint, encoder_weights=weights, ignore_mismatched_sizes=True, **labels)
+        model = _load_float32(cls, checkpoint, stored, encoder_weights=weights, **labels)
     if args.restore_decoder_norms and "DDePForPreTraining" in (stored.get("architectures") or ()):
         restore_weight_norms(model.ddep.decoder)
     if args.keep_decoder_blocks is not None:
@@ -175,6 +173,14 @@ def finetuning_model(
             "%s was fine-tuned for other classes (%s), so its classifier is newly initialised.", checkpoint, old_names
         )
     return model, source
+
+
+def _load_float32(cls: type[Model], checkpoint: str, stored: Mapping[str, Any], **fields: Any) -> Model:
+    """Loads a model to train, in float32: in half precision, small steps of the optimizer would be rounded away."""
+    if stored.get("dtype") not in (None, "float32"):
+        logger.warning("%s is stored in %s; it is trained, and saved, in float32", checkpoint, stored["dtype"])
+    model: Model = cls.from_pretrained(checkpoint, ignore_mismatched_sizes=True, dtype=torch.float32, **fields)
+    return model
 
 
 def _reinit_head(head: nn.Conv2d, config: DDePConfig, seed: int) -> None:

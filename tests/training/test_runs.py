@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
+from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.transforms import AUGMENTATIONS
@@ -359,6 +360,17 @@ def test_pretraining_on_masked_images(scenes, tiny, tmp_path, capsys):
         record = json.loads((tmp_path / name / "final" / "run.json").read_text())
         assert record["encoder_source"] == start.parent.name  # the model's own
         assert DDePForPreTraining.from_pretrained(tmp_path / name / "final").config.image_skip is (name == "noise")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_is_trained_in_float32(dtype, tmp_path, conv_config, caplog):
+    DDePForPreTraining(conv_config()).to(dtype).save_pretrained(tmp_path)
+    args = PretrainArguments(pretrained=str(tmp_path))
+    model = pretraining_model(args, str(tmp_path), stored_config(tmp_path))
+    classes = ClassTable(names=("a", "b"), colors=((0, 0, 0), (9, 9, 9)))
+    other, _ = finetuning_model(FinetuneArguments(pretrained=str(tmp_path)), classes)
+    assert {p.dtype for net in (model, other) for p in net.parameters()} == {torch.float32}
+    assert f"is stored in {str(dtype)[6:]}; it is trained, and saved, in float32" in caplog.text
 
 
 def test_pretraining_on_features(scenes, tiny, tmp_path, capsys):
