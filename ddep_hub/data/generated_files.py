@@ -55,10 +55,7 @@ def exclude_generated(root: Path, names: Sequence[str]) -> list[str]:
     if not kept:
         raise ValueError(f"{root} holds only files written by ddep-hub; pass the folder of the images themselves")
     logger.warning(
-        "%s: skipping %d files written by ddep-hub: %s",
-        root,
-        len(generated),
-        format_list(sorted(generated)),
+        "%s: skipping %d files written by ddep-hub: %s", root, len(generated), format_list(sorted(generated))
     )
     return kept
 

@@ -23,13 +23,7 @@ from ddep_hub.image_conversion import (
     warn_about_dark_colors,
     warn_once,
 )
-from ddep_hub.tiff import (
-    has_tifffile,
-    is_misread_by_pillow,
-    is_reduced_by_pillow,
-    looks_like_tiff,
-    num_pages,
-)
+from ddep_hub.tiff import has_tifffile, is_misread_by_pillow, is_reduced_by_pillow, looks_like_tiff, num_pages
 from ddep_hub.utils.threads import shared_attribute
 
 

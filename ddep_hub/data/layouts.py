@@ -23,14 +23,7 @@ from pathlib import Path
 
 from .classes import ClassTable, read_class_table
 from .dataset_registry import get_dataset_info, list_datasets
-from .folders import (
-    DEFAULT_OPTIONS,
-    FolderOptions,
-    SplitFolders,
-    canonical_split,
-    find_split_folders,
-    match_split,
-)
+from .folders import DEFAULT_OPTIONS, FolderOptions, SplitFolders, canonical_split, find_split_folders, match_split
 from .generated_files import exclude_generated
 from .image_io import IMAGE_EXTENSIONS, format_list, list_images, subfolders
 from .listed_pairs import PAIRS, ListedPairs, read_pairs

@@ -79,11 +79,7 @@ def _read_sample(path: Path, size: int) -> bytes:
 
 
 def choose_labelled(
-    sample_ids: Iterable[str],
-    *,
-    fraction: str | float | Fraction | None = None,
-    number: int | None = None,
-    seed: int,
+    sample_ids: Iterable[str], *, fraction: str | float | Fraction | None = None, number: int | None = None, seed: int
 ) -> list[str]:
     """Chooses the labelled images of a split at random: either a `fraction` of them, at least one, or a `number`.
 

@@ -312,13 +312,7 @@ def _iter_images(
 
 
 def _write_example(
-    folder: Path,
-    split: str,
-    name: str,
-    image: Path | RawImage,
-    mask: np.ndarray,
-    as_array: bool,
-    nodata: float | None,
+    folder: Path, split: str, name: str, image: Path | RawImage, mask: np.ndarray, as_array: bool, nodata: float | None
 ) -> Path:
     """Writes an image and its mask; returns the image's file."""
     target = folder / "images" / split / name

@@ -1,6 +1,5 @@
 """Chooses which images to label: a small representative subset, by the features of a pretrained encoder."""
 
-import hashlib
 import os
 import shutil
 import warnings
@@ -14,7 +13,7 @@ from tqdm.auto import tqdm
 from ddep_hub.data.generated_files import SELECTED_LIST, SELECTED_PICTURE
 from ddep_hub.data.image_io import BadFileError, decode_image
 from ddep_hub.data.preprocessing import Normalize, resize, to_tensor
-from ddep_hub.data.splits import choose_labelled
+from ddep_hub.data.splits import choose_labelled, find_copies
 from ddep_hub.data.unlabelled import UNLABELLED, unlabelled_images
 from ddep_hub.encoders import extract_features
 from ddep_hub.evaluation.visualization import contact_sheet, to_rgb_image
@@ -75,8 +74,8 @@ def select_images(
     root, pretrained = Path(os.path.expanduser(images)), os.path.expanduser(pretrained)
     names = unlabelled_images(root)
     labelled_paths = _list_paths([] if labelled is None else labelled)
-    labelled_keys = {_content_key(path) for path in labelled_paths}
-    pool = [name for name in names if not labelled_keys or _content_key(root / name) not in labelled_keys]
+    copies = set(find_copies((root / name for name in names), labelled_paths))
+    pool = [name for name in names if root / name not in copies]
     _check_number(number, pool)
     paths = [*labelled_paths, *(root / name for name in pool)]
     features = image_features(paths, pretrained, encoder_weights, image_size, num_channels)
@@ -217,11 +216,6 @@ def _list_paths(sources: Sequence[str | Path]) -> list[Path]:
         # Of a data set, its unlabelled images are none that have labels.
         paths += [path] if path.is_file() else [path / name for name in names if not name.startswith(UNLABELLED)]
     return paths
-
-
-def _content_key(path: Path) -> tuple[int, str]:
-    with path.open("rb") as file:
-        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_number(number: int, pool: Sequence[str]) -> None:
