@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import Any, Protocol
 
 import torch
@@ -31,6 +32,7 @@ class ShardedDataset(Protocol):
         ...
 
 
+@dataclass(kw_only=True)
 class Cursor:
     """Gives the samples of one source that fall to one lane, one after another without end.
 
@@ -40,32 +42,28 @@ class Cursor:
         num_lanes: Number of lanes of all processes, at most the source's shards.
         window: Number of samples that are shuffled, and held, together.
         num_validation: Maps each shard to the number of its first samples to skip.
-        state: From [`state`], to go on from there; None at the start.
+        resumed: From [`state`], to go on from there; None at the start.
     """
 
-    def __init__(
-        self,
-        source: ShardedDataset,
-        *,
-        seed: int,
-        lane: int,
-        num_lanes: int,
-        window: int,
-        num_validation: Mapping[int, int],
-        state: State | None,
-    ) -> None:
-        self.source, self.seed, self.lane, self.lanes = source, seed, lane, num_lanes
-        self.length, self.num_validation = window, num_validation
+    source: ShardedDataset
+    seed: int
+    lane: int
+    num_lanes: int
+    window: int
+    num_validation: Mapping[int, int]
+    resumed: InitVar[State | None]
+
+    def __post_init__(self, resumed: State | None) -> None:
         self.window_start: State = {"epoch": 0, "shard": 0, "offset": 0, "window": 0}
         self.next = dict(self.window_start)  # where the window after the present one begins
         self.samples: list[Sample | None] = []
         self.order: list[int] = []
         self.place = 0
         self.reader: Iterator[Sample] | None = None
-        if state is not None:
-            self.next = {name: state[name] for name in self.window_start}
+        if resumed is not None:
+            self.next = {name: resumed[name] for name in self.window_start}
             self._next_window()
-            self.place = state["place"]
+            self.place = resumed["place"]
 
     def state(self) -> State:
         """Where it is: the window begins at sample `offset` of the lane's `shard`-th shard; `place` is in it."""
@@ -85,10 +83,9 @@ class Cursor:
         for _ in range(MAX_EMPTY_EPOCHS):
             self.window_start = dict(self.next)
             self.samples = []
-            shards = epoch_order(self.source.num_shards, self.seed, self.window_start["epoch"])[
-                self.lane :: self.lanes
-            ]
-            while len(self.samples) < self.length and self.next["shard"] < len(shards):
+            shards = epoch_order(self.source.num_shards, self.seed, self.window_start["epoch"])
+            shards = shards[self.lane :: self.num_lanes]
+            while len(self.samples) < self.window and self.next["shard"] < len(shards):
                 shard = int(shards[self.next["shard"]])
                 if self.reader is None:
                     self.next["offset"] = max(self.next["offset"], self.num_validation.get(shard, 0))
@@ -114,6 +111,7 @@ class Cursor:
         )
 
 
+@dataclass(eq=False)
 class ImageStream(IterableDataset[dict[str, Any]]):
     """Batches of one process for the steps `start_step`..`end_step - 1`, read from shards.
 
@@ -152,38 +150,28 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         lanes: Lanes of this process: a power of two, at most 8 and at most the shards per process of each source.
     """
 
-    def __init__(
-        self,
-        sources: Sequence[ShardedDataset],
-        transform: Callable[[Sample], Mapping[str, torch.Tensor]],
-        *,
-        seed: int,
-        global_batch_size: int,
-        start_step: int,
-        end_step: int,
-        rank: int = 0,
-        world_size: int = 1,
-        states: Mapping[Any, State] | None = None,
-        weights: Sequence[float] | None = None,
-        window: int = 1000,
-        skip_bad_files: bool = False,
-        num_validation: int = 0,
-    ) -> None:
-        self.sources = list(sources)
-        self.transform = transform
-        self.seed = seed
-        self.global_batch_size = global_batch_size
-        self.start_step = start_step
-        self.end_step = end_step
-        self.rank = rank
-        self.world_size = world_size
-        self.positions = batch_slice(global_batch_size, rank, world_size)
-        self.mixture = SourceMixture([1.0] * len(self.sources) if weights is None else weights, seed)
-        self.lanes = _count_lanes(self.sources, world_size)
-        self.window = max(1, window // self.lanes)
-        self.skip_bad_files = skip_bad_files
-        self.num_validation = self._validation_by_shard(num_validation)
-        self.states = {int(lane): state for lane, state in (states or {}).items()}
+    sources: Sequence[ShardedDataset]
+    transform: Callable[[Sample], Mapping[str, torch.Tensor]]
+    _: KW_ONLY
+    seed: int
+    global_batch_size: int
+    start_step: int
+    end_step: int
+    rank: int = 0
+    world_size: int = 1
+    states: Mapping[Any, State] | None = None
+    weights: Sequence[float] | None = None
+    window: int = 1000
+    skip_bad_files: bool = False
+    num_validation: int = 0
+
+    def __post_init__(self) -> None:
+        self.positions = batch_slice(self.global_batch_size, self.rank, self.world_size)
+        self.mixture = SourceMixture(self.weights or [1.0] * len(self.sources), self.seed)
+        self.lanes = _count_lanes(self.sources, self.world_size)
+        self.lane_window = max(1, self.window // self.lanes)
+        self._states = {int(lane): state for lane, state in (self.states or {}).items()}
+        self._held_out = self._validation_by_shard()
         self._check_states()
 
     def usable_workers(self, num_workers: int) -> int:
@@ -235,16 +223,16 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         return {"pixel_values": torch.stack(pixels), "path": paths, "skipped": skipped, "lane": lane, "state": state}
 
     def _make_cursors(self, lane: int) -> list[Cursor]:
-        states = self.states[lane]["sources"] if lane in self.states else [None] * len(self.sources)
+        states = self._states[lane]["sources"] if lane in self._states else [None] * len(self.sources)
         return [
             Cursor(
-                source,
+                source=source,
                 seed=source_seed(self.seed, source_index, len(self.sources)),
                 lane=self.rank * self.lanes + lane,
                 num_lanes=self.world_size * self.lanes,
-                window=self.window,
-                num_validation=self.num_validation if source_index == 0 else {},
-                state=state,
+                window=self.lane_window,
+                num_validation=self._held_out if source_index == 0 else {},
+                resumed=state,
             )
             for source_index, (source, state) in enumerate(zip(self.sources, states, strict=True))
         ]
@@ -254,18 +242,18 @@ class ImageStream(IterableDataset[dict[str, Any]]):
         return {
             "shards": [source.num_shards for source in self.sources],
             "processes": self.world_size,
-            "window": self.window,
-            "num_validation": sum(self.num_validation.values()),
+            "window": self.lane_window,
+            "num_validation": self.num_validation,
         }
 
     def _check_states(self) -> None:
         for lane in range(min(self.start_step, self.lanes)):
-            if lane not in self.states:
+            if lane not in self._states:
                 raise ValueError(
                     f"states lacks lane {lane}, which has served steps before start_step {self.start_step}; pass the "
                     "states stored with that step, or start at step 0"
                 )
-        for lane, state in self.states.items():
+        for lane, state in self._states.items():
             for name, value in self._stream_layout().items():
                 if state[name] != value:
                     raise ValueError(
@@ -288,15 +276,15 @@ class ImageStream(IterableDataset[dict[str, Any]]):
             head += [(shard, sample) for _, sample in zip(range(count - len(head)), samples, strict=False)]
         return head
 
-    def _validation_by_shard(self, num_validation: int) -> dict[int, int]:
+    def _validation_by_shard(self) -> dict[int, int]:
         """Shard of the first source to the number of its first samples that are for validation."""
-        head = self._read_head(num_validation + 1) if num_validation else []
-        if num_validation and len(head) <= num_validation:
+        head = self._read_head(self.num_validation + 1) if self.num_validation else []
+        if self.num_validation and len(head) <= self.num_validation:
             raise ValueError(
-                f"num_validation is {num_validation}, but {self.sources[0].name} holds {len(head)} images in all; "
-                "set a smaller number"
+                f"num_validation is {self.num_validation}, but {self.sources[0].name} holds {len(head)} images in "
+                "all; set a smaller number"
             )
-        return Counter(shard for shard, _ in head[:num_validation])
+        return Counter(shard for shard, _ in head[: self.num_validation])
 
 
 def _count_lanes(sources: Sequence[ShardedDataset], world_size: int) -> int:
