@@ -184,41 +184,43 @@ def read_class_table(path: str | Path) -> ClassTable:
         ) from None
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); correct the file") from error
-    ignore_index, other_values = 255, "error"
-    if isinstance(content, dict) and "classes" in content:
-        ignore_index = _parse_int(content.get("ignore_index", 255), path, "ignore_index")
-        other_values = content.get("other_values", "error")
-        entries = content["classes"]
-        _check_keys(content, ("classes", "ignore_index", "other_values"), path, "")
-        if not isinstance(entries, list):
-            raise ValueError(
-                f"{path}: key 'classes' must be a list of {{id, name, color}}, not {_describe_type(entries)}"
-            )
-    elif isinstance(content, dict) and content and all(type(value) is int for value in content.values()):
-        entries = [{"id": index, "name": name} for name, index in content.items()]
-    elif isinstance(content, dict):
-        entries = [{"id": _parse_class_id(key, path), "name": name} for key, name in content.items()]
-    elif isinstance(content, list):
-        has_objects = all(isinstance(entry, dict) for entry in content)
-        entries = content if has_objects else [{"id": index, "name": name} for index, name in enumerate(content)]
-    else:
+    if not isinstance(content, dict | list):
         raise ValueError(
             f"{path} holds {_describe_type(content)}; it must be an object with key 'classes' or a list of names"
         )
-    names, colors = _parse_entries(entries, path)
-    ordered = sorted(entries, key=lambda entry: entry["id"])
-    groups = tuple(_parse_mask_values(entry["mask_values"], path) for entry in ordered if "mask_values" in entry)
+    if not content or (isinstance(content, dict) and content.get("classes") == []):
+        raise ValueError(f"{path} lists no classes; add at least one under key 'classes'")
     try:
-        return ClassTable(
-            names=names,
-            colors=colors,
-            ignore_index=ignore_index,
-            mask_values=groups,
-            other_values=other_values,
-            read_colors=all(entry.get("color") is not None for entry in entries),
-        )
+        return _parse_table(content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _parse_table(content: Any) -> ClassTable:
+    """The table that a file with this content, an object or a list, describes; a ValueError names the key."""
+    ignore_index, other_values, entries = 255, "error", content
+    if isinstance(content, dict) and "classes" in content:
+        ignore_index = _parse_int(content.get("ignore_index", 255), "ignore_index")
+        other_values, entries = content.get("other_values", "error"), content["classes"]
+        _check_keys(content, ("classes", "ignore_index", "other_values"), "")
+        if not isinstance(entries, list):
+            raise ValueError(f"key 'classes' must be a list of {{id, name, color}}, not {_describe_type(entries)}")
+    elif isinstance(content, dict) and all(type(value) is int for value in content.values()):
+        entries = [{"id": index, "name": name} for name, index in content.items()]
+    elif isinstance(content, dict):
+        entries = [{"id": _parse_class_id(key), "name": name} for key, name in content.items()]
+    elif not all(isinstance(entry, dict) for entry in content):
+        entries = [{"id": index, "name": name} for index, name in enumerate(content)]
+    names, colors = _parse_entries(entries)
+    ordered = sorted(entries, key=lambda entry: entry["id"])
+    return ClassTable(
+        names=names,
+        colors=colors,
+        ignore_index=ignore_index,
+        mask_values=tuple(_parse_mask_values(entry["mask_values"]) for entry in ordered if "mask_values" in entry),
+        other_values=other_values,
+        read_colors=all(entry.get("color") is not None for entry in entries),
+    )
 
 
 def write_class_table(table: ClassTable, path: str | Path) -> None:
@@ -238,9 +240,8 @@ def write_class_table(table: ClassTable, path: str | Path) -> None:
     Path(path).write_text(text + "\n", encoding="utf-8")
 
 
-def _parse_mask_values(value: Any, path: Path) -> tuple[int, ...]:
-    values = value if isinstance(value, list) else [value]
-    return tuple(_parse_int(number, path, "mask_values") for number in values)
+def _parse_mask_values(value: Any) -> tuple[int, ...]:
+    return tuple(_parse_int(number, "mask_values") for number in (value if isinstance(value, list) else [value]))
 
 
 def colorize(mask: np.ndarray, table: ClassTable) -> np.ndarray:
@@ -259,37 +260,35 @@ def colorize(mask: np.ndarray, table: ClassTable) -> np.ndarray:
     return palette[np.where(ignored, table.num_classes, mask)]
 
 
-def _parse_entries(entries: list[Any], path: Path) -> tuple[tuple[str, ...], tuple[Color, ...]]:
+def _parse_entries(entries: Any) -> tuple[tuple[str, ...], tuple[Color, ...]]:
     names: dict[int, str] = {}
     colors_by_id: dict[int, Color] = {}
     for position, entry in enumerate(entries):
         key = f"classes[{position}]"
         if not isinstance(entry, dict):
-            raise ValueError(f"{path}: {key} is {_describe_type(entry)}; it must be an object with keys id and name")
+            raise ValueError(f"{key} is {_describe_type(entry)}; it must be an object with keys id and name")
         for field in ("id", "name"):
             if field not in entry:
-                raise ValueError(f"{path}: {key} has no key {field!r}; add it")
-        _check_keys(entry, ("id", "name", "color", "mask_values"), path, f"{key}.")
-        index = _parse_int(entry["id"], path, f"{key}.id")
+                raise ValueError(f"{key} has no key {field!r}; add it")
+        _check_keys(entry, ("id", "name", "color", "mask_values"), f"{key}.")
+        index = _parse_int(entry["id"], f"{key}.id")
         if index in names:
-            raise ValueError(f"{path}: {key}.id is {index}, the id of an earlier class; ids must not repeat")
+            raise ValueError(f"{key}.id is {index}, the id of an earlier class; ids must not repeat")
         name = entry["name"]
         if not isinstance(name, str) or not name:
-            raise ValueError(f"{path}: {key}.name must be a non-empty string, not {name!r}")
+            raise ValueError(f"{key}.name must be a non-empty string, not {name!r}")
         if any(unicodedata.category(character) == "Cc" for character in name):  # they break tables and files of names
-            raise ValueError(f"{path}: {key}.name is {name!r}; leave out line breaks and other control characters")
+            raise ValueError(f"{key}.name is {name!r}; leave out line breaks and other control characters")
         names[index] = name
         if entry.get("color") is not None:
-            colors_by_id[index] = _parse_color(entry["color"], path, f"{key}.color")
-    if not names:
-        raise ValueError(f"{path} lists no classes; add at least one under key 'classes'")
+            colors_by_id[index] = _parse_color(entry["color"], f"{key}.color")
     if list(names) == [1]:  # the value of a single class in masks
         names, colors_by_id = {0: names[1]}, ({0: colors_by_id[1]} if colors_by_id else {})
     if sorted(names) != list(range(len(names))):
         missing = sorted(set(range(len(names))) - set(names))
         invalid_id = next(index for index in names if not 0 <= index < len(names))
         raise ValueError(
-            f"{path}: ids must be 0..{len(names) - 1} without gaps; key 'id' is missing {missing[:10]}. If the masks "
+            f"ids must be 0..{len(names) - 1} without gaps; key 'id' is missing {missing[:10]}. If the masks "
             f'hold other values, give them to the classes: {{"id": {missing[0]}, "mask_values": {invalid_id}, ...}}'
         )
     for index, name in names.items():
@@ -309,13 +308,13 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _check_keys(entry: Mapping[str, Any], known: Sequence[str], path: Path, prefix: str) -> None:
+def _check_keys(entry: Mapping[str, Any], known: Sequence[str], prefix: str) -> None:
     """Refuses keys that are known ones misspelt, which would be without effect; other keys are of other programs."""
     for key in entry:
         matches = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
         matches += ["ignore_index"] if key.startswith("ignore") and "ignore_index" in known else []
         if key not in known and matches and matches[0] not in entry:
-            raise ValueError(f"{path}: {prefix}{key} is not a known key; did you mean {matches[0]}?")
+            raise ValueError(f"{prefix}{key} is not a known key; did you mean {matches[0]}?")
 
 
 # In one channel at least, between a new colour and one that is given; in long tables, some are closer.
@@ -343,24 +342,22 @@ def class_colors(number: int, avoid: Collection[Color] = ()) -> tuple[Color, ...
     return tuple(colors)
 
 
-def _parse_color(value: Any, path: Path, key: str) -> Color:
+def _parse_color(value: Any, key: str) -> Color:
     if not isinstance(value, list) or len(value) != 3:
-        raise ValueError(f"{path}: {key} is {value!r}; give three numbers in 0..255")
-    red, green, blue = (_parse_int(channel, path, key) for channel in value)
+        raise ValueError(f"{key} is {value!r}; give three numbers in 0..255")
+    red, green, blue = (_parse_int(channel, key) for channel in value)
     return red, green, blue
 
 
-def _parse_int(value: Any, path: Path, key: str) -> int:
+def _parse_int(value: Any, key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{path}: {key} must be a whole number, not {value!r}")
+        raise ValueError(f"{key} must be a whole number, not {value!r}")
     return value
 
 
-def _parse_class_id(key: str, path: Path) -> int:
+def _parse_class_id(key: str) -> int:
     if not (key.isascii() and key.isdigit()):
-        raise ValueError(
-            f"{path}: key {key!r} is neither 'classes' nor a class id; see docs/data.md for what it may hold"
-        )
+        raise ValueError(f"key {key!r} is neither 'classes' nor a class id; see docs/data.md for what it may hold")
     return int(key)
 
 
