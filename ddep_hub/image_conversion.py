@@ -236,7 +236,7 @@ def channels_first(
             )
         axis = 0 if is_first or (not is_last and values.shape[0] <= values.shape[-1]) else -1
     if values.shape[axis] != channels:
-        is_stack = axis == 0 and values.shape[0] > 1 and name.lower().endswith((".tif", ".tiff"))
+        is_stack = axis == 0 and values.shape[0] > 1 and looks_like_tiff(name)
         hint = ", save pages that are images of their own as files, as `ddep-hub prepare` does" if is_stack else ""
         if is_stack and values.shape[-1] == channels:
             hint = ", or save it with the channels first, as the file calls its first axis pages"

@@ -119,7 +119,7 @@ class DDePImageProcessorMixin:
         if channels == 3 or (channels == 1 and options["do_convert_rgb"]):
             if channels == 1:  # one mean for all, which Pillow's backend of transformers does not take
                 values = {name: kwargs.get(name, getattr(self, name)) for name in ("image_mean", "image_std")}
-                kwargs |= {name: 3 * [*value] for name, value in values.items() if _has_length_1(value)}
+                kwargs |= {name: 3 * [*value] for name, value in values.items() if np.shape(value) == (1,)}
             images = _decode(images, channels, layout, **options)
         else:
             rescaled = bool(options["do_rescale"])
@@ -322,10 +322,6 @@ def _to_channels(images: Any, channels: int, layout: Any, *, rescaled: bool) -> 
     axis = None if layout is None else (0 if layout == ChannelDimension.FIRST else -1)
     values = channels_first(values, channels, "The image", axis, rescaled=rescaled)
     return torch.from_numpy(values).to(images.device) if is_tensor else values
-
-
-def _has_length_1(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 1
 
 
 def _to_numpy(image: torch.Tensor) -> np.ndarray:

@@ -272,6 +272,11 @@ def is_mask_folder(name: str) -> bool:
     return meaning is not None and meaning[0] == "mask"
 
 
+def is_in_mask_folder(name: str) -> bool:
+    """Whether one of the folders of a relative path, with forward slashes, is named like masks."""
+    return any(map(is_mask_folder, name.split("/")[:-1]))
+
+
 @functools.cache
 def _parse_folder_name(name: str) -> tuple[str | None, str | None] | None:
     """Whether a folder's name means images or masks, and which split; `None` if it means something else."""

@@ -231,34 +231,27 @@ def expand_shards(pattern: str) -> list[str]:
 
 
 def _open_source(name: str, column: str, streaming: bool) -> MapSource | ShardedImages:
-    if name.startswith(HUB_PREFIX):
-        return _open_hub(name, column, streaming)
-    if re.search(r"\.tar([?#].*)?$", name):
+    is_hub = name.startswith(HUB_PREFIX)
+    if not is_hub and re.search(r"\.tar([?#].*)?$", name):
         shards = expand_shards(name)
         fingerprint = [shard if _is_url(shard) else local_fingerprint(shard)[0] for shard in shards]
         return ShardedImages(stream_shards(shards), name, fingerprint, column=column)
-    if _is_url(name):
+    if not is_hub and _is_url(name):
         raise ValueError(f"{name} is neither {HUB_PREFIX}org/name nor the URL of a .tar shard; pass one of these")
-    if holds_dataset(name) and not describes_images(name):
+    if is_hub or (holds_dataset(name) and not describes_images(name)):
+        path, revision, named_split = parse_hub_name(name) if is_hub else (name, None, None)
+        split = named_split or "train"
         if not streaming:
-            return HubImages(name, "train", column=column)
-        return ShardedImages(stream_split(name, "train"), f"{name}/train", local_fingerprint(name), column=column)
+            return HubImages(path, split, column=column, revision=revision)
+        data = stream_split(path, split, revision=revision)
+        fingerprint = [path, revision or "", split, str(data.num_shards)] if is_hub else local_fingerprint(path)
+        return ShardedImages(data, name if is_hub else f"{name}/{split}", fingerprint, column=column)
     folder = ImageFolder(name, decode=False)
     if streaming:
         raise ValueError(
             f"{name} is a folder of images, which cannot be streamed; turn streaming off, or pack it into .tar shards"
         )
     return folder
-
-
-def _open_hub(name: str, column: str, streaming: bool) -> MapSource | ShardedImages:
-    repository, revision, split = parse_hub_name(name)
-    split = split or "train"
-    if not streaming:
-        return HubImages(repository, split, column=column, revision=revision)
-    data = stream_split(repository, split, revision=revision)
-    fingerprint = [repository, revision or "", split, str(data.num_shards)]
-    return ShardedImages(data, name, fingerprint, column=column)
 
 
 def _is_url(name: str) -> bool:

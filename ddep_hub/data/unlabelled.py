@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from .folders import find_split_folders, is_mask_folder, unpacked_root
+from .folders import find_split_folders, is_in_mask_folder, unpacked_root
 from .generated_files import exclude_generated
 from .image_io import format_list, list_images
 from .layouts import find_layout, official_folders
@@ -35,7 +35,7 @@ def unlabelled_images(root: Path) -> list[str]:
         )
         kept = image_names
     else:
-        masks = [name for name in kept if any(is_mask_folder(part) for part in name.split("/")[:-1])]
+        masks = [name for name in kept if is_in_mask_folder(name)]
         if masks:
             _warn(root, masks, "are in folders named like masks; to use such a folder, pass it itself")
             kept = _exclude(kept, masks)

@@ -70,7 +70,8 @@ class MaskReader:
 
         Raises a ValueError if some masks are in colour and others are not.
         """
-        self.nodata = frozenset(value for path in {path for path, _ in masks} for value in _read_nodata(path))
+        nodata = {read_nodata_tag(path) for path in {path for path, _ in masks}}
+        self.nodata = frozenset(int(value) for value in nodata if value and value.is_integer())  # not infinity or NaN
         self.palettes_as_colors = palettes_differ([path for path, page in masks if page is None])
         self.as_colors = self.as_colors or self.palettes_as_colors
         values = self._collect_values(masks)
@@ -148,12 +149,6 @@ class MaskReader:
             equal = (pixels == pixels[..., :1]).all()
             return pixels[..., 0] if equal and not self.as_colors else pixels
         return pixels if pixels.dtype == np.uint8 else pixels.astype(np.int64)
-
-
-def _read_nodata(path: Path) -> list[int]:
-    """The value of pixels without data that a TIFF of labels states, if it is a whole number and not 0."""
-    value = read_nodata_tag(path)
-    return [int(value)] if value and value.is_integer() else []  # infinity and NaN are not
 
 
 def object_pixels(path: Path, page: int | None) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ddep_hub.data.classes import BACKGROUND, BACKGROUND_COLOR, ClassTable, class_colors
-from ddep_hub.data.folders import canonical_split, is_mask_folder
+from ddep_hub.data.folders import canonical_split, is_in_mask_folder
 from ddep_hub.data.image_io import IMAGE_EXTENSIONS, is_tiff, list_images, open_image
 from ddep_hub.data.pairing import IMAGE_WORDS
 from ddep_hub.image_conversion import read_orientation
@@ -145,7 +145,7 @@ class ImageFinder:
     def _may_be_image(self, path: Path, annotation_dir: Path) -> bool:
         """Whether a file lies in no folder of masks, whose names are those of images, but that of the annotation."""
         base = annotation_dir if path.is_relative_to(annotation_dir) else self.root
-        return not any(map(is_mask_folder, path.relative_to(base).parts[:-1]))
+        return not is_in_mask_folder(path.relative_to(base).as_posix())
 
     def find_namesake(self, annotation: Path, image: Path | None) -> Path | None:
         """The image with the name of an annotation's file, beside it or beside the image that it names.

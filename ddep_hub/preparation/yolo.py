@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ddep_hub.data.folders import canonical_split, is_mask_folder, subfolders
+from ddep_hub.data.folders import canonical_split, is_in_mask_folder, subfolders
 from ddep_hub.data.image_io import IMAGE_EXTENSIONS, format_list, iter_files
 from ddep_hub.data.pairing import separate_masks
 
@@ -96,19 +96,13 @@ def read_yolo(root: Path, *, is_named: bool = False) -> Source | None:
 
 def _list_images(root: Path) -> list[str]:
     """The images, by their paths: those in folders `images`, if there are any, and not what training has drawn."""
-    names = [
-        name
-        for name in sorted(iter_files(root, IMAGE_EXTENSIONS))
-        if not any(map(is_mask_folder, Path(name).parts[:-1]))
-    ]
+    names = [name for name in sorted(iter_files(root, IMAGE_EXTENSIONS)) if not is_in_mask_folder(name)]
     return [name for name in names if _IMAGE_DIR in Path(name).parts[:-1]] or names
 
 
 def _looks_like_yolo(root: Path, images: list[str], label_files: list[Path]) -> bool:
     """Whether a label file starts with a class and numbers, and there are no masks in folders or beside the images."""
-    has_mask_folders = any(
-        any(map(is_mask_folder, Path(name).parts[:-1])) for name in iter_files(root, IMAGE_EXTENSIONS)
-    )
+    has_mask_folders = any(is_in_mask_folder(name) for name in iter_files(root, IMAGE_EXTENSIONS))
     if has_mask_folders or separate_masks([Path(name).name for name in images]):
         return False
     for path in label_files:

@@ -160,7 +160,8 @@ def draw_vehicle(view: View, rng: np.random.Generator, *, x: float, z: float, ki
     ahead = (across - x) * float(rng.choice([-1.0, 1.0]))
     paint = rng.uniform(0.08, 0.92, 3).astype(np.float32)
     gloss = np.clip(0.62 + 0.3 * smoothstep(up, 0.3, height) + 0.25 * view.sun * view.light[2], 0.4, 1.2)
-    gloss = (gloss + 0.5 * _stripe_of_light(up, height)) * np.ones_like(across)
+    # The bright line that the sky draws along the flank.
+    gloss = (gloss + 0.5 * np.exp(-(((up - 0.52 * height) / (0.05 * height)) ** 2))) * np.ones_like(across)
     belt = (0.58, 0.52, 0.42)[kind] * height
     glass = (view.haze * 0.42) * ((0.55 + 0.6 * smoothstep(up, belt, height)) * np.ones_like(across))[..., None]
     black = np.full(3, 0.07, dtype=np.float32)
@@ -200,8 +201,3 @@ def draw_vehicle(view: View, rng: np.random.Generator, *, x: float, z: float, ki
         for place_x in (-half_extent + 0.24, half_extent - 0.24):
             paint_part(np.minimum(0.17 - np.abs(ahead - place_x), 0.1 - np.abs(up - 0.7)), lamp)
         paint_part(np.minimum(0.3 - np.abs(ahead), 0.08 - np.abs(up - 0.5)), np.full(3, 0.8, dtype=np.float32))
-
-
-def _stripe_of_light(up: Array, height: float) -> Array:
-    """The bright line that the sky draws along a vehicle's flank."""
-    return np.asarray(np.exp(-(((up - 0.52 * height) / (0.05 * height)) ** 2)))
