@@ -12,18 +12,16 @@ import numpy as np
 from ddep_hub.data.classes import BACKGROUND
 from ddep_hub.data.image_io import iter_files
 
+from .shapes import Shape, import_pycocotools, shapes_mask
 from .source import (
     Example,
     ImageFinder,
-    Shape,
     Source,
     empty_images_note,
     example_name,
     file_splits,
-    import_pycocotools,
     object_classes,
     pluralize,
-    shapes_mask,
 )
 
 

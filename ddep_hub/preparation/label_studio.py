@@ -8,18 +8,8 @@ import numpy as np
 
 from ddep_hub.data.image_io import IMAGE_EXTENSIONS
 
-from .source import (
-    ObjectAnnotations,
-    Shape,
-    Source,
-    ellipse,
-    encode_bitmap,
-    file_splits,
-    import_pycocotools,
-    pluralize,
-    rectangle,
-    rotate_polygon,
-)
+from .shapes import Shape, ellipse, encode_bitmap, rectangle, rotate_polygon
+from .source import ObjectAnnotations, Source, file_splits, pluralize
 
 
 # A region's kind is one of these, alone or before "labels".
@@ -40,7 +30,6 @@ def read_label_studio(root: Path, files: Mapping[Path, Any]) -> Source:
     Tasks that nobody has finished are left out: their images would be background. Of several annotations the last one
     with a region counts.
     """
-    import_pycocotools()
     collector = ObjectAnnotations(root)
     num_unannotated, num_multiple = 0, 0
     splits = file_splits(files, root)

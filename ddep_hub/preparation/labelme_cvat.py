@@ -17,20 +17,8 @@ import numpy as np
 from PIL import Image
 
 from .coco import read_json
-from .source import (
-    Example,
-    ObjectAnnotations,
-    Shape,
-    Source,
-    ellipse,
-    example_name,
-    folder_split,
-    import_pycocotools,
-    pluralize,
-    rectangle,
-    rotate_polygon,
-    shapes_mask,
-)
+from .shapes import Shape, ellipse, rectangle, rotate_polygon, shapes_mask
+from .source import Example, ObjectAnnotations, Source, example_name, folder_split, pluralize
 
 
 # --- LabelMe
@@ -43,7 +31,6 @@ def is_labelme(content: Any) -> bool:
 
 def read_labelme(root: Path, files: Mapping[Path, Any]) -> Source:
     """One json per image: polygons, rectangles, circles and masks; the image beside it, or in it."""
-    import_pycocotools()
     collector = ObjectAnnotations(root, may_be_empty=True)
     renamed = []
     for path, content in files.items():
@@ -120,12 +107,11 @@ def _parse_labelme_shape(entry: Mapping[str, Any], collector: ObjectAnnotations)
 
 def read_cvat(root: Path, path: Path) -> Source:
     """Export "CVAT for images 1.1": polygons, boxes, ellipses and masks in `annotations.xml`."""
-    import_pycocotools()
+    collector = ObjectAnnotations(root)
     try:
         xml_root = ElementTree.parse(path).getroot()
     except ElementTree.ParseError as error:
         raise ValueError(f"{path} is not valid XML: {error}. Export the task again.") from error
-    collector = ObjectAnnotations(root)
     for label in xml_root.iterfind(".//labels/label/name"):
         collector.class_id(str(label.text))
     if xml_root.find("track") is not None:

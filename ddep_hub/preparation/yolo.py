@@ -18,18 +18,8 @@ from ddep_hub.data.image_io import IMAGE_EXTENSIONS, format_list, iter_files
 from ddep_hub.data.pairing import separate_masks
 
 from .image_files import image_size, read_image_file
-from .source import (
-    Example,
-    ObjectAnnotations,
-    Shape,
-    Source,
-    count_common_parts,
-    example_name,
-    folder_split,
-    import_pycocotools,
-    pluralize,
-    shapes_mask,
-)
+from .shapes import Shape, shapes_mask
+from .source import Example, ObjectAnnotations, Source, count_common_parts, example_name, folder_split, pluralize
 
 
 _LABEL_DIR, _IMAGE_DIR = "labels", "images"
@@ -47,7 +37,6 @@ def read_yolo(root: Path, *, is_named: bool = False) -> Source | None:
     names = _list_images(root)
     if not label_files or not (is_named or _looks_like_yolo(root, names, label_files)):
         return None
-    import_pycocotools()
     inner = subfolders(root)
     is_described = (root / "classes.txt").is_file() or _find_config(root) is not None
     if len(inner) == 1 and inner[0] not in (_IMAGE_DIR, _LABEL_DIR) and not is_described:

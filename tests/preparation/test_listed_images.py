@@ -13,7 +13,7 @@ from PIL import Image
 import ddep_hub
 from ddep_hub.data.classes import read_class_table
 from ddep_hub.preparation.formats import read_source
-from ddep_hub.preparation.source import Shape, import_pycocotools, shapes_mask
+from ddep_hub.preparation.shapes import Shape, import_pycocotools, shapes_mask
 
 
 pytest.importorskip("pycocotools", reason="extra `prepare` is not installed")
