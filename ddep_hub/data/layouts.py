@@ -26,7 +26,7 @@ from .dataset_registry import get_dataset_info, list_datasets
 from .folders import DEFAULT_OPTIONS, FolderOptions, SplitFolders, canonical_split, find_split_folders, match_split
 from .generated_files import exclude_generated
 from .image_io import IMAGE_EXTENSIONS, format_list, list_images, subfolders
-from .listed_pairs import PAIRS, ListedPairs, read_pairs
+from .listed_pairs import PAIRS, read_pairs
 from .mask_inspection import suggest_classes
 from .pairing import Pairs, pair_files, strip_extension
 from .splits import read_split_file
@@ -113,14 +113,14 @@ def find_layout(root: str | Path, options: FolderOptions = DEFAULT_OPTIONS) -> s
 
 def find_splits(
     root: Path, layout: str, options: FolderOptions = DEFAULT_OPTIONS
-) -> tuple[dict[str, SplitFolders], ListedPairs | None]:
-    """The folders of each split of a data set, keyed by split, and the content of `pairs.csv` if that is used.
+) -> tuple[dict[str, SplitFolders], dict[str, Pairs]]:
+    """The folders of each split of a data set, and the pairs of each if `pairs.csv` lists them, keyed by split.
 
     Official names such as `training` become `train` and `val`; those of the layout `folder` stay as they are.
     """
     if layout == "folder" and (root / PAIRS).is_file() and not options.has_folders:
         listed = read_pairs(root)
-        return dict.fromkeys(listed.pairs, SplitFolders(root, root)), listed
+        return dict.fromkeys(listed, SplitFolders(root, root)), listed
     if layout == "folder":
         folders = find_split_folders(root, options.image_dir, options.mask_dir, options.mask_suffix)
     else:
@@ -132,7 +132,7 @@ def find_splits(
             else f"{root} has no split in the layout {layout!r}, which needs {_REQUIRED_CONTENTS[layout]}; if the "
             "classes are your own, name them in classes.json"
         )
-    return folders, None
+    return folders, {}
 
 
 def split_files(root: str | Path, split: str, layout: str, options: FolderOptions = DEFAULT_OPTIONS) -> SplitFiles:
@@ -151,10 +151,11 @@ def split_files(root: str | Path, split: str, layout: str, options: FolderOption
         raise FileNotFoundError(f"{folder} has no split {split!r}; it has {splits}{needs}{_split_hint(split)}")
     split_dirs = folders[name]
     if layout == "folder":
-        pairs = listed.pairs[name] if listed else pair_files(split_dirs.images, split_dirs.masks, options.mask_suffix)
+        pairs = listed.get(name) or pair_files(split_dirs.images, split_dirs.masks, options.mask_suffix)
         masks, classes = _folder_files(root, split_dirs, pairs, options)
-        groups = listed.groups.get(name, {}) if listed else pairs.groups
-        return SplitFiles(split_dirs.images, split_dirs.masks, splits, pairs.images, masks, classes, None, groups)
+        return SplitFiles(
+            split_dirs.images, split_dirs.masks, splits, pairs.images, masks, classes, None, pairs.groups
+        )
     if layout == "pascal_context" and not split_dirs.masks.is_dir():
         raise FileNotFoundError(
             f"{split_dirs.masks} is missing; make the masks from the official annotations with "

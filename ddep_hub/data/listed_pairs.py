@@ -3,7 +3,6 @@
 import csv
 import io
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from .pairing import Pairs
@@ -12,18 +11,10 @@ from .pairing import Pairs
 PAIRS = "pairs.csv"
 
 
-@dataclass(frozen=True)
-class ListedPairs:
-    """The content of a `pairs.csv`, keyed by split: pairs, and the group of each sample id if there are groups."""
-
-    pairs: dict[str, Pairs]
-    groups: dict[str, dict[str, str]]
-
-
-def read_pairs(root: Path) -> ListedPairs:
+def read_pairs(root: Path) -> dict[str, Pairs]:
     """Reads `pairs.csv`: columns `image`, `mask` and optionally `split` and `group`; paths are relative to its folder.
 
-    Raises a FileNotFoundError or ValueError that names the line.
+    Returns the pairs by split. Raises a FileNotFoundError or ValueError that names the line.
     """
     path = root / PAIRS
     try:
@@ -39,7 +30,6 @@ def read_pairs(root: Path) -> ListedPairs:
             )
         reader.fieldnames = columns
         pairs: dict[str, Pairs] = {}
-        groups: dict[str, dict[str, str]] = {}
         for row in reader:
             line = f"{path}, line {reader.line_num}"
             values = {name: (row.get(name) or "").strip().replace("\\", "/") for name in columns}
@@ -49,8 +39,7 @@ def read_pairs(root: Path) -> ListedPairs:
             for name in ("image", "mask"):
                 if not (root / values[name]).is_file():
                     raise FileNotFoundError(f"{line}: {root / values[name]} does not exist. Correct the path.")
-            split = values.get("split", "train")
-            split_pairs = pairs.setdefault(split, Pairs({}, {}, []))
+            split_pairs = pairs.setdefault(values.get("split", "train"), Pairs({}, {}, []))
             sample_id = os.path.splitext(values["image"])[0]
             earlier = next((listed.images[sample_id] for listed in pairs.values() if sample_id in listed.images), None)
             if earlier == root / values["image"]:
@@ -61,7 +50,7 @@ def read_pairs(root: Path) -> ListedPairs:
                 )
             split_pairs.images[sample_id], split_pairs.masks[sample_id] = root / values["image"], root / values["mask"]
             if "group" in values:
-                groups.setdefault(split, {})[sample_id] = values["group"]
+                split_pairs.groups[sample_id] = values["group"]
     if not pairs:
         raise ValueError(f"{path} lists no image. Write one line per image.")
-    return ListedPairs(pairs, groups)
+    return pairs

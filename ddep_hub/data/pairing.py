@@ -41,7 +41,7 @@ class Pairs:
     images: dict[str, Path]
     masks: dict[str, Path]
     unmatched: list[str]
-    groups: Mapping[str, str] = field(default_factory=dict)
+    groups: dict[str, str] = field(default_factory=dict)
 
 
 def pair_files(image_folder: Path, mask_folder: Path, mask_suffix: str | None = None) -> Pairs:

@@ -83,7 +83,7 @@ def _dataset_images(root: Path, names: list[str]) -> list[str] | None:
 
 def _paired_images(root: Path, names: list[str]) -> list[str]:
     """All but the masks that `pairs.csv` lists, and what lies beside masks alone."""
-    pairs = read_pairs(root).pairs.values()
+    pairs = read_pairs(root).values()
     images, masks = (
         {os.path.relpath(path, root).replace(os.sep, "/") for files in path_dicts for path in files.values()}
         for path_dicts in ([split.images for split in pairs], [split.masks for split in pairs])

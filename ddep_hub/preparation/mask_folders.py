@@ -20,7 +20,7 @@ from ddep_hub.data.folders import (
 from ddep_hub.data.image_io import format_list, iter_files
 from ddep_hub.data.layouts import find_layout, find_splits
 from ddep_hub.data.listed_pairs import PAIRS
-from ddep_hub.data.pairing import MASK_EXTENSIONS, Pairs, pair_files
+from ddep_hub.data.pairing import MASK_EXTENSIONS, pair_files
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.splits import read_split_file
 
@@ -35,14 +35,10 @@ def read_folder(root: Path, table: ClassTable | None, options: FolderOptions = D
     if table is None and (layout != "folder" or (root / "classes.json").is_file()):
         return _read_known_layout(root, layout, options)
     folders, listed = find_splits(root, layout, options)
-    pairs: Mapping[str, Pairs] = {}
-    groups: Mapping[str, str] = {}
-    if listed:
-        pairs = listed.pairs
-        groups = {name: group for split_groups in listed.groups.values() for name, group in split_groups.items()}
-    elif layout == "folder":
+    pairs = listed
+    if not listed and layout == "folder":
         pairs = {split: pair_files(part.images, part.masks, options.mask_suffix) for split, part in folders.items()}
-        groups = {name: group for part in pairs.values() for name, group in part.groups.items()}
+    groups = {name: group for part in pairs.values() for name, group in part.groups.items()}
     splits = _listed_splits(folders.values())
     files = [
         (
