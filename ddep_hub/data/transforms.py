@@ -239,18 +239,13 @@ class SegmentationTrainTransform:
         if self.augmentation is not None:
             intensities = self.augmentation.intensities or INTENSITIES
             pixels = (self.augmentation.photometric if is_rgb(pixels) else intensities)(pixels)
-        if (crop_height, crop_width) == self.crop_size:
-            return self._rotate(pixels, labels)
-        region = (slice(offset_top, offset_top + crop_height), slice(offset_left, offset_left + crop_width))
-        mean = pixels.float().mean((1, 2))
-        mean = mean.round().to(torch.uint8) if pixels.dtype == torch.uint8 else mean
-        pixel_values = mean[:, None, None].repeat(1, *self.crop_size)
-        pixel_values[:, *region] = pixels
-        padded = torch.full(self.crop_size, self.ignore_index, dtype=labels.dtype)
-        padded[region] = labels
-        return self._rotate(pixel_values, padded)
-
-    def _rotate(self, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        if (crop_height, crop_width) != self.crop_size:
+            right, bottom = self.crop_size[1] - offset_left - crop_width, self.crop_size[0] - offset_top - crop_height
+            mean = pixels.float().mean((1, 2))
+            mean = mean.round() if pixels.dtype == torch.uint8 else mean
+            padding = [offset_left, offset_top, right, bottom]
+            pixels = functional.pad(pixels, padding, fill=mean.tolist())
+            labels = functional.pad(labels[None], padding, fill=self.ignore_index)[0]
         if self.augmentation is not None and self.augmentation.turns:
             if torch.rand(()).item() < 0.5:
                 pixels, labels = pixels.flip(-2), labels.flip(-2)

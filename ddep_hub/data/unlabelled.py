@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from .folders import find_split_folders, is_in_mask_folder, unpacked_root
+from .folders import is_in_mask_folder, unpacked_root
 from .generated_files import exclude_generated
 from .image_io import format_list, list_images
-from .layouts import find_layout, official_folders
+from .layouts import find_layout, find_splits
 from .listed_pairs import PAIRS, read_pairs
 from .pairing import separate_masks
 
@@ -70,8 +70,7 @@ def _dataset_images(root: Path, names: list[str]) -> list[str] | None:
     try:
         if (root / PAIRS).is_file():
             return _paired_images(root, names)
-        layout = find_layout(root)
-        folders = find_split_folders(root) if layout == "folder" else official_folders(root, layout)
+        folders, _ = find_splits(root, find_layout(root))
     except (FileNotFoundError, ValueError):  # nothing is recognised, or several layouts
         return None
     images = {split.images for split in folders.values()}

@@ -64,7 +64,7 @@ class PretrainTransform:
             image = decode_image(file, self.num_channels)
         height, width = (image.height, image.width) if size is None else size
         crop_params = self.crop.make_params([torch.empty(3, height, width, device="meta")])
-        top, left, height, width = crop_params["top"], crop_params["left"], crop_params["height"], crop_params["width"]
+        top, left, height, width = (crop_params[name] for name in ("top", "left", "height", "width"))
         pixels = None if size is None else decode_jpeg_part(file, (top, left, height, width), self.crop_size)
         if pixels is None:
             if size is not None:
