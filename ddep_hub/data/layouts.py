@@ -17,6 +17,7 @@ these two in `VOCdevkit`. Cityscapes' test masks are there, but without any clas
 """
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ from .generated_files import exclude_generated
 from .image_io import IMAGE_EXTENSIONS, format_list, list_images, subfolders
 from .listed_pairs import PAIRS, read_pairs
 from .mask_inspection import suggest_classes
-from .pairing import Pairs, pair_files, strip_extension
+from .pairing import Pairs, by_sample_id, pair_files, strip_extension
 from .splits import read_split_file
 
 
@@ -285,18 +286,11 @@ def _is_pascal_context(voc_root: Path) -> bool:
 
 
 def _find_images(folder: Path, suffix: str) -> dict[str, Path]:
-    images: dict[str, Path] = {}
-    for name in exclude_generated(folder, list_images(folder)):
-        sample_id = Path(name).with_suffix("").as_posix()
-        if not sample_id.endswith(suffix):
-            continue
-        sample_id = sample_id.removesuffix(suffix)
-        if sample_id in images:
-            raise ValueError(f"{folder} holds both {images[sample_id].name} and {name}; keep one image per sample id")
-        images[sample_id] = folder / name
+    names = exclude_generated(folder, list_images(folder))
+    images = by_sample_id(folder, [name for name in names if os.path.splitext(name)[0].endswith(suffix)])
     if not images:
         raise ValueError(f"{folder} holds no image whose name ends with {suffix}.png; check the path")
-    return images
+    return {sample_id.removesuffix(suffix): folder / name for sample_id, name in images.items()}
 
 
 def _read_image_list(folder: Path, list_file: Path) -> dict[str, Path]:

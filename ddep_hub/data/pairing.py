@@ -69,11 +69,7 @@ def _pair(
     image_folder: Path, names: Sequence[str], mask_folder: Path, masks: Sequence[str], mask_suffix: str | None
 ) -> Pairs:
     """The pairs of images and masks with these names below two folders."""
-    images: dict[str, str] = {}
-    for name in names:
-        previous = images.setdefault(os.path.splitext(name)[0], name)
-        if previous != name:
-            raise ValueError(f"{image_folder} holds both {previous} and {name}; keep one image per sample id")
+    images = by_sample_id(image_folder, names)
     files: dict[str, str] = {}
     for name in sorted(masks, key=lambda name: MASK_EXTENSIONS.index(os.path.splitext(name)[1].lower())):
         stem, extension = os.path.splitext(name)
@@ -93,6 +89,16 @@ def _pair(
         {sample: mask_folder / files[mask] for sample, mask in matches.items()},
         [mask for mask in files if mask not in matched_masks],
     )
+
+
+def by_sample_id(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Names of images by themselves without suffix; raises a ValueError if two are then the same."""
+    images: dict[str, str] = {}
+    for name in names:
+        previous = images.setdefault(os.path.splitext(name)[0], name)
+        if previous != name:
+            raise ValueError(f"{folder} holds both {previous} and {name}; keep one image per sample id")
+    return images
 
 
 def images_and_masks(folder: Path, mask_suffix: str | None = None) -> tuple[list[str], list[str]] | None:
