@@ -85,7 +85,9 @@ def find_layout(root: str | Path, options: FolderOptions = DEFAULT_OPTIONS) -> s
         return "folder"
     if (root / "images").is_dir() and (root / "classes.json").is_file():
         return "folder"
-    is_ade20k = _is_ade20k(root)
+    # Its file names distinguish ADE20K from a plain data set with a forgotten classes.json.
+    ade20k_images = [_ade20k_root(root) / "images" / official for official in _OFFICIAL_NAMES]
+    is_ade20k = any(next(folder.glob("ADE_*.jpg"), None) for folder in ade20k_images)
     voc, context = _voc_root(root, "VOC2012"), _voc_root(root, "VOC2010")
     detected = {
         "folder": (root / "images").is_dir() and not is_ade20k,
@@ -149,7 +151,13 @@ def split_files(root: str | Path, split: str, layout: str, options: FolderOption
     if name is None:
         folder = root / "images" if layout == "folder" and (root / "images").is_dir() else root
         needs = "" if layout == "folder" else f", and a split of {layout} needs {_REQUIRED_CONTENTS[layout]}"
-        raise FileNotFoundError(f"{folder} has no split {split!r}; it has {splits}{needs}{_split_hint(split)}")
+        hint = "choose one of these with --train_split or --eval_split"
+        if canonical_split(split) != "train":
+            hint = (
+                "choose one of these with --eval_split, or let fine-tuning hold out a part of the training images "
+                "with --val_fraction"
+            )
+        raise FileNotFoundError(f"{folder} has no split {split!r}; it has {splits}{needs}; {hint}")
     split_dirs = folders[name]
     if layout == "folder":
         pairs = listed.get(name) or pair_files(split_dirs.images, split_dirs.masks, options.mask_suffix)
@@ -201,16 +209,6 @@ def _folder_files(
         name: split_dirs.masks / f"{name}_mask.png" for name, image in pairs.images.items() if masks[name] == image
     }
     return masks | pairs.masks, read_class_table(classes_path)
-
-
-def _split_hint(missing: str) -> str:
-    """What to do about a split that is not there; a message ends with it."""
-    if canonical_split(missing) == "train":
-        return "; choose one of these with --train_split or --eval_split"
-    return (
-        "; choose one of these with --eval_split, or let fine-tuning hold out a part of the training images with "
-        "--val_fraction"
-    )
 
 
 def _not_found_message(root: Path) -> str:
@@ -266,12 +264,6 @@ def official_folders(root: Path, layout: str) -> dict[str, SplitFolders]:
 def _ade20k_root(root: Path) -> Path:
     inner = root / "ADEChallengeData2016"
     return inner if inner.is_dir() else root
-
-
-def _is_ade20k(root: Path) -> bool:
-    base = _ade20k_root(root)
-    # Its file names distinguish it from a plain data set with a forgotten classes.json.
-    return any(next((base / "images" / official).glob("ADE_*.jpg"), None) for official in _OFFICIAL_NAMES)
 
 
 def _voc_root(root: Path, name: str) -> Path:

@@ -1,8 +1,9 @@
 """COCO's json of objects: one file, one for each split, or one in the folder of each split as Roboflow exports it."""
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,14 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
     files, notes = _drop_other_files(files)
     if not files:
         raise ValueError(f"{root} holds only panoptic annotations of COCO. Pass a folder with instances_*.json.")
-    categories = {path: _categories(content) for path, content in files.items()}
+    categories = {
+        path: {_normalize_id(entry["id"]): _category_name(entry) for entry in content["categories"]}
+        for path, content in files.items()
+    }
     names = _class_ids(files, categories)
     num_dropped, orphaned, duplicated = 0, list[str](), list[str]()
     # Each image file is one example, however often it is listed; otherwise it might end up in both splits.
-    entries_by_image: dict[Path, list[_ImageEntry]] = {}
+    entries_by_image = defaultdict[Path, list[_ImageEntry]](list)
     splits = file_splits(files, root)
     for path, content in files.items():
         annotations_by_image: dict[str, list[Any]] = {image_id: [] for image_id in _image_ids(path, content)}
@@ -57,33 +61,31 @@ def read_coco(root: Path, files: Mapping[Path, Any]) -> Source:
                 orphaned.append(f"{image_id} in {path.name}")
         for entry in content["images"]:
             image = finder.find(str(entry["file_name"]), path.parent, splits[path])
-            if image is not None:
-                size, shapes = (entry.get("width"), entry.get("height")), []
-                for annotation in annotations_by_image[_normalize_id(entry["id"])]:
-                    name = _find_category(path, categories[path], annotation)
-                    try:
-                        shape = _parse_shape(annotation, names.get(name, 0), size)
-                    except (ValueError, OverflowError) as error:
-                        number = annotation.get("id")
-                        raise ValueError(
-                            f"{path}, annotation {number} of {entry['file_name']}: {error}. Export the annotations "
-                            "again, or correct the file."
-                        ) from error
-                    num_dropped += shape is None
-                    shapes += [shape] if shape is not None else []
-                image_size = (int(size[0]), int(size[1])) if all(size) else None
-                entries_by_image.setdefault(image, []).append(
-                    _ImageEntry(path, str(entry["file_name"]), image_size, shapes)
-                )
+            if image is None:
+                continue
+            size, shapes = (entry.get("width"), entry.get("height")), list[Shape]()
+            for annotation in annotations_by_image[_normalize_id(entry["id"])]:
+                name = _find_category(path, categories[path], annotation)
+                try:
+                    shape = _parse_shape(annotation, names.get(name, 0), size)
+                except (ValueError, OverflowError) as error:
+                    raise ValueError(
+                        f"{path}, annotation {annotation.get('id')} of {entry['file_name']}: {error}. Export the "
+                        "annotations again, or correct the file."
+                    ) from error
+                num_dropped += shape is None
+                shapes += [] if shape is None else [shape]
+            image_size = (int(size[0]), int(size[1])) if all(size) else None
+            entries_by_image[image].append(_ImageEntry(path, str(entry["file_name"]), image_size, shapes))
     if not entries_by_image:
         listed_images = pluralize(len(finder.missing), "listed image")
         raise ValueError(f"{root}: none of {listed_images} is there, such as {finder.missing[:1]}.")
     examples = []
     for image, entries in entries_by_image.items():
-        file, image_size, all_shapes = _merge_entries(image, entries)
+        entry = _merge_entries(image, entries)
         duplicated += [image.name] * (len(entries) > 1)
-        mask = partial(shapes_mask, image, all_shapes, image_size)
-        examples.append(Example(example_name(image, root), image, mask, splits[file]))
+        mask = partial(shapes_mask, image, entry.shapes, entry.size)
+        examples.append(Example(example_name(image, root), image, mask, splits[entry.file]))
     notes = finder.notes() + notes
     if not any(entry.shapes for entries in entries_by_image.values() for entry in entries):
         raise ValueError(
@@ -150,8 +152,8 @@ def _drop_other_files(files: Mapping[Path, Any]) -> tuple[dict[Path, Any], list[
     return kept_files, notes
 
 
-def _merge_entries(image: Path, entries: Sequence[_ImageEntry]) -> tuple[Path, tuple[int, int] | None, list[Shape]]:
-    """File, size and objects of an image that may be listed more than once."""
+def _merge_entries(image: Path, entries: Sequence[_ImageEntry]) -> _ImageEntry:
+    """One entry of an image that may be listed more than once, with all its objects."""
     first = entries[0]
     for other in entries[1:]:
         ends = sorted((f"/{entry.name}".replace("\\", "/").replace("/./", "/") for entry in (first, other)), key=len)
@@ -169,7 +171,8 @@ def _merge_entries(image: Path, entries: Sequence[_ImageEntry]) -> tuple[Path, t
             f"{annotated[0].file} and {other_files[0]} both have objects of {image}. Keep one of the files, or merge "
             "them."
         )
-    return annotated[0].file, first.size, [shape for entry in annotated for shape in entry.shapes]
+    shapes = [shape for entry in annotated for shape in entry.shapes]
+    return replace(first, file=annotated[0].file, shapes=shapes)
 
 
 def _image_ids(path: Path, content: Mapping[str, Any]) -> list[str]:
@@ -180,10 +183,6 @@ def _image_ids(path: Path, content: Mapping[str, Any]) -> list[str]:
         if other != name:
             raise ValueError(f"{path}: {other} and {name} both have the id {entry['id']}. Give each image its own.")
     return list(names)
-
-
-def _categories(content: Mapping[str, Any]) -> dict[str, str]:
-    return {_normalize_id(entry["id"]): _category_name(entry) for entry in content["categories"]}
 
 
 def _category_name(category: Mapping[str, Any]) -> str:
