@@ -65,10 +65,9 @@ def stream_shards(shards: Sequence[str]) -> Any:
 
 def is_saved(name: str) -> bool:
     """Whether it is a folder that `save_to_disk` wrote."""
-    files = {
-        file for file in ("state.json", "dataset_info.json", "dataset_dict.json") if (Path(name) / file).is_file()
-    }
-    return "dataset_dict.json" in files or {"state.json", "dataset_info.json"} <= files
+    root = Path(name)
+    is_single = (root / "state.json").is_file() and (root / "dataset_info.json").is_file()
+    return is_single or (root / "dataset_dict.json").is_file()
 
 
 def local_fingerprint(name: str) -> list[str]:

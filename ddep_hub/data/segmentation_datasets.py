@@ -123,12 +123,12 @@ def _hint_of_archives(root: Path) -> str:
 class _SegmentationFiles(Dataset[dict[str, Any]]):
     """Images and masks in files: what folders and data sets of the Hub have in common.
 
-    Subclasses set these attributes, name the lists with an entry for each sample in `_per_sample`, and find the files.
+    Subclasses set these attributes and find the files; see also [`SegmentationDataset`].
     """
 
-    _per_sample: tuple[str, ...]
-    name: str  # what errors call the data
+    _per_sample: tuple[str, ...]  # the lists that have an entry for each sample
     _mapping: Mapping[int, int] | None  # class id of every value of the masks, where they do not hold ids
+    name: str  # what errors call the data
     classes: ClassTable
     sample_ids: list[str]
     num_channels: int
@@ -173,15 +173,7 @@ class _SegmentationFiles(Dataset[dict[str, Any]]):
 
 
 class SegmentationFolder(_SegmentationFiles):
-    """Images with masks of class ids, in the official layout of a known data set (`layouts.py` lists them) or in
-
-    ```
-    root/classes.json
-    root/images/<split>/<sample_id>.jpg          any of IMAGE_EXTENSIONS, subfolders allowed
-    root/annotations/<split>/<sample_id>.png     value = class id, or ignore_index; any of MASK_EXTENSIONS
-    ```
-
-    or in folders with other common names, which `folders.py` lists, or as `pairs.csv` lists them.
+    """Images with masks of class ids, in one of the layouts of `layouts.py`, or as `pairs.csv` lists them.
 
     The masks of a known data set are read as they were published; their values become class ids.
 
@@ -191,21 +183,17 @@ class SegmentationFolder(_SegmentationFiles):
 
     Args:
         root: The data set's folder.
-        split: A folder of `root/images`, such as `train`; `train`, `val`, `test` or another of `available_splits` in
-            an official layout.
+        split: One of [`available_splits`], or another common name of it.
         layout: One of `layouts.LAYOUTS`; found from what lies in the folder by default.
         options: Where images and masks lie; recognised by default.
-        sample_ids: The samples to use, in this order: paths relative to `root/images/<split>` without suffix, or as
-            `read_split_file` gives them for published lists. All of the split by default, sorted or in the order of
-            the official list. Others need no mask.
+        sample_ids: The samples to use, in this order, see [`split_files`]; all of the split by default, sorted or in
+            the order of the official list. Others need no mask.
         split_file: List of the samples to use, see `read_split_file`, in place of `sample_ids`.
         num_channels: Channels of the images, see [`decode_image`].
 
     Attributes:
-        classes: The classes of `classes.json` or of the dataset registry.
         layout: The layout in use.
-        sample_ids: The examples in use, in order.
-        images: The paths of their images.
+        images: The paths of the images.
         splits: The splits that the data set has.
         groups: What each sample belongs to, such as a slide, where `pairs.csv` or a folder says so.
         summary: What was found, in a line.
