@@ -17,8 +17,7 @@ MASK_EXTENSIONS = (".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".j
 IMAGE_WORDS = set("image images img imgs im photo photos picture pictures rgb raw input inputs jpegimages".split())
 MASK_WORDS = set(
     "mask masks label labels labelids labeltrainids annotation annotations annot annots anno annos ann anns gt gts "
-    "groundtruth "
-    "ground truth seg segs segmentation segmentations target targets matte".split()
+    "groundtruth ground truth seg segs segmentation segmentations target targets matte".split()
 )
 # Files next to masks that are not masks.
 _OTHER_WORDS = set(

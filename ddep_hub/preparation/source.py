@@ -4,7 +4,7 @@ import functools
 import itertools
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -82,9 +82,7 @@ class ImageFinder:
 
     def __init__(self, root: Path, *, may_be_empty: bool = False) -> None:
         self.root = root
-        self.by_name: dict[str, list[Path]] = {}
-        self.by_stem: dict[str, list[Path]] = {}
-        self.by_upload: dict[str, list[Path]] = {}
+        self.by_name, self.by_stem, self.by_upload = (defaultdict[str, list[Path]](list) for _ in range(3))
         try:
             names = list_images(root)
         except ValueError:
@@ -92,9 +90,9 @@ class ImageFinder:
                 raise
             names = []
         for path in names:
-            self.by_name.setdefault(Path(path).name.lower(), []).append(root / path)
-            self.by_stem.setdefault(Path(path).stem.lower(), []).append(root / path)
-            self.by_upload.setdefault(_upload_name(Path(path).name), []).append(root / path)
+            self.by_name[Path(path).name.lower()].append(root / path)
+            self.by_stem[Path(path).stem.lower()].append(root / path)
+            self.by_upload[_upload_name(Path(path).name)].append(root / path)
         self.missing: list[str] = []
 
     def find(self, name: str, annotation_dir: Path, split: str | None = None) -> Path | None:
