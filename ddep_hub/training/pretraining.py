@@ -276,6 +276,8 @@ class PretrainTrainer(Trainer):
 
     def loss_sums(self, model: nn.Module, batch: Batch, step: int, positions: Sequence[int]) -> list[torch.Tensor]:
         images = self.normalize(batch["pixel_values"])
+        if self.args.corruption == "downsampled":
+            return [model(pixel_values=images).loss * images.numel()]
         noise, sigma = sample_noise(images, self.sigma_range, self.args.seed, step, positions)
         return [model(pixel_values=images, noise=noise, sigma=sigma).loss * images.numel()]
 
