@@ -68,9 +68,7 @@ def conv_norm_act(
     else:
         # At least 8 channels per group: with one channel per group the norm would erase each channel's mean, and on a
         # 1x1 map its whole signal.
-        groups = math.gcd(32, max(1, out_channels // 8))
-        while out_channels % groups:
-            groups //= 2
+        groups = math.gcd(32, max(1, out_channels // 8), out_channels)
         layer = nn.GroupNorm(groups, out_channels)
     return DDePConvNormAct(
         DDePDecoderConv(in_channels, out_channels, kernel_size, stride), layer, nn.ReLU(inplace=True)
