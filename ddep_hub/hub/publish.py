@@ -291,8 +291,6 @@ def call_hub(action: Callable[[], Result], operation: str, *, once: bool = False
     for delay in (*RETRY_DELAYS, None):
         try:
             return action()
-        except PublishError:
-            raise
         except (HTTPError, OSError, RuntimeError) as error:
             # Uploads wrap the client's own error in a RuntimeError, downloads in a FileNotFoundError.
             cause: BaseException | None = error
