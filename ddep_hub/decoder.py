@@ -9,7 +9,6 @@ with it, and decoder-only checkpoints hold it.
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -211,14 +210,12 @@ class DDePDecoderBlock(GradientCheckpointingLayer):
         super().__init__()
         self.conv1 = conv_norm_act(in_channels + skip_channels, out_channels, norm)
         self.conv2 = conv_norm_act(out_channels, out_channels, norm)
-        # Half-pixel centres, as timm and tiled inference assume: the result does not depend on where a tile ends.
-        self.upsampling: dict[str, Any] = {"mode": interpolation}
-        if interpolation == "bilinear":
-            self.upsampling["align_corners"] = False
+        self.interpolation = interpolation
 
     def forward(self, hidden_state: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
         """Maps `(batch, C, H, W)` and an optional skip `(batch, C', 2H, 2W)` to `(batch, out, 2H, 2W)`."""
-        hidden_state = F.interpolate(hidden_state, scale_factor=2, **self.upsampling)
+        # With half-pixel centres, as timm and tiled inference assume: the result does not depend on where a tile ends.
+        hidden_state = F.interpolate(hidden_state, scale_factor=2, mode=self.interpolation)
         output: torch.Tensor = self.conv2(self.conv1(hidden_state, skip))
         return output
 
@@ -236,15 +233,12 @@ class DDePDecoder(nn.Module):
             self.bottleneck: nn.Module = conv_norm_act(channels[-1], width, config.decoder_norm)
         else:
             self.bottleneck, width = nn.Identity(), channels[-1]
+        norm, interpolation, blocks = config.decoder_norm, config.decoder_interpolation, []
         self.skip_strides: list[int | None] = []
-        blocks = []
         for out_channels in decoder_channels(config, stride):
             stride //= 2
             self.skip_strides.append(stride if stride in skips else None)
-            skip_channels = skips.get(stride, 0)
-            blocks.append(
-                DDePDecoderBlock(width, skip_channels, out_channels, config.decoder_norm, config.decoder_interpolation)
-            )
+            blocks.append(DDePDecoderBlock(width, skips.get(stride, 0), out_channels, norm, interpolation))
             width = out_channels
         self.blocks = nn.ModuleList(blocks)
         self.strides = strides

@@ -105,7 +105,7 @@ def test_the_bottleneck_may_be_left_out():
     decoder = DDePDecoder(config, pyramid((4, 4, 6), (2, 4, 8)))
     assert [name for name, _ in decoder.named_parameters() if "blocks" not in name] == []
     assert decoder.blocks[0].conv1[0].in_channels == 6 + 4
-    assert {block.upsampling["mode"] for block in decoder.blocks} == {"nearest"}
+    assert {block.interpolation for block in decoder.blocks} == {"nearest"}
     features = [torch.randn(2, c, 16 // s, 16 // s, requires_grad=True) for c, s in ((4, 2), (4, 4), (6, 8))]
     states = decoder(features, torch.zeros(2, 3, 16, 16), (16, 16))
     assert torch.equal(states[0], features[-1])
