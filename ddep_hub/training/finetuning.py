@@ -1,8 +1,7 @@
 """Fine-tuning on few labelled images."""
 
-import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch.utils.data import ConcatDataset, DataLoader
 
 from ddep_hub.data.dataloading import AugmentedDataset, PairedDataset, compute_fingerprint, train_dataloader
 from ddep_hub.data.image_datasets import images_fingerprint
-from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.loading import dataset_summary
 from ddep_hub.data.preprocessing import (
     EvalTransform,
@@ -48,7 +46,7 @@ from .finetuning_data import (
     unlabelled_sources,
 )
 from .losses import SegmentationLoss, UnlabelledLoss, median_frequency_weights
-from .models import build_processor, finetuning_model
+from .models import build_processor, finetuning_model, iter_pixels
 from .optim import learning_rate_factors, set_encoder_mode
 from .run_arguments import track_time
 from .stages import STAGE, keep_image_size, pretrain_first, read_stage_record
@@ -139,7 +137,9 @@ class FinetuneTrainer(Trainer):
         if decoder is None and self.accelerator.is_main_process:  # otherwise warned before the first stage
             for note in describe_leaks(args, self.labelled, validation):
                 logger.warning(note)
-        self.processor = build_processor(args, decoder or args.pretrained, self.model.config, self._labelled_pixels())
+        config = self.model.config
+        pixels = iter_pixels(self.labelled, config.num_channels, skip_bad_files=args.skip_bad_files)
+        self.processor = build_processor(args, decoder or args.pretrained, config, pixels)
         if args.image_size is not None:
             self.processor = with_image_size(self.processor, args.image_size)
         self.accelerator.print(dataset_summary(self.labelled))
@@ -169,7 +169,7 @@ class FinetuneTrainer(Trainer):
             self.fingerprint = compute_fingerprint(self.fingerprint, STAGE)
         checked = evenly_spaced(len(self.usable), NUM_CHECKED_SIZES)
         scales = [resize_factor(self.processor, *self.usable.mask(index).shape) for index in checked]
-        self.model.config.image_scale_range = [round(min(scales), 4), round(max(scales), 4)]
+        config.image_scale_range = [round(min(scales), 4), round(max(scales), 4)]
         transform = SegmentationTrainTransform.from_processor(
             self.processor,
             crop_size=args.crop_size,
@@ -180,9 +180,9 @@ class FinetuneTrainer(Trainer):
         )
         self.dataset = AugmentedDataset(self.labelled, transform, args.seed, skip_bad_files=args.skip_bad_files)
         self.normalize = Normalize.from_processor(self.processor)
-        if self.model.config.num_channels != 3:
-            for pixels in itertools.islice(self._labelled_pixels(), NUM_CHECKED_UNITS):
-                warn_about_units(self.normalize(pixels[None]), "A labelled image")
+        if config.num_channels != 3:
+            for index in range(min(NUM_CHECKED_UNITS, len(self.usable))):
+                warn_about_units(self.normalize(to_tensor(self.usable[index]["image"])[None]), "A labelled image")
         self.eval_transform = EvalTransform.from_processor(self.processor)
         self.loss = SegmentationLoss(
             classes.ignore_index, class_weights=self._class_weights(), dice_weight=args.dice_weight
@@ -191,15 +191,6 @@ class FinetuneTrainer(Trainer):
         if args.denoising_weight or args.consistency_weight:
             self._add_unlabelled(transform)
         self.set_mode(args.freeze_encoder_steps)  # last: the denoiser freezes the encoder, which it shares
-
-    def _labelled_pixels(self) -> Iterator[torch.Tensor]:
-        """Pixels of the labelled images; with `skip_bad_files`, of those that can be read."""
-        for index in range(len(self.labelled)):
-            try:
-                yield to_tensor(self.labelled[index]["image"])
-            except (BadFileError, OSError):
-                if not self.args.skip_bad_files:
-                    raise
 
     def _add_unlabelled(self, transform: SegmentationTrainTransform) -> None:
         """Puts an unlabelled image beside each labelled one; the labelled images are among them."""

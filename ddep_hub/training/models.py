@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -11,7 +11,9 @@ from torch import nn
 
 from ddep_hub.configuration_ddep import PREDICTED, DDePConfig
 from ddep_hub.data.classes import ClassTable
-from ddep_hub.data.image_io import format_list
+from ddep_hub.data.image_io import BadFileError, decode_image, format_list
+from ddep_hub.data.preprocessing import AnyImage, to_tensor
+from ddep_hub.data.segmentation_datasets import SizedDataset
 from ddep_hub.data.statistics import Statistics, channel_statistics
 from ddep_hub.decoder import restore_weight_norms
 from ddep_hub.encoder_weights import encoder_source, needs_image_skip
@@ -66,6 +68,17 @@ def build_processor(
         return processor
     fields = {"do_normalize": True, "image_mean": mean_std[0], "image_std": mean_std[1]}
     return type(processor).from_dict({**processor.to_dict(), **fields})
+
+
+def iter_pixels(samples: SizedDataset, num_channels: int, *, skip_bad_files: bool) -> Iterator[torch.Tensor]:
+    """Pixels of whole images, `(C, H, W)` in 0..255; with `skip_bad_files`, of those that can be read."""
+    for index in range(len(samples)):
+        try:
+            image = samples[index]["image"]
+            yield to_tensor(image if isinstance(image, AnyImage) else decode_image(image, num_channels))
+        except (BadFileError, OSError):
+            if not skip_bad_files:
+                raise
 
 
 def find_encoder(args: RunArguments, checkpoint: str | None) -> str:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,8 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from ddep_hub.data.dataloading import AugmentedDataset, bad_file_path, compute_fingerprint, train_dataloader
 from ddep_hub.data.image_datasets import ImageFolder, MapSource, ShardedImages, images_fingerprint, open_images
-from ddep_hub.data.image_io import BadFileError, decode_image
-from ddep_hub.data.preprocessing import AnyImage, Normalize, get_normalization, to_tensor, warn_about_units
+from ddep_hub.data.image_io import BadFileError
+from ddep_hub.data.preprocessing import Normalize, get_normalization, warn_about_units
 from ddep_hub.data.samplers import StepBatchSampler, epoch_order, example_seed
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, SizedDataset
 from ddep_hub.data.splits import evenly_spaced
@@ -41,7 +41,7 @@ from ddep_hub.utils.files import resolve_data
 from ddep_hub.utils.processes import isolate_state
 
 from .arguments import PretrainArguments
-from .models import build_processor, find_encoder, get_num_channels, pretraining_model
+from .models import build_processor, find_encoder, get_num_channels, iter_pixels, pretraining_model
 from .run_arguments import micro_batches, track_time
 from .trainer import Batch, Trainer
 
@@ -139,7 +139,9 @@ class PretrainTrainer(Trainer):
             "more_images": list(self.more_images),
             "data_fingerprint": self.fingerprint,
         }
-        self.processor = build_processor(args, args.pretrained, self.model.config, self._reference_pixels())
+        # Of whole images: scaled crops would vary less.
+        pixels = iter_pixels(self.reference, self.transform.num_channels, skip_bad_files=args.skip_bad_files)
+        self.processor = build_processor(args, args.pretrained, self.model.config, pixels)
         self.processor.do_resize = False
         self.normalize = Normalize.from_processor(self.processor)
         if self.model.config.num_channels != 3:  # measured, unless given: images whose values changed are other images
@@ -208,18 +210,6 @@ class PretrainTrainer(Trainer):
         return self._load_crops(images, validation, "validation"), self._load_crops(
             self.reference, range(len(self.reference)), "reference"
         )
-
-    def _reference_pixels(self) -> Iterator[torch.Tensor]:
-        """Pixels of whole training images, to measure mean and std: scaled crops would vary less."""
-        for index in range(len(self.reference)):
-            try:
-                image = self.reference[index]["image"]
-                if not isinstance(image, AnyImage):
-                    image = decode_image(image, self.transform.num_channels)
-                yield to_tensor(image)
-            except (BadFileError, OSError):
-                if not self.args.skip_bad_files:
-                    raise
 
     def _make_stream(self, **options: Any) -> ImageStream:
         args = self.args
