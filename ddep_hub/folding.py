@@ -88,14 +88,12 @@ def _convolutions_before_norms(
         if conv is not None and not norm.training:
             pairs[norm] = conv
 
-    def register_hooks() -> Iterator[torch.utils.hooks.RemovableHandle]:
-        for child in module.modules():
-            if type(child) in _CONVOLUTIONS:
-                yield child.register_forward_hook(record_convolution)
-            elif type(child) in _NORMS:
-                yield child.register_forward_pre_hook(record_norm)
-
-    handles = list(register_hooks())
+    handles = []
+    for child in module.modules():
+        if type(child) in _CONVOLUTIONS:
+            handles.append(child.register_forward_hook(record_convolution))
+        elif type(child) in _NORMS:
+            handles.append(child.register_forward_pre_hook(record_norm))
     outputs = run(module)
     for handle in handles:
         handle.remove()
