@@ -93,12 +93,10 @@ def median_frequency_weights(statistics: ClassStatistics) -> torch.Tensor:
 
     As in SegNet (Badrinarayanan et al. 2017), a class's frequency is its pixels over those of the images it is in. A
     class that is in no image has the weight 0. Returns float32 `(num_classes,)`; with a single class, the background
-    is one of them. Raises a ValueError if no pixel is labelled.
+    is one of them.
     """
     frequency = torch.from_numpy(statistics.pixels) / torch.from_numpy(statistics.pixels_around).clamp(min=1)
     is_present = frequency > 0
-    if not is_present.any():
-        raise ValueError("class_weights: the labelled images have no labelled pixel. Check the masks.")
     return torch.where(is_present, frequency[is_present].median() / frequency.clamp(min=1e-12), 0.0)
 
 
