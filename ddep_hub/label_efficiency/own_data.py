@@ -164,21 +164,23 @@ def _fit_steps(args: StudyArguments, study: Study, output: Path) -> Steps:
     print(f"Timing {TIMED_STEPS} steps of {'pretraining and of ' * bool(pretraining_methods)}fine-tuning.", flush=True)
     start = time.monotonic()
     pretraining_seconds = 0.0
-    for method in pretraining_methods:  # each, as the one on features takes longer
-        pretraining = study.pretrain_arguments(method, folder)
-        training = open_train_and_val(finetuning)[0]
-        pretraining_seconds += PretrainTrainer(
-            dataclasses.replace(pretraining, **overrides), more_images={"labelled": training}
-        ).run()["seconds"]
-    finetuning_seconds = finetune(dataclasses.replace(finetuning, **overrides))["seconds"]
-    # Of one run: building, reading, evaluating.
-    elapsed = time.monotonic() - start
-    overhead = (elapsed - pretraining_seconds - finetuning_seconds) / (len(pretraining_methods) + 1)
-    method_seconds = finetuning_seconds * (len(study.methods) - len(slow_methods))
-    for method in slow_methods:
-        slow = study.finetune_arguments(method, fraction, 0, folder, None)
-        method_seconds += finetune(dataclasses.replace(slow, **overrides))["seconds"]
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        for method in pretraining_methods:  # each, as the one on features takes longer
+            pretraining = study.pretrain_arguments(method, folder)
+            training = open_train_and_val(finetuning)[0]
+            pretraining_seconds += PretrainTrainer(
+                dataclasses.replace(pretraining, **overrides), more_images={"labelled": training}
+            ).run()["seconds"]
+        finetuning_seconds = finetune(dataclasses.replace(finetuning, **overrides))["seconds"]
+        # Of one run: building, reading, evaluating.
+        elapsed = time.monotonic() - start
+        overhead = (elapsed - pretraining_seconds - finetuning_seconds) / (len(pretraining_methods) + 1)
+        method_seconds = finetuning_seconds * (len(study.methods) - len(slow_methods))
+        for method in slow_methods:
+            slow = study.finetune_arguments(method, fraction, 0, folder, None)
+            method_seconds += finetune(dataclasses.replace(slow, **overrides))["seconds"]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     num_seeds = sum(study.seeds.values())
     num_runs = len(study.methods) * num_seeds
     seconds = (
