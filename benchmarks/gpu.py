@@ -340,7 +340,7 @@ def main() -> None:
             sub.add_argument("--minutes", type=float, default=9.0)
             sub.add_argument("--batch_size", type=int, default=64)
             sub.add_argument("--crop_size", type=int, default=128)
-            sub.add_argument("--corruption", default="scaled", choices=["scaled", "simple", "masked"])
+            sub.add_argument("--corruption", default="scaled", choices=["scaled", "simple", "masked", "downsampled"])
             sub.add_argument("--num_workers", type=int, default=8)
             sub.add_argument("--learning_rate", type=float, default=3e-3)
         if part is study:

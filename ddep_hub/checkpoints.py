@@ -177,7 +177,7 @@ SHAPE_FIELDS = {
     "decoder.pyramid.": "encoder_name, encoder_out_indices and num_channels",
     "decoder.bottleneck.": "encoder_name and decoder_bottleneck_size",
     "decoder.": "encoder_name, decoder_hidden_sizes, decoder_width and decoder_bottleneck_size",
-    "noise_head.": "num_channels and image_skip",
+    "noise_head.": "corruption, num_channels and image_skip",
     "classifier.": "num_labels",
 }
 

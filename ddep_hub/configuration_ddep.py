@@ -339,10 +339,10 @@ class DDePConfig(PreTrainedConfig):
         config: Any = self
         # Either may have been set since; the other follows from it.
         has_default_names = config.id2label == {index: f"LABEL_{index}" for index in config.id2label}
-        if has_default_names and len(config.label2id or ()) == len(config.id2label):
-            config.id2label = None
-        else:
-            config.label2id = None
+        names = {label_id: name for name, label_id in (config.label2id or {}).items()}
+        if has_default_names and names.keys() == config.id2label.keys():
+            config.id2label = names
+        config.label2id = None
         self._match_labels(None)
         # A map left by a folder that carried code; entries with "--" point to a repository, which still does.
         auto_map = self.__dict__.pop("auto_map", {})

@@ -132,7 +132,7 @@ def feature_target(
         size: Rows and columns of the grid.
 
     Returns:
-        Float32 `(batch, sum of C, *size)`.
+        Shape `(batch, sum of C, *size)`.
     """
     normalized = [F.layer_norm(f.float().movedim(1, -1), f.shape[1:2]).movedim(-1, 1) for f in features]
     return torch.cat([resample(feature, covered_size, stride, size) for feature in normalized], dim=1)

@@ -224,7 +224,7 @@ def _feature_maps(encoder: nn.Module, config: DDePConfig) -> FeatureMaps:
     # SAM's norm is a convolution to other channels.
     norm = not is_pyramid and all(entry.get("num_chs_norm", entry["num_chs"]) == entry["num_chs"] for entry in info)
     multiple = strides[-1] if is_pyramid else max(strides)
-    return FeatureMaps(indices, channels, strides, is_pyramid, norm, _image_size(config), multiple)
+    return FeatureMaps(indices, channels, strides, is_pyramid, norm, fixed_image_size(config), multiple)
 
 
 def _out_indices(config: DDePConfig, strides: list[int], hybrid: bool) -> tuple[int, ...]:
@@ -261,7 +261,7 @@ def _is_pyramid(strides: Sequence[int]) -> bool:
     return len(strides) > 1 and is_increasing and not any(stride & (stride - 1) for stride in strides)
 
 
-def _image_size(config: DDePConfig) -> tuple[int, int] | None:
+def fixed_image_size(config: DDePConfig) -> tuple[int, int] | None:
     """The one image size that an encoder takes, `None` if it takes many."""
     name = config.encoder_name
     if not {name.split(".")[0], _family(name)} & set(_FIXED_SIZE_MODELS):

@@ -372,11 +372,10 @@ class DDePPreTrainedModel(PreTrainedModel):
                 f"config.id2label names {config.num_labels} classes, but the classifier has "
                 f"{classifier.out_channels}. Name as many, or build the model with the new number."
             )
-        if isinstance(classifier, nn.Conv2d) and classifier.kernel_size != (3, 3):
-            rows, columns = classifier.kernel_size
+        if type(self).__name__ == "DDePForSemanticSegmentation" and getattr(classifier, "kernel_size", None) != (3, 3):
             logger.warning(
-                f"The classifier was replaced by a convolution of {rows}x{columns}, which `from_pretrained` does not "
-                "build. To load this folder, subclass DDePPreTrainedModel with your own head."
+                f"The classifier was replaced by {classifier}, which `from_pretrained` does not build. To load this "
+                "folder, subclass DDePPreTrainedModel with your own head."
             )
         recorded_hash = config.encoder_weights_hash
         state_dict = clone_shared_tensors(

@@ -26,7 +26,14 @@ from .denoising import (
     noise_scale,
     sample_sigma,
 )
-from .encoders import build_encoder, extract_features, feature_maps, has_batch_norm_in_training, is_hybrid
+from .encoders import (
+    build_encoder,
+    extract_features,
+    feature_maps,
+    fixed_image_size,
+    has_batch_norm_in_training,
+    is_hybrid,
+)
 from .folding import example_images, fold_batch_norms
 from .modeling_base_ddep import DDePPreTrainedModel
 from .resampling import pad_to_multiple, padded_size
@@ -145,9 +152,7 @@ class DDePModel(DDePPreTrainedModel):
                     f'{self.stride}. Use a larger crop or batch, or decoder_norm="group" (and an encoder without '
                     "BatchNorm, or frozen)."
                 )
-        # Replicas of nn.DataParallel, which Trainer makes of several GPUs, have no parameters.
-        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), pixel_values.dtype)
-        pixel_values = pixel_values.to(dtype)
+        pixel_values = self._to_dtype(pixel_values)
         features, covered_size = self.encode(pixel_values, frozen_encoder)
         decoded = self.decoder(features, pixel_values, covered_size)
         if output_hidden_states is None:
@@ -160,7 +165,12 @@ class DDePModel(DDePPreTrainedModel):
         """Runs the encoder alone, see [`extract_features`]; a frozen one without gradients, and folded if it was."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_encoder):
             encoder = self._folded_encoder[0] if frozen_encoder and self._folded_encoder else self.encoder
-            return extract_features(encoder, pixel_values)
+            return extract_features(encoder, self._to_dtype(pixel_values))
+
+    def _to_dtype(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        # Replicas of nn.DataParallel, which Trainer makes of several GPUs, have no parameters.
+        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), pixel_values.dtype)
+        return pixel_values.to(dtype)
 
     def fold_encoder(self) -> None:
         """Speeds up passes with `frozen_encoder` by folding the encoder's BatchNorms into its convolutions.
@@ -198,7 +208,9 @@ class DDePModel(DDePPreTrainedModel):
 
 
 class DDePForPreTraining(DDePPreTrainedModel):
-    """Predicts the noise that was added to its input; with `freeze_encoder`, only the decoder is trained (DDeP).
+    """Predicts the noise that was added to its input, or what `config.corruption` says instead.
+
+    With `freeze_encoder`, only the decoder is trained (DDeP).
 
     A frozen encoder stays in eval mode even after `.train()`, runs without gradients, and stays bit-identical,
     including its running statistics.
@@ -222,6 +234,11 @@ class DDePForPreTraining(DDePPreTrainedModel):
         self.ddep = DDePModel(config, encoder)
         channels = self.ddep.decoder.out_channels + config.num_channels * config.image_skip
         if config.corruption == "downsampled":
+            if fixed_image_size(config) is not None:
+                raise ValueError(
+                    f'corruption="downsampled" needs an encoder of images of any size, but {config.encoder_name} gets '
+                    "them resampled to one. Choose another encoder or corruption."
+                )
             self.noise_head = nn.Conv2d(channels, sum(feature_maps(self.ddep.encoder).channels[-NUM_TARGETS:]), 1)
         else:
             self.noise_head = nn.Conv2d(channels, config.num_channels, kernel_size=3, padding=1)
@@ -239,6 +256,7 @@ class DDePForPreTraining(DDePPreTrainedModel):
             # Here, not just in __init__: loading replaces the parameters and ends with .eval().
             self.ddep.encoder.eval().requires_grad_(False)
         elif self._has_frozen_encoder:
+            self.config.validate_architecture()  # to predict features, it has to be frozen
             self.ddep.encoder.requires_grad_(True)
         self._has_frozen_encoder = self.config.freeze_encoder
         return self
@@ -254,7 +272,7 @@ class DDePForPreTraining(DDePPreTrainedModel):
         return_loss: bool = True,
         **kwargs: Any,
     ) -> DDePForPreTrainingOutput:
-        """Corrupts images and predicts the noise or the clean images.
+        """Corrupts images and predicts the noise, the clean images or their features.
 
         Args:
             pixel_values: clean, normalised images of shape `(batch, C, H, W)`.
@@ -262,7 +280,7 @@ class DDePForPreTraining(DDePPreTrainedModel):
                 patches to mask; with `"downsampled"` it is not used.
             sigma: noise level in units of `pixel_values`, one number or one per example, shape `(batch,)`; by default
                 the configuration's, drawn per example if that is a range.
-            generator: random generator for the noise and its level.
+            generator: random generator for the noise and its level, where there is noise.
             output_hidden_states: also return the features.
             return_loss: whether to compute the loss; tells `transformers.Trainer` that no labels are needed for it.
             **kwargs: ignored, as in other vision models.
@@ -328,7 +346,12 @@ class DDePForPreTraining(DDePPreTrainedModel):
         pixel_values = pad_to_multiple(pixel_values, 2 * self.ddep.stride)  # so that half of it is not padded
         target, small = self.feature_target(pixel_values), downsample(pixel_values)
         outputs = self.ddep(small, output_hidden_states=output_hidden_states, frozen_encoder=True, return_dict=True)
-        prediction = self.noise_head(F.adaptive_avg_pool2d(outputs.last_hidden_state, target.shape[-2:]))
+        hidden_state, size = outputs.last_hidden_state, target.shape[-2:]
+        if hidden_state.shape[-1] >= size[1]:
+            hidden_state = F.avg_pool2d(hidden_state, hidden_state.shape[-1] // size[1])
+        else:  # of a decoder with few blocks
+            hidden_state = F.interpolate(hidden_state, size=size, mode="bilinear")
+        prediction = self.noise_head(hidden_state)
         return DDePForPreTrainingOutput(
             loss=mean_squared_error(prediction.float(), target) if return_loss else None,
             prediction=prediction,
@@ -342,7 +365,7 @@ class DDePForPreTraining(DDePPreTrainedModel):
 
         `pixel_values` are `(batch, C, H, W)`, with sides that are multiples of the decoder's deepest stride.
         """
-        features, covered_size = self.ddep.encode(pixel_values.to(self.dtype), frozen_encoder=True)
+        features, covered_size = self.ddep.encode(pixel_values, frozen_encoder=True)
         features = features[-NUM_TARGETS:]
         # That of the finest of these features, or near it: patches may be of 14 pixels, and images resampled.
         stride = min(self.ddep.stride, 2 ** round(math.log2(covered_size[0] / features[0].shape[-2])))

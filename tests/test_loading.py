@@ -402,9 +402,9 @@ def test_a_replaced_classifier_that_will_not_load_is_told_when_it_is_saved(tmp_p
     model = DDePForSemanticSegmentation(hybrid_config(num_labels=3))
     model.classifier = torch.nn.Conv2d(model.classifier.in_channels, 3, 1)
     model.save_pretrained(tmp_path)
-    assert "a convolution of 1x1, which `from_pretrained` does not build" in caplog.text
+    assert "replaced by Conv2d(16, 3, kernel_size=(1, 1)" in caplog.text and "does not build" in caplog.text
 
 
 def test_a_denoising_head_that_does_not_fit_is_explained(denoiser):
-    with pytest.raises(RuntimeError, match=r"noise_head\.weight is .* Set num_channels and image_skip"):
+    with pytest.raises(RuntimeError, match=r"noise_head\.weight is .* Set corruption, num_channels and image_skip"):
         DDePForPreTraining.from_pretrained(denoiser[0], image_skip=True)

@@ -127,9 +127,7 @@ def test_features_are_predicted_from_the_image_at_half_its_size(conv_config):
     assert all(p.grad.abs().sum() > 0 for p in (*model.ddep.decoder.parameters(), *model.noise_head.parameters()))
 
 
-@pytest.mark.parametrize(
-    "name", ["vit_tiny_r_s16_p8_224", "vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "beit_base_patch16_224"]
-)
+@pytest.mark.parametrize("name", ["vit_tiny_r_s16_p8_224", "vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2"])
 def test_features_of_other_encoders_are_predicted(name):
     config = DDePConfig(
         encoder_name=name,
@@ -144,6 +142,27 @@ def test_features_of_other_encoders_are_predicted(name):
     assert outputs.prediction.shape == outputs.target.shape and outputs.loss.isfinite()
     height, width = outputs.target.shape[-2:]
     assert height == 3 * width and height > 2  # 192 x 64 with its padding
+
+
+def test_features_need_an_encoder_of_any_size():
+    fields = {"corruption": "downsampled", "prediction_type": "features"}
+    config = DDePConfig(encoder_name="beit_base_patch16_224", **fields)
+    with torch.device("meta"), pytest.raises(ValueError, match="beit_base_patch16_224 gets them resampled to one"):
+        DDePForPreTraining(config)
+
+
+def test_features_of_an_encoder_that_is_not_frozen_later_are_refused(conv_config):
+    model = DDePForPreTraining(conv_config(corruption="downsampled", prediction_type="features"))
+    model.config.freeze_encoder = False
+    with pytest.raises(ValueError, match="features of the encoder, which must not change"):
+        model.train()
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_features_of_decoders_of_any_depth(conv_config, number):
+    fields = {"corruption": "downsampled", "prediction_type": "features", "decoder_hidden_sizes": [8] * number}
+    outputs = DDePForPreTraining(conv_config(**fields))(torch.randn(1, 3, 128, 64))
+    assert outputs.prediction.shape == outputs.target.shape == (1, outputs.target.shape[1], 8, 4)
 
 
 def test_masked_patches_are_predicted(hybrid_config):

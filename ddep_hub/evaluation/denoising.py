@@ -6,8 +6,9 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tvf
 
 from ddep_hub.configuration_ddep import PREDICTED
-from ddep_hub.denoising import denoise, draw_mask, mean_squared_error
+from ddep_hub.denoising import denoise, downsample, draw_mask, mean_squared_error
 from ddep_hub.modeling_ddep import DDePForPreTraining
+from ddep_hub.resampling import pad_to_multiple
 
 
 BLUR_SIGMAS = [0.1 * step for step in range(2, 31)]
@@ -118,26 +119,25 @@ def masking_references(clean: torch.Tensor, mask_ratio: float, mask_patch_size: 
 
 
 @torch.no_grad()
-def feature_references(model: DDePForPreTraining, clean: torch.Tensor, *, batch_size: int = 16) -> dict[str, float]:
+def feature_references(model: DDePForPreTraining, clean: torch.Tensor, *, batch_size: int = 4) -> dict[str, float]:
     """Computes the error of the predicted features, as [`denoising_error`] does, without a decoder.
 
     Returns `mean_features`, the error of each channel's mean over the validation images `clean`; and
     `upsampled_features`, that of the features that the encoder gives of the images at half their size, upsampled.
     """
-    outputs = [model(pixel_values=images) for images in clean.split(batch_size)]
-    target = torch.cat([output.target for output in outputs])
-    upsampled = torch.cat(
-        [
-            F.interpolate(
-                model.feature_target(output.noisy_pixel_values), size=output.target.shape[-2:], mode="bilinear"
-            )
-            for output in outputs
-        ]
-    )
-    mean = target.mean((0, 2, 3), keepdim=True)
+    device, moments, squared_error, positions = next(model.parameters()).device, [], 0.0, 0
+    for images in clean.split(batch_size):
+        images = pad_to_multiple(images.to(device), 2 * model.ddep.stride)
+        target = model.feature_target(images).float()
+        small = model.feature_target(downsample(images)).float()
+        upsampled = F.interpolate(small, size=target.shape[-2:], mode="bilinear")
+        squared_error += (upsampled - target).square().mean(1).sum().item()
+        positions += target[:, 0].numel()
+        moments.append(torch.stack([power.double().sum((0, 2, 3)) for power in (target, target.square())]))
+    mean, square = torch.stack(moments).sum(0) / positions
     return {
-        name: (predicted - target).square().mean().item()
-        for name, predicted in (("mean_features", mean), ("upsampled_features", upsampled))
+        "mean_features": (square - mean.square()).mean().item(),
+        "upsampled_features": squared_error / positions,
     }
 
 

@@ -78,13 +78,13 @@ class InferenceOptions:
         return self.stride or (max(1, self.window[0] // 2), max(1, self.window[1] // 2))
 
 
-@torch.no_grad()
 def input_device(model: nn.Module) -> torch.device:
     """Where a model expects its images; those of one with offloaded weights are moved by accelerate."""
     device = next(model.parameters()).device
     return torch.device("cpu") if device.type == "meta" else device
 
 
+@torch.no_grad()
 def predict_probabilities(
     model: nn.Module, pixel_values: torch.Tensor, size: tuple[int, int], options: InferenceOptions
 ) -> torch.Tensor:

@@ -203,7 +203,8 @@ def _features_picture(model: nn.Module, clean: torch.Tensor) -> Image.Image:
     output = model(pixel_values=clean)
     target, predicted = (f.float().movedim(1, -1) for f in (output.target, output.prediction))
     mean, channels = target.mean((0, 1, 2)), target.shape[-1]
-    components = torch.linalg.svd((target - mean).reshape(-1, channels), full_matrices=False).Vh[:3]
+    centered = (target - mean).reshape(-1, channels)
+    components = torch.linalg.eigh(centered.T @ centered).eigenvectors.T.flip(0)[:3]
     rows = []
     for image, small, *features in zip(clean, output.noisy_pixel_values, target, predicted, strict=True):
         maps = torch.stack([((feature - mean) @ components.T).movedim(-1, 0) for feature in features])

@@ -11,9 +11,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from ddep_hub.configuration_ddep import DDePConfig
 from ddep_hub.data.preprocessing import EvalTransform, Normalize, to_tensor
 from ddep_hub.data.splits import evenly_spaced
 from ddep_hub.data.statistics import channel_statistics
+from ddep_hub.encoders import fixed_image_size
 from ddep_hub.evaluation.visualization import segmentation_picture
 from ddep_hub.pretrained import list_pretrained, load_model, load_processor, stored_config
 from ddep_hub.training.arguments import FinetuneArguments
@@ -95,6 +97,7 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
     methods += [
         Method(name, {**pretraining, "corruption": corruption}, without_encoder, baseline=False)
         for name, corruption in CORRUPTIONS.items()
+        if not (name == FEATURES_METHOD and fixed_image_size(DDePConfig(encoder_name=settings.encoder_name)))
     ]
     if args.unlabelled:
         methods.append(Method(CONSISTENCY_METHOD, None, {**shared, **decoder_fields, **CONSISTENCY}, baseline=False))
@@ -164,10 +167,10 @@ def _fit_steps(args: StudyArguments, study: Study, output: Path) -> Steps:
     print(f"Timing {TIMED_STEPS} steps of {'pretraining and of ' * bool(pretraining_methods)}fine-tuning.", flush=True)
     start = time.monotonic()
     pretraining_seconds = 0.0
+    training = open_train_and_val(finetuning)[0]
     try:
         for method in pretraining_methods:  # each, as the one on features takes longer
             pretraining = study.pretrain_arguments(method, folder)
-            training = open_train_and_val(finetuning)[0]
             pretraining_seconds += PretrainTrainer(
                 dataclasses.replace(pretraining, **overrides), more_images={"labelled": training}
             ).run()["seconds"]

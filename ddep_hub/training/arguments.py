@@ -260,6 +260,11 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
         for name in ("freeze_encoder_steps", "activation_checkpointing"):
             if weights and getattr(self, name):
                 raise ValueError(f"{weights[0]} and {name} cannot be combined. Set only one of them.")
+        if self.denoising_weight and self.pretraining_steps and self.pretraining_corruption == "downsampled":
+            raise ValueError(
+                "denoising_weight needs a decoder that was pretrained on images, not on features. Choose another "
+                "pretraining_corruption."
+            )
         if self.pretraining_minutes is not None:
             self.check_positive("pretraining_minutes")
             if not (self.unlabelled and self.pretraining_steps):

@@ -76,7 +76,7 @@ class MetricsLogger:
         self.log.write(row)
         if self.args.report_to:
             metrics = flatten_dict(row, delimiter="/").items()
-            metrics = {name: value for name, value in metrics if name != "step" and value is not None}
+            metrics = {name: value for name, value in metrics if name != "step" and value not in (None, {})}
             self.accelerator.log(metrics, step=row["step"])
 
     def bad_file_count(self) -> dict[str, int]:

@@ -64,8 +64,8 @@ def pretrain(arguments: PretrainArguments | None = None, **kwargs: Any) -> dict[
         **kwargs: Arguments as keywords, which override `arguments`; or, without `arguments`, also `preset`.
 
     Returns:
-        A dictionary with the `denoising_error` on validation images and its baselines, see [`denoising_references`]
-        and [`masking_references`], the `seconds` of training, and `final`, the model's folder.
+        A dictionary with the `denoising_error` on validation images and its baselines, see [`denoising_references`],
+        [`masking_references`] and [`feature_references`], the `seconds` of training, and `final`, the model's folder.
 
     Raises:
         RunInterrupted: A signal came or `max_time` was up; a checkpoint was written.
@@ -153,6 +153,7 @@ class PretrainTrainer(Trainer):
         if args.corruption == "masked":
             self.references = masking_references(self.validation, args.mask_ratio, args.mask_patch_size)
         elif args.corruption == "downsampled":
+            self.model.to(self.accelerator.device)
             self.references = feature_references(self.model.eval(), self.validation)
         else:
             self.references = denoising_references(
@@ -260,6 +261,9 @@ class PretrainTrainer(Trainer):
         if self.args.freeze_encoder and not self.weights.sharded:
             self.model.ddep.fold_encoder()
 
+    def input_side(self) -> int:
+        return _size_factor(self.args) * super().input_side()
+
     def loss_counts(self, batch: Batch) -> list[torch.Tensor]:
         images = batch["pixel_values"]
         return [torch.full((), float(images.numel()), device=images.device)]
@@ -318,9 +322,13 @@ def sample_noise(
     return noise, sigma
 
 
+def _size_factor(args: PretrainArguments) -> int:
+    return 2 if args.corruption == "downsampled" else 1
+
+
 def train_transform(args: PretrainArguments) -> PretrainTransform | UnlabelledTransform:
     """The random crops of a run: of any scale, or those of fine-tuning; twice as large if the model halves them."""
-    factor = 2 if args.corruption == "downsampled" else 1
+    factor = _size_factor(args)
     if args.scale is None:
         return PretrainTransform(
             crop_size=factor * args.crop_size, scale=(args.crop_scale_min, 1.0), num_channels=get_num_channels(args)

@@ -221,11 +221,15 @@ class Trainer(Losses):
         self.steps = TrainingStep(accelerator, args, wrapped_model, self.optimizer, loss_sum)
         self.before_training()
 
+    def input_side(self) -> int:
+        """Side in pixels of the images that the model gets."""
+        return int(cast(Any, self.args).crop_size)
+
     def _check_single_images(self) -> None:
         """Checks that the model can be trained on batches of one image: a BatchNorm behind a global pooling cannot."""
         # On a copy without data, in the mode of the last step, when nothing is frozen for a time.
         model, self.model = self.model, copy.deepcopy(self.model).to("meta")
-        config, side = model.config, cast(Any, self.args).crop_size
+        config, side = model.config, self.input_side()
         try:
             self.set_mode(self.args.max_steps - 1)
             self.model(torch.zeros(1, config.num_channels, side, side, device="meta"))

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
+from ddep_hub.configuration_ddep import PREDICTED
 from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.image_io import decode_image
 from ddep_hub.data.preprocessing import AnyImage, Normalize, resize, resize_with_processor, to_tensor
@@ -156,8 +157,8 @@ def denoise_image(image: AnyImage, name: str, sigma: float, seed: int) -> Denois
     if sigma <= 0:
         raise ValueError(f"sigma is {sigma}. Set a noise level above 0.")
     model, processor = _denoiser(name)
-    if model.config.corruption == "masked":
-        raise ValueError(f"{name} was pretrained with masked images, not with noise. Choose another model.")
+    if model.config.corruption in PREDICTED:
+        raise ValueError(f"{name} was pretrained with {model.config.corruption} images. Choose one of noisy images.")
     # At its own scale: the noise level belongs to pixels, not to objects.
     clean = processed(fitted(image, MAX_DENOISED), processor, do_resize=False).to(DEVICE)
     noise = validation_noise(clean, seed)

@@ -145,3 +145,15 @@ def test_ids_of_windows_need_memory_for_the_rows_of_one_window(stride, images):
         found = predict(Pointwise(), tall, (320, 50), options)
     assert max(largest) < 4 * 320 * 50  # the probabilities of one of the two images
     assert torch.equal(found, predict_probabilities(Pointwise(), tall, (320, 50), options).argmax(1))
+
+
+def test_no_gradients_are_kept(images):
+    class Weighted(Pointwise):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, pixel_values):
+            return super().forward(self.weight * pixel_values)
+
+    assert not predict_probabilities(Weighted(), images, (40, 50), InferenceOptions()).requires_grad

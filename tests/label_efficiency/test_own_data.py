@@ -70,6 +70,8 @@ def test_all_decoders_that_fit_are_compared_on_equal_terms(data, tmp_path):
     )
     assert [method.name for method in other.methods] == [RANDOM_DECODER, *own[:-1]]
     assert other.seeds == {"1/2": 2}
+    resampled = own_data_study(arguments(data, tmp_path, encoder_name="beit_base_patch16_224", encoder_weights="none"))
+    assert [method.name for method in resampled.methods] == [RANDOM_DECODER, DDEP_METHOD, MASKED_METHOD]
     assert other.methods[0].finetuning["encoder_weights"] == other.methods[1].pretraining["encoder_weights"] == "none"
     with pytest.raises(ValueError, match="labels: 9 is more than the 8 training images"):
         own_data_study(arguments(data, tmp_path, labels=[9]))

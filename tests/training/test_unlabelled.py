@@ -374,6 +374,9 @@ def test_a_denoising_loss_on_a_decoder_of_features_is_refused(scenes, tmp_path, 
     fields |= {"output_dir": str(tmp_path / "run"), "pretraining_steps": 0, "denoising_weight": 1.0, "crop_size": 32}
     with pytest.raises(ValueError, match="denoising_weight: the decoder was pretrained to predict the encoder's"):
         FinetuneTrainer(FinetuneArguments(**fields))
+    fields |= {"pretrained": None, "pretraining_steps": 2, "pretraining_corruption": "downsampled"}
+    with pytest.raises(ValueError, match="denoising_weight needs a decoder that was pretrained on images"):
+        FinetuneArguments(**fields)  # before the first stage
 
 
 @pytest.fixture
