@@ -74,7 +74,7 @@ def select_images(
     root, pretrained = Path(os.path.expanduser(images)), os.path.expanduser(pretrained)
     names = unlabelled_images(root)
     labelled_paths = _list_paths([] if labelled is None else labelled)
-    copies = set(find_copies((root / name for name in names), labelled_paths))
+    copies = set(find_copies((root / name for name in names), labelled_paths)) if labelled_paths else set()
     pool = [name for name in names if root / name not in copies]
     _check_number(number, pool)
     paths = [*labelled_paths, *(root / name for name in pool)]
