@@ -28,6 +28,7 @@ METHODS = {
     "own": "DDeP on images of the same kind",
     "masked": "masked patches of images of the same kind",
     "masked_longer": "masked patches, twice the steps",
+    "features": "features of images of the same kind",
 }
 COLORS = {
     "random": "0.45",
@@ -35,8 +36,9 @@ COLORS = {
     "own": "tab:blue",
     "masked": "tab:green",
     "masked_longer": "tab:olive",
+    "features": "tab:purple",
 }
-TITLES = {"camvid": "CamVid", "nuclei": "Nuclei", "em": "Electron microscopy"}
+TITLES = {"camvid": "CamVid", "camvid-tuning": "CamVid, unseen drive", "nuclei": "Nuclei", "em": "Electron microscopy"}
 PANELS = {
     ("camvid", 1800): "CamVid, random labels",
     ("nuclei", 600): "Nuclei, selected labels (random below 3)",
@@ -57,11 +59,16 @@ PRETRAINED = {
     "--pretrained runs/masked_blocks/final": "masked",
     "--pretrained runs/masked_nuclei/final": "masked",
     "--pretrained runs/ddep-em-lite0-masked-nc/final": "masked_longer",
+    "--pretrained runs/features_camvid/final": "features",
+    "--pretrained runs/noise_camvid/final": "own",
 }
 # Pretexts of a length of their own, which only docs/results.md compares.
 OTHER_PRETEXTS = tuple(
     f"runs/{name}/final"
-    for name in ("gaussian", "shared_noise", "poisson_gaussian", "encoder_too", "patches_32", "masked_12000")
+    for name in (
+        *("gaussian", "shared_noise", "poisson_gaussian", "encoder_too", "patches_32", "masked_12000"),
+        *("features_camvid_2", "features_caltech"),
+    )
 )
 Scores = dict[str, dict[int, float]]  # mIoU in % by method and seed
 
@@ -79,7 +86,8 @@ def curves() -> dict[tuple[str, int], dict[Fraction, Scores]]:
         if row["method"] in NAMES:
             scores = found["camvid", 1800][Fraction(row["labelled"])][NAMES[row["method"]]]
             scores[int(row["seed"])] = float(row["mean_iou"])
-    for row in [*read("label_curves.csv"), *read("pretexts.csv")]:
+    camvid = [row for row in read("features.csv") if row["data"] == "camvid-tuning"]
+    for row in [*read("label_curves.csv"), *read("pretexts.csv"), *camvid]:
         if row["options"].endswith(OTHER_PRETEXTS):
             continue
         steps = 600 if "--max_steps 600" in row["options"] else 1800  # the preset's
@@ -172,7 +180,7 @@ def main() -> None:
     found = curves()
     print("| data | fine-tuning | decoder | seeds | random | decoder | difference |\n|---|---|---|---|---|---|---|")
     for (data, steps), points in found.items():
-        preset = "" if data == "camvid" else ", `few-labels-microscopy`"
+        preset = {"camvid": "", "camvid-tuning": ", `few-labels`"}.get(data, ", `few-labels-microscopy`")
         print_rows(data, f"{steps} steps{preset}", points)
     for (data, labels), scores in flips().items():
         print_rows(data, "600 steps, flips alone", {labels: scores})

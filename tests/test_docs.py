@@ -173,8 +173,8 @@ def rows_of(name: str) -> dict[tuple[str, str], list[float]]:
 
 
 def interval(gains: list[float]) -> tuple[float, float]:
-    """Mean of three or five differences, and half of its 95 % t interval."""
-    quantile = {3: 4.302653, 5: 2.776445}[len(gains)]
+    """Mean of differences, and half of its 95 % t interval."""
+    quantile = {3: 4.302653, 4: 3.182446, 5: 2.776445, 10: 2.262157}[len(gains)]
     return statistics.mean(gains), quantile * statistics.stdev(gains) / len(gains) ** 0.5
 
 
@@ -269,6 +269,45 @@ def test_the_scores_of_masked_patches_on_camvid_are_those_of_the_csv():
     assert f"({mean:+.1f}, {mean - half:+.1f} to {mean + half:+.1f})" in read(ROOT / "docs" / "does-it-pay.md")
 
 
+def test_the_scores_of_features_are_those_of_the_csv():
+    scores: dict[tuple[str, bool, str], list[float]] = {}
+    with (ROOT / "benchmarks" / "results" / "features.csv").open() as file:
+        for row in csv.DictReader(file):
+            start = re.search(r"--pretrained (?:runs/)?([^/\s]+)", row["options"])
+            key = (row["data"], "--max_steps 600" in row["options"], start[1] if start else "random")
+            scores.setdefault(key, []).append(float(row["mean_iou"]))
+    results, page = (" ".join(read(ROOT / "docs" / name).split()) for name in ("results.md", "does-it-pay.md"))
+    readme, text = " ".join(read(ROOT / "README.md").split()), results.replace(" and ", ", ")
+    gains = {}
+    for (data, is_short, name), values in scores.items():
+        assert ", ".join(f"{value:.2f}" for value in values) in text
+        if name != "random":
+            random = scores[data, is_short, "random"]
+            gains[data, is_short, name] = [one - other for one, other in zip(values, random, strict=True)]
+            mean, half = interval(gains[data, is_short, name])
+            assert f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})" in results
+    mean, half = interval(gains["camvid-tuning", True, "ddep-efficientnet-lite0"])
+    card = " ".join(read(ROOT / "model_cards" / "ddep-efficientnet-lite0" / "README.md").split())
+    assert f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f}), ahead with each of five seeds" in card
+    assert f"{mean:+.1f} after 600 ({mean - half:+.1f} to {mean + half:+.1f}," in card
+    own = gains["camvid-tuning", True, "features_camvid"]
+    pooled = own + gains["camvid-tuning", True, "features_camvid_2"]
+    assert min(pooled) > 0 and len(pooled) == 10  # "ahead with each seed, and in both runs of pretraining"
+    denoising = 2 * scores["camvid-tuning", True, "noise_camvid"]
+    random = 2 * scores["camvid-tuning", True, "random"]
+    over_denoising = zip(pooled, denoising, random, strict=True)
+    mean, half = interval([gain - (one - other) for gain, one, other in over_denoising])
+    assert (
+        f"denoising of the same images, the gain is {mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})" in results
+    )
+    mean, half = interval(pooled)
+    for text in (results, page):
+        assert f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})" in text
+    for values in (own, gains["camvid-tuning", False, "features_camvid"]):
+        mean, half = interval(values)
+        assert f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})" in readme
+
+
 def test_the_scores_of_longer_pretraining_with_whole_sections_are_those_of_the_csv():
     text = " ".join(read(ROOT / "docs" / "results.md").split()).replace(" and ", ", ")
     for labels in ("1", "2"):
@@ -339,7 +378,7 @@ def test_where_whole_images_are_labelled_no_gain_but_the_named_one_exceeds_chanc
     sure = set()
     for (data, steps), points in does_it_pay.curves().items():
         for labels, scores in points.items():
-            for method in scores.keys() - {"random"} if data != "camvid" and labels >= 1 else ():
+            for method in scores.keys() - {"random"} if not data.startswith("camvid") and labels >= 1 else ():
                 difference = paired_difference(Point(0, scores[method]), Point(0, scores["random"]))
                 if difference.interval and not difference.interval[0] <= 0 <= difference.interval[1]:
                     sure.add((data, steps, int(labels), len(difference.by_seed)))
