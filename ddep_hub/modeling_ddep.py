@@ -367,7 +367,7 @@ class DDePForPreTraining(DDePPreTrainedModel):
         """
         features, covered_size = self.ddep.encode(pixel_values, frozen_encoder=True)
         features = features[-NUM_TARGETS:]
-        # That of the finest of these features, or near it: patches may be of 14 pixels, and images resampled.
+        # That of the finest of these features, or near it: patches may be of 14 pixels.
         stride = min(self.ddep.stride, 2 ** round(math.log2(covered_size[0] / features[0].shape[-2])))
         size = pixel_values.shape[-2] // stride, pixel_values.shape[-1] // stride
         return feature_target(features, covered_size, stride, size)
