@@ -67,7 +67,7 @@ OTHER_PRETEXTS = tuple(
     f"runs/{name}/final"
     for name in (
         *("gaussian", "shared_noise", "poisson_gaussian", "encoder_too", "patches_32", "masked_12000"),
-        *("features_camvid_2", "features_caltech"),
+        *("patches_8", "ratio_75", "features_camvid_2", "features_caltech"),
     )
 )
 Scores = dict[str, dict[int, float]]  # mIoU in % by method and seed

@@ -254,6 +254,24 @@ def test_the_gain_of_larger_patches_is_that_of_the_csv():
     assert f"{mean:.1f} ({mean - half:+.1f} to {mean + half:+.1f}) behind `ddep-em-lite0-masked-nc`" in text
 
 
+def test_the_gains_of_other_masks_are_those_of_the_csv():
+    scores: dict[str, list[float]] = {}
+    for name in ("features.csv", "pretexts.csv"):
+        with (ROOT / "benchmarks" / "results" / name).open() as file:
+            for row in csv.DictReader(file):
+                if row["data"] == "em" and row["labels"] == "1/16" and row["seed"] in "01234":
+                    kind = row["options"].rsplit("--pretrained ")[-1] if "--pretrained" in row["options"] else "random"
+                    scores.setdefault(kind, []).append(float(row["mean_iou"]))
+    text = " ".join(read(ROOT / "docs" / "results.md").split()).replace(" and ", ", ")
+    for kind in ("runs/patches_8/final", "runs/ratio_75/final"):
+        gains = [one - other for one, other in zip(scores[kind], scores["random"], strict=True)]
+        mean, half = interval(gains)
+        shown = ", ".join(f"{score:.2f}" for score in scores[kind])
+        assert f"reaches {shown}: {mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})." in text
+        assert f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})" in read(ROOT / "docs" / "does-it-pay.md")
+        assert min(gains) > 0
+
+
 def test_the_scores_of_masked_patches_on_camvid_are_those_of_the_csv():
     scores: dict[bool, dict[str, str]] = {False: {}, True: {}}
     with (ROOT / "benchmarks" / "results" / "camvid_masked.csv").open() as file:
