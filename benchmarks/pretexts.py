@@ -11,7 +11,7 @@ other, `--pretrained runs/shared/final`. The pretexts:
 - `blind_spot`: one pixel in 32 is replaced by a neighbour; the network predicts it (Noise2Void, arXiv 1811.10980).
 
 The last one predicts the image from the features alone: `--prediction_type sample --image_skip false` is set for it.
-Masked patches are in the package: `ddep-hub pretrain --corruption masked`.
+Masked patches and features are in the package: `ddep-hub pretrain --corruption masked`, or `downsampled`.
 """
 
 import argparse

@@ -355,23 +355,29 @@ def _extract_user_text(card: str) -> str:
     return "" if "[More Information Needed]" in text else text  # transformers' own stub
 
 
-def _parse_metadata(card: str) -> dict[str, Any]:
-    """The metadata between the lines `---` that a card begins with; raises a ValueError if it is not valid."""
-    if not card.startswith("---"):
-        return {}
+def _parse_card(card: str, *, ignore_errors: bool = False) -> ModelCard:
+    """A card with its metadata, the part between the lines `---`; raises a ValueError if that is not valid.
+
+    `ignore_errors` drops results in the metadata that are not valid.
+    """
     try:
-        metadata: dict[str, Any] = ModelCard(card, ignore_metadata_errors=True).data.to_dict()
+        return ModelCard(card, ignore_metadata_errors=ignore_errors)
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{CARD}: the metadata between the lines `---` is not valid: {error}") from error
-    return metadata
+
+
+def _parse_metadata(card: str) -> dict[str, Any]:
+    """The metadata of a card as a dictionary, which is empty if it has none."""
+    return dict(_parse_card(card, ignore_errors=True).data.to_dict()) if card.startswith("---") else {}
 
 
 def _merge_metadata(card: str, other_card: str) -> str:
     """The card with the metadata that another one has besides, such as a licence; what is generated stays."""
-    if not other_card.startswith("---"):
+    other_metadata = _parse_metadata(other_card)
+    if not other_metadata:
         return card
-    merged = ModelCard(card)
-    for name, value in _parse_metadata(other_card).items():
+    merged = _parse_card(card)
+    for name, value in other_metadata.items():
         if name in ("tags", "datasets") and isinstance(value, list):
             value = list(dict.fromkeys([*(merged.data.get(name) or []), *value]))
             merged.data[name] = value or None

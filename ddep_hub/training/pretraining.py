@@ -50,6 +50,12 @@ logger = logging.getLogger(__name__)
 
 # Number of training images that the linear filter baseline is fitted on, and mean and std are measured on.
 REFERENCE_IMAGES = 32
+# What is predicted, in words, by the reference that the results of this objective have.
+PREDICTIONS = {
+    "predicting_zero": "the predicted noise",
+    "predicting_mean": "the masked patches",
+    "mean_features": "the predicted features",
+}
 
 
 @track_time()
@@ -88,13 +94,7 @@ def pretrain(arguments: PretrainArguments | None = None, **kwargs: Any) -> dict[
 def print_report(accelerator: Accelerator, results: Mapping[str, float]) -> None:
     """Prints what pretraining has reached."""
     references = ", ".join(f"{label} {results[name]:.4f}" for name, label in REFERENCES.items() if name in results)
-    predicted = (
-        "the predicted features"
-        if "upsampled_features" in results
-        else "the masked patches"
-        if "predicting_mean" in results
-        else "the predicted noise"
-    )
+    predicted = next(words for name, words in PREDICTIONS.items() if name in results)
     accelerator.print(f"Error of {predicted} on validation images: {results['denoising_error']:.4f} ({references})")
     if not has_learned(results):
         accelerator.print("The decoder does not beat these baselines yet. Train for longer.")

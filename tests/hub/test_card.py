@@ -302,6 +302,13 @@ def test_a_card_from_notepad(finetuned):
         write_card(folder)
 
 
+def test_damaged_metadata_of_either_card_is_named(tmp_path):
+    for own, other in (("[", "license: mit"), ("license: mit", "[")):
+        (tmp_path / "README.md").write_text(f"---\n{own}\n---\n# Ours\n")
+        with pytest.raises(ValueError, match=r"README\.md: the metadata between the lines `---` is not valid"):
+            build_published_card(tmp_path, "org/name", f"---\n{other}\n---\n{BEGIN}\nOn the Hub\n{END}\n")
+
+
 def test_the_users_part_on_the_hub(finetuned, caplog):
     folder = finetuned(data="roads")
     write_card(folder)
