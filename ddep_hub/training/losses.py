@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ddep_hub.configuration_ddep import PREDICTED
 from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.data.samplers import example_seed
 from ddep_hub.data.statistics import ClassStatistics
@@ -181,7 +182,7 @@ def build_denoiser(model: DDePForSemanticSegmentation) -> DDePForPreTraining:
     """
     config = type(model.config).from_dict(model.config.to_dict())
     config.freeze_encoder = True
-    if config.corruption != "masked":
+    if config.corruption not in PREDICTED:
         config.image_skip = config.image_skip or needs_image_skip(config.encoder_name)
     denoiser = DDePForPreTraining(config, model.ddep.encoder)
     denoiser.ddep = model.ddep
