@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from .folders import match_split
 from .image_io import IMAGE_EXTENSIONS, BadFileError, format_list, iter_files
 
 
@@ -172,7 +173,7 @@ def _load_dataset(name: str, split: str, revision: str | None, **options: Any) -
 
 def _resolve_split(name: str, split: str, splits: Sequence[str]) -> str:
     """A split by the name that the data set has for it: `datasets` calls files of `val` validation."""
-    for candidate in (split, {"val": "validation", "validation": "val"}.get(split)):
-        if candidate in splits:
-            return str(candidate)
-    raise ValueError(f"{name} has no split {split!r}; it has {sorted(splits)}")
+    match = match_split(splits, split)
+    if match is None:
+        raise ValueError(f"{name} has no split {split!r}; it has {sorted(splits)}")
+    return match

@@ -209,7 +209,7 @@ def test_a_table_of_classes_may_lie_in_the_folder_of_the_data(tmp_path, image_da
 
 def test_common_names_of_splits_can_be_streamed_too(tmp_path, image_dataset):
     image_dataset(2).to_parquet(str(tmp_path / "validation-0.parquet"))
-    for name in ("val", "validation"):
+    for name in ("val", "valid", "validation", "dev"):
         assert len(list(stream_split(str(tmp_path), name))) == 2
     with pytest.raises(ValueError, match=r"has no split 'test'; it has \['validation'\]"):
         stream_split(str(tmp_path), "test")

@@ -1,9 +1,11 @@
-"""What the tests of training share: runs whose loss curves are not drawn."""
+"""What the tests of training share: tiny runs, whose loss curves are not drawn."""
 
 import importlib.util
 
 import pytest
 from PIL import Image
+
+from ddep_hub.training.arguments import PretrainArguments
 
 
 @pytest.fixture(autouse=True)
@@ -15,3 +17,21 @@ def blank_plots(monkeypatch):
     if importlib.util.find_spec("matplotlib") is not None:
         blank = Image.new("RGB", (8, 8))
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **_: blank.save(file, "PNG"))
+
+
+@pytest.fixture(scope="session")
+def finetune_fields(tiny):
+    """`tiny` without what belongs to the model to start from."""
+    return {name: value for name, value in tiny.items() if not name.startswith(("decoder_", "encoder_"))}
+
+
+@pytest.fixture(scope="session")
+def pretrain_arguments(scenes, tiny, finetune_fields):
+    """Makes the arguments of a pretraining of three steps on rendered scenes."""
+
+    def build(output, **fields):
+        settings = finetune_fields if "pretrained" in fields else tiny
+        images = {"images": [str(scenes / "unlabelled")], "num_val_images": 2, "max_steps": 3}
+        return PretrainArguments(output_dir=str(output), **{**settings, **images, **fields})
+
+    return build

