@@ -180,19 +180,21 @@ def document() -> str:
     versions = {(row["timm"], row["torch"]) for row in shapes_rows}
     (version, torch_version) = max(versions)
     ran = [row for row in run_rows if not row["error"]]
+    share = "All" if len(working) == len(shapes_rows) else f"{len(working)} of the"
     paragraphs = [
-        f"{len(working)} of the {len(shapes_rows)} architectures of timm {version} work as encoders. Each was built "
-        f"without weights and ran forward on images of {', '.join('x'.join(map(str, size)) for size in SIZES)} "
-        "pixels, and backward on the last, with a gradient for every parameter (torch "
-        f"{torch_version}, [encoders.csv](../benchmarks/encoders.csv)). For each kind of features, the smallest model "
-        f"of at most {LARGEST / 1e6:.0f} M parameters was also trained for a step, saved, loaded and exported: "
-        f"{len(ran)} of {len(run_rows)} passed ([encoders_run.csv](../benchmarks/encoders_run.csv)). "
-        "[Concepts](concepts.md#encoder) explains how the decoder gets its pyramid.",
-        "**Sizes**: *any* pads by less than a stride or a patch. *one* resamples images to the encoder's own size and "
-        "its features back, which loses detail and does not keep the aspect ratio; "
+        f"{share} {len(shapes_rows)} architectures of timm {version} work as encoders; pass a name as "
+        "`encoder_name`. [Concepts](concepts.md#encoder) explains how the decoder gets its pyramid.",
+        "**Sizes**: *any* means that images are padded by less than a stride or a patch, *one* that they are "
+        "resampled to the encoder's own size and its features back, which loses detail and changes the aspect ratio; "
         '`encoder_kwargs={"img_size": 512}` or `--encoder_img_size 512` sets the size where timm allows it.',
         "**Weights**: the smallest and the largest of the family among those trained on ImageNet-21k or more, "
-        "otherwise on ImageNet-1k, with their licence in timm's list.",
+        "otherwise on ImageNet-1k, with their licence according to timm.",
+        "**Tests**: each architecture was built without weights and ran forward on images of "
+        f"{', '.join('x'.join(map(str, size)) for size in SIZES)} pixels, and backward on the last, with a gradient "
+        f"for every parameter (torch {torch_version}, [encoders.csv](../benchmarks/encoders.csv)). For each kind of "
+        f"features, the smallest model of at most {LARGEST / 1e6:.0f} M parameters was also trained for a step, "
+        f"saved, loaded and exported: {len(ran)} of {len(run_rows)} passed "
+        "([encoders_run.csv](../benchmarks/encoders_run.csv)).",
     ]
     lines = ["# Encoders", "", "<!-- written by benchmarks/encoders.py -->", ""]
     for paragraph in paragraphs:
