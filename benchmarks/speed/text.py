@@ -5,15 +5,15 @@ OPENING = """# Performance
 <!-- Written by `make benchmark`; the words are in benchmarks/speed/text.py. -->
 
 This page compares the speed and memory of this package with peers, such as segmentation_models.pytorch (*smp*), or
-with its own lower bound. Each row gives the median ratio over rounds that alternate between the two on one machine,
-with the quartiles: above 1, this package is faster. For memory, the ratio is the peer's peak divided by this
-package's. [The floor of a step](#the-floor-of-a-step) explains the *share of the matrix rate*.
+with its own lower bound. Each row gives the median ratio, with quartiles, over rounds that alternate between the two
+on one machine: above 1, this package is faster. For memory, the ratio is the peer's peak divided by this package's.
+[The floor of a step](#the-floor-of-a-step) explains the *share of the matrix rate*.
 
 `make benchmark` repeats all measurements in 10 to 20 minutes on two cores, writes the CSV files of this kind of CPU in
 `benchmarks/speed/results/` and this page, and marks rows that fell by more than 10 %.
 
-Where a CPU has AMX or AVX512_BF16, `--mixed_precision auto` trains in bf16, so steps are given in both formats; peers
-run as their own examples run, in float32."""
+On CPUs with AMX or AVX512_BF16, `--mixed_precision auto` trains in bf16, so steps are measured in bf16 and in float32;
+peers run in float32, as in their own examples."""
 
 # Why a line is below its goal: the first entry whose words are all in the line.
 NOTES = {
@@ -70,14 +70,14 @@ CLOSING = """## What the growth says
 
 With convolutional encoders, nothing grows faster than the number of pixels. With attention, time does: ViT-S/14 takes
 more than four times as long for twice the side length. The cost of wider decoders grows with up to the square of their
-width, as for any convolution. Scoring keeps only the matrix of 150 x 150 counts, whatever the number of images. A run
+width, as for any convolution. Scoring keeps only the 150 x 150 confusion matrix, whatever the number of images. A run
 on a thousand labelled images takes about as long as one on ten, because images are read from disk when they are
 needed. Two processes with one thread each take two thirds of the time of one.
 
 ## The floor of a step
 
-The operations of a DDeP step are the encoder's forward pass and the decoder's forward and backward pass. The "share of
-the matrix rate" is the time they would take as products of large matrices (or as plain convolutions, where those are
+A DDeP step is the encoder's forward pass and the decoder's forward and backward pass. The *share of the matrix rate*
+is the time that these operations would take as products of large matrices (or as plain convolutions, where those are
 faster), measured in the same run, divided by the time of the step. EfficientNet's depthwise convolutions do only a few
 operations per value and are memory-bound.
 
@@ -92,12 +92,12 @@ the change before it; single runs):
 | bf16 on CPUs with AMX | 2 to 2.5 |
 | bf16 on CPUs with AVX512_BF16 (AMD EPYC) | 1.6 to 2 |
 
-In fine-tuning, the encoder needs gradients too. In bf16, depthwise convolutions have no fast gradient kernels for 5x5
-and larger weights, nor for strided inputs. Larger kernels are therefore covered with 3x3 ones, and gradients of
-strided inputs are computed in float32 (`ddep_hub/utils/depthwise.py`). The first table shows the gain with
+In fine-tuning, the encoder needs gradients too. In bf16, depthwise convolutions have no fast gradient kernels for
+weights of 5x5 and larger, nor for strides. Larger weights are therefore covered with 3x3 ones, and the input gradients
+of strided convolutions are computed in float32 (`ddep_hub/utils/depthwise.py`). The first table shows the gain with
 EfficientNet-Lite0.
 
-These were tried and left out:
+These changes were tried and rejected:
 
 - transparent huge pages: no gain;
 - bilinear upsampling as a transposed convolution: no gain;
@@ -110,18 +110,18 @@ These were tried and left out:
 - recomputing the decoder's norms, activations and upsampling in the backward pass: a step of Lite0 and of TransUNet
   needs 17 to 20 % less memory, one of ResNet-50 no less, which is still short of the goal.
 
-The encoder's features cannot be reused over several noise draws, because noise in the input changes them.
+The encoder's features cannot be reused for several noise draws, because noise in the input changes them.
 
 ## ImageNet-21k, on paper
 
 This has not been run. One image of 224 px takes 88.3 GFLOP (TransUNet 1x, [CSV](../benchmarks/pretraining_cost.csv));
 100 epochs of 14.2 million images take 125 EFLOP. At an assumed 300 TFLOP/s, a third of an H100's nominal bf16 rate:
 
-| GPUs | hours | images/s | cores for reading (2.3 ms per image) | price at an assumed 2.5 $ per GPU hour |
+| GPUs | hours | images/s | cores for reading (2.3 ms per image) | price at an assumed $2.50 per GPU hour |
 |---|---|---|---|---|
-| 1 | 116 | 3,400 | 8 | 290 $ |
-| 8 | 15 | 27,000 | 63 | 290 $ |
-| 64 | 1.8 | 217,000 | 500 | 290 $ |
+| 1 | 116 | 3,400 | 8 | $290 |
+| 8 | 15 | 27,000 | 63 | $290 |
+| 64 | 1.8 | 217,000 | 500 | $290 |
 
 The first bottleneck is reading: at 100 KB per image, 64 GPUs need 22 GB/s. Store the images as shards on local disks,
-scaled to a shorter side of 256 px, with 8 workers per GPU and `shuffle_window` as in [pretraining](pretraining.md)."""
+scaled to a shorter side of 256 px, and use 8 workers per GPU and [`shuffle_window`](data.md#unlabelled-images)."""
