@@ -12,18 +12,18 @@ from types import TracebackType
 
 COMMANDS = {
     "select": "choose which images to label: a representative subset",
-    "prepare": "convert labelled images in many formats into a folder that fine-tuning reads",
-    "pretrain": "pretrain a decoder by denoising, on images without labels",
-    "finetune": "fine-tune a segmentation model on few labels",
+    "prepare": "convert labelled images in many formats to a folder that fine-tuning reads",
+    "pretrain": "pretrain a decoder on unlabelled images",
+    "finetune": "fine-tune a segmentation model on a few labelled images",
     "evaluate": "evaluate a fine-tuned model on labelled images",
-    "predict": "predict the masks of images, and write masks and overlays",
-    "compare": "run a label-efficiency study: many runs with and without pretraining, and a report",
+    "predict": "segment images, and write masks and overlays",
+    "compare": "compare fine-tuning with and without pretrained decoders, in many runs with a report",
     "stats": "measure the mean and standard deviation of image channels",
     "export": "export a fine-tuned model to ONNX and torch.export",
     "convert": "convert a U-Net from or to segmentation_models.pytorch",
     "card": "write the model card for a folder",
     "publish": "upload a model to the Hub and check that it loads from there",
-    "list": "list the decoders and the presets that ship with the package",
+    "list": "list the decoders and presets that ship with the package",
 }
 USAGE = """usage: ddep-hub COMMAND [arguments]
 

