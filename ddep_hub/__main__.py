@@ -1,4 +1,4 @@
-"""`python -m ddep_hub`, which `accelerate launch -m ddep_hub` runs on each process, is `ddep-hub`."""
+"""`python -m ddep_hub` is `ddep-hub`; `accelerate launch -m ddep_hub` runs it in each process."""
 
 import sys
 

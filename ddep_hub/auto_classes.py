@@ -1,4 +1,4 @@
-"""Makes transformers' Auto classes and pipelines know `ddep` without importing a model.
+"""Registers `ddep` with transformers' Auto classes and pipelines without importing a model.
 
 `AutoModel.register` and its siblings take classes, so calling them in `ddep_hub/__init__.py` would import torch, timm
 and most of transformers. Calling them as soon as transformers' Auto classes are imported is no better: transformers

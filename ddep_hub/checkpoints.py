@@ -1,7 +1,7 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
-"""Weights of a model on their way in and out: their names, decoder-only folders, and what does not fit.
+"""Loading and saving of weights: names, decoder-only folders, and mismatches.
 
-Works on state dicts; the models use it, it knows no model.
+Works on state dicts and knows no model; the models use it.
 """
 
 import contextlib
@@ -72,7 +72,7 @@ def rename_weights(state_dict: Mapping[str, torch.Tensor], names: Iterable[str])
 
 
 def clone_shared_tensors(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
-    """Copies weights that go by several names, as CoaT's do: safetensors stores each name's own."""
+    """Copies weights that have several names, as CoaT's do: safetensors stores no shared tensors."""
     seen = set[tuple[int, torch.Size]]()
     unshared: StateDict = {}
     for name, tensor in state_dict.items():
@@ -158,7 +158,7 @@ def check_same_encoder(
 
 @contextlib.contextmanager
 def hide_load_report() -> Iterator[None]:
-    """Leaves out transformers' table of weights that are new or unused: `from_pretrained` says which."""
+    """Suppresses transformers' table of new or unused weights: `from_pretrained` names them itself."""
     report = logging.get_logger("transformers.modeling_utils")
 
     def is_other_record(record: Any) -> bool:

@@ -1,5 +1,5 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
-"""The decoder: a pyramid made of whatever features an encoder has, and TransUNet's cascaded upsampler, a U-Net's.
+"""The decoder: a pyramid built from an encoder's features, and TransUNet's cascaded upsampler, as in a U-Net.
 
 Encoders with a pyramid of their own (ConvNeXt, ResNet, Swin, ...) pass through. A plain vision transformer has one
 stride and no fine features: chosen blocks are projected and resampled to strides 4 to 32, as in DPT (arXiv
@@ -100,7 +100,7 @@ def restore_weight_norms(module: nn.Module) -> None:
 
 
 class DDePPyramid(nn.Module):
-    """Brings an encoder's features to strides that are growing powers of two.
+    """Brings an encoder's features to strides that are increasing powers of two.
 
     - The features of an encoder with a pyramid are levels as they are. If its finest stride is above 4, the levels
       down to 4 are made from its finest feature.
@@ -204,7 +204,7 @@ def decoder_channels(config: DDePConfig, encoder_stride: int) -> tuple[int, ...]
 
 
 class DDePDecoderBlock(GradientCheckpointingLayer):
-    """Doubles the resolution, joins the encoder's feature of that resolution, and mixes by two 3x3 convolutions."""
+    """Doubles the resolution, concatenates the encoder's feature of that resolution, and applies two convolutions."""
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int, norm: str, interpolation: str) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
-"""The denoising objective (DDeP paper, section 3): corruption, target, and the way back. Pure functions.
+"""The denoising objective (DDeP paper, section 3): corruption, target, and the denoised image. Pure functions.
 
 Both corruptions by noise belong to one family. With `gamma = 1 / (1 + sigma^2)`,
 
@@ -29,9 +29,9 @@ def _check(kind: str, *allowed: str) -> None:
 def check_noise(
     clean: torch.Tensor, noise: torch.Tensor | None, sigma: torch.Tensor | Sequence[float] | float | None
 ) -> None:
-    """Raises a ValueError if `noise` has another shape than `clean`, or `sigma` another shape or is not positive.
+    """Raises a ValueError if the shape of `noise` or `sigma` does not match `clean`, or `sigma` is not positive.
 
-    What is `None` is not checked, and of a tensor `sigma` only the shape is, as its values may be on a GPU.
+    Skips what is `None`, and the values of a tensor `sigma`, which may be on a GPU.
     """
     batch = clean.shape[0]
     if noise is not None and noise.shape != clean.shape:

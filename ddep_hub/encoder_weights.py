@@ -143,7 +143,7 @@ def encoder_repository(encoder_name: str) -> str | None:
 
 
 def encoder_license(encoder_name: str) -> str | None:
-    """Licence of an encoder's weights as timm lists it, in lower case, `None` where it names none."""
+    """Licence of an encoder's weights according to timm, in lower case; `None` if timm names none."""
     license = getattr(timm.get_pretrained_cfg(encoder_name), "license", None)
     return license.lower() if license else None
 
@@ -229,7 +229,7 @@ def read_encoder(config: DDePConfig, path: str | os.PathLike[str]) -> nn.Module:
 
 
 def _convert_by_timm(config: DDePConfig, path: Path, weights: StateDict | None, num_classes: int) -> StateDict:
-    """Has timm rename, resample and adapt weights; `None` stands for those of Google's `.npz` at `path`."""
+    """Lets timm rename, resample and adapt weights; `None` stands for those of Google's `.npz` at `path`."""
     arguments = encoder_arguments(config)
     # `custom_load` has timm read Google's naming.
     overlay: dict[str, Any] = {"file": str(path), "custom_load": True}
@@ -273,7 +273,7 @@ def _holds_tensors(weights: Any) -> bool:
 
 
 def _strip_prefix(weights: StateDict, names: Collection[str]) -> StateDict:
-    """The weights of these names alone if the file has all of them after some prefix, such as `backbone.`."""
+    """Only the weights of these names, without a prefix such as `backbone.`, if the file has all of them with it."""
     first = next(iter(names))
     if first in weights:
         return weights

@@ -1,5 +1,5 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
-"""timm models as encoders: one plain timm module in, its features out.
+"""timm models as encoders: an ordinary timm module in, its features out.
 
 The encoder is the timm model itself, so its state dict has timm's own keys. Three kinds serve: models whose
 `feature_info` is a pyramid (ConvNeXt, ResNet, ResNetV2-BiT, EfficientNet, Swin, ...); the ResNet-ViT hybrids, whose
@@ -76,7 +76,7 @@ class FeatureMaps:
 
 
 class DDePEncoderBlock(GradientCheckpointingLayer, Block):
-    """timm's transformer block under transformers' activation checkpointing; its parameters keep their names."""
+    """timm's transformer block with transformers' activation checkpointing; its parameters keep their names."""
 
 
 class DDePEvaBlock(GradientCheckpointingLayer, EvaBlock):
@@ -181,7 +181,7 @@ def finish_encoder(encoder: nn.Module, config: DDePConfig) -> nn.Module:
 
 
 def unwrap_model(module: nn.Module) -> nn.Module:
-    """The module inside what `torch.compile`, DataParallel and DistributedDataParallel put around it."""
+    """The module inside the wrappers of `torch.compile`, DataParallel and DistributedDataParallel."""
     while True:
         if "_orig_mod" in module._modules:
             module = module._modules["_orig_mod"]
@@ -202,7 +202,7 @@ def is_hybrid(encoder: nn.Module) -> bool:
 
 
 def feature_maps(encoder: nn.Module) -> FeatureMaps:
-    """What [`extract_features`] returns of an encoder of [`build_encoder`]."""
+    """The features that [`extract_features`] returns for an encoder from [`build_encoder`]."""
     maps: FeatureMaps = unwrap_model(encoder)._ddep_feature_maps
     return maps
 
@@ -228,7 +228,7 @@ def _feature_maps(encoder: nn.Module, config: DDePConfig) -> FeatureMaps:
 
 
 def _out_indices(config: DDePConfig, strides: list[int], hybrid: bool) -> tuple[int, ...]:
-    """Positions of the features to take; of those of one stride the last, or four evenly spaced if all have it."""
+    """Positions of the features to use: the last of each stride, or four evenly spaced if all have the same stride."""
     num_features = len(strides)
     if config.encoder_out_indices is not None:
         indices = tuple(
@@ -262,7 +262,7 @@ def _is_pyramid(strides: Sequence[int]) -> bool:
 
 
 def fixed_image_size(config: DDePConfig) -> tuple[int, int] | None:
-    """The one image size that an encoder takes, `None` if it takes many."""
+    """The only image size that an encoder accepts; `None` if it accepts many."""
     name = config.encoder_name
     if not {name.split(".")[0], _family(name)} & set(_FIXED_SIZE_MODELS):
         return None
@@ -339,5 +339,5 @@ def encoder_mean_std(encoder_name: str) -> tuple[list[float], list[float]]:
 
 
 def has_batch_norm_in_training(module: nn.Module) -> bool:
-    """Whether a BatchNorm below `module` would use the statistics of the batch at hand."""
+    """Whether a BatchNorm in `module` would use the statistics of the current batch."""
     return any(isinstance(child, nn.modules.batchnorm._BatchNorm) and child.training for child in module.modules())

@@ -1,4 +1,4 @@
-"""Export of fine-tuned models as ONNX and `torch.export` files, each compared with the model before it is kept."""
+"""Exports fine-tuned models to ONNX and `torch.export` files, each compared with the model before it is kept."""
 
 import contextlib
 import copy

@@ -1,5 +1,5 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
-"""BatchNorm folded into the convolution before it, for networks that are only run."""
+"""Folds BatchNorms into the convolutions before them, for networks that are not trained."""
 
 import contextlib
 import copy

@@ -1,5 +1,5 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
-"""Images of any mode and depth as upright 8-bit RGB: the same values in training, prediction and image processors."""
+"""Converts images of any mode and depth to upright 8-bit RGB, alike in training, prediction and image processors."""
 
 import os
 import re

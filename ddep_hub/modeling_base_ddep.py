@@ -1,5 +1,5 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
-"""What all DDeP models share: initialisation, loading and saving."""
+"""Base class of the DDeP models: initialisation, loading and saving."""
 
 import copy
 import functools

@@ -1,5 +1,5 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
-"""DDeP models: an encoder of timm, a U-Net decoder, and a head for denoising or for segmentation."""
+"""DDeP models: a timm encoder, a U-Net decoder, and a head for denoising or segmentation."""
 
 import math
 from dataclasses import dataclass
@@ -208,12 +208,10 @@ class DDePModel(DDePPreTrainedModel):
 
 
 class DDePForPreTraining(DDePPreTrainedModel):
-    """Predicts the noise that was added to its input, or what `config.corruption` says instead.
+    """Predicts the noise added to its input, or another target set by `config.corruption`.
 
-    With `freeze_encoder`, only the decoder is trained (DDeP).
-
-    A frozen encoder stays in eval mode even after `.train()`, runs without gradients, and stays bit-identical,
-    including its running statistics.
+    With `freeze_encoder`, only the decoder is trained (DDeP): the encoder stays in eval mode even after `.train()`,
+    runs without gradients, and stays bit-identical, including its running statistics.
 
     Example:
 
@@ -361,7 +359,7 @@ class DDePForPreTraining(DDePPreTrainedModel):
         )
 
     def feature_target(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The features of images that are to be predicted with `corruption="downsampled"`, see [`feature_target`].
+        """The features of images to predict with `corruption="downsampled"`, see [`feature_target`].
 
         `pixel_values` are `(batch, C, H, W)`, with sides that are multiples of the decoder's deepest stride.
         """

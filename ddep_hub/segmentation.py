@@ -1,5 +1,5 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
-"""What the logits of a segmentation model mean, the sizes of maps made of them, and their loss."""
+"""The logits of a segmentation model: their meaning, the sizes of maps made from them, and their loss."""
 
 import operator
 from typing import Any

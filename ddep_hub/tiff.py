@@ -1,5 +1,5 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
-"""TIFF files: their values by tifffile, and what Pillow reads wrongly without saying so."""
+"""TIFF files: values read by tifffile, and checks for what Pillow silently reads wrongly."""
 
 import importlib.util
 import itertools

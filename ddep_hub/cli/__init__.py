@@ -1,4 +1,4 @@
-"""The command `ddep-hub`, and how it and scripts end on a user's mistake.
+"""The command `ddep-hub`, and how it and the scripts report a user's mistake.
 
 Errors are one line; `--debug` or DDEP_DEBUG=1 shows the traceback.
 """
@@ -95,7 +95,7 @@ USER_ERROR_NAMES = ("StrictDataclassError", "SafetensorError", "YAMLError")
 
 
 def format_error(error: BaseException) -> str | None:
-    """What to print of a user's mistake; `None` for other errors, and for all when a traceback is asked for."""
+    """The line to print for a user's mistake; `None` for other errors, and for all if a traceback is wanted."""
     is_named = any(kind.__name__ in USER_ERROR_NAMES for kind in type(error).__mro__)
     if _is_debug() or not (is_named or isinstance(error, USER_ERRORS)):
         return None
@@ -115,7 +115,7 @@ def _is_debug() -> bool:
 
 
 def explain_mistakes(program: str) -> None:
-    """Has a script end on a user's mistake with one line and exit code 1, as the commands do.
+    """Makes a script end with one line and exit code 1 on a user's mistake, as the commands do.
 
     `program` is what the line begins with. Takes `--debug` off the command line.
     """

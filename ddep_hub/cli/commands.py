@@ -1,4 +1,4 @@
-"""The commands of `ddep-hub`: each parses its arguments, then imports what it needs and calls a function of Python."""
+"""The commands of `ddep-hub`: each parses its arguments, imports what it needs and calls a Python function."""
 
 import argparse
 import gc
@@ -334,7 +334,7 @@ def list_shipped(argv: list[str]) -> None:
 
 
 def _end_processes() -> None:
-    """Ends the process group of a launcher: its threads may outlive the interpreter, which then aborts."""
+    """Ends a launcher's process group: its threads may outlive the interpreter, which then aborts."""
     from accelerate import PartialState
 
     state = PartialState()

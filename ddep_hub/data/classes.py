@@ -20,7 +20,7 @@ Value = TypeVar("Value")
 
 
 class _DefaultDict(dict[Value, int]):
-    """A mapping that gives one id for all other values or colours."""
+    """A mapping that gives all other values or colours one id."""
 
     def __init__(self, known: Mapping[Value, int], default: int) -> None:
         super().__init__(known)
@@ -100,7 +100,7 @@ class ClassTable:
 
     @property
     def mask_mapping(self) -> Mapping[int, int] | None:
-        """Class id of every mask value, `None` where the values are the ids."""
+        """Class id of every mask value; `None` if the values are the ids."""
         if not self.mask_values:
             return None
         mapping = {value: index for index, group in enumerate(self.mask_values) for value in group}
@@ -109,7 +109,7 @@ class ClassTable:
 
     @property
     def mask_colors(self) -> Mapping[Color, int] | None:
-        """Class id of every colour of a mask, `None` where masks hold no colours."""
+        """Class id of every mask colour; `None` if masks hold no colours."""
         if not self.read_colors or len(set(self.colors)) < len(self.colors):
             return None
         mapping = {color: index for index, color in enumerate(self.colors)}
@@ -117,7 +117,7 @@ class ClassTable:
 
     @property
     def other_id(self) -> int | None:
-        """What values and colours are read as that no class has; `None` where they are an error."""
+        """Class id of the values and colours that belong to no class; `None` if they are an error."""
         ids = {"error": None, "ignore": self.ignore_index}
         return ids[self.other_values] if self.other_values in ids else self.names.index(self.other_values)
 
@@ -127,7 +127,7 @@ class ClassTable:
 
     @property
     def fingerprint(self) -> tuple[Any, ...]:
-        """What tells these labels from others: the names, and what the values of the masks mean."""
+        """Identifies these labels: the names, and what the values of the masks mean."""
         other_values = None if self.other_values == "error" else self.other_values
         return (self.names, self.ignore_index, *filter(None, (self.mask_values, other_values)))
 
@@ -138,7 +138,7 @@ class ClassTable:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of the model's labels, of which metrics are given: all but the background of a single class."""
+        """Names of the model's labels, which metrics are computed for: all but the background of a single class."""
         return self.names[1:] if self.single else self.names
 
     @property
@@ -300,7 +300,7 @@ def _parse_entries(entries: Any) -> tuple[tuple[str, ...], tuple[Color, ...]]:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of a JSON file; of a key that occurs twice, the first value would be lost."""
+    """The object of a JSON file; refuses a key that occurs twice, whose first value would be lost."""
     content = dict(pairs)
     if len(content) < len(pairs):
         repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
@@ -309,7 +309,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_keys(entry: Mapping[str, Any], known: Sequence[str], prefix: str) -> None:
-    """Refuses keys that are known ones misspelt, which would be without effect; other keys are of other programs."""
+    """Refuses misspelt keys, which would have no effect; other unknown keys belong to other programs."""
     for key in entry:
         matches = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
         matches += ["ignore_index"] if key.startswith("ignore") and "ignore_index" in known else []

@@ -1,4 +1,4 @@
-"""Samples under random transforms, and the worker processes that read them."""
+"""Randomly transformed samples, and the worker processes that read them."""
 
 import contextlib
 import hashlib
@@ -26,7 +26,7 @@ MAX_CONSECUTIVE_BAD = 100
 
 @dataclass(eq=False)
 class AugmentedDataset(Dataset[dict[str, Any]]):
-    """Samples under a random transform whose result depends on (seed, epoch, index) alone.
+    """Samples under a random transform whose result depends only on (seed, epoch, index).
 
     Indices are the (epoch, index) pairs of `StepBatchSampler`. The number of workers makes no difference, and the
     process's own random state is left alone; `transform` may draw from torch's default CPU generator only.

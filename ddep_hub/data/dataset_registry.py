@@ -87,7 +87,7 @@ def list_datasets() -> list[str]:
 
 
 def find_dataset_by_classes(names: Sequence[str]) -> DatasetInfo | None:
-    """The known data set that has these very classes, in this order."""
+    """The known data set with exactly these classes, in this order."""
     return next((info for info in map(get_dataset_info, list_datasets()) if info.classes.names == tuple(names)), None)
 
 

@@ -1,4 +1,4 @@
-"""Finds the folders of images and masks of a data set that is not a known one.
+"""Finds the image and mask folders of a data set that is not a known one.
 
 Recognised are, with other common words for images, masks and splits, any letter case, and folders below:
 

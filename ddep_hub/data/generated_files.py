@@ -1,4 +1,4 @@
-"""What the commands of this package wrote among a user's images: predictions, pictures of runs, copies of `select`.
+"""Recognises what this package wrote among a user's images: predictions, pictures of runs, copies made by `select`.
 
 An output folder may lie below the images that a command reads. Nothing there is an image of the user, and nothing has
 a mask.

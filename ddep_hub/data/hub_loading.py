@@ -1,4 +1,4 @@
-"""Opening data sets with `datasets`: of the Hub, saved ones, parquet files, WebDataset shards.
+"""Opens data sets with `datasets`: from the Hub, saved ones, Parquet files, WebDataset shards.
 
 `datasets` is imported where it is used: it is slow to import, and folders of images do without it.
 """

@@ -1,4 +1,4 @@
-"""Unlabelled images: folders, data sets of the Hub, and how a name becomes one of them."""
+"""Unlabelled images: folders, Hub data sets, and how a name is resolved to one of them."""
 
 import hashlib
 import itertools

@@ -1,4 +1,4 @@
-"""Image and mask files: found, opened, decoded."""
+"""Finds, opens and decodes image and mask files."""
 
 import io
 import logging

@@ -1,4 +1,4 @@
-"""Where the images and masks of a data set lie: in folders, or in the official layout of a known data set.
+"""Locates the images and masks of a data set: in folders, or in the official layout of a known data set.
 
 ```
 folder          classes.json, images/<split>/**/<sample_id>.jpg, annotations/<split>/**/<sample_id>.png; or what

@@ -1,4 +1,4 @@
-"""Pairs of images and masks as `pairs.csv` lists them."""
+"""Pairs of images and masks listed in `pairs.csv`."""
 
 import csv
 import io

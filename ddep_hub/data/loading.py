@@ -1,4 +1,4 @@
-"""From a name or the arguments of a run to labelled images."""
+"""Opens the labelled images that a name or the arguments of a run specify."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What masks hold whose classes are not known: objects by number, colours by palette, smoothed borders."""
+"""Inspects masks of unknown classes: objects by number, colours by palette, smoothed borders."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Mask files as class ids."""
+"""Reads mask files as class ids."""
 
 import os
 import zipfile

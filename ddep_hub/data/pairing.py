@@ -1,4 +1,4 @@
-"""Which mask belongs to which image, by their names."""
+"""Matches masks to images by their names."""
 
 import itertools
 import os

@@ -1,4 +1,4 @@
-"""Pascal Context's official annotations to masks: `python -m ddep_hub.data.pascal_context VOC2010 trainval`.
+"""Converts the annotations of Pascal Context to masks: `python -m ddep_hub.data.pascal_context VOC2010 trainval`.
 
 `VOC2010` is the folder of the PASCAL VOC 2010 images, `trainval` the unpacked annotations, one `.mat` file per image.
 """

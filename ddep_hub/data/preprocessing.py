@@ -1,4 +1,4 @@
-"""What an image processor does to an image, as transforms: its size on the CPU, the rest on the device."""
+"""The steps of an image processor as transforms: resizing on the CPU, the rest on the device."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Which examples make up a training step: a pure function of seed, step and rank."""
+"""Chooses the examples of a training step: a pure function of seed, step and rank."""
 
 import contextlib
 import math

@@ -1,4 +1,4 @@
-"""Labelled images: folders in known layouts, data sets of the Hub, and how a name becomes one of them."""
+"""Labelled images: folders in known layouts, Hub data sets, and how a name is resolved to one of them."""
 
 import copy
 import dataclasses

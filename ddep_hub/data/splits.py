@@ -1,4 +1,4 @@
-"""Which images count as labelled: nested random choices, and published lists."""
+"""Chooses which images count as labelled: nested random subsets, and published lists."""
 
 import contextlib
 import filecmp

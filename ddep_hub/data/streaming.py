@@ -1,4 +1,4 @@
-"""Batches read from shards: a stream has lanes, each with a place in every source and windows that are shuffled."""
+"""Batches streamed from shards: a stream has lanes, each with a position in every source and a shuffling window."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence

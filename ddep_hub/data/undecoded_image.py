@@ -1,4 +1,4 @@
-"""The feature of `datasets` that streams of images are read with; in a file of its own, which imports `datasets`."""
+"""The feature of `datasets` that reads streams of images; a separate file, because it imports `datasets`."""
 
 import dataclasses
 from typing import Any

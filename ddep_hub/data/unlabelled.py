@@ -1,4 +1,4 @@
-"""Which images of a folder may be used without labels: not its masks, and not what this package drew or copied."""
+"""Chooses the images of a folder to use without labels: not its masks, and not what this package drew or copied."""
 
 import logging
 import os

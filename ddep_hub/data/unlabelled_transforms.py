@@ -1,4 +1,4 @@
-"""Random transforms of unlabelled images, of which only what a crop needs is decoded.
+"""Random transforms of unlabelled images; only the part that a crop needs is decoded.
 
 JPEG files are decoded at a reduced scale where that is enough.
 """

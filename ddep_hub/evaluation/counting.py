@@ -1,4 +1,4 @@
-"""A model's predictions over a labelled dataset, counted."""
+"""Counts of a model's predictions over a labelled data set."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""Denoising error of a model, and of references that learn no features."""
+"""Denoising error of a model, and of baselines that learn no features."""
 
 import torch
 from torch import nn

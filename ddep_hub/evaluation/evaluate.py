@@ -126,7 +126,7 @@ def run_evaluation(
     dataset: SegmentationDataset | None = None,
     processor: DDePImageProcessor | None = None,
 ) -> dict[str, Any]:
-    """As [`evaluate`], from its arguments; on each process of a launcher.
+    """Runs [`evaluate`] from its arguments, in each process of a launcher.
 
     `model`, `dataset` and `processor` take the place of those that `args` name.
     """

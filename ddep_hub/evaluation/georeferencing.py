@@ -1,4 +1,4 @@
-"""Masks of georeferenced images keep their place: the tags of a GeoTIFF, in a file that GDAL and QGIS read with a PNG.
+"""Georeference of masks: the tags of a GeoTIFF, in a sidecar file that GDAL and QGIS read with a PNG.
 
 The tags are those of OGC GeoTIFF 1.1, the file is that of GDAL's persistent auxiliary metadata: `mask.png.aux.xml`.
 """

@@ -242,7 +242,7 @@ def _warn_about_memory(model: nn.Module, shape: Sequence[int], options: Inferenc
 
 
 def bytes_per_pixel(model: nn.Module) -> float:
-    """About the memory that a pass takes for each pixel of an image, in float32; 0 for networks without our decoder.
+    """Estimated memory of a pass per pixel of an image, in float32; 0 for networks without our decoder.
 
     That is what the widest block of the decoder reads and writes, or the logits, three times: convolutions copy, and
     freed memory is kept. `ddep-hub predict` took 14.6 GB for 6000x4500 pixels, of which this gives 15.6.
@@ -259,7 +259,7 @@ def bytes_per_pixel(model: nn.Module) -> float:
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Puts a model into eval mode; afterwards each of its modules has the mode that it had."""
+    """Puts a model into eval mode inside the block; afterwards, each of its modules has its earlier mode."""
 
     def change() -> Callable[[], None]:
         modes = [(module, module.training) for module in model.modules()]

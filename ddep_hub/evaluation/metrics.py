@@ -98,7 +98,7 @@ class ConfusionMatrix:
 
 
 def absent_message(absent: Sequence[str], num_classes: int, split: str) -> str:
-    """What a warning says of classes that the evaluated labels lack."""
+    """The warning about classes that the evaluated labels lack."""
     names = format_list(list(map(repr, absent)), 10)
     return (
         f"No pixel of `{split}` belongs to {names}, {len(absent)} of {num_classes} classes. One that is predicted "

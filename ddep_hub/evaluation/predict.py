@@ -1,4 +1,4 @@
-"""Masks of images: given as files, folders, patterns, URLs, PIL images or arrays."""
+"""Segments images given as files, folders, patterns, URLs, PIL images or arrays."""
 
 import contextlib
 import itertools
@@ -132,7 +132,7 @@ class Predictor:
 
 
 def load_for_prediction(name: str | Path, args: InferenceArguments) -> DDePForSemanticSegmentation:
-    """The model on its device, as it runs fastest: channels last, each BatchNorm folded into its convolution."""
+    """The model on its device in its fastest form: channels last, each BatchNorm folded into its convolution."""
     model = load_model(name, args.encoder_weights)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device, memory_format=torch.channels_last)
@@ -162,7 +162,7 @@ def get_model_name(model: str | Path | DDePForSemanticSegmentation) -> str:
 
 
 def get_processor(model: DDePPreTrainedModel) -> DDePImageProcessor:
-    """The image processor saved with a model; for a model that was not loaded from anywhere, its encoder's."""
+    """The image processor saved with a model; that of its encoder for a model that was not loaded from anywhere."""
     if not model.config.name_or_path:
         logger.warning(
             "The model was not loaded from a folder or the Hub, so images get timm's mean and std for %s and are not "

@@ -1,4 +1,4 @@
-"""Files of prediction: the images it is given as paths, folders, patterns or URLs, and the masks it writes."""
+"""Files of prediction: the images, given as paths, folders, patterns or URLs, and the masks written for them."""
 
 import contextlib
 import http.client

@@ -1,1 +1,1 @@
-"""Publishing on the Hub: cards, uploads, and their verification."""
+"""Publishing on the Hub: model cards, uploads, and their verification."""

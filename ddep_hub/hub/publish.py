@@ -1,4 +1,4 @@
-"""Publishing a folder on the Hub: one commit, read back and compared; transient errors are retried, all explained."""
+"""Publishes a folder on the Hub in one commit, which is downloaded and compared; transient errors are retried."""
 
 import filecmp
 import functools
@@ -133,7 +133,7 @@ def prepare_repository(
 def _create_commit(
     api: HfApi, repo_id: str, staging_dir: Path, revision: str | None, message: str, create_pr: bool
 ) -> tuple[CommitInfo, dict[str, Path]]:
-    """The one commit, onto the branch as it is now."""
+    """Creates the commit, on top of the current state of the branch."""
     repo_info = call_hub(lambda: api.repo_info(repo_id, revision=revision), f"looking at {repo_id}")
     existing = [sibling.rfilename for sibling in repo_info.siblings or []]
     files = {
@@ -188,7 +188,7 @@ class Verifier:
     def check(
         self, repo_id: str, commit: str, files: Mapping[str, Path], *, token: str | None, remote_code: bool
     ) -> None:
-        """Reads a commit back into an empty cache and compares its files and its model.
+        """Downloads a commit into an empty cache and compares its files and its model.
 
         `files` are the uploaded files, keyed by their path in the repository. With `remote_code`, the model is loaded
         with the published code. Raises a PublishError if files cannot be read back or anything differs.

@@ -1,4 +1,4 @@
-"""The files to publish, put together in a temporary folder: the user's folder is never written to."""
+"""Collects the files to publish in a temporary folder: the user's folder is never written to."""
 
 import json
 import os

@@ -1,1 +1,1 @@
-"""The label-efficiency study: many runs of pretraining and fine-tuning, one row per run, and what the rows say."""
+"""Label-efficiency studies: many runs of pretraining and fine-tuning, one row per run, and a report."""

@@ -1,4 +1,4 @@
-"""What a study compares: methods, label fractions and seeds from a YAML file, and the arguments of every run."""
+"""Configuration of a study: methods, label fractions and seeds from a YAML file, and the arguments of every run."""
 
 import dataclasses
 import functools

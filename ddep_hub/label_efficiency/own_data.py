@@ -1,4 +1,4 @@
-"""A comparison on the user's own data: its methods, its steps within a time, and what it advises."""
+"""A comparison on the user's own data: its methods, its steps within a time budget, and its recommendation."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The rows of a study and what they say: means, paired differences, and how many labels a difference is worth."""
+"""The report of a study: means, paired differences, and how many labels a difference is worth."""
 
 import csv
 import io

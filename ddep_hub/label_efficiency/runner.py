@@ -43,7 +43,7 @@ POLL_INTERVAL = 5.0  # seconds between checks on other processes
 @track_time()
 @isolate_state()
 def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict[str, Any]]:
-    """Compares ways to start fine-tuning: runs the missing parts of a study and writes its report.
+    """Compares fine-tuning with and without pretrained decoders: runs what a study still lacks and writes its report.
 
     Args:
         arguments: The arguments of the study.

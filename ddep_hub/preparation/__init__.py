@@ -1,4 +1,4 @@
-"""Converts labelled images in many formats into a folder that fine-tuning reads: `ddep-hub prepare`."""
+"""Converts labelled images in many formats to a folder that fine-tuning reads: `ddep-hub prepare`."""
 
 import dataclasses
 import json

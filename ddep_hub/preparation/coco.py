@@ -1,4 +1,4 @@
-"""COCO's json of objects: one file, one for each split, or one in the folder of each split as Roboflow exports it."""
+"""COCO's object annotations: one JSON file, one per split, or one in each split's folder, as Roboflow exports them."""
 
 import json
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""Which format labelled images are in, and the reader of it."""
+"""Detects the format of labelled images, and finds its reader."""
 
 import contextlib
 from collections.abc import Callable

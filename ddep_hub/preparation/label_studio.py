@@ -1,4 +1,4 @@
-"""Label Studio's export "JSON": tasks, each of an image and what several people may have drawn on it."""
+"""Label Studio's export "JSON": tasks, each with an image and the annotations of one or several people."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What mask files hold: values or colours, in the pixels or in the alpha channel."""
+"""Inspects the contents of mask files: values or colours, in the pixels or in the alpha channel."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Masks with any values or colours as class ids, and sources of such masks: stacks, objects, Roboflow's export."""
+"""Converts masks with any values or colours to class ids; and sources of such masks: stacks, objects, Roboflow."""
 
 import csv
 import re

@@ -1,4 +1,4 @@
-"""Drawn objects, polygons and bitmaps, as masks of class ids."""
+"""Rasterises annotated objects, polygons and bitmaps, to masks of class ids."""
 
 import itertools
 import math

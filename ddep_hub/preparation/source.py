@@ -1,4 +1,4 @@
-"""What every source of labelled images is read into."""
+"""The common representation of labelled images from any source."""
 
 import functools
 import itertools

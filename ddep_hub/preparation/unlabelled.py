@@ -1,4 +1,4 @@
-"""Unlabelled images as files that training and prediction read: pages of TIFF stacks, and tiles of large images."""
+"""Writes unlabelled images that training and prediction read: pages of TIFF stacks, and tiles of large images."""
 
 import logging
 import shutil

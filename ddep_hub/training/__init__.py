@@ -1,1 +1,1 @@
-"""Training: arguments, the loop both scripts share, and what each of them trains."""
+"""Training: arguments, the loop that pretraining and fine-tuning share, and what each of them trains."""

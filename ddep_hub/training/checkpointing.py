@@ -1,4 +1,4 @@
-"""A run's checkpoints: written whole or not at all, checked when they are read, the newest few kept.
+"""Checkpoints of a run: written atomically, verified when read, with the newest few kept.
 
 `checkpoints/step-N/` holds the model after N steps, which is used as that in `final/` (`model.safetensors`, averaged
 if the run averages weights, `config.json` and the image processor's file), the weights before averaging, the

@@ -32,7 +32,7 @@ Model = TypeVar("Model", bound=DDePPreTrainedModel)
 
 
 def get_num_channels(args: RunArguments) -> int:
-    """Channels of a run's images."""
+    """Number of channels of a run's images."""
     if args.num_channels is not None:
         return args.num_channels
     return 3 if args.pretrained is None else int(stored_config(args.pretrained).get("num_channels", 3))

@@ -1,4 +1,4 @@
-"""Optimizer, learning rate, and the weights that are trained."""
+"""Optimizer, learning rates, and the weights that are trained."""
 
 import contextlib
 import copy

@@ -1,4 +1,4 @@
-"""Pretraining of a decoder by denoising."""
+"""Pretraining of a decoder on unlabelled images."""
 
 import logging
 import os
@@ -61,7 +61,7 @@ PREDICTIONS = {
 @track_time()
 @isolate_state()
 def pretrain(arguments: PretrainArguments | None = None, **kwargs: Any) -> dict[str, Any]:
-    """Pretrains a decoder by denoising and writes the run folder.
+    """Pretrains a decoder on unlabelled images and writes the run folder.
 
     The program's random generators are restored afterwards.
 
@@ -92,7 +92,7 @@ def pretrain(arguments: PretrainArguments | None = None, **kwargs: Any) -> dict[
 
 
 def print_report(accelerator: Accelerator, results: Mapping[str, float]) -> None:
-    """Prints what pretraining has reached."""
+    """Prints the results of pretraining."""
     references = ", ".join(f"{label} {results[name]:.4f}" for name, label in REFERENCES.items() if name in results)
     predicted = next(words for name, words in PREDICTIONS.items() if name in results)
     accelerator.print(f"Error of {predicted} on validation images: {results['denoising_error']:.4f} ({references})")

@@ -1,4 +1,4 @@
-"""The folder of a run: checked, locked, filled and published; and what stops a run in order."""
+"""The folder of a run: checked, locked, filled and published; and the orderly interruption of a run."""
 
 import contextlib
 import dataclasses
@@ -299,7 +299,7 @@ class Interruption:
 
 @functools.cache
 def end_with_launcher() -> None:
-    """Has this process get SIGTERM when `accelerate launch` or `torchrun` dies, which may not pass signals on.
+    """Makes this process get SIGTERM when `accelerate launch` or `torchrun` dies, which may not pass signals on.
 
     Started by hand, it outlives the shell as other programs do.
     """

@@ -1,4 +1,4 @@
-"""One optimizer step: gradients over processes and micro-batches, and whether they are finite."""
+"""One optimizer step: gradients over processes and micro-batches, and a check that they are finite."""
 
 import contextlib
 import itertools

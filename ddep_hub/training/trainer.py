@@ -64,7 +64,7 @@ class Trainer(Losses):
         fingerprint: Hash of the training data; a run resumes on the same data only.
         validation_fingerprint: Hash of the validation data; the score of a best model on other data does not count.
         data: Number of training images, in words.
-        facts: What the card says beside the arguments and the results, see [`write_run_record`].
+        facts: What the card says besides the arguments and the results, see [`write_run_record`].
         elastic: Whether the run can resume on another number of processes.
         bad_files: Broken files that were skipped before training.
         earlier_stages: Folders in the run's folder that hold earlier stages of this run.
@@ -121,7 +121,7 @@ class Trainer(Losses):
 
     @abstractmethod
     def score(self, results: Mapping[str, Any]) -> float:
-        """The metric that the best model is chosen by; more is better."""
+        """The metric that the best model is chosen by; higher is better."""
 
     @abstractmethod
     def draw(self, model: nn.Module) -> Image.Image:

@@ -1,1 +1,1 @@
-"""Small tools without a thought of their own: files, paths, processes, arguments."""
+"""Helpers for files, paths, processes and arguments."""

@@ -115,7 +115,7 @@ def build_arguments(cls: type[Arguments], values: Mapping[str, Any], arguments: 
 
 
 def parse_arguments(cls: type[Arguments], argv: list[str] | None = None) -> Arguments:
-    """As [`parse_command`], without positional arguments."""
+    """Runs [`parse_command`] without positional arguments."""
     return parse_command(cls, argv)[0]
 
 

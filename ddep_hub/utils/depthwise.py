@@ -1,4 +1,4 @@
-"""Gradients of depthwise convolutions in bfloat16 on a CPU, for which oneDNN has no fast kernels of most shapes."""
+"""Fast gradients of depthwise convolutions in bfloat16 on a CPU, where oneDNN lacks fast kernels for most shapes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

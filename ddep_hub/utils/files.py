@@ -1,4 +1,4 @@
-"""Where files are found, and files and folders that appear under their final name only when they are complete."""
+"""Finds files, and writes files and folders that get their final name only when they are complete."""
 
 import contextlib
 import os
@@ -131,7 +131,7 @@ def warn_on_write_error(path: Path) -> Iterator[None]:
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Writes a file, text or bytes, that appears under its name only when it is whole."""
+    """Writes a file, text or bytes, that gets its name only when it is complete."""
     temp_path = path.with_name(f".{path.name}.partial")
     # File names need not be UTF-8; they are written as they are.
     temp_path.write_bytes(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)

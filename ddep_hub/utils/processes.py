@@ -1,4 +1,4 @@
-"""A process, its machine and the processes beside it: number format, memory, state, work that one does for all."""
+"""The process, its machine and its fellow processes: precision, memory, state, work that one does for all."""
 
 import contextlib
 import ctypes
@@ -34,7 +34,7 @@ TOP_PAD = 64 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Has malloc keep freed memory for the next allocation instead of returning it to the system.
+    """Makes malloc keep freed memory for the next allocation instead of returning it to the system.
 
     On a CPU, torch allocates each activation by malloc, which by default maps every large block anew; the system then
     clears it page by page, in each step again. Keeping the blocks makes a training step 1.06 to 1.3 times as fast, see
@@ -88,7 +88,7 @@ def get_native_precision(device: torch.device, channels: int = 3) -> str:
 
 
 def get_launcher_precision() -> str | None:
-    """The number format that `accelerate launch` has been told, `None` without the launcher."""
+    """The mixed precision that `accelerate launch` was told; `None` without the launcher."""
     return os.environ.get("ACCELERATE_MIXED_PRECISION")
 
 

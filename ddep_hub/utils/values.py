@@ -1,4 +1,4 @@
-"""Values of arguments, as Python code gives them: checked against the types of their fields, and made plain."""
+"""Checks argument values from Python code against the types of their fields, and converts them to plain objects."""
 
 import argparse
 import functools

@@ -1,4 +1,4 @@
-"""A small data set of rendered outdoor scenes: nothing to download, any number of images, masks without a flaw.
+"""A small data set of rendered outdoor scenes: nothing to download, any number of images, exact masks.
 
 The scenes are laid out in perspective with a road, water, buildings, trees, persons and vehicles in front of each
 other, under a light that changes from picture to picture. Colours of all classes vary and overlap, so that shape,

@@ -1,4 +1,4 @@
-"""The plan of a rendered scene: camera, light, colours, what stands where, and how the picture is exposed."""
+"""The layout of a rendered scene: camera, light, colours, the positions of objects, and the exposure."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

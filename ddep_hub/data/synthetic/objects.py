@@ -1,4 +1,4 @@
-"""What stands in the rendered scenes: buildings, trees, persons and vehicles; all sizes are metres."""
+"""The objects of the rendered scenes: buildings, trees, persons and vehicles; all sizes are in metres."""
 
 import math
 
