@@ -68,7 +68,7 @@ def sample_sigma(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> torch.Tensor:
-    """Noise levels of a batch, float32 `(batch_size,)`: `sigma`, or each drawn uniformly if it is a range (low, high).
+    """Noise levels of a batch, float32 `(batch_size,)`: `sigma`, or uniform draws if it is a range (low, high).
 
     `generator` may be on another device than the result, which is on `device`; `None` is torch's default generator.
     """
@@ -139,7 +139,7 @@ def feature_target(
 
 
 def noise_scale(sigma: torch.Tensor | float, corruption: str) -> torch.Tensor | float:
-    """Factor in front of the noise in a corrupted image: `sigma`, or `sqrt(1 - gamma)` for the scaled corruption."""
+    """Factor of the noise in a corrupted image: `sigma`, or `sqrt(1 - gamma)` for the scaled corruption."""
     return sigma * gamma_from_sigma(sigma) ** 0.5 if corruption == "scaled" else sigma
 
 
@@ -168,7 +168,7 @@ def denoise(
     corruption: str,
     prediction_type: str,
 ) -> torch.Tensor:
-    """The clean image that a prediction implies; exact where the prediction is.
+    """The clean image that a prediction implies; exact if the prediction is.
 
     `noisy`, `prediction` and the result are `(batch, C, H, W)`; `sigma` is a number or `(batch,)`. `corruption` is the
     one that `noisy` was made with, and `prediction_type` what `prediction` stands for.

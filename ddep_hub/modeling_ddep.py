@@ -162,7 +162,7 @@ class DDePModel(DDePPreTrainedModel):
         )
 
     def encode(self, pixel_values: torch.Tensor, frozen_encoder: bool) -> tuple[list[torch.Tensor], tuple[int, int]]:
-        """Runs the encoder alone, see [`extract_features`]; a frozen one without gradients, and folded if it was."""
+        """Runs only the encoder, see [`extract_features`]; a frozen one without gradients, and folded if it was."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_encoder):
             encoder = self._folded_encoder[0] if frozen_encoder and self._folded_encoder else self.encoder
             return extract_features(encoder, self._to_dtype(pixel_values))
@@ -278,7 +278,7 @@ class DDePForPreTraining(DDePPreTrainedModel):
                 patches to mask; with `"downsampled"` it is not used.
             sigma: noise level in units of `pixel_values`, one number or one per example, shape `(batch,)`; by default
                 the configuration's, drawn per example if that is a range.
-            generator: random generator for the noise and its level, where there is noise.
+            generator: random generator for the noise and its level, if there is noise.
             output_hidden_states: also return the features.
             return_loss: whether to compute the loss; tells `transformers.Trainer` that no labels are needed for it.
             **kwargs: ignored, as in other vision models.

@@ -61,7 +61,7 @@ def num_pages(image: Image.Image) -> int:
 
 
 def page_indices(image: Image.Image) -> list[int]:
-    """Where the pages or frames of a file lie among all that it holds, see [`num_pages`]; the first is always one."""
+    """Positions of the pages or frames among all that a file holds, see [`num_pages`]; the first always counts."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return list(range(getattr(image, "n_frames", 1)))
     indices = [0]

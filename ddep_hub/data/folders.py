@@ -35,7 +35,7 @@ _FORMAT_WORDS = set("dir png jpg jpeg tif tiff class".split())
 
 @dataclass(frozen=True)
 class SplitFolders:
-    """Where a split lies; without a list, all images of the folder are in it."""
+    """Location of a split; without a list, all images of the folder are in it."""
 
     images: Path
     masks: Path
@@ -44,12 +44,12 @@ class SplitFolders:
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """Where images and masks lie, where this is not detected; see [`find_split_folders`] and [`pair_files`].
+    """Locations of images and masks, if not detected; see [`find_split_folders`] and [`pair_files`].
 
     Args:
         image_dir: Folder of the images; `{split}` in it stands for the split.
         mask_dir: The same for the masks.
-        mask_suffix: What follows an image's name in that of its mask.
+        mask_suffix: Suffix of mask names after the image's name.
         classes: `classes.json`, if it is not in the data set's folder.
     """
 
@@ -69,7 +69,7 @@ _DESCRIPTIONS = ("classes.json", PAIRS, "labelmap.txt", "label_colors.txt", "cla
 
 
 def unpacked_root(root: str | Path, options: FolderOptions = DEFAULT_OPTIONS) -> Path:
-    """The folder that an archive was unpacked into, if files that describe the data lie there; else `root`.
+    """The folder that an archive was unpacked into, if it holds files that describe the data; else `root`.
 
     Folders in `options` are below `root`, so that with these it stays.
     """
@@ -260,20 +260,20 @@ def _find_mask_folder(root: Path, split: str | None, images: Path, mask_suffix: 
 
 
 def _with_masks(folders: Iterable[Path]) -> list[Path]:
-    """The folders that hold masks; those of arrays only where none holds pictures."""
+    """The folders that hold masks; arrays count only if no folder holds pictures."""
     found = [folder for folder in folders if _contains_files(folder, MASK_EXTENSIONS)]
     pictures = tuple(extension for extension in MASK_EXTENSIONS if extension != ".npy")
     return [folder for folder in found if _contains_files(folder, pictures)] or found
 
 
 def is_mask_folder(name: str) -> bool:
-    """Whether a folder's name says that it holds masks, such as `masks`, `gt` or `train_labels`."""
+    """Whether a folder's name suggests masks, such as `masks`, `gt` or `train_labels`."""
     meaning = _parse_folder_name(name)
     return meaning is not None and meaning[0] == "mask"
 
 
 def is_in_mask_folder(name: str) -> bool:
-    """Whether one of the folders of a relative path, with forward slashes, is named like masks."""
+    """Whether the name of a folder in a relative path, with forward slashes, suggests masks."""
     return any(map(is_mask_folder, name.split("/")[:-1]))
 
 

@@ -1,7 +1,6 @@
 """Recognises what this package wrote among a user's images: predictions, pictures of runs, copies made by `select`.
 
-An output folder may lie below the images that a command reads. Nothing there is an image of the user, and nothing has
-a mask.
+An output folder may be below the images that a command reads. Nothing in it is an image of the user or has a mask.
 """
 
 import logging
@@ -61,7 +60,7 @@ def exclude_generated(root: Path, names: Sequence[str]) -> list[str]:
 
 
 def _find_outputs(root: Path, names: Sequence[str]) -> set[str]:
-    """What selections, runs and evaluations wrote: names of pictures, and of folders with a slash at the end."""
+    """Outputs of selections, runs and evaluations: names of pictures, and of folders with a trailing slash."""
     selections, runs, evaluations = set[str](), set[str](), set[str]()
     for name in names:
         folder, file = _split_path(name)

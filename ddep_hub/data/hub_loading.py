@@ -37,7 +37,7 @@ def load_split(name: str, split: str, *, revision: str | None = None) -> Any:
 
 
 def stream_split(name: str, split: str, *, revision: str | None = None) -> Any:
-    """The same split as `datasets.IterableDataset`, of which nothing is stored on disk."""
+    """The same split as `datasets.IterableDataset`, without storing it on disk."""
     if is_saved(name):
         data = load_split(name, split)
         return data.to_iterable_dataset(num_shards=max(1, min(len(data), NUM_SAVED_SHARDS)))
@@ -100,7 +100,7 @@ def holds_dataset(name: str) -> bool:
 
 
 def describes_images(name: str) -> bool:
-    """Whether a local folder has images, and parquet files without any: these tell something of them."""
+    """Whether a local folder has images, and Parquet files without any, which then describe the images."""
     if is_saved(name) or next(iter_files(Path(name), IMAGE_EXTENSIONS), None) is None:
         return False
     return not any(path.suffix == ".arrow" or _holds_images(path) for path in _data_files(Path(name)))
@@ -131,7 +131,7 @@ def image_columns(data: Any) -> list[str]:
 
 
 def select_undecoded(data: Any, columns: Sequence[str], name: str, extra_columns: Sequence[str] = ()) -> Any:
-    """Only these columns of a data set, those of images undecoded."""
+    """Only these columns of a data set, with images undecoded."""
     import datasets
 
     from .undecoded_image import UndecodedImage

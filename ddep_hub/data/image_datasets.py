@@ -50,7 +50,7 @@ class ImageFolder(Dataset[dict[str, Any]]):
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: It holds no image, or masks alone.
+        ValueError: It holds no image, or only masks.
     """
 
     def __init__(self, root: str | Path, *, decode: bool = True) -> None:
@@ -60,7 +60,7 @@ class ImageFolder(Dataset[dict[str, Any]]):
 
     @property
     def fingerprint(self) -> Sequence[str]:
-        """What tells these images from others, see [`images_fingerprint`]."""
+        """Identifies these images, see [`images_fingerprint`]."""
         if len(self.names) > MAX_FILE_SIZES:
             return self.names
         return [f"{name} {_file_size(f'{self.root}/{name}')}" for name in self.names]

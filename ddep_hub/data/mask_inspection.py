@@ -66,7 +66,7 @@ def find_areas(pixels: np.ndarray) -> set[Color]:
 def colors_look_smoothed(colors: Collection[Color], areas: Collection[Color]) -> bool:
     """Whether up to 256 colours of masks may be few with soft borders; `areas` are those that [`find_areas`] gives.
 
-    Colours of soft borders fill no area, and lie near a colour that does, or, several in a row, between two of these.
+    Colours of soft borders fill no area, and are close to a colour that does, or, several in a row, between two such.
     Colours of classes may lie so too, as every second one of Pascal VOC, but few of them fill no area.
     """
     others = np.array(sorted(set(colors) - set(areas)), np.float64)

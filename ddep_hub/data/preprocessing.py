@@ -107,7 +107,7 @@ class Normalize:
 
     @classmethod
     def from_processor(cls, processor: Any) -> Self:
-        """Rescales and normalises as an image processor does, as far as it does."""
+        """Rescales and normalises like an image processor, as far as that does."""
         return cls(*get_normalization(processor), getattr(processor, "channel_order", None))
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
@@ -132,7 +132,7 @@ def get_normalization(processor: Any) -> tuple[list[float], list[float], float]:
 
 
 def warn_about_units(pixel_values: torch.Tensor, name: str) -> None:
-    """Warns once if normalised images `(batch, C, H, W)` lie far from mean 0 and standard deviation 1.
+    """Warns once if normalised images `(batch, C, H, W)` are far from mean 0 and standard deviation 1.
 
     Not of RGB images, whose range is known: of others, the units and the exposure may differ from those of training.
     """
@@ -159,7 +159,7 @@ def resize_factor(processor: Any, height: int, width: int) -> float:
 
 
 def warn_about_scale(processor: Any, scale_range: Sequence[float] | None, height: int, width: int) -> None:
-    """Warns once if an image is resized to another scale than those of fine-tuning, see `config.image_scale_range`."""
+    """Warns once if an image is resized to a different scale than in fine-tuning, see `config.image_scale_range`."""
     scale = resize_factor(processor, height, width)
     if scale_range is None or scale_range[0] / MAX_SCALE_RATIO <= scale <= scale_range[1] * MAX_SCALE_RATIO:
         return

@@ -89,7 +89,7 @@ class SegmentationDataset(SizedDataset, Protocol):
 
     @property
     def fingerprint(self) -> list[str]:
-        """What tells this data from other data, the same wherever it lies."""
+        """Identifies this data regardless of its location."""
         ...
 
     def select(self, sample_ids: Iterable[str]) -> "SegmentationDataset":
@@ -97,12 +97,12 @@ class SegmentationDataset(SizedDataset, Protocol):
         ...
 
     def mask(self, index: int, /) -> np.ndarray:
-        """The `annotation` of a sample alone."""
+        """Only the `annotation` of a sample."""
         ...
 
 
 def _find_indices(sample_ids: Sequence[str], all_ids: Iterable[str], source_name: str) -> list[int]:
-    """Where the sample ids lie among the known ones; raises a ValueError if one does not."""
+    """Positions of the sample ids among the known ones; raises a ValueError for an unknown one."""
     indices = {sample_id: index for index, sample_id in enumerate(all_ids)}
     unknown = [sample_id for sample_id in sample_ids if sample_id not in indices]
     if unknown:
@@ -160,7 +160,7 @@ class _SegmentationFiles(Dataset[dict[str, Any]]):
         return len(self.sample_ids)
 
     def mask(self, index: int) -> np.ndarray:
-        """The `annotation` of a sample alone; of its image, only the size is read."""
+        """Only the `annotation` of a sample; of its image, only the size is read."""
         image, path, mask, mask_path = self._find_files(index)
         return _check_header(self._decode_mask(mask), image, path, mask_path)
 
@@ -184,8 +184,8 @@ class SegmentationFolder(_SegmentationFiles):
     Args:
         root: The data set's folder.
         split: One of [`available_splits`], or another common name of it.
-        layout: One of `layouts.LAYOUTS`; found from what lies in the folder by default.
-        options: Where images and masks lie; recognised by default.
+        layout: One of `layouts.LAYOUTS`; detected from the folder's contents by default.
+        options: Locations of images and masks; detected by default.
         sample_ids: The samples to use, in this order, see [`split_files`]; all of the split by default, sorted or in
             the order of the official list. Others need no mask.
         split_file: List of the samples to use, see `read_split_file`, in place of `sample_ids`.
@@ -254,7 +254,7 @@ class SegmentationFolder(_SegmentationFiles):
 
     @property
     def fingerprint(self) -> list[str]:
-        """What tells this data from other data, the same wherever it lies: names, and sizes of the files."""
+        """Identifies this data regardless of its location, by names and sizes of the files."""
         files = zip(self.sample_ids, self.images, self._masks, strict=True)
         return [f"{sample_id} {image.stat().st_size} {mask.stat().st_size}" for sample_id, image, mask in files]
 
@@ -322,7 +322,7 @@ class HubSegmentation(_SegmentationFiles):
 
     @property
     def fingerprint(self) -> list[str]:
-        """What tells this data from other data, the same wherever it lies."""
+        """Identifies this data regardless of its location."""
         return [*self._source_fingerprint, *self.sample_ids]
 
     def _find_files(self, index: int) -> tuple[Any, str, Any, str]:

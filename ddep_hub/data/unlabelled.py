@@ -60,7 +60,7 @@ def _warn(root: Path, names: Sequence[str], reason: str) -> None:
 
 
 def _dataset_images(root: Path, names: list[str]) -> list[str] | None:
-    """The images of labelled data whose masks lie apart from them, and of `unlabelled`; `None` for other folders."""
+    """The images of labelled data with separate masks, and of `unlabelled`; `None` for other folders."""
     inner = unpacked_root(root)
     if inner != root:
         prefix = f"{inner.relative_to(root).as_posix()}/"
@@ -81,7 +81,7 @@ def _dataset_images(root: Path, names: list[str]) -> list[str] | None:
 
 
 def _paired_images(root: Path, names: list[str]) -> list[str]:
-    """All but the masks that `pairs.csv` lists, and what lies beside masks alone."""
+    """All but the masks that `pairs.csv` lists, and what is only beside masks."""
     pairs = read_pairs(root).values()
     images, masks = (
         {os.path.relpath(path, root).replace(os.sep, "/") for files in path_dicts for path in files.values()}

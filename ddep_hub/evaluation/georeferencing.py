@@ -25,7 +25,7 @@ _MARK = "TIFFTAG_SOFTWARE"
 
 @dataclass(frozen=True)
 class Georeference:
-    """Where an image lies.
+    """Position of an image on the ground.
 
     Args:
         transform: GDAL's geotransform (x0, a, b, y0, c, d): the upper left corner of the pixel at (column, row),
@@ -38,7 +38,7 @@ class Georeference:
 
 
 def read_georeference(path: str | os.PathLike[str]) -> Georeference | None:
-    """Reads the georeference of a GeoTIFF; `None` for other files, and for those with ground control points alone."""
+    """Reads the georeference of a GeoTIFF; `None` for other files, and for those with only ground control points."""
     if not looks_like_tiff(str(path)):
         return None
     try:
@@ -72,7 +72,7 @@ def _geotransform(tags: TiffImagePlugin.ImageFileDirectory_v2, *, is_point: bool
 
 
 def to_auxiliary_file(georeference: Georeference) -> str:
-    """The content of the `.aux.xml` beside an image that lies there."""
+    """The content of the `.aux.xml` beside an image with this georeference."""
     root = ElementTree.Element("PAMDataset")
     if georeference.epsg is not None:
         ElementTree.SubElement(root, "SRS").text = f"EPSG:{georeference.epsg}"

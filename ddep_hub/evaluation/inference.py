@@ -35,7 +35,7 @@ class InferenceOptions:
             that no seam shows.
         scales: Factors of the image's size whose probabilities are averaged.
         flip: Whether the probabilities of the mirrored image are averaged in, at every scale.
-        window_batch: Windows per forward pass; by default 4 on a GPU, and 1 on a CPU, where more take memory alone.
+        window_batch: Windows per forward pass; by default 4 on a GPU, and 1 on a CPU, where more only take memory.
 
     Raises:
         ValueError: An option is out of range; names it.
@@ -79,7 +79,7 @@ class InferenceOptions:
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """Where a model expects its images; those of one with offloaded weights are moved by accelerate."""
+    """Device on which a model expects its images; accelerate moves those of a model with offloaded weights."""
     device = next(model.parameters()).device
     return torch.device("cpu") if device.type == "meta" else device
 

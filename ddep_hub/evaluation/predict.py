@@ -292,7 +292,7 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
 
 
 def _is_earlier_prediction(source: str, output: Path) -> bool:
-    """Whether an image lies in the output folder and is the result of an earlier call."""
+    """Whether an image is in the output folder as the result of an earlier call."""
     path = Path(source)
     return not is_url(source) and output.resolve() in path.resolve().parents and is_prediction(path)
 

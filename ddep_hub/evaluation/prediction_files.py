@@ -187,7 +187,7 @@ class MaskWriter:
         _save(draw_legend(self.classes), path)
 
     def remove_others(self, names: Collection[str]) -> None:
-        """Removes earlier predictions but those of `names`, so that a folder that is handed in holds no others.
+        """Removes earlier predictions except those of `names`, so that a folder to submit holds no others.
 
         Those beside a legend stay: `predict` wrote them.
         """
@@ -246,7 +246,7 @@ def _save(picture: Image.Image, path: Path, compress_level: int = 6) -> None:
 
 
 def _save_georeference(georeference: Georeference | None, mask: Path) -> None:
-    """Writes where a mask lies or, without a georeference, removes the file of an earlier mask of this name."""
+    """Writes a mask's georeference or, without one, removes the file of an earlier mask of this name."""
     path = mask.with_name(f"{mask.name}.aux.xml")
     if len(os.fsencode(path.name)) > MAX_NAME_LENGTH:
         return

@@ -217,7 +217,7 @@ class Verifier:
 
     @torch.no_grad()
     def _compute_outputs(self, cls: type[DDePPreTrainedModel], source: str | Path, **hub_kwargs: Any) -> torch.Tensor:
-        """What a model computes for a fixed input; a pretrained one with fixed noise."""
+        """A model's output for a fixed input, with fixed noise if it is a pretrained one."""
         with tempfile.TemporaryDirectory(prefix="ddep-encoder-") as temporary:
             if self.decoder_only:
                 # Without the recorded hash: these are not the weights that the decoder was trained on.

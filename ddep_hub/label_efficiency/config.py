@@ -107,7 +107,7 @@ class StudyArguments(LabelledDataArguments):
 
     @property
     def uses_own_data(self) -> bool:
-        """Whether the methods are the fixed ones, on the user's data, and not those of a study file."""
+        """Whether to run the fixed methods on the user's data instead of a study file."""
         return self.study is None and self.data is not None
 
 
@@ -134,7 +134,7 @@ class Method:
 
     @property
     def has_unlabelled_loss(self) -> bool:
-        """Whether fine-tuning has a loss on unlabelled images: those of the study, unless it has its own."""
+        """Whether fine-tuning has a loss on unlabelled images: the study's, unless it has its own."""
         return bool(self.finetuning.get("denoising_weight") or self.finetuning.get("consistency_weight"))
 
 
@@ -318,7 +318,7 @@ def _digest(args: PretrainArguments | FinetuneArguments, **extra: Any) -> str:
 
 
 def _model_digest(name: str) -> str:
-    """Short hash of the weights in a folder, wherever it lies, or of the name of a shipped model or one of the Hub."""
+    """Short hash of the weights in a folder, wherever it is, or of the name of a shipped or Hub model."""
     files = sorted(Path(name).glob("*.safetensors"))
     return _hash({"weights": [_file_digest(path, path.stat().st_mtime_ns) for path in files] or name})
 

@@ -34,7 +34,7 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """Method, fraction and seed, of which there is one row."""
+        """Method, fraction and seed, which identify the row."""
         return self.method, self.fraction, self.seed
 
 

@@ -94,7 +94,7 @@ def _read_by_pillow(opened: Image.Image, inverted: bool) -> Image.Image | None:
 
 
 def _read_page(path: Path, page: int, are_labels: bool) -> tuple[int, Image.Image | None]:
-    """Where a page lies among those of the file, and what [`_read_by_pillow`] gives."""
+    """Position of a page in the file, and what [`_read_by_pillow`] returns."""
     opened, indices = _open_stack(path, path.stat().st_mtime_ns)
     try:
         with disallow_truncated_images():

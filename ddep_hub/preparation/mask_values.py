@@ -93,7 +93,7 @@ class MaskReader:
         return values
 
     def read_ids(self, path: Path, page: int | None, mapping: Mapping[Any, int]) -> np.ndarray:
-        """Class ids (H, W) of a mask, from those of its values or colours."""
+        """Class ids (H, W) of a mask, from its values or colours."""
         values = self.read(path, page)
         ids = replace_values(values, {value: mapping[value] for value in count_values(values)})
         return ids.astype(np.uint8) if 0 <= ids.min(initial=0) and ids.max(initial=0) < 256 else ids

@@ -152,7 +152,7 @@ def _make_classes(
 
 
 def pair_stacks(root: Path) -> list[tuple[Path, Path]]:
-    """TIFFs that lie side by side, such as `train-volume.tif` and `train-labels.tif`: image and mask of each pair."""
+    """TIFFs side by side, such as `train-volume.tif` and `train-labels.tif`: image and mask of each pair."""
     stacks = sorted(path for path in root.iterdir() if path.suffix.lower() in (".tif", ".tiff"))
     images: dict[tuple[str, ...], Path] = {}
     masks: dict[tuple[str, ...], Path] = {}

@@ -56,7 +56,7 @@ def rotate_polygon(polygon: Sequence[float], degrees: float, x: float, y: float)
 
 
 def shapes_mask(image: Path | Image.Image, shapes: Sequence[Shape], size: tuple[int, int] | None) -> np.ndarray:
-    """Class ids of drawn objects over background, 0; smaller objects lie over larger ones.
+    """Class ids of drawn objects over background, 0; smaller objects are drawn over larger ones.
 
     `image` is a file or an upright image. `size` is the (width, height) that the annotation gives, `None` if it does
     not; `shapes` are drawn on the upright image, or on the stored one if `size` fits that alone. Returns uint8 or

@@ -202,7 +202,7 @@ def folder_split(path: Path, root: Path) -> str | None:
 
 
 def empty_images_note(number: int) -> str:
-    """What to say of images without an object: exports also list those that nobody has annotated yet."""
+    """The message about images without an object: exports also list those that nobody has annotated yet."""
     return f"{pluralize(number, 'image')} without an object: all background. Take out those not annotated yet"
 
 

@@ -91,7 +91,7 @@ class MetricsLogger:
         return {"bad_files": len(self.skipped)}
 
     def close(self) -> None:
-        """Has the trackers write what they hold."""
+        """Makes the trackers write what they hold."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
 

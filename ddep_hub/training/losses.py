@@ -208,7 +208,7 @@ def random_box(size: Sequence[int], seed: int) -> torch.Tensor:
 
 @contextlib.contextmanager
 def freeze_batch_norm_statistics(model: nn.Module) -> Iterator[None]:
-    """Freezes BatchNorm's running statistics; in training mode it still normalises by those of the batch."""
+    """Freezes BatchNorm's running statistics; in training mode it still normalises with the batch's."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

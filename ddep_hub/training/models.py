@@ -197,7 +197,7 @@ def _load_float32(cls: type[Model], checkpoint: str, stored: Mapping[str, Any], 
 
 
 def _reinit_head(head: nn.Conv2d, config: DDePConfig, seed: int) -> None:
-    """Reinitialises a classifier or denoising head; the new weights depend on the seed alone."""
+    """Reinitialises a classifier or denoising head; the new weights depend only on the seed."""
     set_seed(seed)
     nn.init.normal_(head.weight, std=config.initializer_range)
     nn.init.zeros_(head.bias)

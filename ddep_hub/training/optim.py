@@ -169,7 +169,7 @@ class Weights:
         self._unsharded = copy.deepcopy(model) if self.sharded else model
 
     def get_eval_model(self) -> DDePPreTrainedModel:
-        """The model to measure and save, the same in every process: the average where there is one.
+        """The model to evaluate and save, the same in every process: the average if there is one.
 
         BatchNorm's statistics are the first process's, as DDP has it.
         """

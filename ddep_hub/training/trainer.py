@@ -117,7 +117,7 @@ class Trainer(Losses):
 
     @abstractmethod
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
-        """Measures a model; called in every process."""
+        """Evaluates a model; called in every process."""
 
     @abstractmethod
     def score(self, results: Mapping[str, Any]) -> float:
@@ -155,7 +155,7 @@ class Trainer(Losses):
         }
 
     def run(self) -> dict[str, Any]:
-        """Trains, saves, measures, describes, draws and publishes, in this order; for its errors see [`pretrain`].
+        """Trains, saves, evaluates, describes, draws and publishes, in this order; for its errors see [`pretrain`].
 
         Returns what [`evaluate`] gives, `seconds` of training, and `final`, the folder of the model.
         """

@@ -21,7 +21,7 @@ def cache_dir() -> Path:
 
 
 def resolve_data(name: str | Path) -> Path:
-    """A folder, looked up below the one in the variable `DDEP_DATA` where there is none of that name."""
+    """A folder, looked up below `DDEP_DATA` if there is none of that name."""
     root = os.environ.get("DDEP_DATA")
     if root and not Path(name).exists() and (Path(root) / name).exists():
         return Path(root) / name

@@ -57,7 +57,7 @@ _FIRST_CONVOLUTIONS = ((2, 2), (3, 2), (4, 4), (7, 4), (8, 8), (12, 12), (14, 14
 
 @functools.cache
 def supports_bf16_convolution(channels: int) -> bool:
-    """Whether this CPU convolves images of so many channels correctly in bfloat16.
+    """Whether this CPU convolves images with this number of channels correctly in bfloat16.
 
     With AMX, oneDNN does not for some even numbers of channels and kernels of 4 to 32 pixels, such as 4 channels and
     patches of 16: the result is noise (torch 2.11 to 2.14). RGB images are not affected.
@@ -74,7 +74,7 @@ def supports_bf16_convolution(channels: int) -> bool:
 
 
 def get_native_precision(device: torch.device, channels: int = 3) -> str:
-    """Returns `"bf16"` for devices with units for products of bfloat16 matrices, else `"no"`.
+    """Returns `"bf16"` for devices with hardware support for bfloat16 matrix products, else `"no"`.
 
     These are GPUs from Ampere on, and CPUs with AMX or AVX512_BF16 (AMD's from Zen 4 on). Elsewhere bfloat16 is
     emulated: hundreds of times slower on a CPU.
@@ -169,7 +169,7 @@ Result = TypeVar("Result")
 
 
 def describe_hardware() -> str:
-    """What the processes of this run run on, in words."""
+    """Describes the hardware of the run's processes in words."""
     threads, info = torch.get_num_threads(), Path("/proc/cpuinfo")
     match = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
     processor = match[1].strip() if match else platform.processor() or platform.machine()
@@ -207,7 +207,7 @@ def on_main_process(accelerator: Accelerator, action: Callable[[], Result]) -> R
 
 
 def on_parent_death(action: Callable[[], None]) -> None:
-    """Calls an action in a thread within a second after the process that started this one has ended."""
+    """Calls an action in a thread, within a second after the parent process has ended."""
     parent = os.getppid()
 
     def watch() -> None:
