@@ -72,8 +72,8 @@ def command_reference() -> str:
     parts = [
         "# Commands",
         "`ddep-hub COMMAND --help` prints the same. `--preset NAME` and `--config file.yaml` read arguments from a "
-        "file, and the command line overrides them. A flag that is on or off takes `true` or `false`, or nothing for "
-        "`true`; a list takes several values, as in `--sigma 0.1 0.3`.",
+        "file, and the command line overrides them. Boolean flags take `true` or `false`, or nothing for `true`; "
+        "lists take several values, as in `--sigma 0.1 0.3`.",
     ]
     for command, summary in COMMANDS.items():
         parser = parser_of(command)

@@ -1,4 +1,4 @@
-"""Measure a fine-tuned model on labelled images: `ddep-hub evaluate` as a script.
+"""Evaluate a fine-tuned model on labelled images: `ddep-hub evaluate` as a script.
 
     accelerate launch --config_file examples/configs/accelerate/cpu.yaml examples/evaluate.py \
         --model runs/segmentation/final --data path/to/dataset --output_dir runs/evaluation

@@ -1,4 +1,4 @@
-"""Fine-tune a segmentation model on few labels: `ddep-hub finetune` as a script.
+"""Fine-tune a segmentation model on a few labelled images: `ddep-hub finetune` as a script.
 
     accelerate launch --config_file examples/configs/accelerate/cpu.yaml examples/finetune.py
     accelerate launch examples/finetune.py --preset few-labels --data path/to/dataset \

@@ -1,11 +1,11 @@
-"""The whole of DDeP on a CPU in minutes: pretrain a decoder by denoising, fine-tune it on a few labels, compare.
+"""DDeP end to end, in minutes on a CPU: pretrain a decoder by denoising, fine-tune it on a few labels, compare.
 
     make quickstart                    on rendered scenes
     make quickstart DATA=my/dataset    on your images/<split>, annotations/<split>, classes.json
-    make quickstart PRETRAINED=1       with the decoder that is shipped, instead of pretraining one
+    make quickstart PRETRAINED=1       with the shipped decoder, instead of pretraining one
 
 The encoder is EfficientNet-Lite0 with its ImageNet weights. Both decoders get the same labelled images, steps,
-learning rate, seeds and newly initialised classifier; they differ in where they start. Which one wins is measured.
+learning rate, seeds and newly initialised classifier; they differ only in their initial weights.
 """
 
 import argparse

@@ -53,7 +53,7 @@ def new_folder(name: str) -> Path:
     folder = output / name
     mark = folder / ".your_own_data"
     if folder.exists() and not mark.is_file():
-        parser.error(f"--output_dir: {folder} exists and is not of an earlier run. Choose another output_dir.")
+        parser.error(f"--output_dir: {folder} exists and is not from an earlier run. Choose another output_dir.")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     mark.touch()
@@ -63,8 +63,8 @@ def new_folder(name: str) -> Path:
 # %% [markdown]
 # ## 1. Split
 #
-# At random here. If neighbouring photos look alike, keep whole places or days apart instead: the score is only worth
-# something on photos that are unlike those that were trained on.
+# At random here. If neighbouring photos look alike, keep whole places or days apart instead: the score means something
+# only on photos unlike those in training.
 
 # %%
 masks = {path.stem: path for path in sorted(options.masks.iterdir()) if path.suffix.lower() == ".png"}
@@ -93,7 +93,7 @@ print(f"{len(labelled) - num_val} photos to train on, {num_val} to validate on, 
 # %% [markdown]
 # ## 2. Look at the labels
 #
-# A wrong class id or a shifted mask is seen here, before any time is spent on training.
+# A wrong class id or a shifted mask shows up here, before any time is spent on training.
 
 # %%
 table = read_class_table(data / "classes.json")

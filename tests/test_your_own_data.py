@@ -59,7 +59,7 @@ def test_a_folder_of_somebody_else_is_left_alone(scenes, tmp_path, monkeypatch, 
             *("--photos", tmp_path / "data" / "photos", "--masks", scenes / "annotations" / "train"),
             *("--classes", *SCENE_CLASSES.names, "--output_dir", tmp_path),
         )
-    assert "is not of an earlier run" in capsys.readouterr().err
+    assert "is not from an earlier run" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "data").rglob("*")) == before
 
 
