@@ -88,7 +88,7 @@ class DDePImageProcessorMixin:
 
         16-bit and 32-bit images, floats, palettes and transparency are read as in training, see [`to_rgb`].
         transformers itself clips 16-bit images and drops transparency where it reads a URL, and in a pipeline from PIL
-        images, too: pass `to_rgb(image)` there. If the processor's means have a number of channels other than 3,
+        images too: pass `to_rgb(image)` there. If the processor's means have a number of channels other than 3,
         images must have that number, see [`channels_first`]; for a single channel, with `do_convert_rgb=False`.
 
         Args:

@@ -1,6 +1,6 @@
 """Ultralytics' YOLO segmentation: one text file per image, a class and the corners of a polygon on each line.
 
-The corners are fractions of the width and height of the upright image. Roboflow, CVAT and Label Studio export it, too.
+The corners are fractions of the width and height of the upright image. Roboflow, CVAT and Label Studio export it too.
 """
 
 import math
@@ -30,7 +30,7 @@ _MAX_FRACTION = 2.0  # polygons may leave the image a little; pixels are far lar
 def read_yolo(root: Path, *, is_named: bool = False) -> Source | None:
     """Reads polygons of `labels/*.txt`; images without a file are background, as in Ultralytics' training.
 
-    Returns `None` if there are no such files or, unless the format `is_named`, if there are masks, too. Raises a
+    Returns `None` if there are no such files or, unless the format `is_named`, if there are masks too. Raises a
     ValueError if a line is malformed, or if none holds a polygon.
     """
     label_files = [root / name for name in iter_files(root, (".txt",)) if _LABEL_DIR in Path(name).parts[:-1]]
