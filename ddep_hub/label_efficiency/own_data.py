@@ -210,7 +210,7 @@ def _fit_steps(args: StudyArguments, study: Study, output: Path) -> Steps:
 def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({})) -> str:
     """Recommends which decoder to start from, or consistency on unlabelled images.
 
-    The one with the highest mean at the fewest labels, among those whose 95 % interval of the paired difference to a
+    The one with the highest mean at the fewest labels, among those whose 95 % interval of the paired difference from a
     random decoder is above 0. If several are compared, one may be ahead by chance, so a second sentence says how many
     there are. The advice repeats `settings`, the arguments of fine-tuning from a random decoder, except for data and
     steps: with others, it would name a model that was not measured.
