@@ -10,6 +10,7 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
 
@@ -153,16 +154,20 @@ def _read_unet(source: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     if Path(source).exists():
         config = Path(source) / "config.json"
         kind = json.loads(config.read_text(encoding="utf-8")).get("_model_class") if config.is_file() else None
-        if kind != "Unet":
+        if kind is not None and kind != "Unet":
+            raise OSError(f"{source} holds {kind}, and only a Unet has the decoder of DDeP models.")
+        if kind is None:
             raise OSError(
-                f"{source} holds {kind or 'nothing'} of segmentation_models.pytorch, not a Unet. Pass a folder "
-                "written by `save_pretrained` of an `smp.Unet`."
+                f"{source} is not a folder that `save_pretrained` of an `smp.Unet` wrote. Load a .pth or .ckpt file "
+                "into an `smp.Unet` with the arguments it was trained with, and call its `save_pretrained`."
             )
     try:
         # The folder holds the weights, so those it was built with need not be downloaded.
         unet = smp.from_pretrained(str(source), encoder_weights=None).eval()
     except (SafetensorError, pickle.UnpicklingError, KeyError, RuntimeError, TypeError) as error:
         raise OSError(f"{source} cannot be read as a U-Net of segmentation_models.pytorch: {error}") from error
+    except LocalEntryNotFoundError as error:
+        raise OSError(f"{source} is not a folder, and cannot be loaded from the Hub: {error}") from error
     if type(unet) is not smp.Unet:
         raise ValueError(f"{source} is {type(unet).__name__}, not a Unet; only a Unet has the decoder of DDeP models.")
     return unet, {name: value for name, value in unet.config.items() if not name.startswith("_")}

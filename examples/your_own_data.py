@@ -117,8 +117,7 @@ draw("1-labels.png", labels=truth)
 # %% [markdown]
 # ## 3. Choose a decoder
 #
-# The shipped one, or one that is pretrained on the photos that have no mask. The second takes about 6000 steps and a
-# thousand photos to be worth it.
+# The shipped one, or one that is pretrained on the photos that have no mask.
 
 # %%
 pretrained = "ddep-efficientnet-lite0"

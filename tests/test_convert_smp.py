@@ -118,7 +118,7 @@ def test_a_unet_without_counterpart_is_refused(arguments, message, tmp_path):
 
 def test_what_is_no_checkpoint_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(OSError, match=r"empty holds nothing of segmentation_models\.pytorch"):
+    with pytest.raises(OSError, match=r"empty is not a folder that `save_pretrained` of an `smp\.Unet` wrote"):
         convert_to_ddep(tmp_path / "empty", tmp_path / "out")
     smp.FPN("resnet18", encoder_weights=None).save_pretrained(tmp_path / "fpn")
     with pytest.raises(OSError, match="holds FPN"):
@@ -129,7 +129,9 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
     with pytest.raises(OSError, match="smp cannot be read"):
         convert_to_ddep(tmp_path / "smp", tmp_path / "out")
     torch.save(smp.Unet("resnet18", encoder_weights=None).state_dict(), tmp_path / "weights.pth")
-    with pytest.raises(OSError, match=r"weights\.pth holds nothing of segmentation_models"):
+    with pytest.raises(
+        OSError, match=r"weights\.pth is not a folder.*Load a \.pth or \.ckpt file into an `smp\.Unet`"
+    ):
         convert_to_ddep(tmp_path / "weights.pth", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

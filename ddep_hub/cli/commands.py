@@ -51,7 +51,7 @@ def predict(argv: list[str]) -> None:
         arguments, values = parse_command(PredictArguments, argv, command="ddep-hub predict", images=images)
     except SystemExit as error:
         if error.code == 2:  # a list such as --predictions also takes the images that follow it
-            print("usage: ddep-hub predict IMAGES... [arguments], with the images first", file=sys.stderr)
+            print("usage: ddep-hub predict images ... [arguments], with the images first", file=sys.stderr)
         raise
     from ddep_hub.evaluation.predict import predict_images
 

@@ -1,6 +1,7 @@
 """Segments images given as files, folders, patterns, URLs, PIL images or arrays."""
 
 import contextlib
+import io
 import itertools
 import logging
 import os
@@ -96,7 +97,7 @@ def predict(
             name = os.path.expanduser(images)
             sources = list(find_images([name]).values())
             return segment(sources[0]) if sources == [name] else [segment(source) for source in sources]
-        is_single = isinstance(images, Image.Image | np.ndarray | torch.Tensor | bytes | Mapping)
+        is_single = isinstance(images, Image.Image | np.ndarray | torch.Tensor | bytes | Mapping | io.IOBase)
         if is_single or not isinstance(images, Iterable):
             return segment(images)
         inputs: list[Any] = []

@@ -44,7 +44,8 @@ def find_images(names: Sequence[str]) -> dict[str, str]:
     patterns such as `photos/*.jpg` (`**` for any depth; an existing folder is never read as a pattern), and http(s)
     URLs of images. A result's name has no suffix: it is the file's name, or the path below the folder, or below the
     folder that all matches of a pattern share; of `a.jpg` and `a.tif` in one folder, it keeps the suffix. Raises a
-    FileNotFoundError if a name matches no file, and a ValueError if two images would have the same result name.
+    FileNotFoundError if a name matches no file, and a ValueError if one is empty, or if two images would have the same
+    result name.
     """
     images: dict[str, str] = {}
     for name in names:
@@ -71,6 +72,8 @@ def read_image(source: str, channels: int = 3) -> AnyImage:
 
 
 def _expand_name(name: str) -> list[tuple[str, str]]:
+    if not name:  # as a path, it would be the working directory
+        raise ValueError("images: an empty name. Name a file, folder, pattern or URL.")
     path = Path(name)
     if is_url(name):
         file = PurePosixPath(urllib.parse.unquote(urllib.parse.urlparse(name).path)).name

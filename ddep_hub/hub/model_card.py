@@ -17,29 +17,27 @@ import jinja2
 import timm
 import torch
 import transformers
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.utils import logging
 
-from ddep_hub.configuration_ddep import PREDICTED, DDePConfig, __version__
+from ddep_hub.configuration_ddep import PREDICTED, DDePConfig, __version__, resolve_name
 from ddep_hub.data.dataset_registry import find_dataset_by_classes
 from ddep_hub.data.hub_loading import HUB_PREFIX, parse_hub_name
 from ddep_hub.encoder_weights import encoder_license, encoder_repository
 from ddep_hub.evaluation.metrics import METRICS
-from ddep_hub.pretrained import list_pretrained
 from ddep_hub.utils.arguments import list_field_names
 from ddep_hub.utils.files import atomic_write
 from ddep_hub.utils.processes import describe_hardware
 
+from .licenses import CARD, OPEN_LICENSES, RUN, find_restriction
 from .staging import read_json, read_text
+from .user_text import BEGIN, END, extract_user_text, merge_metadata, parse_metadata
 
 
 # Files beside the model that a card is made from, and pictures that it shows.
-CARD, RUN, RESULTS, BASELINE, EVALUATION = "README.md", "run.json", "results.json", "baseline.json", "evaluation.json"
+RESULTS, BASELINE, EVALUATION = "results.json", "baseline.json", "evaluation.json"
 PREDICTIONS, LOSS, CONFUSION = "predictions.png", "loss.png", "confusion.png"
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-# The user's own text is between these two marks.
-BEGIN, END = "<!-- your text: kept when the card is rewritten -->", "<!-- end of your text -->"
 # Used in the snippets of a card until it is published, or `ddep-hub card --repository` names a repository.
 PLACEHOLDER = "path/to/this/folder"
 # References of the denoising error, without learned features; each model has those of its corruption.
@@ -55,10 +53,8 @@ REFERENCES = {
 PRETRAINING_TAG = "decoder-pretraining"
 # What a card calls the built-in data.
 EMBEDDED = "embedded rendered scenes"
-# The licences in timm's list that allow any use.
-OPEN_LICENSES = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0")
 # Facts of a run that may be paths.
-PATH_FACTS = ("encoder_source", "more_images")
+PATH_FACTS = ("encoder_source", "inherited_license", "more_images")
 Kind = Literal["pretraining", "finetuning"]
 logger = logging.get_logger(__name__)
 
@@ -71,11 +67,11 @@ def write_run_record(folder: str | Path, kind: Kind, arguments: Any, results: Ma
         kind: What the run was.
         arguments: Its arguments, a dataclass. Paths are shortened to their last part, see `arg(path=True)`.
         results: The metrics, `seconds` of training, and `step`, after which the model was saved, if not at the end.
-        **facts: `encoder_source`; in pretraining `images`, their number in words, `more_images`, the names of data
-            sets besides those of the arguments, `data_fingerprint`, a hash of them, and `method`, the objective in
-            words if it is not denoising; in fine-tuning `evaluated`, the number of validation images, `labelled_ids`,
-            a hash of the names of the labelled ones, `untrained_classes`, the names of those that no label shows, and
-            `pretraining`, the record and results of a first stage.
+        **facts: `encoder_source`; `inherited_license`, see [`find_restriction`]; in pretraining `images`, their number
+            in words, `more_images`, the names of data sets besides those of the arguments, `data_fingerprint`, a hash
+            of them, and `method`, the objective in words if it is not denoising; in fine-tuning `evaluated`, the
+            number of validation images, `labelled_ids`, a hash of the names of the labelled ones, `untrained_classes`,
+            the names of those that no label shows, and `pretraining`, the record and results of a first stage.
     """
     values, paths = dataclasses.asdict(arguments), list_field_names(type(arguments), "path")
     defaults = dataclasses.asdict(type(arguments)())
@@ -123,7 +119,7 @@ def render_card(folder: Path, repository: str | None = None) -> str | None:
         values = _template_values(folder)
         values |= {
             "repository": repository or (match[1] if match else PLACEHOLDER),
-            "summary": " ".join(str(_parse_metadata(old_card).get("summary", "")).split()),
+            "summary": " ".join(str(parse_metadata(old_card).get("summary", "")).split()),
             "user_part": BEGIN,
             "metadata": _build_metadata(values).to_yaml(),
         }
@@ -135,7 +131,7 @@ def render_card(folder: Path, repository: str | None = None) -> str | None:
         ) from error
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     # Last, as it is kept to the byte.
-    return _merge_metadata(text.replace(BEGIN, f"{BEGIN}\n{_extract_user_text(old_card)}\n{END}", 1), old_card)
+    return merge_metadata(text.replace(BEGIN, f"{BEGIN}\n{extract_user_text(old_card)}\n{END}", 1), old_card)
 
 
 @functools.cache
@@ -160,23 +156,23 @@ def build_published_card(folder: Path, repository: str, hub_card: str | None = N
     card = render_card(folder, repository)
     if card is None and hub_card is not None and BEGIN in hub_card:
         # It tells of the weights that are replaced: only the user's text and metadata stay.
-        card = f"---\nlibrary_name: transformers\n---\n\n{BEGIN}\n{_extract_user_text(hub_card)}\n{END}\n"
-        merged = ModelCard(_merge_metadata(card, hub_card))
+        card = f"---\nlibrary_name: transformers\n---\n\n{BEGIN}\n{extract_user_text(hub_card)}\n{END}\n"
+        merged = ModelCard(merge_metadata(card, hub_card))
         merged.data.datasets = None
         merged.data.tags = [tag for tag in merged.data.tags or [] if tag != PRETRAINING_TAG] or None
         return str(merged)
     if card is None or hub_card is None or (BEGIN not in card and BEGIN not in hub_card):
         return card
-    ours, theirs = _extract_user_text(card) if BEGIN in card else "", _extract_user_text(hub_card)
+    ours, theirs = extract_user_text(card) if BEGIN in card else "", extract_user_text(hub_card)
     if theirs not in ours:
-        if ours:
-            logger.warning(
-                f"Your text in {CARD} differs from the one on the Hub, which is kept. Edit it there, or copy it to "
-                f"{CARD}."
-            )
+        difference = f"differs from that in {CARD}" if ours else f"is not in {CARD}"
+        logger.warning(
+            f"The text of the card on the Hub {difference}, and is kept. To change it, edit it there; to add to it, "
+            f"copy it to {CARD} first."
+        )
         head, _, tail = card.partition(BEGIN)
         card = f"{head.rstrip()}\n\n{BEGIN}\n{theirs}\n{END}\n{tail.partition(END)[2]}"
-    return _merge_metadata(card, hub_card)
+    return merge_metadata(card, hub_card)
 
 
 def add_baseline(folder: Path, other: Path) -> None:
@@ -280,7 +276,7 @@ def _template_values(folder: Path) -> dict[str, Any]:
         "restricted_encoder": license is not None and license not in OPEN_LICENSES,
         # Of a file nobody knows whether it holds timm's weights.
         "encoder_from_file": encoder_source not in ("hub", "pypi", "none", pretrained),
-        "decoder_license": _decoder_license(pretrained, run.get("license")),
+        "inherited_license": _inherited_license(record),
         "hub_datasets": list(dict.fromkeys(parse_hub_name(name)[0] for name in sources)) or None,
         "name": Path(run["output_dir"]).name,
         "classes": classes,
@@ -295,12 +291,13 @@ def _template_values(folder: Path) -> dict[str, Any]:
     }
 
 
-def _decoder_license(pretrained: str | None, license: str | None) -> str | None:
-    """The licence of the shipped decoder that a run started from, where it restricts more than the run's own says."""
-    shipped = None
-    if pretrained is not None:
-        shipped = next((model.license for model in list_pretrained() if model.name == pretrained), None)
-    return None if shipped in (None, license, *OPEN_LICENSES) else shipped
+def _inherited_license(record: Mapping[str, Any]) -> dict[str, str] | None:
+    """The model that the weights of a run are from, and its licence, where it is not the run's own."""
+    run, inherited = record["arguments"], record.get("inherited_license")
+    pretrained = run.get("pretrained")
+    if "inherited_license" not in record and pretrained is not None and resolve_name(pretrained) != pretrained:
+        inherited = find_restriction(pretrained)  # of records without this fact: the name of a shipped decoder
+    return inherited if inherited and inherited["license"] != run.get("license") else None
 
 
 def _metric_rows(results: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> list[list[str]]:
@@ -346,50 +343,12 @@ def _build_metadata(values: Mapping[str, Any]) -> ModelCardData:
     )
 
 
-def _extract_user_text(card: str) -> str:
-    """The user's part of a card. A card without marks is the user's, all of it but the metadata."""
-    card = card.replace("\r\n", "\n")
-    if BEGIN in card:
-        return card.partition(BEGIN)[2].partition(END)[0].strip()
-    text = re.sub(r"\A---\n.*?^---\s*$", "", card, flags=re.DOTALL | re.MULTILINE).strip()
-    return "" if "[More Information Needed]" in text else text  # transformers' own stub
-
-
-def _parse_card(card: str, *, ignore_errors: bool = False) -> ModelCard:
-    """A card with its metadata, the part between the lines `---`; raises a ValueError if that is not valid.
-
-    `ignore_errors` drops results in the metadata that are not valid.
-    """
-    try:
-        return ModelCard(card, ignore_metadata_errors=ignore_errors)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{CARD}: the metadata between the lines `---` is not valid: {error}") from error
-
-
-def _parse_metadata(card: str) -> dict[str, Any]:
-    """The metadata of a card as a dictionary, which is empty if it has none."""
-    return dict(_parse_card(card, ignore_errors=True).data.to_dict()) if card.startswith("---") else {}
-
-
-def _merge_metadata(card: str, other_card: str) -> str:
-    """The card with the metadata that another one has besides, such as a licence; what is generated stays."""
-    other_metadata = _parse_metadata(other_card)
-    if not other_metadata:
-        return card
-    merged = _parse_card(card)
-    for name, value in other_metadata.items():
-        if name in ("tags", "datasets") and isinstance(value, list):
-            value = list(dict.fromkeys([*(merged.data.get(name) or []), *value]))
-            merged.data[name] = value or None
-        elif merged.data.get(name) is None and name not in ("model-index", "pipeline_tag", "metrics", "base_model"):
-            merged.data[name] = value
-    return str(merged)
-
-
 def _strip_path(value: Any) -> Any:
     """The last part of each path. Names of repositories and data sets on the Hub stay as they are."""
     if isinstance(value, list):
         return [_strip_path(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _strip_path(item) for name, item in value.items()}
     if not isinstance(value, str) or "://" in value:
         return value
     path = Path(os.path.abspath(value)) if os.path.exists(value) else Path(value)  # the current folder has a name

@@ -20,6 +20,8 @@ from ddep_hub.modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentati
 
 
 WEIGHTS_PATTERN = "model*.safetensors*"
+# Of a checkpoint, what resuming needs besides the model.
+CHECKPOINT_FILES = ("optimizer.pt", "checkpoint.json")
 logger = logging.get_logger(__name__)
 MODELS = {cls.__name__: cls for cls in (DDePForSemanticSegmentation, DDePForPreTraining, DDePModel)}
 # What `register_for_auto_class` and `save_pretrained` would write, without marking the classes of this process.
@@ -43,16 +45,16 @@ AUTO_MAP: dict[str, dict[str, Any]] = {
 def stage(folder: Path, target: Path, *, decoder_only: bool, remote_code: bool) -> None:
     """Puts the files to publish into an empty folder: no hidden files, and no links out of `folder`.
 
-    Checkpoints of transformers' Trainer, which hold the optimizer's state, stay behind as in its `push_to_hub`. Files
-    that are not changed become links. `decoder_only` leaves the encoder out, which raises a ValueError if it was
-    trained; `remote_code` adds the model's code.
+    The optimizer's state stays behind: that of a run's checkpoint, and the folders `checkpoint-N` of transformers'
+    Trainer, as in its `push_to_hub`. Files that are not changed become links. `decoder_only` leaves the encoder out,
+    which raises a ValueError if it was trained; `remote_code` adds the model's code.
     """
     model_class(folder)
     source_root = folder.resolve()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         is_excluded = any(part.startswith(".") or re.fullmatch(r"checkpoint-\d+", part) for part in name.parts)
-        if is_excluded or not (path.is_file() or path.is_symlink()):
+        if is_excluded or str(name) in CHECKPOINT_FILES or not (path.is_file() or path.is_symlink()):
             continue
         if not path.resolve().is_relative_to(source_root):
             if fnmatch(path.name, WEIGHTS_PATTERN) or path.name == "config.json":

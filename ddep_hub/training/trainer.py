@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ddep_hub.data.dataloading import iterate_batches
 from ddep_hub.data.samplers import example_seed
+from ddep_hub.hub.licenses import find_restriction
 from ddep_hub.hub.model_card import PREDICTIONS, Kind, write_card, write_run_record
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
@@ -163,6 +164,8 @@ class Trainer(Losses):
         with contextlib.ExitStack() as stack:
             on_main_process(self.accelerator, lambda: stack.enter_context(run_lock(self.output)))
             on_main_process(self.accelerator, lambda: check_publishing(self.args))
+            if self.args.pretrained is not None and self.accelerator.is_main_process:  # which writes the card
+                self.facts["inherited_license"] = find_restriction(self.args.pretrained)
             self._prepare()
             on_main_process(self.accelerator, self._start_folder)
             self.metrics = MetricsLogger(self.accelerator, self.args, self.step, {*self.bad_files, *self.skipped})

@@ -218,7 +218,8 @@ class _Parser(HfArgumentParser):
             common = "most used" if action.option_strings else "arguments"
             sections[common if metadata.get("common") else metadata["group"]].append(action)
         formatter = self._get_formatter()
-        formatter.add_usage("%(prog)s [arguments]", [], [])
+        positionals = [f"{a.dest}{' ...' * (a.nargs == '+')} " for a in self._actions if not a.option_strings]
+        formatter.add_usage(f"%(prog)s {''.join(positionals)}[arguments]", [], [])
         formatter.add_text(self.description)
         for title, actions in sections.items():
             formatter.start_section(title)

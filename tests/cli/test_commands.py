@@ -294,7 +294,7 @@ def test_brackets_of_a_folder_that_is_there_are_no_pattern(tmp_path, monkeypatch
         (["predict", "--model", "x"], "images"),
         (
             ["predict", "--model", "x", "--predictions", "ids", "photos"],
-            "predict IMAGES... [arguments], with the images",
+            "predict images ... [arguments], with the images",
         ),
     ],
 )

@@ -1,6 +1,7 @@
 """`ddep_hub.predict` and `ddep_hub.evaluate`: what they take, and what they return."""
 
 import copy
+import io
 import json
 import pickle
 import shutil
@@ -506,6 +507,9 @@ def test_masks_stay_in_their_folder(tmp_path):
         ({"images": torch.zeros(3, 64, 64)}, TypeError, "images: got Tensor. Pass paths, URLs, PIL images or NumPy"),
         ({"images": [torch.zeros(3, 64, 64)]}, TypeError, "images: got Tensor"),
         ({"images": b"\x89PNG"}, TypeError, "images: got bytes"),
+        ({"images": io.BytesIO(b"\x89PNG\n1")}, TypeError, "images: got BytesIO"),
+        ({"images": ""}, ValueError, "images: an empty name"),
+        ({"images": [""]}, ValueError, "images: an empty name"),
         ({"images": None}, TypeError, "images: got NoneType"),
         ({"images": {"image": "a.png"}}, TypeError, r'images: got dict.*its image column.*data\["image"\]'),
         ({"images": datasets.Dataset.from_dict({"image": [1]})}, TypeError, "images: got dict.*its image column"),

@@ -2,13 +2,16 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from huggingface_hub import ModelCard
 
 from ddep_hub import DDePConfig
+from ddep_hub.configuration_ddep import model_card_folders
 from ddep_hub.data.dataset_registry import get_dataset_info
 from ddep_hub.encoder_weights import encoder_repository
+from ddep_hub.hub.licenses import find_restriction
 from ddep_hub.hub.model_card import (
     BEGIN,
     EMBEDDED,
@@ -54,11 +57,11 @@ def finetuned(tmp_path, hybrid_config):
     labels = {"id2label": dict(enumerate(NAMES)), "label2id": {name: index for index, name in enumerate(NAMES)}}
 
     def make(name="run", results=SEGMENTATION, **fields):
+        facts = {key: fields.pop(key) for key in ("inherited_license",) if key in fields}
+        facts |= {"encoder_source": "none", "evaluated": 101}
         arguments = FinetuneArguments(output_dir=str(tmp_path / name), **fields)
         place = tmp_path / name / "final"
-        return write(
-            place, hybrid_config(**labels), "finetuning", arguments, results, encoder_source="none", evaluated=101
-        )
+        return write(place, hybrid_config(**labels), "finetuning", arguments, results, **facts)
 
     return make
 
@@ -149,6 +152,37 @@ def test_the_licence_of_a_restricted_decoder_is_named(finetuned):
     )
     for name, fields in {"b": {"license": "cc-by-nc-sa-3.0"}, "c": {"pretrained": "ddep-nuclei-lite0"}}.items():
         assert "## Licence of the decoder" not in parsed(finetuned(name, **{"pretrained": start, **fields})).text
+
+
+def test_the_licence_of_a_restricted_decoder_is_inherited(finetuned, tmp_path):
+    """By every model that is trained from its weights, under whatever name."""
+    start = "ddep-em-lite0-masked-nc"
+    restriction = {"model": start, "license": "cc-by-nc-sa-3.0"}
+    assert find_restriction(start) == restriction and find_restriction("ddep-nuclei-lite0") is None
+    copy = tmp_path / "renamed"
+    copy.mkdir()
+    shutil.copyfile(model_card_folders() / start / "README.md", copy / "README.md")
+    assert find_restriction(str(copy)) == {**restriction, "model": str(copy)}
+    first = finetuned("a", pretrained=start, license="mit", inherited_license=find_restriction(start))
+    write_card(first)
+    assert find_restriction(str(first)) == restriction  # not its own, which is open
+    second = finetuned("b", pretrained=str(first), license="mit", inherited_license=find_restriction(str(first)))
+    assert f"These weights go back to `{start}`, whose licence, cc-by-nc-sa-3.0," in parsed(second).text
+    named = finetuned("c", pretrained=str(copy), license="mit", inherited_license=find_restriction(str(copy)))
+    assert "Training started from `renamed`, whose licence, cc-by-nc-sa-3.0," in parsed(named).text
+    (copy / "README.md").write_text("---\nlicense: [\n---\n")
+    assert find_restriction(str(copy)) is None
+
+
+def test_a_lost_mark_of_the_users_part_is_told(finetuned):
+    folder = finetuned()
+    write_card(folder)
+    whole = (folder / "README.md").read_text()
+    for mark in (BEGIN, END):
+        (folder / "README.md").write_text(whole.replace(mark, ""))
+        with pytest.raises(ValueError, match=f"but not `{mark}`. Put it back"):
+            write_card(folder)
+        assert (folder / "README.md").read_text() == whole.replace(mark, "")
 
 
 @pytest.mark.parametrize(
@@ -320,7 +354,7 @@ def test_the_users_part_on_the_hub(finetuned, caplog):
     on_hub = with_text("Written on the Hub.").replace("library_name", "license: mit\nlibrary_name")
     card = build_published_card(folder, "org/name", on_hub)
     assert "Written on the Hub." in card and "license: mit" in card and 'model="org/name"' in card
-    assert "differ" not in caplog.text
+    assert "The text of the card on the Hub is not in README.md, and is kept" in caplog.text
     (folder / "README.md").write_text(with_text("Written on the Hub.\n\nAnd more here."))
     assert "And more here." in build_published_card(folder, "org/name", on_hub)
     (folder / "README.md").write_text(with_text("Written here."))
@@ -329,7 +363,7 @@ def test_the_users_part_on_the_hub(finetuned, caplog):
     assert (
         "Written on the Hub." in card
         and "Written here." not in card
-        and "the one on the Hub, which is kept" in caplog.text
+        and "on the Hub differs from that in README.md, and is kept" in caplog.text
     )
     assert card.count(BEGIN) == card.count(END) == 1
     assert "More Information" not in build_published_card(

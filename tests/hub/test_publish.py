@@ -44,6 +44,8 @@ def test_one_commit_of_all_files(hub, folder, monkeypatch, xet):
     (folder / "pictures" / "one.png").write_bytes(b"png")
     (folder / "checkpoint-500").mkdir()
     (folder / "checkpoint-500" / "optimizer.pt").write_bytes(b"state")
+    for name in ("optimizer.pt", "checkpoint.json"):  # of a checkpoint of a run
+        (folder / name).write_bytes(b"state")
     before = state(folder)
     address = publish_folder(folder, "org/name", private=True)
     repository = hub.repositories["org/name"]
@@ -158,7 +160,10 @@ def test_republishing_keeps_the_users_part_on_the_hub(hub, folder, caplog):
     (folder / "README.md").write_text(local.replace("From our roads", "From all roads"))
     with caplog.at_level(logging.WARNING):
         publish_folder(folder, "org/name")
-    assert "From our roads." in card_on_hub(hub) and "the one on the Hub, which is kept" in caplog.text
+    assert (
+        "From our roads." in card_on_hub(hub)
+        and "on the Hub differs from that in README.md, and is kept" in caplog.text
+    )
     assert (folder / "README.md").read_text() == local.replace("From our roads", "From all roads")
 
 

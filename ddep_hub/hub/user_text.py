@@ -1,0 +1,59 @@
+"""The part of a model card that is the user's: text between two marks, and metadata that is not generated."""
+
+import re
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard
+
+from .licenses import CARD
+
+
+# The user's own text is between these two marks.
+BEGIN, END = "<!-- your text: kept when the card is rewritten -->", "<!-- end of your text -->"
+
+
+def extract_user_text(card: str) -> str:
+    """The user's part of a card. A card without marks is the user's, all of it but the metadata.
+
+    Raises a ValueError if only one of the marks is there, as where the text ends is not known then.
+    """
+    card = card.replace("\r\n", "\n")
+    if (BEGIN in card) != (END in card):
+        lost, other = (END, BEGIN) if BEGIN in card else (BEGIN, END)
+        raise ValueError(f"{CARD} has the line `{other}`, but not `{lost}`. Put it back, so that your text is kept.")
+    if BEGIN in card:
+        return card.partition(BEGIN)[2].partition(END)[0].strip()
+    text = re.sub(r"\A---\n.*?^---\s*$", "", card, flags=re.DOTALL | re.MULTILINE).strip()
+    return "" if "[More Information Needed]" in text else text  # transformers' own stub
+
+
+def parse_card(card: str, *, ignore_errors: bool = False) -> ModelCard:
+    """A card with its metadata, the part between the lines `---`; raises a ValueError if that is not valid.
+
+    `ignore_errors` drops results in the metadata that are not valid.
+    """
+    try:
+        return ModelCard(card, ignore_metadata_errors=ignore_errors)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{CARD}: the metadata between the lines `---` is not valid: {error}") from error
+
+
+def parse_metadata(card: str) -> dict[str, Any]:
+    """The metadata of a card as a dictionary, which is empty if it has none."""
+    return dict(parse_card(card, ignore_errors=True).data.to_dict()) if card.startswith("---") else {}
+
+
+def merge_metadata(card: str, other_card: str) -> str:
+    """The card with the metadata that another one has besides, such as a licence; what is generated stays."""
+    other_metadata = parse_metadata(other_card)
+    if not other_metadata:
+        return card
+    merged = parse_card(card)
+    for name, value in other_metadata.items():
+        if name in ("tags", "datasets") and isinstance(value, list):
+            value = list(dict.fromkeys([*(merged.data.get(name) or []), *value]))
+            merged.data[name] = value or None
+        elif merged.data.get(name) is None and name not in ("model-index", "pipeline_tag", "metrics", "base_model"):
+            merged.data[name] = value
+    return str(merged)
