@@ -111,7 +111,7 @@ def flips() -> dict[tuple[str, Fraction], Scores]:
 
 
 def table_row(title: str, recipe: str, method: str, treated: dict[int, float], baseline: dict[int, float]) -> str:
-    """Means over the seeds that both methods have, and the difference with its 95 % t interval."""
+    """Means over the seeds that both methods have, and the difference with its 95% t interval."""
     difference = paired_difference(Point(0, treated), Point(0, baseline))
     assert difference is not None, f"{title}: no seed of both methods"
     seeds = difference.by_seed
@@ -136,7 +136,7 @@ def label_factors(points: dict[Fraction, Scores], *methods: str) -> dict[Fractio
     """How many times the labels would bring a random decoder what pretraining brings, by number of labels.
 
     Interpolated between the numbers of labels on a logarithmic scale, as in the figure: for the mean gain, and for the
-    ends of its 95 % t interval.
+    ends of its 95% t interval.
 
     Args:
         points: Scores by number of labels.

@@ -50,7 +50,7 @@ LITE0 = "tf_efficientnet_lite0"
 TRANSUNET = "vit_base_r50_s16_224"
 # 1.84 million parameters: what is shipped for EfficientNet-Lite0.
 DECODER = {"decoder_hidden_sizes": [192, 96, 64, 32, 16], "decoder_bottleneck_size": 192}
-# Relative differences between a device and the CPU; the largest on an H200 is a gradient's 0.9 %.
+# Relative differences between a device and the CPU; the largest on an H200 is a gradient's 0.9%.
 MAX_DIFFERENCES = {"loss": 1e-3, "gradient": 0.05, "logits": 1e-3}
 MODELS = {
     "lite0": {"encoder_name": LITE0, "image_skip": True, **DECODER},

@@ -274,7 +274,7 @@ def compare(expected: Function, actual: Function, batches: Iterable[torch.Tensor
     if not (difference <= TOLERANCE and same_class >= MIN_SAME_CLASS):
         raise ValueError(
             f"its outputs differ by {difference:.1e} of the largest one (at most {TOLERANCE:g}), and "
-            f"{100 * same_class:.3f} % of the pixels have the same class (at least {100 * MIN_SAME_CLASS:g} %)"
+            f"{100 * same_class:.3f}% of the pixels have the same class (at least {100 * MIN_SAME_CLASS:g}%)"
         )
     return {"difference": difference, "same_class": same_class}
 

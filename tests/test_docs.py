@@ -173,7 +173,7 @@ def rows_of(name: str) -> dict[tuple[str, str], list[float]]:
 
 
 def interval(gains: list[float]) -> tuple[float, float]:
-    """Mean of differences, and half of its 95 % t interval."""
+    """Mean of differences, and half of its 95% t interval."""
     quantile = {3: 4.302653, 4: 3.182446, 5: 2.776445, 10: 2.262157}[len(gains)]
     return statistics.mean(gains), quantile * statistics.stdev(gains) / len(gains) ** 0.5
 

@@ -93,7 +93,7 @@ def test_the_snippet_of_its_card_runs(folder, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", DOMAIN)
 def test_the_comparison_in_a_domain_decoders_card_is_recomputed(name):
-    """Mean and standard deviation over five seeds; the paired difference with its 95 % t interval."""
+    """Mean and standard deviation over five seeds; the paired difference with its 95% t interval."""
     data, labels, license, cited = DOMAIN[name]
     path = CARDS.parent / "benchmarks" / "results" / "gpu" / "h200_domain_finetuning.csv"
     with path.open() as file:

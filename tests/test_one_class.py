@@ -298,7 +298,7 @@ def test_a_run_from_masks_of_0_and_255_to_a_file(tmp_path, tiny, capsys):
 def test_an_export_is_compared_by_the_threshold():
     images = [torch.tensor([[[[1.0, -1e-5], [2.0, -3.0]]]])]
     assert compare(lambda x: x, lambda x: x + 5e-6, images)["same_class"] == 1
-    with pytest.raises(ValueError, match=r"75\.000 % of the pixels have the same class"):
+    with pytest.raises(ValueError, match=r"75\.000% of the pixels have the same class"):
         compare(lambda x: x, lambda x: x + 2e-5, images)
 
 

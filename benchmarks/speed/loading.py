@@ -2,7 +2,7 @@
 
     python benchmarks/speed/loading.py
 
-Each way reads a file and gives a uint8 tensor (3, 224, 224): of the JPEG a random part of 20 to 100 % of its area, of
+Each way reads a file and gives a uint8 tensor (3, 224, 224): of the JPEG a random part of 20 to 100% of its area, of
 the PNG the whole, both scaled with antialiasing (OpenCV: INTER_AREA). One thread, as in a worker of a DataLoader.
 """
 

@@ -2,7 +2,7 @@
 
     python benchmarks/speed/report.py
 
-A line is marked where its ratio is more than 10 % below that of the last commit on this kind of machine.
+A line is marked where its ratio is more than 10% below that of the last commit on this kind of machine.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def committed(file: Path) -> dict[tuple[str, ...], float]:
 
 
 def read(file: Path) -> list[Line]:
-    """Rows of a file, with `before`, the committed ratio, where the present one is more than 10 % below."""
+    """Rows of a file, with `before`, the committed ratio, where the present one is more than 10% below."""
     before = committed(file)
     with file.open(newline="") as lines:
         rows: list[Line] = list(csv.DictReader(lines))
@@ -170,7 +170,7 @@ def main() -> None:
     PAGE.write_text(page())
     draw(rows, read_growth(folder), figure_of(folder))
     fallen = sum(bool(row["before"]) for row in rows)
-    print(f"{PAGE} and {figure_of(folder).name} written; {fallen} of {len(rows)} lines fell by more than 10 %")
+    print(f"{PAGE} and {figure_of(folder).name} written; {fallen} of {len(rows)} lines fell by more than 10%")
 
 
 if __name__ == "__main__":

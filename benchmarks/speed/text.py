@@ -10,7 +10,7 @@ on one machine: above 1, this package is faster. For memory, the ratio is the pe
 [The floor of a step](#the-floor-of-a-step) explains the *share of the matrix rate*.
 
 `make benchmark` repeats all measurements in 10 to 20 minutes on two cores, writes the CSV files of this kind of CPU in
-`benchmarks/speed/results/` and this page, and marks rows that fell by more than 10 %.
+`benchmarks/speed/results/` and this page, and marks rows that fell by more than 10%.
 
 On CPUs with AMX or AVX512_BF16, `--mixed_precision auto` trains in bf16, so steps are measured in bf16 and in float32;
 peers run in float32, as in their own examples."""
@@ -108,7 +108,7 @@ These changes were tried and rejected:
 - compiling the encoder with inductor, weights frozen: its forward pass is another 1.2 to 1.4 times as fast, after 10 s
   of compiling with a C++ compiler; `--torch_compile` compiles the whole step;
 - recomputing the decoder's norms, activations and upsampling in the backward pass: a step of Lite0 and of TransUNet
-  needs 17 to 20 % less memory, one of ResNet-50 no less, which is still short of the goal.
+  needs 17 to 20% less memory, one of ResNet-50 no less, which is still short of the goal.
 
 The encoder's features cannot be reused for several noise draws, because noise in the input changes them.
 

@@ -130,7 +130,7 @@ def export(argv: list[str]) -> None:
     for name, comparison in results.items():
         print(
             f"{arguments.output_dir}/{FILES[name]}: largest difference {comparison['difference']:.1e} of the "
-            f"largest logit, {100 * comparison['same_class']:.3f} % of the pixels in the same class"
+            f"largest logit, {100 * comparison['same_class']:.3f}% of the pixels in the same class"
         )
 
 

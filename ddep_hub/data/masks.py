@@ -312,7 +312,7 @@ def _mask_dtype(num_classes: int, ignore_index: int) -> type[np.generic]:
 def _unknown_color_error(path: str | Path, color: Color, fraction: float, colors: ColorMapping) -> BadFileError:
     nearest = min(colors, key=lambda known: sum((a - b) ** 2 for a, b in zip(known, color, strict=True)))
     return BadFileError(
-        f"{path} holds the colour {color} in {100 * fraction:.3g} % of its pixels, which belongs to no class in "
+        f"{path} holds the colour {color} in {100 * fraction:.3g}% of its pixels, which belongs to no class in "
         f"classes.json; the nearest is {nearest} of class {colors[nearest]}. Save the mask without smoothing, add "
         'the colour to classes.json, or set "other_values": "ignore" there',
         path,

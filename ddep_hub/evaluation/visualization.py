@@ -248,7 +248,7 @@ def _shrink(picture: np.ndarray) -> np.ndarray:
 
 
 def confusion_picture(counts: torch.Tensor, names: Sequence[str]) -> Image.Image:
-    """Draws a confusion matrix: the shares of each true class (row) by predicted class, in percent from 1 % up.
+    """Draws a confusion matrix: the shares of each true class (row) by predicted class, in percent from 1% up.
 
     `counts` are those of a [`ConfusionMatrix`]. Rows of classes without a pixel are empty.
     """

@@ -210,7 +210,7 @@ def _fit_steps(args: StudyArguments, study: Study, output: Path) -> Steps:
 def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({})) -> str:
     """Recommends which decoder to start from, or consistency on unlabelled images.
 
-    The one with the highest mean at the fewest labels, among those whose 95 % interval of the paired difference from a
+    The one with the highest mean at the fewest labels, among those whose 95% interval of the paired difference from a
     random decoder is above 0. If several are compared, one may be ahead by chance, so a second sentence says how many
     there are. The advice repeats `settings`, the arguments of fine-tuning from a random decoder, except for data and
     steps: with others, it would name a model that was not measured.
@@ -244,7 +244,7 @@ def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({}
             best = (
                 difference.mean,
                 f"Use {name} (`{' '.join(flags)}`): {difference.mean:+.1f} points of mIoU over a random decoder with "
-                f"{baseline.labelled} labels (95 % interval {low:+.1f} to {high:+.1f}).",
+                f"{baseline.labelled} labels (95% interval {low:+.1f} to {high:+.1f}).",
             )
     if best is not None:
         luck = f" It is the best of {len(compared)}, so a part of its lead may be luck." if len(compared) > 1 else ""

@@ -74,7 +74,7 @@ def _parse_value(name: str, text: str) -> Any:
     if name == "denoising_error":
         return float(text) if text else None
     if name in ("mean_iou", "mean_accuracy", "overall_accuracy") and not 0 <= float(text) <= 100:
-        raise ValueError(f"{text} is not from 0 to 100 %")
+        raise ValueError(f"{text} is not from 0 to 100%")
     return COLUMNS[name](text)
 
 
@@ -110,7 +110,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Difference:
-    """Paired difference of two methods in points of mIoU, and its mean's 95 % t interval (`None` for one seed)."""
+    """Paired difference of two methods in points of mIoU, and its mean's 95% t interval (`None` for one seed)."""
 
     by_seed: dict[int, float]
     interval: tuple[float, float] | None
@@ -158,7 +158,7 @@ def paired_difference(treated: Point, baseline: Point) -> Difference | None:
 
 
 def student_quantile(df: int) -> float:
-    """The 97.5 % quantile of Student's t distribution, for a two-sided 95 % interval.
+    """The 97.5% quantile of Student's t distribution, for a two-sided 95% interval.
 
     `df` is the number of degrees of freedom; above 10, the result is an approximation, accurate to 0.01.
     """
@@ -266,7 +266,7 @@ def _differences_table(study: Study, points: Curves) -> list[str]:
             by_seed = ", ".join(f"{value:+.2f}" for value in difference.by_seed.values())
             needed, labels = _format_labels_needed(points, baselines, point), f"{fraction} = {point.labelled}"
             rows.append([name, labels, best, f"{difference.mean:+.2f}{interval}", by_seed, needed])
-    head = ["method", "labels", "best baseline", "difference, 95 % t interval", "by seed", "labels the baseline needs"]
+    head = ["method", "labels", "best baseline", "difference, 95% t interval", "by seed", "labels the baseline needs"]
     return _table(head, rows)
 
 

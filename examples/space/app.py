@@ -71,7 +71,7 @@ def legend(result: Segmentation) -> str:
         percent = f"{100 * share:.1f}" if share >= 0.0005 else "&lt; 0.1"
         rows.append(
             f'<tr><td><span class="swatch" style="background: {color}"></span></td>'
-            f'<td class="name">{escape(result.classes.names[index])}</td><td class="share">{percent} %</td></tr>'
+            f'<td class="name">{escape(result.classes.names[index])}</td><td class="share">{percent}%</td></tr>'
         )
     return f'<div class="ddep"><p>Share of the pixels by class</p><table>{"".join(rows)}</table></div>'
 
@@ -92,8 +92,8 @@ def confidence_scale(result: Segmentation) -> str:
     colors = ", ".join("rgb({}, {}, {})".format(*color) for color in SCALE)
     return (
         f'<div class="ddep"><div class="bar" style="background: linear-gradient(to right, {colors})"></div>'
-        f'<div class="ends"><span>{100 / number:.1f} %, a guess among {number}</span><span>100 %</span></div>'
-        f"<p>Probability of the predicted class; {100 * result.confidence.mean():.0f} % on average.</p></div>"
+        f'<div class="ends"><span>{100 / number:.1f}%, a guess among {number}</span><span>100%</span></div>'
+        f"<p>Probability of the predicted class; {100 * result.confidence.mean():.0f}% on average.</p></div>"
     )
 
 

@@ -144,7 +144,7 @@ def test_unknown_colours_are_named(tmp_path):
     pixels = np.full((10, 10, 3), 9, dtype=np.uint8)
     pixels[:2, 0] = (71, 131, 179)
     data = folder(tmp_path, [pixels], COLORS)
-    with pytest.raises(BadFileError, match=r"\(71, 131, 179\) in 2 % .* nearest is \(70, 130, 180\) of class 0"):
+    with pytest.raises(BadFileError, match=r"\(71, 131, 179\) in 2% .* nearest is \(70, 130, 180\) of class 0"):
         data[0]
 
 

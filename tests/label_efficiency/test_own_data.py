@@ -223,7 +223,7 @@ def test_advice():
     sure = recommend(rows(random=[50, 52, 51], target=[54, 56.1, 55], other=[50, 53, 51]), settings)
     assert sure == (
         "Use DDeP on your images (`--preset few-labels --unlabelled ... --pretraining_corruption scaled "
-        "--decoder_hidden_sizes 8 4`): +4.0 points of mIoU over a random decoder with 2 labels (95 % interval +3.9 to "
+        "--decoder_hidden_sizes 8 4`): +4.0 points of mIoU over a random decoder with 2 labels (95% interval +3.9 to "
         "+4.2). It is the best of 2, so a part of its lead may be luck."
     )
     assert recommend(rows(random=[50, 52, 51], target=[54, 56.1, 55])).endswith("+4.2).")  # nothing to choose from

@@ -108,9 +108,9 @@ def test_the_legend_escapes_names_and_leaves_out_what_is_not_there(app, models):
     found = models.Segmentation(Image.new("RGB", (2, 1)), confidence, {1: 0.9999, 0: 0.0001}, classes)
     html = app.legend(found)
     assert "&lt;b&gt;" in html and "c &amp; d" in html and "none" not in html and "<b>" not in html
-    assert "100.0 %" in html and "&lt; 0.1 %" in html and html.index("c &amp;") < html.index("&lt;b")
+    assert "100.0%" in html and "&lt; 0.1%" in html and html.index("c &amp;") < html.index("&lt;b")
     assert np.array_equal(np.asarray(app.confidence_map(found)), [[app.SCALE[0], app.SCALE[-1]]])
-    assert "33.3 %, a guess among 3" in app.confidence_scale(found)
+    assert "33.3%, a guess among 3" in app.confidence_scale(found)
 
 
 def test_one_class_is_certain(app, models):

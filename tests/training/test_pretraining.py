@@ -109,7 +109,7 @@ def test_pretraining_on_masked_images(pretrain_arguments, tmp_path, capsys):
     final = tmp_path / "run" / "final"
     card = (final / "README.md").read_text()
     assert "by filling in masked patches" in card and "The encoder was frozen; the decoder learned to" in card
-    assert "| Objective | 50 % of the patches of 8x8 pixels masked and predicted |" in card
+    assert "| Objective | 50% of the patches of 8x8 pixels masked and predicted |" in card
     assert "| Method | frozen encoder, decoder trained to fill in masked patches |" in card
     assert f"| **This model** | **{results['denoising_error']:.4f}** |" in card
     assert f"| Mean of the visible pixels | {results['predicting_mean']:.4f} |" in card

@@ -169,7 +169,7 @@ def test_two_stages_in_one_folder_and_one_card(finetuning, scenes):
 def test_the_first_stage_on_masked_images(finetuning):
     run = finetuning(encoder_name=ENCODER_NAME, pretraining_corruption="masked", denoising_weight=0.1)
     card = (run / "final" / "README.md").read_text()
-    assert "trained to fill in masked patches (50 % of those of 16 px) of" in card and "sigma" not in card
+    assert "trained to fill in masked patches (50% of those of 16 px) of" in card and "sigma" not in card
     # Joint denoising fills in patches, too: its head sees the decoder's 8 channels, and not the image, which the head
     # that removes noise sees on this encoder.
     assert weights(run, "checkpoints/step-4")["noise_head.weight"].shape == (3, 8, 3, 3)
