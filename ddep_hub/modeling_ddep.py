@@ -235,7 +235,8 @@ class DDePForPreTraining(DDePPreTrainedModel):
             if fixed_image_size(config) is not None:
                 raise ValueError(
                     f'corruption="downsampled" needs an encoder of images of any size, but {config.encoder_name} gets '
-                    "them resampled to one. Choose another encoder or corruption."
+                    "them resampled to one. Choose another encoder, or `corruption` (`pretraining_corruption` of a "
+                    "first stage)."
                 )
             self.noise_head = nn.Conv2d(channels, sum(feature_maps(self.ddep.encoder).channels[-NUM_TARGETS:]), 1)
         else:

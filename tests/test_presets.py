@@ -177,6 +177,7 @@ def test_few_labels_are_fine_tuned_as_was_measured():
     own = yaml.safe_load(text)
     assert own.pop("output_dir") == args.output_dir
     assert own.pop("head_lr_factor") == 10  # for short runs, see head_learning_rate.csv
+    assert own.pop("pretraining_corruption") == "downsampled"  # see features.csv
     left_out = ("eval_split", "save_steps", "mixed_precision")
     assert own == {name: value for name, value in study.items() if name not in left_out}
     flags = re.search(r"`(--decoder_hidden_sizes .*)` in place", text)[1]

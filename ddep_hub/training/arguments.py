@@ -262,8 +262,8 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
                 raise ValueError(f"{weights[0]} and {name} cannot be combined. Set only one of them.")
         if self.denoising_weight and self.pretraining_steps and self.pretraining_corruption == "downsampled":
             raise ValueError(
-                "denoising_weight needs a decoder that was pretrained on images, not on features. Choose another "
-                "pretraining_corruption."
+                "denoising_weight needs a decoder that was pretrained on images, not on features. Set "
+                "pretraining_corruption to scaled or masked, or pretraining_steps to 0."
             )
         if self.pretraining_minutes is not None:
             self.check_positive("pretraining_minutes")
