@@ -184,7 +184,9 @@ class PrepareArguments:
     )
     val_fraction: str = data_arg("0.2", "Fraction of the images for validation, if the source has no splits.")
     group_pattern: str | None = data_arg(
-        None, "Regular expression whose first group in an image's name identifies images that must stay in one split."
+        None,
+        "Regular expression whose first group, or whole match, in an image's name identifies images that must stay in "
+        "one split.",
     )
     tile: int | None = data_arg(None, "Cut large images into square tiles with this side.", common=True)
     overlap: int = data_arg(0, "Minimum overlap of neighbouring tiles in pixels.", common=True)

@@ -71,7 +71,8 @@ class StudyArguments(LabelledDataArguments):
     val_fraction: str | None = data_arg(None, "Fraction of the images to evaluate on, if there are no splits.")
     group_pattern: str | None = data_arg(
         None,
-        "Regular expression whose first group in an image's name identifies images that val_fraction keeps together.",
+        "Regular expression whose first group, or whole match, in an image's name identifies images that val_fraction "
+        "keeps together.",
     )
     image_size: int | None = data_arg(None, "Resize images to this shorter side.", common=True)
     crop_size: int | None = data_arg(None, "Side of the random crops in pixels.", common=True)
