@@ -67,7 +67,7 @@ OTHER_PRETEXTS = tuple(
     f"runs/{name}/final"
     for name in (
         *("gaussian", "shared_noise", "poisson_gaussian", "encoder_too", "patches_32", "masked_12000"),
-        *("patches_8", "ratio_75", "features_camvid_2", "features_caltech"),
+        *("patches_8", "ratio_75", "features_camvid_2", "features_camvid_long", "features_caltech"),
     )
 )
 Scores = dict[str, dict[int, float]]  # mIoU in % by method and seed
@@ -186,6 +186,8 @@ def main() -> None:
         print_rows(data, "600 steps, flips alone", {labels: scores})
     for labels, (factor, low, high) in label_factors(found["em", 600], "masked", "masked_longer").items():
         print(f"Masked patches, {labels} of a section: as {factor:.2f} times the labels ({low:.2f} to {high:.2f})")
+    for labels, (factor, low, high) in label_factors(found["camvid-tuning", 600], "features").items():
+        print(f"Features, {labels} labels of CamVid: as {factor:.2f} times the labels ({low:.2f} to {high:.2f})")
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.9))
     for axis, ((data, steps), title) in zip(axes, PANELS.items(), strict=True):
         draw(axis, found[data, steps])

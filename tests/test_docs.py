@@ -11,6 +11,8 @@ import shutil
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -174,7 +176,8 @@ def rows_of(name: str) -> dict[tuple[str, str], list[float]]:
 
 def interval(gains: list[float]) -> tuple[float, float]:
     """Mean of differences, and half of its 95% t interval."""
-    quantile = {3: 4.302653, 4: 3.182446, 5: 2.776445, 10: 2.262157}[len(gains)]
+    quantiles = {3: 4.302653, 4: 3.182446, 5: 2.776445, 6: 2.570582, 7: 2.446912, 10: 2.262157, 18: 2.109816}
+    quantile = quantiles[len(gains)]
     return statistics.mean(gains), quantile * statistics.stdev(gains) / len(gains) ** 0.5
 
 
@@ -288,42 +291,53 @@ def test_the_scores_of_masked_patches_on_camvid_are_those_of_the_csv():
 
 
 def test_the_scores_of_features_are_those_of_the_csv():
-    scores: dict[tuple[str, bool, str], list[float]] = {}
+    scores: dict[tuple[str, str, bool, str], dict[str, float]] = {}
     with (ROOT / "benchmarks" / "results" / "features.csv").open() as file:
         for row in csv.DictReader(file):
             start = re.search(r"--pretrained (?:runs/)?([^/\s]+)", row["options"])
-            key = (row["data"], "--max_steps 600" in row["options"], start[1] if start else "random")
-            scores.setdefault(key, []).append(float(row["mean_iou"]))
+            key = (row["data"], row["labels"], "--max_steps 600" in row["options"], start[1] if start else "random")
+            scores.setdefault(key, {})[row["seed"]] = float(row["mean_iou"])
     results, page = (" ".join(read(ROOT / "docs" / name).split()) for name in ("results.md", "does-it-pay.md"))
     readme, text = " ".join(read(ROOT / "README.md").split()), results.replace(" and ", ", ")
+
+    def shown(values: Iterable[float]) -> str:
+        mean, half = interval(list(values))
+        return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
+
     gains = {}
-    for (data, is_short, name), values in scores.items():
-        assert ", ".join(f"{value:.2f}" for value in values) in text
+    for (*setting, name), values in scores.items():
+        assert ", ".join(f"{value:.2f}" for value in values.values()) in text
         if name != "random":
-            random = scores[data, is_short, "random"]
-            gains[data, is_short, name] = [one - other for one, other in zip(values, random, strict=True)]
-            mean, half = interval(gains[data, is_short, name])
-            assert f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})" in results
-    mean, half = interval(gains["camvid-tuning", True, "ddep-efficientnet-lite0"])
+            random = scores[*setting, "random"]
+            gains[*setting, name] = [value - random[seed] for seed, value in values.items()]
+            assert shown(gains[*setting, name]) in results
+    camvid = ("camvid-tuning", "12")
+    mean, half = interval(gains[*camvid, True, "ddep-efficientnet-lite0"])
     card = " ".join(read(ROOT / "model_cards" / "ddep-efficientnet-lite0" / "README.md").split())
     assert f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f}), ahead with each of five seeds" in card
     assert f"{mean:+.1f} after 600 ({mean - half:+.1f} to {mean + half:+.1f}," in card
-    own = gains["camvid-tuning", True, "features_camvid"]
-    pooled = own + gains["camvid-tuning", True, "features_camvid_2"]
+    own = gains[*camvid, True, "features_camvid"]
+    pooled = own + gains[*camvid, True, "features_camvid_2"]
     assert min(pooled) > 0 and len(pooled) == 10  # "ahead with each seed, and in both runs of pretraining"
-    denoising = 2 * scores["camvid-tuning", True, "noise_camvid"]
-    random = 2 * scores["camvid-tuning", True, "random"]
+    denoising, random = (2 * [*scores[*camvid, True, name].values()] for name in ("noise_camvid", "random"))
     over_denoising = zip(pooled, denoising, random, strict=True)
-    mean, half = interval([gain - (one - other) for gain, one, other in over_denoising])
+    gain = shown(gain - (one - other) for gain, one, other in over_denoising)
+    assert f"denoising of the same images, the gain is {gain}" in results
+    fewer = gains["camvid-tuning", "3", True, "features_camvid"]
+    assert min(fewer) > 0 and len(fewer) == 6  # "ahead with each of six"
+    every = [gain for labels in ("3", "6", "12") for gain in gains["camvid-tuning", labels, True, "features_camvid"]]
+    assert f"6 and 12 labels, the gain after 600 steps is {shown(every)}, ahead in 16 of 18" in results
     assert (
-        f"denoising of the same images, the gain is {mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})" in results
+        sum(gain > 0 for gain in every) == 16
+        and sum(g > 0 for g in gains["nuclei", "3", True, "features_nuclei"]) == 7
     )
-    mean, half = interval(pooled)
-    for text in (results, page):
-        assert f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})" in text
-    for values in (own, gains["camvid-tuning", False, "features_camvid"]):
-        mean, half = interval(values)
-        assert f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})" in readme
+    for values in (pooled, fewer):
+        assert shown(values) in results and shown(values) in page
+    short, longer = (scores["camvid-tuning", "3", *which] for which in ((True, "features_camvid"), (False, "random")))
+    gain = shown(short[seed] - value for seed, value in longer.items())
+    assert f"over the random one after 1800, {gain}" in results
+    for values in (fewer, gains[*camvid, False, "features_camvid"]):
+        assert shown(values) in readme
 
 
 def test_the_scores_of_longer_pretraining_with_whole_sections_are_those_of_the_csv():
@@ -382,9 +396,12 @@ def test_what_pretraining_is_worth_in_labels_is_that_of_the_csv(monkeypatch):
 
     factors = does_it_pay.label_factors(does_it_pay.curves()["em", 600], "masked", "masked_longer")
     shown = " and ".join(f"{factor:.2f} ({low:.2f} to {high:.2f})" for factor, low, high in factors.values())
-    assert f"gains as much from {shown} times the labels" in " ".join(read(ROOT / "docs" / "does-it-pay.md").split())
+    page = " ".join(read(ROOT / "docs" / "does-it-pay.md").split())
+    assert f"gains as much from {shown} times the labels" in page
     # "A fifth to a quarter fewer labels"
     assert all(0.19 < 1 - 1 / factor < 0.26 for factor, _, _ in factors.values())
+    factor, low, high = does_it_pay.label_factors(does_it_pay.curves()["camvid-tuning", 600], "features")[Fraction(3)]
+    assert f"{factor:.2f} ({low:.2f} to {high:.2f}) times the labels would gain as much" in page
 
 
 def test_where_whole_images_are_labelled_no_gain_but_the_named_one_exceeds_chance(monkeypatch):
