@@ -82,9 +82,10 @@ def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
 def to_8_bit(values: np.ndarray, name: str) -> np.ndarray:
     """Scales pixel values of any type to 0..255.
 
-    Bilevel values become 0 and 255. 16-bit values are divided by 257; a warning names the first image that uses a
-    quarter of their range at most. Wider integers are taken as 8 bits if none is above 255, else as 16 bits. Floats
-    are taken as 0..1 if none is above 1, else as 0..255; a warning names the first image whose values all are below 2.
+    Bilevel values become 0 and 255. 16-bit values are divided by 257; a warning names the first image that hardly
+    uses more than a quarter of their range. Wider integers are taken as 8 bits if none is above 255, else as 16 bits.
+    Floats are taken as 0..1 if none is above 1, else as 0..255; a warning names the first image whose values all are
+    below 2.
     Raises a ValueError for values outside of their range; `name` is what errors call the image.
     """
     if values.dtype == np.uint8:
@@ -92,9 +93,9 @@ def to_8_bit(values: np.ndarray, name: str) -> np.ndarray:
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * np.uint8(255)
     values = values.astype(np.float32 if values.dtype == np.float16 else values.dtype)
-    white, high = _white_level(values, name), float(values.max())
-    if white == 65535.0 and high < 65535.0 / 4:
-        _warn_about_bit_depth(name, high)
+    white = _white_level(values, name)
+    if white == 65535.0:
+        _warn_about_bit_depth(name, values)
     return np.asarray(np.rint(values.astype(np.float64) * (255.0 / white)), dtype=np.uint8)
 
 
@@ -118,19 +119,24 @@ def _white_level(values: np.ndarray, name: str) -> float:
     return white
 
 
-def _warn_about_bit_depth(name: str, high: float) -> None:
+def _warn_about_bit_depth(name: str, values: np.ndarray) -> None:
+    """Warns if values of 16 bits use a quarter of their range at most, but for a few, such as defective pixels."""
+    if "few bits" in _warned or np.count_nonzero(values >= 65536 // 4) > values.size / 1000:
+        return
+    high = values.max()
+    high = np.quantile(values, 0.999, method="lower") if high >= 65536 // 4 else high
     warn_once(
         "few bits",
-        f"{name} has 16 bits, but no value above {high:.0f}, so it is nearly black: 65535 is white. For a 12-bit or "
-        "14-bit camera, scale the images to 16 bits, or, if they are grey, set num_channels=1 to keep their depth and "
-        "measure mean and std.",
+        f"{name} has 16 bits, but hardly a value above {high:.0f}, so it is nearly black: 65535 is white. For a "
+        "12-bit or 14-bit camera, scale the images to 16 bits, or, if they are grey, set num_channels=1 to keep their "
+        "depth and measure mean and std.",
     )
 
 
 def warn_about_dark_colors(image: Image.Image, name: str) -> None:
     """Warns once if colours of which Pillow kept the upper 8 of 16 bits use a quarter of their range at most."""
-    if image.mode.startswith("RGB") and (high := int(np.asarray(image)[..., :3].max())) < 64:
-        _warn_about_bit_depth(name, 256 * high + 255)
+    if image.mode.startswith("RGB"):
+        _warn_about_bit_depth(name, np.asarray(image)[..., :3].astype(np.uint16) * 256 + 255)
 
 
 def warn_once(kind: str, message: str) -> None:
@@ -249,8 +255,8 @@ def channels_first(
     if values.dtype == np.bool_:
         values = values.astype(np.uint8) * np.uint8(255)
     elif values.dtype == np.uint16:
-        if channels == 3 and (high := float(values.max())) < 65535.0 / 4:
-            _warn_about_bit_depth(name, high)
+        if channels == 3:
+            _warn_about_bit_depth(name, values)
         values = values.astype(np.float32) / np.float32(257)
     elif values.dtype.kind == "f":
         with np.errstate(over="ignore"):

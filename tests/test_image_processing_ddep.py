@@ -408,7 +408,7 @@ def test_tags_that_cannot_be_read_do_not_stop_an_image(processor_class, tmp_path
 
 def test_images_of_twelve_bits_are_warned_of_once(monkeypatch):
     monkeypatch.setattr(image_conversion, "_warned", set())
-    with pytest.warns(UserWarning, match=r"cell\.tif has 16 bits, but no value above 4080.*num_channels=1"):
+    with pytest.warns(UserWarning, match=r"cell\.tif has 16 bits, but hardly a value above 4080.*num_channels=1"):
         pixels = to_8_bit(np.array([[0, 4080]], np.uint16), "cell.tif")
     np.testing.assert_array_equal(pixels, [[0, 16]])
     with warnings.catch_warnings():

@@ -17,6 +17,7 @@ from .image_io import BadFileError, Undecoded, damaged_error, file_name, format_
 
 
 ColorMapping = Mapping[Color, int]
+Palettes = dict[int, tuple[Color, str]]  # the colour of each index of palette masks, and the file that has it so
 
 
 class DecodedMask(NamedTuple):
@@ -43,6 +44,7 @@ def decode_mask(
     mapping: Mapping[int, int] | None = None,
     colors: ColorMapping | None = None,
     other_id: int | None = None,
+    palettes: Palettes | None = None,
 ) -> np.ndarray:
     """Reads a mask of class ids: greyscale of any depth, bilevel, the indices of a palette, or colours of classes.
 
@@ -59,6 +61,8 @@ def decode_mask(
             the ids.
         colors: Class id, or `ignore_index`, of every colour of a mask. Without it masks in colour are refused.
         other_id: Class id, or `ignore_index`, of values that are neither, without `mapping`.
+        palettes: Those of the data set's other masks, to which this one's is added. A warning tells if an index has
+            another colour there: then the order of the palettes may mean nothing.
 
     Returns:
         Array (H, W): uint8, or int32 where the class ids or `ignore_index` do not fit 0..255.
@@ -71,7 +75,7 @@ def decode_mask(
     mask, path = load_mask(path), file_name(path)
     if mask.image.mode in ("RGB", "RGBA") and colors and not mask.is_lossy:
         return _colors_to_ids(mask_colors(mask.image, path), colors, path, num_classes, ignore_index)
-    values = get_mask_values(mask, path, mapping, colors, ignore_index)
+    values = get_mask_values(mask, path, mapping, colors, ignore_index, palettes)
     unique_values = list(count_values(values))
     if mapping is not None:
         values = _map_values(values, unique_values, mapping, path)
@@ -171,6 +175,7 @@ def get_mask_values(
     mapping: Mapping[int, int] | None = None,
     colors: ColorMapping | None = None,
     ignore_index: int = 255,
+    palettes: Palettes | None = None,
 ) -> np.ndarray:
     """The values (H, W) of a greyscale, bilevel or palette mask; for the arguments see [`decode_mask`].
 
@@ -197,6 +202,8 @@ def get_mask_values(
         )
         if ids is not None:
             return ids
+    if image.mode == "P" and file_format != "GIF" and palettes is not None:
+        _compare_palettes(palette_colors(image), palettes, ignore_index, str(path))
     if image.mode == "P" and file_format == "GIF":
         values = _to_grey_levels(values, palette_colors(image), path)
     if white_level is not None:  # stretched, id 1 is 85 or 17
@@ -214,6 +221,19 @@ def palette_colors(image: Image.Image) -> dict[int, Color]:
     indices = np.flatnonzero(np.bincount(np.asarray(image).ravel(), minlength=256)).tolist()
     colors = {index: palette[3 * index : 3 * index + 3] for index in indices if 3 * index < len(palette)}
     return {index: (red, green, blue) for index, (red, green, blue) in colors.items()}
+
+
+def _compare_palettes(palette: Mapping[int, Color], palettes: Palettes, ignore_index: int, path: str) -> None:
+    """Warns if an index of a palette has another colour in another mask, and adds those of this mask."""
+    for index, color in palette.items():
+        other, other_path = palettes.setdefault(index, (color, path))
+        if other != color and index != ignore_index:
+            warn_once(
+                "palettes",
+                f"The palettes of {other_path} and {path} differ: index {index} is {other} in one, {color} in the "
+                "other. Masks are read by their indices. If their colours tell the classes, give each class in "
+                'classes.json its "color".',
+            )
 
 
 def _map_palette_colors(

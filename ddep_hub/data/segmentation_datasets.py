@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -16,11 +17,13 @@ from .folders import DEFAULT_OPTIONS, FolderOptions, is_mask_folder, unpacked_ro
 from .hub_loading import load_split, local_fingerprint, make_undecoded_sample, select_undecoded
 from .image_io import BadFileError, decode_image, format_list, read_header
 from .layouts import find_layout, find_splits, split_files
-from .masks import decode_mask
+from .masks import Palettes, decode_mask
 from .splits import read_split_file
 
 
 Sample = dict[str, Any]
+# Formats of masks whose size does not depend on what they hold.
+UNCOMPRESSED = {".bmp", ".dib", ".npy", ".tif", ".tiff", ".pgm", ".ppm", ".pnm"}
 
 
 def _size_error(size: tuple[int, ...], mask: np.ndarray, path: str, mask_path: str) -> BadFileError:
@@ -32,15 +35,19 @@ def _size_error(size: tuple[int, ...], mask: np.ndarray, path: str, mask_path: s
     )
 
 
-def _check_header(mask: np.ndarray, image: Any, path: str, mask_path: str) -> np.ndarray:
-    """A mask that has the size in the header of its image, which may not say that the image is turned."""
+def _check_header(mask: np.ndarray, image: Any, path: str, mask_path: str, channels: int) -> np.ndarray:
+    """A mask that has the size in the header of its image; where only its sides fit, the image is decoded."""
     header = read_header(image)
     if header is None:
         return mask
     size, orientation = header
-    if sorted(size) != sorted(mask.shape):
-        raise _size_error(size, mask, path, mask_path)
     is_transposed, *is_flipped = ORIENTATIONS[orientation]
+    upright = size[::-1] if is_transposed else size
+    if upright != mask.shape[::-1]:  # a header need not say that the image is turned
+        if sorted(size) == sorted(mask.shape):
+            upright = decode_image(image, channels).size
+        if upright != mask.shape[::-1]:
+            raise _size_error(upright, mask, path, mask_path)
     if (is_transposed and size[0] == size[1]) or (not is_transposed and any(is_flipped)):
         warn_once(
             "turned",
@@ -128,6 +135,7 @@ class _SegmentationFiles(Dataset[dict[str, Any]]):
 
     _per_sample: tuple[str, ...]  # the lists that have an entry for each sample
     _mapping: Mapping[int, int] | None  # class id of every value of the masks, where they do not hold ids
+    _palettes: Palettes  # of the masks read so far
     name: str  # what errors call the data
     classes: ClassTable
     sample_ids: list[str]
@@ -145,6 +153,7 @@ class _SegmentationFiles(Dataset[dict[str, Any]]):
             mapping=self._mapping,
             other_id=self.classes.other_id,
             colors=self.classes.mask_colors,
+            palettes=self._palettes,
         )
 
     def select(self, sample_ids: Iterable[str]) -> Self:
@@ -162,7 +171,7 @@ class _SegmentationFiles(Dataset[dict[str, Any]]):
     def mask(self, index: int) -> np.ndarray:
         """Only the `annotation` of a sample; of its image, only the size is read."""
         image, path, mask, mask_path = self._find_files(index)
-        return _check_header(self._decode_mask(mask), image, path, mask_path)
+        return _check_header(self._decode_mask(mask), image, path, mask_path, self.num_channels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         file, path, mask_file, mask_path = self._find_files(index)
@@ -225,7 +234,7 @@ class SegmentationFolder(_SegmentationFiles):
         files = split_files(self.root, split, self.layout, options)
         images = files.images
         self.classes, self.name = files.classes, str(files.image_folder)
-        self._mapping = files.mapping or files.classes.mask_mapping
+        self._mapping, self._palettes = files.mapping or files.classes.mask_mapping, {}
         if split_file is not None:
             sample_ids = read_split_file(split_file, images, split)
         self.sample_ids = list(images if sample_ids is None else sample_ids)
@@ -254,13 +263,22 @@ class SegmentationFolder(_SegmentationFiles):
 
     @property
     def fingerprint(self) -> list[str]:
-        """Identifies this data regardless of its location, by names and sizes of the files."""
+        """Identifies this data regardless of its location, by names and sizes of the files.
+
+        Of formats without compression, by the content of the masks, too: a corrected mask has the size it had.
+        """
         files = zip(self.sample_ids, self.images, self._masks, strict=True)
-        return [f"{sample_id} {image.stat().st_size} {mask.stat().st_size}" for sample_id, image, mask in files]
+        return [f"{sample_id} {image.stat().st_size} {_describe_mask(mask)}" for sample_id, image, mask in files]
 
     def _find_files(self, index: int) -> tuple[Any, str, Any, str]:
         image, mask = self.images[index], self._masks[index]
         return image, str(image), mask, str(mask)
+
+
+def _describe_mask(path: Path) -> str:
+    """The size of a mask, with a checksum where its format need not be compressed."""
+    size = path.stat().st_size
+    return f"{size} {zlib.crc32(path.read_bytes())}" if path.suffix.lower() in UNCOMPRESSED else str(size)
 
 
 def available_splits(
@@ -311,7 +329,7 @@ class HubSegmentation(_SegmentationFiles):
         self.image_column, self.mask_column = image_column, mask_column
         data = load_split(name, split, revision=revision)
         self.classes = classes or _read_classes(data.features, self.name)
-        self._mapping = self.classes.mask_mapping
+        self._mapping, self._palettes = self.classes.mask_mapping, {}
         self.data = select_undecoded(data, [image_column, mask_column], self.name)
         all_ids = dict.fromkeys(f"{index:08d}" for index in range(len(self.data)))
         if split_file is not None:

@@ -1,5 +1,6 @@
 """Statistics of images: how often each class occurs, and mean and standard deviation of the channels."""
 
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,24 +13,29 @@ from .preprocessing import to_tensor
 from .unlabelled import unlabelled_images
 
 
+logger = logging.getLogger(__name__)
+
+
 class ClassStatistics:
     """Counts in how many pixels and images each class occurs.
 
     Attributes:
-        counts: int64 (3, n + 1): for each class, and ignored pixels last, the pixels, the images in which it occurs,
-            and the labelled pixels of these images. Those of several processes or parts of a data set add up.
+        counts: int64 (4, n + 1): for each class, and ignored pixels last, the pixels, the images in which it occurs,
+            the labelled pixels of these images, and the images in which it occurs beside ignored pixels. Those of
+            several processes or parts of a data set add up.
     """
 
     def __init__(self, names: Sequence[str], ignore_index: int) -> None:
         self.names = tuple(names)
         self.ignore_index = ignore_index
-        self.counts = np.zeros((3, len(names) + 1), np.int64)
+        self.counts = np.zeros((4, len(names) + 1), np.int64)
 
     def update(self, mask: np.ndarray) -> None:
         """Adds a mask (H, W) of class ids and `ignore_index`."""
         labelled = mask[mask != self.ignore_index]
         pixels = np.append(np.bincount(labelled, minlength=len(self.names)), mask.size - labelled.size)
-        self.counts += np.stack([pixels, pixels > 0, labelled.size * (pixels > 0)])
+        occurs = pixels > 0
+        self.counts += np.stack([pixels, occurs, labelled.size * occurs, occurs & occurs[-1]])
 
     @property
     def pixels(self) -> np.ndarray:
@@ -70,6 +76,18 @@ class ClassStatistics:
             for name, pixels, images in zip(self.names, self.pixels.tolist(), self.images.tolist(), strict=True)
         ]
         return "\n".join([*lines, f"{'ignored':{width}}  {self.num_ignored:>12,} pixels ({self.ignored_share:6.2%})"])
+
+
+def warn_about_mixed_values(statistics: ClassStatistics) -> None:
+    """Warns if some masks of two classes seem to mark objects with 255, the ignore index, and others with 1."""
+    _, images, _, beside_ignored = statistics.counts
+    if statistics.ignore_index == 255 and len(statistics.names) == 2 and images[1] and images[2]:
+        if not beside_ignored[1]:
+            logger.warning(
+                "Masks with %r have no 255 (%d of them), and those with 255, which is ignored, have no %r (%d). If "
+                '255 marks it, too, set "mask_values" in classes.json: [1, 255] for %r, [0] for the other class.',
+                *(statistics.names[1], images[1], statistics.names[1], images[2], statistics.names[1]),
+            )
 
 
 def check_classes(statistics: ClassStatistics) -> None:

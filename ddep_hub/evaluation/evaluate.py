@@ -23,7 +23,7 @@ from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.pretrained import load_model
 from ddep_hub.utils.arguments import build_arguments
-from ddep_hub.utils.files import atomic_write, check_not_file
+from ddep_hub.utils.files import atomic_write, check_not_file, explain_write_errors
 from ddep_hub.utils.processes import build_accelerator, get_launcher_precision, isolate_state, on_main_process
 
 from .arguments import EvaluateArguments
@@ -32,7 +32,7 @@ from .inference import eval_mode
 from .metrics import METRICS, BoundaryIoU, absent_message, confusion_csv
 from .predict import get_model_name, get_processor, override_image_size
 from .prediction_files import MaskWriter
-from .visualization import confusion_picture, segmentation_picture
+from .visualization import confusion_picture, segmentation_picture, to_png
 
 
 logger = logging.getLogger(__name__)
@@ -226,15 +226,17 @@ def run_evaluation(
     }
 
     def write(output: Path) -> None:
-        output.mkdir(parents=True, exist_ok=True)
-        writer.remove_others(dataset.sample_ids)
         table, matrix_picture, predictions = (output / name for name in RESULT_FILES[1:])
-        # Written first, because it tells the next evaluation whose files these are.
-        atomic_write(output / RESULT_FILES[0], json.dumps(results, indent=1) + "\n")
-        atomic_write(table, confusion_csv(matrix.counts, classes.names))
-        confusion_picture(matrix.counts, classes.names).save(matrix_picture)
+        with explain_write_errors(output):
+            output.mkdir(parents=True, exist_ok=True)
+            writer.remove_others(dataset.sample_ids)
+            # Written first, because it tells the next evaluation whose files these are.
+            atomic_write(output / RESULT_FILES[0], json.dumps(results, indent=1) + "\n")
+            atomic_write(table, confusion_csv(matrix.counts, classes.names))
+            atomic_write(matrix_picture, to_png(confusion_picture(matrix.counts, classes.names)))
         picture = segmentation_picture({"prediction": model}, dataset, transform, normalize, options=options)
-        picture.save(predictions)
+        with explain_write_errors(output):
+            atomic_write(predictions, to_png(picture))
 
     if output is not None:
         with lift_size_limit(has_windows):

@@ -1,6 +1,7 @@
 """Pictures of predictions, denoising and confusion matrices."""
 
 import functools
+import io
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -79,6 +80,13 @@ def _load_dejavu(size: int) -> Font | None:
         return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
     except (ImportError, OSError):
         return None
+
+
+def to_png(picture: Image.Image) -> bytes:
+    """The content of a PNG file."""
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    return content.getvalue()
 
 
 def draw_panels(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> Image.Image:

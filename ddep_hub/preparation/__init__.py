@@ -17,7 +17,7 @@ from ddep_hub.data.classes import ClassTable, write_class_table
 from ddep_hub.data.folders import FolderOptions, canonical_split
 from ddep_hub.data.image_io import BadFileError, format_list, is_array, lift_size_limit
 from ddep_hub.data.splits import choose_validation, evenly_spaced, extract_groups, parse_fraction
-from ddep_hub.data.statistics import ClassStatistics
+from ddep_hub.data.statistics import ClassStatistics, warn_about_mixed_values
 from ddep_hub.evaluation.visualization import contact_sheet, draw_legend, overlay
 from ddep_hub.tiff import read_nodata_tag
 from ddep_hub.utils.files import SYSTEM_FILES, atomic_dir, check_replaceable
@@ -132,7 +132,7 @@ def prepare(
     statistics = {split: ClassStatistics(dataset.classes.names, dataset.classes.ignore_index) for split in splits}
     # Arrays only count as images if there are no others, so tiles must be arrays too.
     as_arrays = any(isinstance(example.image, Path) and is_array(example.image) for example in dataset.examples)
-    with atomic_dir(output) as folder:
+    with atomic_dir(output, lambda: _check_output(source, output, overwrite=overwrite)) as folder:
         written_files, sides = [], set[int]()
         for split, examples in splits.items():
             for name, image, mask, nodata in _iter_images(examples, tile, overlap, parts.get(split, (0.0, 1.0))):
@@ -159,6 +159,7 @@ def prepare(
         ),
     ]
     for split, split_statistics in statistics.items():
+        warn_about_mixed_values(split_statistics)
         lines.append(f"Classes in `{split}`:\n{split_statistics.table()}")
     absent = [set(split_statistics.absent_classes) for split_statistics in statistics.values()]
     if empty := [name for name in dataset.classes.names if all(name in names for names in absent)]:

@@ -24,7 +24,7 @@ from ddep_hub.data.preprocessing import (
 from ddep_hub.data.samplers import StepBatchSampler, pair_batches
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.data.splits import evenly_spaced, write_split_file
-from ddep_hub.data.statistics import ClassStatistics, check_classes
+from ddep_hub.data.statistics import ClassStatistics, check_classes, warn_about_mixed_values
 from ddep_hub.data.transforms import SegmentationTrainTransform
 from ddep_hub.data.unlabelled_transforms import UnlabelledTransform
 from ddep_hub.evaluation.counting import evaluate_segmentation
@@ -151,6 +151,8 @@ class FinetuneTrainer(Trainer):
         if not args.allow_empty_classes:
             check_classes(self.statistics)
         check_labelled(self.statistics, "train_split", args.train_split)
+        if decoder is None and self.accelerator.is_main_process:  # otherwise warned before the first stage
+            warn_about_mixed_values(self.statistics)
         self.validation = self._drop_bad_images(validation)
         self.fingerprint = compute_fingerprint(self.labelled.fingerprint, *classes.fingerprint)
         self.data = f"{len(self.usable)} images"

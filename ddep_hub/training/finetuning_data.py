@@ -10,7 +10,7 @@ from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.loading import open_split
 from ddep_hub.data.segmentation_datasets import SegmentationDataset, SegmentationFolder
 from ddep_hub.data.splits import choose_labelled, choose_validation, extract_groups, find_copies, read_split_file
-from ddep_hub.data.statistics import ClassStatistics, check_classes
+from ddep_hub.data.statistics import ClassStatistics, check_classes, warn_about_mixed_values
 
 from .arguments import FinetuneArguments
 from .models import get_num_channels
@@ -115,6 +115,7 @@ def check_labels(args: FinetuneArguments, training: SegmentationDataset, validat
         if not args.allow_empty_classes:
             check_classes(statistics)
         check_labelled(statistics, "train_split", args.train_split)
+        warn_about_mixed_values(statistics)
 
 
 def read_labels(

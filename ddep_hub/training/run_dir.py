@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import io
 import math
 import os
 import shutil
@@ -20,6 +19,7 @@ from huggingface_hub import HfApi
 from PIL import Image
 from transformers.utils import logging
 
+from ddep_hub.evaluation.visualization import to_png
 from ddep_hub.hub.model_card import (
     BASELINE,
     CARD,
@@ -191,12 +191,11 @@ def save_final(model: DDePPreTrainedModel, processor: DDePImageProcessor, args: 
 
 def save_picture(picture: Image.Image, path: Path) -> bytes:
     """Saves a picture as PNG, and returns the file's content; only warns if the disk is full."""
-    buffer = io.BytesIO()
-    picture.save(buffer, format="png")
+    content = to_png(picture)
     with warn_on_write_error(path):
         path.parent.mkdir(exist_ok=True)
-        atomic_write(path, buffer.getvalue())
-    return buffer.getvalue()
+        atomic_write(path, content)
+    return content
 
 
 def add_pictures(final: Path, args: RunArguments, facts: Mapping[str, Any], predictions: bytes) -> None:

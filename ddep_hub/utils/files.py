@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from safetensors import SafetensorError
@@ -48,8 +48,10 @@ def check_replaceable(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_dir(path: str | Path) -> Iterator[Path]:
+def atomic_dir(path: str | Path, check: Callable[[], None] | None = None) -> Iterator[Path]:
     """A folder to write into that takes its final name when the block ends without an error.
+
+    `check` is called just before it replaces what is there, as another process may have written that meanwhile.
 
     What was there under that name stays until then. After an error nothing new is left behind; after a kill there may
     be a hidden folder, which [`run_lock`] removes. Everything is on the disk, and not in the system's buffers alone,
@@ -77,6 +79,8 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
             for entry in list(temp_dir.iterdir()):
                 entry.rename(path / entry.name)
         elif path.exists():
+            if check is not None:
+                check()
             backup = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent)) / "old"
             path.rename(backup)
             temp_dir.rename(path)
@@ -133,10 +137,14 @@ def warn_on_write_error(path: Path) -> Iterator[None]:
 def atomic_write(path: Path, content: str | bytes) -> None:
     """Writes a file, text or bytes, that gets its name only when it is complete."""
     temp_path = path.with_name(f".{path.name}.partial")
-    # File names need not be UTF-8; they are written as they are.
-    temp_path.write_bytes(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
-    _flush(temp_path)
-    temp_path.replace(path)
+    try:
+        # File names need not be UTF-8; they are written as they are.
+        temp_path.write_bytes(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
+        _flush(temp_path)
+        temp_path.replace(path)
+    except BaseException:
+        temp_path.unlink(missing_ok=True)
+        raise
 
 
 def _flush(path: Path) -> None:

@@ -99,6 +99,14 @@ def test_deep_colours_of_a_png_are_refused_where_their_depth_counts(tmp_path, ch
     assert np.array_equal(decode_image(tmp_path / "b.png", channels).pixels[0], pixels[..., 0].astype(np.uint8))
 
 
+def test_a_defective_pixel_does_not_hide_that_an_image_uses_few_bits(monkeypatch):
+    monkeypatch.setattr(image_conversion, "_warned", set())
+    values = np.full((64, 64), 4000, np.uint16)
+    values[3, 3] = 65535
+    with pytest.warns(UserWarning, match="has 16 bits, but hardly a value above 4000"):
+        image_conversion.to_8_bit(values, "hot.tif")
+
+
 @pytest.mark.parametrize("channels", [2, 3, 4])
 def test_deep_colours_of_a_png_that_use_few_bits_are_warned_of_once(tmp_path, monkeypatch, channels):
     monkeypatch.setattr(image_conversion, "_warned", set())
@@ -109,7 +117,7 @@ def test_deep_colours_of_a_png_that_use_few_bits_are_warned_of_once(tmp_path, mo
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         decode_image(tmp_path / "bright.png")
-    with pytest.warns(UserWarning, match=r"dark\.png has 16 bits, but no value above 4095"):
+    with pytest.warns(UserWarning, match=r"dark\.png has 16 bits, but hardly a value above 4095"):
         decode_image(tmp_path / "dark.png")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -3,15 +3,17 @@
 import json
 import logging
 import pickle
+import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ddep_hub import image_conversion
 from ddep_hub.data.classes import ClassTable, read_class_table, write_class_table
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
-from ddep_hub.data.statistics import ClassStatistics, check_classes
+from ddep_hub.data.statistics import ClassStatistics, check_classes, warn_about_mixed_values
 
 
 def folder(root, masks, classes, suffix=".png", **options):
@@ -35,6 +37,67 @@ def class_statistics(data):
 
 TWO = {"classes": [{"id": 0, "name": "background"}, {"id": 1, "name": "cell"}]}
 BINARY = np.array([[0, 255, 255], [0, 0, 255]], dtype=np.uint8)
+
+
+def test_palettes_that_differ_are_warned_of(tmp_path, monkeypatch):
+    """Some programs number the colours of each file anew, so that an index is another class in each."""
+    monkeypatch.setattr(image_conversion, "_warned", set())
+    black, red, white = (0, 0, 0), (128, 0, 0), (224, 224, 192)
+
+    def mask(*colors):
+        image = Image.fromarray(np.array([[0, 1, 255]], np.uint8), mode="P")
+        image.putpalette([*sum(colors, ()), *[0] * (3 * 253), *white])
+        return image
+
+    same = folder(tmp_path / "same", [mask(black, red), mask(black, red)], TWO)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [same.mask(index).tolist() for index in range(2)] == [[[0, 1, 255]]] * 2
+    other = folder(tmp_path / "other", [mask(black, red), mask(red, black)], TWO)
+    with pytest.warns(
+        UserWarning, match=r"0\.png and .*1\.png differ: index 0 is \(0, 0, 0\) in one, \(128, 0, 0\) in"
+    ):
+        class_statistics(other)
+    # With colours in classes.json, they tell the class.
+    colors = {
+        "classes": [{**entry, "color": color} for entry, color in zip(TWO["classes"], (black, red), strict=True)]
+    }
+    told = folder(tmp_path / "told", [mask(black, red), mask(red, black)], colors)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [told.mask(index)[0, :2].tolist() for index in range(2)] == [[0, 1], [1, 0]]
+
+
+def test_masks_of_1_beside_masks_of_255_are_warned_of(tmp_path, caplog):
+    ones = np.array([[0, 1], [0, 0]], np.uint8)
+    warn_about_mixed_values(class_statistics(folder(tmp_path / "same", [ones, ones, 0 * ones], TWO)))
+    border = np.array([[0, 1], [255, 0]], np.uint8)  # 255 is ignored there
+    warn_about_mixed_values(class_statistics(folder(tmp_path / "border", [border, BINARY], TWO)))
+    assert not caplog.text
+    warn_about_mixed_values(class_statistics(folder(tmp_path / "mixed", [ones, BINARY, BINARY], TWO)))
+    assert (
+        "with 'cell' have no 255 (1 of them), and those with 255, which is ignored, have no 'cell' (2)" in caplog.text
+    )
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".tif", ".png"])
+def test_a_corrected_mask_changes_the_fingerprint(suffix, tmp_path):
+    ids = np.arange(64, dtype=np.uint8).reshape(8, 8) % 2
+    before = folder(tmp_path / "before", [ids], TWO, suffix).fingerprint
+    assert folder(tmp_path / "same", [ids], TWO, suffix).fingerprint == before
+    ids[2:5] = 1 - ids[2:5]
+    assert (folder(tmp_path / "after", [ids], TWO, suffix).fingerprint != before) or suffix == ".png"
+
+
+def test_a_mask_with_exchanged_sides_is_found_without_its_image(tmp_path):
+    data = folder(tmp_path, [np.zeros((4, 6), np.uint8)], TWO)
+    Image.new("RGB", (4, 6)).save(tmp_path / "images" / "train" / "0.JPG")
+    with pytest.raises(BadFileError, match=r"0\.png is 6x4 pixels, but its image .*0\.JPG is 4x6"):
+        data.mask(0)
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (4, 6)).save(tmp_path / "images" / "train" / "0.JPG", exif=exif)
+    assert data.mask(0).shape == (4, 6)
 
 
 def test_statistics_count_pixels_and_images(tmp_path):

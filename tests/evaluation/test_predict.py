@@ -621,11 +621,16 @@ def test_what_cannot_be_written_is_named(folder, scenes, tmp_path, monkeypatch):
     with pytest.raises(FileExistsError, match=r"output_dir: .*file is a file"):
         predict_images(images, PredictArguments(model=str(folder), output_dir=str(tmp_path / "file")))
 
-    def full(self, place, *args, **kwargs):
+    def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(
-        OSError, match=r"output_dir: .*legend\.png could not be written: No space left.*Free some space"
-    ):
-        predict_images(images, PredictArguments(model=str(folder), output_dir=str(tmp_path / "masks")))
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", full)
+        with pytest.raises(
+            OSError, match=r"output_dir: .*legend\.png could not be written: No space left.*Free some space"
+        ):
+            predict_images(images, PredictArguments(model=str(folder), output_dir=str(tmp_path / "masks")))
+    monkeypatch.setattr("ddep_hub.utils.files._flush", full)
+    with pytest.raises(OSError, match=r"output_dir: .*scores could not be written: No space left.*Free some space"):
+        ddep_hub.evaluate(str(folder), str(scenes), split="val", output_dir=str(tmp_path / "scores"))
+    assert not list((tmp_path / "scores").iterdir())

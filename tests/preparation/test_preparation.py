@@ -535,6 +535,18 @@ def test_the_current_folder_is_filled(tmp_path, scenes, monkeypatch):
     assert SegmentationFolder(".", "train").sample_ids
 
 
+def test_what_another_process_wrote_meanwhile_stays(tmp_path, scenes, monkeypatch):
+    def draw(*args):
+        (tmp_path / "output").mkdir()
+        (tmp_path / "output" / "mine.txt").write_text("mine")
+        return Image.new("RGB", (8, 8))
+
+    monkeypatch.setattr("ddep_hub.preparation._draw_preview", draw)
+    with pytest.raises(FileExistsError, match=r"output is not empty. It was not written by this command"):
+        ddep_hub.prepare(scenes, tmp_path / "output")
+    assert [path.name for path in tmp_path.rglob("*")] == ["output", "mine.txt"]
+
+
 def test_more_classes_than_8_bits_hold(tmp_path):
     content = coco()
     content["categories"] = [{"id": index, "name": f"class {index}"} for index in range(300)]
