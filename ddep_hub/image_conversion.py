@@ -119,12 +119,16 @@ def _white_level(values: np.ndarray, name: str) -> float:
     return white
 
 
-def _warn_about_bit_depth(name: str, values: np.ndarray) -> None:
-    """Warns if values of 16 bits use a quarter of their range at most, but for a few, such as defective pixels."""
-    if "few bits" in _warned or np.count_nonzero(values >= 65536 // 4) > values.size / 1000:
+def _warn_about_bit_depth(name: str, values: np.ndarray, bits: int = 16) -> None:
+    """Warns if values of 16 bits use a quarter of their range at most, but for a few, such as defective pixels.
+
+    `values` are the upper `bits` of them.
+    """
+    limit = 2 ** (bits - 2)
+    few = min(8 + values.size / 100_000, values.size / 400)
+    if "few bits" in _warned or np.count_nonzero(values >= limit) > few:
         return
-    high = values.max()
-    high = np.quantile(values, 0.999, method="lower") if high >= 65536 // 4 else high
+    high = (int(values[values < limit].max(initial=0)) + 1) * 2 ** (16 - bits) - 1
     warn_once(
         "few bits",
         f"{name} has 16 bits, but hardly a value above {high:.0f}, so it is nearly black: 65535 is white. For a "
@@ -136,7 +140,7 @@ def _warn_about_bit_depth(name: str, values: np.ndarray) -> None:
 def warn_about_dark_colors(image: Image.Image, name: str) -> None:
     """Warns once if colours of which Pillow kept the upper 8 of 16 bits use a quarter of their range at most."""
     if image.mode.startswith("RGB"):
-        _warn_about_bit_depth(name, np.asarray(image)[..., :3].astype(np.uint16) * 256 + 255)
+        _warn_about_bit_depth(name, np.asarray(image)[..., :3], 8)
 
 
 def warn_once(kind: str, message: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .classes import ClassTable
 from .image_io import decode_image, format_list
 from .preprocessing import to_tensor
 from .unlabelled import unlabelled_images
@@ -78,8 +79,13 @@ class ClassStatistics:
         return "\n".join([*lines, f"{'ignored':{width}}  {self.num_ignored:>12,} pixels ({self.ignored_share:6.2%})"])
 
 
-def warn_about_mixed_values(statistics: ClassStatistics) -> None:
-    """Warns if some masks of two classes seem to mark objects with 255, the ignore index, and others with 1."""
+def warn_about_mixed_values(statistics: ClassStatistics, classes: ClassTable) -> None:
+    """Warns if some masks of two classes seem to mark objects with 255, the ignore index, and others with 1.
+
+    Not if `classes` says what the values of the masks mean.
+    """
+    if classes.mask_values or classes.other_id is not None:
+        return
     _, images, _, beside_ignored = statistics.counts
     if statistics.ignore_index == 255 and len(statistics.names) == 2 and images[1] and images[2]:
         if not beside_ignored[1]:

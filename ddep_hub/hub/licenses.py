@@ -1,7 +1,9 @@
 """Licences that restrict the use of weights, which weights trained from them inherit."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub import hf_hub_download, metadata_load
@@ -13,27 +15,44 @@ from ddep_hub.configuration_ddep import resolve_name
 CARD, RUN = "README.md", "run.json"  # beside the model
 # Licences that allow any use, by their names on the Hub.
 OPEN_LICENSES = (
-    *("apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "isc", "unlicense"),
-    *("cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0"),
+    *("apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "isc", "unlicense", "zlib", "wtfpl"),
+    *("cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "pddl", "odc-by"),
+    *("cdla-permissive-1.0", "cdla-permissive-2.0"),
 )
 
 
 def find_restriction(source: str) -> dict[str, str] | None:
     """What restricts the use of weights that are trained from those of `source`, a folder, shipped model or Hub id.
 
-    Returns the name of a `model` and its `license`: what `source` inherited itself, according to its `run.json`, or
-    else the licence of its own card. `None` if these allow any use or say nothing.
+    Returns the name of a `model` and its `license`: what `source` inherited itself, according to its record or, for a
+    checkpoint, to the arguments of its run; or else the licence of its own card. `None` if these allow any use, say
+    nothing, or are damaged, which does not keep the weights from being used.
     """
     try:
         record = _find_file(source, RUN)
-        inherited = record and json.loads(record.read_text(encoding="utf-8")).get("inherited_license")
-        if inherited:
-            return dict(inherited)
+        inherited = recorded_restriction(json.loads(record.read_text(encoding="utf-8"))) if record else None
+        if inherited is None and (Path(source) / "checkpoint.json").is_file():
+            run = yaml.safe_load((Path(source).parents[1] / "config.yaml").read_text(encoding="utf-8"))
+            inherited = find_restriction(run["pretrained"]) if run["pretrained"] else None
         card = _find_file(source, CARD)
-        license = card and (metadata_load(card) or {}).get("license")
-    except (ValueError, yaml.YAMLError):  # damaged, which does not keep the weights from being used
+        own = (metadata_load(card) or {}).get("license") if card else None
+    except (AttributeError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError):
         return None
-    return {"model": source, "license": license} if license and license not in OPEN_LICENSES else None
+    if inherited is not None:
+        return inherited
+    names = [name.lower() for name in (own if isinstance(own, list) else [own]) if isinstance(name, str)]
+    if not names or {*names} & {*OPEN_LICENSES, "unknown"}:
+        return None
+    return {"model": source, "license": ", ".join(names)}
+
+
+def recorded_restriction(record: Mapping[str, Any]) -> dict[str, str] | None:
+    """What the weights of a run inherited, from its record, `run.json`; see [`find_restriction`]."""
+    inherited, pretrained = record.get("inherited_license"), record["arguments"].get("pretrained")
+    if "inherited_license" not in record and pretrained is not None and resolve_name(pretrained) != pretrained:
+        return find_restriction(pretrained)  # of records without this fact: the name of a shipped decoder
+    is_valid = isinstance(inherited, dict) and all(isinstance(inherited.get(key), str) for key in ("model", "license"))
+    return inherited if is_valid else None
 
 
 def _find_file(source: str, name: str) -> Path | None:

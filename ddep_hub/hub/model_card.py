@@ -20,7 +20,7 @@ import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.utils import logging
 
-from ddep_hub.configuration_ddep import PREDICTED, DDePConfig, __version__, resolve_name
+from ddep_hub.configuration_ddep import PREDICTED, DDePConfig, __version__
 from ddep_hub.data.dataset_registry import find_dataset_by_classes
 from ddep_hub.data.hub_loading import HUB_PREFIX, parse_hub_name
 from ddep_hub.encoder_weights import encoder_license, encoder_repository
@@ -29,7 +29,7 @@ from ddep_hub.utils.arguments import list_field_names
 from ddep_hub.utils.files import atomic_write
 from ddep_hub.utils.processes import describe_hardware
 
-from .licenses import CARD, OPEN_LICENSES, RUN, find_restriction
+from .licenses import CARD, OPEN_LICENSES, RUN, recorded_restriction
 from .staging import read_json, read_text
 from .user_text import BEGIN, END, extract_user_text, merge_metadata, parse_metadata
 
@@ -67,7 +67,7 @@ def write_run_record(folder: str | Path, kind: Kind, arguments: Any, results: Ma
         kind: What the run was.
         arguments: Its arguments, a dataclass. Paths are shortened to their last part, see `arg(path=True)`.
         results: The metrics, `seconds` of training, and `step`, after which the model was saved, if not at the end.
-        **facts: `encoder_source`; `inherited_license`, see [`find_restriction`]; in pretraining `images`, their number
+        **facts: `encoder_source`; `inherited_license`, of [`find_restriction`]; in pretraining `images`, their number
             in words, `more_images`, the names of data sets besides those of the arguments, `data_fingerprint`, a hash
             of them, and `method`, the objective in words if it is not denoising; in fine-tuning `evaluated`, the
             number of validation images, `labelled_ids`, a hash of the names of the labelled ones, `untrained_classes`,
@@ -156,14 +156,16 @@ def build_published_card(folder: Path, repository: str, hub_card: str | None = N
     card = render_card(folder, repository)
     if card is None and hub_card is not None and BEGIN in hub_card:
         # It tells of the weights that are replaced: only the user's text and metadata stay.
-        card = f"---\nlibrary_name: transformers\n---\n\n{BEGIN}\n{extract_user_text(hub_card)}\n{END}\n"
+        text = extract_user_text(hub_card, f"The card of {repository} on the Hub")
+        card = f"---\nlibrary_name: transformers\n---\n\n{BEGIN}\n{text}\n{END}\n"
         merged = ModelCard(merge_metadata(card, hub_card))
         merged.data.datasets = None
         merged.data.tags = [tag for tag in merged.data.tags or [] if tag != PRETRAINING_TAG] or None
         return str(merged)
     if card is None or hub_card is None or (BEGIN not in card and BEGIN not in hub_card):
         return card
-    ours, theirs = extract_user_text(card) if BEGIN in card else "", extract_user_text(hub_card)
+    ours = extract_user_text(card) if BEGIN in card else ""
+    theirs = extract_user_text(hub_card, f"The card of {repository} on the Hub")
     if theirs not in ours:
         difference = f"differs from that in {CARD}" if ours else f"is not in {CARD}"
         logger.warning(
@@ -293,11 +295,8 @@ def _template_values(folder: Path) -> dict[str, Any]:
 
 def _inherited_license(record: Mapping[str, Any]) -> dict[str, str] | None:
     """The model that the weights of a run are from, and its licence, where it is not the run's own."""
-    run, inherited = record["arguments"], record.get("inherited_license")
-    pretrained = run.get("pretrained")
-    if "inherited_license" not in record and pretrained is not None and resolve_name(pretrained) != pretrained:
-        inherited = find_restriction(pretrained)  # of records without this fact: the name of a shipped decoder
-    return inherited if inherited and inherited["license"] != run.get("license") else None
+    inherited = recorded_restriction(record)
+    return inherited if inherited and inherited["license"] != record["arguments"].get("license") else None
 
 
 def _metric_rows(results: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> list[list[str]]:

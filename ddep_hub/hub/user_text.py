@@ -13,15 +13,16 @@ from .licenses import CARD
 BEGIN, END = "<!-- your text: kept when the card is rewritten -->", "<!-- end of your text -->"
 
 
-def extract_user_text(card: str) -> str:
+def extract_user_text(card: str, name: str = CARD) -> str:
     """The user's part of a card. A card without marks is the user's, all of it but the metadata.
 
-    Raises a ValueError if only one of the marks is there, as where the text ends is not known then.
+    `name` is what the error calls the card. Raises a ValueError if only one of the marks is there, as where the text
+    ends is not known then.
     """
     card = card.replace("\r\n", "\n")
     if (BEGIN in card) != (END in card):
         lost, other = (END, BEGIN) if BEGIN in card else (BEGIN, END)
-        raise ValueError(f"{CARD} has the line `{other}`, but not `{lost}`. Put it back, so that your text is kept.")
+        raise ValueError(f"{name} has the line `{other}`, but not `{lost}`. Put it back, so that your text is kept.")
     if BEGIN in card:
         return card.partition(BEGIN)[2].partition(END)[0].strip()
     text = re.sub(r"\A---\n.*?^---\s*$", "", card, flags=re.DOTALL | re.MULTILINE).strip()

@@ -17,7 +17,7 @@ from ddep_hub.data.classes import ClassTable, write_class_table
 from ddep_hub.data.folders import FolderOptions, canonical_split
 from ddep_hub.data.image_io import BadFileError, format_list, is_array, lift_size_limit
 from ddep_hub.data.splits import choose_validation, evenly_spaced, extract_groups, parse_fraction
-from ddep_hub.data.statistics import ClassStatistics, warn_about_mixed_values
+from ddep_hub.data.statistics import ClassStatistics
 from ddep_hub.evaluation.visualization import contact_sheet, draw_legend, overlay
 from ddep_hub.tiff import read_nodata_tag
 from ddep_hub.utils.files import SYSTEM_FILES, atomic_dir, check_replaceable
@@ -108,7 +108,7 @@ def prepare(
         }
         if without_effect := [name for name, value in labelled_only.items() if value is not None]:
             raise ValueError(f"{without_effect[0]} has no effect on unlabelled images. Leave it out.")
-        return _prepare_unlabelled(source, output, tile, overlap)
+        return _prepare_unlabelled(source, output, tile, overlap, overwrite=overwrite)
     options = FolderOptions(image_dir, mask_dir, mask_suffix, os.path.expanduser(classes) if classes else None)
     dataset = read_source(source, format, options)
     ignored = dataset.classes.ignore_index
@@ -159,7 +159,6 @@ def prepare(
         ),
     ]
     for split, split_statistics in statistics.items():
-        warn_about_mixed_values(split_statistics)
         lines.append(f"Classes in `{split}`:\n{split_statistics.table()}")
     absent = [set(split_statistics.absent_classes) for split_statistics in statistics.values()]
     if empty := [name for name in dataset.classes.names if all(name in names for names in absent)]:
@@ -177,10 +176,10 @@ def prepare(
     return "\n".join(lines)
 
 
-def _prepare_unlabelled(source: Path, output: Path, tile: int | None, overlap: int) -> str:
+def _prepare_unlabelled(source: Path, output: Path, tile: int | None, overlap: int, *, overwrite: bool) -> str:
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist. Pass a folder of images or an image.")
-    with atomic_dir(output) as folder:
+    with atomic_dir(output, lambda: _check_output(source, output, overwrite=overwrite)) as folder:
         counts = write_unlabelled(source, folder, tile, overlap)
         _write_record(folder, source=source.name, found="unlabelled images", tile=tile, overlap=overlap)
     found = pluralize(counts["images"], "image")

@@ -263,7 +263,8 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
         if self.denoising_weight and self.pretraining_steps and self.pretraining_corruption == "downsampled":
             raise ValueError(
                 "denoising_weight needs a decoder that was pretrained on images, not on features. Set "
-                "pretraining_corruption to scaled or masked, or pretraining_steps to 0."
+                "pretraining_corruption, which the preset few-labels sets to downsampled, to scaled or masked, or "
+                "pretraining_steps to 0."
             )
         if self.pretraining_minutes is not None:
             self.check_positive("pretraining_minutes")

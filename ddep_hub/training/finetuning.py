@@ -152,7 +152,7 @@ class FinetuneTrainer(Trainer):
             check_classes(self.statistics)
         check_labelled(self.statistics, "train_split", args.train_split)
         if decoder is None and self.accelerator.is_main_process:  # otherwise warned before the first stage
-            warn_about_mixed_values(self.statistics)
+            warn_about_mixed_values(self.statistics, classes)
         self.validation = self._drop_bad_images(validation)
         self.fingerprint = compute_fingerprint(self.labelled.fingerprint, *classes.fingerprint)
         self.data = f"{len(self.usable)} images"
@@ -252,7 +252,8 @@ class FinetuneTrainer(Trainer):
         statistics, bad_files = self._scan_dataset(validation, split, images=True)
         validation = self._drop(validation, bad_files, "eval_split")
         check_labelled(statistics, "eval_split", split)
-        self.validation_fingerprint = compute_fingerprint(split, validation.fingerprint, statistics.counts.tolist())
+        counts = statistics.counts[:3].tolist()
+        self.validation_fingerprint = compute_fingerprint(split, validation.fingerprint, counts)
         if statistics.absent_classes and self.accelerator.is_main_process:
             logger.warning("%s", absent_message(statistics.absent_classes, len(statistics.names), split))
         return validation

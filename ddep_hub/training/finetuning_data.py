@@ -115,7 +115,7 @@ def check_labels(args: FinetuneArguments, training: SegmentationDataset, validat
         if not args.allow_empty_classes:
             check_classes(statistics)
         check_labelled(statistics, "train_split", args.train_split)
-        warn_about_mixed_values(statistics)
+        warn_about_mixed_values(statistics, training.classes)
 
 
 def read_labels(

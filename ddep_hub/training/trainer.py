@@ -164,8 +164,9 @@ class Trainer(Losses):
         with contextlib.ExitStack() as stack:
             on_main_process(self.accelerator, lambda: stack.enter_context(run_lock(self.output)))
             on_main_process(self.accelerator, lambda: check_publishing(self.args))
-            if self.args.pretrained is not None and self.accelerator.is_main_process:  # which writes the card
-                self.facts["inherited_license"] = find_restriction(self.args.pretrained)
+            if self.args.pretrained is not None:
+                license = on_main_process(self.accelerator, lambda: find_restriction(str(self.args.pretrained)))
+                self.facts["inherited_license"] = license
             self._prepare()
             on_main_process(self.accelerator, self._start_folder)
             self.metrics = MetricsLogger(self.accelerator, self.args, self.step, {*self.bad_files, *self.skipped})

@@ -170,8 +170,25 @@ def test_the_licence_of_a_restricted_decoder_is_inherited(finetuned, tmp_path):
     assert f"These weights go back to `{start}`, whose licence, cc-by-nc-sa-3.0," in parsed(second).text
     named = finetuned("c", pretrained=str(copy), license="mit", inherited_license=find_restriction(str(copy)))
     assert "Training started from `renamed`, whose licence, cc-by-nc-sa-3.0," in parsed(named).text
-    (copy / "README.md").write_text("---\nlicense: [\n---\n")
-    assert find_restriction(str(copy)) is None
+    # A checkpoint of a run has no record: the run's arguments name where it started.
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-2"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "checkpoint.json").write_text("{}")
+    (tmp_path / "run" / "config.yaml").write_text(f"pretrained: {start}\n")
+    assert find_restriction(str(checkpoint)) == restriction
+    for metadata in (
+        "license: [",
+        "license: Apache-2.0",
+        "license: [gpl-3.0, mit]",
+        "license: unknown",
+        "license: {a: b}",
+    ):
+        (copy / "README.md").write_text(f"---\n{metadata}\n---\n")
+        assert find_restriction(str(copy)) is None
+    (copy / "README.md").write_text("---\nlicense: openrail\n---\n")
+    for damaged in ("[]", '{"inherited_license": {"model": "x"}}', '{"arguments": 3}', "{"):
+        (copy / "run.json").write_text(damaged)
+        assert find_restriction(str(copy)) in (None, {"model": str(copy), "license": "openrail"})
 
 
 def test_a_lost_mark_of_the_users_part_is_told(finetuned):
