@@ -23,6 +23,7 @@ import ddep_hub.cli
 from ddep_hub.cli import COMMANDS, main
 from ddep_hub.data.layouts import LAYOUTS
 from ddep_hub.data.synthetic import write_scenes
+from ddep_hub.label_efficiency.report import student_quantile
 from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.utils.arguments import list_presets, parse_command
 
@@ -176,9 +177,7 @@ def rows_of(name: str) -> dict[tuple[str, str], list[float]]:
 
 def interval(gains: list[float]) -> tuple[float, float]:
     """Mean of differences, and half of its 95% t interval."""
-    quantiles = {3: 4.302653, 4: 3.182446, 5: 2.776445, 6: 2.570582, 7: 2.446912, 10: 2.262157, 18: 2.109816}
-    quantile = quantiles[len(gains)]
-    return statistics.mean(gains), quantile * statistics.stdev(gains) / len(gains) ** 0.5
+    return statistics.mean(gains), student_quantile(len(gains) - 1) * statistics.stdev(gains) / len(gains) ** 0.5
 
 
 def test_the_scores_of_camvid_are_those_of_the_csv():

@@ -196,16 +196,16 @@ def get_mask_values(
             "them as 8-bit greyscale or palette PNG, or give each class in classes.json a colour of its own",
         )
         raise BadFileError(f"{path} has colour mode {image.mode}, {problem}", path)
-    if image.mode == "P" and colors and mapping is None:
-        ids = _map_palette_colors(
-            values, palette_colors(image), colors, ignore_index, path, is_gif=file_format == "GIF"
-        )
-        if ids is not None:
-            return ids
-    if image.mode == "P" and file_format != "GIF" and palettes is not None:
-        _compare_palettes(palette_colors(image), palettes, ignore_index, str(path))
-    if image.mode == "P" and file_format == "GIF":
-        values = _to_grey_levels(values, palette_colors(image), path)
+    if image.mode == "P":
+        palette, is_gif = palette_colors(image), file_format == "GIF"
+        if colors and mapping is None:
+            ids = _map_palette_colors(values, palette, colors, ignore_index, path, is_gif=is_gif)
+            if ids is not None:
+                return ids
+        if is_gif:
+            values = _to_grey_levels(values, palette, path)
+        elif palettes is not None:
+            _compare_palettes(palette, palettes, ignore_index, str(path))
     if white_level is not None:  # stretched, id 1 is 85 or 17
         values = np.rint(values * (white_level / (65535 if image.mode.startswith("I") else 255))).astype(values.dtype)
     if image.mode == "1" or (file_format == "GIF" and set(np.unique(values)) <= {0, 255}):

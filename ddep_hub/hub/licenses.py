@@ -1,6 +1,5 @@
 """Licences that restrict the use of weights, which weights trained from them inherit."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ from huggingface_hub.errors import EntryNotFoundError, HTTPError
 
 from ddep_hub.configuration_ddep import resolve_name
 
+from .staging import CARD, RUN, read_json
 
-CARD, RUN = "README.md", "run.json"  # beside the model
+
 # Licences that allow any use, by their names on the Hub.
 OPEN_LICENSES = (
     *("apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "isc", "unlicense", "zlib", "wtfpl"),
@@ -28,19 +28,28 @@ def find_restriction(source: str) -> dict[str, str] | None:
     checkpoint, to the arguments of its run; or else the licence of its own card. `None` if these allow any use, say
     nothing, or are damaged, which does not keep the weights from being used.
     """
-    try:
-        record = _find_file(source, RUN)
-        inherited = recorded_restriction(json.loads(record.read_text(encoding="utf-8"))) if record else None
-        if inherited is None and (Path(source) / "checkpoint.json").is_file():
-            run = yaml.safe_load((Path(source).parents[1] / "config.yaml").read_text(encoding="utf-8"))
-            inherited = find_restriction(run["pretrained"]) if run["pretrained"] else None
-        card = _find_file(source, CARD)
-        own = (metadata_load(card) or {}).get("license") if card else None
-    except (AttributeError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError):
+    for find in (_inherited_restriction, _own_restriction):
+        try:
+            if found := find(source):
+                return found
+        except (AttributeError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError):
+            continue
+    return None
+
+
+def _inherited_restriction(source: str) -> dict[str, str] | None:
+    if record := _find_file(source, RUN):
+        return recorded_restriction(read_json(record))
+    if not (Path(source) / "checkpoint.json").is_file():
         return None
-    if inherited is not None:
-        return inherited
-    names = [name.lower() for name in (own if isinstance(own, list) else [own]) if isinstance(name, str)]
+    run = yaml.safe_load((Path(source).parents[1] / "config.yaml").read_text(encoding="utf-8"))
+    return find_restriction(run["pretrained"]) if run["pretrained"] else None
+
+
+def _own_restriction(source: str) -> dict[str, str] | None:
+    card = _find_file(source, CARD)
+    license = (metadata_load(card) or {}).get("license") if card else None
+    names = [name.lower() for name in (license if isinstance(license, list) else [license]) if isinstance(name, str)]
     if not names or {*names} & {*OPEN_LICENSES, "unknown"}:
         return None
     return {"model": source, "license": ", ".join(names)}

@@ -29,8 +29,8 @@ from ddep_hub.utils.arguments import list_field_names
 from ddep_hub.utils.files import atomic_write
 from ddep_hub.utils.processes import describe_hardware
 
-from .licenses import CARD, OPEN_LICENSES, RUN, recorded_restriction
-from .staging import read_json, read_text
+from .licenses import OPEN_LICENSES, recorded_restriction
+from .staging import CARD, RUN, read_json, read_text
 from .user_text import BEGIN, END, extract_user_text, merge_metadata, parse_metadata
 
 

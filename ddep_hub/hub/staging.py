@@ -19,6 +19,8 @@ from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 from ddep_hub.modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentation, DDePModel
 
 
+# The card of a model, and the record of the run that trained it.
+CARD, RUN = "README.md", "run.json"
 WEIGHTS_PATTERN = "model*.safetensors*"
 # Of a checkpoint, what resuming needs besides the model.
 CHECKPOINT_FILES = ("optimizer.pt", "checkpoint.json")

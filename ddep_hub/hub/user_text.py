@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard
 
-from .licenses import CARD
+from .staging import CARD
 
 
 # The user's own text is between these two marks.

@@ -108,7 +108,7 @@ def prepare(
         }
         if without_effect := [name for name, value in labelled_only.items() if value is not None]:
             raise ValueError(f"{without_effect[0]} has no effect on unlabelled images. Leave it out.")
-        return _prepare_unlabelled(source, output, tile, overlap, overwrite=overwrite)
+        return _prepare_unlabelled(source, output, tile, overlap)
     options = FolderOptions(image_dir, mask_dir, mask_suffix, os.path.expanduser(classes) if classes else None)
     dataset = read_source(source, format, options)
     ignored = dataset.classes.ignore_index
@@ -132,7 +132,7 @@ def prepare(
     statistics = {split: ClassStatistics(dataset.classes.names, dataset.classes.ignore_index) for split in splits}
     # Arrays only count as images if there are no others, so tiles must be arrays too.
     as_arrays = any(isinstance(example.image, Path) and is_array(example.image) for example in dataset.examples)
-    with atomic_dir(output, lambda: _check_output(source, output, overwrite=overwrite)) as folder:
+    with atomic_dir(output) as folder:
         written_files, sides = [], set[int]()
         for split, examples in splits.items():
             for name, image, mask, nodata in _iter_images(examples, tile, overlap, parts.get(split, (0.0, 1.0))):
@@ -176,10 +176,10 @@ def prepare(
     return "\n".join(lines)
 
 
-def _prepare_unlabelled(source: Path, output: Path, tile: int | None, overlap: int, *, overwrite: bool) -> str:
+def _prepare_unlabelled(source: Path, output: Path, tile: int | None, overlap: int) -> str:
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist. Pass a folder of images or an image.")
-    with atomic_dir(output, lambda: _check_output(source, output, overwrite=overwrite)) as folder:
+    with atomic_dir(output) as folder:
         counts = write_unlabelled(source, folder, tile, overlap)
         _write_record(folder, source=source.name, found="unlabelled images", tile=tile, overlap=overlap)
     found = pluralize(counts["images"], "image")

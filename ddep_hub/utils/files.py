@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from safetensors import SafetensorError
@@ -48,12 +48,11 @@ def check_replaceable(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_dir(path: str | Path, check: Callable[[], None] | None = None) -> Iterator[Path]:
+def atomic_dir(path: str | Path) -> Iterator[Path]:
     """A folder to write into that takes its final name when the block ends without an error.
 
-    `check` is called just before it replaces what is there, as another process may have written that meanwhile.
-
-    What was there under that name stays until then. After an error nothing new is left behind; after a kill there may
+    What was there under that name stays until then. If nothing was, but another process has written something by then,
+    that stays, and a FileExistsError is raised. After an error nothing new is left behind; after a kill there may
     be a hidden folder, which [`run_lock`] removes. Everything is on the disk, and not in the system's buffers alone,
     before the name is given.
 
@@ -62,7 +61,7 @@ def atomic_dir(path: str | Path, check: Callable[[], None] | None = None) -> Ite
     """
     path = Path(os.path.abspath(path))
     check_replaceable(path)
-    is_fixed = _is_fixed(path)
+    is_fixed, is_new = _is_fixed(path), not path.is_dir() or not any(path.iterdir())
     parent = path if is_fixed else path.parent
     parent.mkdir(parents=True, exist_ok=True)
     temp_dir = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=parent))
@@ -79,8 +78,8 @@ def atomic_dir(path: str | Path, check: Callable[[], None] | None = None) -> Ite
             for entry in list(temp_dir.iterdir()):
                 entry.rename(path / entry.name)
         elif path.exists():
-            if check is not None:
-                check()
+            if is_new:
+                check_empty(path)
             backup = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent)) / "old"
             path.rename(backup)
             temp_dir.rename(path)

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from ddep_hub.data import synthetic
 from ddep_hub.data.image_datasets import ImageFolder
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene, write_scenes
@@ -130,3 +131,18 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
 def test_bad_arguments_are_named(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         write_scenes(tmp_path / "scenes", **options)
+
+
+def test_two_processes_may_write_the_same_scenes_at_once(tmp_path, monkeypatch):
+    root, arguments = tmp_path / "scenes", {"splits": {"train": 1}, "size": (32, 48)}
+    write_table = synthetic.write_class_table
+
+    def write_meanwhile(*args):
+        monkeypatch.setattr(synthetic, "write_class_table", write_table)
+        write_scenes(root, **arguments)
+        (root / "first").touch()
+        write_table(*args)
+
+    monkeypatch.setattr(synthetic, "write_class_table", write_meanwhile)
+    assert write_scenes(root, **arguments) == root and (root / "first").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["scenes"]

@@ -188,7 +188,10 @@ def test_the_licence_of_a_restricted_decoder_is_inherited(finetuned, tmp_path):
     (copy / "README.md").write_text("---\nlicense: openrail\n---\n")
     for damaged in ("[]", '{"inherited_license": {"model": "x"}}', '{"arguments": 3}', "{"):
         (copy / "run.json").write_text(damaged)
-        assert find_restriction(str(copy)) in (None, {"model": str(copy), "license": "openrail"})
+        assert find_restriction(str(copy)) == {"model": str(copy), "license": "openrail"}  # as its card says
+    (copy / "run.json").write_text(json.dumps({"arguments": {}, "inherited_license": restriction}))
+    (copy / "README.md").write_text("---\nlicense: [\n---\n")
+    assert find_restriction(str(copy)) == restriction
 
 
 def test_a_lost_mark_of_the_users_part_is_told(finetuned):

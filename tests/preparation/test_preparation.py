@@ -542,7 +542,7 @@ def test_what_another_process_wrote_meanwhile_stays(tmp_path, scenes, monkeypatc
         return Image.new("RGB", (8, 8))
 
     monkeypatch.setattr("ddep_hub.preparation._draw_preview", draw)
-    with pytest.raises(FileExistsError, match=r"output is not empty. It was not written by this command"):
+    with pytest.raises(FileExistsError, match=r"output is not empty\. Choose another folder"):
         ddep_hub.prepare(scenes, tmp_path / "output")
     assert [path.name for path in tmp_path.rglob("*")] == ["output", "mine.txt"]
 

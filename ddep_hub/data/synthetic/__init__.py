@@ -77,13 +77,17 @@ def write_scenes(
     record = {"format": _FORMAT, "splits": dict(splits), "unlabelled": unlabelled, "size": list(size), "seed": seed}
     if _is_up_to_date(root, record):
         return root
-    with atomic_dir(root) as folder:
-        for name, num_scenes in splits.items():
-            _write_split(folder / "images" / name, folder / "annotations" / name, name, num_scenes, size, seed)
-        if unlabelled:
-            _write_split(folder / "unlabelled", None, "unlabelled", unlabelled, size, seed)
-        write_class_table(SCENE_CLASSES, folder / "classes.json")
-        (folder / _RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    try:
+        with atomic_dir(root) as folder:
+            for name, num_scenes in splits.items():
+                _write_split(folder / "images" / name, folder / "annotations" / name, name, num_scenes, size, seed)
+            if unlabelled:
+                _write_split(folder / "unlabelled", None, "unlabelled", unlabelled, size, seed)
+            write_class_table(SCENE_CLASSES, folder / "classes.json")
+            (folder / _RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    except FileExistsError:
+        if not _is_up_to_date(root, record):  # another process may have written the same scenes meanwhile
+            raise
     return root
 
 
