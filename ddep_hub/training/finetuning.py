@@ -24,7 +24,7 @@ from ddep_hub.data.preprocessing import (
 from ddep_hub.data.samplers import StepBatchSampler, pair_batches
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.data.splits import evenly_spaced, write_split_file
-from ddep_hub.data.statistics import ClassStatistics, check_classes, warn_about_mixed_values
+from ddep_hub.data.statistics import ClassStatistics, warn_about_mixed_values
 from ddep_hub.data.transforms import SegmentationTrainTransform
 from ddep_hub.data.unlabelled_transforms import UnlabelledTransform
 from ddep_hub.evaluation.counting import evaluate_segmentation
@@ -40,6 +40,7 @@ from .finetuning_data import (
     check_class_weights,
     check_labelled,
     check_labels,
+    check_train_labels,
     describe_leaks,
     open_data,
     read_labels,
@@ -148,9 +149,7 @@ class FinetuneTrainer(Trainer):
         # Broken files are no labels. Training skips them where they are drawn, so that a run which one of them stopped
         # can be resumed with `skip_bad_files`.
         self.usable = self._drop(self.labelled, bad_files, "train_split")
-        if not args.allow_empty_classes:
-            check_classes(self.statistics)
-        check_labelled(self.statistics, "train_split", args.train_split)
+        check_train_labels(args, self.statistics)
         if decoder is None and self.accelerator.is_main_process:  # otherwise warned before the first stage
             warn_about_mixed_values(self.statistics, classes)
         self.validation = self._drop_bad_images(validation)

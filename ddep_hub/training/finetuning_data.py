@@ -103,19 +103,27 @@ def describe_leaks(
 
 
 def check_labels(args: FinetuneArguments, training: SegmentationDataset, validation: SegmentationDataset) -> None:
-    """Raises what [`FinetuneTrainer`] would raise of masks and their classes."""
+    """Raises what [`FinetuneTrainer`] would raise of masks, their classes and validation images."""
     check_class_weights(args.class_weights, training.classes)
     for dataset in (training, validation):
-        statistics, bad_files = read_labels(dataset, range(len(dataset)), skip_bad_files=args.skip_bad_files)
+        is_validation = dataset is validation
+        statistics, bad_files = read_labels(
+            dataset, range(len(dataset)), images=is_validation, skip_bad_files=args.skip_bad_files
+        )
         if len(bad_files) == len(dataset):
             continue  # as it will be said of all files
-        if dataset is validation:
+        if is_validation:
             check_labelled(statistics, "eval_split", args.eval_split)
-            continue
-        if not args.allow_empty_classes:
-            check_classes(statistics)
-        check_labelled(statistics, "train_split", args.train_split)
-        warn_about_mixed_values(statistics, training.classes)
+        else:
+            check_train_labels(args, statistics)
+            warn_about_mixed_values(statistics, training.classes)
+
+
+def check_train_labels(args: FinetuneArguments, statistics: ClassStatistics) -> None:
+    """Raises a ValueError if a class has no labelled pixel, or no pixel is labelled."""
+    if not args.allow_empty_classes:
+        check_classes(statistics)
+    check_labelled(statistics, "train_split", args.train_split)
 
 
 def read_labels(

@@ -230,10 +230,14 @@ def test_mistakes_of_the_second_stage_are_said_before_the_first(finetuning, scen
     unlabelled = shutil.copytree(scenes, tmp_path / "unlabelled scenes")
     for path in (unlabelled / "annotations" / "val").iterdir():
         Image.new("L", Image.open(path).size, 255).save(path)
+    damaged = shutil.copytree(scenes, tmp_path / "damaged scenes")
+    picture = max((damaged / "images" / "val").iterdir())
+    picture.write_bytes(picture.read_bytes()[:-200])
     for fields, error, said in (
         ({"class_weights": ["1", "2", "3"]}, ValueError, "class_weights has 3 numbers"),
         ({"data": str(data)}, BadFileError, "holds the ids 200"),
         ({"data": str(unlabelled)}, ValueError, "no pixel of `val` is labelled"),
+        ({"data": str(damaged)}, BadFileError, picture.name),
     ):
         with pytest.raises(error, match=said):
             finetuning(**fields)
