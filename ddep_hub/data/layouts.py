@@ -185,6 +185,8 @@ def split_files(root: str | Path, split: str, layout: str, options: FolderOption
         user_classes = read_class_table(options.classes)
         if user_classes.names != classes.names or user_classes.mask_values:
             classes, mapping = user_classes, None
+        else:  # official masks may have no such value
+            mapping = {user_classes.ignore_index: classes.ignore_index, **info.mapping}
     return SplitFiles(split_dirs.images, split_dirs.masks, splits, images, masks, classes, mapping)
 
 

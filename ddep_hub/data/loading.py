@@ -39,6 +39,11 @@ def open_segmentation_dataset(
         raise ValueError(
             f"{name} names a split; leave /{named_split} out, and choose it with --train_split or --eval_split"
         )
+    if options.has_folders:
+        raise ValueError(
+            f"image_dir, mask_dir and mask_suffix have no effect on {name}, whose images and masks are columns. Leave "
+            "them out, or set image_column and mask_column."
+        )
     classes_path = Path(name) / "classes.json"
     classes = options.classes or (classes_path if not is_hub and classes_path.is_file() else None)
     return HubSegmentation(

@@ -4,13 +4,14 @@
 """
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
+
+from ddep_hub.utils.files import partial_file
 
 from .dataset_registry import get_dataset_info
 from .image_io import BadFileError
@@ -52,12 +53,8 @@ def convert_annotations(voc: str | Path, annotations: str | Path) -> int:
             mask = convert_label_map(_read_label_map(path))
         except ValueError as error:
             raise BadFileError(f"{path} cannot be used: {error}; unpack it again", path) from error
-        temp_path = masks / f".{path.stem}.{os.getpid()}.tmp"
-        try:
-            Image.fromarray(mask).save(temp_path, format="PNG")
-            os.replace(temp_path, masks / f"{path.stem}.png")
-        finally:
-            temp_path.unlink(missing_ok=True)
+        with partial_file(masks / f"{path.stem}.png") as partial:
+            Image.fromarray(mask).save(partial, format="PNG")
     return len(pending)
 
 

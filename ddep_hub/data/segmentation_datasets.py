@@ -1,4 +1,4 @@
-"""Labelled images: folders in known layouts, Hub data sets, and how a name is resolved to one of them."""
+"""Labelled images: folders in known layouts, and data sets of the Hub."""
 
 import copy
 import dataclasses

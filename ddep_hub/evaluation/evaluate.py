@@ -28,7 +28,7 @@ from ddep_hub.utils.processes import build_accelerator, get_launcher_precision, 
 
 from .arguments import EvaluateArguments
 from .counting import count_pixels
-from .inference import eval_mode
+from .inference import eval_mode, input_device
 from .metrics import METRICS, BoundaryIoU, absent_message, confusion_csv
 from .predict import get_model_name, get_processor, override_image_size
 from .prediction_files import MaskWriter
@@ -100,8 +100,8 @@ def evaluate(
 
 @contextlib.contextmanager
 def _restore_state(model: nn.Module) -> Iterator[None]:
-    """Restores the modes of a caller's model, and its `forward`, which Accelerate wraps for mixed precision."""
-    saved = dict(vars(model))
+    """Restores the modes of a caller's model, its device, and its `forward`, which Accelerate wraps."""
+    saved, device = dict(vars(model)), input_device(model)
     try:
         with eval_mode(model):
             yield
@@ -109,6 +109,8 @@ def _restore_state(model: nn.Module) -> Iterator[None]:
         for name in vars(model).keys() - saved.keys():  # set by Accelerate, which would not wrap it again
             del vars(model)[name]
         vars(model).update(saved)
+        if input_device(model) != device:
+            model.to(device)
 
 
 def _format_names(names: Sequence[str], others: Sequence[str]) -> str:

@@ -1,16 +1,14 @@
 """Files of prediction: the images, given as paths, folders, patterns or URLs, and the masks written for them."""
 
-import contextlib
 import http.client
 import logging
 import os
 import string
-import threading
 import urllib.parse
 import urllib.request
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from glob import escape, glob
 from pathlib import Path, PurePosixPath
 
@@ -25,7 +23,7 @@ from ddep_hub.data.image_io import decode_image
 from ddep_hub.data.preprocessing import AnyImage
 from ddep_hub.data.unlabelled import unlabelled_images
 from ddep_hub.image_conversion import ChannelImage
-from ddep_hub.utils.files import explain_write_errors, path_below
+from ddep_hub.utils.files import explain_write_errors, partial_file, path_below
 
 from .georeferencing import Georeference, is_auxiliary_file, to_auxiliary_file
 from .visualization import draw_legend, overlay, to_rgb_image
@@ -244,7 +242,7 @@ def _check_overwrite(path: Path) -> None:
 def _save(picture: Image.Image, path: Path, compress_level: int = 6) -> None:
     info = PngInfo()
     info.add_text("Software", SOFTWARE)
-    with _partial_file(path) as partial:
+    with explain_write_errors(path), partial_file(path) as partial:
         picture.save(partial, "PNG", pnginfo=info, compress_level=compress_level)
 
 
@@ -260,19 +258,5 @@ def _save_georeference(georeference: Georeference | None, mask: Path) -> None:
     if georeference is None:
         path.unlink(missing_ok=True)
         return
-    with _partial_file(path) as partial:
+    with explain_write_errors(path), partial_file(path) as partial:
         partial.write_text(to_auxiliary_file(georeference), encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _partial_file(path: Path) -> Iterator[Path]:
-    """A file that takes the name `path` once it is whole, so that a killed command leaves no half of a mask."""
-    # The file's own name may be as long as a name can be.
-    partial = path.with_name(f".{os.getpid()}-{threading.get_ident()}.partial")
-    try:
-        with explain_write_errors(path):
-            yield partial
-            partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

@@ -118,8 +118,8 @@ class Method:
 
     Attributes:
         name: Its name in the table.
-        pretraining: Arguments of `examples/pretrain.py`, or `None` if no decoder is pretrained.
-        finetuning: Arguments of `examples/finetune.py`.
+        pretraining: Arguments of `ddep-hub pretrain`, or `None` if no decoder is pretrained.
+        finetuning: Arguments of `ddep-hub finetune`.
         baseline: Whether the other methods are compared with it.
     """
 
@@ -145,9 +145,9 @@ class Study:
 
     Attributes:
         seeds: Number of seeds of each label fraction; seeds count from 0 and are the same for every method.
-        data: Labelled data, as `--data` of `examples/finetune.py`; `None` for the embedded scenes.
-        images: Unlabelled images, as `--images` of `examples/pretrain.py`.
-        evaluation: Arguments of `examples/evaluate.py` for the scores; `None` takes those of fine-tuning.
+        data: Labelled data, as `--data` of `ddep-hub finetune`; `None` for the embedded scenes.
+        images: Unlabelled images, as `--images` of `ddep-hub pretrain`.
+        evaluation: Arguments of `ddep-hub evaluate` for the scores; `None` takes those of fine-tuning.
         own_data: Whether decoders are pretrained on the training images too, and a model of each method is kept.
     """
 

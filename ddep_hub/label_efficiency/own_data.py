@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shlex
 import shutil
 import time
 from collections.abc import Mapping
@@ -238,13 +239,13 @@ def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({}
         if low > 0 and (best is None or difference.mean > best[0]):
             flags = [*shared, "--pretrained", name]
             if name == CONSISTENCY_METHOD:
-                flags = [*shared, "--unlabelled ... --pretraining_steps 0", *to_flags(CONSISTENCY), *model]
+                flags = [*shared, "--unlabelled", "...", "--pretraining_steps", "0", *to_flags(CONSISTENCY), *model]
             elif name in CORRUPTIONS:
-                flags = [*shared, "--unlabelled ... --pretraining_corruption", CORRUPTIONS[name], *model]
+                flags = [*shared, "--unlabelled", "...", "--pretraining_corruption", CORRUPTIONS[name], *model]
             best = (
                 difference.mean,
-                f"Use {name} (`{' '.join(flags)}`): {difference.mean:+.1f} points of mIoU over a random decoder with "
-                f"{baseline.labelled} labels (95% interval {low:+.1f} to {high:+.1f}).",
+                f"Use {name} (`{shlex.join(flags)}`): {difference.mean:+.1f} points of mIoU over a random decoder "
+                f"with {baseline.labelled} labels (95% interval {low:+.1f} to {high:+.1f}).",
             )
     if best is not None:
         luck = f" It is the best of {len(compared)}, so a part of its lead may be luck." if len(compared) > 1 else ""
@@ -261,7 +262,7 @@ def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({}
             f"No gain over a random decoder yet with {baseline.labelled} labels ({', '.join(compared)}), but "
             f"{', '.join(missing)} lack seeds: run more to compare."
         )
-    hint = f" (`{' '.join([*shared, *model])}`)" if shared or model else ""
+    hint = f" (`{shlex.join([*shared, *model])}`)" if shared or model else ""
     return (
         f"Use a random decoder{hint}: with {baseline.labelled} labels, no other method beats it by more than the "
         f"spread of {seeds} seeds."

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import zlib
 from collections import Counter
@@ -97,6 +98,8 @@ def prepare(
         raise ValueError(f"tile must be positive, got {tile}.")
     if tile is not None and not 0 <= overlap < tile:
         raise ValueError(f"overlap must be 0 to {tile - 1}, less than the tile, got {overlap}.")
+    if tile is None and overlap:
+        raise ValueError("overlap has no effect without tile. Set tile, or leave it out.")
     _check_output(source, output, overwrite=overwrite)
     if format == UNLABELLED:
         labelled_only = {
@@ -169,10 +172,12 @@ def prepare(
     names = ""
     if len(splits) > 1 and not {"train", "val"} <= splits.keys():
         train = "train" if "train" in splits else next(iter(splits))
-        names = f" --train_split {train} --eval_split {next(split for split in splits if split != train)}"
+        other = next(split for split in splits if split != train)
+        names = f" --train_split {shlex.quote(train)} --eval_split {shlex.quote(other)}"
     # Or a preset would scale the tiles, but not the scene.
     size = f" --image_size {tile}" if tile is not None and sides == {tile} else ""
-    lines.append(f"Look at {output / 'preview.png'} before training: ddep-hub finetune --data {output}{names}{size}")
+    command = f"ddep-hub finetune --data {shlex.quote(str(output))}{names}{size}"
+    lines.append(f"Look at {output / 'preview.png'} before training: {command}")
     return "\n".join(lines)
 
 

@@ -180,9 +180,11 @@ def iter_tiles(
     """Top, left, height and width of the tiles that cover an image of `size` (height, width), all inside it.
 
     `tile` is the side of the tiles and `overlap` the minimum overlap of neighbours, in pixels; `rows` says where the
-    part to cover begins and ends, from 0.0 to 1.0.
+    part to cover begins and ends, from 0.0 to 1.0. Raises a ValueError if that is less than a row.
     """
     first_row, end = (round(size[0] * share) for share in rows)
+    if first_row == end:
+        raise ValueError(f"val_fraction leaves no row of an image of {size[0]} for one of the splits. Change it.")
     height, width = min(tile, end - first_row), min(tile, size[1])
     strides = max(1, height - overlap), max(1, width - overlap)
     for top, left in window_positions((end - first_row, size[1]), (height, width), strides):

@@ -33,7 +33,9 @@ class PretrainArguments(RunArguments):
         resumable=True,
         path=True,
     )
-    image_weights: list[float] = data_arg([], "Mixing weights of the sources. Default: in proportion to their sizes.")
+    image_weights: list[float] = data_arg(
+        [], "Mixing weights of the sources. Default: in proportion to their sizes, or equal for streams."
+    )
     image_column: str = data_arg("image", "Image column of Hub data sets.")
     streaming: bool = data_arg(False, "Stream Hub data sets; WebDataset shards are always streamed.")
     shuffle_window: int = data_arg(1000, "Number of consecutive images of a stream that are shuffled together.")

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import math
 import os
+import shlex
 import shutil
 import signal
 import threading
@@ -246,7 +247,7 @@ def publish_final(args: RunArguments, final: Path) -> None:
         flags += " --decoder_only" * args.hub_decoder_only + " --private" * args.hub_private_repo
         raise OSError(
             f"Publishing to {args.hub_model_id} failed: {error} The run is complete in {final}. Publish it with "
-            f"`ddep-hub publish {final} {args.hub_model_id}{flags}`."
+            f"`ddep-hub publish {shlex.quote(str(final))} {args.hub_model_id}{flags}`."
         ) from error
     print(f"Published: {url}")
 

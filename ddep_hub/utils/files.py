@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -59,7 +60,7 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     The current folder and mounted ones cannot get another name. If they are empty, they are filled instead, otherwise
     raises a FileExistsError.
     """
-    path = Path(os.path.abspath(path))
+    path = Path(os.path.realpath(path))  # what a link points to is replaced, not the link
     check_replaceable(path)
     is_fixed, is_new = _is_fixed(path), not path.is_dir() or not any(path.iterdir())
     parent = path if is_fixed else path.parent
@@ -133,17 +134,25 @@ def warn_on_write_error(path: Path) -> Iterator[None]:
         warnings.warn(f"{path} could not be written: {error}. The run continues without it.", stacklevel=3)
 
 
-def atomic_write(path: Path, content: str | bytes) -> None:
-    """Writes a file, text or bytes, that gets its name only when it is complete."""
-    temp_path = path.with_name(f".{path.name}.partial")
+@contextlib.contextmanager
+def partial_file(path: Path) -> Iterator[Path]:
+    """A file to write that takes the name `path` when the block ends without an error; else nothing is left of it."""
+    # Another process or thread may be writing a file of this name, which may be as long as a name can be.
+    partial = path.with_name(f".{path.name[:50]}-{os.getpid()}-{threading.get_ident()}.partial")
     try:
-        # File names need not be UTF-8; they are written as they are.
-        temp_path.write_bytes(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
-        _flush(temp_path)
-        temp_path.replace(path)
+        yield partial
+        partial.replace(path)
     except BaseException:
-        temp_path.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
+
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Writes a file, text or bytes, that gets its name only when it is complete and on the disk."""
+    with partial_file(path) as partial:
+        # File names need not be UTF-8; they are written as they are.
+        partial.write_bytes(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
+        _flush(partial)
 
 
 def _flush(path: Path) -> None:

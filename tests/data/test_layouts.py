@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddep_hub.data.classes import write_class_table
+from ddep_hub.data.dataset_registry import get_dataset_info
+from ddep_hub.data.folders import FolderOptions
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.layouts import LAYOUTS, find_layout
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
@@ -217,6 +220,14 @@ def test_values_that_the_official_masks_do_not_have(camvid):
     put_mask(camvid / "trainannot" / "train_006690.png", [0, 10, 12, 255])
     with pytest.raises(BadFileError, match=r"train_006690\.png holds the values 12, 255, .* mapping"):
         SegmentationFolder(camvid, "train")[0]
+
+
+def test_the_ignored_value_of_ones_own_classes_in_a_known_layout(camvid):
+    classes = get_dataset_info("camvid").classes
+    put_mask(camvid / "trainannot" / "train_006690.png", [0, 10, 11, 255])
+    write_class_table(classes, camvid / "mine.json")
+    options = FolderOptions(classes=camvid / "mine.json")
+    assert ids(SegmentationFolder(camvid, "train", options=options)[0]) == [0, 10, 255, 255]
 
 
 def test_a_class_table_makes_a_plain_data_set(ade20k):

@@ -40,6 +40,11 @@ def test_a_data_set_beside_pictures_for_its_readme(tmp_path):
     assert np.array_equal(rows[0]["annotation"], mask)
 
 
+def test_folders_of_a_data_set_of_columns_are_refused():
+    with pytest.raises(ValueError, match="mask_suffix have no effect on hf://datasets/org/name"):
+        open_segmentation_dataset("hf://datasets/org/name", "train", options=FolderOptions(mask_dir="masks"))
+
+
 def test_a_data_set_that_does_not_name_its_classes(tmp_path):
     image, mask = render_scene(0, 0, (40, 48))
     data = {"photo": [Image.fromarray(image)], "map": [Image.fromarray(mask)]}

@@ -378,6 +378,8 @@ def test_tiles_of_a_single_raster_are_divided(tmp_path, monkeypatch):
             assert np.array_equal(np.asarray(dataset[index]["image"])[..., 0], mask * 9)
             found.update(range(top, top + mask.shape[0]))
     assert rows == {"train": set(range(70)), "val": set(range(70, 100))}
+    with pytest.raises(ValueError, match="val_fraction leaves no row of an image of 100"):
+        ddep_hub.prepare(tmp_path / "source", tmp_path / "none", tile=32, val_fraction=0.001)
 
 
 @pytest.mark.parametrize("bands", [1, 4])
@@ -570,6 +572,7 @@ def test_more_classes_than_8_bits_hold(tmp_path):
         ({"a.json": "{}", "pairs.csv": "image,mask\n"}, {"source": "a.json"}, "is not an annotation file of COCO"),
         ({"notes.txt": ""}, {"tile": 0}, "tile must be positive, got 0"),
         ({"notes.txt": ""}, {"tile": 8, "overlap": 8}, "overlap must be 0 to 7, less than the tile, got 8"),
+        ({"notes.txt": ""}, {"overlap": 8}, "overlap has no effect without tile"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path, files, options, message):

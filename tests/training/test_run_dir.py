@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from ddep_hub.training.logging import MetricsLog, read_metrics
 from ddep_hub.training.run_dir import check_run_dir, run_lock
 from ddep_hub.utils import files
 from ddep_hub.utils.arguments import write_yaml
-from ddep_hub.utils.files import atomic_dir, warn_on_write_error
+from ddep_hub.utils.files import atomic_dir, atomic_write, partial_file, warn_on_write_error
 
 
 def test_the_new_folder_replaces_the_old_one(tmp_path):
@@ -49,12 +50,32 @@ def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
 
 
+def test_a_link_keeps_pointing_to_the_new_folder(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    for text in ("old", "new"):
+        with atomic_dir(tmp_path / "link") as folder:
+            (folder / "file").write_text(text)
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "disk" / "file").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link"]
+
+
+def test_two_writers_of_a_file_do_not_share_what_is_not_complete(tmp_path):
+    path = tmp_path / "file"
+    with partial_file(path) as mine:
+        mine.write_text("mine")
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(atomic_write, path, "theirs").result()
+        assert path.read_text() == "theirs"
+    assert path.read_text() == "mine" and list(tmp_path.iterdir()) == [path]
+
+
 def test_a_kill_between_the_two_renames_costs_nothing(tmp_path):
     """`atomic_dir` moves the old folder away before the new one takes its name."""
     (tmp_path / ".final-abc.partial" / "old").mkdir(parents=True)
     (tmp_path / ".final-abc.partial" / "old" / "file").write_text("old")
     (tmp_path / ".final-def.partial").mkdir()
-    (tmp_path / ".config.yaml.partial").write_text("half")
+    (tmp_path / ".config.yaml-1-2.partial").write_text("half")
     with run_lock(tmp_path):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "final"]
