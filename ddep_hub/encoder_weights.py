@@ -194,6 +194,8 @@ def read_encoder(config: DDePConfig, path: str | os.PathLike[str]) -> nn.Module:
     what differs. Raises an OSError if the file does not exist or is damaged.
     """
     path = Path(path)
+    if path.is_dir():
+        raise OSError(f"encoder_weights: {path} is a folder. Pass the file of weights in it, such as {WEIGHTS_NAME}.")
     if not path.is_file():
         raise OSError(f"encoder_weights: {path} does not exist. {ENCODER_WEIGHTS_HINT}")
     if path.suffix == ".npz" and not zipfile.is_zipfile(path):
@@ -205,7 +207,7 @@ def read_encoder(config: DDePConfig, path: str | os.PathLike[str]) -> nn.Module:
     finish_encoder(encoder, config)
     encoder_state = encoder.state_dict()
     if weights is not None:
-        weights = _strip_prefix(weights, encoder_state)
+        weights = _strip_prefix(weights, encoder_state, path)
         num_classes, classifier = _find_classifier(config, weights)
         names = weights.keys() - classifier
         for name in sorted(names):
@@ -223,13 +225,18 @@ def read_encoder(config: DDePConfig, path: str | os.PathLike[str]) -> nn.Module:
                 key: torch.zeros_like(full_state[key]) for key in full_state.keys() - encoder_state.keys()
             } | weights
     with default_dtype(torch.float32):
-        converted = _convert_by_timm(config, path, weights, num_classes if weights is not None else 0)
+        converted = _convert_by_timm(config, path, weights, num_classes if weights is not None else 0, full_state)
     encoder.load_state_dict({key: converted[key] for key in encoder_state})
     return encoder
 
 
-def _convert_by_timm(config: DDePConfig, path: Path, weights: StateDict | None, num_classes: int) -> StateDict:
-    """Lets timm rename, resample and adapt weights; `None` stands for those of Google's `.npz` at `path`."""
+def _convert_by_timm(
+    config: DDePConfig, path: Path, weights: StateDict | None, num_classes: int, full_state: StateDict
+) -> StateDict:
+    """Lets timm rename, resample and adapt weights; `None` stands for those of Google's `.npz` at `path`.
+
+    `full_state` are the weights of timm's model, whose names an error compares with those in the file.
+    """
     arguments = encoder_arguments(config)
     # `custom_load` has timm read Google's naming.
     overlay: dict[str, Any] = {"file": str(path), "custom_load": True}
@@ -243,9 +250,19 @@ def _convert_by_timm(config: DDePConfig, path: Path, weights: StateDict | None, 
     except (RuntimeError, KeyError, ValueError, AttributeError) as error:
         # AttributeError: a family for which timm cannot read .npz.
         text = " ".join(str(error).split())
+        if weights is not None and isinstance(error, KeyError | AttributeError):  # which name a single layer
+            missing = sorted(full_state.keys() - weights.keys())
+            unexpected = sorted(weights.keys() - full_state.keys())
+            text = f"missing names: {_first(missing)}; unexpected ones: {_first(unexpected)}"
+        elif "input_size[0]" in text:
+            text = f"it is for another number of channels than {config.num_channels}. Set num_channels to that"
         text = text if len(text) <= MAX_ERROR_LENGTH else f"{text[:MAX_ERROR_LENGTH]} ..."
         raise RuntimeError(f"encoder_weights: {path} does not hold the weights of `{name}`: {text}") from error
     return model.state_dict()
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3) if names else "none"
 
 
 def _read_state_dict(path: Path) -> StateDict:
@@ -272,14 +289,22 @@ def _holds_tensors(weights: Any) -> bool:
     return bool(weights) and all(isinstance(value, torch.Tensor) for value in weights.values())
 
 
-def _strip_prefix(weights: StateDict, names: Collection[str]) -> StateDict:
-    """Only the weights of these names, without a prefix such as `backbone.`, if the file has all of them with it."""
+def _strip_prefix(weights: StateDict, names: Collection[str], path: Path) -> StateDict:
+    """Only the weights with a prefix such as `backbone.`, and without it, if the file has all these names with it.
+
+    Raises an OSError if it has them with several prefixes.
+    """
     first = next(iter(names))
     if first in weights:
         return weights
-    for prefix in (name.removesuffix(first) for name in weights if name.endswith(f".{first}")):
-        if all(f"{prefix}{name}" in weights for name in names):
-            return {name: weights[f"{prefix}{name}"] for name in names}
+    candidates = (name.removesuffix(first) for name in weights if name.endswith(f".{first}"))
+    prefixes = [prefix for prefix in candidates if all(f"{prefix}{name}" in weights for name in names)]
+    if len(prefixes) > 1:
+        raise OSError(
+            f"encoder_weights: {path} holds several encoders, {', '.join(prefixes)}. Save one of them to a file."
+        )
+    for prefix in prefixes:
+        return {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
     return weights
 
 
@@ -287,7 +312,8 @@ def _find_classifier(config: DDePConfig, weights: StateDict) -> tuple[int, set[s
     """Number of classes of the classifier among an encoder's weights, and the names of its weights."""
     layers = getattr(timm.get_pretrained_cfg(config.encoder_name), "classifier", None) or ()
     layers = (layers,) if isinstance(layers, str) else layers
-    names = {name for name in weights if name.rpartition(".")[0] in layers}
+    # Self-supervised models have several layers in its place, such as `fc.0`.
+    names = {name for name in weights if name.startswith(tuple(f"{layer}." for layer in layers))}
     return next((weights[name].shape[0] for name in sorted(names)), 0), names
 
 

@@ -117,6 +117,37 @@ def test_the_encoder_of_a_larger_model_is_taken_by_its_prefix(small, tmp_path, p
     assert equals(read_encoder(config, tmp_path / "whole.pth"), weights)
 
 
+def test_a_deeper_encoder_with_a_prefix_is_refused(small, tmp_path):
+    config, weights = small
+    deeper = {f"backbone.{name}": tensor for name, tensor in weights.items()} | {"backbone.more.weight": torch.ones(1)}
+    torch.save(deeper, tmp_path / "deeper.pth")
+    with pytest.raises(RuntimeError, match=r"deeper\.pth does not hold the weights of .*more\.weight"):
+        read_encoder(config, tmp_path / "deeper.pth")
+
+
+def test_of_two_encoders_in_a_file_none_is_taken(small, tmp_path):
+    config, weights = small
+    both = {f"{prefix}.{name}": tensor for prefix in ("student", "teacher") for name, tensor in weights.items()}
+    torch.save(both, tmp_path / "both.pth")
+    with pytest.raises(OSError, match=r"both\.pth holds several encoders, student\., teacher\.\. Save one"):
+        read_encoder(config, tmp_path / "both.pth")
+    with pytest.raises(OSError, match=r"is a folder\. Pass the file of weights in it"):
+        read_encoder(config, tmp_path)
+
+
+def test_other_encoders_and_channels_are_told_in_words(small, tmp_path):
+    config, weights = small
+    torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "other.pth")
+    missing = r"missing names: head\.norm\.bias, .*, \.\.\.; unexpected ones: bn1\.bias"
+    with pytest.raises(RuntimeError, match=f"does not hold the weights of `convnext_atto`: {missing}"):
+        read_encoder(DDePConfig(encoder_name="convnext_atto"), tmp_path / "other.pth")
+    first = next(iter(weights))
+    wide = weights | {first: weights[first].repeat(1, 2, 1, 1)[:, :4]}
+    torch.save(wide, tmp_path / "wide.pth")
+    with pytest.raises(RuntimeError, match=r"another number of channels than 3\. Set num_channels"):
+        read_encoder(config, tmp_path / "wide.pth")
+
+
 def test_of_averaged_and_plain_weights_the_averaged_are_taken_as_in_timm(small, tmp_path):
     config, weights = small
     plain = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}

@@ -269,15 +269,15 @@ def card(argv: list[str]) -> None:
     """`ddep-hub card`."""
     folder = {"help": "Folder of a model, such as runs/finetune/final.", "type": Path}
     arguments, values = parse_command(CardArguments, argv, command="ddep-hub card", folder=folder)
-    from ddep_hub.hub.model_card import CARD, RESULTS, RUN, add_baseline, add_evaluation, write_card
+    from ddep_hub.hub.model_card import CARD, RESULTS, RUN, add_results, write_card
     from ddep_hub.hub.staging import model_class
 
     model_class(values["folder"])
-    # The evaluation first: a baseline must have been evaluated in the same way.
-    if arguments.evaluation is not None:
-        add_evaluation(values["folder"], Path(arguments.evaluation))
-    if arguments.baseline is not None:
-        add_baseline(values["folder"], Path(arguments.baseline))
+    add_results(
+        values["folder"],
+        evaluation=None if arguments.evaluation is None else Path(arguments.evaluation),
+        baseline=None if arguments.baseline is None else Path(arguments.baseline),
+    )
     path = values["folder"] / CARD
     previous = path.read_bytes() if path.is_file() else None
     write_card(values["folder"], arguments.repository)

@@ -177,21 +177,60 @@ def build_published_card(folder: Path, repository: str, hub_card: str | None = N
     return merge_metadata(card, hub_card)
 
 
-def add_baseline(folder: Path, other: Path) -> None:
-    """Writes `baseline.json`, so that the card compares a fine-tuned model with one from a random decoder.
+def add_results(folder: Path, evaluation: Path | None = None, baseline: Path | None = None) -> None:
+    """Adds results to those that the card of a fine-tuned model is made from; writes nothing if some cannot be used.
 
-    `other` is the folder `final/` of the other run. Raises a ValueError that says why if they cannot be compared.
+    Args:
+        folder: The model's folder.
+        evaluation: Output of `ddep-hub evaluate`, whose metrics replace those of the run.
+        baseline: The folder `final/` of a run from a random decoder, to compare with.
+
+    Raises:
+        ValueError: The evaluation is damaged or of another model; or the baseline, also one that was added earlier, is
+            no run from a random decoder on the same data and labels, or was evaluated differently.
     """
-    for run_folder in (folder, other):
+    results = None if evaluation is None else _read_evaluation(folder, evaluation)
+    theirs = None
+    if baseline is not None:
+        theirs = _read_baseline(folder, baseline)
+    elif results is not None and (folder / BASELINE).is_file():
+        theirs = read_json(folder / BASELINE)
+    if theirs is not None:
+        ours = {**read_json(folder / RUN), **_read_metrics(folder), **(results or {})}
+        _compare_settings(ours, theirs, folder, baseline or folder / BASELINE)
+    if evaluation is not None:
+        atomic_write(folder / EVALUATION, json.dumps(results, indent=1) + "\n")
+        if (evaluation / CONFUSION).is_file():
+            atomic_write(folder / CONFUSION, (evaluation / CONFUSION).read_bytes())
+    if baseline is not None:
+        atomic_write(folder / BASELINE, json.dumps(theirs, indent=1) + "\n")
+
+
+def _read_baseline(folder: Path, baseline: Path) -> dict[str, Any]:
+    """The record and metrics of the run to compare with; raises a ValueError if it is no baseline of this model."""
+    for run_folder in (folder, baseline):
         if not ((run_folder / RUN).is_file() and (run_folder / RESULTS).is_file()):
             raise ValueError(f"baseline: {run_folder} has no {RUN} and {RESULTS} of a run.")
-    ours, theirs = ({**read_json(run_folder / RUN), **_read_metrics(run_folder)} for run_folder in (folder, other))
+    ours, theirs = read_json(folder / RUN), {**read_json(baseline / RUN), **_read_metrics(baseline)}
     if not ours["kind"] == theirs["kind"] == "finetuning":
         raise ValueError("baseline: both models must be fine-tuned.")
     if theirs["arguments"]["pretrained"] is not None or theirs.get("pretraining"):
-        raise ValueError(f"baseline: {other} did not start from a random decoder. Name a run without `pretrained`.")
+        raise ValueError(f"baseline: {baseline} did not start from a random decoder. Name a run without `pretrained`.")
     if ours["arguments"]["pretrained"] is None and not ours.get("pretraining"):
         raise ValueError(f"baseline: {folder} itself started from a random decoder, and needs no baseline.")
+    theirs["decoder_hidden_sizes"] = read_json(baseline / "config.json").get("decoder_hidden_sizes")
+    return theirs
+
+
+def _compare_settings(ours: Mapping[str, Any], theirs: Mapping[str, Any], folder: Path, other: Path) -> None:
+    """Raises a ValueError if the record and metrics of a run and its baseline are of other data or evaluations."""
+    evaluated = ["inference" in run for run in (ours, theirs)]
+    if evaluated[0] != evaluated[1]:
+        missing = f"the run of {other}" if evaluated[0] else str(folder)
+        raise ValueError(
+            f"baseline: only one of the two was evaluated with `ddep-hub evaluate`. Evaluate {missing} with the same "
+            "options, and add that with `ddep-hub card --evaluation` first."
+        )
     fields = (
         *("data", "train_split", "eval_split", "val_fraction", "group_pattern", "image_size", "labelled_ids"),
         *("labelled", "split", "images", "inference", "evaluated_data", "classes"),
@@ -205,15 +244,10 @@ def add_baseline(folder: Path, other: Path) -> None:
                 f"baseline: {name} differs: {other_value} in {other}, {value} in {folder}. Compare runs on the same "
                 "data and labels, with evaluations (`ddep-hub card --evaluation`) that use the same options."
             )
-    theirs["decoder_hidden_sizes"] = read_json(other / "config.json").get("decoder_hidden_sizes")
-    atomic_write(folder / BASELINE, json.dumps(theirs, indent=1) + "\n")
 
 
-def add_evaluation(folder: Path, evaluation: Path) -> None:
-    """Writes `evaluation.json` and copies the confusion matrix, so that the card shows metrics of `ddep-hub evaluate`.
-
-    Raises a ValueError if the results in `evaluation` are damaged or of another model.
-    """
+def _read_evaluation(folder: Path, evaluation: Path) -> dict[str, Any]:
+    """The results of `ddep-hub evaluate`; raises a ValueError if they are damaged or of another model."""
     results = read_json(evaluation / RESULTS)
     arguments = results.pop("arguments", {})
     model = arguments.get("model")
@@ -224,9 +258,7 @@ def add_evaluation(folder: Path, evaluation: Path) -> None:
     split, split_file = arguments["eval_split"], arguments.get("split_file")
     results["split"] = f"{split} ({Path(split_file).name})" if split and split_file else split
     results["evaluated_data"] = _strip_path(arguments.get("data")) or EMBEDDED
-    atomic_write(folder / EVALUATION, json.dumps(results, indent=1) + "\n")
-    if (evaluation / CONFUSION).is_file():
-        atomic_write(folder / CONFUSION, (evaluation / CONFUSION).read_bytes())
+    return dict(results)
 
 
 def _read_metrics(folder: Path) -> dict[str, Any]:

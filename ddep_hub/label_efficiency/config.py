@@ -315,6 +315,9 @@ def _digest(args: PretrainArguments | FinetuneArguments, **extra: Any) -> str:
     kept = {name for name in values.keys() - ignored if unlabelled or not name.startswith("pretraining_")}
     # What is off does not count, so that rows stay valid when a release adds something that is off by default.
     is_on = {name: values[name] for name in kept if values[name] not in (None, []) and values[name] is not False}
+    weights = Path(is_on.get("encoder_weights", ""))
+    if weights.is_file():  # which may change, or move
+        is_on["encoder_weights"] = _file_digest(weights, weights.stat().st_mtime_ns)
     return _hash({**is_on, "unlabelled": bool(unlabelled), **extra})
 
 

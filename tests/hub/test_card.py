@@ -16,8 +16,7 @@ from ddep_hub.hub.model_card import (
     BEGIN,
     EMBEDDED,
     END,
-    add_baseline,
-    add_evaluation,
+    add_results,
     build_published_card,
     render_card,
     write_card,
@@ -259,7 +258,7 @@ def test_the_baseline_beside_it(finetuned, tmp_path):
     ours = finetuned("ours", data="roads", pretrained="org/ddep")
     other = finetuned("other", {**SEGMENTATION, "mean_iou": 0.4}, data="roads", learning_rate=0.5, seed=7)
     assert parsed(ours).data.base_model == "org/ddep"
-    add_baseline(ours, other)
+    add_results(ours, baseline=other)
     text = parsed(ours).text
     assert "another decoder" not in text
     assert "| mIoU | 50.00 | 40.00 |" in text and f"| IoU {NAMES[0]} | 25.00 | 25.00 |" in text
@@ -270,21 +269,28 @@ def test_the_baseline_beside_it(finetuned, tmp_path):
         ("d", "image_size differs", {"data": "roads", "image_size": 64}),
     ):
         with pytest.raises(ValueError, match=said):
-            add_baseline(ours, finetuned(name, **fields))
+            add_results(ours, baseline=finetuned(name, **fields))
     # The labelled images count, and not how they were chosen.
     chosen = finetuned("chosen", data="roads", split_file="labelled.txt")
     for folder, ids in ((ours, "1"), (chosen, "1"), (other, "2")):
         record = json.loads((folder / "run.json").read_text()) | {"labelled_ids": ids}
         (folder / "run.json").write_text(json.dumps(record))
-    add_baseline(ours, chosen)
+    add_results(ours, baseline=chosen)
     with pytest.raises(ValueError, match="labelled_ids differs"):
-        add_baseline(ours, other)
+        add_results(ours, baseline=other)
+    (tmp_path / "evaluation").mkdir()
+    evaluated = {**SEGMENTATION, "inference": {}, "arguments": {"model": str(ours), "eval_split": "test"}}
+    (tmp_path / "evaluation" / "results.json").write_text(json.dumps(evaluated))
+    for baseline in ({}, {"baseline": chosen}):
+        with pytest.raises(ValueError, match=r"Evaluate the run of .* with the same options"):
+            add_results(ours, tmp_path / "evaluation", **baseline)
+        assert not (ours / "evaluation.json").exists()
     with pytest.raises(ValueError, match="itself started from a random decoder"):
-        add_baseline(other, finetuned("e", data="roads"))
+        add_results(other, baseline=finetuned("e", data="roads"))
     with pytest.raises(ValueError, match="did not start from a random"):
-        add_baseline(ours, ours)
+        add_results(ours, baseline=ours)
     with pytest.raises(ValueError, match=r"has no run\.json"):
-        add_baseline(ours, tmp_path)
+        add_results(ours, baseline=tmp_path)
 
 
 def test_an_evaluation_in_place_of_the_runs_figures(finetuned, tmp_path):
@@ -295,7 +301,7 @@ def test_an_evaluation_in_place_of_the_runs_figures(finetuned, tmp_path):
     (tmp_path / "evaluation").mkdir()
     place = tmp_path / "evaluation" / "results.json"
     place.write_text(json.dumps({**found, "inference": inference, "arguments": arguments}))
-    add_evaluation(folder, place.parent)
+    add_results(folder, evaluation=place.parent)
     card = parsed(folder)
     assert "| mIoU | 61.00 |" in card.text and "| boundary IoU | 30.00 |" in card.text
     assert "60 images of `roads`, split `test`,\nresized to a shorter side of 90 pixels" in card.text
@@ -308,12 +314,12 @@ def test_an_evaluation_in_place_of_the_runs_figures(finetuned, tmp_path):
         ({"eval_split": None, "data": "MyDataset"}, "60 images of `MyDataset`,\nresized"),
     ):
         place.write_text(json.dumps({**found, "inference": inference, "arguments": {**arguments, **changes}}))
-        add_evaluation(folder, place.parent)
+        add_results(folder, evaluation=place.parent)
         assert said in parsed(folder).text
     with pytest.raises(ValueError, match="Evaluate this model"):
-        add_evaluation(finetuned("other"), place.parent)
+        add_results(finetuned("other"), evaluation=place.parent)
     with pytest.raises(ValueError, match="was not written by `ddep-hub evaluate`"):
-        add_evaluation(folder, folder)
+        add_results(folder, evaluation=folder)
 
 
 def test_the_users_part_is_kept(finetuned):
