@@ -45,34 +45,48 @@ def number_objects(counts: Collection[int | None]) -> bool:
     return bool(positive) and max(positive) > 10 and max(positive) >= 1.5 * min(positive)
 
 
-def looks_smoothed(values: Collection[Any]) -> bool:
-    """Whether the values of masks may be black and white with soft borders: many of 8 bits, up to both ends."""
-    has_ends = {0, 255} <= set(values) and any(250 <= value < 255 for value in values)
-    return len(values) > 32 and has_ends and max(values) == 255
+def looks_smoothed(values: Collection[Any], areas: Collection[Any]) -> bool:
+    """Whether the values of masks may be black and white with soft borders.
+
+    These are many of 8 bits, up to both ends; or at least two between 0 and 255, up to light greys, of which none is in
+    `areas`, those that [`grey_areas`] gives: a mask that was reduced by 2 or 4 has few.
+    """
+    if not {0, 255} <= set(values) or max(values) > 255:
+        return False
+    between = set(values) - {0, 255}
+    is_thin = len(between) >= 2 and min(between) > 0 and max(between) >= 128 and between.isdisjoint(areas)
+    return is_thin or (len(values) > 32 and any(250 <= value < 255 for value in values))
 
 
-def find_areas(pixels: np.ndarray) -> set[Color]:
-    """The colours of a mask (H, W, 3) that fill a square of 3x3 pixels somewhere."""
+def find_areas(pixels: np.ndarray) -> set[Any]:
+    """The values of a mask (H, W), or colours (H, W, 3), that fill a square of 3x3 pixels somewhere."""
     if min(pixels.shape[:2]) < 3:
         return set()
     center = pixels[1:-1, 1:-1]
     rows, columns = center.shape[:2]
     is_filled = np.ones((rows, columns), bool)
     for top, left in itertools.product(range(3), range(3)):
-        is_filled &= (pixels[top : top + rows, left : left + columns] == center).all(axis=-1)
+        is_same = pixels[top : top + rows, left : left + columns] == center
+        is_filled &= is_same.all(axis=-1) if pixels.ndim == 3 else is_same
     return set(count_values(center[is_filled][None]))
 
 
-def colors_look_smoothed(colors: Collection[Color], areas: Collection[Color]) -> bool:
-    """Whether up to 256 colours of masks may be few with soft borders; `areas` are those that [`find_areas`] gives.
+def grey_areas(pixels: np.ndarray, values: Collection[int]) -> set[int]:
+    """As [`find_areas`], of a mask (H, W) with these values; all values where it cannot be one with soft borders."""
+    return find_areas(pixels) if {0, 255} < set(values) else set(values)
+
+
+def colors_look_smoothed(colors: Collection[Color], areas: Collection[Any]) -> bool:
+    """Whether up to 256 colours of masks may be few with soft borders; `areas` has those that [`find_areas`] gives.
 
     Colours of soft borders fill no area, and are close to a colour that does, or, several in a row, between two such.
     Colours of classes may lie so too, as every second one of Pascal VOC, but few of them fill no area.
     """
     others = np.array(sorted(set(colors) - set(areas)), np.float64)
-    if not (_MAX_HARD_COLORS < len(colors) <= _MAX_COLORS and len(others) > len(colors) / 3 and areas):
+    filled = sorted(set(colors) & set(areas))
+    if not (_MAX_HARD_COLORS < len(colors) <= _MAX_COLORS and len(others) > len(colors) / 3 and filled):
         return False
-    mains = np.array(sorted(areas), np.float64)
+    mains = np.array(filled, np.float64)
     mixed = (np.abs(others[:, None] - mains).max(-1) <= _NEAR).any(1)
     for first, second in itertools.combinations(mains, 2):
         direction = second - first
@@ -107,21 +121,22 @@ def palettes_differ(paths: Sequence[Path]) -> bool:
 
 def _count_all(
     paths: Sequence[Path], mapping: Mapping[int, int] | None = None
-) -> tuple[Counter[Any], list[int | None], set[Color]]:
-    """The values or colours of masks, of each what [`count_objects`] gives, and the colours of [`find_areas`].
+) -> tuple[Counter[Any], list[int | None], set[Any]]:
+    """The values or colours of masks, of each what [`count_objects`] gives, and those that fill areas.
 
     For `mapping` see [`get_mask_values`].
     """
-    counts, num_objects, areas = Counter[Any](), list[int | None](), set[Color]()
+    counts, num_objects, areas = Counter[Any](), list[int | None](), set[Any]()
     color_modes = ("RGB", "RGBA", "P") if palettes_differ(paths) else ("RGB", "RGBA")
     for path in paths:
         mask = load_mask(path)
         is_color = mask.image.mode in color_modes
         pixels = mask_colors(mask.image, path) if is_color else get_mask_values(mask, path, mapping)
-        areas |= find_areas(pixels) if is_color else set()
+        colors = find_areas(pixels) if is_color else set()
         if mask.image.mode == "P" and is_color and mask.format != "GIF":  # whose order of colours means nothing
             pixels = pixels[np.asarray(mask.image) != IGNORED][None]  # ignored, whatever its colour
         mask_counts = count_values(pixels)
+        areas |= colors if is_color else grey_areas(pixels, mask_counts)
         counts.update(mask_counts)
         num_objects.append(count_objects(pixels, mask_counts))
     return counts, num_objects, areas
@@ -134,14 +149,14 @@ def suggest_classes(paths: Sequence[Path]) -> str:
     if set(counts) == {0, 1, 255}:  # the 1 may come from bilevel masks alone, whose white is 255 beside others
         white_counts, *_ = _count_all(sampled_paths, {0: 0, 255: 1})
         counts = white_counts if set(white_counts) == {0, 255} else counts
-    if number_objects(num_objects) and not looks_smoothed(counts):
+    if number_objects(num_objects) and not looks_smoothed(counts, areas):
         ignore = '"ignore_index": -1, ' if 255 in counts else ""  # 255 is an object
         return (
             "Each mask numbers its objects, from 1 on. To make one class of them, save this there, with your own "
             f'name:\n{{{ignore}"classes": [{{"id": 0, "name": "object"}}], "other_values": "object"}}'
         )
     values = sorted(counts, key=lambda value: value if isinstance(value, tuple) else (value,))
-    if not any(isinstance(value, tuple) for value in values) and looks_smoothed(values):
+    if not any(isinstance(value, tuple) for value in values) and looks_smoothed(values, areas):
         return (
             f"The masks hold {len(values)} values from 0 to 255. If their borders are smoothed, save them again with "
             "0 and 255 alone; if each object has an id of its own, set `other_values` to the name of their class."

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ddep_hub.data.classes import ClassTable, Color
+from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.image_io import BadFileError, open_image
 from ddep_hub.data.mask_inspection import (
     IGNORED,
     colors_look_smoothed,
     count_objects,
     find_areas,
+    grey_areas,
     looks_smoothed,
     number_objects,
     palettes_differ,
@@ -99,17 +100,17 @@ class MaskReader:
         return ids.astype(np.uint8) if 0 <= ids.min(initial=0) and ids.max(initial=0) < 256 else ids
 
     def _collect_values(self, masks: Sequence[tuple[Path, int | None]]) -> set[Any]:
-        values, num_objects, areas = set[Any](), list[int | None](), set[Color]()
+        values, num_objects, areas = set[Any](), list[int | None](), set[Any]()
         for path, page in masks:
             pixels = self.read(path, page)
             mask_values = count_values(pixels).keys()
             values |= mask_values
             num_objects.append(count_objects(pixels, mask_values - self.nodata))
-            areas |= find_areas(pixels) if pixels.ndim == 3 else set()
-        if areas:
+            areas |= find_areas(pixels) if pixels.ndim == 3 else grey_areas(pixels, mask_values)
+        if any(isinstance(value, tuple) for value in values):
             self.are_smoothed = colors_look_smoothed([value for value in values if isinstance(value, tuple)], areas)
         else:
-            self.are_smoothed = looks_smoothed(values)
+            self.are_smoothed = looks_smoothed(values, areas)
         self.number_objects = number_objects(num_objects) and not self.are_smoothed
         return values
 

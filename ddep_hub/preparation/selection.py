@@ -212,6 +212,8 @@ def _list_paths(sources: Sequence[str | Path]) -> list[Path]:
     paths = []
     for source in [sources] if isinstance(sources, str | Path) else sources:
         path = Path(os.path.expanduser(source))
+        if path.is_file() and path.suffix.lower() == ".txt":
+            raise ValueError(f"labelled: {path} is a text file. Pass the images, or the folder that holds them.")
         names = [] if path.is_file() else unlabelled_images(path)
         # Of a data set, its unlabelled images are none that have labels.
         paths += [path] if path.is_file() else [path / name for name in names if not name.startswith(UNLABELLED)]

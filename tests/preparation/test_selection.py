@@ -53,6 +53,9 @@ def test_labelled_images_count_as_chosen_and_so_do_their_copies(photos, tmp_path
         shutil.copyfile(photos / "red" / f"red-{index}.png", copies / f"{index}.png")
     labelled = [photos / "dark" / "dark-0.png", copies]
     assert kinds_of(ddep_hub.select_images(photos, 1, labelled=labelled, image_size=64)) == {"striped"}
+    (tmp_path / "selected.txt").write_text("dark/dark-0.png\n")
+    with pytest.raises(ValueError, match=r"selected\.txt is a text file. Pass the images, or the folder"):
+        ddep_hub.select_images(photos, 1, labelled=tmp_path / "selected.txt", image_size=64)
     others = ddep_hub.select_images(photos, 11, labelled=labelled, image_size=64)
     assert kinds_of(others) == {"striped", "dark"} and photos / "dark" / "dark-0.png" not in others
     assert "red" not in kinds_of(ddep_hub.select_images(photos, 12, labelled=str(copies), image_size=64))

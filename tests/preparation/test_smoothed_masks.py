@@ -90,6 +90,25 @@ def test_colours_with_soft_borders_are_refused(tmp_path, resampling, number):
     assert {*np.unique(masks_of(tmp_path / "output")["a"])} == {*range(number), 255}
 
 
+@pytest.mark.parametrize("factor", [2, 4])
+def test_white_objects_that_were_reduced_are_refused(tmp_path, factor):
+    circle = Image.new("L", (320, 240))
+    ImageDraw.Draw(circle).ellipse((41, 43, 180, 160), fill=255)
+    mask = circle.reduce(factor)
+    source = put_masks(tmp_path / "source", dict.fromkeys("ab", mask), mask.size)
+    with pytest.raises(ValueError, match=r"The masks hold \d+ different values: they are smoothed, or not masks"):
+        ddep_hub.prepare(source, tmp_path / "output")
+    mask.save(tmp_path / "a.png")
+    assert "If their borders are smoothed" in suggest_classes([tmp_path / "a.png"])
+
+
+def test_thin_classes_beside_ignored_pixels_are_classes(tmp_path):
+    mask = np.zeros((40, 40), np.uint8)
+    mask[:, 5], mask[9, :], mask[35:] = 1, 2, 255
+    source = put_masks(tmp_path / "source", dict.fromkeys("ab", mask), (40, 40))
+    assert "3 classes" in ddep_hub.prepare(source, tmp_path / "output")
+
+
 @pytest.mark.parametrize("number", [150, 20])
 def test_many_colours_with_hard_borders_are_classes(tmp_path, number):
     colors = np.array(get_dataset_info("ade20k").classes.colors, np.uint8)[:number]
