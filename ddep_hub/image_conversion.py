@@ -131,11 +131,12 @@ def _warn_about_bit_depth(name: str, values: np.ndarray, bits: int = 16) -> None
     if "few bits" in _warned or np.count_nonzero(values >= limit) > few:
         return
     high = (int(values[values < limit].max(initial=0)) + 1) * 2 ** (16 - bits) - 1
+    hint = ", or, if they are grey, set num_channels=1 to keep their depth and measure mean and std"
+    hint *= values.dtype.itemsize <= 2  # wider integers are only read as RGB
     warn_once(
         "few bits",
         f"{name} has 16 bits, but hardly a value above {high:.0f}, so it is nearly black: 65535 is white. For a "
-        "12-bit or 14-bit camera, scale the images to 16 bits, or, if they are grey, set num_channels=1 to keep their "
-        "depth and measure mean and std.",
+        f"12-bit or 14-bit camera, scale the images to 16 bits{hint}.",
     )
 
 
@@ -228,7 +229,8 @@ def channels_first(
 
     8-bit values stay. 16-bit ones are divided by 257, to the same range 0..255, and not rounded. Floats are multiplied
     by 255: an image processor, which divides by 255, then normalises integers as shares of their range and floats in
-    their own units. Three channels are RGB, whose floats lie in 0..1 or 0..255, see [`to_8_bit`].
+    their own units. Three channels are RGB, whose floats lie in 0..1 or 0..255, see [`to_8_bit`]; a grey image is
+    repeated for them.
 
     `values` are `(height, width)`, `(channels, height, width)` or `(height, width, channels)`; `axis` is that of the
     channels, 0 or -1, by default the one that has as many. `rescaled` says whether values are divided by 255 later; if
@@ -247,6 +249,8 @@ def channels_first(
                 f"{name} has shape {values.shape}, in which more than one axis may be the {channels} channels"
             )
         axis = 0 if is_first or (not is_last and values.shape[0] <= values.shape[-1]) else -1
+    if channels == 3 and values.shape[axis] == 1:  # grey
+        values = values.repeat(3, axis)
     if values.shape[axis] != channels:
         is_stack = axis == 0 and values.shape[0] > 1 and looks_like_tiff(name)
         hint = ", save pages that are images of their own as files, as `ddep-hub prepare` does" if is_stack else ""
@@ -260,7 +264,7 @@ def channels_first(
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
     if values.dtype == np.bool_:
         values = values.astype(np.uint8) * np.uint8(255)
-    elif values.dtype == np.uint16:
+    elif values.dtype == np.uint16 or (values.dtype == np.int16 and values.min() >= 0):  # as ImageJ writes them
         if channels == 3:
             _warn_about_bit_depth(name, values)
         values = values.astype(np.float32) / np.float32(257)

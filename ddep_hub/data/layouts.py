@@ -104,8 +104,8 @@ def find_layout(root: str | Path, options: FolderOptions = DEFAULT_OPTIONS) -> s
     layouts = [layout for layout in LAYOUTS if detected[layout]]
     if len(layouts) > 1:
         raise ValueError(
-            f"{root} has the layouts of {' and '.join(layouts)}; pass the folder of one of them, set image_dir and "
-            "mask_dir, or choose one in Python with layout="
+            f"{root} has the layouts of {' and '.join(layouts)}; pass the folder of one of them, or set image_dir "
+            "and mask_dir"
         )
     if layouts:
         return layouts[0]

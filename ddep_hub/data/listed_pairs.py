@@ -22,7 +22,8 @@ def read_pairs(root: Path) -> dict[str, Pairs]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}. Save it as UTF-8.") from error
     with io.StringIO(text, newline="") as file:
-        reader = csv.DictReader(file, delimiter=";" if ";" in text.split("\n")[0] else ",")
+        first_line = text.split("\n")[0]
+        reader = csv.DictReader(file, delimiter=next((mark for mark in ";\t" if mark in first_line), ","))
         columns = [name.strip().lower() for name in reader.fieldnames or ()]
         if missing := {"image", "mask"} - set(columns):
             raise ValueError(

@@ -48,8 +48,8 @@ def number_objects(counts: Collection[int | None]) -> bool:
 def looks_smoothed(values: Collection[Any], areas: Collection[Any]) -> bool:
     """Whether the values of masks may be black and white with soft borders.
 
-    These are many of 8 bits, up to both ends; or at least two between 0 and 255, up to light greys, of which none is in
-    `areas`, those that [`grey_areas`] gives: a mask that was reduced by 2 or 4 has few.
+    These are many of 8 bits, up to both ends; or at least two between 0 and 255, up to light greys, of which none is
+    in `areas`, those that [`grey_areas`] gives: a mask that was reduced by 2 or 4 has few.
     """
     if not {0, 255} <= set(values) or max(values) > 255:
         return False

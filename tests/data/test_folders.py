@@ -192,8 +192,9 @@ def test_pairs(tmp_path):
     assert values(train) == {"stack/00": 2} and train.groups == {"stack/00": "x"}
     assert values(SegmentationFolder(root, "val")) == {"stack/01": 1}
     assert available_splits(root) == ["train", "valid"]
-    (root / "pairs.csv").write_text("image;mask\nstack/00.tif;truth/labels00000000.png\n")
-    assert values(SegmentationFolder(root, "train")) == {"stack/00": 1}
+    for mark in ";\t":
+        (root / "pairs.csv").write_text(f"image{mark}mask\nstack/00.tif{mark}truth/labels00000000.png\n")
+        assert values(SegmentationFolder(root, "train")) == {"stack/00": 1}
 
 
 def test_folders_of_many_patients_are_looked_at_once(tmp_path, monkeypatch):
