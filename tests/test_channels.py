@@ -170,7 +170,7 @@ def test_training_evaluation_and_processor_see_the_same(channels, dtype, tmp_pat
     processor = DDePImageProcessor(do_convert_rgb=channels == 3, **options)
     sample = {"image": decode_image(tmp_path / "image.npy", channels), "annotation": np.zeros((40, 40), np.uint8)}
     normalize = Normalize.from_processor(processor)
-    whole = normalize(EvalTransform.from_processor(processor)(sample)["pixel_values"][None])
+    whole = normalize(EvalTransform(processor)(sample)["pixel_values"][None])
     crop = SegmentationTrainTransform.from_processor(processor, crop_size=40, scale=(1, 1), horizontal_flip=0)
     torch.testing.assert_close(normalize(crop(sample)["pixel_values"][None]), whole)
     if channels != 3:  # as RGB, the processor rounds to 8 bits
@@ -389,7 +389,7 @@ def test_the_order_of_channels_is_that_of_the_processor(backend, tmp_path):
     for place, channel in enumerate(ORDER):
         expected = (pixels[channel] / 255 - mean[channel]) / std[channel]
         np.testing.assert_allclose(values[place], expected, atol=1e-6)
-    normalize, transform = Normalize.from_processor(processor), EvalTransform.from_processor(processor)
+    normalize, transform = Normalize.from_processor(processor), EvalTransform(processor)
     sample = transform({"image": ChannelImage(pixels), "annotation": np.zeros((20, 24), np.uint8)})
     for raw in (torch.from_numpy(pixels), sample["pixel_values"]):  # as in training, and in evaluation
         torch.testing.assert_close(normalize(raw[None])[0], values)
@@ -409,7 +409,7 @@ def test_bgr_images_give_what_their_rgb_twins_give():
     for processor, image in ((bgr, pixels[..., ::-1].copy()), (again, pixels)):
         torch.testing.assert_close(processor(image, return_tensors="pt")["pixel_values"], expected)
         sample = {"image": Image.fromarray(image), "annotation": np.zeros((32, 64), np.uint8)}
-        seen = EvalTransform.from_processor(processor)(sample)["pixel_values"][None]
+        seen = EvalTransform(processor)(sample)["pixel_values"][None]
         torch.testing.assert_close(Normalize.from_processor(processor)(seen), expected)
         np.testing.assert_array_equal(
             ddep_hub.predict(model, image, processor=processor), ddep_hub.predict(model, pixels, processor=rgb)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ddep_hub import DDePForSemanticSegmentation
+from ddep_hub import DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.synthetic import write_scenes
@@ -174,7 +174,7 @@ COUNT = """
 import sys
 import torch
 from accelerate import Accelerator
-from ddep_hub import DDePForSemanticSegmentation
+from ddep_hub import DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.encoders import encoder_mean_std
@@ -184,7 +184,8 @@ checkpoint, data, output = sys.argv[1:]
 accelerator = Accelerator()
 model = DDePForSemanticSegmentation.from_pretrained(checkpoint)
 rows, normalize = SegmentationFolder(data, "val"), Normalize(*encoder_mean_std(model.config.encoder_name))
-counts = count_pixels(model, rows, EvalTransform(), normalize, batch_size=2, accelerator=accelerator).counts
+transform = EvalTransform(DDePImageProcessor(do_resize=False))
+counts = count_pixels(model, rows, transform, normalize, batch_size=2, accelerator=accelerator).counts
 if accelerator.is_main_process:
     torch.save(counts, output)
 accelerator.end_training()  # ends the process group: its threads may outlive the interpreter, which aborts
@@ -204,7 +205,8 @@ def test_what_is_measured_on_two_processes(scenes, tmp_path):
     assert result.returncode == 0, result.stderr
     model = DDePForSemanticSegmentation.from_pretrained(tmp_path / "final")
     rows, normalize = SegmentationFolder(scenes, "val"), Normalize(*encoder_mean_std(model.config.encoder_name))
-    matrix = count_pixels(model, rows, EvalTransform(), normalize, batch_size=2)
+    transform = EvalTransform(DDePImageProcessor(do_resize=False))
+    matrix = count_pixels(model, rows, transform, normalize, batch_size=2)
     assert matrix.counts.sum() == 5 * 64 * 64
     assert torch.equal(torch.load(tmp_path / "counts.pt"), matrix.counts)
     assert measured == pytest.approx(matrix.compute()["mean_iou"], abs=1e-9)

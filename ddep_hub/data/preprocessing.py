@@ -24,39 +24,27 @@ AnyImage = Image.Image | ChannelImage
 class EvalTransform:
     """The whole image, and the labels at their own size, so that scores are those of the data set's masks.
 
-    `image_size` is the shorter side of the image in pixels, the image's own by default. Raises a ValueError if it is
-    below 1.
+    The image is resized as an image processor of transformers for semantic segmentation does it. With
+    [`Normalize.from_processor`], the result is exactly the processor's.
     """
 
-    def __init__(self, *, image_size: int | None = None) -> None:
-        self.image_size: Size | None = validate_image_size(image_size)  # also (height, width), of a processor
-        self.processor: Any = None
+    def __init__(self, processor: Any) -> None:
+        self.processor, self.image_size = processor, processor_size(processor)
 
     @classmethod
     def from_processor(cls, processor: Any) -> Self:
-        """A transform that resizes as an image processor of transformers for semantic segmentation does.
-
-        With [`Normalize.from_processor`], the result is exactly the processor's.
-        """
-        transform = cls()
-        transform.image_size = processor_size(processor)
-        transform.processor = processor
-        return transform
+        """The same as `EvalTransform(processor)`."""
+        return cls(processor)
 
     def __call__(self, sample: Sample) -> dict[str, torch.Tensor]:
         """Transforms a sample of an `image` and its `annotation`, an integer array (H, W).
 
         Returns `pixel_values`, uint8 or float32 (C, h, w) in 0..255, and `labels`, int64 (H, W).
         """
-        image: AnyImage = sample["image"]
-        if self.processor is not None:
-            pixels = resize_with_processor(self.processor, image)
-        else:
-            pixels = to_tensor(image)
-            if isinstance(self.image_size, int):
-                scale = self.image_size / min(image.size)
-                pixels = resize(pixels, (max(1, round(image.height * scale)), max(1, round(image.width * scale))))
-        return {"pixel_values": pixels, "labels": torch.from_numpy(sample["annotation"].astype(np.int64))}
+        return {
+            "pixel_values": resize_with_processor(self.processor, sample["image"]),
+            "labels": torch.from_numpy(sample["annotation"].astype(np.int64)),
+        }
 
 
 def resize_with_processor(processor: Any, image: AnyImage, **options: Any) -> torch.Tensor:
@@ -194,12 +182,3 @@ def resize(
         return pixels
     resized: torch.Tensor = functional.resize(pixels, list(size), interpolation=resample, antialias=True)
     return resized
-
-
-def validate_image_size(image_size: Size | None) -> Size | None:
-    """The size, if it is positive."""
-    if image_size is not None and np.min(image_size) < 1:
-        raise ValueError(
-            f"image_size is {image_size}; set the shorter side in pixels, or None to keep the image's own"
-        )
-    return image_size

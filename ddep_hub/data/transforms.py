@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
-from .preprocessing import Size, processor_size, resize, to_tensor, validate_image_size
+from .preprocessing import Size, processor_size, resize, to_tensor
 from .segmentation_datasets import Sample
 
 
@@ -190,7 +190,7 @@ class SegmentationTrainTransform:
         resample: InterpolationMode = InterpolationMode.BILINEAR,
     ) -> None:
         self.crop_size = size_pair(crop_size)
-        self.image_size = validate_image_size(image_size)
+        self.image_size = image_size
         if not 0 < scale[0] <= scale[1]:
             raise ValueError(f"range {scale} of scale or ratio must be positive and in order")
         self.scale = scale

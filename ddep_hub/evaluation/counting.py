@@ -38,7 +38,7 @@ def count_pixels(
     Args:
         model: A segmentation model; it is in eval mode meanwhile.
         dataset: The labelled images.
-        transform: Prepares a sample; see [`EvalTransform.from_processor`].
+        transform: Prepares a sample; see [`EvalTransform`].
         normalize: Maps uint8 images to `pixel_values`; see [`Normalize.from_processor`].
         batch_size: Images per forward pass, if consecutive ones have the same size.
         num_workers: Worker processes that read images; 0 uses this one.

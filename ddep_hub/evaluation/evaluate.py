@@ -172,7 +172,7 @@ def run_evaluation(
         accelerator.wait_for_everyone()  # before the first mask is written
     # On its device, under the launcher's mixed precision; logits come out in float32.
     model = accelerator.prepare_model(model, evaluation_mode=True)
-    transform, normalize = EvalTransform.from_processor(processor), Normalize.from_processor(processor)
+    transform, normalize = EvalTransform(processor), Normalize.from_processor(processor)
     options = args.options()
     boundary = BoundaryIoU(classes.num_classes, classes.ignore_index, accelerator.device)
     statistics = ClassStatistics(classes.names, classes.ignore_index)

@@ -277,7 +277,7 @@ def draw_examples(study: Study, finals: Mapping[str, Path], path: Path) -> None:
     picture = segmentation_picture(
         models,
         open_train_and_val(study.data_arguments)[1],
-        EvalTransform.from_processor(processor),
+        EvalTransform(processor),
         Normalize.from_processor(processor),
     )
     save_picture(picture, path)

@@ -79,7 +79,7 @@ class PretrainArguments(RunArguments):
             raise ValueError("image_size needs scale. Set both, or neither.")
         if self.scale is not None and len(self.scale) != 2:
             raise ValueError(f"scale takes two numbers, got {self.scale}.")
-        self.check_positive("num_val_images", "shuffle_window", "crop_size", "mask_patch_size")
+        self.check_positive("num_val_images", "shuffle_window", "image_size", "crop_size", "mask_patch_size")
         if not 0 < self.crop_scale_min <= 1:
             raise ValueError(f"crop_scale_min must be in (0, 1], got {self.crop_scale_min}.")
         if not 0 < self.mask_ratio < 1:
@@ -221,7 +221,7 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
             raise ValueError(
                 "hub_decoder_only would lose the fine-tuned encoder. Leave it out, or set freeze_encoder."
             )
-        self.check_positive("crop_size", "per_device_eval_batch_size")
+        self.check_positive("image_size", "crop_size", "per_device_eval_batch_size")
         self.check_not_negative(
             "dice_weight", "encoder_lr_factor", "head_lr_factor", "freeze_encoder_steps", "pretraining_steps"
         )
@@ -268,9 +268,7 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
                 "pretraining_corruption, which the preset few-labels sets to downsampled, to scaled or masked, or "
                 "pretraining_steps to 0."
             )
+        self.check_positive("pretraining_batch_size", "pretraining_minutes")
         if self.pretraining_minutes is not None:
-            self.check_positive("pretraining_minutes")
             if not (self.unlabelled and self.pretraining_steps):
                 raise ValueError("pretraining_minutes needs unlabelled images and pretraining_steps above 0.")
-        if self.pretraining_batch_size is not None:
-            self.check_positive("pretraining_batch_size")

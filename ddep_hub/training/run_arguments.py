@@ -156,7 +156,7 @@ class RunArguments:
         if self.report_to == ["none"]:  # what transformers calls it
             self.report_to = []
         self.check_positive("max_steps", "batch_size", "gradient_accumulation_steps", "logging_steps", "learning_rate")
-        self.check_positive("save_total_limit")
+        self.check_positive("save_total_limit", "num_channels")
         self.check_not_negative("warmup_steps", "dataloader_num_workers", "max_grad_norm", "weight_decay")
         self.check_not_negative("eval_steps", "save_steps")
         if not 0 <= self.seed < 2**32:
@@ -173,8 +173,6 @@ class RunArguments:
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("push_to_hub needs hub_model_id, such as org/name.")
         parse_time(self.max_time)
-        if self.num_channels is not None and self.num_channels < 1:
-            raise ValueError(f"num_channels must be positive, got {self.num_channels}.")
         if len(self.image_mean) != len(self.image_std) or not all(value > 0 for value in self.image_std):
             raise ValueError(
                 f"image_mean and image_std need one number per channel, image_std above 0; got {self.image_mean} and "
@@ -195,10 +193,10 @@ class RunArguments:
         return "Resume with `--resume_from_checkpoint latest`."
 
     def check_positive(self, *names: str) -> None:
-        """Raises a ValueError that names the first of these that is not a positive number."""
+        """Raises a ValueError that names the first of these that is neither a positive number nor `None`."""
         for name in names:
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive, got {value}.")
 
     def check_not_negative(self, *names: str) -> None:
         """Raises a ValueError that names the first of these that is not a number of at least 0."""

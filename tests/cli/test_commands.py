@@ -136,7 +136,8 @@ def test_evaluate_writes_figures_and_pictures(data, model, tmp_path, capsys):
     results = figures(output)
     rows = SegmentationFolder(data, "val")
     loaded = DDePForSemanticSegmentation.from_pretrained(model)
-    expected = evaluate_segmentation(loaded, rows, EvalTransform(), Normalize([0.5] * 3, [0.5] * 3))
+    transform = EvalTransform(DDePImageProcessor(do_resize=False))
+    expected = evaluate_segmentation(loaded, rows, transform, Normalize([0.5] * 3, [0.5] * 3))
     assert {name: results[name] for name in expected} == expected
     assert results["images"] == 3 and list(results["boundary_iou"]) == list(SCENE_CLASSES.names)
     assert f"mIoU: {100 * expected['mean_iou']:.2f}" in capsys.readouterr().out

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddep_hub import DDePForSemanticSegmentation
+from ddep_hub import DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.data.classes import write_class_table
 from ddep_hub.data.preprocessing import EvalTransform
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
@@ -39,10 +39,10 @@ def normalize(images):
     return images.float() / 127.5 - 1
 
 
-@pytest.mark.parametrize("image_size", [None, 32])
-def test_batches_do_not_change_the_metrics_and_pixels_are_those_of_the_masks(rows, image_size, hybrid_config):
+@pytest.mark.parametrize("options", [{"do_resize": False}, {"size": {"shortest_edge": 32}}])
+def test_batches_do_not_change_the_metrics_and_pixels_are_those_of_the_masks(rows, options, hybrid_config):
     model = DDePForSemanticSegmentation(hybrid_config(num_labels=8))
-    transform = EvalTransform(image_size=image_size)
+    transform = EvalTransform(DDePImageProcessor(**options))
     one, many = (evaluate_segmentation(model, rows, transform, normalize, batch_size=size) for size in (1, 4))
     assert one == many
     assert one == evaluate_segmentation(model, rows, transform, normalize, batch_size=4, num_workers=2)
@@ -60,7 +60,8 @@ def test_batches_do_not_change_the_metrics_and_pixels_are_those_of_the_masks(row
 
 def test_picture(rows, hybrid_config):
     model = DDePForSemanticSegmentation(hybrid_config(num_labels=8))
-    picture = segmentation_picture({"a": model, "b": model}, rows, EvalTransform(), normalize, number=2)
+    transform = EvalTransform(DDePImageProcessor(do_resize=False))
+    picture = segmentation_picture({"a": model, "b": model}, rows, transform, normalize, number=2)
     assert picture.width > 4 * 190 and len(np.unique(np.asarray(picture))) > 20
 
 

@@ -220,6 +220,14 @@ def test_values_of_other_types_are_named(build, name, given, said):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("size", [0, -5])
+def test_no_image_has_a_side_of_no_pixels(size):
+    needed = {FinetuneArguments: {}, PretrainArguments: {"scale": [0.5, 2]}, EvaluateArguments: {"model": "m"}}
+    for arguments, values in needed.items():
+        with pytest.raises(ValueError, match=rf"^image_size must be (positive|at least 8 pixels), got {size}\.$"):
+            arguments(image_size=size, **values)
+
+
 def test_all_arguments_are_checked():
     assert PretrainArguments(sigma=np.float64(0.25)).sigma == [0.25]
     assert EvaluateArguments(model=Path("m"), batch_size=np.int64(2)).model == "m"
