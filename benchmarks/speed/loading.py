@@ -48,7 +48,7 @@ def each_file(folder: str, load: Callable[[str], torch.Tensor]) -> Round:
 @set_up
 def ours(folder: str) -> Round:
     torch.set_num_threads(1)
-    dataset, transform = ImageFolder(folder, decode=False), PretrainTransform(crop_size=CROP, scale=SCALE)
+    dataset, transform = ImageFolder(folder), PretrainTransform(crop_size=CROP, scale=SCALE)
 
     def run() -> None:
         for index in range(len(dataset)):

@@ -25,7 +25,7 @@ from .hub_loading import (
     stream_shards,
     stream_split,
 )
-from .image_io import BadFileError, PackedNames, decode_image
+from .image_io import BadFileError, PackedNames
 from .unlabelled import unlabelled_images
 
 
@@ -42,20 +42,15 @@ class ImageFolder(Dataset[dict[str, Any]]):
 
     Which images these are, and what counts as a mask: see [`unlabelled_images`].
 
-    A sample is `{"image": PIL RGB, "path": str}`, or `{"image": {"path": str, "bytes": None}, "path": str}` undecoded.
-
-    Args:
-        root: The folder; it is searched with its subfolders.
-        decode: Whether to decode the images here; `PretrainTransform` decodes less of them.
+    A sample is `{"image": {"path": str, "bytes": None}, "path": str}`, undecoded for `PretrainTransform`.
 
     Raises:
         FileNotFoundError: There is no such folder.
         ValueError: It holds no image, or only masks.
     """
 
-    def __init__(self, root: str | Path, *, decode: bool = True) -> None:
+    def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        self.decode = decode
         self.names = PackedNames(unlabelled_images(self.root))
 
     @property
@@ -69,9 +64,8 @@ class ImageFolder(Dataset[dict[str, Any]]):
         return len(self.names)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        path = self.root / self.names[index]
-        image = decode_image(path) if self.decode else {"path": str(path), "bytes": None}
-        return {"image": image, "path": str(path)}
+        path = str(self.root / self.names[index])
+        return {"image": {"path": path, "bytes": None}, "path": path}
 
 
 def _file_size(path: str) -> int:
@@ -246,7 +240,7 @@ def _open_source(name: str, column: str, streaming: bool) -> MapSource | Sharded
         data = stream_split(path, split, revision=revision)
         fingerprint = [path, revision or "", split, str(data.num_shards)] if is_hub else local_fingerprint(path)
         return ShardedImages(data, name if is_hub else f"{name}/{split}", fingerprint, column=column)
-    folder = ImageFolder(name, decode=False)
+    folder = ImageFolder(name)
     if streaming:
         raise ValueError(
             f"{name} is a folder of images, which cannot be streamed; turn streaming off, or pack it into .tar shards"

@@ -195,9 +195,8 @@ class SegmentationFolder(_SegmentationFiles):
         split: One of [`available_splits`], or another common name of it.
         layout: One of `layouts.LAYOUTS`; detected from the folder's contents by default.
         options: Locations of images and masks; detected by default.
-        sample_ids: The samples to use, in this order, see [`split_files`]; all of the split by default, sorted or in
-            the order of the official list. Others need no mask.
-        split_file: List of the samples to use, see `read_split_file`, in place of `sample_ids`.
+        split_file: List of the samples to use, see `read_split_file`; by default all of the split, sorted or in the
+            order of the official list. Others need no mask.
         num_channels: Channels of the images, see [`decode_image`].
 
     Attributes:
@@ -210,7 +209,7 @@ class SegmentationFolder(_SegmentationFiles):
     Raises:
         FileNotFoundError: A folder, an official list or `classes.json` is missing, or an image has no mask.
         ValueError: The layout is not known or not clear, the split is empty, two images share a sample id, or
-            `sample_ids` names an example that is not there.
+            `split_file` names a sample that is not there.
     """
 
     _per_sample = ("images", "_masks")
@@ -222,7 +221,6 @@ class SegmentationFolder(_SegmentationFiles):
         *,
         layout: str | None = None,
         options: FolderOptions = DEFAULT_OPTIONS,
-        sample_ids: Iterable[str] | None = None,
         split_file: str | Path | None = None,
         num_channels: int = 3,
     ) -> None:
@@ -235,9 +233,7 @@ class SegmentationFolder(_SegmentationFiles):
         images = files.images
         self.classes, self.name = files.classes, str(files.image_folder)
         self._mapping, self._palettes = files.mapping or files.classes.mask_mapping, {}
-        if split_file is not None:
-            sample_ids = read_split_file(split_file, images, split)
-        self.sample_ids = list(images if sample_ids is None else sample_ids)
+        self.sample_ids = list(images) if split_file is None else read_split_file(split_file, images, split)
         _find_indices(self.sample_ids, images, self.name)
         self.images = [images[sample_id] for sample_id in self.sample_ids]
         self._masks = [files.masks[sample_id] for sample_id in self.sample_ids]
@@ -304,8 +300,7 @@ class HubSegmentation(_SegmentationFiles):
         classes: The classes, such as of `read_class_table`. By default the names of the data set's one list of
             `ClassLabel`s; a single `ClassLabel` names the whole image, not its pixels.
         mask_column: Column of the masks: images of one channel, pixel value = class id.
-        sample_ids: The examples to use, in this order; all by default.
-        split_file: List of the examples to use, see `read_split_file`, in place of `sample_ids`.
+        split_file: List of the examples to use, see `read_split_file`; all by default.
         num_channels: Channels of the images, see [`decode_image`].
     """
 
@@ -320,7 +315,6 @@ class HubSegmentation(_SegmentationFiles):
         image_column: str = "image",
         mask_column: str = "annotation",
         revision: str | None = None,
-        sample_ids: Iterable[str] | None = None,
         split_file: str | Path | None = None,
         num_channels: int = 3,
     ) -> None:
@@ -332,9 +326,7 @@ class HubSegmentation(_SegmentationFiles):
         self._mapping, self._palettes = self.classes.mask_mapping, {}
         self.data = select_undecoded(data, [image_column, mask_column], self.name)
         all_ids = dict.fromkeys(f"{index:08d}" for index in range(len(self.data)))
-        if split_file is not None:
-            sample_ids = read_split_file(split_file, all_ids)
-        self.sample_ids = list(all_ids if sample_ids is None else sample_ids)
+        self.sample_ids = list(all_ids) if split_file is None else read_split_file(split_file, all_ids)
         self._indices = _find_indices(self.sample_ids, all_ids, self.name)
         self._source_fingerprint = local_fingerprint(name) or [data._fingerprint]
 

@@ -125,9 +125,7 @@ def test_cityscapes(cityscapes):
     assert row["path"].endswith("leftImg8bit/train/ulm/ulm_000000_000019_leftImg8bit.png")
     assert row["annotation_path"].endswith("gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png")
     assert ids(SegmentationFolder(cityscapes, "test")[0]) == [255] * 4
-    assert SegmentationFolder(cityscapes, "train", sample_ids=["ulm/ulm_000001_000019"]).sample_ids == [
-        "ulm/ulm_000001_000019"
-    ]
+    assert rows.select(["ulm/ulm_000001_000019"]).sample_ids == ["ulm/ulm_000001_000019"]
 
 
 def test_ade20k(ade20k):
@@ -326,7 +324,7 @@ def test_published_lists_resolve(tmp_path, name):
     longest = max(lists, key=lambda path: len(sample_ids[path]))
     for path in (longest, lists[-1]):
         split = "val" if path.stem == "val" else "train"
-        assert SegmentationFolder(tmp_path, split, sample_ids=sample_ids[path]).sample_ids == sample_ids[path]
+        assert SegmentationFolder(tmp_path, split).select(sample_ids[path]).sample_ids == sample_ids[path]
     known = {split: set(SegmentationFolder(tmp_path, split).sample_ids) for split in ("train", "val")}
     assert all(known["val" if path.stem == "val" else "train"].issuperset(sample_ids[path]) for path in lists)
     assert known["val"] == set(sample_ids[lists[-1]])
