@@ -13,19 +13,6 @@ from .classes import ClassTable, Color
 
 
 @dataclass(frozen=True)
-class EvaluationProtocol:
-    """How the whole images of a data set are predicted when it is scored.
-
-    `tile` is the (height, width) of the tiles that an image is cut into, `None` for whole images. The predictions at
-    all `scales` are averaged, with `flip` also those of the mirrored image.
-    """
-
-    tile: tuple[int, int] | None
-    scales: tuple[float, ...]
-    flip: bool
-
-
-@dataclass(frozen=True)
 class DatasetInfo:
     """Facts about a published data set.
 
@@ -33,8 +20,7 @@ class DatasetInfo:
         name: Its name here, such as `cityscapes`.
         terms: Its terms of use in a few words; the home page has the binding ones.
         mapping: Class id, or the ignore value, of every value that the official masks hold.
-        splits: Number of images of the official splits.
-        crop_size: Side of the training crops in pixels.
+        evaluation: How images are predicted when the data set is scored, as arguments of `InferenceOptions`.
         id459: Pascal Context alone: the value of each class in the original annotations, which name 459 things.
     """
 
@@ -44,9 +30,7 @@ class DatasetInfo:
     terms: str
     classes: ClassTable
     mapping: Mapping[int, int]
-    splits: Mapping[str, int]
-    crop_size: int
-    evaluation: EvaluationProtocol
+    evaluation: Mapping[str, Any]
     id459: tuple[int, ...] = ()
 
 
@@ -57,7 +41,6 @@ def get_dataset_info(name: str) -> DatasetInfo:
     if name not in entries:
         raise ValueError(f"data set {name!r} is unknown; choose one of {', '.join(entries)}")
     entry = entries[name]
-    evaluation = entry["evaluation"]
     classes = ClassTable(
         names=tuple(class_name for class_name, _ in entry["classes"]),
         colors=tuple(cast(Color, ImageColor.getrgb(text)) for _, text in entry["classes"]),
@@ -70,13 +53,9 @@ def get_dataset_info(name: str) -> DatasetInfo:
         terms=entry["terms"],
         classes=classes,
         mapping=_make_mapping(entry["raw_values"], classes),
-        splits=entry["splits"],
-        crop_size=entry["crop_size"],
-        evaluation=EvaluationProtocol(
-            tile=tuple(evaluation["tile"]) if evaluation["tile"] else None,
-            scales=tuple(evaluation["scales"]),
-            flip=evaluation["flip"],
-        ),
+        evaluation={
+            option: tuple(value) if isinstance(value, list) else value for option, value in entry["evaluation"].items()
+        },
         id459=tuple(entry.get("id459", ())),
     )
 

@@ -1,6 +1,5 @@
 """Arguments of evaluation and prediction, as dataclasses."""
 
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -86,8 +85,7 @@ class InferenceArguments(ModelArguments):
             conflicts += ["blending"] if self.blending != "uniform" else []
             if conflicts:
                 raise ValueError(f"{conflicts[0]} is part of protocol `{self.protocol}`. Pass only one of them.")
-            options = InferenceOptions.from_protocol(get_dataset_info(self.protocol).evaluation)
-            return dataclasses.replace(options, window_batch=self.window_batch)
+            return InferenceOptions(**get_dataset_info(self.protocol).evaluation, window_batch=self.window_batch)
         return InferenceOptions(
             window=to_pair("window", self.window),
             stride=to_pair("stride", self.stride),

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ddep_hub.data.dataset_registry import EvaluationProtocol
 from ddep_hub.segmentation import class_logits
 from ddep_hub.utils.threads import shared_change
 
@@ -65,11 +64,6 @@ class InferenceOptions:
             raise ValueError(f"scales is {self.scales}; set at least one positive factor.")
         if self.window_batch is not None and self.window_batch < 1:
             raise ValueError(f"window_batch is {self.window_batch}; set at least 1.")
-
-    @classmethod
-    def from_protocol(cls, protocol: EvaluationProtocol) -> "InferenceOptions":
-        """The options that a known data set is scored with."""
-        return cls(window=protocol.tile, stride=protocol.tile, scales=protocol.scales, flip=protocol.flip)
 
     @property
     def steps(self) -> tuple[int, int]:

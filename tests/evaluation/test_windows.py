@@ -60,7 +60,7 @@ def test_windows_of_a_pointwise_model_change_nothing(window, stride, blending, i
 
 
 def test_the_halves_of_cityscapes_are_tiles():
-    options = InferenceOptions.from_protocol(get_dataset_info("cityscapes").evaluation)
+    options = InferenceOptions(**get_dataset_info("cityscapes").evaluation)
     assert list(window_positions((1024, 2048), options.window, options.steps)) == [(0, 0), (0, 1024)]
     assert options.flip and options.scales == (1.0,)
     small = InferenceOptions(window=(8, 8), stride=(8, 8))
