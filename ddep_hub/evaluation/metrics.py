@@ -20,6 +20,7 @@ METRICS = {
     "frequency_weighted_iou": "frequency-weighted IoU",
     "mean_boundary_iou": "boundary IoU",
 }
+BOUNDARY_RATIO = 0.02  # as in the paper of the boundary IoU
 
 
 class ConfusionMatrix:
@@ -116,32 +117,27 @@ class BoundaryIoU:
     """Boundary IoU: the IoU of the pixels near the outline of a class in the labels and in the predictions.
 
     Near the outline are the pixels of a class that an erosion by `d` pixels removes: those whose square of `2 * d + 1`
-    pixels holds another class or reaches over the edge of the image. `d` is a share of the image's diagonal, at least
-    one pixel. As in the confusion matrix, pixels are summed over all images before the division.
+    pixels holds another class or reaches over the edge of the image. `d` is `BOUNDARY_RATIO` of the image's diagonal,
+    at least one pixel. As in the confusion matrix, pixels are summed over all images before the division.
 
     Ignored pixels are not counted and are no other class to the pixels near them, in the labels and in the
     predictions, so the rim of an unlabelled area is no outline.
 
-    Arguments are those of [`ConfusionMatrix`] and `ratio`: `d` as a share of the diagonal, above 0, in the paper 0.02.
+    Arguments are those of [`ConfusionMatrix`].
 
     Attributes:
         counts: int64 tensor (3, num_classes): pixels near an outline in both, in the labels, in the predictions.
     """
 
-    def __init__(
-        self, num_classes: int, ignore_index: int = 255, device: torch.device | str = "cpu", *, ratio: float = 0.02
-    ) -> None:
-        if not ratio > 0:
-            raise ValueError(f"ratio is {ratio}. Pass a fraction of the image's diagonal above 0, such as 0.02.")
+    def __init__(self, num_classes: int, ignore_index: int = 255, device: torch.device | str = "cpu") -> None:
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        self.ratio = ratio
         self.counts = torch.zeros(3, num_classes, dtype=torch.int64, device=device)
 
     def update(self, prediction: torch.Tensor, labels: torch.Tensor) -> None:
         """Adds images of one size: class ids (batch, H, W), and labels of that shape, class ids or `ignore_index`."""
         prediction, labels = prediction.to(self.counts.device), labels.to(self.counts.device)
-        distance = max(1, round(self.ratio * math.hypot(*labels.shape[-2:])))
+        distance = max(1, round(BOUNDARY_RATIO * math.hypot(*labels.shape[-2:])))
         valid = labels != self.ignore_index
         true = valid & boundary_mask(labels, valid, distance)
         predicted = valid & boundary_mask(prediction, valid, distance)
