@@ -47,7 +47,7 @@ class FolderOptions:
     """Locations of images and masks, if not detected; see [`find_split_folders`] and [`pair_files`].
 
     Args:
-        image_dir: Folder of the images; `{split}` in it stands for the split.
+        image_dir: Folder of the images, below that of the data set or absolute; `{split}` in it stands for the split.
         mask_dir: The same for the masks.
         mask_suffix: Suffix of mask names after the image's name.
         classes: `classes.json`, if it is not in the data set's folder.
@@ -98,15 +98,13 @@ def canonical_split(name: str) -> str | None:
     return _SPLIT_BY_WORD.get(name.lower())
 
 
-def find_split_folders(
-    root: Path, image_dir: str | None = None, mask_dir: str | None = None, mask_suffix: str | None = None
-) -> dict[str, SplitFolders]:
+def find_split_folders(root: Path, options: FolderOptions = DEFAULT_OPTIONS) -> dict[str, SplitFolders]:
     """Finds the folders of images and masks of each split, keyed by the split's name; a mask folder need not exist.
 
-    `image_dir` and `mask_dir` are below `root` or absolute, with `{split}` for the split's name; if `None`, they are
-    detected; `mask_suffix` then tells masks from the images beside them. Raises a FileNotFoundError if `image_dir` is
-    not a folder, a ValueError if several folders may be meant.
+    Those that `options` leave out are detected; `mask_suffix` then tells masks from the images beside them. Raises a
+    FileNotFoundError if `image_dir` is not a folder, a ValueError if several folders may be meant.
     """
+    image_dir, mask_dir, mask_suffix = options.image_dir, options.mask_dir, options.mask_suffix
 
     def find_masks(split: str | None, images: Path) -> Path:
         if mask_dir is None:
@@ -121,7 +119,7 @@ def find_split_folders(
         inner = subfolders(root)
         if not by_split and len(inner) == 1:
             # An archive unpacked into its own folder.
-            return find_split_folders(root / inner[0], mask_suffix=mask_suffix)
+            return find_split_folders(root / inner[0], options)
         if found := _detect_by_words(root):
             return found
         has_split = by_split or not has_patients(root, mask_suffix)

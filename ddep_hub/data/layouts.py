@@ -125,7 +125,7 @@ def find_splits(
         listed = read_pairs(root)
         return dict.fromkeys(listed, SplitFolders(root, root)), listed
     if layout == "folder":
-        folders = find_split_folders(root, options.image_dir, options.mask_dir, options.mask_suffix)
+        folders = find_split_folders(root, options)
     else:
         folders = official_folders(root, layout)
     if not folders:
