@@ -78,7 +78,7 @@ def main() -> None:
 
     started = time.perf_counter()
     output: Path = options.output_dir
-    data: Path = options.data or embedded_scenes()
+    data = Path(options.data or embedded_scenes())
     eval_split = evaluation_split(data)
     channels = DDePConfig.from_pretrained(options.pretrained).num_channels if options.pretrained else 3
     validation = SegmentationFolder(data, eval_split, num_channels=channels)
@@ -89,7 +89,7 @@ def main() -> None:
         print(f"\n=== 1. The decoder of {options.pretrained}, pretrained by denoising")
         start, decoder = options.pretrained, decoder_of(options.pretrained)
     else:
-        images: Path = options.images or unlabelled_images(data)
+        images = options.images or unlabelled_images(data)
         pool = len(ImageFolder(images))
         print(f"\n=== 1. Pretraining the decoder by denoising, on the images of {images}, without labels")
         denoising = pretrain(

@@ -89,11 +89,12 @@ def test_a_damaged_file_of_the_cache_can_be_removed(tmp_path, monkeypatch):
 def test_folders_are_looked_up_below_the_data_root(tmp_path, monkeypatch):
     (tmp_path / "camvid").mkdir()
     monkeypatch.setenv("DDEP_DATA", str(tmp_path))
-    assert resolve_data("camvid") == tmp_path / "camvid"
-    assert resolve_data(tmp_path) == tmp_path
-    assert str(resolve_data("nowhere")) == "nowhere"
+    assert resolve_data("camvid") == str(tmp_path / "camvid")
+    assert resolve_data(str(tmp_path)) == str(tmp_path)
+    assert resolve_data("nowhere") == "nowhere"
+    assert resolve_data("hf://datasets/org/camvid") == "hf://datasets/org/camvid"
     monkeypatch.delenv("DDEP_DATA")
-    assert str(resolve_data("camvid")) == "camvid"
+    assert resolve_data("camvid") == "camvid"
 
 
 @pytest.fixture(scope="module")

@@ -7,30 +7,23 @@ from ddep_hub.utils.files import resolve_data
 
 from .arguments import LabelledDataArguments
 from .classes import read_class_table
-from .folders import DEFAULT_OPTIONS, FolderOptions, find_split_folders
+from .folders import FolderOptions, find_split_folders
 from .hub_loading import HUB_PREFIX, holds_dataset, parse_hub_name
 from .layouts import find_layout
 from .listed_pairs import PAIRS
 from .segmentation_datasets import HubSegmentation, SegmentationDataset, SegmentationFolder
 
 
-def open_segmentation_dataset(
-    name: str | Path,
-    split: str,
-    *,
-    options: FolderOptions = DEFAULT_OPTIONS,
-    image_column: str = "image",
-    mask_column: str = "annotation",
-    split_file: str | Path | None = None,
-    num_channels: int = 3,
+def open_split(
+    args: LabelledDataArguments, split: str, split_file: str | None = None, *, num_channels: int = 3
 ) -> SegmentationDataset:
-    """Opens a split of a folder, of a data set of the Hub, or of one that `datasets` wrote.
+    """Opens a split of the data that `args` name, by default of the embedded scenes.
 
-    `name` is a folder in one of `SegmentationFolder`'s layouts, `hf://datasets/org/name[@revision]`, or a local folder
-    of parquet or arrow files. `split_file` lists the examples to use, all by default; the others need no mask.
-    `options` say where the images and masks of a folder are, and may set the classes of any data.
+    These are a folder in one of `SegmentationFolder`'s layouts, a data set of the Hub, or a local folder of parquet or
+    arrow files. `split_file` lists the samples to use, all by default; the others need no mask.
     """
-    name = str(name)
+    name = resolve_data(args.data or str(embedded_scenes()))
+    options = FolderOptions(args.image_dir, args.mask_dir, args.mask_suffix, args.classes)
     is_hub = name.startswith(HUB_PREFIX)
     if not is_hub and (not holds_dataset(name) or _is_folder(name, options)):
         return SegmentationFolder(name, split, options=options, split_file=split_file, num_channels=num_channels)
@@ -50,8 +43,8 @@ def open_segmentation_dataset(
         repository,
         split,
         read_class_table(classes) if classes else None,
-        image_column=image_column,
-        mask_column=mask_column,
+        image_column=args.image_column,
+        mask_column=args.mask_column,
         revision=revision,
         split_file=split_file,
         num_channels=num_channels,
@@ -67,22 +60,6 @@ def _is_folder(name: str, options: FolderOptions) -> bool:
     if layout != "folder" or options.has_folders or (Path(name) / PAIRS).is_file():
         return True
     return any(split.masks.is_dir() for split in find_split_folders(Path(name)).values())
-
-
-def open_split(
-    args: LabelledDataArguments, split: str, split_file: str | None = None, *, num_channels: int = 3
-) -> SegmentationDataset:
-    """A split of the data that `args` name, by default the embedded scenes; see [`open_segmentation_dataset`]."""
-    name = args.data or str(embedded_scenes())
-    return open_segmentation_dataset(
-        name if "://" in name else resolve_data(name),
-        split,
-        options=FolderOptions(args.image_dir, args.mask_dir, args.mask_suffix, args.classes),
-        image_column=args.image_column,
-        mask_column=args.mask_column,
-        split_file=split_file,
-        num_channels=num_channels,
-    )
 
 
 def dataset_summary(dataset: SegmentationDataset) -> str:

@@ -11,10 +11,10 @@ from ddep_hub.data.loading import open_split
 from ddep_hub.data.segmentation_datasets import SegmentationDataset, SegmentationFolder
 from ddep_hub.data.splits import choose_labelled, choose_validation, extract_groups, find_copies, read_split_file
 from ddep_hub.data.statistics import ClassStatistics, check_classes, warn_about_mixed_values
+from ddep_hub.utils.files import resolve_data
 
 from .arguments import FinetuneArguments
 from .models import get_num_channels
-from .pretraining import resolve_sources
 
 
 def open_train_and_val(args: FinetuneArguments) -> tuple[SegmentationDataset, SegmentationDataset]:
@@ -156,7 +156,8 @@ def check_class_weights(weights: Sequence[str], classes: ClassTable) -> None:
 
 def unlabelled_sources(names: Sequence[str]) -> list[MapSource]:
     """Opens the unlabelled images of a fine-tuning run; raises a ValueError if they are streamed."""
-    sources = [source for source in open_images(resolve_sources(names)) if not isinstance(source, ShardedImages)]
+    opened = open_images([resolve_data(name) for name in names])
+    sources = [source for source in opened if not isinstance(source, ShardedImages)]
     if not sources:
         raise ValueError(f"unlabelled: {names[0]} is streamed. Unpack the shards into a folder of images.")
     return sources

@@ -346,12 +346,6 @@ def open_sources(args: PretrainArguments) -> list[MapSource] | list[ShardedImage
     return open_images(source_names(args), column=args.image_column, streaming=args.streaming)
 
 
-def resolve_sources(names: Sequence[str]) -> list[str]:
-    """Names of sources with local paths resolved, see [`resolve_data`]; addresses stay as they are."""
-    return [name if "://" in name else str(resolve_data(name)) for name in names]
-
-
 def source_names(args: PretrainArguments) -> list[str]:
     """The sources of a run by folder or name, in the order of [`open_sources`]."""
-    names = resolve_sources(args.images)
-    return names or [str(embedded_scenes() / "unlabelled")]
+    return list(map(resolve_data, args.images)) or [str(embedded_scenes() / "unlabelled")]

@@ -21,12 +21,14 @@ def cache_dir() -> Path:
     return Path(os.environ.get("DDEP_CACHE") or Path.home() / ".cache" / "ddep_hub")
 
 
-def resolve_data(name: str | Path) -> Path:
-    """A folder, looked up below `DDEP_DATA` if there is none of that name."""
-    root = os.environ.get("DDEP_DATA")
-    if root and not Path(name).exists() and (Path(root) / name).exists():
-        return Path(root) / name
-    return Path(name)
+def resolve_data(name: str) -> str:
+    """A folder, looked up below `DDEP_DATA` if there is none of that name; addresses stay as they are."""
+    if "://" in name:
+        return name
+    root, path = os.environ.get("DDEP_DATA"), Path(name)
+    if root and not path.exists() and (root / path).exists():
+        return str(root / path)
+    return str(path)
 
 
 def path_below(name: str) -> str:

@@ -5,11 +5,12 @@ import pytest
 from launching import run
 from PIL import Image
 
+from ddep_hub.data.arguments import LabelledDataArguments
 from ddep_hub.data.classes import ClassTable, write_class_table
 from ddep_hub.data.hub_loading import stream_shards, stream_split
 from ddep_hub.data.image_datasets import HubImages, ShardedImages
 from ddep_hub.data.image_io import BadFileError, decode_image
-from ddep_hub.data.loading import open_segmentation_dataset
+from ddep_hub.data.loading import open_split
 from ddep_hub.data.segmentation_datasets import HubSegmentation
 
 
@@ -198,10 +199,11 @@ def test_datasets_is_imported_late():
 def test_a_table_of_classes_may_lie_in_the_folder_of_the_data(tmp_path, image_dataset):
     segmentation(tmp_path, image_dataset, [png(IDS)])
     (folder,) = {path.parent for path in tmp_path.rglob("*.parquet")}
+    args = LabelledDataArguments(data=str(folder), mask_column="mask")
     with pytest.raises(ValueError, match="does not name the classes"):
-        open_segmentation_dataset(folder, "train", mask_column="mask")
+        open_split(args, "train")
     write_class_table(CLASSES, folder / "classes.json")
-    assert open_segmentation_dataset(folder, "train", mask_column="mask").classes == CLASSES
+    assert open_split(args, "train").classes == CLASSES
 
 
 def test_common_names_of_splits_can_be_streamed_too(tmp_path, image_dataset):

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddep_hub.data.arguments import LabelledDataArguments
 from ddep_hub.data.classes import write_class_table
-from ddep_hub.data.folders import FolderOptions
-from ddep_hub.data.loading import open_segmentation_dataset
+from ddep_hub.data.loading import open_split
 from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
 
 
@@ -19,12 +19,13 @@ def test_a_folder(tmp_path):
             Image.fromarray(pixels).save(tmp_path / folder / "val" / f"{stem}.png")
     write_class_table(SCENE_CLASSES, tmp_path / "classes.json")
     (tmp_path / "b.txt").write_text("b")
-    rows = open_segmentation_dataset(tmp_path, "val", split_file=tmp_path / "b.txt")
+    args = LabelledDataArguments(data=str(tmp_path))
+    rows = open_split(args, "val", str(tmp_path / "b.txt"))
     assert rows.sample_ids == ["b"] and np.array_equal(rows[0]["annotation"], mask)
     (tmp_path / "meta.parquet").touch()  # something of the user's
-    assert open_segmentation_dataset(str(tmp_path), "val").sample_ids == ["a", "b"]
+    assert open_split(args, "val").sample_ids == ["a", "b"]
     with pytest.raises((FileNotFoundError, ValueError), match="test"):
-        open_segmentation_dataset(tmp_path, "test")
+        open_split(args, "test")
 
 
 def test_a_data_set_beside_pictures_for_its_readme(tmp_path):
@@ -36,13 +37,14 @@ def test_a_data_set_beside_pictures_for_its_readme(tmp_path):
     data = {"image": [Image.fromarray(image)], "annotation": [Image.fromarray(mask)]}
     datasets.Dataset.from_dict(data, features=features).to_parquet(str(tmp_path / "data" / "val-0.parquet"))
     write_class_table(SCENE_CLASSES, tmp_path / "classes.json")
-    rows = open_segmentation_dataset(tmp_path, "val", options=FolderOptions(classes=tmp_path / "classes.json"))
+    args = LabelledDataArguments(data=str(tmp_path), classes=str(tmp_path / "classes.json"))
+    rows = open_split(args, "val")
     assert np.array_equal(rows[0]["annotation"], mask)
 
 
 def test_folders_of_a_data_set_of_columns_are_refused():
     with pytest.raises(ValueError, match="mask_suffix have no effect on hf://datasets/org/name"):
-        open_segmentation_dataset("hf://datasets/org/name", "train", options=FolderOptions(mask_dir="masks"))
+        open_split(LabelledDataArguments(data="hf://datasets/org/name", mask_dir="masks"), "train")
 
 
 def test_a_data_set_that_does_not_name_its_classes(tmp_path):
@@ -53,6 +55,6 @@ def test_a_data_set_that_does_not_name_its_classes(tmp_path):
     saved.save_to_disk(str(tmp_path / "saved"))
     write_class_table(SCENE_CLASSES, tmp_path / "classes.json")
     columns = {"image_column": "photo", "mask_column": "map"}
-    options = FolderOptions(classes=tmp_path / "classes.json")
-    rows = open_segmentation_dataset(tmp_path / "saved", "val", options=options, **columns)
+    args = LabelledDataArguments(data=str(tmp_path / "saved"), classes=str(tmp_path / "classes.json"), **columns)
+    rows = open_split(args, "val")
     assert rows.classes == SCENE_CLASSES and np.array_equal(rows[0]["annotation"], mask)

@@ -13,7 +13,7 @@ from ddep_hub.data.arguments import LabelledDataArguments
 from ddep_hub.data.folders import FolderOptions
 from ddep_hub.data.image_datasets import ImageFolder
 from ddep_hub.data.image_io import BadFileError, decode_image
-from ddep_hub.data.loading import open_segmentation_dataset, open_split
+from ddep_hub.data.loading import open_split
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
 
 
@@ -211,4 +211,4 @@ def test_a_turned_image_whose_mask_fits_either_way_is_told(root, size, orientati
 
 def test_a_name_of_the_hub_does_not_choose_the_split():
     with pytest.raises(ValueError, match=r"names a split; leave /validation out, .*--train_split or --eval_split"):
-        open_segmentation_dataset("hf://datasets/org/name/validation", "train")
+        open_split(LabelledDataArguments(data="hf://datasets/org/name/validation"), "train")
