@@ -5,6 +5,8 @@ import io
 import os
 from pathlib import Path
 
+from ddep_hub.utils.files import read_text
+
 from .pairing import Pairs
 
 
@@ -17,10 +19,7 @@ def read_pairs(root: Path) -> dict[str, Pairs]:
     Returns the pairs by split. Raises a FileNotFoundError or ValueError that names the line.
     """
     path = root / PAIRS
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}. Save it as UTF-8.") from error
+    text = read_text(path)
     with io.StringIO(text, newline="") as file:
         first_line = text.split("\n")[0]
         reader = csv.DictReader(file, delimiter=next((mark for mark in ";\t" if mark in first_line), ","))

@@ -26,11 +26,11 @@ from ddep_hub.data.hub_loading import HUB_PREFIX, parse_hub_name
 from ddep_hub.encoder_weights import encoder_license, encoder_repository
 from ddep_hub.evaluation.metrics import METRICS
 from ddep_hub.utils.arguments import list_field_names
-from ddep_hub.utils.files import atomic_write
+from ddep_hub.utils.files import atomic_write, read_text
 from ddep_hub.utils.processes import describe_hardware
 
 from .licenses import OPEN_LICENSES, recorded_restriction
-from .staging import CARD, RUN, read_json, read_text
+from .staging import CARD, RUN, read_json
 from .user_text import BEGIN, END, extract_user_text, merge_metadata, parse_metadata
 
 

@@ -21,9 +21,10 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from ddep_hub.configuration_ddep import DDePConfig
 from ddep_hub.encoders import build_encoder
 from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
+from ddep_hub.utils.files import read_text
 
 from .model_card import BASELINE, CARD, EVALUATION, RESULTS, RUN, build_published_card
-from .staging import WEIGHTS_PATTERN, model_class, read_config, read_text, stage
+from .staging import WEIGHTS_PATTERN, model_class, read_config, stage
 
 
 Result = TypeVar("Result")

@@ -94,14 +94,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_json(path)
 
 
-def read_text(path: Path) -> str:
-    """The text of a file, in UTF-8 with or without a mark of the byte order; a ValueError names a file in another."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}. Save it as UTF-8.") from error
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; raises a ValueError that names the file if it is damaged."""
     try:

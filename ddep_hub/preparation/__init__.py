@@ -23,7 +23,6 @@ from ddep_hub.evaluation.visualization import contact_sheet, draw_legend, overla
 from ddep_hub.tiff import read_nodata_tag
 from ddep_hub.utils.files import SYSTEM_FILES, atomic_dir, check_replaceable
 
-from .coco import read_json
 from .formats import LABELLED_FORMATS, MALFORMED_ERRORS, incomplete_message, read_source
 from .image_files import (
     RawImage,
@@ -35,7 +34,7 @@ from .image_files import (
     read_image_file,
     write_image_file,
 )
-from .source import Example, pluralize, shorten_name
+from .source import Example, pluralize, read_json, shorten_name
 from .unlabelled import write_unlabelled
 
 

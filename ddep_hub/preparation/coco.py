@@ -1,8 +1,7 @@
 """COCO's object annotations: one JSON file, one per split, or one in each split's folder, as Roboflow exports them."""
 
-import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from ddep_hub.data.classes import BACKGROUND
-from ddep_hub.data.image_io import iter_files
 
 from .shapes import Shape, import_pycocotools, shapes_mask
 from .source import (
@@ -242,35 +240,3 @@ def _decode_counts(text: str) -> np.ndarray:
     runs = np.where(values[ends] & 16, runs - (1 << 5 * (places[ends] + 1)), runs)  # two's complement
     runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
     return runs
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, in UTF-8 or UTF-16, with or without a byte order mark."""
-    try:
-        return json.loads(path.read_bytes())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}). Save it as UTF-8.") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}. Export the annotations again.") from error
-
-
-def read_json_files(root: Path, format_tests: Sequence[Callable[[Any], bool]]) -> tuple[dict[Path, Any], list[str]]:
-    """The json files below a folder that pass one of the tests, by path, and what is wrong with the unreadable ones.
-
-    They are searched as images are: at any depth, without hidden files and folders. Others are not kept, as data sets
-    like Cityscapes have gigabytes of them.
-    """
-    contents, problems = {}, []
-    for path in sorted(root / name for name in iter_files(root, (".json",))):
-        if path.name == "classes.json":
-            continue
-        try:
-            content = read_json(path)
-        except (OSError, ValueError) as error:
-            problems.append(str(error))
-            continue
-        if any(test(content) for test in format_tests):
-            if isinstance(content, dict) and content.get("imageData"):
-                content["imageData"] = True  # LabelMe's copy of the image: all of them would fill memory
-            contents[path] = content
-    return contents, problems

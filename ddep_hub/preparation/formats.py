@@ -10,12 +10,12 @@ from ddep_hub.data.image_io import IMAGE_EXTENSIONS, format_list, iter_files
 from ddep_hub.data.layouts import find_layout
 from ddep_hub.data.listed_pairs import PAIRS
 
-from .coco import is_coco, read_coco, read_json, read_json_files
+from .coco import is_coco, read_coco
 from .label_studio import is_label_studio, read_label_studio
 from .labelme_cvat import is_labelme, read_cvat, read_labelme
 from .mask_folders import read_folder
 from .masks import read_object_folders, read_roboflow_masks, read_stacks
-from .source import Source, pluralize
+from .source import Source, pluralize, read_json, read_json_files
 from .yolo import read_yolo
 
 

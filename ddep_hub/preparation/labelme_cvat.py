@@ -16,9 +16,8 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from .coco import read_json
 from .shapes import Shape, ellipse, rectangle, rotate_polygon, shapes_mask
-from .source import Example, ObjectAnnotations, Source, example_name, folder_split, pluralize
+from .source import Example, ObjectAnnotations, Source, example_name, folder_split, pluralize, read_json
 
 
 # --- LabelMe

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import os
 import re
 from collections import Counter, defaultdict
@@ -9,13 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
 from ddep_hub.data.classes import BACKGROUND, BACKGROUND_COLOR, ClassTable, class_colors
 from ddep_hub.data.folders import canonical_split, is_in_mask_folder
-from ddep_hub.data.image_io import IMAGE_EXTENSIONS, list_images
+from ddep_hub.data.image_io import IMAGE_EXTENSIONS, iter_files, list_images
 from ddep_hub.data.pairing import IMAGE_WORDS
 from ddep_hub.utils.files import path_below
 
@@ -292,3 +294,35 @@ class ObjectAnnotations:
 def _ignore_objects(mask: Callable[[], np.ndarray], ignore_index: int) -> np.ndarray:
     ids = mask()
     return np.where(ids == IGNORED_OBJECT, ignore_index, ids)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, in UTF-8 or UTF-16, with or without a byte order mark."""
+    try:
+        return json.loads(path.read_bytes())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}). Save it as UTF-8.") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}. Export the annotations again.") from error
+
+
+def read_json_files(root: Path, format_tests: Sequence[Callable[[Any], bool]]) -> tuple[dict[Path, Any], list[str]]:
+    """The json files below a folder that pass one of the tests, by path, and what is wrong with the unreadable ones.
+
+    They are searched as images are: at any depth, without hidden files and folders. Others are not kept, as data sets
+    like Cityscapes have gigabytes of them.
+    """
+    contents, problems = {}, []
+    for path in sorted(root / name for name in iter_files(root, (".json",))):
+        if path.name == "classes.json":
+            continue
+        try:
+            content = read_json(path)
+        except (OSError, ValueError) as error:
+            problems.append(str(error))
+            continue
+        if any(test(content) for test in format_tests):
+            if isinstance(content, dict) and content.get("imageData"):
+                content["imageData"] = True  # LabelMe's copy of the image: all of them would fill memory
+            contents[path] = content
+    return contents, problems

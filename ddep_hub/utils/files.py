@@ -31,6 +31,14 @@ def resolve_data(name: str) -> str:
     return str(path)
 
 
+def read_text(path: Path) -> str:
+    """The text of a file, in UTF-8 with or without a mark of the byte order; a ValueError names a file in another."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}. Save it as UTF-8.") from error
+
+
 def path_below(name: str) -> str:
     """A sample's name as a path that stays below any folder: without its root, if it is absolute, and without `..`."""
     path = PurePosixPath(re.sub("^[A-Za-z]:", "", name.replace("\\", "/")))

@@ -9,8 +9,9 @@ from annotated_sources import HEIGHT, LARGE, SMALL, TRUTH, WIDTH, check, coco, c
 
 import ddep_hub
 from ddep_hub.data.classes import read_class_table
-from ddep_hub.preparation.coco import _decode_counts, is_coco, read_json_files
+from ddep_hub.preparation.coco import _decode_counts, is_coco
 from ddep_hub.preparation.labelme_cvat import is_labelme
+from ddep_hub.preparation.source import read_json_files
 
 
 pytest.importorskip("pycocotools", reason="extra `prepare` is not installed")
