@@ -164,9 +164,8 @@ def prepare(
         lines.append(f"Classes in `{split}`:\n{split_statistics.table()}")
     absent = [set(split_statistics.absent_classes) for split_statistics in statistics.values()]
     if empty := [name for name in dataset.classes.names if all(name in names for names in absent)]:
-        has_masks = ("mask" in dataset.kind or "layout" in dataset.kind) and "colours" not in dataset.kind
         hint = ". If the masks have another value for it, such as 255, give it as mask_values in --classes"
-        lines.append(f"No pixel shows {format_list(empty)}{hint if has_masks else ''}")
+        lines.append(f"No pixel shows {format_list(empty)}{hint if dataset.has_values else ''}")
     # Splits of the user's own need their names.
     names = ""
     if len(splits) > 1 and not {"train", "val"} <= splits.keys():

@@ -143,7 +143,7 @@ def _read_known_layout(root: Path, layout: str, options: FolderOptions) -> Sourc
     classes = first.classes.without_mask_values()
     notes = [f"split {split} has no masks: skipped" for split in unlabelled if split not in splits]
     notes += [f"split {split}: skipped" for split in sorted(left_out & folders.keys()) if split not in splits]
-    return Source(f"layout {first.layout}", classes, examples, notes)
+    return Source(f"layout {first.layout}", classes, examples, notes, has_values=True)
 
 
 # Lines of files of class names and colours; a name may hold digits.

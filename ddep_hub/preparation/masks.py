@@ -78,7 +78,6 @@ def make_source(
         notes.append(f"{values} is read as pixels to ignore: the tag GDAL_NODATA of the masks says they hold no data")
     if any(page is not None for *_, page, _ in pages):
         kind = f"TIFF stacks of {kind}"
-    value_kind = "colours" if is_color else "values"
     examples = [
         Example(
             name,
@@ -89,7 +88,8 @@ def make_source(
         )
         for split, name, image, mask, page, group in pages
     ]
-    return Source(f"{kind} with the {value_kind} {format_list(sorted(mask_values), 8)}", classes, examples, notes)
+    kind += f" with the {'colours' if is_color else 'values'} {format_list(sorted(mask_values), 8)}"
+    return Source(kind, classes, examples, notes, has_values=not is_color)
 
 
 def _find_nodata(reader: MaskReader, mask_values: set[Any], table: ClassTable | None) -> set[int]:
@@ -230,7 +230,7 @@ def read_object_folders(root: Path, table: ClassTable | None) -> Source | None:
     classes = table or object_classes(["object"])
     if classes.num_classes != 2:
         raise ValueError(f"Object masks have two classes, background and object, not {classes.num_classes}.")
-    return Source("one mask for each object", classes.without_mask_values(), examples, notes)
+    return Source("one mask for each object", classes.without_mask_values(), examples, notes, has_values=True)
 
 
 def _list_mask_images(folder: Path) -> list[Path]:

@@ -56,12 +56,14 @@ class Source:
         classes: The classes.
         examples: The labelled images.
         notes: What else is worth a line, such as images that are missing.
+        has_values: Whether classes are told by the values of masks, which `mask_values` of the classes can name.
     """
 
     kind: str
     classes: ClassTable
     examples: list[Example]
     notes: list[str] = field(default_factory=list)
+    has_values: bool = False
 
 
 def object_classes(names: Iterable[str]) -> ClassTable:
