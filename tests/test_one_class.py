@@ -17,10 +17,10 @@ from ddep_hub.data.classes import ClassTable, read_class_table, write_class_tabl
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.masks import decode_mask
 from ddep_hub.data.statistics import ClassStatistics, check_classes
-from ddep_hub.evaluation.inference import InferenceOptions, predict, predict_probabilities
+from ddep_hub.evaluation.inference import InferenceOptions, predict_ids, predict_probabilities
 from ddep_hub.evaluation.metrics import BoundaryIoU, ConfusionMatrix
 from ddep_hub.evaluation.visualization import overlay
-from ddep_hub.export import compare
+from ddep_hub.export import compare_outputs
 from ddep_hub.image_processing_pil_ddep import DDePImageProcessorPil
 from ddep_hub.training.finetuning import FinetuneTrainer, finetune
 from ddep_hub.training.losses import SegmentationLoss, dice_losses, median_frequency_weights
@@ -211,14 +211,14 @@ class Red(nn.Module):
 def test_probabilities_are_sigmoids_and_their_mean():
     images = torch.randn(2, 3, 12, 20)
     plain, mirrored = Red()(images).logits[:, 0].sigmoid(), Red()(images.flip(-1)).logits[:, 0].sigmoid().flip(-1)
-    assert torch.equal(predict(Red(), images, (12, 20)), (plain > 0.5).long())
+    assert torch.equal(predict_ids(Red(), images, (12, 20)), (plain > 0.5).long())
     found = predict_probabilities(Red(), images, (12, 20), InferenceOptions(flip=True))
     torch.testing.assert_close(found[:, 1], (plain + mirrored) / 2)
     torch.testing.assert_close(found.sum(1), torch.ones(2, 12, 20))
     options = InferenceOptions(window=(12, 10), stride=(12, 10))
     halves = torch.cat([Red()(half).logits[:, 0].sigmoid() for half in images.split(10, dim=-1)], dim=-1)
     torch.testing.assert_close(predict_probabilities(Red(), images, (12, 20), options)[:, 1], halves)
-    assert torch.equal(predict(Red(), images, (12, 20), options), (halves > 0.5).long())
+    assert torch.equal(predict_ids(Red(), images, (12, 20), options), (halves > 0.5).long())
 
 
 @pytest.mark.parametrize("processor", [DDePImageProcessor, DDePImageProcessorPil])
@@ -297,9 +297,9 @@ def test_a_run_from_masks_of_0_and_255_to_a_file(tmp_path, tiny, capsys):
 
 def test_an_export_is_compared_by_the_threshold():
     images = [torch.tensor([[[[1.0, -1e-5], [2.0, -3.0]]]])]
-    assert compare(lambda x: x, lambda x: x + 5e-6, images)["same_class"] == 1
+    assert compare_outputs(lambda x: x, lambda x: x + 5e-6, images)["same_class"] == 1
     with pytest.raises(ValueError, match=r"75\.000% of the pixels have the same class"):
-        compare(lambda x: x, lambda x: x + 2e-5, images)
+        compare_outputs(lambda x: x, lambda x: x + 2e-5, images)
 
 
 def test_prepared_data_keeps_its_one_class(tmp_path):

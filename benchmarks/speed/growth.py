@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from ddep_hub import DDePConfig, DDePForSemanticSegmentation
 from ddep_hub.data.synthetic import write_scenes
-from ddep_hub.evaluation.inference import predict
+from ddep_hub.evaluation.inference import predict_ids
 from ddep_hub.evaluation.metrics import ConfusionMatrix
 from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.finetuning import finetune
@@ -53,7 +53,7 @@ def prediction(side: int = 512, classes: int = 19, config: dict[str, Any] = LITE
     model = DDePForSemanticSegmentation(DDePConfig(num_labels=classes, **config)).eval()
     model.to(memory_format=torch.channels_last)
     images = torch.randn(1, 3, side, side).contiguous(memory_format=torch.channels_last)
-    return lambda: predict(model, images, (side, side))
+    return lambda: predict_ids(model, images, (side, side))
 
 
 @set_up

@@ -23,8 +23,7 @@ from PIL import Image
 
 from ddep_hub import DDePConfig, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.evaluation.arguments import InferenceArguments, PredictArguments
-from ddep_hub.evaluation.inference import InferenceOptions
-from ddep_hub.evaluation.inference import predict as predict_ids
+from ddep_hub.evaluation.inference import InferenceOptions, predict_ids
 from ddep_hub.evaluation.predict import load_for_prediction, predict_images
 from ddep_hub.utils.processes import keep_freed_memory
 

@@ -137,7 +137,7 @@ INTENSITIES = v2.Compose([RandomIntensity(1.5, 0.3), v2.RandomApply([Blur(5, (0.
 STRONG_INTENSITIES = v2.Compose([RandomIntensity(2.0, 0.5), v2.RandomApply([Blur(7, (0.3, 2.0))], p=0.5)])
 
 
-def sample_rare_class_pixel(annotation: torch.Tensor, ignore_index: int) -> tuple[int, int] | None:
+def sample_class_pixel(annotation: torch.Tensor, ignore_index: int) -> tuple[int, int] | None:
     """Draws one of the classes in a mask (H, W), all equally likely, and one of its pixels.
 
     Returns the pixel's row and column; `None` if no pixel is labelled.
@@ -224,7 +224,7 @@ class SegmentationTrainTransform:
         # Only the part of the image that the crop will show is scaled.
         pixel = None
         if self.class_crops and torch.rand(()).item() < self.class_crops:
-            pixel = sample_rare_class_pixel(torch.from_numpy(annotation), self.ignore_index)
+            pixel = sample_class_pixel(torch.from_numpy(annotation), self.ignore_index)
         row, column = pixel or (None, None)
         top, height, crop_height, offset_top = _random_window(image.height, self.crop_size[0], scales[0], row)
         left, width, crop_width, offset_left = _random_window(image.width, self.crop_size[1], scales[1], column)

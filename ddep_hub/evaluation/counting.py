@@ -14,7 +14,7 @@ from ddep_hub.data.segmentation_datasets import HubSegmentation, SegmentationDat
 from ddep_hub.data.statistics import ClassStatistics
 from ddep_hub.utils.processes import sum_over_processes
 
-from .inference import InferenceOptions, eval_mode, input_device, predict
+from .inference import InferenceOptions, eval_mode, input_device, predict_ids
 from .metrics import BoundaryIoU, ConfusionMatrix
 
 
@@ -67,7 +67,7 @@ def count_pixels(
             if statistics is not None:
                 for mask in labels.numpy():
                     statistics.update(mask)
-            predicted = predict(model, normalize(pixels.to(device)), tuple(labels.shape[-2:]), options)
+            predicted = predict_ids(model, normalize(pixels.to(device)), tuple(labels.shape[-2:]), options)
             labels = labels.to(device)
             matrix.update(predicted, labels)
             if boundary is not None:

@@ -37,7 +37,7 @@ from .visualization import confusion_picture, segmentation_picture, to_png
 
 logger = logging.getLogger(__name__)
 
-NUM_CHECKED_SIZES = 8  # images whose sizes are compared with those of training
+NUM_COMPARED_SIZES = 8  # images whose sizes are compared with those of training
 
 RESULT_FILES = ("results.json", "confusion.csv", "confusion.png", "predictions.png")
 
@@ -184,7 +184,7 @@ def run_evaluation(
 
     has_windows, scale_range = options.window is not None, getattr(model.config, "image_scale_range", None)
     with lift_size_limit(has_windows):
-        for index in evenly_spaced(len(dataset), NUM_CHECKED_SIZES if hasattr(dataset, "mask") else 0):
+        for index in evenly_spaced(len(dataset), NUM_COMPARED_SIZES if hasattr(dataset, "mask") else 0):
             warn_about_scale(processor, scale_range, *dataset.mask(index).shape)
         matrix = count_pixels(
             model,

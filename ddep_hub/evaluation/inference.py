@@ -87,8 +87,8 @@ def predict_probabilities(
     Beside the result, this needs memory for one more tensor of probabilities at the scaled size, and for the logits of
     the whole image or of `window_batch` windows.
 
-    Arguments are those of [`predict`]. Returns a float32 tensor (batch, classes, *size), of sum 1 over the classes;
-    those of a single class are background and the class.
+    Arguments are those of [`predict_ids`]. Returns a float32 tensor (batch, classes, *size), of sum 1 over the
+    classes; those of a single class are background and the class.
     """
     total: torch.Tensor | None = None
     height, width = pixel_values.shape[-2:]
@@ -190,7 +190,7 @@ def _resize(images: torch.Tensor, size: tuple[int, int], *, antialias: bool = Fa
 
 
 @torch.no_grad()
-def predict(
+def predict_ids(
     model: nn.Module, pixel_values: torch.Tensor, size: tuple[int, int], options: InferenceOptions | None = None
 ) -> torch.Tensor:
     """Predicts class ids; warns, once for a model, if one pass takes much memory.

@@ -36,8 +36,7 @@ from ddep_hub.utils.processes import keep_freed_memory
 
 from .arguments import InferenceArguments, PredictArguments
 from .georeferencing import read_georeference
-from .inference import eval_mode, input_device
-from .inference import predict as predict_ids
+from .inference import eval_mode, input_device, predict_ids
 from .prediction_files import MaskWriter, find_images, is_url, read_image
 
 

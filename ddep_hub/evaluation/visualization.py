@@ -19,7 +19,7 @@ from ddep_hub.data.splits import evenly_spaced
 from ddep_hub.image_conversion import ChannelImage
 
 from .denoising import restore, validation_noise
-from .inference import InferenceOptions, predict
+from .inference import InferenceOptions, predict_ids
 
 
 PANEL_SIZE = 192
@@ -244,7 +244,7 @@ def segmentation_picture(
         for model in models.values():
             device = next(model.parameters()).device
             pixels = normalize(inputs["pixel_values"][None].to(device))
-            row.append(colorize(predict(model.eval(), pixels, size, options)[0].cpu().numpy(), dataset.classes))
+            row.append(colorize(predict_ids(model.eval(), pixels, size, options)[0].cpu().numpy(), dataset.classes))
         rows.append([_shrink(picture) for picture in row])
     return draw_panels(rows, ["image", "labels", *models])
 

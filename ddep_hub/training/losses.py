@@ -11,12 +11,12 @@ from ddep_hub.configuration_ddep import PREDICTED
 from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.data.samplers import example_seed
 from ddep_hub.data.statistics import ClassStatistics
-from ddep_hub.encoder_weights import needs_image_skip
 from ddep_hub.evaluation.inference import eval_mode
 from ddep_hub.modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.segmentation import class_logits
 
 from .arguments import FinetuneArguments
+from .models import needs_image_skip
 from .pretraining import sample_noise
 from .step import Batch
 

@@ -16,7 +16,7 @@ from ddep_hub.data.preprocessing import AnyImage, to_tensor
 from ddep_hub.data.segmentation_datasets import SizedDataset
 from ddep_hub.data.statistics import Statistics, channel_statistics
 from ddep_hub.decoder import restore_weight_norms
-from ddep_hub.encoder_weights import encoder_source, needs_image_skip
+from ddep_hub.encoder_weights import encoder_source, is_lite0
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 from ddep_hub.modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentation
@@ -112,6 +112,14 @@ def new_model(cls: type[Model], args: Any, source: str, **fields: Any) -> Model:
     if source == "none":
         return cls(DDePConfig(encoder_name=args.encoder_name, **fields))
     return cls.from_pretrained_encoder(args.encoder_name, encoder_weights=source, **fields)
+
+
+def needs_image_skip(encoder_name: str) -> bool:
+    """Whether the denoising head should see the noisy image because the encoder loses the noise.
+
+    EfficientNet-Lite0 does, whose finest features are 16 channels at stride 2: see `benchmarks/encoder_noise.py`.
+    """
+    return is_lite0(encoder_name)
 
 
 def pretraining_model(args: PretrainArguments, source: str, stored: Mapping[str, Any]) -> DDePForPreTraining:

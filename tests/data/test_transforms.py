@@ -23,7 +23,7 @@ from ddep_hub.data.transforms import (
     SegmentationTrainTransform,
     SensorNoise,
     _random_window,
-    sample_rare_class_pixel,
+    sample_class_pixel,
 )
 from ddep_hub.data.unlabelled_transforms import PretrainTransform, UnlabelledTransform
 from ddep_hub.image_conversion import ChannelImage
@@ -79,9 +79,9 @@ def test_a_rare_class_is_drawn_as_often_as_another(dtype):
     mask = torch.zeros(8, 9, dtype=dtype)
     mask[3, 4], mask[0] = 200, 255
     torch.manual_seed(0)
-    pixels = [sample_rare_class_pixel(mask, 255) for _ in range(40)]
+    pixels = [sample_class_pixel(mask, 255) for _ in range(40)]
     assert 10 < pixels.count((3, 4)) < 30 and all(row > 0 for row, _ in pixels)
-    assert sample_rare_class_pixel(torch.full((2, 2), 255, dtype=dtype), 255) is None
+    assert sample_class_pixel(torch.full((2, 2), 255, dtype=dtype), 255) is None
 
 
 @pytest.mark.filterwarnings("error")

@@ -11,7 +11,7 @@ from ddep_hub.data.dataset_registry import get_dataset_info
 from ddep_hub.evaluation.inference import (
     InferenceOptions,
     blending_weights,
-    predict,
+    predict_ids,
     predict_probabilities,
     window_positions,
 )
@@ -56,7 +56,7 @@ def test_windows_of_a_pointwise_model_change_nothing(window, stride, blending, i
     assert torch.allclose(found, model(images).logits.softmax(1), atol=1e-5)
     cut = (min(window[0], 40), min(window[1], 50))
     assert all(shape[0] <= 3 and shape[2:] == cut for shape in model.seen[:-1])
-    assert torch.equal(predict(model, images, (40, 50), options), found.argmax(1))
+    assert torch.equal(predict_ids(model, images, (40, 50), options), found.argmax(1))
 
 
 def test_the_halves_of_cityscapes_are_tiles():
@@ -64,7 +64,7 @@ def test_the_halves_of_cityscapes_are_tiles():
     assert list(window_positions((1024, 2048), options.window, options.steps)) == [(0, 0), (0, 1024)]
     assert options.flip and options.scales == (1.0,)
     small = InferenceOptions(window=(8, 8), stride=(8, 8))
-    found = predict(Sided(), torch.zeros(1, 3, 8, 16), (8, 16), small)
+    found = predict_ids(Sided(), torch.zeros(1, 3, 8, 16), (8, 16), small)
     assert torch.equal(found[0, 0], torch.tensor([1] * 4 + [0] * 4 + [1] * 4 + [0] * 4))
 
 
@@ -108,7 +108,7 @@ def test_scales_and_flip_are_averaged(images):
 
 def test_one_pass_is_what_is_done_without_options(images):
     model = Pointwise()
-    assert torch.equal(predict(model, images, (45, 70), InferenceOptions()), predict(model, images, (45, 70)))
+    assert torch.equal(predict_ids(model, images, (45, 70), InferenceOptions()), predict_ids(model, images, (45, 70)))
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_ids_of_windows_need_memory_for_the_rows_of_one_window(stride, images):
             return result
 
     with Sizes():
-        found = predict(Pointwise(), tall, (320, 50), options)
+        found = predict_ids(Pointwise(), tall, (320, 50), options)
     assert max(largest) < 4 * 320 * 50  # the probabilities of one of the two images
     assert torch.equal(found, predict_probabilities(Pointwise(), tall, (320, 50), options).argmax(1))
 

@@ -17,7 +17,7 @@ import ddep_hub
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.samplers import StepBatchSampler
 from ddep_hub.data.splits import read_split_file
-from ddep_hub.encoder_weights import ENCODER_NAME
+from ddep_hub.encoder_weights import LITE0
 from ddep_hub.encoders import feature_maps
 from ddep_hub.evaluation.evaluate import summary
 from ddep_hub.training import finetuning as training_module
@@ -122,7 +122,7 @@ def test_bad_images_stop_a_pretraining_or_are_listed(pretraining, scenes, tmp_pa
 
 def test_a_decoder_alone_does_not_lose_its_encoder(pretraining):
     # The defaults: those of the model.
-    sizes = {"encoder_name": ENCODER_NAME, "decoder_hidden_sizes": None, "decoder_bottleneck_size": 512}
+    sizes = {"encoder_name": LITE0, "decoder_hidden_sizes": None, "decoder_bottleneck_size": 512}
     whole = pretraining("whole", max_steps=1, encoder_weights="none")
     for start in ({"encoder_weights": "none"}, {"pretrained": str(whole / "final"), **sizes}):
         with pytest.raises(ValueError, match="decoder_only: the encoder would be lost"):
@@ -314,7 +314,7 @@ def test_the_mode_of_the_model_is_set_where_it_changes(finetuning, monkeypatch):
 def test_the_finest_decoder_blocks_are_initialised_again(finetuning, pretraining):
     start = str(pretraining("pretrain") / "final")
     still = {"pretrained": start, "learning_rate": 1e-12, "decoder_hidden_sizes": None, "max_steps": 1}
-    still |= {"encoder_name": ENCODER_NAME, "decoder_bottleneck_size": 512}  # the defaults: the model says them
+    still |= {"encoder_name": LITE0, "decoder_bottleneck_size": 512}  # the defaults: the model says them
     whole = weights(finetuning("whole", **still))
     runs = {keep: weights(finetuning(f"keep-{keep}", keep_decoder_blocks=keep, **still)) for keep in (0, 2, 5)}
     for keep, found in runs.items():

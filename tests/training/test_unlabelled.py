@@ -18,7 +18,7 @@ from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.data.samplers import StepBatchSampler, example_seed, pair_batches
-from ddep_hub.encoder_weights import ENCODER_NAME, load_encoder
+from ddep_hub.encoder_weights import LITE0, load_encoder
 from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.checkpointing import CheckpointError
 from ddep_hub.training.finetuning import FinetuneTrainer, finetune
@@ -167,7 +167,7 @@ def test_two_stages_in_one_folder_and_one_card(finetuning, scenes):
 
 
 def test_the_first_stage_on_masked_images(finetuning):
-    run = finetuning(encoder_name=ENCODER_NAME, pretraining_corruption="masked", denoising_weight=0.1)
+    run = finetuning(encoder_name=LITE0, pretraining_corruption="masked", denoising_weight=0.1)
     card = (run / "final" / "README.md").read_text()
     assert "trained to fill in masked patches (50% of those of 16 px) of" in card and "sigma" not in card
     # Joint denoising fills in patches, too: its head sees the decoder's 8 channels, and not the image, which the head
@@ -176,7 +176,7 @@ def test_the_first_stage_on_masked_images(finetuning):
 
 
 def test_the_first_stage_on_features(finetuning):
-    run = finetuning(encoder_name=ENCODER_NAME, pretraining_corruption="downsampled")
+    run = finetuning(encoder_name=LITE0, pretraining_corruption="downsampled")
     card = (run / "final" / "README.md").read_text()
     assert "trained to predict the encoder's features, at twice the size, of" in card and "sigma" not in card
 
@@ -293,7 +293,7 @@ def test_a_first_stage_goes_on_from_a_pretrained_decoder(finetuning, tiny):
     first = finetuning("first")
     DDePImageProcessor(size={"shortest_edge": 48}).save_pretrained(first / "pretraining" / "final")
     fields = {name: None if name == "decoder_hidden_sizes" else 512 for name in tiny if name.startswith("decoder_")}
-    fields["encoder_name"] = ENCODER_NAME  # the defaults: the model says them
+    fields["encoder_name"] = LITE0  # the defaults: the model says them
     second = finetuning("second", pretrained=str(first / "pretraining" / "final"), **fields)
     one, other = weights(first, "pretraining/final"), weights(second, "pretraining/final")
     assert one.keys() == other.keys() and not same(one, other)
