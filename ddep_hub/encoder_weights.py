@@ -324,13 +324,8 @@ def corrupt_file_message(path: str | Path, error: Exception | str) -> str:
 def hash_weights(state_dict: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 of weights: of names, shapes and float32 values, in the order of the names.
 
-    BatchNorm's `num_batches_tracked` is left out: it counts, and says nothing about what the encoder computes. So are
-    the prefixes of a compiled or parallel encoder.
+    BatchNorm's `num_batches_tracked` is left out: it counts, and says nothing about what the encoder computes.
     """
-    while state_dict and all(name.startswith("module.") for name in state_dict):
-        state_dict = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
-    if any("_orig_mod." in name for name in state_dict):
-        return hash_weights({name.replace("_orig_mod.", ""): tensor for name, tensor in state_dict.items()})
     digest = hashlib.sha256()
     for name, tensor in sorted(state_dict.items()):
         if name.endswith("num_batches_tracked"):
