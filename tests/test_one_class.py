@@ -68,7 +68,7 @@ def decode(table, pixels, tmp_path):
 def test_a_table_of_one_name(table, content, tmp_path):
     one = table(content)
     assert one.names == ("background", "cell") and one.labels == ("cell",) and one.colors[0] == (0, 0, 0)
-    assert one.id2label == {0: "cell"} and one.label2id == {"cell": 0} and one.num_classes == 2
+    assert one.id2label == {0: "cell"} and one.num_classes == 2
     write_class_table(one, tmp_path / "again.json")
     assert [entry["name"] for entry in json.loads((tmp_path / "again.json").read_text())["classes"]] == ["cell"]
     assert read_class_table(tmp_path / "again.json") == one

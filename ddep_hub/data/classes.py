@@ -146,11 +146,6 @@ class ClassTable:
         """Label to name, as a model's config wants it."""
         return dict(enumerate(self.labels))
 
-    @property
-    def label2id(self) -> dict[str, int]:
-        """Name to label."""
-        return {name: index for index, name in enumerate(self.labels)}
-
 
 def ordered_names(id2label: Mapping[int, str]) -> tuple[str, ...]:
     """Names of the classes 0..n-1 of a model, from its configuration's `id2label`."""

@@ -166,7 +166,6 @@ def finetuning_model(
     cls = DDePForSemanticSegmentation
     labels: dict[str, Any] = {
         "id2label": classes.id2label,
-        "label2id": classes.label2id,
         "label_colors": [list(color) for color in classes.colors[-len(classes.labels) :]],
         "semantic_loss_ignore_index": classes.ignore_index,
     }

@@ -39,11 +39,10 @@ def test_the_fingerprint_tells_what_the_values_mean():
     assert len({table.fingerprint for table in (plain, *changed)}) == 4
 
 
-def test_table_gives_both_label_maps():
+def test_table_gives_the_label_map():
     table = ClassTable(names=("sky", "road"), colors=((1, 2, 3), (4, 5, 6)))
     assert table.num_classes == 2
     assert table.id2label == {0: "sky", 1: "road"}
-    assert table.label2id == {"sky": 0, "road": 1}
     assert table.ignore_index == 255
 
 

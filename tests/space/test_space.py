@@ -276,7 +276,7 @@ def test_in_a_browser(request, scene, tmp_path):
             names = page.locator("#legend td.name").all_inner_texts()
             assert sum(shares) == pytest.approx(100, abs=0.5) and set(names) <= set(SCENE_CLASSES.names)
             # The colours of the largest class lie over the image where the overlay says so.
-            largest = colorize(np.full((1, 1), SCENE_CLASSES.label2id[names[0]]), SCENE_CLASSES)[0, 0]
+            largest = colorize(np.full((1, 1), SCENE_CLASSES.names.index(names[0])), SCENE_CLASSES)[0, 0]
             matches = np.abs(np.asarray(overlay) - (np.asarray(upload) / 2 + largest / 2)).max(-1) <= 1
             assert 100 * matches.mean() == pytest.approx(shares[0], abs=2)
             assert "100 x 72 pixels" in page.locator("#segment-line").inner_text()
