@@ -14,6 +14,15 @@ from ddep_hub.resampling import pad_to_multiple
 BLUR_SIGMAS = [0.1 * step for step in range(2, 31)]
 # Widths of the blur that fills in masked patches, in sides of a patch.
 MASK_BLURS = (0.125, 0.25, 0.5, 1.0, 2.0)
+# References of the denoising error, without learned features; each model has those of its corruption.
+REFERENCES = {
+    "linear_filter": "best linear 3x3 filter",
+    "gaussian_blur": "best Gaussian blur",
+    "predicting_mean": "mean of the visible pixels",
+    "mean_features": "mean of the features",
+    "upsampled_features": "features of the image at half its size",
+    "predicting_zero": "predicting no noise",
+}
 
 
 def validation_noise(images: torch.Tensor, seed: int = 0) -> torch.Tensor:

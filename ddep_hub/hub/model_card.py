@@ -24,6 +24,7 @@ from ddep_hub.configuration_ddep import PREDICTED, DDePConfig, __version__
 from ddep_hub.data.dataset_registry import find_dataset_by_classes
 from ddep_hub.data.hub_loading import HUB_PREFIX, parse_hub_name
 from ddep_hub.encoder_weights import encoder_license, encoder_repository
+from ddep_hub.evaluation.denoising import REFERENCES
 from ddep_hub.evaluation.metrics import METRICS
 from ddep_hub.utils.arguments import list_field_names
 from ddep_hub.utils.files import atomic_write, read_text
@@ -40,15 +41,6 @@ PREDICTIONS, LOSS, CONFUSION = "predictions.png", "loss.png", "confusion.png"
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 # Used in the snippets of a card until it is published, or `ddep-hub card --repository` names a repository.
 PLACEHOLDER = "path/to/this/folder"
-# References of the denoising error, without learned features; each model has those of its corruption.
-REFERENCES = {
-    "linear_filter": "best linear 3x3 filter",
-    "gaussian_blur": "best Gaussian blur",
-    "predicting_mean": "mean of the visible pixels",
-    "mean_features": "mean of the features",
-    "upsampled_features": "features of the image at half its size",
-    "predicting_zero": "predicting no noise",
-}
 # Tag of cards of pretraining.
 PRETRAINING_TAG = "decoder-pretraining"
 # What a card calls the built-in data.

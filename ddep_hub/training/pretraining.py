@@ -27,13 +27,13 @@ from ddep_hub.data.unlabelled_transforms import PretrainTransform, UnlabelledTra
 from ddep_hub.denoising import sample_sigma
 from ddep_hub.encoder_weights import encoder_file, hash_weights
 from ddep_hub.evaluation.denoising import (
+    REFERENCES,
     denoising_error,
     denoising_references,
     feature_references,
     masking_references,
 )
 from ddep_hub.evaluation.visualization import denoising_picture
-from ddep_hub.hub.model_card import REFERENCES
 from ddep_hub.modeling_ddep import DDePForPreTraining
 from ddep_hub.pretrained import stored_config
 from ddep_hub.utils.arguments import build_arguments
