@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from ddep_hub.utils.files import is_url
+
 from .folders import match_split
 from .image_io import IMAGE_EXTENSIONS, BadFileError, format_list, iter_files
 
@@ -150,7 +152,7 @@ def make_undecoded_sample(value: Any, location: str) -> dict[str, Any]:
     if value is None or (value["bytes"] is None and not value["path"]):
         raise BadFileError(f"{location} holds no image; remove the sample from the data set", location)
     content, path = value["bytes"], value["path"]
-    if content is None and "://" in path:
+    if content is None and is_url(path):
         import fsspec
 
         with fsspec.open(path, "rb") as file:

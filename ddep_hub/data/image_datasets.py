@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset
 
+from ddep_hub.utils.files import is_url
+
 from .hub_loading import (
     HUB_PREFIX,
     describes_images,
@@ -215,7 +217,7 @@ def expand_shards(pattern: str) -> list[str]:
         numbers = range(int(first), int(last) + 1)
         prefix, suffix = pattern[: match.start()], pattern[match.end() :]
         return [name for number in numbers for name in expand_shards(f"{prefix}{number:0{width}d}{suffix}")]
-    if _is_url(pattern):
+    if is_url(pattern):
         return [pattern]
     # A plain file comes first: its name may hold brackets.
     matches = [pattern] if Path(pattern).is_file() else sorted(glob(pattern, recursive=True))
@@ -228,9 +230,9 @@ def _open_source(name: str, column: str, streaming: bool) -> MapSource | Sharded
     is_hub = name.startswith(HUB_PREFIX)
     if not is_hub and re.search(r"\.tar([?#].*)?$", name):
         shards = expand_shards(name)
-        fingerprint = [shard if _is_url(shard) else local_fingerprint(shard)[0] for shard in shards]
+        fingerprint = [shard if is_url(shard) else local_fingerprint(shard)[0] for shard in shards]
         return ShardedImages(stream_shards(shards), name, fingerprint, column=column)
-    if not is_hub and _is_url(name):
+    if not is_hub and is_url(name):
         raise ValueError(f"{name} is neither {HUB_PREFIX}org/name nor the URL of a .tar shard; pass one of these")
     if is_hub or (holds_dataset(name) and not describes_images(name)):
         path, revision, named_split = parse_hub_name(name) if is_hub else (name, None, None)
@@ -246,7 +248,3 @@ def _open_source(name: str, column: str, streaming: bool) -> MapSource | Sharded
             f"{name} is a folder of images, which cannot be streamed; turn streaming off, or pack it into .tar shards"
         )
     return folder
-
-
-def _is_url(name: str) -> bool:
-    return "://" in name

@@ -37,7 +37,7 @@ from ddep_hub.utils.processes import keep_freed_memory
 from .arguments import InferenceArguments, PredictArguments
 from .georeferencing import read_georeference
 from .inference import eval_mode, input_device, predict_ids
-from .prediction_files import MaskWriter, find_images, is_url, read_image
+from .prediction_files import MaskWriter, find_images, is_http, read_image
 
 
 logger = logging.getLogger(__name__)
@@ -294,7 +294,7 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
 def _is_earlier_prediction(source: str, output: Path) -> bool:
     """Whether an image is in the output folder as the result of an earlier call."""
     path = Path(source)
-    return not is_url(source) and output.resolve() in path.resolve().parents and is_prediction(path)
+    return not is_http(source) and output.resolve() in path.resolve().parents and is_prediction(path)
 
 
 def get_class_table(config: PretrainedConfig) -> ClassTable:

@@ -57,7 +57,7 @@ def find_images(names: Sequence[str]) -> dict[str, str]:
 
 def read_image(source: str, channels: int = 3) -> AnyImage:
     """Reads an image from a path or an http(s) URL, see [`decode_image`]; an OSError if it cannot be downloaded."""
-    if not is_url(source):
+    if not is_http(source):
         return decode_image(source, channels)
     try:
         # Addresses copied from a browser may hold letters that have no code in ASCII, and spaces.
@@ -73,7 +73,7 @@ def _expand_name(name: str) -> list[tuple[str, str]]:
     if not name:  # as a path, it would be the working directory
         raise ValueError("images: an empty name. Name a file, folder, pattern or URL.")
     path = Path(name)
-    if is_url(name):
+    if is_http(name):
         file = PurePosixPath(urllib.parse.unquote(urllib.parse.urlparse(name).path)).name
         return [(PurePosixPath(file).stem or "image", name)]
     if path.is_dir():
@@ -107,7 +107,7 @@ def _strip_suffix(path: str) -> str:
     return str(PurePosixPath(Path(path).as_posix()).with_suffix(""))
 
 
-def is_url(name: str) -> bool:
+def is_http(name: str) -> bool:
     return name.startswith(("http://", "https://"))
 
 

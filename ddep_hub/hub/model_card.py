@@ -27,7 +27,7 @@ from ddep_hub.encoder_weights import encoder_license, encoder_repository
 from ddep_hub.evaluation.denoising import REFERENCES
 from ddep_hub.evaluation.metrics import METRICS
 from ddep_hub.utils.arguments import list_field_names
-from ddep_hub.utils.files import atomic_write, read_text
+from ddep_hub.utils.files import atomic_write, is_url, read_text
 from ddep_hub.utils.processes import describe_hardware
 
 from .licenses import OPEN_LICENSES, recorded_restriction
@@ -372,7 +372,7 @@ def _strip_path(value: Any) -> Any:
         return [_strip_path(item) for item in value]
     if isinstance(value, dict):
         return {name: _strip_path(item) for name, item in value.items()}
-    if not isinstance(value, str) or "://" in value:
+    if not isinstance(value, str) or is_url(value):
         return value
     path = Path(os.path.abspath(value)) if os.path.exists(value) else Path(value)  # the current folder has a name
     # `org/name` is a repository, unless there is such a folder.

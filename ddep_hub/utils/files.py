@@ -21,9 +21,14 @@ def cache_dir() -> Path:
     return Path(os.environ.get("DDEP_CACHE") or Path.home() / ".cache" / "ddep_hub")
 
 
+def is_url(name: str) -> bool:
+    """Whether this is an address, such as of the Hub or of a bucket, and no path."""
+    return "://" in name
+
+
 def resolve_data(name: str) -> str:
     """A folder, looked up below `DDEP_DATA` if there is none of that name; addresses stay as they are."""
-    if "://" in name:
+    if is_url(name):
         return name
     root, path = os.environ.get("DDEP_DATA"), Path(name)
     if root and not path.exists() and (root / path).exists():
