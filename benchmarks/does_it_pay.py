@@ -180,7 +180,7 @@ def main() -> None:
     found = curves()
     print("| data | fine-tuning | decoder | seeds | random | decoder | difference |\n|---|---|---|---|---|---|---|")
     for (data, steps), points in found.items():
-        preset = {"camvid": "", "camvid-tuning": ", `few-labels`"}.get(data, ", `few-labels-microscopy`")
+        preset = {"camvid": "", "camvid-tuning": ", `few-labels` at 180 pixels"}.get(data, ", `few-labels-microscopy`")
         print_rows(data, f"{steps} steps{preset}", points)
     for (data, labels), scores in flips().items():
         print_rows(data, "600 steps, flips alone", {labels: scores})

@@ -2,7 +2,7 @@
 random ones, and on a part of one image.
 
     python benchmarks/label_selection.py path/to/nuclei rows.csv --labels 3 6 12 --seeds 5 -- \
-        --preset few-labels --image_size 256 --augmentation microscopy --model_ema_decay 0.99 --max_steps 600 \
+        --preset few-labels --image_size 256 --crop_size 128 --augmentation microscopy --model_ema_decay 0.99 \
         --decoder_hidden_sizes 192 96 64 32 16 --decoder_bottleneck_size 192
     python benchmarks/label_selection.py path/to/em rows.csv --labels 1/16 1/4 1 2 4 --choices random -- \
         --preset few-labels-microscopy --pretrained ddep-em-lite0-nc

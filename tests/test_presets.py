@@ -176,7 +176,11 @@ def test_few_labels_are_fine_tuned_as_was_measured():
     assert own.pop("output_dir") == args.output_dir
     assert own.pop("head_lr_factor") == 10  # for short runs, see head_learning_rate.csv
     assert own.pop("pretraining_corruption") == "downsampled"  # see features.csv
+    assert own.pop("pretraining_batch_size") == 4  # crops have four times the pixels
     left_out = ("eval_split", "save_steps", "mixed_precision")
+    # The study had half the size and three times the steps, see image_size.csv.
+    assert [own.pop(name) for name in ("image_size", "crop_size", "max_steps")] == [360, 256, 600]
+    assert [study.pop(name) for name in ("image_size", "crop_size", "max_steps")] == [180, 128, 1800]
     assert own == {name: value for name, value in study.items() if name not in left_out}
     flags = re.search(r"`(--decoder_hidden_sizes .*)` in place", text)[1]
     random = load_finetune("few-labels", *flags.split())
@@ -190,7 +194,7 @@ def test_few_labels_of_microscopes_differ_from_few_labels_in_what_was_measured()
     own, other = load_finetune("few-labels-microscopy"), load_finetune("few-labels")
     different = {name for name, value in vars(own).items() if value != getattr(other, name)}
     measured = {"augmentation", "model_ema_decay", "encoder_lr_factor", "pretraining_corruption"}
-    assert different == {"output_dir", "image_size", *measured}
+    assert different == {"output_dir", "image_size", "crop_size", "max_steps", "pretraining_batch_size", *measured}
     assert own.head_lr_factor == 10  # for short runs; the rows below have 1
     with (ROOT / "benchmarks" / "results" / "microscopy_learning_rates.csv").open() as file:
         rows = [

@@ -5,7 +5,7 @@
 Ours is what `ddep-hub finetune` does: channels last, freed memory kept, fused AdamW, the format that
 `--mixed_precision auto` chooses and float32. The peers' steps are float32 and contiguous, as their examples have it;
 their loss is the same cross-entropy at full resolution. UPerNet and SegFormer are other networks: what is compared is
-their time per operation. On small crops EfficientNet-Lite0 is the encoder, as in the preset few-labels; there the
+their time per operation. On small crops EfficientNet-Lite0 is the encoder, as in the few-labels presets; there the
 plain gradients of depthwise convolutions are measured too. All weights are random.
 """
 
@@ -152,7 +152,7 @@ def large(device: str, rounds: int) -> list[Row]:
 
 
 def small(device: str, rounds: int) -> list[Row]:
-    """Crops of 128 pixels, as in the preset few-labels."""
+    """Crops of 128 pixels, as in the preset few-labels-microscopy."""
     build = partial(ours, SMALL.encoder_name)
     ways = {
         title: step_of(build, SMALL, device, precision, tuned=True) for title, precision in formats(device).items()

@@ -269,8 +269,9 @@ def card(argv: list[str]) -> None:
     """`ddep-hub card`."""
     folder = {"help": "Folder of a model, such as runs/finetune/final.", "type": Path}
     arguments, values = parse_command(CardArguments, argv, command="ddep-hub card", folder=folder)
-    from ddep_hub.hub.model_card import CARD, RESULTS, RUN, add_results, write_card
-    from ddep_hub.hub.staging import model_class
+    from ddep_hub.hub.model_card import write_card
+    from ddep_hub.hub.run_record import RESULTS, add_results
+    from ddep_hub.hub.staging import CARD, RUN, model_class
 
     model_class(values["folder"])
     add_results(

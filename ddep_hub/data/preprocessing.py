@@ -31,11 +31,6 @@ class EvalTransform:
     def __init__(self, processor: Any) -> None:
         self.processor, self.image_size = processor, processor_size(processor)
 
-    @classmethod
-    def from_processor(cls, processor: Any) -> Self:
-        """The same as `EvalTransform(processor)`."""
-        return cls(processor)
-
     def __call__(self, sample: Sample) -> dict[str, torch.Tensor]:
         """Transforms a sample of an `image` and its `annotation`, an integer array (H, W).
 

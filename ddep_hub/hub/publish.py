@@ -23,8 +23,9 @@ from ddep_hub.encoders import build_encoder
 from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 from ddep_hub.utils.files import read_text
 
-from .model_card import BASELINE, CARD, EVALUATION, RESULTS, RUN, build_published_card
-from .staging import WEIGHTS_PATTERN, model_class, read_config, stage
+from .model_card import build_published_card
+from .run_record import BASELINE, EVALUATION, RESULTS
+from .staging import CARD, RUN, WEIGHTS_PATTERN, model_class, read_config, stage
 
 
 Result = TypeVar("Result")

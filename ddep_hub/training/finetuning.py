@@ -169,8 +169,16 @@ class FinetuneTrainer(Trainer):
             # A run without the first stage is a different run; the first stage checks its own inputs.
             self.fingerprint = compute_fingerprint(self.fingerprint, STAGE)
         checked = evenly_spaced(len(self.usable), NUM_CHECKED_SIZES)
-        scales = [resize_factor(self.processor, *self.usable.mask(index).shape) for index in checked]
+        shapes = [self.usable.mask(index).shape for index in checked]
+        scales = [resize_factor(self.processor, *shape) for shape in shapes]
         config.image_scale_range = [round(min(scales), 4), round(max(scales), 4)]
+        side = max(round(scale * min(shape)) for scale, shape in zip(scales, shapes, strict=True))
+        if side < args.crop_size and self.accelerator.is_main_process:
+            logger.warning(
+                "crop_size: crops of %d pixels are padded, as the images have a shorter side of at most %d. Lower it.",
+                args.crop_size,
+                side,
+            )
         transform = SegmentationTrainTransform.from_processor(
             self.processor,
             crop_size=args.crop_size,
@@ -184,7 +192,7 @@ class FinetuneTrainer(Trainer):
         if config.num_channels != 3:
             for index in range(min(NUM_CHECKED_UNITS, len(self.usable))):
                 warn_about_units(self.normalize(to_tensor(self.usable[index]["image"])[None]), "A labelled image")
-        self.eval_transform = EvalTransform.from_processor(self.processor)
+        self.eval_transform = EvalTransform(self.processor)
         self.loss = SegmentationLoss(
             classes.ignore_index, class_weights=self._class_weights(), dice_weight=args.dice_weight
         )

@@ -21,21 +21,10 @@ from PIL import Image
 from transformers.utils import logging
 
 from ddep_hub.evaluation.visualization import to_png
-from ddep_hub.hub.model_card import (
-    BASELINE,
-    CARD,
-    CONFUSION,
-    EMBEDDED,
-    EVALUATION,
-    LOSS,
-    PREDICTIONS,
-    RESULTS,
-    RUN,
-    Kind,
-    write_card,
-    write_run_record,
-)
+from ddep_hub.hub.model_card import LOSS, PREDICTIONS, write_card
 from ddep_hub.hub.publish import call_hub, prepare_repository, publish_folder
+from ddep_hub.hub.run_record import BASELINE, CONFUSION, EMBEDDED, EVALUATION, RESULTS, Kind, write_run_record
+from ddep_hub.hub.staging import CARD, RUN
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation

@@ -14,8 +14,8 @@ from ddep_hub.configuration_ddep import DDePConfig
 from ddep_hub.data.image_datasets import images_fingerprint
 from ddep_hub.data.preprocessing import processor_size
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
-from ddep_hub.hub.model_card import EMBEDDED, RESULTS, RUN
-from ddep_hub.hub.staging import read_json
+from ddep_hub.hub.run_record import EMBEDDED, RESULTS
+from ddep_hub.hub.staging import RUN, read_json
 from ddep_hub.pretrained import load_processor, stored_config
 from ddep_hub.utils.arguments import list_field_names, parse_arguments
 from ddep_hub.utils.processes import build_accelerator, on_main_process

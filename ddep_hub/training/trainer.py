@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 from ddep_hub.data.dataloading import iterate_batches
 from ddep_hub.data.samplers import example_seed
 from ddep_hub.hub.licenses import find_restriction
-from ddep_hub.hub.model_card import PREDICTIONS, Kind, write_card, write_run_record
+from ddep_hub.hub.model_card import PREDICTIONS, write_card
+from ddep_hub.hub.run_record import Kind, write_run_record
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 from ddep_hub.utils.processes import build_accelerator, keep_freed_memory, on_main_process

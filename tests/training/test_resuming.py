@@ -18,7 +18,8 @@ from launching import run_fork
 from PIL import Image
 from safetensors.torch import load_file
 
-from ddep_hub.hub.model_card import BEGIN, CARD, EVALUATION
+from ddep_hub.hub.model_card import BEGIN, CARD
+from ddep_hub.hub.run_record import EVALUATION
 from ddep_hub.training import trainer as loop
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.checkpointing import CheckpointError
