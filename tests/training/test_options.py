@@ -196,6 +196,12 @@ def test_file_names_that_are_not_utf8(pretraining, scenes, tmp_path):
     assert (output / "bad_files.txt").read_bytes() == os.fsencode(images / name) + b"\n"
 
 
+def test_crops_that_are_larger_than_the_images_are_told(finetuning, caplog):
+    with caplog.at_level("WARNING"):
+        finetuning(max_steps=1, image_size=40, crop_size=48)
+    assert "crop_size: crops of 48 pixels are padded, as the images have a shorter side of at most 40" in caplog.text
+
+
 def test_classes_that_no_validation_image_shows_are_named(finetuning, scenes, tmp_path, caplog):
     data = shutil.copytree(scenes, tmp_path / "scenes")
     names = [entry["name"] for entry in json.loads((data / "classes.json").read_text())["classes"]]
@@ -208,6 +214,7 @@ def test_classes_that_no_validation_image_shows_are_named(finetuning, scenes, tm
     absent = [name for index, name in enumerate(names) if index not in found]
     with caplog.at_level("WARNING"):
         final = finetuning(data=str(data), max_steps=1) / "final"
+    assert "crop_size" not in caplog.text
     assert f"No pixel of `val` belongs to {', '.join(map(repr, absent))}" in caplog.text
     results = json.loads((final / "results.json").read_text())
     assert results["absent_classes"] == absent and results["num_classes"] == len(names)
