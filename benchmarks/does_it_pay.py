@@ -5,6 +5,7 @@ python benchmarks/does_it_pay.py
 
 import csv
 import itertools
+import re
 from collections import defaultdict
 from fractions import Fraction
 from pathlib import Path
@@ -86,11 +87,13 @@ def curves() -> dict[tuple[str, int], dict[Fraction, Scores]]:
         if row["method"] in NAMES:
             scores = found["camvid", 1800][Fraction(row["labelled"])][NAMES[row["method"]]]
             scores[int(row["seed"])] = float(row["mean_iou"])
-    camvid = [row for row in read("features.csv") if row["data"] == "camvid-tuning"]
+    features = [row for row in read("features.csv") if row["data"] == "camvid-tuning"]
+    camvid = [row for row in features if "--image_size 180" in row["options"]]
     for row in [*read("label_curves.csv"), *read("pretexts.csv"), *camvid]:
         if row["options"].endswith(OTHER_PRETEXTS):
             continue
-        steps = 600 if "--max_steps 600" in row["options"] else 1800  # the preset's
+        given = re.search(r"--max_steps (\d+)", row["options"])
+        steps = int(given[1]) if given else 1800  # of the preset few-labels-microscopy
         default = None if "--pretrained" in row["options"] else "random"
         method = next((method for option, method in PRETRAINED.items() if option in row["options"]), default)
         if method is None:

@@ -70,7 +70,7 @@ def convert_to_ddep(source: str | Path, output: str | Path) -> dict[str, float]:
         raise ValueError(
             f"{arguments['encoder_name']} of SMP is not {encoder_name} of timm: {first_problem}"
         ) from error
-    comparison = _compare_outputs(model, unet, "converted model")
+    comparison = _compare_with_smp(model, unet, "converted model")
     with atomic_dir(output) as folder:
         model.save_pretrained(folder)
         if (Path(source) / PREPROCESSOR).is_file():  # written by `convert_from_ddep`
@@ -130,7 +130,7 @@ def convert_from_ddep(model: Model, output: str | Path) -> dict[str, float]:
             "The model has no counterpart in a U-Net of segmentation_models.pytorch (encoder_out_indices: "
             f"{config.encoder_out_indices}): {' '.join(str(error).split())}"
         ) from error
-    comparison = _compare_outputs(model, unet, "converted U-Net")
+    comparison = _compare_with_smp(model, unet, "converted U-Net")
     with atomic_dir(output) as folder:
         unet.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # a card of placeholders
@@ -173,7 +173,7 @@ def _read_unet(source: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     return unet, {name: value for name, value in unet.config.items() if not name.startswith("_")}
 
 
-def _compare_outputs(model: Model, unet: nn.Module, description: str) -> dict[str, float]:
+def _compare_with_smp(model: Model, unet: nn.Module, description: str) -> dict[str, float]:
     config = model.config
     processor = processor_for_encoder(config.encoder_name, num_channels=config.num_channels)
     normalize = Normalize.from_processor(processor)

@@ -87,7 +87,7 @@ def restore_weight_norms(module: nn.Module) -> None:
     The function stays the same, as the norm divides the scale out again, but not the training that follows: a step of
     Adam has a fixed size, so weights that have grown in pretraining turn the more slowly, with the square of their
     norm. BatchNorm's running statistics are scaled along. `from_pretrained` leaves weights as they are stored:
-    `examples/finetune.py` calls this before it fine-tunes a denoising decoder. Not in the paper.
+    fine-tuning calls this before it starts from a denoising decoder. Not in the paper.
     """
     for layers in module.modules():
         if isinstance(layers, DDePConvNormAct):

@@ -216,6 +216,8 @@ def read_encoder(config: DDePConfig, path: str | os.PathLike[str]) -> nn.Module:
         if is_match:
             encoder.load_state_dict({key: weights[key] for key in encoder_state})
             return encoder
+        if num_classes == 0:
+            weights = {name: weights[name] for name in names}
         if encoder_state.keys() <= names:
             # The file may be from one of our encoders, which lack the layers after their last feature.
             weights = {
@@ -297,9 +299,8 @@ def _strip_prefix(weights: StateDict, names: Collection[str], path: Path) -> Sta
     candidates = (name.removesuffix(first) for name in weights if name.endswith(f".{first}"))
     prefixes = [prefix for prefix in candidates if all(f"{prefix}{name}" in weights for name in names)]
     if len(prefixes) > 1:
-        raise OSError(
-            f"encoder_weights: {path} holds several encoders, {', '.join(prefixes)}. Save one of them to a file."
-        )
+        found = ", ".join(prefix.removesuffix(".") for prefix in prefixes)
+        raise OSError(f"encoder_weights: {path} holds several encoders: {found}. Save one of them to a file.")
     for prefix in prefixes:
         return {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
     return weights
@@ -309,9 +310,10 @@ def _find_classifier(config: DDePConfig, weights: StateDict) -> tuple[int, set[s
     """Number of classes of the classifier among an encoder's weights, and the names of its weights."""
     layers = getattr(timm.get_pretrained_cfg(config.encoder_name), "classifier", None) or ()
     layers = (layers,) if isinstance(layers, str) else layers
-    # Self-supervised models have several layers in its place, such as `fc.0`.
     names = {name for name in weights if name.startswith(tuple(f"{layer}." for layer in layers))}
-    return next((weights[name].shape[0] for name in sorted(names)), 0), names
+    # Self-supervised models have several layers in its place, such as `fc.0`, which are no classifier of timm's.
+    is_linear = all(name.rpartition(".")[0] in layers for name in names)
+    return next((weights[name].shape[0] for name in sorted(names) if is_linear), 0), names
 
 
 def corrupt_file_message(path: str | Path, error: Exception | str) -> str:

@@ -132,7 +132,7 @@ def _warn_about_bit_depth(name: str, values: np.ndarray, bits: int = 16) -> None
         return
     high = (int(values[values < limit].max(initial=0)) + 1) * 2 ** (16 - bits) - 1
     hint = ", or, if they are grey, set num_channels=1 to keep their depth and measure mean and std"
-    hint *= values.dtype.itemsize <= 2  # wider integers are only read as RGB
+    hint *= values.dtype in (np.uint8, np.uint16)  # other integers are only read as RGB
     warn_once(
         "few bits",
         f"{name} has 16 bits, but hardly a value above {high:.0f}, so it is nearly black: 65535 is white. For a "
@@ -264,7 +264,7 @@ def channels_first(
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
     if values.dtype == np.bool_:
         values = values.astype(np.uint8) * np.uint8(255)
-    elif values.dtype == np.uint16 or (values.dtype == np.int16 and values.min() >= 0):  # as ImageJ writes them
+    elif values.dtype == np.uint16:
         if channels == 3:
             _warn_about_bit_depth(name, values)
         values = values.astype(np.float32) / np.float32(257)

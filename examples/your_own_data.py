@@ -11,6 +11,7 @@
 import argparse
 import json
 import random
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ parser.add_argument("--masks", type=Path, help="folder of masks, for some or all
 parser.add_argument("--classes", nargs="+", help="names of the classes, in the order of their ids")
 parser.add_argument("--output_dir", type=Path, default=Path("runs/your-own-data"))
 parser.add_argument("--val_fraction", type=float, default=0.25, help="share of the labelled photos to validate on")
-parser.add_argument("--max_steps", type=int, default=1800, help="steps of fine-tuning")
+parser.add_argument("--max_steps", type=int, default=600, help="steps of fine-tuning")
 parser.add_argument("--pretrain_steps", type=int, default=0, help="steps of pretraining on the photos without a mask")
 parser.add_argument("--repository", help="org/name to publish to; default: nothing is published")
 options = parser.parse_args([] if "ipykernel" in sys.modules else None)
@@ -170,4 +171,4 @@ for name, iou in results["iou"].items():
 if options.repository:
     print("Published:", publish_folder(ddep["final"], options.repository))
 else:
-    print(f"Ready to publish: ddep-hub publish {ddep['final']} org/name")
+    print(f"Ready to publish: ddep-hub publish {shlex.quote(ddep['final'])} org/name")

@@ -118,6 +118,16 @@ def test_the_encoder_of_a_larger_model_is_taken_by_its_prefix(small, tmp_path, p
     assert equals(read_encoder(config, tmp_path / "whole.pth"), weights)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_self_supervised_encoder_has_layers_in_place_of_the_classifier(tmp_path, channels):
+    weights = timm.create_model("resnet10t", num_classes=0).state_dict()
+    whole = {f"module.encoder.{name}": tensor for name, tensor in weights.items()}
+    whole |= {f"module.encoder.fc.{index}.weight": torch.ones(2, 2) for index in (0, 2)}
+    torch.save(whole, tmp_path / "moco.pth")
+    encoder = read_encoder(DDePConfig(encoder_name="resnet10t", num_channels=channels), tmp_path / "moco.pth")
+    assert torch.equal(encoder.state_dict()["layer1.0.conv1.weight"], weights["layer1.0.conv1.weight"])
+
+
 def test_a_deeper_encoder_with_a_prefix_is_refused(small, tmp_path):
     config, weights = small
     deeper = {f"backbone.{name}": tensor for name, tensor in weights.items()} | {"backbone.more.weight": torch.ones(1)}
@@ -130,7 +140,7 @@ def test_of_two_encoders_in_a_file_none_is_taken(small, tmp_path):
     config, weights = small
     both = {f"{prefix}.{name}": tensor for prefix in ("student", "teacher") for name, tensor in weights.items()}
     torch.save(both, tmp_path / "both.pth")
-    with pytest.raises(OSError, match=r"both\.pth holds several encoders, student\., teacher\.\. Save one"):
+    with pytest.raises(OSError, match=r"both\.pth holds several encoders: student, teacher\. Save one"):
         read_encoder(config, tmp_path / "both.pth")
     with pytest.raises(OSError, match=r"is a folder\. Pass the file of weights in it"):
         read_encoder(config, tmp_path)

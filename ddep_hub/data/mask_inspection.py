@@ -4,6 +4,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +46,46 @@ def number_objects(counts: Collection[int | None]) -> bool:
     return bool(positive) and max(positive) > 10 and max(positive) >= 1.5 * min(positive)
 
 
-def looks_smoothed(values: Collection[Any], areas: Collection[Any]) -> bool:
+@dataclass
+class Borders:
+    """What masks show of the borders between their values or colours.
+
+    Attributes:
+        areas: Values and colours that [`find_areas`] gives.
+        between: Number of pixels in greys between black and white.
+        ramps: How many of these have a darker and a lighter neighbour.
+    """
+
+    areas: set[Any] = field(default_factory=set)
+    between: int = 0
+    ramps: int = 0
+
+    def add(self, pixels: np.ndarray, values: Collection[Any]) -> None:
+        """Adds a mask (H, W) or (H, W, 3), in which these values or colours occur."""
+        if pixels.ndim == 2 and (pixels.dtype != np.uint8 or max(values, default=0) < 128 or set(values) <= {0, 255}):
+            return  # no soft borders
+        self.areas |= find_areas(pixels)
+        if pixels.ndim == 2:
+            padded = np.pad(pixels, 1, mode="edge")
+            neighbours = [padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]]
+            is_between = (pixels > 0) & (pixels < 255)
+            is_ramp = (np.minimum.reduce(neighbours) < pixels) & (np.maximum.reduce(neighbours) > pixels)
+            self.between += int(np.count_nonzero(is_between))
+            self.ramps += int(np.count_nonzero(is_between & is_ramp))
+
+
+def looks_smoothed(values: Collection[Any], borders: Borders) -> bool:
     """Whether the values of masks may be black and white with soft borders.
 
-    These are many of 8 bits, up to both ends; or at least two between 0 and 255, up to light greys, of which none is
-    in `areas`, those that [`grey_areas`] gives: a mask that was reduced by 2 or 4 has few.
+    These are many of 8 bits, up to both ends; or a few, as in masks that were reduced by 2 or 4: between 0 and 255, up
+    to light greys, none fills an area, and most of their pixels lie between a darker and a lighter one.
     """
     if not {0, 255} <= set(values) or max(values) > 255:
         return False
     between = set(values) - {0, 255}
-    is_thin = len(between) >= 2 and min(between) > 0 and max(between) >= 128 and between.isdisjoint(areas)
-    return is_thin or (len(values) > 32 and any(250 <= value < 255 for value in values))
+    is_thin = len(between) >= 2 and min(between) > 0 and max(between) >= 128 and between.isdisjoint(borders.areas)
+    is_ramp = is_thin and borders.ramps > borders.between / 2
+    return is_ramp or (len(values) > 32 and any(250 <= value < 255 for value in values))
 
 
 def find_areas(pixels: np.ndarray) -> set[Any]:
@@ -69,11 +99,6 @@ def find_areas(pixels: np.ndarray) -> set[Any]:
         is_same = pixels[top : top + rows, left : left + columns] == center
         is_filled &= is_same.all(axis=-1) if pixels.ndim == 3 else is_same
     return set(count_values(center[is_filled][None]))
-
-
-def grey_areas(pixels: np.ndarray, values: Collection[int]) -> set[int]:
-    """As [`find_areas`], of a mask (H, W) with these values; all values where it cannot be one with soft borders."""
-    return find_areas(pixels) if {0, 255} < set(values) else set(values)
 
 
 def colors_look_smoothed(colors: Collection[Color], areas: Collection[Any]) -> bool:
@@ -121,47 +146,47 @@ def palettes_differ(paths: Sequence[Path]) -> bool:
 
 def _count_all(
     paths: Sequence[Path], mapping: Mapping[int, int] | None = None
-) -> tuple[Counter[Any], list[int | None], set[Any]]:
-    """The values or colours of masks, of each what [`count_objects`] gives, and those that fill areas.
+) -> tuple[Counter[Any], list[int | None], Borders]:
+    """The values or colours of masks, of each what [`count_objects`] gives, and their borders.
 
     For `mapping` see [`get_mask_values`].
     """
-    counts, num_objects, areas = Counter[Any](), list[int | None](), set[Any]()
+    counts, num_objects, borders = Counter[Any](), list[int | None](), Borders()
     color_modes = ("RGB", "RGBA", "P") if palettes_differ(paths) else ("RGB", "RGBA")
     for path in paths:
         mask = load_mask(path)
         is_color = mask.image.mode in color_modes
         pixels = mask_colors(mask.image, path) if is_color else get_mask_values(mask, path, mapping)
-        colors = find_areas(pixels) if is_color else set()
+        mask_counts = count_values(pixels)
+        borders.add(pixels, mask_counts)
         if mask.image.mode == "P" and is_color and mask.format != "GIF":  # whose order of colours means nothing
             pixels = pixels[np.asarray(mask.image) != IGNORED][None]  # ignored, whatever its colour
-        mask_counts = count_values(pixels)
-        areas |= colors if is_color else grey_areas(pixels, mask_counts)
+            mask_counts = count_values(pixels)
         counts.update(mask_counts)
         num_objects.append(count_objects(pixels, mask_counts))
-    return counts, num_objects, areas
+    return counts, num_objects, borders
 
 
 def suggest_classes(paths: Sequence[Path]) -> str:
     """Suggests the content of `classes.json`, from the values or colours in at most 100 of the masks."""
     sampled_paths = paths[:: -(-len(paths) // 100)]
-    counts, num_objects, areas = _count_all(sampled_paths)
+    counts, num_objects, borders = _count_all(sampled_paths)
     if set(counts) == {0, 1, 255}:  # the 1 may come from bilevel masks alone, whose white is 255 beside others
         white_counts, *_ = _count_all(sampled_paths, {0: 0, 255: 1})
         counts = white_counts if set(white_counts) == {0, 255} else counts
-    if number_objects(num_objects) and not looks_smoothed(counts, areas):
+    if number_objects(num_objects) and not looks_smoothed(counts, borders):
         ignore = '"ignore_index": -1, ' if 255 in counts else ""  # 255 is an object
         return (
             "Each mask numbers its objects, from 1 on. To make one class of them, save this there, with your own "
             f'name:\n{{{ignore}"classes": [{{"id": 0, "name": "object"}}], "other_values": "object"}}'
         )
     values = sorted(counts, key=lambda value: value if isinstance(value, tuple) else (value,))
-    if not any(isinstance(value, tuple) for value in values) and looks_smoothed(values, areas):
+    if not any(isinstance(value, tuple) for value in values) and looks_smoothed(values, borders):
         return (
             f"The masks hold {len(values)} values from 0 to 255. If their borders are smoothed, save them again with "
             "0 and 255 alone; if each object has an id of its own, set `other_values` to the name of their class."
         )
-    if colors_look_smoothed([value for value in values if isinstance(value, tuple)], areas):
+    if colors_look_smoothed([value for value in values if isinstance(value, tuple)], borders.areas):
         return (
             f"The masks hold {len(values)} colours, and most look like smoothed borders. Save the masks without "
             'smoothing, or name the colours of the classes there and set "other_values": "ignore".'

@@ -26,6 +26,11 @@ RESULTS, BASELINE, EVALUATION, CONFUSION = "results.json", "baseline.json", "eva
 EMBEDDED = "embedded rendered scenes"
 # Facts of a run that may be paths.
 PATH_FACTS = ("encoder_source", "inherited_license", "more_images")
+# How a model and its baseline get evaluations that can be compared.
+TOGETHER = (
+    "Evaluate both with the same options: add the baseline's evaluation to its own card, then give this model's card "
+    "--evaluation and --baseline together."
+)
 Kind = Literal["pretraining", "finetuning"]
 
 
@@ -112,10 +117,8 @@ def _compare_settings(ours: Mapping[str, Any], theirs: Mapping[str, Any], folder
     """Raises a ValueError if the record and metrics of a run and its baseline are of other data or evaluations."""
     evaluated = ["inference" in run for run in (ours, theirs)]
     if evaluated[0] != evaluated[1]:
-        missing = f"the run of {other}" if evaluated[0] else str(folder)
         raise ValueError(
-            f"baseline: only one of the two was evaluated with `ddep-hub evaluate`. Evaluate {missing} with the same "
-            "options, and add that with `ddep-hub card --evaluation` first."
+            f"baseline: of {folder} and {other}, only one was evaluated with `ddep-hub evaluate`. {TOGETHER}"
         )
     fields = (
         *("data", "train_split", "eval_split", "val_fraction", "group_pattern", "image_size", "labelled_ids"),
@@ -128,16 +131,16 @@ def _compare_settings(ours: Mapping[str, Any], theirs: Mapping[str, Any], folder
         if value != other_value:
             raise ValueError(
                 f"baseline: {name} differs: {other_value} in {other}, {value} in {folder}. Compare runs on the same "
-                "data and labels, with evaluations (`ddep-hub card --evaluation`) that use the same options."
+                f"data and labels. {TOGETHER}"
             )
 
 
 def _read_evaluation(folder: Path, evaluation: Path) -> dict[str, Any]:
     """The results of `ddep-hub evaluate`; raises a ValueError if they are damaged or of another model."""
     results = read_json(evaluation / RESULTS)
-    arguments = results.pop("arguments", {})
+    arguments = results.pop("arguments", None) or {}
     model = arguments.get("model")
-    if model is None or "inference" not in results:
+    if model is None or "inference" not in results or "eval_split" not in arguments:
         raise ValueError(f"evaluation: {evaluation / RESULTS} was not written by `ddep-hub evaluate`.")
     if Path(model).resolve() != folder.resolve():
         raise ValueError(f"evaluation: {evaluation} measured {model}, not {folder}. Evaluate this model.")

@@ -232,7 +232,7 @@ def read_study(path: str | Path) -> Study:
     pretraining of a method that has one, otherwise to its fine-tuning; where `pretrained` names a model, it is left
     out. `preset` in one of the latter two names a shipped preset, `config` a file of the script's arguments beside the
     study file. Each entry of `methods` may override them. Losses on unlabelled images get those of the study.
-    `evaluation` holds arguments of `examples/evaluate.py`; without it, images are predicted whole, as
+    `evaluation` holds arguments of `ddep-hub evaluate`; without it, images are predicted whole, as
     in fine-tuning. `baselines` names the methods that the others are compared with, and `fractions` gives the number
     of seeds of each label fraction.
 

@@ -188,9 +188,10 @@ def _prepare_unlabelled(source: Path, output: Path, tile: int | None, overlap: i
     found = pluralize(counts["images"], "image")
     if counts["pages"] > counts["images"]:
         found += f" with {counts['pages']:,} pages"
+    folder_name = shlex.quote(str(output))
     return (
         f"{source}: {found}\n{output}: {pluralize(counts['written'], 'tile' if tile else 'image')}\n"
-        f"Use them: ddep-hub pretrain --images {output}, or ddep-hub finetune --unlabelled {output}"
+        f"Use them: ddep-hub pretrain --images {folder_name}, or ddep-hub finetune --unlabelled {folder_name}"
     )
 
 

@@ -184,7 +184,7 @@ def iter_tiles(
     """
     first_row, end = (round(size[0] * share) for share in rows)
     if first_row == end:
-        raise ValueError(f"val_fraction leaves no row of an image of {size[0]} for one of the splits. Change it.")
+        raise ValueError(f"val_fraction leaves no row of an image of {size[0]} rows for one of the splits. Change it.")
     height, width = min(tile, end - first_row), min(tile, size[1])
     strides = max(1, height - overlap), max(1, width - overlap)
     for top, left in window_positions((end - first_row, size[1]), (height, width), strides):

@@ -13,10 +13,9 @@ from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.image_io import BadFileError, open_image
 from ddep_hub.data.mask_inspection import (
     IGNORED,
+    Borders,
     colors_look_smoothed,
     count_objects,
-    find_areas,
-    grey_areas,
     looks_smoothed,
     number_objects,
     palettes_differ,
@@ -100,17 +99,18 @@ class MaskReader:
         return ids.astype(np.uint8) if 0 <= ids.min(initial=0) and ids.max(initial=0) < 256 else ids
 
     def _collect_values(self, masks: Sequence[tuple[Path, int | None]]) -> set[Any]:
-        values, num_objects, areas = set[Any](), list[int | None](), set[Any]()
+        values, num_objects, borders = set[Any](), list[int | None](), Borders()
         for path, page in masks:
             pixels = self.read(path, page)
             mask_values = count_values(pixels).keys()
             values |= mask_values
             num_objects.append(count_objects(pixels, mask_values - self.nodata))
-            areas |= find_areas(pixels) if pixels.ndim == 3 else grey_areas(pixels, mask_values)
+            borders.add(pixels, mask_values)
         if any(isinstance(value, tuple) for value in values):
-            self.are_smoothed = colors_look_smoothed([value for value in values if isinstance(value, tuple)], areas)
+            colors = [value for value in values if isinstance(value, tuple)]
+            self.are_smoothed = colors_look_smoothed(colors, borders.areas)
         else:
-            self.are_smoothed = looks_smoothed(values, areas)
+            self.are_smoothed = looks_smoothed(values, borders)
         self.number_objects = number_objects(num_objects) and not self.are_smoothed
         return values
 

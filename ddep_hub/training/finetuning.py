@@ -172,10 +172,13 @@ class FinetuneTrainer(Trainer):
         shapes = [self.usable.mask(index).shape for index in checked]
         scales = [resize_factor(self.processor, *shape) for shape in shapes]
         config.image_scale_range = [round(min(scales), 4), round(max(scales), 4)]
-        side = max(round(scale * min(shape)) for scale, shape in zip(scales, shapes, strict=True))
+        size = processor_size(self.processor)
+        sides = [scale * min(shape) for scale, shape in zip(scales, shapes, strict=True)]
+        side = round(args.scale[1] * (min(size) if isinstance(size, tuple) else max(sides)))
         if side < args.crop_size and self.accelerator.is_main_process:
             logger.warning(
-                "crop_size: crops of %d pixels are padded, as the images have a shorter side of at most %d. Lower it.",
+                "crop_size: all crops of %d pixels are padded, as the images, scaled up by `scale`, have a shorter "
+                "side of at most %d. Lower it, or raise image_size.",
                 args.crop_size,
                 side,
             )

@@ -55,7 +55,12 @@ def _is_fixed(path: Path) -> bool:
 
 
 def check_replaceable(path: Path) -> None:
-    """Raises a FileExistsError if a folder is not empty and cannot be renamed: the current one, or a mounted one."""
+    """Raises a FileExistsError if an output folder cannot be replaced.
+
+    It may be a link, or not empty and the current folder or a mounted one, which cannot be renamed.
+    """
+    if path.is_symlink():
+        raise FileExistsError(f"output_dir: {path} is a link. Pass the folder that it points to.")
     if _is_fixed(path) and any(path.iterdir()):
         raise FileExistsError(
             f"output_dir: {path} is the current folder or a mounted one, and not empty, so it cannot be replaced. "
@@ -75,7 +80,7 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     The current folder and mounted ones cannot get another name. If they are empty, they are filled instead, otherwise
     raises a FileExistsError.
     """
-    path = Path(os.path.realpath(path))  # what a link points to is replaced, not the link
+    path = Path(os.path.abspath(path))
     check_replaceable(path)
     is_fixed, is_new = _is_fixed(path), not path.is_dir() or not any(path.iterdir())
     parent = path if is_fixed else path.parent
@@ -129,7 +134,8 @@ def check_empty(path: str | Path) -> None:
     """Raises a FileExistsError if there is something under this name that is not an empty folder."""
     path = Path(path)
     check_not_file(path)
-    if path.is_symlink() or (path.exists() and any(path.iterdir())):
+    check_replaceable(path)
+    if path.exists() and any(path.iterdir()):
         raise FileExistsError(f"output_dir: {path} is not empty. Choose another folder.")
 
 

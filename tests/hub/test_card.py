@@ -274,9 +274,15 @@ def test_the_baseline_beside_it(finetuned, tmp_path):
     evaluated = {**SEGMENTATION, "inference": {}, "arguments": {"model": str(ours), "eval_split": "test"}}
     (tmp_path / "evaluation" / "results.json").write_text(json.dumps(evaluated))
     for baseline in ({}, {"baseline": chosen}):
-        with pytest.raises(ValueError, match=r"Evaluate the run of .* with the same options"):
+        with pytest.raises(ValueError, match=r"only one was evaluated .* --evaluation and --baseline together"):
             add_results(ours, tmp_path / "evaluation", **baseline)
         assert not (ours / "evaluation.json").exists()
+    (tmp_path / "others").mkdir()
+    evaluated |= {"mean_iou": 0.3, "arguments": {"model": str(chosen), "eval_split": "test"}}
+    (tmp_path / "others" / "results.json").write_text(json.dumps(evaluated))
+    add_results(chosen, tmp_path / "others")
+    add_results(ours, tmp_path / "evaluation", chosen)
+    assert "| mIoU | 50.00 | 30.00 |" in parsed(ours).text
     with pytest.raises(ValueError, match="itself started from a random decoder"):
         add_results(other, baseline=finetuned("e", data="roads"))
     with pytest.raises(ValueError, match="did not start from a random"):

@@ -60,6 +60,10 @@ def test_all_decoders_that_fit_are_compared_on_equal_terms(data, tmp_path):
     small = own_data_study(arguments(data, tmp_path, unlabelled=[str(data / "unlabelled")]))
     runs_of_small = [small.finetune_arguments(method, "1", 0, tmp_path, None) for method in small.methods]
     assert {run.model_ema_decay for run in runs_of_small} == {0.99}  # for all, as consistency needs it
+    for study, batch_size in ((found, 16), (small, 4)):  # as in the first stage with these presets
+        assert {study.pretrain_arguments(method, tmp_path).batch_size for method in study.methods[-4:-1]} == {
+            batch_size
+        }
     assert (runs[-1].unlabelled, runs[-1].pretraining_steps) == ([str(data / "unlabelled")], 0)
     assert runs[-1].decoder_hidden_sizes == runs[0].decoder_hidden_sizes
     pretraining, *others = (found.pretrain_arguments(method, tmp_path) for method in found.methods[-4:-1])
@@ -154,7 +158,7 @@ def test_minutes_shorten_all_runs_alike(data, tmp_path, monkeypatch, capsys):
     steps = fit_steps(args, build_study(args))
     seconds = runs * (10 + steps.finetuning * 0.25) + 3 * (10 + steps.pretraining * 0.5)
     assert abs(seconds - 1800) < 10
-    assert abs(steps.finetuning / 1800 - steps.pretraining / 1500) < 0.01
+    assert abs(steps.finetuning / 600 - steps.pretraining / 1500) < 0.01
     assert fit_steps(args, build_study(args)) == steps  # from the file: the clock would stop
     assert "`minutes` changes neither" in capsys.readouterr().out
     steps_file = tmp_path / "steps.json"

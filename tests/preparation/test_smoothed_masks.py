@@ -95,7 +95,9 @@ def test_white_objects_that_were_reduced_are_refused(tmp_path, factor):
     circle = Image.new("L", (320, 240))
     ImageDraw.Draw(circle).ellipse((41, 43, 180, 160), fill=255)
     mask = circle.reduce(factor)
-    source = put_masks(tmp_path / "source", dict.fromkeys("ab", mask), mask.size)
+    faint = Image.new("L", mask.size)  # an object whose light part is smaller than a pixel
+    ImageDraw.Draw(faint).rectangle((9, 9, 10, 10), fill=64)
+    source = put_masks(tmp_path / "source", {"a": mask, "b": mask, "c": faint}, mask.size)
     with pytest.raises(ValueError, match=r"The masks hold \d+ different values: they are smoothed, or not masks"):
         ddep_hub.prepare(source, tmp_path / "output")
     mask.save(tmp_path / "a.png")
@@ -104,7 +106,7 @@ def test_white_objects_that_were_reduced_are_refused(tmp_path, factor):
 
 def test_thin_classes_beside_ignored_pixels_are_classes(tmp_path):
     mask = np.zeros((40, 40), np.uint8)
-    mask[:, 5], mask[9, :], mask[35:] = 1, 2, 255
+    mask[:30, 5:7], mask[9, :], mask[35:] = 85, 170, 255
     source = put_masks(tmp_path / "source", dict.fromkeys("ab", mask), (40, 40))
     assert "3 classes" in ddep_hub.prepare(source, tmp_path / "output")
 

@@ -198,8 +198,10 @@ def test_file_names_that_are_not_utf8(pretraining, scenes, tmp_path):
 
 def test_crops_that_are_larger_than_the_images_are_told(finetuning, caplog):
     with caplog.at_level("WARNING"):
-        finetuning(max_steps=1, image_size=40, crop_size=48)
-    assert "crop_size: crops of 48 pixels are padded, as the images have a shorter side of at most 40" in caplog.text
+        finetuning(max_steps=1, image_size=20, crop_size=40, scale=[0.5, 2.0])
+        assert not caplog.text
+        finetuning("other", max_steps=1, image_size=20, crop_size=40, scale=[0.5, 1.5])
+    assert "crop_size: all crops of 40 pixels are padded" in caplog.text and "side of at most 30" in caplog.text
 
 
 def test_classes_that_no_validation_image_shows_are_named(finetuning, scenes, tmp_path, caplog):

@@ -14,7 +14,7 @@ from ddep_hub.training.logging import MetricsLog, read_metrics
 from ddep_hub.training.run_dir import check_run_dir, run_lock
 from ddep_hub.utils import files
 from ddep_hub.utils.arguments import write_yaml
-from ddep_hub.utils.files import atomic_dir, atomic_write, partial_file, warn_on_write_error
+from ddep_hub.utils.files import atomic_dir, atomic_write, check_empty, partial_file, warn_on_write_error
 
 
 def test_the_new_folder_replaces_the_old_one(tmp_path):
@@ -50,13 +50,12 @@ def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
 
 
-def test_a_link_keeps_pointing_to_the_new_folder(tmp_path):
+def test_links_are_refused_before_the_work(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to("disk")
-    for text in ("old", "new"):
-        with atomic_dir(tmp_path / "link") as folder:
-            (folder / "file").write_text(text)
-    assert (tmp_path / "link").is_symlink() and (tmp_path / "disk" / "file").read_text() == "new"
+    for write in (atomic_dir(tmp_path / "link").__enter__, lambda: check_empty(tmp_path / "link")):
+        with pytest.raises(FileExistsError, match=r"link is a link\. Pass the folder that it points to"):
+            write()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link"]
 
 
