@@ -39,7 +39,14 @@ COLORS = {
     "masked_longer": "tab:olive",
     "features": "tab:purple",
 }
-TITLES = {"camvid": "CamVid", "camvid-tuning": "CamVid, unseen drive", "nuclei": "Nuclei", "em": "Electron microscopy"}
+TITLES = {
+    "camvid": "CamVid",
+    "camvid-tuning": "CamVid, unseen drive",
+    "camvid-360": "CamVid, unseen drive",
+    "nuclei": "Nuclei",
+    "em": "Electron microscopy",
+}
+RECIPES = {"camvid": "", "camvid-tuning": ", `few-labels` at 180 pixels", "camvid-360": ", `few-labels`"}
 PANELS = {
     ("camvid", 1800): "CamVid, random labels",
     ("nuclei", 600): "Nuclei, selected labels (random below 3)",
@@ -61,8 +68,10 @@ PRETRAINED = {
     "--pretrained runs/masked_nuclei/final": "masked",
     "--pretrained runs/ddep-em-lite0-masked-nc/final": "masked_longer",
     "--pretrained runs/features_camvid/final": "features",
+    "--pretrained runs/features_camvid_360/final": "features",
     "--pretrained runs/noise_camvid/final": "own",
 }
+SHIPPED_SIZE = "--decoder_hidden_sizes 192 96 64 32 16 --decoder_bottleneck_size 192"
 # Pretexts of a length of their own, which only docs/results.md compares.
 OTHER_PRETEXTS = tuple(
     f"runs/{name}/final"
@@ -88,8 +97,9 @@ def curves() -> dict[tuple[str, int], dict[Fraction, Scores]]:
             scores = found["camvid", 1800][Fraction(row["labelled"])][NAMES[row["method"]]]
             scores[int(row["seed"])] = float(row["mean_iou"])
     features = [row for row in read("features.csv") if row["data"] == "camvid-tuning"]
-    camvid = [row for row in features if "--image_size 180" in row["options"]]
-    for row in [*read("label_curves.csv"), *read("pretexts.csv"), *camvid]:
+    sizes = [row | {"data": "camvid-360"} for row in read("image_size.csv") if "--image_size 360" in row["options"]]
+    sizes = [row for row in sizes if "--pretrained" in row["options"] or SHIPPED_SIZE in row["options"]]
+    for row in [*read("label_curves.csv"), *read("pretexts.csv"), *features, *sizes]:
         if row["options"].endswith(OTHER_PRETEXTS):
             continue
         given = re.search(r"--max_steps (\d+)", row["options"])
@@ -183,14 +193,15 @@ def main() -> None:
     found = curves()
     print("| data | fine-tuning | decoder | seeds | random | decoder | difference |\n|---|---|---|---|---|---|---|")
     for (data, steps), points in found.items():
-        preset = {"camvid": "", "camvid-tuning": ", `few-labels` at 180 pixels"}.get(data, ", `few-labels-microscopy`")
-        print_rows(data, f"{steps} steps{preset}", points)
+        print_rows(data, f"{steps} steps{RECIPES.get(data, ', `few-labels-microscopy`')}", points)
     for (data, labels), scores in flips().items():
         print_rows(data, "600 steps, flips alone", {labels: scores})
     for labels, (factor, low, high) in label_factors(found["em", 600], "masked", "masked_longer").items():
         print(f"Masked patches, {labels} of a section: as {factor:.2f} times the labels ({low:.2f} to {high:.2f})")
     for labels, (factor, low, high) in label_factors(found["camvid-tuning", 600], "features").items():
         print(f"Features, {labels} labels of CamVid: as {factor:.2f} times the labels ({low:.2f} to {high:.2f})")
+    for labels, (factor, low, high) in label_factors(found["camvid-360", 600], "features").items():
+        print(f"At 360 pixels, {labels} labels: as {factor:.2f} times the labels ({low:.2f} to {high:.2f})")
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.9))
     for axis, ((data, steps), title) in zip(axes, PANELS.items(), strict=True):
         draw(axis, found[data, steps])

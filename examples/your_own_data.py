@@ -31,7 +31,7 @@ from ddep_hub.hub.publish import publish_folder
 explain_mistakes("your_own_data")
 parser = argparse.ArgumentParser()
 parser.add_argument("--photos", type=Path, help="folder of photos; default: rendered scenes")
-parser.add_argument("--masks", type=Path, help="folder of masks, for some or all of them")
+parser.add_argument("--masks", type=Path, help="folder of PNG masks, for some or all of them")
 parser.add_argument("--classes", nargs="+", help="names of the classes, in the order of their ids")
 parser.add_argument("--output_dir", type=Path, default=Path("runs/your-own-data"))
 parser.add_argument("--val_fraction", type=float, default=0.25, help="share of the labelled photos to validate on")
@@ -74,6 +74,8 @@ files = [path for path in files if path not in masks.values()]  # both may lie i
 photos = {path.stem: path for path in files}
 if len(photos) < len(files):
     parser.error(f"{options.photos}: some photos differ only in their suffix. Rename or remove one of each pair.")
+if unmatched := sorted(masks.keys() - photos.keys() if options.photos != options.masks else ()):
+    parser.error(f"{options.masks}: {len(unmatched)} masks have no photo of their name, such as {unmatched[0]}.png.")
 labelled = sorted(set(photos) & set(masks))
 if len(labelled) < 2:
     parser.error(f"{options.photos} and {options.masks} have {len(labelled)} names in common. Two or more are needed.")

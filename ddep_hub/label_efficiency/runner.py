@@ -142,7 +142,7 @@ def build_study(args: StudyArguments, steps: Steps | None = None) -> Study:
     names = [method.name for method in study.methods]
     for name in args.methods:
         if name not in names:
-            raise ValueError(f"methods: unknown {did_you_mean(name, names)}")
+            raise ValueError(f"methods: unknown {did_you_mean(name, names)} There are: {', '.join(names)}.")
     fractions = [str(parse_fraction(fraction)) for fraction in args.fractions] or list(study.seeds)
     seeds = {fraction: args.seeds or study.seeds.get(fraction, max(study.seeds.values())) for fraction in fractions}
     return dataclasses.replace(
