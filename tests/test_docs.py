@@ -339,6 +339,39 @@ def test_the_scores_of_features_are_those_of_the_csv():
         assert shown(values) in readme
 
 
+def test_the_scores_of_image_sizes_are_those_of_the_csv(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import does_it_pay
+
+    results, page, readme = (
+        " ".join(read(ROOT / name).split()) for name in ("docs/results.md", "docs/does-it-pay.md", "README.md")
+    )
+    with (ROOT / "benchmarks" / "results" / "image_size.csv").open() as file:
+        scores: dict[tuple[str, str], list[str]] = {}
+        for row in csv.DictReader(file):
+            scores.setdefault((row["labels"], row["options"]), []).append(row["mean_iou"])
+    assert len(scores) == 12
+    for values in scores.values():
+        assert ", ".join(f"{float(value):.2f}" for value in values) in results
+
+    def shown(one: dict[int, float], other: dict[int, float]) -> str:
+        mean, half = interval([value - other[seed] for seed, value in one.items()])
+        return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
+
+    curves = does_it_pay.curves()
+    small, longer, full = curves["camvid-tuning", 600], curves["camvid-tuning", 1800], curves["camvid-360", 600]
+    gains = {labels: shown(full[labels]["features"], full[labels]["random"]) for labels in (3, 6, 12)}
+    assert all(gain in results for gain in gains.values()) and all(gains[labels] in readme for labels in (3, 6))
+    assert gains[3] in page and gains[6].removesuffix(")") in page
+    for labels in (3, 6):  # "ahead with each"
+        assert all(value > full[labels]["random"][seed] for seed, value in full[labels]["features"].items())
+    assert shown(full[12]["photographs"], full[12]["random"]) in results
+    for labels, other in ((12, small), (12, longer), (3, small)):
+        assert shown(full[labels]["random"], other[labels]["random"]) in results
+    for factor, low, high in does_it_pay.label_factors(full, "features").values():
+        assert f"{factor:.2f} ({low:.2f} to {high:.2f}) times" in results
+
+
 def test_the_scores_of_longer_pretraining_with_whole_sections_are_those_of_the_csv():
     text = " ".join(read(ROOT / "docs" / "results.md").split()).replace(" and ", ", ")
     for labels in ("1", "2"):
