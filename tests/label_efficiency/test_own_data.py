@@ -61,9 +61,8 @@ def test_all_decoders_that_fit_are_compared_on_equal_terms(data, tmp_path):
     runs_of_small = [small.finetune_arguments(method, "1", 0, tmp_path, None) for method in small.methods]
     assert {run.model_ema_decay for run in runs_of_small} == {0.99}  # for all, as consistency needs it
     for study, batch_size in ((found, 16), (small, 4)):  # as in the first stage with these presets
-        assert {study.pretrain_arguments(method, tmp_path).batch_size for method in study.methods[-4:-1]} == {
-            batch_size
-        }
+        first_stages = [study.pretrain_arguments(method, tmp_path) for method in study.methods[-4:-1]]
+        assert {stage.batch_size for stage in first_stages} == {batch_size}
     assert (runs[-1].unlabelled, runs[-1].pretraining_steps) == ([str(data / "unlabelled")], 0)
     assert runs[-1].decoder_hidden_sizes == runs[0].decoder_hidden_sizes
     pretraining, *others = (found.pretrain_arguments(method, tmp_path) for method in found.methods[-4:-1])
