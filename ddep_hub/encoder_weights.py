@@ -301,9 +301,8 @@ def _strip_prefix(weights: StateDict, names: Collection[str], path: Path) -> Sta
     if len(prefixes) > 1:
         found = ", ".join(prefix.removesuffix(".") for prefix in prefixes)
         raise OSError(f"encoder_weights: {path} holds several encoders: {found}. Save one of them to a file.")
-    for prefix in prefixes:
-        return {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
-    return weights
+    prefix = prefixes[0] if prefixes else ""
+    return {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
 
 
 def _find_classifier(config: DDePConfig, weights: StateDict) -> tuple[int, set[str]]:

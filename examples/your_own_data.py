@@ -74,7 +74,8 @@ files = [path for path in files if path not in masks.values()]  # both may lie i
 photos = {path.stem: path for path in files}
 if len(photos) < len(files):
     parser.error(f"{options.photos}: some photos differ only in their suffix. Rename or remove one of each pair.")
-if unmatched := sorted(masks.keys() - photos.keys() if options.photos != options.masks else ()):
+unmatched = sorted(masks.keys() - photos.keys())
+if unmatched and options.photos != options.masks:  # in one folder, not every PNG is a mask
     parser.error(f"{options.masks}: {len(unmatched)} masks have no photo of their name, such as {unmatched[0]}.png.")
 labelled = sorted(set(photos) & set(masks))
 if len(labelled) < 2:

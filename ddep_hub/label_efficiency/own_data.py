@@ -19,12 +19,12 @@ from ddep_hub.data.statistics import channel_statistics
 from ddep_hub.encoders import fixed_image_size
 from ddep_hub.evaluation.visualization import segmentation_picture
 from ddep_hub.pretrained import list_pretrained, load_model, load_processor, stored_config
-from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
+from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.finetuning_data import open_train_and_val, unlabelled_sources
 from ddep_hub.training.pretraining import REFERENCE_IMAGES, PretrainTrainer
 from ddep_hub.training.run_dir import save_picture
-from ddep_hub.training.stages import TIMED_STEPS, count_validation_images, mask_patch_size
+from ddep_hub.training.stages import TIMED_STEPS, count_validation_images, first_stage_batch_size, mask_patch_size
 from ddep_hub.utils.arguments import build_arguments, to_flags
 from ddep_hub.utils.files import atomic_write, check_not_file, lock_file
 
@@ -86,7 +86,7 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
         "num_channels": settings.num_channels,
         **{name: shared[name] for name in ("image_mean", "image_std") if name in shared},
         "max_steps": steps.pretraining,
-        "batch_size": settings.pretraining_batch_size or PretrainArguments.batch_size,
+        "batch_size": first_stage_batch_size(settings),
         "crop_size": settings.crop_size,
         "scale": settings.scale,
         "image_size": settings.image_size,

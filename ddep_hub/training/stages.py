@@ -125,7 +125,7 @@ def stage_arguments(args: FinetuneArguments, labelled: SegmentationDataset) -> P
     finetune_names = {field.name for field in dataclasses.fields(FinetuneArguments)} - {"freeze_encoder"}
     shared_names += ["seed", "sync_bn", "activation_checkpointing", "mixed_precision", "torch_compile"]
     values: dict[str, Any] = {name: getattr(args, name) for name in finetune_names & {*shared_names}}
-    batch_size = args.pretraining_batch_size or PretrainArguments.batch_size
+    batch_size = first_stage_batch_size(args)
     has_stock_encoder = args.pretrained is None or stored_config(args.pretrained).get("decoder_only")
     values |= {
         "output_dir": str(Path(args.output_dir) / STAGE),
@@ -145,6 +145,11 @@ def stage_arguments(args: FinetuneArguments, labelled: SegmentationDataset) -> P
     num_images = sum(len(source) for source in unlabelled_sources(args.unlabelled)) + len(labelled)
     arguments.num_val_images = count_validation_images(num_images)
     return arguments
+
+
+def first_stage_batch_size(args: FinetuneArguments) -> int:
+    """Images in a step of the first stage: those given, or pretraining's own."""
+    return args.pretraining_batch_size or PretrainArguments.batch_size
 
 
 def mask_patch_size(crop_size: int) -> int:
