@@ -12,7 +12,7 @@ import numpy as np
 
 from .classes import Color
 from .image_io import is_array, open_image
-from .masks import count_values, get_mask_values, load_mask, mask_colors, palette_colors
+from .masks import COLOR_MODES, count_values, load_mask, palette_colors, read_pixels
 
 
 # Means no class, as in most data sets.
@@ -23,7 +23,79 @@ _MAX_HARD_COLORS, _MAX_COLORS = 16, 256
 _NEAR, _ROUNDING = 8, 2
 
 
-def count_objects(pixels: np.ndarray, values: Collection[Any]) -> int | None:
+@dataclass
+class MaskSurvey:
+    """What masks hold, and what their values, or colours, and borders tell.
+
+    Attributes:
+        counts: How many pixels each value or colour has.
+    """
+
+    counts: Counter[Any] = field(default_factory=Counter)
+    _num_objects: list[int | None] = field(default_factory=list)
+    _areas: set[Any] = field(default_factory=set)
+    # Of the pixels between black and white: how many, and how many of them with a darker and a lighter neighbour.
+    _num_between: int = 0
+    _num_ramps: int = 0
+
+    def add(self, pixels: np.ndarray, *, nodata: Collection[int] = (), is_ignored: np.ndarray | None = None) -> None:
+        """Adds a mask of values (H, W) or colours (H, W, 3).
+
+        `nodata` are values that number no object; pixels that are ignored (H, W) are not counted.
+        """
+        counts = count_values(pixels)
+        self._add_borders(pixels, counts)
+        self._num_objects.append(_count_objects(pixels, counts.keys() - nodata))
+        self.counts.update(counts if is_ignored is None else count_values(pixels[~is_ignored][None]))
+
+    def _add_borders(self, pixels: np.ndarray, values: Collection[Any]) -> None:
+        if pixels.ndim == 2 and (pixels.dtype != np.uint8 or max(values, default=0) < 128 or set(values) <= {0, 255}):
+            return  # no soft borders
+        self._areas |= find_areas(pixels)
+        if pixels.ndim == 2:
+            padded = np.pad(pixels, 1, mode="edge")
+            neighbours = [padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]]
+            is_between = (pixels > 0) & (pixels < 255)
+            is_ramp = (np.minimum.reduce(neighbours) < pixels) & (np.maximum.reduce(neighbours) > pixels)
+            self._num_between += int(np.count_nonzero(is_between))
+            self._num_ramps += int(np.count_nonzero(is_between & is_ramp))
+
+    @property
+    def has_colors(self) -> bool:
+        """Whether some masks are in colour."""
+        return any(isinstance(value, tuple) for value in self.counts)
+
+    @property
+    def number_objects(self) -> bool:
+        """Whether masks number their objects, as Cellpose, StarDist and ImageJ do.
+
+        The highest value must differ more between masks than that of classes does, of which a few may be missing.
+        """
+        if None in self._num_objects or self.are_smoothed:
+            return False
+        positive = [count for count in self._num_objects if count]
+        return bool(positive) and max(positive) > 10 and max(positive) >= 1.5 * min(positive)
+
+    @property
+    def are_smoothed(self) -> bool:
+        """Whether the masks may have few values or colours, with soft borders, see [`colors_look_smoothed`].
+
+        Values are then many of 8 bits, up to both ends; or a few, as in masks that were reduced by 2 or 4: between 0
+        and 255, up to light greys, none fills an area, and most of their pixels lie between a darker and a lighter
+        one.
+        """
+        if self.has_colors:
+            return colors_look_smoothed([color for color in self.counts if isinstance(color, tuple)], self._areas)
+        values = set(self.counts)
+        if not {0, 255} <= values or max(values) > 255:
+            return False
+        between = values - {0, 255}
+        is_thin = len(between) >= 2 and min(between) > 0 and max(between) >= 128 and between.isdisjoint(self._areas)
+        is_ramp = is_thin and self._num_ramps > self._num_between / 2
+        return is_ramp or (len(values) > 32 and any(250 <= value < 255 for value in values))
+
+
+def _count_objects(pixels: np.ndarray, values: Collection[Any]) -> int | None:
     """The highest value of a mask (H, W) that may number its objects from 1 on; `None` of any other.
 
     Nearly all values up to the highest must occur, and neighbouring pixels mostly have the same, unlike in a photo.
@@ -33,59 +105,6 @@ def count_objects(pixels: np.ndarray, values: Collection[Any]) -> int | None:
     if ids and (min(ids) < 0 or len(ids) < 0.9 * max(ids) or changes > 0.25 * pixels.size):
         return None
     return int(max(ids, default=0))
-
-
-def number_objects(counts: Collection[int | None]) -> bool:
-    """Whether masks number their objects, as Cellpose, StarDist and ImageJ do, by what [`count_objects`] gives.
-
-    The highest value must differ more between masks than that of classes does, of which a few may be missing.
-    """
-    if None in counts:
-        return False
-    positive = [count for count in counts if count]
-    return bool(positive) and max(positive) > 10 and max(positive) >= 1.5 * min(positive)
-
-
-@dataclass
-class Borders:
-    """What masks show of the borders between their values or colours.
-
-    Attributes:
-        areas: Values and colours that [`find_areas`] gives.
-        between: Number of pixels in greys between black and white.
-        ramps: How many of these have a darker and a lighter neighbour.
-    """
-
-    areas: set[Any] = field(default_factory=set)
-    between: int = 0
-    ramps: int = 0
-
-    def add(self, pixels: np.ndarray, values: Collection[Any]) -> None:
-        """Adds a mask (H, W) or (H, W, 3), in which these values or colours occur."""
-        if pixels.ndim == 2 and (pixels.dtype != np.uint8 or max(values, default=0) < 128 or set(values) <= {0, 255}):
-            return  # no soft borders
-        self.areas |= find_areas(pixels)
-        if pixels.ndim == 2:
-            padded = np.pad(pixels, 1, mode="edge")
-            neighbours = [padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]]
-            is_between = (pixels > 0) & (pixels < 255)
-            is_ramp = (np.minimum.reduce(neighbours) < pixels) & (np.maximum.reduce(neighbours) > pixels)
-            self.between += int(np.count_nonzero(is_between))
-            self.ramps += int(np.count_nonzero(is_between & is_ramp))
-
-
-def looks_smoothed(values: Collection[Any], borders: Borders) -> bool:
-    """Whether the values of masks may be black and white with soft borders.
-
-    These are many of 8 bits, up to both ends; or a few, as in masks that were reduced by 2 or 4: between 0 and 255, up
-    to light greys, none fills an area, and most of their pixels lie between a darker and a lighter one.
-    """
-    if not {0, 255} <= set(values) or max(values) > 255:
-        return False
-    between = set(values) - {0, 255}
-    is_thin = len(between) >= 2 and min(between) > 0 and max(between) >= 128 and between.isdisjoint(borders.areas)
-    is_ramp = is_thin and borders.ramps > borders.between / 2
-    return is_ramp or (len(values) > 32 and any(250 <= value < 255 for value in values))
 
 
 def find_areas(pixels: np.ndarray) -> set[Any]:
@@ -144,52 +163,43 @@ def palettes_differ(paths: Sequence[Path]) -> bool:
     return False
 
 
-def _count_all(
-    paths: Sequence[Path], mapping: Mapping[int, int] | None = None
-) -> tuple[Counter[Any], list[int | None], Borders]:
-    """The values or colours of masks, of each what [`count_objects`] gives, and their borders.
-
-    For `mapping` see [`get_mask_values`].
-    """
-    counts, num_objects, borders = Counter[Any](), list[int | None](), Borders()
-    color_modes = ("RGB", "RGBA", "P") if palettes_differ(paths) else ("RGB", "RGBA")
+def _survey_masks(paths: Sequence[Path], mapping: Mapping[int, int] | None = None) -> MaskSurvey:
+    """Reads masks as [`decode_mask`] does: with `mapping` where it is given, and else any values and colours."""
+    survey = MaskSurvey()
+    color_modes = (*COLOR_MODES, "P") if palettes_differ(paths) else COLOR_MODES
     for path in paths:
         mask = load_mask(path)
-        is_color = mask.image.mode in color_modes
-        pixels = mask_colors(mask.image, path) if is_color else get_mask_values(mask, path, mapping)
-        mask_counts = count_values(pixels)
-        borders.add(pixels, mask_counts)
-        if mask.image.mode == "P" and is_color and mask.format != "GIF":  # whose order of colours means nothing
-            pixels = pixels[np.asarray(mask.image) != IGNORED][None]  # ignored, whatever its colour
-            mask_counts = count_values(pixels)
-        counts.update(mask_counts)
-        num_objects.append(count_objects(pixels, mask_counts))
-    return counts, num_objects, borders
+        pixels = read_pixels(mask, path, mapping, color_modes=color_modes)
+        # An index keeps this meaning, whatever its colour, but in a GIF, where the order means nothing.
+        keeps_ignored = mask.image.mode == "P" and pixels.ndim == 3 and mask.format != "GIF"
+        survey.add(pixels, is_ignored=np.asarray(mask.image) == IGNORED if keeps_ignored else None)
+    return survey
 
 
 def suggest_classes(paths: Sequence[Path]) -> str:
     """Suggests the content of `classes.json`, from the values or colours in at most 100 of the masks."""
     sampled_paths = paths[:: -(-len(paths) // 100)]
-    counts, num_objects, borders = _count_all(sampled_paths)
-    if set(counts) == {0, 1, 255}:  # the 1 may come from bilevel masks alone, whose white is 255 beside others
-        white_counts, *_ = _count_all(sampled_paths, {0: 0, 255: 1})
-        counts = white_counts if set(white_counts) == {0, 255} else counts
-    if number_objects(num_objects) and not looks_smoothed(counts, borders):
+    survey = _survey_masks(sampled_paths)
+    if set(survey.counts) == {0, 1, 255}:  # the 1 may come from bilevel masks alone, whose white is 255 beside others
+        white_survey = _survey_masks(sampled_paths, {0: 0, 255: 1})
+        survey = white_survey if set(white_survey.counts) == {0, 255} else survey
+    counts = survey.counts
+    if survey.number_objects:
         ignore = '"ignore_index": -1, ' if 255 in counts else ""  # 255 is an object
         return (
             "Each mask numbers its objects, from 1 on. To make one class of them, save this there, with your own "
             f'name:\n{{{ignore}"classes": [{{"id": 0, "name": "object"}}], "other_values": "object"}}'
         )
     values = sorted(counts, key=lambda value: value if isinstance(value, tuple) else (value,))
-    if not any(isinstance(value, tuple) for value in values) and looks_smoothed(values, borders):
+    if survey.are_smoothed:
+        if survey.has_colors:
+            return (
+                f"The masks hold {len(values)} colours, and most look like smoothed borders. Save the masks without "
+                'smoothing, or name the colours of the classes there and set "other_values": "ignore".'
+            )
         return (
             f"The masks hold {len(values)} values from 0 to 255. If their borders are smoothed, save them again with "
             "0 and 255 alone; if each object has an id of its own, set `other_values` to the name of their class."
-        )
-    if colors_look_smoothed([value for value in values if isinstance(value, tuple)], borders.areas):
-        return (
-            f"The masks hold {len(values)} colours, and most look like smoothed borders. Save the masks without "
-            'smoothing, or name the colours of the classes there and set "other_values": "ignore".'
         )
     class_values = [value for value in values if value != 255 or set(values) == {0, 255}]
     if len(class_values) > 255:  # too many for ids beside the ignore index 255

@@ -2,7 +2,7 @@
 
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -16,6 +16,7 @@ from .classes import Color
 from .image_io import BadFileError, Undecoded, damaged_error, file_name, format_list, is_array, open_image
 
 
+COLOR_MODES = ("RGB", "RGBA")  # Pillow's modes of masks in colour
 ColorMapping = Mapping[Color, int]
 Palettes = dict[int, tuple[Color, str]]  # the colour of each index of palette masks, and the file that has it so
 
@@ -73,24 +74,35 @@ def decode_mask(
             holds another id, or a value that is not in `mapping`.
     """
     mask, path = load_mask(path), file_name(path)
-    if mask.image.mode in ("RGB", "RGBA") and colors and not mask.is_lossy:
-        return _colors_to_ids(mask_colors(mask.image, path), colors, path, num_classes, ignore_index)
-    values = get_mask_values(mask, path, mapping, colors, ignore_index, palettes)
-    unique_values = list(count_values(values))
-    if mapping is not None:
-        values = _map_values(values, unique_values, mapping, path)
-        unique_values = sorted({int(mapping[value]) for value in unique_values})
-    unknown = [value for value in unique_values if not 0 <= value < num_classes and value != ignore_index]
-    if unknown and other_id is not None:
-        values = replace_values(values, {value: other_id if value in unknown else value for value in unique_values})
-    elif unknown:
+    color_modes = COLOR_MODES if colors else ()
+    pixels = read_pixels(mask, path, mapping, colors, ignore_index, palettes, color_modes=color_modes)
+    counts = count_values(pixels)
+    known: Mapping[Any, int] | None = colors if pixels.ndim == 3 else mapping
+    ids = list(counts)
+    if known is not None:
+        unknown = [] if hasattr(known, "__missing__") else [value for value in counts if value not in known]
+        if unknown and colors and pixels.ndim == 3:
+            raise _unknown_color_error(path, unknown[0], counts[unknown[0]] / sum(counts.values()), colors)
+        if unknown:
+            raise BadFileError(
+                f"{path} holds the values {format_list(unknown, 10)}, which are not among the {len(known)} of the "
+                "mapping to class ids; add them to mask_values in classes.json; for a known data set, use the masks "
+                "from its archive",
+                path,
+            )
+        pixels = replace_values(pixels, {value: known[value] for value in counts})
+        ids = sorted({int(known[value]) for value in counts})
+    unknown_ids = [value for value in ids if not 0 <= value < num_classes and value != ignore_index]
+    if unknown_ids and other_id is not None:
+        pixels = replace_values(pixels, {value: other_id if value in unknown_ids else value for value in ids})
+    elif unknown_ids:
         raise BadFileError(
-            f"{path} holds the ids {format_list(unknown, 10)}, but classes.json has the ids 0..{num_classes - 1} and "
-            f'ignore_index {ignore_index}; add the classes to classes.json, give its classes "mask_values", or '
+            f"{path} holds the ids {format_list(unknown_ids, 10)}, but classes.json has the ids 0..{num_classes - 1} "
+            f'and ignore_index {ignore_index}; add the classes to classes.json, give its classes "mask_values", or '
             "change these pixels to known ids",
             path,
         )
-    return values.astype(_mask_dtype(num_classes, ignore_index))
+    return pixels.astype(np.uint8 if num_classes <= 256 and 0 <= ignore_index <= 255 else np.int32)
 
 
 def load_mask(file: str | Path | Undecoded) -> DecodedMask:
@@ -169,20 +181,25 @@ def check_lossless(mask: DecodedMask, path: str | Path) -> None:
         raise BadFileError(f"{path} is {kind}, which changes class ids; save the mask as PNG", path)
 
 
-def get_mask_values(
+def read_pixels(
     mask: DecodedMask,
     path: str | Path,
     mapping: Mapping[int, int] | None = None,
     colors: ColorMapping | None = None,
     ignore_index: int = 255,
     palettes: Palettes | None = None,
+    *,
+    color_modes: Collection[str] = (),
 ) -> np.ndarray:
-    """The values (H, W) of a greyscale, bilevel or palette mask; for the arguments see [`decode_mask`].
+    """The values (H, W) of a greyscale, bilevel or palette mask, or the colours (H, W, 3) of one in `color_modes`.
 
-    Raises a `BadFileError` for other modes, lossy compression, and a GIF of colours that belong to no class.
+    For the other arguments see [`decode_mask`]. Raises a `BadFileError` for other modes, lossy compression, and a GIF
+    of colours that belong to no class.
     """
     check_lossless(mask, path)
     image, file_format, white_level, _ = mask
+    if image.mode in color_modes:
+        return mask_colors(image, path)
     values = np.array(image)
     if image.mode == "F" and np.isfinite(values).all() and (values == np.rint(values)).all():
         values = values.astype(np.int32)  # labels of ImageJ, which has no integers of 32 bits
@@ -325,10 +342,6 @@ def _pack_colors(colors: np.ndarray) -> np.ndarray:
     return colors.astype(np.int32) @ np.array([65536, 256, 1], dtype=np.int32)
 
 
-def _mask_dtype(num_classes: int, ignore_index: int) -> type[np.generic]:
-    return np.uint8 if num_classes <= 256 and 0 <= ignore_index <= 255 else np.int32
-
-
 def _unknown_color_error(path: str | Path, color: Color, fraction: float, colors: ColorMapping) -> BadFileError:
     nearest = min(colors, key=lambda known: sum((a - b) ** 2 for a, b in zip(known, color, strict=True)))
     return BadFileError(
@@ -337,27 +350,3 @@ def _unknown_color_error(path: str | Path, color: Color, fraction: float, colors
         'the colour to classes.json, or set "other_values": "ignore" there',
         path,
     )
-
-
-def _colors_to_ids(
-    pixels: np.ndarray, colors: ColorMapping, path: str, num_classes: int, ignore_index: int
-) -> np.ndarray:
-    """Class ids of a mask in colour, as `decode_mask` gives them."""
-    counts = count_values(pixels)
-    for color, count in counts.items():
-        if color not in colors and not hasattr(colors, "__missing__"):
-            raise _unknown_color_error(path, color, count / sum(counts.values()), colors)
-    ids = replace_values(pixels, {color: colors[color] for color in counts})
-    return ids.astype(_mask_dtype(num_classes, ignore_index))
-
-
-def _map_values(values: np.ndarray, unique_values: list[int], mapping: Mapping[int, int], path: str) -> np.ndarray:
-    unknown = [] if hasattr(mapping, "__missing__") else [value for value in unique_values if value not in mapping]
-    if unknown:
-        raise BadFileError(
-            f"{path} holds the values {format_list(unknown, 10)}, which are not among the {len(mapping)} of the "
-            "mapping to class ids; add them to mask_values in classes.json; for a known data set, use the masks from "
-            "its archive",
-            path,
-        )
-    return replace_values(values, {value: mapping[value] for value in unique_values})

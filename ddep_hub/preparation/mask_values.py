@@ -11,27 +11,19 @@ from PIL import Image
 
 from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.image_io import BadFileError, open_image
-from ddep_hub.data.mask_inspection import (
-    IGNORED,
-    Borders,
-    colors_look_smoothed,
-    count_objects,
-    looks_smoothed,
-    number_objects,
-    palettes_differ,
-)
+from ddep_hub.data.mask_inspection import IGNORED, MaskSurvey, palettes_differ
 from ddep_hub.data.masks import (
     DecodedMask,
     check_lossless,
     count_values,
-    get_mask_values,
     load_mask,
     mask_colors,
+    read_pixels,
     replace_values,
 )
 from ddep_hub.tiff import read_nodata_tag
 
-from .image_files import read_image_file
+from .image_files import RawImage, read_image_file
 
 
 _BLACK_VALUES: set[Any] = {0, (0, 0, 0)}
@@ -49,8 +41,6 @@ class MaskReader:
         as_colors: Read colours that are all grey as colours.
         palettes_as_colors: Read a palette as colours.
         in_alpha: Read the alpha channel, as 0 and 255; 0 where there is none.
-        number_objects: See [`number_objects`].
-        are_smoothed: See [`looks_smoothed`] and [`colors_look_smoothed`].
         nodata: Values of pixels without data, as TIFFs state them, that are not 0.
     """
 
@@ -58,39 +48,44 @@ class MaskReader:
     as_colors: bool = False
     palettes_as_colors: bool = False
     in_alpha: bool = False
-    number_objects: bool = False
-    are_smoothed: bool = False
     nodata: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         self.as_colors = self.as_colors or (self.table is not None and self.table.mask_colors is not None)
 
-    def collect_values(self, masks: Sequence[tuple[Path, int | None]]) -> set[Any]:
+    def survey(self, masks: Sequence[tuple[Path, int | None]]) -> MaskSurvey:
         """The values or colours of all `masks`, each a file and its page (`None` for a file that is one mask).
 
-        Raises a ValueError if some masks are in colour and others are not.
+        Decides how they are read. Raises a ValueError if some masks are in colour and others are not.
         """
         nodata = {read_nodata_tag(path) for path in {path for path, _ in masks}}
         self.nodata = frozenset(int(value) for value in nodata if value and value.is_integer())  # not infinity or NaN
         self.palettes_as_colors = palettes_differ([path for path, page in masks if page is None])
         self.as_colors = self.as_colors or self.palettes_as_colors
-        values = self._collect_values(masks)
-        if values == {0, 1, IGNORED} and self.table is None:  # the 1 may come from bilevel masks alone
+        survey = self._survey(masks)
+        if set(survey.counts) == {0, 1, IGNORED} and self.table is None:  # the 1 may come from bilevel masks alone
             reader = dataclasses.replace(self, table=_BLACK_AND_WHITE)
-            if reader._collect_values(masks) == {0, IGNORED}:
-                self.table, values = _BLACK_AND_WHITE, {0, IGNORED}
-        if values <= _BLACK_VALUES:
+            white_survey = reader._survey(masks)
+            if set(white_survey.counts) == {0, IGNORED}:
+                self.table, survey = _BLACK_AND_WHITE, white_survey
+        if set(survey.counts) <= _BLACK_VALUES:
             # Nothing is drawn, unless in the alpha channel.
             self.in_alpha = True
-            alpha_values = self._collect_values(masks)
-            self.in_alpha = alpha_values == {0, IGNORED}
-            values = alpha_values if self.in_alpha else values
-        if len({isinstance(value, tuple) for value in values}) > 1:
+            alpha_survey = self._survey(masks)
+            self.in_alpha = set(alpha_survey.counts) == {0, IGNORED}
+            survey = alpha_survey if self.in_alpha else survey
+        if len({isinstance(value, tuple) for value in survey.counts}) > 1:
             self.as_colors = self.palettes_as_colors = True  # some are black, or grey, as far as they show
-            values = self._collect_values(masks)
-        if len({isinstance(value, tuple) for value in values}) > 1:
+            survey = self._survey(masks)
+        if len({isinstance(value, tuple) for value in survey.counts}) > 1:
             raise ValueError("Some masks are in colour, others are not. Convert them to one kind.")
-        return values
+        return survey
+
+    def _survey(self, masks: Sequence[tuple[Path, int | None]]) -> MaskSurvey:
+        survey = MaskSurvey()
+        for path, page in masks:
+            survey.add(self.read(path, page), nodata=self.nodata)
+        return survey
 
     def read_ids(self, path: Path, page: int | None, mapping: Mapping[Any, int]) -> np.ndarray:
         """Class ids (H, W) of a mask, from its values or colours."""
@@ -98,52 +93,36 @@ class MaskReader:
         ids = replace_values(values, {value: mapping[value] for value in count_values(values)})
         return ids.astype(np.uint8) if 0 <= ids.min(initial=0) and ids.max(initial=0) < 256 else ids
 
-    def _collect_values(self, masks: Sequence[tuple[Path, int | None]]) -> set[Any]:
-        values, num_objects, borders = set[Any](), list[int | None](), Borders()
-        for path, page in masks:
-            pixels = self.read(path, page)
-            mask_values = count_values(pixels).keys()
-            values |= mask_values
-            num_objects.append(count_objects(pixels, mask_values - self.nodata))
-            borders.add(pixels, mask_values)
-        if any(isinstance(value, tuple) for value in values):
-            colors = [value for value in values if isinstance(value, tuple)]
-            self.are_smoothed = colors_look_smoothed(colors, borders.areas)
-        else:
-            self.are_smoothed = looks_smoothed(values, borders)
-        self.number_objects = number_objects(num_objects) and not self.are_smoothed
-        return values
-
     def read(self, path: Path, page: int | None) -> np.ndarray:
         """The values (H, W) or colours (H, W, 3) of a mask; raises a BadFileError if they cannot be determined."""
-        if page is not None:
-            picture = read_image_file(path, page, are_labels=True)
-        else:
+        if page is None:
             mask = load_mask(path)
-            picture = mask.image
             if mask.format == "JPEG":
-                values = _binarize_jpeg(picture, path)
+                values = _binarize_jpeg(mask.image, path)
                 return np.zeros_like(values) if self.in_alpha else values
             check_lossless(mask, path)
-        table, color_modes = self.table, ("RGB", "P") if self.palettes_as_colors else ("RGB",)
-        known = () if table is None else (table.mask_mapping, table.mask_colors, table.ignore_index)
-        if isinstance(picture, Image.Image) and picture.mode in ("LA", "PA", "RGBA"):
-            alpha = np.asarray(picture.getchannel("A")).astype(np.int64)
+            picture: RawImage = mask.image
+        else:
+            picture = read_image_file(path, page, are_labels=True)
+            if isinstance(picture, Image.Image):
+                mask = DecodedMask(picture, "TIFF", None, is_lossy=False)
+        mode = picture.mode if isinstance(picture, Image.Image) else None
+        if mode in ("LA", "PA", "RGBA"):
+            alpha = np.asarray(mask.image.getchannel("A")).astype(np.int64)
             if self.in_alpha:
                 return np.where(2 * alpha > alpha.max(), IGNORED, 0)
-            pixels = mask_colors(picture.convert("RGBA"), path)
-            pixels = pixels[..., 0] if picture.mode == "LA" else pixels
-        elif isinstance(picture, Image.Image) and picture.mode in color_modes:
-            pixels = np.asarray(picture.convert("RGB"))
-        elif page is not None and isinstance(picture, Image.Image) and picture.mode in ("1", "P"):
-            pixels = get_mask_values(DecodedMask(picture, "TIFF", None, is_lossy=False), path, *known)
-        elif page is not None:
+            pixels = mask_colors(mask.image.convert("RGBA"), path)
+            pixels = pixels[..., 0] if mode == "LA" else pixels
+        elif page is None or mode in ("1", "P", "RGB"):
+            # As everywhere: bilevel, 2 and 4 bits, palettes.
+            table = self.table
+            known = () if table is None else (table.mask_mapping, table.mask_colors, table.ignore_index)
+            color_modes = ("RGB", "P") if self.palettes_as_colors else ("RGB",)
+            pixels = read_pixels(mask, path, *known, color_modes=color_modes)
+        else:
             pixels = np.asarray(picture)
             if pixels.ndim != 2 or (pixels.dtype.kind == "f" and (pixels != np.rint(pixels)).any()):
                 raise BadFileError(f"{path}, page {page}, is not a mask: save one whole number per pixel", path)
-        else:
-            # As everywhere: bilevel, 2 and 4 bits, palettes.
-            pixels = get_mask_values(mask, path, *known)
         if self.in_alpha:
             return np.zeros(pixels.shape[:2], np.int64)
         if pixels.ndim == 3:

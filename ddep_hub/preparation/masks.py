@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,18 +56,17 @@ def make_source(
             "channels"
         )
     reader = MaskReader(table)
-    mask_values = reader.collect_values([(mask, page) for *_, mask, page, _ in pages])
-    nodata = _find_nodata(reader, mask_values, table)
-    mask_values -= nodata
-    is_color = any(isinstance(value, tuple) for value in mask_values)
-    if table is None and reader.number_objects:
+    survey = reader.survey([(mask, page) for *_, mask, page, _ in pages])
+    nodata = _find_nodata(reader, survey.counts.keys(), table)
+    mask_values, is_color = survey.counts.keys() - nodata, survey.has_colors
+    if table is None and survey.number_objects:
         notes.append(
             "each mask numbers its objects, from 1 on, so all are read as one class. If the values are classes, name "
             "them with --classes"
         )
         mapping, classes = {value: int(value != 0) for value in mask_values}, object_classes(["object"])
     else:
-        mapping, classes = _make_classes(mask_values, table, is_color, reader.are_smoothed)
+        mapping, classes = _make_classes(mask_values, table, is_color, survey.are_smoothed)
         if table is None and not is_color and IGNORED in mask_values and len(mask_values) > 2:
             notes.append(
                 f"{IGNORED} is read as pixels to ignore. If it is a class, name it with --classes and mask_values"
@@ -92,7 +91,7 @@ def make_source(
     return Source(kind, classes, examples, notes, has_values=not is_color)
 
 
-def _find_nodata(reader: MaskReader, mask_values: set[Any], table: ClassTable | None) -> set[int]:
+def _find_nodata(reader: MaskReader, mask_values: Set[Any], table: ClassTable | None) -> set[int]:
     """Which values mean pixels without data: those that the masks state, unless they are a class."""
     found = {value for value in mask_values & reader.nodata if table is None or value not in _known_ids(table)}
     # 255 is ignored anyway, unless it is the object of a binary mask.
