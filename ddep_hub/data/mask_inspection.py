@@ -12,7 +12,8 @@ import numpy as np
 
 from .classes import Color
 from .image_io import is_array, open_image
-from .masks import COLOR_MODES, count_values, load_mask, palette_colors, read_pixels
+from .mask_files import load_mask, palette_colors
+from .masks import COLOR_MODES, count_values, read_pixels
 
 
 # Means no class, as in most data sets.

@@ -11,16 +11,9 @@ from PIL import Image
 
 from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.image_io import BadFileError, open_image
+from ddep_hub.data.mask_files import DecodedMask, check_lossless, load_mask, mask_colors
 from ddep_hub.data.mask_inspection import IGNORED, MaskSurvey, palettes_differ
-from ddep_hub.data.masks import (
-    DecodedMask,
-    check_lossless,
-    count_values,
-    load_mask,
-    mask_colors,
-    read_pixels,
-    replace_values,
-)
+from ddep_hub.data.masks import count_values, read_pixels, replace_values
 from ddep_hub.tiff import read_nodata_tag
 
 from .image_files import RawImage, read_image_file
