@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from ddep_hub.utils.files import is_url
 
-from .hub_loading import (
+from .hf_datasets import (
     HUB_PREFIX,
     describes_images,
     holds_dataset,

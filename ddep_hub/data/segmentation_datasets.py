@@ -14,7 +14,7 @@ from ddep_hub.image_conversion import ORIENTATIONS, warn_once
 
 from .classes import ClassTable, class_colors
 from .folders import DEFAULT_OPTIONS, FolderOptions, is_mask_folder, unpacked_root
-from .hub_loading import load_split, local_fingerprint, make_undecoded_sample, select_undecoded
+from .hf_datasets import load_split, local_fingerprint, make_undecoded_sample, select_undecoded
 from .image_io import BadFileError, decode_image, format_list, read_header
 from .layouts import find_layout, find_splits, split_files
 from .masks import Palettes, decode_mask

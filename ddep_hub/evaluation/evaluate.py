@@ -14,7 +14,7 @@ from torch import nn
 
 from ddep_hub.data.classes import ClassTable, ordered_names
 from ddep_hub.data.image_io import format_list, lift_size_limit
-from ddep_hub.data.loading import dataset_summary, open_split
+from ddep_hub.data.labelled_data import dataset_summary, open_split
 from ddep_hub.data.preprocessing import EvalTransform, Normalize, warn_about_scale
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.data.splits import evenly_spaced, read_split_file

@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from ddep_hub.configuration_ddep import PREDICTED, DDePConfig
 from ddep_hub.data.dataset_registry import find_dataset_by_classes
-from ddep_hub.data.hub_loading import HUB_PREFIX, parse_hub_name
+from ddep_hub.data.hf_datasets import HUB_PREFIX, parse_hub_name
 from ddep_hub.encoder_weights import encoder_license, encoder_repository
 from ddep_hub.evaluation.denoising import REFERENCES
 from ddep_hub.evaluation.metrics import METRICS

@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 
 from ddep_hub.data.dataloading import AugmentedDataset, PairedDataset, compute_fingerprint, train_dataloader
 from ddep_hub.data.image_datasets import images_fingerprint
-from ddep_hub.data.loading import dataset_summary
+from ddep_hub.data.labelled_data import dataset_summary
 from ddep_hub.data.preprocessing import (
     EvalTransform,
     Normalize,

@@ -7,7 +7,7 @@ from ddep_hub.data.dataloading import bad_file_path
 from ddep_hub.data.folders import match_split
 from ddep_hub.data.image_datasets import ImageFolder, MapSource, ShardedImages, open_images
 from ddep_hub.data.image_io import BadFileError
-from ddep_hub.data.loading import open_split
+from ddep_hub.data.labelled_data import open_split
 from ddep_hub.data.segmentation_datasets import SegmentationDataset, SegmentationFolder
 from ddep_hub.data.splits import choose_labelled, choose_validation, extract_groups, find_copies, read_split_file
 from ddep_hub.data.statistics import ClassStatistics, check_classes, warn_about_mixed_values

@@ -7,10 +7,10 @@ from PIL import Image
 
 from ddep_hub.data.arguments import LabelledDataArguments
 from ddep_hub.data.classes import ClassTable, write_class_table
-from ddep_hub.data.hub_loading import stream_shards, stream_split
+from ddep_hub.data.hf_datasets import stream_shards, stream_split
 from ddep_hub.data.image_datasets import HubImages, ShardedImages
 from ddep_hub.data.image_io import BadFileError, decode_image
-from ddep_hub.data.loading import open_split
+from ddep_hub.data.labelled_data import open_split
 from ddep_hub.data.segmentation_datasets import HubSegmentation
 
 

@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 
-from ddep_hub.data import hub_loading as opening
+from ddep_hub.data import hf_datasets
 from ddep_hub.data import image_datasets as image_sources
 from ddep_hub.data.image_datasets import (
     HubImages,
@@ -112,7 +112,7 @@ def test_what_cannot_be_opened_is_told(places):
 
 
 def test_urls_need_a_package(monkeypatch):
-    monkeypatch.setattr(opening, "find_spec", lambda name: None)
+    monkeypatch.setattr(hf_datasets, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install aiohttp"):
         open_images(["https://example.com/train-{0..3}.tar"])
 
@@ -148,7 +148,7 @@ def test_metadata_beside_photos_do_not_take_their_place(tmp_path, jpeg):
         (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
     datasets.Dataset.from_dict({"file_name": ["0.jpg"]}).to_parquet(str(tmp_path / "metadata.parquet"))
     (tmp_path / "state.json").write_text("{}")  # of a program of the user's
-    assert not opening.is_saved(str(tmp_path))
+    assert not hf_datasets.is_saved(str(tmp_path))
     (source,) = open_images([str(tmp_path)])
     assert isinstance(source, ImageFolder) and len(source) == 3
     (tmp_path / "empty.parquet").touch()

@@ -13,7 +13,7 @@ from ddep_hub.data.arguments import LabelledDataArguments
 from ddep_hub.data.folders import FolderOptions
 from ddep_hub.data.image_datasets import ImageFolder
 from ddep_hub.data.image_io import BadFileError, decode_image
-from ddep_hub.data.loading import open_split
+from ddep_hub.data.labelled_data import open_split
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
 
 

@@ -8,7 +8,7 @@ from ddep_hub.utils.files import resolve_data
 from .arguments import LabelledDataArguments
 from .classes import read_class_table
 from .folders import FolderOptions, find_split_folders
-from .hub_loading import HUB_PREFIX, holds_dataset, parse_hub_name
+from .hf_datasets import HUB_PREFIX, holds_dataset, parse_hub_name
 from .layouts import find_layout
 from .listed_pairs import PAIRS
 from .segmentation_datasets import HubSegmentation, SegmentationDataset, SegmentationFolder
