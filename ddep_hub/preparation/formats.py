@@ -11,8 +11,9 @@ from ddep_hub.data.layouts import find_layout
 from ddep_hub.data.listed_pairs import PAIRS
 
 from .coco import is_coco, read_coco
+from .cvat import read_cvat
 from .label_studio import is_label_studio, read_label_studio
-from .labelme_cvat import is_labelme, read_cvat, read_labelme
+from .labelme import is_labelme, read_labelme
 from .mask_folders import read_folder
 from .masks import read_object_folders, read_roboflow_masks, read_stacks
 from .source import Source, pluralize, read_json, read_json_files

@@ -1,4 +1,7 @@
-"""Label Studio's export "JSON": tasks, each with an image and the annotations of one or several people."""
+"""Label Studio's export "JSON": tasks, each with an image and the annotations of one or several people.
+
+It is read without label-studio-sdk, which brings a web client.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
