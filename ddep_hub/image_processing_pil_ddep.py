@@ -26,7 +26,6 @@ from transformers.processing_utils import ImagesKwargs
 
 from .configuration_ddep import resolve_name, suggest_shipped_models
 from .image_conversion import (
-    apply_orientation,
     channels_first,
     extract_channels,
     read_channels,
@@ -34,6 +33,7 @@ from .image_conversion import (
     to_rgb,
     validate_channel_order,
 )
+from .orientation import apply_orientation
 from .segmentation import class_logits, validate_target_sizes
 from .tiff import is_misread_by_pillow, num_pages
 

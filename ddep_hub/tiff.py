@@ -10,19 +10,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
+from .orientation import make_upright
 
-# EXIF orientation to (transposed, mirrored left-right, mirrored top-bottom): how the stored image differs from the
-# upright one, whose transposition comes last when it is made upright.
-ORIENTATIONS = {
-    1: (False, False, False),
-    2: (False, True, False),
-    3: (False, True, True),
-    4: (False, False, True),
-    5: (True, False, False),
-    6: (True, False, True),
-    7: (True, True, True),
-    8: (True, True, False),
-}
+
 # Of the tag NewSubfileType: 1 is a reduced copy, 4 a mask of valid pixels. Such pages are no images of their own.
 COPY_OR_MASK = 5
 # What the values of a pixel are, by the tag PhotometricInterpretation.
@@ -229,14 +219,3 @@ def read_tiff(
         values = ~values
     # Rows and columns are Y and X; the third axis, of samples, channels or pages, stands before or behind them.
     return values, None if len(axes) != 3 else (-1 if axes[0] == "Y" else 0), nodata
-
-
-def make_upright(values: np.ndarray, axes: str, orientation: int) -> np.ndarray:
-    """Turns values, whose rows and columns are the axes Y and X, as an EXIF orientation says."""
-    if not ("Y" in axes and "X" in axes):
-        return values
-    rows, columns = axes.index("Y"), axes.index("X")
-    is_transposed, left_right, top_bottom = ORIENTATIONS.get(orientation, ORIENTATIONS[1])
-    values = np.flip(values, columns) if left_right else values
-    values = np.flip(values, rows) if top_bottom else values
-    return values.swapaxes(rows, columns) if is_transposed else values

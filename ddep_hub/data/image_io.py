@@ -16,13 +16,12 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ddep_hub.image_conversion import (
     ChannelImage,
-    apply_orientation,
     read_channels,
-    read_orientation,
     to_rgb,
     warn_about_dark_colors,
     warn_once,
 )
+from ddep_hub.orientation import apply_orientation, read_orientation
 from ddep_hub.tiff import has_tifffile, is_misread_by_pillow, is_reduced_by_pillow, looks_like_tiff, num_pages
 from ddep_hub.utils.threads import shared_attribute
 

@@ -8,7 +8,8 @@ from typing import IO, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from ddep_hub.image_conversion import apply_orientation, warn_once
+from ddep_hub.image_conversion import warn_once
+from ddep_hub.orientation import apply_orientation
 from ddep_hub.tiff import has_inverted_labels, is_reduced_by_pillow, num_pages
 
 from .classes import Color

@@ -10,7 +10,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 from torch.utils.data import Dataset
 
-from ddep_hub.image_conversion import ORIENTATIONS, warn_once
+from ddep_hub.image_conversion import warn_once
+from ddep_hub.orientation import ORIENTATIONS
 
 from .classes import ClassTable, class_colors
 from .folders import DEFAULT_OPTIONS, FolderOptions, is_mask_folder, unpacked_root

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from ddep_hub.image_conversion import ORIENTATIONS, read_orientation, turn_upright
+from ddep_hub.orientation import ORIENTATIONS, read_orientation, turn_upright
 
 from .image_io import Undecoded, decode_image, is_array, is_tiff, load_bytes, open_image
 from .preprocessing import AnyImage, Size, resize, to_tensor

@@ -25,10 +25,11 @@ from ddep_hub.data.image_io import BadFileError, format_list, lift_size_limit
 from ddep_hub.data.preprocessing import AnyImage, Normalize, resize_with_processor, warn_about_scale, warn_about_units
 from ddep_hub.data.synthetic import SCENE_CLASSES
 from ddep_hub.folding import example_images, fold_batch_norms
-from ddep_hub.image_conversion import ChannelImage, apply_orientation, channels_first, extract_channels, to_rgb
+from ddep_hub.image_conversion import ChannelImage, channels_first, extract_channels, to_rgb
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
+from ddep_hub.orientation import apply_orientation
 from ddep_hub.pretrained import load_model, load_processor, processor_for_encoder, with_image_size
 from ddep_hub.utils.arguments import build_arguments
 from ddep_hub.utils.files import check_not_file

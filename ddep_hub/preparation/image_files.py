@@ -20,7 +20,8 @@ from ddep_hub.data.image_io import (
     open_image,
 )
 from ddep_hub.evaluation.inference import window_positions
-from ddep_hub.image_conversion import ChannelImage, apply_orientation, to_rgb
+from ddep_hub.image_conversion import ChannelImage, to_rgb
+from ddep_hub.orientation import apply_orientation
 from ddep_hub.tiff import (
     COPY_OR_MASK,
     GDAL_NODATA,

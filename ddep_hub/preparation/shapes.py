@@ -11,8 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ddep_hub.data.image_io import is_tiff, open_image
-from ddep_hub.image_conversion import read_orientation
-from ddep_hub.tiff import make_upright
+from ddep_hub.orientation import make_upright, read_orientation
 
 from .image_files import image_size, read_image_file
 

@@ -133,7 +133,8 @@ def test_the_package_imports_no_training_library():
                 modules = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
                 assert node.level <= 1, f"{file.name} imports from outside ddep_hub.data"
-                own = ("ddep_hub.data.", "ddep_hub.utils.", "ddep_hub.image_conversion", "ddep_hub.tiff")
+                modules_beside = ("image_conversion", "orientation", "tiff")
+                own = ("ddep_hub.data.", "ddep_hub.utils.", *(f"ddep_hub.{name}" for name in modules_beside))
                 is_own = node.level or node.module.startswith(own)
                 modules = [] if is_own else [node.module]
             else:
