@@ -35,10 +35,8 @@ from .image_conversion import (
 )
 from .orientation import apply_orientation
 from .segmentation import class_logits, validate_target_sizes
+from .segmentation_maps import flatten, list_maps, reduce_labels, resize_nearest, to_class_ids
 from .tiff import is_misread_by_pillow, num_pages
-
-
-IGNORE_INDEX = 255
 
 
 class DDePImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -142,7 +140,7 @@ class DDePImageProcessorMixin:
 
     def _process_labels(self, maps: Any, images: Any, pixel_values: Any, layout: Any, **kwargs: Any) -> list[Any]:
         """Checks maps against their images, and gives them the sizes of the processed ones."""
-        maps, images = _list_maps(maps), _flatten(images)
+        maps, images = list_maps(maps), flatten(images)
         if len(maps) != len(pixel_values):
             raise ValueError(
                 f"{len(pixel_values)} image(s) came with {len(maps)} segmentation map(s): pass one map per image, "
@@ -150,16 +148,16 @@ class DDePImageProcessorMixin:
             )
         labels = []
         for index, (segmentation_map, image, pixels) in enumerate(zip(maps, images, pixel_values, strict=True)):
-            class_ids, size = _to_class_ids(segmentation_map, index), _image_size(image, layout)
+            class_ids, size = to_class_ids(segmentation_map, index), _image_size(image, layout)
             if class_ids.shape != size:
                 raise ValueError(
                     f"Segmentation map {index} is {class_ids.shape[0]}x{class_ids.shape[1]} (height x width), but its "
                     f"image is {size[0]}x{size[1]}. They must agree."
                 )
             if kwargs.get("do_resize", self.do_resize):
-                class_ids = _resize_nearest(class_ids, *pixels.shape[-2:])
+                class_ids = resize_nearest(class_ids, *pixels.shape[-2:])
             if kwargs.get("do_reduce_labels", self.do_reduce_labels):
-                class_ids = _reduce_labels(class_ids)
+                class_ids = reduce_labels(class_ids)
             # On the image's device, for a processor that runs on a GPU (`device="cuda"`).
             is_tensor = isinstance(pixels, torch.Tensor)
             labels.append(torch.from_numpy(class_ids).to(pixels.device) if is_tensor else class_ids)
@@ -338,64 +336,6 @@ def _image_size(image: Any, layout: Any) -> tuple[int, int]:
     if isinstance(image, Image.Image):
         return image.height, image.width
     return get_image_size(image, channel_dim=_infer_layout(image, layout))
-
-
-def _flatten(items: Any) -> list[Any]:
-    """Lists one item, or those of a sequence, also a nested one, as transformers does with images."""
-    if not isinstance(items, (list, tuple)):
-        return [items]
-    return [item for entry in items for item in (entry if isinstance(entry, (list, tuple)) else [entry])]
-
-
-def _list_maps(maps: Any) -> list[Any]:
-    """Lists the maps of an argument: a single map, a batch as one array, or a sequence, see [`_flatten`]."""
-    if isinstance(maps, (list, tuple)):
-        return _flatten(maps)
-    is_batch = not isinstance(maps, Image.Image) and getattr(maps, "ndim", 2) == 3 and maps.shape[-1] != 1
-    return list(maps) if is_batch else [maps]
-
-
-def _to_class_ids(segmentation_map: Any, index: int) -> np.ndarray:
-    """Turns one map into int64 class ids `(height, width)`; `index` names it in errors."""
-    if isinstance(segmentation_map, torch.Tensor):
-        segmentation_map = segmentation_map.cpu().numpy()
-    elif not isinstance(segmentation_map, (np.ndarray, Image.Image)):
-        kind = type(segmentation_map).__name__
-        raise ValueError(f"Segmentation map {index} is a {kind}: pass a PIL image, an array or a tensor.")
-    array = np.asarray(
-        apply_orientation(segmentation_map) if isinstance(segmentation_map, Image.Image) else segmentation_map
-    )
-    if array.ndim == 3 and 1 in (array.shape[0], array.shape[-1]):
-        array = array[0] if array.shape[0] == 1 else array[..., 0]
-    if array.ndim != 2:
-        raise ValueError(
-            f"Segmentation map {index} has shape {array.shape}: it needs one class id per pixel, (height, width). "
-            "Convert colour-coded masks to ids first."
-        )
-    class_ids = array.astype(np.int64)
-    if np.issubdtype(array.dtype, np.floating) and not np.array_equal(class_ids, array):
-        raise ValueError(
-            f"Segmentation map {index} holds fractions ({array.min():g} to {array.max():g}), not class ids: it looks "
-            "rescaled or interpolated."
-        )
-    return class_ids
-
-
-def _resize_nearest(class_ids: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes `(height, width)` ids by the nearest pixel centre, in whole numbers and so without rounding errors."""
-    old_height, old_width = class_ids.shape
-    rows = (2 * np.arange(height) + 1) * old_height // (2 * height)
-    columns = (2 * np.arange(width) + 1) * old_width // (2 * width)
-    return class_ids[rows[:, None], columns]
-
-
-def _reduce_labels(class_ids: np.ndarray) -> np.ndarray:
-    """Drops class 0: it becomes 255, 255 stays, other ids go down by one."""
-    if class_ids.max(initial=0) > IGNORE_INDEX:
-        raise ValueError(
-            f"do_reduce_labels ignores id {IGNORE_INDEX}, so ids must not exceed it. Reduce the maps yourself."
-        )
-    return np.where((class_ids == 0) | (class_ids == IGNORE_INDEX), IGNORE_INDEX, class_ids - 1)
 
 
 __all__ = ["DDePImageProcessorKwargs", "DDePImageProcessorPil"]
