@@ -20,7 +20,8 @@ import numpy as np
 
 import ddep_hub
 from ddep_hub.cli import explain_mistakes
-from ddep_hub.data.classes import colorize, read_class_table
+from ddep_hub.data.class_files import read_class_table
+from ddep_hub.data.classes import colorize
 from ddep_hub.data.image_io import IMAGE_EXTENSIONS, decode_image
 from ddep_hub.data.masks import decode_mask
 from ddep_hub.data.synthetic import SCENE_CLASSES, write_scenes

@@ -13,7 +13,7 @@ import ddep_hub
 from ddep_hub import DDePConfig, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub import export as exporting
 from ddep_hub.cli import main
-from ddep_hub.data.classes import write_class_table
+from ddep_hub.data.class_files import write_class_table
 from ddep_hub.data.image_io import BadFileError, decode_image, list_images
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.statistics import channel_statistics, folder_statistics

@@ -13,7 +13,8 @@ from transformers import pipeline
 
 import ddep_hub
 from ddep_hub import DDePForSemanticSegmentation, DDePImageProcessor
-from ddep_hub.data.classes import ClassTable, read_class_table, write_class_table
+from ddep_hub.data.class_files import read_class_table, write_class_table
+from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.masks import decode_mask
 from ddep_hub.data.statistics import ClassStatistics, check_classes

@@ -6,7 +6,7 @@ from ddep_hub.data.synthetic import embedded_scenes
 from ddep_hub.utils.files import resolve_data
 
 from .arguments import LabelledDataArguments
-from .classes import read_class_table
+from .class_files import read_class_table
 from .folders import FolderOptions, find_split_folders
 from .hf_datasets import HUB_PREFIX, holds_dataset, parse_hub_name
 from .layouts import find_layout

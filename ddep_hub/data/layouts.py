@@ -22,7 +22,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .classes import ClassTable, read_class_table
+from .class_files import read_class_table
+from .classes import ClassTable
 from .dataset_registry import get_dataset_info, list_datasets
 from .folders import DEFAULT_OPTIONS, FolderOptions, SplitFolders, canonical_split, find_split_folders, match_split
 from .generated_files import exclude_generated

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ddep_hub.data.classes import ClassTable, write_class_table
+from ddep_hub.data.class_files import write_class_table
+from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.folders import FolderOptions, canonical_split
 from ddep_hub.data.image_io import BadFileError, format_list, is_array, lift_size_limit
 from ddep_hub.data.splits import choose_validation, evenly_spaced, extract_groups, parse_fraction

@@ -22,7 +22,8 @@ from PIL import Image
 import ddep_hub
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.cli import COMMANDS, commands, explain_mistakes, format_error, main
-from ddep_hub.data.classes import ClassTable, class_colors, write_class_table
+from ddep_hub.data.class_files import write_class_table
+from ddep_hub.data.classes import ClassTable, class_colors
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene

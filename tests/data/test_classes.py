@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import ddep_hub.data.classes as classes_module
-from ddep_hub.data.classes import ClassTable, class_colors, colorize, read_class_table, write_class_table
+from ddep_hub.data.class_files import read_class_table, write_class_table
+from ddep_hub.data.classes import ClassTable, class_colors, colorize
 
 
 def write(folder, content):

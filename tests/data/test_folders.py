@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from ddep_hub.data import folders
-from ddep_hub.data.classes import ClassTable, class_colors, read_class_table
+from ddep_hub.data.class_files import read_class_table
+from ddep_hub.data.classes import ClassTable, class_colors
 from ddep_hub.data.folders import FolderOptions
 from ddep_hub.data.pairing import match_names, pair_files
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits

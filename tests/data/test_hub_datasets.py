@@ -6,7 +6,8 @@ from launching import run
 from PIL import Image
 
 from ddep_hub.data.arguments import LabelledDataArguments
-from ddep_hub.data.classes import ClassTable, write_class_table
+from ddep_hub.data.class_files import write_class_table
+from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.hf_datasets import stream_shards, stream_split
 from ddep_hub.data.image_datasets import HubImages, ShardedImages
 from ddep_hub.data.image_io import BadFileError, decode_image

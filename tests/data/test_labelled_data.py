@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from ddep_hub.data.arguments import LabelledDataArguments
-from ddep_hub.data.classes import write_class_table
+from ddep_hub.data.class_files import write_class_table
 from ddep_hub.data.labelled_data import open_split
 from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene
 

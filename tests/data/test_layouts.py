@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddep_hub.data.classes import write_class_table
+from ddep_hub.data.class_files import write_class_table
 from ddep_hub.data.dataset_registry import get_dataset_info
 from ddep_hub.data.folders import FolderOptions
 from ddep_hub.data.image_io import BadFileError

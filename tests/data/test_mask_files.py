@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from ddep_hub.data.classes import read_class_table
+from ddep_hub.data.class_files import read_class_table
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.mask_inspection import suggest_classes
 from ddep_hub.data.masks import decode_mask

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from ddep_hub import image_conversion
-from ddep_hub.data.classes import ClassTable, read_class_table, write_class_table
+from ddep_hub.data.class_files import read_class_table, write_class_table
+from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.statistics import ClassStatistics, check_classes, warn_about_mixed_values

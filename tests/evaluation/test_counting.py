@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from ddep_hub import DDePForSemanticSegmentation, DDePImageProcessor
-from ddep_hub.data.classes import write_class_table
+from ddep_hub.data.class_files import write_class_table
 from ddep_hub.data.preprocessing import EvalTransform
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.synthetic import SCENE_CLASSES, render_scene

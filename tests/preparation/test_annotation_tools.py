@@ -8,7 +8,7 @@ import pytest
 from annotated_sources import HEIGHT, LARGE, SMALL, TRUTH, WIDTH, check, coco, corners, masks_of, put_images
 
 import ddep_hub
-from ddep_hub.data.classes import read_class_table
+from ddep_hub.data.class_files import read_class_table
 from ddep_hub.preparation.coco import _decode_counts, is_coco
 from ddep_hub.preparation.labelme import is_labelme
 from ddep_hub.preparation.source import read_json_files

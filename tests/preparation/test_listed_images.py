@@ -11,7 +11,7 @@ from annotated_sources import HEIGHT, LARGE, NAMES, SMALL, TRUTH, WIDTH, coco, c
 from PIL import Image
 
 import ddep_hub
-from ddep_hub.data.classes import read_class_table
+from ddep_hub.data.class_files import read_class_table
 from ddep_hub.preparation.formats import read_source
 from ddep_hub.preparation.shapes import Shape, import_pycocotools, shapes_mask
 

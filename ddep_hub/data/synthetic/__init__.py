@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ddep_hub.data.classes import ClassTable, write_class_table
+from ddep_hub.data.class_files import write_class_table
+from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.samplers import example_seed
 from ddep_hub.utils.files import atomic_dir, cache_dir
 
