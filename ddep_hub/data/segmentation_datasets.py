@@ -58,24 +58,6 @@ def _check_header(mask: np.ndarray, image: Any, path: str, mask_path: str, chann
     return mask
 
 
-def check_sample(sample: Sample, classes: ClassTable, name: str) -> None:
-    """Checks a sample of a user's own dataset: `annotation` must be an array of the image's size and of class ids."""
-    image, mask = sample["image"], sample["annotation"]
-    if not isinstance(mask, np.ndarray):
-        raise TypeError(f"data: `annotation` of {name} is a {type(mask).__name__}. Give an array (height, width).")
-    if mask.shape != (image.height, image.width):
-        raise ValueError(
-            f"data: `annotation` of {name} has shape {mask.shape}, but its image {image.height}x{image.width}."
-        )
-    valid_ids = {*range(classes.num_classes), classes.ignore_index}
-    unknown = sorted(set(np.unique(mask).tolist()) - valid_ids)
-    if unknown:
-        raise ValueError(
-            f"data: `annotation` of {name} holds {format_list(unknown)}: class ids are 0 to {classes.num_classes - 1},"
-            f" and {classes.ignore_index} is ignored."
-        )
-
-
 class SizedDataset(Protocol):
     """What holds samples: a data set of this package, or any with a length and whole-number indices."""
 

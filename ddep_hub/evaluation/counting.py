@@ -3,14 +3,17 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.dataloading import init_worker, iterate_batches
-from ddep_hub.data.preprocessing import EvalTransform
-from ddep_hub.data.segmentation_datasets import HubSegmentation, SegmentationDataset, SegmentationFolder, check_sample
+from ddep_hub.data.image_io import format_list
+from ddep_hub.data.preprocessing import AnyImage, EvalTransform
+from ddep_hub.data.segmentation_datasets import HubSegmentation, Sample, SegmentationDataset, SegmentationFolder
 from ddep_hub.data.statistics import ClassStatistics
 from ddep_hub.utils.processes import sum_over_processes
 
@@ -95,6 +98,26 @@ def evaluate_segmentation(
     return count_pixels(model, dataset, transform, normalize, **kwargs).compute(dataset.classes.labels)
 
 
+def _check_sample(sample: Sample, classes: ClassTable, name: str) -> None:
+    """Checks a sample of a user's own dataset: `annotation` must be an array of the image's size and of class ids."""
+    image, mask = sample["image"], sample["annotation"]
+    if not isinstance(image, AnyImage):
+        raise TypeError(f"data: `image` of {name} is of type {type(image).__name__}. Give a PIL image.")
+    if not isinstance(mask, np.ndarray):
+        raise TypeError(f"data: `annotation` of {name} is a {type(mask).__name__}. Give an array (height, width).")
+    if mask.shape != (image.height, image.width):
+        raise ValueError(
+            f"data: `annotation` of {name} has shape {mask.shape}, but its image {image.height}x{image.width}."
+        )
+    valid_ids = {*range(classes.num_classes), classes.ignore_index}
+    unknown = sorted(set(np.unique(mask).tolist()) - valid_ids)
+    if unknown:
+        raise ValueError(
+            f"data: `annotation` of {name} holds {format_list(unknown)}: class ids are 0 to {classes.num_classes - 1},"
+            f" and {classes.ignore_index} is ignored."
+        )
+
+
 class _TransformedDataset(Dataset[dict[str, torch.Tensor]]):
     """The samples of a dataset under a transform."""
 
@@ -104,7 +127,7 @@ class _TransformedDataset(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         sample = self.dataset[index]
         if not isinstance(self.dataset, SegmentationFolder | HubSegmentation):  # which have checked them
-            check_sample(sample, self.dataset.classes, self.dataset.sample_ids[index])
+            _check_sample(sample, self.dataset.classes, self.dataset.sample_ids[index])
         return self.transform(sample)
 
 

@@ -93,6 +93,10 @@ def evaluate(
         return run_evaluation(
             arguments,
             model=None if isinstance(model, str | Path) else model,
+    if not (data is None or isinstance(data, str | Path)) and len(data.sample_ids) < len(data):
+        raise ValueError(
+            f"data: it has {len(data)} items, but {len(data.sample_ids)} sample_ids. Give each item its own."
+        )
             dataset=None if data is None or isinstance(data, str | Path) else data,
             processor=processor,
         )

@@ -22,6 +22,7 @@ from transformers import CLIPImageProcessor, SegformerImageProcessor
 
 import ddep_hub
 from ddep_hub import DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor, image_conversion
+from ddep_hub.data.classes import ClassTable, class_colors
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.synthetic import SCENE_CLASSES
@@ -572,6 +573,22 @@ def test_samples_of_a_dataset_object_are_checked(annotation, error, message, fol
     Own.classes = ["sky"]
     with pytest.raises(TypeError, match=r"data: its `classes` is a list\. Give a ddep_hub\.data\.classes\.ClassTable"):
         ddep_hub.evaluate(folder, Own())
+
+
+def test_items_of_a_dataset_object_are_pictures_with_a_name_each(model_of):
+    class Own(list):
+        classes, sample_ids = ClassTable(tuple("xyz"), class_colors(3)), ["a"]
+
+    mask = np.zeros((48, 64), np.uint8)
+    data = Own([{"image": np.zeros((48, 64, 3), np.uint8), "annotation": mask}])
+    model, processor = model_of(3), DDePImageProcessor(do_resize=False)
+    with pytest.raises(TypeError, match=r"^data: `image` of a is of type ndarray\. Give a PIL image\.$"):
+        ddep_hub.evaluate(model, data, processor=processor)
+    data = Own([{"image": Image.new("RGB", (64, 48)), "annotation": mask}] * 2)
+    with pytest.raises(ValueError, match=r"^data: it has 2 items, but 1 sample_ids\. Give each item its own\.$"):
+        ddep_hub.evaluate(model, data, processor=processor)
+    data.sample_ids = ["a", "b"]
+    assert ddep_hub.evaluate(model, data, processor=processor)["images"] == 2
 
 
 @pytest.mark.parametrize(
