@@ -78,7 +78,7 @@ def count_pixels(
             if on_prediction is not None:
                 for image in predicted:
                     on_prediction(next(remaining), image)
-    if accelerator is not None:
+    if accelerator is not None and world_size > 1:
         matrix.counts = accelerator.reduce(matrix.counts, "sum")
         if boundary is not None:
             boundary.counts = accelerator.reduce(boundary.counts, "sum")

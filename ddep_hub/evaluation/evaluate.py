@@ -24,7 +24,13 @@ from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.pretrained import load_model
 from ddep_hub.utils.arguments import build_arguments
 from ddep_hub.utils.files import atomic_write, check_not_file, explain_write_errors
-from ddep_hub.utils.processes import build_accelerator, get_launcher_precision, isolate_state, on_main_process
+from ddep_hub.utils.processes import (
+    build_accelerator,
+    choose_device,
+    get_launcher_precision,
+    isolate_state,
+    on_main_process,
+)
 
 from .arguments import EvaluateArguments
 from .counting import count_pixels
@@ -87,16 +93,16 @@ def evaluate(
             f"data: its `classes` is a {type(classes).__name__}. Give a ddep_hub.data.classes.ClassTable "
             "(docs/extending.md)."
         )
+    if not (data is None or isinstance(data, str | Path)) and len(data.sample_ids) < len(data):
+        raise ValueError(
+            f"data: it has {len(data)} items, but {len(data.sample_ids)} sample_ids. Give each item its own."
+        )
     values = {"data": data if isinstance(data, str | Path) else None, "eval_split": split, "output_dir": output_dir}
     arguments = build_arguments(EvaluateArguments, {"model": get_model_name(model), **values, **kwargs})
     with contextlib.nullcontext() if isinstance(model, str | Path) else _restore_state(model):
         return run_evaluation(
             arguments,
             model=None if isinstance(model, str | Path) else model,
-    if not (data is None or isinstance(data, str | Path)) and len(data.sample_ids) < len(data):
-        raise ValueError(
-            f"data: it has {len(data)} items, but {len(data.sample_ids)} sample_ids. Give each item its own."
-        )
             dataset=None if data is None or isinstance(data, str | Path) else data,
             processor=processor,
         )
@@ -174,11 +180,13 @@ def run_evaluation(
     if args.predictions and output is not None:
         writer.check(dataset.sample_ids)
         accelerator.wait_for_everyone()  # before the first mask is written
-    # On its device, under the launcher's mixed precision; logits come out in float32.
-    model = accelerator.prepare_model(model, evaluation_mode=True)
+    # Where `predict` would run it: accelerate alone would move it to a Mac's GPU.
+    stays = accelerator.device.type not in (choose_device().type, input_device(model).type)
+    # Under the launcher's mixed precision; logits come out in float32.
+    model = accelerator.prepare_model(model, device_placement=False if stays else None, evaluation_mode=True)
     transform, normalize = EvalTransform(processor), Normalize.from_processor(processor)
     options = args.options()
-    boundary = BoundaryIoU(classes.num_classes, classes.ignore_index, accelerator.device)
+    boundary = BoundaryIoU(classes.num_classes, classes.ignore_index, input_device(model))
     statistics = ClassStatistics(classes.names, classes.ignore_index)
 
     def write_mask(index: int, predicted: torch.Tensor) -> None:

@@ -33,7 +33,7 @@ from ddep_hub.orientation import apply_orientation
 from ddep_hub.pretrained import load_model, load_processor, processor_for_encoder, with_image_size
 from ddep_hub.utils.arguments import build_arguments
 from ddep_hub.utils.files import check_not_file
-from ddep_hub.utils.processes import keep_freed_memory
+from ddep_hub.utils.processes import choose_device, keep_freed_memory
 
 from .arguments import InferenceArguments, PredictArguments
 from .georeferencing import read_georeference
@@ -135,7 +135,7 @@ class Predictor:
 def load_for_prediction(name: str | Path, args: InferenceArguments) -> DDePForSemanticSegmentation:
     """The model on its device in its fastest form: channels last, each BatchNorm folded into its convolution."""
     model = load_model(name, args.encoder_weights)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device()
     model.to(device, memory_format=torch.channels_last)
     images = example_images(model.config.num_channels, device)
     folded = fold_batch_norms(model, lambda network: [network(pixel_values=images).logits])

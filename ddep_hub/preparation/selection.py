@@ -19,6 +19,7 @@ from ddep_hub.encoders import extract_features
 from ddep_hub.evaluation.visualization import contact_sheet, to_rgb_image
 from ddep_hub.pretrained import load_processor, load_trained, stored_config
 from ddep_hub.utils.files import atomic_dir, atomic_write, check_empty
+from ddep_hub.utils.processes import choose_device
 from ddep_hub.utils.values import convert
 
 
@@ -138,7 +139,7 @@ def image_features(
         raise ValueError(
             f"num_channels is {channels}, but {pretrained} takes {model.config.num_channels}. Leave it out."
         )
-    model.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)
+    model.to(choose_device(), memory_format=torch.channels_last)
     normalize = Normalize.from_processor(load_processor(pretrained, model.config))
     features: dict[Path, list[torch.Tensor]] = {}
     for path in tqdm(paths, desc="features", unit="image", mininterval=2):

@@ -87,6 +87,16 @@ def get_native_precision(device: torch.device, channels: int = 3) -> str:
     return "bf16" if is_native and supports_bf16_convolution(channels) else "no"
 
 
+def choose_device() -> torch.device:
+    """Where a model runs that is read from a folder: the process's CUDA GPU, or else the CPU.
+
+    Not on other GPUs, such as a Mac's, for which torch lacks some operators; and on no GPU where `accelerate launch`
+    was told to use the CPU.
+    """
+    uses_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    return torch.device("cuda" if uses_gpu else "cpu")
+
+
 def get_launcher_precision() -> str | None:
     """The mixed precision that `accelerate launch` was told; `None` without the launcher."""
     return os.environ.get("ACCELERATE_MIXED_PRECISION")
@@ -103,8 +113,7 @@ def build_accelerator(mixed_precision: str, *, channels: int = 3, **kwargs: Any)
     the launcher, for [`get_native_precision`]. A warning says if bfloat16 gives wrong results with `channels`, the
     number of channels of the images. `kwargs` are passed on to `Accelerator`.
     """
-    uses_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
-    device = torch.device("cuda" if uses_gpu else "cpu")
+    device = choose_device()
     if mixed_precision == "auto":
         mixed_precision = get_launcher_precision() or get_native_precision(device, channels)
     if mixed_precision == "bf16" and device.type == "cpu" and not supports_bf16_convolution(channels):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from transformers import CLIPImageProcessor, SegformerImageProcessor
@@ -589,6 +589,19 @@ def test_items_of_a_dataset_object_are_pictures_with_a_name_each(model_of):
         ddep_hub.evaluate(model, data, processor=processor)
     data.sample_ids = ["a", "b"]
     assert ddep_hub.evaluate(model, data, processor=processor)["images"] == 2
+
+
+def test_evaluate_runs_where_predict_does(folder, scenes, monkeypatch):
+    """And not on a Mac's GPU, as accelerate would have it."""
+    monkeypatch.setattr("accelerate.state.is_mps_available", lambda *args, **kwargs: True)
+    monkeypatch.setenv("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # which accelerate sets
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        assert ddep_hub.evaluate(folder, scenes)["images"] == 3
+        assert PartialState().device.type == "mps"
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize(
