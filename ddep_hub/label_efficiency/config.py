@@ -17,14 +17,13 @@ from ddep_hub.utils.arguments import (
     arg,
     check_shapes,
     data_arg,
-    did_you_mean,
     list_field_names,
     load_yaml,
     model_arg,
     parse_command,
     to_flags,
 )
-from ddep_hub.utils.values import convert_fields
+from ddep_hub.utils.values import convert_fields, did_you_mean
 
 
 SECTIONS = ("model", "pretraining", "finetuning")

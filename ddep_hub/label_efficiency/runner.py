@@ -25,9 +25,10 @@ from ddep_hub.training.finetuning_data import check_held_out, describe_leaks, op
 from ddep_hub.training.pretraining import PretrainTrainer, open_sources, pretrain
 from ddep_hub.training.run_arguments import track_time
 from ddep_hub.training.run_dir import is_finished
-from ddep_hub.utils.arguments import build_arguments, did_you_mean, read_yaml, write_yaml
+from ddep_hub.utils.arguments import build_arguments, read_yaml, write_yaml
 from ddep_hub.utils.files import atomic_write, check_not_file, lock_file, remove_dir
 from ddep_hub.utils.processes import isolate_state
+from ddep_hub.utils.values import did_you_mean
 
 from .config import SCENES, Method, Study, StudyArguments, read_study
 from .own_data import Steps, draw_examples, fit_steps, own_data_study, read_steps, recommend

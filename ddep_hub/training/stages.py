@@ -17,7 +17,7 @@ from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.hub.run_record import EMBEDDED, RESULTS
 from ddep_hub.hub.staging import RUN, read_json
 from ddep_hub.pretrained import load_processor, stored_config
-from ddep_hub.utils.arguments import list_field_names, parse_arguments
+from ddep_hub.utils.arguments import list_field_names, read_yaml
 from ddep_hub.utils.processes import build_accelerator, on_main_process
 
 from .arguments import MASK_PATCH_SIZE, FinetuneArguments, PretrainArguments
@@ -93,7 +93,7 @@ def _check_minutes(args: FinetuneArguments) -> None:
     config = Path(args.output_dir) / "config.yaml"
     if args.resume_from_checkpoint is None or not config.is_file():
         return
-    minutes = parse_arguments(FinetuneArguments, ["--config", str(config)]).pretraining_minutes
+    minutes = read_yaml(config, FinetuneArguments).get("pretraining_minutes")
     if minutes != args.pretraining_minutes:
         raise ValueError(
             f"resume_from_checkpoint: pretraining_minutes of {args.output_dir} was {minutes}. Undo that, start again "
@@ -173,9 +173,9 @@ def _is_complete(args: PretrainArguments, labelled: SegmentationDataset) -> bool
     output = Path(args.output_dir)
     if not is_finished(output) or checkpoint_folders(output):
         return False
-    stored = dataclasses.asdict(parse_arguments(PretrainArguments, ["--config", str(output / "config.yaml")]))
-    names = stored.keys() - set(list_field_names(PretrainArguments, "resumable"))
-    changed = sorted(name for name in names if stored[name] != getattr(args, name))
+    stored = PretrainArguments(**read_yaml(output / "config.yaml", PretrainArguments))
+    names = vars(stored).keys() - set(list_field_names(PretrainArguments, "resumable"))
+    changed = sorted(name for name in names if getattr(stored, name) != getattr(args, name))
     sources: list[Any] = [*unlabelled_sources(args.images), labelled]
     fingerprint = images_fingerprint(sources)
     if read_json(output / "final" / RUN)["data_fingerprint"] != fingerprint:
@@ -194,7 +194,7 @@ def _steps_for_minutes(
     """Steps that take this many minutes, measured in a few of them; for a resumed run, those chosen at its start."""
     config = Path(args.output_dir) / "config.yaml"
     if args.resume_from_checkpoint is not None and config.is_file():
-        return parse_arguments(PretrainArguments, ["--config", str(config)]).max_steps
+        return int(read_yaml(config, PretrainArguments)["max_steps"])
     folder = Path(args.output_dir).with_name(".timing")
     timed_steps = TIMED_STEPS + 4 * args.dataloader_num_workers  # more than workers read ahead
     timing_args = dataclasses.replace(

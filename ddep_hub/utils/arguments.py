@@ -2,18 +2,17 @@
 
 import argparse
 import dataclasses
-import difflib
 import functools
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, Protocol, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from transformers import HfArgumentParser
 
 from .files import atomic_write
+from .values import Dataclass, convert, did_you_mean, get_type_hints
 
 
 PRESETS = Path(__file__).parent.parent / "presets"
@@ -58,12 +57,6 @@ optim_arg = functools.partial(arg, group="optimisation")
 eval_arg = functools.partial(arg, group="evaluation")
 
 
-class Dataclass(Protocol):
-    """Any dataclass; those of arguments validate themselves in `__post_init__`."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-
 Arguments = TypeVar("Arguments", bound=Dataclass)
 
 
@@ -100,17 +93,17 @@ def build_arguments(cls: type[Arguments], values: Mapping[str, Any], arguments: 
         if values.get("preset") is not None:
             raise TypeError(f"preset cannot be combined with {cls.__name__}. Pass only keywords.")
         values = {**vars(arguments), **values}
-    fields = {name: value for name, value in values.items() if name != "preset"}
-    if values.get("preset") is not None:
-        preset_file(_command_name(cls), values["preset"])  # raises where the parser would exit
-        argv = ["--preset", values["preset"]]
-        if fields.get("pretrained") is not None:
-            argv += ["--pretrained", str(fields["pretrained"])]
-        fields = {**vars(parse_arguments(cls, argv)), **fields}
     names = [field.name for field in dataclasses.fields(cls)]
+    fields = {name: value for name, value in values.items() if name != "preset"}
     for name in fields:
         if name not in names:
             raise TypeError(f"{cls.__name__} has no argument {did_you_mean(name, names)}")
+    if values.get("preset") is not None:
+        preset = read_yaml(preset_file(_command_name(cls), values["preset"]), cls)
+        if fields.get("pretrained") is not None:  # its model sets the architecture
+            for name in (*list_field_names(cls, "architecture"), "encoder_weights"):
+                preset.pop(name, None)
+        fields = {**preset, **fields}
     return cls(**fields)
 
 
@@ -144,59 +137,44 @@ def parse_command(
     parser = _Parser(cls, prog=command, allow_abbrev=False, description=cls.__doc__)
     for name, options in positionals.items():
         parser.add_argument(name, **options)
-    presets = list_presets(_command_name(cls))
-    if presets:
+    if presets := list_presets(_command_name(cls)):
         parser.add_argument("--preset", metavar="NAME", help=f"Shipped settings: {', '.join(presets)}.")
     parser.add_argument("--config", metavar="FILE", help="YAML file of arguments; the command line overrides it.")
-    names = [field.name for field in dataclasses.fields(cls)]
-    argv = sys.argv[1:] if argv is None else argv
-    known, _ = parser.parse_known_args(argv)
-    flags: list[str] = []
-    try:
-        values = read_yaml(known.config, cls) if known.config else {}
-        if presets and known.preset:
-            preset = read_yaml(preset_file(_command_name(cls), known.preset), cls)
-            # What the file sets to null or [] goes back to the default, which no flag says; and the architecture of a
-            # preset is that of a model without `pretrained`.
-            has_model = (getattr(known, "pretrained", None) or values.get("pretrained")) is not None
-            model_fields = [*list_field_names(cls, "architecture"), "encoder_weights"]
-            overridden = {*values, *(model_fields if has_model else ())}
-            kept = {name: value for name, value in preset.items() if name not in overridden}
-            flags += [*to_flags(kept), "--preset", known.preset]
-        if known.config:
-            flags += [*to_flags(values), "--config", known.config]
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    # Before the command line, so that one parser checks the types of all. `--preset` and `--config` are repeated so
-    # that a list at the end of a file does not take in positional arguments.
-    namespace, unknown = parser.parse_known_args([*flags, *argv])
+    namespace, unknown = parser.parse_known_args(argv)
     for flag in unknown:
         if flag.startswith("--"):
             if flag[2:] in positionals:
                 parser.error(f"`{flag}`: write the values first, without this flag")
+            names = [field.name for field in dataclasses.fields(cls)]
             parser.error(f"unknown argument {did_you_mean(flag.lstrip('-').split('=')[0], names)}")
     if unknown:
         parser.error(f"unexpected values: {' '.join(unknown)}; every argument is written as --name value")
+    values = vars(namespace)
+    positional_values = {name: values.pop(name) for name in positionals}
     try:
-        arguments = cls(**{name: getattr(namespace, name) for name in names})
-    except ValueError as error:
+        if (config := values.pop("config", None)) is not None:
+            values = {**read_yaml(config, cls), **values}
+        return build_arguments(cls, values), positional_values
+    except (OSError, ValueError) as error:
         parser.error(str(error))
-    return arguments, {name: getattr(namespace, name) for name in positionals}
 
 
 class _Parser(HfArgumentParser):
-    """transformers' parser of dataclasses, whose help shows the common arguments first and the others in groups."""
+    """transformers' parser of dataclasses, whose help shows the common arguments first and the others in groups.
+
+    It returns only what is on the command line: the defaults are those of the dataclass.
+    """
 
     def __init__(self, cls: type[Dataclass], **kwargs: Any) -> None:
         self.fields = {field.name: field.metadata for field in dataclasses.fields(cls)}
         formatter = functools.partial(argparse.HelpFormatter, max_help_position=30, width=110)
-        super().__init__(cls, formatter_class=formatter, **kwargs)
+        super().__init__(cls, formatter_class=formatter, argument_default=argparse.SUPPRESS, **kwargs)
         # argparse takes -3e-06 for a flag.
         self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:
         """Adds an argument; transformers calls this with all metadata of a field."""
-        default = options.get("default")
+        default = options.pop("default", None)
         if default not in (None, argparse.SUPPRESS, []) and default is not False:
             text = " ".join(map(str, default)) if isinstance(default, list) else default
             options["help"] = f"{options['help']} (default: {text})"
@@ -247,6 +225,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return node
 
 
+_UniqueKeyLoader.add_constructor("tag:yaml.org,2002:timestamp", lambda _, node: node.value)  # dates are text
+
+
 def load_yaml(path: str | Path) -> Any:
     """The content of a YAML file; raises a ValueError that names the line if it is not valid or sets a key twice."""
     try:
@@ -261,18 +242,28 @@ def load_yaml(path: str | Path) -> Any:
 
 
 def read_yaml(path: str | Path, cls: type[Dataclass]) -> dict[str, Any]:
-    """Reads a YAML file of arguments of `cls`; raises a ValueError for unknown ones and values of the wrong shape."""
+    """Reads a YAML file of arguments of `cls`, in which null and `[]` stand for the default.
+
+    Raises a ValueError for unknown arguments and values of the wrong type.
+    """
     values = load_yaml(path) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold `argument: value` lines, got a {type(values).__name__}.")
     values = {str(name): value for name, value in values.items()}
-    names = [field.name for field in dataclasses.fields(cls)]
+    fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in values:
         if name in ("preset", "config"):
             raise ValueError(f"{path}: `{name}` cannot be set in a file. Pass `--{name}` on the command line.")
-        if name not in names:
-            raise ValueError(f"{path} has an unknown argument {did_you_mean(name, names)}")
+        if name not in fields:
+            raise ValueError(f"{path} has an unknown argument {did_you_mean(name, list(fields))}")
     check_shapes(cls, values, str(path))
+    for name, value in values.items():
+        if value is None or value == []:
+            factory: Any = fields[name].default_factory
+            values[name] = fields[name].default if factory is dataclasses.MISSING else factory()
+        else:
+            value = "no" if name == "mixed_precision" and value is False else value  # see `to_flags`
+            values[name] = convert(f"{path}: {name}", value, get_type_hints(cls)[name])
     return values
 
 
@@ -311,13 +302,6 @@ def to_pair(name: str, values: list[int]) -> tuple[int, int] | None:
 
 def _command_name(cls: type[Dataclass]) -> str:
     return cls.__name__.removesuffix("Arguments").lower()
-
-
-def did_you_mean(name: str, names: list[str]) -> str:
-    """The name in quotes, and the one that was meant: `eval_split` for `split`, else the most similar one."""
-    suffix_matches = [other for other in names if other.endswith(f"_{name}")]
-    matches = suffix_matches or difflib.get_close_matches(name, names, n=1)
-    return f"`{name}`. Did you mean `{matches[0]}`?" if matches else f"`{name}`."
 
 
 def to_flags(values: dict[str, Any]) -> list[str]:

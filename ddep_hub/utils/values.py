@@ -1,16 +1,15 @@
 """Checks argument values from Python code against the types of their fields, and converts them to plain objects."""
 
 import argparse
+import difflib
 import functools
 import os
 import typing
 from collections.abc import Iterable, Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from transformers.hf_argparser import string_to_bool
-
-from .arguments import Dataclass, did_you_mean
 
 
 # How errors name a type, in singular and plural.
@@ -23,12 +22,18 @@ TYPE_NAMES = {
 MAX_VALUE_LENGTH = 60  # maximum characters of a value shown in an error
 
 
+class Dataclass(Protocol):
+    """Any dataclass; those of arguments validate themselves in `__post_init__`."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
 def convert_fields(arguments: Dataclass) -> None:
     """Converts every field of a dataclass in place, see [`convert`]; its `__post_init__` begins with this.
 
     In paths, `~` becomes the home folder, as in a shell.
     """
-    for name, hint in _get_type_hints(type(arguments)).items():
+    for name, hint in get_type_hints(type(arguments)).items():
         value = convert(name, getattr(arguments, name), hint)
         if arguments.__dataclass_fields__[name].metadata.get("path") and value is not None:
             value = [*map(os.path.expanduser, value)] if isinstance(value, list) else os.path.expanduser(value)
@@ -52,8 +57,16 @@ def convert(name: str, value: Any, hint: Any) -> Any:
 
 
 @functools.cache
-def _get_type_hints(cls: type[Dataclass]) -> dict[str, Any]:
+def get_type_hints(cls: type[Dataclass]) -> dict[str, Any]:
+    """Types of a dataclass's fields by name, as objects."""
     return typing.get_type_hints(cls)
+
+
+def did_you_mean(name: str, names: list[str]) -> str:
+    """The name in quotes, and the one that was meant: `eval_split` for `split`, else the most similar one."""
+    suffix_matches = [other for other in names if other.endswith(f"_{name}")]
+    matches = suffix_matches or difflib.get_close_matches(name, names, n=1)
+    return f"`{name}`. Did you mean `{matches[0]}`?" if matches else f"`{name}`."
 
 
 def _convert_value(value: Any, hint: Any) -> Any:

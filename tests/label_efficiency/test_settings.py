@@ -143,9 +143,9 @@ def test_settings_follow_the_weights_of_a_decoder(write, tmp_path):
 def test_settings_follow_a_default_that_changes(write, monkeypatch):
     before = read_study(write())
     old = {a.name: before.settings(a) for a in before.methods}
-    known = {field.name: field for field in dataclasses.fields(FinetuneArguments)}["dice_weight"]
-    written = read_study(write(finetuning={**CONTENT["finetuning"], "dice_weight": known.default}))
-    monkeypatch.setattr(known, "default", known.default + 1)
+    defaults = FinetuneArguments.__init__.__kwdefaults__
+    written = read_study(write(finetuning={**CONTENT["finetuning"], "dice_weight": defaults["dice_weight"]}))
+    monkeypatch.setitem(defaults, "dice_weight", defaults["dice_weight"] + 1)
     assert all(before.settings(a) != old[a.name] for a in before.methods)
     assert {a.name: written.settings(a) for a in written.methods} == old
 

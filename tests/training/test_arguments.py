@@ -32,8 +32,9 @@ def test_the_command_line_overrides_the_file(tmp_path):
 
 def test_a_file_may_give_one_value_for_a_list_and_nothing_for_a_default(tmp_path):
     file = tmp_path / "run.yaml"
-    file.write_text("images: photos\nsigma: 0.3\nmax_steps: null\n")
+    file.write_text("images: photos\nsigma: 0.3\nmax_steps: null\noutput_dir: 2026-11-30\n")
     args = parse_arguments(PretrainArguments, ["--config", str(file)])
+    assert args.output_dir == "2026-11-30"
     assert (args.images, args.sigma, args.max_steps) == (["photos"], [0.3], PretrainArguments().max_steps)
 
 
