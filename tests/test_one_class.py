@@ -23,7 +23,8 @@ from ddep_hub.evaluation.metrics import BoundaryIoU, ConfusionMatrix
 from ddep_hub.evaluation.visualization import overlay
 from ddep_hub.export import compare_outputs
 from ddep_hub.image_processing_pil_ddep import DDePImageProcessorPil
-from ddep_hub.training.finetuning import FinetuneTrainer, finetune
+from ddep_hub.training.finetuning import finetune
+from ddep_hub.training.finetuning_data import FinetuneData
 from ddep_hub.training.losses import SegmentationLoss, dice_losses, median_frequency_weights
 
 
@@ -150,18 +151,18 @@ def test_the_loss_of_fine_tuning(batch, weight):
 def test_median_frequency_is_one_number(tmp_path):
     statistics = ClassStatistics(("background", "cell"), 255)
     statistics.update(np.array([[0, 0, 0, 1, 255]], np.uint8))
-    trainer = SimpleNamespace(
+    data = SimpleNamespace(
         args=SimpleNamespace(class_weights=["median_frequency"]),
         statistics=statistics,
         labelled=SimpleNamespace(classes=ClassTable(names=("cell",), colors=((1, 2, 3),))),
     )
-    assert FinetuneTrainer._class_weights(trainer).tolist() == pytest.approx([3.0])
+    assert FinetuneData.weigh_classes(data).tolist() == pytest.approx([3.0])
     assert median_frequency_weights(statistics).tolist() == pytest.approx([1 / 3, 1.0])
-    trainer.args.class_weights = ["2"]
-    assert FinetuneTrainer._class_weights(trainer).tolist() == [2]
-    trainer.args.class_weights = ["1", "2"]
+    data.args.class_weights = ["2"]
+    assert FinetuneData.weigh_classes(data).tolist() == [2]
+    data.args.class_weights = ["1", "2"]
     with pytest.raises(ValueError, match="has 2 numbers, but the data has 1 classes: cell"):
-        FinetuneTrainer._class_weights(trainer)
+        FinetuneData.weigh_classes(data)
 
 
 def jaccard_index(prediction, labels, **options):

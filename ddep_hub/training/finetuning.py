@@ -5,14 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from PIL import Image
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader
 
 from ddep_hub.data.dataloading import AugmentedDataset, PairedDataset, compute_fingerprint, train_dataloader
 from ddep_hub.data.image_datasets import images_fingerprint
-from ddep_hub.data.labelled_data import dataset_summary
 from ddep_hub.data.preprocessing import (
     EvalTransform,
     Normalize,
@@ -22,31 +21,19 @@ from ddep_hub.data.preprocessing import (
     warn_about_units,
 )
 from ddep_hub.data.samplers import StepBatchSampler, pair_batches
-from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.data.splits import evenly_spaced, write_split_file
-from ddep_hub.data.statistics import ClassStatistics, warn_about_mixed_values
 from ddep_hub.data.transforms import SegmentationTrainTransform
 from ddep_hub.data.unlabelled_transforms import UnlabelledTransform
 from ddep_hub.evaluation.counting import evaluate_segmentation
-from ddep_hub.evaluation.metrics import absent_message
 from ddep_hub.evaluation.visualization import segmentation_picture
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.pretrained import with_image_size
 from ddep_hub.utils.arguments import build_arguments
-from ddep_hub.utils.processes import isolate_state, sum_over_processes
+from ddep_hub.utils.processes import isolate_state
 
 from .arguments import FinetuneArguments
-from .finetuning_data import (
-    check_class_weights,
-    check_labelled,
-    check_labels,
-    check_train_labels,
-    describe_leaks,
-    open_data,
-    read_labels,
-    unlabelled_sources,
-)
-from .losses import SegmentationLoss, UnlabelledLoss, median_frequency_weights
+from .finetuning_data import FinetuneData, unlabelled_sources
+from .losses import SegmentationLoss, UnlabelledLoss
 from .models import build_processor, finetuning_model, iter_pixels
 from .optim import learning_rate_factors, set_encoder_mode
 from .run_arguments import track_time
@@ -89,18 +76,12 @@ def finetune(arguments: FinetuneArguments | None = None, **kwargs: Any) -> dict[
         ValueError: An argument is out of range, or does not fit the data or the model; names it.
     """
     args = build_arguments(FinetuneArguments, kwargs, arguments)
-    decoder = None
+    images, decoder = None, None
     if args.unlabelled and args.pretraining_steps:
         args = keep_image_size(args)
-        training, validation = open_data(args)
-
-        def check_data() -> None:
-            check_labels(args, training, validation)
-            for note in describe_leaks(args, training, validation):
-                logger.warning(note)
-
-        decoder = pretrain_first(args, training, check_data)
-    trainer = FinetuneTrainer(args, decoder)
+        images = FinetuneData(args)
+        decoder = pretrain_first(args, images)
+    trainer = FinetuneTrainer(args, images, decoder)
     results = trainer.run()
     iou = {name: value for name, value in results["iou"].items() if value is not None}
     printed = sorted(iou, key=iou.__getitem__)[:MAX_PRINTED_CLASSES] if len(iou) > MAX_PRINTED_CLASSES else list(iou)
@@ -121,7 +102,8 @@ NUM_CHECKED_SIZES = 32
 class FinetuneTrainer(Trainer):
     """Minimises cross-entropy and Dice on labelled images; measures mIoU on a validation split.
 
-    `decoder` is the folder of a decoder to start from, in place of `args.pretrained`.
+    After a first stage, `images` are those that it has read, and `decoder` is the folder of its decoder, to start from
+    in place of `args.pretrained`.
     """
 
     kind = "finetuning"
@@ -129,47 +111,40 @@ class FinetuneTrainer(Trainer):
     model: DDePForSemanticSegmentation
     _mode: tuple[Any, bool] | None = None  # the model whose mode was set last, and whether its encoder is frozen
 
-    def __init__(self, args: FinetuneArguments, decoder: str | None = None) -> None:
+    def __init__(
+        self, args: FinetuneArguments, images: FinetuneData | None = None, decoder: str | None = None
+    ) -> None:
         super().__init__(args, unused_parameters=args.freeze_encoder_steps > 0)
         with self.accelerator.main_process_first():
-            self.labelled, validation = open_data(args)
+            self.images = images or FinetuneData(args)
+            labelled, classes = self.images.labelled, self.images.labelled.classes
             set_seed(args.seed)  # the decoder's initialisation depends on the seed alone
-            self.model, source = finetuning_model(args, self.labelled.classes, decoder)
-        if decoder is None and self.accelerator.is_main_process:  # otherwise warned before the first stage
-            for note in describe_leaks(args, self.labelled, validation):
-                logger.warning(note)
+            self.model, source = finetuning_model(args, classes, decoder)
         config = self.model.config
-        pixels = iter_pixels(self.labelled, config.num_channels, skip_bad_files=args.skip_bad_files)
+        pixels = iter_pixels(labelled, config.num_channels, skip_bad_files=args.skip_bad_files)
         self.processor = build_processor(args, decoder or args.pretrained, config, pixels)
         if args.image_size is not None:
             self.processor = with_image_size(self.processor, args.image_size)
-        self.accelerator.print(dataset_summary(self.labelled))
-        classes = self.labelled.classes
-        self.statistics, bad_files = self._scan_dataset(self.labelled, args.train_split, images=args.skip_bad_files)
-        # Broken files are no labels. Training skips them where they are drawn, so that a run which one of them stopped
-        # can be resumed with `skip_bad_files`.
-        self.usable = self._drop(self.labelled, bad_files, "train_split")
-        check_train_labels(args, self.statistics)
-        if decoder is None and self.accelerator.is_main_process:  # otherwise warned before the first stage
-            warn_about_mixed_values(self.statistics, classes)
-        self.validation = self._drop_bad_images(validation)
-        self.fingerprint = compute_fingerprint(self.labelled.fingerprint, *classes.fingerprint)
-        self.data = f"{len(self.usable)} images"
-        labelled_ids = compute_fingerprint(sorted(self.usable.sample_ids))
+        if images is None:
+            self.images.read(self.accelerator)
+        usable, self.bad_files = self.images.usable, self.images.bad_files
+        self.fingerprint = compute_fingerprint(labelled.fingerprint, *classes.fingerprint)
+        self.validation_fingerprint = self.images.validation_fingerprint
+        self.data = f"{len(usable)} images"
         self.facts = {
             "encoder_source": source,
-            "evaluated": len(self.validation),
-            "labelled_ids": labelled_ids,
+            "evaluated": len(self.images.validation),
+            "labelled_ids": compute_fingerprint(sorted(usable.sample_ids)),
             "image_size": processor_size(self.processor),  # `pretrained` may have set it
-            "untrained_classes": self.statistics.absent_classes,
+            "untrained_classes": self.images.statistics.absent_classes,
         }
         if decoder is not None:
             self.facts |= read_stage_record(decoder)
             self.earlier_stages = (STAGE,)
             # A run without the first stage is a different run; the first stage checks its own inputs.
             self.fingerprint = compute_fingerprint(self.fingerprint, STAGE)
-        checked = evenly_spaced(len(self.usable), NUM_CHECKED_SIZES)
-        shapes = [self.usable.mask(index).shape for index in checked]
+        checked = evenly_spaced(len(usable), NUM_CHECKED_SIZES)
+        shapes = [usable.mask(index).shape for index in checked]
         scales = [resize_factor(self.processor, *shape) for shape in shapes]
         config.image_scale_range = [round(min(scales), 4), round(max(scales), 4)]
         size = processor_size(self.processor)
@@ -190,14 +165,14 @@ class FinetuneTrainer(Trainer):
             class_crops=args.class_crops,
             ignore_index=classes.ignore_index,
         )
-        self.dataset = AugmentedDataset(self.labelled, transform, args.seed, skip_bad_files=args.skip_bad_files)
+        self.dataset = AugmentedDataset(labelled, transform, args.seed, skip_bad_files=args.skip_bad_files)
         self.normalize = Normalize.from_processor(self.processor)
         if config.num_channels != 3:
-            for index in range(min(NUM_CHECKED_UNITS, len(self.usable))):
-                warn_about_units(self.normalize(to_tensor(self.usable[index]["image"])[None]), "A labelled image")
+            for index in range(min(NUM_CHECKED_UNITS, len(usable))):
+                warn_about_units(self.normalize(to_tensor(usable[index]["image"])[None]), "A labelled image")
         self.eval_transform = EvalTransform(self.processor)
         self.loss = SegmentationLoss(
-            classes.ignore_index, class_weights=self._class_weights(), dice_weight=args.dice_weight
+            classes.ignore_index, class_weights=self.images.class_weights, dice_weight=args.dice_weight
         )
         self.unlabelled: AugmentedDataset | None = None
         if args.denoising_weight or args.consistency_weight:
@@ -218,7 +193,7 @@ class FinetuneTrainer(Trainer):
                 f"pixels, which must be at most half of crop_size, {args.crop_size}. Use larger crops."
             )
         self.fingerprint = compute_fingerprint(self.fingerprint, images_fingerprint(sources))
-        images: Any = ConcatDataset([*sources, self.labelled])
+        images: Any = ConcatDataset([*sources, self.images.labelled])
         self.data += f", {len(images)} unlabelled ones"
         self.unlabelled = AugmentedDataset(
             images,
@@ -232,56 +207,6 @@ class FinetuneTrainer(Trainer):
     def _get_teacher(self) -> nn.Module:
         assert self.weights.average is not None, "consistency_weight needs model_ema_decay"
         return self.weights.average.module
-
-    def _scan_dataset(
-        self, dataset: SegmentationDataset, split: str, *, images: bool
-    ) -> tuple[ClassStatistics, dict[str, str]]:
-        """As [`read_labels`], with the files divided among all processes; prints how often each class occurs."""
-        indices = range(self.accelerator.process_index, len(dataset), self.accelerator.num_processes)
-        statistics, bad_files = read_labels(dataset, indices, images=images, skip_bad_files=self.args.skip_bad_files)
-        statistics.counts = sum_over_processes(self.accelerator, statistics.counts)
-        bad_files = dict(gather_object(list(bad_files.items())))
-        num_images = len(dataset) - len(bad_files)
-        self.accelerator.print(f"Classes in the {num_images} images of `{split}`:\n{statistics.table()}")
-        return statistics, bad_files
-
-    def _drop(self, dataset: SegmentationDataset, bad_files: Mapping[str, str], split: str) -> SegmentationDataset:
-        """The dataset without broken samples, whose files are noted."""
-        if not bad_files:
-            return dataset
-        self.bad_files = [*self.bad_files, *bad_files.values()]
-        usable = [sample_id for sample_id in dataset.sample_ids if sample_id not in bad_files]
-        if not usable:
-            name = getattr(self.args, split)
-            raise ValueError(f"{split}: every file of `{name}` is broken, such as {self.bad_files[-1]}.")
-        return dataset.select(usable)
-
-    def _drop_bad_images(self, validation: SegmentationDataset) -> SegmentationDataset:
-        """The validation images without broken ones, so that training does not end on one; warns of absent classes."""
-        split = self.args.eval_split
-        statistics, bad_files = self._scan_dataset(validation, split, images=True)
-        validation = self._drop(validation, bad_files, "eval_split")
-        check_labelled(statistics, "eval_split", split)
-        counts = statistics.counts[:3].tolist()
-        self.validation_fingerprint = compute_fingerprint(split, validation.fingerprint, counts)
-        if statistics.absent_classes and self.accelerator.is_main_process:
-            logger.warning("%s", absent_message(statistics.absent_classes, len(statistics.names), split))
-        return validation
-
-    def _class_weights(self) -> torch.Tensor | None:
-        weights, classes = self.args.class_weights, self.labelled.classes
-        if not weights:
-            return None
-        if weights == ["median_frequency"]:
-            class_weights = median_frequency_weights(self.statistics)
-            # A single class has one weight, against the background's.
-            return (
-                class_weights[1:] / class_weights[0]
-                if classes.single and class_weights.all()
-                else class_weights[-len(classes.labels) :]
-            )
-        check_class_weights(weights, classes)
-        return torch.tensor([float(weight) for weight in weights])
 
     def dataloader(self, start_step: int, states: dict[str, Any] | None) -> DataLoader[Any]:
         args = self.args
@@ -309,20 +234,20 @@ class FinetuneTrainer(Trainer):
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
         metrics = evaluate_segmentation(
             model,
-            self.validation,
+            self.images.validation,
             self.eval_transform,
             self.normalize,
             batch_size=self.args.per_device_eval_batch_size,
             num_workers=self.args.dataloader_num_workers,
             accelerator=self.accelerator,
         )
-        return {**metrics, "labelled": len(self.usable)}
+        return {**metrics, "labelled": len(self.images.usable)}
 
     def score(self, results: Mapping[str, Any]) -> float:
         return float(results["mean_iou"])
 
     def draw(self, model: nn.Module) -> Image.Image:
-        return segmentation_picture({"prediction": model}, self.validation, self.eval_transform, self.normalize)
+        return segmentation_picture({"prediction": model}, self.images.validation, self.eval_transform, self.normalize)
 
     def set_mode(self, step: int) -> None:
         args = self.args
@@ -337,6 +262,6 @@ class FinetuneTrainer(Trainer):
         return learning_rate_factors(self.model, args.encoder_lr_factor, args.encoder_layer_decay, args.head_lr_factor)
 
     def save_data_files(self) -> None:
-        write_split_file(self.output / "labelled.txt", self.usable.sample_ids)
+        write_split_file(self.output / "labelled.txt", self.images.usable.sample_ids)
         if self.args.val_fraction is not None:
-            write_split_file(self.output / "validation.txt", self.validation.sample_ids)
+            write_split_file(self.output / "validation.txt", self.images.validation.sample_ids)

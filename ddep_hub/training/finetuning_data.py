@@ -1,20 +1,30 @@
 """The images of a fine-tuning run: labelled ones for training and validation, and unlabelled ones."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 
-from ddep_hub.data.classes import ClassTable
-from ddep_hub.data.dataloading import bad_file_path
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from ddep_hub.data.dataloading import bad_file_path, compute_fingerprint
 from ddep_hub.data.folders import match_split
 from ddep_hub.data.image_datasets import ImageFolder, MapSource, ShardedImages, open_images
 from ddep_hub.data.image_io import BadFileError
-from ddep_hub.data.labelled_data import open_split
+from ddep_hub.data.labelled_data import dataset_summary, open_split
 from ddep_hub.data.segmentation_datasets import SegmentationDataset, SegmentationFolder
 from ddep_hub.data.splits import choose_labelled, choose_validation, extract_groups, find_copies, read_split_file
 from ddep_hub.data.statistics import ClassStatistics, check_classes, warn_about_mixed_values
+from ddep_hub.evaluation.metrics import absent_message
 from ddep_hub.utils.files import resolve_data
+from ddep_hub.utils.processes import sum_over_processes
 
 from .arguments import FinetuneArguments
+from .losses import median_frequency_weights
 from .models import get_num_channels
+
+
+logger = logging.getLogger(__name__)
 
 
 def open_train_and_val(args: FinetuneArguments) -> tuple[SegmentationDataset, SegmentationDataset]:
@@ -102,58 +112,6 @@ def describe_leaks(
     return notes
 
 
-def check_labels(args: FinetuneArguments, training: SegmentationDataset, validation: SegmentationDataset) -> None:
-    """Raises what [`FinetuneTrainer`] would raise of masks, their classes and validation images."""
-    check_class_weights(args.class_weights, training.classes)
-    for dataset in (training, validation):
-        is_validation = dataset is validation
-        statistics, bad_files = read_labels(
-            dataset, range(len(dataset)), images=is_validation, skip_bad_files=args.skip_bad_files
-        )
-        if len(bad_files) == len(dataset):
-            continue  # as it will be said of all files
-        if is_validation:
-            check_labelled(statistics, "eval_split", args.eval_split)
-        else:
-            check_train_labels(args, statistics)
-            warn_about_mixed_values(statistics, training.classes)
-
-
-def check_train_labels(args: FinetuneArguments, statistics: ClassStatistics) -> None:
-    """Raises a ValueError if a class has no labelled pixel, or no pixel is labelled."""
-    if not args.allow_empty_classes:
-        check_classes(statistics)
-    check_labelled(statistics, "train_split", args.train_split)
-
-
-def read_labels(
-    dataset: SegmentationDataset, indices: Iterable[int], *, images: bool = False, skip_bad_files: bool
-) -> tuple[ClassStatistics, dict[str, str]]:
-    """Reads some masks, with `images` their images too: statistics, and the broken files by sample id."""
-    statistics, bad_files = ClassStatistics(dataset.classes.names, dataset.classes.ignore_index), dict[str, str]()
-    for index in indices:
-        try:
-            statistics.update(dataset[index]["annotation"] if images else dataset.mask(index))
-        except (BadFileError, OSError) as error:
-            if not skip_bad_files:
-                raise
-            bad_files[dataset.sample_ids[index]] = bad_file_path(error)
-    return statistics, bad_files
-
-
-def check_labelled(statistics: ClassStatistics, argument: str, split: str) -> None:
-    if not statistics.pixels.any():
-        raise ValueError(f"{argument}: no pixel of `{split}` is labelled. Check the masks.")
-
-
-def check_class_weights(weights: Sequence[str], classes: ClassTable) -> None:
-    if weights and weights != ["median_frequency"] and len(weights) != len(classes.labels):
-        raise ValueError(
-            f"class_weights has {len(weights)} numbers, but the data has {len(classes.labels)} classes: "
-            f"{', '.join(classes.labels)}."
-        )
-
-
 def unlabelled_sources(names: Sequence[str]) -> list[MapSource]:
     """Opens the unlabelled images of a fine-tuning run; raises a ValueError if they are streamed."""
     opened = open_images([resolve_data(name) for name in names])
@@ -161,3 +119,108 @@ def unlabelled_sources(names: Sequence[str]) -> list[MapSource]:
     if not sources:
         raise ValueError(f"unlabelled: {names[0]} is streamed. Unpack the shards into a folder of images.")
     return sources
+
+
+class FinetuneData:
+    """The labelled images of a fine-tuning run, which both of its stages use.
+
+    Attributes:
+        labelled: The images to train on. Training skips broken ones where they are drawn, so that a run which one of
+            them stopped can be resumed with `skip_bad_files`.
+        validation: The validation images; once read, without broken ones, so that training does not end on one.
+        usable: Of those to train on, the ones that are not broken, as broken files are no labels.
+        statistics: How often each class occurs in the usable ones.
+        class_weights: Weights of the classes in the loss, float32 `(num_labels,)`, or `None`.
+        validation_fingerprint: Hash of the validation images and their masks.
+        bad_files: Paths of broken files.
+    """
+
+    usable: SegmentationDataset
+    statistics: ClassStatistics
+    class_weights: torch.Tensor | None
+    validation_fingerprint: str
+
+    def __init__(self, args: FinetuneArguments) -> None:
+        self.args = args
+        self.labelled, self.validation = open_data(args)
+        self.bad_files: list[str] = []
+
+    def read(self, accelerator: Accelerator) -> None:
+        """Reads all masks and validation images, and sets the attributes that follow from them; in every process.
+
+        Prints how often each class occurs, and warns of what is suspicious. Raises a BadFileError or OSError for a
+        broken file, unless they are skipped, and a ValueError if a split or class has no labels, or `class_weights`
+        does not fit the classes.
+        """
+        args, classes, is_main = self.args, self.labelled.classes, accelerator.is_main_process
+        if is_main:
+            for note in describe_leaks(args, self.labelled, self.validation):
+                logger.warning(note)
+        accelerator.print(dataset_summary(self.labelled))
+        self.usable, self.statistics = self._read_split(
+            accelerator, self.labelled, "train_split", images=args.skip_bad_files
+        )
+        if not args.allow_empty_classes:
+            check_classes(self.statistics)
+        _check_labelled(self.statistics, "train_split", args.train_split)
+        self.class_weights = self.weigh_classes()
+        if is_main:
+            warn_about_mixed_values(self.statistics, classes)
+        self.validation, statistics = self._read_split(accelerator, self.validation, "eval_split", images=True)
+        _check_labelled(statistics, "eval_split", args.eval_split)
+        counts = statistics.counts[:3].tolist()
+        self.validation_fingerprint = compute_fingerprint(args.eval_split, self.validation.fingerprint, counts)
+        if statistics.absent_classes and is_main:
+            logger.warning(absent_message(statistics.absent_classes, len(statistics.names), args.eval_split))
+
+    def _read_split(
+        self, accelerator: Accelerator, dataset: SegmentationDataset, argument: str, *, images: bool
+    ) -> tuple[SegmentationDataset, ClassStatistics]:
+        """Reads the masks, with `images` the images too, divided among all processes.
+
+        Returns the dataset without broken samples, and its statistics.
+        """
+        split, bad_files = getattr(self.args, argument), dict[str, str]()
+        statistics = ClassStatistics(dataset.classes.names, dataset.classes.ignore_index)
+        for index in range(accelerator.process_index, len(dataset), accelerator.num_processes):
+            try:
+                statistics.update(dataset[index]["annotation"] if images else dataset.mask(index))
+            except (BadFileError, OSError) as error:
+                if not self.args.skip_bad_files:
+                    raise
+                bad_files[dataset.sample_ids[index]] = bad_file_path(error)
+        statistics.counts = sum_over_processes(accelerator, statistics.counts)
+        bad_files = dict(gather_object(list(bad_files.items())))
+        accelerator.print(f"Classes in the {len(dataset) - len(bad_files)} images of `{split}`:\n{statistics.table()}")
+        if not bad_files:
+            return dataset, statistics
+        self.bad_files += bad_files.values()
+        usable = [sample_id for sample_id in dataset.sample_ids if sample_id not in bad_files]
+        if not usable:
+            raise ValueError(f"{argument}: every file of `{split}` is broken, such as {self.bad_files[-1]}.")
+        return dataset.select(usable), statistics
+
+    def weigh_classes(self) -> torch.Tensor | None:
+        """The `class_weights`; raises a ValueError if their number is wrong."""
+        weights, classes = self.args.class_weights, self.labelled.classes
+        if not weights:
+            return None
+        if weights == ["median_frequency"]:
+            class_weights = median_frequency_weights(self.statistics)
+            # A single class has one weight, against the background's.
+            return (
+                class_weights[1:] / class_weights[0]
+                if classes.single and class_weights.all()
+                else class_weights[-len(classes.labels) :]
+            )
+        if len(weights) != len(classes.labels):
+            raise ValueError(
+                f"class_weights has {len(weights)} numbers, but the data has {len(classes.labels)} classes: "
+                f"{', '.join(classes.labels)}."
+            )
+        return torch.tensor([float(weight) for weight in weights])
+
+
+def _check_labelled(statistics: ClassStatistics, argument: str, split: str) -> None:
+    if not statistics.pixels.any():
+        raise ValueError(f"{argument}: no pixel of `{split}` is labelled. Check the masks.")

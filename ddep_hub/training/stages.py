@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from ddep_hub.utils.processes import build_accelerator, on_main_process
 
 from .arguments import MASK_PATCH_SIZE, FinetuneArguments, PretrainArguments
 from .checkpointing import checkpoint_folders
-from .finetuning_data import unlabelled_sources
+from .finetuning_data import FinetuneData, unlabelled_sources
 from .logging import read_metrics
 from .models import get_num_channels
 from .pretraining import PretrainTrainer, print_report
@@ -47,21 +46,21 @@ TIMED_STEPS = 12
 MAX_VAL_IMAGES = 32
 
 
-def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset, check_labels: Callable[[], None]) -> str:
+def pretrain_first(args: FinetuneArguments, images: FinetuneData) -> str:
     """Runs the first stage of a fine-tuning run, which pretrains its decoder in the folder `pretraining/` of the run.
 
-    A stage that was interrupted is resumed, a complete one is not repeated. The images in `labelled` are pretrained on
+    A stage that was interrupted is resumed, a complete one is not repeated. The labelled `images` are pretrained on
     too, and crops have the size and scales of fine-tuning's, so that structures have the same size in both stages.
-    `check_labels` raises errors of the second stage before hours of training. Returns the folder of the decoder.
+    All `images` are read first, as their errors should come before hours of training. Returns the folder of the
+    decoder.
     """
+    labelled = images.labelled
     arguments, output = stage_arguments(args, labelled), Path(args.output_dir)
     resume = args.resume_from_checkpoint is not None
 
     def lock_folder() -> None:
         check_run_dir(args)
         stack.enter_context(run_lock(output))  # before anything changes: another run may be in its second stage
-        check_labels()
-        check_publishing(args)
 
     def start_folder() -> None:
         if args.overwrite:
@@ -72,6 +71,8 @@ def pretrain_first(args: FinetuneArguments, labelled: SegmentationDataset, check
     accelerator = build_accelerator(args.mixed_precision, channels=get_num_channels(args))
     with contextlib.ExitStack() as stack:
         on_main_process(accelerator, lock_folder)
+        images.read(accelerator)
+        on_main_process(accelerator, lambda: check_publishing(args))
         _check_minutes(args)
         if args.pretraining_minutes is not None:
             arguments.max_steps = _steps_for_minutes(args.pretraining_minutes, arguments, labelled, accelerator)

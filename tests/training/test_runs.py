@@ -298,7 +298,7 @@ def test_the_arguments_of_a_fine_tuning_reach_its_parts(scenes, tiny, tmp_path):
     encoder = [factor for name, factor in factors.items() if ".encoder." in name]
     assert factors["classifier.bias"] == 3.0 and max(encoder) == 0.5 and min(encoder) < 0.5 * 0.9
     # The labelled images are those of the split's seed, the classifier and the order of the images the run's.
-    ids = {seeds: trainer.labelled.sample_ids for seeds, trainer in trainers.items()}
+    ids = {seeds: trainer.images.labelled.sample_ids for seeds, trainer in trainers.items()}
     assert ids[0, 0] == ids[1, 0] != ids[0, 1]
     heads = {seeds: trainer.model.classifier.weight for seeds, trainer in trainers.items()}
     assert torch.equal(heads[0, 0], heads[0, 1]) and not torch.equal(heads[0, 0], heads[1, 0])
