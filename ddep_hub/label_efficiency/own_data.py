@@ -21,10 +21,10 @@ from ddep_hub.evaluation.visualization import segmentation_picture
 from ddep_hub.pretrained import list_pretrained, load_model, load_processor, stored_config
 from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.finetuning import finetune
-from ddep_hub.training.finetuning_data import open_train_and_val, unlabelled_sources
+from ddep_hub.training.finetuning_data import open_train_and_val
 from ddep_hub.training.pretraining import REFERENCE_IMAGES, PretrainTrainer
 from ddep_hub.training.run_dir import save_picture
-from ddep_hub.training.stages import TIMED_STEPS, count_validation_images, first_stage_batch_size, mask_patch_size
+from ddep_hub.training.stages import TIMED_STEPS, stage_arguments
 from ddep_hub.utils.arguments import build_arguments, to_flags
 from ddep_hub.utils.files import atomic_write, check_not_file, lock_file
 
@@ -72,27 +72,18 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
         raise ValueError(f"labels: {max(labels)} is more than the {num_images} training images of {args.data}.")
     matching = [model.name for model in list_pretrained() if model.encoder_name == settings.encoder_name]
     decoder_fields = _decoder_fields(matching[0]) if matching else {}
-    encoder = {"encoder_name": settings.encoder_name}
+    statistics: dict[str, Any] = {}
     if settings.num_channels not in (None, 3):
         # Measured once: each method on its own images would compare normalisations too.
         indices = evenly_spaced(num_images, REFERENCE_IMAGES)
         mean, std = channel_statistics(to_tensor(training[index]["image"]) for index in indices)
-        shared |= {"image_mean": mean, "image_std": std}
-    num_unlabelled = num_images + (sum(map(len, unlabelled_sources(args.unlabelled))) if args.unlabelled else 0)
-    pretraining: dict[str, Any] = {
-        **encoder,
-        **decoder_fields,
-        "encoder_weights": settings.encoder_weights,
-        "num_channels": settings.num_channels,
-        **{name: shared[name] for name in ("image_mean", "image_std") if name in shared},
-        "max_steps": steps.pretraining,
-        "batch_size": first_stage_batch_size(settings),
-        "crop_size": settings.crop_size,
-        "scale": settings.scale,
-        "image_size": settings.image_size,
-        "num_val_images": count_validation_images(num_unlabelled),
-        "mask_patch_size": mask_patch_size(settings.crop_size),
-    }
+        statistics = {"image_mean": mean, "image_std": std}
+    shared |= statistics
+    first_stage = dataclasses.replace(
+        settings, unlabelled=args.unlabelled, pretraining_steps=steps.pretraining, **decoder_fields, **statistics
+    )
+    pretraining = vars(stage_arguments(first_stage, training))
+    del pretraining["images"]  # those of the study, which may move
     without_encoder = {name: value for name, value in shared.items() if name != "encoder_name"}
     methods = [Method(RANDOM_DECODER, None, {**shared, **decoder_fields}, baseline=True)]
     methods += [Method(name, None, {**without_encoder, "pretrained": name}, baseline=False) for name in matching]

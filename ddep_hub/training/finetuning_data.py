@@ -102,7 +102,7 @@ def describe_leaks(
             f"eval_split: {len(copies)} images of `{args.eval_split}` have copies in `{args.train_split}`, such as "
             f"{min(copies)}, so the score says little about new images. Remove them from one of the two splits."
         )
-    sources = unlabelled_sources(args.unlabelled) if args.unlabelled else []
+    sources = unlabelled_sources(args.unlabelled)
     images = [source.root / name for source in sources if isinstance(source, ImageFolder) for name in source.names]
     if copies := find_copies(images, validation.images):
         notes.append(
@@ -114,6 +114,8 @@ def describe_leaks(
 
 def unlabelled_sources(names: Sequence[str]) -> list[MapSource]:
     """Opens the unlabelled images of a fine-tuning run; raises a ValueError if they are streamed."""
+    if not names:
+        return []
     opened = open_images([resolve_data(name) for name in names])
     sources = [source for source in opened if not isinstance(source, ShardedImages)]
     if not sources:

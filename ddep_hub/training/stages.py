@@ -126,41 +126,25 @@ def stage_arguments(args: FinetuneArguments, labelled: SegmentationDataset) -> P
     finetune_names = {field.name for field in dataclasses.fields(FinetuneArguments)} - {"freeze_encoder"}
     shared_names += ["seed", "sync_bn", "activation_checkpointing", "mixed_precision", "torch_compile"]
     values: dict[str, Any] = {name: getattr(args, name) for name in finetune_names & {*shared_names}}
-    batch_size = first_stage_batch_size(args)
+    batch_size = args.pretraining_batch_size or PretrainArguments.batch_size
     has_stock_encoder = args.pretrained is None or stored_config(args.pretrained).get("decoder_only")
+    num_images = sum(len(source) for source in unlabelled_sources(args.unlabelled)) + len(labelled)
     values |= {
         "output_dir": str(Path(args.output_dir) / STAGE),
         "images": args.unlabelled,
         "image_column": PretrainArguments.image_column,  # not that of the labelled images
         "max_steps": args.pretraining_steps,
         "corruption": args.pretraining_corruption,
-        "mask_patch_size": mask_patch_size(args.crop_size),
+        "mask_patch_size": max(1, min(MASK_PATCH_SIZE, args.crop_size // 2)),
         "batch_size": batch_size,
         "gradient_accumulation_steps": min(args.gradient_accumulation_steps, batch_size),
+        "num_val_images": max(1, min(MAX_VAL_IMAGES, num_images // 10)),
         # A random encoder, or that of a whole model, is nowhere else.
         "decoder_only": args.encoder_weights != "none" and bool(has_stock_encoder),
     }
     if args.resume_from_checkpoint is not None:  # its checkpoints are others than the run's
         values["resume_from_checkpoint"] = "latest"
-    arguments = PretrainArguments(**values)
-    num_images = sum(len(source) for source in unlabelled_sources(args.unlabelled)) + len(labelled)
-    arguments.num_val_images = count_validation_images(num_images)
-    return arguments
-
-
-def first_stage_batch_size(args: FinetuneArguments) -> int:
-    """Images in a step of the first stage: those given, or pretraining's own."""
-    return args.pretraining_batch_size or PretrainArguments.batch_size
-
-
-def mask_patch_size(crop_size: int) -> int:
-    """Side of the patches to mask: the default, or half of a smaller crop."""
-    return max(1, min(MASK_PATCH_SIZE, crop_size // 2))
-
-
-def count_validation_images(images: int) -> int:
-    """How many of the unlabelled images to hold out in pretraining: a tenth, at most `MAX_VAL_IMAGES`."""
-    return max(1, min(MAX_VAL_IMAGES, images // 10))
+    return PretrainArguments(**values)
 
 
 def read_stage_record(decoder: str) -> dict[str, Any]:
