@@ -18,9 +18,9 @@ from ddep_hub.evaluation.counting import count_pixels
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.checkpointing import CheckpointError
 from ddep_hub.training.finetuning import finetune
+from ddep_hub.training.interruption import RunInterrupted
 from ddep_hub.training.logging import read_metrics
 from ddep_hub.training.pretraining import pretrain
-from ddep_hub.training.run_dir import RunInterrupted
 from ddep_hub.utils.arguments import parse_arguments
 
 

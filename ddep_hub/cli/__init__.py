@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{USAGE}\n\nddep-hub: unknown command {name!r}" if name else USAGE, file=sys.stderr)
         return 2
     try:
-        from ddep_hub.training.run_arguments import track_time
+        from ddep_hub.training.interruption import track_time
 
         from . import commands
 

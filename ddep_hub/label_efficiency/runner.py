@@ -22,8 +22,8 @@ from ddep_hub.training.arguments import PretrainArguments
 from ddep_hub.training.checkpointing import checkpoint_folders
 from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.finetuning_data import check_held_out, describe_leaks, open_train_and_val, unlabelled_sources
+from ddep_hub.training.interruption import track_time
 from ddep_hub.training.pretraining import PretrainTrainer, open_sources, pretrain
-from ddep_hub.training.run_arguments import track_time
 from ddep_hub.training.run_dir import is_finished
 from ddep_hub.utils.arguments import build_arguments, read_yaml, write_yaml
 from ddep_hub.utils.files import atomic_write, check_not_file, lock_file, remove_dir

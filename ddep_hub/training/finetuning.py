@@ -33,10 +33,10 @@ from ddep_hub.utils.processes import isolate_state
 
 from .arguments import FinetuneArguments
 from .finetuning_data import FinetuneData, unlabelled_sources
+from .interruption import track_time
 from .losses import SegmentationLoss, UnlabelledLoss
 from .models import build_processor, finetuning_model, iter_pixels
 from .optim import learning_rate_factors, set_encoder_mode
-from .run_arguments import track_time
 from .stages import STAGE, keep_image_size, pretrain_first, read_stage_record
 from .trainer import Batch, Trainer
 

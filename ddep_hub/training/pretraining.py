@@ -41,8 +41,9 @@ from ddep_hub.utils.files import resolve_data
 from ddep_hub.utils.processes import isolate_state
 
 from .arguments import PretrainArguments
+from .interruption import track_time
 from .models import build_processor, find_encoder, get_num_channels, iter_pixels, pretraining_model
-from .run_arguments import micro_batches, track_time
+from .run_arguments import micro_batches
 from .trainer import Batch, Trainer
 
 

@@ -1,18 +1,15 @@
 """Arguments of a run that pretraining and fine-tuning share."""
 
-import contextlib
 import dataclasses
 import math
-import re
-import time
-from collections.abc import Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 from ddep_hub.utils.arguments import arg, data_arg, eval_arg, model_arg, optim_arg
 from ddep_hub.utils.values import convert_fields
+
+from .interruption import parse_time
 
 
 OUTPUT_DIR = "Folder of the run: config.yaml, metrics.jsonl, checkpoints/, pictures/ and final/."
@@ -208,43 +205,3 @@ class RunArguments:
 def micro_batches(args: RunArguments, processes: int) -> int:
     """Micro-batches of a step in each process: the same number in all, as they wait for each other in each one."""
     return max(1, min(args.gradient_accumulation_steps, args.batch_size // processes))
-
-
-# Start of the outermost call or command of this thread; nested runs count from it too.
-_START_TIME: ContextVar[float | None] = ContextVar("_START_TIME", default=None)
-
-
-@contextlib.contextmanager
-def track_time(start: float | None = None) -> Iterator[None]:
-    """Context from whose start `max_time` counts; nested in another such context, it counts from the outer one's.
-
-    `start` sets an earlier start, in seconds of `time.monotonic`.
-    """
-    outer_start = _START_TIME.get()
-    if outer_start is None:
-        outer_start = time.monotonic() if start is None else start
-    token = _START_TIME.set(outer_start)
-    try:
-        yield
-    finally:
-        _START_TIME.reset(token)
-
-
-def seconds_since_start() -> float:
-    """Seconds since the start that `max_time` counts from, see [`track_time`]; 0 outside of it."""
-    start = _START_TIME.get()
-    return 0.0 if start is None else time.monotonic() - start
-
-
-def parse_time(text: str | None) -> float | None:
-    """Seconds of `"5400"`, `"1:30:00"` or `"2-12:00:00"` (days-hours:minutes:seconds); `None` for `None`."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):(\d\d):)?(\d+(?:\.\d+)?)", text.strip())
-    seconds = 0.0
-    if match:
-        days, hours, minutes, seconds_part = (float(part or 0) for part in match.groups())
-        seconds = ((days * 24 + hours) * 60 + minutes) * 60 + seconds_part
-    if seconds <= 0:
-        raise ValueError(f"max_time is {text!r}. Write seconds, or [days-]hours:minutes:seconds such as 11:30:00.")
-    return seconds

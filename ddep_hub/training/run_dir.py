@@ -1,18 +1,12 @@
-"""The folder of a run: checked, locked, filled and published; and the orderly interruption of a run."""
+"""The folder of a run: checked, locked, filled and published."""
 
 import contextlib
 import dataclasses
-import functools
-import math
 import os
 import shlex
 import shutil
-import signal
-import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import yaml
@@ -30,11 +24,10 @@ from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.utils.arguments import write_yaml
 from ddep_hub.utils.files import atomic_dir, atomic_write, check_not_file, lock_file, remove_dir, warn_on_write_error
-from ddep_hub.utils.processes import on_parent_death
 
 from .checkpointing import checkpoint_folders
 from .logging import plot_loss
-from .run_arguments import RunArguments, seconds_since_start
+from .run_arguments import RunArguments
 
 
 # What a run writes into its folder.
@@ -239,58 +232,3 @@ def publish_final(args: RunArguments, final: Path) -> None:
             f"`ddep-hub publish {shlex.quote(str(final))} {args.hub_model_id}{flags}`."
         ) from error
     print(f"Published: {url}")
-
-
-# sysexits.h: temporary failure, try again. Unlike 128 + signal, it also says that a checkpoint was written.
-EXIT_CODE = 75
-
-
-class RunInterrupted(RuntimeError):
-    """The run was stopped; the message says why, and where its checkpoint is. Commands exit with `exit_code`."""
-
-    exit_code = EXIT_CODE
-
-
-class Interruption:
-    """Notes SIGTERM, SIGINT and the end of a time limit; the loop asks for them between its steps.
-
-    As a context manager it handles the two signals in the main thread, and restores their handlers at its end.
-    `max_seconds` is the time limit, `None` for none; it counts from the start of [`track_time`], outside of it from
-    now on.
-    """
-
-    def __init__(self, max_seconds: float | None) -> None:
-        self.max_seconds = max_seconds
-        self.stop_at = math.inf if max_seconds is None else time.monotonic() + max_seconds - seconds_since_start()
-        self.received: str | None = None
-        self._previous_handlers: dict[int, Any] = {}
-
-    def __enter__(self) -> "Interruption":
-        if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGTERM, signal.SIGINT):
-                self._previous_handlers[signum] = signal.signal(signum, self._handle_signal)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for signum, handler in self._previous_handlers.items():
-            signal.signal(signum, handler)
-
-    def _handle_signal(self, signum: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(signum).name
-
-    @property
-    def reason(self) -> str | None:
-        """Why the run should stop now, or `None`."""
-        if self.received is None and time.monotonic() > self.stop_at:
-            return f"max_time ({self.max_seconds:g} s)"
-        return self.received
-
-
-@functools.cache
-def end_with_launcher() -> None:
-    """Makes this process get SIGTERM when `accelerate launch` or `torchrun` dies, which may not pass signals on.
-
-    Started by hand, it outlives the shell as other programs do.
-    """
-    if {"ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID"} & os.environ.keys():
-        on_parent_death(lambda: os.kill(os.getpid(), signal.SIGTERM))

@@ -22,11 +22,11 @@ from ddep_hub.utils.processes import build_accelerator, on_main_process
 from .arguments import MASK_PATCH_SIZE, FinetuneArguments, PretrainArguments
 from .checkpointing import checkpoint_folders
 from .finetuning_data import FinetuneData, unlabelled_sources
+from .interruption import RunInterrupted
 from .logging import read_metrics
 from .models import get_num_channels
 from .pretraining import PretrainTrainer, print_report
 from .run_dir import (
-    RunInterrupted,
     check_publishing,
     check_run_dir,
     is_finished,

@@ -24,20 +24,18 @@ from ddep_hub.hub.model_card import PREDICTIONS, write_card
 from ddep_hub.hub.run_record import Kind, write_run_record
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
-from ddep_hub.utils.processes import build_accelerator, keep_freed_memory, on_main_process
+from ddep_hub.utils.processes import build_accelerator, end_with_launcher, keep_freed_memory, on_main_process
 
 from .checkpointing import Checkpointer
+from .interruption import Interruption, RunInterrupted, parse_time
 from .logging import MetricsLogger
 from .models import get_num_channels
 from .optim import Weights, build_optimizer, disable_mixed_precision, rate_table, set_learning_rate
-from .run_arguments import RunArguments, micro_batches, parse_time
+from .run_arguments import RunArguments, micro_batches
 from .run_dir import (
-    Interruption,
-    RunInterrupted,
     add_pictures,
     check_publishing,
     check_run_dir,
-    end_with_launcher,
     publish_final,
     remove_old_run,
     run_lock,

@@ -8,6 +8,7 @@ import os
 import platform
 import random
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -225,3 +226,13 @@ def on_parent_death(action: Callable[[], None]) -> None:
         action()
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@functools.cache
+def end_with_launcher() -> None:
+    """Makes this process get SIGTERM when `accelerate launch` or `torchrun` dies, which may not pass signals on.
+
+    Started by hand, it outlives the shell as other programs do.
+    """
+    if {"ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID"} & os.environ.keys():
+        on_parent_death(lambda: os.kill(os.getpid(), signal.SIGTERM))

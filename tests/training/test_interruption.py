@@ -11,9 +11,8 @@ from launching import TINY, run, start_launcher
 from ddep_hub import DDePForPreTraining
 from ddep_hub.cli import main
 from ddep_hub.training.finetuning import finetune
+from ddep_hub.training.interruption import EXIT_CODE, Interruption, RunInterrupted, parse_time, track_time
 from ddep_hub.training.pretraining import pretrain
-from ddep_hub.training.run_arguments import parse_time, track_time
-from ddep_hub.training.run_dir import EXIT_CODE, Interruption, RunInterrupted
 
 
 @pytest.mark.parametrize(
@@ -63,7 +62,7 @@ def test_a_command_counts_from_its_start_and_a_call_from_the_call(argv, monkeypa
         now[0] += 60  # imports
         return None, {}
 
-    monkeypatch.setattr("ddep_hub.training.run_arguments.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("ddep_hub.training.interruption.time.monotonic", lambda: now[0])
     monkeypatch.setattr("ddep_hub.cli.commands.parse_command", parse)
     for name in ("ddep_hub.training.finetuning.FinetuneTrainer", "ddep_hub.training.pretraining.PretrainTrainer"):
         monkeypatch.setattr(name, train)
@@ -86,7 +85,7 @@ def test_the_exit_code(monkeypatch):
 def test_a_script_that_is_stopped_says_it_once(tmp_path):
     (tmp_path / "script.py").write_text(
         "from ddep_hub.cli import explain_mistakes\n"
-        "from ddep_hub.training.run_dir import RunInterrupted\n"
+        "from ddep_hub.training.interruption import RunInterrupted\n"
         "explain_mistakes('script')\n"
         "raise RunInterrupted('why')\n"
     )

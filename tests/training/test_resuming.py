@@ -24,9 +24,9 @@ from ddep_hub.training import trainer as loop
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.checkpointing import CheckpointError
 from ddep_hub.training.finetuning import FinetuneTrainer, finetune
+from ddep_hub.training.interruption import RunInterrupted
 from ddep_hub.training.logging import read_metrics
 from ddep_hub.training.pretraining import PretrainTrainer, pretrain
-from ddep_hub.training.run_dir import RunInterrupted
 from ddep_hub.utils.arguments import write_yaml
 
 
