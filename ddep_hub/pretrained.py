@@ -35,6 +35,7 @@ class PretrainedInfo:
         size: Size of its weights file in MB.
         license: SPDX identifier of its license, in lower case.
         measured: Its measured gain over a random decoder in one sentence, with which its card begins.
+        microscopy: Whether its images are from a microscope; its card has the tag then.
     """
 
     name: str
@@ -42,6 +43,7 @@ class PretrainedInfo:
     size: float
     license: str
     measured: str
+    microscopy: bool
 
 
 def list_pretrained() -> list[PretrainedInfo]:
@@ -52,7 +54,10 @@ def list_pretrained() -> list[PretrainedInfo]:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         card = ModelCard.load(folder / "README.md").data
         megabytes = round(weights.stat().st_size / 1e6, 1)
-        models.append(PretrainedInfo(folder.name, config["encoder_name"], megabytes, card.license, card["summary"]))
+        microscopy = "microscopy" in card.tags
+        models.append(
+            PretrainedInfo(folder.name, config["encoder_name"], megabytes, card.license, card["summary"], microscopy)
+        )
     return models
 
 

@@ -84,7 +84,7 @@ class StudyArguments(LabelledDataArguments):
     study: str | None = arg(
         None, f"YAML file with methods, fractions and seeds. Default: {SCENES}, without data.", path=True, common=True
     )
-    methods: list[str] = arg([], "Methods to run. Default: all.")
+    methods: list[str] = arg([], "Methods to run. Default: all but the shipped decoders for another kind of images.")
     fractions: list[str] = arg([], "Label fractions to run. Default: all of the study file.")
     report_only: bool = arg(False, "Write the report and figure from the existing rows without running anything.")
 
@@ -120,12 +120,14 @@ class Method:
         pretraining: Arguments of `ddep-hub pretrain`, or `None` if no decoder is pretrained.
         finetuning: Arguments of `ddep-hub finetune`.
         baseline: Whether the other methods are compared with it.
+        optional: Whether it runs only where `methods` names it.
     """
 
     name: str
     pretraining: dict[str, Any] | None
     finetuning: dict[str, Any]
     baseline: bool
+    optional: bool = False
 
     @property
     def folder_name(self) -> str:

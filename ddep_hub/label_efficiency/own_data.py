@@ -57,7 +57,8 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
 
     Pretraining, by denoising (DDeP), by filling in masked patches and by predicting features, uses the images of
     `unlabelled` and all training images, whether their labels are used or not, at the scales of fine-tuning.
-    Consistency uses those of `unlabelled` and the labelled ones. `steps` are by default the preset's.
+    Consistency uses those of `unlabelled` and the labelled ones. Shipped decoders for another kind of images than
+    `augmentation` says are optional. `steps` are by default the preset's.
     """
     shared = _shared_arguments(args)
     settings = build_arguments(FinetuneArguments, {**shared, "data": args.data})
@@ -70,8 +71,8 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
     labels = args.labels or sorted({min(num_images, count) for count in DEFAULT_LABELS})
     if max(labels) > num_images:
         raise ValueError(f"labels: {max(labels)} is more than the {num_images} training images of {args.data}.")
-    matching = [model.name for model in list_pretrained() if model.encoder_name == settings.encoder_name]
-    decoder_fields = _decoder_fields(matching[0]) if matching else {}
+    matching = {model.name: model for model in list_pretrained() if model.encoder_name == settings.encoder_name}
+    decoder_fields = _decoder_fields(next(iter(matching))) if matching else {}
     statistics: dict[str, Any] = {}
     if settings.num_channels not in (None, 3):
         # Measured once: each method on its own images would compare normalisations too.
@@ -86,7 +87,11 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
     del pretraining["images"]  # those of the study, which may move
     without_encoder = {name: value for name, value in shared.items() if name != "encoder_name"}
     methods = [Method(RANDOM_DECODER, None, {**shared, **decoder_fields}, baseline=True)]
-    methods += [Method(name, None, {**without_encoder, "pretrained": name}, baseline=False) for name in matching]
+    is_microscopy = args.augmentation == "microscopy"
+    methods += [
+        Method(name, None, {**without_encoder, "pretrained": name}, False, optional=model.microscopy != is_microscopy)
+        for name, model in matching.items()
+    ]
     methods += [
         Method(name, {**pretraining, "corruption": corruption}, without_encoder, baseline=False)
         for name, corruption in CORRUPTIONS.items()

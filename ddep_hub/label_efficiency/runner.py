@@ -93,7 +93,7 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
     # Include all that have rows of this study, even if only other methods were requested.
     rows = read_rows(output / "results.csv")
     requested, finished = {method.name for method in study.methods}, {row.method for row in rows}
-    all_methods = build_study(dataclasses.replace(args, methods=[]), steps).methods
+    all_methods = open_study(args, steps).methods
     if failures and not requested & finished:
         raise FloatingPointError(failures)
     if not requested & finished:
@@ -129,26 +129,31 @@ def compare(arguments: StudyArguments | None = None, **kwargs: Any) -> list[dict
     return [dataclasses.asdict(row) for row in rows if row.method in {method.name for method in reported}]
 
 
-def build_study(args: StudyArguments, steps: Steps | None = None) -> Study:
-    """The study from a file or for the user's own data, with the other arguments applied."""
+def open_study(args: StudyArguments, steps: Steps | None = None) -> Study:
+    """The study from a file or for the user's own data, with all its methods."""
     if args.uses_own_data:
-        study = own_data_study(args, steps)
-    else:
-        if args.study is None and not Path(SCENES).is_file():
-            raise FileNotFoundError(
-                f"data: none is given, and {SCENES}, the study without data, is part of the repository alone. Pass "
-                "your labelled images as data, or a study file as study."
-            )
-        study = read_study(args.study or SCENES)
+        return own_data_study(args, steps)
+    if args.study is None and not Path(SCENES).is_file():
+        raise FileNotFoundError(
+            f"data: none is given, and {SCENES}, the study without data, is part of the repository alone. Pass "
+            "your labelled images as data, or a study file as study."
+        )
+    return read_study(args.study or SCENES)
+
+
+def build_study(args: StudyArguments, steps: Steps | None = None) -> Study:
+    """The study with the methods, label fractions, seeds and data that the arguments choose."""
+    study = open_study(args, steps)
     names = [method.name for method in study.methods]
     for name in args.methods:
         if name not in names:
             raise ValueError(f"methods: unknown {did_you_mean(name, names)} There are: {', '.join(names)}.")
     fractions = [str(parse_fraction(fraction)) for fraction in args.fractions] or list(study.seeds)
     seeds = {fraction: args.seeds or study.seeds.get(fraction, max(study.seeds.values())) for fraction in fractions}
+    chosen = args.methods or [method.name for method in study.methods if not method.optional]
     return dataclasses.replace(
         study,
-        methods=[method for method in study.methods if not args.methods or method.name in args.methods],
+        methods=[method for method in study.methods if method.name in chosen],
         seeds=dict(sorted(seeds.items(), key=lambda item: parse_fraction(item[0]))),
         data=args.data or study.data,
         images=args.unlabelled or study.images,

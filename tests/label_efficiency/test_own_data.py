@@ -80,6 +80,17 @@ def test_all_decoders_that_fit_are_compared_on_equal_terms(data, tmp_path):
         own_data_study(arguments(data, tmp_path, labels=[9]))
 
 
+def test_shipped_decoders_for_another_kind_of_images_run_only_where_they_are_named(data, tmp_path):
+    photographs = ["ddep-efficientnet-lite0", "ddep-street-lite0-nc"]
+    microscopy = ["ddep-em-lite0-masked-nc", "ddep-em-lite0-nc", "ddep-nuclei-lite0"]
+    for augmentation, shipped in (("photo", photographs), ("microscopy", microscopy)):
+        study = build_study(arguments(data, tmp_path, augmentation=augmentation))
+        assert [method.name for method in study.methods if method.name.startswith("ddep-")] == shipped
+    named = build_study(arguments(data, tmp_path, methods=[RANDOM_DECODER, microscopy[0]]))
+    assert [method.name for method in named.methods] == [RANDOM_DECODER, microscopy[0]]
+    assert sorted(model.name for model in list_pretrained()) == sorted(photographs + microscopy)
+
+
 def test_all_methods_normalise_images_of_other_channels_alike(data, tmp_path):
     grey = shutil.copytree(data, tmp_path / "grey")
     for path in (grey / "images").rglob("*.*"):
@@ -153,7 +164,7 @@ def test_minutes_shorten_all_runs_alike(data, tmp_path, monkeypatch, capsys):
     clock = iter([0.0, 3 * 16.0 + 13.0])  # 10 s a run beside its steps
     monkeypatch.setattr("ddep_hub.label_efficiency.own_data.time.monotonic", lambda: next(clock))
     args = arguments(data, tmp_path, labels=[4], seeds=2, minutes=30.0)
-    runs = 2 * len(own_data_study(args).methods)
+    runs = 2 * len(build_study(args).methods)
     steps = fit_steps(args, build_study(args))
     seconds = runs * (10 + steps.finetuning * 0.25) + 3 * (10 + steps.pretraining * 0.5)
     assert abs(seconds - 1800) < 10
