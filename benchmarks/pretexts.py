@@ -26,7 +26,8 @@ from torch.nn import functional as F
 from ddep_hub.data.samplers import example_seed
 from ddep_hub.denoising import broadcast_like
 from ddep_hub.training.arguments import PretrainArguments
-from ddep_hub.training.pretraining import PretrainTrainer, sample_noise
+from ddep_hub.training.losses import sample_noise
+from ddep_hub.training.pretraining import PretrainTrainer
 from ddep_hub.training.trainer import Batch
 from ddep_hub.utils.arguments import parse_arguments
 

@@ -26,6 +26,7 @@ from ddep_hub.data.transforms import SegmentationTrainTransform
 from ddep_hub.data.unlabelled_transforms import UnlabelledTransform
 from ddep_hub.evaluation.counting import evaluate_segmentation
 from ddep_hub.evaluation.visualization import segmentation_picture
+from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
 from ddep_hub.pretrained import with_image_size
 from ddep_hub.utils.arguments import build_arguments
@@ -177,7 +178,7 @@ class FinetuneTrainer(Trainer):
         self.unlabelled: AugmentedDataset | None = None
         if args.denoising_weight or args.consistency_weight:
             self._add_unlabelled(transform)
-        self.set_mode(args.freeze_encoder_steps)  # last: the denoiser freezes the encoder, which it shares
+        self.set_mode(self.model, args.freeze_encoder_steps)  # last: the denoiser freezes the encoder, which it shares
 
     def _add_unlabelled(self, transform: SegmentationTrainTransform) -> None:
         """Puts an unlabelled image beside each labelled one; the labelled images are among them."""
@@ -249,12 +250,12 @@ class FinetuneTrainer(Trainer):
     def draw(self, model: nn.Module) -> Image.Image:
         return segmentation_picture({"prediction": model}, self.images.validation, self.eval_transform, self.normalize)
 
-    def set_mode(self, step: int) -> None:
+    def set_mode(self, model: DDePPreTrainedModel, step: int) -> None:
         args = self.args
         frozen = args.freeze_encoder or step < args.freeze_encoder_steps
-        mode = (self.model, frozen)
-        if self._mode != mode or not self.model.training:  # to set it takes milliseconds, in each step
-            set_encoder_mode(self.model, frozen=frozen, frozen_norms=args.freeze_encoder_norms)
+        mode = (model, frozen)
+        if self._mode != mode or not model.training:  # to set it takes milliseconds, in each step
+            set_encoder_mode(model, frozen=frozen, frozen_norms=args.freeze_encoder_norms)
             self._mode = mode
 
     def learning_rate_factors(self) -> Mapping[str, float]:

@@ -1,4 +1,4 @@
-"""Losses of fine-tuning: cross-entropy and Dice on labelled images, denoising and consistency on unlabelled ones."""
+"""Losses: cross-entropy and Dice on labelled images, denoising and consistency on unlabelled ones; and the noise."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -11,13 +11,13 @@ from ddep_hub.configuration_ddep import PREDICTED
 from ddep_hub.data.preprocessing import Normalize
 from ddep_hub.data.samplers import example_seed
 from ddep_hub.data.statistics import ClassStatistics
+from ddep_hub.denoising import sample_sigma
 from ddep_hub.evaluation.inference import eval_mode
 from ddep_hub.modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentation
 from ddep_hub.segmentation import class_logits
 
 from .arguments import FinetuneArguments
 from .models import needs_image_skip
-from .pretraining import sample_noise
 from .step import Batch
 
 
@@ -99,6 +99,23 @@ def median_frequency_weights(statistics: ClassStatistics) -> torch.Tensor:
     frequency = torch.from_numpy(statistics.pixels) / torch.from_numpy(statistics.pixels_around).clamp(min=1)
     is_present = frequency > 0
     return torch.where(is_present, frequency[is_present].median() / frequency.clamp(min=1e-12), 0.0)
+
+
+def sample_noise(
+    images: torch.Tensor, sigma_range: tuple[float, float], seed: int, step: int, positions: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draws noise and its level for each image; both depend only on the seed, the step and the image's position.
+
+    `step` is counted from 0; `positions` are the images' places in the global batch. Returns standard normal noise of
+    the shape of `images`, `(batch, C, H, W)`, and sigma within `sigma_range`, `(batch,)`.
+    """
+    noise = torch.empty(images.shape, device=images.device)
+    sigma = torch.empty(len(images), device=images.device)
+    for index, position in enumerate(positions):
+        generator = torch.Generator(images.device).manual_seed(example_seed(seed, step, position))
+        noise[index].normal_(generator=generator)
+        sigma[index] = sample_sigma(sigma_range, 1, generator=generator, device=images.device)[0]
+    return noise, sigma
 
 
 # The teacher's predictions count from this probability on, as in FixMatch (arXiv 2001.07685) and UniMatch (arXiv

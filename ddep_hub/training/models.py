@@ -1,8 +1,9 @@
-"""The model that a run starts from."""
+"""The model and the image processor that a run starts from."""
 
+import copy
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -218,3 +219,21 @@ def reinit_blocks(model: DDePForSemanticSegmentation, num_kept: int) -> None:
     new_blocks = type(model)(model.config).ddep.decoder.blocks
     for old_block, new_block in list(zip(blocks, new_blocks, strict=True))[num_kept:]:
         old_block.load_state_dict(new_block.state_dict())
+
+
+def check_single_images(model: Model, side: int, set_mode: Callable[[Model], None]) -> None:
+    """Checks that a model can be trained on batches of one image: a BatchNorm behind a global pooling cannot.
+
+    `side` is that of the images in pixels; `set_mode` puts the model into the mode of training.
+    """
+    model = copy.deepcopy(model).to("meta")  # without data
+    set_mode(model)
+    try:
+        model(torch.zeros(1, model.config.num_channels, side, side, device="meta"))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"batch_size leaves single images, in which a BatchNorm of {model.config.encoder_name} sees one value per "
+            "channel. Use at least 2 images per process and micro-batch, or freeze the encoder."
+        ) from error

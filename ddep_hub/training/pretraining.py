@@ -17,14 +17,13 @@ from ddep_hub.data.dataloading import AugmentedDataset, bad_file_path, compute_f
 from ddep_hub.data.image_datasets import ImageFolder, MapSource, ShardedImages, images_fingerprint, open_images
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.preprocessing import Normalize, get_normalization, warn_about_units
-from ddep_hub.data.samplers import StepBatchSampler, epoch_order, example_seed
+from ddep_hub.data.samplers import StepBatchSampler, epoch_order
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, SizedDataset
 from ddep_hub.data.splits import evenly_spaced
 from ddep_hub.data.streaming import ImageStream
 from ddep_hub.data.synthetic import embedded_scenes
 from ddep_hub.data.transforms import SegmentationTrainTransform
 from ddep_hub.data.unlabelled_transforms import PretrainTransform, UnlabelledTransform
-from ddep_hub.denoising import sample_sigma
 from ddep_hub.encoder_weights import encoder_file, hash_weights
 from ddep_hub.evaluation.denoising import (
     REFERENCES,
@@ -42,6 +41,7 @@ from ddep_hub.utils.processes import isolate_state
 
 from .arguments import PretrainArguments
 from .interruption import track_time
+from .losses import sample_noise
 from .models import build_processor, find_encoder, get_num_channels, iter_pixels, pretraining_model
 from .run_arguments import micro_batches
 from .trainer import Batch, Trainer
@@ -304,23 +304,6 @@ def _without_repeated_files(sources: list[Any]) -> list[Any]:
         source = source.select(sample_id for sample_id, path in paths if os.path.realpath(path) not in known)
         others += [source] if len(source) else []
     return others
-
-
-def sample_noise(
-    images: torch.Tensor, sigma_range: tuple[float, float], seed: int, step: int, positions: Sequence[int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws noise and its level for each image; both depend only on the seed, the step and the image's position.
-
-    `step` is counted from 0; `positions` are the images' places in the global batch. Returns standard normal noise of
-    the shape of `images`, `(batch, C, H, W)`, and sigma within `sigma_range`, `(batch,)`.
-    """
-    noise = torch.empty(images.shape, device=images.device)
-    sigma = torch.empty(len(images), device=images.device)
-    for index, position in enumerate(positions):
-        generator = torch.Generator(images.device).manual_seed(example_seed(seed, step, position))
-        noise[index].normal_(generator=generator)
-        sigma[index] = sample_sigma(sigma_range, 1, generator=generator, device=images.device)[0]
-    return noise, sigma
 
 
 def _size_factor(args: PretrainArguments) -> int:

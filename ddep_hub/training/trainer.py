@@ -1,7 +1,6 @@
 """The trainer: its loop and the folder it writes. Subclasses define what is trained and how it is evaluated."""
 
 import contextlib
-import copy
 import math
 import time
 from abc import abstractmethod
@@ -29,7 +28,7 @@ from ddep_hub.utils.processes import build_accelerator, end_with_launcher, keep_
 from .checkpointing import Checkpointer
 from .interruption import Interruption, RunInterrupted, parse_time
 from .logging import MetricsLogger
-from .models import get_num_channels
+from .models import check_single_images, get_num_channels
 from .optim import Weights, build_optimizer, disable_mixed_precision, rate_table, set_learning_rate
 from .run_arguments import RunArguments, micro_batches
 from .run_dir import (
@@ -127,10 +126,10 @@ class Trainer(Losses):
     def draw(self, model: nn.Module) -> Image.Image:
         """Draws predictions of a model."""
 
-    def set_mode(self, step: int) -> None:
-        """Puts the model into training mode for a step counted from 0."""
-        if not self.model.training:  # setting it takes milliseconds, in each step
-            self.model.train()
+    def set_mode(self, model: DDePPreTrainedModel, step: int) -> None:
+        """Puts the model, or a copy, into training mode for a step counted from 0."""
+        if not model.training:  # setting it takes milliseconds, in each step
+            model.train()
 
     def learning_rate_factors(self) -> Mapping[str, float] | None:
         """Factors on the learning rate of the model's parameters, by name; 1 where `None`."""
@@ -173,11 +172,7 @@ class Trainer(Losses):
                 row = self._train()
                 model = self.weights.get_eval_model().eval()
                 on_main_process(self.accelerator, lambda: save_final(model, self.processor, self.args, final))
-                with disable_mixed_precision(model):
-                    results = self.evaluate(model)
-                if self.args.eval_steps:
-                    self._save_if_best(results, model)
-                results = {**results, "seconds": round(self.seconds, 1)}
+                results = {**self._evaluate(model), "seconds": round(self.seconds, 1)}
                 self.metrics.write({**row, **results})
             finally:
                 self.metrics.close()
@@ -189,7 +184,8 @@ class Trainer(Losses):
         """Wraps the model for its processes and loads the checkpoint."""
         args, accelerator = self.args, self.accelerator
         if args.batch_size // (accelerator.num_processes * micro_batches(args, accelerator.num_processes)) == 1:
-            self._check_single_images()
+            last_step = args.max_steps - 1  # when nothing is frozen for a time
+            check_single_images(self.model, self.input_side(), lambda model: self.set_mode(model, last_step))
         factors = self.learning_rate_factors()
         if args.warmup_steps >= args.max_steps:
             accelerator.print(
@@ -227,24 +223,6 @@ class Trainer(Losses):
     def input_side(self) -> int:
         """Side in pixels of the images that the model gets."""
         return int(cast(Any, self.args).crop_size)
-
-    def _check_single_images(self) -> None:
-        """Checks that the model can be trained on batches of one image: a BatchNorm behind a global pooling cannot."""
-        # On a copy without data, in the mode of the last step, when nothing is frozen for a time.
-        model, self.model = self.model, copy.deepcopy(self.model).to("meta")
-        config, side = model.config, self.input_side()
-        try:
-            self.set_mode(self.args.max_steps - 1)
-            self.model(torch.zeros(1, config.num_channels, side, side, device="meta"))
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise ValueError(
-                f"batch_size leaves single images, in which a BatchNorm of {config.encoder_name} sees one value per "
-                "channel. Use at least 2 images per process and micro-batch, or freeze the encoder."
-            ) from error
-        finally:
-            self.model = model
 
     def _start_folder(self) -> None:
         if self.args.overwrite:
@@ -287,7 +265,10 @@ class Trainer(Losses):
                         loss=f"{self.row['loss']:.4f}", images_per_s=self.row["images_per_second"], refresh=False
                     )
                 if should_evaluate:
-                    self.row = {"step": self.step, **self.row, **self._evaluate()}
+                    model = self.weights.get_eval_model()
+                    self.row = {"step": self.step, **self.row, **self._evaluate(model)}
+                    if self.accelerator.is_main_process:
+                        self._save_picture(model, f"step-{self.step}.png")
                     should_stop = self.steps.should_stop(interruption.reason is not None)  # evaluating takes its time
                     should_save = should_save or should_stop
                 if self.row and not is_last_step:
@@ -310,7 +291,7 @@ class Trainer(Losses):
         if "state" in batch:
             self.states[str(batch.pop("lane"))] = batch.pop("state")
         paths = list(batch.pop("path", []))
-        self.set_mode(self.step)
+        self.set_mode(self.model, self.step)
         # Stochastic depth and dropout of an encoder draw from here: a resumed run must draw the same.
         torch.manual_seed(example_seed(self.args.seed, self.step, self.accelerator.process_index))
         batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
@@ -332,23 +313,17 @@ class Trainer(Losses):
         self.steps.loss_sum.zero_()
         return row | self.metrics.bad_file_count()
 
-    def _evaluate(self) -> dict[str, Any]:
-        model = self.weights.get_eval_model()
+    def _evaluate(self, model: DDePPreTrainedModel) -> dict[str, Any]:
+        """Evaluates a model of the run; with `eval_steps`, saves it if it is the best so far."""
         with disable_mixed_precision(model):
             results = self.evaluate(model)
-        self._save_if_best(results, model)
-        if self.accelerator.is_main_process:
-            self._save_picture(model, f"step-{self.step}.png")
-        return results
-
-    def _save_if_best(self, results: Mapping[str, Any], model: DDePPreTrainedModel) -> None:
         score = self.score(results)
-        if score <= self.best:
-            return
-        self.best = score
-        if self.accelerator.is_main_process:
-            results = {"step": self.step, **results, "seconds": round(self.seconds, 1)}
-            save_best(model, self.processor, self.args, self.kind, results, self.facts)
+        if self.args.eval_steps and score > self.best:
+            self.best = score
+            if self.accelerator.is_main_process:
+                row = {"step": self.step, **results, "seconds": round(self.seconds, 1)}
+                save_best(model, self.processor, self.args, self.kind, row, self.facts)
+        return results
 
     def _save_checkpoint(self) -> Path:
         progress = {

@@ -15,8 +15,9 @@ from ddep_hub.training import pretraining
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.logging import read_metrics
+from ddep_hub.training.losses import sample_noise
 from ddep_hub.training.models import pretraining_model
-from ddep_hub.training.pretraining import PretrainTrainer, pretrain, sample_noise
+from ddep_hub.training.pretraining import PretrainTrainer, pretrain
 from ddep_hub.utils.arguments import parse_arguments
 
 

@@ -345,7 +345,7 @@ pretrain(parse_arguments(PretrainArguments, ["--config", sys.argv[3]]))
 """
 
 
-@pytest.mark.parametrize(("method", "step"), [("_save_if_best", 6), ("_save_if_best", 9)])
+@pytest.mark.parametrize(("method", "step"), [("_evaluate", 6), ("_evaluate", 9)])
 def test_a_killed_run_leaves_what_an_uninterrupted_one_does(method, step, arguments, shards, tmp_path):
     """A stream with broken files and two workers, which is killed between checkpoints and at its end."""
     with tarfile.open(tmp_path / "0.tar", "a") as tar:

@@ -25,9 +25,15 @@ from ddep_hub.training.finetuning import FinetuneTrainer, finetune
 from ddep_hub.training.finetuning_data import open_train_and_val
 from ddep_hub.training.interruption import RunInterrupted
 from ddep_hub.training.logging import read_metrics
-from ddep_hub.training.losses import IGNORE_INDEX, UnlabelledLoss, freeze_batch_norm_statistics, random_box
+from ddep_hub.training.losses import (
+    IGNORE_INDEX,
+    UnlabelledLoss,
+    freeze_batch_norm_statistics,
+    random_box,
+    sample_noise,
+)
 from ddep_hub.training.optim import set_encoder_mode
-from ddep_hub.training.pretraining import PretrainTrainer, sample_noise
+from ddep_hub.training.pretraining import PretrainTrainer
 from ddep_hub.training.run_dir import run_lock
 from ddep_hub.training.stages import keep_image_size, stage_arguments
 
