@@ -15,13 +15,13 @@ from ddep_hub.evaluation.arguments import EvaluateArguments
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.utils.arguments import (
     arg,
-    check_shapes,
+    build_arguments,
+    convert_yaml_values,
     data_arg,
     list_field_names,
     load_yaml,
     model_arg,
-    parse_command,
-    to_flags,
+    read_yaml,
 )
 from ddep_hub.utils.values import convert_fields, did_you_mean
 
@@ -294,16 +294,18 @@ def read_study(path: str | Path) -> Study:
 
 
 def _parse(cls: type[Any], values: Mapping[str, Any], context: str) -> Any:
-    """Arguments through the scripts' own parser, which checks types, ranges and names."""
+    """Arguments from values of a study, which override those of its `config` and `preset`."""
     names = [argument.name for argument in dataclasses.fields(cls)]
-    for name in values:
-        if name not in (*names, "config", "preset"):
+    given = {name: value for name, value in values.items() if name not in ("config", "preset")}
+    for name in given:
+        if name not in names:
             raise ValueError(f"{context}: unknown argument {did_you_mean(name, names)}")
-    check_shapes(cls, values, context)
+    given = convert_yaml_values(cls, given, context)
     try:
-        return parse_command(cls, to_flags(dict(values)), command=context)[0]
-    except SystemExit as error:
-        raise ValueError(f"{context}: an argument is wrong; the message above says which.") from error
+        config = read_yaml(values["config"], cls) if "config" in values else {}
+        return build_arguments(cls, {"preset": values.get("preset"), **config, **given})
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{context}: {error}") from error
 
 
 def _digest(args: PretrainArguments | FinetuneArguments, **extra: Any) -> str:

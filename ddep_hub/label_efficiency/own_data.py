@@ -25,7 +25,7 @@ from ddep_hub.training.finetuning_data import open_train_and_val
 from ddep_hub.training.pretraining import REFERENCE_IMAGES, PretrainTrainer
 from ddep_hub.training.run_dir import save_picture
 from ddep_hub.training.stages import TIMED_STEPS, stage_arguments
-from ddep_hub.utils.arguments import build_arguments, to_flags
+from ddep_hub.utils.arguments import build_arguments
 from ddep_hub.utils.files import atomic_write, check_not_file, lock_file
 
 from .config import DATA_FIELDS, OVERRIDES, Method, Study, StudyArguments
@@ -215,8 +215,8 @@ def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({}
     """
     model_fields = {name for name in settings if name.startswith("decoder_") or name == "encoder_name"}
     left_out = {*model_fields, *DATA_FIELDS, "max_steps", "image_mean", "image_std"}
-    shared = to_flags({name: value for name, value in settings.items() if name not in left_out})
-    model = to_flags({name: value for name, value in settings.items() if name in model_fields})
+    shared = _to_flags({name: value for name, value in settings.items() if name not in left_out})
+    model = _to_flags({name: value for name, value in settings.items() if name in model_fields})
     points: Curves = build_curves(rows)
     if RANDOM_DECODER not in points:
         return f"There is no row of `{RANDOM_DECODER}` yet to compare with."
@@ -236,7 +236,7 @@ def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({}
         if low > 0 and (best is None or difference.mean > best[0]):
             flags = [*shared, "--pretrained", name]
             if name == CONSISTENCY_METHOD:
-                flags = [*shared, "--unlabelled", "...", "--pretraining_steps", "0", *to_flags(CONSISTENCY), *model]
+                flags = [*shared, "--unlabelled", "...", "--pretraining_steps", "0", *_to_flags(CONSISTENCY), *model]
             elif name in CORRUPTIONS:
                 flags = [*shared, "--unlabelled", "...", "--pretraining_corruption", CORRUPTIONS[name], *model]
             best = (
@@ -264,6 +264,12 @@ def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({}
         f"Use a random decoder{hint}: with {baseline.labelled} labels, no other method beats it by more than the "
         f"spread of {seeds} seeds."
     )
+
+
+def _to_flags(values: Mapping[str, Any]) -> list[str]:
+    """Arguments as on the command line."""
+    items = [(name, value if isinstance(value, list) else [value]) for name, value in values.items()]
+    return [word for name, words in items for word in (f"--{name}", *map(str, words))]
 
 
 def draw_examples(study: Study, finals: Mapping[str, Path], path: Path) -> None:

@@ -242,50 +242,47 @@ def load_yaml(path: str | Path) -> Any:
 
 
 def read_yaml(path: str | Path, cls: type[Dataclass]) -> dict[str, Any]:
-    """Reads a YAML file of arguments of `cls`, in which null and `[]` stand for the default.
-
-    Raises a ValueError for unknown arguments and values of the wrong type.
-    """
+    """Reads a YAML file of arguments of `cls`, see [`convert_yaml_values`]; raises a ValueError for unknown ones."""
     values = load_yaml(path) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold `argument: value` lines, got a {type(values).__name__}.")
     values = {str(name): value for name, value in values.items()}
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    names = [field.name for field in dataclasses.fields(cls)]
     for name in values:
         if name in ("preset", "config"):
             raise ValueError(f"{path}: `{name}` cannot be set in a file. Pass `--{name}` on the command line.")
-        if name not in fields:
-            raise ValueError(f"{path} has an unknown argument {did_you_mean(name, list(fields))}")
-    check_shapes(cls, values, str(path))
+        if name not in names:
+            raise ValueError(f"{path} has an unknown argument {did_you_mean(name, names)}")
+    return convert_yaml_values(cls, values, str(path))
+
+
+def convert_yaml_values(cls: type[Dataclass], values: Mapping[str, Any], context: str) -> dict[str, Any]:
+    """Values that YAML makes of arguments of `cls`, as the types of their fields; null and `[]` are the default.
+
+    `context` says where they are from. Raises a ValueError for values of other types, among them text without quotes
+    that YAML reads as true or false.
+    """
+    fields, hints, converted = {field.name: field for field in dataclasses.fields(cls)}, get_type_hints(cls), {}
     for name, value in values.items():
+        is_list = "list" in str(hints[name])
+        items = value if is_list and isinstance(value, list) else [value]
         if value is None or value == []:
             factory: Any = fields[name].default_factory
-            values[name] = fields[name].default if factory is dataclasses.MISSING else factory()
-        else:
-            value = "no" if name == "mixed_precision" and value is False else value  # see `to_flags`
-            values[name] = convert(f"{path}: {name}", value, get_type_hints(cls)[name])
-    return values
-
-
-def check_shapes(cls: type[Dataclass], values: Mapping[str, Any], context: str) -> None:
-    """Raises a ValueError for values that a command line could not express; `context` is where they are from.
-
-    These are lists for arguments that take one value, nested values, and text that YAML reads as true or false.
-    """
-    hints = get_type_hints(cls)
-    for name, value in values.items():
-        is_list = "list" in str(hints.get(name, ""))
-        items = value if is_list and isinstance(value, list) else [value]
-        if any(isinstance(item, list | dict) for item in items):
+            converted[name] = fields[name].default if factory is dataclasses.MISSING else factory()
+        elif any(isinstance(item, list | dict) for item in items):
             raise ValueError(
                 f"{context}: `{name}` takes {'a list of values' if is_list else 'one value'}, not {value}."
             )
-        is_bool = "bool" in str(hints.get(name, "bool")) or name == "mixed_precision"  # see `to_flags`
-        if not is_bool and any(isinstance(item, bool) for item in items):
+        elif name == "mixed_precision" and value is False:  # what YAML makes of a bare `no`
+            converted[name] = "no"
+        elif "bool" not in str(hints[name]) and any(isinstance(item, bool) for item in items):
             raise ValueError(
                 f"{context}: `{name}` is {str(value).lower()}, which YAML makes of yes, no, on and off. Put text in "
                 "quotes."
             )
+        else:
+            converted[name] = convert(f"{context}: {name}", value, hints[name])
+    return converted
 
 
 def write_yaml(arguments: Any, path: str | Path) -> None:
@@ -302,18 +299,3 @@ def to_pair(name: str, values: list[int]) -> tuple[int, int] | None:
 
 def _command_name(cls: type[Dataclass]) -> str:
     return cls.__name__.removesuffix("Arguments").lower()
-
-
-def to_flags(values: dict[str, Any]) -> list[str]:
-    """Arguments of a file as a command line; null values keep their defaults."""
-    flags: list[str] = []
-    for name, value in values.items():
-        if name == "mixed_precision" and value is False:  # what YAML makes of a bare `no`
-            value = "no"
-        if value is None or value == []:
-            continue
-        if str(value).startswith("-"):  # or it would be taken for a flag
-            flags.append(f"--{name}={value}")
-        else:
-            flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return flags
