@@ -1,4 +1,4 @@
-"""Loads models by name: shipped with the package, from folders, and from repositories on the Hub."""
+"""Loads models, and their image processors, by name: shipped with the package, from folders, and from the Hub."""
 
 import json
 from collections.abc import Sequence
