@@ -172,9 +172,9 @@ class FinetuneTrainer(Trainer):
             for index in range(min(NUM_CHECKED_UNITS, len(usable))):
                 warn_about_units(self.normalize(to_tensor(usable[index]["image"])[None]), "A labelled image")
         self.eval_transform = EvalTransform(self.processor)
-        self.loss = SegmentationLoss(
-            classes.ignore_index, class_weights=self.images.class_weights, dice_weight=args.dice_weight
-        )
+        weights = self.images.class_weights
+        weights = None if weights is None else weights.to(self.accelerator.device)
+        self.loss = SegmentationLoss(classes.ignore_index, class_weights=weights, dice_weight=args.dice_weight)
         self.unlabelled: AugmentedDataset | None = None
         if args.denoising_weight or args.consistency_weight:
             self._add_unlabelled(transform)

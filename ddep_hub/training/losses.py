@@ -29,8 +29,8 @@ class SegmentationLoss:
 
     Args:
         ignore_index: Label of the pixels that do not count.
-        class_weights: Weight of each class, `(num_labels,)`; 1 by default. With a single class, the weight of its
-            pixels relative to the background's (torch's `pos_weight`).
+        class_weights: Weight of each class, `(num_labels,)`, on the device of the labels; 1 by default. With a single
+            class, the weight of its pixels relative to the background's (torch's `pos_weight`).
         dice_weight: Factor on the Dice loss, 0 for none.
     """
 
@@ -48,27 +48,20 @@ class SegmentationLoss:
         """Counts the pixels that are not ignored, or adds up their weights; with Dice, also images that have any."""
         valid = labels != self.ignore_index
         pixels = valid.sum()
-        weights = self._move_weights(labels.device)
-        if weights is not None and not self.has_single_class:
+        if self.class_weights is not None and not self.has_single_class:
             # Without indexing by `valid`, which would wait for the device.
-            pixels = (weights[labels.long().where(valid, 0)] * valid).sum()
+            pixels = (self.class_weights[labels.long().where(valid, 0)] * valid).sum()
         return [pixels, valid.flatten(1).any(1).sum()] if self.dice_weight else [pixels]
 
     def sums(self, logits: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
         """Sums the cross-entropy over those pixels, and Dice over those images."""
         logits, labels = logits.float(), labels.long()
-        weights = self._move_weights(logits.device)
         entropy = F.cross_entropy(
-            class_logits(logits), labels, weights, ignore_index=self.ignore_index, reduction="sum"
+            class_logits(logits), labels, self.class_weights, ignore_index=self.ignore_index, reduction="sum"
         )
         if not self.dice_weight:
             return [entropy]
         return [entropy, self.dice_weight * dice_losses(logits, labels, self.ignore_index).sum()]
-
-    def _move_weights(self, device: torch.device) -> torch.Tensor | None:
-        if self.class_weights is not None and self.class_weights.device != device:
-            self.class_weights = self.class_weights.to(device)  # once: such a copy waits for the device
-        return self.class_weights
 
 
 def dice_losses(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
