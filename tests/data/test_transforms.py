@@ -1,20 +1,14 @@
+"""Random transforms of labelled images, and those of an image processor."""
+
 import dataclasses
-import errno
-import io
-import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from PIL.JpegImagePlugin import JpegImageFile
-from torch.utils.data import DataLoader
+from tiny_samples import lettered, noisy_row, row
 
-from ddep_hub.data.dataloading import AugmentedDataset, bad_file_path
-from ddep_hub.data.image_datasets import ImageFolder
-from ddep_hub.data.image_io import BadFileError, decode_image
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
-from ddep_hub.data.samplers import StepBatchSampler
 from ddep_hub.data.transforms import (
     STRONG,
     STRONG_INTENSITIES,
@@ -25,53 +19,9 @@ from ddep_hub.data.transforms import (
     _random_window,
     sample_class_pixel,
 )
-from ddep_hub.data.unlabelled_transforms import PretrainTransform, UnlabelledTransform
 from ddep_hub.image_conversion import ChannelImage
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.image_processing_pil_ddep import DDePImageProcessorPil
-
-
-def row(height=40, width=60, dtype=np.uint8):
-    """An image whose left half is red and right half blue, and a mask that says the same."""
-    mask = np.zeros((height, width), dtype=dtype)
-    mask[:, width // 2 :] = 1
-    pixels = np.array([(250, 10, 20), (10, 20, 250)], dtype=np.uint8)[mask]
-    return {"image": Image.fromarray(pixels), "annotation": mask}
-
-
-def noisy_row(height=24, width=36):
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return {"image": Image.fromarray(pixels), "annotation": (pixels[..., 0] % 7).astype(np.uint8)}
-
-
-def test_neighbours_may_all_be_broken():
-    class Rows:
-        def __len__(self):
-            return 1000
-
-        def __getitem__(self, index):
-            if 100 <= index < 250:
-                raise BadFileError("is empty", f"{index}.png")
-            return {}
-
-    rows = AugmentedDataset(Rows(), lambda sample: {}, 0, skip_bad_files=True)
-    assert len(rows[(0, 100)]["skipped"]) == 150
-
-
-def test_many_files_in_a_row_that_cannot_be_read_are_no_bad_files():
-    reads = []
-
-    class Rows:
-        def __len__(self):
-            return 14_000_000
-
-        def __getitem__(self, index):
-            reads.append(index)
-            raise OSError(errno.ESTALE, "Stale file handle", f"{index}.jpg")
-
-    with pytest.raises(BadFileError, match="100 files in a row cannot be read"):
-        AugmentedDataset(Rows(), None, 0, skip_bad_files=True)[(0, 5)]
-    assert len(reads) == 100
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
@@ -82,20 +32,6 @@ def test_a_rare_class_is_drawn_as_often_as_another(dtype):
     pixels = [sample_class_pixel(mask, 255) for _ in range(40)]
     assert 10 < pixels.count((3, 4)) < 30 and all(row > 0 for row, _ in pixels)
     assert sample_class_pixel(torch.full((2, 2), 255, dtype=dtype), 255) is None
-
-
-@pytest.mark.filterwarnings("error")
-def test_the_border_of_an_unlabelled_image_takes_no_memory():
-    transform = UnlabelledTransform(SegmentationTrainTransform(crop_size=32, scale=(0.5, 0.5)))
-    image = Image.new("RGB", (3000, 2000))
-    tracemalloc.start()
-    example = transform({"image": image})
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert example["inside"].all() and peak < 1e6
-    assert not transform({"image": Image.new("RGB", (8, 8))})["inside"].all()
-    zero = UnlabelledTransform(SegmentationTrainTransform(crop_size=32, scale=(1.0, 1.0), ignore_index=0))
-    assert zero({"image": Image.new("RGB", (16, 32))})["inside"].sum() == 16 * 32
 
 
 @pytest.mark.parametrize("crop_size", [32, (24, 48), (90, 20), 200])
@@ -225,32 +161,6 @@ def test_wide_ids_survive_scaling():
     assert set(result["labels"].unique().tolist()) <= {0, 70000, 255}
 
 
-def test_pretrain_transform():
-    transform = PretrainTransform(crop_size=(24, 40))
-    torch.manual_seed(0)
-    results = [transform(noisy_row()) for _ in range(8)]
-    for result in results:
-        assert set(result) == {"pixel_values"}
-        assert result["pixel_values"].shape == (3, 24, 40)
-        assert result["pixel_values"].dtype == torch.uint8
-    assert len({result["pixel_values"].numpy().tobytes() for result in results}) == 8
-
-
-def test_pretrain_transform_without_randomness():
-    example = noisy_row(32, 32)
-    transform = PretrainTransform(crop_size=32, scale=(1.0, 1.0), ratio=(1.0, 1.0), horizontal_flip=0.0)
-    pixels = transform(example)["pixel_values"]
-    assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(example["image"]))
-
-
-@pytest.mark.parametrize("probability", [0.0, 1.0])
-def test_pretraining_mirrors_images(probability):
-    example = noisy_row(32, 32)
-    transform = PretrainTransform(crop_size=32, scale=(1.0, 1.0), ratio=(1.0, 1.0), horizontal_flip=probability)
-    pixels = transform(example)["pixel_values"].permute(1, 2, 0).numpy()
-    assert np.array_equal(pixels, np.asarray(example["image"])[:, ::-1] if probability else example["image"])
-
-
 def test_eval_transform_keeps_the_masks_size():
     example = noisy_row(24, 36)
     plain = EvalTransform(DDePImageProcessor(do_resize=False))(example)
@@ -320,148 +230,6 @@ def test_bad_options_are_named():
         SegmentationTrainTransform(crop_size=8, scale=(2.0, 1.0))
 
 
-class Rows:
-    def __len__(self):
-        return 5
-
-    def __getitem__(self, index):
-        pixels = np.random.default_rng(index).integers(0, 256, (30, 30, 3), dtype=np.uint8)
-        return {"image": Image.fromarray(pixels), "annotation": pixels[..., 0] % 3}
-
-
-def augmented(seed=0):
-    transform = SegmentationTrainTransform(crop_size=16, augmentation="photo")
-    return AugmentedDataset(Rows(), transform, seed)
-
-
-def load(num_workers):
-    sampler = StepBatchSampler(5, global_batch_size=4, seed=0, start_step=0, end_step=4)
-    return list(DataLoader(augmented(), batch_sampler=sampler, num_workers=num_workers))
-
-
-def test_result_does_not_depend_on_the_number_of_workers():
-    for alone, shared in zip(load(0), load(2), strict=True):
-        for key in ("pixel_values", "labels"):
-            assert torch.equal(alone[key], shared[key])
-
-
-def test_examples_depend_on_seed_epoch_and_index_alone():
-    data = augmented()
-    first = data[0, 3]["pixel_values"]
-    data[0, 1]
-    torch.manual_seed(123)
-    assert torch.equal(data[0, 3]["pixel_values"], first)
-    assert not torch.equal(data[1, 3]["pixel_values"], first)
-    assert not torch.equal(augmented(seed=1)[0, 3]["pixel_values"], first)
-    assert len(data) == 5
-
-
-def test_global_random_numbers_are_left_alone():
-    torch.manual_seed(7)
-    expected = torch.rand(3)
-    torch.manual_seed(7)
-    augmented()[0, 0]
-    assert torch.equal(torch.rand(3), expected)
-
-
-def smooth_jpeg(width, height, orientation=1, mode="RGB", **options):
-    """A JPEG of a few waves, which looks the same at any scale, and with every turn different."""
-    rows, columns = np.mgrid[:height, :width] / max(height, width)
-    waves = [np.sin(9 * columns + 2 * rows), np.sin(7 * rows), np.cos(5 * columns * rows + 3 * rows)]
-    pixels = (127 + 120 * np.stack(waves, axis=-1)).astype(np.uint8)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stream = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(stream, "JPEG", quality=95, exif=exif, **options)
-    return {"path": "photo.jpg", "bytes": stream.getvalue()}
-
-
-def both(file, transform, seed):
-    """The pixels of the undecoded and of the decoded row, with the same random numbers."""
-    results = []
-    for image in (file, decode_image(file)):
-        torch.manual_seed(seed)
-        results.append(transform({"image": image})["pixel_values"])
-        results.append(torch.rand(()))
-    assert results[1] == results[3]
-    return results[0], results[2]
-
-
-@pytest.mark.parametrize("orientation", [*range(9), 77])
-@pytest.mark.parametrize("size", [(403, 297), (1001, 613)])
-def test_reduced_decoding_shows_the_same_part(orientation, size):
-    transform = PretrainTransform(crop_size=(24, 32))
-    for seed in range(6):
-        reduced, full = both(smooth_jpeg(*size, orientation), transform, seed)
-        assert reduced.shape == (3, 24, 32)
-        assert reduced.is_contiguous()
-        assert not torch.equal(reduced, full)
-        # A shift by one reduced pixel would be seen.
-        assert (reduced.int() - full.int()).abs().float().mean() < 1.0
-
-
-@pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
-def test_reduced_decoding_of_other_jpegs(mode):
-    reduced, full = both(smooth_jpeg(400, 300, mode=mode, progressive=True), PretrainTransform(crop_size=16), 0)
-    assert (reduced.int() - full.int()).abs().float().mean() < 1.5
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_without_reduction_undecoded_samples_give_the_same_pixels(tmp_path, kind):
-    image = decode_image(smooth_jpeg(60, 50))
-    image.putalpha(128) if kind == "PNG" else None
-    image.save(tmp_path / "a", kind)
-    file = {"path": str(tmp_path / "a"), "bytes": None}
-    for seed in range(5):
-        assert torch.equal(*both(file, PretrainTransform(crop_size=(48, 40)), seed))
-
-
-def test_the_scale_is_the_coarsest_that_is_large_enough(monkeypatch):
-    drafts = []
-    draft = JpegImageFile.draft
-    monkeypatch.setattr(
-        JpegImageFile, "draft", lambda self, mode, size: drafts.append(size) or draft(self, mode, size)
-    )
-    whole = {"scale": (1.0, 1.0), "ratio": (4 / 3, 4 / 3)}
-    for crop_size in [(38, 50), (37, 50), (75, 100), (76, 100), (150, 200), (151, 200)]:
-        PretrainTransform(crop_size=crop_size, **whole)({"image": smooth_jpeg(400, 300)})
-    assert [400 // width for width, _ in drafts] == [4, 8, 4, 2, 2]
-
-
-@pytest.mark.parametrize("crop_size", [16, 200])
-def test_broken_undecoded_files_are_named(crop_size):
-    transform = PretrainTransform(crop_size=crop_size)
-    file = smooth_jpeg(400, 300)
-    for content, message in [
-        (file["bytes"][:-3000], r"photo\.jpg is damaged or cut off"),
-        (b"", r"photo\.jpg is empty"),
-        (b"text", r"photo\.jpg is not an image"),
-    ]:
-        with pytest.raises(BadFileError, match=message) as caught:
-            transform({"image": {"path": "photo.jpg", "bytes": content}})
-        assert caught.value.path == "photo.jpg"
-    with pytest.raises(BadFileError, match="an image of 4 bytes without a name"):
-        transform({"image": {"path": None, "bytes": b"text"}})
-
-
-def test_undecoded_image_folder(tmp_path):
-    decode_image(smooth_jpeg(40, 30)).save(tmp_path / "a.png")
-    row = ImageFolder(tmp_path)[0]
-    assert row == {"image": {"path": str(tmp_path / "a.png"), "bytes": None}, "path": str(tmp_path / "a.png")}
-    torch.manual_seed(0)
-    undecoded = PretrainTransform(crop_size=16)(row)["pixel_values"]
-    torch.manual_seed(0)
-    decoded = {"image": decode_image(row["path"])}
-    assert torch.equal(undecoded, PretrainTransform(crop_size=16)(decoded)["pixel_values"])
-
-
-def lettered(size=(48, 48)):
-    """An image whose pixels say their label, so that image and mask can be compared after any geometry."""
-    mask = np.arange(size[0] * size[1]).reshape(size) % 250
-    image = Image.fromarray(np.repeat(mask.astype(np.uint8)[:, :, None], 3, 2))
-    return {"image": image, "annotation": mask.astype(np.uint8)}
-
-
 @pytest.mark.parametrize(
     ("kind", "size", "ways"), [("overhead", (48, 48), 8), ("overhead", (40, 48), 4), (None, (48, 48), 2)]
 )
@@ -503,22 +271,6 @@ def test_crops_on_rare_classes():
     transform(ignored)  # no class to choose
 
 
-def test_unlabelled_crops_are_those_of_labelled_images():
-    geometry = SegmentationTrainTransform(crop_size=64, scale=(0.5, 2.0), augmentation="microscopy", class_crops=1.0)
-    transform = UnlabelledTransform(geometry, strong=True)
-    sizes, strong = set(), 0
-    for _ in range(20):
-        result = transform({"image": lettered()["image"]})
-        inside = result["inside"]
-        sizes.add(int(inside.sum()))
-        assert result["pixel_values"].shape == result["strong"].shape == (3, 64, 64)
-        border = result["pixel_values"][:, ~inside]
-        assert not border.numel() or (border == border[:, :1]).all()  # the mean colour
-        strong += not torch.equal(result["strong"], result["pixel_values"])
-    assert len(sizes) > 10 and strong > 10
-    assert "strong" not in UnlabelledTransform(geometry)({"image": lettered()["image"]})
-
-
 @pytest.mark.parametrize("channels", [2, 3])
 @pytest.mark.parametrize(("height", "width"), [(40, 4), (4, 40), (1, 1), (2, 3)])
 def test_images_smaller_than_a_blur_are_taken(channels, height, width):
@@ -531,19 +283,3 @@ def test_images_smaller_than_a_blur_are_taken(channels, height, width):
         assert transform(sample)["pixel_values"].shape == (channels, 16, 16)
         tensor = torch.from_numpy(pixels)
         assert (STRONG if channels == 3 else STRONG_INTENSITIES)(tensor).shape == tensor.shape
-
-
-def test_a_file_that_the_system_names_in_no_error_is_called_by_the_error():
-    assert bad_file_path(OSError("no more memory")) == "no more memory"
-    assert bad_file_path(BadFileError("a.png is empty")) == "a.png is empty"
-    assert bad_file_path(FileNotFoundError(2, "missing", "a.png")) == "a.png"
-
-
-@pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize("augmentation", ["photo", "microscopy"])
-def test_the_teacher_sees_unlabelled_images_as_they_are(channels, augmentation):
-    geometry = SegmentationTrainTransform(crop_size=32, scale=(1.0, 1.0), augmentation=augmentation)
-    pixels = np.random.default_rng(0).integers(0, 255, (channels, 32, 32)).astype(np.float32)
-    image = ChannelImage(pixels if channels != 3 else pixels.astype(np.uint8))
-    found = UnlabelledTransform(geometry, num_channels=channels)({"image": image})["pixel_values"]
-    assert sorted(found.ravel().tolist()) == sorted(pixels.ravel().tolist())  # flips and turns alone

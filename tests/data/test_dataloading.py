@@ -1,0 +1,94 @@
+"""Examples depend on seed, epoch and index alone, and broken files are passed over."""
+
+import errno
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from ddep_hub.data.dataloading import AugmentedDataset, bad_file_path
+from ddep_hub.data.image_io import BadFileError
+from ddep_hub.data.samplers import StepBatchSampler
+from ddep_hub.data.transforms import SegmentationTrainTransform
+
+
+def test_neighbours_may_all_be_broken():
+    class Rows:
+        def __len__(self):
+            return 1000
+
+        def __getitem__(self, index):
+            if 100 <= index < 250:
+                raise BadFileError("is empty", f"{index}.png")
+            return {}
+
+    rows = AugmentedDataset(Rows(), lambda sample: {}, 0, skip_bad_files=True)
+    assert len(rows[(0, 100)]["skipped"]) == 150
+
+
+def test_many_files_in_a_row_that_cannot_be_read_are_no_bad_files():
+    reads = []
+
+    class Rows:
+        def __len__(self):
+            return 14_000_000
+
+        def __getitem__(self, index):
+            reads.append(index)
+            raise OSError(errno.ESTALE, "Stale file handle", f"{index}.jpg")
+
+    with pytest.raises(BadFileError, match="100 files in a row cannot be read"):
+        AugmentedDataset(Rows(), None, 0, skip_bad_files=True)[(0, 5)]
+    assert len(reads) == 100
+
+
+class Rows:
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        pixels = np.random.default_rng(index).integers(0, 256, (30, 30, 3), dtype=np.uint8)
+        return {"image": Image.fromarray(pixels), "annotation": pixels[..., 0] % 3}
+
+
+def augmented(seed=0):
+    transform = SegmentationTrainTransform(crop_size=16, augmentation="photo")
+    return AugmentedDataset(Rows(), transform, seed)
+
+
+def load(num_workers):
+    sampler = StepBatchSampler(5, global_batch_size=4, seed=0, start_step=0, end_step=4)
+    return list(DataLoader(augmented(), batch_sampler=sampler, num_workers=num_workers))
+
+
+def test_result_does_not_depend_on_the_number_of_workers():
+    for alone, shared in zip(load(0), load(2), strict=True):
+        for key in ("pixel_values", "labels"):
+            assert torch.equal(alone[key], shared[key])
+
+
+def test_examples_depend_on_seed_epoch_and_index_alone():
+    data = augmented()
+    first = data[0, 3]["pixel_values"]
+    data[0, 1]
+    torch.manual_seed(123)
+    assert torch.equal(data[0, 3]["pixel_values"], first)
+    assert not torch.equal(data[1, 3]["pixel_values"], first)
+    assert not torch.equal(augmented(seed=1)[0, 3]["pixel_values"], first)
+    assert len(data) == 5
+
+
+def test_global_random_numbers_are_left_alone():
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    augmented()[0, 0]
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_file_that_the_system_names_in_no_error_is_called_by_the_error():
+    assert bad_file_path(OSError("no more memory")) == "no more memory"
+    assert bad_file_path(BadFileError("a.png is empty")) == "a.png is empty"
+    assert bad_file_path(FileNotFoundError(2, "missing", "a.png")) == "a.png"
