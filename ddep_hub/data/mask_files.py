@@ -28,8 +28,8 @@ class DecodedMask(NamedTuple):
 
     image: Image.Image
     format: str | None
-    white: int | None
-    is_lossy: bool
+    white: int | None = None
+    is_lossy: bool = False
 
 
 def load_mask(file: str | Path | Undecoded) -> DecodedMask:
@@ -98,7 +98,7 @@ def _load_array(file: str | Path) -> DecodedMask:
         if is_whole and not -(2**31) <= values.min() <= values.max() < 2**31:
             raise BadFileError(f"{file} holds values beyond 32 bits, which cannot be class ids", file)
         values = values.astype(np.int32 if is_whole else np.float32)  # fractions are refused later
-    return DecodedMask(Image.fromarray(values), "NPY", None, is_lossy=False)
+    return DecodedMask(Image.fromarray(values), "NPY")
 
 
 def check_lossless(mask: DecodedMask, path: str | Path) -> None:

@@ -80,31 +80,31 @@ def evaluate(
         TypeError: The model, data or processor has the wrong type.
         ValueError: The model is not fine-tuned or has other classes than the data, or no pixel is labelled.
     """
-    if not (
-        data is None or isinstance(data, str | Path) or (hasattr(data, "classes") and hasattr(data, "sample_ids"))
-    ):
+    network = None if isinstance(model, str | Path) else model
+    dataset = None if data is None or isinstance(data, str | Path) else data
+    if dataset is not None:
+        _check_dataset(dataset)
+    values = {"data": data if dataset is None else None, "eval_split": split, "output_dir": output_dir, **kwargs}
+    arguments = build_arguments(EvaluateArguments, {"model": get_model_name(model), **values})
+    with contextlib.nullcontext() if network is None else _restore_state(network):
+        return run_evaluation(arguments, model=network, dataset=dataset, processor=processor)
+
+
+def _check_dataset(data: Any) -> None:
+    """Raises a TypeError or ValueError for an object that cannot be the data."""
+    if not (hasattr(data, "classes") and hasattr(data, "sample_ids")):
         raise TypeError(
             f"data: got {type(data).__name__}. Pass a folder, hf://datasets/org/name, or an object with classes and "
             "sample_ids (docs/extending.md)."
         )
-    classes = getattr(data, "classes", None)
-    if classes is not None and not isinstance(classes, ClassTable):
+    if not isinstance(data.classes, ClassTable):
         raise TypeError(
-            f"data: its `classes` is a {type(classes).__name__}. Give a ddep_hub.data.classes.ClassTable "
+            f"data: its `classes` is a {type(data.classes).__name__}. Give a ddep_hub.data.classes.ClassTable "
             "(docs/extending.md)."
         )
-    if not (data is None or isinstance(data, str | Path)) and len(data.sample_ids) < len(data):
+    if len(data.sample_ids) < len(data):
         raise ValueError(
             f"data: it has {len(data)} items, but {len(data.sample_ids)} sample_ids. Give each item its own."
-        )
-    values = {"data": data if isinstance(data, str | Path) else None, "eval_split": split, "output_dir": output_dir}
-    arguments = build_arguments(EvaluateArguments, {"model": get_model_name(model), **values, **kwargs})
-    with contextlib.nullcontext() if isinstance(model, str | Path) else _restore_state(model):
-        return run_evaluation(
-            arguments,
-            model=None if isinstance(model, str | Path) else model,
-            dataset=None if data is None or isinstance(data, str | Path) else data,
-            processor=processor,
         )
 
 
@@ -121,14 +121,6 @@ def _restore_state(model: nn.Module) -> Iterator[None]:
         vars(model).update(saved)
         if input_device(model) != device:
             model.to(device)
-
-
-def _format_names(names: Sequence[str], others: Sequence[str]) -> str:
-    """The first class names, or those that differ, by their ids, if there are as many others."""
-    if len(names) != len(others):
-        return format_list(names, 3)
-    pairs = enumerate(zip(names, others, strict=True))
-    return format_list([f"{index}: {name}" for index, (name, other) in pairs if name != other], 3)
 
 
 def run_evaluation(
@@ -163,18 +155,12 @@ def run_evaluation(
         if not is_given:
             accelerator.print(dataset_summary(dataset))
         processor = override_image_size(processor or get_processor(model), args)
-    classes, names = dataset.classes, list(dataset.classes.labels)
-    model_names = list(ordered_names(model.config.id2label))
-    if model_names == [f"LABEL_{index}" for index in range(len(names))]:
+    classes, names = dataset.classes, dataset.classes.labels
+    model_names = ordered_names(model.config.id2label)
+    if model_names == tuple(f"LABEL_{index}" for index in range(len(names))):
         accelerator.print(f"{args.model} has no class names: its classes are taken to be those of the data, in order.")
     elif model_names != names:
-        hint = "Use data with the classes it was trained for"
-        if len(model_names) == len(names):
-            hint += ", or correct the model's config.id2label if they are the same classes in this order"
-        raise ValueError(
-            f"model: {args.model} was trained for {len(model_names)} classes ({_format_names(model_names, names)}), "
-            f"but the data has {len(names)} ({_format_names(names, model_names)}). {hint}."
-        )
+        raise _class_names_error(str(args.model), model_names, names)
     order = getattr(processor, "channel_order", None)
     writer = MaskWriter((output or Path()) / "masks", classes, args.predictions, order)
     if args.predictions and output is not None:
@@ -220,13 +206,6 @@ def run_evaluation(
     scores = matrix.compute(names) | boundary.compute(names)
     if scores["absent_classes"] and accelerator.is_main_process:
         logger.warning("%s", absent_message(scores["absent_classes"], len(names), args.eval_split))
-    # Absolute, so that `ddep-hub card` knows the folders from anywhere.
-    named = {"model": args.model, "data": args.data}
-    given: dict[str, Any] = {}
-    if is_given:  # the split of an object is not known
-        source = getattr(dataset, "root", None) or getattr(dataset, "name", None) or type(dataset).__name__
-        given = {"data": str(source), "eval_split": None}
-    folders = {name: os.path.abspath(path) for name, path in named.items() if path and os.path.isdir(path)}
     results = {
         **scores,
         "labelled_pixels": dict(zip(classes.names, statistics.pixels.tolist(), strict=True)),
@@ -236,7 +215,7 @@ def run_evaluation(
         "image_size": transform.image_size,
         "inference": dataclasses.asdict(options),
         "mixed_precision": accelerator.mixed_precision,
-        "arguments": dataclasses.asdict(args) | folders | given,
+        "arguments": _recorded_arguments(args, dataset if is_given else None),
     }
 
     def write(output: Path) -> None:
@@ -256,6 +235,37 @@ def run_evaluation(
         with lift_size_limit(has_windows):
             on_main_process(accelerator, lambda: write(output))
     return results
+
+
+def _class_names_error(model: str, model_names: Sequence[str], names: Sequence[str]) -> ValueError:
+    """The error of data whose classes are not those of the model."""
+
+    def describe(own: Sequence[str], others: Sequence[str]) -> str:
+        """The first names, or those that differ, by their ids, if there are as many others."""
+        if len(own) != len(others):
+            return format_list(own, 3)
+        pairs = enumerate(zip(own, others, strict=True))
+        return format_list([f"{index}: {name}" for index, (name, other) in pairs if name != other], 3)
+
+    hint = "Use data with the classes it was trained for"
+    if len(model_names) == len(names):
+        hint += ", or correct the model's config.id2label if they are the same classes in this order"
+    return ValueError(
+        f"model: {model} was trained for {len(model_names)} classes ({describe(model_names, names)}), but the data "
+        f"has {len(names)} ({describe(names, model_names)}). {hint}."
+    )
+
+
+def _recorded_arguments(args: EvaluateArguments, dataset: SegmentationDataset | None) -> dict[str, Any]:
+    """The arguments for `results.json`; of a `dataset` that was given, its place, or else its type."""
+    # Absolute, so that `ddep-hub card` knows the folders from anywhere.
+    named = {"model": args.model, "data": args.data}
+    folders = {name: os.path.abspath(path) for name, path in named.items() if path and os.path.isdir(path)}
+    given: dict[str, Any] = {}
+    if dataset is not None:  # the split of an object is not known
+        source = getattr(dataset, "root", None) or getattr(dataset, "name", None) or type(dataset).__name__
+        given = {"data": str(source), "eval_split": None}
+    return dataclasses.asdict(args) | folders | given
 
 
 def check_output(output: Path) -> None:

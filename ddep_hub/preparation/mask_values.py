@@ -98,7 +98,7 @@ class MaskReader:
         else:
             picture = read_image_file(path, page, are_labels=True)
             if isinstance(picture, Image.Image):
-                mask = DecodedMask(picture, "TIFF", None, is_lossy=False)
+                mask = DecodedMask(picture, "TIFF")
         mode = picture.mode if isinstance(picture, Image.Image) else None
         if mode in ("LA", "PA", "RGBA"):
             alpha = np.asarray(mask.image.getchannel("A")).astype(np.int64)
