@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .image_io import IMAGE_EXTENSIONS, iter_files, subfolders
-from .listed_pairs import PAIRS
-from .pairing import IMAGE_WORDS, MASK_EXTENSIONS, MASK_WORDS, has_patients, images_and_masks
+from .name_matching import IMAGE_WORDS, MASK_EXTENSIONS, MASK_WORDS
+from .pairing import PAIRS, has_patients, images_and_masks
 
 
 _SPLITS = {"train": "train training tr", "val": "val valid validation dev", "test": "test testing ts"}

@@ -10,7 +10,7 @@ from .class_files import read_class_table
 from .folders import FolderOptions, find_split_folders
 from .hf_datasets import HUB_PREFIX, holds_dataset, parse_hub_name
 from .layouts import find_layout
-from .listed_pairs import PAIRS
+from .pairing import PAIRS
 from .segmentation_datasets import HubSegmentation, SegmentationDataset, SegmentationFolder
 
 

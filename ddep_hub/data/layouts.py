@@ -28,9 +28,9 @@ from .dataset_registry import get_dataset_info, list_datasets
 from .folders import DEFAULT_OPTIONS, FolderOptions, SplitFolders, canonical_split, find_split_folders, match_split
 from .generated_files import exclude_generated
 from .image_io import IMAGE_EXTENSIONS, format_list, list_images, subfolders
-from .listed_pairs import PAIRS, read_pairs
 from .mask_inspection import suggest_classes
-from .pairing import Pairs, by_sample_id, pair_files, strip_extension
+from .name_matching import strip_extension
+from .pairing import PAIRS, Pairs, by_sample_id, pair_files, read_pairs
 from .splits import read_split_file
 
 

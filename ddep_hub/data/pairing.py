@@ -1,33 +1,21 @@
-"""Matches masks to images by their names."""
+"""Pairs images with masks: by their names, by the folders of patients, or as `pairs.csv` lists them."""
 
-import itertools
+import csv
+import io
 import os
 import re
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ddep_hub.utils.files import read_text
+
 from .generated_files import exclude_generated
 from .image_io import IMAGE_EXTENSIONS, is_array, iter_files, list_images, subfolders
+from .name_matching import IMAGE_WORDS, MASK_EXTENSIONS, MASK_WORDS, basename, match_names, separate_masks
 
 
-# In this order of preference: a JPEG beside another file of its name is not the mask.
-MASK_EXTENSIONS = (".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".jpg", ".jpeg", ".npy")
-IMAGE_WORDS = set("image images img imgs im photo photos picture pictures rgb raw input inputs jpegimages".split())
-MASK_WORDS = set(
-    "mask masks label labels labelids labeltrainids annotation annotations annot annots anno annos ann anns gt gts "
-    "groundtruth ground truth seg segs segmentation segmentations target targets matte".split()
-)
-# Files next to masks that are not masks.
-_OTHER_WORDS = set(
-    "color colors colour colours rgb vis overlay overlays instance instances instanceids panoptic depth edges".split()
-)
-_IMAGE_PREFIX = re.compile(r"(images?|imgs?|im|rgb|photos?|raw|sat)[-_. ]?", re.IGNORECASE)
-_IMAGE_SUFFIX = re.compile(
-    r"[-_. ]?(images?|img|rgb|leftImg8bit|photo|raw|sat|training|test|0000|ome)$", re.IGNORECASE
-)
-NO_AFFIX = ("", "")
+PAIRS = "pairs.csv"
 
 
 @dataclass(frozen=True)
@@ -101,7 +89,7 @@ def by_sample_id(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def images_and_masks(folder: Path, mask_suffix: str | None = None) -> tuple[list[str], list[str]] | None:
-    """Images and masks of one folder, told apart by their names, or JPEG from PNG; `None` if they cannot be."""
+    """What [`separate_masks`] gives of the files in a folder; arrays count where pictures alone are not told apart."""
     names = sorted(iter_files(folder, IMAGE_EXTENSIONS, recursive=False))
     pictures = [name for name in names if not is_array(name)]
     return separate_masks(pictures, mask_suffix) or separate_masks(names, mask_suffix)
@@ -122,7 +110,7 @@ def has_patients(folder: Path, mask_suffix: str | None = None) -> bool:
 
 def _is_patient(folder: Path, mask_suffix: str | None) -> bool:
     images, masks = _list_patient(folder, mask_suffix)
-    image_stems, mask_stems = ([os.path.splitext(_basename(name))[0] for name in names] for names in (images, masks))
+    image_stems, mask_stems = ([os.path.splitext(basename(name))[0] for name in names] for names in (images, masks))
     try:
         return bool(masks and match_names(image_stems, mask_stems, mask_suffix))
     except ValueError:  # several masks may be meant, which pairing reports
@@ -166,177 +154,44 @@ def _drop_role(name: str) -> str:
     return "/".join([patient, *inner])
 
 
-def separate_masks(names: list[str], mask_suffix: str | None = None) -> tuple[list[str], list[str]] | None:
-    """The same for the names of the files in one folder."""
-    stems = {name: re.sub(r"\.ome$", "", os.path.splitext(name)[0], flags=re.IGNORECASE) for name in names}
+def read_pairs(root: Path) -> dict[str, Pairs]:
+    """Reads `pairs.csv`: columns `image`, `mask` and optionally `split` and `group`; paths are relative to its folder.
 
-    def find_masks(pattern: str, cores: set[str]) -> list[str]:
-        matches = ((name, re.fullmatch(pattern, stem)) for name, stem in stems.items())
-        return [
-            name for name, match in matches if match and match["mask"].lower() in MASK_WORDS and match["core"] in cores
-        ]
-
-    if mask_suffix is not None:
-        suffix = strip_extension(mask_suffix)
-        masks = [name for name in names if stems[name].endswith(suffix)]
-    else:
-        all_stems = set(stems.values())
-        suffixed = r"(?P<core>.+?)[-_. ](?P<mask>[A-Za-z]+)"
-        masks = find_masks(suffixed, all_stems)
-        if not masks:  # 1_mask beside 1_img
-            masks = find_masks(suffixed, {_IMAGE_SUFFIX.sub("", stem) for stem in all_stems} - all_stems)
-        if not masks:  # mask_1 beside 1 or image_1
-            cores = all_stems | {_IMAGE_PREFIX.sub("", stem, count=1) for stem in all_stems}
-            masks = find_masks(r"(?P<mask>[A-Za-z]+)[-_. ]?(?P<core>.+)", cores)
-            masks = masks if len(masks) > 1 else []  # one may be chance
-        if not masks:
-            jpegs = {stems[name] for name in names if name.lower().endswith((".jpg", ".jpeg"))}
-            masks = [name for name in names if stems[name] in jpegs and name.lower().endswith(".png")]
-    mask_stems, endings = {stems[name] for name in masks}, {os.path.splitext(name)[1] for name in masks}
-    images = [name for name in names if name not in set(masks)]
-    further_masks = {  # a_mask_1 beside a_mask
-        name
-        for name in images
-        if os.path.splitext(name)[1] in endings and re.sub(r"[-_. ]?\d+$", "", stems[name]) in mask_stems
-    }
-    images = [name for name in images if name not in further_masks]
-    return (images, [*masks, *sorted(further_masks)]) if masks and images else None
-
-
-def match_names(
-    images: Sequence[str], masks: Sequence[str], mask_suffix: str | None = None, location: str = "The folder"
-) -> dict[str, str]:
-    """The mask of each image that has one, by their names without extension; all masks must add the same to the name.
-
-    Without `mask_suffix`, the addition that matches most images is used; raises a ValueError that names two additions
-    if they match equally many. `location` is what messages call the folder of the masks.
+    Returns the pairs by split. Raises a FileNotFoundError or ValueError that names the line.
     """
-    # The same name may use composed or decomposed letters, because systems differ in which they store.
-    composed = [{unicodedata.normalize("NFC", name): name for name in names} for names in (images, masks)]
-    if len(composed[0]) == len(images) and len(composed[1]) == len(masks):
-        matches = _match(list(composed[0]), list(composed[1]), mask_suffix, location)
-        return {composed[0][image]: composed[1][mask] for image, mask in matches.items()}
-    return _match(images, masks, mask_suffix, location)
-
-
-def _match(images: Sequence[str], masks: Sequence[str], mask_suffix: str | None, location: str) -> dict[str, str]:
-    mask_names = set(masks)
-    if mask_suffix is None and all(name in mask_names for name in images):
-        return {name: name for name in images}
-    best_score: tuple[int, int] = (0, 0)
-    candidates: dict[tuple[str, str], dict[str, str]] = {}
-    # Masks may differ in subfolders, capitalisation and leading zeros, if the names are still unique without these.
-    for folders, exact in itertools.product((True, False), (True, False)):
-        if best_score[0] == len(images):
-            break
-        for image_affix in _image_affixes(images):
-            image_cores = _strip_affix(images, image_affix, folders=folders, exact=exact)
-            affixes = [("", strip_extension(mask_suffix))] if mask_suffix is not None else _affixes(image_cores, masks)
-            for affix in affixes:
-                mask_cores = _strip_affix(masks, affix, folders=folders, exact=exact)
-                pairs = {image: mask_cores[core] for core, image in image_cores.items() if core in mask_cores}
-                score = (len(pairs), -_affix_rank(affix))
-                if score > best_score:
-                    best_score, candidates = score, {}
-                if pairs and score == best_score and pairs not in candidates.values():
-                    candidates[affix] = pairs
-    if len(candidates) > 1:
-        first, second = (f"{prefix}<image>{suffix}" for prefix, suffix in list(candidates)[:2])
-        raise ValueError(f"{location} has masks named both {first} and {second}. Choose with mask_suffix.")
-    chosen, matches = next(iter(candidates.items()), (NO_AFFIX, dict[str, str]()))
-    if mask_suffix is None:
-        _check_second_masks(matches, sorted(mask_names - set(matches.values())), chosen, location)
-    return matches
-
-
-def _check_second_masks(
-    matches: Mapping[str, str], unused: Sequence[str], chosen: tuple[str, str], location: str
-) -> None:
-    """Raises a ValueError if an unused mask belongs to an image with a mask, as one of another class may."""
-    for affix in _affixes(dict.fromkeys(matches, ""), unused):
-        cores = _strip_affix(unused, affix, folders=True, exact=True)
-        twice = next((image for image in matches if image in cores), None)
-        if twice is not None and _affix_rank(affix) <= _affix_rank(chosen) and not _extends(affix, chosen):
+    path = root / PAIRS
+    text = read_text(path)
+    with io.StringIO(text, newline="") as file:
+        first_line = text.split("\n")[0]
+        reader = csv.DictReader(file, delimiter=next((mark for mark in ";\t" if mark in first_line), ","))
+        columns = [name.strip().lower() for name in reader.fieldnames or ()]
+        if missing := {"image", "mask"} - set(columns):
             raise ValueError(
-                f"{location} has two masks for {twice}, {matches[twice]} and {cores[twice]}. Merge them, or choose "
-                "with mask_suffix."
+                f"{path} has no column {' and '.join(sorted(missing))}. Its first line names the columns."
             )
-
-
-def _extends(affix: tuple[str, str], chosen: tuple[str, str]) -> bool:
-    """Whether an affix is the chosen one with more words, as in the mask of a longer name, or an older copy."""
-    if chosen != NO_AFFIX and affix[0].startswith(chosen[0]) and affix[1].endswith(chosen[1]):
-        return True  # the mask of `a_b`, whose image may be elsewhere
-    if not (affix[0].endswith(chosen[0]) and affix[1].startswith(chosen[1])):
-        return False
-    return affix[0] != chosen[0] or re.match("[-_. ]+[A-Za-z]", affix[1][len(chosen[1]) :]) is not None
-
-
-def _basename(name: str) -> str:
-    return name.rsplit("/", 1)[-1]
-
-
-def strip_extension(suffix: str) -> str:
-    stem, extension = os.path.splitext(suffix)
-    return stem if extension.lower() in MASK_EXTENSIONS else suffix
-
-
-def _strip_affix(names: Iterable[str], affix: tuple[str, str], *, folders: bool, exact: bool) -> dict[str, str]:
-    """Names by what is left of them without an affix; those without it are left out, and those that are then equal."""
-    prefix, suffix = affix
-    names_by_core: dict[str, list[str]] = {}
-    for name in names:
-        base = _basename(name)
-        if base.startswith(prefix) and base.endswith(suffix) and len(base) > len(prefix) + len(suffix):
-            core = base[len(prefix) : len(base) - len(suffix)]
-            parent = name[: len(name) - len(base)] if folders else ""
-            core = parent + core
-            key = core if exact else re.sub(r"(?<!\d)0+(?=\d)", "", core.casefold())
-            names_by_core.setdefault(key, []).append(name)
-    return {core: matching_names[0] for core, matching_names in names_by_core.items() if len(matching_names) == 1}
-
-
-def _image_affixes(images: Sequence[str]) -> list[tuple[str, str]]:
-    affixes = {NO_AFFIX: None}
-    for base in map(_basename, images[:: max(1, len(images) // 5)]):
-        prefix, suffix = _IMAGE_PREFIX.match(base), _IMAGE_SUFFIX.search(base)
-        affixes |= {(prefix[0] if prefix else "", ""): None, ("", suffix[0] if suffix else ""): None}
-    return list(affixes)
-
-
-def _affixes(cores: Mapping[str, str], masks: Sequence[str]) -> list[tuple[str, str]]:
-    """What may have been added to the images' names to name the masks, found from a few of the fewer of both."""
-    names = list(cores)
-    if len(masks) < len(names):  # few images are labelled: of few images none may be
-        masks = masks[:: max(1, len(masks) // 5)]
-    else:
-        names = names[:: max(1, len(names) // 5)]
-    affixes = {NO_AFFIX: None}
-    for core in map(_basename, names):
-        for base in map(_basename, masks):
-            start = base.casefold().find(core.casefold())
-            while start >= 0:
-                prefix, suffix = base[:start], base[start + len(core) :]
-                if _is_affix(prefix, is_prefix=True) and _is_affix(suffix, is_prefix=False):
-                    affixes[prefix, suffix] = None
-                start = base.casefold().find(core.casefold(), start + 1)
-    return list(affixes)
-
-
-def _is_affix(text: str, *, is_prefix: bool) -> bool:
-    """Whether a text may be an affix: words, not a part of a number or of a word."""
-    if not text:
-        return True
-    words = re.findall("[A-Za-z]+", text)
-    boundary = text[-1] if is_prefix else text[0]
-    is_mask_word = bool(words) and words[-1 if is_prefix else 0].lower() in MASK_WORDS and boundary.isalpha()
-    return bool(words) and (boundary in "-_. (" or is_mask_word)
-
-
-def _affix_rank(affix: tuple[str, str]) -> int:
-    """0 for no affix, 1 for words that mean masks, 2 for other words, 3 for those that mean something else."""
-    words = {word.lower() for text in affix for word in re.findall("[A-Z]?[a-z]+|[A-Z]+|[A-Za-z]+", text)}
-    words |= {word.lower() for text in affix for word in re.findall("[A-Za-z]+", text)}
-    if not words:
-        return 0
-    return 3 if words & _OTHER_WORDS else 1 if words & MASK_WORDS else 2
+        reader.fieldnames = columns
+        pairs: dict[str, Pairs] = {}
+        for row in reader:
+            line = f"{path}, line {reader.line_num}"
+            values = {name: (row.get(name) or "").strip().replace("\\", "/") for name in columns}
+            for name in set(columns) & {"image", "mask", "split", "group"}:
+                if not values[name]:
+                    raise ValueError(f"{line}: `{name}` is empty. Fill it in, or remove the line.")
+            for name in ("image", "mask"):
+                if not (root / values[name]).is_file():
+                    raise FileNotFoundError(f"{line}: {root / values[name]} does not exist. Correct the path.")
+            split_pairs = pairs.setdefault(values.get("split", "train"), Pairs({}, {}, []))
+            sample_id = os.path.splitext(values["image"])[0]
+            earlier = next((listed.images[sample_id] for listed in pairs.values() if sample_id in listed.images), None)
+            if earlier == root / values["image"]:
+                raise ValueError(f"{line}: {values['image']} is listed twice. Remove one line.")
+            if earlier is not None:
+                raise ValueError(
+                    f"{line}: {values['image']} and {earlier.name} have the same name without suffix. Rename one."
+                )
+            split_pairs.images[sample_id], split_pairs.masks[sample_id] = root / values["image"], root / values["mask"]
+            if "group" in values:
+                split_pairs.groups[sample_id] = values["group"]
+    if not pairs:
+        raise ValueError(f"{path} lists no image. Write one line per image.")
+    return pairs

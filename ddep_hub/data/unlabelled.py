@@ -10,8 +10,8 @@ from .folders import is_in_mask_folder, unpacked_root
 from .generated_files import exclude_generated
 from .image_io import format_list, list_images
 from .layouts import find_layout, find_splits
-from .listed_pairs import PAIRS, read_pairs
-from .pairing import separate_masks
+from .name_matching import separate_masks
+from .pairing import PAIRS, read_pairs
 
 
 logger = logging.getLogger(__name__)

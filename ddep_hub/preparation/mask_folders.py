@@ -19,8 +19,8 @@ from ddep_hub.data.folders import (
 )
 from ddep_hub.data.image_io import format_list, iter_files
 from ddep_hub.data.layouts import find_layout, find_splits
-from ddep_hub.data.listed_pairs import PAIRS
-from ddep_hub.data.pairing import MASK_EXTENSIONS, pair_files
+from ddep_hub.data.name_matching import MASK_EXTENSIONS
+from ddep_hub.data.pairing import PAIRS, pair_files
 from ddep_hub.data.segmentation_datasets import SegmentationFolder
 from ddep_hub.data.splits import read_split_file
 

@@ -13,7 +13,8 @@ from ddep_hub.data.classes import ClassTable, class_colors
 from ddep_hub.data.folders import canonical_split, subfolders
 from ddep_hub.data.image_io import IMAGE_EXTENSIONS, BadFileError, format_list, iter_files
 from ddep_hub.data.mask_inspection import IGNORED
-from ddep_hub.data.pairing import IMAGE_WORDS, MASK_WORDS, pair_files
+from ddep_hub.data.name_matching import IMAGE_WORDS, MASK_WORDS
+from ddep_hub.data.pairing import pair_files
 from ddep_hub.utils.files import SYSTEM_FILES
 
 from .image_files import count_pages, image_size, read_image_file

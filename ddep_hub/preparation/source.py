@@ -18,7 +18,7 @@ import numpy as np
 from ddep_hub.data.classes import BACKGROUND, BACKGROUND_COLOR, ClassTable, class_colors
 from ddep_hub.data.folders import canonical_split, is_in_mask_folder
 from ddep_hub.data.image_io import IMAGE_EXTENSIONS, iter_files, list_images
-from ddep_hub.data.pairing import IMAGE_WORDS
+from ddep_hub.data.name_matching import IMAGE_WORDS
 from ddep_hub.utils.files import path_below
 
 from .image_files import RawImage

@@ -13,7 +13,8 @@ from ddep_hub.data import folders
 from ddep_hub.data.class_files import read_class_table
 from ddep_hub.data.classes import ClassTable, class_colors
 from ddep_hub.data.folders import FolderOptions
-from ddep_hub.data.pairing import match_names, pair_files
+from ddep_hub.data.name_matching import match_names
+from ddep_hub.data.pairing import pair_files
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
 from ddep_hub.data.unlabelled import unlabelled_images
 from ddep_hub.evaluation.prediction_files import MaskWriter

@@ -14,7 +14,7 @@ from ddep_hub.data.dataset_registry import get_dataset_info
 from ddep_hub.data.image_io import BadFileError, decode_channels
 from ddep_hub.data.mask_files import load_mask
 from ddep_hub.data.mask_inspection import suggest_classes
-from ddep_hub.data.pairing import match_names, separate_masks
+from ddep_hub.data.name_matching import match_names, separate_masks
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
 from ddep_hub.data.unlabelled import unlabelled_images
 
