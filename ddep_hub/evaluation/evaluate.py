@@ -180,7 +180,7 @@ def run_evaluation(
         image = dataset[index]["image"] if "overlays" in args.predictions else None
         writer.write(dataset.sample_ids[index], predicted.cpu().numpy(), image)
 
-    has_windows, scale_range = options.window is not None, getattr(model.config, "image_scale_range", None)
+    has_windows, scale_range = options.window is not None, model.config.image_scale_range
     with lift_size_limit(has_windows):
         for index in evenly_spaced(len(dataset), NUM_COMPARED_SIZES if hasattr(dataset, "mask") else 0):
             warn_about_scale(processor, scale_range, *dataset.mask(index).shape)

@@ -124,7 +124,7 @@ class Predictor:
     def __call__(self, image: AnyImage) -> np.ndarray:
         """Returns the class ids (H, W) of an image."""
         size = image.height, image.width
-        warn_about_scale(self.processor, getattr(self.model.config, "image_scale_range", None), *size)
+        warn_about_scale(self.processor, self.model.config.image_scale_range, *size)
         pixels = resize_with_processor(self.processor, image)
         pixel_values = self.normalize(pixels[None].to(input_device(self.model)))
         warn_about_units(pixel_values, "An image to predict")
