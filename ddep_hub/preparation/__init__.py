@@ -1,15 +1,12 @@
 """Converts labelled images in many formats to a folder that fine-tuning reads: `ddep-hub prepare`."""
 
 import dataclasses
-import json
 import os
 import shlex
 import shutil
-import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,7 +19,7 @@ from ddep_hub.data.splits import choose_validation, evenly_spaced, extract_group
 from ddep_hub.data.statistics import ClassStatistics
 from ddep_hub.evaluation.visualization import contact_sheet, draw_legend, overlay
 from ddep_hub.tiff import read_nodata_tag
-from ddep_hub.utils.files import SYSTEM_FILES, atomic_dir, check_replaceable
+from ddep_hub.utils.files import atomic_dir
 
 from .formats import LABELLED_FORMATS, MALFORMED_ERRORS, incomplete_message, read_source
 from .image_files import (
@@ -35,12 +32,11 @@ from .image_files import (
     read_image_file,
     write_image_file,
 )
-from .source import Example, pluralize, read_json, shorten_name
+from .record import check_output, write_record
+from .source import Example, Source, pluralize, shorten_name
 from .unlabelled import write_unlabelled
 
 
-# Marks a folder written by this command, which may be replaced.
-RECORD_FILE = "prepared.json"
 NUM_PREVIEWS = 16
 UNLABELLED = "unlabelled"
 FORMATS = (*LABELLED_FORMATS, UNLABELLED)
@@ -100,7 +96,7 @@ def prepare(
         raise ValueError(f"overlap must be 0 to {tile - 1}, less than the tile, got {overlap}.")
     if tile is None and overlap:
         raise ValueError("overlap has no effect without tile. Set tile, or leave it out.")
-    _check_output(source, output, overwrite=overwrite)
+    check_output(source, output, overwrite=overwrite)
     if format == UNLABELLED:
         labelled_only = {
             "classes": classes,
@@ -150,16 +146,30 @@ def prepare(
         _draw_preview(folder, shown, dataset.classes).save(folder / "preview.png")
         written_classes = (folder / "classes.json").read_text(encoding="utf-8")
         details = {"notes": dataset.notes, "classes": written_classes}
-        _write_record(folder, source=source.name, found=dataset.kind, tile=tile, overlap=overlap, **details)
+        write_record(folder, source=source.name, found=dataset.kind, tile=tile, overlap=overlap, **details)
     counts = Counter(split for split, *_ in written_files)
+    size = tile if tile is not None and sides == {tile} else None
+    return _summarize(source, output, dataset, statistics, counts, "tile" if tile else "image", size)
+
+
+def _summarize(
+    source: Path,
+    output: Path,
+    dataset: Source,
+    statistics: Mapping[str, ClassStatistics],
+    counts: Mapping[str, int],
+    noun: str,
+    size: int | None,
+) -> str:
+    """What was found and written, and the command to go on with.
+
+    `counts` are the images of each split, which are called by `noun`; `size` is the side of all, if they are tiles.
+    """
     lines = [
         f"{source}: {dataset.kind}; {pluralize(len(dataset.examples), 'image')}, {dataset.classes.num_classes} "
         "classes",
         *dataset.notes,
-        f"{output}: "
-        + ", ".join(
-            f"{pluralize(count, 'tile' if tile else 'image')} in {split_name}" for split_name, count in counts.items()
-        ),
+        f"{output}: " + ", ".join(f"{pluralize(count, noun)} in {split}" for split, count in counts.items()),
     ]
     for split, split_statistics in statistics.items():
         lines.append(f"Classes in `{split}`:\n{split_statistics.table()}")
@@ -169,13 +179,13 @@ def prepare(
         lines.append(f"No pixel shows {format_list(empty)}{hint if dataset.has_values else ''}")
     # Splits of the user's own need their names.
     names = ""
-    if len(splits) > 1 and not {"train", "val"} <= splits.keys():
-        train = "train" if "train" in splits else next(iter(splits))
-        other = next(split for split in splits if split != train)
+    if len(statistics) > 1 and not {"train", "val"} <= statistics.keys():
+        train = "train" if "train" in statistics else next(iter(statistics))
+        other = next(split for split in statistics if split != train)
         names = f" --train_split {shlex.quote(train)} --eval_split {shlex.quote(other)}"
     # Or a preset would scale the tiles, but not the scene.
-    size = f" --image_size {tile}" if tile is not None and sides == {tile} else ""
-    command = f"ddep-hub finetune --data {shlex.quote(str(output))}{names}{size}"
+    image_size = "" if size is None else f" --image_size {size}"
+    command = f"ddep-hub finetune --data {shlex.quote(str(output))}{names}{image_size}"
     lines.append(f"Look at {output / 'preview.png'} before training: {command}")
     return "\n".join(lines)
 
@@ -185,7 +195,7 @@ def _prepare_unlabelled(source: Path, output: Path, tile: int | None, overlap: i
         raise FileNotFoundError(f"{source} does not exist. Pass a folder of images or an image.")
     with atomic_dir(output) as folder:
         counts = write_unlabelled(source, folder, tile, overlap)
-        _write_record(folder, source=source.name, found="unlabelled images", tile=tile, overlap=overlap)
+        write_record(folder, source=source.name, found="unlabelled images", tile=tile, overlap=overlap)
     found = pluralize(counts["images"], "image")
     if counts["pages"] > counts["images"]:
         found += f" with {counts['pages']:,} pages"
@@ -194,56 +204,6 @@ def _prepare_unlabelled(source: Path, output: Path, tile: int | None, overlap: i
         f"{source}: {found}\n{output}: {pluralize(counts['written'], 'tile' if tile else 'image')}\n"
         f"Use them: ddep-hub pretrain --images {folder_name}, or ddep-hub finetune --unlabelled {folder_name}"
     )
-
-
-def _check_output(source: Path, output: Path, *, overwrite: bool) -> None:
-    if output.is_symlink() or (output.exists() and not output.is_dir()):
-        raise FileExistsError(f"output_dir: {output} is a link or a file. Choose another folder.")
-    if output.resolve().is_relative_to(source.resolve()):
-        raise ValueError(f"output_dir: {output} is inside the source. Choose another folder.")
-    if output.exists() and any(output.iterdir()):
-        is_generated = (output / RECORD_FILE).is_file()
-        if not (is_generated and overwrite):
-            hint = (
-                "Replace it with --overwrite."
-                if is_generated
-                else "It was not written by this command: choose another folder."
-            )
-            raise FileExistsError(f"output_dir: {output} is not empty. {hint}")
-        check_replaceable(output)
-        _check_unchanged(output)
-
-
-def _check_unchanged(output: Path) -> None:
-    """Refuses to replace a folder that holds the user's own work beside what was written."""
-    record = read_json(output / RECORD_FILE)
-    written_classes = record.get("classes")
-    classes_path = output / "classes.json"
-    if written_classes and classes_path.is_file() and classes_path.read_text(encoding="utf-8") != written_classes:
-        raise FileExistsError(
-            f"output_dir: {classes_path} was edited. Save it elsewhere and remove it, or choose another folder; "
-            "pass it as --classes to keep names and colours of masks."
-        )
-    written = record.get("files", {})
-    changed = [name for name, checksum in _checksums(output).items() if written.get(name) != checksum]
-    if changed:
-        raise FileExistsError(
-            f"output_dir: {output} holds files that were added or edited since it was written: "
-            f"{format_list(changed)}. Move them first, or choose another folder."
-        )
-
-
-def _write_record(folder: Path, **record: Any) -> None:
-    """Writes what a folder was made from, and the checksums that [`_check_unchanged`] compares."""
-    text = json.dumps({**record, "files": _checksums(folder)}, indent=1)
-    (folder / RECORD_FILE).write_text(f"{text}\n", encoding="utf-8")
-
-
-def _checksums(folder: Path) -> dict[str, int]:
-    """A checksum of each file below a folder but the record, by its relative path."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in SYSTEM_FILES)
-    names = {path.relative_to(folder).as_posix(): path for path in files}
-    return {name: zlib.crc32(path.read_bytes()) for name, path in names.items() if name != RECORD_FILE}
 
 
 def _assign_splits(

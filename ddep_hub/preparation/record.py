@@ -1,0 +1,65 @@
+"""The record of what `ddep-hub prepare` wrote, by which a folder that holds anybody's own work is not replaced."""
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+from ddep_hub.data.image_io import format_list
+from ddep_hub.utils.files import SYSTEM_FILES, check_replaceable
+
+from .source import read_json
+
+
+# Marks a folder written by this command, which may be replaced.
+RECORD_FILE = "prepared.json"
+
+
+def check_output(source: Path, output: Path, *, overwrite: bool) -> None:
+    if output.is_symlink() or (output.exists() and not output.is_dir()):
+        raise FileExistsError(f"output_dir: {output} is a link or a file. Choose another folder.")
+    if output.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"output_dir: {output} is inside the source. Choose another folder.")
+    if output.exists() and any(output.iterdir()):
+        is_generated = (output / RECORD_FILE).is_file()
+        if not (is_generated and overwrite):
+            hint = (
+                "Replace it with --overwrite."
+                if is_generated
+                else "It was not written by this command: choose another folder."
+            )
+            raise FileExistsError(f"output_dir: {output} is not empty. {hint}")
+        check_replaceable(output)
+        _check_unchanged(output)
+
+
+def _check_unchanged(output: Path) -> None:
+    """Refuses to replace a folder that holds the user's own work beside what was written."""
+    record = read_json(output / RECORD_FILE)
+    written_classes = record.get("classes")
+    classes_path = output / "classes.json"
+    if written_classes and classes_path.is_file() and classes_path.read_text(encoding="utf-8") != written_classes:
+        raise FileExistsError(
+            f"output_dir: {classes_path} was edited. Save it elsewhere and remove it, or choose another folder; "
+            "pass it as --classes to keep names and colours of masks."
+        )
+    written = record.get("files", {})
+    changed = [name for name, checksum in _checksums(output).items() if written.get(name) != checksum]
+    if changed:
+        raise FileExistsError(
+            f"output_dir: {output} holds files that were added or edited since it was written: "
+            f"{format_list(changed)}. Move them first, or choose another folder."
+        )
+
+
+def write_record(folder: Path, **record: Any) -> None:
+    """Writes what a folder was made from, and the checksums that [`_check_unchanged`] compares."""
+    text = json.dumps({**record, "files": _checksums(folder)}, indent=1)
+    (folder / RECORD_FILE).write_text(f"{text}\n", encoding="utf-8")
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    """A checksum of each file below a folder but the record, by its relative path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in SYSTEM_FILES)
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    return {name: zlib.crc32(path.read_bytes()) for name, path in names.items() if name != RECORD_FILE}
