@@ -124,16 +124,6 @@ class MaskReader:
         return pixels if pixels.dtype == np.uint8 else pixels.astype(np.int64)
 
 
-def object_pixels(path: Path, page: int | None) -> np.ndarray:
-    """Where a mask of one object is not black, or its alpha channel shows it: bool (H, W)."""
-    reader = MaskReader(as_colors=True, palettes_as_colors=True)
-    values = reader.read(path, page)
-    if not values.any():
-        alpha = dataclasses.replace(reader, in_alpha=True).read(path, page)
-        values = values if alpha.all() else alpha
-    return np.asarray(values.any(axis=-1) if values.ndim == 3 else values != 0)
-
-
 def _binarize_jpeg(image: Image.Image, path: Path) -> np.ndarray:
     """A mask of black and white that was saved as JPEG, without what the compression added."""
     values = np.asarray(image.convert("L"))
