@@ -319,6 +319,51 @@ def test_classes_of_arrays_are_suggested(tmp_path):
     assert '{"id": 2, "name": "class 2"}' in text and "mask_values" not in text
 
 
+IDS = np.repeat([[0, 1, 2, 2]], 4, axis=0).astype(np.uint8)
+
+
+def palette_mask(ids, colors):
+    mask = Image.fromarray(ids, "P")
+    mask.putpalette([*np.array(colors, np.uint8).ravel().tolist(), *[9, 9, 9] * (256 - len(colors))])
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("name", "masks"),
+    [
+        ("png", [Image.fromarray(IDS), Image.fromarray(IDS[:, ::-1].copy())]),
+        ("png", [Image.fromarray(IDS * 40)]),
+        ("png", [Image.fromarray(np.where(IDS == 2, 255, IDS * 7).astype(np.uint8))]),
+        ("tif", [Image.fromarray(IDS.astype(np.uint16) * 300)]),
+        ("png", [Image.fromarray(IDS > 0)]),
+        ("png", [Image.fromarray(IDS > 0), Image.fromarray((IDS > 0).astype(np.uint8) * 255)]),
+        ("png", [Image.fromarray(np.array(list(COLORS), np.uint8)[IDS])]),
+        ("png", [Image.fromarray(np.array(list(COLORS), np.uint8)[IDS]).convert("RGBA")]),
+        ("png", [palette_mask(IDS, [(0, 0, 0), (250, 0, 0), (0, 250, 0)])] * 2),
+        ("png", [palette_mask(IDS, colors) for colors in ([(0, 0, 0), (9, 0, 0), (0, 9, 0)], [(9, 0, 0)] * 3)]),
+        ("gif", [palette_mask(IDS, [(0, 0, 0), (250, 0, 0), (0, 250, 0)])]),
+        ("gif", [palette_mask(IDS, [(5, 5, 5), (0, 0, 0), (90, 90, 90)])]),
+    ],
+)
+def test_what_is_suggested_is_what_is_read(tmp_path, name, masks):
+    for index, mask in enumerate(masks):
+        for folder in ("images", "annotations"):
+            (tmp_path / folder / "train").mkdir(parents=True, exist_ok=True)
+        mask.save(tmp_path / "annotations" / "train" / f"{index}.{name}")
+        Image.new("RGB", mask.size).save(tmp_path / "images" / "train" / f"{index}.png")
+    text = suggest_classes(sorted((tmp_path / "annotations" / "train").iterdir()))
+    (tmp_path / "classes.json").write_text(text[text.index("{") : text.rindex("}") + 1])
+    dataset = SegmentationFolder(tmp_path, "train")
+    found = np.unique([dataset.mask(index) for index in range(len(masks))])
+    assert {*found.tolist()} - {255} == {*range(dataset.classes.num_classes)}
+
+
+def test_no_classes_are_suggested_for_masks_that_are_not_read(tmp_path):
+    Image.fromarray(np.array(list(COLORS), np.uint8)[IDS]).save(tmp_path / "a.jpg")
+    with pytest.raises(BadFileError, match=r"a\.jpg is a JPEG, which changes class ids; save the mask as PNG"):
+        suggest_classes([tmp_path / "a.jpg"])
+
+
 def test_two_masks_of_an_image_are_refused(tmp_path):
     for folder, name in (("images", "a.png"), ("annotations", "a.png"), ("annotations", "a.jpg")):
         (tmp_path / folder / "train").mkdir(parents=True, exist_ok=True)
