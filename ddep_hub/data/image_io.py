@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -122,6 +122,7 @@ def format_list(names: Sequence[object], limit: int = 5) -> str:
 # A file that is not read yet: `{"path": str, "bytes": bytes or None}`, as `datasets.Image(decode=False)` gives it.
 # With bytes the path is just a name, and may be None.
 Undecoded = Mapping[str, Any]
+File = str | Path | Undecoded
 
 
 # Raised by Pillow's plugins for damaged files.
@@ -175,7 +176,7 @@ def damaged_error(path: str | Path, error: Exception, kind: str = "image") -> Ba
     return BadFileError(text, path)
 
 
-def decode_image(file: str | Path | Undecoded, channels: int = 3) -> Image.Image | ChannelImage:
+def decode_image(file: File, channels: int = 3) -> Image.Image | ChannelImage:
     """Reads an image: as RGB, or unchanged with another number of channels.
 
     The EXIF orientation is applied. For RGB, transparent pixels are laid over white, and 16 bits become 8.
@@ -216,11 +217,10 @@ def decode_image(file: str | Path | Undecoded, channels: int = 3) -> Image.Image
         raise BadFileError(str(error), file_name(file)) from error
 
 
-def decode_channels(file: str | Path | Undecoded, channels: int) -> ChannelImage:
+def decode_channels(file: File, channels: int) -> ChannelImage:
     """Reads an image with exactly this number of channels, see [`read_channels`]."""
     name = file_name(file)
-    content = None if isinstance(file, str | Path) else file["bytes"]
-    with Path(name).open("rb") if content is None else io.BytesIO(content) as stream:
+    with _open_stream(file) as stream:
         try:
             with disallow_truncated_images():
                 return ChannelImage(read_channels(stream, channels, name))
@@ -236,25 +236,30 @@ def decode_channels(file: str | Path | Undecoded, channels: int) -> ChannelImage
             raise BadFileError(text, name) from error
 
 
-def is_array(file: str | Path | Undecoded) -> bool:
+def is_array(file: File) -> bool:
     """Whether a file holds an array of NumPy."""
     return file_name(file).lower().endswith(".npy")
 
 
-def is_tiff(file: str | Path | Undecoded) -> bool:
+def is_tiff(file: File) -> bool:
     """Whether a file is a TIFF by its name, or else by the first of its bytes, if these are read."""
     return looks_like_tiff(file_name(file), b"" if isinstance(file, str | Path) else file["bytes"] or b"")
 
 
-def file_name(file: str | Path | Undecoded) -> str:
+def file_name(file: File) -> str:
     """What messages call a file."""
     if isinstance(file, str | Path):
         return str(file)
     return str(file["path"] or f"an image of {len(file['bytes'] or b'')} bytes without a name")
 
 
+def _open_stream(file: File) -> BinaryIO:
+    content = None if isinstance(file, str | Path) else file["bytes"]
+    return Path(file_name(file)).open("rb") if content is None else io.BytesIO(content)
+
+
 @contextmanager
-def open_image(file: str | Path | Undecoded, kind: str = "image") -> Iterator[ImageFile.ImageFile]:
+def open_image(file: File, kind: str = "image") -> Iterator[ImageFile.ImageFile]:
     """Opens an image, reading only its header; errors inside the block become a `BadFileError`.
 
     A missing file is still a FileNotFoundError. `kind`, `image` or `mask`, is what messages call the file.
@@ -262,8 +267,7 @@ def open_image(file: str | Path | Undecoded, kind: str = "image") -> Iterator[Im
     name = file_name(file)
     hint = f"replace the file or remove this {kind} from the data set"
     hint += ", or save the mask with 8 or 16 bits" * (kind == "mask" and is_tiff(file))
-    content = None if isinstance(file, str | Path) else file["bytes"]
-    with Path(name).open("rb") if content is None else io.BytesIO(content) as stream:
+    with _open_stream(file) as stream:
         if not stream.read(1):
             raise BadFileError(f"{name} is empty (0 bytes); {hint}", name)
         stream.seek(0)
@@ -282,7 +286,7 @@ def open_image(file: str | Path | Undecoded, kind: str = "image") -> Iterator[Im
             raise BadFileError(f"{name} is damaged or cut off ({error}); {hint}", name) from error
 
 
-def read_header(file: str | Path | Undecoded) -> tuple[tuple[int, int], int] | None:
+def read_header(file: File) -> tuple[tuple[int, int], int] | None:
     """Size (width, height) and EXIF orientation from the header; `None` for arrays and what Pillow cannot open."""
     if is_array(file):
         return None
@@ -300,7 +304,7 @@ def disallow_truncated_images() -> Iterator[None]:
         yield
 
 
-def load_bytes(file: str | Path | Undecoded) -> Undecoded:
+def load_bytes(file: File) -> Undecoded:
     """The file with its bytes, so that it is read only once."""
     if not isinstance(file, str | Path) and file["bytes"] is not None:
         return file

@@ -13,7 +13,7 @@ from ddep_hub.orientation import apply_orientation
 from ddep_hub.tiff import has_inverted_labels, is_reduced_by_pillow, num_pages
 
 from .classes import Color
-from .image_io import BadFileError, Undecoded, damaged_error, file_name, is_array, open_image
+from .image_io import BadFileError, File, damaged_error, file_name, is_array, open_image
 
 
 class DecodedMask(NamedTuple):
@@ -32,7 +32,7 @@ class DecodedMask(NamedTuple):
     is_lossy: bool = False
 
 
-def load_mask(file: str | Path | Undecoded) -> DecodedMask:
+def load_mask(file: File) -> DecodedMask:
     """Decodes a mask: an image, or an array (.npy) of numbers (H, W) or of colours (H, W, 3).
 
     Raises a `BadFileError` for anything else, such as an image of several pages.

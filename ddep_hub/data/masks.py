@@ -9,7 +9,7 @@ import numpy as np
 from ddep_hub.image_conversion import warn_once
 
 from .classes import Color
-from .image_io import BadFileError, Undecoded, file_name, format_list
+from .image_io import BadFileError, File, file_name, format_list
 from .mask_files import DecodedMask, check_lossless, load_mask, mask_colors, palette_colors
 
 
@@ -19,7 +19,7 @@ Palettes = dict[int, tuple[Color, str]]  # the colour of each index of palette m
 
 
 def decode_mask(
-    path: str | Path | Undecoded,
+    path: File,
     *,
     num_classes: int,
     ignore_index: int,

@@ -5,7 +5,6 @@ JPEG files are decoded at a reduced scale where that is enough.
 
 import copy
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torchvision.transforms.v2 import functional
 
 from ddep_hub.orientation import ORIENTATIONS, read_orientation, turn_upright
 
-from .image_io import Undecoded, decode_image, is_array, is_tiff, load_bytes, open_image
+from .image_io import File, Undecoded, decode_image, is_array, is_tiff, load_bytes, open_image
 from .preprocessing import AnyImage, Size, resize, to_tensor
 from .segmentation_datasets import Sample
 from .transforms import STRONG, STRONG_INTENSITIES, SegmentationTrainTransform, is_rgb, size_pair
@@ -109,7 +108,7 @@ class UnlabelledTransform:
         return result
 
 
-def jpeg_size(file: str | Path | Undecoded) -> tuple[int, int] | None:
+def jpeg_size(file: File) -> tuple[int, int] | None:
     """(height, width) of a JPEG turned upright, from its header; None for any other kind of image."""
     with open_image(file) as image:
         if image.format != "JPEG":
