@@ -1,6 +1,6 @@
 """Counts of a model's predictions over a labelled data set."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -100,6 +100,10 @@ def evaluate_segmentation(
 
 def _check_sample(sample: Sample, classes: ClassTable, name: str) -> None:
     """Checks a sample of a user's own dataset: `annotation` must be an array of the image's size and of class ids."""
+    if not isinstance(sample, Mapping) or not {"image", "annotation"} <= sample.keys():
+        keys = f"has the keys {format_list([*sample])}" if isinstance(sample, Mapping) else None
+        held = keys or f"is a {type(sample).__name__}"
+        raise TypeError(f"data: the item of {name} {held}. Give a dictionary with `image` and `annotation`.")
     image, mask = sample["image"], sample["annotation"]
     if not isinstance(image, AnyImage):
         raise TypeError(f"data: `image` of {name} is of type {type(image).__name__}. Give a PIL image.")

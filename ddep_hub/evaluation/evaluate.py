@@ -102,6 +102,8 @@ def _check_dataset(data: Any) -> None:
             f"data: its `classes` is a {type(data.classes).__name__}. Give a ddep_hub.data.classes.ClassTable "
             "(docs/extending.md)."
         )
+    if other_ids := [name for name in data.sample_ids if not isinstance(name, str)]:
+        raise TypeError(f"data: its sample_ids hold {other_ids[0]!r}. Give texts.")
     if len(data.sample_ids) < len(data):
         raise ValueError(
             f"data: it has {len(data)} items, but {len(data.sample_ids)} sample_ids. Give each item its own."

@@ -16,7 +16,7 @@ from ddep_hub.data.classes import BACKGROUND, ClassTable, colorize
 from ddep_hub.data.preprocessing import EvalTransform
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.data.splits import evenly_spaced
-from ddep_hub.image_conversion import ChannelImage
+from ddep_hub.image_conversion import ChannelImage, to_rgb
 
 from .denoising import restore, validation_noise
 from .inference import InferenceOptions, predict_ids
@@ -169,6 +169,7 @@ def to_rgb_image(image: Image.Image | ChannelImage, channel_order: Sequence[int]
     order = list(channel_order or ())
     if isinstance(image, ChannelImage):
         return ChannelImage(image.pixels[order]).to_rgb() if order else image.to_rgb()
+    image = image if image.mode == "RGB" else to_rgb(image)  # those of a user's own dataset
     return Image.fromarray(np.asarray(image)[..., order]) if order else image
 
 

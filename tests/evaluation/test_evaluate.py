@@ -1,5 +1,6 @@
 """`ddep_hub.evaluate`, and what it shares with `ddep_hub.predict`: what they take, leave as it was and warn of."""
 
+import re
 import warnings
 
 import datasets
@@ -159,20 +160,39 @@ def test_samples_of_a_dataset_object_are_checked(annotation, error, message, fol
         ddep_hub.evaluate(folder, Own())
 
 
-def test_items_of_a_dataset_object_are_pictures_with_a_name_each(model_of):
-    class Own(list):
-        classes, sample_ids = ClassTable(tuple("xyz"), class_colors(3)), ["a"]
+class Own(list):
+    """A data set object: a list of samples."""
 
-    mask = np.zeros((48, 64), np.uint8)
-    data = Own([{"image": np.zeros((48, 64, 3), np.uint8), "annotation": mask}])
-    model, processor = model_of(3), DDePImageProcessor(do_resize=False)
-    with pytest.raises(TypeError, match=r"^data: `image` of a is of type ndarray\. Give a PIL image\.$"):
-        ddep_hub.evaluate(model, data, processor=processor)
-    data = Own([{"image": Image.new("RGB", (64, 48)), "annotation": mask}] * 2)
-    with pytest.raises(ValueError, match=r"^data: it has 2 items, but 1 sample_ids\. Give each item its own\.$"):
-        ddep_hub.evaluate(model, data, processor=processor)
-    data.sample_ids = ["a", "b"]
-    assert ddep_hub.evaluate(model, data, processor=processor)["images"] == 2
+    def __init__(self, samples, sample_ids):
+        super().__init__(samples)
+        self.classes, self.sample_ids = ClassTable(tuple("xyz"), class_colors(3)), sample_ids
+
+
+MASK = np.zeros((48, 64), np.uint8)
+SAMPLE = {"image": Image.new("RGB", (64, 48)), "annotation": MASK}
+
+
+@pytest.mark.parametrize(
+    ("samples", "sample_ids", "error", "message"),
+    [
+        ([{**SAMPLE, "image": np.zeros((48, 64, 3))}], ["a"], TypeError, "`image` of a is of type ndarray. Give"),
+        ([(SAMPLE["image"], MASK)], ["a"], TypeError, "the item of a is a tuple. Give a dictionary with"),
+        ([{"image": SAMPLE["image"]}], ["a"], TypeError, "the item of a has the keys image. Give a dictionary"),
+        ([SAMPLE] * 2, ["a"], ValueError, "it has 2 items, but 1 sample_ids. Give each item its own."),
+        ([SAMPLE] * 2, [1, 2], TypeError, "its sample_ids hold 1. Give texts."),
+    ],
+)
+def test_items_of_a_dataset_object_are_pictures_with_a_name_each(samples, sample_ids, error, message, model_of):
+    with pytest.raises(error, match=f"^data: {re.escape(message)}"):
+        ddep_hub.evaluate(model_of(3), Own(samples, sample_ids), processor=DDePImageProcessor(do_resize=False))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])
+def test_a_dataset_object_has_pictures_of_any_mode(mode, model_of, tmp_path):
+    data = Own([{**SAMPLE, "image": SAMPLE["image"].convert(mode)}] * 2, ["a", "b"])
+    options = {"processor": DDePImageProcessor(do_resize=False), "output_dir": tmp_path, "predictions": ["overlays"]}
+    assert ddep_hub.evaluate(model_of(3), data, **options)["images"] == 2
+    assert {path.stem for path in (tmp_path / "masks" / "overlays").iterdir()} == {"a", "b"}
 
 
 def test_evaluate_runs_where_predict_does(folder, scenes, monkeypatch):
