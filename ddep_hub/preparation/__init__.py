@@ -34,7 +34,7 @@ from .image_files import (
 )
 from .record import check_output, write_record
 from .source import Example, Source, pluralize, shorten_name
-from .unlabelled import write_unlabelled
+from .unlabelled import prepare_unlabelled
 
 
 NUM_PREVIEWS = 16
@@ -107,7 +107,7 @@ def prepare(
         }
         if without_effect := [name for name, value in labelled_only.items() if value is not None]:
             raise ValueError(f"{without_effect[0]} has no effect on unlabelled images. Leave it out.")
-        return _prepare_unlabelled(source, output, tile, overlap)
+        return prepare_unlabelled(source, output, tile, overlap)
     options = FolderOptions(image_dir, mask_dir, mask_suffix, os.path.expanduser(classes) if classes else None)
     dataset = read_source(source, format, options)
     ignored = dataset.classes.ignore_index
@@ -188,22 +188,6 @@ def _summarize(
     command = f"ddep-hub finetune --data {shlex.quote(str(output))}{names}{image_size}"
     lines.append(f"Look at {output / 'preview.png'} before training: {command}")
     return "\n".join(lines)
-
-
-def _prepare_unlabelled(source: Path, output: Path, tile: int | None, overlap: int) -> str:
-    if not source.exists():
-        raise FileNotFoundError(f"{source} does not exist. Pass a folder of images or an image.")
-    with atomic_dir(output) as folder:
-        counts = write_unlabelled(source, folder, tile, overlap)
-        write_record(folder, source=source.name, found="unlabelled images", tile=tile, overlap=overlap)
-    found = pluralize(counts["images"], "image")
-    if counts["pages"] > counts["images"]:
-        found += f" with {counts['pages']:,} pages"
-    folder_name = shlex.quote(str(output))
-    return (
-        f"{source}: {found}\n{output}: {pluralize(counts['written'], 'tile' if tile else 'image')}\n"
-        f"Use them: ddep-hub pretrain --images {folder_name}, or ddep-hub finetune --unlabelled {folder_name}"
-    )
 
 
 def _assign_splits(
