@@ -221,8 +221,10 @@ def _feature_maps(encoder: nn.Module, config: DDePConfig) -> FeatureMaps:
     indices = _out_indices(config, [stride for _, stride in features], is_hybrid(encoder))
     channels, strides = zip(*(features[index] for index in indices), strict=True)
     is_pyramid = _is_pyramid(strides)
-    # SAM's norm is a convolution to other channels.
-    norm = not is_pyramid and all(entry.get("num_chs_norm", entry["num_chs"]) == entry["num_chs"] for entry in info)
+    # One level of a pyramid is none, but has no norm either. SAM's norm is a convolution to other channels.
+    norm = not (is_pyramid or _is_pyramid([stride for _, stride in features])) and all(
+        entry.get("num_chs_norm", entry["num_chs"]) == entry["num_chs"] for entry in info
+    )
     multiple = strides[-1] if is_pyramid else max(strides)
     return FeatureMaps(indices, channels, strides, is_pyramid, norm, fixed_image_size(config), multiple)
 

@@ -300,8 +300,8 @@ def _decode(images: Any, channels: int, layout: Any, *, do_rescale: bool | None,
         if image.shape[axis] in (2, 4) and image.shape[axis] != channels:
             # Pillow guesses the mode, LA or RGBA, from the number of channels.
             rgb = np.array(to_rgb(Image.fromarray(np.ascontiguousarray(np.moveaxis(image, axis, -1)))))
-            image = np.ascontiguousarray(np.moveaxis(rgb, -1, axis))
-    return image
+            image = np.moveaxis(rgb, -1, axis)
+    return np.ascontiguousarray(image)  # torch takes no negative strides, as those of `bgr[..., ::-1]`
 
 
 def _to_channels(images: Any, channels: int, layout: Any, *, rescaled: bool) -> Any:

@@ -177,6 +177,16 @@ def test_other_numbers_of_channels_need_their_own_statistics(processor_class):
     assert batch["pixel_values"].shape == (1, 4, 48, 64)
 
 
+@pytest.mark.parametrize("channels", [3, 4])
+def test_arrays_with_negative_strides(processor_class, channels):
+    """As `bgr[..., ::-1]` of an image that OpenCV has read."""
+    processor = processor_class() if channels == 3 else processor_class(image_mean=[0.5] * 4, image_std=[0.5] * 4)
+    flipped = random_image(channels=channels)[::-1, :, ::-1]
+    for image in (flipped, flipped / np.float32(255)):
+        expected = processor(np.ascontiguousarray(image), return_tensors="pt").pixel_values
+        assert torch.equal(processor(image, return_tensors="pt").pixel_values, expected)
+
+
 def test_grey_arrays_may_be_said_to_have_their_channels_last(processor_class):
     processor, grey = processor_class(do_resize=False), random_image()[..., 0]
     expected = processor([grey], return_tensors="pt")["pixel_values"]

@@ -160,6 +160,13 @@ def test_coarse_and_resampled_pyramids_get_a_stem(name, kwargs, strides):
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
+@pytest.mark.parametrize("name", ["hiera_tiny_224", "swin_tiny_patch4_window7_224", "resnet18"])
+def test_one_level_of_a_pyramid_serves(name):
+    model = DDePForSemanticSegmentation(DDePConfig(encoder_name=name, encoder_out_indices=[2], **SMALL)).eval()
+    assert not feature_maps(model.ddep.encoder).norm  # Hiera's features have none
+    assert model(torch.zeros(1, 3, 64, 64)).logits.shape[-2:] == (64, 64)
+
+
 def test_features_of_a_resampled_image_cover_none_of_its_padding():
     """Not even where image and padding have as many cells: they are of another size."""
     kwargs = {"img_size": (64, 96), "embed_dim": 16, "num_heads": 1}

@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
 from typing import Any
 
 import torch
@@ -86,14 +87,22 @@ def rate_table(model: nn.Module, args: RunArguments, factors: Mapping[str, float
 def parameter_groups(
     model: nn.Module, args: RunArguments, factors: Mapping[str, float] | None = None
 ) -> list[dict[str, Any]]:
-    """Trainable parameters, grouped by learning rate and weight decay, which norms and biases do not get.
+    """Trainable parameters, grouped by learning rate and weight decay.
 
-    `factors` come from [`learning_rate_factors`]; `None` means 1 for all.
+    Norms, biases and what timm's `no_weight_decay()` of the encoder names, such as position embeddings, are not
+    decayed. `factors` come from [`learning_rate_factors`]; `None` means 1 for all.
     """
+    patterns = [
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if hasattr(module, "no_weight_decay")
+        for name in module.no_weight_decay()
+    ]
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((factors[name] if factors else 1.0, parameter.ndim > 1), []).append(parameter)
+            decay = parameter.ndim > 1 and not any(fnmatch(name, pattern) for pattern in patterns)
+            groups.setdefault((factors[name] if factors else 1.0, decay), []).append(parameter)
     return [
         {
             "params": parameters,

@@ -35,7 +35,9 @@ class RunArguments:
         "adamw", "Optimizer. Adam adds weight decay to the gradient, AdamW does not."
     )
     learning_rate: float = optim_arg(1e-3, "Peak learning rate.", common=True)
-    weight_decay: float = optim_arg(0.0, "Weight decay; not applied to normalisation layers and biases.")
+    weight_decay: float = optim_arg(
+        0.0, "Weight decay; not applied to normalisation layers, biases and position embeddings."
+    )
     warmup_steps: int = optim_arg(20, "Steps of linear warm-up.")
     lr_scheduler_type: Literal["cosine", "polynomial", "constant"] = optim_arg(
         "cosine", "Learning rate schedule after the warm-up."

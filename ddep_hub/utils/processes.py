@@ -20,7 +20,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, parse_flag_from_env
+from accelerate.utils import (
+    DistributedType,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    parse_flag_from_env,
+)
 from torch.nn import functional
 
 from ddep_hub.encoder_weights import default_dtype
@@ -113,6 +119,10 @@ def build_accelerator(mixed_precision: str, *, channels: int = 3, **kwargs: Any)
     `mixed_precision` is `"no"`, `"bf16"`, `"fp16"`, or `"auto"` for what `accelerate launch` has been told or, without
     the launcher, for [`get_native_precision`]. A warning says if bfloat16 gives wrong results with `channels`, the
     number of channels of the images. `kwargs` are passed on to `Accelerator`.
+
+    Raises:
+        ValueError: `accelerate launch` shards the model in a way whose weights a checkpoint here would not hold.
+        RuntimeError: There are several processes, but no GPU, and accelerate was not told to use CPUs.
     """
     device = choose_device()
     if mixed_precision == "auto":
@@ -128,13 +138,31 @@ def build_accelerator(mixed_precision: str, *, channels: int = 3, **kwargs: Any)
         AcceleratorState._reset_state()  # an earlier run of this process, which had another format
     # A program's first accelerator sets up its processes, including how long they wait for each other.
     handlers = [*kwargs.pop("kwargs_handlers", ()), InitProcessGroupKwargs(timeout=TIMEOUT)]
+    # Training here accumulates gradients itself. Without the plugin, the environment variable of `accelerate launch`
+    # would divide them once more.
+    kwargs["gradient_accumulation_plugin"] = GradientAccumulationPlugin(num_steps=1)
     accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=handlers, **kwargs)
+    _check_sharding(accelerator)
     if accelerator.num_processes == 1 < int(os.environ.get("WORLD_SIZE", "1")):
         raise RuntimeError(
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but accelerate found no GPU for several processes. To train "
             "on CPUs, set ACCELERATE_USE_CPU=true."
         )
     return accelerator
+
+
+def _check_sharding(accelerator: Accelerator) -> None:
+    kind = accelerator.distributed_type
+    if kind == DistributedType.FSDP and not getattr(accelerator, "is_fsdp2", False):
+        raise ValueError(
+            "accelerate: FSDP version 1 is not supported. Pass `--fsdp_version 2` to `accelerate launch`, or set "
+            "`fsdp_version: 2` in its config file, as in examples/configs/accelerate/fsdp2.yaml."
+        )
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ValueError(
+            f"accelerate: {kind.value} is not supported. Use `--multi_gpu`, or FSDP version 2 for models that do not "
+            "fit on one GPU."
+        )
 
 
 _run_lock = threading.RLock()  # a comparison's runs are nested in it, in one thread

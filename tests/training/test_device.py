@@ -1,8 +1,12 @@
 """What a run makes of its machine."""
 
+import contextlib
+from types import SimpleNamespace
+
 import pytest
 import timm
 import torch
+from accelerate import DistributedType
 from accelerate.state import AcceleratorState, GradientState
 from launching import run_fork
 from torch.overrides import _get_current_function_mode_stack
@@ -72,6 +76,29 @@ def test_a_run_that_is_told_to_use_the_cpu_has_its_format(monkeypatch, fresh_sta
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert build_accelerator("auto").mixed_precision == "no"
+
+
+def test_the_launchers_gradient_accumulation_divides_nothing(monkeypatch, fresh_state):
+    """A run accumulates by itself; accelerate would divide the loss once more."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    weight = torch.nn.Parameter(torch.ones(1))
+    build_accelerator("no").backward(weight.sum())
+    assert weight.grad.item() == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_fsdp2", "message"),
+    [
+        ("FSDP", False, "FSDP version 1 is not supported. Pass `--fsdp_version 2`"),
+        ("DEEPSPEED", False, "DEEPSPEED is not supported"),
+        ("FSDP", True, None),
+        ("MULTI_GPU", False, None),
+    ],
+)
+def test_sharding_that_no_checkpoint_would_hold_is_refused(kind, is_fsdp2, message):
+    accelerator = SimpleNamespace(distributed_type=DistributedType[kind], is_fsdp2=is_fsdp2)
+    with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
+        processes._check_sharding(accelerator)
 
 
 PROGRAM = """

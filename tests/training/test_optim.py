@@ -28,6 +28,34 @@ def test_norms_and_biases_are_spared_from_decay_and_encoder_and_head_have_their_
         assert settings[id(parameter)] == (rate, 0.1 if parameter.ndim > 1 else 0.0), name
 
 
+@pytest.mark.parametrize(
+    ("name", "kwargs", "spared"),
+    [
+        ("vit_tiny_patch16_224", {"embed_dim": 16, "depth": 4, "num_heads": 2}, ["cls_token", "pos_embed"]),
+        (  # by a pattern of timm's, and of a module inside
+            "xcit_nano_12_p8_224",
+            None,
+            ["pos_embed.token_projection.weight", *(f"blocks.{index}.attn.temperature" for index in range(12))],
+        ),
+        (
+            "swin_tiny_patch4_window7_224",
+            {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)},
+            [f"layers.{index}.blocks.0.attn.relative_position_bias_table" for index in range(4)],
+        ),
+    ],
+)
+def test_what_timm_spares_from_decay_is_spared(name, kwargs, spared):
+    model = DDePForSemanticSegmentation(DDePConfig(encoder_name=name, encoder_kwargs=kwargs))
+    decayed = {
+        id(parameter)
+        for group in parameter_groups(model, FinetuneArguments(weight_decay=0.1))
+        if group["weight_decay"]
+        for parameter in group["params"]
+    }
+    left = [key for key, value in model.ddep.encoder.named_parameters() if value.ndim > 1 and id(value) not in decayed]
+    assert left == spared
+
+
 @pytest.mark.parametrize("family", ["conv_config", "hybrid_config"])
 def test_layer_decay_falls_towards_the_input(family, request):
     model = DDePForSemanticSegmentation(request.getfixturevalue(family)())
