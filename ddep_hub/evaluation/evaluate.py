@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,9 @@ def _check_dataset(data: Any) -> None:
         raise ValueError(
             f"data: it has {len(data)} items, but {len(data.sample_ids)} sample_ids. Give each item its own."
         )
+    name, count = max(Counter(data.sample_ids).items(), key=lambda item: item[1], default=("", 0))
+    if count > 1:  # their predictions would be one file
+        raise ValueError(f"data: {count} of its sample_ids are {name!r}. Give each item its own.")
 
 
 @contextlib.contextmanager

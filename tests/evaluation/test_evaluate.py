@@ -179,6 +179,7 @@ SAMPLE = {"image": Image.new("RGB", (64, 48)), "annotation": MASK}
         ([(SAMPLE["image"], MASK)], ["a"], TypeError, "the item of a is a tuple. Give a dictionary with"),
         ([{"image": SAMPLE["image"]}], ["a"], TypeError, "the item of a has the keys image. Give a dictionary"),
         ([SAMPLE] * 2, ["a"], ValueError, "it has 2 items, but 1 sample_ids. Give each item its own."),
+        ([SAMPLE] * 2, ["a", "a"], ValueError, "2 of its sample_ids are 'a'. Give each item its own."),
         ([SAMPLE] * 2, [1, 2], TypeError, "its sample_ids hold 1. Give texts."),
     ],
 )
