@@ -23,7 +23,7 @@ from ddep_hub.utils.arguments import (
     model_arg,
     read_yaml,
 )
-from ddep_hub.utils.values import convert_fields, did_you_mean
+from ddep_hub.utils.values import convert, convert_fields, did_you_mean
 
 
 SECTIONS = ("model", "pretraining", "finetuning")
@@ -255,10 +255,7 @@ def read_study(path: str | Path) -> Study:
     images, baselines = (
         [value] if isinstance(value := content.get(key) or [], str) else value for key in ("images", "baselines")
     )
-    shared = {section: dict(content.get(section) or {}) for section in SECTIONS}
-    for section in shared.values():
-        if "config" in section:
-            section["config"] = str(Path(path).parent / section["config"])
+    shared = {section: _resolve_config(path, content.get(section), f"{path}, {section}") for section in SECTIONS}
     methods = []
     for name, entry in content["methods"].items():
         sections = {} if entry is None else entry
@@ -267,7 +264,10 @@ def read_study(path: str | Path) -> Study:
                 raise ValueError(f"{path}, method `{name}`: {part!r} must be `name: value` lines.")
         if unknown := set(sections) - set(SECTIONS):
             raise ValueError(f"{path}, method `{name}`: unknown {sorted(unknown)}. Use {', '.join(SECTIONS)}.")
-        model, pretraining, finetuning = ({**shared[section], **(sections.get(section) or {})} for section in SECTIONS)
+        model, pretraining, finetuning = (
+            {**shared[section], **_resolve_config(path, sections.get(section), f"{path}, method `{name}`, {section}")}
+            for section in SECTIONS
+        )
         encoder = {key: value for key, value in model.items() if key == "encoder_weights"}
         if finetuning.get("pretrained"):
             parts: tuple[Any, Any] = None, {**encoder, **finetuning}
@@ -293,17 +293,26 @@ def read_study(path: str | Path) -> Study:
     return Study(methods, seeds, content.get("data"), images, content.get("evaluation"))
 
 
+def _resolve_config(study: str | Path, section: Mapping[str, Any] | None, context: str) -> dict[str, Any]:
+    """The values of a section, whose `config` is a file beside the study."""
+    values = dict(section or {})
+    if config := convert(f"{context}: config", values.get("config"), str | None):
+        values["config"] = str(Path(study).parent / config)
+    return values
+
+
 def _parse(cls: type[Any], values: Mapping[str, Any], context: str) -> Any:
-    """Arguments from values of a study, which override those of its `config` and `preset`."""
+    """Arguments from values of a study, which override those of its `config` and `preset`; null overrides nothing."""
     names = [argument.name for argument in dataclasses.fields(cls)]
-    given = {name: value for name, value in values.items() if name not in ("config", "preset")}
-    for name in given:
-        if name not in names:
+    for name in values:
+        if name not in (*names, "config", "preset"):
             raise ValueError(f"{context}: unknown argument {did_you_mean(name, names)}")
+    given = {name: value for name, value in values.items() if value not in (None, [])}
+    config = convert(f"{context}: config", given.pop("config", None), str | None)
+    preset = convert(f"{context}: preset", given.pop("preset", None), str | None)
     given = convert_yaml_values(cls, given, context)
     try:
-        config = read_yaml(values["config"], cls) if "config" in values else {}
-        return build_arguments(cls, {"preset": values.get("preset"), **config, **given})
+        return build_arguments(cls, {"preset": preset, **(read_yaml(config, cls) if config else {}), **given})
     except (OSError, ValueError) as error:
         raise ValueError(f"{context}: {error}") from error
 

@@ -184,13 +184,18 @@ class FinetuneData:
         """
         split, bad_files = getattr(self.args, argument), dict[str, str]()
         statistics = ClassStatistics(dataset.classes.names, dataset.classes.ignore_index)
+        failures: list[Exception] = []
         for index in range(accelerator.process_index, len(dataset), accelerator.num_processes):
             try:
                 statistics.update(dataset[index]["annotation"] if images else dataset.mask(index))
             except (BadFileError, OSError) as error:
                 if not self.args.skip_bad_files:
-                    raise
+                    failures.append(error)
+                    break
                 bad_files[dataset.sample_ids[index]] = bad_file_path(error)
+        messages = gather_object([str(error) for error in failures])  # in all processes: none waits for another
+        if messages:
+            raise failures[0] if failures else BadFileError(messages[0])
         statistics.counts = sum_over_processes(accelerator, statistics.counts)
         bad_files = dict(gather_object(list(bad_files.items())))
         accelerator.print(f"Classes in the {len(dataset) - len(bad_files)} images of `{split}`:\n{statistics.table()}")

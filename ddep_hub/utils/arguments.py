@@ -152,8 +152,9 @@ def parse_command(
     values = vars(namespace)
     positional_values = {name: values.pop(name) for name in positionals}
     try:
-        if (config := values.pop("config", None)) is not None:
-            values = {**read_yaml(config, cls), **values}
+        # Empty ones come from a shell's variable that is not set.
+        config, preset = values.pop("config", None), values.pop("preset", None) or None
+        values = {**(read_yaml(config, cls) if config else {}), **values, "preset": preset}
         return build_arguments(cls, values), positional_values
     except (OSError, ValueError) as error:
         parser.error(str(error))
@@ -266,7 +267,7 @@ def convert_yaml_values(cls: type[Dataclass], values: Mapping[str, Any], context
     for name, value in values.items():
         is_list = "list" in str(hints[name])
         items = value if is_list and isinstance(value, list) else [value]
-        if value is None or value == []:
+        if value is None or (is_list and value == []):
             factory: Any = fields[name].default_factory
             converted[name] = fields[name].default if factory is dataclasses.MISSING else factory()
         elif any(isinstance(item, list | dict) for item in items):

@@ -5,7 +5,7 @@ import difflib
 import functools
 import os
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from numbers import Real
 from typing import Any, ClassVar, Protocol
 
@@ -80,7 +80,7 @@ def _convert_value(value: Any, hint: Any) -> Any:
         return None
     hint = _strip_none(hint)
     if typing.get_origin(hint) is list:
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping | Set | bytes | bytearray):  # which have no items in order, or no texts
             raise TypeError
         values = [value] if isinstance(value, str) or not isinstance(value, Iterable) else value
         return [_convert_value(item, typing.get_args(hint)[0]) for item in values]

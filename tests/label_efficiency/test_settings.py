@@ -90,6 +90,39 @@ def test_a_file_of_arguments_beside_the_study_is_read(write, tmp_path):
     assert (encoder.max_steps, encoder.crop_size) == (44, 96) and (long.max_steps, long.crop_size) == (10, 96)
 
 
+def test_null_in_a_study_overrides_nothing(write, tmp_path):
+    """Neither what a file of arguments says, the data among it, nor a preset; but `config: null` undoes that file."""
+    (tmp_path / "finetune.yaml").write_text("max_steps: 44\ndata: mine\nunlabelled: pool\n")
+    methods = {
+        "encoder": {"finetuning": {"max_steps": None, "consistency_weight": 1.0, "model_ema_decay": 0.9}},
+        "long": {"finetuning": {"config": None, "preset": "few-labels", "max_steps": None, "crop_size": 32}},
+    }
+    study = read_study(
+        write(data=None, images=None, finetuning={"config": "finetune.yaml"}, methods=methods, baselines=["encoder"])
+    )
+    encoder, long = (study.finetune_arguments(method, "1", 0, tmp_path, None) for method in study.methods)
+    assert (encoder.max_steps, encoder.data, encoder.unlabelled) == (44, "mine", ["pool"])
+    assert (long.max_steps, long.data, long.crop_size) == (600, None, 32)
+
+
+@pytest.mark.parametrize(
+    ("finetuning", "message"),
+    [
+        ({"preset": True}, "preset must be text"),
+        ({"preset": [["few-labels"]]}, "preset must be text"),
+        ({"preset": "few"}, "there is no `few`"),
+        ({"config": True}, "config must be text"),
+        ({"config": ["a.yaml"]}, "config must be text"),
+        ({"config": "none.yaml"}, "none.yaml"),
+    ],
+)
+def test_presets_and_files_that_are_none_are_named(write, finetuning, message, tmp_path):
+    for sections in ({"finetuning": finetuning}, {"methods": {"encoder": {"finetuning": finetuning}}}):
+        with pytest.raises(ValueError, match=message):
+            study = read_study(write(**{"baselines": ["encoder"], **sections}))
+            study.finetune_arguments(method(study, "encoder"), "1", 0, tmp_path, None)
+
+
 def test_runs_have_folders_of_their_own_and_equal_decoders_share_one(write, tmp_path):
     study = read_study(
         write(methods={**CONTENT["methods"], "again": {"pretraining": {}, "finetuning": {"max_steps": 5}}})

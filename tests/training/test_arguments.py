@@ -38,6 +38,11 @@ def test_a_file_may_give_one_value_for_a_list_and_nothing_for_a_default(tmp_path
     assert (args.images, args.sigma, args.max_steps) == (["photos"], [0.3], PretrainArguments().max_steps)
 
 
+def test_an_empty_preset_or_file_is_none():
+    """As of a shell's variable that is not set."""
+    assert parse_arguments(PretrainArguments, ["--config", "", "--preset", ""]) == PretrainArguments()
+
+
 def test_the_home_folder_may_be_written_as_in_a_shell():
     args = PretrainArguments(output_dir="~/run", images=["~/photos", "hf://datasets/a/b"], pretrained="~")
     home = os.path.expanduser("~")
@@ -114,7 +119,10 @@ def test_mistakes_are_named(argv, said, capsys):
         ("decoder_only: true\nfreeze_encoder: false", "decoder_only"),
         ("max_steps: [1, 2]", "run.yaml: `max_steps` takes one value, not [1, 2]"),
         ("sigma: [[0.2], 0.3]", "run.yaml: `sigma` takes a list of values"),
+        ("max_steps: []", "run.yaml: `max_steps` takes one value, not []"),
         ("seed: {a: 1}", "run.yaml: `seed` takes one value"),
+        ("images: !!set {a, b}", "run.yaml: images must be a list"),
+        ("images: !!binary aGk=", "run.yaml: images must be a list"),
         ("license: no", "run.yaml: `license` is false, which YAML makes of yes, no, on and off. Put text in quotes"),
         ("image_column: yes", "run.yaml: `image_column` is true"),
         ("preset: transunet-1x", "run.yaml: `preset` cannot be set in a file. Pass `--preset` on the command line"),

@@ -21,6 +21,7 @@ from ddep_hub.encoder_weights import LITE0
 from ddep_hub.encoders import feature_maps
 from ddep_hub.evaluation.evaluate import summary
 from ddep_hub.training import finetuning as training_module
+from ddep_hub.training import finetuning_data
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.finetuning_data import open_data
@@ -150,6 +151,14 @@ def test_bad_labelled_files_are_listed(finetuning, scenes, tmp_path):
     broken(data / "images" / "train", len(images))
     with pytest.raises(ValueError, match="train_split: every file of `train` is broken"):
         finetuning("third", data=str(data), skip_bad_files=True)
+
+
+def test_a_broken_file_stops_all_processes_by_its_name(finetuning, monkeypatch):
+    """Also those that have not read it, which would wait for the others."""
+    other = ["masks/2.png is damaged"]  # what another process has found
+    monkeypatch.setattr(finetuning_data, "gather_object", lambda messages: [*messages, *other])
+    with pytest.raises(BadFileError, match=r"masks/2\.png is damaged"):
+        finetuning()
 
 
 def test_a_run_that_a_broken_image_stopped_can_be_resumed(finetuning, scenes, tmp_path):
