@@ -30,6 +30,8 @@ METHODS = {
     "masked": "masked patches of images of the same kind",
     "masked_longer": "masked patches, twice the steps",
     "features": "features of images of the same kind",
+    "features_photographs": "features of photographs",
+    "features_both": "features of photographs, then of images of the same kind",
 }
 COLORS = {
     "random": "0.45",
@@ -38,6 +40,8 @@ COLORS = {
     "masked": "tab:green",
     "masked_longer": "tab:olive",
     "features": "tab:purple",
+    "features_photographs": "tab:pink",
+    "features_both": "tab:red",
 }
 TITLES = {
     "camvid": "CamVid",
@@ -49,6 +53,7 @@ TITLES = {
 RECIPES = {"camvid": "", "camvid-tuning": ", `few-labels` at 180 pixels", "camvid-360": ", `few-labels`"}
 PANELS = {
     ("camvid", 1800): "CamVid, random labels",
+    ("camvid-360", 600): "CamVid, unseen drive, random labels",
     ("nuclei", 600): "Nuclei, selected labels (random below 3)",
     ("em", 600): "Electron microscopy, random labels",
 }
@@ -69,6 +74,8 @@ PRETRAINED = {
     "--pretrained runs/ddep-em-lite0-masked-nc/final": "masked_longer",
     "--pretrained runs/features_camvid/final": "features",
     "--pretrained runs/features_camvid_360/final": "features",
+    "--pretrained runs/features_caltech/final": "features_photographs",
+    "--pretrained runs/features_both/final": "features_both",
     "--pretrained runs/noise_camvid/final": "own",
 }
 SHIPPED_SIZE = "--decoder_hidden_sizes 192 96 64 32 16 --decoder_bottleneck_size 192"
@@ -77,7 +84,7 @@ OTHER_PRETEXTS = tuple(
     f"runs/{name}/final"
     for name in (
         *("gaussian", "shared_noise", "poisson_gaussian", "encoder_too", "patches_32", "masked_12000"),
-        *("patches_8", "ratio_75", "features_camvid_2", "features_camvid_long", "features_caltech"),
+        *("patches_8", "ratio_75", "features_camvid_2", "features_camvid_long", "features_bsds"),
     )
 )
 Scores = dict[str, dict[int, float]]  # mIoU in % by method and seed
@@ -100,7 +107,7 @@ def curves() -> dict[tuple[str, int], dict[Fraction, Scores]]:
     sizes = [row | {"data": "camvid-360"} for row in read("image_size.csv") if "--image_size 360" in row["options"]]
     sizes = [row for row in sizes if "--pretrained" in row["options"] or SHIPPED_SIZE in row["options"]]
     for row in [*read("label_curves.csv"), *read("pretexts.csv"), *features, *sizes]:
-        if row["options"].endswith(OTHER_PRETEXTS):
+        if any(f"--pretrained {pretext}" in row["options"] for pretext in OTHER_PRETEXTS):
             continue
         given = re.search(r"--max_steps (\d+)", row["options"])
         steps = int(given[1]) if given else 1800  # of the preset few-labels-microscopy
@@ -200,15 +207,17 @@ def main() -> None:
         print(f"Masked patches, {labels} of a section: as {factor:.2f} times the labels ({low:.2f} to {high:.2f})")
     for labels, (factor, low, high) in label_factors(found["camvid-tuning", 600], "features").items():
         print(f"Features, {labels} labels of CamVid: as {factor:.2f} times the labels ({low:.2f} to {high:.2f})")
-    for labels, (factor, low, high) in label_factors(found["camvid-360", 600], "features").items():
-        print(f"At 360 pixels, {labels} labels: as {factor:.2f} times the labels ({low:.2f} to {high:.2f})")
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.9))
+    for method in ("features", "features_photographs", "features_both"):
+        for labels, (factor, low, high) in label_factors(found["camvid-360", 600], method).items():
+            title = f"At 360 pixels, {METHODS[method]}, {labels} labels"
+            print(f"{title}: as {factor:.2f} times the labels ({low:.2f} to {high:.2f})")
+    figure, axes = plt.subplots(1, 4, figsize=(15.5, 3.9))
     for axis, ((data, steps), title) in zip(axes, PANELS.items(), strict=True):
         draw(axis, found[data, steps])
         axis.set(title=title)
     axes[0].set(ylabel="mIoU in %")
     lines = {name: line for axis in axes for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(lines.values(), lines.keys(), loc="lower center", ncols=3, frameon=False)
+    figure.legend(lines.values(), lines.keys(), loc="lower center", ncols=4, frameon=False)
     figure.tight_layout(rect=(0, 0.12, 1, 1))
     figure.savefig(FIGURE, dpi=110)
 

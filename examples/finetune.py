@@ -2,7 +2,7 @@
 
     accelerate launch --config_file examples/configs/accelerate/cpu.yaml examples/finetune.py
     accelerate launch examples/finetune.py --preset few-labels --data path/to/dataset \
-        --pretrained ddep-efficientnet-lite0 --output_dir runs/segmentation
+        --pretrained ddep-photos-lite0 --output_dir runs/segmentation
 
 Without arguments it trains a random decoder on rendered scenes, in a few minutes on a CPU.
 """

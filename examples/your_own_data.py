@@ -125,7 +125,7 @@ draw("1-labels.png", labels=truth)
 # The shipped one, or one that is pretrained on the photos that have no mask.
 
 # %%
-pretrained = "ddep-efficientnet-lite0"
+pretrained = "ddep-photos-lite0"
 size = {"decoder_hidden_sizes": [192, 96, 64, 32, 16], "decoder_bottleneck_size": 192}
 if options.pretrain_steps and unlabelled:
     pool = new_folder("unlabelled")

@@ -350,7 +350,7 @@ def test_the_scores_of_image_sizes_are_those_of_the_csv(monkeypatch):
         scores: dict[tuple[str, str], list[str]] = {}
         for row in csv.DictReader(file):
             scores.setdefault((row["labels"], row["options"]), []).append(row["mean_iou"])
-    assert len(scores) == 12
+    assert len(scores) == 25
     for values in scores.values():
         assert ", ".join(f"{float(value):.2f}" for value in values) in results
 
@@ -368,8 +368,20 @@ def test_the_scores_of_image_sizes_are_those_of_the_csv(monkeypatch):
     assert shown(full[12]["photographs"], full[12]["random"]) in results
     for labels, other in ((12, small), (12, longer), (3, small)):
         assert shown(full[labels]["random"], other[labels]["random"]) in results
-    for factor, low, high in does_it_pay.label_factors(full, "features").values():
-        assert f"{factor:.2f} ({low:.2f} to {high:.2f}) times" in results
+    for method in ("features_photographs", "features_both"):
+        for labels in (3, 6):
+            gain = shown(full[labels][method], full[labels]["random"])
+            assert gain in results and gain in page and gain in readme
+    assert shown(full[12]["features_photographs"], full[12]["random"]) in readme
+    paired = [
+        [value - full[labels]["random"][seed] for labels in (3, 6, 12) for seed, value in full[labels][method].items()]
+        for method in ("features_photographs", "features_both")
+    ]
+    assert min(paired[0]) > 0 and f"ahead in all {len(paired[0])} runs" in results
+    assert f"ahead in {sum(gain > 0 for gain in paired[1])} of {len(paired[1])} runs" in results
+    for method in ("features", "features_photographs", "features_both"):
+        for factor, low, high in does_it_pay.label_factors(full, method).values():
+            assert f"{factor:.2f} ({low:.2f} to {high:.2f})" in results
 
 
 def test_the_scores_of_longer_pretraining_with_whole_sections_are_those_of_the_csv():

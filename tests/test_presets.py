@@ -168,9 +168,9 @@ def test_finetuning_presets(name):
 def test_few_labels_are_fine_tuned_as_was_measured():
     """The values of the study, and both starts that the comments name; the random decoder has the shipped size."""
     text = preset_file("finetune", "few-labels").read_text(encoding="utf-8")
-    shipped = ROOT / "model_cards" / "ddep-efficientnet-lite0"
-    assert "--pretrained ddep-efficientnet-lite0" in text
-    args = load_finetune("few-labels", "--pretrained", "ddep-efficientnet-lite0")
+    shipped = ROOT / "model_cards" / "ddep-photos-lite0"
+    assert "--pretrained ddep-photos-lite0" in text
+    args = load_finetune("few-labels", "--pretrained", "ddep-photos-lite0")
     study = yaml.safe_load((CONFIGS / "label-efficiency-camvid-dice.yaml").read_text(encoding="utf-8"))["finetuning"]
     own = yaml.safe_load(text)
     assert own.pop("output_dir") == args.output_dir

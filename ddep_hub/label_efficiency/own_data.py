@@ -19,13 +19,13 @@ from ddep_hub.data.statistics import channel_statistics
 from ddep_hub.encoders import fixed_image_size
 from ddep_hub.evaluation.visualization import segmentation_picture
 from ddep_hub.pretrained import list_pretrained, load_model, load_processor, stored_config
-from ddep_hub.training.arguments import FinetuneArguments
+from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.finetuning_data import open_train_and_val
 from ddep_hub.training.pretraining import REFERENCE_IMAGES, PretrainTrainer
 from ddep_hub.training.run_dir import save_picture
 from ddep_hub.training.stages import TIMED_STEPS, stage_arguments
-from ddep_hub.utils.arguments import build_arguments
+from ddep_hub.utils.arguments import build_arguments, list_field_names
 from ddep_hub.utils.files import atomic_write, check_not_file, lock_file
 
 from .config import DATA_FIELDS, OVERRIDES, Method, Study, StudyArguments
@@ -34,8 +34,16 @@ from .report import Curves, Row, build_curves, paired_difference, read_rows
 
 RANDOM_DECODER, DDEP_METHOD, MASKED_METHOD = "random decoder", "DDeP on your images", "masked patches of your images"
 FEATURES_METHOD, CONSISTENCY_METHOD = "features of your images", "consistency on your images"
+# The shipped decoder that gained most from pretraining on unlabelled images of the target (docs/results.md).
+START = "ddep-photos-lite0"
+CONTINUED_METHOD = f"features of your images, from {START}"
 # How the methods that pretrain corrupt images.
-CORRUPTIONS = {DDEP_METHOD: "scaled", MASKED_METHOD: "masked", FEATURES_METHOD: "downsampled"}
+CORRUPTIONS = {
+    DDEP_METHOD: "scaled",
+    MASKED_METHOD: "masked",
+    FEATURES_METHOD: "downsampled",
+    CONTINUED_METHOD: "downsampled",
+}
 CONSISTENCY = {"consistency_weight": 1.0}
 STEPS = "steps.json"
 # With fewer steps than this, a comparison says little about longer runs.
@@ -55,8 +63,9 @@ class Steps:
 def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
     """The study of a user's data: random decoder, shipped decoders that fit, and methods that use unlabelled images.
 
-    Pretraining, by denoising (DDeP), by filling in masked patches and by predicting features, uses the images of
-    `unlabelled` and all training images, whether their labels are used or not, at the scales of fine-tuning.
+    Pretraining, by denoising (DDeP), by filling in masked patches and by predicting features, from a random decoder or
+    from a shipped one, uses the images of `unlabelled` and all training images, whether their labels are used or not,
+    at the scales of fine-tuning.
     Consistency uses those of `unlabelled` and the labelled ones. Shipped decoders for another kind of images than
     `augmentation` says are optional. `steps` are by default the preset's.
     """
@@ -92,11 +101,17 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
         Method(name, None, {**without_encoder, "pretrained": name}, False, optional=model.microscopy != is_microscopy)
         for name, model in matching.items()
     ]
+    can_predict_features = not fixed_image_size(DDePConfig(encoder_name=settings.encoder_name))
     methods += [
         Method(name, {**pretraining, "corruption": corruption}, without_encoder, baseline=False)
         for name, corruption in CORRUPTIONS.items()
-        if not (name == FEATURES_METHOD and fixed_image_size(DDePConfig(encoder_name=settings.encoder_name)))
+        if name != CONTINUED_METHOD and (name != FEATURES_METHOD or can_predict_features)
     ]
+    if START in matching:
+        continued = {"corruption": CORRUPTIONS[CONTINUED_METHOD], "pretrained": START}
+        own_fields = pretraining.keys() - {*list_field_names(PretrainArguments, "architecture")}
+        continued = {**{name: pretraining[name] for name in own_fields}, **continued}
+        methods.append(Method(CONTINUED_METHOD, continued, without_encoder, False, optional=is_microscopy))
     if args.unlabelled:
         methods.append(Method(CONSISTENCY_METHOD, None, {**shared, **decoder_fields, **CONSISTENCY}, baseline=False))
     seeds = {str(Fraction(count, num_images)): args.seeds or 3 for count in sorted(labels)}
@@ -238,7 +253,8 @@ def recommend(rows: list[Row], settings: Mapping[str, Any] = MappingProxyType({}
             if name == CONSISTENCY_METHOD:
                 flags = [*shared, "--unlabelled", "...", "--pretraining_steps", "0", *_to_flags(CONSISTENCY), *model]
             elif name in CORRUPTIONS:
-                flags = [*shared, "--unlabelled", "...", "--pretraining_corruption", CORRUPTIONS[name], *model]
+                start = ["--pretrained", START] if name == CONTINUED_METHOD else model
+                flags = [*shared, "--unlabelled", "...", "--pretraining_corruption", CORRUPTIONS[name], *start]
             best = (
                 difference.mean,
                 f"Use {name} (`{shlex.join(flags)}`): {difference.mean:+.1f} points of mIoU over a random decoder "

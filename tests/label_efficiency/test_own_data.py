@@ -13,6 +13,7 @@ from ddep_hub.data.synthetic import write_scenes
 from ddep_hub.label_efficiency.config import Method, Study, StudyArguments
 from ddep_hub.label_efficiency.own_data import (
     CONSISTENCY_METHOD,
+    CONTINUED_METHOD,
     DDEP_METHOD,
     FEATURES_METHOD,
     MASKED_METHOD,
@@ -46,32 +47,37 @@ def test_all_decoders_that_fit_are_compared_on_equal_terms(data, tmp_path):
     args = arguments(data, tmp_path, augmentation="microscopy", crop_size=32, unlabelled=[str(data / "unlabelled")])
     found = own_data_study(args)
     shipped = [model.name for model in list_pretrained()]
-    own = [DDEP_METHOD, MASKED_METHOD, FEATURES_METHOD, CONSISTENCY_METHOD]
+    own = [DDEP_METHOD, MASKED_METHOD, FEATURES_METHOD, CONTINUED_METHOD, CONSISTENCY_METHOD]
     assert [method.name for method in found.methods] == [RANDOM_DECODER, *shipped, *own]
-    assert [method.baseline for method in found.methods] == [True] + [False] * (len(shipped) + 4)
+    assert [method.baseline for method in found.methods] == [True] + [False] * (len(shipped) + 5)
     assert found.seeds == {"3/4": 3, "1": 3}  # 6 and 8 of 8 images
     runs = [found.finetune_arguments(method, "1", 0, tmp_path, None) for method in found.methods]
     for run in runs:
         assert (run.augmentation, run.crop_size, run.max_steps, run.learning_rate) == ("microscopy", 32, 1800, 1e-3)
         assert run.model_ema_decay == 0.99  # of few-labels-microscopy
     assert runs[0].decoder_hidden_sizes == [192, 96, 64, 32, 16]  # as the shipped decoders
-    assert [run.pretrained for run in runs] == [None, *shipped, None, None, None, None]
+    assert [run.pretrained for run in runs] == [None, *shipped, None, None, None, None, None]
     assert [run.consistency_weight for run in runs] == [0] * (len(runs) - 1) + [1]
     small = own_data_study(arguments(data, tmp_path, unlabelled=[str(data / "unlabelled")]))
     runs_of_small = [small.finetune_arguments(method, "1", 0, tmp_path, None) for method in small.methods]
     assert {run.model_ema_decay for run in runs_of_small} == {0.99}  # for all, as consistency needs it
     for study, batch_size in ((found, 16), (small, 4)):  # as in the first stage with these presets
-        first_stages = [study.pretrain_arguments(method, tmp_path) for method in study.methods[-4:-1]]
+        first_stages = [study.pretrain_arguments(method, tmp_path) for method in study.methods[-5:-1]]
         assert {stage.batch_size for stage in first_stages} == {batch_size}
     assert (runs[-1].unlabelled, runs[-1].pretraining_steps) == ([str(data / "unlabelled")], 0)
     assert runs[-1].decoder_hidden_sizes == runs[0].decoder_hidden_sizes
-    pretraining, *others = (found.pretrain_arguments(method, tmp_path) for method in found.methods[-4:-1])
-    assert pretraining.corruption == "scaled" and [o.corruption for o in others] == ["masked", "downsampled"]
+    pretraining, *others = (found.pretrain_arguments(method, tmp_path) for method in found.methods[-5:-1])
+    assert [stage.pretrained for stage in (pretraining, *others)] == [None, None, None, "ddep-photos-lite0"]
+    assert pretraining.corruption == "scaled" and [o.corruption for o in others] == [
+        "masked",
+        "downsampled",
+        "downsampled",
+    ]
     assert (pretraining.decoder_hidden_sizes, pretraining.scale) == (runs[0].decoder_hidden_sizes, runs[0].scale)
     other = own_data_study(
         arguments(data, tmp_path, encoder_name="resnet18", encoder_weights="none", labels=[4], seeds=2)
     )
-    assert [method.name for method in other.methods] == [RANDOM_DECODER, *own[:-1]]
+    assert [method.name for method in other.methods] == [RANDOM_DECODER, *own[:3]]
     assert other.seeds == {"1/2": 2}
     resampled = own_data_study(arguments(data, tmp_path, encoder_name="beit_base_patch16_224", encoder_weights="none"))
     assert [method.name for method in resampled.methods] == [RANDOM_DECODER, DDEP_METHOD, MASKED_METHOD]
@@ -81,7 +87,7 @@ def test_all_decoders_that_fit_are_compared_on_equal_terms(data, tmp_path):
 
 
 def test_shipped_decoders_for_another_kind_of_images_run_only_where_they_are_named(data, tmp_path):
-    photographs = ["ddep-efficientnet-lite0", "ddep-street-lite0-nc"]
+    photographs = ["ddep-efficientnet-lite0", "ddep-photos-lite0", "ddep-street-lite0-nc"]
     microscopy = ["ddep-em-lite0-masked-nc", "ddep-em-lite0-nc", "ddep-nuclei-lite0"]
     for augmentation, shipped in (("photo", photographs), ("microscopy", microscopy)):
         study = build_study(arguments(data, tmp_path, augmentation=augmentation))
@@ -99,7 +105,7 @@ def test_all_methods_normalise_images_of_other_channels_alike(data, tmp_path):
             path.unlink()
     found = own_data_study(arguments(grey, tmp_path, num_channels=1, labels=[2], unlabelled=[str(grey / "images")]))
     runs = [found.finetune_arguments(method, "1", 0, tmp_path, None) for method in found.methods]
-    runs += [found.pretrain_arguments(method, tmp_path) for method in found.methods[-4:-1]]
+    runs += [found.pretrain_arguments(method, tmp_path) for method in found.methods[-5:-1]]
     assert len({(*run.image_mean, *run.image_std) for run in runs}) == 1
     pixels = [np.asarray(Image.open(path)) / 255 for path in (grey / "images" / "train").iterdir()]
     assert runs[0].image_mean == pytest.approx([np.mean(pixels)], rel=1e-3)
@@ -161,12 +167,12 @@ def test_minutes_shorten_all_runs_alike(data, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("ddep_hub.label_efficiency.own_data.PretrainTrainer", Trainer)
     monkeypatch.setattr("ddep_hub.label_efficiency.own_data.finetune", lambda args: {"seconds": 3.0})
-    clock = iter([0.0, 3 * 16.0 + 13.0])  # 10 s a run beside its steps
+    clock = iter([0.0, 4 * 16.0 + 13.0])  # 10 s a run beside its steps
     monkeypatch.setattr("ddep_hub.label_efficiency.own_data.time.monotonic", lambda: next(clock))
     args = arguments(data, tmp_path, labels=[4], seeds=2, minutes=30.0)
     runs = 2 * len(build_study(args).methods)
     steps = fit_steps(args, build_study(args))
-    seconds = runs * (10 + steps.finetuning * 0.25) + 3 * (10 + steps.pretraining * 0.5)
+    seconds = runs * (10 + steps.finetuning * 0.25) + 4 * (10 + steps.pretraining * 0.5)
     assert abs(seconds - 1800) < 10
     assert abs(steps.finetuning / 600 - steps.pretraining / 1500) < 0.01
     assert fit_steps(args, build_study(args)) == steps  # from the file: the clock would stop
@@ -181,7 +187,7 @@ def test_minutes_shorten_all_runs_alike(data, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:  # another process times the steps while this one waits for it
         patch.setattr("ddep_hub.label_efficiency.own_data.lock_file", wait)
         assert fit_steps(args, build_study(args)) == Steps(5, 6)
-    clock = iter([0.0, 3 * 16.0 + 13.0])
+    clock = iter([0.0, 4 * 16.0 + 13.0])
     args = arguments(data, tmp_path / "other", labels=[4], seeds=2, minutes=1.0)
     with pytest.raises(ValueError, match=r"minutes: 1 is too short for \d+ runs, which take at least \d+\. Allow"):
         fit_steps(args, build_study(args))
