@@ -32,11 +32,6 @@ def test_norms_and_biases_are_spared_from_decay_and_encoder_and_head_have_their_
     ("name", "kwargs", "spared"),
     [
         ("vit_tiny_patch16_224", {"embed_dim": 16, "depth": 4, "num_heads": 2}, ["cls_token", "pos_embed"]),
-        (  # by a pattern of timm's, and of a module inside
-            "xcit_nano_12_p8_224",
-            None,
-            ["pos_embed.token_projection.weight", *(f"blocks.{index}.attn.temperature" for index in range(12))],
-        ),
         (
             "swin_tiny_patch4_window7_224",
             {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)},
@@ -54,6 +49,22 @@ def test_what_timm_spares_from_decay_is_spared(name, kwargs, spared):
     }
     left = [key for key, value in model.ddep.encoder.named_parameters() if value.ndim > 1 and id(value) not in decayed]
     assert left == spared
+
+
+def test_what_timm_spares_may_be_a_pattern():
+    """As `pos_embed.*` of XCiT in timm 1.0.31."""
+
+    class Encoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pos_embed, self.block = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+
+        def no_weight_decay(self):
+            return {"pos_embed.*"}
+
+    model = torch.nn.ModuleDict({"encoder": Encoder()})
+    (group,) = (g for g in parameter_groups(model, FinetuneArguments(weight_decay=0.1)) if g["weight_decay"])
+    assert [id(parameter) for parameter in group["params"]] == [id(model["encoder"].block.weight)]
 
 
 @pytest.mark.parametrize("family", ["conv_config", "hybrid_config"])
