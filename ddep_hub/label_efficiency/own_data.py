@@ -108,9 +108,9 @@ def own_data_study(args: StudyArguments, steps: Steps | None = None) -> Study:
         if name != CONTINUED_METHOD and (name != FEATURES_METHOD or can_predict_features)
     ]
     if START in matching:
-        continued = {"corruption": CORRUPTIONS[CONTINUED_METHOD], "pretrained": START}
-        own_fields = pretraining.keys() - {*list_field_names(PretrainArguments, "architecture")}
-        continued = {**{name: pretraining[name] for name in own_fields}, **continued}
+        start_fields = list_field_names(PretrainArguments, "architecture")  # which the shipped decoder sets
+        continued = {name: value for name, value in pretraining.items() if name not in start_fields}
+        continued |= {"corruption": CORRUPTIONS[CONTINUED_METHOD], "pretrained": START}
         methods.append(Method(CONTINUED_METHOD, continued, without_encoder, False, optional=is_microscopy))
     if args.unlabelled:
         methods.append(Method(CONSISTENCY_METHOD, None, {**shared, **decoder_fields, **CONSISTENCY}, baseline=False))
