@@ -5,6 +5,7 @@ JPEG files are decoded at a reduced scale where that is enough.
 
 import copy
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -55,18 +56,19 @@ class PretrainTransform:
         """
         file = image = sample["image"]
         undecoded = not isinstance(image, AnyImage)
-        size = None
+        header = None
         if undecoded and self.num_channels == 3 and not is_array(file) and not is_tiff(file):
             file = load_bytes(file)
-            size = jpeg_size(file)
-        if undecoded and size is None:
+            header = read_jpeg_header(file)
+        if undecoded and header is None:
             image = decode_image(file, self.num_channels)
-        height, width = (image.height, image.width) if size is None else size
+        height, width = header.upright_size if header else (image.height, image.width)
         crop_params = self.crop.make_params([torch.empty(3, height, width, device="meta")])
         top, left, height, width = (crop_params[name] for name in ("top", "left", "height", "width"))
-        pixels = None if size is None else decode_jpeg_part(file, (top, left, height, width), self.crop_size)
+        box = (top, left, height, width)
+        pixels = decode_jpeg_part(file, header, box, self.crop_size) if header else None
         if pixels is None:
-            if size is not None:
+            if header is not None:
                 image = decode_image(file)
             pixels = to_tensor(image.crop((left, top, left + width, top + height)))
             pixels = resize(pixels, self.crop_size)
@@ -108,16 +110,27 @@ class UnlabelledTransform:
         return result
 
 
-def jpeg_size(file: File) -> tuple[int, int] | None:
-    """(height, width) of a JPEG turned upright, from its header; None for any other kind of image."""
+class JpegHeader(NamedTuple):
+    """What the header of a JPEG says: mode of Pillow and EXIF orientation, and (height, width) once turned upright."""
+
+    mode: str
+    orientation: int
+    upright_size: tuple[int, int]
+
+
+def read_jpeg_header(file: File) -> JpegHeader | None:
+    """Reads the header of a JPEG; None for any other kind of image."""
     with open_image(file) as image:
         if image.format != "JPEG":
             return None
-        transposed, _, _ = ORIENTATIONS[read_orientation(image)]
-        return image.size if transposed else (image.height, image.width)
+        orientation = read_orientation(image)
+        size = image.size if ORIENTATIONS[orientation][0] else (image.height, image.width)
+        return JpegHeader(image.mode, orientation, size)
 
 
-def decode_jpeg_part(file: Undecoded, box: tuple[int, int, int, int], size: tuple[int, int]) -> torch.Tensor | None:
+def decode_jpeg_part(
+    file: Undecoded, header: JpegHeader, box: tuple[int, int, int, int], size: tuple[int, int]
+) -> torch.Tensor | None:
     """Decodes a JPEG at the coarsest scale at which a part of it is no smaller than `size`, and scales the part to it.
 
     `box` is (top, left, height, width) in pixels of the upright image at full scale, `size` is (height, width).
@@ -126,11 +139,10 @@ def decode_jpeg_part(file: Undecoded, box: tuple[int, int, int, int], size: tupl
     top, left, height, width = box
     factor = next((factor for factor in (8, 4, 2) if height >= factor * size[0] and width >= factor * size[1]), None)
     if factor is None:
-        pixels = _decode_full(file)
+        pixels = _decode_full(file, header)
         return None if pixels is None else resize(pixels[:, top : top + height, left : left + width], size)
+    transposed, left_right, top_bottom = ORIENTATIONS[header.orientation]
     with open_image(file) as image:
-        orientation = read_orientation(image)
-        transposed, left_right, top_bottom = ORIENTATIONS[orientation]
         # The part is cut out of the stored image: if its side is not a multiple of the factor, the last reduced pixel
         # covers less than the others, and rotating the image would shift them all.
         x, y, crop_width, crop_height = (top, left, height, width) if transposed else (left, top, width, height)
@@ -147,15 +159,13 @@ def decode_jpeg_part(file: Undecoded, box: tuple[int, int, int, int], size: tupl
             Image.Resampling.BILINEAR,
             box=(x / factor, y / factor, (x + crop_width) / factor, (y + crop_height) / factor),
         )
-    return functional.pil_to_tensor(turn_upright(scaled, orientation))
+    return functional.pil_to_tensor(turn_upright(scaled, header.orientation))
 
 
-def _decode_full(file: Undecoded) -> torch.Tensor | None:
+def _decode_full(file: Undecoded, header: JpegHeader) -> torch.Tensor | None:
     """A whole JPEG by torchvision, which gives the same pixels as Pillow in half the time; None for uncommon kinds."""
-    with open_image(file) as image:
-        is_supported = image.format == "JPEG" and image.mode == "RGB" and read_orientation(image) == 1
     # A truncated part would be read as grey, without an error.
-    if not is_supported or not file["bytes"].endswith(b"\xff\xd9"):
+    if header.mode != "RGB" or header.orientation != 1 or not file["bytes"].endswith(b"\xff\xd9"):
         return None
     try:
         from torchvision.io import decode_jpeg  # imported here, because releases after 0.29 will not have it

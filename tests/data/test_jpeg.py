@@ -7,7 +7,7 @@ from PIL import Image
 
 from ddep_hub.data.image_io import BadFileError, decode_image, load_bytes
 from ddep_hub.data.preprocessing import resize, to_tensor
-from ddep_hub.data.unlabelled_transforms import PretrainTransform, decode_jpeg_part
+from ddep_hub.data.unlabelled_transforms import PretrainTransform, decode_jpeg_part, read_jpeg_header
 
 
 @pytest.fixture
@@ -19,11 +19,15 @@ def photograph():
     )
 
 
+def decode_part(path, box, size):
+    return decode_jpeg_part(load_bytes(path), read_jpeg_header(path), box, size)
+
+
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 30, "optimize": True}])
 def test_a_part_has_the_pixels_of_the_whole(photograph, tmp_path, options):
     path = tmp_path / "a.jpg"
     photograph.save(path, **options)
-    found = decode_jpeg_part(load_bytes(path), (10, 20, 60, 70), (48, 56))
+    found = decode_part(path, (10, 20, 60, 70), (48, 56))
     image = decode_image(path)
     wanted = resize(to_tensor(image.crop((20, 10, 90, 70))), (48, 56))
     assert found is not None and torch.equal(found, wanted)
@@ -36,7 +40,7 @@ def test_uncommon_kinds_are_left_to_pillow(photograph, tmp_path):
     for kind, image in kinds.items():
         path = tmp_path / f"{kind}.jpg"
         image.save(path, **({"exif": exif} if kind == "turned" else {}))
-        assert decode_jpeg_part(load_bytes(path), (0, 0, 60, 60), (48, 48)) is None
+        assert decode_part(path, (0, 0, 60, 60), (48, 48)) is None
         assert PretrainTransform(crop_size=48)({"image": load_bytes(path)})["pixel_values"].shape == (3, 48, 48)
 
 
@@ -73,4 +77,4 @@ def test_releases_of_torchvision_without_a_decoder_give_the_same(photograph, tmp
     monkeypatch.delattr("torchvision.io.decode_jpeg")
     torch.manual_seed(0)
     assert torch.equal(transform(sample)["pixel_values"], wanted)
-    assert decode_jpeg_part(load_bytes(path), (10, 20, 60, 70), (48, 56)) is None
+    assert decode_part(path, (10, 20, 60, 70), (48, 56)) is None
