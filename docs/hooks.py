@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import posixpath
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from ddep_hub.cli import COMMANDS, main
+from ddep_hub.utils.arguments import field_default
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,17 +83,25 @@ def command_reference() -> str:
         names = " ".join(a.dest.upper() + ("..." if a.nargs == "+" else "") for a in actions if not a.option_strings)
         usage = " ".join(filter(None, ["ddep-hub", command, names, "[--argument value ...]"]))
         parts += [f"## ddep-hub {command}", f"{summary[0].upper()}{summary[1:]}.", f"```\n{usage}\n```"]
-        sections: dict[str, list[argparse.Action]] = {}
-        for action in actions:
-            if any(flag.startswith("--no_") for flag in action.option_strings):
-                continue  # what transformers adds for a flag that is on by default
-            field: Any = getattr(parser, "fields", {}).get(action.dest, {"common": True})
-            group = "most used" if field.get("common") or not action.option_strings else field.get("group", "other")
-            sections.setdefault(group, []).append(action)
-        for title in sorted(sections, key=lambda name: (name != "most used", name == "other")):
+        given: Any = parser  # `list` has a parser of argparse, without arguments
+        sections = given.sections() if actions else {}
+        # The parser itself has no defaults: it returns only what is on the command line.
+        fields = dataclasses.fields(given.dataclass_types[0]) if actions else ()
+        defaults = {field.name: field_default(field) for field in fields}
+        sections = {title: list(filter(_is_shown, found)) for title, found in sections.items()}
+        sections = {title: found for title, found in sections.items() if found}
+        for title in sections:
             if len(sections) > 1:
                 parts.append(f"### {title[0].upper()}{title[1:]} {{ #{command}-{title.lower().replace(' ', '-')} }}")
-            parts.append("\n".join(["| argument | default | |", "|---|---|---|", *map(_row, sections[title])]))
+            parts.append(
+                "\n".join(
+                    [
+                        "| argument | default | |",
+                        "|---|---|---|",
+                        *(_row(action, defaults) for action in sections[title]),
+                    ]
+                )
+            )
     return "\n\n".join(parts) + "\n"
 
 
@@ -107,8 +117,13 @@ def parser_of(command: str) -> argparse.ArgumentParser:
     return seen[0]
 
 
-def _row(action: argparse.Action) -> str:
-    default = action.default
+def _is_shown(action: argparse.Action) -> bool:
+    # transformers adds `--no_flag` for a flag that is on by default.
+    return action.dest != "help" and not any(flag.startswith("--no_") for flag in action.option_strings)
+
+
+def _row(action: argparse.Action, defaults: dict[str, Any]) -> str:
+    default = defaults.get(action.dest)
     if isinstance(default, list):
         default = " ".join(map(str, default)) or None
     shown = "" if default is None else f"`{str(default).lower() if isinstance(default, bool) else default}`"

@@ -21,9 +21,7 @@ class PretrainArguments(RunArguments):
 
     output_dir: str = save_arg("runs/pretrain", OUTPUT_DIR, common=True, path=True)
     max_steps: int = optim_arg(600, "Optimizer steps.", common=True)
-    learning_rate: float = optim_arg(
-        3e-3, "Peak learning rate; the default suits small crops and a short run.", common=True
-    )
+    learning_rate: float = optim_arg(3e-3, "Peak learning rate; the default suits small crops and a short run.")
     images: list[str] = data_arg(
         [],
         "Sources of unlabelled images: folders (searched recursively), hf://datasets/org/name[@revision][/split], "
@@ -61,9 +59,7 @@ class PretrainArguments(RunArguments):
     prediction_type: Literal["epsilon", "sample"] = model_arg(
         "epsilon", "Predict the noise (epsilon) or the clean image (sample); only for corruption by noise."
     )
-    sigma: list[float] = optim_arg(
-        [0.22], "Noise level in units of normalised pixels; two numbers define a range.", common=True
-    )
+    sigma: list[float] = optim_arg([0.22], "Noise level in units of normalised pixels; two numbers define a range.")
     image_skip: bool | None = model_arg(
         None,
         "Feed the noisy image to the denoising head too; only for corruption by noise. Default: only for "
@@ -109,7 +105,7 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
     """Fine-tune a segmentation model on a few labelled images."""
 
     output_dir: str = save_arg("runs/finetune", OUTPUT_DIR, common=True, path=True)
-    batch_size: int = optim_arg(8, "Images per step, over all processes and accumulated micro-batches.", common=True)
+    batch_size: int = optim_arg(8, "Images per step, over all processes and accumulated micro-batches.")
     train_split: str = data_arg("train", "Split to train on.")
     allow_empty_classes: bool = data_arg(
         False, "Train even if a class has no pixels in the training labels.", resumable=True
@@ -118,7 +114,6 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
     val_fraction: str | None = data_arg(
         None,
         "Fraction of train_split to hold out for validation, such as 0.2, if the data has no validation split.",
-        common=True,
     )
     group_pattern: str | None = data_arg(
         None,
@@ -134,9 +129,7 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
         True, "Rescale the decoder's weights to the norms of newly initialised ones; the paper does not."
     )
     label_fraction: str | None = data_arg(None, "Fraction of the labelled images to use, such as 1/30.")
-    num_labelled_images: int | None = data_arg(
-        None, "Number of labelled images to use, instead of a fraction.", common=True
-    )
+    num_labelled_images: int | None = data_arg(None, "Number of labelled images to use, instead of a fraction.")
     split_file: str | None = data_arg(
         None, "File that lists the labelled images to use, instead of a fraction.", resumable=True, path=True
     )
@@ -144,7 +137,7 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
     image_size: int | None = data_arg(
         None, "Resize images to this shorter side; scores are computed at the size of the masks.", common=True
     )
-    crop_size: int = data_arg(128, "Side of the random crops in pixels.", common=True)
+    crop_size: int = data_arg(128, "Side of the random crops in pixels.")
     scale: list[float] = data_arg([0.5, 2.0], "Range of the random scale.")
     augmentation: Literal["photo", "overhead", "microscopy"] | None = data_arg(
         None,
@@ -164,7 +157,7 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
         resumable=True,
         path=True,
     )
-    pretraining_steps: int = optim_arg(1500, "Steps of pretraining on unlabelled images; 0 skips it.", common=True)
+    pretraining_steps: int = optim_arg(1500, "Steps of pretraining on unlabelled images; 0 skips it.")
     pretraining_minutes: float | None = optim_arg(
         None, "Minutes of pretraining on unlabelled images, instead of pretraining_steps."
     )

@@ -34,7 +34,7 @@ class RunArguments:
     optim: Literal["adamw", "adam"] = optim_arg(
         "adamw", "Optimizer. Adam adds weight decay to the gradient, AdamW does not."
     )
-    learning_rate: float = optim_arg(1e-3, "Peak learning rate.", common=True)
+    learning_rate: float = optim_arg(1e-3, "Peak learning rate.")
     weight_decay: float = optim_arg(
         0.0, "Weight decay; not applied to normalisation layers, biases and position embeddings."
     )
@@ -117,7 +117,7 @@ class RunArguments:
         path=True,
     )
     num_channels: int | None = model_arg(
-        None, "Number of image channels, at least 1. Default: that of `pretrained`, else 3 (RGB).", common=True
+        None, "Number of image channels, at least 1. Default: that of `pretrained`, else 3 (RGB)."
     )
     encoder_img_size: int | None = architecture_arg(
         None, "Input size of an encoder that has a fixed one (BEiT, MaxViT, Hiera, ...). Default: its weights' size."

@@ -65,6 +65,11 @@ def list_field_names(cls: type[Dataclass], key: str) -> list[str]:
     return [field.name for field in dataclasses.fields(cls) if field.metadata.get(key)]
 
 
+def field_default(field: dataclasses.Field[Any]) -> Any:
+    """The default of a field, a new list for each call."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
 def list_presets(kind: str) -> list[str]:
     """Names of the presets that ship with the package, of `kind` `"pretrain"` or `"finetune"`."""
     return sorted(path.stem for path in (PRESETS / kind).glob("*.yaml"))
@@ -190,17 +195,24 @@ class _Parser(HfArgumentParser):
         action.option_strings = [option for option in action.option_strings if "-" not in option[2:]]
         return action
 
-    def format_help(self) -> str:
+    def sections(self) -> dict[str, list[argparse.Action]]:
+        """The arguments by the titles under which `--help` lists them."""
         sections: dict[str, list[argparse.Action]] = {name: [] for name in ("arguments", "most used", *GROUPS)}
-        for action in self._actions:
-            metadata = self.fields.get(action.dest, {"common": action.dest != "help", "group": "other"})
+
+        def metadata(action: argparse.Action) -> Mapping[str, Any]:
+            return self.fields.get(action.dest, {"common": action.dest != "help", "group": "other"})
+
+        for action in sorted(self._actions, key=lambda action: GROUPS.index(metadata(action)["group"])):
             common = "most used" if action.option_strings else "arguments"
-            sections[common if metadata.get("common") else metadata["group"]].append(action)
+            sections[common if metadata(action)["common"] else metadata(action)["group"]].append(action)
+        return sections
+
+    def format_help(self) -> str:
         formatter = self._get_formatter()
         positionals = [f"{a.dest}{' ...' * (a.nargs == '+')} " for a in self._actions if not a.option_strings]
         formatter.add_usage(f"%(prog)s {''.join(positionals)}[arguments]", [], [])
         formatter.add_text(self.description)
-        for title, actions in sections.items():
+        for title, actions in self.sections().items():
             formatter.start_section(title)
             formatter.add_arguments(actions)
             formatter.end_section()
@@ -268,8 +280,7 @@ def convert_yaml_values(cls: type[Dataclass], values: Mapping[str, Any], context
         is_list = "list" in str(hints[name])
         items = value if is_list and isinstance(value, list) else [value]
         if value is None or (is_list and value == []):
-            factory: Any = fields[name].default_factory
-            converted[name] = fields[name].default if factory is dataclasses.MISSING else factory()
+            converted[name] = field_default(fields[name])
         elif any(isinstance(item, list | dict) for item in items):
             raise ValueError(
                 f"{context}: `{name}` takes {'a list of values' if is_list else 'one value'}, not {value}."
