@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -53,8 +54,14 @@ def test_the_wheel_holds_the_package_and_the_shipped_models(wheel):
     tracked = subprocess.run(["git", "ls-files", "ddep_hub"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     models = {name for name in names if name.startswith("ddep_hub/model_cards/")}
     assert names - models == set(tracked or names - models) and "ddep_hub/py.typed" in names
-    assert "ddep_hub/model_cards/ddep-efficientnet-lite0/model.safetensors" in models
+    weights = {f"ddep_hub/model_cards/{model.name}/model.safetensors" for model in ddep_hub.list_pretrained()}
+    assert len(weights) >= 6 and weights <= models
     assert licences
+
+
+def test_the_metadata_names_the_licence_of_each_shipped_model():
+    licences = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["license"].lower().split(" and ")
+    assert {model.license for model in ddep_hub.list_pretrained()} == set(licences)
 
 
 def test_the_installed_commands(installed):
