@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .modeling_ddep import DDePForPreTraining, DDePForPreTrainingOutput, DDePForSemanticSegmentation, DDePModel
     from .preparation import prepare
     from .preparation.selection import select_images
-    from .pretrained import list_pretrained
+    from .shipped import list_pretrained
     from .training.arguments import FinetuneArguments, PretrainArguments
     from .training.finetuning import finetune
     from .training.pretraining import pretrain
@@ -39,7 +39,7 @@ _MODULES = {
     "compare": "label_efficiency.runner",
     "evaluate": "evaluation.evaluate",
     "finetune": "training.finetuning",
-    "list_pretrained": "pretrained",
+    "list_pretrained": "shipped",
     "predict": "evaluation.predict",
     "prepare": "preparation",
     "pretrain": "training.pretraining",

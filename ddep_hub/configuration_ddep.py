@@ -1,18 +1,19 @@
 # Copyright 2026 The ddep_hub authors. Licensed under the Apache License, Version 2.0.
 """Configuration of the DDeP models."""
 
-import contextlib
 import difflib
 import math
 import numbers
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.utils import logging
+
+from .shipped import resolve_name, suggest_shipped_models
 
 
 __version__ = "0.1.0"
@@ -43,55 +44,6 @@ def _to_name(name: Any) -> str:
     if not isinstance(name, str | numbers.Integral) or isinstance(name, bool):
         raise TypeError(f"{name!r} is no name")
     return str(name)
-
-
-def model_card_folders() -> Path:
-    """Folder of the shipped models: inside the package in a wheel, next to it in a checkout."""
-    package = Path(__file__).parent
-    packaged = package / "model_cards"
-    return packaged if packaged.is_dir() or package.name != "ddep_hub" else package.parent / "model_cards"
-
-
-def resolve_name(name: str | os.PathLike[str]) -> str:
-    """Finds a model by name.
-
-    Returns the folder of a shipped model for its name, such as `"ddep-efficientnet-lite0"`, unless a folder of that
-    name exists; other folders and Hub ids unchanged.
-    """
-    name = str(name)
-    shipped = model_card_folders() / name
-    if not Path(name).exists() and Path(name).name == name and (shipped / "model.safetensors").is_file():
-        return str(shipped)
-    return name
-
-
-def check_local_folder(name: str | os.PathLike[str]) -> None:
-    """Raises a FileNotFoundError if a model's name can only be a path, but is not a folder with a `config.json`.
-
-    For the folder of a run, the message names the one in `final/`.
-    """
-    folder, text = Path(resolve_name(name)), str(name)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        final_folder = folder / "final"
-        is_run = (final_folder / "config.json").is_file()
-        hint = f"Did you mean {final_folder}?" if is_run else "Pass a folder that holds a model."
-        raise FileNotFoundError(f"{name} has no config.json. {hint}")
-    is_local = folder.is_absolute() or len(folder.parts) > 2 or text.startswith((".", "~")) or text.endswith("/")
-    if is_local and not folder.exists():
-        raise FileNotFoundError(f"{name} does not exist. Pass a folder, a shipped model or a Hub id (org/name).")
-
-
-@contextlib.contextmanager
-def suggest_shipped_models(name: str | os.PathLike[str]) -> Iterator[None]:
-    """Suggests the closest shipped model if loading from the Hub fails because `name` may be misspelt."""
-    try:
-        yield
-    except OSError as error:
-        shipped = [weights.parent.name for weights in model_card_folders().glob("*/model.safetensors")]
-        matches = [] if Path(name).exists() else difflib.get_close_matches(str(name), shipped, n=1, cutoff=0.8)
-        if not matches:
-            raise
-        raise OSError(f"There is no model {name}. Did you mean `{matches[0]}`?") from error
 
 
 @strict

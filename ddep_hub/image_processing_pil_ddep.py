@@ -24,7 +24,6 @@ from transformers.image_utils import (
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import ImagesKwargs
 
-from .configuration_ddep import resolve_name, suggest_shipped_models
 from .image_conversion import (
     channels_first,
     extract_channels,
@@ -36,6 +35,7 @@ from .image_conversion import (
 from .orientation import apply_orientation
 from .segmentation import class_logits, validate_target_sizes
 from .segmentation_maps import flatten, list_maps, reduce_labels, resize_nearest, to_class_ids
+from .shipped import resolve_name, suggest_shipped_models
 from .tiff import is_misread_by_pillow, num_pages
 
 

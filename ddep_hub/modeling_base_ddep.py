@@ -29,10 +29,11 @@ from .checkpoints import (
     rename_weights,
     unwrapped_names,
 )
-from .configuration_ddep import DDePConfig, check_local_folder, resolve_name
+from .configuration_ddep import DDePConfig
 from .decoder import DDePDecoderConv
 from .encoder_weights import PYPI_HASH, corrupt_file_message, encoder_source, hash_weights, load_encoder
 from .encoders import build_encoder
+from .shipped import check_local_folder, resolve_name
 
 
 logger = logging.get_logger(__name__)

@@ -1,64 +1,27 @@
 """Loads models, and their image processors, by name: shipped with the package, from folders, and from the Hub."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from huggingface_hub import _CACHED_NO_EXIST, ModelCard, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers.utils import logging
 
-from .configuration_ddep import DDePConfig, check_local_folder, model_card_folders, resolve_name
+from .configuration_ddep import DDePConfig
 from .data.preprocessing import get_normalization
 from .encoders import encoder_mean_std
 from .image_conversion import validate_channel_order
 from .image_processing_ddep import DDePImageProcessor
 from .modeling_base_ddep import DDePPreTrainedModel
 from .modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentation
+from .shipped import check_local_folder, resolve_name
 
 
 PREPROCESSOR = "preprocessor_config.json"
 
 logger = logging.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class PretrainedInfo:
-    """A model that ships with the package.
-
-    Attributes:
-        name: What `from_pretrained` takes.
-        encoder_name: timm name of its encoder.
-        size: Size of its weights file in MB.
-        license: SPDX identifier of its license, in lower case.
-        measured: Its measured gain over a random decoder in one sentence, with which its card begins.
-        microscopy: Whether its images are from a microscope; its card has the tag then.
-    """
-
-    name: str
-    encoder_name: str
-    size: float
-    license: str
-    measured: str
-    microscopy: bool
-
-
-def list_pretrained() -> list[PretrainedInfo]:
-    """Lists the models that ship with the package, by name; needs no network."""
-    models = []
-    for weights in sorted(model_card_folders().glob("*/model.safetensors")):
-        folder = weights.parent
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        card = ModelCard.load(folder / "README.md").data
-        megabytes = round(weights.stat().st_size / 1e6, 1)
-        microscopy = "microscopy" in card.tags
-        models.append(
-            PretrainedInfo(folder.name, config["encoder_name"], megabytes, card.license, card["summary"], microscopy)
-        )
-    return models
 
 
 def load_model(name: str | Path, encoder_weights: str | Path | None = None) -> DDePForSemanticSegmentation:

@@ -14,14 +14,8 @@ from ddep_hub import (
     DDePImageProcessor,
     DDePImageProcessorPil,
 )
-from ddep_hub.configuration_ddep import resolve_name
-from ddep_hub.pretrained import (
-    list_pretrained,
-    load_denoiser,
-    load_model,
-    load_processor,
-    stored_config,
-)
+from ddep_hub.pretrained import load_denoiser, load_model, load_processor, stored_config
+from ddep_hub.shipped import list_pretrained, resolve_name
 
 
 SHIPPED = "ddep-efficientnet-lite0"

@@ -326,7 +326,7 @@ def list_shipped(argv: list[str]) -> None:
     argparse.ArgumentParser(
         prog="ddep-hub list", description="List the decoders and presets that ship with the package."
     ).parse_args(argv)
-    from ddep_hub.pretrained import list_pretrained
+    from ddep_hub.shipped import list_pretrained
 
     print("Decoders, for `--pretrained` and `from_pretrained`:")
     for model in list_pretrained():

@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import hf_hub_download, metadata_load
 from huggingface_hub.errors import EntryNotFoundError, HTTPError
 
-from ddep_hub.configuration_ddep import resolve_name
+from ddep_hub.shipped import resolve_name
 
 from .staging import CARD, RUN, read_json
 

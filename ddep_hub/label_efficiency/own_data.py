@@ -18,7 +18,8 @@ from ddep_hub.data.splits import evenly_spaced
 from ddep_hub.data.statistics import channel_statistics
 from ddep_hub.encoders import fixed_image_size
 from ddep_hub.evaluation.visualization import segmentation_picture
-from ddep_hub.pretrained import list_pretrained, load_model, load_processor, stored_config
+from ddep_hub.pretrained import load_model, load_processor, stored_config
+from ddep_hub.shipped import list_pretrained
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 from ddep_hub.training.finetuning import finetune
 from ddep_hub.training.finetuning_data import open_train_and_val

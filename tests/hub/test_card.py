@@ -8,12 +8,12 @@ import pytest
 from huggingface_hub import ModelCard
 
 from ddep_hub import DDePConfig
-from ddep_hub.configuration_ddep import model_card_folders
 from ddep_hub.data.dataset_registry import get_dataset_info
 from ddep_hub.encoder_weights import encoder_repository
 from ddep_hub.hub.licenses import find_restriction
 from ddep_hub.hub.model_card import BEGIN, END, build_published_card, render_card, write_card
 from ddep_hub.hub.run_record import EMBEDDED, add_results, write_run_record
+from ddep_hub.shipped import model_card_folders
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
 
 

