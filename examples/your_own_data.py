@@ -120,39 +120,27 @@ def draw(name: str, **columns: list[np.ndarray]) -> None:
 draw("1-labels.png", labels=truth)
 
 # %% [markdown]
-# ## 3. Choose a decoder
+# ## 3. Fine-tune, and compare with a random decoder
 #
-# The shipped one, or one that is pretrained on the photos that have no mask.
+# The pretrained decoder is the shipped one; with `--pretrain_steps`, it is first pretrained further on the photos that
+# have no mask.
 
 # %%
-pretrained = "ddep-photos-lite0"
-size = {"decoder_hidden_sizes": [192, 96, 64, 32, 16], "decoder_bottleneck_size": 192}
+start = {"pretrained": "ddep-photos-lite0"}
 if options.pretrain_steps and unlabelled:
     pool = new_folder("unlabelled")
     for path in unlabelled:
         shutil.copy(path, pool)
-    result = ddep_hub.pretrain(
-        images=[str(pool)],
-        output_dir=str(output / "pretrain"),
-        overwrite=True,
-        max_steps=options.pretrain_steps,
-        num_val_images=max(1, len(unlabelled) // 5),
-        **size,
-    )
-    pretrained = result["final"]
-
-# %% [markdown]
-# ## 4. Fine-tune, and compare with a random decoder
-
-# %%
+    start |= {"unlabelled": str(pool), "pretraining_steps": options.pretrain_steps}
+random_decoder = {"decoder_hidden_sizes": [192, 96, 64, 32, 16], "decoder_bottleneck_size": 192}
 settings = {"data": str(data), "preset": "few-labels", "max_steps": options.max_steps, "overwrite": True}
-ddep = ddep_hub.finetune(pretrained=pretrained, output_dir=str(output / "ddep"), **settings)
-baseline = ddep_hub.finetune(output_dir=str(output / "random"), **size, **settings)
+ddep = ddep_hub.finetune(output_dir=str(output / "ddep"), **start, **settings)
+baseline = ddep_hub.finetune(output_dir=str(output / "random"), **random_decoder, **settings)
 print(f"mIoU in %: pretrained decoder {100 * ddep['mean_iou']:.1f}, random decoder {100 * baseline['mean_iou']:.1f}")
 print("One seed is one sample: docs/studies.md has the way to compare properly.")
 
 # %% [markdown]
-# ## 5. Look at the result
+# ## 4. Look at the result
 
 # %%
 files = [str(path) for path in shown]
@@ -167,7 +155,7 @@ for name, iou in results["iou"].items():
     print(f"  {name:<16}" + ("not in these photos" if iou is None else f"{100 * iou:5.1f}"))
 
 # %% [markdown]
-# ## 6. Publish
+# ## 5. Publish
 #
 # `final/README.md` is the model card; add what your readers should know. Log in with `hf auth login` first.
 

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -49,7 +50,7 @@ def load_finetune(name: str, *more: str) -> FinetuneArguments:
 def test_all_files_are_known():
     assert [path.stem for path in ACCELERATE] == ["8-gpus", "cpu", "fsdp2", "gpu", "two-nodes"]
     assert sorted(CONFIGS.glob("*.yaml")) == STUDIES
-    assert len(PRETRAIN) == 7 and len(FINETUNE) == 7
+    assert len(PRETRAIN) == 8 and len(FINETUNE) == 7
 
 
 @named(ACCELERATE)
@@ -136,9 +137,27 @@ def test_pretraining_presets(name):
     if "." in args.encoder_name:
         assert cfg.tag == args.encoder_name.split(".")[1] and cfg.hf_hub_id
     assert args.sigma == pytest.approx([SIGMA * STD / (sum(cfg.std) / len(cfg.std))], rel=0.05)
-    assert (args.batch_size, args.crop_size, args.optim, args.lr_scheduler_type) == (512, 224, "adam", "cosine")
+    if name != "few-labels":
+        assert (args.batch_size, args.crop_size, args.optim, args.lr_scheduler_type) == (512, 224, "adam", "cosine")
     with torch.device("meta"):
         DDePForPreTraining(DDePConfig(encoder_name=args.encoder_name, decoder_width=args.decoder_width))
+
+
+def test_the_few_labels_presets_pretrain_alike():
+    """`pretrain --preset few-labels`, and the first stage of `finetune --preset few-labels --unlabelled`."""
+    alone = load_pretrain("few-labels", "--pretrained", "ddep-photos-lite0")
+    first = load_finetune("few-labels", "--pretrained", "ddep-photos-lite0", "--unlabelled", "photos")
+    both = [
+        (args.corruption, args.batch_size, args.max_steps, args.crop_size, args.image_size, args.scale)
+        for args in (alone, first_stage(first))
+    ]
+    assert both[0] == both[1] and alone.decoder_only and not alone.decoder_hidden_sizes
+
+
+def first_stage(args: FinetuneArguments) -> SimpleNamespace:
+    prefix = "pretraining_"
+    values = vars(args) | {name.removeprefix(prefix): value for name, value in vars(args).items() if prefix in name}
+    return SimpleNamespace(**values | {"max_steps": args.pretraining_steps})
 
 
 def test_transunet_presets_differ_in_width_and_learning_rate():

@@ -37,7 +37,7 @@ def test_from_photos_to_a_published_model(scenes, hub, tmp_path, monkeypatch):
     for name, columns in (("1-labels.png", 2), ("2-predictions.png", 4)):
         with Image.open(tmp_path / "out" / name) as picture:
             assert picture.width > columns * 150 and picture.height > 300
-    DDePForPreTraining.from_pretrained(tmp_path / "out" / "pretrain" / "final")
+    DDePForPreTraining.from_pretrained(tmp_path / "out" / "ddep" / "pretraining" / "final")
     assert "mean_iou" in json.loads((tmp_path / "out" / "evaluation" / "results.json").read_text())
     assert "README.md" in hub.repositories["org/mine"].head()
     model = DDePForSemanticSegmentation.from_pretrained("org/mine")
