@@ -7,6 +7,7 @@ import csv
 import itertools
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from statistics import mean, stdev
@@ -76,6 +77,8 @@ PRETRAINED = {
     "--pretrained runs/features_camvid_360/final": "features",
     "--pretrained runs/features_caltech/final": "features_photographs",
     "--pretrained runs/features_both/final": "features_both",
+    "--pretrained ddep-photos-lite0": "features_photographs",
+    "--pretrained ddep-street-lite0-nc": "features_both",
     "--pretrained runs/noise_camvid/final": "own",
 }
 SHIPPED_SIZE = "--decoder_hidden_sizes 192 96 64 32 16 --decoder_bottleneck_size 192"
@@ -87,6 +90,7 @@ OTHER_PRETEXTS = tuple(
         *("patches_8", "ratio_75", "features_camvid_2", "features_camvid_long", "features_bsds"),
     )
 )
+HEADER = "| data | fine-tuning | decoder | seeds | random | decoder | difference |\n|---|---|---|---|---|---|---|"
 Scores = dict[str, dict[int, float]]  # mIoU in % by method and seed
 
 
@@ -104,8 +108,13 @@ def curves() -> dict[tuple[str, int], dict[Fraction, Scores]]:
             scores = found["camvid", 1800][Fraction(row["labelled"])][NAMES[row["method"]]]
             scores[int(row["seed"])] = float(row["mean_iou"])
     features = [row for row in read("features.csv") if row["data"] == "camvid-tuning"]
-    sizes = [row | {"data": "camvid-360"} for row in read("image_size.csv") if "--image_size 360" in row["options"]]
-    sizes = [row for row in sizes if "--pretrained" in row["options"] or SHIPPED_SIZE in row["options"]]
+    sizes = [
+        row | {"data": "camvid-360"}
+        for row in read("image_size.csv")
+        if row["data"] == "camvid-tuning"
+        and re.search(r"--image_size (?!360)", row["options"]) is None  # 360 is that of the preset
+        and ("--pretrained" in row["options"] or SHIPPED_SIZE in row["options"])
+    ]
     for row in [*read("label_curves.csv"), *read("pretexts.csv"), *features, *sizes]:
         if any(f"--pretrained {pretext}" in row["options"] for pretext in OTHER_PRETEXTS):
             continue
@@ -142,14 +151,19 @@ def table_row(title: str, recipe: str, method: str, treated: dict[int, float], b
     return f"| {title} | {recipe} | {METHODS[method]} | {len(seeds)} | {means[0]:.1f} | {means[1]:.1f} | {shown} |"
 
 
-def print_rows(data: str, recipe: str, points: dict[Fraction, Scores]) -> None:
-    """Prints a row for each number of labels and each pretrained decoder."""
-    for labels, scores in sorted(points.items()):
-        for method in METHODS:
-            if method != "random" and scores[method]:
-                number = f"{labels} label{'s' * (labels > 1)}" if labels >= 1 else f"{labels} of an image"
-                title = f"{TITLES[data]}, {number}"
-                print(table_row(title, recipe, method, scores[method], scores["random"]))
+def table_rows() -> Iterator[str]:
+    """A row for each data set, number of labels and pretrained decoder."""
+    settings: list[tuple[str, str, dict[Fraction, Scores]]] = [
+        (data, f"{steps} steps{RECIPES.get(data, ', `few-labels-microscopy`')}", points)
+        for (data, steps), points in curves().items()
+    ]
+    settings += [(data, "600 steps, flips alone", {labels: scores}) for (data, labels), scores in flips().items()]
+    for data, recipe, points in settings:
+        for labels, scores in sorted(points.items()):
+            for method in METHODS:
+                if method != "random" and scores[method]:
+                    number = f"{labels} label{'s' * (labels > 1)}" if labels >= 1 else f"{labels} of an image"
+                    yield table_row(f"{TITLES[data]}, {number}", recipe, method, scores[method], scores["random"])
 
 
 def label_factors(points: dict[Fraction, Scores], *methods: str) -> dict[Fraction, list[float]]:
@@ -198,11 +212,7 @@ def draw(axis: plt.Axes, points: dict[Fraction, Scores]) -> None:
 
 def main() -> None:
     found = curves()
-    print("| data | fine-tuning | decoder | seeds | random | decoder | difference |\n|---|---|---|---|---|---|---|")
-    for (data, steps), points in found.items():
-        print_rows(data, f"{steps} steps{RECIPES.get(data, ', `few-labels-microscopy`')}", points)
-    for (data, labels), scores in flips().items():
-        print_rows(data, "600 steps, flips alone", {labels: scores})
+    print(HEADER, *table_rows(), sep="\n")
     for labels, (factor, low, high) in label_factors(found["em", 600], "masked", "masked_longer").items():
         print(f"Masked patches, {labels} of a section: as {factor:.2f} times the labels ({low:.2f} to {high:.2f})")
     for labels, (factor, low, high) in label_factors(found["camvid-tuning", 600], "features").items():

@@ -6,6 +6,7 @@ import logging
 import re
 import shlex
 import statistics
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -194,23 +195,20 @@ def test_the_comparison_in_the_card_of_masked_patches_is_recomputed():
 
 
 @pytest.mark.parametrize("name", FEATURES)
-def test_the_comparison_in_a_card_of_features_is_recomputed(name):
+def test_the_comparison_in_a_card_of_features_is_recomputed(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(CARDS.parent / "benchmarks"))
+    import does_it_pay
+
     decoder, license, _ = FEATURES[name]
-    with (CARDS.parent / "benchmarks" / "results" / "image_size.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    curves = does_it_pay.curves()["camvid-360", 600]
     card = ModelCard.load(CARDS / name / "README.md")
     (info,) = [info for info in list_pretrained() if info.name == name]
     assert info.license == card.data.license == license
 
-    def scores(labels, start):
-        end = f"--max_steps 600 --mixed_precision bf16 {start} --image_size 360 --crop_size 256"
-        chosen = [row for row in rows if row["labels"] == labels and row["options"].endswith(end)]
-        return {int(row["seed"]): float(row["mean_iou"]) for row in chosen}
-
     for labels in ("3", "6", "12"):
-        ours = scores(labels, f"--pretrained {decoder}")
-        random = scores(labels, "--decoder_hidden_sizes 192 96 64 32 16 --decoder_bottleneck_size 192")
-        random = {seed: random[seed] for seed in ours}
+        scores = curves[Fraction(labels)]
+        ours = scores[does_it_pay.PRETRAINED[f"--pretrained {decoder}"]]
+        random = {seed: scores["random"][seed] for seed in ours}
         paired = [ours[seed] - random[seed] for seed in ours]
         quantile = student_quantile(len(paired) - 1)
         mean, half = statistics.mean(paired), quantile * statistics.stdev(paired) / len(paired) ** 0.5
