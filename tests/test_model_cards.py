@@ -125,7 +125,7 @@ def test_the_comparison_in_a_domain_decoders_card_is_recomputed(name):
         ours = scores(method, "0.22")
         assert len(ours) == len(random) == 5
         paired = [one - other for one, other in zip(ours, random, strict=True)]
-        mean, half = statistics.mean(paired), 2.776445 * statistics.stdev(paired) / 5**0.5
+        mean, half = statistics.mean(paired), student_quantile(len(paired) - 1) * statistics.stdev(paired) / 5**0.5
         spread = f"{statistics.mean(ours):.2f} ± {statistics.stdev(ours):.2f}"
         assert f"| {title} | {spread} | {mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f}) |" in card.text
     (info,) = [info for info in list_pretrained() if info.name == name]
@@ -150,7 +150,7 @@ def test_the_comparison_in_the_card_of_masked_patches_is_recomputed():
     text = (CARDS / MASKED / "README.md").read_text()
     assert list(scores[False]) == list(scores[True]) == [7, 8, 9, 10, 11]
     paired = [scores[True][seed] - scores[False][seed] for seed in scores[True]]
-    mean, half = statistics.mean(paired), 2.776445 * statistics.stdev(paired) / 5**0.5
+    mean, half = statistics.mean(paired), student_quantile(len(paired) - 1) * statistics.stdev(paired) / 5**0.5
     (info,) = [info for info in list_pretrained() if info.name == MASKED]
     assert f"{mean:+.1f} with a quarter ({mean - half:+.1f} to {mean + half:+.1f})" in info.measured
     for title, by_seed, difference in (
@@ -187,7 +187,7 @@ def test_the_comparison_in_the_card_of_masked_patches_is_recomputed():
         assert f"{mean:+.1f} ({pooled})" in card and f"{mean:+.1f} ({pooled})" in results
         assert f"{mean:+.1f} mIoU ({pooled}, {number} seeds)" in readme
     paired = [scores["1/16"][True][seed] - scores["1/16"][False][seed] for seed in range(5, 10)]
-    mean, half = statistics.mean(paired), 2.776445 * statistics.stdev(paired) / 5**0.5
+    mean, half = statistics.mean(paired), student_quantile(len(paired) - 1) * statistics.stdev(paired) / 5**0.5
     assert f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f}); over ten" in card
     assert info.license == "cc-by-nc-sa-3.0" and f"{mean:+.1f} mIoU over a random decoder" in info.measured
     assert f"with a sixteenth of a section ({mean - half:+.1f} to {mean + half:+.1f}," in info.measured
@@ -238,7 +238,7 @@ def test_the_comparison_in_the_photographs_card_is_the_studys():
         line = f"| {labelled} | {len(ours)} | {means[0]:.2f} | {means[1]:.2f} | {means[1] - means[0]:+.2f} |"
         assert line in text and len(random) == len(ours)
     paired = [one - other for one, other in zip(scores("12", "ddep"), scores("12", "encoder"), strict=True)]
-    mean, half = statistics.mean(paired), 2.776445 * statistics.stdev(paired) / 5**0.5
+    mean, half = statistics.mean(paired), student_quantile(len(paired) - 1) * statistics.stdev(paired) / 5**0.5
     (info,) = [info for info in list_pretrained() if info.name == "ddep-efficientnet-lite0"]
     assert f"{mean:+.1f} mIoU over a random decoder with 12 labelled" in info.measured
     assert f"({mean - half:+.1f} to {mean + half:+.1f}," in info.measured
