@@ -23,7 +23,7 @@ from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
 from ddep_hub.data.synthetic import embedded_scenes
 from ddep_hub.evaluation.visualization import segmentation_picture, stack
-from ddep_hub.label_efficiency.report import comparison_table, verdict
+from ddep_hub.label_efficiency.report import Point, paired_difference
 from ddep_hub.pretrained import load_processor
 from ddep_hub.training.pretraining import has_learned
 from ddep_hub.utils.arguments import list_field_names
@@ -145,7 +145,11 @@ def main() -> None:
 
     print("\n=== 3. Result")
     print(f"mIoU in % on `{eval_split}` ({len(validation)} images), {labelled} labelled images:\n")
-    print(comparison_table(scores))
+    print("| decoder |" + "".join(f" seed {seed} |" for seed in options.seeds) + " mean |")
+    print("|" + "---|" * (len(options.seeds) + 2))
+    points = {name: Point(labelled, by_seed) for name, by_seed in scores.items()}
+    for name, point in points.items():
+        print(f"| {name} |" + "".join(f" {value:.2f} |" for value in [*point.scores.values(), point.mean]))
     if denoising:
         print("\nMean squared error of the predicted noise, on images that were not trained on:\n")
         print("| decoder | predicting zero | best Gaussian blur | best linear filter |\n|---|---|---|---|")
@@ -158,7 +162,11 @@ def main() -> None:
         raise SystemExit(
             "The decoder has not learned to denoise better than these references. Pretrain it for longer."
         )
-    print(verdict(scores["random decoder"], scores["DDeP decoder"]))
+    difference = paired_difference(points["DDeP decoder"], points["random decoder"])
+    assert difference is not None, "both decoders have the same seeds"
+    by_seed = ", ".join(f"{value:+.2f}" for value in difference.by_seed.values())
+    gain = "a gain for every seed" if min(difference.by_seed.values()) > 0 else "no gain at this budget"
+    print(f"DDeP minus random decoder: {difference.mean:+.2f} mIoU (by seed: {by_seed}): {gain}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import csv
 import io
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -196,25 +196,6 @@ def labels_needed(curve: dict[str, Point], treated: Point) -> LabelsNeeded | Non
             return LabelsNeeded(previous[0] * (point.labelled / previous[0]) ** fraction, at_most=False)
         previous = point.labelled, lead
     return None
-
-
-def comparison_table(scores: Mapping[str, Mapping[int, float]]) -> str:
-    """Markdown table of scores by name and seed, with mean and standard deviation; all names have the same seeds."""
-    seeds = list(next(iter(scores.values())))
-    rows = []
-    for name, by_seed in scores.items():
-        values = [by_seed[seed] for seed in seeds]
-        spread = f"{stdev(values):.2f}" if len(values) > 1 else "-"
-        rows.append([name, *(f"{value:.2f}" for value in values), f"{mean(values):.2f}", spread])
-    return "\n".join(_table(["decoder", *(f"seed {seed}" for seed in seeds), "mean", "std"], rows))
-
-
-def verdict(baseline: Mapping[int, float], treated: Mapping[int, float]) -> str:
-    """One line: the paired differences by seed, and "a gain" only if every seed shows one."""
-    differences = [treated[seed] - baseline[seed] for seed in baseline]
-    by_seed = ", ".join(f"{difference:+.2f}" for difference in differences)
-    gain = "a gain for every seed" if min(differences) > 0 else "no gain at this budget"
-    return f"DDeP minus random decoder: {mean(differences):+.2f} mIoU (by seed: {by_seed}): {gain}"
 
 
 def write_report(study: Study, rows: list[Row], output: Path, *, title: str, summary: str | None = None) -> str:
