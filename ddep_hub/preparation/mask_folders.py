@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from ddep_hub.data.classes import ClassTable, Color
+from ddep_hub.data.dataset_registry import get_dataset_info
 from ddep_hub.data.folders import (
     DEFAULT_OPTIONS,
     FolderOptions,
@@ -31,8 +32,10 @@ from .source import Example, Source, folder_split, pluralize
 def read_folder(root: Path, table: ClassTable | None, options: FolderOptions = DEFAULT_OPTIONS) -> Source:
     """A folder that `--data` reads, with its `classes.json`, or with the values or colours found in its masks."""
     root = unpacked_root(root, options)
+    if options.classes is None and (root / "classes.json").is_file():
+        options = dataclasses.replace(options, classes=root / "classes.json")
     layout = _detect_layout(root, options)
-    if table is None and (layout != "folder" or (root / "classes.json").is_file()):
+    if layout != "folder" or (table is None and options.classes):
         return _read_known_layout(root, layout, options)
     folders, listed = find_splits(root, layout, options)
     pairs = listed
@@ -85,13 +88,16 @@ def _detect_layout(root: Path, options: FolderOptions) -> str:
     if options.has_folders or (root / PAIRS).is_file():
         return "folder"
     has_folders = bool(find_split_folders(root))
-    if has_folders and (options.classes or (root / "classes.json").is_file() or _read_label_file(root) is not None):
+    if has_folders and _read_label_file(root) is not None:
         return "folder"
     try:
         layout = find_layout(root)
         if layout == "folder" or not has_folders:
             return layout
-        dataset = SegmentationFolder(root, next(iter(find_splits(root, layout)[0])))
+        split = next(iter(find_splits(root, layout)[0]))
+        dataset = SegmentationFolder(root, split, layout=layout, options=options)
+        if dataset.classes is not get_dataset_info(layout).classes:  # the values of its masks are the user's, too
+            return "folder"
         if not re.fullmatch(_OFFICIAL_NAMES[layout], dataset.images[0].stem.removesuffix("_leftImg8bit")):
             return "folder"
         dataset.mask(0)  # raises an error where the values are those of other classes
@@ -129,8 +135,6 @@ def _read_known_layout(root: Path, layout: str, options: FolderOptions) -> Sourc
     # Cityscapes' test masks show no class; VOC's other splits hold its train and val again.
     left_out = {"cityscapes": {"test"}, "pascal_voc": {"trainval", "train_aug"}}.get(layout, set())
     splits = sorted(folders.keys() - {*unlabelled} - left_out) or sorted(folders)
-    if options.classes is None and (root / "classes.json").is_file():
-        options = dataclasses.replace(options, classes=root / "classes.json")
     datasets = {split: SegmentationFolder(root, split, layout=layout, options=options) for split in splits}
     inner_splits = _listed_splits(folders.values()) if layout == "folder" and not listed else {}
     for split, dataset in datasets.items():

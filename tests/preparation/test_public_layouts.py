@@ -10,6 +10,7 @@ from PIL import Image
 
 import ddep_hub
 from ddep_hub.cli.commands import PrepareArguments
+from ddep_hub.data.class_files import write_class_table
 from ddep_hub.data.dataset_registry import get_dataset_info
 from ddep_hub.data.image_io import BadFileError, decode_channels
 from ddep_hub.data.mask_files import load_mask
@@ -83,6 +84,17 @@ def test_cityscapes(source, output):
     assert SegmentationFolder(output, "train").classes.names == get_dataset_info("cityscapes").classes.names
     for mask in masks_of(output).values():
         assert np.array_equal(mask, np.where(OBJECT, 13, 0))  # car, road
+
+
+@pytest.mark.parametrize("place", ["source", "beside"])
+def test_cityscapes_with_a_file_of_its_own_classes(source, output, tmp_path, place):
+    """Which does not make its label ids class ids."""
+    put_cityscapes(source)
+    path = (source if place == "source" else tmp_path) / "classes.json"
+    write_class_table(get_dataset_info("cityscapes").classes, path)
+    prepare(source, classes=None if place == "source" else path)
+    assert available_splits(output) == ["train", "val"]
+    assert all(np.array_equal(mask, np.where(OBJECT, 13, 0)) for mask in masks_of(output).values())
 
 
 def test_ade20k_and_camvid(tmp_path):
