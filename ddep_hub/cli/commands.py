@@ -318,7 +318,11 @@ def publish(argv: list[str]) -> None:
     arguments, values = parse_command(PublishArguments, argv, command="ddep-hub publish", **positionals)
     from ddep_hub.hub.publish import publish_folder
 
-    print(f"Published: {publish_folder(values['folder'], values['repository'], **vars(arguments))}")
+    address = publish_folder(values["folder"], values["repository"], **vars(arguments))
+    if arguments.create_pr and "/discussions/" not in address:
+        print(f"Nothing changed, so no pull request was opened: the files are those of {address}")
+    else:
+        print(f"Published: {address}")
 
 
 def list_shipped(argv: list[str]) -> None:

@@ -64,7 +64,7 @@ def publish_folder(
         verify: Download the files again and compare.
 
     Returns:
-        URL of the commit, or of the pull request.
+        URL of the commit, or of the pull request; of the last commit if that has the same files.
 
     Raises:
         FileNotFoundError: The folder has no `config.json`.

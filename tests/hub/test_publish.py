@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from launching import run
 from safetensors.torch import load_file, save_file
 
 from ddep_hub import DDePForPreTraining, DDePModel
+from ddep_hub.cli import main
 from ddep_hub.encoder_weights import hash_weights
 from ddep_hub.hub import publish as publishing
 from ddep_hub.hub.model_card import BEGIN, END, write_card
@@ -101,6 +103,18 @@ def test_branch_tag_and_pull_request(hub, folder):
     with pytest.raises(ValueError, match="create_pr only proposes"):
         publish_folder(folder, "org/name", tag="v3", create_pr=True)
     assert len(repository.commits) == 3
+
+
+def test_a_pull_request_of_an_unchanged_model(hub, folder, capsys):
+    publish_folder(folder, "org/name")
+    assert main(["publish", str(folder), "org/name", "--create_pr"]) == 0
+    repository = hub.repositories["org/name"]
+    said = capsys.readouterr().out
+    assert said.startswith("Nothing changed, so no pull request was opened") and repository.branches["main"] in said
+    assert not repository.pulls and len(repository.commits) == 2
+    (folder / "more.txt").write_text("more")
+    assert main(["publish", str(folder), "org/name", "--create_pr"]) == 0
+    assert re.match("Published: .*/discussions/1", capsys.readouterr().out) and len(repository.pulls) == 1
 
 
 @pytest.mark.parametrize("token", [None, READER])
