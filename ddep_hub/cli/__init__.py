@@ -103,8 +103,6 @@ def format_error(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.filename is not None and text.startswith("[Errno"):
         hint = "Free some space." if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Check the path."
         text = f"{error.filename2 or error.filename}: {error.strerror}. {hint}"
-    elif text.startswith("Caught ") and "DataLoader worker" in text:  # without the worker's traceback
-        text = text.rstrip().rsplit("\n", 1)[-1]
     elif is_named and error.__cause__ is not None:  # without the names of validators
         text = str(error.__cause__)
     return " ".join(text.split()) or type(error).__name__

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ddep_hub.utils.processes import on_parent_death
 
@@ -92,6 +93,18 @@ def bad_file_path(error: BadFileError | OSError) -> str:
     return str((error.path if isinstance(error, BadFileError) else error.filename) or error)
 
 
+def share_tensors(example: dict[str, Any]) -> dict[str, Any]:
+    """Moves the tensors of an example or a batch into shared memory, in a worker.
+
+    A full one is an error here. The thread that moves them otherwise fails silently, and the run waits for ever.
+    """
+    if get_worker_info() is not None:
+        for value in example.values():
+            if isinstance(value, torch.Tensor):
+                value.share_memory_()
+    return example
+
+
 def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A batch of examples: tensors stacked, `path` as a list, `skipped` as one list of all."""
     batch: dict[str, Any] = {
@@ -101,7 +114,7 @@ def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
     batch["path"] = [example["path"] for example in examples]
     batch["skipped"] = [path for example in examples for path in example["skipped"]]
-    return batch
+    return share_tensors(batch)
 
 
 # Time for the main process to finish a step and write its checkpoint.
@@ -136,7 +149,7 @@ def train_dataloader(
     return DataLoader(
         dataset,
         **batch_options,
-        collate_fn=None if sampler is None else collate,
+        collate_fn=share_tensors if sampler is None else collate,
         num_workers=num_workers,
         worker_init_fn=init_worker,
         pin_memory=device.type == "cuda",
@@ -152,17 +165,34 @@ def compute_fingerprint(*parts: Any) -> str:
 def iterate_batches(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
     """Iterates over a dataloader whose workers end with the block, and not at the end of the program.
 
-    A BadFileError of a worker is raised again in one line, without the worker's traceback.
+    An error of a worker is raised again in one line; its cause is torch's, with the worker's traceback.
     """
     batches = iter(loader)
     try:
         yield batches
-    except BadFileError as error:
-        _, marker, message = str(error).rpartition("BadFileError: ")
-        if not marker:
+    except Exception as error:
+        message = _explain_worker_error(error)
+        if message is None:
             raise
-        raise BadFileError(message.strip()) from None
+        cause = None if isinstance(error, BadFileError) else error  # a file is named, and needs no traceback
+        raise type(error)(message) from cause
     finally:
         # As in Lightning: torch has no public way to stop them.
         if hasattr(batches, "_shutdown_workers"):
             batches._shutdown_workers()
+
+
+def _explain_worker_error(error: Exception) -> str | None:
+    """What an error of a worker says, in a line; `None` for other errors."""
+    text = str(error)
+    if "DataLoader worker" not in text:
+        return None
+    if "shared memory" in text or "shared memory" in str(error.__cause__):
+        return (
+            "dataloader_num_workers: the shared memory (/dev/shm) is full. Use fewer workers, or 0, or enlarge it, "
+            "such as with `docker run --shm-size 8g`."
+        )
+    found = re.match(r"Caught (\w+) in ", text)
+    # The last line of the traceback that torch puts into the text.
+    *others, message = re.split(rf"^(?:\S+\.)?{found[1]}: ", text, flags=re.MULTILINE) if found else [text]
+    return " ".join(message.split()) if others else None

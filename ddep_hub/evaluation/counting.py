@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ddep_hub.data.classes import ClassTable
-from ddep_hub.data.dataloading import init_worker, iterate_batches
+from ddep_hub.data.dataloading import init_worker, iterate_batches, share_tensors
 from ddep_hub.data.image_io import format_list
 from ddep_hub.data.preprocessing import AnyImage, EvalTransform
 from ddep_hub.data.segmentation_datasets import HubSegmentation, Sample, SegmentationDataset, SegmentationFolder
@@ -61,6 +61,7 @@ def count_pixels(
         _TransformedDataset(dataset, transform),
         sampler=indices,
         batch_size=None,
+        collate_fn=share_tensors,
         num_workers=num_workers,
         worker_init_fn=init_worker,
     )
@@ -129,9 +130,15 @@ class _TransformedDataset(Dataset[dict[str, torch.Tensor]]):
         self.dataset, self.transform = dataset, transform
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        sample = self.dataset[index]
-        if not isinstance(self.dataset, SegmentationFolder | HubSegmentation):  # which have checked them
-            _check_sample(sample, self.dataset.classes, self.dataset.sample_ids[index])
+        if isinstance(self.dataset, SegmentationFolder | HubSegmentation):  # whose errors name the file
+            return self.transform(self.dataset[index])
+        name = self.dataset.sample_ids[index]
+        try:
+            sample = self.dataset[index]
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(f"data: the item of {name} cannot be read ({reason}).") from error
+        _check_sample(sample, self.dataset.classes, name)
         return self.transform(sample)
 
 

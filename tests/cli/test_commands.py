@@ -338,10 +338,6 @@ def test_a_mistake_is_one_line_and_its_traceback_is_there_to_debug(data, tmp_pat
 def test_errors_of_the_system_name_the_file_and_what_to_do():
     full = OSError(errno.ENOSPC, "No space left on device", "masks/a.png")
     assert format_error(full) == "masks/a.png: No space left on device. Free some space."
-    worker = FileNotFoundError(
-        "Caught FileNotFoundError in DataLoader worker process 0.\nTraceback:\n  x\nFile a is gone\n"
-    )
-    assert format_error(worker) == "File a is gone"
     moved = OSError(errno.EACCES, "Permission denied", ".tmp", None, "final")
     assert format_error(moved) == "final: Permission denied. Check the path."
 

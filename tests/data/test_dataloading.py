@@ -1,6 +1,7 @@
 """Examples depend on seed, epoch and index alone, and broken files are passed over."""
 
 import errno
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ddep_hub.data.dataloading import AugmentedDataset, bad_file_path
+from ddep_hub.data.dataloading import AugmentedDataset, bad_file_path, iterate_batches, train_dataloader
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.samplers import StepBatchSampler
 from ddep_hub.data.transforms import SegmentationTrainTransform
@@ -92,3 +93,40 @@ def test_a_file_that_the_system_names_in_no_error_is_called_by_the_error():
     assert bad_file_path(OSError("no more memory")) == "no more memory"
     assert bad_file_path(BadFileError("a.png is empty")) == "a.png is empty"
     assert bad_file_path(FileNotFoundError(2, "missing", "a.png")) == "a.png"
+
+
+class Broken(Rows):
+    def __init__(self, error):
+        self.error = error
+
+    def __getitem__(self, index):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (BadFileError("a.png is\ndamaged (BadFileError: x)"), "a.png is damaged (BadFileError: x)"),
+        (ValueError("ValueError: of\nwhat"), "ValueError: of what"),
+    ],
+)
+def test_an_error_of_a_worker_is_one_line(error, message):
+    loader = train_dataloader(Broken(error), [[0]], num_workers=1, device=torch.device("cpu"))
+    with pytest.raises(type(error), match=re.escape(message)) as caught, iterate_batches(loader) as batches:
+        next(batches)
+    assert "\n" not in str(caught.value) and "Caught" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sampler", [[[(0, 0)]], None], ids=["batches", "stream"])
+def test_a_full_shared_memory_is_no_endless_run(sampler, monkeypatch):
+    def share(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", share)
+    dataset = augmented() if sampler else [{"pixel_values": torch.zeros(3)}]
+    loader = train_dataloader(dataset, sampler, num_workers=1, device=torch.device("cpu"))
+    with (
+        pytest.raises(RuntimeError, match=r"^dataloader_num_workers: the shared memory .* is full"),
+        iterate_batches(loader) as batches,
+    ):
+        next(batches)

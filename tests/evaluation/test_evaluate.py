@@ -217,3 +217,18 @@ def test_evaluate_runs_where_predict_does(folder, scenes, monkeypatch):
 def test_what_is_no_labelled_data_is_named(data, folder):
     with pytest.raises(TypeError, match=rf"^data: got {type(data).__name__}\. Pass a folder.*docs/extending\.md"):
         ddep_hub.evaluate(folder, data)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_of_a_dataset_object_is_one_line_that_names_the_sample(workers, model_of):
+    class Broken(Own):
+        def __getitem__(self, index):
+            return super().__getitem__(index) if index != 1 else SAMPLE["mask"]
+
+    options = {"processor": DDePImageProcessor(do_resize=False), "dataloader_num_workers": workers}
+    with pytest.raises(ValueError, match=r"^data: the item of b cannot be read \(KeyError: 'mask'\)\.$") as caught:
+        ddep_hub.evaluate(model_of(3), Broken([SAMPLE] * 3, list("abc")), **options)
+    assert isinstance(caught.value.__cause__, ValueError if workers else KeyError)  # torch's, with the traceback
+    samples = [SAMPLE, {**SAMPLE, "image": None}]
+    with pytest.raises(TypeError, match=r"^data: `image` of b is of type NoneType\. Give a PIL image\.$"):
+        ddep_hub.evaluate(model_of(3), Own(samples, ["a", "b"]), **options)
