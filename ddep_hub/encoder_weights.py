@@ -255,6 +255,8 @@ def _convert_by_timm(
             text = f"missing names: {_first(missing)}; unexpected ones: {_first(unexpected)}"
         elif "input_size[0]" in text:
             text = f"it is for another number of channels than {config.num_channels}. Set num_channels to that"
+        elif "img_size" in arguments and "size mismatch" in text:
+            text = f"they are not for img_size {arguments['img_size']}. Leave img_size (encoder_img_size of a run) out"
         text = text if len(text) <= MAX_ERROR_LENGTH else f"{text[:MAX_ERROR_LENGTH]} ..."
         raise RuntimeError(f"encoder_weights: {path} does not hold the weights of `{name}`: {text}") from error
     return model.state_dict()

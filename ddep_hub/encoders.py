@@ -153,8 +153,9 @@ def create_timm_model(config: DDePConfig) -> nn.Module:
     try:
         return timm.create_model(config.encoder_name, pretrained=False, **arguments)
     except (TypeError, RuntimeError, AssertionError) as error:
+        hint = ". Leave img_size (encoder_img_size of a run) out" * ("img_size" in arguments)
         raise ValueError(
-            f"encoder_kwargs: timm cannot build `{config.encoder_name}` with {arguments}: {error}"
+            f"encoder_kwargs: timm cannot build `{config.encoder_name}` with {arguments}: {error}{hint}"
         ) from error
 
 

@@ -128,6 +128,16 @@ def test_a_self_supervised_encoder_has_layers_in_place_of_the_classifier(tmp_pat
     assert torch.equal(encoder.state_dict()["layer1.0.conv1.weight"], weights["layer1.0.conv1.weight"])
 
 
+def test_weights_that_cannot_be_resampled_to_an_image_size(tmp_path):
+    name = "crossvit_tiny_240"
+    torch.save(timm.create_model(name).state_dict(), tmp_path / "240.pth")
+    config = DDePConfig(encoder_name=name, encoder_kwargs={"img_size": 480})
+    with pytest.raises(
+        RuntimeError, match=r"not for img_size 480\. Leave img_size \(encoder_img_size of a run\) out$"
+    ):
+        read_encoder(config, tmp_path / "240.pth")
+
+
 def test_a_deeper_encoder_with_a_prefix_is_refused(small, tmp_path):
     config, weights = small
     deeper = {f"backbone.{name}": tensor for name, tensor in weights.items()} | {"backbone.more.weight": torch.ones(1)}

@@ -18,6 +18,8 @@ from ddep_hub.data.segmentation_datasets import SizedDataset
 from ddep_hub.data.statistics import Statistics, channel_statistics
 from ddep_hub.decoder import restore_weight_norms
 from ddep_hub.encoder_weights import encoder_source, is_lite0
+from ddep_hub.encoders import extract_features, fixed_image_size
+from ddep_hub.evaluation.inference import eval_mode
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 from ddep_hub.modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentation
@@ -111,8 +113,27 @@ def new_model(cls: type[Model], args: Any, source: str, **fields: Any) -> Model:
         fields["encoder_kwargs"] = {"img_size": args.encoder_img_size}
     fields.setdefault("num_channels", get_num_channels(args))
     if source == "none":
-        return cls(DDePConfig(encoder_name=args.encoder_name, **fields))
-    return cls.from_pretrained_encoder(args.encoder_name, encoder_weights=source, **fields)
+        model = cls(DDePConfig(encoder_name=args.encoder_name, **fields))
+    else:
+        model = cls.from_pretrained_encoder(args.encoder_name, encoder_weights=source, **fields)
+    if args.encoder_img_size is not None:
+        _check_image_size(model, args.encoder_img_size)
+    return model
+
+
+def _check_image_size(model: DDePPreTrainedModel, size: int) -> None:
+    """Raises a ValueError for an encoder of an image size that it cannot take, which timm builds all the same."""
+    config, encoder = model.config, model.ddep.encoder
+    try:
+        with torch.no_grad(), eval_mode(encoder):
+            extract_features(encoder, torch.zeros(1, config.num_channels, 64, 64))
+    except (RuntimeError, AssertionError) as error:
+        own_size = fixed_image_size(DDePConfig(encoder_name=config.encoder_name))
+        hint = f": its own size is {own_size[0]}x{own_size[1]}" if own_size else ""
+        raise ValueError(
+            f"encoder_img_size: {config.encoder_name} cannot take images of {size}x{size} pixels. "
+            f"Leave encoder_img_size out{hint}."
+        ) from error
 
 
 def needs_image_skip(encoder_name: str) -> bool:

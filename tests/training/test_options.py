@@ -509,3 +509,19 @@ def test_an_encoder_of_one_size_gets_the_size_that_is_asked_for(scenes, tmp_path
     assert config.encoder_kwargs == {"img_size": 96} and list(config.encoder_out_indices) == [0, 2]
     model = ddep_hub.DDePForSemanticSegmentation.from_pretrained(results["final"])
     assert feature_maps(model.ddep.encoder).image_size == (96, 96)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        (
+            "crossvit_tiny_240",
+            r"^encoder_img_size: .* 512x512 pixels\. Leave encoder_img_size out: its own size is 240x240\.$",
+        ),
+        ("test_convnext", r"argument 'img_size'\. Leave img_size \(encoder_img_size of a run\) out"),
+    ],
+)
+def test_an_encoder_that_cannot_take_a_size_is_named(encoder, message, scenes, tmp_path):
+    fields = {"encoder_name": encoder, "encoder_weights": "none", "encoder_img_size": 512}
+    with pytest.raises(ValueError, match=message):
+        ddep_hub.finetune(data=str(scenes), decoder_width=0.1, output_dir=str(tmp_path / "run"), **fields)
