@@ -13,7 +13,13 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
-from ddep_hub.data.dataloading import AugmentedDataset, bad_file_path, compute_fingerprint, train_dataloader
+from ddep_hub.data.dataloading import (
+    MAX_CONSECUTIVE_BAD,
+    AugmentedDataset,
+    bad_file_path,
+    compute_fingerprint,
+    train_dataloader,
+)
 from ddep_hub.data.image_datasets import ImageFolder, MapSource, ShardedImages, images_fingerprint, open_images
 from ddep_hub.data.image_io import BadFileError
 from ddep_hub.data.preprocessing import Normalize, get_normalization, warn_about_units
@@ -180,16 +186,21 @@ class PretrainTrainer(Trainer):
         if self.streams:
             self.elastic = False
             self.data = f"a stream of {sum(source.num_shards for source in self.streams)} shards"
-            head = self._make_stream(global_batch_size=1, start_step=0, end_step=0).head(
+            images: SizedDataset = self._make_stream(global_batch_size=1, start_step=0, end_step=0).head(
                 num_validation + REFERENCE_IMAGES
             )
-            images: SizedDataset = head
-            validation, training = np.split(np.arange(len(head)), [num_validation])
-            reference = training
+            order, num_spare = np.arange(len(images)), 0
         else:
             images = dataset = ConcatDataset(sources)
             # One choice for all seeds, so that the errors of their runs can be compared.
-            validation, training = np.split(epoch_order(len(dataset), 0, 0), [num_validation])
+            order, num_spare = epoch_order(len(dataset), 0, 0), MAX_CONSECUTIVE_BAD
+        if len(images) <= num_validation:
+            raise ValueError(f"num_val_images is {num_validation}, but {names} hold {len(images)} images. Lower it.")
+        # The next ones take the place of broken ones; one is left to train on.
+        candidates = order[: min(num_validation + num_spare, len(order) - 1)]
+        validation, num_read = self._load_crops(images, candidates, "validation", num_validation)
+        training = reference = order[max(num_read, num_validation) :]
+        if not self.streams:
             training.sort()
             reference = training[evenly_spaced(len(training), REFERENCE_IMAGES)]
             self.sizes = np.diff(np.searchsorted(training, [0, *dataset.cumulative_sizes])).tolist()
@@ -200,8 +211,6 @@ class PretrainTrainer(Trainer):
             subset: Any = Subset(dataset, training)
             self.dataset = AugmentedDataset(subset, self.transform, args.seed, skip_bad_files=args.skip_bad_files)
             self.data = f"{len(self.dataset)} images"
-        if not len(training):
-            raise ValueError(f"num_val_images is {num_validation}, but {names} hold {len(images)} images. Lower it.")
         if not self.streams and num_validation > len(training) and self.accelerator.is_main_process:
             logger.warning(
                 "num_val_images: %d of %d images are held out for validation; lower it to train on more",
@@ -209,9 +218,7 @@ class PretrainTrainer(Trainer):
                 len(images),
             )
         self.reference = Subset[Any](images, reference.tolist())
-        return self._load_crops(images, validation, "validation"), self._load_crops(
-            self.reference, range(len(self.reference)), "reference"
-        )
+        return validation, self._load_crops(self.reference, range(len(reference)), "reference")[0]
 
     def _make_stream(self, **options: Any) -> ImageStream:
         args = self.args
@@ -226,9 +233,14 @@ class PretrainTrainer(Trainer):
             **options,
         )
 
-    def _load_crops(self, images: SizedDataset, indices: Iterable[int], description: str) -> torch.Tensor:
-        dataset, crops, bad_files = AugmentedDataset(images, self.transform, 0), [], list[str]()
+    def _load_crops(
+        self, images: SizedDataset, indices: Iterable[int], description: str, number: int | None = None
+    ) -> tuple[torch.Tensor, int]:
+        """Crops of all images, or of the first `number` that are not broken; and how many images were read."""
+        dataset, crops, bad_files = AugmentedDataset(images, self.transform, 0), list[torch.Tensor](), list[str]()
         for index in indices:
+            if len(crops) == number:
+                break
             try:
                 crops.append(dataset[(0, int(index))]["pixel_values"])
             except (BadFileError, OSError) as error:
@@ -237,10 +249,11 @@ class PretrainTrainer(Trainer):
                 bad_files.append(bad_file_path(error))
         if not crops:
             raise BadFileError(
-                f"All {len(bad_files)} {description} images are broken, such as {bad_files[0]}. Check the files."
+                f"All {len(bad_files)} images tried for {description} are broken, such as {bad_files[0]}. Check the "
+                "files."
             )
         self.bad_files = [*self.bad_files, *bad_files]
-        return torch.stack(crops)
+        return torch.stack(crops), len(crops) + len(bad_files)
 
     def dataloader(self, start_step: int, states: dict[str, Any] | None) -> DataLoader[Any]:
         args, options = self.args, self.batch_options(start_step)

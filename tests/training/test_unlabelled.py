@@ -15,6 +15,7 @@ from torch import nn
 
 from ddep_hub import DDePConfig, DDePForPreTraining, DDePForSemanticSegmentation, DDePImageProcessor
 from ddep_hub.data.image_io import BadFileError
+from ddep_hub.data.samplers import epoch_order
 from ddep_hub.encoder_weights import LITE0, load_encoder
 from ddep_hub.training.arguments import FinetuneArguments
 from ddep_hub.training.checkpointing import CheckpointError
@@ -386,3 +387,16 @@ def test_only_the_unlabelled_data_counts_for_resuming(scenes, tiny, tmp_path):
     joint = FinetuneTrainer(FinetuneArguments(**fields, unlabelled=unlabelled, denoising_weight=1.0))
     assert plain.fingerprint != joint.fingerprint and "unlabelled" in joint.data
     assert len(joint.unlabelled) == 12 + 6  # the labelled images are among them
+
+
+def test_the_first_stage_holds_out_the_next_image_in_place_of_a_broken_one(finetuning, scenes, tmp_path):
+    data = shutil.copytree(scenes, tmp_path / "scenes")
+    one = data / "one"
+    one.mkdir()
+    shutil.copy(next((scenes / "unlabelled").iterdir()), one)
+    masks = sorted((data / "annotations" / "train").iterdir())
+    held_out = int(epoch_order(1 + len(masks), 0, 0)[0])  # of the unlabelled image and the labelled ones
+    masks[held_out - 1].write_bytes(b"broken")
+    run = finetuning(data=str(data), unlabelled=[str(one)], skip_bad_files=True)
+    stage = json.loads((run / "pretraining" / "final" / "run.json").read_text())
+    assert stage["evaluated"] == 1 and stage["images"] == f"{len(masks) - 1} images"
