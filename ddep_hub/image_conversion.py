@@ -21,7 +21,9 @@ from .tiff import (
 )
 
 
-_warned = set[str]()
+_warned = set[tuple[str, str]]()  # kinds of warnings, and the folders that they were about
+# A data set may have a folder for each image.
+MAX_WARNED_FOLDERS = 10
 
 
 def to_8_bit(values: np.ndarray, name: str) -> np.ndarray:
@@ -54,6 +56,7 @@ def _white_level(values: np.ndarray, name: str) -> float:
         if 1.0 < high < 2.0:
             warn_once(
                 "overshoot",  # interpolation overshot values in 0..1
+                name,
                 f"{name} holds floats up to {high:g}. As some are above 1, they are read as 0..255 and are nearly "
                 "black. If they should be in 0..1, clip them.",
             )
@@ -73,13 +76,14 @@ def _warn_about_bit_depth(name: str, values: np.ndarray, bits: int = 16) -> None
     """
     limit = 2 ** (bits - 2)
     few = min(8 + values.size / 100_000, values.size / 400)
-    if "few bits" in _warned or np.count_nonzero(values >= limit) > few:
+    if _is_warned("few bits", name) or np.count_nonzero(values >= limit) > few:
         return
     high = (int(values[values < limit].max(initial=0)) + 1) * 2 ** (16 - bits) - 1
     hint = ", or, if they are grey, set num_channels=1 to keep their depth and measure mean and std"
     hint *= values.dtype in (np.uint8, np.uint16)  # other integers are only read as RGB
     warn_once(
         "few bits",
+        name,
         f"{name} has 16 bits, but hardly a value above {high:.0f}, so it is nearly black: 65535 is white. For a "
         f"12-bit or 14-bit camera, scale the images to 16 bits{hint}.",
     )
@@ -91,10 +95,21 @@ def warn_about_dark_colors(image: Image.Image, name: str) -> None:
         _warn_about_bit_depth(name, np.asarray(image)[..., :3], 8)
 
 
-def warn_once(kind: str, message: str) -> None:
-    """Warns once in a process of each kind: a folder of such images would give a warning each."""
-    if kind not in _warned:
-        _warned.add(kind)
+def _folder(name: str) -> str:
+    return name if os.path.isdir(name) else os.path.dirname(name)
+
+
+def _is_warned(kind: str, name: str) -> bool:
+    return (kind, _folder(name)) in _warned or sum(kind == other for other, _ in _warned) >= MAX_WARNED_FOLDERS
+
+
+def warn_once(kind: str, name: str, message: str) -> None:
+    """Warns once in a process of each kind in each folder, as a folder of such images would give a warning each.
+
+    `name` is a file, or a folder.
+    """
+    if not _is_warned(kind, name):
+        _warned.add((kind, _folder(name)))
         warnings.warn(message, stacklevel=4)
 
 
@@ -126,6 +141,7 @@ def _warn_about_alpha(name: str, image: Image.Image) -> None:
     if sum(counts[1:255]) > sum(counts) / 2:
         warn_once(
             "opacity",
+            name,
             f"{name} marks its last channel as alpha, and most pixels are half transparent: they are composited over "
             "white. If it is another channel, such as near infrared, set num_channels=4.",
         )
@@ -247,6 +263,7 @@ def _fill_nodata(values: np.ndarray, nodata: float | None, name: str, axis: int 
         return values
     warn_once(
         "no data",
+        name,
         f"{name} has pixels without data, of the value {nodata:g} in its tag GDAL_NODATA. In all such images they are "
         "read as the mean of the other pixels of their channel; label them as ignored to keep them out of training.",
     )

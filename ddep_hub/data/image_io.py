@@ -199,7 +199,8 @@ def decode_image(file: File, channels: int = 3) -> Image.Image | ChannelImage:
             if not (is_tiff(file) and (num_pages(opened) > 1 or is_misread_by_pillow(opened))):
                 with suppress(*DECODING_ERRORS):  # of a file that is cut after its first frame
                     if (frames := num_pages(opened)) > 1 and opened.format != "MPO":  # whose second is a preview
-                        warn_once("frames", f"{file_name(file)} has {frames} frames, of which only the first is read")
+                        name = file_name(file)
+                        warn_once("frames", name, f"{name} has {frames} frames, of which only the first is read")
                 is_reduced, image = is_reduced_by_pillow(opened), apply_orientation(opened)
     except BadFileError as error:
         if not is_tiff(file):

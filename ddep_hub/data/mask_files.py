@@ -54,6 +54,7 @@ def load_mask(file: File) -> DecodedMask:
         if is_reduced and not np.asarray(upright).any():
             warn_once(
                 "deep mask",
+                name,
                 f"{name} has colours of 16 bits, and the 8 bits that are read are all 0. If it holds ids, as masks of "
                 "SYNTHIA do, save them with one number per pixel.",
             )

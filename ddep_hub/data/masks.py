@@ -144,6 +144,7 @@ def _compare_palettes(palette: Mapping[int, Color], palettes: Palettes, ignore_i
         if other != color and index != ignore_index:
             warn_once(
                 "palettes",
+                path,
                 f"The palettes of {other_path} and {path} differ: index {index} is {other} in one, {color} in the "
                 "other. Masks are read by their indices. If their colours tell the classes, give each class in "
                 'classes.json its "color".',

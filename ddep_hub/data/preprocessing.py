@@ -126,6 +126,7 @@ def warn_about_units(pixel_values: torch.Tensor, name: str) -> None:
         if abs(mean) > MAX_NORMALISED or std > MAX_NORMALISED:
             warn_once(
                 "units",
+                name,
                 f"{name}: after normalisation, channel {channel} has mean {mean:.1f} and standard deviation "
                 f"{std:.1f}, far from 0 and 1. Their bit depth, units or exposure may not be those that the model was "
                 "trained on. Convert the images, or, to train on such images, set image_mean and image_std.",
@@ -141,8 +142,11 @@ def resize_factor(processor: Any, height: int, width: int) -> float:
     return 1.0 if size is None else size / min(height, width)
 
 
-def warn_about_scale(processor: Any, scale_range: Sequence[float] | None, height: int, width: int) -> None:
-    """Warns once if an image is resized to a different scale than in fine-tuning, see `config.image_scale_range`."""
+def warn_about_scale(processor: Any, scale_range: Sequence[float] | None, height: int, width: int, name: str) -> None:
+    """Warns once if an image is resized to a different scale than in fine-tuning, see `config.image_scale_range`.
+
+    `name` is its file.
+    """
     scale = resize_factor(processor, height, width)
     if scale_range is None or scale_range[0] / MAX_SCALE_RATIO <= scale <= scale_range[1] * MAX_SCALE_RATIO:
         return
@@ -151,6 +155,7 @@ def warn_about_scale(processor: Any, scale_range: Sequence[float] | None, height
     trained = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
     warn_once(
         "scale",
+        name,
         f"An image of {width}x{height} pixels is resized by a factor of {scale:.2f}, those of training by {trained}. "
         f"If its objects have as many pixels as in training, set image_size={image_size}, and `window` for a large "
         "image; if it shows the same view with more or fewer pixels, this is right.",

@@ -52,6 +52,7 @@ def _check_header(mask: np.ndarray, image: Any, path: str, mask_path: str, chann
     if (is_transposed and size[0] == size[1]) or (not is_transposed and any(is_flipped)):
         warn_once(
             "turned",
+            path,
             f"{path} is turned by its EXIF orientation, and its mask would fit either way. Check in the pictures of "
             "the run, or the preview of `ddep-hub prepare`, that its mask was drawn on the upright image.",
         )

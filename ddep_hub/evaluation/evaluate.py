@@ -189,7 +189,9 @@ def run_evaluation(
     has_windows, scale_range = options.window is not None, model.config.image_scale_range
     with lift_size_limit(has_windows):
         for index in evenly_spaced(len(dataset), NUM_COMPARED_SIZES if hasattr(dataset, "mask") else 0):
-            warn_about_scale(processor, scale_range, *dataset.mask(index).shape)
+            name = f"{getattr(dataset, 'name', '')}/{dataset.sample_ids[index]}"
+            height, width = dataset.mask(index).shape
+            warn_about_scale(processor, scale_range, height, width, name)
         matrix = count_pixels(
             model,
             dataset,

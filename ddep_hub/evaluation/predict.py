@@ -90,7 +90,8 @@ def predict(
         predictor = Predictor(network, arguments, processor)
 
         def segment(image: Any) -> Any:
-            mask = predictor(_to_image(image, network.config.num_channels))
+            names = [image] if isinstance(image, str) else []
+            mask = predictor(_to_image(image, network.config.num_channels), *names)
             return mask if return_type == "array" else _apply_palette(mask, predictor.classes)
 
         if isinstance(images, str | Path):
@@ -121,13 +122,13 @@ class Predictor:
         self.processor = processor
         self.normalize = Normalize.from_processor(processor)
 
-    def __call__(self, image: AnyImage) -> np.ndarray:
-        """Returns the class ids (H, W) of an image."""
+    def __call__(self, image: AnyImage, name: str = "An image to predict") -> np.ndarray:
+        """Returns the class ids (H, W) of an image; `name` is what warnings call it."""
         size = image.height, image.width
-        warn_about_scale(self.processor, self.model.config.image_scale_range, *size)
+        warn_about_scale(self.processor, self.model.config.image_scale_range, *size, name)
         pixels = resize_with_processor(self.processor, image)
         pixel_values = self.normalize(pixels[None].to(input_device(self.model)))
-        warn_about_units(pixel_values, "An image to predict")
+        warn_about_units(pixel_values, name)
         ids = predict_ids(self.model, pixel_values, size, self.options)[0].cpu().numpy()
         return ids.astype(np.uint8 if self.classes.num_classes <= 256 else np.uint16)
 
@@ -272,7 +273,7 @@ def predict_images(names: Sequence[str], args: PredictArguments) -> list[str]:
                     raise
                 logger.warning("%s; skipping it", error)
                 continue
-            mask = predictor(image)
+            mask = predictor(image, images[name])
             if not predicted:  # so that nothing is left behind if no image can be read
                 writer.write_legend()
             predicted.append(name)

@@ -143,7 +143,7 @@ def prepare(
                 written_files.append((split, name, file))
         write_class_table(dataset.classes, folder / "classes.json")
         shown = [written_files[index] for index in evenly_spaced(len(written_files), NUM_PREVIEWS)]
-        _draw_preview(folder, shown, dataset.classes).save(folder / "preview.png")
+        _draw_preview(folder, shown, dataset.classes, output).save(folder / "preview.png")
         written_classes = (folder / "classes.json").read_text(encoding="utf-8")
         details = {"notes": dataset.notes, "classes": written_classes}
         write_record(folder, source=source.name, found=dataset.kind, tile=tile, overlap=overlap, **details)
@@ -277,12 +277,18 @@ def _write_example(
     return file
 
 
-def _draw_preview(folder: Path, samples: list[tuple[str, str, Path]], classes: ClassTable) -> Image.Image:
-    """A grid of images overlaid with their masks, and a legend of the class colours."""
+def _draw_preview(
+    folder: Path, samples: list[tuple[str, str, Path]], classes: ClassTable, output: Path
+) -> Image.Image:
+    """A grid of images overlaid with their masks, and a legend of the class colours.
+
+    Warnings call an image what it will be called in `output`.
+    """
     pictures = []
     for split, name, file in samples:
         mask = np.asarray(Image.open(folder / "annotations" / split / f"{name}.png")).astype(np.int64)
-        pictures.append(overlay(load_preview(file, mask.shape, f"{split}/{name}"), mask, classes))
+        picture = load_preview(file, mask.shape, str(output / file.relative_to(folder)))
+        pictures.append(overlay(picture, mask, classes))
     grid = contact_sheet(pictures, [f"{split}/{name}" for split, name, _ in samples])
     names = draw_legend(classes)
     sheet = Image.new("RGB", (grid.width + names.width, max(grid.height, names.height)), "white")

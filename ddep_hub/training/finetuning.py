@@ -170,7 +170,8 @@ class FinetuneTrainer(Trainer):
         self.normalize = Normalize.from_processor(self.processor)
         if config.num_channels != 3:
             for index in range(min(NUM_CHECKED_UNITS, len(usable))):
-                warn_about_units(self.normalize(to_tensor(usable[index]["image"])[None]), "A labelled image")
+                sample = usable[index]
+                warn_about_units(self.normalize(to_tensor(sample["image"])[None]), sample["path"])
         self.eval_transform = EvalTransform(self.processor)
         weights = self.images.class_weights
         weights = None if weights is None else weights.to(self.accelerator.device)

@@ -155,7 +155,7 @@ class PretrainTrainer(Trainer):
             self.fingerprint = compute_fingerprint(self.fingerprint, *get_normalization(self.processor))
         self.sigma_range = self.model.config.sigma_range
         self.validation = self.normalize(validation)
-        warn_about_units(self.validation, "The validation images")
+        warn_about_units(self.validation, next(iter(self.more_images), None) or source_names(args)[0])
         self.facts["evaluated"] = len(validation)
         if args.corruption == "masked":
             self.references = masking_references(self.validation, args.mask_ratio, args.mask_patch_size)

@@ -124,6 +124,19 @@ def test_deep_colours_of_a_png_that_use_few_bits_are_warned_of_once(tmp_path, mo
         decode_image(tmp_path / "dark.png")
 
 
+def test_each_folder_is_warned_of_once(tmp_path, monkeypatch):
+    """But not each of many, as where each image has a folder."""
+    monkeypatch.setattr(image_conversion, "_warned", set())
+    folders = [tmp_path / str(number) for number in range(image_conversion.MAX_WARNED_FOLDERS + 2)]
+    with pytest.warns(UserWarning) as caught:
+        for folder in folders:
+            folder.mkdir()
+            for name in "ab":
+                decode_image(save(folder / f"{name}.png", np.full((6, 9), 4000, np.uint16)))
+    said = [str(warning.message).split(" ", 1)[0] for warning in caught]
+    assert said == [str(folder / "a.png") for folder in folders[:-2]]
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
