@@ -1,10 +1,11 @@
 """Reads mask files as class ids."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ddep_hub.image_conversion import warn_once
 
@@ -33,7 +34,8 @@ def decode_mask(
     Bilevel masks, GIF and MinIsWhite included, have the values 0 (black) and 1 (white; 255 where `mapping` has this
     value and not 1). A palette is read by its colours where these are of `colors` and of other classes than its
     indices, as when a program has saved an RGB mask of few colours. That of a GIF, whose order means nothing, is read
-    by its grey levels, or by its colours. Transparent pixels of an RGBA mask are black. See [`load_mask`] for arrays.
+    by its grey levels, or by its colours. Transparent pixels of an RGBA mask are black. A grey mask that was saved in
+    colour is read by its values, see [`are_grey_ids`], unless `other_id` is set. See [`load_mask`] for arrays.
 
     Args:
         path: Its path, or an undecoded file.
@@ -41,7 +43,7 @@ def decode_mask(
         ignore_index: The one other value allowed.
         mapping: Class id, or `ignore_index`, of every value that the file may hold. Without it the file's values are
             the ids.
-        colors: Class id, or `ignore_index`, of every colour of a mask. Without it masks in colour are refused.
+        colors: Class id, or `ignore_index`, of every colour of a mask. Without it other masks in colour are refused.
         other_id: Class id, or `ignore_index`, of values that are neither, without `mapping`.
         palettes: Those of the data set's other masks, to which this one's is added. A warning tells if an index has
             another colour there: then the order of the palettes may mean nothing.
@@ -55,6 +57,12 @@ def decode_mask(
             holds another id, or a value that is not in `mapping`.
     """
     mask, path = load_mask(path), file_name(path)
+    if mask.image.mode in COLOR_MODES and other_id is None:
+        grey, *others = np.moveaxis(mask_colors(mask.image, path), -1, 0)
+        is_grey = all(np.array_equal(grey, other) for other in others)
+        known_ids = mapping or {*range(num_classes), ignore_index}
+        if is_grey and are_grey_ids([(value,) * 3 for value in count_values(grey)], colors or (), known_ids):
+            mask = mask._replace(image=Image.fromarray(grey))
     color_modes = COLOR_MODES if colors else ()
     pixels = read_pixels(mask, path, mapping, colors, ignore_index, palettes, color_modes=color_modes)
     counts = count_values(pixels)
@@ -84,6 +92,13 @@ def decode_mask(
             path,
         )
     return pixels.astype(np.uint8 if num_classes <= 256 and 0 <= ignore_index <= 255 else np.int32)
+
+
+def are_grey_ids(found: Iterable[Color], colors: Container[Color], known_ids: Container[int]) -> bool:
+    """Whether colours of masks are greys that are ids, or values, of classes, and not all are colours of classes."""
+    found = list(found)
+    are_ids = all(len(set(color)) == 1 and color[0] in known_ids for color in found)
+    return are_ids and any(color not in colors for color in found)
 
 
 def read_pixels(

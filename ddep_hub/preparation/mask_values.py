@@ -13,7 +13,7 @@ from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.image_io import BadFileError, open_image
 from ddep_hub.data.mask_files import DecodedMask, check_lossless, load_mask, mask_colors
 from ddep_hub.data.mask_inspection import IGNORED, MaskSurvey, palettes_differ
-from ddep_hub.data.masks import count_values, read_pixels, replace_values
+from ddep_hub.data.masks import are_grey_ids, count_values, read_pixels, replace_values
 from ddep_hub.tiff import read_nodata_tag
 
 from .image_files import RawImage, read_image_file
@@ -22,6 +22,12 @@ from .image_files import RawImage, read_image_file
 _BLACK_VALUES: set[Any] = {0, (0, 0, 0)}
 # Of masks of 0 and 255; with it, white is 255 in bilevel masks too.
 _BLACK_AND_WHITE = ClassTable(("background", "object"), ((0, 0, 0), (255, 255, 255)), -1, ((0,), (IGNORED,)))
+
+
+def known_ids(table: ClassTable) -> Mapping[int, int]:
+    """Class id, or `ignore_index`, of every value of the masks."""
+    ids = [*range(table.num_classes), table.ignore_index]
+    return table.mask_mapping or {index: index for index in ids}
 
 
 @dataclass
@@ -56,6 +62,11 @@ class MaskReader:
         self.palettes_as_colors = palettes_differ([path for path, page in masks if page is None])
         self.as_colors = self.as_colors or self.palettes_as_colors
         survey = self._survey(masks)
+        if self.table is not None and self.table.mask_colors is not None and self.table.other_id is None:
+            colors = [value for value in survey.counts if isinstance(value, tuple)]
+            if are_grey_ids(colors, self.table.mask_colors, known_ids(self.table)):
+                self.as_colors = False
+                survey = self._survey(masks)
         if set(survey.counts) == {0, 1, IGNORED} and self.table is None:  # the 1 may come from bilevel masks alone
             reader = dataclasses.replace(self, table=_BLACK_AND_WHITE)
             white_survey = reader._survey(masks)

@@ -15,7 +15,7 @@ from ddep_hub.data.name_matching import IMAGE_WORDS, MASK_WORDS
 from ddep_hub.data.pairing import pair_files
 
 from .image_files import count_pages, read_image_file
-from .mask_values import MaskReader
+from .mask_values import MaskReader, known_ids
 from .source import Example, Source, example_name, object_classes, pluralize
 
 
@@ -91,14 +91,9 @@ def make_source(
 
 def _find_nodata(reader: MaskReader, mask_values: Set[Any], table: ClassTable | None) -> set[int]:
     """Which values mean pixels without data: those that the masks state, unless they are a class."""
-    found = {value for value in mask_values & reader.nodata if table is None or value not in _known_ids(table)}
+    found = {value for value in mask_values & reader.nodata if table is None or value not in known_ids(table)}
     # 255 is ignored anyway, unless it is the object of a binary mask.
     return found - {IGNORED} if table is None else found
-
-
-def _known_ids(table: ClassTable) -> Mapping[int, int]:
-    ids = [*range(table.num_classes), table.ignore_index]
-    return table.mask_mapping or {index: index for index in ids}
 
 
 def _make_classes(
@@ -110,7 +105,7 @@ def _make_classes(
                 color: index for index, color in enumerate(table.colors)
             }
         else:
-            known_values = _known_ids(table)
+            known_values = known_ids(table)
         unknown = sorted(mask_values - known_values.keys())
         if unknown and table.other_id is None:
             hint = ', with a "color" for each' if is_color and table.mask_colors is None else ""

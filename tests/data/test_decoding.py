@@ -254,7 +254,8 @@ def test_many_classes_give_int32(tmp_path):
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
 def test_masks_of_colours_are_refused(tmp_path, mode):
-    path = save(tmp_path / "rgb.png", IDS, mode)
+    colors = np.stack([IDS, 2 * IDS, 0 * IDS], -1)
+    path = save(tmp_path / "rgb.png", IDS if mode == "LA" else colors, mode)
     with pytest.raises(BadFileError, match=rf"rgb\.png has colour mode {mode}, but masks hold class ids"):
         read_mask(path)
 

@@ -135,7 +135,11 @@ def test_segmentation_rows(tmp_path, image_dataset):
 
 
 def test_bad_masks_are_named(tmp_path, image_dataset):
-    masks = [png(np.full((3, 4), 9, np.uint8)), png(np.zeros((3, 4, 3), np.uint8)), png(np.zeros((4, 4), np.uint8))]
+    masks = [
+        png(np.full((3, 4), 9, np.uint8)),
+        png(np.full((3, 4, 3), (9, 0, 0), np.uint8)),
+        png(np.zeros((4, 4), np.uint8)),
+    ]
     data = segmentation(tmp_path, image_dataset, masks)
     for index, message in enumerate(
         ["sample 0, mask holds the ids 9", "sample 1, mask has colour mode RGB", "is 4x4 pixels"]

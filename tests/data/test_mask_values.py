@@ -254,3 +254,18 @@ def test_tens_of_thousands_of_mask_values():
     values = tuple(range(1, 60_000))
     table = ClassTable(("background", "cell"), ((0, 0, 0), (1, 1, 1)), mask_values=((0,), values))
     assert len(table.mask_mapping) == 60_000
+
+
+@pytest.mark.parametrize("has_colors", [True, False])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_grey_masks_that_were_saved_in_colour_hold_ids(tmp_path, mode, has_colors):
+    entries = COLORS["classes"] if has_colors else [{"id": 0, "name": "sky"}, {"id": 1, "name": "road"}]
+    masks = [np.array(rows, np.uint8) for rows in ([[0, 1, 255]], [[0, 0, 0]], [[1, 1, 9]])]
+    data = folder(tmp_path, [Image.fromarray(mask).convert(mode) for mask in masks], {"classes": entries})
+    assert [data.mask(index).tolist() for index in range(2)] == [mask.tolist() for mask in masks[:2]]
+    with pytest.raises(BadFileError, match="colour" if has_colors else "colour mode"):
+        data.mask(2)  # 9 is no class
+    if has_colors:  # which say what black is
+        ignoring = {"classes": entries, "other_values": "ignore"}
+        black = folder(tmp_path / "ignoring", [Image.fromarray(masks[1]).convert(mode)], ignoring)
+        assert black.mask(0).tolist() == [[255] * 3]

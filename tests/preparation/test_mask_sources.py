@@ -340,6 +340,21 @@ def test_names_alone_name_the_values_of_masks(tmp_path, kind):
     assert all(np.array_equal(mask, BLOCKS) for mask in masks_of(tmp_path / "output").values())
 
 
+def test_grey_masks_that_were_saved_in_colour_hold_ids_of_classes_with_colours(tmp_path):
+    """As the file that `prepare` writes gives them."""
+    entries = [{"id": i, "name": name, "color": [200, i, 0]} for i, name in enumerate("xyz")]
+    masks = {
+        "a": Image.fromarray(BLOCKS).convert("RGB"),
+        "b": Image.new("RGB", (64, 64)),
+        "c": Image.fromarray(BLOCKS),
+    }
+    put_masks(tmp_path / "source", masks, (64, 64))
+    (tmp_path / "classes.json").write_text(json.dumps(entries))
+    ddep_hub.prepare(tmp_path / "source", tmp_path / "output", classes=tmp_path / "classes.json")
+    found = masks_of(tmp_path / "output")
+    assert all(np.array_equal(found[name], 0 * BLOCKS if name == "b" else BLOCKS) for name in masks)
+
+
 def test_names_alone_do_not_name_colours(tmp_path):
     colors = np.array([[0, 0, 0], [200, 0, 0], [0, 0, 200]], np.uint8)[BLOCKS]
     put_masks(tmp_path / "source", dict.fromkeys("ab", colors), (64, 64))
