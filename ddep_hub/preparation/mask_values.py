@@ -20,6 +20,8 @@ from .image_files import RawImage, read_image_file
 
 
 _BLACK_VALUES: set[Any] = {0, (0, 0, 0)}
+# Stands for the index of a palette that is ignored, where palettes are read as colours.
+IGNORED_COLOR = (256, 0, 0)
 # Of masks of 0 and 255; with it, white is 255 in bilevel masks too.
 _BLACK_AND_WHITE = ClassTable(("background", "object"), ((0, 0, 0), (255, 255, 255)), -1, ((0,), (IGNORED,)))
 
@@ -88,7 +90,9 @@ class MaskReader:
     def _survey(self, masks: Sequence[tuple[Path, int | None]]) -> MaskSurvey:
         survey = MaskSurvey()
         for path, page in masks:
-            survey.add(self.read(path, page), nodata=self.nodata)
+            pixels = self.read(path, page)
+            is_ignored = (pixels == IGNORED_COLOR).all(axis=-1) if pixels.ndim == 3 else None
+            survey.add(pixels, nodata=self.nodata, is_ignored=is_ignored)
         return survey
 
     def read_ids(self, path: Path, page: int | None, mapping: Mapping[Any, int]) -> np.ndarray:
@@ -123,6 +127,9 @@ class MaskReader:
             known = () if table is None else (table.mask_mapping, table.mask_colors, table.ignore_index)
             color_modes = ("RGB", "P") if self.palettes_as_colors else ("RGB",)
             pixels = read_pixels(mask, path, *known, color_modes=color_modes)
+            if mode == "P" and pixels.ndim == 3 and mask.format != "GIF":  # whose order means nothing
+                ignored = IGNORED if table is None else table.ignore_index
+                pixels = np.where(np.asarray(mask.image)[..., None] == ignored, IGNORED_COLOR, pixels)
         else:
             pixels = np.asarray(picture)
             if pixels.ndim != 2 or (pixels.dtype.kind == "f" and (pixels != np.rint(pixels)).any()):

@@ -15,7 +15,7 @@ from ddep_hub.data.name_matching import IMAGE_WORDS, MASK_WORDS
 from ddep_hub.data.pairing import pair_files
 
 from .image_files import count_pages, read_image_file
-from .mask_values import MaskReader, known_ids
+from .mask_values import IGNORED_COLOR, MaskReader, known_ids
 from .source import Example, Source, example_name, object_classes, pluralize
 
 
@@ -69,7 +69,7 @@ def make_source(
             notes.append(
                 f"{IGNORED} is read as pixels to ignore. If it is a class, name it with --classes and mask_values"
             )
-    mapping |= dict.fromkeys(nodata, classes.ignore_index)
+    mapping |= dict.fromkeys([*nodata, IGNORED_COLOR], classes.ignore_index)
     if nodata:
         values = format_list(sorted(nodata))
         notes.append(f"{values} is read as pixels to ignore: the tag GDAL_NODATA of the masks says they hold no data")

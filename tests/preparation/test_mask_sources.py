@@ -317,6 +317,17 @@ def test_a_palette_that_stays_the_same_is_read_by_index(tmp_path):
     assert all(np.array_equal(mask, ids) for mask in masks_of(tmp_path / "output").values())
 
 
+def test_an_index_that_is_ignored_is_so_in_palettes_that_are_read_by_colour(tmp_path):
+    ids = np.where(BLOCKS == 2, 255, BLOCKS).astype(np.uint8)
+    masks = {name: Image.fromarray(ids, "P") for name in "abc"}
+    for mask, green in zip(masks.values(), (200, 100, 200), strict=True):
+        mask.putpalette([0, 0, 0, 0, green, 0, *[9] * (3 * 253), 224, 224, 192])
+    source = put_masks(tmp_path / "source", masks, (64, 64))
+    ddep_hub.prepare(source, tmp_path / "output")
+    assert all(np.array_equal(mask == 255, ids == 255) for mask in masks_of(tmp_path / "output").values())
+    assert len(SegmentationFolder(tmp_path / "output", "train").classes.names) == 3
+
+
 def test_masks_with_soft_borders_are_refused(tmp_path):
     soft = np.linspace(0, 255, HEIGHT * WIDTH).astype(np.uint8).reshape(HEIGHT, WIDTH)
     put_masks(tmp_path / "source", {"a": soft, "b": soft})
