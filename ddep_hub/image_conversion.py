@@ -24,13 +24,16 @@ from .tiff import (
 _warned = set[tuple[str, str]]()  # kinds of warnings, and the folders that they were about
 # A data set may have a folder for each image.
 MAX_WARNED_FOLDERS = 10
+# The first image of integers that are not unsigned 8 or 16 bits in each folder, and what counts as white in it.
+_white_levels: dict[str, tuple[str, float]] = {}
 
 
 def to_8_bit(values: np.ndarray, name: str) -> np.ndarray:
     """Scales pixel values of any type to 0..255.
 
     Bilevel values become 0 and 255. 16-bit values are divided by 257; a warning names the first image that hardly
-    uses more than a quarter of their range. Wider integers are taken as 8 bits if none is above 255, else as 16 bits.
+    uses more than a quarter of their range. Other integers are taken as 8 bits if none is above 255, else as 16 bits;
+    a warning tells if that differs between the images of a folder.
     Floats are taken as 0..1 if none is above 1, else as 0..255; a warning names the first image whose values all are
     below 2.
     Raises a ValueError for values outside of their range; `name` is what errors call the image.
@@ -61,12 +64,28 @@ def _white_level(values: np.ndarray, name: str) -> float:
                 "black. If they should be in 0..1, clip them.",
             )
     else:
-        white = 65535.0 if (values.dtype.itemsize == 2 and values.dtype.kind == "u") or high > 255.0 else 255.0
+        is_16_bit = values.dtype.itemsize == 2 and values.dtype.kind == "u"
+        white = 65535.0 if is_16_bit or high > 255.0 else 255.0
+        if not is_16_bit and high > 0:
+            _warn_about_mixed_depths(name, white)
     if not (low >= 0.0 and high <= white):
         raise ValueError(
             f"{name} holds values from {low:g} to {high:g}, outside 0..{white:g}; convert it to an 8-bit image"
         )
     return white
+
+
+def _warn_about_mixed_depths(name: str, white: float) -> None:
+    """Warns if images of wide integers in a folder are read as 8 bits here and as 16 bits there."""
+    first_name, first_white = _white_levels.setdefault(_folder(name), (name, white))
+    if white != first_white and _folder(name):
+        bits = {255.0: 8, 65535.0: 16}
+        warn_once(
+            "depths",
+            name,
+            f"{name} is read as {bits[white]} bits and {first_name} as {bits[first_white]} bits: of signed and 32-bit "
+            "integers, values above 255 tell the depth. If all have one depth, convert them to unsigned 8 or 16 bits.",
+        )
 
 
 def _warn_about_bit_depth(name: str, values: np.ndarray, bits: int = 16) -> None:

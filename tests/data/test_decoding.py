@@ -150,6 +150,19 @@ def test_wide_values(tmp_path, values, expected):
     assert decoded(save(tmp_path / "a.tif", values))[0, :, 0].tolist() == expected
 
 
+def test_integers_of_two_depths_in_a_folder_are_warned_of(tmp_path, monkeypatch):
+    """A dark one among images of 16 bits would be 257 times too bright; a black one is the same."""
+    monkeypatch.setattr(image_conversion, "_warned", set())
+    paths = [save(tmp_path / f"{high}.tif", np.array([[0, high]], np.int32)) for high in (4000, 0, 9000, 200, 100)]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*is read as 8 bits")
+        for path in paths[:3]:
+            decode_image(path)
+        with pytest.raises(UserWarning, match=r"200\.tif is read as 8 bits and .*4000\.tif as 16 bits.* convert"):
+            decode_image(paths[3])
+        decode_image(paths[4])  # once
+
+
 @pytest.mark.parametrize("values", [[[-1.0, 2.0]], [[0.0, 300.0]], [[0.0, float("nan")]]])
 def test_values_without_a_range_are_refused(tmp_path, values):
     path = save(tmp_path / "a.tif", np.array(values, dtype=np.float32))
