@@ -79,7 +79,8 @@ def evaluate(
         FileExistsError: `output_dir` holds a model, or files that no evaluation wrote.
         FileNotFoundError: The model or data do not exist.
         TypeError: The model, data or processor has the wrong type.
-        ValueError: The model is not fine-tuned or has other classes than the data, or no pixel is labelled.
+        ValueError: The model is not fine-tuned or has other classes than the data, no pixel is labelled, or an item of
+            `data` cannot be read.
     """
     network = None if isinstance(model, str | Path) else model
     dataset = None if data is None or isinstance(data, str | Path) else data

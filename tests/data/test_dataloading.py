@@ -130,3 +130,10 @@ def test_a_full_shared_memory_is_no_endless_run(sampler, monkeypatch):
         iterate_batches(loader) as batches,
     ):
         next(batches)
+
+
+def test_a_worker_that_a_full_shared_memory_has_killed():
+    """As torch says it where memory is only taken when it is written to."""
+    killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is out of shared memory.")
+    with pytest.raises(RuntimeError, match=r"the shared memory .* is full"), iterate_batches([]):
+        raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly") from killed
