@@ -6,7 +6,7 @@ Works on state dicts and knows no model; the models use it.
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -178,15 +178,40 @@ SHAPE_FIELDS = {
     "decoder.bottleneck.": "encoder_name and decoder_bottleneck_size",
     "decoder.": "encoder_name, decoder_hidden_sizes, decoder_width and decoder_bottleneck_size",
     "noise_head.": "corruption, num_channels and image_skip",
-    "classifier.": "num_labels",
+    "classifier.": "decoder_hidden_sizes and decoder_width",  # of its input
 }
+# The fields that decide which weights there are, and their shapes; num_labels has a message of its own.
+WEIGHT_FIELDS = (
+    *("encoder_name", "encoder_kwargs", "encoder_out_indices", "num_channels", "decoder_hidden_sizes"),
+    *("decoder_bottleneck_size", "decoder_width", "decoder_norm", "corruption", "image_skip"),
+)
 
 
-def mismatch_message(source: str, mismatched: Iterable[tuple[str, Any, Any]], base_prefix: str) -> str:
+def changed_fields(config: DDePConfig, stored: Mapping[str, Any]) -> str:
+    """The fields of `WEIGHT_FIELDS` that differ from a folder's `config.json`, with the values they have there."""
+    defaults = DDePConfig()
+
+    def to_list(value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else value
+
+    values = {name: stored.get(name, getattr(defaults, name)) for name in WEIGHT_FIELDS}
+    changed = {name: value for name, value in values.items() if to_list(value) != to_list(getattr(config, name))}
+    return ", ".join(f"{name}={value!r}" for name, value in changed.items())
+
+
+def is_of_dropped_layer(name: str, modules: Collection[str]) -> bool:
+    """Whether a decoder's weight is of a block, or of a level of the pyramid, that a decoder with fewer blocks lacks.
+
+    `name` and the names of the `modules` that the model has begin with `decoder.`.
+    """
+    return name.startswith(("decoder.blocks.", "decoder.pyramid.")) and name.rpartition(".")[0] not in modules
+
+
+def mismatch_message(source: str, mismatched: Iterable[tuple[str, Any, Any]], base_prefix: str, changed: str) -> str:
     """Says which weight does not fit, both shapes, and which fields of the configuration decide it.
 
     `mismatched` holds the name of each weight, its shape in the file and its shape in the model; `base_prefix` is what
-    the names of encoder and decoder begin with.
+    the names of encoder and decoder begin with; for `changed` see [`changed_fields`].
     """
     shape_fields = SHAPE_FIELDS | {"": "the fields that set its size"}  # layers of a user's own subclass
     parts = list(shape_fields)
@@ -204,5 +229,5 @@ def mismatch_message(source: str, mismatched: Iterable[tuple[str, Any, Any]], ba
         )
     return (
         f"{source} does not fit the model: {name} is {tuple(stored_shape)} in the file and {tuple(model_shape)} in "
-        f"the model. Set {shape_fields[part_of(name)]} as in the configuration it was trained with."
+        f"the model. Set {changed or shape_fields[part_of(name)]} as in the configuration it was trained with."
     )

@@ -18,12 +18,14 @@ from transformers.utils import logging
 from .checkpoints import (
     HUB_ARGUMENTS,
     HubArguments,
+    changed_fields,
     check_decoder_arguments,
     check_default_device,
     check_same_encoder,
     clone_shared_tensors,
     decoder_state_dict,
     hide_load_report,
+    is_of_dropped_layer,
     mismatch_message,
     read_decoder_weights,
     rename_weights,
@@ -195,7 +197,7 @@ class DDePPreTrainedModel(PreTrainedModel):
         prefix = model._base_prefix
         mismatched = [entry for entry in info["mismatched_keys"] if entry[0].startswith(prefix) or not allows_new_head]
         if mismatched:
-            raise RuntimeError(mismatch_message(source, mismatched, prefix))
+            raise RuntimeError(mismatch_message(source, mismatched, prefix, changed_fields(model.config, stored)))
         if output_loading_info:
             return model, info
         head = model._check_loaded(source, stored, info)
@@ -271,9 +273,18 @@ class DDePPreTrainedModel(PreTrainedModel):
         return arguments
 
     def _check_loaded(self, source: str, stored: dict[str, Any], info: dict[str, Any]) -> str | None:
-        """Returns the name of the head if it is new; raises an error if a weight below the heads is missing."""
+        """Returns the name of the head if it is new; raises an error for other weights that are missing or left over.
+
+        Of the decoder's, those of blocks that the model does not have may be left over.
+        """
         missing = sorted(info["missing_keys"])
         class_name, architectures = type(self).__name__, stored.get("architectures") or ()
+        changed = changed_fields(self.config, stored)
+        advice = (
+            f"Set {changed} as in the configuration it was trained with."
+            if changed
+            else "Load the folder with its own config.json."
+        )
         # A denoising head may be new on another model's weights, but not if the folder claims to hold it.
         needs_head = class_name == "DDePForPreTraining" and class_name in architectures
         lost_weights = [name for name in missing if needs_head or name.startswith(self._base_prefix)]
@@ -281,16 +292,25 @@ class DDePPreTrainedModel(PreTrainedModel):
             names = ", ".join(lost_weights[:5]) + (", ..." if len(lost_weights) > 5 else "")
             raise RuntimeError(
                 f"{source} lacks {len(lost_weights)} weights of {class_name}: {names}. They would be randomly "
-                "initialised. Load the folder with its own config.json."
+                f"initialised. {advice}"
             )
-        prefix = f"{self._base_prefix}decoder."
-        unused = sorted(name for name in info["unexpected_keys"] if name.startswith(prefix))
-        if unused and not missing:  # a new head may come after fewer blocks, but not one that was trained
+        # By their names in the base model, whichever model the folder was saved from.
+        unused = {name: name.removeprefix(f"{self.base_model_prefix}.") for name in sorted(info["unexpected_keys"])}
+        unused = {name: base_name for name, base_name in unused.items() if base_name.startswith("decoder.")}
+        # A new head may come after fewer blocks, but not one that was trained.
+        has_trained_head = self.base_model is not self and not missing and not info["mismatched_keys"]
+        modules = dict(self.base_model.named_modules())
+        misplaced = [
+            name
+            for name, base_name in unused.items()
+            if has_trained_head or not is_of_dropped_layer(base_name, modules)
+        ]
+        if misplaced:
             raise RuntimeError(
-                f"{source} has {len(unused)} weights of the decoder that the model has no place for, such as "
-                f"{unused[0]}. Load the folder with its own config.json."
+                f"{source} has {len(misplaced)} weights of the decoder that the model has no place for, such as "
+                f"{misplaced[0]}. {advice}"
             )
-        if unknown := sorted(set(info["unexpected_keys"]) - set(unused)):
+        if unknown := sorted(info["unexpected_keys"] - unused.keys()):
             logger.warning(
                 f"{source} has {len(unknown)} weights that {class_name} has no place for, such as {unknown[0]}. They "
                 "were dropped."

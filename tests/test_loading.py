@@ -1,5 +1,6 @@
 """from_pretrained on whole folders: fine-tuned, DDeP-pretrained, damaged, in other precisions; Auto and pipeline."""
 
+import functools
 import json
 import logging
 import shutil
@@ -285,6 +286,34 @@ def test_a_trained_classifier_does_not_come_after_fewer_blocks(tmp_path, hybrid_
     DDePForSemanticSegmentation(hybrid_config(id2label=NAMES, decoder_hidden_sizes=sizes)).save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match=r"weights of the decoder that the model has no place for"):
         DDePForSemanticSegmentation.from_pretrained(tmp_path, decoder_hidden_sizes=sizes[:3])
+    sizes[-1] = 4  # the classifier's input
+    DDePForSemanticSegmentation(hybrid_config(id2label=NAMES, decoder_hidden_sizes=sizes)).save_pretrained(tmp_path)
+    expected = r"classifier\.weight is \(\d, 4, 3, 3\) in .* Set decoder_hidden_sizes=\[8, 8, 8, 8, 4\] as in"
+    with pytest.raises(RuntimeError, match=expected):
+        DDePForSemanticSegmentation.from_pretrained(tmp_path, decoder_hidden_sizes=sizes[:3])
+
+
+@pytest.mark.parametrize("stored, norm", [("batch", "group"), ("group", "batch")])
+@pytest.mark.parametrize("head", [DDePForPreTraining, DDePForSemanticSegmentation, DDePModel])
+def test_a_decoder_does_not_get_another_norm(tmp_path, hybrid_config, stored, norm, head):
+    DDePForPreTraining(hybrid_config(decoder_norm=stored)).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match=rf"weights of .*num_batches_tracked.* Set decoder_norm='{stored}' as in"):
+        head.from_pretrained(tmp_path, decoder_norm=norm)
+
+
+def test_a_new_classifier_may_come_after_fewer_blocks_but_not_without_the_bottleneck(tmp_path, hybrid_config):
+    config = hybrid_config(decoder_hidden_sizes=[8] * 5, num_labels=3)
+    channels = DDePModel(config).decoder.bottleneck[0].in_channels
+    config.decoder_bottleneck_size = channels  # so that the first block fits without it
+    for head in (DDePForPreTraining, DDePForSemanticSegmentation):
+        model = head(config)
+        model.save_pretrained(tmp_path)
+        options = {"num_labels": 4, "ignore_mismatched_sizes": True}
+        load = functools.partial(DDePForSemanticSegmentation.from_pretrained, tmp_path, **options)
+        loaded = load(decoder_hidden_sizes=[8] * 2).ddep.decoder
+        assert len(loaded.blocks) == 2 and same_weights(loaded.blocks[1], model.ddep.decoder.blocks[1])
+        with pytest.raises(RuntimeError, match=rf"bottleneck.* Set decoder_bottleneck_size={channels} as in"):
+            load(decoder_bottleneck_size=0)
 
 
 def test_an_ignored_id_of_a_class_is_told(hybrid_config, caplog):
@@ -374,7 +403,7 @@ MISFITS = [
     ({"decoder_hidden_sizes": [32, 16, 16, 16, 8]}, r"ddep\.decoder\.blocks\.4", "decoder_hidden_sizes"),
     ({"decoder_width": 0.5}, r"ddep\.decoder\.blocks\.0", "decoder_width"),
     ({"decoder_bottleneck_size": 16}, r"ddep\.decoder\.bottleneck", "decoder_bottleneck_size"),
-    ({"encoder_kwargs": {"embed_dim": 48, "depth": 2, "num_heads": 2, "img_size": 64}}, r"ddep\.", "encoder_name"),
+    ({"encoder_kwargs": {"embed_dim": 48, "depth": 2, "num_heads": 2, "img_size": 64}}, r"ddep\.", "encoder_kwargs"),
     ({"num_channels": 1}, r"ddep\.encoder\.patch_embed\.backbone\.conv\.weight", "num_channels"),
 ]
 
@@ -390,7 +419,7 @@ def test_shapes_that_do_not_fit_are_explained(tmp_path, hybrid_config, fields, w
             return  # an encoder's file that does not fit is refused before
         more["encoder_weights"] = tmp_path / "encoder.safetensors"
         save_file(model.ddep.encoder.state_dict(), more["encoder_weights"])
-    expected = rf"{weight}\S* is \([0-9, ]+\) in the file and \([0-9, ]+\) in the model\. Set .*{named}"
+    expected = rf"{weight}\S* is \([0-9, ]+\) in the file and \([0-9, ]+\) in the model\. Set {named}="
     for ignored in (False, True):  # a new classifier may have another size, the decoder may not
         with pytest.raises(RuntimeError, match=expected):
             DDePForSemanticSegmentation.from_pretrained(
@@ -406,5 +435,5 @@ def test_a_replaced_classifier_that_will_not_load_is_told_when_it_is_saved(tmp_p
 
 
 def test_a_denoising_head_that_does_not_fit_is_explained(denoiser):
-    with pytest.raises(RuntimeError, match=r"noise_head\.weight is .* Set corruption, num_channels and image_skip"):
+    with pytest.raises(RuntimeError, match=r"noise_head\.weight is .* in the model\. Set image_skip=False as in"):
         DDePForPreTraining.from_pretrained(denoiser[0], image_skip=True)
