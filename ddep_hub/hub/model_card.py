@@ -16,12 +16,12 @@ from transformers.utils import logging
 from ddep_hub.configuration_ddep import PREDICTED, DDePConfig
 from ddep_hub.data.dataset_registry import find_dataset_by_classes
 from ddep_hub.data.hf_datasets import HUB_PREFIX, parse_hub_name
-from ddep_hub.encoder_weights import encoder_license, encoder_repository
+from ddep_hub.encoder_weights import encoder_repository
 from ddep_hub.evaluation.denoising import REFERENCES
 from ddep_hub.evaluation.metrics import METRICS
 from ddep_hub.utils.files import atomic_write, read_text
 
-from .licenses import OPEN_LICENSES, recorded_restriction
+from .licenses import OPEN_LICENSES, encoder_license, recorded_restriction
 from .run_record import BASELINE, EMBEDDED, RESULTS, read_metrics
 from .staging import CARD, RUN, read_json
 from .user_text import BEGIN, END, extract_user_text, merge_metadata, parse_metadata
