@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import filecmp
 import os
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,12 @@ from huggingface_hub import HfApi
 from PIL import Image
 from transformers.utils import logging
 
+from ddep_hub.encoder_weights import WEIGHTS_NAME
 from ddep_hub.evaluation.visualization import to_png
 from ddep_hub.hub.model_card import LOSS, PREDICTIONS, write_card
 from ddep_hub.hub.publish import call_hub, prepare_repository, publish_folder
 from ddep_hub.hub.run_record import BASELINE, CONFUSION, EMBEDDED, EVALUATION, RESULTS, Kind, write_run_record
-from ddep_hub.hub.staging import CARD, RUN
+from ddep_hub.hub.staging import CARD, RUN, WEIGHTS_PATTERN
 from ddep_hub.image_processing_ddep import DDePImageProcessor
 from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 from ddep_hub.modeling_ddep import DDePForSemanticSegmentation
@@ -29,6 +32,8 @@ from .checkpointing import checkpoint_folders
 from .logging import plot_loss
 from .run_arguments import RunArguments
 
+
+logger = logging.get_logger(__name__)
 
 # What a run writes into its folder.
 RUN_FOLDERS = ("final", "best", "checkpoints", "pictures", "pretraining")
@@ -156,8 +161,12 @@ def save_best(
     best = Path(args.output_dir) / "best"
     with warn_on_write_error(best), atomic_dir(best) as folder:
         save_model(model, processor, args, folder)
+        copy_additions(best, folder)
         write_run_record(folder, kind, args, results, **facts)
-        write_card(folder)
+        try:
+            write_card(folder)
+        except ValueError as error:  # of what the user has changed
+            logger.warning("%s stays as it is: %s", best / CARD, error)
 
 
 def save_final(model: DDePPreTrainedModel, processor: DDePImageProcessor, args: RunArguments, final: Path) -> None:
@@ -165,11 +174,29 @@ def save_final(model: DDePPreTrainedModel, processor: DDePImageProcessor, args: 
     model.name_or_path = str(final)
     with atomic_dir(final) as folder:
         save_model(model, processor, args, folder)
-        # Of the same run, whose record `remove_old_run` has not removed: what was added to its card stays.
+        # Of the same run, whose record `remove_old_run` has not removed.
         if args.resume_from_checkpoint is not None and (final / RUN).is_file():
-            for name in (RUN, CARD, BASELINE, EVALUATION, CONFUSION):
-                if (final / name).is_file():
-                    shutil.copy2(final / name, folder)
+            copy_additions(final, folder)
+
+
+def copy_additions(old: Path, new: Path) -> None:
+    """Copies what was added to the folder of a model, such as text in its card, to that of the model to replace it.
+
+    Not the results, which the run writes again, and evaluations only if the weights are the same.
+    """
+    replaced = {RESULTS, LOSS, PREDICTIONS}
+    same_weights = all((folder / WEIGHTS_NAME).is_file() for folder in (old, new)) and filecmp.cmp(
+        old / WEIGHTS_NAME, new / WEIGHTS_NAME, shallow=False
+    )
+    for path in sorted(old.iterdir()) if old.is_dir() else ():
+        if path.name in replaced or fnmatch(path.name, WEIGHTS_PATTERN) or (new / path.name).exists():
+            continue
+        if path.name in (BASELINE, EVALUATION, CONFUSION) and not same_weights:
+            logger.warning("%s is of other weights, and is removed: add it again with `ddep-hub card`", path)
+        elif path.is_dir():
+            shutil.copytree(path, new / path.name, symlinks=True)
+        else:
+            shutil.copy2(path, new)
 
 
 def save_picture(picture: Image.Image, path: Path) -> bytes:

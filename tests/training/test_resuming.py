@@ -18,7 +18,7 @@ from launching import run_fork
 from PIL import Image
 from safetensors.torch import load_file
 
-from ddep_hub.hub.model_card import BEGIN, CARD
+from ddep_hub.hub.model_card import BEGIN, CARD, PREDICTIONS
 from ddep_hub.hub.run_record import EVALUATION
 from ddep_hub.training import trainer as loop
 from ddep_hub.training.arguments import FinetuneArguments, PretrainArguments
@@ -27,6 +27,7 @@ from ddep_hub.training.finetuning import FinetuneTrainer, finetune
 from ddep_hub.training.interruption import RunInterrupted
 from ddep_hub.training.logging import read_metrics
 from ddep_hub.training.pretraining import PretrainTrainer, pretrain
+from ddep_hub.training.run_dir import copy_additions
 from ddep_hub.utils.arguments import write_yaml
 
 
@@ -229,6 +230,39 @@ def test_a_finished_run_is_finished(arguments, monkeypatch):
     assert again == results
     assert outcome(args)[1] == before[1]
     assert "My own text." in (final / CARD).read_text() and (final / EVALUATION).read_text() == "{}"
+
+
+def test_a_resumed_run_keeps_what_was_added_to_its_models(arguments, monkeypatch):
+    args = arguments("pretrain", "run", max_steps=2, eval_steps=1, card_pictures=True)
+    scores = itertools.count()
+    monkeypatch.setattr(PretrainTrainer, "score", lambda self, results: float(next(scores)))
+    start(args)
+    final, best = (Path(args.output_dir) / name for name in ("final", "best"))
+    for folder in (final, best):
+        card = (folder / CARD).read_text().replace(BEGIN, f"{BEGIN}\nMy own text.")
+        (folder / CARD).write_text(card)
+        (folder / "notes").mkdir()
+        (folder / "notes" / "a.txt").write_text("mine")
+        (folder / EVALUATION).write_text("{}")
+    args.card_pictures = False
+    goes_on(args)
+    for folder in (final, best):
+        assert "My own text." in (folder / CARD).read_text() and (folder / "notes" / "a.txt").read_text() == "mine"
+        assert (folder / EVALUATION).exists() and not (folder / PREDICTIONS).exists()
+    (best / CARD).write_text(card.replace(BEGIN, ""))
+    goes_on(args)  # a card that cannot be read is no reason to stop
+    assert "My own text." in (best / CARD).read_text()
+
+
+def test_an_evaluation_does_not_go_on_to_other_weights(tmp_path):
+    for folder, weights in (("old", b"1"), ("new", b"2"), ("same", b"1")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.safetensors").write_bytes(weights)
+    for name in (EVALUATION, "notes.txt", "model-00001-of-00002.safetensors"):
+        (tmp_path / "old" / name).write_text("mine")
+    for folder, kept in (("new", {"notes.txt"}), ("same", {"notes.txt", EVALUATION})):
+        copy_additions(tmp_path / "old", tmp_path / folder)
+        assert {path.name for path in (tmp_path / folder).iterdir()} == {"model.safetensors", *kept}
 
 
 def test_latest_starts_where_there_is_nothing_yet(arguments, uninterrupted):
