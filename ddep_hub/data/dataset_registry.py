@@ -21,6 +21,7 @@ class DatasetInfo:
         terms: Its terms of use in a few words; the home page has the binding ones.
         mapping: Class id, or the ignore value, of every value that the official masks hold.
         evaluation: How images are predicted when the data set is scored, as arguments of `InferenceOptions`.
+        image_names: Regular expression of its images' names without suffix; folders like its own may hold others.
         id459: Pascal Context alone: the value of each class in the original annotations, which name 459 things.
     """
 
@@ -31,6 +32,7 @@ class DatasetInfo:
     classes: ClassTable
     mapping: Mapping[int, int]
     evaluation: Mapping[str, Any]
+    image_names: str = ".*"
     id459: tuple[int, ...] = ()
 
 
@@ -56,6 +58,7 @@ def get_dataset_info(name: str) -> DatasetInfo:
         evaluation={
             option: tuple(value) if isinstance(value, list) else value for option, value in entry["evaluation"].items()
         },
+        image_names=entry.get("image_names", ".*"),
         id459=tuple(entry.get("id459", ())),
     )
 

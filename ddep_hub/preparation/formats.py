@@ -24,6 +24,7 @@ from .yolo import read_yolo
 LABELLED_FORMATS = ("coco", "labelme", "cvat", "label-studio", "yolo", "roboflow-masks", "objects", "stacks", "masks")
 # Raised when a field is missing or has the wrong type.
 MALFORMED_ERRORS = (KeyError, TypeError, IndexError, AttributeError)
+_MASK_FORMATS = ("objects", "stacks", "masks")
 _JSON = {"coco": is_coco, "labelme": is_labelme, "label-studio": is_label_studio}
 
 
@@ -71,9 +72,8 @@ def read_source(source: Path, name: str | None = None, options: FolderOptions = 
         raise ValueError(f"{source} is neither a folder nor a .json or .xml annotation file.")
     unread_note = f" Files that cannot be read: {problems[0]}" if problems else ""
     try:
-        format, result = next((format, found) for format, read in readers.items() if (found := read()))
-    except MALFORMED_ERRORS as error:
-        raise ValueError(incomplete_message(str(source), error)) from error
+        found = ((format, _read(reader, format, source)) for format, reader in readers.items())
+        format, result = next((format, result) for format, result in found if result)
     except FileNotFoundError as error:
         if _has_layout(root):
             raise  # the folder is known, but something in it is missing
@@ -92,13 +92,22 @@ def read_source(source: Path, name: str | None = None, options: FolderOptions = 
         if not problems:
             raise
         raise ValueError(f"{error}{unread_note}") from error
-    if table is not None and format not in ("objects", "stacks", "masks"):
+    if table is not None and format not in _MASK_FORMATS:
         raise ValueError(f"classes has no effect on the format {format}, which names its classes. Leave it out.")
     if problems:
         result.notes.append(
             f"{pluralize(len(problems), 'JSON file')} cannot be read: skipped with all labels. {problems[0]}"
         )
     return result
+
+
+def _read(reader: Callable[[], Source | None], format: str, source: Path) -> Source | None:
+    try:
+        return reader()
+    except MALFORMED_ERRORS as error:
+        if format in _MASK_FORMATS:  # which have no fields: the error is not the file's
+            raise
+        raise ValueError(incomplete_message(str(source), error)) from error
 
 
 def _find_cvat_files(source: Path) -> list[Path]:

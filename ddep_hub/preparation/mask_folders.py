@@ -73,16 +73,6 @@ def read_folder(root: Path, table: ClassTable | None, options: FolderOptions = D
     return make_source("masks", files, table or _read_label_file(root), notes, groups)
 
 
-# Names of the images of known data sets: folders like theirs may hold the user's own.
-_OFFICIAL_NAMES = {
-    "ade20k": r"ADE_\w+_\d{8}",
-    "camvid": "(0001TP|0006R0|0016E5|Seq05VD)_.+",
-    "cityscapes": r".+_\d{6}_\d{6}",
-    "pascal_context": r"\d{4}_\d{6}",
-    "pascal_voc": r"\d{4}_\d{6}",
-}
-
-
 def _detect_layout(root: Path, options: FolderOptions) -> str:
     """The layout of a folder; that of a known data set only if its own images and masks are there."""
     if options.has_folders or (root / PAIRS).is_file():
@@ -98,7 +88,7 @@ def _detect_layout(root: Path, options: FolderOptions) -> str:
         dataset = SegmentationFolder(root, split, layout=layout, options=options)
         if dataset.classes is not get_dataset_info(layout).classes:  # the values of its masks are the user's, too
             return "folder"
-        if not re.fullmatch(_OFFICIAL_NAMES[layout], dataset.images[0].stem.removesuffix("_leftImg8bit")):
+        if not re.fullmatch(get_dataset_info(layout).image_names, dataset.images[0].stem):
             return "folder"
         dataset.mask(0)  # raises an error where the values are those of other classes
     except (FileNotFoundError, ValueError):
