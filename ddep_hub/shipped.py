@@ -71,17 +71,20 @@ def resolve_name(name: str | os.PathLike[str]) -> str:
     return name
 
 
-def check_local_folder(name: str | os.PathLike[str]) -> None:
-    """Raises a FileNotFoundError if a model's name can only be a path, but is not a folder with a `config.json`.
-
-    For the folder of a run, the message names the one in `final/`.
-    """
-    folder, text = Path(resolve_name(name)), str(name)
-    if folder.is_dir() and not (folder / "config.json").is_file():
+def check_config_file(folder: Path) -> None:
+    """Raises a FileNotFoundError if a folder has no `config.json`; for that of a run, it names the one in `final/`."""
+    if not (folder / "config.json").is_file():
         final_folder = folder / "final"
         is_run = (final_folder / "config.json").is_file()
         hint = f"Did you mean {final_folder}?" if is_run else "Pass a folder that holds a model."
-        raise FileNotFoundError(f"{name} has no config.json. {hint}")
+        raise FileNotFoundError(f"{folder} has no config.json. {hint}")
+
+
+def check_local_folder(name: str | os.PathLike[str]) -> None:
+    """Raises a FileNotFoundError if a model's name can only be a path, but is not a folder with a `config.json`."""
+    folder, text = Path(resolve_name(name)), str(name)
+    if folder.is_dir():
+        check_config_file(folder)
     is_local = folder.is_absolute() or len(folder.parts) > 2 or text.startswith((".", "~")) or text.endswith("/")
     if is_local and not folder.exists():
         raise FileNotFoundError(f"{name} does not exist. Pass a folder, a shipped model or a Hub id (org/name).")

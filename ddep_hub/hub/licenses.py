@@ -11,7 +11,7 @@ from huggingface_hub.errors import EntryNotFoundError, HTTPError
 
 from ddep_hub.shipped import resolve_name
 
-from .staging import CARD, RUN, read_json
+from .staging import CARD, RUN, read_json_object
 
 
 # Licences that allow any use, by their names on the Hub.
@@ -46,7 +46,7 @@ def find_restriction(source: str) -> dict[str, str] | None:
 
 def _inherited_restriction(source: str) -> dict[str, str] | None:
     if record := _find_file(source, RUN):
-        return recorded_restriction(read_json(record))
+        return recorded_restriction(read_json_object(record))
     if not (Path(source) / "checkpoint.json").is_file():
         return None
     run = yaml.safe_load((Path(source).parents[1] / "config.yaml").read_text(encoding="utf-8"))

@@ -22,8 +22,8 @@ from ddep_hub.evaluation.metrics import METRICS
 from ddep_hub.utils.files import atomic_write, read_text
 
 from .licenses import OPEN_LICENSES, encoder_license, recorded_restriction
-from .run_record import BASELINE, EMBEDDED, RESULTS, read_metrics
-from .staging import CARD, RUN, read_json
+from .run_record import BASELINE, EMBEDDED, RESULTS, read_results
+from .staging import CARD, RUN, read_json_object
 from .user_text import BEGIN, END, extract_user_text, merge_metadata, parse_metadata
 
 
@@ -123,7 +123,7 @@ def build_published_card(folder: Path, repository: str, hub_card: str | None = N
 
 def _template_values(folder: Path) -> dict[str, Any]:
     """What the template is filled with, except for the user's part and the metadata."""
-    config, record, results = DDePConfig.from_pretrained(folder), read_json(folder / RUN), read_metrics(folder)
+    config, record, results = DDePConfig.from_pretrained(folder), read_json_object(folder / RUN), read_results(folder)
     run, is_finetuning = record["arguments"], record["kind"] == "finetuning"
     encoder, pretrained, data = encoder_repository(config.encoder_name), run.get("pretrained"), run.get("data")
     encoder_source = record.get("pretraining", record)["encoder_source"]  # a second stage has that of the first
@@ -140,7 +140,7 @@ def _template_values(folder: Path) -> dict[str, Any]:
     split = run.get("eval_split")
     if run.get("val_fraction"):
         split = f"{run['val_fraction']} of {run['train_split']}"
-    baseline = read_json(folder / BASELINE) if (folder / BASELINE).is_file() else None
+    baseline = read_json_object(folder / BASELINE) if (folder / BASELINE).is_file() else None
     classes = [config.id2label[label] for label in sorted(config.id2label)]
     return {
         "kind": record["kind"],
@@ -174,7 +174,7 @@ def _template_values(folder: Path) -> dict[str, Any]:
         "known_dataset": find_dataset_by_classes(classes) if is_finetuning else None,
         "image_names": image_names,
         "rendered": not (data or run.get("unlabelled") or {*image_names} - {EMBEDDED}),
-        "remote_code": "auto_map" in read_json(folder / "config.json"),
+        "remote_code": "auto_map" in read_json_object(folder / "config.json"),
         "files": {path.name for path in folder.iterdir()},
     }
 

@@ -18,7 +18,7 @@ from ddep_hub.utils.arguments import list_field_names
 from ddep_hub.utils.files import atomic_write, is_url
 from ddep_hub.utils.processes import describe_hardware
 
-from .staging import RUN, read_json
+from .staging import RUN, read_json_object
 
 
 RESULTS, BASELINE, EVALUATION, CONFUSION = "results.json", "baseline.json", "evaluation.json", "confusion.png"
@@ -85,9 +85,9 @@ def add_results(folder: Path, evaluation: Path | None = None, baseline: Path | N
     if baseline is not None:
         theirs = _read_baseline(folder, baseline)
     elif results is not None and (folder / BASELINE).is_file():
-        theirs = read_json(folder / BASELINE)
+        theirs = read_json_object(folder / BASELINE)
     if theirs is not None:
-        ours = {**read_json(folder / RUN), **read_metrics(folder), **(results or {})}
+        ours = {**read_json_object(folder / RUN), **read_results(folder), **(results or {})}
         _compare_settings(ours, theirs, folder, baseline or folder / BASELINE)
     if evaluation is not None:
         atomic_write(folder / EVALUATION, json.dumps(results, indent=1) + "\n")
@@ -102,14 +102,14 @@ def _read_baseline(folder: Path, baseline: Path) -> dict[str, Any]:
     for run_folder in (folder, baseline):
         if not ((run_folder / RUN).is_file() and (run_folder / RESULTS).is_file()):
             raise ValueError(f"baseline: {run_folder} has no {RUN} and {RESULTS} of a run.")
-    ours, theirs = read_json(folder / RUN), {**read_json(baseline / RUN), **read_metrics(baseline)}
+    ours, theirs = read_json_object(folder / RUN), {**read_json_object(baseline / RUN), **read_results(baseline)}
     if not ours["kind"] == theirs["kind"] == "finetuning":
         raise ValueError("baseline: both models must be fine-tuned.")
     if theirs["arguments"]["pretrained"] is not None or theirs.get("pretraining"):
         raise ValueError(f"baseline: {baseline} did not start from a random decoder. Name a run without `pretrained`.")
     if ours["arguments"]["pretrained"] is None and not ours.get("pretraining"):
         raise ValueError(f"baseline: {folder} itself started from a random decoder, and needs no baseline.")
-    theirs["decoder_hidden_sizes"] = read_json(baseline / "config.json").get("decoder_hidden_sizes")
+    theirs["decoder_hidden_sizes"] = read_json_object(baseline / "config.json").get("decoder_hidden_sizes")
     return theirs
 
 
@@ -137,7 +137,7 @@ def _compare_settings(ours: Mapping[str, Any], theirs: Mapping[str, Any], folder
 
 def _read_evaluation(folder: Path, evaluation: Path) -> dict[str, Any]:
     """The results of `ddep-hub evaluate`; raises a ValueError if they are damaged or of another model."""
-    results = read_json(evaluation / RESULTS)
+    results = read_json_object(evaluation / RESULTS)
     arguments = results.pop("arguments", None) or {}
     model = arguments.get("model")
     if model is None or "inference" not in results or "eval_split" not in arguments:
@@ -150,10 +150,10 @@ def _read_evaluation(folder: Path, evaluation: Path) -> dict[str, Any]:
     return dict(results)
 
 
-def read_metrics(folder: Path) -> dict[str, Any]:
+def read_results(folder: Path) -> dict[str, Any]:
     """Metrics of the run, replaced by those of an evaluation."""
-    evaluation = read_json(folder / EVALUATION) if (folder / EVALUATION).is_file() else {}
-    return {**read_json(folder / RESULTS), **evaluation}
+    evaluation = read_json_object(folder / EVALUATION) if (folder / EVALUATION).is_file() else {}
+    return {**read_json_object(folder / RESULTS), **evaluation}
 
 
 def _strip_path(value: Any) -> Any:

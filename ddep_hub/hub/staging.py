@@ -14,9 +14,11 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
 
 import ddep_hub
+from ddep_hub.shipped import check_config_file
 from ddep_hub.encoder_weights import hash_weights
 from ddep_hub.modeling_base_ddep import DDePPreTrainedModel
 from ddep_hub.modeling_ddep import DDePForPreTraining, DDePForSemanticSegmentation, DDePModel
+from ddep_hub.utils.files import read_json
 
 
 # The card of a model, and the record of the run that trained it.
@@ -86,20 +88,13 @@ def model_class(folder: Path) -> type[DDePPreTrainedModel]:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The content of a folder's `config.json`; raises a FileNotFoundError if there is none."""
-    path = folder / "config.json"
-    if not path.is_file():
-        is_run = (folder / "final" / "config.json").is_file()
-        hint = f"Did you mean {folder / 'final'}?" if is_run else "Pass a folder written by save_pretrained."
-        raise FileNotFoundError(f"{folder} has no config.json. {hint}")
-    return read_json(path)
+    check_config_file(folder)
+    return read_json_object(folder / "config.json")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; raises a ValueError that names the file if it is damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}. Write it again.") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object. Write it again.")
     return content
@@ -131,7 +126,7 @@ def _add_code(target: Path) -> None:
     for name, auto_map in AUTO_MAP.items():
         if not (target / name).is_file():
             continue
-        config = {**read_json(target / name), "auto_map": auto_map}
+        config = {**read_json_object(target / name), "auto_map": auto_map}
         _replace(target / name, json.dumps(config, indent=2, sort_keys=True) + "\n")
         references = [item for value in auto_map.values() for item in (value if isinstance(value, list) else [value])]
         modules = [package / f"{reference.split('.')[0]}.py" for reference in references]

@@ -9,6 +9,7 @@ from ddep_hub.data.folders import DEFAULT_OPTIONS, FolderOptions, find_split_fol
 from ddep_hub.data.image_io import IMAGE_EXTENSIONS, format_list, iter_files
 from ddep_hub.data.layouts import find_layout
 from ddep_hub.data.pairing import PAIRS
+from ddep_hub.utils.files import read_json
 
 from .coco import is_coco, read_coco
 from .cvat import read_cvat
@@ -17,7 +18,7 @@ from .labelme import is_labelme, read_labelme
 from .mask_folders import read_folder
 from .masks import read_roboflow_masks, read_stacks
 from .object_folders import read_object_folders
-from .source import Source, pluralize, read_json, read_json_files
+from .source import Source, pluralize, read_json_files
 from .yolo import read_yolo
 
 

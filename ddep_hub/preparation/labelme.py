@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ddep_hub.utils.files import read_json
+
 from .shapes import Shape, ellipse, rectangle, shapes_mask
-from .source import Example, ObjectAnnotations, Source, example_name, folder_split, pluralize, read_json
+from .source import Example, ObjectAnnotations, Source, example_name, folder_split, pluralize
 
 
 def is_labelme(content: Any) -> bool:

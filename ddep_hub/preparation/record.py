@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ddep_hub.data.image_io import format_list
-from ddep_hub.utils.files import SYSTEM_FILES, check_replaceable
-
-from .source import read_json
+from ddep_hub.utils.files import SYSTEM_FILES, check_replaceable, read_json
 
 
 # Marks a folder written by this command, which may be replaced.

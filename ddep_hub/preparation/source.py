@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import json
 import os
 import re
 from collections import Counter, defaultdict
@@ -19,7 +18,7 @@ from ddep_hub.data.classes import BACKGROUND, BACKGROUND_COLOR, ClassTable, clas
 from ddep_hub.data.folders import canonical_split, is_in_mask_folder
 from ddep_hub.data.image_io import IMAGE_EXTENSIONS, iter_files, list_images
 from ddep_hub.data.name_matching import IMAGE_WORDS
-from ddep_hub.utils.files import path_below
+from ddep_hub.utils.files import path_below, read_json
 
 from .image_files import RawImage
 from .shapes import Shape, import_pycocotools, shapes_mask
@@ -296,16 +295,6 @@ class ObjectAnnotations:
 def _ignore_objects(mask: Callable[[], np.ndarray], ignore_index: int) -> np.ndarray:
     ids = mask()
     return np.where(ids == IGNORED_OBJECT, ignore_index, ids)
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, in UTF-8 or UTF-16, with or without a byte order mark."""
-    try:
-        return json.loads(path.read_bytes())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}). Save it as UTF-8.") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}. Export the annotations again.") from error
 
 
 def read_json_files(root: Path, format_tests: Sequence[Callable[[Any], bool]]) -> tuple[dict[Path, Any], list[str]]:

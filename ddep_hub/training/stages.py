@@ -14,7 +14,7 @@ from ddep_hub.data.image_datasets import images_fingerprint
 from ddep_hub.data.preprocessing import processor_size
 from ddep_hub.data.segmentation_datasets import SegmentationDataset
 from ddep_hub.hub.run_record import EMBEDDED, RESULTS
-from ddep_hub.hub.staging import RUN, read_json
+from ddep_hub.hub.staging import RUN, read_json_object
 from ddep_hub.pretrained import load_processor, stored_config
 from ddep_hub.utils.arguments import list_field_names, read_yaml
 from ddep_hub.utils.processes import build_accelerator, on_main_process
@@ -149,7 +149,7 @@ def stage_arguments(args: FinetuneArguments, labelled: SegmentationDataset) -> P
 
 def read_stage_record(decoder: str) -> dict[str, Any]:
     """What the card of the second stage says of the first one: its record and its results."""
-    record, results = (read_json(Path(decoder) / name) for name in (RUN, RESULTS))
+    record, results = (read_json_object(Path(decoder) / name) for name in (RUN, RESULTS))
     return {"pretraining": {**record, "results": results}}
 
 
@@ -163,7 +163,7 @@ def _is_complete(args: PretrainArguments, labelled: SegmentationDataset) -> bool
     changed = sorted(name for name in names if getattr(stored, name) != getattr(args, name))
     sources: list[Any] = [*unlabelled_sources(args.images), labelled]
     fingerprint = images_fingerprint(sources)
-    if read_json(output / "final" / RUN)["data_fingerprint"] != fingerprint:
+    if read_json_object(output / "final" / RUN)["data_fingerprint"] != fingerprint:
         changed.append("images")
     if changed:
         raise ValueError(

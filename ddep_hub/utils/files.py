@@ -1,6 +1,7 @@
 """Finds files, and writes files and folders that get their final name only when they are complete."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -9,16 +10,12 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from safetensors import SafetensorError
 
 
 SYSTEM_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}  # which operating systems leave in folders
-
-
-def cache_dir() -> Path:
-    """Folder for what is made once and used by many runs: `DDEP_CACHE`, or `~/.cache/ddep_hub`."""
-    return Path(os.environ.get("DDEP_CACHE") or Path.home() / ".cache" / "ddep_hub")
 
 
 def is_url(name: str) -> bool:
@@ -42,6 +39,19 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}. Save it as UTF-8.") from error
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, in UTF-8 or UTF-16, with or without a byte order mark.
+
+    A ValueError names a file that is damaged.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}). Save it as UTF-8.") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}. Write or export it again.") from error
 
 
 def path_below(name: str) -> str:

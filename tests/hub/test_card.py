@@ -401,7 +401,7 @@ def test_damaged_files_are_named(finetuned, tmp_path):
     with pytest.raises(ValueError, match=r"README\.md: the metadata"):
         write_card(folder)
     (folder / "results.json").write_text("{")
-    with pytest.raises(ValueError, match=r"results\.json is damaged"):
+    with pytest.raises(ValueError, match=r"results\.json is not valid JSON"):
         write_card(folder)
     with pytest.raises(FileNotFoundError, match=r"neither README\.md nor run\.json"):
         write_card(tmp_path)

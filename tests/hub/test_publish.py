@@ -222,7 +222,7 @@ def test_what_cannot_be_loaded_is_not_published(hub, folder, tmp_path):
     with pytest.raises(RuntimeError, match="lacks 1 weights"):
         publish_folder(folder, "org/name")
     (folder / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+    with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
         publish_folder(folder, "org/name")
     (folder / "config.json").write_text('{"architectures": ["ViTModel"]}')
     with pytest.raises(ValueError, match="names the architecture ViTModel"):

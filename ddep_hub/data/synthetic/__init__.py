@@ -17,7 +17,7 @@ from PIL import Image
 from ddep_hub.data.class_files import write_class_table
 from ddep_hub.data.classes import ClassTable
 from ddep_hub.data.samplers import example_seed
-from ddep_hub.utils.files import atomic_dir, cache_dir
+from ddep_hub.utils.files import atomic_dir
 
 from .layout import draw_scene
 
@@ -127,4 +127,6 @@ def _is_up_to_date(root: Path, record: dict[str, Any]) -> bool:
 
 def embedded_scenes() -> Path:
     """Writes the embedded data set of rendered scenes to the cache, once, in half a minute; returns its folder."""
+    from ddep_hub.encoder_weights import cache_dir  # loads timm
+
     return write_scenes(cache_dir() / "scenes", splits={"train": 200, "val": 40, "test": 60}, unlabelled=800)
