@@ -143,7 +143,8 @@ class DDePPreTrainedModel(PreTrainedModel):
             return super().from_pretrained(
                 None, *model_args, config=config, output_loading_info=output_loading_info, **kwargs
             )
-        source = resolve_name(pretrained_model_name_or_path)
+        given_name = str(pretrained_model_name_or_path)  # what messages call it
+        source = resolve_name(given_name)
         if config is None and not kwargs.get("subfolder"):
             check_local_folder(pretrained_model_name_or_path)
         has_num_labels, has_own_config = "num_labels" in kwargs, config is not None
@@ -166,14 +167,14 @@ class DDePPreTrainedModel(PreTrainedModel):
             kwargs = {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS}
             same_channels = config.num_channels == stored.get("num_channels", 3)
             check_default_device()
-            check_decoder_arguments(source, kwargs)
+            check_decoder_arguments(given_name, kwargs)
             variant = kwargs.pop("variant", None)
             kwargs |= cls._load_decoder_and_encoder(
-                source, config, encoder_weights, hub_kwargs, variant=variant, same_channels=same_channels
+                given_name, config, encoder_weights, hub_kwargs, variant=variant, same_channels=same_channels
             )
         elif encoder_weights is not None:
             raise ValueError(
-                f"encoder_weights: {source} includes its encoder. Leave `encoder_weights` out; it is for folders "
+                f"encoder_weights: {given_name} includes its encoder. Leave `encoder_weights` out; it is for folders "
                 "saved with `decoder_only=True`."
             )
         try:
@@ -187,7 +188,7 @@ class DDePPreTrainedModel(PreTrainedModel):
                     **kwargs,
                 )
         except SafetensorError as error:
-            raise OSError(corrupt_file_message(f"The weights file of {source}", error)) from error
+            raise OSError(corrupt_file_message(f"The weights file of {given_name}", error)) from error
         model.config.name_or_path = model.name_or_path = source
         if os.path.isdir(source):  # found again from another working directory
             model._loaded_from = os.path.abspath(source)
@@ -197,21 +198,21 @@ class DDePPreTrainedModel(PreTrainedModel):
         prefix = model._base_prefix
         mismatched = [entry for entry in info["mismatched_keys"] if entry[0].startswith(prefix) or not allows_new_head]
         if mismatched:
-            raise RuntimeError(mismatch_message(source, mismatched, prefix, changed_fields(model.config, stored)))
+            raise RuntimeError(mismatch_message(given_name, mismatched, prefix, changed_fields(model.config, stored)))
         if output_loading_info:
             return model, info
-        head = model._check_loaded(source, stored, info)
+        head = model._check_loaded(given_name, stored, info)
         if head is not None and not allows_new_head:
             size = f" with {model.config.num_labels} labels" if head == "classifier" else ""
             logger.warning(
-                f"{source} has no {head}: it is newly initialised{size}. Fine-tune the model before you use it."
+                f"{given_name} has no {head}: it is newly initialised{size}. Fine-tune the model before you use it."
             )
             has_default_names = model.config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
             if head == "classifier" and has_default_names and not has_num_labels and stored.get("id2label") is None:
                 logger.warning("2 labels are the default. Pass `num_labels=` or `id2label=` for yours.")
         if "DDePForPreTraining" in (stored.get("architectures") or ()) and cls.__name__ != "DDePForPreTraining":
             (logger.info if allows_new_head else logger.warning)(
-                f"The denoising head of {source} was dropped, as DDeP does before fine-tuning."
+                f"The denoising head of {given_name} was dropped, as DDeP does before fine-tuning."
             )
         return model
 
@@ -231,7 +232,7 @@ class DDePPreTrainedModel(PreTrainedModel):
     @classmethod
     def _load_decoder_and_encoder(
         cls,
-        source: str,
+        given_name: str,
         config: DDePConfig,
         encoder_weights: Any,
         hub_kwargs: dict[str, Any],
@@ -244,7 +245,7 @@ class DDePPreTrainedModel(PreTrainedModel):
         Returns `state_dict` of the whole model, and `encoder`, the module without its weights.
         """
         prefix = f"{cls.base_model_prefix}."
-        decoder = read_decoder_weights(source, variant, **hub_kwargs)
+        decoder = read_decoder_weights(resolve_name(given_name), variant, **hub_kwargs)
         if not any(name.startswith(prefix) for name in decoder):  # saved from a DDePModel
             decoder = {prefix + name: tensor for name, tensor in decoder.items()}
         encoder_weights = encoder_source(
@@ -260,7 +261,7 @@ class DDePPreTrainedModel(PreTrainedModel):
         encoder, origin = load_encoder(config, encoder_weights, **encoder_hub_kwargs)
         weights = encoder.state_dict()
         if same_channels:
-            check_same_encoder(config, weights, origin, source)
+            check_same_encoder(config, weights, origin, given_name)
         else:  # weights adapted to other channels have a hash of their own
             config.encoder_weights_hash = hash_weights(weights)
         encoder._ddep_buffers = {

