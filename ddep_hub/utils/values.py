@@ -62,10 +62,23 @@ def get_type_hints(cls: type[Dataclass]) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
+# What other libraries call arguments, and their names here.
+_USUAL_NAMES = {
+    "lr": "learning_rate",
+    "per_device_train_batch_size": "batch_size",
+    **dict.fromkeys(("epochs", "num_epochs", "max_epochs", "num_train_epochs"), "max_steps"),
+}
+
+
 def did_you_mean(name: str, names: list[str]) -> str:
-    """The name in quotes, and the one that was meant: `eval_split` for `split`, else the most similar one."""
+    """The name in quotes, and the one that was meant.
+
+    That is ours for another library's, such as `learning_rate` for `lr`; `eval_split` for `split`; else the most
+    similar one.
+    """
+    usual_matches = [other for other in names if other == _USUAL_NAMES.get(name.replace("-", "_"))]
     suffix_matches = [other for other in names if other.endswith(f"_{name}")]
-    matches = suffix_matches or difflib.get_close_matches(name, names, n=1)
+    matches = usual_matches or suffix_matches or difflib.get_close_matches(name, names, n=1)
     return f"`{name}`. Did you mean `{matches[0]}`?" if matches else f"`{name}`."
 
 
