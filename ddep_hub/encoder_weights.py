@@ -8,7 +8,7 @@ import pickle
 import re
 import uuid
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +199,7 @@ def read_encoder(config: DDePConfig, path: str | os.PathLike[str]) -> nn.Module:
     full_state = encoder.state_dict()
     finish_encoder(encoder, config)
     encoder_state = encoder.state_dict()
+    num_classes = 0
     if weights is not None:
         weights = _strip_prefix(weights, encoder_state, path)
         num_classes, classifier = _find_classifier(config, weights)
@@ -221,17 +222,17 @@ def read_encoder(config: DDePConfig, path: str | os.PathLike[str]) -> nn.Module:
                 key: torch.zeros_like(full_state[key]) for key in full_state.keys() - encoder_state.keys()
             } | weights
     with default_dtype(torch.float32):
-        converted = _convert_by_timm(config, path, weights, num_classes if weights is not None else 0, full_state)
+        converted = _convert_by_timm(config, path, weights, num_classes, encoder_state.keys(), full_state.keys())
     encoder.load_state_dict({key: converted[key] for key in encoder_state})
     return encoder
 
 
 def _convert_by_timm(
-    config: DDePConfig, path: Path, weights: StateDict | None, num_classes: int, full_state: StateDict
+    config: DDePConfig, path: Path, weights: StateDict | None, num_classes: int, needed: Set[str], known: Set[str]
 ) -> StateDict:
     """Lets timm rename, resample and adapt weights; `None` stands for those of Google's `.npz` at `path`.
 
-    `full_state` are the weights of timm's model, whose names an error compares with those in the file.
+    An error compares the names in the file with those `needed` by the encoder and those `known` to timm's model.
     """
     arguments = encoder_arguments(config)
     # `custom_load` has timm read Google's naming.
@@ -252,10 +253,9 @@ def _convert_by_timm(
             key, stored_shape, shape = mismatch.groups()
             text = f"{key} is ({stored_shape}) in the file and ({shape}) in the model. Set encoder_name to the file's."
         elif weights is not None and (isinstance(error, KeyError | AttributeError) or "key(s) in state_dict" in text):
-            missing = _first(full_state.keys() - weights.keys())
-            unexpected = _first(weights.keys() - full_state.keys() - _find_classifier(config, weights)[1])
-            text = "it is of another architecture. Set encoder_name to that"
-            text += f" (missing names: {missing}; unexpected ones: {unexpected})."
+            unexpected = weights.keys() - known - _find_classifier(config, weights)[1]
+            text = f"it is {'' if unexpected else 'incomplete or '}of another architecture. Set encoder_name to that"
+            text += f" (missing names: {_first(needed - weights.keys())}; unexpected ones: {_first(unexpected)})."
         text = text if len(text) <= MAX_ERROR_LENGTH else f"{text[:MAX_ERROR_LENGTH]} ..."
         raise RuntimeError(f"encoder_weights: {path} does not hold the weights of `{name}`: {text}") from error
     return model.state_dict()

@@ -200,7 +200,9 @@ def test_an_encoder_of_other_shape_is_refused_with_both_shapes(saved, tmp_path):
     )
     for load in (DDePForPreTraining.from_pretrained, DDePModel.from_pretrained):
         shapes = r"\(32, 32, 3, 3\) in the file and \(32, 48, 3, 3\)"
-        with pytest.raises(RuntimeError, match=rf"does not fit .*bottleneck\.0\.weight is {shapes}.*encoder_name"):
+        with pytest.raises(
+            RuntimeError, match=rf"does not fit .*bottleneck\.0\.weight is {shapes}.*Set encoder_kwargs="
+        ):
             load(folder, encoder_weights=tmp_path / "o.safetensors", encoder_kwargs=other)
 
 

@@ -161,14 +161,14 @@ def test_of_two_encoders_in_a_file_none_is_taken(small, tmp_path):
 @pytest.mark.parametrize(
     "name, names",
     [
-        ("convnext_atto", r"head\.norm\.bias, .*; unexpected ones: bn1\.bias"),  # of which timm raises a KeyError
+        ("convnext_atto", r"stages\.0\..*; unexpected ones: bn1\.bias"),  # of which timm raises a KeyError
         ("test_efficientnet", r"blocks\.0\.0\.bn1\.bias, .*; unexpected ones: conv1\.0\.weight"),
         ("resnet14t", r"layer1\.0\.bn3\.bias, .*; unexpected ones: none"),
     ],
 )
 def test_the_weights_of_another_architecture_are_told_in_a_line(tmp_path, name, names):
     torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "other.pth")
-    expected = rf"`{name}`: it is of another architecture\. Set encoder_name to that \(missing names: {names}"
+    expected = rf"`{name}`: it is .*of another architecture\. Set encoder_name to .* \(missing names: {names}"
     with pytest.raises(RuntimeError, match=f"does not hold the weights of {expected}"):
         read_encoder(DDePConfig(encoder_name=name), tmp_path / "other.pth")
 
