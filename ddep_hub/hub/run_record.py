@@ -22,8 +22,8 @@ from .staging import RUN, read_json
 
 
 RESULTS, BASELINE, EVALUATION, CONFUSION = "results.json", "baseline.json", "evaluation.json", "confusion.png"
-# What a card calls the built-in data.
-EMBEDDED = "embedded rendered scenes"
+# What a card calls the default data.
+EMBEDDED = "rendered scenes"
 # Facts of a run that may be paths.
 PATH_FACTS = ("encoder_source", "inherited_license", "more_images")
 # How a model and its baseline get evaluations that can be compared.

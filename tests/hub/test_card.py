@@ -304,7 +304,7 @@ def test_an_evaluation_in_place_of_the_runs_figures(finetuned, tmp_path):
     assert "| mIoU | 61.00 |" in card.text and "| boundary IoU | 30.00 |" in card.text
     assert "60 images of `roads`, split `test`,\nresized to a shorter side of 90 pixels" in card.text
     assert "Sliding window 64x96, stride 32x48, hann blending." in card.text
-    assert "Averaged over scales 0.5, 1.0 and the mirrored images." in card.text
+    assert "Averaged over scales 0.5, 1.0 and horizontal flips." in card.text
     assert card.data.eval_results[0].metric_value == 0.61 and card.data.eval_results[0].dataset_split == "test"
     assert "someone" not in (folder / "evaluation.json").read_text()
     for changes, said in (
