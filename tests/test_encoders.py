@@ -192,5 +192,5 @@ def test_hybrids_are_told_from_pyramids(hybrid_config, conv_config):
 
 
 def test_an_encoder_that_takes_colours_alone_says_so():
-    with pytest.raises(ValueError, match="num_channels: csatv2 takes RGB images alone"):
+    with pytest.raises(ValueError, match="num_channels: csatv2 takes only RGB images"):
         build_encoder(DDePConfig(encoder_name="csatv2", num_channels=4))

@@ -353,7 +353,7 @@ def test_errors_of_the_system_name_the_file_and_what_to_do():
         ("config.json", {"decoder_norm": "layer"}, "'decoder_norm' expected one of"),
         ("config.json", {"decoder_bottleneck_size": 8}, "Set encoder_name and decoder_bottleneck_size as in"),
         ("config.json", {"id2label": ["sky"]}, "id2label must map ids to names"),
-        ("config.json", [], "config.json must hold a JSON object"),
+        ("config.json", [], "config.json must contain a JSON object"),
         ("preprocessor_config.json", [], "preprocessor_config.json cannot be used"),
         ("preprocessor_config.json", {"size": {"side": 3}}, "preprocessor_config.json cannot be used"),
         ("preprocessor_config.json", {"image_std": None}, "preprocessor_config.json cannot be used"),

@@ -126,7 +126,7 @@ def test_pages_that_were_written_one_by_one(tmp_path, options):
 
 def test_files_of_several_images_are_refused_unless_the_others_are_smaller(tmp_path):
     for pages in ([RGB[::4, ::4], RGB], [RGB, RGB[..., 0]]):
-        with pytest.raises(BadFileError, match=r"holds images of several sizes or kinds; save each as a file"):
+        with pytest.raises(BadFileError, match=r"has images of several sizes or kinds; save each as a separate file"):
             decode_image(write_pages(tmp_path / "a.tif", pages))
     assert np.array_equal(pixels_of(decode_image(write_pages(tmp_path / "a.tif", [RGB, RGB[::4, ::4]]))), RGB)
 
@@ -135,7 +135,7 @@ def test_positions_of_several_channels_are_no_channels(tmp_path):
     positions = [np.stack([RGB[..., 0], RGB[..., 1] + np.uint8(number)]) for number in range(3)]
     path = write_pages(tmp_path / "a.ome.tif", positions, ome=True)
     for channels in (2, 6):
-        with pytest.raises(BadFileError, match=r"holds 3 images \(series\); save each as a file of its own"):
+        with pytest.raises(BadFileError, match=r"holds 3 images \(series\); save each as a separate file"):
             decode_image(path, channels)
 
 

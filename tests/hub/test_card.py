@@ -252,7 +252,7 @@ def test_the_baseline_beside_it(finetuned, tmp_path):
     assert parsed(ours).data.base_model == "org/ddep"
     add_results(ours, baseline=other)
     text = parsed(ours).text
-    assert "another decoder" not in text
+    assert "another architecture" not in text
     assert "| mIoU | 50.00 | 40.00 |" in text and f"| IoU {NAMES[0]} | 25.00 | 25.00 |" in text
     assert "seeds 0 and 7" in text and "learning rate 0.5" in text
     for name, said, fields in (

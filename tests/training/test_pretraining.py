@@ -140,8 +140,8 @@ def test_pretraining_on_features(pretrain_arguments, tmp_path, capsys):
     assert f"| Method | {method} |" in card
     assert f"features of crops of {2 * args.crop_size} pixels from the crops at half the resolution |" in card
     assert f"| **This model** | **{results['denoising_error']:.4f}** |" in card and "noise" not in card
-    assert f"| Features of the image at half its size | {results['upsampled_features']:.4f} |" in card
-    assert "![Image, image at half its size, encoder's features, predicted features](predictions.png)" in card
+    assert f"| Upsampled features of the downsampled image | {results['upsampled_features']:.4f} |" in card
+    assert "![Image, downsampled image, encoder's features, predicted features](predictions.png)" in card
     model = DDePForPreTraining.from_pretrained(final)
     assert model.config.prediction_type == "features" and not model.config.image_skip
     segmentation = DDePForSemanticSegmentation.from_pretrained(final, num_labels=3)
