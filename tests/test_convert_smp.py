@@ -121,7 +121,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
     with pytest.raises(OSError, match=r"empty is not a folder that `save_pretrained` of an `smp\.Unet` wrote"):
         convert_to_ddep(tmp_path / "empty", tmp_path / "out")
     smp.FPN("resnet18", encoder_weights=None).save_pretrained(tmp_path / "fpn")
-    with pytest.raises(OSError, match="holds FPN"):
+    with pytest.raises(OSError, match="contains a FPN"):
         convert_to_ddep(tmp_path / "fpn", tmp_path / "out")
     saved_unet(tmp_path / "smp", encoder_name="resnet18")
     weights = tmp_path / "smp" / "model.safetensors"

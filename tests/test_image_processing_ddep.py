@@ -139,7 +139,7 @@ def test_reduce_labels_touches_maps_only_and_not_the_callers(processor_class):
         ([random_map(), random_map()], r"1 image\(s\) came with 2"),
         (random_map(24, 64), "map 0 is 24x64 .* image is 48x64"),
         ([random_image()], "one class id per pixel"),
-        (random_map() / 19, "fractions"),
+        (random_map() / 19, "fractional values"),
         (["mask.png"], "map 0 is a str"),
     ],
 )

@@ -163,7 +163,7 @@ def test_paths_that_hold_no_model_are_named(finetuned, tmp_path):
             load(name)
     config = load(tmp_path / "run" / "final").config
     (tmp_path / "run" / "final" / "config.json").unlink()
-    with pytest.raises(OSError, match=r"final has no config\.json\. Pass a folder that holds a model"):
+    with pytest.raises(OSError, match=r"final has no config\.json\. Pass a folder that contains a model"):
         load(tmp_path / "run" / "final")
     load(tmp_path / "run" / "final", config=config)
 

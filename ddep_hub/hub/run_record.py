@@ -24,8 +24,8 @@ from .staging import RUN, read_json
 RESULTS, BASELINE, EVALUATION, CONFUSION = "results.json", "baseline.json", "evaluation.json", "confusion.png"
 # What a card calls the default data.
 EMBEDDED = "rendered scenes"
-# Facts of a run that may be paths.
-PATH_FACTS = ("encoder_source", "inherited_license", "more_images")
+# Fields that may be paths.
+PATH_FIELDS = ("encoder_source", "inherited_license", "more_images")
 # How a model and its baseline get evaluations that can be compared.
 TOGETHER = (
     "Evaluate both with the same options: add the baseline's evaluation to its own card, then give this model's card "
@@ -34,7 +34,7 @@ TOGETHER = (
 Kind = Literal["pretraining", "finetuning"]
 
 
-def write_run_record(folder: str | Path, kind: Kind, arguments: Any, results: Mapping[str, Any], **facts: Any) -> None:
+def write_run_record(folder: str | Path, kind: Kind, arguments: Any, results: Mapping[str, Any], **info: Any) -> None:
     """Writes `run.json` and `results.json`, from which `write_card` makes the card.
 
     Args:
@@ -42,7 +42,7 @@ def write_run_record(folder: str | Path, kind: Kind, arguments: Any, results: Ma
         kind: What the run was.
         arguments: Its arguments, a dataclass. Paths are shortened to their last part, see `arg(path=True)`.
         results: The metrics, `seconds` of training, and `step`, after which the model was saved, if not at the end.
-        **facts: `encoder_source`; `inherited_license`, of [`find_restriction`]; in pretraining `images`, their number
+        **info: `encoder_source`; `inherited_license`, of [`find_restriction`]; in pretraining `images`, their number
             in words, `more_images`, the names of data sets besides those of the arguments, `data_fingerprint`, a hash
             of them, and `method`, the objective in words if it is not denoising; in fine-tuning `evaluated`, the
             number of validation images, `labelled_ids`, a hash of the names of the labelled ones, `untrained_classes`,
@@ -60,7 +60,7 @@ def write_run_record(folder: str | Path, kind: Kind, arguments: Any, results: Ma
             for name, value in values.items()
             if value != defaults[name] and name not in paths and groups[name] in ("data", "model", "optimisation")
         ],
-        **{name: _strip_path(value) if name in PATH_FACTS else value for name, value in facts.items()},
+        **{name: _strip_path(value) if name in PATH_FIELDS else value for name, value in info.items()},
         "hardware": describe_hardware(),
         "versions": {"ddep_hub": __version__, **{module.__name__: module.__version__ for module in modules}},
     }

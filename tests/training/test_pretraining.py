@@ -158,7 +158,7 @@ def test_another_objective_is_one_class(pretrain_arguments, tmp_path):
     class HalfTrainer(PretrainTrainer):
         def __init__(self, args):
             super().__init__(args)
-            self.facts["method"] = "the decoder fills in the masked half of an image"
+            self.run_info["method"] = "the decoder fills in the masked half of an image"
 
         def loss_sums(self, model, batch, step, positions):
             return [self.error(model, self.normalize(batch["pixel_values"])) * batch["pixel_values"].numel()]

@@ -280,7 +280,7 @@ def test_a_run_that_is_stopped_while_it_is_timed_leaves_nothing(finetuning, tmp_
             raise RunInterrupted("checkpoint: .timing/checkpoints/step-1")
 
     monkeypatch.setattr("ddep_hub.training.stages.PretrainTrainer", StoppedTrainer)
-    with pytest.raises(RunInterrupted, match=r"pretraining_minutes was measured.*Repeat the same command"):
+    with pytest.raises(RunInterrupted, match=r"measuring pretraining_minutes.*Repeat the same command"):
         finetuning(pretraining_minutes=1.0)
     assert not (tmp_path / "run" / ".timing").exists()
 
