@@ -21,7 +21,7 @@ from ddep_hub.cli import explain_mistakes
 from ddep_hub.data.image_datasets import ImageFolder
 from ddep_hub.data.preprocessing import EvalTransform, Normalize
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, available_splits
-from ddep_hub.data.synthetic import embedded_scenes
+from ddep_hub.data.synthetic import rendered_scenes
 from ddep_hub.evaluation.visualization import segmentation_picture, stack
 from ddep_hub.label_efficiency.report import comparison_table, verdict
 from ddep_hub.pretrained import load_processor
@@ -78,7 +78,7 @@ def main() -> None:
 
     started = time.perf_counter()
     output: Path = options.output_dir
-    data = Path(options.data or embedded_scenes())
+    data = Path(options.data or rendered_scenes())
     eval_split = evaluation_split(data)
     channels = DDePConfig.from_pretrained(options.pretrained).num_channels if options.pretrained else 3
     validation = SegmentationFolder(data, eval_split, num_channels=channels)

@@ -21,7 +21,7 @@ from ddep_hub.data.samplers import StepBatchSampler, epoch_order
 from ddep_hub.data.segmentation_datasets import SegmentationFolder, SizedDataset
 from ddep_hub.data.splits import evenly_spaced
 from ddep_hub.data.streaming import ImageStream
-from ddep_hub.data.synthetic import embedded_scenes
+from ddep_hub.data.synthetic import rendered_scenes
 from ddep_hub.data.transforms import SegmentationTrainTransform
 from ddep_hub.data.unlabelled_transforms import PretrainTransform, UnlabelledTransform
 from ddep_hub.encoder_weights import encoder_file, hash_weights
@@ -332,4 +332,4 @@ def open_sources(args: PretrainArguments) -> list[MapSource] | list[ShardedImage
 
 def source_names(args: PretrainArguments) -> list[str]:
     """The folders or names of a run's sources, in the order of [`open_sources`]."""
-    return list(map(resolve_data, args.images)) or [str(embedded_scenes() / "unlabelled")]
+    return list(map(resolve_data, args.images)) or [str(rendered_scenes() / "unlabelled")]

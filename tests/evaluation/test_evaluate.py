@@ -51,7 +51,7 @@ def test_images_of_another_scale_than_those_of_training(action, folder, scenes, 
 
     model.config.image_scale_range = [0.9, 1.1]
     monkeypatch.setattr(image_conversion, "_warned", set())
-    said = r"64x64 .* by a factor of 0\.25, those of training by 0\.90 to 1\.10"
+    said = r"64x64 .* by a factor of 0\.25, training images by 0\.90 to 1\.10"
     with pytest.warns(UserWarning, match=said) as caught:
         run()
     assert "set image_size=64, and `window`" in str(caught[0].message)
