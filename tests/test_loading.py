@@ -172,7 +172,7 @@ def test_weights_that_no_layer_has_are_named(finetuned, caplog):
     folder, _ = finetuned
     rewrite_weights(folder, lambda weights: weights.update({"aux.weight": torch.ones(2)}))
     DDePForSemanticSegmentation.from_pretrained(folder)
-    assert "1 weights that DDePForSemanticSegmentation has no place for, such as aux.weight" in caplog.text
+    assert "1 weights that DDePForSemanticSegmentation does not have, such as aux.weight" in caplog.text
 
 
 def test_a_configuration_of_ones_own_stays_one(tmp_path, hybrid_config):

@@ -12,7 +12,7 @@ from ddep_hub.resampling import pad_to_multiple
 
 
 BLUR_SIGMAS = [0.1 * step for step in range(2, 31)]
-# Widths of the blur that fills in masked patches, in sides of a patch.
+# Widths of the blur that fills masked patches, in units of a patch's side.
 MASK_BLURS = (0.125, 0.25, 0.5, 1.0, 2.0)
 # Baselines of the denoising error, without learned features; which of them apply depends on the corruption.
 REFERENCES = {

@@ -92,7 +92,7 @@ def test_a_card_from_elsewhere_is_left_as_it_is(final, capsys, missing):
     (final / missing).unlink()
     (final / "README.md").write_text("Mine.\n")
     assert main(["card", str(final)]) == 0
-    assert f"left as it is: there is no {missing}" in capsys.readouterr().out and read(final) == "Mine.\n"
+    assert f"is unchanged: there is no {missing}" in capsys.readouterr().out and read(final) == "Mine.\n"
 
 
 def test_an_evaluation(final, scenes, tmp_path):
