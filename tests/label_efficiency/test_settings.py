@@ -241,7 +241,7 @@ def test_lists_and_encodings_that_cannot_be_read_are_named(write, tmp_path):
 def test_a_report_of_no_rows_is_an_error(write, tmp_path):
     args = StudyArguments(study=str(write()), output_dir=str(tmp_path / "none"), report_only=True)
     for each in (args, StudyArguments(output_dir=str(tmp_path / "none"), report_only=True)):
-        with pytest.raises(FileNotFoundError, match=r"report_only: .*none holds no results\.csv"):
+        with pytest.raises(FileNotFoundError, match=r"report_only: .*none has no results\.csv"):
             compare(each)
     assert not (tmp_path / "none").exists()
     (tmp_path / "none").mkdir()
