@@ -252,7 +252,7 @@ def test_a_report_of_no_rows_is_an_error(write, tmp_path):
 
 
 def test_methods_that_would_share_folders_are_refused(write):
-    with pytest.raises(ValueError, match=r"study\.yaml: two methods have names that differ in .* Rename one"):
+    with pytest.raises(ValueError, match=r"study\.yaml: the names of two methods differ only in .* Rename one"):
         read_study(write(methods={"a/b": {}, "a_b": {}, **CONTENT["methods"]}))
 
 
