@@ -144,7 +144,7 @@ def noise_scale(sigma: torch.Tensor | float, corruption: str) -> torch.Tensor | 
 
 
 def denoising_target(clean: torch.Tensor, noise: torch.Tensor, prediction_type: str) -> torch.Tensor:
-    """What the network is trained to predict: the noise (`"epsilon"`) or the clean image (`"sample"`)."""
+    """The training target: the noise (`"epsilon"`) or the clean image (`"sample"`)."""
     _check(prediction_type, "epsilon", "sample")
     return noise if prediction_type == "epsilon" else clean
 

@@ -53,7 +53,7 @@ _NUM_LEVELS = 4
 
 @dataclass(frozen=True)
 class FeatureMaps:
-    """What the decoder gets from an encoder.
+    """The features of an encoder that the decoder uses.
 
     Attributes:
         indices: Positions of the features in timm's `feature_info`.

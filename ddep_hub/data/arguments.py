@@ -7,7 +7,7 @@ from ddep_hub.utils.arguments import data_arg
 
 @dataclass(kw_only=True)
 class LabelledDataArguments:
-    """Where labelled images are."""
+    """Location of labelled images."""
 
     data: str | None = data_arg(
         None,

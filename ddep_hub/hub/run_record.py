@@ -22,7 +22,7 @@ from .staging import RUN, read_json
 
 
 RESULTS, BASELINE, EVALUATION, CONFUSION = "results.json", "baseline.json", "evaluation.json", "confusion.png"
-# What a card calls the default data.
+# Name of the default data in model cards.
 EMBEDDED = "rendered scenes"
 # Fields that may be paths.
 PATH_FIELDS = ("encoder_source", "inherited_license", "more_images")

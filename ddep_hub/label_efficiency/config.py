@@ -64,10 +64,7 @@ class StudyArguments(LabelledDataArguments):
         common=True,
     )
     output_dir: str = arg(
-        "runs/label-efficiency",
-        "Output folder: results.csv, decoders, runs, report and figures.",
-        path=True,
-        common=True,
+        "runs/label-efficiency", "Output folder: results.csv, decoders, runs and report.", path=True, common=True
     )
     eval_split: str | None = data_arg(None, "Split to evaluate on. Default: val.")
     val_fraction: str | None = data_arg(None, "Fraction of the images to evaluate on, if there are no splits.")

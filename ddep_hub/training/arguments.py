@@ -174,8 +174,7 @@ class FinetuneArguments(LabelledDataArguments, RunArguments):
     )
     consistency_weight: float = optim_arg(
         0.0,
-        "Weight of the consistency loss on unlabelled images; the teacher is the moving average of the model "
-        "(model_ema_decay).",
+        "Weight of the consistency loss on unlabelled images; the teacher is the EMA of the model (model_ema_decay).",
     )
     class_weights: list[str] = optim_arg(
         [], "Class weights of the cross-entropy: one number per class, or `median_frequency` of the labelled images."

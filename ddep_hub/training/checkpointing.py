@@ -44,7 +44,7 @@ class CheckpointError(RuntimeError):
 
 @dataclass
 class Checkpoint:
-    """What a run needs to resume.
+    """The state from which a run resumes.
 
     Args:
         step: Optimizer steps done.

@@ -101,7 +101,7 @@ NUM_CHECKED_SIZES = 32
 
 
 class FinetuneTrainer(Trainer):
-    """Minimises cross-entropy and Dice on labelled images; measures mIoU on a validation split.
+    """Trains with cross-entropy and Dice loss on labelled images; measures mIoU on a validation split.
 
     After a pretraining stage, `images` are the images that it has read, and `decoder` is the folder of its decoder, to
     start from instead of `args.pretrained`.
