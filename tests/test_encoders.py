@@ -156,8 +156,11 @@ def test_normalisation_is_the_encoders_own():
     "config, named",
     [
         ({"encoder_name": "resnet5O"}, "no model `resnet5O`.*resnet50"),
-        ({"encoder_name": "hf-hub:timm/resnet18.a1_in1k"}, r"Close to it: \['resnet18.a1_in1k'\]"),
-        ({"encoder_name": "resnet18.nope"}, "encoder_name: .* no weights `resnet18.nope`, but .*resnet18.a1_in1k"),
+        ({"encoder_name": "hf-hub:timm/resnet18.a1_in1k"}, r"Similar names: \['resnet18.a1_in1k'\]"),
+        (
+            {"encoder_name": "resnet18.nope"},
+            r"encoder_name: .* no weights `resnet18.nope`\. Available: .*resnet18.a1_in1k",
+        ),
         ({"encoder_name": "resnet18", "encoder_out_indices": []}, "encoder_out_indices: .*increasing"),
         (
             {"encoder_name": "vit_tiny_patch16_224", "encoder_out_indices": [2, 12]},
